@@ -1,0 +1,1 @@
+"""The use cases: one conversation with one model."""

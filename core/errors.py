@@ -1,0 +1,104 @@
+"""The one error tree. Every error a user can meet carries a sentence, a hint and an exit code.
+
+    GlmchatError
+    ├── Failed        exit 1   network, server, engine died
+    │   ├── NetworkFailed  ServerFailed  EngineDied  NotInstalled
+    ├── Usage         exit 2   unknown name or option, contradiction, a question without a terminal
+    │   └── UnknownModel
+    ├── Damaged       exit 3   a file is damaged, is not what it claims, or is hostile
+    │   └── Hostile
+    ├── DoesNotFit    exit 4   disk, memory, context
+    └── Interrupted   exit 130
+
+`code` is the stable machine-readable name ("pull.network"); it goes into JSON and over the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class GlmchatError(Exception):
+    """Base of everything that is put into words for a user.
+
+    message: one sentence, no trailing full stop needed, no traceback, no secrets.
+    hint:    what to do next; every error has one.
+    code:    dotted, stable: "<area>.<what>".
+    """
+
+    exit: ClassVar[int] = 1
+    default_code: ClassVar[str] = "failed"
+
+    def __init__(self, message: str, *, hint: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code or self.default_code
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands on the wire and, with `event: "error"`, in the last line of `--json`."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "exit": self.exit}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> GlmchatError:
+        """The inverse of `to_json`: the class is found again by its exit code."""
+        kind = next((c for c in (Usage, Damaged, DoesNotFit, Interrupted) if c.exit == data.get("exit")), Failed)
+        return kind(
+            str(data.get("message", "the engine failed")),
+            hint=str(data.get("hint", "")),
+            code=str(data.get("code", kind.default_code)),
+        )
+
+
+class Failed(GlmchatError):
+    """Something that may work another time: network, server, engine."""
+
+
+class NetworkFailed(Failed):
+    default_code = "network"
+
+
+class ServerFailed(Failed):
+    default_code = "server"
+
+
+class EngineDied(Failed):
+    default_code = "engine.died"
+
+
+class NotInstalled(Failed):
+    """A known model that is not on this machine."""
+
+    default_code = "model.not_installed"
+
+
+class Usage(GlmchatError):
+    exit = 2
+    default_code = "usage"
+
+
+class UnknownModel(Usage):
+    default_code = "model.unknown"
+
+
+class Damaged(GlmchatError):
+    """A file is damaged or is not what it claims to be."""
+
+    exit = 3
+    default_code = "file.damaged"
+
+
+class Hostile(Damaged):
+    """A file or a server tries something that no honest one does."""
+
+    default_code = "file.hostile"
+
+
+class DoesNotFit(GlmchatError):
+    exit = 4
+    default_code = "does_not_fit"
+
+
+class Interrupted(GlmchatError):
+    exit = 130
+    default_code = "interrupted"

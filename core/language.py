@@ -1,0 +1,44 @@
+"""The interface in English and Simplified Chinese.
+
+English sentences are the keys: `tr("{n} models", n=3)`. The Chinese ones stand in `zh.toml` beside this file, as
+`"{n} models" = "{n} 个模型"`. A sentence without a translation is shown in English; a test finds those.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+_chosen: str | None = None
+
+
+def choose(language: str | None) -> None:
+    """Fix the language for this process ("en", "zh"); None goes back to the locale."""
+    global _chosen
+    _chosen = language
+
+
+def language() -> str:
+    """"zh" or "en": `--lang`, then GLMCHAT_LANG, then the POSIX locale variables in their order."""
+    if _chosen:
+        return _chosen
+    for name in ("GLMCHAT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name):
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"
+
+
+@cache
+def _table() -> dict[str, str]:
+    data = tomllib.loads((files("glmchat.core") / "zh.toml").read_text(encoding="utf-8"))
+    return {key: value for key, value in data.items() if isinstance(value, str)}
+
+
+def tr(sentence: str, **values: Any) -> str:
+    """The sentence in the chosen language with `{name}` fields filled in."""
+    if language() == "zh":
+        sentence = _table().get(sentence, sentence)
+    return sentence.format(**values) if values else sentence

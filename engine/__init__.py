@@ -1,0 +1,1 @@
+"""Text in, text out: a checkpoint folder behind one face."""

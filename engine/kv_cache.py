@@ -1,0 +1,48 @@
+"""The key/value cache: allocated once, filled from the front, cut back by moving one number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class KVCache:
+    """Keys and values of every layer for one sequence.
+
+    keys[l], values[l]: [kv_heads, capacity, head_dim]; the first `length` positions are filled. An attached P-Tuning
+    prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, capacity: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        shape = (kv_heads, capacity, head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.capacity = capacity
+        self.length = 0
+        self.prefix = 0
+        self.layout: Any = None  # what a prefix-LM family must remember of its prompt between steps
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write key and value [kv_heads, new, head_dim] behind what is there; return views of all of it.
+
+        `length` moves only when the whole forward pass is through (`advance`), so a stop between layers leaves the
+        cache as it was.
+        """
+        end = self.length + key.shape[1]
+        self.keys[layer][:, self.length : end] = key
+        self.values[layer][:, self.length : end] = value
+        return self.keys[layer][:, :end], self.values[layer][:, :end]
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget everything behind `length` (never into the prefix)."""
+        self.length = max(self.prefix, min(self.length, length))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values))

@@ -1,0 +1,63 @@
+"""What the decode loop knows of a model: its measures, and one forward call for one sequence."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmchat.engine.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The measures of a network, read from config.json or GGUF metadata and checked before memory is taken."""
+
+    family: str  # "llama" | "chatglm" | "chatglm2" | "chatglm3" | "glm4" | "gpt2" | the transformers model_type
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    context: int  # longest sequence, prompt and answer together
+    causal: bool = True  # False: the prompt is read bidirectionally, a grown prompt is a fresh prefill
+    eos_ids: tuple[int, ...] = ()
+    bos_id: int | None = None
+    generation: str | None = None  # which of a family's vocabularies or revisions, in words for `glmchat show`
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what only this family's module needs (rope, epsilon, …)
+
+
+class LanguageModel(nn.Module):
+    """A network for one sequence (no batches, on purpose).
+
+    Parameter names are the checkpoint's own names. Linear layers are plain `nn.Linear` (or our `Linear` with the same
+    names) so that quantisation and adapters can swap them.
+    """
+
+    spec: ModelSpec
+
+    def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `capacity` positions, in the dtype of the activations."""
+        parameter = next(self.parameters())
+        dtype = dtype or (parameter.dtype if parameter.dtype.is_floating_point else torch.bfloat16)
+        return KVCache(self.spec.layers, self.spec.kv_heads, self.spec.head_dim, capacity, dtype, str(parameter.device))
+
+    @abstractmethod
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """ids [n] follow what the cache holds. Returns float32 logits [n, vocab], or [1, vocab] if `last_only`.
+
+        `between_layers` is called between layers and may raise to stop; the cache's length is then unchanged.
+        """

@@ -1,0 +1,1 @@
+"""What exists, where from, what is here; no torch."""
