@@ -1,0 +1,45 @@
+"""What every test may use: a home of its own, the real starter model, the shared reference material."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the home of the person who runs it, nor its settings, tokens and proxies."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(("GLMCHAT_", "HF_", "XDG_")) and name != "GLMCHAT_STARTER" or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GLMCHAT_HOME", str(home / "glmchat"))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("GLMCHAT_LANG", "en")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The real SmolLM2-135M-Instruct GGUF. `make test` fetches it; elsewhere GLMCHAT_STARTER names it."""
+    named = os.environ.get("GLMCHAT_STARTER")
+    path = Path(named) if named else ROOT / ".test-cache" / STARTER
+    if not path.is_file():
+        pytest.skip(f"the starter model is not at {path}: `make test` fetches it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference vectors and real tokenizers; they stay outside the repository (licences)."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("../shared with the reference vectors is absent")
+    return path
