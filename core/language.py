@@ -22,7 +22,7 @@ def choose(language: str | None) -> None:
 
 
 def language() -> str:
-    """"zh" or "en": `--lang`, then GLMCHAT_LANG, then the POSIX locale variables in their order."""
+    """ "zh" or "en": `--lang`, then GLMCHAT_LANG, then the POSIX locale variables in their order."""
     if _chosen:
         return _chosen
     for name in ("GLMCHAT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):

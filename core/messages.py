@@ -73,7 +73,7 @@ SAMPLING_ALIASES: Mapping[str, str] = {
 
 
 def sampling_name(word: str) -> str:
-    """"top-p", "temp", "num_predict" -> the field of `Sampling`. Raises Usage for any other word."""
+    """ "top-p", "temp", "num_predict" -> the field of `Sampling`. Raises Usage for any other word."""
     name = word.strip().lower().replace("-", "_")
     name = SAMPLING_ALIASES.get(name, name)
     known = [f.name for f in fields(Sampling)]
@@ -102,7 +102,9 @@ def parse_sampling_value(name: str, text: str) -> Any:
                 return float(text)
     except (ValueError, KeyError):
         raise Usage(
-            f"{name} cannot be {text!r}", hint=f"give a number, for example /set {name} 0.8", code="sampling.value"
+            f"{name} cannot be {text!r}",
+            hint=f"give a number, for example /set {name} 0.8",
+            code="sampling.value",
         ) from None
 
 
@@ -136,7 +138,9 @@ class Finished:
     decode_tokens_per_second: float | None = None
     load_seconds: float | None = None
     seed: int | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # the server's `glmchat` object: quant, revision, adapters, kernel…
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the server's `glmchat` object: quant, revision, adapters, kernel…
 
 
 StreamEvent = Started | Piece | Finished

@@ -39,7 +39,11 @@ _SCALARS: dict[str, type] = {
     "default_model": str, "theme": str, "enter_sends": bool, "language": str, "threads": int, "context": int,
     "context_policy": str, "downloads": int, "history": bool, "system": str,
 }  # fmt: skip
-_CHOICES = {"theme": ("dark", "light", "contrast", "ansi"), "context_policy": ("drop", "refuse"), "language": ("en", "zh")}
+_CHOICES = {
+    "theme": ("dark", "light", "contrast", "ansi"),
+    "context_policy": ("drop", "refuse"),
+    "language": ("en", "zh"),
+}
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -57,7 +61,10 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
         values[key] = _checked(key, value, str(path))
     sampling = dict(values.get("sampling", {}))
     for key, kind in _SCALARS.items():
-        for name in (f"GLMCHAT_{key.upper()}", *({"default_model": ("GLMCHAT_MODEL",), "language": ("GLMCHAT_LANG",)}.get(key, ()))):
+        for name in (
+            f"GLMCHAT_{key.upper()}",
+            *({"default_model": ("GLMCHAT_MODEL",), "language": ("GLMCHAT_LANG",)}.get(key, ())),
+        ):
             if text := environ.get(name):
                 values[key] = _checked(key, _from_text(kind, text, name), name)
     if text := environ.get("GLMCHAT_ENDPOINTS"):
@@ -72,14 +79,25 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
 
 def _from_text(kind: type, text: str, where: str) -> Any:
     if kind is bool:
-        flags = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        flags = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
         if text.lower() in flags:
             return flags[text.lower()]
         raise Usage(f"{where} is {text!r}", hint="write true or false", code="config.value")
     try:
         return kind(text)
     except ValueError:
-        raise Usage(f"{where} is {text!r}, a number is needed", hint=f"for example {where}=2", code="config.value") from None
+        raise Usage(
+            f"{where} is {text!r}, a number is needed", hint=f"for example {where}=2", code="config.value"
+        ) from None
 
 
 def _checked(key: str, value: Any, where: str) -> Any:
@@ -88,7 +106,11 @@ def _checked(key: str, value: Any, where: str) -> Any:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise Usage(f"{where}: {key} must be a {kind.__name__}", hint=f"it is {value!r}", code="config.value")
         if key in _CHOICES and value not in _CHOICES[key]:
-            raise Usage(f"{where}: {key} cannot be {value!r}", hint="one of " + ", ".join(_CHOICES[key]), code="config.value")
+            raise Usage(
+                f"{where}: {key} cannot be {value!r}",
+                hint="one of " + ", ".join(_CHOICES[key]),
+                code="config.value",
+            )
         return value
     if key == "endpoints" and isinstance(value, list) and all(isinstance(v, str) for v in value):
         return tuple(value)

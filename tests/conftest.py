@@ -16,7 +16,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """No test reads or writes the home of the person who runs it, nor its settings, tokens and proxies."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if name.startswith(("GLMCHAT_", "HF_", "XDG_")) and name != "GLMCHAT_STARTER" or name.lower().endswith("_proxy"):
+        if (name.startswith(("GLMCHAT_", "HF_", "XDG_")) and name != "GLMCHAT_STARTER") or name.lower().endswith(
+            "_proxy"
+        ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GLMCHAT_HOME", str(home / "glmchat"))

@@ -1,0 +1,99 @@
+"""The `glmchat` command: puts the groups of commands together and failures into words.
+
+Exit codes: 0 done; 1 failed (network, server, engine died); 2 usage; 3 a file is damaged or hostile; 4 does not fit
+(disk, memory, context); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, NoReturn
+
+import typer
+
+from glmchat.cli import output
+from glmchat.core import language
+from glmchat.core.errors import GlmchatError, Interrupted, Usage
+
+# One file per group; each has `register(app)`. None of them imports torch, textual or huggingface_hub at its top.
+GROUPS = ("run", "pull", "models", "quantize", "adapters", "history", "serve", "mirror", "bench", "doctor")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from glmchat import __version__
+
+        output.data(f"glmchat {__version__}")
+        raise typer.Exit
+
+
+def _language(code: str | None) -> None:
+    if code is None:
+        return
+    if code not in ("en", "zh"):
+        raise Usage(f"--lang cannot be {code!r}", hint="en or zh", code="language.unknown")
+    language.choose(code)
+
+
+def build() -> typer.Typer:
+    """The whole command line as a Typer application."""
+    app = typer.Typer(
+        name="glmchat",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        invoke_without_command=True,
+    )
+
+    @app.callback(epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 damaged file, 4 does not fit, 130 interrupted.")
+    def glmchat(
+        context: typer.Context,
+        version: Annotated[
+            bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version.")
+        ] = False,
+        lang: Annotated[
+            str | None,
+            typer.Option("--lang", callback=_language, is_eager=True, help="Interface language: en or zh."),
+        ] = None,
+    ) -> None:
+        """Talk to a local language model in a terminal. Without a command the chat window opens."""
+        if context.invoked_subcommand is None:
+            from glmchat.cli.run import open_window
+
+            open_window()
+
+    for group in GROUPS:
+        if find_spec(f"glmchat.cli.{group}"):
+            import_module(f"glmchat.cli.{group}").register(app)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; failures are on the screen when this returns."""
+    as_json = "--json" in arguments
+    try:
+        result = build()(list(arguments), prog_name="glmchat", standalone_mode=False)
+        return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    except GlmchatError as problem:
+        output.error(problem, as_json=as_json)
+        return problem.exit
+    except typer.Abort:
+        output.error(Interrupted("stopped: the input ended", hint="answer the question, or say --yes"), as_json=as_json)
+        return Interrupted.exit
+    except typer.TyperException as wrong:
+        output.error(Usage(wrong.format_message(), hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
+        return Usage.exit
+    except BrokenPipeError:
+        # The reader went away (`glmchat list | head`): quiet, as every filter is. The descriptor is replaced so that
+        # the interpreter's own flush at exit does not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def main() -> NoReturn:
+    """Entry point of the `glmchat` script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""The one mouth: data to stdout, talk to stderr. Nothing else in glmchat prints.
+
+Off a terminal there are no colours, no spinners and no cursor movement. On one, every text from outside has its
+control sequences shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Protocol
+
+from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line, show_controls
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """A stream that a person looks at. A closed or missing stream is none."""
+    try:
+        return stream is not None and not stream.closed and stream.isatty()
+    except (ValueError, OSError):
+        return False
+
+
+def interactive() -> bool:
+    """True if a question can be asked and answered: stdin and stderr are terminals."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+def _write(stream: IO[str] | None, text: str) -> None:
+    if stream is None or stream.closed:
+        return
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:  # LANG=C and friends: UTF-8 whatever the locale
+        stream.flush()
+        stream.buffer.write(text.encode("utf-8", "replace"))
+    stream.flush()
+
+
+def data(text: str, end: str = "\n") -> None:
+    """What was asked for, on stdout: verbatim into a pipe, control sequences shown on a terminal."""
+    _write(sys.stdout, (show_controls(text) if is_terminal(sys.stdout) else text) + end)
+
+
+def json_line(value: Any) -> None:
+    """One JSON object or array on one line of stdout."""
+    _write(sys.stdout, json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """A sentence for the person, on stderr. A stderr that is gone (a closed pipe) is no reason to fail."""
+    with suppress(OSError, ValueError):
+        _write(sys.stderr, show_controls(text) + end)
+
+
+def error(problem: GlmchatError, *, as_json: bool = False) -> None:
+    """A failure in words: one line and a hint on stderr; with `--json` also the last line of stdout."""
+    if as_json:
+        json_line({"event": "error", **problem.to_json()})
+    say(f"glmchat: {one_line(problem.message, 2000)}")
+    if problem.hint:
+        say(f"  {tr('hint')}: {one_line(problem.hint, 2000)}")
+
+
+def confirm(question: str, *, assume_yes: bool = False) -> bool:
+    """Ask on the terminal. Without one it is an error, not a hang. Raises Usage (exit 2)."""
+    if assume_yes:
+        return True
+    if not interactive():
+        raise Usage(
+            tr("a question needs a terminal: {question}", question=question),
+            hint=tr("say --yes to agree beforehand"),
+            code="question.no_terminal",
+        )
+    say(f"{question} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes", "是", "好")
+
+
+def choose(question: str, options: Sequence[str]) -> int:
+    """A numbered list on the terminal; returns the index chosen. Raises Usage without a terminal or a valid number."""
+    if not interactive():
+        raise Usage(
+            tr("a question needs a terminal: {question}", question=question),
+            hint=tr("name it on the command line"),
+            code="question.no_terminal",
+        )
+    for number, option in enumerate(options, 1):
+        say(f"  {number}  {one_line(option)}")
+    say(f"{question} ", end="")
+    answer = sys.stdin.readline().strip()
+    if answer.isdecimal() and 1 <= int(answer) <= len(options):
+        return int(answer) - 1
+    raise Usage(tr("nothing was chosen"), hint=tr("give a number from the list"), code="question.unanswered")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()) -> None:
+    """Columns for people on stdout. Widths count Chinese characters as two. `right` are right-aligned column indexes."""
+    from rich.cells import cell_len
+
+    lines = [list(columns), *([one_line("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    aligned_right = frozenset(right)
+    for line in lines:
+        cells = []
+        for index, cell in enumerate(line):
+            space = " " * (widths[index] - cell_len(cell))
+            cells.append(space + cell if index in aligned_right else cell + space)
+        data("  ".join(cells).rstrip())
+
+
+class Meter(Protocol):
+    """A progress display: absolute numbers, so that nothing is counted twice."""
+
+    def update(self, label: str, done: int, total: int | None) -> None: ...
+
+
+class _PlainMeter:
+    """Off a terminal: a line every five seconds and one at the end of each label."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._last: dict[str, float] = {}
+
+    def update(self, label: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if (now - self._last.get(label, -10.0) < 5 and not finished) or self._last.get(label) == float("inf"):
+            return
+        self._last[label] = float("inf") if finished else now
+        amount = human_bytes(done) if self._unit == "bytes" else str(done)
+        of = "" if total is None else f" / {human_bytes(total) if self._unit == 'bytes' else total}"
+        percent = f" {100 * done / total:.0f}%" if total else ""
+        say(f"{one_line(label)}: {amount}{of}{percent}")
+
+
+class _RichMeter:
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def update(self, label: str, done: int, total: int | None) -> None:
+        from rich.markup import escape
+
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(escape(one_line(label, 44)), total=total, completed=done)
+        self._progress.update(self._tasks[label], completed=done, total=total)
+
+
+@contextmanager
+def progress(unit: str = "bytes") -> Iterator[Meter]:
+    """A progress display on stderr: bars on a terminal, plain lines elsewhere. `unit` is "bytes" or "steps"."""
+    if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
+        yield _PlainMeter(unit)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amounts: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    )
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *amounts,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+        yield _RichMeter(bars)
