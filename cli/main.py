@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed (network, server, engine died); 2 usage; 3 a file i
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -96,4 +97,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the `glmchat` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the descriptor is closed
+            stream.reconfigure(encoding="utf-8", errors="replace")  # LANG=C and friends: UTF-8 whatever the locale
     sys.exit(run(sys.argv[1:]))

@@ -100,7 +100,7 @@ def choose(question: str, options: Sequence[str]) -> int:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()) -> None:
-    """Columns for people on stdout. Widths count Chinese characters as two. `right` are right-aligned column indexes."""
+    """Columns for people on stdout; a Chinese character is two wide. `right`: indexes of right-aligned columns."""
     from rich.cells import cell_len
 
     lines = [list(columns), *([one_line("" if cell is None else str(cell)) for cell in row] for row in rows)]

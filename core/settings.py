@@ -47,7 +47,7 @@ _CHOICES = {
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the file (missing is fine) and the environment. Raises Usage that names the key, and the line if TOML is broken."""
+    """Read the file (a missing one is fine) and the environment. Raises Usage with the key or the broken line."""
     path = path or locations.config_file()
     environ = os.environ if environ is None else environ
     try:

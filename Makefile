@@ -1,0 +1,77 @@
+# Two commands do everything on a fresh machine:
+#   make chat    environment, install, the starter model, the window
+#   make test    environment, lint, types, all tests, and the tests again from the built wheel
+# TORCH_INDEX=URL gives pip another index for torch: https://download.pytorch.org/whl/cpu saves some 3 GB on a laptop
+# without a GPU. PYTHON=python3.12 names another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -P -m pip --disable-pip-version-check
+ROOMS := core hub engine serve chat tui cli
+STARTER_HOME := $(CURDIR)/.test-cache
+WHEEL_VENV := .test-cache/wheel-venv
+
+.PHONY: chat test check starter unit wheel-test screenshots bench clean
+.DELETE_ON_ERROR:
+
+chat: $(VENV)/installed
+	@$(BIN)/glmchat list -q | grep -qx smollm2 || $(BIN)/glmchat pull smollm2 --yes
+	@$(BIN)/glmchat
+
+test: check unit wheel-test
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "glmchat needs Python 3.11 or later: install it, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "glmchat needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv (Debian, Ubuntu)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that TORCH_INDEX is asked for torch only.
+$(VENV)/torch: $(VENV)/bin/python constraints.txt
+	@echo "glmchat installs into $(VENV): torch (about 200 MB without GPU support, about 3 GB with it), 300 MB of other packages,"
+	@echo "and 'make chat' then pulls a starter model of 93 MB."
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep -i '^torch==' constraints.txt)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml $(wildcard setup.py) constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/developed: $(VENV)/torch pyproject.toml $(wildcard setup.py) constraints.txt
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+# mypy wants to see the package under its name; the root itself is the package.
+.typecheck/glmchat:
+	mkdir -p .typecheck && ln -sfn .. $@
+
+check: $(VENV)/developed .typecheck/glmchat
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd .typecheck && ../$(BIN)/mypy $(addprefix -p glmchat.,$(ROOMS))
+
+starter: $(VENV)/developed
+	@GLMCHAT_HOME=$(STARTER_HOME) $(BIN)/glmchat pull smollm2 --yes
+
+unit: starter
+	$(BIN)/pytest --durations=10
+
+# A forgotten sub-package works in editable mode and is missing from the wheel: the same tests, on the wheel alone. The
+# libraries are borrowed from $(VENV) by path, which leaves its editable glmchat out.
+wheel-test: starter
+	rm -rf .test-cache/dist $(WHEEL_VENV)
+	$(BIN)/python -P -m build --wheel --outdir .test-cache/dist .
+	$(BIN)/python -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -P -m pip --disable-pip-version-check install --quiet --no-deps .test-cache/dist/*.whl
+	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $$(echo $(WHEEL_VENV)/lib/python*/site-packages)/borrowed.pth
+	GLMCHAT_TEST_WHEEL=1 $(WHEEL_VENV)/bin/python -P -c 'import sys, pytest; sys.exit(pytest.main())'
+
+screenshots: starter
+	GLMCHAT_STARTER_HOME=$(STARTER_HOME) $(BIN)/python -P screenshots/make.py
+
+bench: starter
+	$(BIN)/python -P benchmarks/all.py
+
+clean:
+	rm -rf $(VENV) .test-cache .typecheck .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

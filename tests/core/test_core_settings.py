@@ -1,0 +1,75 @@
+"""Settings: the file, the environment above it, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Usage
+from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
+from glmchat.core.settings import Settings, load_settings
+
+
+def test_a_missing_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_settings(tmp_path / "none.toml", {}) == Settings()
+
+
+def test_the_environment_stands_above_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('default_model = "chatglm-6b"\nthreads = 4\n[sampling]\ntemp = 0.5\ntop_p = 0.9\n')
+    settings = load_settings(file, {"GLMCHAT_MODEL": "smollm2", "GLMCHAT_TOP_P": "0.4"})
+    assert settings.default_model == "smollm2"
+    assert settings.threads == 4
+    assert settings.sampling == {"temperature": 0.5, "top_p": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("default_model = 3", "default_model"),
+        ("colour = 'red'", "colour"),
+        ("theme = 'puce'", "theme"),
+        ("a = = 1", "line 1"),
+        ("[sampling]\ntemperature = 9.0", "temperature"),
+        ("[sampling]\nwarmth = 1", "warmth"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(Usage) as caught:
+        load_settings(file, {})
+    assert named in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_wrong_variable_is_named() -> None:
+    with pytest.raises(Usage, match="GLMCHAT_THREADS"):
+        load_settings(Path("/nonexistent"), {"GLMCHAT_THREADS": "many"})
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("temp", "temperature"), ("top-p", "top_p"), ("TOP_K", "top_k"), ("num_predict", "max_tokens"), ("seed", "seed")],
+)
+def test_sampling_settings_have_the_names_that_users_know(word: str, name: str) -> None:
+    assert sampling_name(word) == name
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", -0.1), ("top_p", 1.5), ("temperature", float("nan"))])
+def test_a_value_outside_its_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(Usage, match=name):
+        Sampling(**{name: value})
+
+
+def test_a_value_that_is_no_number_is_refused_with_an_example() -> None:
+    with pytest.raises(Usage) as caught:
+        parse_sampling_value("top_p", "high")
+    assert "/set top_p" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [Usage("a", hint="b"), DoesNotFit("a", hint="b", code="c.d"), Failed("a", hint="b")])
+def test_an_error_survives_the_wire(error: GlmchatError) -> None:
+    again = GlmchatError.from_json(error.to_json())
+    assert (type(again), again.to_json()) == (type(error), error.to_json())

@@ -1,0 +1,165 @@
+"""What ARCHITECTURE.md says about the house, asserted: who imports whom, what ships, what a start loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("core", "hub", "engine", "serve", "chat", "tui", "cli")
+
+# room -> rooms it may import at the top of a file, and rooms it may import inside a function
+MAY_IMPORT = {
+    "core": (set(), set()),
+    "hub": ({"core"}, set()),
+    "engine": ({"core"}, set()),
+    "serve": ({"core", "engine"}, set()),
+    "chat": ({"core", "hub"}, set()),
+    "tui": ({"core", "hub", "chat"}, set()),
+    "cli": ({"core", "hub", "chat"}, {"tui", "engine", "serve"}),
+}
+NEVER = {
+    "core": {"torch", "transformers", "textual", "typer", "rich", "huggingface_hub", "numpy"},
+    "hub": {"torch", "transformers", "textual", "typer", "peft"},
+    "engine": {"textual", "typer", "rich", "huggingface_hub", "httpx2", "requests", "starlette", "uvicorn"},
+    "serve": {"textual", "typer", "huggingface_hub"},
+    "chat": {"torch", "transformers", "textual", "typer", "starlette"},
+    "tui": {"torch", "transformers", "typer", "starlette"},
+    "cli": {"torch", "transformers", "click"},
+}
+
+
+def sources(room: str) -> Iterator[Path]:
+    yield from (ROOT / room).rglob("*.py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every absolute import of a file as (dotted name, stands at the top). `if TYPE_CHECKING` counts as inside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield module, node not in inside
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node not in inside
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    top, inside = MAY_IMPORT[room]
+    for path in sources(room):
+        for name, at_top in imports(path):
+            parts = name.split(".")
+            if parts[0] == "glmchat" and len(parts) > 1 and parts[1] in ROOMS and parts[1] != room:
+                allowed = top if at_top else top | inside
+                assert parts[1] in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_no_library_that_is_not_its_own(room: str) -> None:
+    for path in sources(room):
+        for name, _ in imports(path):
+            assert name.split(".")[0] not in NEVER[room], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_click_is_imported_nowhere() -> None:
+    for room in ROOMS:
+        for path in sources(room):
+            assert all(name.split(".")[0] != "click" for name, _ in imports(path)), path
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Names of the top-level modules a fresh interpreter holds after one statement."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("group", ["cli.main", "cli.output"])
+def test_the_command_line_starts_without_torch_textual_or_the_hub(group: str) -> None:
+    assert not loaded_after(f"import glmchat.{group}") & {"torch", "textual", "huggingface_hub", "transformers"}
+
+
+def test_building_every_command_loads_neither_torch_nor_textual_nor_the_hub() -> None:
+    loaded = loaded_after("from glmchat.cli.main import build; build()")
+    assert not loaded & {"torch", "textual", "huggingface_hub", "transformers", "numpy"}
+
+
+def test_the_window_starts_without_torch() -> None:
+    assert not loaded_after("import glmchat.tui.app") & {"torch", "transformers", "huggingface_hub"}
+
+
+def test_the_engine_starts_without_transformers() -> None:
+    assert "transformers" not in loaded_after("import glmchat.engine")
+
+
+def test_the_packages_of_pyproject_are_the_folders_with_code() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {"glmchat"}
+    for room in ROOMS:
+        for init in (ROOT / room).rglob("__init__.py"):
+            found.add("glmchat." + ".".join(init.parent.relative_to(ROOT).parts))
+    assert listed == found
+    for room in ROOMS:
+        for path in sources(room):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent} ships only with an __init__.py"
+
+
+def test_the_root_holds_no_stray_modules() -> None:
+    assert {p.name for p in ROOT.glob("*.py")} - {"setup.py"} == {"__init__.py", "__main__.py"}
+
+
+def test_only_the_output_module_prints() -> None:
+    for room in ROOMS:
+        for path in sources(room):
+            if path == ROOT / "cli" / "output.py":
+                continue
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            calls = [
+                node.lineno
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            ]
+            assert not calls, f"{path.relative_to(ROOT)} prints in line {calls[0]}"
+
+
+def test_nothing_runs_code_from_a_checkpoint() -> None:
+    for room in ROOMS:
+        for path in sources(room):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Call):
+                    continue
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                assert given.get("trust_remote_code", "False") == "False", where
+                assert given.get("shell", "False") == "False", where
+                called = ast.unparse(node.func)
+                assert called not in ("pickle.load", "pickle.loads", "eval", "exec"), where
+                if called == "torch.load":
+                    assert given.get("weights_only") == "True", where
+
+
+def test_every_test_file_asserts_something() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "assert" in text or "pytest.raises" in text or "snap_compare" in text, path

@@ -1,0 +1,65 @@
+"""The interface is complete in both languages."""
+
+from __future__ import annotations
+
+import ast
+import string
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from glmchat.core import language
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("core", "hub", "chat", "tui", "cli", "serve", "engine")
+
+
+def sentences() -> set[str]:
+    """Every literal that the code hands to `tr`."""
+    found = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "tr" and node.args:
+                    first = node.args[0]
+                    if isinstance(first, ast.Constant):
+                        found.add(first.value)
+    return found
+
+
+def chinese() -> dict[str, str]:
+    return tomllib.loads((ROOT / "core" / "zh.toml").read_text(encoding="utf-8"))
+
+
+def test_every_sentence_of_the_interface_has_a_chinese_one() -> None:
+    missing = sorted(sentences() - set(chinese()))
+    assert not missing, "no Chinese for:\n" + "\n".join(missing)
+
+
+def test_a_translation_has_the_fields_of_its_sentence() -> None:
+    def fields(text: str) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+    for english, translated in chinese().items():
+        assert fields(english) == fields(translated), english
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"LC_ALL": "C", "GLMCHAT_LANG": "zh"}, "zh"),
+        ({}, "en"),
+    ],
+)
+def test_the_locale_chooses_the_language(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GLMCHAT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert language.language() == expected
