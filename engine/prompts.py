@@ -1,0 +1,60 @@
+"""From a conversation to ids: what every family's prompt format offers.
+
+A format builds ids, not text: control tokens are put in as ids, and what a person typed is encoded as ordinary text,
+so nobody can write `<|user|>` into a question and be taken for the template.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from glmchat.core.errors import Usage
+from glmchat.core.messages import Message
+from glmchat.engine.tokenizers.base import Tokenizer
+
+
+class PromptFormat(ABC):
+    """One family's way of writing a conversation down. Subclasses give `render`; the rest has sensible defaults."""
+
+    has_system: ClassVar[bool] | bool = True  # False: a system prompt is prepended to the first question
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = tuple(dict.fromkeys(stop_ids))  # ids that end an answer and are never shown
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the whole conversation, up to and with the words that open the next answer."""
+
+    def render_open(self, messages: Sequence[Message]) -> list[int]:
+        """Like `render`, but the last message is an answer that was cut off and is to be continued."""
+        if not messages or messages[-1].role != "assistant":
+            raise Usage(
+                "there is no unfinished answer to continue",
+                hint="the last message must be the assistant's",
+                code="prompt.nothing_to_continue",
+            )
+        return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
+
+    def clean(self, text: str) -> str:
+        """The family's clean-up of a finished answer."""
+        return text
+
+    def complete(self, text: str) -> list[int]:
+        """Ids of raw text for completion mode; control tokens such as [MASK] are recognised here."""
+        return self.tokenizer.encode_special(text)
+
+
+class NoChat(PromptFormat):
+    """A base model: it completes text and has no chat template."""
+
+    has_system = False
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        raise Usage(
+            "this model has no chat template: it completes text",
+            hint="use `glmchat run --complete`, or pull an instruction-tuned model",
+            code="prompt.no_template",
+        )
