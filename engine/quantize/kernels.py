@@ -1,0 +1,152 @@
+"""One kernel table per device: who multiplies packed weights, chosen once and checked on a small matrix.
+
+A kernel owns a layout: it packs codes, looks rows up again, and multiplies. The tables below are in order of preference;
+`choose` takes the first kernel that this machine has, that accepts the shape, and that passes its self-test against the
+reference. What was passed over, and why, stands in `kernel_report()` for `glmchat doctor` and the status line.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import ClassVar
+
+import torch
+
+Packed = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The measures of one quantised matrix [out_features, in_features]; `group` inputs of a row share a scale."""
+
+    out_features: int
+    in_features: int
+    bits: int
+    group: int
+
+    @property
+    def groups(self) -> int:
+        return self.in_features // self.group
+
+
+class Kernel(ABC):
+    """How one device stores and multiplies weights of one width. Stateless: one object serves every layer.
+
+    A weight is `code * scale + minimum`; codes are 0..15 at 4 bits; at 8 bits they are -128..127 and there is no minimum.
+    """
+
+    name: ClassVar[str]
+    bits: ClassVar[tuple[int, ...]] = (4, 8)
+
+    def accepts(self, shape: Shape) -> bool:
+        return shape.bits in self.bits
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Why this machine cannot run it, or None if it can."""
+
+    @abstractmethod
+    def pack(
+        self, shape: Shape, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """codes [out, in] uint8 or int8, scale and minimum [out, groups] float32 -> the tensors a layer keeps."""
+
+    @abstractmethod
+    def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
+        """Dequantised rows `ids` [n] (int64) as float32 [n, in]."""
+
+    @abstractmethod
+    def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [n, in] (float32, bfloat16 or float16) times the matrix, plus bias: [n, out] in x's dtype."""
+
+
+# Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
+_TABLES: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu_aten:AtenCpu", "reference:Reference"),
+    "other": ("reference:Reference",),
+}
+_PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
+_CHOSEN: dict[tuple[str, int], str] = {}
+
+
+@cache
+def _table(device: str) -> tuple[Kernel, ...]:
+    made = []
+    for entry in _TABLES.get(device, _TABLES["other"]):
+        module, _, name = entry.partition(":")
+        made.append(getattr(import_module(f"glmchat.engine.quantize.{module}"), name)())
+    return tuple(made)
+
+
+@cache
+def _works(kernel: Kernel, device: str, bits: int) -> bool:
+    """Run the kernel once against plain arithmetic. A failure is remembered under its name, never raised."""
+    reason = kernel.unavailable()
+    if reason is None:
+        try:
+            reason = self_test(kernel, device, bits)
+        except (RuntimeError, NotImplementedError, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    if reason is not None:
+        _PASSED_OVER.setdefault((device, bits), {})[kernel.name] = reason
+    return reason is None
+
+
+def self_test(kernel: Kernel, device: str, bits: int) -> str | None:
+    """Compare with the definition at one row and at many. Returns what is wrong, or None."""
+    shape = Shape(128, 256, bits, 64 if bits == 4 else 256)
+    noise = torch.Generator().manual_seed(7)
+    low, high = (0, 16) if bits == 4 else (-127, 128)
+    codes = torch.randint(low, high, (128, 256), generator=noise, dtype=torch.int16)
+    codes = codes.to(torch.uint8 if bits == 4 else torch.int8)
+    scale = torch.rand(128, shape.groups, generator=noise) * 0.01 + 0.01
+    minimum = -scale * torch.randint(4, 12, scale.shape, generator=noise) if bits == 4 else None
+    scale, minimum = scale.half().float(), None if minimum is None else minimum.half().float()
+    weight = codes.float() * scale.repeat_interleave(shape.group, 1)
+    if minimum is not None:
+        weight = weight + minimum.repeat_interleave(shape.group, 1)
+    placed = [t if t is None else t.to(device) for t in (codes, scale, minimum)]
+    packed = kernel.pack(shape, placed[0], placed[1], placed[2])  # type: ignore[arg-type]
+    for count in (1, 3, 40):
+        x = torch.randn(count, 256, generator=noise).bfloat16()
+        expected = x.float() @ weight.T
+        found = kernel.linear(shape, packed, x.to(device), None).float().cpu()
+        error = (found - expected).abs().max() / expected.abs().max()
+        if not error < 0.02:  # bfloat16 results and scales; a wrong layout is off by about 1; NaN fails too
+            return f"differs from the reference by {error:.1%} at {count} rows"
+    found = kernel.rows(shape, packed, torch.arange(128, device=device)).cpu()
+    error = (found - weight).abs().max() / weight.abs().max()
+    return None if error < 0.01 else f"dequantised rows differ by {error:.1%}"
+
+
+def choose(shape: Shape, device: str = "cpu") -> Kernel:
+    """The best kernel for this shape on this device type ("cpu", "cuda", "mps")."""
+    for kernel in _table(device):
+        if kernel.accepts(shape) and _works(kernel, device, shape.bits):
+            _CHOSEN.setdefault((device, shape.bits), kernel.name)
+            return kernel
+    raise RuntimeError(f"no kernel for {shape} on {device}")  # the reference accepts everything: unreachable
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """Which kernel runs on a device at a width, and what was passed over: {kernel: reason}."""
+
+    device: str
+    bits: int
+    kernel: str
+    passed_over: Mapping[str, str]
+
+
+def kernel_report(device: str = "cpu") -> list[KernelReport]:
+    """For `glmchat doctor` and the status line; runs the self-tests if they have not run yet."""
+    reports = []
+    for bits in (4, 8):
+        kernel = choose(Shape(128, 256, bits, 64 if bits == 4 else 256), device)
+        passed_over = dict(_PASSED_OVER.get((device, bits), {}))
+        reports.append(KernelReport(device, bits, kernel.name, passed_over))
+    return reports

@@ -1,0 +1,118 @@
+"""A linear layer, and an embedding, whose weights stay packed in 4 or 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmchat.engine.quantize.kernels import Kernel, Shape, choose
+
+
+class QuantLinear(nn.Module):
+    """`nn.Linear` over packed weights; the device's best kernel multiplies them (see kernels.py).
+
+    Made by `from_int4` or `from_int8`. The packed tensors are buffers in the kernel's own layout, so a layer is not
+    moved between devices: pack it where it will run.
+    """
+
+    def __init__(
+        self, shape: Shape, kernel: Kernel, packed: dict[str, torch.Tensor], bias: torch.Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features = shape.in_features
+        self.out_features = shape.out_features
+        self.bits = shape.bits
+        self.group_size = shape.group
+        self.shape = shape
+        self.kernel = kernel
+        for name, tensor in packed.items():
+            self.register_buffer(f"packed_{name}", tensor)
+        self.packed = packed
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_int4(
+        cls, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> QuantLinear:
+        """q [out, in] uint8 0..15; scale and zero [out, in / group] float32: weight = (q - 8) * scale + zero.
+
+        GGUF's Q4_0 (zero = 0) and Q4_1 (zero = minimum + 8 * scale) map onto this without loss.
+        Raises ValueError if the shapes do not fit together.
+        """
+        scale = scale.float()
+        return cls._packed(q, scale, zero.float() - 8 * scale, bias, 4)
+
+    @classmethod
+    def from_int8(cls, q: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> QuantLinear:
+        """q [out, in] int8; scale [out] or [out, in / group] float32: weight = q * scale."""
+        scale = scale.float()
+        return cls._packed(q, scale.unsqueeze(1) if scale.dim() == 1 else scale, None, bias, 8)
+
+    @classmethod
+    def _packed(
+        cls,
+        q: torch.Tensor,
+        scale: torch.Tensor,
+        minimum: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        bits: int,
+    ) -> QuantLinear:
+        rows, columns = q.shape
+        if scale.shape[0] != rows or columns % scale.shape[1] or (minimum is not None and minimum.shape != scale.shape):
+            raise ValueError(f"codes {tuple(q.shape)} and scales {tuple(scale.shape)} do not fit together")
+        shape = Shape(rows, columns, bits, columns // scale.shape[1])
+        kernel = choose(shape, q.device.type)
+        return cls(shape, kernel, kernel.pack(shape, q, scale, minimum), bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] -> [..., out] in x's dtype."""
+        flat = x.reshape(-1, self.in_features)
+        y = self.kernel.linear(self.shape, self.packed, flat, self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""
+        found = self.kernel.rows(self.shape, self.packed, ids.reshape(-1))
+        return found.view(*ids.shape, self.in_features).to(dtype)
+
+    def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The whole matrix [out, in]."""
+        device = next(iter(self.packed.values())).device
+        return self.rows(torch.arange(self.out_features, device=device), dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantLinear:
+        """`model.to(dtype)` leaves packed weights as they are: their dtypes are a layout, not a precision."""
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights and the bias."""
+        return sum(t.nbytes for t in self.packed.values()) + (0 if self.bias is None else self.bias.nbytes)
+
+    def extra_repr(self) -> str:
+        shape = f"{self.in_features}, {self.out_features}, bits={self.bits}, group={self.group_size}"
+        return f"{shape}, bias={self.bias is not None}, kernel={self.kernel.name}"
+
+
+class QuantEmbedding(nn.Module):
+    """An embedding over packed rows; give it the head's QuantLinear and the two share their memory."""
+
+    def __init__(self, linear: QuantLinear, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.linear = linear
+        self.dtype = dtype
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.linear.out_features
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.linear.in_features
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [...] -> [..., width] in the dtype of the activations."""
+        return self.linear.rows(ids, self.dtype)
