@@ -1,0 +1,40 @@
+"""What a chat is started with: the flags of `glmchat run`, ready for the window, the line mode and one-shot answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """One of three says what to talk to: `server`; `folder` (installed, or a path the user gave); or neither, then the
+    window opens its picker.
+
+    sampling:   only what flags set, field of core.messages.Sampling -> value. The ranks below are merged later.
+    defaults:   the catalogue's sampling for this model; generation_config.json is read from `folder`.
+    """
+
+    model: str | None = None  # the reference as the user knows it ("smollm2", "chatglm3-6b:int4"), or the server's name
+    folder: Path | None = None  # checkpoint folder or GGUF file
+    revision: str | None = None
+    quant: str | None = None  # "none" | "4" | "8"
+    family: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    server: str | None = None  # base URL of an OpenAI-compatible server, ".../v1"
+    api_key: str | None = field(default=None, repr=False)
+    adapters: tuple[tuple[str, float], ...] = ()  # (name in the store, scale)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    resume: int | None = None  # conversation to open
+    history: bool = True
+    prompt: str | None = None  # what already stands in the prompt
+    theme: str | None = None
+    language: str | None = None
+    finish_on_hangup: bool = False

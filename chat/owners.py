@@ -1,0 +1,50 @@
+"""Who is writing an answer: the process that owns it, told apart from another one that later got its number."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+@cache
+def _machine() -> str:
+    """This machine since its last start; a home on a network is shared by several."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = "-"
+    return f"{socket.gethostname()}/{boot}"
+
+
+def _start(pid: int) -> str | None:
+    """When a process started, in a form that a change of the clock does not alter; None if there is none."""
+    try:
+        # Field 22 of /proc/PID/stat: clock ticks since boot. The name in field 2 may hold spaces and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def this_process() -> str:
+    return f"{_machine()} {os.getpid()} {_start(os.getpid())}"
+
+
+def is_alive(owner: str | None) -> bool | None:
+    """True or False for a process of this machine; None for one of another machine, which cannot be asked."""
+    machine, _, rest = (owner or "").partition(" ")
+    pid, _, start = rest.partition(" ")
+    if not pid.isdecimal():
+        return False
+    if machine != _machine():
+        # The same host after a restart: all its processes are gone.
+        return False if machine.partition("/")[0] == _machine().partition("/")[0] else None
+    return _start(int(pid)) == start

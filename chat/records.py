@@ -1,0 +1,197 @@
+"""What the history holds: conversations, and messages that form a tree."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cut"]
+# complete:    the model ended its answer, or a person wrote the message
+# streaming:   being written now, by the process named in `owner`
+# stopped:     a person stopped it
+# interrupted: the window or the machine went away while it was written
+# failed:      the engine or the server went away or refused
+# cut:         it reached the limit of tokens
+UNFINISHED: frozenset[str] = frozenset({"stopped", "interrupted", "failed", "cut"})
+CLEAR = "clear"  # role of the mark that /clear leaves: the model sees nothing above it
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSettings:
+    """What belongs to one conversation. A None or an absent key leaves the choice to the next lower rank."""
+
+    system: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # field of core.messages.Sampling -> value
+    adapters: tuple[tuple[str, float], ...] = ()  # (name in the store, scale)
+    context_policy: str | None = None  # "drop" | "refuse"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "system": self.system,
+            "sampling": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sampling.items()},
+            "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
+            "context_policy": self.context_policy,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> ConversationSettings:
+        """Unknown keys are left out: a newer glmchat may have written them."""
+        sampling = data.get("sampling") or {}
+        return ConversationSettings(
+            system=data.get("system"),
+            sampling={k: tuple(v) if isinstance(v, list) else v for k, v in sampling.items()},
+            adapters=tuple((str(a["name"]), float(a["scale"])) for a in data.get("adapters") or ()),
+            context_policy=data.get("context_policy"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The head of one conversation. Times are seconds since 1970, UTC; order is by `sequence`, never by time."""
+
+    id: int
+    title: str = ""
+    model: str | None = None  # the reference it was last run with
+    created: float = 0.0
+    updated: float = 0.0
+    sequence: int = 0  # grows with every change anywhere in the history: the clock may go backwards
+    pinned: bool = False
+    settings: ConversationSettings = field(default_factory=ConversationSettings)
+    draft: str = ""  # what stood unsent in the prompt
+    leaf: int | None = None  # last message of the branch that is open
+    message_count: int = 0  # on all branches, without deleted ones and clear marks
+    renamed: bool = False  # a person gave the title
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One message. `text` is what was said, raw; what is shown may be cleaned up."""
+
+    id: int
+    conversation: int
+    parent: int | None
+    role: str  # "user" | "assistant" | "system" | "tool" | "observation" | CLEAR
+    text: str = ""
+    state: State = "complete"
+    created: float = 0.0
+    token_ids: tuple[int, ...] = ()  # of an answer, where the server sends them
+    details: Mapping[str, Any] = field(default_factory=dict)  # model, revision, quant, sampling, timings, …
+    chosen: int | None = None  # the child that was open last
+    deletion: int | None = None  # the deletion that hides it
+    owner: str | None = None  # the process that streams it
+
+    @property
+    def is_clear(self) -> bool:
+        return self.role == CLEAR
+
+    @property
+    def can_continue(self) -> bool:
+        """An answer that ended before the model ended it."""
+        return self.role == "assistant" and self.state in UNFINISHED and bool(self.text)
+
+
+def pack_ids(ids: tuple[int, ...]) -> bytes | None:
+    """Token ids as little machine words: a tenth of what JSON takes."""
+    return array("i", ids).tobytes() if ids else None
+
+
+def unpack_ids(blob: bytes | None) -> tuple[int, ...]:
+    values = array("i")
+    if blob:
+        values.frombytes(blob[: len(blob) // values.itemsize * values.itemsize])
+    return tuple(values)
+
+
+def dump(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def load_object(text: str | None) -> dict[str, Any]:
+    """A JSON object from the database; anything else counts as empty, so one bad cell does not lose a conversation."""
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass(slots=True)
+class Tree:
+    """One open conversation: its head and every message on every branch.
+
+    It is the truth while it is open; the database follows. What could not be written stays in `unsaved` and is tried
+    again with the next change, so a full disk costs nothing but the saving.
+    """
+
+    conversation: Conversation
+    messages: dict[int, StoredMessage] = field(default_factory=dict)
+    unsaved: set[int] = field(default_factory=set)
+    head_unsaved: bool = False
+
+    @property
+    def leaf(self) -> int | None:
+        return self.conversation.leaf
+
+    def path(self, leaf: int | None = None) -> list[StoredMessage]:
+        """The open branch from the first message to the last, clear marks in it, deleted messages left out."""
+        found: list[StoredMessage] = []
+        seen: set[int] = set()
+        at = self.leaf if leaf is None else leaf
+        while at is not None and at in self.messages and at not in seen:  # a damaged file may hold a ring
+            seen.add(at)
+            message = self.messages[at]
+            if message.deletion is None:
+                found.append(message)
+            at = message.parent
+        found.reverse()
+        return found
+
+    def context(self) -> list[StoredMessage]:
+        """What the open branch holds below the last clear mark."""
+        path = self.path()
+        start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
+        return path[start:]
+
+    def siblings(self, message: StoredMessage) -> list[StoredMessage]:
+        """The versions of one message, oldest first, itself among them."""
+        return sorted(
+            (
+                m
+                for m in self.messages.values()
+                if m.parent == message.parent and m.role == message.role and m.deletion is None
+            ),
+            key=lambda m: m.id,
+        )
+
+    def tip(self, message: StoredMessage) -> StoredMessage:
+        """The last message of the branch through `message` that was open last."""
+        children: dict[int, list[int]] = {}
+        for m in self.messages.values():
+            if m.parent is not None and m.deletion is None:
+                children.setdefault(m.parent, []).append(m.id)
+        seen: set[int] = set()
+        while (below := children.get(message.id)) and message.id not in seen:
+            seen.add(message.id)
+            message = self.messages[message.chosen if message.chosen in below else max(below)]
+        return message
+
+    def put(self, message: StoredMessage) -> StoredMessage:
+        """Add or replace a message; its parent remembers it as the open one."""
+        known = message.id in self.messages
+        self.messages[message.id] = message
+        self.unsaved.add(message.id)
+        if not known and message.parent in self.messages:
+            self.choose(self.messages[message.parent], message.id)
+        return message
+
+    def choose(self, parent: StoredMessage, child: int) -> None:
+        if parent.chosen != child:
+            self.messages[parent.id] = replace(parent, chosen=child)
+            self.unsaved.add(parent.id)
+
+    def change_head(self, **values: Any) -> None:
+        self.conversation = replace(self.conversation, **values)
+        self.head_unsaved = True

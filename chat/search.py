@@ -1,0 +1,105 @@
+"""Full-text search that finds Chinese words of any length.
+
+SQLite's `unicode61` takes a run of Han characters for one word, and `trigram` finds nothing shorter than three. So every
+CJK character is set off by spaces before it is indexed, and a query becomes phrases of such characters: every substring
+is found. Latin words match from their beginning.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Bopomofo, kana, Hangul, Han with its extensions: the scripts written without spaces, and Korean, whose endings stick.
+_CJK = "\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_SET_OFF = re.compile(f"([{_CJK}])")
+_TOKEN = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
+CONTEXT = 60  # characters around a hit in its snippet
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One message (or title, then `message` is None) that holds every word of the query."""
+
+    conversation: int
+    message: int | None
+    role: str | None
+    title: str
+    created: float
+    snippet: str
+    spans: tuple[tuple[int, int], ...]  # [start, end) in the snippet, to highlight
+    offset: int  # of the first word in the whole text
+
+
+def spaced(text: str) -> str:
+    """The text as it is indexed."""
+    return _SET_OFF.sub(r" \1 ", text)
+
+
+def _phrases(query: str) -> list[list[str]]:
+    """ "量化 model" -> [["量", "化"], ["model"]]; words in double quotes are one phrase."""
+    parts = [a or b for a, b in re.findall(r'"([^"]*)"|([^\s"]+)', query)]
+    return [tokens for part in parts if (tokens := _TOKEN.findall(part))]
+
+
+def match_expression(query: str) -> str | None:
+    """The query in FTS5's language, every word of it quoted; None if it holds no letter or digit."""
+    terms = []
+    for tokens in _phrases(query):
+        text = " ".join(tokens).replace('"', "")
+        # The last Latin word matches as a beginning: people type less than the word.
+        terms.append(f'"{text}"' + ("" if _SET_OFF.match(tokens[-1]) else "*"))
+    return " AND ".join(terms) or None
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """Lower case without diacritics, as unicode61 sees it, and for each character its place in `text`."""
+    if text.isascii():
+        return text.lower(), list(range(len(text)))
+    letters: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        for letter in unicodedata.normalize("NFD", character) if not _SET_OFF.match(character) else character:
+            if not unicodedata.combining(letter):
+                for low in letter.lower():
+                    letters.append(low)
+                    places.append(place)
+    return "".join(letters), places
+
+
+def find_spans(text: str, query: str) -> list[tuple[int, int]]:
+    """Where the words of `query` stand in `text`: [start, end) of characters, in order, not overlapping."""
+    folded, places = _folded(text)
+    found: list[tuple[int, int]] = []
+    patterns = [r"[\W_]*".join(re.escape(_folded(token)[0]) for token in tokens) for tokens in _phrases(query)] or [
+        re.escape(_folded(query.strip())[0])
+    ]
+    for pattern in patterns:
+        if not pattern:
+            continue
+        # A Latin word is found only at its beginning, as the index does.
+        bounded = pattern if _SET_OFF.match(pattern[0]) or not pattern[0].isalnum() else rf"(?<![^\W_{_CJK}]){pattern}"
+        for match in re.finditer(bounded, folded):
+            if match.end() > match.start():
+                found.append((places[match.start()], places[match.end() - 1] + 1))
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def snippet(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text around the first span on one line, and the spans that lie in it."""
+    first = spans[0][0] if spans else 0
+    start, end = max(0, first - CONTEXT // 2), min(len(text), first + CONTEXT * 2)
+    before, after = ("…" if start else ""), ("…" if end < len(text) else "")
+    # One character for one character, so that the spans stay right.
+    body = "".join(" " if c in "\n\r\t\v\f\u2028\u2029" else c for c in text[start:end])
+    shift = len(before) - start
+    inside = tuple((max(a, start) + shift, min(b, end) + shift) for a, b in spans if a < end and b > start)
+    return before + body + after, inside
