@@ -1,0 +1,294 @@
+"""ChatGLM-6B: 2D rotary positions, a prompt read in both directions, an answer read forwards.
+
+The prompt (everything before `<sop>`) sees itself whole; from `<sop>` on each token sees what stands before it. Two
+positions turn the two halves of every head: the place in the prompt, frozen at the mask token for the whole answer, and
+the place in the answer, zero for the whole prompt (Du et al. 2022, GLM). Parameter names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import ModelSpec
+from glmchat.engine.models.config_fields import flag
+from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
+
+# The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
+ALPHA = 56.0**0.5
+FIRST_VOCABULARY = 150344  # tokens of the first generation (March 2023), 20,000 image tokens included
+IMAGE_TOKENS = 20000
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the positions and the mask of an answer depend on, read from the prompt's ids."""
+
+    context: int  # index of the first <sop>; everything before it is the prompt
+    mask_position: int  # index of the first [gMASK] or [MASK]
+    is_gmask: bool
+    visible: int  # columns before this index are seen by every token
+    frozen: bool  # whether the first position stops at the mask token (False: first generation with [gMASK])
+
+    def positions(self, start: int, count: int, two_rows: bool = True) -> torch.Tensor:
+        """[2, count] (or [1, count] without the second row) for the tokens from index `start` on."""
+        index = torch.arange(start, start + count)
+        behind = index >= self.context
+        frozen = self.frozen or start > 0  # decode steps of the first generation freeze it too
+        if not two_rows:
+            return index.where(~behind | torch.tensor(self.is_gmask), self.mask_position)[None]
+        first = index.where(~behind, self.mask_position) if frozen else index
+        return torch.stack((first, (index - self.context + 1).clamp(min=0)))
+
+    def seen(self, start: int, count: int) -> torch.Tensor:
+        """[count, start + count], True where the row's token may look."""
+        row = torch.arange(start, start + count)[:, None]
+        column = torch.arange(start + count)[None]
+        return (column <= row) | (column < self.visible)
+
+
+def read_layout(ids: torch.Tensor, spec: ModelSpec, *, generating: bool = False) -> Layout:
+    """The layout of a fresh prompt. Raises Usage when it lacks `<sop>` or both mask tokens.
+
+    `generating`: the first generation's `generate` lets every token see all of the prompt but its last one; its bare
+    forward, and every later revision, only what stands before `<sop>` (SPEC 1.6).
+    """
+    tokens = ids.tolist()
+    old, gmask, mask = spec.extra["first_generation"], spec.extra["gmask_id"], spec.extra["mask_id"]
+    if spec.bos_id not in tokens or (gmask not in tokens and mask not in tokens):
+        raise Usage(
+            f"a ChatGLM-6B prompt needs [gMASK] ({gmask}) or [MASK] ({mask}), and <sop> ({spec.bos_id})",
+            hint="render(messages) and completion mode put them there; raw ids must carry them",
+            code="prompt.mask",
+        )
+    context = tokens.index(spec.bos_id)
+    is_gmask = mask not in tokens if old else gmask in tokens
+    visible = len(tokens) - 1 if old and is_gmask and generating else context
+    return Layout(
+        context,
+        tokens.index(gmask if is_gmask else mask),
+        is_gmask,
+        max(visible, context),
+        frozen=not (old and is_gmask),
+    )
+
+
+def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [length, rows, width / 2] for positions [rows, length].
+
+    The frequencies are rounded to float16 and used in float32: that is what the released checkpoints were run with, and
+    at position 300 it already moves cos by 0.04.
+    """
+    frequencies = (1.0 / 10000 ** (torch.arange(0, width, 2).float() / width)).half().float()
+    angles = positions.T[..., None].float() * frequencies.to(positions.device)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [length, heads, 2, head_dim] (queries and keys): each of the `rows` parts of a head by its own position."""
+    rows = cos.shape[1]
+    parts = x.float().unflatten(-1, (rows, -1))  # [length, heads, 2, rows, width]
+    low, high = parts.chunk(2, dim=-1)
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.query_key_value = nn.Linear(hidden, 3 * hidden)
+        self.dense = nn.Linear(hidden, hidden)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        """x [length, hidden]; mask [length, seen] True where visible, or None for all."""
+        fused = self.query_key_value(x).view(len(x), self.heads, 3, self.head_dim)  # each head: q, k, v
+        query, key = rotate(fused[:, :, :2], *rotary).permute(2, 1, 0, 3)  # [heads, length, head_dim]
+        value = fused[:, :, 2].transpose(0, 1)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]
+        return cast(torch.Tensor, self.dense(mixed.transpose(0, 1).flatten(1)))
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(hidden, inner)
+        self.dense_4h_to_h = nn.Linear(inner, hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        epsilon = spec.extra["epsilon"]
+        self.input_layernorm = nn.LayerNorm(spec.hidden_size, eps=epsilon)
+        self.attention = Attention(spec.hidden_size, spec.heads, spec.head_dim)
+        self.post_attention_layernorm = nn.LayerNorm(spec.hidden_size, eps=epsilon)
+        self.mlp = MLP(spec.hidden_size, spec.ffn_size)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        # The residual carries the normalised input, not x itself.
+        a = self.input_layernorm(x)
+        m = self.post_attention_layernorm(a * ALPHA + self.attention(a, rotary, mask, cache, layer))
+        return cast(torch.Tensor, m * ALPHA + self.mlp(m))
+
+
+class Transformer(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.final_layernorm = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
+        if length := spec.extra["prefix_length"]:
+            width, hidden = spec.layers * 2 * spec.hidden_size, spec.hidden_size
+            projected = spec.extra["prefix_projection"]
+            self.prefix_encoder = PrefixEncoder(
+                length, width, hidden if projected else width, hidden if projected else None
+            )
+
+
+class ChatGLM(PrefixedModel):
+    """The network. The head is the embedding matrix: the loader of the original ties them, whatever the file holds."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.transformer = Transformer(spec)
+        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.word_embeddings.weight
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """As in the base. A fresh cache takes the whole prompt, `<sop>` included, in one call."""
+        generating = cache is not None
+        if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
+            cache = self.new_cache(len(ids))
+        start = 0 if cache is None else cache.length - cache.prefix
+        layout: Layout
+        if start == 0:
+            layout = read_layout(ids, self.spec, generating=generating)
+            if cache is not None:
+                cache.layout = layout
+        else:
+            assert cache is not None
+            layout = cache.layout
+            if start < layout.context:
+                raise ValueError("a bidirectional prompt cannot be continued from its middle: start a fresh prefill")
+        device = ids.device
+        two_rows = self.spec.extra["two_positions"]
+        positions = layout.positions(start, len(ids), two_rows).to(device)
+        rotary = rotation(positions, self.spec.head_dim // len(positions))
+        mask = None
+        if len(ids) > 1:
+            mask = layout.seen(start, len(ids))
+            if cache is not None and cache.prefix:
+                mask = F.pad(mask, (cache.prefix, 0), value=True)
+            mask = mask.to(device)
+        x = self.transformer.word_embeddings(ids)
+        for number, block in enumerate(self.transformer.layers):
+            x = block(x, rotary, mask, cache, number)
+            if between_layers is not None:
+                between_layers()
+        if cache is not None:
+            cache.advance(len(ids))
+        x = self.transformer.final_layernorm(x[-1:] if last_only else x)
+        return cast(torch.Tensor, self.lm_head(x).float())
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """All three generations call themselves "chatglm"; only the first is without grouped attention."""
+    return (
+        config.get("model_type") == "chatglm"
+        and "multi_query_attention" not in config
+        and "padded_vocab_size" not in config
+    )
+
+
+def parse(config: Mapping[str, Any]) -> ModelSpec:
+    """config.json -> measures. Absent ids follow the generation that the vocabulary belongs to."""
+    if config.get("quantization_embeddings"):
+        raise Damaged(
+            "this checkpoint has quantised embeddings (chatglm-6b-int4-qe), a layout that was never documented",
+            hint="take chatglm-6b-int4, or chatglm-6b with --quant 4",
+            code="model.quantised_embeddings",
+        )
+    hidden = integer(config, "hidden_size", default=4096, high=1 << 16)
+    heads = integer(config, "num_attention_heads", default=32, high=1024)
+    vocab = integer(config, "vocab_size", default=150528, high=1 << 22)
+    if hidden % heads or (hidden // heads) % 4:
+        raise Damaged(
+            f"config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
+            hint="fetch config.json again from the model's repository",
+            code="config.value",
+        )
+    slim = not (vocab >= FIRST_VOCABULARY or config.get("bos_token_id") == 150004)
+    shift = 0 if not slim else IMAGE_TOKENS
+    bos = integer(config, "bos_token_id", default=150004 - shift, low=0, high=vocab - 1)
+    return ModelSpec(
+        family="chatglm",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(config, "num_layers", "num_hidden_layers", default=28, high=1024),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        ffn_size=integer(config, "inner_hidden_size", default=4 * hidden, high=1 << 18),
+        context=integer(config, "max_sequence_length", "seq_length", default=2048, high=1 << 22),
+        causal=False,
+        eos_ids=token_ids(config.get("eos_token_id", bos + 1), vocab),
+        bos_id=bos,
+        generation="slim, April 2023 and later" if slim else "first, March 2023, with image tokens",
+        extra={
+            "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
+            "mask_id": integer(config, "mask_token_id", default=bos - 4, low=0, high=vocab - 1),
+            "gmask_id": integer(config, "gmask_token_id", default=bos - 3, low=0, high=vocab - 1),
+            # The revision of March 2023 fixed these ids in code; a config that names them came with later code.
+            "first_generation": not slim and config.get("gmask_token_id") is None,
+            "image_tokens": 0 if slim else IMAGE_TOKENS,
+            "two_positions": flag(config, "position_encoding_2d", True),
+            "prefix_length": integer(config, "pre_seq_len", default=0, low=0, high=1 << 16),
+            "prefix_projection": flag(config, "prefix_projection", False),
+        },
+    )
+
+
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name; None for what the original never loads.
+
+    `lm_head.weight` is stored, yet the original replaces it by the embedding matrix.
+    """
+    if name.endswith("attention.rotary_emb.inv_freq") or name == "lm_head.weight":
+        return None
+    return name

@@ -1,0 +1,259 @@
+"""ChatGLM2-6B, ChatGLM3-6B and GLM-4: causal, a few key heads shared by many query heads, rotary on half of each head.
+
+The three share one architecture and one table of names; they differ in vocabulary, depth and rotary base. Parameter
+names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glmchat.core.errors import Damaged
+from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import ModelSpec
+from glmchat.engine.models.config_fields import flag, require
+from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
+
+GLM4_ENDOFTEXT = 151329  # first special id of GLM-4; a vocabulary that reaches it is GLM-4's
+CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
+
+
+def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [length, 1, head_dim / 4] of positions start … start + count - 1, computed in float32."""
+    width = spec.head_dim // 2
+    exponent = torch.arange(0, width, 2, device=device).float() / width
+    frequencies = 1.0 / (10000.0 * spec.extra["rope_ratio"]) ** exponent
+    angles = torch.arange(start, start + count, device=device).float()[:, None] * frequencies
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [length, heads, head_dim]: neighbours in the first half turn as pairs, the second half passes."""
+    half = x.shape[-1] // 2
+    even, odd = x[..., :half].float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((turned.to(x.dtype), x[..., half:]), dim=-1)
+
+
+def grouped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention of query [heads, length, d] over key, value [groups, past + length, d]; returns query's shape.
+
+    One new token: the query heads of a group become rows over the group's keys, so each key is read once. Many: the
+    keys are repeated as a view, nothing is copied.
+    """
+    heads, length, width = query.shape
+    groups, total = key.shape[:2]
+    if length == 1:
+        rows = query.view(groups, heads // groups, width)
+        return F.scaled_dot_product_attention(rows[None], key[None], value[None])[0].reshape(heads, 1, width)
+    shape = (groups, heads // groups, total, width)
+    mask = None
+    if total > length:
+        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
+    mixed = F.scaled_dot_product_attention(
+        query.view(groups, heads // groups, length, width),
+        key[:, None].expand(shape),
+        value[:, None].expand(shape),
+        attn_mask=mask,
+        is_causal=mask is None,
+    )
+    return mixed.reshape(heads, length, width)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)).to(x.dtype) * self.weight
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.heads, self.groups, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        fused = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+        bias = spec.extra["linear_bias"]
+        self.query_key_value = nn.Linear(spec.hidden_size, fused, bias=bias or spec.extra["qkv_bias"])
+        self.dense = nn.Linear(spec.heads * spec.head_dim, spec.hidden_size, bias=bias)
+
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: KVCache | None, layer: int
+    ) -> torch.Tensor:
+        """x [length, hidden]. The projection is all queries, then the keys, then the values of the groups."""
+        fused = self.query_key_value(x).view(len(x), -1, self.head_dim)
+        turned = rotate(fused[:, : self.heads + self.groups], *rotary).transpose(0, 1)
+        query, key = turned[: self.heads], turned[self.heads :]
+        value = fused[:, self.heads + self.groups :].transpose(0, 1)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        mixed = grouped_attention(query, key, value)
+        return cast(torch.Tensor, self.dense(mixed.transpose(0, 1).flatten(1)))
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        bias = spec.extra["linear_bias"]
+        self.dense_h_to_4h = nn.Linear(spec.hidden_size, 2 * spec.ffn_size, bias=bias)
+        self.dense_4h_to_h = nn.Linear(spec.ffn_size, spec.hidden_size, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.dense_h_to_4h(x).chunk(2, dim=-1)
+        return cast(torch.Tensor, self.dense_4h_to_h(F.silu(gate) * up))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
+        self.self_attention = SelfAttention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
+        self.mlp = MLP(spec)
+
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: KVCache | None, layer: int
+    ) -> torch.Tensor:
+        x = x + self.self_attention(self.input_layernorm(x), rotary, cache, layer)
+        return cast(torch.Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+
+
+class Embedding(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
+
+
+class Encoder(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.final_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
+
+
+class Transformer(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embedding = Embedding(spec)
+        self.encoder = Encoder(spec)
+        self.output_layer = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        if length := spec.extra["prefix_length"]:
+            width = spec.layers * 2 * spec.kv_heads * spec.head_dim
+            projected = spec.extra["prefix_projection"]
+            self.prefix_encoder = PrefixEncoder(length, width, width, spec.hidden_size if projected else None)
+
+
+class ChatGLM2(PrefixedModel):
+    """The network of ChatGLM2-6B, ChatGLM3-6B and GLM-4."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.transformer = Transformer(spec)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
+            cache = self.new_cache(len(ids))
+        start = 0 if cache is None else cache.length - cache.prefix  # the prefix shifts no positions
+        rotary = rotation(start, len(ids), self.spec, ids.device)
+        x = self.transformer.embedding.word_embeddings(ids)
+        for number, block in enumerate(self.transformer.encoder.layers):
+            x = block(x, rotary, cache, number)
+            if between_layers is not None:
+                between_layers()
+        if cache is not None:
+            cache.advance(len(ids))
+        x = self.transformer.encoder.final_layernorm(x[-1:] if last_only else x)
+        return cast(torch.Tensor, self.transformer.output_layer(x).float())
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "chatglm" and (
+        "multi_query_attention" in config or "padded_vocab_size" in config
+    )
+
+
+def which(config: Mapping[str, Any]) -> str:
+    """ "chatglm2", "chatglm3" or "glm4".
+
+    2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what the repository's own files
+    say: the name in config.json, else the library version it was written with (4.27 and 4.30).
+    """
+    if integer(config, "padded_vocab_size", "vocab_size", default=65024, high=1 << 22) > GLM4_ENDOFTEXT:
+        return "glm4"
+    named = f"{config.get('_name_or_path', '')} {config.get('name_or_path', '')}".lower()
+    for family in ("chatglm3", "chatglm2"):
+        if family in named:
+            return family
+    version = str(config.get("transformers_version", "")).split(".")
+    if "rope_ratio" not in config and len(version) > 1 and version[0] == "4" and version[1].isdigit():
+        return "chatglm2" if int(version[1]) < 30 else "chatglm3"
+    return "chatglm3"
+
+
+def parse(config: Mapping[str, Any]) -> ModelSpec:
+    """config.json -> measures; variants of the architecture that were never released are refused by name."""
+    require(config, "multi_query_attention", True)
+    require(config, "rmsnorm", True)
+    require(config, "post_layer_norm", True)
+    require(config, "apply_residual_connection_post_layernorm", False)
+    family = which(config)
+    hidden = integer(config, "hidden_size", default=4096, high=1 << 16)
+    heads = integer(config, "num_attention_heads", default=32, high=1024)
+    groups = integer(config, "multi_query_group_num", default=2, high=1024)
+    width = integer(config, "kv_channels", default=128, high=4096)
+    vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024, high=1 << 22)
+    if heads % groups or width % 4:
+        raise Damaged(
+            f"config.json: {heads} heads of {width} do not divide among {groups} groups",
+            hint="fetch config.json again from the model's repository",
+            code="config.value",
+        )
+    eos = token_ids(config.get("eos_token_id", 2), vocab)
+    if family == "chatglm3":
+        eos = tuple(dict.fromkeys((*eos, *(i for i in (CHATGLM3_ROLES[1], CHATGLM3_ROLES[3]) if i < vocab))))
+    context = integer(config, "seq_length", "max_position_embeddings", default=2048, high=1 << 24)
+    ratio = number(config, "rope_ratio", default=1.0, low=1e-3, high=1e6)
+    long = "" if family == "glm4" or ratio == 1.0 else f", rotary base 10,000 x {ratio:g}"
+    return ModelSpec(
+        family=family,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(config, "num_layers", "num_hidden_layers", default=28, high=1024),
+        heads=heads,
+        kv_heads=groups,
+        head_dim=width,
+        ffn_size=integer(config, "ffn_hidden_size", default=13696, high=1 << 18),
+        context=context,
+        eos_ids=eos,
+        generation={"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4"}[family] + long,
+        extra={
+            "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
+            "rope_ratio": ratio,
+            "linear_bias": flag(config, "add_bias_linear", False),
+            "qkv_bias": flag(config, "add_qkv_bias", True),
+            "prefix_length": integer(config, "pre_seq_len", default=0, low=0, high=1 << 16),
+            "prefix_projection": flag(config, "prefix_projection", False),
+        },
+    )
+
+
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name; None for the stored rotary frequencies, which the original never loads."""
+    return None if name == "transformer.rotary_pos_emb.inv_freq" else name

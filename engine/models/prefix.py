@@ -1,0 +1,80 @@
+"""P-Tuning v2: learnt keys and values that stand in front of the cache of every layer.
+
+They are not rotated, they shift no positions, and every token sees all of them (Liu et al. 2021; SPEC 1.10, 2.5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+
+
+class PrefixEncoder(nn.Module):
+    """The encoder under its checkpoint names: `embedding.weight`, and with a projection `trans.0`, `trans.2`.
+
+    Kept in float32 whatever the model's dtype is, as the original keeps it. `inner` None: no projection, the embedding
+    is the prefix itself.
+    """
+
+    def __init__(self, length: int, width: int, embedding_width: int, inner: int | None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(length, embedding_width, dtype=torch.float32)
+        if inner is not None:
+            self.trans = nn.Sequential(
+                nn.Linear(embedding_width, inner, dtype=torch.float32),
+                nn.Tanh(),
+                nn.Linear(inner, width, dtype=torch.float32),
+            )
+
+    def forward(self) -> torch.Tensor:
+        """[length, layers * 2 * kv_heads * head_dim], float32."""
+        rows = self.embedding.weight.float()
+        if not hasattr(self, "trans"):
+            return rows
+        return torch.as_tensor(self.trans.float()(rows))
+
+
+def key_values(encoder: PrefixEncoder, spec: ModelSpec) -> torch.Tensor:
+    """[layers, 2, kv_heads, length, head_dim] in float32; index 0 are the keys, 1 the values."""
+    with torch.no_grad():
+        flat = encoder()
+    shaped = flat.view(flat.shape[0], spec.layers, 2, spec.kv_heads, spec.head_dim)
+    return shaped.permute(1, 2, 3, 0, 4).contiguous()
+
+
+class PrefixedModel(LanguageModel):
+    """A model whose cache can begin with a prefix.
+
+    `prefix_key_values` [layers, 2, kv_heads, length, head_dim] may be set, exchanged and removed at any time; caches
+    made before keep what they began with.
+    """
+
+    prefix_key_values: torch.Tensor | None = None
+
+    def encode_prefix(self) -> None:
+        """Compute the checkpoint's own prefix once, if it has one (pre_seq_len in config.json)."""
+        encoder = self.own_prefix_encoder()
+        if encoder is not None and encoder.embedding.weight.device.type != "meta":
+            self.prefix_key_values = key_values(encoder, self.spec)
+
+    def own_prefix_encoder(self) -> PrefixEncoder | None:
+        found = [m for m in self.modules() if isinstance(m, PrefixEncoder)]
+        return found[0] if found else None
+
+    def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """As in the base; `capacity` counts tokens, the room for the prefix comes on top."""
+        if self.prefix_key_values is None:
+            self.encode_prefix()
+        prefix = self.prefix_key_values
+        if prefix is None:
+            return super().new_cache(capacity, dtype)
+        length = prefix.shape[3]
+        cache = super().new_cache(capacity + length, dtype)
+        for layer in range(self.spec.layers):
+            cache.keys[layer][:, :length] = prefix[layer, 0]
+            cache.values[layer][:, :length] = prefix[layer, 1]
+        cache.prefix = cache.length = length
+        return cache
