@@ -1,0 +1,82 @@
+"""Names of the user's own for models: `glmchat alias glm chatglm-6b@096f3de6`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from glmchat.core import locations
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
+from glmchat.hub import store
+from glmchat.hub.references import Reference, parse
+
+
+def load() -> dict[str, str]:
+    """Alias -> reference. Raises Damaged if the file is no longer what glmchat wrote."""
+    path = _file()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):
+        raise _damaged(path, "not a table of names")
+    return data
+
+
+def set_alias(name: str, target: str) -> Reference:
+    """Make `name` mean `target`, and return what it means. Raises Usage if that would be a circle or a path."""
+    reference = parse(name)
+    if reference.name is None or reference.revision or reference.quant:
+        raise Usage(
+            tr("{name} cannot be an alias", name=repr(name)),
+            hint=tr("a plain name without /, @ and :, that is no folder here"),
+            code="alias.name",
+        )
+    meant = expand(parse(target))
+    if meant.name == name:
+        raise Usage(tr("{name} cannot stand for itself", name=name), hint=tr("name a model"), code="alias.circle")
+    _write({**load(), name: str(meant)})
+    return meant
+
+
+def remove_alias(name: str) -> None:
+    known = load()
+    if name not in known:
+        raise Usage(
+            tr("there is no alias {name}", name=repr(name)),
+            hint=tr("known: {names}", names=", ".join(sorted(known)) or tr("none")),
+            code="alias.unknown",
+        )
+    _write({k: v for k, v in known.items() if k != name})
+
+
+def expand(reference: Reference) -> Reference:
+    """What the reference means when its name is an alias; a revision or quantisation given with it stands."""
+    known = load()
+    for _ in range(len(known)):
+        if reference.name is None or reference.name not in known:
+            break
+        target = parse(known[reference.name])
+        reference = replace(
+            target,
+            revision=reference.revision or target.revision,
+            quant=reference.quant or target.quant,
+        )
+    return reference
+
+
+def _file() -> Path:
+    return locations.data_dir() / "aliases.json"
+
+
+def _write(known: dict[str, str]) -> None:
+    locations.private_dir(locations.data_dir())
+    store.write_whole(_file(), json.dumps(known, ensure_ascii=False, indent=1).encode(), mode=0o600)
+
+
+def _damaged(path: Path, why: str) -> Damaged:
+    return Damaged(f"{path}: {why}", hint=tr("mend the file or move it away"), code="alias.broken")

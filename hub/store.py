@@ -1,0 +1,201 @@
+"""The layout of the standard Hugging Face cache, so that transformers, `hf cache` and glmchat share one copy.
+
+<cache>/models--owner--name/blobs/<etag>            the bytes (or a link into the cache-wide shared blob store)
+                            snapshots/<commit>/<path>  a relative link to a blob
+                            refs/<name>             the commit that a hub gave for a branch or tag
+<cache>/.locks/models--owner--name/<etag>.lock      held while a blob is written, by every tool
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from glmchat.core import locations
+from glmchat.core.errors import DoesNotFit, Failed, Interrupted
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes
+
+PARTIAL = ".glmchat.incomplete"
+# Kept free beside what a pull needs: file systems slow down and programs fail on the last megabytes.
+_SPARE = 64 * 1024 * 1024
+
+
+def repo_folder(repo: str) -> Path:
+    return locations.hf_cache() / f"models--{repo.replace('/', '--')}"
+
+
+def snapshot(repo: str, commit: str) -> Path:
+    return repo_folder(repo) / "snapshots" / commit
+
+
+def blob(repo: str, etag: str) -> Path:
+    return repo_folder(repo) / "blobs" / etag
+
+
+def partial(repo: str, etag: str) -> Path:
+    return repo_folder(repo) / "blobs" / f"{etag}{PARTIAL}"
+
+
+def ref(repo: str, name: str) -> str | None:
+    """The commit that `refs/<name>` holds, or None."""
+    try:
+        return (repo_folder(repo) / "refs" / name).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def write_ref(repo: str, name: str, commit: str) -> None:
+    path = repo_folder(repo) / "refs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, commit.encode())
+
+
+def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """A file is whole or absent: written beside its place, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from None
+
+
+def link(repo: str, commit: str, path: str, etag: str) -> None:
+    """Put `snapshots/<commit>/<path>` in place as a relative link to the blob, replacing what is there."""
+    place = snapshot(repo, commit) / path
+    target = blob(repo, etag)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(target, place.parent)
+    if place.is_symlink() and place.readlink() == Path(relative):
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(relative)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
+            raise disk_error(error, place) from None
+        # exFAT and some network shares know no links; the hub's own fallback there is the file itself
+        shutil.copyfile(target, temporary)
+    temporary.replace(place)
+
+
+def lock_path(repo: str, etag: str) -> Path:
+    return locations.hf_cache() / ".locks" / f"models--{repo.replace('/', '--')}" / f"{etag}.lock"
+
+
+@contextmanager
+def locked(
+    repo: str, etags: Sequence[str], *, cancelled: Callable[[], bool], waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold the hub's own locks of these blobs. Waits for another process, and says so once through `waiting`.
+
+    The locks are taken in sorted order, so that two pulls that share files cannot wait for each other for ever.
+    """
+    from filelock import FileLock, Timeout
+
+    said = False
+    with ExitStack() as held:
+        for etag in sorted(set(etags)):
+            path = lock_path(repo, etag)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_error(error, path) from None
+            lock = FileLock(path)
+            while True:
+                if cancelled():
+                    raise stopped()
+                try:
+                    held.enter_context(lock.acquire(timeout=0.2))
+                    break
+                except Timeout:
+                    if not said:
+                        waiting()
+                        said = True
+                except NotImplementedError:  # a file system without flock: the rename at the end is atomic anyway
+                    break
+                except OSError as error:
+                    raise disk_error(error, path) from None
+        yield
+
+
+def in_use(repo: str, etag: str) -> bool:
+    """True if some process writes this blob now."""
+    from filelock import FileLock, Timeout
+
+    path = lock_path(repo, etag)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def free_bytes(path: Path) -> int:
+    """What a person without root may still write where `path` is or will be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_space(needed: int, where: Path) -> None:
+    """Raises DoesNotFit (exit 4) with the numbers if `needed` bytes and a small reserve do not fit."""
+    if needed <= 0:
+        return
+    free = free_bytes(where)
+    if needed + _SPARE > free:
+        raise DoesNotFit(
+            tr(
+                "{needed} are needed in {where}, {free} are free",
+                needed=human_bytes(needed + _SPARE),
+                where=where,
+                free=human_bytes(free),
+            ),
+            hint=tr("glmchat prune, glmchat rm MODEL, or set HF_HUB_CACHE (GLMCHAT_HOME) to a folder on a larger disk"),
+            code="pull.disk",
+        )
+
+
+def disk_error(error: OSError, path: Path) -> Failed | DoesNotFit:
+    """An OSError while writing, in words: a full disk does not fit (exit 4), anything else failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DoesNotFit(
+            tr("the disk of {path} is full", path=path.parent),
+            hint=tr("glmchat prune, glmchat rm MODEL, or set HF_HUB_CACHE (GLMCHAT_HOME) to a folder on a larger disk"),
+            code="pull.disk",
+        )
+    return Failed(
+        f"{path}: {error.strerror or error}",
+        hint=tr("check that the folder can be written"),
+        code="store.write",
+    )
+
+
+def stopped() -> Interrupted:
+    return Interrupted(
+        tr("stopped; what is here already is kept"),
+        hint=tr("the same command goes on from there"),
+        code="pull.interrupted",
+    )
+
+
+def now() -> str:
+    """The time as manifests write it, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
