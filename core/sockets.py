@@ -1,0 +1,170 @@
+"""Where the engine listens: a private Unix socket, made so that nobody else on the machine can reach it.
+
+uvicorn's own `uds=` leaves the socket open to everybody (0666), so glmchat binds it itself under umask 0177, inside a
+folder of mode 0700 that belongs to the user.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from glmchat.core.errors import Failed, Hostile
+from glmchat.core.text import one_line
+
+PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+
+
+def socket_dir() -> Path:
+    """The private folder of sockets, created if need be, its owner and mode checked.
+
+    `$XDG_RUNTIME_DIR/glmchat`, or `glmchat-<uid>` in the temporary directory where that is not set or not there.
+    Raises Hostile if the folder is somebody else's, is a link, or lets others in and cannot be closed.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and len(os.fsencode(runtime)) <= PATH_LIMIT - 40 and _is_mine(Path(runtime)):
+        folder = Path(runtime) / "glmchat"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"glmchat-{os.getuid()}"
+        if len(os.fsencode(folder)) > PATH_LIMIT - 32:  # macOS hides TMPDIR deep in /var/folders; /tmp is sticky
+            folder = Path("/tmp") / f"glmchat-{os.getuid()}"  # noqa: S108 (owner and mode are checked below)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise Failed(
+            f"cannot create {one_line(str(folder))}: {error.strerror}",
+            hint="set XDG_RUNTIME_DIR to a folder of your own",
+            code="socket.folder",
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise Hostile(
+            f"{one_line(str(folder))} is owned by someone else (user {found.st_uid}), who could listen in",
+            hint="have it removed, or set XDG_RUNTIME_DIR to a folder of your own",
+            code="socket.folder_owner",
+        )
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+def _is_mine(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and folder.stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def new_socket_path() -> Path:
+    """A path for one engine's socket, short enough for every system. Sockets of dead engines are swept away."""
+    folder = socket_dir()
+    sweep(folder)
+    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.sock"
+    if len(os.fsencode(path)) >= PATH_LIMIT:
+        raise Failed(
+            f"the path of the engine's socket is too long: {one_line(str(path))}",
+            hint="set XDG_RUNTIME_DIR to a shorter folder of your own",
+            code="socket.path_length",
+        )
+    return path
+
+
+def sweep(folder: Path) -> None:
+    """Remove the sockets that processes killed with -9 left behind: the starting process is gone and nobody listens."""
+    for path in folder.glob("*-*.sock"):
+        starter = path.name.partition("-")[0]
+        if starter.isdecimal() and not _alive(int(starter)) and not _answers(path):
+            with suppress(FileNotFoundError, PermissionError):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.2)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A listening Unix socket of mode 0600 at `path`. Call it before the process has other threads: umask is global.
+
+    Raises Failed if the path is taken or cannot be written.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise Failed(
+            f"cannot listen at {one_line(str(path))}: {error.strerror or error}",
+            hint="is another engine using it? otherwise set XDG_RUNTIME_DIR to a folder of your own",
+            code="socket.bind",
+        ) from None
+    finally:
+        os.umask(before)
+    return listener
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Port 0 takes any free one. Raises Failed (exit 1) that names what is in the way."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise Failed(
+            f"{one_line(host)!r} is no address of this machine",
+            hint="--host 127.0.0.1 for this machine alone, --host 0.0.0.0 for everybody in the network",
+            code="serve.host",
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise _tcp_words(host, port, error) from None
+    return listener
+
+
+def _tcp_words(host: str, port: int, error: Exception) -> Failed:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return Failed(
+            f"port {port} is in use",
+            hint=f"choose another one: --port {port + 1 if port < 65535 else 8001}, or --port 0 for any free one",
+            code="serve.port_in_use",
+        )
+    if number == errno.EACCES:
+        return Failed(
+            f"port {port} may only be opened by root", hint="choose one above 1023: --port 8000", code="serve.port"
+        )
+    return Failed(
+        f"cannot listen at {one_line(host)}:{port}: {getattr(error, 'strerror', None) or error}",
+        hint="--host 127.0.0.1 and a port between 1 and 65535",
+        code="serve.host",
+    )

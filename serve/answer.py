@@ -1,0 +1,180 @@
+"""One answer: waits its turn, lets the engine speak, and stops it when the client has gone.
+
+Everything that happens to it (a move in the line, progress of the prefill, a piece, the client's leaving) comes through
+one queue, so there is one place that decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed
+from glmchat.core.text import one_line
+from glmchat.serve.face import Chunk
+from glmchat.serve.host import Host
+from glmchat.serve.line import Place
+from glmchat.serve.wire import GenerationRequest
+
+log = logging.getLogger("glmchat.serve")
+HEARTBEAT = 1.0  # seconds of silence after which a comment says that all is well
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """`place` requests will be served before this one."""
+
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """This request is the one being served now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing happened for HEARTBEAT seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    pass
+
+
+Event = Waiting | Begun | Prefill | Silence | Chunk
+
+
+class Answer:
+    """`ids` is the whole prompt; its last `continued` ids are the beginning of the answer."""
+
+    def __init__(
+        self,
+        host: Host,
+        place: Place,
+        request: GenerationRequest,
+        ids: list[int],
+        adapters: Mapping[str, float],
+        continued: int = 0,
+    ) -> None:
+        self.host, self.place, self.request, self.ids, self.adapters = host, place, request, ids, adapters
+        self.continued = continued
+        self._cancelled = threading.Event()
+        self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    async def events(self, receive: Receive) -> AsyncGenerator[Event, None]:
+        """What happens, in order. Ends after the last chunk, or silently once the client has gone.
+
+        Raises the engine's error. When this generator ends, however it ends, the engine is at rest and the place in
+        the line is free.
+        """
+        watcher = asyncio.create_task(self._watch(receive))
+        worker = asyncio.create_task(self._take_turn())
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        event = await self._events.get()
+                except TimeoutError:
+                    yield Silence()
+                    continue
+                match event:
+                    case _Gone():
+                        return
+                    case _Over(error):
+                        if error:
+                            raise error
+                        return
+                    case _:
+                        yield event
+        finally:
+            self._cancelled.set()
+            watcher.cancel()
+            if self.place.number > 0:
+                worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(worker)
+            self.place.leave()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._events.put_nowait(_Gone())
+
+    async def _take_turn(self) -> None:
+        async for number in self.place.turns():
+            if number:
+                self._events.put_nowait(Waiting(number))
+        self._events.put_nowait(Begun())
+        started = time.monotonic()
+        await self.host.call(self._produce)
+        self.host.line.took(time.monotonic() - started)
+
+    def _stop_wanted(self) -> bool:
+        return self._cancelled.is_set() or self.host.stopping.is_set()
+
+    def _tell(self, event: Event | _Over) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def _produce(self) -> None:
+        """In the engine's thread."""
+        error: Exception | None = None
+        try:
+            if self._stop_wanted():
+                return
+            self.host.activate(self.adapters)
+            answer = self.ids[len(self.ids) - self.continued :]
+            with contextlib.closing(
+                self.host.ready().stream_ids(
+                    self.ids,
+                    self.request.sampling,
+                    cancelled=self._stop_wanted,
+                    on_prefill=lambda done, total: self._tell(Prefill(done, total)),
+                    answer=answer,
+                )
+            ) as chunks:
+                for chunk in chunks:
+                    self._tell(chunk)
+                    if self._stop_wanted():
+                        break
+            if self.host.stopping.is_set():
+                error = ServerFailed("the server is shutting down", hint="start it again", code="server.stopping")
+        except Exception as caught:  # noqa: BLE001 (goes to the client; the engine lives on)
+            error = None if self._cancelled.is_set() else in_words(caught)
+        finally:
+            self._tell(_Over(error))
+
+
+def in_words(error: Exception) -> GlmchatError:
+    """An engine's exception as an error that a client can be told. The traceback stays in the log."""
+    if isinstance(error, GlmchatError):
+        return error
+    log.error("the engine failed", exc_info=error)
+    words = one_line(f"{type(error).__name__}: {error}")
+    if isinstance(error, MemoryError) or "out of memory" in words.lower() or "can't allocate memory" in words.lower():
+        return DoesNotFit(
+            f"memory ran out while answering: {words}",
+            hint="try --quant 4, a smaller --context, or close other programs",
+            code="memory",
+        )
+    return Failed(f"the engine failed: {words}", hint="the engine's log has the whole story", code="engine.failed")

@@ -1,0 +1,63 @@
+"""What the HTTP server asks of an engine. The real one and the tests' FakeEngine both answer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from glmchat.core.messages import FinishReason, Message, Sampling
+
+Report = Callable[[str, float], None]
+"""Progress of a load: the stage ("import", "tokenizer", "weights", "warmup") and how much of it is done, 0 to 1."""
+
+
+class Chunk(Protocol):
+    """A piece of an answer. Only the last one has a finish reason, counts and times (milliseconds)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """On the last one: prompt_n, cached_n, prompt_ms, predicted_n, predicted_ms, seed."""
+        ...
+
+
+class EngineFace(Protocol):
+    """One loaded model. All calls but `render`, `render_open`, `complete` and `tokenize` come from one thread."""
+
+    context: int
+
+    def render(self, messages: Sequence[Message]) -> list[int]: ...
+    def render_open(self, messages: Sequence[Message]) -> list[int]: ...
+    def complete(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str) -> list[int]: ...
+    def facts(self) -> Mapping[str, Any]:
+        """What the `glmchat` object of an answer says of the model: quant, threads, kernel, …"""
+        ...
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        cancelled: Callable[[], bool],
+        on_prefill: Callable[[int, int], None],
+        answer: Sequence[int] = (),
+    ) -> Generator[Chunk, None, None]:
+        """The answer to `ids`. `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
+
+        answer: the ids at the end of `ids` that are the beginning of the answer itself (a continued one).
+        """
+        ...
+
+    def attach(self, folder: Path, name: str) -> object: ...
+    def detach(self, name: str) -> None: ...
+    def activate(self, adapters: Mapping[str, float]) -> None: ...
+
+
+Load = Callable[[Report], EngineFace]

@@ -1,0 +1,181 @@
+"""The engine's life behind the server: loaded in a thread of its own, and asked for one thing at a time there.
+
+One thread for everything, because torch keeps a pool of OpenMP workers per calling thread, and because the first
+request must not wait for an import: `/health` answers while this thread still loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed, UnknownModel
+from glmchat.core.text import one_line
+from glmchat.serve.face import EngineFace, Load
+from glmchat.serve.line import Line
+
+log = logging.getLogger("glmchat.serve")
+T = TypeVar("T")
+
+
+class Host:
+    """One engine: its state, its thread, the line before it, and the adapters it may be given.
+
+    model, revision, quant: what answers and `/v1/models` say of it. adapters: store name -> folder.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        model: str,
+        *,
+        revision: str | None = None,
+        quant: str | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        find_adapter: Callable[[str], Path | None] | None = None,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.revision, self.quant = model, revision, quant
+        self.sampling = dict(sampling or {})
+        self.line = Line()
+        self.created = int(time.time())
+        self.load_ms: float | None = None
+        self.stage, self.done = "import", 0.0
+        self.error: GlmchatError | None = None
+        self.engine: EngineFace | None = None
+        self.stopping = threading.Event()
+        self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
+        self._known = dict(adapters or {})
+        self._find_adapter = find_adapter or (lambda name: None)
+        self._attached: set[str] = set()
+        self._active: dict[str, float] = {}
+        self._load = load
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Ask whatever runs to end, and wait for it; a thread that takes longer ends with the process."""
+        self.stopping.set()
+        self._jobs.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _work(self) -> None:
+        started = time.perf_counter()
+        try:
+            self.engine = self._load(self._report)
+            self.load_ms = (time.perf_counter() - started) * 1000
+            log.info("ready after %.0f ms", self.load_ms)
+        except GlmchatError as error:
+            log.error("cannot load: %s (%s)", error.message, error.hint)
+            self.error = error
+        except MemoryError as error:
+            log.exception("cannot load")
+            self.error = DoesNotFit(
+                f"memory ran out while the model was loaded: {one_line(str(error)) or 'no reason given'}",
+                hint="try --quant 4, a smaller --context, or close other programs",
+                code="memory",
+            )
+        except Exception as error:
+            log.exception("cannot load")
+            self.error = Failed(
+                f"the model cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
+                hint="the engine's log has the whole story (glmchat doctor says where)",
+                code="engine.load",
+            )
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _report(self, stage: str, done: float) -> None:
+        self.stage, self.done = stage, max(0.0, min(1.0, done))
+
+    def ready(self) -> EngineFace:
+        """The engine, or the reason why there is none: it still loads (503), or it could not be loaded (500)."""
+        if self.error:
+            raise self.error
+        if self.engine is None:
+            raise StillLoading(self.stage, self.done)
+        return self.engine
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Run `work` in the engine's thread, behind whatever runs there."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if not answer.cancelled():
+                answer.set_exception(error) if error else answer.set_result(value)
+
+        def job() -> None:
+            try:
+                value, error = work(), None
+            except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
+                value, error = None, caught
+            try:
+                loop.call_soon_threadsafe(settle, value, error)
+            except RuntimeError:  # the loop has ended: the process is about to
+                log.debug("nobody waits any more")
+
+        self._jobs.put(job)
+        return await answer
+
+    # Adapters. `adapters()` is asked from the event loop; the rest runs in the engine's thread.
+
+    def adapters(self) -> list[str]:
+        return sorted(set(self._known) | self._attached)
+
+    def has_adapter(self, name: str) -> bool:
+        return name in self._known or name in self._attached or self._find_adapter(name) is not None
+
+    def attach(self, name: str) -> None:
+        """Attach by store name. Raises UnknownModel for a name that the store does not know."""
+        if name in self._attached:
+            return
+        folder = self._known.get(name) or self._find_adapter(name)
+        if folder is None:
+            raise UnknownModel(
+                f"there is no adapter {one_line(repr(name), 80)} in the store",
+                hint="glmchat adapters list; adapters are named, never given as a path",
+                code="adapter.unknown",
+            )
+        self.ready().attach(folder, name)
+        self._attached.add(name)
+        self._known[name] = folder
+
+    def detach(self, name: str) -> None:
+        if name not in self._attached:
+            raise UnknownModel(
+                f"the adapter {one_line(repr(name), 80)} is not loaded",
+                hint="GET /v1/models lists those that are",
+                code="adapter.unknown",
+            )
+        self.ready().detach(name)
+        self._attached.discard(name)
+        self._active.pop(name, None)
+
+    def activate(self, adapters: Mapping[str, float]) -> None:
+        """Make exactly these active; they are attached first if need be."""
+        for name in adapters:
+            self.attach(name)
+        if dict(adapters) != self._active:
+            self.ready().activate(dict(adapters))
+            self._active = dict(adapters)
+
+
+class StillLoading(ServerFailed):
+    default_code = "server.loading"
+
+    def __init__(self, stage: str, done: float) -> None:
+        super().__init__(
+            f"the model is still loading ({stage}, {done:.0%})", hint="ask /health, or try again in a second"
+        )
+        self.stage, self.done = stage, done

@@ -1,0 +1,131 @@
+"""Listen, load, serve, end: the lifecycle of one engine process, whether a face's child or `glmchat serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from glmchat.core import locations
+from glmchat.core.sockets import bind_unix
+from glmchat.serve.app import build_app
+from glmchat.serve.face import Load
+from glmchat.serve.guard import own_names
+from glmchat.serve.host import Host
+from glmchat.serve.options import ServeOptions
+
+END_OF_LIFELINE = 0
+
+
+def watch_lifeline(descriptor: int = 0) -> None:
+    """End this process, at once and whatever it is doing, when the other end of the pipe is gone.
+
+    The face holds the writing end, and the kernel closes it however the face dies. `os._exit`, because a Python exit
+    would wait for the thread that computes.
+    """
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(descriptor, 4096):
+                pass
+        os._exit(END_OF_LIFELINE)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+
+def store_adapter(name: str) -> Path | None:
+    """The folder of an adapter in the store, by its plain name; a name that is a path is no name."""
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        return None
+    folder = locations.adapters_dir() / name
+    return folder if folder.is_dir() else None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which on a signal first asks the engine to end its answer."""
+
+    def __init__(self, config: uvicorn.Config, host: Host) -> None:
+        super().__init__(config)
+        self._engine_host = host
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._engine_host.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    listener: socket.socket,
+    options: ServeOptions,
+    load: Load,
+    *,
+    key: str | None = None,
+    allow_hosts: tuple[str, ...] = (),
+    on_started: Callable[[Host], None] | None = None,
+) -> Host:
+    """Answer on `listener` until a signal says to end; the engine loads meanwhile. Returns when all is down.
+
+    key: asked of every request; None asks for none (a Unix socket, or loopback by the user's own wish).
+    """
+    host = Host(
+        load,
+        options.model,
+        revision=options.revision,
+        quant=options.quant_label,
+        adapters=options.adapters,
+        find_adapter=store_adapter,
+        sampling=options.sampling,
+    )
+    is_tcp = listener.family != socket.AF_UNIX
+    app = build_app(host, key=key, hosts=own_names((options.host, *allow_hosts)) if is_tcp else None)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,
+    )
+    host.start()
+    if on_started:
+        on_started(host)
+    try:
+        Server(config, host).run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down
+        logging.getLogger("glmchat.serve").info("stopped by a signal")
+    finally:
+        host.stop()
+        listener.close()
+    return host
+
+
+def main(arguments: list[str], load_with: Callable[[ServeOptions], Load]) -> int:
+    """A face's child: `python -P -m glmchat.serve …`. Its log is stderr, which the face has pointed at a file."""
+    from glmchat.serve.options import parse_options
+
+    options = parse_options(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if options.uds is None:
+        sys.stderr.write("a child listens on a Unix socket: --uds PATH; for TCP there is `glmchat serve`\n")
+        return 2
+    listener = bind_unix(options.uds)  # before any thread exists: umask belongs to the whole process
+    if options.lifeline:
+        watch_lifeline()
+    try:
+        serve(listener, options, load_with(options))
+    finally:
+        with suppress(FileNotFoundError):
+            options.uds.unlink()
+    logging.shutdown()
+    return 0

@@ -1,0 +1,155 @@
+"""Fakes that run: an engine behind the server's face that says what it was told to say, at the speed it was given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.errors import GlmchatError, Hostile
+from glmchat.core.messages import FinishReason, Message, Sampling
+
+STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
+
+
+@dataclass(frozen=True)
+class FakeChunk:
+    text: str
+    token_ids: Sequence[int] = ()
+    finish_reason: FinishReason | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FakeEngine:
+    """`FakeEngine(["one ", "two"])` answers every question with these pieces, one token each.
+
+    Ids: a character's code point is its id, so that prompts can be counted; piece number i of the answer has id i.
+    seconds_per_token, seconds_per_prefill: how slow it is. prefill_steps: how often it looks up while reading a prompt.
+    fail_after: raise `failure` after that many pieces. echo: answer with the last question instead.
+    Everything it was asked is recorded in `asked`; `stopped` counts answers that were stopped.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[str] = ("one ", "two"),
+        *,
+        seconds_per_token: float = 0.0,
+        seconds_per_prefill: float = 0.0,
+        prefill_steps: int = 4,
+        fail_after: int | None = None,
+        failure: Exception | None = None,
+        echo: bool = False,
+        context: int = 4096,
+    ) -> None:
+        self.pieces = tuple(pieces)
+        self.seconds_per_token = seconds_per_token
+        self.seconds_per_prefill = seconds_per_prefill
+        self.prefill_steps = prefill_steps
+        self.fail_after = fail_after
+        self.failure = failure or RuntimeError("the fake engine was told to fail")
+        self.echo = echo
+        self.context = context
+        self.asked: list[tuple[list[int], Sampling]] = []
+        self.stopped = 0
+        self.attached: dict[str, Path] = {}
+        self.active: dict[str, float] = {}
+
+    @classmethod
+    def loader(
+        cls, *arguments: Any, seconds_to_load: float = 0.0, load_failure: GlmchatError | None = None, **options: Any
+    ) -> Callable[[Callable[[str, float], None]], FakeEngine]:
+        """A `Load` for serve: passes through the stages, then hands out the engine, or fails with `load_failure`."""
+
+        def load(report: Callable[[str, float], None]) -> FakeEngine:
+            for stage, done in STAGES:
+                report(stage, done)
+                time.sleep(seconds_to_load / len(STAGES))
+            if load_failure:
+                raise load_failure
+            return cls(*arguments, **options)
+
+        return load
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        return [ord(c) for c in "".join(f"<{m.role}>{m.content}" for m in messages) + "<assistant>"]
+
+    def render_open(self, messages: Sequence[Message]) -> list[int]:
+        return self.render(messages[:-1]) + self.tokenize(messages[-1].content)
+
+    def complete(self, text: str) -> list[int]:
+        return self.tokenize(text)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"threads": 1, "kernel": "fake", "family": "fake"}
+
+    def attach(self, folder: Path, name: str) -> None:
+        if not folder.is_dir():
+            raise Hostile(f"{folder} is no adapter", hint="name another", code="adapter.damaged")
+        self.attached[name] = folder
+
+    def detach(self, name: str) -> None:
+        del self.attached[name]
+        self.active.pop(name, None)
+
+    def activate(self, adapters: Mapping[str, float]) -> None:
+        self.active = dict(adapters)
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_prefill: Callable[[int, int], None] = lambda done, total: None,
+        answer: Sequence[int] = (),
+    ) -> Generator[FakeChunk, None, None]:
+        self.asked.append((list(ids), sampling))
+        started = time.perf_counter()
+        finished = False
+        try:
+            for step in range(self.prefill_steps if self.seconds_per_prefill else 0):
+                time.sleep(self.seconds_per_prefill / self.prefill_steps)
+                on_prefill((step + 1) * len(ids) // self.prefill_steps, len(ids))
+                if cancelled():
+                    return
+            read = time.perf_counter()
+            pieces = self._answer(ids) if self.echo else self.pieces
+            limit = min(sampling.max_tokens or 2048, self.context - len(ids))
+            for number, piece in enumerate(pieces[:limit]):
+                if self.fail_after is not None and number >= self.fail_after:
+                    raise self.failure
+                time.sleep(self.seconds_per_token)
+                if cancelled():
+                    return
+                yield FakeChunk(piece, (number,))
+            finished = True
+            said = min(limit, len(pieces))
+            yield FakeChunk(
+                "",
+                (),
+                "length" if len(pieces) > limit else "stop",
+                {
+                    "prompt_n": len(ids),
+                    "cached_n": 0,
+                    "prompt_ms": (read - started) * 1000,
+                    "predicted_n": said,
+                    "predicted_ms": (time.perf_counter() - read) * 1000,
+                    "seed": sampling.seed if sampling.seed is not None else 7,
+                },
+            )
+        finally:
+            if not finished:
+                self.stopped += 1
+
+    def _answer(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The last question, a character a token."""
+        text = "".join(chr(i) for i in ids)
+        with suppress(IndexError):
+            text = text.rsplit("<user>", 1)[1].removesuffix("<assistant>")
+        return tuple(text)
