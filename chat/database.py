@@ -125,7 +125,7 @@ def _open_read_only(path: Path, problem: str) -> Opened:
 def _probe(connection: sqlite3.Connection) -> None:
     """Touch each table's end: cheap, and finds the files that were cut short or overwritten."""
     for table in ("conversation", "message", "deletion"):
-        connection.execute(f"SELECT * FROM {table} ORDER BY id DESC LIMIT 1").fetchone()  # noqa: S608  (fixed names)
+        connection.execute(f"SELECT * FROM {table} ORDER BY id DESC LIMIT 1").fetchone()
     connection.execute("SELECT value FROM counter").fetchall()
 
 

@@ -160,7 +160,7 @@ class Tree:
         return sorted(
             (
                 m
-                for m in self.messages.values()
+                for m in list(self.messages.values())  # another thread may be adding
                 if m.parent == message.parent and m.role == message.role and m.deletion is None
             ),
             key=lambda m: m.id,
@@ -169,7 +169,7 @@ class Tree:
     def tip(self, message: StoredMessage) -> StoredMessage:
         """The last message of the branch through `message` that was open last."""
         children: dict[int, list[int]] = {}
-        for m in self.messages.values():
+        for m in list(self.messages.values()):
             if m.parent is not None and m.deletion is None:
                 children.setdefault(m.parent, []).append(m.id)
         seen: set[int] = set()

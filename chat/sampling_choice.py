@@ -1,0 +1,101 @@
+"""Which value of each sampling setting holds, and who said so.
+
+flag > /set > conversation > GLMCHAT_* > config > models.toml > generation_config.json > default
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from glmchat.core.errors import Usage
+from glmchat.core.messages import Sampling
+from glmchat.core.settings import load_settings
+
+Origin = Literal["flag", "set", "conversation", "environment", "config", "catalogue", "generation_config", "default"]
+ORDER: tuple[Origin, ...] = get_args(Origin)  # the highest rank first
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenSampling:
+    sampling: Sampling
+    origins: Mapping[str, Origin]  # for every field of Sampling
+
+
+@dataclass(slots=True)
+class SamplingRanks:
+    """What each rank asks for; field of `Sampling` -> value. Only the ranks that speak need an entry."""
+
+    asked: dict[Origin, dict[str, Any]] = field(default_factory=dict)
+
+    def rank(self, origin: Origin) -> dict[str, Any]:
+        return self.asked.setdefault(origin, {})
+
+    def choose(self, only_now: Mapping[str, Any] | None = None) -> ChosenSampling:
+        """The values that hold. `only_now`: for one answer, above every rank. Raises Usage for one out of range."""
+        return choose_sampling({**self.asked, "flag": {**self.asked.get("flag", {}), **(only_now or {})}})
+
+
+def choose_sampling(asked: Mapping[Origin, Mapping[str, Any]]) -> ChosenSampling:
+    """The highest rank that names a field decides it. Raises Usage for a value out of range, naming who gave it."""
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for item in fields(Sampling):
+        origins[item.name] = next((o for o in ORDER if item.name in asked.get(o, {})), "default")
+        if origins[item.name] != "default":
+            values[item.name] = asked[origins[item.name]][item.name]
+            try:
+                Sampling(**{item.name: values[item.name]})
+            except TypeError:
+                raise Usage(
+                    f"{item.name} cannot be {values[item.name]!r} ({origins[item.name]})",
+                    hint=f"give a number, for example /set {item.name} 0.8",
+                    code="sampling.value",
+                ) from None
+    return ChosenSampling(Sampling(**values), origins)
+
+
+def ranks_for_launch(
+    flags: Mapping[str, Any], *, catalogue: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> SamplingRanks:
+    """The ranks that are known before a conversation is open. Raises Usage for a broken config."""
+    return SamplingRanks(
+        {
+            "flag": dict(flags),
+            "environment": dict(load_settings(Path(os.devnull)).sampling),
+            "config": dict(load_settings(environ={}).sampling),
+            "catalogue": dict(catalogue or {}),
+            "generation_config": generation_config(folder),
+        }
+    )
+
+
+def generation_config(folder: Path | None) -> dict[str, Any]:
+    """What a checkpoint's own generation_config.json says; a missing, foreign or broken one says nothing.
+
+    `do_sample: false` is the format's default and is what most files leave out while they mean to be sampled from, so
+    only values that are there count.
+    """
+    if folder is None or not (path := folder / "generation_config.json").is_file() or path.stat().st_size > 1 << 20:
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(data, dict):
+        return {}
+    found: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = data.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            one: dict[str, Any] = {name: value}
+            try:
+                Sampling(**one)
+            except Usage:
+                continue
+            found.update(one)
+    return found

@@ -1,0 +1,561 @@
+"""One conversation with one model: ask, stop, regenerate, edit, continue, and the database right at every moment.
+
+    session = ChatSession(history, endpoint)
+    for event in session.ask("hello"):      # Begun, perhaps Trimmed, Started, Piece…, Finished, Done
+        ...
+
+Iterate in a worker thread; `stop()` may be called from any other. Closing the generator stops too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from glmchat.chat import context
+from glmchat.chat.history import History
+from glmchat.chat.pump import Ended, Pump
+from glmchat.chat.records import ConversationSettings, State, StoredMessage, Tree
+from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
+from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import (
+    Finished,
+    Message,
+    Piece,
+    Sampling,
+    Started,
+    StreamEvent,
+    parse_sampling_value,
+    sampling_name,
+)
+
+FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second
+_POLL = 0.05  # how soon a stop is noticed while nothing comes
+
+
+class Speaker(Protocol):
+    """What the session needs of an endpoint."""
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapters: Sequence[tuple[str, float]] = (),
+        continue_final: bool = False,
+    ) -> Generator[StreamEvent, None, None]: ...
+
+    def tokenize(self, messages: Sequence[Message]) -> list[int] | int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What answers, as far as it is known; goes into the details of each answer."""
+
+    model: str | None = None
+    revision: str | None = None
+    quant: str | None = None
+    context: int | None = None  # tokens the model's context holds
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The question is stored and an empty answer stands below it; their ids stay."""
+
+    question: StoredMessage | None
+    answer: StoredMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """The model no longer sees these messages (oldest whole turns); sent on when the set grew."""
+
+    unseen: tuple[int, ...]
+    tokens: int | None
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer as it now stands in the history."""
+
+    answer: StoredMessage
+
+
+SessionEvent = Begun | Trimmed | StreamEvent | Done
+Answer = Generator[SessionEvent, None, None]
+
+
+class ChatSession:
+    """See the module. `tree` is the open conversation; the window reads its messages from there."""
+
+    def __init__(
+        self,
+        history: History,
+        endpoint: Speaker | None,
+        conversation: int | None = None,
+        *,
+        identity: ModelIdentity | None = None,
+        ranks: SamplingRanks | None = None,
+        system: str | None = None,
+        default_system: str | None = None,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        context_policy: str = "drop",
+    ) -> None:
+        """endpoint None: not there yet (`reconnect` brings it). Raises Usage for an unknown conversation.
+
+        system, adapters: from flags; they become the conversation's. default_system: from the config.
+        """
+        self.history = history
+        self.identity = identity or ModelIdentity()
+        self.ranks = ranks or SamplingRanks()
+        self.default_system = default_system
+        self.default_policy = context_policy
+        self._flag_system = system
+        self._flag_adapters = None if adapters is None else tuple(adapters)
+        self._endpoint = endpoint
+        self._stop = threading.Event()
+        self._busy = threading.Lock()
+        self.unseen: tuple[int, ...] = ()
+        self.tree: Tree
+        if conversation is None:
+            self.new()
+        else:
+            self.open(conversation)
+
+    # -- which conversation
+
+    def new(self) -> Tree:
+        """Another conversation; the one before stays in the history."""
+        self.ranks.asked.pop("set", None)
+        self.tree = self.history.new(self.identity.model)
+        self._opened()
+        return self.tree
+
+    def open(self, conversation: int) -> Tree:
+        """Go on with an earlier conversation, with its settings. Raises Usage if it is unknown."""
+        self.tree = self.history.load(conversation)
+        self.ranks.asked.pop("set", None)
+        self._opened()
+        return self.tree
+
+    def _opened(self) -> None:
+        self.unseen = ()
+        settings = self.settings
+        if self._flag_system is not None:
+            settings = replace(settings, system=self._flag_system)
+        if self._flag_adapters is not None:
+            settings = replace(settings, adapters=self._flag_adapters)
+        self.ranks.asked["conversation"] = dict(settings.sampling)
+        self._change(settings)
+
+    def refresh(self) -> bool:
+        """Take over what another window wrote to this conversation; True if anything changed."""
+        return not self.streaming and self.history.refresh(self.tree)
+
+    def reconnect(self, endpoint: Speaker | None, identity: ModelIdentity | None = None) -> None:
+        """Another engine, or the same one started anew; the conversation stays."""
+        self._endpoint = endpoint
+        if identity is not None:
+            self.identity = identity
+            if self.tree.messages:
+                self.history.change(self.tree, model=identity.model)
+            else:
+                self.tree.change_head(model=identity.model)
+
+    # -- settings
+
+    @property
+    def settings(self) -> ConversationSettings:
+        return self.tree.conversation.settings
+
+    def _change(self, settings: ConversationSettings) -> None:
+        if settings != self.settings:
+            self.history.change(self.tree, settings=settings)
+
+    def sampling(self, only_now: Mapping[str, Any] | None = None) -> ChosenSampling:
+        """The values the next answer is made with, and where each comes from."""
+        return self.ranks.choose(only_now)
+
+    def set(self, name: str, value: str | int | float | tuple[str, ...] | None) -> ChosenSampling:
+        """`/set top_p 0.8`: holds from the next answer on, for this conversation. Raises Usage, changing nothing.
+
+        The later word of the same person counts: a flag of the same name gives way.
+        """
+        field = sampling_name(name)
+        parsed = parse_sampling_value(field, value) if isinstance(value, str) else value
+        self.ranks.choose({field: parsed})
+        self.ranks.rank("flag").pop(field, None)
+        self.ranks.rank("set")[field] = parsed
+        self._change(replace(self.settings, sampling={**self.settings.sampling, field: parsed}))
+        return self.sampling()
+
+    def reset(self, name: str | None = None) -> ChosenSampling:
+        """Forget what was set in this conversation, one field or all; the lower ranks hold again."""
+        fields = None if name is None else {sampling_name(name)}
+        kept = {k: v for k, v in self.settings.sampling.items() if fields is not None and k not in fields}
+        for rank in (self.ranks.rank("set"), self.ranks.rank("conversation")):
+            for field in list(rank):
+                if fields is None or field in fields:
+                    del rank[field]
+        self._change(replace(self.settings, sampling=kept))
+        return self.sampling()
+
+    @property
+    def system_prompt(self) -> str | None:
+        own = self.settings.system
+        return (own or None) if own is not None else self.default_system
+
+    def system(self, text: str | None) -> None:
+        """`/system TEXT`; "" switches the config's off, None leaves the choice to the config."""
+        self._change(replace(self.settings, system=text))
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        return self.settings.adapters
+
+    def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        self._change(replace(self.settings, adapters=tuple(adapters)))
+
+    @property
+    def context_policy(self) -> str:
+        return self.settings.context_policy or self.default_policy
+
+    def set_context_policy(self, policy: str) -> None:
+        """ "drop" or "refuse". Raises Usage for another word."""
+        if policy not in ("drop", "refuse"):
+            raise Usage(f"there is no policy {policy!r}", hint="drop or refuse", code="context.policy")
+        self._change(replace(self.settings, context_policy=policy))
+
+    # -- answers
+
+    @property
+    def streaming(self) -> bool:
+        return self._busy.locked()
+
+    def stop(self) -> None:
+        """End the running answer and keep what was said. May be called from any thread."""
+        self._stop.set()
+
+    def ask(self, text: str) -> Answer:
+        """Store the question, then ask the model. Raises GlmchatError; what was said until then is kept."""
+        with self._speaking():
+            self.history.refresh(self.tree)
+            question = self.history.append(self.tree, "user", text)
+            self.history.save_draft(self.tree, "")
+            yield from self._answer(question, asked=True)
+
+    def edit(self, message: int, text: str) -> Answer:
+        """Ask an earlier question in other words, on a branch of its own; the old branch is kept."""
+        old = self._message(message, "user")
+        with self._speaking():
+            if old.parent is None:
+                question = self.history.append_root(self.tree, "user", text)
+            else:
+                question = self.history.append(self.tree, "user", text, parent=old.parent)
+            yield from self._answer(question, asked=True)
+
+    def regenerate(self, changes: Mapping[str, Any] | None = None, message: int | None = None) -> Answer:
+        """Another answer to the last question (or the one that `message` answers), beside the old one.
+
+        changes: sampling for this answer alone, field -> value.
+        """
+        question = self._question(message)
+        with self._speaking():
+            yield from self._answer(question, asked=False, only_now=changes)
+
+    def continue_answer(self, message: int | None = None) -> Answer:
+        """Go on with a stopped, cut or interrupted answer from its last token. Raises Usage if there is none."""
+        path = self.tree.path()
+        last = self._message(message, "assistant") if message is not None else (path[-1] if path else None)
+        if last is None or not last.can_continue or not path or path[-1].id != last.id:
+            raise Usage(
+                tr("there is no unfinished answer to continue"),
+                hint=tr("/regen asks for another answer"),
+                code="chat.nothing_to_continue",
+            )
+        with self._speaking():
+            yield from self._answer(None, asked=False, unfinished=last)
+
+    # -- changes to what was said
+
+    def undo(self) -> int:
+        """Take back the last question with its answer; the number is for `restore`. Raises Usage if there is none."""
+        self._must_be_quiet()
+        path = self.tree.path()
+        start = next((i for i in range(len(path) - 1, -1, -1) if path[i].role == "user"), None)
+        if start is None:
+            raise Usage(tr("there is nothing to undo"), hint=tr("ask something first"), code="chat.nothing_to_undo")
+        before = path[start - 1].id if start else None
+        return self.history.delete_messages(self.tree, path[start:], leaf=before)
+
+    def delete(self, message: int) -> int:
+        """Delete one message, a question with its answers. The number is for `restore`."""
+        self._must_be_quiet()
+        target = self._message(message)
+        doomed = [target]
+        if target.role == "user":
+            doomed += [m for m in self.tree.messages.values() if m.parent == target.id and m.role == "assistant"]
+        return self.history.delete_messages(self.tree, doomed, leaf=self.tree.leaf)
+
+    def restore(self, deletion: int) -> None:
+        """Undo a deletion or an undo."""
+        self._must_be_quiet()
+        self.history.restore(deletion, self.tree)
+
+    def clear(self) -> StoredMessage | None:
+        """`/clear`: the model sees nothing above; nothing is deleted. None if the context is empty already."""
+        self._must_be_quiet()
+        if not self.tree.context():
+            return None
+        self.unseen = ()
+        return self.history.append_clear(self.tree)
+
+    def branches(self, message: int) -> tuple[list[StoredMessage], int]:
+        """All versions of a message, oldest first, and which of them this one is."""
+        versions = self.tree.siblings(self._message(message))
+        return versions, [m.id for m in versions].index(message)
+
+    def switch(self, message: int) -> None:
+        """Open the branch through that version, as deep as it was left."""
+        self._must_be_quiet()
+        self.history.open_branch(self.tree, self._message(message))
+
+    # -- context
+
+    def measure(self, draft: str = "") -> context.Request:
+        """What the next request would hold, were `draft` sent now: exact tokens, and which messages fall out.
+
+        Asks the engine; call it from a worker. Raises DoesNotFit.
+        """
+        stored = self.tree.context()
+        if draft:
+            stored = [*stored, StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft)]
+        return self._request(stored, self.sampling().sampling)
+
+    def _request(self, stored: Sequence[StoredMessage], sampling: Sampling, drop_at_least: int = 0) -> context.Request:
+        return context.fit(
+            self.system_prompt,
+            stored,
+            self._count,
+            self.identity.context,
+            max_tokens=sampling.max_tokens,
+            policy=self.context_policy,
+            drop_at_least=drop_at_least,
+        )
+
+    def _count(self, messages: Sequence[Message]) -> int | None:
+        counted = self._connected().tokenize(messages)
+        return len(counted) if isinstance(counted, list | tuple) else counted
+
+    # -- the stream
+
+    def _connected(self) -> Speaker:
+        if self._endpoint is None:
+            raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
+        return self._endpoint
+
+    def _speaking(self) -> _Speaking:
+        return _Speaking(self._busy, self._stop)
+
+    def _must_be_quiet(self) -> None:
+        if self.streaming:
+            raise _already_streaming()
+
+    def _message(self, message: int, role: str | None = None) -> StoredMessage:
+        found = self.tree.messages.get(message)
+        if found is None or found.deletion is not None or (role is not None and found.role != role):
+            raise Usage(
+                tr("there is no such message in this conversation"),
+                hint=tr("choose one that is shown"),
+                code="chat.no_message",
+            )
+        return found
+
+    def _question(self, message: int | None) -> StoredMessage:
+        """The question that `message` answers; None: the last question of the open branch."""
+        if message is not None:
+            at: StoredMessage | None = self._message(message)
+            while at is not None and at.role != "user":
+                at = self.tree.messages.get(at.parent) if at.parent is not None else None
+        else:
+            at = next((m for m in reversed(self.tree.path()) if m.role == "user"), None)
+        if at is None:
+            raise Usage(
+                tr("there is no question to answer again"),
+                hint=tr("ask something first"),
+                code="chat.nothing_to_answer",
+            )
+        return at
+
+    def _answer(
+        self,
+        question: StoredMessage | None,
+        *,
+        asked: bool,
+        only_now: Mapping[str, Any] | None = None,
+        unfinished: StoredMessage | None = None,
+    ) -> Answer:
+        chosen = self.sampling(only_now)
+        leaf = unfinished.id if unfinished else question.id if question else None
+        path = self.tree.path(leaf)
+        start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
+        stored = path[start:]
+        details: dict[str, Any] = {
+            "model": self.identity.model,
+            "revision": self.identity.revision,
+            "quant": self.identity.quant,
+            "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
+            "sampling": _plain(chosen.sampling),
+            "system": self.system_prompt,
+        }
+        if unfinished is None:
+            assert question is not None
+            answer = self.history.begin_answer(self.tree, parent=question.id, details=details)
+        else:
+            answer = self.history.reopen_answer(self.tree, unfinished)
+            spans = list(unfinished.details.get("spans") or [])
+            details["spans"] = [*spans, len(unfinished.token_ids)]
+        writing = _Writing(self.history, self.tree, answer, details)
+        try:
+            yield Begun(question if asked else None, answer)
+            yield from self._stream(stored, chosen.sampling, writing, continue_final=unfinished is not None)
+        except GeneratorExit:
+            writing.end("stopped")
+            raise
+        except GlmchatError as error:
+            writing.end("failed", {"error": error.to_json()})
+            raise
+        except BaseException as error:
+            writing.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        yield Done(self.tree.messages[answer.id])
+
+    def _stream(
+        self, stored: Sequence[StoredMessage], sampling: Sampling, writing: _Writing, *, continue_final: bool
+    ) -> Answer:
+        """Send the request; when a server says it is too long, once more without its oldest turns."""
+        refused = 0
+        while True:
+            request = self._request(stored, sampling, refused)
+            writing.details["seen_from"] = next((m.id for m in stored if m.id not in request.unseen), None)
+            if request.unseen != self.unseen:
+                self.unseen = request.unseen
+                if request.unseen:
+                    yield Trimmed(request.unseen, request.tokens, request.limit)
+            source = self._connected().stream(
+                request.messages, sampling, adapters=self.adapters, continue_final=continue_final
+            )
+            try:
+                yield from self._events(Pump(source), writing)
+            except DoesNotFit:
+                last = len(context.turns(stored)) - 1
+                if self.context_policy != "drop" or request.tokens is not None or refused >= last or writing.said:
+                    raise
+                refused = min(last, max(1, refused * 2))
+                continue
+            return
+
+    def _events(self, pump: Pump, writing: _Writing) -> Answer:
+        finished: Finished | None = None
+        try:
+            while finished is None:
+                if self._stop.is_set():
+                    finished = Finished("cancelled")
+                    break
+                try:
+                    event = pump.get(min(_POLL, writing.due()))
+                except Ended:
+                    break
+                if isinstance(event, Piece):
+                    writing.add(event)
+                elif isinstance(event, Started):
+                    writing.details["prompt_tokens"] = event.prompt_tokens
+                    writing.details["model"] = event.model or writing.details["model"]
+                elif isinstance(event, Finished):
+                    finished = event
+                    break
+                writing.flush_if_due()
+                if event is not None:
+                    yield event
+        finally:
+            pump.stop()
+        finished = finished or Finished(None)
+        state: State = {"length": "cut", "cancelled": "stopped"}.get(finished.finish_reason or "", "complete")  # type: ignore[assignment]
+        writing.end(state, _facts(finished))
+        yield finished
+
+
+class _Speaking:
+    """One answer at a time; the stop of the one before does not count."""
+
+    def __init__(self, busy: threading.Lock, stop: threading.Event) -> None:
+        self._lock, self._stop = busy, stop
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise _already_streaming()
+        self._stop.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _Writing:
+    """An answer on its way into the history: gathers pieces and flushes them twice a second."""
+
+    def __init__(self, history: History, tree: Tree, answer: StoredMessage, details: dict[str, Any]) -> None:
+        self.details = details
+        self.said = False
+        self._history, self._tree, self._answer = history, tree, answer
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._clock: Callable[[], float] = time.monotonic  # the wall clock may go backwards
+        self._flushed = self._clock()
+        self._ended = False
+
+    def add(self, piece: Piece) -> None:
+        self.said = True
+        self._text.append(piece.text)
+        self._ids.extend(piece.token_ids)
+
+    def due(self) -> float:
+        return max(0.0, self._flushed + FLUSH_SECONDS - self._clock())
+
+    def flush_if_due(self) -> None:
+        if self.due() == 0.0:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._text or self._ids:
+            self._history.add_piece(self._tree, self._answer, "".join(self._text), self._ids)
+            self._text, self._ids = [], []
+        self._flushed = self._clock()
+
+    def end(self, state: State, details: Mapping[str, Any] | None = None) -> None:
+        if not self._ended:
+            self._ended = True
+            self.flush()
+            self._history.finish_answer(self._tree, self._answer, state, {**self.details, **(details or {})})
+
+
+def _facts(finished: Finished) -> dict[str, Any]:
+    """What the server told of the answer, for its details; what it did not tell is left out."""
+    names = (
+        "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "ttft_seconds",
+        "prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "seed",
+    )  # fmt: skip
+    told = {name: getattr(finished, name) for name in names if getattr(finished, name) is not None}
+    return {**told, **({"facts": dict(finished.facts)} if finished.facts else {})}
+
+
+def _plain(sampling: Sampling) -> dict[str, Any]:
+    return {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__}
+
+
+def _already_streaming() -> Usage:
+    return Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
