@@ -1,0 +1,125 @@
+"""Styled text to rows of a given width: words wrap at spaces, Chinese wraps anywhere but before closing punctuation.
+
+Widths are cells as the terminal counts them; a grapheme (an emoji with joiners, a letter with its marks) is never cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rich.cells import cell_len, split_graphemes
+from rich.segment import Segment
+from rich.style import Style
+
+Span = tuple[str, Style]
+
+_CLOSING = "，。！？；：、）】》〉」』”’…％,.!?;:)\\]}%"
+_OPENING = "（【《〈「『“‘(\\[{"
+_WIDE = (  # scripts that break between any two characters: Han, kana, bopomofo, Hangul, full-width forms
+    "\u2e80-\u2fff\u3003-\u3007\u3012-\u303f\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
+)
+_ATOM = re.compile(rf"\s+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}]+[{_CLOSING}]*|\S")
+
+
+class Row(NamedTuple):
+    """Offsets into the text, and what joins this row to the next: "\\n", or what the wrap swallowed (" " or "")."""
+
+    start: int
+    end: int
+    joint: str
+
+
+def rows(text: str, width: int, *, words: bool = True) -> list[Row]:
+    """Where `text` is cut so that no row is wider than `width` cells (a single wider grapheme stands alone).
+
+    words=False cuts at the edge (code). Every character is in exactly one row or in the swallowed space.
+    """
+    width = max(1, width)
+    found: list[Row] = []
+    offset = 0
+    for line in text.split("\n"):
+        if len(line) <= width and (line.isascii() or cell_len(line) <= width):
+            found.append(Row(offset, offset + len(line), "\n"))
+        elif words:
+            found.extend(_word_rows(line, width, offset))
+        else:
+            found.extend(_edge_rows(line, width, offset))
+        offset += len(line) + 1
+    return found
+
+
+def _edge_rows(line: str, width: int, offset: int) -> Iterator[Row]:
+    start = 0
+    for end in _cuts(line, width):
+        yield Row(offset + start, offset + end, "")
+        start = end
+    yield Row(offset + start, offset + len(line), "\n")
+
+
+def _cuts(text: str, width: int) -> list[int]:
+    """Offsets at which a text without spaces is cut; the rest after the last one fits."""
+    if text.isascii():
+        return list(range(width, len(text), width))
+    cuts: list[int] = []
+    used = 0
+    for start, _end, cells in split_graphemes(text)[0]:
+        if used + cells > width and used:
+            cuts.append(start)
+            used = 0
+        used += cells
+    return cuts
+
+
+def _word_rows(line: str, width: int, offset: int) -> Iterator[Row]:
+    start = 0  # of the row being filled
+    used = 0  # its cells
+    end = 0  # its end without trailing space
+    for match in _ATOM.finditer(line):
+        atom = match.group()
+        at = match.start()
+        cells = len(atom) if atom.isascii() else cell_len(atom)
+        if atom.isspace():
+            if at == 0 and cells > width // 2:
+                start = end = match.end()  # an indentation that leaves no room for words is dropped
+            else:
+                used += cells
+            continue
+        if used + cells <= width:
+            used += cells
+            end = match.end()
+            continue
+        if end > start:
+            yield Row(offset + start, offset + end, line[end:at] and " ")
+            start = at
+        if cells <= width:
+            used, end = cells, match.end()
+            continue
+        for cut in _cuts(atom, width):
+            yield Row(offset + start, offset + at + cut, "")
+            start = at + cut
+        end = match.end()
+        used = cell_len(line[start:end])
+    yield Row(offset + start, offset + max(end, start), "\n")
+
+
+def slices(spans: Sequence[Span], wrapped: Sequence[Row]) -> Iterator[list[Segment]]:
+    """The segments of each row, in order."""
+    index = 0
+    position = 0  # offset of spans[index] in the text
+    for row in wrapped:
+        segments: list[Segment] = []
+        while index < len(spans) and position + len(spans[index][0]) <= row.start:
+            position += len(spans[index][0])
+            index += 1
+        i, p = index, position
+        while i < len(spans) and p < row.end:
+            text, style = spans[i]
+            part = text[max(0, row.start - p) : row.end - p]
+            if part:
+                segments.append(Segment(part, style))
+            p += len(text)
+            i += 1
+        yield segments
