@@ -1,0 +1,121 @@
+"""What the SentencePiece vocabularies share: reading the file, encoding text, and putting text together from ids.
+
+Text is put together here and not by SentencePiece, because control tokens, newlines and blanks must be told apart by
+id: a model that writes the four characters `<n>` has not written a newline until the whole is there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from glmchat.core.errors import Damaged
+from glmchat.core.text import one_line
+from glmchat.engine.shards import refuse_pointer
+
+SPACE = "\u2581"  # how a piece writes a space
+_LARGEST = 64 * 2**20
+
+
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """Every byte that belongs to no character is one U+FFFD, as SentencePiece counts them."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("glmchat.each_byte", _each_byte)
+
+
+def read_vocabulary(path: Path) -> bytes:
+    """The bytes of a vocabulary file. Raises Damaged for a pointer, an empty file, or one that is absurdly large."""
+    try:
+        refuse_pointer(path)
+        if path.stat().st_size > _LARGEST:
+            raise Damaged(
+                f"{one_line(path.name)} is larger than 64 MB",
+                hint="no vocabulary is: pull the model again",
+                code="tokenizer.size",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(
+            f"cannot read {one_line(path.name)}: {error.strerror}",
+            hint="pull the model again",
+            code="tokenizer.unreadable",
+        ) from None
+
+
+def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The vocabulary in `data`. Raises Damaged if it is none."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except (RuntimeError, ValueError, TypeError):
+        raise Damaged(
+            f"{one_line(path.name)} ({len(data):,} bytes) is no SentencePiece vocabulary",
+            hint="the download broke off or the file is another one: pull it again",
+            code="tokenizer.damaged",
+        ) from None
+
+
+def encodable(text: str) -> str:
+    """Lone surrogates, which no UTF-8 has, as U+FFFD."""
+    return text.encode("utf-8", "replace").decode() if re.search("[\ud800-\udfff]", text) else text
+
+
+class PieceText:
+    """Ids to text for one vocabulary.
+
+    shown: ids whose text is not their piece ("" for control tokens, "\\n" for `<n>`).
+    strip_all: the vocabulary folds blanks, so every space before the first visible character goes, not only one.
+    """
+
+    def __init__(
+        self, pieces: sentencepiece.SentencePieceProcessor, shown: Mapping[int, str], *, strip_all: bool
+    ) -> None:
+        self._pieces = pieces
+        self._shown = shown
+        self._strip_all = strip_all
+        self._size = pieces.get_piece_size()
+        self._known: dict[int, str | int] = {}  # piece text, or the value of a byte
+
+    def _read(self, token: int) -> str | int:
+        """The text of one piece with its spaces, or a byte's value."""
+        found = self._known.get(token)
+        if found is None:
+            if token in self._shown:
+                found = self._shown[token]
+            elif not 0 <= token < self._size or self._pieces.is_control(token):
+                found = ""
+            elif self._pieces.is_byte(token):
+                found = int(self._pieces.id_to_piece(token)[3:5], 16)
+            else:
+                found = self._pieces.id_to_piece(token).replace(SPACE, " ")
+            self._known[token] = found
+        return found
+
+    def join(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; the space that the encoder put in front is taken off again."""
+        parts: list[str] = []
+        run = bytearray()  # bytes of characters that have no piece of their own
+        at_start, stripped = True, False
+        for token in ids:
+            piece = self._read(token)
+            if isinstance(piece, int):
+                run.append(piece)
+                at_start = False
+                continue
+            if run:
+                parts.append(run.decode("utf-8", "glmchat.each_byte"))
+                run.clear()
+            if at_start and piece.startswith(" ") and token not in self._shown and not stripped:
+                piece = piece[1:]
+                stripped = not self._strip_all
+            at_start = at_start and not piece and not stripped
+            parts.append(piece)
+        if run:
+            parts.append(run.decode("utf-8", "glmchat.each_byte"))
+        return "".join(parts)
