@@ -2,63 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from glmchat.core.errors import Interrupted
+from glmchat.core.http import make_client
+from glmchat.hub.transfer import Patience, Shared, State, Transfer
+from glmchat.hub.wanted import Candidate, FileGot, FileProgress, FileWanted, Progress
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["Candidate", "FileGot", "FileProgress", "FileWanted", "Patience", "Progress", "download"]
+
+_TICK = 0.1  # seconds between two looks at the threads, at `cancelled` and at the progress
+_GRACE = 0.6  # seconds that threads get to end after a cancel
+_SPEED_WINDOW = 5.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One place that serves a file. Candidates are tried in order."""
+def download(
+    files: Sequence[FileWanted],
+    *,
+    on_progress: Callable[[Progress], None],
+    cancelled: Callable[[], bool],
+    concurrency: int = 4,
+    patience: Patience | None = None,
+) -> list[FileGot]:
+    """Bring all `files` home, `concurrency` at a time; -> one FileGot per file, in order.
 
-    url: str  # http(s)://… or file:///… (a mirror folder)
-    headers: Mapping[str, str] = field(default_factory=dict)  # Authorization goes to the URL's own host only
-    label: str = ""  # the endpoint, as a user names it; recorded as `host` when empty
-    trusted: bool = False  # --trust-host: take a file whose hash nobody knows from here
-
-
-@dataclass(frozen=True, slots=True)
-class FileWanted:
-    """One file. What is None is unknown; at least one of sha256 and git_blob must be known unless a host is trusted."""
-
-    path: str  # name in the repository, for messages and progress
-    destination: Path  # the whole, verified file; its folder is created
-    partial: Path  # `<etag>.glmchat.incomplete` beside it, on the same file system
-    candidates: Sequence[Candidate]
-    size: int | None = None  # bytes
-    sha256: str | None = None
-    git_blob: str | None = None  # sha1 of "blob <size>\0" + content, the name git gives a small file
-    etag: str | None = None  # what the hub sent; binds a partial when no hash is known
+    on_progress and cancelled are called in this thread, some ten times a second. A file that is already whole at its
+    destination is only hashed. Raises the first failure after stopping the others: NetworkFailed, Failed, Damaged,
+    DoesNotFit; Interrupted when `cancelled` says so or on Ctrl-C, within a second. What has arrived is kept.
+    """
+    patience = patience or Patience()
+    with make_client(timeout=_timeout(patience.stall)) as client:
+        return _Run(files, Shared(client, patience)).go(on_progress, cancelled, max(1, min(concurrency, 32)))
 
 
-@dataclass(frozen=True, slots=True)
-class FileGot:
-    """One file that is whole and verified on disk."""
+def _timeout(stall: float) -> httpx2.Timeout:
+    import httpx2
 
-    path: str
-    size: int
-    sha256: str  # computed here, whether it was known before or not
-    host: str  # host[:port] that sent the last byte, or "" for a mirror folder
-    seconds: float
-    resumed_from: int  # bytes that an earlier run had left
+    return httpx2.Timeout(stall, connect=min(10.0, stall), pool=None)
 
 
-@dataclass(frozen=True, slots=True)
-class FileProgress:
-    path: str
-    done: int
-    total: int | None
-    state: str  # "waiting" | "checking" (re-hashing what is here) | "loading" | "retrying" | "done"
-    host: str = ""
+class _Run:
+    """The threads of one download and what they have brought so far."""
+
+    def __init__(self, files: Sequence[FileWanted], shared: Shared) -> None:
+        self.files, self.shared = files, shared
+        self.states = [State(total=one.size) for one in files]
+        self.got: list[FileGot | None] = [None] * len(files)
+        self.failure: BaseException | None = None
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._speed = _Speed()
+        for index in range(len(files)):
+            self._waiting.put(index)
+
+    def go(
+        self, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool], concurrency: int
+    ) -> list[FileGot]:
+        # Daemon threads: one that hangs in a connect must not keep the process after Ctrl-C.
+        threads = [
+            threading.Thread(target=self._work, name=f"download-{number}", daemon=True)
+            for number in range(min(concurrency, len(self.files)))
+        ]
+        on_progress(self.progress())
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                next((thread for thread in threads if thread.is_alive()), threads[0]).join(_TICK)
+                if cancelled():
+                    self.failure = self.failure or _stopped()
+                    break
+                if self.failure is not None:
+                    break
+                on_progress(self.progress())
+        finally:  # also on KeyboardInterrupt
+            self.shared.cancel()
+            ends = time.monotonic() + _GRACE
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join(max(0.0, ends - time.monotonic()))
+        if self.failure is not None:
+            raise self.failure
+        on_progress(self.progress())
+        return [one for one in self.got if one is not None]
+
+    def _work(self) -> None:
+        while not self.shared.cancelled:
+            try:
+                index = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self.got[index] = Transfer(self.files[index], self.states[index], self.shared).run()
+            except BaseException as failure:  # noqa: BLE001 - carried to the caller's thread and raised there
+                if self.failure is None and not self.shared.cancelled:
+                    self.failure = failure
+                return
+
+    def progress(self) -> Progress:
+        files = tuple(
+            FileProgress(wanted.path, state.done, state.total, state.state, state.host)
+            for wanted, state in zip(self.files, self.states, strict=True)
+        )
+        done = sum(one.done for one in files)
+        totals = [one.total for one in files]
+        total = None if any(one is None for one in totals) else sum(one for one in totals if one is not None)
+        speed = self._speed.measure(sum(state.received for state in self.states))
+        left = (total - done) / speed if total is not None and speed else None
+        return Progress(files, done, total, speed, left, self.shared.note)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One look at a running download. Bytes that an earlier run left count as done, not as speed."""
+class _Speed:
+    """Bytes per second over the last seconds, from new bytes only: a resume does not look fast."""
 
-    files: tuple[FileProgress, ...]
-    done: int
-    total: int | None
-    bytes_per_second: float | None
-    seconds_left: float | None
-    note: str = ""  # one line about what went wrong and is being done about it, "" most of the time
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def measure(self, received: int) -> float | None:
+        now = time.monotonic()
+        self._seen.append((now, received))
+        while now - self._seen[0][0] > _SPEED_WINDOW:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (received - before) / (now - since) if now - since >= 0.5 else None
+
+
+def _stopped() -> Interrupted:
+    return Interrupted("stopped", hint="run the same command again: what is here is kept", code="pull.stopped")

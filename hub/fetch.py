@@ -1,0 +1,265 @@
+"""One request for one file, and what the answer means.
+
+A mirror may answer a Range request with the whole file, with another range, with a web page, with a redirect to a
+store elsewhere, or with numbers that are not true. Here an answer becomes a `Reply` whose bytes can be trusted to lie
+where it says, or one of two verdicts: `Refused` (this source will not do for this file) and `Broken` (it may do in a
+moment).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
+
+from glmchat.core.errors import Hostile
+from glmchat.core.http import host_of, network_error
+from glmchat.core.text import one_line
+from glmchat.hub.hashing import BLOCK
+from glmchat.hub.safe_paths import inside
+from glmchat.hub.wanted import Candidate
+
+if TYPE_CHECKING:
+    import httpx2
+
+Why = Literal["missing", "denied", "wrong", "html", "untrusted"]
+_MAX_REDIRECTS = 8
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
+
+
+class Refused(Exception):
+    """This source will not do for this file, however often it is asked."""
+
+    def __init__(self, reason: str, why: Why) -> None:
+        super().__init__(reason)
+        self.reason, self.why = reason, why
+
+
+class Broken(Exception):
+    """The connection or the server failed; another time it may work. `retry_after` in seconds, if it said so."""
+
+    def __init__(self, reason: str, *, retry_after: float | None = None, stalled: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.retry_after, self.stalled = reason, retry_after, stalled
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Bytes of a file from `start` on. total: its whole size, if the server says; etag: strong, unquoted, or None."""
+
+    start: int
+    total: int | None
+    chunks: Iterator[bytes]
+    etag: str | None
+    linked_etag: str | None  # the hub's own name for the content: sha256 or git blob id
+    repo_commit: str | None
+    complete: bool = False  # 416 for a file that is all here
+
+
+@contextlib.contextmanager
+def open_reply(
+    client: httpx2.Client,
+    candidate: Candidate,
+    offset: int,
+    *,
+    size: int | None,
+    if_range: str | None,
+    watch: Callable[[httpx2.Response], contextlib.AbstractContextManager[None]],
+) -> Iterator[Reply]:
+    """Ask `candidate` for the bytes from `offset` on. Raises Refused or Broken; reading the chunks may raise Broken.
+
+    size:     the known size, which decides whether a web page is what was asked for.
+    if_range: the ETag that what is here belongs to, when nothing else can prove it.
+    watch:    keeps the response where a cancel can find and close it.
+    """
+    if urlsplit(candidate.url).scheme == "file":
+        with _open_local(candidate, offset) as reply:
+            yield reply
+        return
+    headers = {"accept-encoding": "identity"}
+    if offset:
+        headers["range"] = f"bytes={offset}-"
+        if if_range:
+            headers["if-range"] = f'"{if_range}"'
+    response, hub_headers = _follow(client, candidate, headers)
+    try:
+        with watch(response):
+            yield _understand(response, hub_headers, candidate, offset, size)
+    finally:
+        response.close()
+
+
+def _follow(
+    client: httpx2.Client, candidate: Candidate, extra: dict[str, str]
+) -> tuple[httpx2.Response, dict[str, str]]:
+    """Follow redirects by hand: a token never leaves for another host; the hub's headers are kept on the way."""
+    import httpx2
+
+    url = candidate.url
+    headers = {name.lower(): value for name, value in candidate.headers.items()}
+    hub_headers: dict[str, str] = {}
+    for _ in range(_MAX_REDIRECTS):
+        try:
+            response = client.send(client.build_request("GET", url, headers={**headers, **extra}), stream=True)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            stalled = isinstance(error, httpx2.ReadTimeout)
+            raise Broken(network_error(error, url).message, stalled=stalled) from None
+        for name in ("x-linked-etag", "x-repo-commit"):
+            if value := response.headers.get(name):
+                hub_headers.setdefault(name, value)
+        if response.status_code not in (301, 302, 303, 307, 308):
+            return response, hub_headers
+        response.close()
+        target = urljoin(url, response.headers.get("location", ""))
+        if urlsplit(target).scheme not in ("http", "https") or target == url:
+            raise Refused(f"redirects to {one_line(target.partition('?')[0], 80)!r}", "wrong")
+        if not _same_site(url, target):
+            for name in _SECRET_HEADERS:
+                headers.pop(name, None)
+        url = target
+    raise Refused("redirects in a circle", "wrong")
+
+
+def _same_site(one: str, other: str) -> bool:
+    """Same host and port; going from http to https on one host counts as the same."""
+    a, b = urlsplit(one), urlsplit(other)
+    if a.hostname != b.hostname:
+        return False
+    ports = {"http": 80, "https": 443}
+    here, there = (a.scheme, a.port or ports.get(a.scheme)), (b.scheme, b.port or ports.get(b.scheme))
+    return here == there or (here, there) == (("http", 80), ("https", 443))
+
+
+def _understand(
+    response: httpx2.Response, hub_headers: dict[str, str], candidate: Candidate, offset: int, size: int | None
+) -> Reply:
+    status, headers = response.status_code, response.headers
+    etag = strong_etag(headers.get("etag"))
+    linked = strong_etag(hub_headers.get("x-linked-etag"))
+    if linked is None and hub_headers.get("x-repo-commit"):
+        linked = etag  # a hub's ETag is the content's name; another server's may be anything
+    commit = hub_headers.get("x-repo-commit")
+    if status == 416:
+        total = _unsatisfied_total(headers.get("content-range"))
+        if offset and total == offset:
+            return Reply(offset, total, iter(()), etag, linked, commit, complete=True)
+        raise Refused(f"says the file has {total if total is not None else 'fewer'} bytes", "wrong")
+    if status not in (200, 206):
+        _verdict(response, candidate)
+    start, total = 0, _number(headers.get("content-length"))
+    if status == 206:
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", "").strip())
+        if not found:
+            raise Refused("answers with a piece and does not say which", "wrong")
+        start = int(found.group(1))
+        total = None if found.group(3) == "*" else int(found.group(3))
+        if start > offset:
+            raise Refused(f"sends bytes from {start} when asked for those from {offset}", "wrong")
+    encoded = headers.get("content-encoding", "identity").lower() not in ("", "identity")
+    if encoded:
+        if status == 206:
+            raise Refused("compresses pieces of the file", "wrong")
+        total = None
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    page = kind in ("text/html", "application/xhtml+xml")
+    if (
+        page
+        and not urlsplit(candidate.url).path.lower().endswith((".html", ".htm"))
+        and (size is None or total != size)
+    ):
+        raise Refused("answers with a web page instead of the file", "html")
+    return Reply(start, total, _chunks(response, candidate.url, decode=encoded), etag, linked, commit)
+
+
+def _chunks(response: httpx2.Response, url: str, *, decode: bool) -> Iterator[bytes]:
+    import httpx2
+
+    try:
+        yield from response.iter_bytes() if decode else response.iter_raw()
+    except httpx2.ReadTimeout as error:
+        raise Broken(network_error(error, url).message, stalled=True) from None
+    except (httpx2.HTTPError, httpx2.StreamError) as error:
+        raise Broken(network_error(error, url).message) from None
+
+
+def _verdict(response: httpx2.Response, candidate: Candidate) -> None:
+    """Every status but 200, 206 and 416. Always raises."""
+    status = response.status_code
+    said = one_line(response.headers.get("x-error-message", ""), 120)
+    words = f"answered {status}" + (f" ({said})" if said else "")
+    if status in (408, 425, 429) or status >= 500:
+        raise Broken(words, retry_after=retry_after(response.headers.get("retry-after")))
+    if status in (401, 403):
+        token = any(name.lower() == "authorization" for name in candidate.headers)
+        raise Refused(f"{words}: {'the token does not open it' if token else 'a token is needed'}", "denied")
+    raise Refused(words, "missing")
+
+
+def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:
+    """Seconds to wait, from `Retry-After: 120` or a date (RFC 9110, 10.2.3). None if absent or broken."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def strong_etag(value: str | None) -> str | None:
+    """An ETag without quotes. A weak one (W/"…") counts only if it is a hash, which names the content all the same."""
+    if not value:
+        return None
+    weak = value.startswith("W/")
+    text = value.removeprefix("W/").strip().strip('"')
+    if weak and not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
+        return None
+    return text or None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.strip().isdigit() else None
+
+
+def _unsatisfied_total(content_range: str | None) -> int | None:
+    found = re.fullmatch(r"bytes \*/(\d+)", (content_range or "").strip())
+    return int(found.group(1)) if found else None
+
+
+@contextlib.contextmanager
+def _open_local(candidate: Candidate, offset: int) -> Iterator[Reply]:
+    """A file in a mirror folder; one that a link takes outside the folder is refused."""
+    path = Path(url2pathname(urlsplit(candidate.url).path))
+    try:
+        if candidate.folder is not None:
+            try:
+                path = inside(candidate.folder, path.relative_to(candidate.folder).as_posix())
+            except ValueError:
+                raise Refused("lies outside the mirror folder", "wrong") from None
+        with path.open("rb", buffering=0) as file:
+            total = path.stat().st_size
+            if offset > total:
+                raise Refused(f"has {total} bytes", "wrong")
+            file.seek(offset)
+            yield Reply(offset, total, iter(lambda: file.read(BLOCK), b""), None, None, None)
+    except Hostile as error:
+        raise Refused(error.message, "wrong") from None
+    except FileNotFoundError:
+        raise Refused("does not have it", "missing") from None
+    except OSError as error:
+        raise Broken(f"cannot be read: {error.strerror}") from None
+
+
+def source_name(candidate: Candidate) -> str:
+    """How a candidate is called in messages and manifests: its label, or host[:port], or the folder."""
+    if candidate.label:
+        return one_line(candidate.label)
+    return one_line(str(candidate.folder)) if candidate.folder is not None else host_of(candidate.url)

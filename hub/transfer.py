@@ -1,0 +1,391 @@
+"""One file from its candidates to its place: attempts, resumes, restarts, and the proof at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, NetworkFailed
+from glmchat.core.text import human_bytes, one_line
+from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
+from glmchat.hub.hashing import git_blob_of, sha256_of
+from glmchat.hub.hosts import Hosts
+from glmchat.hub.partial import PartialFile
+from glmchat.hub.wanted import Candidate, FileGot, FileWanted
+
+if TYPE_CHECKING:
+    import httpx2
+
+_SLOW_SECONDS, _SLOW_BYTES = 30.0, 30_000  # under 1 kB/s for this long counts as a stall where there is another source
+_WORTH = 64_000  # bytes that a broken attempt must have brought for the same source to be asked again at once
+_RESTARTS = 3
+_MAX_WAIT = 300.0  # a Retry-After beyond this is an answer for the user, not a pause
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to put up with what. Seconds."""
+
+    stall: float = 20.0  # without a byte
+    first_pause: float = 1.0  # doubles with every round that brought nothing
+    longest_pause: float = 30.0
+    rounds: int = 6  # through all candidates without a byte; then the file has failed
+
+
+class Shared:
+    """What all transfers of one download share: the client, the hosts' records, the cancel signal, open connections."""
+
+    def __init__(self, client: httpx2.Client, patience: Patience) -> None:
+        self.client = client
+        self.patience = patience
+        self.hosts = Hosts()
+        self.note = ""
+        self._cancel = threading.Event()
+        self._lock = threading.Lock()
+        self._open: set[httpx2.Response] = set()
+
+    def cancel(self) -> None:
+        """Wake every transfer, also those that wait in recv()."""
+        self._cancel.set()
+        with self._lock:
+            for response in self._open:
+                _shut(response)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def check(self) -> None:
+        if self._cancel.is_set():
+            raise Interrupted("stopped", hint="run the same command again: what is here is kept", code="pull.stopped")
+
+    def pause(self, seconds: float) -> None:
+        self._cancel.wait(seconds)
+        self.check()
+
+    @contextlib.contextmanager
+    def watch(self, response: httpx2.Response) -> Iterator[None]:
+        with self._lock:
+            self._open.add(response)
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(response)
+
+
+def _shut(response: httpx2.Response) -> None:
+    stream = response.extensions.get("network_stream")
+    sock = stream.get_extra_info("socket") if stream is not None else None
+    if isinstance(sock, socket.socket):
+        with contextlib.suppress(OSError):  # it may be gone already
+            # Not SSLSocket.shutdown: that takes the TLS object away from the thread that reads with it.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+@dataclass(slots=True)
+class State:
+    """What the screen may look at while a transfer works. Written by one thread, read by another."""
+
+    done: int = 0
+    total: int | None = None
+    state: str = "waiting"
+    host: str = ""
+    received: int = 0  # new bytes of this run, without what was here or came twice
+
+
+class _Changed(Exception):
+    """The source now has another file under the name: what was here is gone, ask again from zero."""
+
+
+class Transfer:
+    """`run` brings one file home. Raises the error tree's errors; what has arrived stays in the partial."""
+
+    def __init__(self, wanted: FileWanted, state: State, shared: Shared) -> None:
+        self.wanted, self.state, self.shared = wanted, state, shared
+        self.sha256, self.git_blob, self.size = wanted.sha256, wanted.git_blob, wanted.size
+        self._alive = list(wanted.candidates)
+        self._reasons: dict[str, Broken | Refused] = {}
+        self._senders: set[str] = set()  # whose bytes the partial holds; "" is an earlier run
+        self._etags: dict[str, str | None] = {}  # by source: what the partial's bytes belong to
+        self._restarts = 0
+        state.total = wanted.size
+
+    def run(self) -> FileGot:
+        begun = time.monotonic()
+        if self.wanted.destination.is_file() and (got := self._what_is_there(begun)):
+            return got
+        with PartialFile(self.wanted.partial) as part:
+            self.state.state = "checking"
+            resumed = part.take_over(self.size, self._count_old, lambda: self.shared.cancelled)
+            self.state.done = part.length
+            if resumed:
+                self._senders.add("")
+            host = self._until_whole(part)
+            part.finish(self.wanted.destination)
+            self.state.done = self.state.total = part.length
+            self.state.state = "done"
+            return self._got(part.length, part.sha256, host, begun, resumed)
+
+    def _got(self, size: int, sha256: str, host: str, begun: float, resumed: int) -> FileGot:
+        return FileGot(self.wanted.path, size, sha256, host, time.monotonic() - begun, resumed)
+
+    def _what_is_there(self, begun: float) -> FileGot | None:
+        """The destination, if it is already what is wanted: another process was faster, or a run was repeated."""
+        there = self.wanted.destination
+        size = there.stat().st_size
+        if (self.size is not None and size != self.size) or not (self.sha256 or self.git_blob):
+            return None
+        self.state.state = "checking"
+        digest = sha256_of(there, on_bytes=self._count_old, cancelled=lambda: self.shared.cancelled)
+        if digest != self.sha256 and (self.sha256 or git_blob_of(there) != self.git_blob):
+            self.state.done = 0
+            return None
+        self.state.total, self.state.state = size, "done"
+        return self._got(size, digest, "", begun, size)
+
+    def _count_old(self, count: int) -> None:
+        self.state.done += count
+
+    # -- rounds through the candidates -------------------------------------------------------------------------------
+
+    def _until_whole(self, part: PartialFile) -> str:
+        """Ask until the partial is the whole and right file; -> the source of its last byte."""
+        if self._is_whole(part) and self._is_right(part):
+            return ""
+        rounds = 0
+        while True:
+            before = part.length
+            for candidate in self.shared.hosts.order(self._alive):
+                self.shared.check()
+                if self.shared.hosts.seconds_until(candidate) and len(self._alive) > 1:
+                    continue
+                if self._ask(candidate, part):
+                    return source_name(candidate)
+            rounds = 0 if part.length > before else rounds + 1
+            if not self._alive or rounds >= self.shared.patience.rounds:
+                raise self._failure(part)
+            self._wait(rounds, part)
+
+    def _wait(self, rounds: int, part: PartialFile) -> None:
+        patience = self.shared.patience
+        pause = min(patience.longest_pause, patience.first_pause * 2 ** max(0, rounds - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
+        asked = min(self.shared.hosts.seconds_until(one) for one in self._alive)
+        if asked > _MAX_WAIT:
+            raise self._failure(part)
+        self.state.state = "retrying"
+        self.shared.pause(max(pause if rounds else pause / 4, asked))
+
+    def _ask(self, candidate: Candidate, part: PartialFile) -> bool:
+        """All that one source gives: reconnect as long as bytes come. True when the file is whole and right."""
+        name, hosts = source_name(candidate), self.shared.hosts
+        while True:
+            before = part.length
+            try:
+                self._attempt(candidate, part)
+            except Refused as refusal:
+                self._reasons[name] = refusal
+                self._alive.remove(candidate)
+                hosts.failed(candidate, at_once=refusal.why in ("html", "wrong"))
+                self._say(f"{name} {refusal.reason}")
+                return False
+            except _Changed as change:
+                self._restarts += 1
+                self._say(f"{name} {change}")
+                if self._restarts > _RESTARTS:
+                    self._reasons[name] = Refused("keeps changing the file", "wrong")
+                    self._alive.remove(candidate)
+                    hosts.failed(candidate, at_once=True)
+                    return False
+            except Broken as failure:
+                self.shared.check()  # a cancel looks like a broken connection
+                self._reasons[name] = failure
+                self._say(f"{name}: {failure.reason}")
+                if part.length - before < _WORTH or failure.stalled or failure.retry_after is not None:
+                    hosts.failed(candidate, retry_after=failure.retry_after)
+                    return False
+            else:
+                if self._is_right(part):
+                    hosts.worked(candidate)
+                    self.shared.note = ""
+                    return True
+                alone, found = self._senders <= {name}, part.sha256
+                self._restart(part)  # what an earlier run or another source left may be to blame: once more from zero
+                if alone:
+                    self._reasons[name] = Refused(f"sent another file (sha256 {found[:12]}…)", "wrong")
+                    self._alive.remove(candidate)
+                    hosts.failed(candidate, at_once=True)
+                    return False
+
+    # -- one attempt -------------------------------------------------------------------------------------------------
+
+    def _attempt(self, candidate: Candidate, part: PartialFile) -> None:
+        """One request. Returns when the source has nothing more to send; raises Refused or Broken."""
+        name, shared = source_name(candidate), self.shared
+        known = bool(self.sha256 or self.git_blob)
+        if not known and part.length and not self._bound_to(name):
+            self._restart(part)
+        self.state.state, self.state.host = "loading", name
+        with open_reply(
+            shared.client,
+            candidate,
+            part.length,
+            size=self.size,
+            if_range=None if known else self._bound_to(name),
+            watch=shared.watch,
+        ) as reply:
+            self._compare(reply, candidate, name)
+            changed = name in self._etags and reply.etag != self._etags[name]
+            if part.length and changed and (not known or not self._restarts):  # some stores have an ETag per machine
+                self._restart(part)
+                raise _Changed("changed the file meanwhile: starting it over")
+            self._etags[name] = reply.etag
+            if reply.complete:
+                return
+            expected = self.size if self.size is not None else reply.total
+            self.state.total = expected
+            self._receive(reply, expected, name, part)
+
+    def _bound_to(self, name: str) -> str | None:
+        return self._etags.get(name, self.wanted.etag if "" in self._senders else None)
+
+    def _compare(self, reply: Reply, candidate: Candidate, name: str) -> None:
+        """What the answer says about the file against what is known; learn a hash that a hub vouches for."""
+        if self.size is not None and reply.total is not None and reply.total != self.size:
+            raise Refused(f"has a file of {reply.total} bytes, {self.size} are expected", "wrong")
+        if tag := reply.linked_etag:
+            for known, length in ((self.sha256, 64), (self.git_blob, 40)):
+                if known and len(tag) == length and tag != known and _is_hex(tag):
+                    raise Refused(f"has another version of the file ({tag[:12]}…, {known[:12]}… is expected)", "wrong")
+            if not (self.sha256 or self.git_blob) and _is_hex(tag):
+                self.sha256 = tag if len(tag) == 64 else None
+                self.git_blob = tag if len(tag) == 40 else None
+        if not (self.sha256 or self.git_blob or candidate.trusted):
+            raise Refused("names no hash for it, and nobody else does", "untrusted")
+
+    def _receive(self, reply: Reply, expected: int | None, name: str, part: PartialFile) -> None:
+        skip = part.length - reply.start  # a server that ignores Range sends again what is here: compared, not kept
+        again = _Again(skip, part) if skip else None
+        window, in_window = time.monotonic(), 0
+        for chunk in reply.chunks:
+            if self.shared.cancelled:
+                self.shared.check()
+            rest = memoryview(chunk)
+            if again is not None:
+                rest = again.swallow(rest)
+                if again.differs:
+                    self._restart(part)
+                    raise _Changed("sends another file than before: starting it over")
+            if expected is not None and part.length + len(rest) > expected:
+                raise Refused(f"sends more than the {expected} bytes of the file", "wrong")
+            if rest:
+                if name not in self._senders:
+                    self._senders.add(name)
+                part.append(rest)
+                self.state.done = part.length
+                self.state.received += len(rest)
+            in_window += len(chunk)
+            if (now := time.monotonic()) - window > _SLOW_SECONDS:
+                if in_window < _SLOW_BYTES and self._has_better(name):
+                    raise Broken(
+                        f"sends less than 1 kB per second ({in_window} bytes in {_SLOW_SECONDS:.0f} s)", stalled=True
+                    )
+                window, in_window = now, 0
+        if expected is not None and part.length < expected:
+            raise Broken(f"ended after {part.length} of {expected} bytes")
+
+    def _has_better(self, name: str) -> bool:
+        return any(source_name(one) != name and not self.shared.hosts.is_demoted(one) for one in self._alive)
+
+    # -- what the partial is -----------------------------------------------------------------------------------------
+
+    def _is_whole(self, part: PartialFile) -> bool:
+        return self.size is not None and part.length == self.size and bool(self.sha256 or self.git_blob)
+
+    def _is_right(self, part: PartialFile) -> bool:
+        if self.size is not None and part.length != self.size:
+            return False
+        if self.sha256:
+            return part.sha256 == self.sha256
+        if self.git_blob:
+            return git_blob_of(part.path) == self.git_blob
+        return True  # a trusted host, and a length that fits
+
+    def _restart(self, part: PartialFile) -> None:
+        part.restart()
+        self._senders.clear()
+        self._etags.clear()
+        self.state.done = 0
+
+    def _say(self, text: str) -> None:
+        self.shared.note = one_line(f"{self.wanted.path}: {text}")
+
+    def _failure(self, part: PartialFile) -> GlmchatError:
+        """The one error for a file that no source gives."""
+        path = one_line(self.wanted.path)
+        said = "; ".join(f"{name} {reason.reason}" for name, reason in self._reasons.items()) or "no source is known"
+        kept = f"{human_bytes(part.length)} of it are kept: " if part.length else ""
+        whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}
+        if self._alive or not whys:
+            return NetworkFailed(
+                f"cannot fetch {path}: {said}",
+                hint=f"{kept}run the same command again later, or name a mirror with --endpoint",
+                code="pull.network",
+            )
+        if "wrong" in whys:
+            return Damaged(
+                f"no source has the right {path}: {said}",
+                hint="it was not kept; try another mirror with --endpoint, or another revision",
+                code="pull.wrong_file",
+            )
+        if "untrusted" in whys:
+            return Damaged(
+                f"{path} is refused: {said}",
+                hint="use a source that names hashes, or --trust-host to take the file unchecked",
+                code="pull.unknown_hash",
+            )
+        if "denied" in whys:
+            return Failed(
+                f"cannot fetch {path}: {said}",
+                hint="accept the model's terms on its page, then `hf auth login` or set HF_TOKEN",
+                code="pull.denied",
+            )
+        if "html" in whys:
+            return NetworkFailed(
+                f"cannot fetch {path}: {said}",
+                hint="a login page of the network or a mirror that is none: open the address in a browser",
+                code="pull.html",
+            )
+        return Failed(f"cannot fetch {path}: {said}", hint="check the name and the revision", code="pull.missing")
+
+
+class _Again:
+    """The bytes a server sends although they are here: hashed, compared at the end, dropped."""
+
+    def __init__(self, count: int, part: PartialFile) -> None:
+        import hashlib
+
+        self._left, self._digest, self._wanted = count, hashlib.sha256(), part.sha256
+        self._whole_prefix = count == part.length
+        self.differs = False
+
+    def swallow(self, chunk: memoryview) -> memoryview:
+        if self._left <= 0:
+            return chunk
+        head, rest = chunk[: self._left], chunk[self._left :]
+        self._digest.update(head)
+        self._left -= len(head)
+        if self._left == 0 and self._whole_prefix:
+            self.differs = self._digest.hexdigest() != self._wanted
+        return rest
+
+
+def _is_hex(text: str) -> bool:
+    return all(c in "0123456789abcdef" for c in text)
