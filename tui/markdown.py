@@ -302,13 +302,18 @@ class _Drawing:
 
 
 def _checkbox(lines: list[Line]) -> list[Line]:
-    """ "[x] done" of a task list becomes a drawn box."""
+    """ "[x] done" of a task list becomes a drawn box; copied it is what was written."""
     first = lines[0]
-    if first.segments and first.text[:4] in ("[ ] ", "[x] ", "[X] "):
+    if (
+        first.text[:4] in ("[ ] ", "[x] ", "[X] ")
+        and first.segments
+        and len(first.segments[0].text) >= 4
+        and not first.lead
+    ):
         head, *rest = first.segments
-        if len(head.text) >= 4:
-            box = "☐" if head.text[1] == " " else "☑"
-            first.segments = [Segment(box + "   " + head.text[4:], head.style), *rest]
+        box = Segment("☐ " if head.text[1] == " " else "☑ ", head.style)
+        bare = Line([Segment(head.text[4:], head.style), *rest], 0, first.text[4:], first.joint, "", first.action)
+        lines[0] = bare.after(box, first.text[:4])
     return lines
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
@@ -48,16 +47,12 @@ class Hit(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
 class Clicked(Message):
     """Something clickable was clicked: "copy-code" with the code as argument, "open-link" with the target."""
 
-    name: str
-    key: str
-    argument: str
-
-    def __post_init__(self) -> None:
+    def __init__(self, name: str, key: str, argument: str) -> None:
         super().__init__()
+        self.name, self.key, self.argument = name, key, argument
 
 
 class Transcript(ScrollView, can_focus=True):

@@ -1,0 +1,77 @@
+"""Copying that works over SSH and inside tmux, and says what it did.
+
+OSC 52 asks the terminal to fill its clipboard; whether it did cannot be known. So every copy is also written to a file
+that anybody can read with `cat`, and the words for the user name both.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError
+from glmchat.core.language import tr
+
+# xterm takes 100,000 bytes of base64 by default in many builds, hterm and kitty less or more; tmux 1 MB. The smallest
+# that is in wide use counts, because a cut clipboard is worse than none.
+OSC52_LIMIT = 74_994  # bytes of text: 99,992 of base64
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What happened. sequence: bytes for the terminal, None if the text is too long for it.
+
+    file: None if it cannot be written.
+    """
+
+    characters: int
+    sequence: str | None
+    file: Path | None
+
+    def words(self) -> str:
+        if self.sequence is not None and self.file is not None:
+            return tr(
+                "copied {n} characters; if your terminal ignored it: {file}", n=self.characters, file=str(self.file)
+            )
+        if self.sequence is not None:
+            return tr("copied {n} characters", n=self.characters)
+        if self.file is not None:
+            return tr("too long for the terminal's clipboard; written to {file}", file=str(self.file))
+        return tr("could not copy: too long for the terminal, and the file cannot be written")
+
+
+def osc52(text: str, environ: Mapping[str, str]) -> str | None:
+    """The sequence that sets the clipboard, wrapped for tmux or screen; None if `text` is too long."""
+    data = text.encode("utf-8", "replace")
+    if len(data) > OSC52_LIMIT:
+        return None
+    sequence = f"\x1b]52;c;{base64.b64encode(data).decode('ascii')}\x07"
+    if environ.get("TMUX"):
+        # tmux hands a wrapped sequence to the outer terminal (allow-passthrough) and reads a bare one itself
+        # (set-clipboard); which of the two a server allows is unknown, so it gets both.
+        return sequence + "\x1bPtmux;" + sequence.replace("\x1b", "\x1b\x1b") + "\x1b\\"
+    if environ.get("STY"):
+        # GNU screen cuts a device control string after 768 bytes: pieces, each in its own.
+        return "".join(f"\x1bP{sequence[i : i + 512]}\x1b\\" for i in range(0, len(sequence), 512))
+    return sequence
+
+
+def clipboard_file() -> Path:
+    return locations.state_dir() / "clipboard.txt"
+
+
+def copy(text: str, environ: Mapping[str, str] | None = None) -> Copied:
+    """Prepare a copy; the caller writes `sequence` to its terminal."""
+    path: Path | None = clipboard_file()
+    try:
+        locations.private_dir(locations.state_dir())
+        descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except (OSError, GlmchatError):
+        path = None
+    return Copied(len(text), osc52(text, os.environ if environ is None else environ), path)

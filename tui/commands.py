@@ -1,0 +1,123 @@
+"""The one table of commands: slash commands, keys, the palette and the help are made from it.
+
+`action` names the method of the chat screen, `command_<action>(argument)`. `key` is the default; the config's `[keys]`
+maps a command's name to another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glmchat.core.language import tr
+
+Kind = Literal["command", "text", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str
+    summary: str  # an English sentence, translated when shown
+    argument: str = ""  # how its argument is shown; "" takes none
+    aliases: tuple[str, ...] = ()
+    key: str = ""
+    quiet: bool = False  # only while no answer is written; every other command acts at once
+    group: str = "Conversation"
+
+    @property
+    def action(self) -> str:
+        return "command_" + self.name
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("help", "Keys and commands", aliases=("?",), key="f1", group="Window"),
+    Command("new", "Begin another conversation", key="ctrl+n"),
+    Command("clear", "Begin an empty context in this conversation; nothing is deleted", key="ctrl+l"),
+    Command("stop", "Stop the answer and keep what was said"),
+    Command("regen", "Answer the last question again", "[NAME=VALUE …]", ("retry",), "ctrl+t"),
+    Command("continue", "Go on with a stopped or cut answer from its last token"),
+    Command("undo", "Take back the last question and its answer", quiet=True),
+    Command("redo", "Bring back what /undo took away", quiet=True),
+    Command("edit", "Edit the last question and ask again; the old branch is kept"),
+    Command("copy", "Copy the last answer, or only its code", "[code|all]"),
+    Command("quote", "Quote the last answer into the prompt"),
+    Command("set", "Show or change a sampling setting for the next answer", "[NAME VALUE]", key="f2", group="Model"),
+    Command("reset", "Forget what /set changed", "[NAME]", group="Model"),
+    Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model"),
+    Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
+    Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f3", group="Model"),
+    Command("adapter", "Use an adapter, or none", "[NAME[=SCALE]|none]", group="Model"),
+    Command("restart", "Start the engine again", key="f5", group="Model"),
+    Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),
+    Command("stats", "Tokens, speed and memory of the last answer", group="Model"),
+    Command("complete", "Let the model go on with a text, without a conversation", "TEXT", group="Model", quiet=True),
+    Command("file", "Put a file into the prompt", "PATH"),
+    Command("save", "Name this conversation", "TITLE", ("rename",)),
+    Command("load", "Open an earlier conversation", "[NUMBER|WORDS]", ("resume",)),
+    Command("history", "Show or hide the conversations", aliases=("conversations",), key="ctrl+b", group="Window"),
+    Command("find", "Search every conversation", "[WORDS]", ("search",), "ctrl+f"),
+    Command("delete", "Delete this conversation (Ctrl+Z in the list brings it back)", quiet=True),
+    Command("export", "Write this conversation to a file", "[md|json|txt] [PATH]"),
+    Command("theme", "Change the colours", "[dark|light|contrast|ansi]", group="Window"),
+    Command("editor", "Write the prompt in $EDITOR", key="ctrl+g", group="Window"),
+    Command("quit", "Leave", aliases=("bye", "exit"), key="ctrl+q", group="Window"),
+)  # fmt: skip
+BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+GROUPS = ("Conversation", "Model", "Window")
+
+
+def parse(line: str) -> tuple[Kind, str, str]:
+    """What a person entered: ("command", name, argument), ("text", text, "") or ("unknown", word, nearest).
+
+    `//x` is the text `/x`. Only the first line can be a command, and a path or a regular expression ("/etc/hosts",
+    "/[a-z]+/") is an unknown command, never silently text: it must not reach the model by a slip of the finger.
+    """
+    stripped = line.strip()
+    if stripped.startswith("//"):
+        return "text", stripped[1:], ""
+    if not stripped.startswith("/"):
+        return "text", line, ""
+    word, _, argument = stripped[1:].partition(" ")
+    first, newline, rest = word.partition("\n")
+    if newline:
+        word, argument = first, f"{rest} {argument}".strip()
+    command = BY_NAME.get(word.lower())
+    if command is None:
+        return "unknown", word, nearest(word)
+    return "command", command.name, argument.strip()
+
+
+def nearest(word: str) -> str:
+    """The command a person may have meant; "" if none is near."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(word.lower(), list(BY_NAME), n=1, cutoff=0.6)
+    return matches[0] if matches else ""
+
+
+def completions(text: str) -> list[Command]:
+    """The commands that `text` ("/re") may become, best first; empty when it is no beginning of a command."""
+    if not text.startswith("/") or text.startswith("//") or "\n" in text or " " in text:
+        return []
+    word = text[1:].lower()
+    begins = [c for c in COMMANDS if c.name.startswith(word)]
+    aliased = [c for c in COMMANDS if c not in begins and any(a.startswith(word) for a in c.aliases)]
+    inside = [c for c in COMMANDS if len(word) > 1 and c not in begins and c not in aliased and word in c.name]
+    return begins + aliased + inside
+
+
+def usage(command: Command) -> str:
+    return f"/{command.name} {command.argument}".rstrip()
+
+
+def key_name(key: str) -> str:
+    """ "ctrl+n" -> "Ctrl+N", as keys are printed on keyboards."""
+    names = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "enter": "Enter", "slash": "/"}
+    parts = key.split("+")
+    return "+".join(
+        names.get(p, p.upper() if len(p) == 1 or (p[0] == "f" and p[1:].isdigit()) else p.capitalize()) for p in parts
+    )
+
+
+def summary(command: Command) -> str:
+    return tr(command.summary)

@@ -1,0 +1,142 @@
+"""The status line: what answers, how fast, how full. Facts leave it one by one as the width shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.widget import Widget
+
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+from glmchat.tui.theme import PALETTES, Palette
+
+_BAR = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(slots=True)
+class Facts:
+    """None is not known and is not shown."""
+
+    model: str | None = None
+    revision: str | None = None
+    quant: str | None = None
+    adapters: tuple[str, ...] = ()
+    speed: float | None = None  # tokens per second
+    first_token: float | None = None  # seconds
+    used: int | None = None  # tokens the next request would hold
+    limit: int | None = None
+    memory: int | None = None
+    gpu: tuple[int, int] | None = None
+    activity: str = ""  # "loading weights", "reading the prompt", "answering": replaces the facts at the left
+    progress: float | None = None  # of the activity
+    lost: bool = False
+    unsaved: bool = False
+    queued: int = 0
+
+
+class StatusLine(Widget):
+    """One row. Set `facts` attributes and call `show()`."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.facts = Facts()
+        self.palette: Palette = PALETTES["dark"]
+
+    def show(self, **changes: object) -> None:
+        for name, value in changes.items():
+            setattr(self.facts, name, value)
+        self.refresh()
+
+    def render(self) -> Text:
+        return status_text(self.facts, self.size.width, self.palette)
+
+
+def status_text(facts: Facts, width: int, palette: Palette) -> Text:
+    """The row for a width. Lower ranks stay longest."""
+    f, p = facts, palette
+    model = one_line(f.model or "", 40)
+    short = (f.revision or "")[:7]
+    left: list[tuple[int, Text]] = []
+    if f.lost:
+        left.append((0, Text(tr("engine stopped · F5 starts it again"), p.style(p.error, bold=True))))
+    elif f.activity:
+        line = Text(f.activity, p.accented)
+        if f.progress is not None:
+            line.append(" ")
+            line.append_text(bar(f.progress, palette))
+            line.append(f" {f.progress:.0%}", p.quiet)
+        left.append((0, line))
+    if model:
+        name = Text(model, p.style(p.text, bold=True) if not f.activity else p.quiet)
+        left.append((1, name))
+        if short:
+            left.append((8, Text(f"@{one_line(short, 12)}", p.faded)))
+        if f.quant and f.quant != "none":
+            left.append((5, Text(one_line(f.quant, 16), p.quiet)))
+        for adapter in f.adapters:
+            left.append((4, Text("+" + one_line(adapter, 20), p.style(p.user))))
+    right: list[tuple[int, Text]] = []
+    if f.unsaved:
+        right.append((2, Text(tr("not saved"), p.style(p.warning, bold=True))))
+    if f.queued:
+        right.append((2, Text(tr("{n} queued", n=f.queued), p.style(p.user))))
+    if f.speed is not None:
+        right.append((4, Text(f"{f.speed:.1f} tok/s", p.quiet)))
+    if f.first_token is not None:
+        right.append((7, Text(tr("first token {s} s", s=f"{f.first_token:.2f}"), p.quiet)))
+    if f.used is not None and f.limit:
+        share = f.used / f.limit
+        ink = p.style(p.error if share > 0.9 else p.warning if share > 0.75 else p.muted, dim=not p.muted)
+        right.append((3, Text(f"{f.used:,}/{f.limit:,}", ink)))
+        right.append((6, bar(share, palette)))
+    elif f.used is not None:
+        right.append((3, Text(tr("{n} tokens", n=f.used), p.quiet)))
+    if f.memory is not None:
+        right.append((8, Text(human_bytes(f.memory), p.quiet)))
+    if f.gpu is not None:
+        right.append((9, Text(f"GPU {human_bytes(f.gpu[0])}", p.quiet)))
+    room = width - 2
+    while left or right:
+        text = _row(left, right, room, palette)
+        if text is not None:
+            return text
+        worst = max(rank for rank, _ in [*left, *right])
+        if worst == 0:
+            break
+        # The last of the least important facts goes first.
+        side = right if any(rank == worst for rank, _ in right) else left
+        side.remove(next(part for part in reversed(side) if part[0] == worst))
+    text = left[0][1] if left else Text("")
+    text.truncate(max(0, room), overflow="ellipsis")
+    return Text(" ", p.body) + text
+
+
+def bar(share: float, palette: Palette) -> Text:
+    """A small bar in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * _BAR * 8)
+    full, rest = divmod(eighths, 8)
+    drawn = "█" * full + (_EIGHTHS[rest] if rest else "")
+    text = Text(drawn, palette.style(palette.accent, palette.surface))
+    text.append(" " * (_BAR - cell_len(drawn)), palette.style(palette.faint, palette.surface))
+    return text if palette.surface else Text(f"[{'#' * full}{'.' * (_BAR - full)}]", palette.quiet)
+
+
+def _row(left: list[tuple[int, Text]], right: list[tuple[int, Text]], room: int, palette: Palette) -> Text | None:
+    dot = Text(" · ", palette.faded)
+    start, end = Text(), Text()
+    for index, (_, part) in enumerate(left):
+        glued = part.plain.startswith("@")
+        if index and not glued:
+            start.append_text(dot)
+        start.append_text(part)
+    for index, (_, part) in enumerate(right):
+        if index:
+            end.append_text(dot)
+        end.append_text(part)
+    gap = room - start.cell_len - end.cell_len
+    if gap < (2 if right and left else 0):
+        return None
+    return Text.assemble((" ", palette.body), start, (" " * gap, palette.body), end)
