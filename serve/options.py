@@ -34,19 +34,6 @@ class ServeOptions:
     port: int = 8000
     lifeline: bool = False
 
-    def to_arguments(self) -> list[str]:
-        """The inverse of `parse_options`."""
-        arguments = [f"--folder={self.folder}", f"--model={self.model}", f"--device={self.device}"]
-        for name in ("revision", "quant", "quant_label", "dtype", "threads", "context", "uds"):
-            if (value := getattr(self, name)) is not None:
-                arguments.append(f"--{name.replace('_', '-')}={value}")
-        arguments += [f"--adapter={name}={folder}" for name, folder in self.adapters.items()]
-        if self.sampling:
-            arguments.append("--sampling=" + json.dumps(dict(self.sampling)))
-        if self.uds is None:
-            arguments += [f"--host={self.host}", f"--port={self.port}"]
-        return [*arguments, "--lifeline"] if self.lifeline else arguments
-
 
 def parse_options(arguments: Sequence[str]) -> ServeOptions:
     parser = argparse.ArgumentParser(prog="python -m glmchat.serve", allow_abbrev=False)

@@ -1,0 +1,409 @@
+"""The one client of the API: our own engine over its Unix socket, or any OpenAI-compatible server.
+
+What a server does not send is None, never guessed. To stop an answer, close the generator that `stream` returned; from
+another thread, call `Stop.now()` on the Stop that was given to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from glmchat.chat.answer_reader import AnswerReader, Progress
+from glmchat.chat.server_url import api_url
+from glmchat.chat.server_words import broken, error_of, status_error
+from glmchat.core.errors import GlmchatError, ServerFailed, Usage
+from glmchat.core.http import make_client
+from glmchat.core.language import tr
+from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
+from glmchat.core.text import one_line
+
+__all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
+
+SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
+ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
+_NEUTRAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos")  # vLLM's and llama-server's, not OpenAI's
+
+
+class Stop:
+    """Stops one answer from any thread, also while nothing comes: the socket is shut down under the reader.
+
+    Use it once. `stream` then ends with `Finished(finish_reason="cancelled")`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._socket: socket.socket | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted
+
+    def now(self) -> None:
+        with self._lock:
+            self._wanted = True
+            self._shut()
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """httpcore's trace hook: remembers the socket as soon as there is one."""
+        if event in ("connection.connect_tcp.complete", "connection.connect_unix_socket.complete"):
+            found = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._socket = found
+                if self._wanted:
+                    self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """status "ok", "loading" (with stage and done, 0 to 1) or "failed" (with error)."""
+
+    status: str
+    stage: str | None = None
+    done: float | None = None
+    error: GlmchatError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One row of `/v1/models`. parent: the base model, for an adapter."""
+
+    name: str
+    parent: str | None = None
+    context: int | None = None
+    owner: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Endpoint:
+    """base_url: of any OpenAI-compatible server, with or without /v1; or `uds`, the socket of our own engine.
+
+    key: sent as a bearer token. model: None until `choose_model` (our own engine needs none). Thread-safe: every call
+    makes its own connection, so one may stop an answer and ask for health meanwhile.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, *, uds: str | None = None, key: str | None = None, model: str | None = None
+    ) -> None:
+        if (base_url is None) == (uds is None):
+            raise Usage("an endpoint is a URL or a Unix socket", hint="give one of the two", code="server.url")
+        self.uds = uds
+        self.url = "http://localhost/v1" if uds else api_url(str(base_url))
+        self.model = model
+        self._key = key
+        self._ours: bool | None = True if uds else None  # None: not asked yet
+
+    def __repr__(self) -> str:  # never the key
+        return f"Endpoint({self.uds or self.url!r}, model={self.model!r})"
+
+    @property
+    def is_local(self) -> bool:
+        """Our own child over its socket."""
+        return self.uds is not None
+
+    @property
+    def is_glmchat(self) -> bool:
+        """The server is glmchat's, so that it knows the extensions. Asks `/v1/models` the first time."""
+        if self._ours is None:
+            try:
+                self._ours = any(row.owner == "glmchat" for row in self.models())
+            except ServerFailed:  # some servers list no models, and that is no reason not to chat
+                self._ours = False
+        return self._ours
+
+    # What the server is and has.
+
+    def health(self) -> Health:
+        """Our server's `/health`; of a foreign one, "ok" if it answers at all. Raises NetworkFailed or EngineDied."""
+        try:
+            with self._client(10.0) as client:
+                answer = client.get(self._root + "/health", headers=self._headers())
+        except (httpx2.HTTPError, OSError, UnicodeEncodeError, GlmchatError) as error:
+            raise broken(error, self.url, local=self.is_local, answering=False) from None
+        data = _object(answer.content)
+        if isinstance(data.get("status"), str) and data["status"] in ("loading", "failed"):
+            problem = data.get("error")
+            done = data.get("done")
+            return Health(
+                data["status"],
+                stage=data.get("stage") if isinstance(data.get("stage"), str) else None,
+                done=float(done) if isinstance(done, int | float) else None,
+                error=GlmchatError.from_json(problem) if isinstance(problem, dict) else None,
+            )
+        return Health("loading" if answer.status_code == 503 else "ok")
+
+    def models(self) -> list[ModelRow]:
+        """What `/v1/models` lists. Raises ServerFailed or NetworkFailed."""
+        rows = self._ask("GET", self.url + "/models").get("data")
+        found = []
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict) and isinstance(row.get("id"), str):
+                context = row.get("max_model_len")
+                found.append(
+                    ModelRow(
+                        row["id"],
+                        parent=row.get("parent") if isinstance(row.get("parent"), str) else None,
+                        context=context if isinstance(context, int) else None,
+                        owner=row.get("owned_by") if isinstance(row.get("owned_by"), str) else None,
+                        facts=row,
+                    )
+                )
+        return found
+
+    def choose_model(self, wanted: str | None = None) -> str:
+        """The model to ask for: the one named, else the only base model that the server has. Remembers it.
+
+        A name that the list does not hold is believed: servers have aliases. Raises Usage where there is a choice.
+        """
+        if wanted is None:
+            names = [row.name for row in self.models() if row.parent is None]
+            if len(names) != 1:
+                shown = ", ".join(one_line(n, 60) for n in names[:20]) or tr("none")
+                raise Usage(
+                    tr("the server has {n} models, name one", n=len(names)),
+                    hint=tr("it has: {names}", names=shown),
+                    code="server.choose_model",
+                )
+            wanted = names[0]
+        self.model = wanted
+        return wanted
+
+    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
+        """Ids of a text, or of a rendered conversation. Our own server only (and vLLM's). Raises ServerFailed."""
+        body: dict[str, Any] = {"prompt": _whole(text)} if isinstance(text, str) else {"messages": _messages(text)}
+        if continue_final:
+            body["continue_final"] = True
+        if self.model:
+            body["model"] = self.model
+        ids = self._ask("POST", self._root + "/tokenize", body).get("tokens")
+        if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+            raise ServerFailed(
+                tr("the server cannot count tokens"), hint=tr("only glmchat's and vLLM's can"), code="server.form"
+            )
+        return ids
+
+    def load_adapter(self, name: str) -> None:
+        """Attach an adapter by its name in the server's store. Raises what the server raised."""
+        self._ask("POST", self.url + "/load_lora_adapter", {"lora_name": name})
+
+    def unload_adapter(self, name: str) -> None:
+        self._ask("POST", self.url + "/unload_lora_adapter", {"lora_name": name})
+
+    # Answers.
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        continue_final: bool = False,
+        *,
+        continue_ids: Sequence[int] = (),
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]:
+        """One answer to a conversation: Started, Piece …, Finished. Close the generator to stop it.
+
+        adapters: (store name, scale); None leaves them to the server, () means none. continue_final: the last message
+        is an answer to be continued; continue_ids: its exact ids, where they are known (our own server).
+        on_progress: told of the place in the server's line and of the prefill; called in the caller's thread.
+        Raises EngineDied, NetworkFailed, ServerFailed, or what our own server raised (DoesNotFit, Usage, …).
+        """
+        body = self._body(sampling, adapters)
+        body["messages"] = _messages(messages)
+        if continue_final:
+            body["continue_final"] = True
+            if continue_ids and self.is_glmchat:
+                body["continue_token_ids"] = list(continue_ids)
+            if not self.is_glmchat:  # vLLM's and transformers' names for the same
+                del body["continue_final"]
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return self._stream("/chat/completions", body, stop, on_progress)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        *,
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]:
+        """Completion mode: the continuation of a text (or of ids), without a chat template."""
+        body = self._body(sampling, adapters)
+        body["prompt"] = _whole(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._stream("/completions", body, stop, on_progress)
+
+    def _body(self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None) -> dict[str, Any]:
+        """Our own server is sent everything; a foreign one OpenAI's fields, others only where they say something."""
+        body: dict[str, Any] = {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if self.model:
+            body["model"] = self.model
+        if sampling.max_tokens is not None:
+            body["max_tokens"] = sampling.max_tokens
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        for name in _EXTENSIONS:
+            if self.is_glmchat or getattr(sampling, name) != getattr(_NEUTRAL, name):
+                body[name] = getattr(sampling, name)
+        if self.is_glmchat:
+            body["return_token_ids"] = True
+        if adapters is not None and (adapters or self.is_glmchat):
+            body["adapters"] = [{"name": name, "scale": scale} for name, scale in adapters]
+        return body
+
+    def _stream(
+        self, path: str, body: dict[str, Any], stop: Stop | None, on_progress: Callable[[Progress], None] | None
+    ) -> Generator[StreamEvent, None, None]:
+        stop = stop or Stop()
+        reader = AnswerReader(on_progress)
+        ignored: list[str] = []
+        while True:
+            try:
+                with contextlib.closing(self._one_stream(path, body, stop, reader)) as events:
+                    for event in events:
+                        if isinstance(event, Finished) and ignored:
+                            event = reader.with_ignored(event, ignored)
+                        yield event
+                return
+            except _Refused as refused:
+                # transformers serve and api.openai.com refuse fields that they do not know; said in the last event.
+                extra = [name for name in (*_EXTENSIONS, "seed", "stream_options") if name in body]
+                named = [name for name in extra if name in refused.text]
+                if self.is_glmchat or not named:
+                    raise refused.error from None
+                for name in named:
+                    del body[name]
+                ignored += [name for name in named if name != "stream_options"]
+
+    def _one_stream(
+        self, path: str, body: Mapping[str, Any], stop: Stop, reader: AnswerReader
+    ) -> Generator[StreamEvent, None, None]:
+        client = self._client(SILENCE)
+        try:
+            with client, self._open(client, path, body, stop) as answer:
+                if answer.status_code != 200:
+                    text = _read(answer)
+                    error = status_error(answer.status_code, answer.headers, text, self.url)
+                    if answer.status_code in (400, 422):
+                        raise _Refused(error, text.decode("utf-8", "replace"))
+                    raise error
+                kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if kind == "application/json":  # a server that does not stream answers at once
+                    yield from reader.whole(_object(_read(answer)))
+                    return
+                if "html" in kind:
+                    raise status_error(200, answer.headers, _read(answer), self.url)
+                for part in answer.iter_bytes():
+                    for event in reader.feed(part):
+                        yield event
+                        if stop.wanted and not reader.finished:
+                            yield reader.cancelled()
+                    if reader.finished:
+                        return
+                yield from reader.end()
+        except (httpx2.HTTPError, httpx2.StreamError, OSError, UnicodeEncodeError, ServerFailed) as error:
+            if stop.wanted:
+                yield reader.cancelled()
+                return
+            if isinstance(error, _Refused):
+                raise
+            raise broken(error, self.url, local=self.is_local, answering=reader.started) from None
+
+    def _open(
+        self, client: httpx2.Client, path: str, body: Mapping[str, Any], stop: Stop
+    ) -> AbstractContextManager[httpx2.Response]:
+        return client.stream(
+            "POST",
+            self.url + path,
+            content=json.dumps(body).encode(),
+            headers={**self._headers(), "Content-Type": "application/json", "Accept": "text/event-stream"},
+            extensions={"trace": stop.watch},
+        )
+
+    # Plumbing.
+
+    @property
+    def _root(self) -> str:
+        return self.url.rpartition("/")[0]
+
+    def _client(self, timeout: float) -> httpx2.Client:
+        return make_client(uds=self.uds, timeout=timeout)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            with self._client(60.0) as client, client.stream(method, url, content=content, headers=headers) as answer:
+                text = _read(answer)
+                if answer.status_code != 200 or text.lstrip()[:1] == b"<":
+                    raise status_error(answer.status_code, answer.headers, text, self.url)
+        except (httpx2.HTTPError, OSError, UnicodeEncodeError) as error:
+            raise broken(error, self.url, local=self.is_local, answering=False) from None
+        data = _object(text)
+        if problem := error_of(data):
+            raise problem
+        return data
+
+
+class _Refused(ServerFailed):
+    """A 400 or 422: perhaps only for a field that the server does not know."""
+
+    def __init__(self, error: GlmchatError, text: str) -> None:
+        super().__init__(error.message, hint=error.hint, code=error.code)
+        self.error, self.text = error, text
+
+
+def _read(answer: httpx2.Response) -> bytes:
+    body = bytearray()
+    for part in answer.iter_bytes():
+        body += part
+        if len(body) > ANSWER_LIMIT:
+            raise ServerFailed(
+                tr("the server's answer has no end"),
+                hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
+            )
+    return bytes(body)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{**m.to_json(), "content": _whole(m.content)} for m in messages]
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair (a terminal may hand one over) is no character and cannot be sent."""
+    return text.encode("utf-8", "replace").decode()

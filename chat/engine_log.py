@@ -1,0 +1,45 @@
+"""The engine's log: one private file per engine, the newest few kept."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from glmchat.core.errors import Failed
+from glmchat.core.locations import logs_dir, private_dir
+from glmchat.core.text import one_line
+
+KEPT = 10
+
+
+def new_log() -> tuple[Path, IO[bytes]]:
+    """A new file of mode 0600 for an engine's stderr, and its writing end. Old ones are removed."""
+    folder = private_dir(logs_dir())
+    for old in sorted(folder.glob("engine-*.log"))[: -KEPT + 1]:  # the names sort by time
+        with suppress(FileNotFoundError, PermissionError):
+            old.unlink()
+    path = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.log"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise Failed(
+            f"cannot write {one_line(str(path))}: {error.strerror}",
+            hint="set GLMCHAT_HOME to a folder you can write",
+            code="home.unwritable",
+        ) from None
+    return path, os.fdopen(descriptor, "wb", buffering=0)
+
+
+def last_words(path: Path) -> str:
+    """The last line that says something, from the log's last 8 kB; safe to show."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((one_line(line.strip(), 300) for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,239 @@
+"""The engine as a child process: started, watched, and told from the outside why it died.
+
+It dies with this process, however this process dies: the child's stdin is a pipe whose writing end only we hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.engine_log import last_words, new_log
+from glmchat.chat.preflight import smaller_hint
+from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted
+from glmchat.core.language import tr
+from glmchat.core.machine import oom_kills, physical_cores
+from glmchat.core.sockets import new_socket_path
+
+STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
+POLL_SECONDS = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What to load. folder: a checkpoint folder or GGUF file; model: the name answers and the window show.
+
+    quant: 4 or 8, or None for the weights as they are; quant_label: how the weights are named ("q4_1", "int4-g128").
+    adapters: (store name, folder) of adapters that may be asked for; sampling: defaults for requests that leave it open.
+    """
+
+    folder: Path
+    model: str
+    revision: str | None = None
+    quant: int | None = None
+    quant_label: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    context: int | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_arguments(self, uds: Path) -> list[str]:
+        """The command line of `python -m glmchat.serve`, as serve/options.py reads it."""
+        import json
+
+        arguments = [f"--folder={self.folder.expanduser().absolute()}", f"--model={self.model}"]
+        arguments += [f"--device={self.device}", f"--uds={uds}", "--lifeline"]
+        for name in ("revision", "quant", "quant_label", "dtype", "threads", "context"):
+            if (value := getattr(self, name)) is not None:
+                arguments.append(f"--{name.replace('_', '-')}={value}")
+        arguments += [f"--adapter={name}={folder}" for name, folder in self.adapters]
+        if self.sampling:
+            arguments.append("--sampling=" + json.dumps(dict(self.sampling)))
+        return arguments
+
+
+def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The child's environment: waiting threads sleep instead of spinning, one thread a core, no way to a hub.
+
+    What the user has set for OpenMP wins.
+    """
+    found = dict(os.environ if environ is None else environ)
+    found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    found.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    found["HF_HUB_OFFLINE"] = "1"
+    found["TRANSFORMERS_OFFLINE"] = "1"
+    found["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores
+    found["PYTHONUNBUFFERED"] = "1"
+    for name in list(found):
+        if name.lower().endswith("_proxy") or name in ("HF_TOKEN", "OPENAI_API_KEY", "HUGGING_FACE_HUB_TOKEN"):
+            del found[name]  # the engine speaks to nobody but us, and needs no secret
+    return found
+
+
+class EngineProcess:
+    """A running engine. `endpoint` may be used once `wait_ready` has returned. Stop it, or use it in a `with` block."""
+
+    def __init__(self, options: EngineOptions, command: Sequence[str]) -> None:
+        self.options = options
+        self.socket_path = new_socket_path()
+        self.log_file, log = new_log()
+        self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
+        self._command = tuple(command)
+        self._oom_before = oom_kills()
+        self._stopped = False
+        self._load_error: GlmchatError | None = None
+        self._lock = threading.Lock()
+        with log:
+            self._process = subprocess.Popen(
+                [*command, *options.to_arguments(self.socket_path)],
+                cwd="/",
+                env=engine_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C on the terminal is for us, and only we decide what it stops
+            )
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_ready(
+        self,
+        on_progress: Callable[[str, float], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Return when the engine answers. `on_progress(stage, done)`: "start", "import", "tokenizer", "weights", "warmup".
+
+        Raises what the load raised (Damaged, DoesNotFit, …), EngineDied with the cause, or Interrupted if `cancelled`
+        says so; the process is stopped in each of these cases.
+        """
+        told: tuple[str, float] | None = None
+        while True:
+            if cancelled is not None and cancelled():
+                self.stop()
+                raise Interrupted(
+                    tr("loading was stopped"), hint=tr("start it again when you like"), code="engine.cancelled"
+                )
+            stage, done = self._look()
+            if stage == "ok":
+                return
+            if on_progress is not None and (stage, done) != told:
+                on_progress(stage, done)
+                told = (stage, done)
+            time.sleep(POLL_SECONDS)
+
+    def _look(self) -> tuple[str, float]:
+        """Where the load is. Raises if it failed or the process is gone."""
+        if (failure := self.failure()) is not None:
+            self.stop()
+            raise failure
+        if not self.socket_path.exists():
+            return "start", 0.0
+        try:
+            health = self.endpoint.health()
+        except EngineDied:  # between bind and listen, or dying: the next look at the process tells
+            return "start", 0.0
+        if health.status == "failed":
+            self._load_error = health.error or EngineDied(
+                tr("the engine could not load the model"), hint=self._log_hint()
+            )
+            self.stop()
+            raise self._load_error
+        return ("ok", 1.0) if health.status == "ok" else (health.stage or "start", health.done or 0.0)
+
+    def failure(self) -> GlmchatError | None:
+        """Why the engine is not there, or None while it is (or was stopped by us)."""
+        if self._load_error is not None:
+            return self._load_error
+        code = self._process.poll()
+        if code is None or self._stopped:
+            return None
+        return self._words_for(code)
+
+    def _words_for(self, code: int) -> GlmchatError:
+        smaller = smaller_hint(self.options.folder, self.options.quant, self.options.context)
+        if code == -9:
+            after = oom_kills()
+            if after is not None and self._oom_before is not None and after > self._oom_before:
+                return DoesNotFit(
+                    tr("the system ran out of memory and killed the engine"),
+                    hint=smaller or tr("close other programs, or take a smaller model"),
+                    code="engine.out_of_memory",
+                )
+            return EngineDied(
+                tr("the engine was killed (signal 9): usually the system was out of memory"),
+                hint=smaller or tr("close other programs, or take a smaller model"),
+                code="engine.killed",
+            )
+        said = last_words(self.log_file)
+        if code < 0:
+            cause = {-4: "illegal instruction", -6: "aborted", -7: "bus error", -11: "segmentation fault"}.get(
+                code, "-"
+            )
+            return EngineDied(
+                tr("the engine was ended by signal {signal} ({cause})", signal=-code, cause=cause),
+                hint=self._log_hint(),
+                code="engine.signal",
+            )
+        return EngineDied(
+            tr("the engine ended with code {code}: {said}", code=code, said=said or "-"),
+            hint=self._log_hint(),
+            code="engine.exit",
+        )
+
+    def _log_hint(self) -> str:
+        return tr("the engine's log: {path}", path=str(self.log_file))
+
+    def stop(self) -> None:
+        """End the engine, within two seconds. May be called twice, and from any thread."""
+        with self._lock:
+            if self._process.poll() is None:
+                self._stopped = True
+            if self._process.stdin is not None:
+                with contextlib.suppress(OSError):  # it died with the pipe
+                    self._process.stdin.close()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                with contextlib.suppress(
+                    subprocess.TimeoutExpired
+                ):  # in uninterruptible sleep: the kernel ends it later
+                    self._process.wait(0.5)
+            self.socket_path.unlink(missing_ok=True)
+
+    def restart(self) -> EngineProcess:
+        """A new engine with the same options; this one is stopped first."""
+        self.stop()
+        return start_engine(self.options, command=self._command)
+
+
+def start_engine(options: EngineOptions, *, command: Sequence[str] | None = None) -> EngineProcess:
+    """Start the engine and return at once. Call `wait_ready`, and `stop` in the end.
+
+    command: what is run instead of `[sys.executable, "-P", "-m", "glmchat.serve"]` (tests put a fake engine there).
+    Raises Hostile or Failed where the socket's folder or the log cannot be used.
+    """
+    return EngineProcess(options, command or (sys.executable, "-P", "-m", "glmchat.serve"))

@@ -1,0 +1,142 @@
+"""What a server answered that was no answer, as one of our errors with a next step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+
+from glmchat.core.errors import EngineDied, GlmchatError, NetworkFailed, ServerFailed, Usage
+from glmchat.core.http import network_error
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+
+def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) -> GlmchatError:
+    """An HTTP status that is not 200. Our own server's errors come back as the very error that was raised there."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "html" in kind or body.lstrip()[:1] == b"<":
+        return ServerFailed(
+            tr("{url} answers with a web page (HTTP {status}), not with the API", url=one_line(url), status=status),
+            hint=tr("give the address of the API, usually http://HOST:PORT/v1"),
+            code="server.html",
+        )
+    found = error_of(_json(body))
+    said = found.message if found else one_line(body.decode("utf-8", "replace"), 300)
+    if found and found.hint:  # ours
+        return found
+    if status in (301, 302, 303, 307, 308):
+        where = one_line(headers.get("location", ""), 120)
+        return ServerFailed(
+            tr("{url} has moved to {where}", url=one_line(url), where=where),
+            hint=tr("give the new address: the key is not sent on to another host by itself"),
+            code="server.moved",
+        )
+    if status in (401, 403):
+        return ServerFailed(
+            tr("the server refuses the key: {said}", said=said or f"HTTP {status}"),
+            hint=tr("put it into OPENAI_API_KEY or give --api-key-file"),
+            code="server.auth",
+        )
+    if status == 404:
+        return ServerFailed(
+            tr("the server does not know that model or address: {said}", said=said or "HTTP 404"),
+            hint=tr("check the address ({url}) and the model's name", url=one_line(url)),
+            code="server.not_found",
+        )
+    if status == 429:
+        wait = one_line(headers.get("retry-after", ""), 20)
+        return ServerFailed(
+            tr("the server is busy: {said}", said=said or "HTTP 429"),
+            hint=tr("try again in {wait} seconds", wait=wait) if wait else tr("try again later"),
+            code="server.busy",
+        )
+    if status >= 500:
+        return ServerFailed(
+            tr("the server failed (HTTP {status}): {said}", status=status, said=said or "-"),
+            hint=tr("its log should say why; try again later"),
+            code="server.failed",
+        )
+    return ServerFailed(
+        tr("the server refused the request (HTTP {status}): {said}", status=status, said=said or "-"),
+        hint=tr("change what it names, or reset the sampling settings"),
+        code="server.refused",
+    )
+
+
+def error_of(data: Any) -> GlmchatError | None:
+    """The error in a JSON answer: OpenAI's object, Ollama's string, FastAPI's `detail`. None if there is none.
+
+    An error of our own server is the only kind with a hint.
+    """
+    if not isinstance(data, dict):
+        return None
+    error = data.get("error", data.get("detail"))
+    if error is None and data.get("object") == "error":  # older vLLM
+        error = data
+    if isinstance(error, dict):
+        if isinstance(error.get("hint"), str) and isinstance(error.get("code"), str) and "exit" in error:
+            return GlmchatError.from_json({**error, "message": one_line(str(error.get("message")), 2000)})
+        return ServerFailed(one_line(str(error.get("message") or error), 500), hint="")
+    if isinstance(error, str):
+        return ServerFailed(one_line(error, 500), hint="")
+    if error:
+        return ServerFailed(one_line(json.dumps(error, ensure_ascii=False), 500), hint="")
+    return None
+
+
+def in_stream(error: GlmchatError) -> GlmchatError:
+    """An error that came as an event, after the answer had begun."""
+    if error.hint:
+        return error
+    return ServerFailed(
+        tr("the server broke off: {said}", said=error.message),
+        hint=tr("what it said so far is kept; try again"),
+        code="server.failed",
+    )
+
+
+def broken(error: Exception, url: str, *, local: bool, answering: bool) -> GlmchatError:
+    """An exception of the HTTP client. `local`: the engine is our own child; `answering`: the answer had begun."""
+    if isinstance(error, GlmchatError):
+        return error
+    if isinstance(error, UnicodeEncodeError):
+        return Usage(
+            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
+        )
+    if local:
+        return EngineDied(
+            tr("the engine does not answer any more"),
+            hint=tr("start it again; the conversation is kept"),
+            code="engine.died",
+        )
+    if isinstance(error, httpx2.ConnectError) and _refused(error):
+        return NetworkFailed(
+            tr("nobody answers at {url}", url=one_line(url)),
+            hint=tr("is the server running, and is the port right?"),
+            code="server.unreachable",
+        )
+    if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) and answering:
+        return ServerFailed(
+            tr("the connection broke in the middle of the answer"),
+            hint=tr("what it said so far is kept; try again"),
+            code="server.broke",
+        )
+    return network_error(error, url, code="server.network")
+
+
+def _refused(error: Exception) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ConnectionRefusedError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return "refused" in str(error).lower()
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
