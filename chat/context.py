@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glmchat.chat.records import StoredMessage
-from glmchat.core.errors import DoesNotFit
+from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 
@@ -117,6 +118,21 @@ def fit(
     if counted[low] >= limit:  # even alone the last turn does not fit
         raise too_long(counted[low], limit)
     return request(low, counted[low])
+
+
+# How servers that are not ours say that a request is longer than their context.
+_OVERFLOW = re.compile(
+    r"context[ _](length|size|window)|maximum context|max_model_len|too many tokens"
+    r"|exceed\w*.{0,40}context|context.{0,40}exceed",
+    re.IGNORECASE,
+)
+
+
+def is_overflow(error: GlmchatError) -> bool:
+    """True if the request was refused because it is too long."""
+    if isinstance(error, DoesNotFit):
+        return True
+    return isinstance(error, ServerFailed) and _OVERFLOW.search(error.message) is not None
 
 
 def too_long(tokens: int, limit: int) -> DoesNotFit:

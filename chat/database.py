@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from glmchat.chat.schema import prepare
+from glmchat.chat.statements import PROBES
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
@@ -124,9 +125,8 @@ def _open_read_only(path: Path, problem: str) -> Opened:
 
 def _probe(connection: sqlite3.Connection) -> None:
     """Touch each table's end: cheap, and finds the files that were cut short or overwritten."""
-    for table in ("conversation", "message", "deletion"):
-        connection.execute(f"SELECT * FROM {table} ORDER BY id DESC LIMIT 1").fetchone()
-    connection.execute("SELECT value FROM counter").fetchall()
+    for statement in PROBES:
+        connection.execute(statement).fetchall()
 
 
 def set_aside(path: Path) -> Path:

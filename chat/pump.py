@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
+from glmchat.chat.endpoint import Progress
 from glmchat.core.messages import StreamEvent
+
+PumpEvent = StreamEvent | Progress
+Source = Callable[[Callable[[Progress], object]], Generator[StreamEvent, None, None]]
 
 
 class Ended(Exception):
@@ -14,16 +18,15 @@ class Ended(Exception):
 
 
 class Pump:
-    """Reads `source` in a thread; closes it as soon as `stop` is called and the thread gets its next event."""
+    """Opens and reads a stream in a thread. `open_stream` is given a function for what comes before the answer."""
 
-    def __init__(self, source: Generator[StreamEvent, None, None]) -> None:
-        self._source = source
-        self._events: queue.Queue[StreamEvent | BaseException] = queue.Queue(maxsize=256)
+    def __init__(self, open_stream: Source) -> None:
+        self._open = open_stream
+        self._events: queue.Queue[PumpEvent | BaseException] = queue.Queue(maxsize=256)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="answer", daemon=True).start()
 
-    def get(self, timeout: float) -> StreamEvent | None:
+    def get(self, timeout: float) -> PumpEvent | None:
         """The next event; None if none came in time. Raises Ended, or what the stream raised."""
         try:
             event = self._events.get(timeout=max(timeout, 0.001))
@@ -34,25 +37,25 @@ class Pump:
         return event
 
     def stop(self) -> None:
+        """Nobody reads any more: the thread closes the stream at its next event and ends."""
         self._stopped.set()
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped.is_set()
 
     def _run(self) -> None:
         last: BaseException = Ended()
+        source = None
         try:
-            for event in self._source:
+            source = self._open(self._offer)
+            for event in source:
                 if not self._offer(event):
                     break
         except Exception as error:  # noqa: BLE001  (handed to the reader, who raises it)
             last = error
         finally:
-            self._source.close()
+            if source is not None:
+                source.close()
         self._offer(last)
 
-    def _offer(self, event: StreamEvent | BaseException) -> bool:
+    def _offer(self, event: PumpEvent | BaseException) -> bool:
         """Hand over one event, waiting for a slow reader; False once the reader has stopped."""
         while not self._stopped.is_set():
             try:

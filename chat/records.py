@@ -130,6 +130,7 @@ class Tree:
     messages: dict[int, StoredMessage] = field(default_factory=dict)
     unsaved: set[int] = field(default_factory=set)
     head_unsaved: bool = False
+    generation: int = 0  # of the file it was last written to
 
     @property
     def leaf(self) -> int | None:

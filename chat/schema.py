@@ -15,9 +15,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
             settings TEXT NOT NULL DEFAULT '{}', draft TEXT NOT NULL DEFAULT '', leaf INTEGER, deletion INTEGER)""",
         "CREATE INDEX conversation_order ON conversation (pinned DESC, sequence DESC)",
         """CREATE TABLE message (
-            id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL,
-            state TEXT NOT NULL, created REAL NOT NULL, token_ids BLOB, details TEXT NOT NULL DEFAULT '{}',
-            chosen INTEGER, deletion INTEGER, owner TEXT)""",
+            id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, parent INTEGER, role TEXT NOT NULL,
+            text TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, token_ids BLOB,
+            details TEXT NOT NULL DEFAULT '{}', chosen INTEGER, deletion INTEGER, owner TEXT)""",
         "CREATE INDEX message_conversation ON message (conversation, id)",
         "CREATE INDEX message_streaming ON message (state) WHERE state = 'streaming'",
         # An answer while it streams: one row a flush, joined into the message when it ends. Rewriting a long answer
@@ -25,7 +25,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE piece (
             message INTEGER NOT NULL, number INTEGER NOT NULL, text TEXT NOT NULL, token_ids BLOB,
             PRIMARY KEY (message, number)) WITHOUT ROWID""",
-        "CREATE TABLE deletion (id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, created REAL NOT NULL, leaf INTEGER)",
+        """CREATE TABLE deletion (
+            id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, created REAL NOT NULL, leaf INTEGER)""",
         # Ids and sequence numbers that are never given twice, whatever was purged.
         "CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
         "INSERT INTO counter VALUES ('conversation', 0), ('message', 0), ('deletion', 0), ('sequence', 0)",

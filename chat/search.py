@@ -1,8 +1,8 @@
 """Full-text search that finds Chinese words of any length.
 
-SQLite's `unicode61` takes a run of Han characters for one word, and `trigram` finds nothing shorter than three. So every
-CJK character is set off by spaces before it is indexed, and a query becomes phrases of such characters: every substring
-is found. Latin words match from their beginning.
+SQLite's `unicode61` takes a run of Han characters for one word, and `trigram` finds nothing shorter than three. So
+every CJK character is set off by spaces before it is indexed, and a query becomes phrases of such characters: every
+substring is found. Latin words match from their beginning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Bopomofo, kana, Hangul, Han with its extensions: the scripts written without spaces, and Korean, whose endings stick.
-_CJK = "\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_CJK = (
+    "\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
 _SET_OFF = re.compile(f"([{_CJK}])")
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
 CONTEXT = 60  # characters around a hit in its snippet

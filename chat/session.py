@@ -9,47 +9,24 @@ Iterate in a worker thread; `stop()` may be called from any other. Closing the g
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from glmchat.chat import context
+from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Switch, Trimmed, Writing, relay
+from glmchat.chat.cleaning import shown
+from glmchat.chat.endpoint import Stop
 from glmchat.chat.history import History
-from glmchat.chat.pump import Ended, Pump
-from glmchat.chat.records import ConversationSettings, State, StoredMessage, Tree
+from glmchat.chat.pump import Pump, Source
+from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
-from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
+from glmchat.core.errors import GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import (
-    Finished,
-    Message,
-    Piece,
-    Sampling,
-    Started,
-    StreamEvent,
-    parse_sampling_value,
-    sampling_name,
-)
+from glmchat.core.messages import Message, Sampling, parse_sampling_value, sampling_name
 
-FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second
-_POLL = 0.05  # how soon a stop is noticed while nothing comes
-
-
-class Speaker(Protocol):
-    """What the session needs of an endpoint."""
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        *,
-        adapters: Sequence[tuple[str, float]] = (),
-        continue_final: bool = False,
-    ) -> Generator[StreamEvent, None, None]: ...
-
-    def tokenize(self, messages: Sequence[Message]) -> list[int] | int | None: ...
+__all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Speaker", "Trimmed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +37,7 @@ class ModelIdentity:
     revision: str | None = None
     quant: str | None = None
     context: int | None = None  # tokens the model's context holds
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The question is stored and an empty answer stands below it; their ids stay."""
-
-    question: StoredMessage | None
-    answer: StoredMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Trimmed:
-    """The model no longer sees these messages (oldest whole turns); sent on when the set grew."""
-
-    unseen: tuple[int, ...]
-    tokens: int | None
-    limit: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer as it now stands in the history."""
-
-    answer: StoredMessage
-
-
-SessionEvent = Begun | Trimmed | StreamEvent | Done
-Answer = Generator[SessionEvent, None, None]
+    family: str | None = None
 
 
 class ChatSession:
@@ -118,8 +68,8 @@ class ChatSession:
         self._flag_system = system
         self._flag_adapters = None if adapters is None else tuple(adapters)
         self._endpoint = endpoint
-        self._stop = threading.Event()
-        self._busy = threading.Lock()
+        self._switch = Switch()
+        self._counts = True  # until the server says that it cannot count tokens
         self.unseen: tuple[int, ...] = ()
         self.tree: Tree
         if conversation is None:
@@ -127,7 +77,7 @@ class ChatSession:
         else:
             self.open(conversation)
 
-    # -- which conversation
+    # Which conversation.
 
     def new(self) -> Tree:
         """Another conversation; the one before stays in the history."""
@@ -160,6 +110,7 @@ class ChatSession:
     def reconnect(self, endpoint: Speaker | None, identity: ModelIdentity | None = None) -> None:
         """Another engine, or the same one started anew; the conversation stays."""
         self._endpoint = endpoint
+        self._counts = True
         if identity is not None:
             self.identity = identity
             if self.tree.messages:
@@ -167,7 +118,7 @@ class ChatSession:
             else:
                 self.tree.change_head(model=identity.model)
 
-    # -- settings
+    # Settings.
 
     @property
     def settings(self) -> ConversationSettings:
@@ -231,15 +182,15 @@ class ChatSession:
             raise Usage(f"there is no policy {policy!r}", hint="drop or refuse", code="context.policy")
         self._change(replace(self.settings, context_policy=policy))
 
-    # -- answers
+    # Answers.
 
     @property
     def streaming(self) -> bool:
-        return self._busy.locked()
+        return self._switch.busy
 
     def stop(self) -> None:
         """End the running answer and keep what was said. May be called from any thread."""
-        self._stop.set()
+        self._switch.now()
 
     def ask(self, text: str) -> Answer:
         """Store the question, then ask the model. Raises GlmchatError; what was said until then is kept."""
@@ -279,9 +230,9 @@ class ChatSession:
                 code="chat.nothing_to_continue",
             )
         with self._speaking():
-            yield from self._answer(None, asked=False, unfinished=last)
+            yield from self._continue(last)
 
-    # -- changes to what was said
+    # Changes to what was said.
 
     def undo(self) -> int:
         """Take back the last question with its answer; the number is for `restore`. Raises Usage if there is none."""
@@ -325,7 +276,7 @@ class ChatSession:
         self._must_be_quiet()
         self.history.open_branch(self.tree, self._message(message))
 
-    # -- context
+    # Context.
 
     def measure(self, draft: str = "") -> context.Request:
         """What the next request would hold, were `draft` sent now: exact tokens, and which messages fall out.
@@ -337,30 +288,57 @@ class ChatSession:
             stored = [*stored, StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft)]
         return self._request(stored, self.sampling().sampling)
 
-    def _request(self, stored: Sequence[StoredMessage], sampling: Sampling, drop_at_least: int = 0) -> context.Request:
+    def _request(
+        self,
+        stored: Sequence[StoredMessage],
+        sampling: Sampling,
+        drop_at_least: int = 0,
+        *,
+        continue_final: bool = False,
+    ) -> context.Request:
         return context.fit(
             self.system_prompt,
             stored,
-            self._count,
+            lambda messages: self._count(messages, continue_final),
             self.identity.context,
             max_tokens=sampling.max_tokens,
             policy=self.context_policy,
             drop_at_least=drop_at_least,
         )
 
-    def _count(self, messages: Sequence[Message]) -> int | None:
-        counted = self._connected().tokenize(messages)
-        return len(counted) if isinstance(counted, list | tuple) else counted
+    def _count(self, messages: Sequence[Message], continue_final: bool) -> int | None:
+        """Tokens of the rendered request; None once the server has said that it cannot count."""
+        endpoint = self._connected()
+        if not self._counts or not messages:
+            return None
+        try:
+            return len(endpoint.tokenize(messages, continue_final=continue_final))
+        except ServerFailed:
+            if endpoint.is_local:
+                raise
+            self._counts = False
+            return None
 
-    # -- the stream
+    def shown_text(self, message: StoredMessage) -> str:
+        """A message as a person reads it; `message.text` is what the model said."""
+        family = message.details.get("family") or self.identity.family
+        return shown(message.text, family) if message.role == "assistant" else message.text
+
+    # The stream.
 
     def _connected(self) -> Speaker:
         if self._endpoint is None:
             raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
         return self._endpoint
 
-    def _speaking(self) -> _Speaking:
-        return _Speaking(self._busy, self._stop)
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        if not self._switch.take():
+            raise _already_streaming()
+        try:
+            yield
+        finally:
+            self._switch.give_back()
 
     def _must_be_quiet(self) -> None:
         if self.streaming:
@@ -383,7 +361,7 @@ class ChatSession:
             while at is not None and at.role != "user":
                 at = self.tree.messages.get(at.parent) if at.parent is not None else None
         else:
-            at = next((m for m in reversed(self.tree.path()) if m.role == "user"), None)
+            at = next((m for m in reversed(self.tree.context()) if m.role == "user"), None)
         if at is None:
             raise Usage(
                 tr("there is no question to answer again"),
@@ -392,169 +370,109 @@ class ChatSession:
             )
         return at
 
-    def _answer(
-        self,
-        question: StoredMessage | None,
-        *,
-        asked: bool,
-        only_now: Mapping[str, Any] | None = None,
-        unfinished: StoredMessage | None = None,
-    ) -> Answer:
-        chosen = self.sampling(only_now)
-        leaf = unfinished.id if unfinished else question.id if question else None
+    def _answer(self, question: StoredMessage, *, asked: bool, only_now: Mapping[str, Any] | None = None) -> Answer:
+        """A new answer below `question`."""
+        chosen = self.sampling(only_now).sampling
+        answer = self.history.begin_answer(self.tree, parent=question.id, details=self._details(chosen))
+        yield from self._run(question if asked else None, answer, self._seen(question.id), chosen)
+
+    def _continue(self, unfinished: StoredMessage) -> Answer:
+        """More of an answer that stands already."""
+        chosen = self.sampling().sampling
+        stored = self._seen(unfinished.id)
+        answer = self.history.reopen_answer(self.tree, unfinished)
+        # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
+        spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
+        yield from self._run(None, answer, stored, chosen, {"spans": spans}, continued=unfinished)
+
+    def _seen(self, leaf: int) -> list[StoredMessage]:
+        """The branch that ends at `leaf`, from its last clear mark on."""
         path = self.tree.path(leaf)
         start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
-        stored = path[start:]
-        details: dict[str, Any] = {
+        return path[start:]
+
+    def _details(self, sampling: Sampling) -> dict[str, Any]:
+        return {
             "model": self.identity.model,
             "revision": self.identity.revision,
             "quant": self.identity.quant,
+            "family": self.identity.family,
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
-            "sampling": _plain(chosen.sampling),
+            "sampling": {f.name: getattr(sampling, f.name) for f in fields(sampling)},
             "system": self.system_prompt,
         }
-        if unfinished is None:
-            assert question is not None
-            answer = self.history.begin_answer(self.tree, parent=question.id, details=details)
-        else:
-            answer = self.history.reopen_answer(self.tree, unfinished)
-            spans = list(unfinished.details.get("spans") or [])
-            details["spans"] = [*spans, len(unfinished.token_ids)]
-        writing = _Writing(self.history, self.tree, answer, details)
+
+    def _run(
+        self,
+        question: StoredMessage | None,
+        answer: StoredMessage,
+        stored: Sequence[StoredMessage],
+        sampling: Sampling,
+        details: Mapping[str, Any] | None = None,
+        continued: StoredMessage | None = None,
+    ) -> Answer:
+        writing = Writing(self.history, self.tree, answer, {**self._details(sampling), **(details or {})})
         try:
-            yield Begun(question if asked else None, answer)
-            yield from self._stream(stored, chosen.sampling, writing, continue_final=unfinished is not None)
-        except GeneratorExit:
+            yield Begun(question, answer)
+            yield from self._stream(stored, sampling, writing, continued)
+        except (GeneratorExit, KeyboardInterrupt):
             writing.end("stopped")
             raise
         except GlmchatError as error:
             writing.end("failed", {"error": error.to_json()})
             raise
-        except BaseException as error:
-            writing.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        except BaseException:
+            writing.end("failed")
             raise
         yield Done(self.tree.messages[answer.id])
 
     def _stream(
-        self, stored: Sequence[StoredMessage], sampling: Sampling, writing: _Writing, *, continue_final: bool
+        self, stored: Sequence[StoredMessage], sampling: Sampling, writing: Writing, continued: StoredMessage | None
     ) -> Answer:
-        """Send the request; when a server says it is too long, once more without its oldest turns."""
+        """Send the request; where a server that cannot count says it is too long, again without its oldest turns."""
+        endpoint = self._connected()
         refused = 0
         while True:
-            request = self._request(stored, sampling, refused)
+            request = self._request(stored, sampling, refused, continue_final=continued is not None)
             writing.details["seen_from"] = next((m.id for m in stored if m.id not in request.unseen), None)
             if request.unseen != self.unseen:
                 self.unseen = request.unseen
-                if request.unseen:
-                    yield Trimmed(request.unseen, request.tokens, request.limit)
-            source = self._connected().stream(
-                request.messages, sampling, adapters=self.adapters, continue_final=continue_final
-            )
+                yield Trimmed(request.unseen, request.tokens, request.limit)
+            connection = self._switch.connection()
+            pump = Pump(self._source(endpoint, request, sampling, connection, continued))
             try:
-                yield from self._events(Pump(source), writing)
-            except DoesNotFit:
+                yield from relay(pump, writing, self._switch)
+            except GlmchatError as error:
                 last = len(context.turns(stored)) - 1
-                if self.context_policy != "drop" or request.tokens is not None or refused >= last or writing.said:
+                again = context.is_overflow(error) and request.tokens is None and not writing.said
+                if not again or self.context_policy != "drop" or refused >= last:
                     raise
                 refused = min(last, max(1, refused * 2))
-                continue
-            return
+            except (GeneratorExit, KeyboardInterrupt):
+                connection.now()
+                raise
+            else:
+                return
 
-    def _events(self, pump: Pump, writing: _Writing) -> Answer:
-        finished: Finished | None = None
-        try:
-            while finished is None:
-                if self._stop.is_set():
-                    finished = Finished("cancelled")
-                    break
-                try:
-                    event = pump.get(min(_POLL, writing.due()))
-                except Ended:
-                    break
-                if isinstance(event, Piece):
-                    writing.add(event)
-                elif isinstance(event, Started):
-                    writing.details["prompt_tokens"] = event.prompt_tokens
-                    writing.details["model"] = event.model or writing.details["model"]
-                elif isinstance(event, Finished):
-                    finished = event
-                    break
-                writing.flush_if_due()
-                if event is not None:
-                    yield event
-        finally:
-            pump.stop()
-        finished = finished or Finished(None)
-        state: State = {"length": "cut", "cancelled": "stopped"}.get(finished.finish_reason or "", "complete")  # type: ignore[assignment]
-        writing.end(state, _facts(finished))
-        yield finished
-
-
-class _Speaking:
-    """One answer at a time; the stop of the one before does not count."""
-
-    def __init__(self, busy: threading.Lock, stop: threading.Event) -> None:
-        self._lock, self._stop = busy, stop
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise _already_streaming()
-        self._stop.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-class _Writing:
-    """An answer on its way into the history: gathers pieces and flushes them twice a second."""
-
-    def __init__(self, history: History, tree: Tree, answer: StoredMessage, details: dict[str, Any]) -> None:
-        self.details = details
-        self.said = False
-        self._history, self._tree, self._answer = history, tree, answer
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._clock: Callable[[], float] = time.monotonic  # the wall clock may go backwards
-        self._flushed = self._clock()
-        self._ended = False
-
-    def add(self, piece: Piece) -> None:
-        self.said = True
-        self._text.append(piece.text)
-        self._ids.extend(piece.token_ids)
-
-    def due(self) -> float:
-        return max(0.0, self._flushed + FLUSH_SECONDS - self._clock())
-
-    def flush_if_due(self) -> None:
-        if self.due() == 0.0:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._text or self._ids:
-            self._history.add_piece(self._tree, self._answer, "".join(self._text), self._ids)
-            self._text, self._ids = [], []
-        self._flushed = self._clock()
-
-    def end(self, state: State, details: Mapping[str, Any] | None = None) -> None:
-        if not self._ended:
-            self._ended = True
-            self.flush()
-            self._history.finish_answer(self._tree, self._answer, state, {**self.details, **(details or {})})
-
-
-def _facts(finished: Finished) -> dict[str, Any]:
-    """What the server told of the answer, for its details; what it did not tell is left out."""
-    names = (
-        "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "ttft_seconds",
-        "prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "seed",
-    )  # fmt: skip
-    told = {name: getattr(finished, name) for name in names if getattr(finished, name) is not None}
-    return {**told, **({"facts": dict(finished.facts)} if finished.facts else {})}
-
-
-def _plain(sampling: Sampling) -> dict[str, Any]:
-    return {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__}
+    def _source(
+        self,
+        endpoint: Speaker,
+        request: context.Request,
+        sampling: Sampling,
+        connection: Stop,
+        continued: StoredMessage | None,
+    ) -> Source:
+        # A server that was asked for an adapter by model name keeps it.
+        adapters = self.adapters if self.adapters or endpoint.is_local else None
+        return lambda report: endpoint.stream(
+            request.messages,
+            sampling,
+            adapters,
+            continued is not None,
+            continue_ids=continued.token_ids if continued else (),
+            stop=connection,
+            on_progress=report,
+        )
 
 
 def _already_streaming() -> Usage:

@@ -1,0 +1,189 @@
+"""One answer on its way from the endpoint to the screen and into the history."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from glmchat.chat.endpoint import Progress, Stop
+from glmchat.chat.history import History
+from glmchat.chat.pump import Ended, Pump
+from glmchat.chat.records import State, StoredMessage, Tree
+from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
+
+FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second
+_POLL = 0.05  # how soon a stop is noticed while nothing comes
+_LAST_WORDS = 1.0  # how long a stopped server may take to say what it counted
+_STATES: Mapping[str | None, State] = {"length": "cut", "cancelled": "stopped"}
+
+
+class Speaker(Protocol):
+    """What a session needs of an endpoint (chat/endpoint.py has the real one)."""
+
+    @property
+    def is_local(self) -> bool: ...
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        continue_final: bool = False,
+        *,
+        continue_ids: Sequence[int] = (),
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]: ...
+
+    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The question is stored and an empty answer stands below it. question None: nothing new was asked."""
+
+    question: StoredMessage | None
+    answer: StoredMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """From this request on the model does not see these messages (oldest whole turns). Empty: it sees all again."""
+
+    unseen: tuple[int, ...]
+    tokens: int | None
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer as it now stands in the history."""
+
+    answer: StoredMessage
+
+
+SessionEvent = Begun | Trimmed | Progress | Started | Piece | Finished | Done
+Answer = Generator[SessionEvent, None, None]
+
+
+class Switch:
+    """The stop of a session: one answer at a time, stopped from any thread."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._connection: Stop | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._busy.locked()
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted
+
+    def take(self) -> bool:
+        """Begin an answer; False if one is running."""
+        if not self._busy.acquire(blocking=False):
+            return False
+        with self._lock:
+            self._wanted, self._connection = False, None
+        return True
+
+    def give_back(self) -> None:
+        self._busy.release()
+
+    def connection(self) -> Stop:
+        """The stop of one request; pulled at once if a stop is wanted already."""
+        with self._lock:
+            self._connection = Stop()
+            if self._wanted:
+                self._connection.now()
+            return self._connection
+
+    def now(self) -> None:
+        with self._lock:
+            if self._busy.locked():
+                self._wanted = True
+                if self._connection is not None:
+                    self._connection.now()
+
+
+class Writing:
+    """Gathers the pieces of an answer and flushes them into the history twice a second."""
+
+    def __init__(self, history: History, tree: Tree, answer: StoredMessage, details: dict[str, Any]) -> None:
+        self.details = details
+        self.said = False
+        self.ended = False
+        self._history, self._tree, self._answer = history, tree, answer
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._flushed = time.monotonic()  # the wall clock may go backwards
+
+    def add(self, piece: Piece) -> None:
+        self.said = True
+        self._text.append(piece.text)
+        self._ids.extend(piece.token_ids)
+
+    def due(self) -> float:
+        """Seconds until the next flush."""
+        return max(0.0, self._flushed + FLUSH_SECONDS - time.monotonic())
+
+    def flush(self) -> None:
+        if self._text or self._ids:
+            self._history.add_piece(self._tree, self._answer, "".join(self._text), self._ids)
+            self._text, self._ids = [], []
+        self._flushed = time.monotonic()
+
+    def end(self, state: State, details: Mapping[str, Any] | None = None) -> None:
+        """Once; later calls do nothing."""
+        if not self.ended:
+            self.ended = True
+            self.flush()
+            self._history.finish_answer(self._tree, self._answer, state, {**self.details, **(details or {})})
+
+
+def relay(pump: Pump, writing: Writing, switch: Switch) -> Answer:
+    """Pass events on and write them down until the answer ends or is stopped; `writing` has ended when this returns."""
+    finished: Finished | None = None
+    deadline: float | None = None
+    try:
+        while deadline is None or time.monotonic() < deadline:
+            if switch.wanted and deadline is None:
+                deadline = time.monotonic() + _LAST_WORDS
+            try:
+                event = pump.get(min(_POLL, max(writing.due(), 0.001)))
+            except Ended:
+                break
+            if isinstance(event, Finished):
+                finished = event
+                break
+            if isinstance(event, Piece):
+                writing.add(event)
+            elif isinstance(event, Started):
+                writing.details["prompt_tokens"] = event.prompt_tokens
+                writing.details["model"] = writing.details["model"] or event.model
+            if writing.due() == 0.0:
+                writing.flush()
+            if event is not None:
+                yield event
+    finally:
+        pump.stop()
+    finished = finished or Finished("cancelled" if switch.wanted else None)
+    writing.end(_STATES.get(finished.finish_reason, "complete"), facts_of(finished))
+    yield finished
+
+
+def facts_of(finished: Finished) -> dict[str, Any]:
+    """What the server told of the answer, for its details; what it did not tell is left out."""
+    names = (
+        "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "ttft_seconds",
+        "prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "seed",
+    )  # fmt: skip
+    told = {name: getattr(finished, name) for name in names if getattr(finished, name) is not None}
+    return {**told, **({"facts": dict(finished.facts)} if finished.facts else {})}

@@ -1,0 +1,226 @@
+"""The history's file from below: transactions, numbers, rows. A write that fails is a fact to report, not an end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat import database, search
+from glmchat.chat import statements as sql
+from glmchat.chat.records import (
+    Conversation,
+    ConversationSettings,
+    StoredMessage,
+    dump,
+    load_object,
+    pack_ids,
+    unpack_ids,
+)
+from glmchat.core.language import tr
+
+# Ids given while the file cannot be asked; far above all others, so they stay right when it can be written again.
+_PROVISIONAL = 1 << 40
+
+
+class Store:
+    """One SQLite connection, used from any thread under one lock."""
+
+    def __init__(self, opened: database.Opened, path: Path | None) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.generation = 0  # grows when a damaged file is replaced by a new one
+        self._provisional = _PROVISIONAL
+        self._depth = 0
+        self._take(opened)
+
+    def _take(self, opened: database.Opened) -> None:
+        self._db = opened.connection
+        self.journal = opened.journal
+        self.problem = opened.problem
+        self.note = opened.note
+
+    def close(self) -> None:
+        with self.lock:
+            self._db.close()
+
+    # -- reading
+
+    def rows(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows. Damage that shows here sets the file aside; then there is nothing to read."""
+        with self.lock:
+            try:
+                return self._db.execute(statement, parameters).fetchall()
+            except sqlite3.DatabaseError as error:
+                if self._depth or not self._replace_if_damaged(error):
+                    raise
+                return []
+
+    def row(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...] | None:
+        return next(iter(self.rows(statement, parameters)), None)
+
+    # -- writing
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; one inside another belongs to the outer one."""
+        with self.lock:
+            if self._depth == 0:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+                if self._depth == 1:
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._depth == 1 and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    def run(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
+        """One statement inside a transaction."""
+        self._db.execute(statement, parameters)
+
+    def run_all(self, statements: Iterable[str], parameters: dict[str, Any]) -> None:
+        for statement in statements:
+            self._db.execute(statement, {k: v for k, v in parameters.items() if f":{k}" in statement})
+
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Do a write; False, with `problem` saying why, if the file does not take it."""
+        with self.lock:
+            try:
+                with self.transaction():
+                    write()
+            except sqlite3.DatabaseError as error:
+                if self._depth:
+                    raise
+                if not self._replace_if_damaged(error):
+                    self.problem = tr("the history cannot be written: {reason}", reason=str(error))
+                return False
+            if self.path is not None:
+                self.problem = None
+            return True
+
+    def _replace_if_damaged(self, error: sqlite3.DatabaseError) -> bool:
+        if self.path is None or not database.is_damage(error):
+            return False
+        self._db.close()
+        self._take(database.replace_damaged(self.path))
+        self.generation += 1
+        return True
+
+    def reserve(self, name: str) -> int:
+        """The next number of a counter; a provisional one if the file cannot be written."""
+        with self.lock:
+            number = 0
+
+            def write() -> None:
+                nonlocal number
+                number = self.count_up(name)
+
+            if self.attempt(write):
+                return number
+            self._provisional += 1
+            return self._provisional
+
+    def count_up(self, name: str) -> int:
+        """The next number of a counter, inside a transaction."""
+        self._db.execute("UPDATE counter SET value = value + 1 WHERE name = ?", (name,))
+        return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
+
+    def secure_delete(self) -> None:
+        """What is deleted from now on is overwritten in the file."""
+        self.rows("PRAGMA secure_delete = ON")
+
+    # -- rows of the two tables
+
+    def write_head(self, c: Conversation) -> None:
+        settings = dump(c.settings.to_json())
+        self.run(
+            sql.WRITE_HEAD,
+            (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
+        )
+        if c.renamed:  # other titles are the first question, which is found itself
+            self._index(-c.id, c.title)
+
+    def write_message(self, m: StoredMessage) -> None:
+        ids, details = pack_ids(m.token_ids), dump(m.details)
+        self.run(
+            sql.WRITE_MESSAGE,
+            (
+                m.id,
+                m.conversation,
+                m.parent,
+                m.role,
+                m.text,
+                m.state,
+                m.created,
+                ids,
+                details,
+                m.chosen,
+                m.deletion,
+                m.owner,
+            ),
+        )
+        self.run(sql.FORGET_PIECES, (m.id,))  # the whole text stands in the message now
+        if m.state != "streaming":
+            self._index(m.id, m.text)
+
+    def write_piece(self, message: int, text: str, token_ids: Sequence[int]) -> None:
+        self.run(sql.WRITE_PIECE, (message, text, pack_ids(tuple(token_ids)), message))
+
+    def _index(self, rowid: int, text: str) -> None:
+        spaced = search.spaced(text)
+        row = self._db.execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
+        if row is None and text:
+            self._db.execute("INSERT INTO search (rowid, text) VALUES (?, ?)", (rowid, spaced))
+        elif row is not None and row[0] != spaced:
+            self._db.execute("UPDATE search SET text = ? WHERE rowid = ?", (spaced, rowid))
+
+    def with_pieces(self, message: StoredMessage) -> StoredMessage:
+        """A streaming answer with what came since it was begun."""
+        rows = self.rows(sql.PIECES, (message.id,))
+        ids = message.token_ids + tuple(i for row in rows for i in unpack_ids(row[1]))
+        return replace(message, text=message.text + "".join(row[0] for row in rows), token_ids=ids)
+
+
+def to_conversation(row: Sequence[Any]) -> Conversation:
+    id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
+    return Conversation(
+        id=id_,
+        title=title,
+        model=model,
+        created=created,
+        updated=updated,
+        sequence=sequence,
+        pinned=bool(pinned),
+        settings=ConversationSettings.from_json(load_object(settings)),
+        draft=draft,
+        leaf=leaf,
+        message_count=count,
+        renamed=bool(renamed),
+    )
+
+
+def to_message(row: Sequence[Any]) -> StoredMessage:
+    id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
+    return StoredMessage(
+        id=id_,
+        conversation=conversation,
+        parent=parent,
+        role=role,
+        text=text,
+        state=state,
+        created=created,
+        token_ids=unpack_ids(ids),
+        details=load_object(details),
+        chosen=chosen,
+        deletion=deletion,
+        owner=owner,
+    )
