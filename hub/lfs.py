@@ -56,7 +56,7 @@ def pointer_blob(oid: str, size: int) -> str:
 
 
 def find_pointers(folder: Path) -> Iterator[tuple[str, Pointer]]:
-    """(relative path, pointer) of every pointer file under `folder`, in order; `.git` and links to folders are left out."""
+    """(relative path, pointer) of every pointer file under `folder`, in order, without `.git`."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if ".git" not in relative.parts and path.is_file() and (pointer := parse_pointer(path)):

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # loopback_hub.py is a program as well as a module
 
-from loopback_hub import LoopbackHub  # noqa: E402
+from loopback_hub import LoopbackHub
 
 
 @pytest.fixture
