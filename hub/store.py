@@ -132,6 +132,25 @@ def locked(
         yield
 
 
+@contextmanager
+def alone(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """One pull at a time into this folder of ours; a second one waits and then finds the files."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".pull.lock")
+    while True:
+        if cancelled():
+            raise stopped()
+        try:
+            with lock.acquire(timeout=0.1):
+                yield
+            return
+        except Timeout:
+            continue
+        except OSError as error:
+            raise disk_error(error, folder / "x") from None
+
+
 def in_use(repo: str, etag: str) -> bool:
     """True if some process writes this blob now."""
     from filelock import FileLock, Timeout

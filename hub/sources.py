@@ -1,0 +1,290 @@
+"""Where files may come from: hubs that speak Hugging Face's protocol, ModelScope, a mirror folder. Names, not bytes.
+
+A source answers two questions: what a repository holds at a revision (a listing with a full commit, sizes and hashes),
+and under which address one file is served. What a server says is checked here before anything is built from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed, Usage
+from glmchat.core.http import host_of, make_client, network_error
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub.catalogue import KnownFile
+from glmchat.hub.references import checked_repo, is_commit
+from glmchat.hub.safe_paths import check_listing
+
+DEFAULT = "https://huggingface.co"
+MODELSCOPE = "https://www.modelscope.cn"
+_TIMEOUT = 15.0  # seconds for a listing
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place that serves repositories."""
+
+    kind: str  # "hf" | "modelscope" | "folder"
+    address: str  # https://host[/path] without a slash at the end, or an absolute folder
+    sends_token: bool = False  # the user's Hugging Face token goes to the hub and to $HF_ENDPOINT, to no other mirror
+
+    @property
+    def label(self) -> str:
+        """How messages and manifests call it; never with a password."""
+        return self.address if self.kind == "folder" else host_of(self.address)
+
+    def url(self, repo: str, revision: str, path: str) -> str:
+        """The address of one file on an HTTP endpoint."""
+        middle = "models/" if self.kind == "modelscope" else ""
+        return f"{self.address}/{middle}{quote(repo)}/resolve/{quote(revision, safe='')}/{quote(path)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a repository holds at one revision, as an endpoint told."""
+
+    repo: str  # the name asked for
+    commit: str  # full commit; for ModelScope the revision asked for
+    files: tuple[KnownFile, ...]
+    endpoint: Endpoint
+    canonical: str = ""  # the repository's present name, if it was renamed
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """An --endpoint or a line of the config: an address, a folder, or the word `modelscope`. Raises Usage."""
+    text = text.strip()
+    if text.lower() == "modelscope":
+        return Endpoint("modelscope", MODELSCOPE)
+    if re.match(r"https?://", text):
+        try:
+            host = urlsplit(text).hostname or ""
+        except ValueError:
+            host = ""
+        if host:
+            kind = "modelscope" if host.endswith(("modelscope.cn", "modelscope.ai")) else "hf"
+            return Endpoint(kind, text.rstrip("/"), sends_token=_gets_token(text))
+    elif text and "://" not in text:
+        folder = Path(text.removeprefix("file:")).expanduser()
+        if folder.is_dir():
+            return Endpoint("folder", str(folder.absolute()))
+        raise Usage(
+            tr("there is no folder {path} to pull from", path=one_line(text)),
+            hint=tr("an endpoint is https://host, a mirror folder, or modelscope"),
+            code="pull.endpoint",
+        )
+    raise Usage(
+        tr("{text} is no endpoint", text=repr(host_of(text))),
+        hint=tr("an endpoint is https://host, a mirror folder, or modelscope"),
+        code="pull.endpoint",
+    )
+
+
+def endpoints(explicit: Sequence[str], configured: Sequence[str]) -> list[Endpoint]:
+    """The places to ask, in order: --endpoint, else the config's list, else $HF_ENDPOINT, else the hub itself.
+
+    With --endpoint nobody else is asked: a machine in a rack must not reach for the internet.
+    """
+    chosen = [parse_endpoint(text) for text in (explicit or configured)]
+    if explicit:
+        return _distinct(chosen)
+    chosen = chosen or [parse_endpoint(os.environ.get("HF_ENDPOINT") or DEFAULT)]
+    if os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes", "on"):
+        chosen.insert(0, Endpoint("modelscope", MODELSCOPE))
+    return _distinct(chosen)
+
+
+def offline() -> bool:
+    """True if the user said so to every Hugging Face tool."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(n, "").lower() in ("1", "true", "yes", "on") for n in names)
+
+
+def token() -> str | None:
+    """The user's Hugging Face token: HF_TOKEN, or what `hf auth login` saved. Never print it."""
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def read_listing(places: Sequence[Endpoint], repo: str, revision: str | None) -> Listing:
+    """Ask the endpoints in order what `repo` holds; the first that answers decides.
+
+    Raises NetworkFailed (nobody could be reached), Failed (nobody has it, or it needs a token), Damaged (nonsense).
+    """
+    if offline() and all(p.kind != "folder" for p in places):
+        raise NetworkFailed(
+            tr("HF_HUB_OFFLINE is set, and {repo} is not in the catalogue", repo=repo),
+            hint=tr("unset HF_HUB_OFFLINE, or pull from a mirror folder with --endpoint"),
+            code="pull.offline",
+        )
+    problems: list[GlmchatError] = []
+    for place in places:
+        try:
+            return _ask(place, repo, revision)
+        except GlmchatError as problem:
+            problems.append(problem)
+    if len(problems) == 1:
+        raise problems[0]
+    worst = next((p for p in problems if not isinstance(p, NetworkFailed)), problems[0])
+    raise type(worst)("; ".join(p.message for p in problems), hint=worst.hint, code=worst.code)
+
+
+def _ask(place: Endpoint, repo: str, revision: str | None) -> Listing:
+    if place.kind == "folder":
+        from glmchat.hub.mirror_folder import read_folder_listing
+
+        return read_folder_listing(place, repo, revision)
+    listing = _ask_modelscope(place, repo, revision) if place.kind == "modelscope" else _ask_hf(place, repo, revision)
+    check_listing((f.path for f in listing.files), source=place.label)
+    if not listing.files:
+        raise Failed(
+            tr("{host} lists no files in {repo}", host=place.label, repo=repo),
+            hint=tr("check the name, or pull from another endpoint"),
+            code="pull.empty",
+        )
+    return listing
+
+
+def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
+    import httpx2
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    set_client_factory(lambda: make_client(timeout=_TIMEOUT, follow_redirects=True))
+    api = HfApi(endpoint=place.address, token=(token() or False) if place.sends_token else False)
+    try:
+        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        commit, siblings, canonical = info.sha, info.siblings or [], info.id
+    except GatedRepoError:
+        raise _needs_token(place, repo) from None
+    except RevisionNotFoundError:
+        raise _no_revision(place, repo, revision) from None
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401 and api.token:
+            raise _needs_token(place, repo) from None
+        raise _no_repo(place, repo) from None
+    except HfHubHTTPError as error:
+        raise _status(place, repo, error.response.status_code) from None
+    except httpx2.HTTPError as error:
+        raise network_error(error, place.address, code="pull.network") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # a web page, or JSON of another kind
+        raise _nonsense(place, repo) from None
+    if not isinstance(commit, str) or not is_commit(commit):
+        raise _nonsense(place, repo, tr("it names no commit"))
+    if revision and is_commit(revision) and commit != revision:
+        raise _nonsense(place, repo, tr("it answers with another commit"))
+    files = tuple(_hf_file(place, repo, s.rfilename, s.size, s.blob_id, s.lfs) for s in siblings)
+    renamed = canonical if isinstance(canonical, str) and canonical.lower() != repo.lower() else ""
+    return Listing(repo, commit, files, place, checked_repo(renamed) if renamed else "")
+
+
+def _hf_file(place: Endpoint, repo: str, path: Any, size: Any, blob_id: Any, lfs: Any) -> KnownFile:
+    """One file of a hub's answer. Sizes and hashes become path names and bounds, so each is checked."""
+    sha256 = lfs.get("sha256") if isinstance(lfs, Mapping) else None
+    if isinstance(lfs, Mapping) and isinstance(lfs.get("size"), int):
+        size = lfs["size"]
+    git_blob = None if lfs else blob_id  # of a large file git keeps only the pointer
+    good = (
+        isinstance(path, str)
+        and (size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0))
+        and (sha256 is None or re.fullmatch(r"[0-9a-f]{64}", str(sha256)))
+        and (git_blob is None or re.fullmatch(r"[0-9a-f]{40}", str(git_blob)))
+    )
+    if not good:
+        raise _nonsense(place, repo, tr("size or hash of {path} is none", path=one_line(str(path), 60)))
+    return KnownFile(path, size, sha256, git_blob)
+
+
+def _ask_modelscope(place: Endpoint, repo: str, revision: str | None) -> Listing:
+    """ModelScope's own listing: its repositories have their own owners, branches (`master`) and no commits to pin."""
+    import httpx2
+
+    wanted = revision or "master"
+    url = f"{place.address}/api/v1/models/{quote(repo)}/repo/files"
+    try:
+        with make_client(timeout=_TIMEOUT, follow_redirects=True) as client:
+            answer = client.get(url, params={"Revision": wanted, "Recursive": "true"})
+        if answer.status_code == 404:
+            raise _no_repo(place, repo)
+        if answer.status_code != 200:
+            raise _status(place, repo, answer.status_code)
+        listed = answer.json()["Data"]["Files"]
+        files = tuple(_modelscope_file(place, repo, item) for item in listed if item.get("Type") != "tree")
+    except httpx2.HTTPError as error:
+        raise network_error(error, place.address, code="pull.network") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _nonsense(place, repo) from None
+    return Listing(repo, wanted, files, place)
+
+
+def _modelscope_file(place: Endpoint, repo: str, item: Mapping[str, Any]) -> KnownFile:
+    path, size, sha256 = item["Path"], item.get("Size"), item.get("Sha256") or None
+    if not isinstance(path, str) or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(sha256))):
+        raise _nonsense(place, repo, tr("size or hash of {path} is none", path=one_line(str(path), 60)))
+    # A Size of 0 beside a hash is what the service gives for files it has not measured.
+    return KnownFile(path, size if isinstance(size, int) and size > 0 else None, sha256)
+
+
+def _gets_token(address: str) -> bool:
+    host = (urlsplit(address).hostname or "").lower()
+    own = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return host == "huggingface.co" or host.endswith(".huggingface.co") or (bool(own) and address.rstrip("/") == own)
+
+
+def _distinct(places: Sequence[Endpoint]) -> list[Endpoint]:
+    return list({p.address: p for p in places}.values())
+
+
+def _nonsense(place: Endpoint, repo: str, why: str = "") -> Damaged:
+    return Damaged(
+        tr("{host} answers about {repo} with something that is no listing", host=place.label, repo=repo)
+        + (f": {why}" if why else ""),
+        hint=tr("a login page, a proxy or another kind of server stands there: check --endpoint and HF_ENDPOINT"),
+        code="pull.not_a_hub",
+    )
+
+
+def _no_repo(place: Endpoint, repo: str) -> Failed:
+    return Failed(
+        tr("{host} has no model {repo} that you may see", host=place.label, repo=repo),
+        hint=tr("check the name; a private or gated model needs `hf auth login` or HF_TOKEN"),
+        code="pull.no_repo",
+    )
+
+
+def _no_revision(place: Endpoint, repo: str, revision: str | None) -> Failed:
+    return Failed(
+        tr(
+            "{host} has no revision {revision} of {repo}",
+            host=place.label,
+            revision=repr(revision or "main"),
+            repo=repo,
+        ),
+        hint=tr("after @ stands a branch, a tag or a full commit"),
+        code="pull.no_revision",
+    )
+
+
+def _needs_token(place: Endpoint, repo: str) -> Failed:
+    return Failed(
+        tr("{host} gives {repo} only to those who accepted its terms", host=place.label, repo=repo),
+        hint=tr("accept them on the model's page, then `hf auth login` or HF_TOKEN"),
+        code="pull.gated",
+    )
+
+
+def _status(place: Endpoint, repo: str, status: int) -> Failed:
+    if status in (401, 403):
+        return _needs_token(place, repo)
+    return NetworkFailed(
+        tr("{host} answers {status} when asked for {repo}", host=place.label, status=status, repo=repo),
+        hint=tr("try again in a while, or another --endpoint"),
+        code="pull.network",
+    )
