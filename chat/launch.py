@@ -11,7 +11,7 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
     """One of three says what to talk to: `server`; `folder` (installed, or a path the user gave); or neither, then the
-    window opens its picker.
+    window opens its picker. `chat/connect.py` turns it into a running engine and a session.
 
     sampling:   only what flags set, field of core.messages.Sampling -> value. The ranks below are merged later.
     defaults:   the catalogue's sampling for this model; generation_config.json is read from `folder`.
@@ -20,15 +20,18 @@ class LaunchOptions:
     model: str | None = None  # the reference as the user knows it ("smollm2", "chatglm3-6b:int4"), or the server's name
     folder: Path | None = None  # checkpoint folder or GGUF file
     revision: str | None = None
-    quant: str | None = None  # "none" | "4" | "8"
     family: str | None = None
+    quant: int | None = None  # 4 or 8: quantise at load; None: the weights as they are
+    quant_label: str | None = None  # how the weights are named: "q4_1", "int4-g128"; None: not quantised
     dtype: str | None = None
-    device: str | None = None
+    device: str = "auto"
     threads: int | None = None
     context: int | None = None
     server: str | None = None  # base URL of an OpenAI-compatible server, ".../v1"
     api_key: str | None = field(default=None, repr=False)
-    adapters: tuple[tuple[str, float], ...] = ()  # (name in the store, scale)
+    adapters: tuple[tuple[str, float], ...] | None = (
+        None  # (name in the store, scale); None: as the conversation has it
+    )
     sampling: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None

@@ -10,7 +10,7 @@ from glmchat.chat.endpoint import Progress
 from glmchat.core.messages import StreamEvent
 
 PumpEvent = StreamEvent | Progress
-Source = Callable[[Callable[[Progress], object]], Generator[StreamEvent, None, None]]
+Source = Callable[[Callable[[Progress], None]], Generator[StreamEvent, None, None]]
 
 
 class Ended(Exception):
@@ -44,7 +44,7 @@ class Pump:
         last: BaseException = Ended()
         source = None
         try:
-            source = self._open(self._offer)
+            source = self._open(self._report)
             for event in source:
                 if not self._offer(event):
                     break
@@ -54,6 +54,9 @@ class Pump:
             if source is not None:
                 source.close()
         self._offer(last)
+
+    def _report(self, progress: Progress) -> None:
+        self._offer(progress)
 
     def _offer(self, event: PumpEvent | BaseException) -> bool:
         """Hand over one event, waiting for a slow reader; False once the reader has stopped."""

@@ -1,0 +1,149 @@
+"""From launch options to something that answers: our own engine as a child, or somebody's server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
+from glmchat.chat.history import History
+from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.sampling_choice import ranks_for_launch
+from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.core.errors import ServerFailed, Usage
+from glmchat.core.language import tr
+from glmchat.core.settings import Settings
+from glmchat.hub import installed
+
+
+@dataclass(slots=True)
+class Connection:
+    """Who answers. `process` is None for a server. Close it in the end, or use it in a `with` block."""
+
+    endpoint: Endpoint
+    identity: ModelIdentity
+    process: EngineProcess | None = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def engine_options(launch: LaunchOptions) -> EngineOptions:
+    """Raises Usage if no model was chosen. Every adapter in the store may be asked for later."""
+    if launch.folder is None:
+        raise Usage(tr("no model was chosen"), hint=tr("name one, or `glmchat list`"), code="model.none")
+    adapters = tuple((row.name, row.path) for row in installed.list_installed() if row.kind == "adapter")
+    return EngineOptions(
+        folder=launch.folder,
+        model=launch.model or launch.folder.name,
+        revision=launch.revision,
+        quant=launch.quant,
+        quant_label=launch.quant_label,
+        dtype=launch.dtype,
+        device=launch.device,
+        threads=launch.threads,
+        context=launch.context,
+        adapters=adapters,
+        sampling=dict(launch.defaults),
+    )
+
+
+def connect(
+    launch: LaunchOptions,
+    on_progress: Callable[[str, float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Connection:
+    """Start the engine and wait until it answers, or greet the server. Blocks; a window calls it in a worker.
+
+    Raises what the load raised (Damaged, DoesNotFit, EngineDied …), NetworkFailed, ServerFailed, Usage, Interrupted.
+    """
+    if launch.server is not None:
+        return _to_server(launch)
+    process = start_engine(engine_options(launch))
+    try:
+        process.wait_ready(on_progress, cancelled)
+        return Connection(process.endpoint, identity_of(launch, process.endpoint), process)
+    except BaseException:
+        process.stop()
+        raise
+
+
+def _to_server(launch: LaunchOptions) -> Connection:
+    endpoint = Endpoint(launch.server, key=launch.api_key, model=launch.model)
+    if launch.model is None:
+        endpoint.choose_model()
+    return Connection(endpoint, identity_of(launch, endpoint))
+
+
+def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
+    """What is known of the model that answers. What a foreign server does not tell is None."""
+    try:
+        rows = endpoint.models()
+    except ServerFailed:  # some servers list no models, and that is no reason not to chat
+        rows = []
+    row = next((r for r in rows if r.name == endpoint.model), rows[0] if len(rows) == 1 else None)
+    facts = row.facts if row else {}
+
+    def told(name: str) -> str | None:
+        value = facts.get(name)
+        return value if isinstance(value, str) else None
+
+    return ModelIdentity(
+        model=endpoint.model,
+        revision=launch.revision or told("revision"),
+        quant=launch.quant_label or told("quant"),
+        context=row.context if row else None,
+        family=told("family") or launch.family,
+    )
+
+
+def open_session(
+    history: History, launch: LaunchOptions, settings: Settings, connection: Connection | None = None
+) -> ChatSession:
+    """A session for these options; without a connection it can be read and typed into, and is `reconnect`ed later.
+
+    Raises Usage for an unknown conversation, a setting out of range or a broken config.
+    """
+    folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
+    return ChatSession(
+        history,
+        connection.endpoint if connection else None,
+        launch.resume,
+        identity=connection.identity if connection else ModelIdentity(model=launch.model, family=launch.family),
+        ranks=ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder),
+        system=launch.system,
+        default_system=settings.system,
+        adapters=launch.adapters,
+        context_policy=settings.context_policy,
+    )
+
+
+def read_key(file: Path | None, environ_key: str | None) -> str | None:
+    """The key for a server: the first line of a file, else from the environment. Raises Usage. Never shown."""
+    if file is None:
+        return environ_key or None
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise Usage(
+            tr("the key file {path} cannot be read: {reason}", path=str(file), reason=str(reason)),
+            hint=tr("one line with the key, readable by you"),
+            code="server.key_file",
+        ) from None
+    if not lines:
+        raise Usage(
+            tr("the key file {path} is empty", path=str(file)),
+            hint=tr("one line with the key, readable by you"),
+            code="server.key_file",
+        )
+    return lines[0]

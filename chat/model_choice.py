@@ -1,0 +1,105 @@
+"""Which model to run: the one named, else $GLMCHAT_MODEL, else the config's, else the last one, else a person picks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.language import tr
+from glmchat.core.settings import Settings
+from glmchat.core.text import one_line
+from glmchat.hub import catalogue, installed, references
+from glmchat.hub.installed import Installed
+from glmchat.hub.references import Reference
+
+Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]
+_BITS = {"int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWanted:
+    """A name and who said it."""
+
+    text: str
+    origin: Origin
+
+
+def wanted_model(
+    name: str | None, settings: Settings, *, conversation: str | None = None, environ: Mapping[str, str] | None = None
+) -> ModelWanted | None:
+    """The reference to run; None if nobody says, then the picker must. conversation: the model it was last run with."""
+    if name:
+        return ModelWanted(name, "argument")
+    if conversation:
+        return ModelWanted(conversation, "conversation")
+    if settings.default_model:
+        environ = os.environ if environ is None else environ
+        named = environ.get("GLMCHAT_MODEL") or environ.get("GLMCHAT_DEFAULT_MODEL")
+        return ModelWanted(settings.default_model, "GLMCHAT_MODEL" if named else "config")
+    if (last := installed.last_used()) is not None:
+        return ModelWanted(last.name, "last used")
+    return None
+
+
+def locate(text: str, *, revision: str | None = None, quant: int | None = None) -> tuple[Installed, int | None]:
+    """The model on this machine, and the bits it must be quantised to at load (None: as it is).
+
+    Raises Usage for a bad reference, UnknownModel, and NotInstalled with the `pull` line for a known model that is not
+    here.
+    """
+    reference = references.parse(text, revision=revision)
+    if quant is not None and reference.quant and _BITS[reference.quant] != quant:
+        raise Usage(
+            tr("{name} and --quant {quant} contradict each other", name=one_line(text), quant=quant),
+            hint=tr("give one of them"),
+            code="model.quant",
+        )
+    bits = quant or _BITS.get(reference.quant or "")
+    if bits is not None:
+        made = installed.find_installed(replace(reference, quant=f"int{bits}"))
+        if made is not None and made.quant.startswith(f"int{bits}"):
+            return made, None
+    row = installed.find_installed(reference.base)
+    if row is None:
+        raise not_installed(reference)
+    return row, bits
+
+
+def not_installed(reference: Reference) -> NotInstalled:
+    name = str(reference.base)
+    return NotInstalled(tr("{name} is not on this machine", name=one_line(name)), hint=f"glmchat pull {one_line(name)}")
+
+
+def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -> LaunchOptions:
+    """The same options with everything that is known of an installed model."""
+    name = row.name if bits is None else f"{row.name}:int{bits}"
+    quantised = row.quant if row.quant != "none" else None
+    return replace(
+        options,
+        model=name,
+        folder=row.path,
+        revision=row.revision,
+        family=row.family,
+        quant=bits,
+        quant_label=f"int{bits}" if bits else quantised,
+        defaults=defaults_of(row),
+    )
+
+
+def defaults_of(row: Installed) -> Mapping[str, Any]:
+    """What models.toml says on sampling for this model, or for the model it was made from."""
+    known = catalogue.load()
+    entry = known.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+    if entry is None:
+        names = {row.name.lower(), (row.base or "").lower()}
+        entry = next((e for e in known if e.reference.lower() in names), None)
+    return entry.sampling if entry else {}
+
+
+def pickable() -> list[Installed]:
+    """What a picker shows: whole models and quantised copies on this machine."""
+    return [row for row in installed.list_installed() if row.kind != "adapter" and row.complete]
