@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,10 +18,14 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.config_fields import flag
+from glmchat.engine.models.layers import prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
+from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.tokenizers.base import Tokenizer
 
 # The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
 ALPHA = 56.0**0.5
@@ -95,7 +100,7 @@ def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x [length, heads, 2, head_dim] (queries and keys): each of the `rows` parts of a head by its own position."""
     rows = cos.shape[1]
-    parts = x.float().unflatten(-1, (rows, -1))  # [length, heads, 2, rows, width]
+    parts = x.float().view(*x.shape[:-1], rows, -1)  # [length, heads, 2, rows, width]
     low, high = parts.chunk(2, dim=-1)
     cos, sin = cos[:, None, None], sin[:, None, None]
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).flatten(-2).to(x.dtype)
@@ -180,8 +185,10 @@ class ChatGLM(PrefixedModel):
         super().__init__()
         self.spec = spec
         self.transformer = Transformer(spec)
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.word_embeddings.weight
+
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
+        prepare_embedding(self.transformer.word_embeddings, dtype)
+        self.encode_prefix()
 
     def forward(
         self,
@@ -217,14 +224,14 @@ class ChatGLM(PrefixedModel):
                 mask = F.pad(mask, (cache.prefix, 0), value=True)
             mask = mask.to(device)
         x = self.transformer.word_embeddings(ids)
-        for number, block in enumerate(self.transformer.layers):
-            x = block(x, rotary, mask, cache, number)
+        for layer, block in enumerate(self.transformer.layers):
+            x = block(x, rotary, mask, cache, layer)
             if between_layers is not None:
                 between_layers()
         if cache is not None:
             cache.advance(len(ids))
         x = self.transformer.final_layernorm(x[-1:] if last_only else x)
-        return cast(torch.Tensor, self.lm_head(x).float())
+        return tied_logits(x, self.transformer.word_embeddings)
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -285,10 +292,38 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name; None for what the original never loads.
+    """Checkpoint name -> parameter name; None for what the original never uses.
 
-    `lm_head.weight` is stored, yet the original replaces it by the embedding matrix.
+    `lm_head.weight` is stored, yet the original's loader replaces it by the embedding matrix, whatever it holds.
     """
     if name.endswith("attention.rotary_emb.inv_freq") or name == "lm_head.weight":
         return None
     return name
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
+    from glmchat.engine.tokenizers.find import vocabulary_file
+
+    tokenizer = ChatGLMTokenizer(vocabulary_file(folder, "ice_text.model", "ChatGLM-6B"))
+    tokenizer.check(spec.extra["image_tokens"] > 0, spec.vocab_size)
+    return tokenizer
+
+
+def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    from glmchat.engine.prompts_chatglm import ChatGLMPrompt
+    from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
+
+    assert isinstance(tokenizer, ChatGLMTokenizer)
+    return ChatGLMPrompt(tokenizer, spec.eos_ids)
+
+
+FAMILY = Family(
+    name="chatglm",
+    matches=matches,
+    parse=parse,
+    build=ChatGLM,
+    rename=rename,
+    load_tokenizer=_load_tokenizer,
+    prompt=_prompt,
+)

@@ -7,6 +7,7 @@ names are the checkpoint's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,10 +16,14 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged
 from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.config_fields import flag, require
+from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
+from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.tokenizers.base import Tokenizer
 
 GLM4_ENDOFTEXT = 151329  # first special id of GLM-4; a vocabulary that reaches it is GLM-4's
 CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
@@ -36,45 +41,9 @@ def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> t
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x [length, heads, head_dim]: neighbours in the first half turn as pairs, the second half passes."""
     half = x.shape[-1] // 2
-    even, odd = x[..., :half].float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., :half].float().view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     return torch.cat((turned.to(x.dtype), x[..., half:]), dim=-1)
-
-
-def grouped_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Causal attention of query [heads, length, d] over key, value [groups, past + length, d]; returns query's shape.
-
-    One new token: the query heads of a group become rows over the group's keys, so each key is read once. Many: the
-    keys are repeated as a view, nothing is copied.
-    """
-    heads, length, width = query.shape
-    groups, total = key.shape[:2]
-    if length == 1:
-        rows = query.view(groups, heads // groups, width)
-        return F.scaled_dot_product_attention(rows[None], key[None], value[None])[0].reshape(heads, 1, width)
-    shape = (groups, heads // groups, total, width)
-    mask = None
-    if total > length:
-        mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
-    mixed = F.scaled_dot_product_attention(
-        query.view(groups, heads // groups, length, width),
-        key[:, None].expand(shape),
-        value[:, None].expand(shape),
-        attn_mask=mask,
-        is_causal=mask is None,
-    )
-    return mixed.reshape(heads, length, width)
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)).to(x.dtype) * self.weight
 
 
 class SelfAttention(nn.Module):
@@ -87,17 +56,21 @@ class SelfAttention(nn.Module):
         self.dense = nn.Linear(spec.heads * spec.head_dim, spec.hidden_size, bias=bias)
 
     def forward(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: KVCache | None, layer: int
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        layer: int,
     ) -> torch.Tensor:
         """x [length, hidden]. The projection is all queries, then the keys, then the values of the groups."""
         fused = self.query_key_value(x).view(len(x), -1, self.head_dim)
-        turned = rotate(fused[:, : self.heads + self.groups], *rotary).transpose(0, 1)
-        query, key = turned[: self.heads], turned[self.heads :]
+        turned = rotate(fused[:, : self.heads + self.groups], *rotary)
+        query, key = turned[:, : self.heads], turned[:, self.heads :].transpose(0, 1)
         value = fused[:, self.heads + self.groups :].transpose(0, 1)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mixed = grouped_attention(query, key, value)
-        return cast(torch.Tensor, self.dense(mixed.transpose(0, 1).flatten(1)))
+        return cast(torch.Tensor, self.dense(attend(query, key, value, mask)))
 
 
 class MLP(nn.Module):
@@ -121,9 +94,14 @@ class Block(nn.Module):
         self.mlp = MLP(spec)
 
     def forward(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: KVCache | None, layer: int
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
+        layer: int,
     ) -> torch.Tensor:
-        x = x + self.self_attention(self.input_layernorm(x), rotary, cache, layer)
+        x = x + self.self_attention(self.input_layernorm(x), rotary, mask, cache, layer)
         return cast(torch.Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -160,6 +138,10 @@ class ChatGLM2(PrefixedModel):
         self.spec = spec
         self.transformer = Transformer(spec)
 
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
+        prepare_embedding(self.transformer.embedding.word_embeddings, dtype)
+        self.encode_prefix()
+
     def forward(
         self,
         ids: torch.Tensor,
@@ -172,9 +154,10 @@ class ChatGLM2(PrefixedModel):
             cache = self.new_cache(len(ids))
         start = 0 if cache is None else cache.length - cache.prefix  # the prefix shifts no positions
         rotary = rotation(start, len(ids), self.spec, ids.device)
+        mask = causal_mask(0 if cache is None else cache.length, len(ids), ids.device)  # a prefix is seen by all
         x = self.transformer.embedding.word_embeddings(ids)
-        for number, block in enumerate(self.transformer.encoder.layers):
-            x = block(x, rotary, cache, number)
+        for layer, block in enumerate(self.transformer.encoder.layers):
+            x = block(x, rotary, mask, cache, layer)
             if between_layers is not None:
                 between_layers()
         if cache is not None:
@@ -257,3 +240,37 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
 def rename(name: str) -> str | None:
     """Checkpoint name -> parameter name; None for the stored rotary frequencies, which the original never loads."""
     return None if name == "transformer.rotary_pos_emb.inv_freq" else name
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    from glmchat.engine.tokenizers.chatglm2 import ChatGLM2Tokenizer
+    from glmchat.engine.tokenizers.find import check_rows, vocabulary_file
+    from glmchat.engine.tokenizers.glm4 import GLM4Tokenizer
+
+    path = vocabulary_file(folder, "tokenizer.model", str(spec.generation))
+    tokenizer: GLM4Tokenizer | ChatGLM2Tokenizer
+    if spec.family == "glm4":
+        tokenizer = GLM4Tokenizer(path)
+    else:
+        tokenizer = ChatGLM2Tokenizer(path, roles=spec.family == "chatglm3")
+    check_rows(path, tokenizer.vocab_size, spec.vocab_size)
+    return tokenizer
+
+
+def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, GLM4Prompt
+
+    formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
+    formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}
+    return formats[spec.family](tokenizer, spec.eos_ids)
+
+
+FAMILY = Family(
+    name="chatglm2",
+    matches=matches,
+    parse=parse,
+    build=ChatGLM2,
+    rename=rename,
+    load_tokenizer=_load_tokenizer,
+    prompt=_prompt,
+)

@@ -5,6 +5,8 @@ They are not rotated, they shift no positions, and every token sees all of them 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -34,13 +36,13 @@ class PrefixEncoder(nn.Module):
         rows = self.embedding.weight.float()
         if not hasattr(self, "trans"):
             return rows
-        return torch.as_tensor(self.trans.float()(rows))
+        return cast(torch.Tensor, self.trans.float()(rows))
 
 
 def key_values(encoder: PrefixEncoder, spec: ModelSpec) -> torch.Tensor:
     """[layers, 2, kv_heads, length, head_dim] in float32; index 0 are the keys, 1 the values."""
     with torch.no_grad():
-        flat = encoder()
+        flat: torch.Tensor = encoder()
     shaped = flat.view(flat.shape[0], spec.layers, 2, spec.kv_heads, spec.head_dim)
     return shaped.permute(1, 2, 3, 0, 4).contiguous()
 

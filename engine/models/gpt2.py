@@ -1,0 +1,197 @@
+"""GPT-2 (Radford et al. 2019), and with it the Chinese GPT-2 of CPM: learnt positions, LayerNorm before each part.
+
+Checkpoints store the linear layers as [in, out]; here they are plain `Linear` under the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from glmchat.core.errors import Damaged, DoesNotFit
+from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.families import Family
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
+from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.tokenizers.base import Tokenizer
+
+_TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.heads, self.head_dim = spec.heads, spec.head_dim
+        self.c_attn = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
+        self.c_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """x [length, hidden] -> [length, hidden]"""
+        query, key, value = self.c_attn(x).view(len(x), 3, self.heads, self.head_dim).unbind(1)
+        key, value = key.transpose(0, 1), value.transpose(0, 1)  # [heads, length, head_dim]
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        return cast(torch.Tensor, self.c_proj(attend(query, key, value, mask)))
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(spec.hidden_size, spec.ffn_size)
+        self.c_proj = nn.Linear(spec.ffn_size, spec.hidden_size)
+        self.approximate: str = spec.extra["gelu"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
+        self.attn = Attention(spec)
+        self.ln_2 = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
+        self.mlp = MLP(spec)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None, layer: int) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache, layer)
+        return cast(torch.Tensor, x + self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.wpe = nn.Embedding(spec.context, spec.hidden_size)
+        self.h = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.ln_f = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
+
+
+class GPT2(LanguageModel):
+    """The network; its head is the embedding matrix."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.transformer = Transformer(spec)
+
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
+        prepare_embedding(self.transformer.wte, dtype)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """As in the base. Raises DoesNotFit past the last learnt position."""
+        filled = 0 if cache is None else cache.length
+        start = filled - (0 if cache is None else cache.prefix)
+        if start + len(ids) > self.spec.context:
+            raise DoesNotFit(
+                f"GPT-2 has positions for {self.spec.context:,} tokens, {start + len(ids):,} are needed",
+                hint="shorten the text",
+                code="context.full",
+            )
+        positions = torch.arange(start, start + len(ids), device=ids.device)
+        mask = causal_mask(filled, len(ids), ids.device)
+        x = self.transformer.wte(ids) + self.transformer.wpe(positions)
+        for layer, block in enumerate(self.transformer.h):
+            if between_layers is not None:
+                between_layers()
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.advance(len(ids))
+        return tied_logits(self.transformer.ln_f(x[-1:] if last_only else x), self.transformer.wte)
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """GPT-2 with cross attention, or with a head of its own, goes to transformers."""
+    return (
+        config.get("model_type") == "gpt2"
+        and config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast")
+        and config.get("scale_attn_weights", True) is True
+        and not config.get("scale_attn_by_inverse_layer_idx")
+        and not config.get("add_cross_attention")
+        and config.get("tie_word_embeddings", True) is True
+        and not config.get("quantization_config")
+    )
+
+
+def parse(config: Mapping[str, Any]) -> ModelSpec:
+    """Fields under GPT-2's own names or the general ones."""
+    hidden = integer(config, "n_embd", "hidden_size", default=768, high=1 << 16)
+    heads = integer(config, "n_head", "num_attention_heads", default=12, high=1024)
+    vocab = integer(config, "vocab_size", default=50257, high=1 << 22)
+    if hidden % heads:
+        raise Damaged(
+            f"the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
+            hint="pull the model again",
+            code="config.absurd",
+        )
+    bos = token_ids(config.get("bos_token_id"), vocab)
+    return ModelSpec(
+        family="gpt2",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(config, "n_layer", "num_hidden_layers", default=12, high=1024),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        ffn_size=integer(config, "n_inner", "intermediate_size", default=4 * hidden, high=1 << 18),
+        context=integer(config, "n_positions", "n_ctx", "max_position_embeddings", default=1024, high=1 << 20),
+        eos_ids=token_ids(config.get("eos_token_id"), vocab),  # CPM's config names 50256, which it does not have
+        bos_id=bos[0] if bos else None,
+        generation="CPM, Chinese" if vocab == 30000 else None,
+        extra={
+            "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
+            "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",
+        },
+    )
+
+
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name: causal masks are computed, the head is the embedding, `transformer.` is
+    left out in OpenAI's own files."""
+    if _BUFFERS.fullmatch(name) or name == "lm_head.weight":
+        return None
+    return name if name.startswith("transformer.") else f"transformer.{name}"
+
+
+def transposed(parameter: str) -> bool:
+    return _TRANSPOSED.fullmatch(parameter) is not None
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    from glmchat.engine.tokenizers.gpt2 import load_gpt2_tokenizer
+
+    return load_gpt2_tokenizer(folder, spec.vocab_size)
+
+
+def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    from glmchat.engine.prompts_gpt2 import gpt2_prompt
+
+    return gpt2_prompt(folder, tokenizer, spec)
+
+
+FAMILY = Family(
+    name="gpt2",
+    matches=matches,
+    parse=parse,
+    build=GPT2,
+    rename=rename,
+    load_tokenizer=_load_tokenizer,
+    prompt=_prompt,
+    transposed=transposed,
+)
