@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,13 +183,10 @@ def read_folder_listing(place: Endpoint, repo: str, revision: str | None) -> Lis
     return Listing(repo, commit, known, place, "" if name == repo else name)
 
 
-def folder_candidate(place: Endpoint, repo: str, commit: str, path: str) -> Candidate | None:
-    """The file on a folder endpoint, or None where the mirror has not got that commit."""
+def folder_candidate(place: Endpoint, repo: str, commit: str, path: str, *, trusted: bool = False) -> Candidate:
+    """The file on a folder endpoint. Where the mirror has not got that commit, opening it says so."""
     mirror = MirrorFolder(Path(place.address))
-    name = mirror.find(repo)
-    if name is None or commit not in mirror.commits(name):
-        return None
-    return mirror.candidate(name, commit, path)
+    return replace(mirror.candidate(mirror.find(repo) or repo, commit, path), trusted=trusted)
 
 
 def checked(repo: str) -> str:
