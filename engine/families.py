@@ -16,6 +16,7 @@ from glmchat.core.errors import Damaged, NotInstalled
 from glmchat.core.text import one_line
 from glmchat.engine.config import read_json
 from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.not_a_model import refuse_lora_folder
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 # "module:attribute" of a Family, or of a tuple of them. The fallback takes what nobody else knows, so it stays last.
 FAMILIES: tuple[str, ...] = (
+    "glmchat.engine.models.chatglm:FAMILY",
+    "glmchat.engine.models.chatglm2:FAMILY",
+    "glmchat.engine.models.gpt2:FAMILY",
     "glmchat.engine.models.llama:FAMILY",
-    "glmchat.engine.models.fallback:FAMILY",
 )
 
 
@@ -87,10 +90,10 @@ def identify(path: Path) -> Checkpoint:
         )
     gguf = None
     if path.is_file():
-        from glmchat.engine.gguf_file import GGUFFile
+        from glmchat.engine.gguf_file import open_gguf
         from glmchat.engine.gguf_names import config_of
 
-        gguf = GGUFFile(path)
+        gguf = open_gguf(path)
         config: Mapping[str, Any] = config_of(gguf)
     else:
         config = _folder_config(path)
@@ -108,6 +111,7 @@ def identify(path: Path) -> Checkpoint:
 def _folder_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
+        refuse_lora_folder(folder)
         inside = sorted(p for p in folder.glob("*.gguf") if p.is_file())
         hint = (
             f"give the GGUF file itself: {one_line(str(inside[0]))}"

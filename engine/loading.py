@@ -15,8 +15,11 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.prefix import PrefixEncoder
+from glmchat.engine.not_a_model import refuse_prefix_folder, revision_of
+from glmchat.engine.official_packed import open_official
 from glmchat.engine.shards import open_folder
-from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
+from glmchat.engine.weights import Int4, Stored, WeightSource
 
 Progress = Callable[[str, float], None]  # (stage, 0..1)
 
@@ -27,7 +30,9 @@ def open_weights(checkpoint: Checkpoint) -> WeightSource:
         from glmchat.engine.gguf_weights import GGUFWeights
 
         return GGUFWeights(checkpoint.gguf)
-    return open_folder(checkpoint.path, checkpoint.config)
+    source = open_folder(checkpoint.path, checkpoint.config)
+    refuse_prefix_folder(source.shapes(), checkpoint.path, checkpoint.config)
+    return open_official(source, checkpoint.config)
 
 
 def load_model(
@@ -51,26 +56,50 @@ def load_model(
     else:
         with torch.device("meta"):
             model = family.build(spec)
-        fill(model, open_weights(checkpoint), checkpoint, lambda done: report("weights", done * 0.9))
+        # Weights that will be quantised keep the file's own precision until then.
+        wanted = dtype if quant is None else None
+        fill(model, open_weights(checkpoint), checkpoint, lambda done: report("weights", done * 0.9), wanted)
     model.requires_grad_(False)
     model.eval()
     if quant is not None:
         _quantise(model, quant)
-    _cast(model, dtype, device)
-    model.prepare(dtype, device)
+    set_dtype(model, dtype, device)
     report("weights", 1.0)
     return model
 
 
-def fill(model: LanguageModel, source: WeightSource, checkpoint: Checkpoint, report: Callable[[float], None]) -> None:
-    """Put every tensor of `source` in its place in `model`, or raise Damaged and say everything that does not fit."""
+def fill(
+    model: LanguageModel,
+    source: WeightSource,
+    checkpoint: Checkpoint,
+    report: Callable[[float], None],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Put every tensor of `source` in its place in `model`, or raise Damaged and say everything that does not fit.
+
+    Tensors are taken in the order of the files and brought to `dtype` one by one, so that the working set is the result
+    and one shard.
+    """
     table = match_names(model, source, checkpoint)
+    kept = _in_float32(model)
     for index, (parameter, name) in enumerate(table.items()):
         stored = source.read(name)
         if checkpoint.family.transposed is not None and checkpoint.family.transposed(parameter):
             stored = _transpose(stored)
+        if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
+            stored = stored.to(dtype) if stored.is_floating_point() else stored
         _assign(model, parameter, stored)
         report((index + 1) / len(table))
+
+
+def _in_float32(model: nn.Module) -> set[str]:
+    """Parameters that keep float32 whatever the model's dtype: a P-Tuning encoder runs in it, as in the original."""
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, PrefixEncoder)
+        for parameter, _ in module.named_parameters()
+    }
 
 
 def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
@@ -80,9 +109,10 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
     table: dict[str, str] = {}
     left_over: list[str] = []
     misshapen: list[str] = []
+    other: str | None = None  # the published model that the embedding belongs to, if it is not this one
     for name, shape in source.shapes().items():
         parameter = family.rename(name)
-        if parameter is None:
+        if parameter is None or parameter in checkpoint.spec.extra.get("ignored", ()):
             continue
         expected = wanted.get(parameter)
         if expected is None:
@@ -91,10 +121,14 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         if family.transposed is not None and family.transposed(parameter):
             shape = shape[::-1]
         if shape != expected:
+            other = revision_of(shape) if "word_embeddings" in name else other
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
     missing = [name for name in wanted if name not in table]
     if missing or left_over or misshapen:
+        hint = "config.json and the weights are of different models or revisions: verify or pull the model again"
+        if other is not None:
+            hint = f"these weights are of {other}: take config.json and vocabulary from there, or the other weights"
         parts = [
             f"{len(names)} {what}: {', '.join(names)}"
             for what, names in (
@@ -106,7 +140,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         ]
         raise Damaged(
             f"the weights do not fit a {family.name} model of these measures: " + one_line("; ".join(parts), 100_000),
-            hint="config.json and the weights are of different models or revisions: verify or pull the model again",
+            hint=hint,
             code="weights.names",
         )
     return table
@@ -170,11 +204,18 @@ def _quantise(model: LanguageModel, bits: int) -> None:
         )
 
 
+def set_dtype(model: LanguageModel, dtype: torch.dtype, device: str) -> None:
+    """Give every weight that is not quantised this type, and the model what it computes from it."""
+    _cast(model, dtype, device)
+    model.prepare(dtype, device)
+
+
 def _cast(model: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Every floating-point parameter in `dtype`; one that has it already stays the file's memory map."""
-    for module in model.modules():
+    kept = _in_float32(model)
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.dtype.is_floating_point:
+            if parameter is None or not parameter.dtype.is_floating_point or f"{path}.{name}" in kept:
                 continue
             if parameter.dtype != dtype or str(parameter.device) != device:
                 module._parameters[name] = nn.Parameter(parameter.data.to(device, dtype), requires_grad=False)

@@ -19,6 +19,9 @@ class PromptFormat(ABC):
     """One family's way of writing a conversation down. Subclasses give `render`; the rest has sensible defaults."""
 
     has_system: ClassVar[bool] | bool = True  # False: a system prompt is prepended to the first question
+    banned_ids: tuple[int, ...] = ()  # never sampled
+    # Completion mode only: one that has reached its length runs on to the next of these, so it ends at a sentence.
+    sentence_ends: tuple[int, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer

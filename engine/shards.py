@@ -108,16 +108,27 @@ class _TorchShards:
     """Tensors of `torch.save` files, read by torch's restricted reader: no code of the file runs."""
 
     def __init__(self, paths: list[Path]) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._where: dict[str, Path] = {}
+        self._open: Path | None = None
         self._tensors: dict[str, torch.Tensor] = {}
         for path in paths:
-            for name, tensor in load_bin(path).items():
-                self._tensors[name] = tensor
+            for name, tensor in self._shard(path).items():
+                self._shapes[name] = tuple(tensor.shape)
+                self._where[name] = path
+
+    def _shard(self, path: Path) -> dict[str, torch.Tensor]:
+        """Only one shard stays mapped by us; what was read of the others lives as long as its reader keeps it."""
+        if self._open != path:
+            self._tensors = {}
+            self._tensors, self._open = load_bin(path), path
+        return self._tensors
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return self._shapes
 
     def read(self, name: str) -> Stored:
-        return self._tensors[name]
+        return self._shard(self._where[name])[name]
 
 
 def load_bin(path: Path) -> dict[str, torch.Tensor]:

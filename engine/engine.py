@@ -1,0 +1,394 @@
+"""The engine's public face: a checkpoint folder or GGUF file, text in, text out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.messages import FinishReason, Message, Sampling
+from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
+from glmchat.engine.loading import Progress, load_model
+from glmchat.engine.loops import goes_round
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.precision import choose_dtype, settle_dtype
+from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.sampling import make_sampler, new_seed
+from glmchat.engine.text_stream import TextStream
+from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tune import tune
+
+MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
+LONGEST_CONTEXT = 32_768  # of what a model allows, unless more is asked for: the cache is reserved in one piece
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer: whole characters, and the ids they came from.
+
+    Only the last one has a finish reason and facts: prompt_n, cached_n, prompt_ms (reading what was not cached),
+    predicted_n, predicted_ms, ttft_ms, seed, stopped_by ("eos", "stop", "length", "context", "loop", "cancelled").
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine:
+    """One loaded model. One answer at a time, from one thread; rendering and encoding may be asked for beside it."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: LanguageModel, dtype: torch.dtype, device: str, context: int
+    ) -> None:
+        """Use `Engine.load`."""
+        self.checkpoint = checkpoint
+        self.model = model
+        self.dtype = dtype
+        self.device = device
+        self.context = context
+        self.threads = torch.get_num_threads()
+        self.load_seconds = 0.0
+        self._sequence = Sequences(model, context, dtype, device)
+        self._tokenizer: Tokenizer | Damaged = Damaged("no tokenizer", hint="", code="tokenizer.missing")
+        self._prompt: PromptFormat | None = None
+        self._adapters: Any = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        quant: int | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        context: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Engine:
+        """Load a Hugging Face folder, a GGUF file, or a quantised folder of ours.
+
+        quant: 4 or 8 quantises in memory; None keeps the file's precision. dtype: of the activations ("float32",
+        "bfloat16", "float16"), None takes the fastest. context: positions to reserve, at most the model's own.
+        on_progress(stage, done): stages "tokenizer", "weights", "warmup", each from 0 to 1.
+        A folder without tokenizer files loads too; only what needs text then raises.
+        Raises Damaged, Hostile, DoesNotFit, NotInstalled or Usage.
+        """
+        started = time.perf_counter()
+        report = on_progress or (lambda stage, done: None)
+        checkpoint = identify(Path(folder))
+        spec = checkpoint.spec
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        room = _room(spec, context)
+        report("tokenizer", 0.0)
+        tokenizer, prompt = _load_text(checkpoint)
+        report("tokenizer", 1.0)
+        wanted = choose_dtype(dtype, checkpoint, device)
+        model = load_model(checkpoint, dtype=wanted, quant=quant, device=device, on_progress=report)
+        report("warmup", 0.0)
+        count = tune(model, wanted, device, threads)
+        if dtype is None:
+            wanted = settle_dtype(model, wanted, device)
+        engine = cls(checkpoint, model, wanted, device, room)
+        engine.threads = count
+        engine._tokenizer, engine._prompt = tokenizer, prompt
+        engine.load_seconds = time.perf_counter() - started
+        report("warmup", 1.0)
+        return engine
+
+    @property
+    def family(self) -> str:
+        return self.checkpoint.spec.family
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.checkpoint.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises Damaged if the folder has no tokenizer files."""
+        if isinstance(self._tokenizer, Damaged):
+            raise self._tokenizer
+        return self._tokenizer
+
+    @property
+    def prompt(self) -> PromptFormat:
+        """The chat format. Raises Damaged if the folder has no tokenizer files."""
+        if self._prompt is None:
+            self.tokenizer  # noqa: B018 - says what is missing
+            raise Damaged("this folder has no chat format", hint="use --complete", code="prompt.missing")
+        return self._prompt
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self._prompt.stop_ids if self._prompt is not None else self.spec.eos_ids
+
+    # Text
+
+    def render(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
+        """Ids of a conversation, with everything the family puts around it and before the next answer."""
+        return self.prompt.render(_messages(messages))
+
+    def render_open(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
+        """Like `render`; the last message is an answer that is to be continued."""
+        return self.prompt.render_open(_messages(messages))
+
+    def complete(self, text: str) -> list[int]:
+        """Ids of raw text that is to be continued, control tokens recognised."""
+        return self.prompt.complete(text)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    # Numbers
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """float32 [len(ids), vocab]: one uncached forward pass."""
+        self._check(ids)
+        with torch.inference_mode():
+            return self.model(torch.tensor(ids, device=self.device)).float().cpu()
+
+    def loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
+        """Mean cross entropy of labels[1:] under the logits before them; a label of -100 is left out."""
+        if len(labels) != len(ids) or len(ids) < 2:
+            raise Usage(
+                "labels and ids differ in length", hint="one label for each id, -100 to ignore", code="loss.labels"
+            )
+        target = torch.tensor(labels[1:])
+        return float(torch.nn.functional.cross_entropy(self.logits(ids)[:-1], target, ignore_index=-100))
+
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling, *, cancelled: Callable[[], bool] | None = None
+    ) -> Generator[int, None, None]:
+        """The ids that follow; the id that ends an answer is the last one. Close it to stop."""
+        steps, _ = self._generate(ids, sampling, cancelled, None)
+        try:
+            yield from steps
+        except Stopped:
+            return
+
+    def stream(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        sampling: Sampling,
+        *,
+        continue_final: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> Generator[Chunk, None, None]:
+        """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
+        said = _messages(messages)
+        if continue_final:
+            ids, answer = self.prompt.render_open(said), self.tokenizer.encode(said[-1].content)
+        else:
+            ids, answer = self.prompt.render(said), []
+        return self.stream_ids(ids, sampling, cancelled=cancelled, on_prefill=on_prefill, answer=answer)
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+        answer: Sequence[int] = (),
+    ) -> Generator[Chunk, None, None]:
+        """The text that follows `ids`.
+
+        cancelled: asked between tokens and between layers. on_prefill(done, total): while the prompt is read.
+        answer: the ids at the end of `ids` that are the beginning of the answer itself.
+        """
+        seed = sampling.seed if sampling.seed is not None else new_seed()
+        clean = None if self._prompt is None or type(self._prompt).clean is PromptFormat.clean else self._prompt.clean
+        text = TextStream(self.tokenizer, sampling.stop, clean)
+        for token in answer:
+            text.push(token)
+        cached = self._sequence.held(ids)
+        started = time.perf_counter()
+        steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed)
+        said: list[int] = []
+        pending: list[int] = []
+        first: float | None = None
+        reason: FinishReason = "length"
+        by = "length" if limit < self.context - len(ids) or limit == sampling.max_tokens else "context"
+        ends = () if sampling.ignore_eos else self.stop_ids
+        try:
+            for token in steps:
+                first = first or time.perf_counter()
+                said.append(token)
+                pending.append(token)
+                if token in ends:
+                    reason, by = "stop", "eos"
+                    break
+                piece = text.push(token)
+                if piece:
+                    yield Chunk(piece, tuple(pending))
+                    pending.clear()
+                if text.stopped:
+                    reason, by = "stop", "stop"
+                    break
+                if not sampling.ignore_eos and goes_round(said):
+                    reason, by = "length", "loop"
+                    break
+        except Stopped:
+            reason = by = "cancelled"  # type: ignore[assignment]
+        finally:
+            steps.close()
+        ended = time.perf_counter()
+        read = (first or ended) - started
+        facts = {
+            "prompt_n": len(ids),
+            "cached_n": cached,
+            "prompt_ms": read * 1000,
+            "predicted_n": len(said),
+            "predicted_ms": (ended - first) * 1000 if first else 0.0,
+            "ttft_ms": read * 1000 if first else None,
+            "seed": seed,
+            "stopped_by": by,
+        }
+        yield Chunk(text.finish(), tuple(pending), reason, facts)
+
+    def _generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        cancelled: Callable[[], bool] | None,
+        on_prefill: OnPrefill | None,
+        seed: int | None = None,
+    ) -> tuple[Generator[int, None, None], int]:
+        """The steps, and after how many of them they end at the latest."""
+        self._check(ids)
+        if seed is None:
+            seed = sampling.seed if sampling.seed is not None else new_seed()
+        limit = min(sampling.max_tokens or MAX_TOKENS, max(self.context - len(ids), 0))
+        steps = generate(
+            self._sequence,
+            ids,
+            make_sampler(sampling, seed, ids),
+            stop_ids=() if sampling.ignore_eos else self.stop_ids,
+            max_tokens=limit,
+            cancelled=cancelled,
+            on_prefill=on_prefill,
+        )
+        return steps, limit
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise Usage("there is nothing to read: no ids", hint="give at least one token", code="prompt.empty")
+        if min(ids) < 0 or max(ids) >= self.spec.vocab_size:
+            raise Usage(
+                f"an id lies outside the vocabulary of {self.spec.vocab_size}",
+                hint="the ids were made by another model's tokenizer",
+                code="prompt.ids",
+            )
+
+    # Adapters
+
+    def attach(self, folder: str | Path, name: str) -> object:
+        """Read and check an adapter and keep it ready under `name`; it speaks once it is activated."""
+        return self._adapter_set().attach(Path(folder), name)
+
+    def activate(self, adapters: Mapping[str, float]) -> None:
+        """The adapters that speak from now on, with their weights; {} is the base model, bit for bit."""
+        if not adapters and self._adapters is None:
+            return
+        self._adapter_set().activate(adapters)
+        self._sequence.forget()
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter."""
+        self._adapter_set().detach(name)
+        self._sequence.forget()
+
+    def _adapter_set(self) -> Any:
+        if self._adapters is None:
+            try:
+                from glmchat.engine.adapters.attach import AdapterSet
+            except ModuleNotFoundError:
+                raise Usage(
+                    "this version of glmchat cannot attach adapters", hint="upgrade glmchat", code="adapter.unsupported"
+                ) from None
+            self._adapters = AdapterSet(self)
+        return self._adapters
+
+    # What it is and costs
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of weights, cache (reserved; touched as it fills) and adapters."""
+        weights = sum(t.nbytes for t in {t.data_ptr(): t for t in _tensors(self.model)}.values())
+        adapters = int(self._adapters.nbytes) if self._adapters is not None else 0
+        return {"weights": weights, "cache": self._sequence.cache_bytes, "adapters": adapters}
+
+    def facts(self) -> dict[str, Any]:
+        """What the server tells of the model with every answer."""
+        return {
+            "family": self.family,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+            "threads": self.threads,
+            "kernel": _kernels(self.model),
+            "context": self.context,
+            "load_ms": self.load_seconds * 1000,
+        }
+
+    def close(self) -> None:
+        """End the helper process that renders templates. The engine may still be used; it starts another."""
+        close = getattr(self._prompt, "close", None)
+        if close is not None:
+            close()
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint without its weights."""
+    checkpoint = identify(Path(folder))
+    return checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
+
+
+def _load_text(checkpoint: Checkpoint) -> tuple[Tokenizer | Damaged, PromptFormat | None]:
+    try:
+        tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
+    except Damaged as error:
+        if error.code != "tokenizer.missing":
+            raise
+        return error, None  # said when text is asked for
+    return tokenizer, checkpoint.family.prompt(checkpoint.path, tokenizer, checkpoint.spec)
+
+
+def _room(spec: ModelSpec, asked: int | None) -> int:
+    if asked is None:
+        return min(spec.context, LONGEST_CONTEXT)
+    if not 16 <= asked <= spec.context:
+        raise Usage(
+            f"a context of {asked} tokens is not possible",
+            hint=f"this model takes 16 to {spec.context}",
+            code="context.range",
+        )
+    return asked
+
+
+def _messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
+    try:
+        return [m if isinstance(m, Message) else Message(m["role"], m["content"], m.get("name")) for m in messages]
+    except (KeyError, TypeError):
+        raise Usage(
+            "a message needs a role and a content", hint='{"role": "user", "content": "…"}', code="prompt.message"
+        ) from None
+
+
+def _tensors(model: LanguageModel) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _kernels(model: LanguageModel) -> str:
+    from glmchat.engine.quantize.linear import QuantLinear
+
+    names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
+    return "+".join(names) or "dense"

@@ -1,0 +1,170 @@
+"""The decode loop: ids in, ids out, one sequence. It owns the KV cache and knows which ids stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Sequence
+
+import torch
+
+from glmchat.core.errors import DoesNotFit
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.sampling import Sampler
+
+# Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
+# of one step smaller. Between layers a stop is heard anyway.
+CHUNK = 512
+
+OnPrefill = Callable[[int, int], None]  # (positions done, positions in all)
+
+
+class Stopped(Exception):
+    """Raised between layers when the answer is no longer wanted."""
+
+
+class Sequences:
+    """The one sequence a model works on: its cache, and the ids that the cache holds."""
+
+    def __init__(self, model: LanguageModel, context: int, dtype: torch.dtype, device: str) -> None:
+        self.model = model
+        self.context = context
+        self.device = device
+        self._dtype = dtype
+        self._cache: KVCache | None = None
+        self._ids: list[int] = []  # what stands in the cache, behind its prefix
+
+    @property
+    def cache(self) -> KVCache:
+        """Allocated at first use. Raises DoesNotFit if there is no memory for it."""
+        if self._cache is None:
+            try:
+                self._cache = self.model.new_cache(self.context, self._dtype)
+            except (RuntimeError, MemoryError):
+                raise DoesNotFit(
+                    f"there is no memory for a context of {self.context} tokens",
+                    hint=f"give a smaller one: --context {max(512, self.context // 4)}",
+                    code="memory.cache",
+                ) from None
+        return self._cache
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.nbytes
+
+    def forget(self) -> None:
+        """Drop what the cache holds: the weights have changed."""
+        self._cache = None
+        self._ids = []
+
+    def held(self, ids: Sequence[int]) -> int:
+        """How many of `ids` need no computing: the longest common prefix, but at least one id is always computed."""
+        if not self.model.spec.causal:
+            return 0  # the prompt is read in both directions: a grown one is another prompt
+        count = 0
+        for old, new in zip(self._ids, ids[:-1], strict=False):
+            if old != new:
+                break
+            count += 1
+        return count
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> torch.Tensor:
+        """Bring the cache to `ids` and return the float32 logits [vocab] behind the last of them.
+
+        Raises DoesNotFit if they are longer than the context, and Stopped when `cancelled` says so; the cache then
+        holds what was finished and remembers exactly that.
+        """
+        if len(ids) >= self.context:
+            raise DoesNotFit(
+                f"the prompt has {len(ids)} tokens, the context holds {self.context}",
+                hint="shorten it, start a new conversation, or give more room with --context",
+                code="context.full",
+            )
+        start = self.held(ids)
+        cache = self.cache
+        cache.truncate(cache.prefix + start)
+        del self._ids[start:]
+        if not self.model.spec.causal:
+            cache.layout = None
+        step = CHUNK if self.model.spec.causal else len(ids)
+        logits: torch.Tensor | None = None
+        while start < len(ids):
+            end = min(start + step, len(ids))
+            logits = self._forward(
+                ids[start:end], _watch(cancelled, on_prefill, start, end, ids, self.model.spec.layers)
+            )
+            start = end
+            if on_prefill is not None:
+                on_prefill(start, len(ids))
+        assert logits is not None
+        return logits
+
+    def advance(self, token: int) -> torch.Tensor:
+        """Logits [vocab] behind `token`, which follows what the cache holds."""
+        return self._forward((token,), None)
+
+    def _forward(self, ids: Sequence[int], between_layers: Callable[[], None] | None) -> torch.Tensor:
+        cache = self.cache
+        before = cache.length
+        try:
+            with torch.inference_mode():
+                row = torch.tensor(ids, device=self.device)
+                logits = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
+        except BaseException:
+            cache.truncate(before)
+            raise
+        self._ids.extend(ids)
+        return logits
+
+
+def _watch(
+    cancelled: Callable[[], bool] | None,
+    on_prefill: OnPrefill | None,
+    start: int,
+    end: int,
+    ids: Sequence[int],
+    layers: int,
+) -> Callable[[], None] | None:
+    """What happens between the layers of one prefill step: hear a stop, tell how far it is."""
+    if cancelled is None and on_prefill is None:
+        return None
+    passed = 0
+
+    def between_layers() -> None:
+        nonlocal passed
+        if cancelled is not None and cancelled():
+            raise Stopped
+        if on_prefill is not None and passed:
+            on_prefill(start + (end - start) * min(passed, layers) // (layers + 1), len(ids))
+        passed += 1
+
+    return between_layers
+
+
+def generate(
+    sequence: Sequences,
+    ids: Sequence[int],
+    sampler: Sampler,
+    *,
+    stop_ids: Collection[int],
+    max_tokens: int,
+    cancelled: Callable[[], bool] | None = None,
+    on_prefill: OnPrefill | None = None,
+) -> Generator[int, None, None]:
+    """The ids that follow `ids`; one of `stop_ids` ends it and is the last one yielded.
+
+    Close it to stop; the cache stays usable and the next call continues from what they have in common.
+    """
+    logits = sequence.prefill(ids, cancelled, on_prefill)
+    for left in range(max_tokens - 1, -1, -1):
+        if cancelled is not None and cancelled():
+            raise Stopped
+        token = sampler(logits)
+        yield token
+        if token in stop_ids or not left:
+            return
+        logits = sequence.advance(token)

@@ -1,0 +1,110 @@
+"""Parts that several architectures share."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from glmchat.engine.quantize.linear import QuantEmbedding
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019): x / rms(x) * weight, the mean taken in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class RotaryTable:
+    """cos and sin for the two-halves rotary embedding (Su et al. 2021), grown as positions are asked for.
+
+    With sin's first half negated, rotating is `x * cos + roll(x, half) * sin`: three operations for any number of heads.
+    """
+
+    def __init__(self, frequencies: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> None:
+        """frequencies [head_dim / 2] in radians per position; scale multiplies cos and sin (attention factor)."""
+        self._frequencies = frequencies.float()
+        self._dtype = dtype
+        self._scale = scale
+        self._half = frequencies.shape[0]
+        self._length = 0
+        self._grow(256)
+
+    def _grow(self, length: int) -> None:
+        positions = torch.arange(length, dtype=torch.float32, device=self._frequencies.device)
+        angles = torch.outer(positions, self._frequencies)  # [length, head_dim / 2]
+        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        self._cos = torch.cat((cos, cos), -1).unsqueeze(1).to(self._dtype)  # [length, 1, head_dim]
+        self._sin = torch.cat((-sin, sin), -1).unsqueeze(1).to(self._dtype)
+        self._length = length
+
+    def at(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and signed sin [count, 1, head_dim] of the positions from `start`."""
+        end = start + count
+        if end > self._length:
+            self._grow(max(end, 2 * self._length))
+        return self._cos[start:end], self._sin[start:end]
+
+    def rotate(self, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """x [length, heads, head_dim] turned to its positions; `table` comes from `at`."""
+        cos, sin = table
+        return torch.addcmul(x * cos, x.roll(self._half, -1), sin)
+
+
+def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
+    """theta ** (-2i / head_dim) for i in 0 .. head_dim / 2."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Grouped-query attention of one sequence.
+
+    query [length, heads, head_dim]; keys, values [kv_heads, total, head_dim]; mask bool [length, total], True where it
+    may look, or None: one row looks at everything, several rows that are the whole sequence look back causally.
+    Returns [length, heads * head_dim].
+    """
+    length, heads, head_dim = query.shape
+    kv_heads = keys.shape[0]
+    if length == 1:
+        # The heads that share a key head are its rows, so the cache is read once and never expanded.
+        grouped = query.view(1, kv_heads, heads // kv_heads, head_dim)
+        return functional.scaled_dot_product_attention(grouped, keys[None], values[None]).view(1, -1)
+    mixed = functional.scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=heads != kv_heads,
+    )
+    return mixed[0].transpose(0, 1).reshape(length, -1)
+
+
+def causal_mask(start: int, count: int, device: torch.device) -> torch.Tensor | None:
+    """bool [count, start + count] for rows that follow `start` cached ones; None where `attend` needs none."""
+    if start == 0 or count == 1:
+        return None
+    return torch.ones(count, start + count, dtype=torch.bool, device=device).tril_(start)
+
+
+def prepare_embedding(embedding: nn.Module, dtype: torch.dtype) -> None:
+    """A quantised embedding gives its rows in the activations' dtype."""
+    if isinstance(embedding, QuantEmbedding):
+        embedding.dtype = dtype
+
+
+def tied_logits(x: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
+    """Hidden states [n, hidden] -> float32 logits [n, vocab], for a head that is the embedding matrix itself."""
+    if isinstance(embedding, QuantEmbedding):
+        return cast(torch.Tensor, embedding.linear(x)).float()
+    return functional.linear(x, cast(torch.Tensor, embedding.weight)).float()

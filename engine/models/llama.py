@@ -1,0 +1,284 @@
+"""The Llama family: RMSNorm, grouped-query attention, rotary positions, SwiGLU (Touvron et al. 2023).
+
+Llama 1 to 3, Mistral without a sliding window, SmolLM2, Qwen2 (biases on query, key and value) and Qwen3 (norms on query
+and key heads) differ only in what their configurations say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from glmchat.core.errors import Damaged
+from glmchat.engine.config import integer, number, token_ids
+from glmchat.engine.families import Family
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.layers import RMSNorm, RotaryTable, attend, causal_mask, rotary_frequencies
+from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.quantize.linear import QuantEmbedding
+from glmchat.engine.tokenizers.base import Tokenizer
+
+_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
+_ROPE_TYPES = ("default", "none", "linear", "llama3")
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        extra = spec.extra
+        queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        self.q_proj = nn.Linear(spec.hidden_size, queries, bias=extra["qkv_bias"])
+        self.k_proj = nn.Linear(spec.hidden_size, keys, bias=extra["qkv_bias"])
+        self.v_proj = nn.Linear(spec.hidden_size, keys, bias=extra["qkv_bias"])
+        self.o_proj = nn.Linear(queries, spec.hidden_size, bias=extra["output_bias"])
+        self.q_norm = RMSNorm(spec.head_dim, extra["eps"]) if extra["head_norms"] else None
+        self.k_norm = RMSNorm(spec.head_dim, extra["eps"]) if extra["head_norms"] else None
+        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        layer: int,
+        cache: KVCache | None,
+        rotary: RotaryTable,
+        table: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x [n, hidden] -> [n, hidden]"""
+        count = x.shape[0]
+        query = self.q_proj(x).view(count, self.heads, self.head_dim)
+        key = self.k_proj(x).view(count, self.kv_heads, self.head_dim)
+        value = self.v_proj(x).view(count, self.kv_heads, self.head_dim).transpose(0, 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query = rotary.rotate(query, table)
+        key = rotary.rotate(key, table).transpose(0, 1)  # [kv_heads, n, head_dim]
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        return self.o_proj(attend(query, key, value, mask))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        bias = spec.extra["ffn_bias"]
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
+        self.down_proj = nn.Linear(spec.ffn_size, spec.hidden_size, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(x)).mul_(self.up_proj(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.extra["eps"])
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.extra["eps"])
+        self.mlp = FeedForward(spec)
+
+
+class Trunk(nn.Module):
+    """What checkpoints call `model`: embedding, layers, last norm."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.extra["eps"])
+        if spec.extra["rope_freqs"]:  # GGUF writes Llama 3's frequency scaling as a tensor of divisors
+            self.rope_freqs = nn.Parameter(torch.empty(spec.head_dim // 2))
+
+
+class Llama(LanguageModel):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Trunk(spec)
+        self.lm_head = None if spec.extra["tied"] else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
+        frequencies = scaled_frequencies(self.spec)
+        if self.spec.extra["rope_freqs"]:
+            frequencies = frequencies / self.model.rope_freqs.float().cpu()
+        self.rotary = RotaryTable(frequencies.to(device), dtype)
+        if isinstance(self.model.embed_tokens, QuantEmbedding):
+            self.model.embed_tokens.dtype = dtype
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        start, count = cache.length if cache is not None else 0, ids.shape[0]
+        # An attached prefix takes cache positions, but the rotary positions of the text begin at its own first id.
+        table = self.rotary.at(start - (cache.prefix if cache is not None else 0), count)
+        mask = causal_mask(start, count, ids.device)
+        x = self.model.embed_tokens(ids)  # [n, hidden]
+        for index, layer in enumerate(self.model.layers):
+            if between_layers is not None:
+                between_layers()
+            x = x + layer.self_attn(layer.input_layernorm(x), index, cache, self.rotary, table, mask)
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        if cache is not None:
+            cache.advance(count)
+        return self.head(self.model.norm(x[-1:] if last_only else x))
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
+        if self.lm_head is not None:
+            return self.lm_head(x).float()
+        embedding = self.model.embed_tokens
+        if isinstance(embedding, QuantEmbedding):
+            return embedding.linear(x).float()
+        return functional.linear(x, embedding.weight).float()
+
+
+def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:
+    """Rotary frequencies [head_dim / 2] with the configuration's scaling.
+
+    `linear` divides all by the factor. `llama3` (Llama 3.1) divides those whose wavelength is longer than the original
+    context / low_freq_factor, keeps those shorter than the original context / high_freq_factor, and blends between.
+    """
+    frequencies = rotary_frequencies(spec.head_dim, spec.extra["theta"])
+    scaling: Mapping[str, float] = spec.extra["rope"]
+    if not scaling:
+        return frequencies
+    factor = scaling["factor"]
+    if "low" not in scaling:
+        return frequencies / factor
+    wavelengths = 2 * math.pi / frequencies
+    low, high = scaling["low"], scaling["high"]
+    blend = ((scaling["original"] / wavelengths - low) / (high - low)).clamp(0, 1)
+    return frequencies * (blend + (1 - blend) / factor)
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 writes `rope_parameters`, older ones `rope_scaling` beside `rope_theta`."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            return value
+    return {}
+
+
+def _rope_type(config: Mapping[str, Any]) -> str:
+    rope = _rope(config)
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    """Variants that need more than this file computes go to transformers: sliding windows, experts, other scalings."""
+    kind = config.get("model_type")
+    sliding = config.get("sliding_window") and (kind == "mistral" or config.get("use_sliding_window"))
+    return (
+        kind in _TYPES
+        and not sliding
+        and not config.get("num_local_experts")
+        and config.get("hidden_act", "silu") in ("silu", "swish")
+        and not config.get("rope_interleaved")
+        and not config.get("quantization_config")
+        and _rope_type(config) in _ROPE_TYPES
+    )
+
+
+def parse(config: Mapping[str, Any]) -> ModelSpec:
+    """Raises Damaged for a field that is missing or absurd."""
+    hidden = integer(config, "hidden_size", high=2**17)
+    heads = integer(config, "num_attention_heads", high=2048)
+    kv_heads = integer(config, "num_key_value_heads", high=2048, default=heads)
+    head_dim = integer(config, "head_dim", high=2**13, default=max(hidden // heads, 1))
+    if heads % kv_heads or head_dim % 2:
+        raise Damaged(
+            f"{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
+            hint="config.json is damaged: pull the model again",
+            code="config.absurd",
+        )
+    rotated = integer(config, "rotary_dim", high=2**13, default=head_dim)
+    if rotated != head_dim:
+        raise Damaged(
+            f"only {rotated} of {head_dim} dimensions of a head are rotated",
+            hint="no model of the Llama family is like this",
+            code="config.absurd",
+        )
+    vocab = integer(config, "vocab_size", high=2**22)
+    rope = _rope(config)
+    scaling: dict[str, float] = {}
+    if _rope_type(config) in ("linear", "llama3"):
+        scaling["factor"] = number(rope, "factor", low=1e-3, high=1e6)
+    if _rope_type(config) == "llama3":
+        scaling["low"] = number(rope, "low_freq_factor", low=1e-3, high=1e6)
+        scaling["high"] = number(rope, "high_freq_factor", low=scaling["low"] * 1.0001, high=1e6)
+        scaling["original"] = number(rope, "original_max_position_embeddings", low=1, high=1e9)
+    theta = number(
+        {**config, **{k: v for k, v in rope.items() if k == "rope_theta"}}, "rope_theta", low=1, default=10000.0
+    )
+    kind = str(config.get("model_type"))
+    tied = bool(config.get("tie_word_embeddings", False))
+    bias = bool(config.get("attention_bias", kind == "qwen2"))
+    return ModelSpec(
+        family="llama",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(config, "num_hidden_layers", high=1000),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_size=integer(config, "intermediate_size", high=2**20),
+        context=integer(config, "max_position_embeddings", high=2**26, default=2048),
+        eos_ids=token_ids(config.get("eos_token_id"), vocab),
+        bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
+        generation=None if kind == "llama" else kind,
+        extra={
+            "eps": number(config, "rms_norm_eps", high=1.0, default=1e-6),
+            "theta": theta,
+            "rope": scaling,
+            "rope_freqs": bool(config.get("rope_freqs")),
+            "qkv_bias": bias,
+            # Qwen2 has no bias on the output projection; Llama's attention_bias gives it one.
+            "output_bias": bool(config.get("attention_output_bias", bias and kind not in ("qwen2",))),
+            "ffn_bias": bool(config.get("mlp_bias", False)),
+            "head_norms": kind == "qwen3",
+            "tied": tied,
+            "ignored": ("lm_head.weight",) if tied else (),  # some files repeat the embedding under this name
+        },
+    )
+
+
+def _rename_tied(name: str) -> str | None:
+    # Old checkpoints store the rotary frequencies, which are computed here.
+    return None if name.endswith("rotary_emb.inv_freq") else name
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    from glmchat.engine.tokenizers.plain import load_plain_tokenizer
+
+    return load_plain_tokenizer(folder, spec)
+
+
+def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    from glmchat.engine.template_prompt import template_prompt
+
+    return template_prompt(folder, tokenizer, spec)
+
+
+FAMILY = Family(
+    name="llama",
+    matches=matches,
+    parse=parse,
+    build=Llama,
+    rename=_rename_tied,
+    load_tokenizer=_load_tokenizer,
+    prompt=_prompt,
+)

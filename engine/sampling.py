@@ -1,0 +1,130 @@
+"""How the next token is chosen: a closure over what was asked for, built once a turn."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+
+import torch
+
+from glmchat.core.errors import Damaged
+from glmchat.core.messages import Sampling
+
+Sampler = Callable[[torch.Tensor], int]
+
+# Sorting a vocabulary of 150,000 takes longer than computing it. The most likely ones nearly always suffice for top-p,
+# and whether they do is known exactly.
+_FIRST_LOOK = 256
+
+
+def new_seed() -> int:
+    """A seed for an answer that asked for none; small enough for every JSON reader."""
+    return secrets.randbelow(2**31)
+
+
+def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = ()) -> Sampler:
+    """A function from float32 logits [vocab] to an id.
+
+    Temperature 0 is argmax and nothing else is looked at. Otherwise, in this order: repetition penalty on what stands in
+    the context and was said since (Keskar et al. 2019), temperature, top-k, top-p (Holtzman et al. 2020), min-p
+    (Nguyen et al. 2024); at least one token always stays. One uniform number is drawn per token from a generator of its
+    own, so a seed gives the same answer whatever else runs.
+    Raises Damaged if the logits are not finite.
+    """
+    if sampling.temperature == 0:
+        return _argmax
+    random = torch.Generator().manual_seed(seed)
+    penalty = sampling.repetition_penalty
+    said: list[int] = sorted(set(context_ids)) if penalty != 1.0 else []
+
+    def sample(logits: torch.Tensor) -> int:
+        best = float(logits.max())
+        _refuse_not_finite(best)
+        logits = logits.float().cpu()
+        if penalty != 1.0 and said:
+            logits = penalise(logits, said, penalty)
+        values, ids = _candidates(logits / sampling.temperature, sampling)
+        chosen = int(ids[_draw(values, random)])
+        if penalty != 1.0:
+            said.append(chosen)
+        return chosen
+
+    return sample
+
+
+def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits [vocab] with everything the filters exclude at minus infinity; what `make_sampler` draws from."""
+    values, ids = _candidates(logits.float() / sampling.temperature, sampling)
+    return torch.full_like(logits, -math.inf, dtype=torch.float32).scatter(0, ids, values)
+
+
+def penalise(logits: torch.Tensor, said: Sequence[int], penalty: float) -> torch.Tensor:
+    """Positive logits of the ids in `said` divided by the penalty, negative ones multiplied."""
+    logits = logits.clone()
+    index = torch.tensor(said)
+    found = logits[index]
+    logits[index] = torch.where(found > 0, found / penalty, found * penalty)
+    return logits
+
+
+def _argmax(logits: torch.Tensor) -> int:
+    best, index = logits.max(-1)  # NaN counts as the largest, so one look at it is enough
+    _refuse_not_finite(float(best))
+    return int(index)
+
+
+def _refuse_not_finite(best: float) -> None:
+    if not math.isfinite(best):
+        raise Damaged(
+            "the model computes numbers that are no numbers",
+            hint="the weights are damaged or this precision is too small for them: verify the model, or try --dtype float32",
+            code="model.not_finite",
+        )
+
+
+def _draw(values: torch.Tensor, random: torch.Generator) -> int:
+    sums = torch.softmax(values.double(), 0).cumsum(0)
+    point = torch.rand(1, generator=random, dtype=torch.float64) * sums[-1]
+    return min(int(torch.searchsorted(sums, point, right=True)), len(values) - 1)
+
+
+def _candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and ids of the tokens that may be chosen, most likely first if anything was cut off."""
+    vocab = logits.shape[0]
+    cut = sampling.top_k or vocab
+    if cut >= vocab and sampling.top_p >= 1.0:
+        if sampling.min_p <= 0:
+            return logits, torch.arange(vocab)
+        ids = (logits >= logits.max() + math.log(sampling.min_p)).nonzero()[:, 0]
+        return logits[ids], ids
+    look = min(cut, vocab) if cut < vocab or sampling.top_p <= 0 else min(_FIRST_LOOK, vocab)
+    total = torch.logsumexp(logits, 0) if cut >= vocab else None
+    values, ids = logits.topk(max(look, 1))
+    if sampling.top_p < 1.0:
+        kept = _nucleus(values, total, sampling.top_p)
+        if kept is None:
+            values, ids = logits.sort(descending=True, stable=True)
+            kept = _nucleus(values, None, sampling.top_p)
+        values, ids = values[:kept], ids[:kept]
+    if sampling.min_p > 0:
+        kept = max(1, int((values >= values[0] + math.log(sampling.min_p)).sum()))
+        values, ids = values[:kept], ids[:kept]
+    return values, ids
+
+
+def _nucleus(values: torch.Tensor, total: torch.Tensor | None, top_p: float) -> int | None:
+    """How many of the sorted `values` make up `top_p` of the probability; None if all of them do not reach it.
+
+    total: log-sum-exp over the whole vocabulary where `values` is only its beginning.
+    """
+    if total is None:
+        total = torch.logsumexp(values, 0)
+        complete = True
+    else:
+        complete = False
+    before = torch.exp(values - total).cumsum(0)
+    reached = (before >= top_p).nonzero()
+    if len(reached):
+        return int(reached[0]) + 1
+    return len(values) if complete else None

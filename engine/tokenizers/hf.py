@@ -1,0 +1,150 @@
+"""Vocabularies of the `tokenizers` package: tokenizer.json, and what gguf_bpe.py builds from GGUF metadata.
+
+Two ways in: `encode` takes every character as ordinary text, `encode_special` is for our own templates and recognises
+control tokens. A person's `<|im_start|>` therefore never becomes the control token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Lower
+
+from glmchat.core.errors import Damaged
+from glmchat.core.text import one_line
+from glmchat.engine.shards import refuse_pointer
+
+_LARGEST = 256 * 2**20
+# What a template may mean by a token, even where the file does not mark it as special.
+LIKE_CONTROL = re.compile(r"<[^\s<>]+>|\[[A-Za-z0-9_/]+\]")
+
+
+class HFTokenizer:
+    """`lower` with its control tokens known by text: `specials`, text -> id."""
+
+    def __init__(self, lower: Lower, specials: Mapping[str, int], hidden: frozenset[int], add_bos: int | None) -> None:
+        """hidden: ids that vanish in decoded text; add_bos: the id that begins a raw completion, if there is one."""
+        self._lower = lower
+        self._lock = threading.Lock()  # encode_special_tokens below is a switch on the shared object
+        lower.encode_special_tokens = True  # True: control tokens in the text are encoded as text
+        self.specials = dict(specials)
+        self.vocab_size: int = lower.get_vocab_size(with_added_tokens=True)
+        self._hidden = hidden
+        self._add_bos = add_bos
+        self._bytes = _byte_table(lower)
+
+    def encode(self, text: str) -> list[int]:
+        with self._lock:
+            ids: list[int] = self._lower.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_special(self, text: str) -> list[int]:
+        with self._lock:
+            self._lower.encode_special_tokens = False
+            try:
+                ids: list[int] = self._lower.encode(text, add_special_tokens=False).ids
+            finally:
+                self._lower.encode_special_tokens = True
+        return ids
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Raw text with the id that begins a text, where this vocabulary has one."""
+        ids = self.encode_special(text)
+        return ids if self._add_bos is None or ids[:1] == [self._add_bos] else [self._add_bos, *ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if self._bytes is not None:
+            return b"".join(self.token_bytes(token) or b"" for token in ids).decode("utf-8", "replace")
+        text: str = self._lower.decode([token for token in ids if token not in self._hidden], skip_special_tokens=False)
+        return text
+
+    def token_bytes(self, token: int) -> bytes | None:
+        if self._bytes is None:
+            return None
+        if token in self._hidden:
+            return b""
+        piece = self._lower.id_to_token(token)
+        if piece is None:  # padding of the matrix beyond the vocabulary
+            return b""
+        known = self._bytes.get(token)
+        if known is None:
+            alphabet = _alphabet()
+            if all(c in alphabet for c in piece):
+                known = bytes(alphabet[c] for c in piece)
+            else:  # an added token is written as itself
+                known = piece.encode("utf-8")
+            self._bytes[token] = known
+        return known
+
+
+def load_tokenizer_json(folder: Path) -> HFTokenizer:
+    """The tokenizer.json of a folder. Raises Damaged if it is a pointer, damaged, or of an unknown kind."""
+    path = folder / "tokenizer.json"
+    refuse_pointer(path)
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("it is larger than 256 MB")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        added = data.get("added_tokens") or []
+        specials = {
+            str(token["content"]): int(token["id"])
+            for token in added
+            if token.get("special") or LIKE_CONTROL.fullmatch(str(token["content"]))
+        }
+        hidden = frozenset(int(token["id"]) for token in added if token.get("special"))
+        lower = Lower.from_file(str(path))
+        # The library only holds back tokens that are marked special, so those a template may mean are marked too.
+        lower.add_special_tokens(
+            [
+                AddedToken(
+                    token["content"],
+                    single_word=bool(token.get("single_word")),
+                    lstrip=bool(token.get("lstrip")),
+                    rstrip=bool(token.get("rstrip")),
+                    normalized=bool(token.get("normalized")),
+                    special=True,
+                )
+                for token in added
+                if token["content"] in specials and not token.get("special")
+            ]
+        )
+    except Exception as error:
+        if isinstance(error, KeyboardInterrupt | MemoryError):
+            raise
+        # The Rust side raises plain Exception for everything it cannot read.
+        raise Damaged(
+            f"tokenizer.json in {one_line(str(folder))} cannot be read: {one_line(str(error), 120)}",
+            hint="pull the model again, or verify it",
+            code="tokenizer.damaged",
+        ) from None
+    return HFTokenizer(lower, specials, hidden, _bos_of(data, lower))
+
+
+def _bos_of(data: Mapping[str, object], lower: Lower) -> int | None:
+    """The id that the file's post-processor puts before a single text, if it does that."""
+    plain = lower.encode("a", add_special_tokens=False).ids
+    dressed = lower.encode("a", add_special_tokens=True).ids
+    if len(dressed) > len(plain) and dressed[1 : 1 + len(plain)] == plain:
+        return int(dressed[0])
+    return None
+
+
+@cache
+def _alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: character -> byte."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in plain}
+    others = (byte for byte in range(256) if byte not in set(plain))
+    return {**table, **{chr(256 + index): byte for index, byte in enumerate(others)}}
+
+
+def _byte_table(lower: Lower) -> dict[int, bytes] | None:
+    """An empty memo for a byte-level vocabulary; None for one whose pieces are not bytes."""
+    decoder = lower.decoder
+    return {} if decoder is not None and type(decoder).__name__ == "ByteLevel" else None

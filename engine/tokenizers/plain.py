@@ -1,0 +1,58 @@
+"""The tokenizer of a Llama-like checkpoint, in whichever of the usual forms it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glmchat.core.errors import Damaged
+from glmchat.core.text import one_line
+from glmchat.engine.gguf_file import open_gguf
+from glmchat.engine.models.base import ModelSpec
+from glmchat.engine.tokenizers.base import Tokenizer
+
+
+def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
+    """From GGUF metadata, tokenizer.json, or tokenizer.model. Raises Damaged if there is none or it does not fit."""
+    tokenizer = _from_gguf(path) if path.is_file() else _from_folder(path)
+    if spec is not None and tokenizer.vocab_size > spec.vocab_size:
+        raise Damaged(
+            f"the vocabulary has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
+            hint="tokenizer and weights are of different models or revisions: pull the model again",
+            code="tokenizer.size",
+        )
+    return tokenizer
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    metadata = open_gguf(path).metadata
+    match metadata.get("tokenizer.ggml.model"):
+        case "gpt2":
+            from glmchat.engine.tokenizers.gguf_bpe import bpe_from_gguf
+
+            return bpe_from_gguf(metadata)
+        case "llama":
+            from glmchat.engine.tokenizers.spm import spm_from_gguf
+
+            return spm_from_gguf(metadata)
+        case kind:
+            raise Damaged(
+                f"{one_line(path.name)} has a vocabulary of the kind {one_line(repr(kind), 40)}, which cannot be read",
+                hint="take the Hugging Face folder of this model",
+                code="tokenizer.kind",
+            )
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        from glmchat.engine.tokenizers.hf import load_tokenizer_json
+
+        return load_tokenizer_json(folder)
+    if (folder / "tokenizer.model").is_file():
+        from glmchat.engine.tokenizers.spm import load_tokenizer_model
+
+        return load_tokenizer_model(folder)
+    raise Damaged(
+        f"{one_line(str(folder))} holds no tokenizer",
+        hint="tokenizer.json or tokenizer.model is expected beside config.json: pull the model again",
+        code="tokenizer.missing",
+    )
