@@ -187,7 +187,8 @@ class AnswerReader:
             cached_tokens=_whole_number(cached if cached is not None else timings.get("cache_n")),
             ttft_seconds=None if self._first is None else self._first - self._asked,
             prefill_tokens_per_second=_speed(timings.get("prompt_n"), timings.get("prompt_ms")),
-            decode_tokens_per_second=_speed(timings.get("predicted_n"), timings.get("predicted_ms")),
+            # One token takes no time to decode: it came with the prefill.
+            decode_tokens_per_second=_speed(timings.get("predicted_n"), timings.get("predicted_ms"), least=2),
             load_seconds=None if load is None else load / 1000,
             seed=seed,
             facts=rest,
@@ -206,6 +207,6 @@ def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _speed(count: Any, milliseconds: Any) -> float | None:
+def _speed(count: Any, milliseconds: Any, least: int = 1) -> float | None:
     tokens, time_taken = _number(count), _number(milliseconds)
-    return None if tokens is None or not time_taken else tokens * 1000 / time_taken
+    return None if tokens is None or tokens < least or not time_taken else tokens * 1000 / time_taken

@@ -26,6 +26,7 @@ from glmchat.core.sockets import new_socket_path
 
 STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
 POLL_SECONDS = 0.03
+_SIGNALS = {4: "illegal instruction", 6: "aborted", 7: "bus error", 11: "segmentation fault", 15: "terminated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class EngineOptions:
     """What to load. folder: a checkpoint folder or GGUF file; model: the name answers and the window show.
 
     quant: 4 or 8, or None for the weights as they are; quant_label: how the weights are named ("q4_1", "int4-g128").
-    adapters: (store name, folder) of adapters that may be asked for; sampling: defaults for requests that leave it open.
+    adapters: (store name, folder) of adapters that may be asked for; sampling: defaults for what a request leaves open.
     """
 
     folder: Path
@@ -124,7 +125,7 @@ class EngineProcess:
         on_progress: Callable[[str, float], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Return when the engine answers. `on_progress(stage, done)`: "start", "import", "tokenizer", "weights", "warmup".
+        """Return when the engine answers. `on_progress(stage, done)`: start, import, tokenizer, weights, warmup.
 
         Raises what the load raised (Damaged, DoesNotFit, …), EngineDied with the cause, or Interrupted if `cancelled`
         says so; the process is stopped in each of these cases.

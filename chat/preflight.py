@@ -18,6 +18,7 @@ from glmchat.core.text import human_bytes
 
 RUNTIME = 350_000_000  # bytes: the interpreter with torch, measured on Linux with torch 2.13
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
+LONGEST_CONTEXT = 32_768  # tokens; the engine reserves no more unless it is asked for
 DEFAULT_CONTEXT = 4096  # tokens, where the config names none
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 # Bytes a weight takes once quantised: 4 bits and 8 bits, plus scale and zero for each group of 64.
@@ -139,8 +140,15 @@ def _cache(config: dict[str, Any], context: int | None, dtype: str | None) -> in
     groups = _number(config, "multi_query_group_num") if config.get("multi_query_attention") else None
     groups = groups or _number(config, "num_key_value_heads") or heads
     head = _number(config, "head_dim", "kv_channels") or width // heads
-    length = context or _number(config, "seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
-    return 2 * layers * groups * head * min(length or DEFAULT_CONTEXT, 1 << 20) * (4 if dtype == "float32" else 2)
+    length = _number(config, "seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
+    return (
+        2
+        * layers
+        * groups
+        * head
+        * (context or min(length or DEFAULT_CONTEXT, LONGEST_CONTEXT))
+        * (4 if dtype == "float32" else 2)
+    )
 
 
 def _scratch(config: dict[str, Any]) -> int:

@@ -130,6 +130,8 @@ def bind_unix(path: Path) -> socket.socket:
 
 def bind_tcp(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Port 0 takes any free one. Raises Failed (exit 1) that names what is in the way."""
+    if not 0 <= port <= 65535:
+        raise _tcp_words(host, port, OSError(0, "there is no such port"))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -24,6 +24,7 @@ from glmchat.serve.line import Place
 from glmchat.serve.wire import GenerationRequest
 
 log = logging.getLogger("glmchat.serve")
+PREFILL_INTERVAL = 0.1  # seconds
 HEARTBEAT = 1.0  # seconds of silence after which a comment says that all is well
 
 
@@ -78,6 +79,7 @@ class Answer:
         self.host, self.place, self.request, self.ids, self.adapters = host, place, request, ids, adapters
         self.continued = continued
         self._cancelled = threading.Event()
+        self._told_prefill = 0.0
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -136,6 +138,13 @@ class Answer:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+    def _prefill(self, done: int, total: int) -> None:
+        """The engine tells after every layer; ten times a second is enough for anybody who watches."""
+        now = time.monotonic()
+        if done == total or now - self._told_prefill >= PREFILL_INTERVAL:
+            self._told_prefill = now
+            self._tell(Prefill(done, total))
+
     def _produce(self) -> None:
         """In the engine's thread."""
         error: Exception | None = None
@@ -149,7 +158,7 @@ class Answer:
                     self.ids,
                     self.request.sampling,
                     cancelled=self._stop_wanted,
-                    on_prefill=lambda done, total: self._tell(Prefill(done, total)),
+                    on_prefill=self._prefill,
                     answer=answer,
                 )
             ) as chunks:

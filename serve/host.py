@@ -94,6 +94,8 @@ class Host:
             )
         while (job := self._jobs.get()) is not None:
             job()
+        if self.engine is not None:
+            self.engine.close()
 
     def _report(self, stage: str, done: float) -> None:
         self.stage, self.done = stage, max(0.0, min(1.0, done))

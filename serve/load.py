@@ -9,8 +9,17 @@ from glmchat.serve.options import ServeOptions
 def engine_loader(options: ServeOptions) -> Load:
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
-        from glmchat.serve.native import NativeEngine
+        from glmchat.engine.engine import Engine
 
-        return NativeEngine.load(options, report)
+        report("import", 1.0)
+        return Engine.load(
+            options.folder,
+            quant=options.quant,
+            dtype=options.dtype,
+            device=options.device,
+            threads=options.threads,
+            context=options.context,
+            on_progress=report,
+        )
 
     return load

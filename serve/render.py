@@ -136,7 +136,12 @@ class Rendering:
                 "total_tokens": prompt + made,
                 "prompt_tokens_details": None if cached is None else {"cached_tokens": cached},
             },
-            "timings": {name: facts.get(name) for name in ("prompt_n", "prompt_ms", "predicted_n", "predicted_ms")},
+            "timings": {
+                # llama-server counts the tokens it read, not those it still knew: the speed is prompt_n / prompt_ms.
+                "prompt_n": None if facts.get("prompt_n") is None else facts["prompt_n"] - (cached or 0),
+                "cache_n": cached,
+                **{name: facts.get(name) for name in ("prompt_ms", "predicted_n", "predicted_ms")},
+            },
             "glmchat": {
                 **engine,
                 "seed": facts.get("seed"),
@@ -145,6 +150,7 @@ class Rendering:
                 "quant": host.quant or engine.get("quant"),
                 "adapters": [{"name": n, "scale": s} for n, s in self._answer.adapters.items()],
                 "cached_n": cached,
+                "stopped_by": facts.get("stopped_by"),
                 "threads": engine.get("threads"),
                 "kernel": engine.get("kernel"),
                 "load_ms": host.load_ms,

@@ -50,29 +50,40 @@ def store_adapter(name: str) -> Path | None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which on a signal first asks the engine to end its answer."""
+    """uvicorn's server with the engine behind it. A signal first asks the engine to end its answer."""
 
     def __init__(self, config: uvicorn.Config, host: Host) -> None:
         super().__init__(config)
-        self._engine_host = host
+        self.engine_host = host
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._engine_host.stopping.set()
+        self.engine_host.stopping.set()
         super().handle_exit(sig, frame)
 
+    def stop(self) -> None:
+        """End from another thread, as a signal would."""
+        self.engine_host.stopping.set()
+        self.should_exit = True
 
-def serve(
-    listener: socket.socket,
-    options: ServeOptions,
-    load: Load,
-    *,
-    key: str | None = None,
-    allow_hosts: tuple[str, ...] = (),
-    on_started: Callable[[Host], None] | None = None,
-) -> Host:
-    """Answer on `listener` until a signal says to end; the engine loads meanwhile. Returns when all is down.
+    def serve_on(self, listener: socket.socket) -> None:
+        """Load, and answer meanwhile, until a signal or `stop` says to end. Returns when all is down."""
+        self.engine_host.start()
+        try:
+            self.run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down
+            logging.getLogger("glmchat.serve").info("stopped by a signal")
+        finally:
+            self.engine_host.stop()
+            listener.close()
 
-    key: asked of every request; None asks for none (a Unix socket, or loopback by the user's own wish).
+
+def make_server(
+    options: ServeOptions, load: Load, *, over_tcp: bool, key: str | None = None, allow_hosts: tuple[str, ...] = ()
+) -> Server:
+    """A server that has not begun yet. `serve_on` begins.
+
+    over_tcp: Host headers are checked. key: asked of every request; None asks for none (a Unix socket, or loopback by
+    the user's own wish). allow_hosts: further names by which clients may call this machine.
     """
     host = Host(
         load,
@@ -83,10 +94,8 @@ def serve(
         find_adapter=store_adapter,
         sampling=options.sampling,
     )
-    is_tcp = listener.family != socket.AF_UNIX
-    app = build_app(host, key=key, hosts=own_names((options.host, *allow_hosts)) if is_tcp else None)
     config = uvicorn.Config(
-        app,
+        build_app(host, key=key, hosts=own_names((options.host, *allow_hosts)) if over_tcp else None),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -97,17 +106,7 @@ def serve(
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
     )
-    host.start()
-    if on_started:
-        on_started(host)
-    try:
-        Server(config, host).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down
-        logging.getLogger("glmchat.serve").info("stopped by a signal")
-    finally:
-        host.stop()
-        listener.close()
-    return host
+    return Server(config, host)
 
 
 def main(arguments: list[str], load_with: Callable[[ServeOptions], Load]) -> int:
@@ -123,7 +122,7 @@ def main(arguments: list[str], load_with: Callable[[ServeOptions], Load]) -> int
     if options.lifeline:
         watch_lifeline()
     try:
-        serve(listener, options, load_with(options))
+        make_server(options, load_with(options), over_tcp=False).serve_on(listener)
     finally:
         with suppress(FileNotFoundError):
             options.uds.unlink()

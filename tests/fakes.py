@@ -54,6 +54,7 @@ class FakeEngine:
         self.context = context
         self.asked: list[tuple[list[int], Sampling]] = []
         self.stopped = 0
+        self.closed = False
         self.attached: dict[str, Path] = {}
         self.active: dict[str, float] = {}
 
@@ -100,6 +101,9 @@ class FakeEngine:
     def activate(self, adapters: Mapping[str, float]) -> None:
         self.active = dict(adapters)
 
+    def close(self) -> None:
+        self.closed = True
+
     def stream_ids(
         self,
         ids: Sequence[int],
@@ -140,6 +144,7 @@ class FakeEngine:
                     "prompt_ms": (read - started) * 1000,
                     "predicted_n": said,
                     "predicted_ms": (time.perf_counter() - read) * 1000,
+                    "stopped_by": "length" if len(pieces) > limit else "eos",
                     "seed": sampling.seed if sampling.seed is not None else 7,
                 },
             )

@@ -1,0 +1,221 @@
+"""The API as clients see it: answers whole and streamed, lists, counts, health, errors."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from fakes import FakeEngine
+
+from glmchat.core.errors import Damaged
+
+
+def events(text: str) -> list[Any]:
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
+
+
+def test_an_answer_has_its_text_and_what_is_known_of_it(serve):
+    running = serve(FakeEngine(["one ", "two"]), revision="abc", quant_label="q4_1")
+    answer = running.ask(seed=5, return_token_ids=True).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "one two"}
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["token_ids"] == [0, 1]
+    assert answer["usage"]["completion_tokens"] == 2
+    assert answer["usage"]["prompt_tokens"] == len(answer["prompt_token_ids"]) == len("<user>hi<assistant>")
+    assert set(answer["timings"]) == {"prompt_n", "cache_n", "prompt_ms", "predicted_n", "predicted_ms"}
+    facts = answer["glmchat"]
+    assert (facts["model"], facts["revision"], facts["quant"], facts["seed"]) == ("fake", "abc", "q4_1", 5)
+    assert {"adapters", "cached_n", "threads", "kernel", "load_ms"} <= set(facts)
+
+
+def test_a_stream_carries_the_prompts_ids_first_and_the_facts_last(serve):
+    running = serve(FakeEngine(["你好", "，world"]))
+    text = running.ask(stream=True, return_token_ids=True).text
+    chunks = events(text)
+    assert text.endswith("data: [DONE]\n\n")
+    assert chunks[0]["prompt_token_ids"] == [ord(c) for c in "<user>hi<assistant>"]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "你好，world"
+    assert [i for c in chunks for i in c["choices"][0]["token_ids"]] == [0, 1]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+    assert chunks[-1]["timings"]["predicted_n"] == 2 and chunks[-1]["glmchat"]["model"] == "fake"
+    assert len({c["id"] for c in chunks}) == 1
+
+
+def test_without_being_asked_a_stream_holds_no_ids_but_still_its_facts(serve):
+    chunks = events(serve().ask(stream=True).text)
+    assert "prompt_token_ids" not in chunks[0]
+    assert all("token_ids" not in c["choices"][0] for c in chunks)
+    assert chunks[-1]["usage"]["total_tokens"] == len("<user>hi<assistant>") + 2
+
+
+def test_include_usage_puts_the_usage_into_a_chunk_without_choices(serve):
+    chunks = events(serve().ask(stream=True, stream_options={"include_usage": True}).text)
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["usage"] is None
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 2
+    assert chunks[-1]["timings"]["predicted_n"] == 2
+
+
+def test_half_a_character_is_no_chunk_but_its_ids_are_not_lost(serve):
+    running = serve(FakeEngine(["", "好"]))
+    assert [c["choices"][0]["delta"].get("content") for c in events(running.ask(stream=True).text)] == ["", "好", None]
+    with_ids = events(running.ask(stream=True, return_token_ids=True).text)
+    assert [i for c in with_ids for i in c["choices"][0]["token_ids"]] == [0, 1]
+
+
+def test_max_tokens_cuts_and_says_length(serve):
+    answer = serve(FakeEngine(["a"] * 9)).ask(max_completion_tokens=3).json()
+    assert answer["choices"][0] | {"logprobs": None} == {
+        "index": 0,
+        "finish_reason": "length",
+        "logprobs": None,
+        "message": {"role": "assistant", "content": "aaa"},
+    }
+
+
+def test_a_completion_continues_a_text_or_ids(serve):
+    running = serve()
+    answer = running.client.post("/v1/completions", json={"prompt": "abc"}).json()
+    assert answer["object"] == "text_completion" and answer["choices"][0]["text"] == "one two"
+    running.client.post("/v1/completions", json={"prompt": [5, 6]})
+    streamed = events(running.client.post("/v1/completions", json={"prompt": ["x"], "stream": True}).text)
+    assert "".join(c["choices"][0]["text"] for c in streamed) == "one two"
+    assert [ids for ids, _ in running.engine.asked] == [[97, 98, 99], [5, 6], [120]]
+
+
+def test_the_sampling_of_a_request_reaches_the_engine_and_the_rest_comes_from_the_model(serve):
+    running = serve(sampling={"temperature": 0.5, "top_k": 7})
+    running.ask(top_p=0.9, min_p=0.1, repetition_penalty=1.2, seed=3, stop="###", max_tokens=9, ignore_eos=True)
+    used = running.engine.asked[-1][1]
+    assert (used.temperature, used.top_k, used.top_p, used.min_p) == (0.5, 7, 0.9, 0.1)
+    assert (used.repetition_penalty, used.seed, used.stop, used.max_tokens) == (1.2, 3, ("###",), 9)
+    assert used.ignore_eos
+
+
+def test_an_unfinished_answer_is_continued_from_its_last_token(serve):
+    running = serve()
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "so f"}]
+    running.client.post("/v1/chat/completions", json={"messages": messages, "continue_final": True})
+    running.client.post(
+        "/v1/chat/completions", json={"messages": messages, "continue_final": True, "continue_token_ids": [1, 2]}
+    )
+    prompt = [ord(c) for c in "<user>q<assistant>"]
+    assert running.engine.asked[0][0] == prompt + [ord(c) for c in "so f"]
+    assert running.engine.asked[1][0] == [*prompt, 1, 2]
+
+
+def test_models_lists_the_base_and_the_adapters(serve, tmp_path):
+    rows = serve(adapters={"poet": tmp_path}).client.get("/v1/models").json()["data"]
+    assert [(r["id"], r["parent"]) for r in rows] == [("fake", None), ("poet", "fake")]
+    assert rows[0]["max_model_len"] == 4096 and rows[0]["owned_by"] == "glmchat"
+
+
+def test_an_adapter_is_chosen_by_model_name_or_by_list_and_off_again(serve, tmp_path):
+    running = serve(adapters={"poet": tmp_path})
+    active = []
+    for fields in ({"model": "poet"}, {}, {"adapters": [{"name": "poet", "scale": 0.5}]}, {"model": "fake"}):
+        answer = running.ask(**fields).json()
+        active.append((dict(running.engine.active), answer["glmchat"]["adapters"]))
+    assert [a for a, _ in active] == [{"poet": 1.0}, {}, {"poet": 0.5}, {}]
+    assert active[2][1] == [{"name": "poet", "scale": 0.5}]
+
+
+def test_adapters_are_loaded_by_store_name_and_never_by_path(serve, tmp_path):
+    running = serve(adapters={"poet": tmp_path})
+
+    def post(what: str, **body: Any) -> int:
+        return running.client.post(f"/v1/{what}_lora_adapter", json=body).status_code
+
+    assert post("load", lora_name="poet") == 200 and "poet" in running.engine.attached
+    assert post("load", lora_name="poet", lora_path=str(tmp_path)) == 400
+    for name in ("../../etc", "/etc", ".", "", "nobody", "a\0b"):
+        assert post("load", lora_name=name) in (400, 404)
+    assert post("unload", lora_name="poet") == 200 and not running.engine.attached
+    assert post("unload", lora_name="poet") == 404
+
+
+def test_an_adapter_of_the_store_is_found_by_name(serve):
+    from glmchat.core.locations import adapters_dir
+
+    (adapters_dir() / "haiku").mkdir(parents=True)
+    running = serve()
+    assert running.ask(model="haiku").status_code == 200
+    assert running.engine.active == {"haiku": 1.0}
+
+
+def test_tokenize_counts_text_and_messages(serve):
+    client = serve().client
+    for body in ({"prompt": "héllo"}, {"text": "héllo"}, {"content": "héllo"}):
+        assert client.post("/tokenize", json=body).json() == {
+            "count": 5,
+            "tokens": [ord(c) for c in "héllo"],
+            "max_model_len": 4096,
+        }
+    rendered = client.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
+    assert rendered["count"] == len("<user>hi<assistant>")
+
+
+def test_health_goes_from_loading_to_ok(serve):
+    gate = threading.Event()
+
+    def load(report):
+        report("weights", 0.42)
+        assert gate.wait(20)
+        return FakeEngine()
+
+    running = serve(load=load)
+    while (seen := running.client.get("/health")).json().get("stage") != "weights":
+        assert seen.status_code == 503
+    assert seen.status_code == 503 and seen.json() == {"status": "loading", "stage": "weights", "done": 0.42}
+    early = running.ask()
+    assert early.status_code == 503 and early.json()["error"]["code"] == "server.loading"
+    assert early.headers["retry-after"] == "1"
+    gate.set()
+    while running.client.get("/health").status_code == 503:
+        pass
+    assert running.client.get("/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("failure", [Damaged("w is cut", hint="pull it", code="gguf.cut"), RuntimeError("odd")])
+def test_health_tells_why_the_load_failed(serve, failure):
+    def load(report):
+        raise failure
+
+    running = serve(load=load)
+    while (answer := running.client.get("/health")).status_code == 503:
+        pass
+    error = answer.json()["error"]
+    assert answer.status_code == 500 and answer.json()["status"] == "failed"
+    assert set(error) >= {"code", "message", "hint"} and str(failure.args[0]) in error["message"]
+    assert running.ask().status_code == 500
+
+
+def test_an_engine_that_fails_in_the_middle_is_told_and_serves_the_next(serve):
+    engine = FakeEngine(["a", "b", "c"], fail_after=1)
+    running = serve(engine)
+    chunks = events(running.ask(stream=True).text)
+    assert chunks[-1]["error"]["code"] == "engine.failed" and "told to fail" in chunks[-1]["error"]["message"]
+    assert running.ask().status_code == 500
+    engine.fail_after = None
+    assert running.ask().json()["choices"][0]["message"]["content"] == "abc"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(serve):
+    answer = serve(FakeEngine(context=10)).ask(stream=True)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["code"] == "context.full"
+    assert "19" in error["message"] and "10" in error["message"] and error["exit"] == 4
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_there(serve):
+    answer = serve().ask(model="gpt-4")
+    assert answer.status_code == 404 and "fake" in answer.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/completions", 405)])
+def test_wrong_addresses_are_told_in_the_apis_own_form(serve, method, path, status):
+    answer = serve().client.request(method, path)
+    assert answer.status_code == status and answer.json()["error"]["message"]

@@ -1,0 +1,164 @@
+"""One generation at a time, eight wait in order, the ninth is told to come back; who leaves is forgotten."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from fakes import FakeEngine
+
+QUESTION = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+class Asking(threading.Thread):
+    """One streaming client. `comments` and `text` are what it has received so far."""
+
+    def __init__(self, running, name: str) -> None:
+        super().__init__(daemon=True)
+        self.client = running.another()
+        self.body = {**QUESTION, "messages": [{"role": "user", "content": name}]}
+        self.lines: list[str] = []
+        self.status = 0
+        self.leave = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with self.client.stream("POST", "/v1/chat/completions", json=self.body) as answer:
+            self.status = answer.status_code
+            for line in answer.iter_lines():
+                self.lines.append(line)
+                if self.leave.is_set():
+                    return
+
+    def saw(self, text: str, seconds: float = 20) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if any(text in line for line in list(self.lines)):
+                return True
+            time.sleep(0.01)
+        return False
+
+
+def held(**options):
+    """An engine that answers only when it is let go."""
+    gate = threading.Event()
+
+    class Held(FakeEngine):
+        def stream_ids(self, ids, sampling, *, cancelled, on_prefill, answer=()):
+            while not gate.wait(0.005):
+                if cancelled():
+                    self.stopped += 1
+                    return
+            yield from super().stream_ids(ids, sampling, cancelled=cancelled, on_prefill=on_prefill)
+
+    return Held(**options), gate
+
+
+def until(condition, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_requests_wait_in_order_and_see_their_place(serve):
+    engine, gate = held()
+    running = serve(engine)
+    askers = []
+    for name in "abc":
+        askers.append(Asking(running, name))
+        assert until(lambda: len(running.host.line) == len(askers))
+    assert askers[1].saw(': glmchat {"waiting":1}') and askers[2].saw(': glmchat {"waiting":2}')
+    gate.set()
+    for asker in askers:
+        asker.join(20)
+        assert any("[DONE]" in line for line in asker.lines)
+    assert askers[2].saw(': glmchat {"waiting":1}') and askers[2].saw(': glmchat {"waiting":0}')
+    assert [chr(ids[6]) for ids, _ in engine.asked] == ["a", "b", "c"]
+
+
+def test_the_tenth_request_is_told_when_to_come_back(serve):
+    engine, gate = held()
+    running = serve(engine)
+    askers = [Asking(running, str(n)) for n in range(9)]
+    assert until(lambda: len(running.host.line) == 9)
+    refused = running.ask()
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    error = refused.json()["error"]
+    assert error["code"] == "server.busy" and error["type"] == "rate_limit_error" and error["hint"]
+    assert running.client.get("/health").status_code == 200, "health is answered while all places are taken"
+    gate.set()
+    for asker in askers:
+        asker.join(20)
+    assert running.ask().status_code == 200
+
+
+def test_a_client_that_leaves_the_line_makes_room(serve):
+    engine, gate = held()
+    running = serve(engine)
+    first = Asking(running, "1")
+    assert until(lambda: len(running.host.line) == 1)
+    second = Asking(running, "2")
+    assert until(lambda: len(running.host.line) == 2)
+    third = Asking(running, "3")
+    assert third.saw('"waiting":2')
+    second.leave.set()  # it reads a heartbeat, then closes its connection
+    assert until(lambda: len(running.host.line) == 2)
+    assert third.saw('"waiting":1')
+    gate.set()
+    first.join(20)
+    third.join(20)
+    assert [chr(ids[6]) for ids, _ in engine.asked] == ["1", "3"]
+
+
+def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve):
+    running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
+    with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
+        next(answer.iter_lines())
+    assert until(lambda: running.engine.stopped == 1)
+    assert until(lambda: len(running.host.line) == 0)
+    assert running.ask(max_tokens=1).status_code == 200
+
+
+def test_a_client_that_leaves_during_the_prefill_stops_it(serve):
+    running = serve(FakeEngine(seconds_per_prefill=60, prefill_steps=6000))
+    with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
+        for line in answer.iter_lines():
+            if '"prefill":' in line:
+                break
+    assert until(lambda: running.engine.stopped == 1)
+
+
+def test_a_client_that_does_not_stream_and_leaves_stops_its_answer_too(serve):
+    running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
+    client = running.another()
+
+    def ask() -> None:
+        try:
+            client.post("/v1/chat/completions", json={**QUESTION, "stream": False}, timeout=0.3)
+        except Exception as error:  # the timeout is the point
+            assert "timed out" in str(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(20)
+    assert until(lambda: running.engine.stopped == 1)
+
+
+def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve):
+    running = serve(FakeEngine(seconds_per_prefill=0.6, prefill_steps=4))
+    text = running.ask(stream=True).text
+    shown = [line for line in text.splitlines() if line.startswith(": glmchat") and "prefill" in line]
+    assert shown[-1] == ': glmchat {"prefill":19,"of":19}' and len(shown) == 4
+
+
+def test_the_server_ends_while_an_answer_runs_and_says_so(serve):
+    running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
+    asker = Asking(running, "a")
+    assert asker.saw('"content":"x"')
+    running.server.stop()
+    asker.join(20)
+    assert any("server.stopping" in line for line in asker.lines)
+    assert until(lambda: not running.thread.is_alive())

@@ -1,0 +1,117 @@
+"""Bodies that are no requests: one clear 400 each, and the server serves on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glmchat.core.errors import Usage
+from glmchat.serve import wire
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ("{", "not JSON"),
+        ("[]", "object"),
+        ("", "not JSON"),
+        ('{"messages": NaN}', "NaN"),
+        ("[" * 100_000, "nested|not JSON"),
+        ('{"seed": ' + "9" * 5000 + "}", "not JSON"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(body, word):
+    with pytest.raises(Usage, match=word) as refused:
+        wire.parse_json(body.encode())
+    assert refused.value.code == "request.invalid" and refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, r"messages\[0\]"),
+        ({"messages": [USER, {"role": "root", "content": "x"}]}, r"messages\[1\].role"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
+        ({"messages": [{"role": "user", "content": "x", "name": 4}]}, "name"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 9}, "temperature"),
+        ({"top_p": -1}, "top_p"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": 3}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": 1}, "stream_options"),
+        ({"n": 2}, "n is not supported"),
+        ({"tools": [{}]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"model": 3}, "model"),
+        ({"adapters": {}}, "adapters"),
+        ({"adapters": [{"scale": 1}]}, "adapters"),
+        ({"adapters": [{"name": "a", "scale": "x"}]}, "scale"),
+        ({"adapters": [{"name": "a"}, {"name": "a"}]}, "twice"),
+        ({"continue_final": True}, "continue_final"),
+        ({"messages": [USER, {"role": "assistant", "content": "x"}], "continue_final": True,
+          "continue_token_ids": [-1]}, "continue_token_ids"),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_wrong_is_named(fields, word):
+    with pytest.raises(Usage, match=word) as refused:
+        wire.parse_chat({"messages": [USER], **fields}, {})
+    assert refused.value.hint
+
+
+def test_what_clients_send_by_habit_is_harmless():
+    request = wire.parse_chat(
+        {
+            "messages": [{"role": "developer", "content": [{"type": "text", "text": t} for t in "ab"]}],
+            "n": 1, "logprobs": False, "tools": [], "logit_bias": {}, "presence_penalty": 0.0, "user": "me",
+            "response_format": {"type": "text"}, "top_k": -1, "seed": -1, "max_tokens": 5.0, "temperature": None,
+        },
+        {},
+    )  # fmt: skip
+    assert request.messages[0].role == "system" and request.messages[0].content == "ab"
+    assert request.sampling.top_k == 0 and request.sampling.seed is None and request.sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize("prompt", [None, [], {}, ["a", "b"], [[1], [2]], [1, "a"], [-1], "\udfff"])
+def test_a_completion_takes_one_prompt(prompt):
+    with pytest.raises(Usage):
+        wire.parse_completion({"prompt": prompt}, {})
+
+
+def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve):
+    running = serve()
+    for body in (b"{", b"\xff", b'{"messages": 3}', json.dumps({"messages": [USER], "n": 3}).encode()):
+        answer = running.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["message"] and error["hint"] and error["type"] == "invalid_request_error"
+    assert running.ask().status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(serve, monkeypatch):
+    monkeypatch.setattr(wire, "BODY_LIMIT", 1000)
+    running = serve()
+
+    def parts():
+        for _ in range(100):
+            yield b" " * 100
+
+    headers = {"Content-Type": "application/json"}
+    for content in (b" " * 2000, parts()):
+        assert running.another().post("/v1/completions", content=content, headers=headers).status_code == 413
+    assert running.ask().status_code == 200
