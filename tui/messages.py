@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 
 from textual.message import Message
 
 from glmchat.chat.context import Request
-from glmchat.chat.session import ModelIdentity, SessionEvent, Speaker
+from glmchat.chat.records import Conversation
+from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent, Speaker
 from glmchat.core.errors import GlmchatError
 
 
@@ -26,7 +27,6 @@ class Ready:
 
     endpoint: Speaker
     identity: ModelIdentity
-    load_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,16 @@ class EngineLost:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An event of a running answer."""
+class Opened:
+    """The history is open and a conversation in it; interrupted: an earlier one to offer."""
 
-    event: SessionEvent
+    session: ChatSession
+    interrupted: Conversation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Events of a running answer wait in the `Ear`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +74,13 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A sentence for the transcript or a short notice."""
+class Broken:
+    """Something else failed, or there is something to say."""
 
-    text: str
-    hint: str = ""
-    kind: str = "notice"
-    values: Mapping[str, str] = field(default_factory=dict)
+    error: GlmchatError
 
 
-News = Loading | Ready | EngineLost | Said | Ended | Measured | Resources | Told
+News = Opened | Loading | Ready | EngineLost | Heard | Ended | Measured | Resources | Broken
 
 
 class FromWorker(Message):
@@ -86,3 +89,23 @@ class FromWorker(Message):
     def __init__(self, news: News) -> None:
         super().__init__()
         self.news = news
+
+
+class Ear:
+    """Gathers the events of an answer between two looks of the window, so that a fast model cannot flood it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[SessionEvent] = []
+
+    def put(self, event: SessionEvent) -> bool:
+        """Worker's side. True if the window must be told that something waits."""
+        with self._lock:
+            self._events.append(event)
+            return len(self._events) == 1
+
+    def take(self) -> list[SessionEvent]:
+        """Window's side: everything since the last look."""
+        with self._lock:
+            events, self._events = self._events, []
+        return events

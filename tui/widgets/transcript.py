@@ -122,6 +122,19 @@ class Transcript(ScrollView, can_focus=True):
         self._reindex()
         self._arrange()
 
+    def insert(self, index: int, turn: Turn) -> None:
+        """Put a turn before the one at `index`."""
+        self._layouts.insert(index, TurnLayout(turn))
+        self._selection = None
+        self._reindex()
+        self._arrange()
+
+    def rename(self, key: str, new: str) -> None:
+        """A turn gets its lasting key."""
+        if (layout := self.layout_of(key)) is not None:
+            layout.turn.key = new
+            self._reindex()
+
     def change(self, key: str, **changes: object) -> None:
         """Set attributes of a turn and draw it again. An unknown key is ignored: the turn was removed meanwhile."""
         if (layout := self.layout_of(key)) is None:

@@ -1,0 +1,103 @@
+"""A stored conversation as turns of the transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmchat.chat.records import StoredMessage
+from glmchat.chat.session import ChatSession
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.tui.turns import State, Turn
+
+
+def turns_of(session: ChatSession) -> list[Turn]:
+    """Every message of the open branch, clear marks as rules, and the line above which the model no longer sees."""
+    unseen = set(session.unseen)
+    versions: dict[tuple[int | None, str], list[int]] = {}
+    for message in session.tree.messages.values():
+        if message.deletion is None:
+            versions.setdefault((message.parent, message.role), []).append(message.id)
+    turns: list[Turn] = []
+    was_unseen = False
+    for message in session.tree.path():
+        hidden = message.id in unseen
+        if was_unseen and not hidden:
+            turns.append(Turn("unseen", "rule", tr("the model no longer sees what stands above")))
+        was_unseen = hidden
+        turns.append(turn_of(session, message, sorted(versions[message.parent, message.role]), hidden))
+    return turns
+
+
+def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], unseen: bool = False) -> Turn:
+    """versions: the ids of all versions of this message, itself among them."""
+    key = str(message.id)
+    if message.is_clear:
+        return Turn(key, "rule", tr("new context"))
+    branch = (
+        tr("version {i} of {n} · ‹ › walk between them", i=versions.index(message.id) + 1, n=len(versions))
+        if len(versions) > 1
+        else ""
+    )
+    if message.role == "assistant":
+        notes = " · ".join(note for note in (state_note(message), branch) if note)
+        state: State = "streaming" if message.state == "streaming" else "done"
+        return Turn(key, "assistant", session.shown_text(message), speaker(session, message), notes, "", state, unseen)
+    if message.role == "user":
+        return Turn(key, "user", message.text, note=branch, unseen=unseen)
+    return Turn(key, "notice", f"{message.role}: {message.text}")
+
+
+def speaker(session: ChatSession, message: StoredMessage) -> str:
+    """Who answered: the model, and its adapters."""
+    name = one_line(str(message.details.get("model") or session.identity.model or tr("model")), 40)
+    adapters = [one_line(str(a.get("name")), 30) for a in message.details.get("adapters") or () if isinstance(a, dict)]
+    return " + ".join([name, *adapters])
+
+
+def state_note(message: StoredMessage) -> str:
+    """Why an answer ended, if the model did not end it."""
+    match message.state:
+        case "stopped":
+            return tr("stopped · /continue goes on")
+        case "interrupted":
+            return tr("interrupted · /continue goes on")
+        case "cut":
+            return tr("the limit of tokens was reached · /continue goes on")
+        case "failed":
+            return (
+                tr("the answer broke off · /continue goes on") if message.text else tr("no answer · /regen asks again")
+            )
+        case _:
+            return ""
+
+
+def details_of(message: StoredMessage) -> list[tuple[str, str]]:
+    """An answer's numbers, for /stats. What the server did not send is left out."""
+    d: Mapping[str, Any] = message.details
+    rows: list[tuple[str, str]] = []
+
+    def row(title: str, name: str, form: str = "{}") -> None:
+        if d.get(name) is not None:
+            rows.append((title, form.format(d[name])))
+
+    row(tr("model"), "model")
+    row(tr("revision"), "revision")
+    row(tr("weights"), "quant")
+    row(tr("prompt tokens"), "prompt_tokens", "{:,}")
+    row(tr("of these from the cache"), "cached_tokens", "{:,}")
+    row(tr("answer tokens"), "completion_tokens", "{:,}")
+    row(tr("first token"), "ttft_seconds", "{:.2f} s")
+    row(tr("reading"), "prefill_tokens_per_second", "{:,.0f} tok/s")
+    row(tr("writing"), "decode_tokens_per_second", "{:,.1f} tok/s")
+    row(tr("ended by"), "finish_reason")
+    row(tr("seed"), "seed")
+    sampling = d.get("sampling") or {}
+    if sampling:
+        shown = [f"{k} {v:g}" for k, v in sampling.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+        rows.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
+    for name, value in (d.get("facts") or {}).items():
+        if name in ("threads", "kernel", "device", "dtype") and value is not None:
+            rows.append((str(name), str(value)))
+    return rows
