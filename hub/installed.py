@@ -42,7 +42,7 @@ class Installed:
     files: tuple[FileRecord, ...] = ()
     manifest: Manifest | None = None  # None: found in the cache, glmchat did not pull it
 
-    def tosmall_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """A row of `glmchat list --json`."""
         return {
             "name": self.name,
@@ -159,7 +159,7 @@ def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
         return None
     entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
     return Installed(
-        name=entry.reference if entry else manifest.name,
+        name=entry.reference if entry and manifest.source != "path" else manifest.name,
         kind=manifest.kind,
         path=engine_path(manifest.root, [f.path for f in manifest.files]),
         repo=manifest.repo,

@@ -51,7 +51,8 @@ class Manifest:
     @property
     def file(self) -> Path:
         """Where this manifest is kept."""
-        stem = f"{self.repo or self.name}@{(self.revision or 'local')[:12]}".replace("/", "--")
+        whole = f"{self.repo or self.name}@{(self.revision or 'local')[:12]}"
+        stem = (f"{self.name}@path" if self.source == "path" else whole).replace("/", "--")
         return locations.manifests_dir() / (re.sub(r"[^\w.@+-]", "_", stem) + ".json")
 
     def to_json(self) -> dict[str, Any]:

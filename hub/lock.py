@@ -1,0 +1,120 @@
+"""The lock file: a set of models at exact commits and hashes, to be had again elsewhere (`pull --locked FILE`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.language import tr
+from glmchat.hub import catalogue
+from glmchat.hub.catalogue import Entry, KnownFile, Source
+from glmchat.hub.installed import Installed
+from glmchat.hub.plan import PullOptions, PullPlan, plan_entry
+from glmchat.hub.references import checked_repo, is_commit
+from glmchat.hub.safe_paths import check_listing
+
+FORMAT = 1
+
+
+def lock(rows: Sequence[Installed]) -> tuple[dict[str, Any], list[str]]:
+    """The content of a lock file for these models, and the names of those that cannot be had elsewhere."""
+    locked, left_out = [], []
+    known = catalogue.load()
+    for row in rows:
+        source = _source(row, known)
+        hashed = all(f.sha256 or f.git_blob for f in row.files)
+        if source is None or not row.files or not hashed or not row.complete:
+            left_out.append(row.name)
+            continue
+        locked.append(
+            {
+                "name": row.name.partition("@")[0],
+                "family": row.family,
+                "quant": row.quant,
+                "source": {k: v for k, v in asdict(source).items() if v is not None},
+                "files": [
+                    {"path": f.path, "size": f.size, "sha256": f.sha256, "git_blob": f.git_blob} for f in row.files
+                ],
+            }
+        )
+    return {"format": FORMAT, "models": locked}, left_out
+
+
+def read_lock(path: Path) -> list[Entry]:
+    """The models of a lock file, as entries of a catalogue of its own. Raises Usage, Damaged or Hostile."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Usage(
+            tr("there is no lock file {path}", path=path), hint="glmchat lock > glmchat.lock", code="lock.missing"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _broken(path, str(error)) from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
+    try:
+        entries = [_entry(raw) for raw in data["models"]]
+    except (Hostile, Usage):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _broken(path, repr(error)) from None
+    for entry in entries:
+        check_listing((f.path for f in entry.files), source=str(path))
+    return entries
+
+
+def plan_locked(entry: Entry, options: PullOptions) -> PullPlan:
+    """The plan for one model of a lock file; its commit and hashes are the lock's, whatever a server says."""
+    return plan_entry(entry, options)
+
+
+def _source(row: Installed, known: catalogue.Catalogue) -> Source | None:
+    if row.source == "pypi":
+        entry = next((e for e in known if e.reference == row.name), None)
+        return next((s for s in entry.sources if s.kind == "pypi"), None) if entry else None
+    if row.source in ("hf", "path") and row.repo and row.revision and is_commit(row.revision):
+        return Source("hf", row.repo, row.revision)
+    if row.source == "modelscope" and row.repo:
+        return Source("modelscope", row.repo, row.revision or "master")
+    return None
+
+
+def _entry(raw: dict[str, Any]) -> Entry:
+    source = Source(**raw["source"])
+    if source.kind in ("hf", "modelscope"):
+        checked_repo(source.repo)
+    if source.kind == "hf" and not is_commit(source.revision):
+        raise ValueError(source.revision)
+    if source.kind not in ("hf", "modelscope", "pypi"):
+        raise ValueError(source.kind)
+    files = tuple(_file(item) for item in raw["files"])
+    if not files or not isinstance(raw["name"], str):
+        raise ValueError(raw["name"])
+    return Entry(
+        name=raw["name"],
+        label="locked",
+        family=raw.get("family"),
+        quant=raw.get("quant") or "none",
+        sources=(source,),
+        files=files,
+        default=True,
+    )
+
+
+def _file(item: dict[str, Any]) -> KnownFile:
+    file = KnownFile(str(item["path"]), int(item["size"]), item.get("sha256"), item.get("git_blob"))
+    digits = frozenset("0123456789abcdef")
+    for value, length in ((file.sha256, 64), (file.git_blob, 40)):
+        if value is not None and (not isinstance(value, str) or len(value) != length or set(value) - digits):
+            raise ValueError(value)
+    if not (file.sha256 or file.git_blob) or (file.size or 0) < 0:
+        raise ValueError(file.path)
+    return file
+
+
+def _broken(path: Path, why: str) -> Damaged:
+    return Damaged(f"{path}: {why}", hint=tr("write it again: glmchat lock > glmchat.lock"), code="lock.broken")

@@ -1,0 +1,137 @@
+"""Make a folder that is already on this machine known by a name, without copying a byte (`glmchat add PATH`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub import catalogue, installed, manifests, selection, store
+from glmchat.hub.catalogue import Entry
+from glmchat.hub.hashing import sha256_of
+from glmchat.hub.installed import Installed
+from glmchat.hub.lfs import find_pointers
+from glmchat.hub.manifests import FileRecord, Manifest
+
+OnBytes = Callable[[str, int, int | None], None]
+
+
+def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callable[[], bool]) -> Installed:
+    """Hash the files of a model folder (or of one GGUF file) and write a manifest for it.
+
+    A folder whose weights are those of a known revision is that revision and gets its name. Raises Usage (no model, a
+    name that is taken), Damaged (git-lfs pointers, lost shards), Interrupted.
+    """
+    root, names = _contents(path)
+    _refuse_pointers(root, names)
+    if missing := selection.missing_shards([n for n in names if selection.is_weights(n)]):
+        raise Damaged(
+            tr(
+                "{path} lacks {count} of its weight files, {name} for one",
+                path=root,
+                count=len(missing),
+                name=missing[0],
+            ),
+            hint=tr("bring the missing files, then add it again"),
+            code="add.shards_missing",
+        )
+    records = tuple(_record(root, n, on_bytes, cancelled) for n in names)
+    entry = _recognised(records)
+    config = installed.small_json(root / "config.json")
+    manifest = Manifest(
+        name=name or (entry.reference if entry else _free_name(path)),
+        kind="model",
+        source="path",
+        root=root,
+        repo=entry.repo if entry else None,
+        revision=entry.revision if entry else None,
+        family=entry.family if entry else installed.family_of(config),
+        quant=entry.quant if entry else installed.quant_of_folder(root),
+        asked=str(path),
+        date=store.now(),
+        files=records,
+    )
+    taken = next((r for r in installed.list_installed() if r.name == manifest.name and r.path != path), None)
+    if taken is not None:
+        raise Usage(
+            tr("{name} is already {path}", name=manifest.name, path=taken.path),
+            hint=tr("choose another name: glmchat add PATH --name NAME"),
+            code="add.taken",
+        )
+    manifests.write(manifest)
+    row = next(r for r in installed.list_installed() if r.manifest == manifest)
+    installed.remember(row)
+    return row
+
+
+def _contents(path: Path) -> tuple[Path, list[str]]:
+    """The folder and the names in it that belong to a model."""
+    if path.is_file() and path.suffix == ".gguf":
+        return path.parent.absolute(), [path.name]
+    if not path.is_dir():
+        raise Usage(
+            tr("there is no folder {path}", path=one_line(str(path))),
+            hint=tr("name a folder with config.json and weights, or a .gguf file"),
+            code="add.path",
+        )
+    there = sorted(p.name for p in path.iterdir() if p.is_file())
+    known = [catalogue.KnownFile(n) for n in there]
+    weights = [n for n in there if selection.is_weights(n)]
+    if not weights or not ("config.json" in there or any(w.endswith(".gguf") for w in weights)):
+        raise Usage(
+            tr("{path} holds no model: no config.json with weights, no .gguf", path=path),
+            hint=tr("name the folder that holds them; an adapter goes in with `glmchat adapters add`"),
+            code="add.no_model",
+        )
+    chosen = {f.path for f in known if selection.is_weights(f.path) or f.path.endswith(".index.json")}
+    chosen |= {f.path for f in selection.needed(known)}
+    return path.absolute(), sorted(chosen)
+
+
+def _refuse_pointers(root: Path, names: list[str]) -> None:
+    pointers = [(n, p) for n, p in find_pointers(root) if n in names]
+    if not pointers:
+        return
+    first, pointer = pointers[0]
+    more = tr(" and {count} more", count=len(pointers) - 1) if len(pointers) > 1 else ""
+    raise Damaged(
+        tr("{path} is a git-lfs pointer, the real file has {size} bytes", path=first, size=pointer.size) + more,
+        hint=tr("glmchat pull --into {path} fetches the real files", path=root),
+        code="lfs.pointer",
+    )
+
+
+def _record(root: Path, name: str, on_bytes: OnBytes, cancelled: Callable[[], bool]) -> FileRecord:
+    path = root / name
+    size, done = path.stat().st_size, 0
+
+    def count(length: int) -> None:
+        nonlocal done
+        done += length
+        on_bytes(name, done, size)
+
+    return FileRecord(name, size, sha256_of(path, on_bytes=count, cancelled=cancelled), date=store.now())
+
+
+def _recognised(records: tuple[FileRecord, ...]) -> Entry | None:
+    """The known revision whose weights and tokenizer all lie here, byte for byte."""
+    here = {r.path: r.sha256 for r in records}
+    for entry in catalogue.load():
+        decisive = [f for f in entry.files if selection.is_weights(f.path) or f.path.endswith(".model")]
+        if decisive and all(here.get(f.path) == f.sha256 for f in decisive):
+            return entry
+    return None
+
+
+def _free_name(path: Path) -> str:
+    base = re.sub(r"[^\w.+-]+", "-", path.stem if path.is_file() else path.absolute().name).strip("-.") or "model"
+    taken = {r.name for r in installed.list_installed() if r.path != path} | set(catalogue.load().names())
+    number = 1
+    name = base
+    while name in taken:
+        number += 1
+        name = f"{base}-{number}"
+    return name

@@ -1,0 +1,221 @@
+"""Take models away: a frozen plan first, then the deletion. Other revisions are never broken.
+
+What lies in the Hugging Face cache goes through the hub's own `delete_revisions`, which knows which blobs another
+revision or the cache-wide blob store still needs. The manifest goes last: one without its blobs describes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmchat.core import locations
+from glmchat.core.errors import Failed
+from glmchat.core.language import tr
+from glmchat.hub import installed, manifests, store
+from glmchat.hub.installed import Installed
+
+if TYPE_CHECKING:
+    from huggingface_hub import DeleteCacheStrategy
+
+_FOREIGN_AGE = 3600.0  # seconds; a younger partial of another tool may still be growing
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that goes away."""
+
+    what: str  # "revision" | "folder" | "file" | "manifest" | "registration"
+    path: Path
+    size_bytes: int = 0
+    repo: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalPlan:
+    names: tuple[str, ...]
+    steps: tuple[Step, ...]
+    bytes_freed: int
+    keeps: tuple[str, ...] = ()  # what one might expect to go, and does not
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "bytes_freed": self.bytes_freed,
+            "keeps": list(self.keeps),
+            "steps": [
+                {"what": s.what, "path": str(s.path), "size_bytes": s.size_bytes, "revision": s.revision}
+                for s in self.steps
+            ],
+        }
+
+
+def plan_removal(rows: Sequence[Installed]) -> RemovalPlan:
+    """What removing these would delete and free. Raises Failed if one of them is being pulled right now."""
+    steps: list[Step] = []
+    keeps: list[str] = []
+    everything = installed.list_installed()
+    for row in rows:
+        steps += _steps(row)
+        if row.source == "path":
+            keeps.append(tr("the folder {path} stays; it is only forgotten", path=row.path))
+        for made in everything:
+            if made.kind == "quantized" and made.base in (row.name, row.repo) and made not in rows:
+                keeps.append(tr("{name}, made from it, stays", name=made.name))
+    return RemovalPlan(tuple(r.name for r in rows), tuple(steps), sum(s.size_bytes for s in steps), tuple(keeps))
+
+
+def plan_prune() -> RemovalPlan:
+    """What nothing refers to: half downloads that nobody continues, blobs without a link, manifests without a model."""
+    steps = [*_half_downloads(), *_loose_blobs(), *_left_behind()]
+    rows = {r.manifest.file for r in installed.list_installed() if r.manifest}
+    gone = {s.path for s in steps}
+    for manifest in manifests.read_all():
+        only_half = not manifest.complete and all(
+            store.partial(manifest.repo or "", f.git_blob or f.sha256 or "") in gone
+            or not (manifest.root / f.path).exists()
+            for f in manifest.files
+        )
+        if manifest.file not in rows or (only_half and manifest.source == "hf"):
+            steps.append(Step("manifest", manifest.file))
+    steps += [Step("manifest", path) for path in manifests.broken()]
+    return RemovalPlan((), tuple(steps), sum(s.size_bytes for s in steps))
+
+
+def execute(plan: RemovalPlan) -> None:
+    """Delete what the plan says, in an order in which a crash leaves nothing half visible."""
+    order = {"revision": 0, "folder": 1, "file": 2, "registration": 3, "manifest": 4}
+    for step in sorted(plan.steps, key=lambda s: order[s.what]):
+        try:
+            if step.what == "revision":
+                _delete_revision(step)
+            elif step.what == "folder":
+                _delete_folder(step.path)
+            else:
+                step.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Failed(
+                f"{step.path}: {error.strerror or error}",
+                hint=tr("check that the folder can be written, then do it again"),
+                code="rm.failed",
+            ) from None
+
+
+def _steps(row: Installed) -> list[Step]:
+    manifest = row.manifest
+    steps: list[Step] = []
+    if row.source == "path" and manifest is not None:
+        return [Step("registration", manifest.file)]
+    if row.source == "hf" and row.repo and row.revision:
+        if manifest is not None:
+            busy = [f for f in manifest.files if store.in_use(row.repo, f.git_blob or f.sha256 or "-")]
+            if busy:
+                raise Failed(
+                    tr("{name} is being pulled right now", name=row.name),
+                    hint=tr("stop the pull first"),
+                    code="rm.in_use",
+                )
+        snapshot = store.snapshot(row.repo, row.revision)
+        if snapshot.is_dir():
+            steps.append(Step("revision", snapshot, _freed(row.repo, row.revision), row.repo, row.revision))
+        steps += _partials_of(row)
+    else:
+        folder = row.path if row.path.is_dir() else row.path.parent
+        if folder.resolve().is_relative_to(locations.data_dir().resolve()):
+            steps.append(Step("folder", folder, row.size_bytes))
+    if manifest is not None and row.source != "made":
+        steps.append(Step("manifest", manifest.file))
+    return steps
+
+
+def _partials_of(row: Installed) -> list[Step]:
+    """Half files of this model that no other unfinished pull wants."""
+    if row.manifest is None or row.repo is None:
+        return []
+    mine = {f.git_blob or f.sha256 for f in row.manifest.files}
+    for other in manifests.read_all():
+        if other.repo == row.repo and other.revision != row.revision and not other.complete:
+            mine -= {f.git_blob or f.sha256 for f in other.files}
+    paths = (store.partial(row.repo, etag) for etag in sorted(e for e in mine if e))
+    return [Step("file", p, p.stat().st_size) for p in paths if p.is_file()]
+
+
+def _strategy(repo: str, revision: str) -> DeleteCacheStrategy | None:
+    """The hub's own plan for one revision of one repository (the same commit of a renamed copy is not touched)."""
+    from huggingface_hub import scan_cache_dir
+
+    scan = scan_cache_dir(locations.hf_cache())
+    mine = [r for r in scan.repos if r.repo_id == repo and r.repo_type == "model"]
+    if not mine or revision not in {r.commit_hash for r in mine[0].revisions}:
+        return None
+    return replace(scan, repos=frozenset(mine)).delete_revisions(revision)
+
+
+def _freed(repo: str, revision: str) -> int:
+    strategy = _strategy(repo, revision)
+    return strategy.expected_freed_size if strategy else 0
+
+
+def _delete_revision(step: Step) -> None:
+    # A link without its blob makes the hub's scan skip the whole repository, so dead links go first.
+    for place in step.path.rglob("*"):
+        if place.is_symlink() and not place.exists():
+            place.unlink()
+    strategy = _strategy(step.repo or "", step.revision or "")
+    if strategy is not None:
+        strategy.execute()
+    elif step.path.is_dir():
+        raise Failed(
+            tr("the hub's own scan does not accept the cache folder of {repo}", repo=step.repo),
+            hint=tr("hf cache ls says what is wrong with it"),
+            code="rm.cache",
+        )
+
+
+def _delete_folder(folder: Path) -> None:
+    """Renamed first: at no moment does half a model stand under its name."""
+    aside = folder.with_name(f".gone-{folder.name}-{os.getpid()}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _half_downloads() -> Iterable[Step]:
+    for path in sorted(locations.hf_cache().glob("*/blobs/*.incomplete")):
+        repo = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        if path.name.endswith(store.PARTIAL):
+            if store.in_use(repo, path.name.removesuffix(store.PARTIAL)):
+                continue
+        elif time.time() - path.stat().st_mtime < _FOREIGN_AGE:
+            continue
+        yield Step("file", path, path.stat().st_size)
+
+
+def _loose_blobs() -> Iterable[Step]:
+    """Blobs that no snapshot links to: left by a kill between the last byte and the link."""
+    for folder in sorted(locations.hf_cache().glob("models--*")):
+        if not (folder / "blobs").is_dir():
+            continue
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        links = (p for p in folder.glob("snapshots/**/*") if p.is_symlink())
+        used = {p.readlink().name for p in links}
+        for blob in sorted((folder / "blobs").iterdir()):
+            # A link leads into the cache-wide blob store, which keeps its own books.
+            fresh = time.time() - blob.lstat().st_mtime < _FOREIGN_AGE
+            if blob.name in used or blob.is_symlink() or blob.name.endswith(".incomplete") or fresh:
+                continue
+            if not store.in_use(repo, blob.name):
+                yield Step("file", blob, blob.stat().st_size)
+
+
+def _left_behind() -> Iterable[Step]:
+    """Working folders of pulls and removals that were killed."""
+    folder = locations.models_dir()
+    for path in [*folder.glob("*/.pull-*"), *folder.glob(".gone-*")] if folder.is_dir() else []:
+        if time.time() - path.stat().st_mtime > _FOREIGN_AGE or path.name.startswith(".gone-"):
+            yield Step("folder", path, sum(p.stat().st_size for p in path.rglob("*") if p.is_file()))
