@@ -7,6 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.core.errors import Interrupted
@@ -59,7 +61,10 @@ class _Run:
         self.failure: BaseException | None = None
         self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._speed = _Speed()
-        for index in range(len(files)):
+        # Two names for one blob (the same licence in two folders) are one transfer.
+        first: dict[Path, int] = {}
+        self._same_as = [first.setdefault(one.destination, index) for index, one in enumerate(files)]
+        for index in first.values():
             self._waiting.put(index)
 
     def go(
@@ -91,7 +96,8 @@ class _Run:
         if self.failure is not None:
             raise self.failure
         on_progress(self.progress())
-        return [one for one in self.got if one is not None]
+        got = [self.got[same] for same in self._same_as]
+        return [replace(one, path=file.path) for file, one in zip(self.files, got, strict=True) if one is not None]
 
     def _work(self) -> None:
         while not self.shared.cancelled:
@@ -107,9 +113,10 @@ class _Run:
                 return
 
     def progress(self) -> Progress:
+        states = [self.states[same] for same in self._same_as]
         files = tuple(
             FileProgress(wanted.path, state.done, state.total, state.state, state.host)
-            for wanted, state in zip(self.files, self.states, strict=True)
+            for wanted, state in zip(self.files, states, strict=True)
         )
         done = sum(one.done for one in files)
         totals = [one.total for one in files]

@@ -311,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = found_commit
         if what == "revision":
             blobs = parse_qs(parts.query).get("blobs", [""])[0].lower() in ("true", "1")
-            siblings = [{"rfilename": p, **(_described(p, one) if blobs else {})} for p, one in files.items()]
+            siblings = [{"rfilename": p, **(_sibling(one) if blobs else {})} for p, one in files.items()]
             return self._json(
                 {"id": name, "modelId": name, "sha": commit, "private": False, "gated": False, "disabled": False,
                  "tags": [], "downloads": 1, "likes": 0, "lastModified": "2024-01-01T00:00:00.000Z",
@@ -480,6 +480,13 @@ def _described(path: str, one: HubFile) -> dict[str, Any]:
     if one.lfs:
         data["lfs"] = {"oid": one.sha256, "sha256": one.sha256, "size": len(one.content), "pointerSize": 134}
     return data
+
+
+def _sibling(one: HubFile) -> dict[str, Any]:
+    """The same facts under the names that model info has for them."""
+    data = _described("", one)
+    found = {"size": data["size"], "blobId": data["oid"]}
+    return {**found, "lfs": data["lfs"]} if one.lfs else found
 
 
 def main() -> None:
