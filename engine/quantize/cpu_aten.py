@@ -1,7 +1,7 @@
 """ATen's fused int4 and int8 products for the CPU, where glmchat's own kernel was not built.
 
-Source of the layout: torch's `_convert_weight_to_int4pack_for_cpu`. A block of output rows (64 with AVX-512, else 32) is
-stored as [in, block / 2] bytes: the first half of the rows in the low nibbles, the second half in the high ones.
+Source of the layout: torch's `_convert_weight_to_int4pack_for_cpu`. A block of output rows (64 with AVX-512, else 32)
+is stored as [in, block / 2] bytes: the first half of the rows in the low nibbles, the second half in the high ones.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class AtenCpu(Kernel):
 
     def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
         if shape.bits == 8:
-            return packed["codes"][ids].float() * packed["scale"][ids]
+            values: torch.Tensor = packed["codes"][ids].float() * packed["scale"][ids]
+            return values
         size = _block_rows()
         stored = packed["codes"].view(-1, shape.in_features, size // 2)
         byte = stored[ids // size, :, ids % (size // 2)]

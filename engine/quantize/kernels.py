@@ -1,22 +1,24 @@
 """One kernel table per device: who multiplies packed weights, chosen once and checked on a small matrix.
 
-A kernel owns a layout: it packs codes, looks rows up again, and multiplies. The tables below are in order of preference;
-`choose` takes the first kernel that this machine has, that accepts the shape, and that passes its self-test against the
-reference. What was passed over, and why, stands in `kernel_report()` for `glmchat doctor` and the status line.
+A kernel owns a layout: it packs codes, looks rows up again, and multiplies. The tables below are in order of
+preference; `choose` takes the first kernel that this machine has, that accepts the shape, and that passes its self-test
+against the reference. What was passed over, and why, stands in `kernel_report()` for `glmchat doctor` and the status
+line.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import ClassVar
 
 import torch
 
 Packed = Mapping[str, torch.Tensor]
+Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,10 @@ class Shape:
 class Kernel(ABC):
     """How one device stores and multiplies weights of one width. Stateless: one object serves every layer.
 
-    A weight is `code * scale + minimum`; codes are 0..15 at 4 bits; at 8 bits they are -128..127 and there is no minimum.
+    A weight is `code * scale + minimum`. Codes are 0..15 at 4 bits; at 8 bits they are -128..127, without a minimum.
     """
 
-    name: ClassVar[str]
+    name: str
     bits: ClassVar[tuple[int, ...]] = (4, 8)
 
     def accepts(self, shape: Shape) -> bool:
@@ -63,10 +65,17 @@ class Kernel(ABC):
     def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [n, in] (float32, bfloat16 or float16) times the matrix, plus bias: [n, out] in x's dtype."""
 
+    def bind(self, shape: Shape, packed: Packed) -> Multiply:
+        """`linear` for one layer: (x, bias) -> y. What does not change from call to call may be prepared here."""
+        return partial(self._bound, shape, packed)
+
+    def _bound(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return self.linear(shape, packed, x, bias)
+
 
 # Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpu_aten:AtenCpu", "reference:Reference"),
+    "cpu": ("cpu_native:NativeCpu", "cpu_aten:AtenCpu", "reference:Reference"),
     "other": ("reference:Reference",),
 }
 _PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}

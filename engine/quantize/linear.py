@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class QuantLinear(nn.Module):
     moved between devices: pack it where it will run.
     """
 
+    bias: torch.Tensor | None
+
     def __init__(
         self, shape: Shape, kernel: Kernel, packed: dict[str, torch.Tensor], bias: torch.Tensor | None = None
     ) -> None:
@@ -32,6 +35,7 @@ class QuantLinear(nn.Module):
             self.register_buffer(f"packed_{name}", tensor)
         self.packed = packed
         self.register_buffer("bias", bias)
+        self._multiply = kernel.bind(shape, packed)
 
     @classmethod
     def from_int4(
@@ -70,8 +74,14 @@ class QuantLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] in x's dtype."""
         flat = x.reshape(-1, self.in_features)
-        y = self.kernel.linear(self.shape, self.packed, flat, self.bias)
-        return y.view(*x.shape[:-1], self.out_features)
+        return self._multiply(flat, self.bias).view(*x.shape[:-1], self.out_features)
+
+    def multiply_exactly(self) -> None:
+        """From now on plain float32 products in float32, whatever faster way the kernel has; for reference runs."""
+        kernel = copy(self.kernel)  # the kernel itself serves other models
+        kernel.exact = True
+        self.kernel = kernel
+        self._multiply = kernel.bind(self.shape, self.packed, self.bias)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""
@@ -90,7 +100,7 @@ class QuantLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights and the bias."""
-        return sum(t.nbytes for t in self.packed.values()) + (0 if self.bias is None else self.bias.nbytes)
+        return sum(tensor.nbytes for tensor in self.packed.values()) + (0 if self.bias is None else self.bias.nbytes)
 
     def extra_repr(self) -> str:
         shape = f"{self.in_features}, {self.out_features}, bits={self.bits}, group={self.group_size}"

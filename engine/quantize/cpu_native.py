@@ -1,0 +1,170 @@
+"""glmchat's own CPU kernel (native.c), reached through ctypes. Absent where no compiler was there at install time."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
+
+VERSION = 1  # of the packed layout and of the struct in native.c
+ROWS = 32
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("wide_scales", ctypes.c_int32),
+        ("unit", ctypes.c_float),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Raises OSError with the reason if there is none that fits."""
+    folder = Path(__file__).parent
+    found = [p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()]
+    if not found:
+        raise OSError("not built: there was no C compiler when glmchat was installed")
+    library = ctypes.CDLL(str(found[0]))
+    if library.glm_version() != VERSION:
+        raise OSError(f"{found[0].name} was built from another version: install glmchat again")
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.glm_linear.argtypes = (pointer, pointer, pointer, size, number, number, number)
+    library.glm_rows.argtypes = (pointer, pointer, size, pointer)
+    library.glm_rows.restype = None
+    library.glm_pack.argtypes = (pointer, pointer, pointer, number)
+    library.glm_pack.restype = None
+    library.glm_choose.argtypes = (ctypes.c_char_p,)
+    library.glm_choose.restype = ctypes.c_char_p
+    return library
+
+
+def choose_instructions(name: str | None = None) -> str | None:
+    """Use "avx512vnni", "avx512", "avx2" or "portable", or the best (None). Returns None if this CPU has it not."""
+    found = _library().glm_choose(None if name is None else name.encode())
+    return None if found is None else str(found.decode())
+
+
+class NativeCpu(Kernel):
+    name = "native"
+
+    def __init__(self) -> None:
+        self.exact = False  # many rows: float32 products instead of int16 activations (native.c says what that costs)
+
+    def unavailable(self) -> str | None:
+        if os.environ.get("GLMCHAT_KERNEL", "native") != "native":
+            return "switched off by GLMCHAT_KERNEL"
+        try:
+            instructions = choose_instructions()
+        except OSError as error:
+            return str(error)
+        self.name = f"native-{instructions}"
+        return None
+
+    def accepts(self, shape: Shape) -> bool:
+        width = 8 if shape.bits == 4 else 4
+        return shape.groups == 1 or shape.group % width == 0
+
+    def pack(
+        self, shape: Shape, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        padded = _padded(shape)
+        codes = functional.pad(codes, (0, padded.in_features - shape.in_features)).contiguous()
+        blocks = -(-shape.out_features // ROWS)
+        words = torch.empty(blocks * ROWS * padded.in_features * shape.bits // 32, dtype=torch.int32)
+        scales = torch.stack([scale] if minimum is None else [scale, minimum], dim=2)  # [out, groups, planes]
+        if not bool(torch.isfinite(scales).all()):
+            raise ValueError("a scale is not a finite number")
+        unit = _unit(scales)
+        scales = functional.pad(scales / unit, (0, 0, 0, 0, 0, blocks * ROWS - shape.out_features))
+        scales = scales.view(blocks, ROWS, shape.groups, -1).permute(0, 2, 3, 1)  # [blocks, groups, planes, 32]
+        half = scales.half()
+        # Scales that float16 does not hold exactly stay float32. A minimum that is not exact is off by at most 2^-12
+        # of itself, 1/270 of a step, and is not worth doubling the scales for.
+        exact = torch.equal(half[:, :, 0].float(), scales[:, :, 0])
+        packed = {"codes": words, "scales": (half if exact else scales).contiguous(), "unit": torch.tensor(unit)}
+        weight = _weight(padded, packed)
+        _library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())
+        return packed
+
+    def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < shape.out_features:
+            raise IndexError(f"row {int(ids.max())} of {shape.out_features}")
+        padded = _padded(shape)
+        ids = ids.to(torch.int64).contiguous()
+        out = torch.empty(len(ids), padded.in_features)
+        weight = _weight(padded, packed)
+        _library().glm_rows(ctypes.byref(weight), ids.data_ptr(), len(ids), out.data_ptr())
+        return out[:, : shape.in_features]
+
+    def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return self.bind(shape, packed)(x, bias)
+
+    def bind(self, shape: Shape, packed: Packed) -> Multiply:
+        padded = _padded(shape)
+        fill = padded.in_features - shape.in_features
+        weight = _weight(padded, packed)
+        address = ctypes.addressof(weight)
+        call = _library().glm_linear
+        # The structure points into these: they live as long as the closure does.
+        kept: list[object] = [weight, packed, None, None]
+
+        def multiply(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            if x.dtype not in (torch.float32, torch.bfloat16):
+                return multiply(x.float(), bias).to(x.dtype)
+            if bias is not kept[2]:
+                wide = None if bias is None else bias.detach().float().contiguous()
+                weight.bias = None if wide is None else wide.data_ptr()
+                kept[2:] = bias, wide
+            x = functional.pad(x, (0, fill)) if fill else x.contiguous()
+            y = torch.empty(x.shape[0], shape.out_features, dtype=x.dtype)
+            half = x.dtype == torch.bfloat16
+            threads = torch.get_num_threads()
+            if call(address, x.data_ptr(), y.data_ptr(), x.shape[0], half, self.exact, threads):
+                raise MemoryError(f"no memory for the activations of {x.shape[0]} rows")
+            return y
+
+        return multiply
+
+
+def _padded(shape: Shape) -> Shape:
+    """A row with one scale may be of any length; packed rows are whole words of 8 inputs."""
+    fill = -shape.in_features % 8
+    if not fill:
+        return shape
+    return Shape(shape.out_features, shape.in_features + fill, shape.bits, shape.in_features + fill)
+
+
+def _unit(scales: torch.Tensor) -> float:
+    """A power of two by which scales are divided so that float16 holds them; dividing by it loses nothing."""
+    largest = float(scales.abs().max())
+    return 2.0 ** (math.frexp(largest)[1] - 14) if largest > 0 else 1.0
+
+
+def _weight(shape: Shape, packed: Packed) -> _Weight:
+    scales = packed["scales"]
+    return _Weight(
+        packed["codes"].data_ptr(),
+        scales.data_ptr(),
+        None,
+        shape.out_features,
+        shape.in_features,
+        shape.group,
+        shape.bits,
+        scales.dtype == torch.float32,
+        float(packed["unit"]),
+    )
