@@ -43,7 +43,7 @@ class EngineOptions:
     quant: int | None = None
     quant_label: str | None = None
     dtype: str | None = None
-    device: str = "auto"
+    device: str | None = None  # None: a GPU where there is one
     threads: int | None = None
     context: int | None = None
     adapters: tuple[tuple[str, Path], ...] = ()
@@ -54,8 +54,8 @@ class EngineOptions:
         import json
 
         arguments = [f"--folder={self.folder.expanduser().absolute()}", f"--model={self.model}"]
-        arguments += [f"--device={self.device}", f"--uds={uds}", "--lifeline"]
-        for name in ("revision", "quant", "quant_label", "dtype", "threads", "context"):
+        arguments += [f"--uds={uds}", "--lifeline"]
+        for name in ("device", "revision", "quant", "quant_label", "dtype", "threads", "context"):
             if (value := getattr(self, name)) is not None:
                 arguments.append(f"--{name.replace('_', '-')}={value}")
         arguments += [f"--adapter={name}={folder}" for name, folder in self.adapters]

@@ -49,6 +49,7 @@ class Host:
         self.stage, self.done = "import", 0.0
         self.error: GlmchatError | None = None
         self.engine: EngineFace | None = None
+        self.loaded = threading.Event()  # set once `engine` or `error` is
         self.stopping = threading.Event()
         self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
         self._known = dict(adapters or {})
@@ -92,6 +93,7 @@ class Host:
                 hint="the engine's log has the whole story (glmchat doctor says where)",
                 code="engine.load",
             )
+        self.loaded.set()
         while (job := self._jobs.get()) is not None:
             job()
         if self.engine is not None:

@@ -161,6 +161,7 @@ class Rendering:
 def models_json(host: Host) -> dict[str, Any]:
     """The base first, then the adapters that a request may name as its model (vLLM's form: `parent` is the base)."""
     context = host.engine.context if host.engine else None
+    family = host.engine.facts().get("family") if host.engine else None
 
     def row(name: str, parent: str | None) -> dict[str, Any]:
         return {
@@ -171,6 +172,7 @@ def models_json(host: Host) -> dict[str, Any]:
             "root": host.model,
             "parent": parent,
             "max_model_len": context,
+            "family": family,
             "revision": host.revision,
             "quant": host.quant,
         }

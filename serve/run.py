@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -68,6 +69,9 @@ class Server(uvicorn.Server):
     def serve_on(self, listener: socket.socket) -> None:
         """Load, and answer meanwhile, until a signal or `stop` says to end. Returns when all is down."""
         self.engine_host.start()
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn ends in order on SIGTERM and then raises it again, which would skip what comes after.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             self.run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down

@@ -1,0 +1,189 @@
+"""`glmchat serve`: the model behind the OpenAI API, for other programs and other machines."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_models
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+if TYPE_CHECKING:
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.serve.options import ServeOptions
+    from glmchat.serve.run import Server
+
+
+def register(app: typer.Typer) -> None:
+    app.command("serve")(serve)
+
+
+def serve(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The key clients must send; else $GLMCHAT_API_KEY, else a new one."),
+    ] = None,
+    no_api_key: Annotated[
+        bool, typer.Option("--no-api-key", help="Loopback only: every user of this machine may use the model.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
+    quant: Annotated[int | None, typer.Option(help="4 or 8 bits.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of context.", min=16)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Tell in JSON lines on stdout.")] = False,
+) -> None:
+    """Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."""
+    from glmchat.chat.engine_process import engine_environment
+    from glmchat.core.sockets import bind_tcp
+
+    if quant not in (None, 4, 8):
+        raise Usage(tr("--quant is {value}", value=quant), hint=tr("4 or 8"), code="usage.quant")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise Usage(
+            tr("--dtype is {value}", value=one_line(dtype)), hint="float32, bfloat16, float16", code="usage.dtype"
+        )
+    key, is_new = choose_key(host, api_key_file, no_key=no_api_key)
+    options = _options(name, revision, quant, dtype, device, threads, context, host, port)
+    listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once
+    os.environ.update(engine_environment())  # before torch is imported, which reads it once
+
+    from glmchat.serve.load import engine_loader
+    from glmchat.serve.run import make_server
+
+    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=tuple(allow_host or ()))
+    url = _url(host, listener.getsockname()[1])
+    output.say(tr("{model} at {url}", model=one_line(options.model), url=url))
+    if is_new:
+        output.say(tr("key (shown only now): {key}", key=key))
+    if key is None:
+        output.say(tr("no key: every user and every program of this machine can use the model and fill its memory"))
+    if as_json:
+        output.json_line({"event": "listening", "url": url, "model": options.model, "key_needed": key is not None})
+    threading.Thread(target=_tell, args=(server, as_json), daemon=True).start()
+    server.serve_on(listener)
+    if (error := server.engine_host.error) is not None:
+        raise error
+
+
+def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | None, bool]:
+    """The key, and whether it was made just now. Raises Usage for --no-api-key off loopback and for a bad key."""
+    from glmchat.chat.connect import read_key
+    from glmchat.core.proxies import is_loopback
+
+    if no_key:
+        if file is not None:
+            raise Usage(
+                tr("--no-api-key and --api-key-file contradict each other"),
+                hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
+        # The unspecified address counts as loopback for a client, but a server there listens everywhere.
+        if not is_loopback(host) or host.strip("[]") in ("", "0.0.0.0", "::", "0"):  # noqa: S104
+            raise Usage(
+                tr(
+                    "without a key only this machine itself may be served, and {host} is more than that",
+                    host=one_line(host),
+                ),
+                hint=tr("leave --no-api-key out: a key is made and shown"),
+                code="serve.no_key",
+            )
+        return None, False
+    key = read_key(file, os.environ.get("GLMCHAT_API_KEY"))
+    if key is None:
+        return "glmchat-" + secrets.token_urlsafe(24), True
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise Usage(
+            tr("the key holds spaces or characters outside ASCII, which no client can send"),
+            hint=tr("take letters, digits and -_"),
+            code="serve.key_form",
+        )
+    return key, False
+
+
+def _options(
+    name: str | None,
+    revision: str | None,
+    quant: int | None,
+    dtype: str | None,
+    device: str | None,
+    threads: int | None,
+    context: int | None,
+    host: str,
+    port: int,
+) -> ServeOptions:
+    from glmchat.chat import model_choice, preflight
+    from glmchat.chat.connect import engine_options
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.settings import load_settings
+    from glmchat.serve.options import ServeOptions
+
+    settings = load_settings()
+    wanted = model_choice.wanted_model(name, settings)
+    if wanted is None:
+        raise Usage(
+            tr("no model was named"), hint=tr("glmchat serve NAME; `glmchat list` shows them"), code="model.none"
+        )
+    row, bits = model_choice.locate(wanted.text, revision=revision, quant=quant)
+    if wanted.origin != "argument":
+        output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=wanted.origin))
+    launch: LaunchOptions = model_choice.launch_installed(
+        LaunchOptions(
+            dtype=dtype, device=device, threads=threads or settings.threads, context=context or settings.context
+        ),
+        row,
+        bits,
+    )
+    engine = engine_options(launch)
+    preflight.check(engine.model, engine.folder, engine.quant, engine.dtype, engine.context)
+    return ServeOptions(
+        folder=engine.folder,
+        # A path is of no use to clients, and says more of this machine than they need to know.
+        model=engine.folder.name if engine.model == str(engine.folder) else engine.model,
+        revision=engine.revision,
+        quant=engine.quant,
+        quant_label=engine.quant_label,
+        dtype=engine.dtype,
+        device=engine.device or "auto",
+        threads=engine.threads,
+        context=engine.context,
+        adapters=dict(engine.adapters),
+        sampling=engine.sampling,
+        host=host,
+        port=port,
+    )
+
+
+def _url(host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/v1"
+
+
+def _tell(server: Server, as_json: bool) -> None:
+    """Say when it is loaded; a model that cannot be loaded ends the server."""
+    host = server.engine_host
+    host.loaded.wait()
+    if host.error is not None:
+        server.stop()
+        return
+    seconds = (host.load_ms or 0) / 1000
+    output.say(tr("ready after {seconds} s; Ctrl-C ends it", seconds=f"{seconds:.1f}"))
+    if as_json:
+        output.json_line({"event": "ready", "load_seconds": seconds})
