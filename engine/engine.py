@@ -17,7 +17,7 @@ from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
 from glmchat.engine.loading import Progress, load_model
 from glmchat.engine.loops import goes_round
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.precision import choose_dtype, settle_dtype
+from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.sampling import make_sampler, new_seed
 from glmchat.engine.text_stream import TextStream
@@ -97,6 +97,8 @@ class Engine:
         count = tune(model, wanted, device, threads)
         if dtype is None:
             wanted = settle_dtype(model, wanted, device)
+        elif wanted == torch.float32:
+            multiply_exactly(model)
         engine = cls(checkpoint, model, wanted, device, room)
         engine.threads = count
         engine._tokenizer, engine._prompt = tokenizer, prompt

@@ -19,7 +19,7 @@ from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.not_a_model import refuse_prefix_folder, revision_of
 from glmchat.engine.official_packed import open_official
 from glmchat.engine.shards import open_folder
-from glmchat.engine.weights import Int4, Stored, WeightSource
+from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
 Progress = Callable[[str, float], None]  # (stage, 0..1)
 
@@ -88,7 +88,11 @@ def fill(
             stored = _transpose(stored)
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
             stored = stored.to(dtype) if stored.is_floating_point() else stored
-        _assign(model, parameter, stored)
+        if isinstance(stored, torch.Tensor):
+            _assign(model, parameter, stored)
+        else:
+            bias = table.get(parameter.removesuffix(".weight") + ".bias")
+            _swap(model, parameter, stored, None if bias is None else source.read(bias))
         report((index + 1) / len(table))
 
 
@@ -152,27 +156,29 @@ def _transpose(stored: Stored) -> Stored:
     return stored.dequantise().t()  # groups lie along the other axis, so these bits cannot be kept
 
 
-def _assign(model: nn.Module, parameter: str, stored: Stored) -> None:
+def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
-    if isinstance(stored, torch.Tensor):
-        setattr(owner, leaf, nn.Parameter(stored, requires_grad=False))
-        return
+    if isinstance(owner, nn.Linear | nn.Embedding) or leaf in owner._parameters:
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+    # else: the bias of a layer that was swapped, which took it along
+
+
+def _swap(model: nn.Module, parameter: str, stored: Int4 | Int8, bias: Stored | None) -> None:
+    """Put a layer with packed weights, and its bias, in the place of the one that `parameter` belongs to."""
+    owner_name, _, leaf = parameter.rpartition(".")
+    owner = model.get_submodule(owner_name)
     from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
-    if isinstance(stored, Int4):
-        linear = QuantLinear.from_int4(stored.q, stored.scale, stored.zero)
-    else:
-        linear = QuantLinear.from_int8(stored.q, stored.scale)
-    replacement: nn.Module
-    if isinstance(owner, nn.Embedding):
-        replacement = QuantEmbedding(linear)
-    elif isinstance(owner, nn.Linear):
-        linear.bias = owner.bias  # filled, or about to be: the table holds it under the same name
-        replacement = linear
-    else:
+    dense = bias if isinstance(bias, torch.Tensor) or bias is None else bias.dequantise()
+    if not isinstance(owner, nn.Linear | nn.Embedding):
         setattr(owner, leaf, nn.Parameter(stored.dequantise(), requires_grad=False))
         return
+    if isinstance(stored, Int4):
+        linear = QuantLinear.from_int4(stored.q, stored.scale, stored.zero, dense)
+    else:
+        linear = QuantLinear.from_int8(stored.q, stored.scale, dense)
+    replacement: nn.Module = QuantEmbedding(linear) if isinstance(owner, nn.Embedding) else linear
     holder_name, _, place = owner_name.rpartition(".")
     setattr(model.get_submodule(holder_name), place, replacement)
 

@@ -11,6 +11,7 @@ from glmchat.core.errors import Usage
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.tune import layer_timer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,3 +53,10 @@ def settle_dtype(model: LanguageModel, now: torch.dtype, device: str) -> torch.d
     best = min(times, key=lambda dtype: times.get(dtype, math.inf))
     set_dtype(model, best, device)
     return best
+
+
+def multiply_exactly(model: LanguageModel) -> None:
+    """Who asks for float32 by name compares numbers: packed weights then multiply in plain float32 too."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.multiply_exactly()

@@ -81,7 +81,7 @@ class QuantLinear(nn.Module):
         kernel = copy(self.kernel)  # the kernel itself serves other models
         kernel.exact = True
         self.kernel = kernel
-        self._multiply = kernel.bind(self.shape, self.packed, self.bias)
+        self._multiply = kernel.bind(self.shape, self.packed)
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""
