@@ -74,7 +74,7 @@ class Switch:
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `now` in the thread that holds it
         self._wanted = False
         self._connection: Stop | None = None
 

@@ -200,6 +200,17 @@ class ChatSession:
             self.history.save_draft(self.tree, "")
             yield from self._answer(question, asked=True)
 
+    def ask_messages(self, messages: Sequence[Message]) -> Answer:
+        """Ask with a whole conversation as it is given, nothing added, merged or dropped. Raises DoesNotFit."""
+        if not messages:
+            raise Usage(tr("there are no messages"), hint=tr("give at least one"), code="chat.no_messages")
+        with self._speaking():
+            stored = [
+                self.history.append(self.tree, m.role, m.content, details={"name": m.name} if m.name else None)
+                for m in messages
+            ]
+            yield from self._answer(stored[-1], asked=True, verbatim=tuple(messages))
+
     def edit(self, message: int, text: str) -> Answer:
         """Ask an earlier question in other words, on a branch of its own; the old branch is kept."""
         old = self._message(message, "user")
@@ -306,6 +317,12 @@ class ChatSession:
             drop_at_least=drop_at_least,
         )
 
+    def _as_given(self, messages: tuple[Message, ...]) -> context.Request:
+        tokens, limit = self._count(messages, False), self.identity.context
+        if tokens is not None and limit is not None and tokens >= limit:
+            raise context.too_long(tokens, limit)
+        return context.Request(messages, (), tokens, limit)
+
     def _count(self, messages: Sequence[Message], continue_final: bool) -> int | None:
         """Tokens of the rendered request; None once the server has said that it cannot count."""
         endpoint = self._connected()
@@ -370,11 +387,19 @@ class ChatSession:
             )
         return at
 
-    def _answer(self, question: StoredMessage, *, asked: bool, only_now: Mapping[str, Any] | None = None) -> Answer:
+    def _answer(
+        self,
+        question: StoredMessage,
+        *,
+        asked: bool,
+        only_now: Mapping[str, Any] | None = None,
+        verbatim: tuple[Message, ...] | None = None,
+    ) -> Answer:
         """A new answer below `question`."""
         chosen = self.sampling(only_now).sampling
         answer = self.history.begin_answer(self.tree, parent=question.id, details=self._details(chosen))
-        yield from self._run(question if asked else None, answer, self._seen(question.id), chosen)
+        stored = self._seen(question.id)
+        yield from self._run(question if asked else None, answer, stored, chosen, verbatim=verbatim)
 
     def _continue(self, unfinished: StoredMessage) -> Answer:
         """More of an answer that stands already."""
@@ -410,11 +435,12 @@ class ChatSession:
         sampling: Sampling,
         details: Mapping[str, Any] | None = None,
         continued: StoredMessage | None = None,
+        verbatim: tuple[Message, ...] | None = None,
     ) -> Answer:
         writing = Writing(self.history, self.tree, answer, {**self._details(sampling), **(details or {})})
         try:
             yield Begun(question, answer)
-            yield from self._stream(stored, sampling, writing, continued)
+            yield from self._stream(stored, sampling, writing, continued, verbatim)
         except (GeneratorExit, KeyboardInterrupt):
             writing.end("stopped")
             raise
@@ -427,13 +453,21 @@ class ChatSession:
         yield Done(self.tree.messages[answer.id])
 
     def _stream(
-        self, stored: Sequence[StoredMessage], sampling: Sampling, writing: Writing, continued: StoredMessage | None
+        self,
+        stored: Sequence[StoredMessage],
+        sampling: Sampling,
+        writing: Writing,
+        continued: StoredMessage | None,
+        verbatim: tuple[Message, ...] | None,
     ) -> Answer:
         """Send the request; where a server that cannot count says it is too long, again without its oldest turns."""
         endpoint = self._connected()
         refused = 0
         while True:
-            request = self._request(stored, sampling, refused, continue_final=continued is not None)
+            if verbatim is None:
+                request = self._request(stored, sampling, refused, continue_final=continued is not None)
+            else:
+                request = self._as_given(verbatim)
             writing.details["seen_from"] = next((m.id for m in stored if m.id not in request.unseen), None)
             if request.unseen != self.unseen:
                 self.unseen = request.unseen
@@ -445,7 +479,7 @@ class ChatSession:
             except GlmchatError as error:
                 last = len(context.turns(stored)) - 1
                 again = context.is_overflow(error) and request.tokens is None and not writing.said
-                if not again or self.context_policy != "drop" or refused >= last:
+                if not again or verbatim or self.context_policy != "drop" or refused >= last:
                     raise
                 refused = min(last, max(1, refused * 2))
             except (GeneratorExit, KeyboardInterrupt):

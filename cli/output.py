@@ -48,6 +48,16 @@ def data(text: str, end: str = "\n") -> None:
     _write(sys.stdout, (show_controls(text) if is_terminal(sys.stdout) else text) + end)
 
 
+def marked(prefix: str, text: str, spans: Sequence[tuple[int, int]]) -> None:
+    """One line of data with parts of `text` set off: bold on a terminal, plain elsewhere and under NO_COLOR."""
+    shines = is_terminal(sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    parts, at = [one_line(prefix)], 0
+    for start, end in spans if shines else ():
+        parts += [one_line(text[at:start], 4000), "\x1b[1m", one_line(text[start:end], 4000), "\x1b[22m"]
+        at = end
+    _write(sys.stdout, "".join([*parts, one_line(text[at:], 4000)]) + "\n")
+
+
 def json_line(value: Any) -> None:
     """One JSON object or array on one line of stdout."""
     _write(sys.stdout, json.dumps(value, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,95 @@
+"""What is asked, from files and from stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from glmchat.cli import output
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import Message
+from glmchat.core.text import one_line
+
+_LIMIT = 64 * 1024 * 1024  # bytes; far above any context
+_ROLES = frozenset({"system", "user", "assistant", "tool", "observation"})
+
+
+def read_stdin(*, wait: bool) -> str | None:
+    """What stdin holds, without its last newlines; None if it is closed or empty.
+
+    wait: read from a terminal too, until Ctrl+D. Raises Usage for what is not UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        return None
+    if output.is_terminal(sys.stdin):
+        if not wait:
+            return None
+        output.say(tr("Type the prompt, end with Ctrl+D."))
+    try:
+        data = sys.stdin.buffer.read(_LIMIT + 1)
+    except OSError:  # a descriptor that was open for writing only
+        return None
+    return decoded(data, tr("stdin")).rstrip("\n") or None
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 text; a byte order mark is taken off. Raises Usage that says where it goes wrong."""
+    if len(data) > _LIMIT:
+        raise Usage(tr("{where} is too long", where=where), hint=tr("give less text"), code="input.too_long")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Usage(
+            tr(
+                "{where} is not UTF-8: byte {offset} is 0x{value:02x}",
+                where=where,
+                offset=error.start,
+                value=data[error.start],
+            ),
+            hint=tr("convert it first, for example: iconv -f GB18030 -t UTF-8"),
+            code="input.encoding",
+        ) from None
+
+
+def read_messages(path: Path) -> tuple[Message, ...]:
+    """A JSON list of messages. Raises Usage that names the message at fault."""
+    if str(path) == "-":
+        text = read_stdin(wait=True) or ""
+    else:
+        try:
+            text = decoded(path.read_bytes(), one_line(str(path)))
+        except OSError as error:
+            raise Usage(
+                tr("{path} cannot be read: {reason}", path=one_line(str(path)), reason=error.strerror or str(error)),
+                hint=tr("a JSON list of messages"),
+                code="input.messages",
+            ) from None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, one_line(str(error), 120)) from None
+    if isinstance(data, dict):
+        data = data.get("messages")
+    if not isinstance(data, list) or not data:
+        raise _wrong(path, tr("a list of messages is needed"))
+    return tuple(_message(item, number, path) for number, item in enumerate(data, 1))
+
+
+def _message(item: Any, number: int, path: Path) -> Message:
+    role = item.get("role") if isinstance(item, dict) else None
+    content = item.get("content") if isinstance(item, dict) else None
+    name = item.get("name") if isinstance(item, dict) else None
+    if role not in _ROLES or not isinstance(content, str) or not isinstance(name, str | None):
+        raise _wrong(path, tr("message {number} has no valid role and content", number=number))
+    return Message(role, content.encode("utf-8", "replace").decode(), name)
+
+
+def _wrong(path: Path, why: str) -> Usage:
+    return Usage(
+        f"{one_line(str(path))}: {why}",
+        hint='[{"role": "user", "content": "Hello"}]',
+        code="input.messages",
+    )

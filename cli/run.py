@@ -1,0 +1,413 @@
+"""`glmchat run` (and `chat`): one answer on stdout, a conversation in plain lines, or the window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_models
+from glmchat.core.errors import NotInstalled, UnknownModel, Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import Message, Sampling, parse_sampling_value
+from glmchat.core.text import human_bytes, one_line
+
+if TYPE_CHECKING:
+    from glmchat.chat.history import History
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.settings import Settings
+
+_SAMPLING, _MODEL, _CHAT = "Sampling", "Model", "Conversation"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run")(run)
+    app.command("chat", hidden=True)(run)
+
+
+def run(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="The model. Default: $GLMCHAT_MODEL, default_model in the config, the one last used.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="Answer this and end. Stdin is appended to it.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt, without a NAME.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", hidden=True, autocompletion=complete_models)] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option("--messages", metavar="FILE", help="A JSON list of messages instead of a prompt; - is stdin."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A conversation in lines, for screen readers and simple terminals.")
+    ] = False,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temp", "--temperature", help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING),
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", "--top_p", rich_help_panel=_SAMPLING)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "--top_k", help="0: off.", rich_help_panel=_SAMPLING)] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", "--min_p", rich_help_panel=_SAMPLING)] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", "--repetition_penalty", "--repeat-penalty", rich_help_panel=_SAMPLING),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", rich_help_panel=_SAMPLING)] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "--max_tokens", "--max-new-tokens", "-n", help="Longest answer.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", rich_help_panel=_SAMPLING)
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", hidden=True)] = False,
+    quant: Annotated[
+        str | None, typer.Option("--quant", metavar="4|8", help="Quantise at load.", rich_help_panel=_MODEL)
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Commit, branch or tag.", rich_help_panel=_MODEL)
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME[:WEIGHT]", help="An adapter; repeatable.", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_MODEL)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.", rich_help_panel=_MODEL)] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, rich_help_panel=_MODEL)] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=16, help="Tokens of context to hold.", rich_help_panel=_MODEL)
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", "--base-url", metavar="URL", help="Any OpenAI-compatible server.", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="Its key; default: $OPENAI_API_KEY.", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.", rich_help_panel=_CHAT)
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.", rich_help_panel=_CHAT)
+    ] = False,
+    resume: Annotated[
+        int | None, typer.Option("--resume", metavar="ID", help="Go on with this one.", rich_help_panel=_CHAT)
+    ] = None,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.", rich_help_panel=_CHAT)] = False,
+    theme: Annotated[
+        str | None, typer.Option("--theme", help="dark, light, contrast or ansi.", rich_help_panel=_CHAT)
+    ] = None,
+    finish_on_hangup: Annotated[
+        bool,
+        typer.Option(
+            "--finish-on-hangup",
+            help="When the terminal goes away, write the answer to its end (see `glmchat attach`).",
+            rich_help_panel=_CHAT,
+        ),
+    ] = False,
+) -> None:
+    """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.settings import load_settings
+
+    _contradictions(name, prompt, text, model, messages, last, resume, no_history)
+    if server is not None:
+        _server_loads_nothing(
+            {"--quant": quant, "--revision": revision, "--dtype": dtype, "--threads": threads, "--context": context}
+        )
+    settings = load_settings()
+    flags: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "stop": tuple(stop) if stop else None,
+        "ignore_eos": True if ignore_eos else None,
+    }
+    sampling = {field: value for field, value in flags.items() if value is not None}
+    Sampling(**sampling)  # the ranges, before anything is loaded
+    launch = LaunchOptions(
+        dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16")),
+        device=device,
+        threads=threads or settings.threads,
+        context=context or settings.context,
+        server=server,
+        api_key=_key(api_key_file) if server else None,
+        adapters=_adapters(adapter),
+        sampling=sampling,
+        system=system,
+        history=settings.history and not no_history,
+        theme=_one_of("--theme", theme, ("dark", "light", "contrast", "ansi")),
+        finish_on_hangup=finish_on_hangup,
+    )
+    question = _Question.of(prompt if prompt is not None else text, messages)
+    mode = _mode(question, plain=plain, as_json=as_json)
+    if mode == "once":
+        question = question.with_stdin()
+    with _history(launch) as history:
+        launch, spoken_with = _conversation(history, launch, last, resume)
+        launch = _choose_model(launch, name or model, settings, spoken_with, _bits(quant), revision, mode)
+        if mode == "once":
+            from glmchat.cli.one_shot import answer_once
+
+            raise typer.Exit(
+                answer_once(history, launch, settings, question.content, as_json=as_json, stream=not no_stream)
+            )
+        if mode == "plain":
+            from glmchat.cli.line_mode import converse
+
+            raise typer.Exit(converse(history, launch, settings))
+    _window(launch)
+
+
+def open_window() -> None:
+    """Bare `glmchat`: the window with the model last used, or its picker; plain lines where it cannot be shown."""
+    run()
+
+
+def _window(launch: LaunchOptions) -> None:
+    from glmchat.tui.app import run_window
+
+    run_window(launch)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked once: a text, or whole messages."""
+
+    content: str | tuple[Message, ...] | None
+    from_stdin: bool = False  # the messages took it
+
+    @staticmethod
+    def of(prompt: str | None, messages: Path | None) -> _Question:
+        from glmchat.cli.asking import read_messages
+
+        if messages is None:
+            return _Question(prompt)
+        return _Question(read_messages(messages), from_stdin=str(messages) == "-")
+
+    def with_stdin(self) -> _Question:
+        from glmchat.cli.asking import read_stdin
+
+        if self.from_stdin or isinstance(self.content, tuple):
+            return self
+        parts = [part for part in (self.content, read_stdin(wait=self.content is None)) if part]
+        if not parts:
+            raise Usage(
+                tr("there is no prompt"),
+                hint=tr("glmchat run NAME PROMPT, -p TEXT, or text on stdin"),
+                code="run.no_prompt",
+            )
+        return replace(self, content="\n\n".join(parts))
+
+
+def _mode(question: _Question, *, plain: bool, as_json: bool) -> str:
+    """ "once", "plain" or "window"."""
+    if question.content is not None or as_json or not output.is_terminal(sys.stdin):
+        return "plain" if plain and question.content is None and not as_json else "once"
+    if not output.is_terminal(sys.stdout):
+        return "once"
+    return "plain" if plain or os.environ.get("TERM") in ("dumb", "unknown", "", None) else "window"
+
+
+def _contradictions(
+    name: str | None,
+    prompt: str | None,
+    text: str | None,
+    model: str | None,
+    messages: Path | None,
+    last: bool,
+    resume: int | None,
+    no_history: bool,
+) -> None:
+    pairs = (
+        (prompt is not None and text is not None, "PROMPT", "--prompt"),
+        (messages is not None and (prompt is not None or text is not None), "--messages", tr("a prompt")),
+        (last and resume is not None, "--continue", "--resume"),
+        (
+            no_history and (last or resume is not None),
+            "--no-history",
+            "--resume" if resume is not None else "--continue",
+        ),
+        (messages is not None and (last or resume is not None), "--messages", "--continue"),
+        (name is not None and model is not None, "NAME", "--model"),
+    )
+    for wrong, one, other in pairs:
+        if wrong:
+            raise Usage(
+                tr("{one} and {other} contradict each other", one=one, other=other),
+                hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
+
+
+def _server_loads_nothing(given: dict[str, object]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise Usage(
+                tr("{flag} is for a model loaded here, --server has loaded its own", flag=flag),
+                hint=tr("leave one of them away"),
+                code="usage.contradiction",
+            )
+
+
+def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
+    if value is not None and value not in allowed:
+        raise Usage(
+            tr("{flag} cannot be {value}", flag=flag, value=repr(one_line(value))),
+            hint=", ".join(allowed),
+            code="usage.value",
+        )
+    return value
+
+
+def _bits(text: str | None) -> int | None:
+    if text is None:
+        return None
+    word = text.lower().removeprefix("int").removeprefix("q")
+    if word not in ("4", "8"):
+        raise Usage(tr("--quant cannot be {value}", value=repr(one_line(text))), hint="4, 8", code="usage.value")
+    return int(word)
+
+
+def _adapters(given: list[str] | None) -> tuple[tuple[str, float], ...] | None:
+    if given is None:
+        return None
+    found = []
+    for text in given:
+        name, colon, weight = text.rpartition(":")
+        if not colon:
+            name, weight = text, "1"
+        found.append((name, float(parse_sampling_value("weight", weight))))
+    return tuple(found)
+
+
+def _key(file: Path | None) -> str | None:
+    from glmchat.chat.connect import read_key
+
+    return read_key(file, os.environ.get("OPENAI_API_KEY") or os.environ.get("GLMCHAT_API_KEY"))
+
+
+def _history(launch: LaunchOptions) -> History:
+    from glmchat.chat.history import History
+
+    history = History.default() if launch.history else History.open(None)
+    if history.note:
+        output.say(history.note)
+    if launch.history and history.problem:
+        output.say(tr("what is said now is not saved: {why}", why=one_line(history.problem)))
+    return history
+
+
+def _conversation(
+    history: History, launch: LaunchOptions, last: bool, resume: int | None
+) -> tuple[LaunchOptions, str | None]:
+    """The options with the conversation to go on with, and the model it was last held with."""
+    if last:
+        head = history.last()
+        if head is None:
+            raise Usage(
+                tr("there is no conversation to continue"), hint=tr("glmchat run NAME begins one"), code="history.empty"
+            )
+    elif resume is not None:
+        head = history.load(resume).conversation
+    else:
+        return launch, None
+    return replace(launch, resume=head.id), head.model
+
+
+def _choose_model(
+    launch: LaunchOptions,
+    name: str | None,
+    settings: Settings,
+    spoken_with: str | None,
+    bits: int | None,
+    revision: str | None,
+    mode: str,
+) -> LaunchOptions:
+    """The options with the model in them; the choice is named on stderr where the user did not name it."""
+    if launch.server is not None:
+        return replace(launch, model=name)
+    from glmchat.chat.model_choice import launch_installed, locate, wanted_model
+    from glmchat.hub import installed
+
+    wanted = wanted_model(name, settings, conversation=spoken_with)
+    if wanted is not None and wanted.origin == "conversation":
+        try:
+            locate(wanted.text, revision=revision, quant=bits)
+        except (NotInstalled, UnknownModel, Usage):  # a server's model, or one that was removed
+            wanted = wanted_model(None, settings)
+    if wanted is None:
+        if mode == "window":
+            return launch  # the window has its own picker
+        wanted = _pick()
+    elif wanted.origin != "argument":
+        output.say(tr("model: {name} ({origin})", name=one_line(wanted.text), origin=tr(wanted.origin)))
+    try:
+        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+    except NotInstalled:
+        _offer_pull(wanted.text, revision)
+        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+    if not row.complete:
+        raise NotInstalled(
+            tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
+        )
+    installed.remember(row)
+    return launch_installed(launch, row, quantised)
+
+
+def _pick() -> Any:
+    from glmchat.chat.model_choice import ModelWanted, pickable
+
+    rows = pickable()
+    if not rows:
+        raise Usage(
+            tr("no model was named and none is on this machine"),
+            hint=tr("glmchat pull smollm2 fetches a small one (98 MB)"),
+            code="model.none",
+        )
+    labels = [f"{row.name}  {human_bytes(row.size_bytes)}" for row in rows]
+    return ModelWanted(rows[output.choose(tr("Which model?"), labels)].name, "picker")
+
+
+def _offer_pull(text: str, revision: str | None) -> None:
+    """On a terminal the plan is shown and asked for; otherwise NotInstalled (exit 1) with the line to type."""
+    from glmchat.chat.model_choice import not_installed
+    from glmchat.hub import references
+
+    reference = references.parse(text, revision=revision)
+    if not output.interactive():
+        raise not_installed(reference)
+    from glmchat.cli.pull import describe, fetch
+    from glmchat.hub.plan import plan_pull
+
+    output.say(describe(plan_pull(reference.base)))
+    if not output.confirm(tr("Pull it now?")):
+        raise not_installed(reference)
+    fetch(reference.base)
