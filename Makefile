@@ -16,7 +16,7 @@ WHEEL_VENV := .test-cache/wheel-venv
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/installed
-	@$(BIN)/glmchat list -q | grep -qx smollm2 || $(BIN)/glmchat pull smollm2 --yes
+	@$(BIN)/glmchat list -q | grep -qx smollm2 || $(BIN)/glmchat pull smollm2
 	@$(BIN)/glmchat
 
 test: check unit wheel-test
@@ -52,7 +52,7 @@ check: $(VENV)/developed .typecheck/glmchat
 	cd .typecheck && ../$(BIN)/mypy $(addprefix -p glmchat.,$(ROOMS))
 
 starter: $(VENV)/developed
-	@GLMCHAT_HOME=$(STARTER_HOME) $(BIN)/glmchat pull smollm2 --yes
+	@GLMCHAT_HOME=$(STARTER_HOME) $(BIN)/glmchat pull smollm2
 
 unit: starter
 	$(BIN)/pytest --durations=10
