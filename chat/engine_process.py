@@ -164,11 +164,17 @@ class EngineProcess:
             raise self._load_error
         return ("ok", 1.0) if health.status == "ok" else (health.stage or "start", health.done or 0.0)
 
-    def failure(self) -> GlmchatError | None:
-        """Why the engine is not there, or None while it is (or was stopped by us)."""
+    def failure(self, timeout: float = 0.0) -> GlmchatError | None:
+        """Why the engine is not there, or None while it is (or was stopped by us).
+
+        timeout: seconds to wait for its end. A broken connection is seen a moment before the process is gone, so give
+        it one after `Endpoint.stream` has raised EngineDied.
+        """
         if self._load_error is not None:
             return self._load_error
-        code = self._process.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        code = self._process.returncode
         if code is None or self._stopped:
             return None
         return self._words_for(code)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the fakes are imported by name: `from fakes import FakeEngine`
 STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -28,7 +28,8 @@ class FakeEngine:
 
     Ids: a character's code point is its id, so that prompts can be counted; piece number i of the answer has id i.
     seconds_per_token, seconds_per_prefill: how slow it is. prefill_steps: how often it looks up while reading a prompt.
-    fail_after: raise `failure` after that many pieces. echo: answer with the last question instead.
+    repeat: say all pieces that many times. echo: answer with the last question instead.
+    fail_after: raise `failure` after that many pieces.
     Everything it was asked is recorded in `asked`; `stopped` counts answers that were stopped.
     """
 
@@ -42,9 +43,10 @@ class FakeEngine:
         fail_after: int | None = None,
         failure: Exception | None = None,
         echo: bool = False,
+        repeat: int = 1,
         context: int = 4096,
     ) -> None:
-        self.pieces = tuple(pieces)
+        self.pieces = tuple(pieces) * repeat
         self.seconds_per_token = seconds_per_token
         self.seconds_per_prefill = seconds_per_prefill
         self.prefill_steps = prefill_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,9 +10,6 @@ from typing import Any
 
 import httpx2
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from fakes import FakeEngine
 
 from glmchat.core.sockets import bind_tcp, bind_unix

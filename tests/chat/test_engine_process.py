@@ -1,0 +1,225 @@
+"""The engine as a child: started, watched, stopped; never an orphan, and never a riddle when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_server import fake_command
+
+from glmchat.chat import engine_process
+from glmchat.chat.engine_process import EngineOptions, EngineProcess, engine_environment, start_engine
+from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Interrupted
+from glmchat.core.messages import Finished, Message, Piece, Sampling
+from glmchat.serve.options import parse_options
+
+TESTS = Path(__file__).resolve().parent.parent
+HELLO = [Message("user", "hi")]
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator:
+    started: list[EngineProcess] = []
+
+    def begin(*, wait: bool = True, **behaviour) -> EngineProcess:
+        process = start_engine(EngineOptions(tmp_path, "fake"), command=fake_command(**behaviour))
+        started.append(process)
+        if wait:
+            process.wait_ready()
+        return process
+
+    yield begin
+    for process in started:
+        process.stop()
+        assert not process.alive
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def said(process: EngineProcess) -> str:
+    return "".join(e.text for e in process.endpoint.stream(HELLO, Sampling()) if isinstance(e, Piece))
+
+
+def test_it_loads_visibly_answers_and_leaves_nothing_behind(start):
+    seen: list[tuple[str, float]] = []
+    process = start(wait=False, seconds_to_load=0.6)
+    process.wait_ready(lambda stage, done: seen.append((stage, done)))
+    assert said(process) == "one two"
+    stages = list(dict.fromkeys(stage for stage, _ in seen))
+    assert stages[0] == "start" and "weights" in stages and seen == sorted(seen, key=lambda s: stages.index(s[0]))
+    assert stat.S_IMODE(process.socket_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(process.log_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(process.log_file.parent.stat().st_mode) == 0o700
+    process.stop()
+    assert not process.alive and not process.socket_path.exists()
+    assert process.failure() is None, "what we stopped did not fail"
+
+
+def test_it_is_out_of_reach_of_ctrl_c_on_the_terminal(start):
+    process = start()
+    assert os.getsid(process.pid) == process.pid != os.getsid(0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start, how):
+    process = start(pieces=["x"], repeat=100_000, seconds_per_token=0.01)
+    answer = process.endpoint.stream(HELLO, Sampling())
+    next(answer)
+    os.kill(process.pid, how)
+    with pytest.raises(EngineDied):
+        list(answer)
+    failure = process.failure(timeout=5)
+    assert isinstance(failure, EngineDied) and failure.hint
+    assert failure.code == {signal.SIGKILL: "engine.killed", signal.SIGSEGV: "engine.signal"}[how]
+    assert f"signal {int(how)}" in failure.message
+    again = process.restart()
+    try:
+        again.wait_ready()
+        events = again.endpoint.stream(HELLO, Sampling(max_tokens=2))
+        assert sum(isinstance(e, Piece) for e in events) == 2
+    finally:
+        again.stop()
+
+
+def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, monkeypatch):
+    counts = iter([3, 4])
+    monkeypatch.setattr(engine_process, "oom_kills", lambda: next(counts))
+    process = start()
+    os.kill(process.pid, signal.SIGKILL)
+    failure = process.failure(timeout=5)
+    assert isinstance(failure, DoesNotFit) and "out of memory" in failure.message
+
+
+def test_a_kill_while_loading_ends_the_waiting(start):
+    process = start(wait=False, seconds_to_load=60, die_after=0.5)
+    with pytest.raises(EngineDied, match="signal 9"):
+        process.wait_ready()
+
+
+def test_what_the_load_raised_arrives_as_it_was(start):
+    error = Damaged("weights are cut", hint="pull again", code="gguf.cut")
+    process = start(wait=False, load_failure=error.to_json())
+    with pytest.raises(Damaged, match="weights are cut") as raised:
+        process.wait_ready()
+    assert (raised.value.code, raised.value.hint, raised.value.exit) == ("gguf.cut", "pull again", 3)
+    assert not process.alive
+
+
+def test_an_engine_that_ends_at_once_is_quoted(start):
+    process = start(wait=False, exit_at_start=3)
+    with pytest.raises(EngineDied, match="code 3: the fake was told to exit at once") as raised:
+        process.wait_ready()
+    assert str(process.log_file) in raised.value.hint
+
+
+def test_waiting_can_be_given_up(start):
+    process = start(wait=False, seconds_to_load=60)
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        process.wait_ready(cancelled=lambda: time.monotonic() - begun > 0.2)
+    assert not process.alive
+
+
+def test_an_engine_that_hangs_is_stopped_all_the_same(start):
+    process = start()
+    os.kill(process.pid, signal.SIGSTOP)
+    process.stop()
+    assert not process.alive
+
+
+def test_an_engine_started_by_a_thread_outlives_the_thread(start):
+    found: list[EngineProcess] = []
+    thread = threading.Thread(target=lambda: found.append(start()))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    assert found[0].alive and said(found[0]) == "one two"
+
+
+def test_two_engines_live_side_by_side(start):
+    first, second = start(pieces=["first"]), start(pieces=["second"])
+    assert (said(first), said(second)) == ("first", "second")
+    first.stop()
+    assert said(second) == "second"
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from fake_server import fake_command
+from glmchat.chat.engine_process import EngineOptions, start_engine
+process = start_engine(EngineOptions(Path("/"), "fake"), command=fake_command(**{behaviour!r}))
+if {ready}:
+    process.wait_ready()
+print(process.pid, process.socket_path, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_killed_face_takes_its_engine_with_it(ready):
+    behaviour = {"seconds_to_load": 0 if ready else 60}
+    script = PARENT.format(tests=str(TESTS), behaviour=behaviour, ready=ready)
+    with subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        pid, path = parent.stdout.readline().split()
+        assert psutil.pid_exists(int(pid))
+        parent.kill()
+    assert gone(int(pid))
+    from glmchat.core.sockets import new_socket_path
+
+    new_socket_path()  # the next start sweeps up what the dead could not
+    assert not Path(path).exists()
+
+
+def test_its_surroundings_are_quiet_offline_and_without_secrets():
+    given = {"OMP_NUM_THREADS": "7", "HF_TOKEN": "secret", "HTTPS_PROXY": "socks://x", "no_proxy": "y", "PATH": "/bin"}
+    found = engine_environment(given)
+    assert found["OMP_NUM_THREADS"] == "7" and found["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert found["HF_HUB_OFFLINE"] == "1" and found["PATH"] == "/bin"
+    assert not {"HF_TOKEN", "HTTPS_PROXY", "no_proxy"} & set(found)
+    assert 1 <= int(engine_environment({})["OMP_NUM_THREADS"]) <= (os.cpu_count() or 1)
+    assert engine_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_the_child_reads_its_options_as_they_were_meant(tmp_path):
+    options = EngineOptions(
+        tmp_path / "a folder", "名字", revision="r", quant=4, quant_label="int4-g128", dtype="bfloat16", device="cpu",
+        threads=2, context=2048, adapters=(("poet", tmp_path / "p=q"),), sampling={"top_k": 3, "stop": ["=", "\n"]},
+    )  # fmt: skip
+    read = parse_options(options.to_arguments(tmp_path / "s.sock"))
+    for name in ("folder", "model", "revision", "quant", "quant_label", "dtype", "device", "threads", "context"):
+        assert getattr(read, name) == getattr(options, name)
+    assert read.adapters == dict(options.adapters) and read.sampling == options.sampling
+    assert read.lifeline and read.uds == tmp_path / "s.sock"
+    assert parse_options(EngineOptions(tmp_path, "--evil").to_arguments(tmp_path)).model == "--evil"
+
+
+def test_old_logs_do_not_pile_up():
+    from glmchat.chat.engine_log import KEPT, new_log
+
+    for _ in range(KEPT + 5):
+        path, file = new_log()
+        file.close()
+    assert len(list(path.parent.glob("engine-*.log"))) == KEPT and path.exists()
+
+
+def test_the_finished_event_says_how_long_the_load_took(start):
+    last = list(start(seconds_to_load=0.2).endpoint.stream(HELLO, Sampling()))[-1]
+    assert isinstance(last, Finished) and last.load_seconds >= 0.2
