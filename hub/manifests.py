@@ -61,6 +61,7 @@ class Manifest:
 
 def write(manifest: Manifest) -> Path:
     """Write the manifest, whole or not at all. Returns its path."""
+    locations.private_dir(locations.data_dir())
     locations.private_dir(locations.manifests_dir())
     text = json.dumps(manifest.to_json(), ensure_ascii=False, indent=1)
     store.write_whole(manifest.file, text.encode(), mode=0o600)

@@ -101,6 +101,8 @@ def _path(text: str, revision: str | None) -> Reference:
             code="model.revision",
         )
     try:
+        if "\0" in text:
+            raise ValueError(text)
         path = Path(text).expanduser()
         whole, _, quant = text.rpartition(":")
         if quant in QUANTS and whole and not path.exists():

@@ -1,0 +1,80 @@
+"""What a person types to name a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glmchat.core.errors import Usage
+from glmchat.hub.references import Reference, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("chatglm-6b", Reference(name="chatglm-6b")),
+        ("chatglm-6b@096f3de6", Reference(name="chatglm-6b", revision="096f3de6")),
+        ("chatglm-6b:int4", Reference(name="chatglm-6b", quant="int4")),
+        ("THUDM/chatglm-6b@v0.1.0:int8", Reference(repo="THUDM/chatglm-6b", revision="v0.1.0", quant="int8")),
+        ("owner/repo@refs/pr/1", Reference(repo="owner/repo", revision="refs/pr/1")),
+        ("https://huggingface.co/THUDM/chatglm-6b/tree/main", Reference(repo="THUDM/chatglm-6b", revision="main")),
+        ("https://www.modelscope.cn/models/ZhipuAI/chatglm3-6b", Reference(repo="ZhipuAI/chatglm3-6b")),
+        ("hf://owner/repo@v1", Reference(repo="owner/repo", revision="v1")),
+        ("小模型", Reference(name="小模型")),
+    ],
+)
+def test_every_form_of_a_reference_is_understood(text: str, expected: Reference) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["./folder", "/no/such/folder", "~/models/x", "../x", "model.gguf", "."])
+def test_a_path_is_a_path_even_if_nothing_is_there(text: str) -> None:
+    reference = parse(text)
+    assert reference.path is not None
+    assert reference.path.is_absolute()
+    assert reference.repo is None
+
+
+def test_an_existing_folder_is_never_taken_for_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "THUDM" / "chatglm-6b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse("THUDM/chatglm-6b").path == tmp_path / "THUDM" / "chatglm-6b"
+    assert parse("THUDM/chatglm2-6b").repo == "THUDM/chatglm2-6b"
+
+
+def test_a_quantisation_may_follow_a_path(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    assert parse(f"{tmp_path}/m:int4") == Reference(path=tmp_path / "m", quant="int4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "a/b/c",
+        "chatglm:int3",
+        "x@",
+        "x@..",
+        "x@a/../b",
+        "a\0b",
+        "../" * 3 + "\0",
+        "name\x1b[31m",
+        "a--b/c",
+        "https://x.y/only",
+    ],
+)
+def test_nonsense_is_a_usage_error_with_a_hint(text: str) -> None:
+    with pytest.raises(Usage) as caught:
+        parse(text)
+    assert caught.value.hint
+    assert "\x1b" not in caught.value.message
+    assert "\0" not in caught.value.message
+
+
+def test_two_different_revisions_contradict_each_other() -> None:
+    assert parse("a/b", revision="v1").revision == "v1"
+    assert parse("a/b@v1", revision="v1").revision == "v1"
+    with pytest.raises(Usage, match="contradict"):
+        parse("a/b@v1", revision="v2")
