@@ -19,7 +19,7 @@ from glmchat.engine.loops import goes_round
 from glmchat.engine.models.base import LanguageModel, ModelSpec
 from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
 from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.sampling import make_sampler, new_seed
+from glmchat.engine.sampling import make_sampler, new_seed, without
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tune import tune
@@ -137,11 +137,11 @@ class Engine:
 
     def render(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation, with everything the family puts around it and before the next answer."""
-        return self.prompt.render(_messages(messages))
+        return self.prompt.render(_messages(messages, self.prompt))
 
     def render_open(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
-        return self.prompt.render_open(_messages(messages))
+        return self.prompt.render_open(_messages(messages, self.prompt))
 
     def complete(self, text: str) -> list[int]:
         """Ids of raw text that is to be continued, control tokens recognised."""
@@ -187,7 +187,7 @@ class Engine:
         on_prefill: OnPrefill | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
-        said = _messages(messages)
+        said = _messages(messages, self.prompt)
         if continue_final:
             ids, answer = self.prompt.render_open(said), self.tokenizer.encode(said[-1].content)
         else:
@@ -266,17 +266,21 @@ class Engine:
         on_prefill: OnPrefill | None,
         seed: int | None = None,
     ) -> tuple[Generator[int, None, None], int]:
-        """The steps, and after how many of them they end at the latest."""
+        """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
         if seed is None:
             seed = sampling.seed if sampling.seed is not None else new_seed()
-        limit = min(sampling.max_tokens or MAX_TOKENS, max(self.context - len(ids), 0))
+        room = max(self.context - len(ids), 0)
+        limit = min(sampling.max_tokens or MAX_TOKENS, room)
+        banned, run_on = ((), ()) if self._prompt is None else (self._prompt.banned_ids, self._prompt.sentence_ends)
         steps = generate(
             self._sequence,
             ids,
-            make_sampler(sampling, seed, ids),
+            without(banned, make_sampler(sampling, seed, ids)),
             stop_ids=() if sampling.ignore_eos else self.stop_ids,
             max_tokens=limit,
+            run_on=run_on,
+            room=room,
             cancelled=cancelled,
             on_prefill=on_prefill,
         )
@@ -376,9 +380,9 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
     return asked
 
 
-def _messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:
+def _messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFormat) -> list[Message]:
     try:
-        return [m if isinstance(m, Message) else Message(m["role"], m["content"], m.get("name")) for m in messages]
+        return [m if isinstance(m, Message) else prompt.message(m) for m in messages]
     except (KeyError, TypeError):
         raise Usage(
             "a message needs a role and a content", hint='{"role": "user", "content": "…"}', code="prompt.message"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
+from itertools import count
 
 import torch
 
@@ -152,19 +153,24 @@ def generate(
     *,
     stop_ids: Collection[int],
     max_tokens: int,
+    run_on: Collection[int] = (),
+    room: int = 0,
     cancelled: Callable[[], bool] | None = None,
     on_prefill: OnPrefill | None = None,
 ) -> Generator[int, None, None]:
     """The ids that follow `ids`; one of `stop_ids` ends it and is the last one yielded.
 
-    Close it to stop; the cache stays usable and the next call continues from what they have in common.
+    run_on: ids that end a sentence; if there are any, an answer of `max_tokens` goes on to the next of them, to `room`
+    ids at most. Close it to stop; the cache stays usable and the next call continues from what they have in common.
     """
+    if max_tokens < 1:
+        return
     logits = sequence.prefill(ids, cancelled, on_prefill)
-    for left in range(max_tokens - 1, -1, -1):
+    for said in count(1):
         if cancelled is not None and cancelled():
             raise Stopped
         token = sampler(logits)
         yield token
-        if token in stop_ids or not left:
+        if token in stop_ids or (said >= max_tokens and (not run_on or token in run_on or said >= room)):
             return
         logits = sequence.advance(token)

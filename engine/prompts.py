@@ -7,8 +7,8 @@ so nobody can write `<|user|>` into a question and be taken for the template.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
@@ -26,6 +26,10 @@ class PromptFormat(ABC):
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = tuple(dict.fromkeys(stop_ids))  # ids that end an answer and are never shown
+
+    def message(self, item: Mapping[str, Any]) -> Message:
+        """A message as the API or a file gives it. Raises KeyError if it has no role or content."""
+        return Message(item["role"], item["content"], item.get("name"))
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> list[int]:

@@ -6,8 +6,10 @@ characters, also where the original let it become a control token.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
@@ -124,6 +126,13 @@ class ChatGLM3Prompt(PromptFormat):
 
     prefix: tuple[int, int] = (chatglm2.GMASK, chatglm2.SOP)
 
+    def message(self, item: Mapping[str, Any]) -> Message:
+        """`metadata` names the tool of a call; `tools` of a system message follow its text as JSON."""
+        content = item["content"]
+        if tools := item.get("tools"):
+            content += "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
+        return Message(item["role"], content, item.get("metadata") or item.get("name"))
+
     def role(self, message: Message) -> int:
         """The id of the message's role token. Raises Usage for a role that the family does not have."""
         return chatglm2.ROLES[_role(message)]
@@ -170,6 +179,15 @@ class GLM4Prompt(ChatGLM3Prompt):
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         ends = (glm4.IDS["<|endoftext|>"], glm4.IDS["<|user|>"], glm4.IDS["<|observation|>"])
         super().__init__(tokenizer, (*stop_ids, *ends))
+
+    def message(self, item: Mapping[str, Any]) -> Message:
+        if item.get("tools"):
+            raise Usage(
+                "tools of a GLM-4 system message are not written down for the model",
+                hint="describe them in the text of the system message",
+                code="prompt.tools",
+            )
+        return super().message(item)
 
     def role(self, message: Message) -> int:
         return glm4.IDS[f"<|{_role(message)}|>"]

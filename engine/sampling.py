@@ -53,6 +53,18 @@ def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = ())
     return sample
 
 
+def without(banned: Sequence[int], sampler: Sampler) -> Sampler:
+    """`sampler`, never choosing one of `banned`."""
+    if not banned:
+        return sampler
+    index = torch.tensor(banned)
+
+    def sample(logits: torch.Tensor) -> int:
+        return sampler(logits.index_fill(0, index.to(logits.device), -math.inf))
+
+    return sample
+
+
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits [vocab] with everything the filters exclude at minus infinity; what `make_sampler` draws from."""
     values, ids = _candidates(logits.float() / sampling.temperature, sampling)
