@@ -7,9 +7,11 @@ maps of the file where their dtype is the one asked for; quantised matrices beco
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.text import one_line
@@ -54,7 +56,7 @@ def load_model(
     if family.load is not None:
         model = family.load(checkpoint, dtype)
     else:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             model = family.build(spec)
         # Weights that will be quantised keep the file's own precision until then.
         wanted = dtype if quant is None else None
@@ -66,6 +68,17 @@ def load_model(
     set_dtype(model, dtype, device)
     report("weights", 1.0)
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they are: filling them is work for nothing, and on the meta device it imports a compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
 
 
 def fill(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,11 +20,31 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
+        self.size = size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and x.shape == (1, self.size) and x.is_cpu:
+            # Decoding: two operations instead of six, a third of the time.
+            row = x.view(-1)
+            scale = (torch.dot(row, row).item() / self.size + self.eps) ** -0.5
+            return torch.mul(x, self.weight).mul_(scale)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))
         return (wide * scale).to(x.dtype) * self.weight
+
+
+class Block(nn.Module):
+    """A part of a layer that keeps what it derives from its linear layers, and drops it when one of them is swapped.
+
+    Adapters and quantisation put other modules in the place of linear layers; `derived` is then computed again.
+    """
+
+    _derived: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            self.__dict__["_derived"] = None
+        super().__setattr__(name, value)
 
 
 class RotaryTable:
@@ -66,6 +88,9 @@ def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
 
 
+_NOTHING = torch.zeros(1)
+
+
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Grouped-query attention of one sequence.
 
@@ -77,8 +102,11 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
     kv_heads = keys.shape[0]
     if length == 1:
         # The heads that share a key head are its rows, so the cache is read once and never expanded.
-        grouped = query.view(1, kv_heads, heads // kv_heads, head_dim)
-        return functional.scaled_dot_product_attention(grouped, keys[None], values[None]).view(1, -1)
+        grouped = query.view(kv_heads, heads // kv_heads, head_dim)
+        if query.dtype == torch.float32:  # without bfloat16 instructions two products beat the fused operator
+            weights = torch.baddbmm(_NOTHING, grouped, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+            return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
+        return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).view(1, -1)
     mixed = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],

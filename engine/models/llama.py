@@ -20,7 +20,8 @@ from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.models.layers import RMSNorm, RotaryTable, attend, causal_mask, rotary_frequencies
+from glmchat.engine.models.joined import joined
+from glmchat.engine.models.layers import Block, RMSNorm, RotaryTable, attend, causal_mask, rotary_frequencies
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.quantize.linear import QuantEmbedding
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -29,7 +30,7 @@ _TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
 _ROPE_TYPES = ("default", "none", "linear", "llama3")
 
 
-class Attention(nn.Module):
+class Attention(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         extra = spec.extra
@@ -52,38 +53,64 @@ class Attention(nn.Module):
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
-        count = x.shape[0]
-        query = self.q_proj(x).view(count, self.heads, self.head_dim)
-        key = self.k_proj(x).view(count, self.kv_heads, self.head_dim)
-        value = self.v_proj(x).view(count, self.kv_heads, self.head_dim).transpose(0, 1)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query = rotary.rotate(query, table)
-        key = rotary.rotate(key, table).transpose(0, 1)  # [kv_heads, n, head_dim]
+        if self._derived is None:
+            self._derived = (joined((self.q_proj, self.k_proj, self.v_proj)), self.o_proj, self.q_norm, self.k_norm)
+        project, output, q_norm, k_norm = self._derived
+        heads = self.heads
+        mixed = project(x).view(x.shape[0], -1, self.head_dim)  # [n, heads + 2 * kv_heads, head_dim]
+        turned, value = mixed[:, : heads + self.kv_heads], mixed[:, heads + self.kv_heads :].transpose(0, 1)
+        if q_norm is not None:
+            turned = torch.cat((q_norm(turned[:, :heads]), k_norm(turned[:, heads:])), 1)
+        turned = rotary.rotate(turned, table)
+        query, key = turned[:, :heads], turned[:, heads:].transpose(0, 1)  # key, value [kv_heads, n, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        return self.o_proj(attend(query, key, value, mask))
+        found: torch.Tensor = output(attend(query, key, value, mask))
+        return found
 
 
-class FeedForward(nn.Module):
+class FeedForward(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         bias = spec.extra["ffn_bias"]
         self.gate_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
         self.up_proj = nn.Linear(spec.hidden_size, spec.ffn_size, bias=bias)
         self.down_proj = nn.Linear(spec.ffn_size, spec.hidden_size, bias=bias)
+        self.size = spec.ffn_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)).mul_(self.up_proj(x)))
+        if self._derived is None:
+            self._derived = (joined((self.gate_proj, self.up_proj)), self.down_proj)
+        project, down = self._derived
+        both = project(x)
+        found: torch.Tensor = down(functional.silu(both[:, : self.size]).mul_(both[:, self.size :]))
+        return found
 
 
-class Layer(nn.Module):
+class Layer(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.extra["eps"])
         self.self_attn = Attention(spec)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.extra["eps"])
         self.mlp = FeedForward(spec)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        layer: int,
+        cache: KVCache | None,
+        rotary: RotaryTable,
+        table: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x [n, hidden] -> [n, hidden]"""
+        if self._derived is None:
+            self._derived = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
+        norm, attention, second_norm, feed_forward = self._derived
+        x = x + attention(norm(x), layer, cache, rotary, table, mask)
+        found: torch.Tensor = x.add_(feed_forward(second_norm(x)))
+        return found
 
 
 class Trunk(nn.Module):
@@ -129,8 +156,7 @@ class Llama(LanguageModel):
         for index, layer in enumerate(self.model.layers):
             if between_layers is not None:
                 between_layers()
-            x = x + layer.self_attn(layer.input_layernorm(x), index, cache, self.rotary, table, mask)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = layer(x, index, cache, self.rotary, table, mask)
         if cache is not None:
             cache.advance(count)
         return self.head(self.model.norm(x[-1:] if last_only else x))
