@@ -48,6 +48,9 @@ def pull(
     trust_host: Annotated[bool, typer.Option(help="Take files whose hash nobody knows.")] = False,
     check: Annotated[bool, typer.Option(help="Hash what is here already, and fetch again what is wrong.")] = False,
     locked: Annotated[Path | None, typer.Option(metavar="FILE", help="Pull exactly what a lock file says.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Replace the git-lfs pointers of this folder by the real files.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, fetch nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -55,6 +58,18 @@ def pull(
     """Fetch a model: resumable, verified, into the cache that all Hugging Face tools share."""
     from glmchat.hub.plan import PullOptions
 
+    if into is not None:
+        if locked is not None or len(names or []) > 1:
+            raise Usage(
+                tr("--into goes with one name at most"),
+                hint=tr("glmchat pull NAME --into {path}", path=into),
+                code="pull.arguments",
+            )
+        from glmchat.cli.pull_into import pull_into
+
+        name, places = names[0] if names else None, tuple(endpoint or ())
+        pull_into(into, name, revision=revision, endpoints=places, dry_run=dry_run, as_json=as_json, quiet=quiet)
+        return
     options = PullOptions(tuple(endpoint or ()), tuple(include or ()), tuple(exclude or ()), all_files, trust_host)
     if bool(names) == (locked is not None):
         raise Usage(

@@ -1,0 +1,217 @@
+"""`glmchat pull --into PATH`: replace the git-lfs pointers of a folder by the files they stand for, and nothing else.
+
+An object is looked for in this order: git-lfs' own store in the clone, the Hugging Face cache, the repository on a hub
+(named by the user, by the catalogue's hashes, or by the clone's remote), the LFS batch API. Whatever answers, only the
+bytes with the pointer's sha256 take its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.core import locations
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.settings import load_settings
+from glmchat.core.text import human_bytes, one_line
+from glmchat.hub import catalogue, store
+from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
+from glmchat.hub.lfs import Pointer, find_pointers
+from glmchat.hub.lfs_batch import Remote, ask_batch, objects_folder, read_remote
+from glmchat.hub.mirror_folder import folder_candidate
+from glmchat.hub.references import Reference
+from glmchat.hub.sources import Endpoint, endpoints, offline, token
+
+
+@dataclass(frozen=True, slots=True)
+class PointerFile:
+    path: str  # relative to the folder
+    pointer: Pointer
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IntoPlan:
+    """Everything `execute_into` will do."""
+
+    folder: Path
+    files: tuple[PointerFile, ...]
+    disk_free: int
+    problems: tuple[str, ...] = ()  # sources that could not be asked
+
+    @property
+    def bytes_total(self) -> int:
+        return sum(file.pointer.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "into": str(self.folder),
+            "bytes_total": self.bytes_total,
+            "disk_needed": self.bytes_total,
+            "disk_free": self.disk_free,
+            "files": [
+                {"path": f.path, "size": f.pointer.size, "sha256": f.pointer.oid, "sources": len(f.candidates)}
+                for f in self.files
+            ],
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """A repository that may hold the objects, at a revision."""
+
+    repo: str
+    revision: str
+    places: tuple[Endpoint, ...]
+
+
+def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequence[str] = ()) -> IntoPlan:
+    """Find the pointers under `folder` and where their objects can come from. No file is changed.
+
+    reference: the repository, where neither the catalogue nor a git remote tells. explicit: --endpoint, in order.
+    Raises Usage if `folder` is none, or if there are pointers and no place is known to have their objects.
+    """
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        raise Usage(
+            tr("{path} is not a folder", path=one_line(str(folder))),
+            hint=tr("--into names the folder of a model that was cloned without git-lfs"),
+            code="lfs.no_folder",
+        )
+    found = list(find_pointers(folder))
+    plan = IntoPlan(folder, (), store.free_bytes(folder))
+    if not found:
+        return plan
+    remote = read_remote(folder)
+    candidates = {path: _local(folder, pointer) for path, pointer in found}
+    problems: list[str] = []
+    left = [(path, pointer) for path, pointer in found if not candidates[path]]
+    homes = _homes(reference, [pointer for _, pointer in left], remote, explicit) if left else []
+    key = token() if left and any(p.sends_token for home in homes for p in home.places) else None
+    for home in homes:
+        for path, pointer in left:
+            candidates[path] += _served(home, path, pointer, key)
+    if left and not offline():
+        for url, send in _batches(homes, remote):
+            headers = {"Authorization": f"Bearer {key}"} if send and key else {}
+            served, problem = ask_batch(url, [pointer for _, pointer in left], headers)
+            problems += [problem] if problem else []
+            for path, pointer in left:
+                candidates[path] += [served[pointer.oid]] if pointer.oid in served else []
+    if lost := [path for path, _ in found if not candidates[path]]:
+        raise Usage(
+            tr("nobody is known to have {path}", path=one_line(lost[0]))
+            + ("; " + "; ".join(problems[:2]) if problems else ""),
+            hint=tr("name the model: glmchat pull NAME --into {path}", path=one_line(str(folder))),
+            code="lfs.no_source",
+        )
+    files = tuple(PointerFile(path, pointer, tuple(candidates[path])) for path, pointer in found)
+    return replace(plan, files=files, problems=tuple(problems))
+
+
+def execute_into(
+    plan: IntoPlan, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
+) -> list[FileGot]:
+    """Fetch the objects and put each in its pointer's place, whole and verified, one by one.
+
+    A folder left half done by Ctrl-C or a crash has real files and pointers, each of them sound; the same call goes on.
+    Raises DoesNotFit before the first byte, and what `download` raises.
+    """
+    store.require_space(plan.bytes_total, plan.folder)
+    wanted = []
+    for file in plan.files:
+        place = plan.folder / file.path
+        wanted.append(
+            FileWanted(
+                path=file.path,
+                destination=place,
+                partial=place.with_name(f"{place.name[:80]}.{file.pointer.oid[:12]}{store.PARTIAL}"),
+                candidates=file.candidates,
+                size=file.pointer.size,
+                sha256=file.pointer.oid,
+            )
+        )
+    return download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
+
+
+def describe_into(plan: IntoPlan) -> str:
+    """The plan in one line."""
+    where = one_line(str(plan.folder))
+    if not plan.files:
+        return tr("there are no git-lfs pointers in {path}", path=where)
+    return tr(
+        "{count} git-lfs pointers in {path} stand for {size}",
+        count=len(plan.files),
+        path=where,
+        size=human_bytes(plan.bytes_total),
+    )
+
+
+def _local(folder: Path, pointer: Pointer) -> list[Candidate]:
+    """Copies on this machine, by name and size; the downloader proves them."""
+    places = []
+    objects = objects_folder(folder)
+    if objects is not None:
+        places.append(objects / pointer.oid[:2] / pointer.oid[2:4] / pointer.oid)
+    places += sorted(locations.hf_cache().glob(f"models--*/blobs/{pointer.oid}"))
+    here = [place for place in places if place.is_file() and place.stat().st_size == pointer.size]
+    return [Candidate(place.absolute().as_uri(), label=tr("this machine")) for place in here]
+
+
+def _homes(
+    reference: Reference | None, pointers: Sequence[Pointer], remote: Remote | None, explicit: Sequence[str]
+) -> list[_Home]:
+    """Repositories to ask, most certain first."""
+    places = tuple(p for p in endpoints(explicit, load_settings().endpoints) if p.kind != "modelscope")
+    homes: list[_Home] = []
+    known = catalogue.load()
+    if reference is not None and reference.path is None:
+        entry = known.find(reference)
+        repo = reference.repo or (entry.repo if entry else None)
+        if repo is None:
+            raise Usage(
+                tr("{name} names no repository to pull from", name=str(reference)),
+                hint=tr("give owner/repo, or a source in your models.toml"),
+                code="pull.no_source",
+            )
+        revision = entry.revision if entry and entry.repo == repo else reference.revision
+        homes.append(_Home(repo, revision or (remote.commit if remote else None) or "main", places))
+    for pointer in pointers:
+        for entry, _ in known.owners_of(pointer.oid):
+            if entry.repo and entry.revision:
+                homes.append(_Home(entry.repo, entry.revision, places))
+    if remote is not None and (remote.is_hub or explicit):
+        homes.append(_Home(remote.repo, remote.commit or "main", places))
+    return list(dict.fromkeys(homes))
+
+
+def _served(home: _Home, path: str, pointer: Pointer, key: str | None) -> list[Candidate]:
+    """The object under its name in the repository; a catalogue entry may know it under another path."""
+    by_hash = {
+        (entry.repo, entry.revision): file.path for entry, file in catalogue.load().owners_of(pointer.oid) if entry.repo
+    }
+    name = by_hash.get((home.repo, home.revision), path)
+    found = []
+    for place in home.places:
+        if place.kind == "folder":
+            found.append(folder_candidate(place, home.repo, home.revision, name))
+        else:
+            headers = {"Authorization": f"Bearer {key}"} if place.sends_token and key else {}
+            found.append(Candidate(place.url(home.repo, home.revision, name), headers, label=place.label))
+    return found
+
+
+def _batches(homes: Sequence[_Home], remote: Remote | None) -> list[tuple[str, bool]]:
+    """(address of a batch API, may it have the token): of each repository on each hub, and of the clone's remote."""
+    found: dict[str, bool] = {}
+    for home in homes:
+        for place in home.places:
+            if place.kind == "hf":
+                found[f"{place.address}/{home.repo}.git/info/lfs/objects/batch"] = place.sends_token
+    if remote is not None:
+        found.setdefault(remote.batch_url, remote.is_hub and remote.url.startswith("https://"))
+    return list(found.items())
