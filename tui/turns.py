@@ -25,6 +25,7 @@ from glmchat.tui.theme import Palette
 
 FOLD_AFTER = 24  # lines of a question; a longer one is folded
 FOLD_TO = 12
+COMPACT_ROWS = 12  # of the view; below, nothing is spent on air
 _INDENT = 2
 
 Role = Literal["user", "assistant", "notice", "warning", "error", "rule", "welcome"]
@@ -68,6 +69,7 @@ class TurnLayout:
         self._width = 80
         self._palette: Palette | None = None
         self._compact = False
+        self._room = 0
         self._splitter: BlockSplitter | None = None
         self._pieces: list[Piece] | None = None
         self._final = 0  # pieces that no further text changes
@@ -76,10 +78,12 @@ class TurnLayout:
 
     # Size and style
 
-    def fit(self, width: int, palette: Palette, compact: bool) -> None:
-        """Draw for another size or palette from now on."""
-        if (width, palette, compact) != (self._width, self._palette, self._compact):
-            self._width, self._palette, self._compact = width, palette, compact
+    def fit(self, width: int, palette: Palette, room: int) -> None:
+        """Draw for another size or palette from now on. room: rows of the view; few make the drawing compact."""
+        compact = room < COMPACT_ROWS
+        centred = room if self.turn.role == "welcome" else 0
+        if (width, palette, compact, centred) != (self._width, self._palette, self._compact, self._room):
+            self._width, self._palette, self._compact, self._room = width, palette, compact, centred
             self.redraw()
 
     def redraw(self) -> None:
@@ -336,7 +340,8 @@ class TurnLayout:
                 line.after(Segment(" " * side, p.body), "")
                 for line in text_lines(self.turn.hint, max(8, widest), p.quiet)
             ]
-        return [Line([], 0, "")] * (0 if self._compact else 2) + found
+        above = max(0, (self._room - len(found)) * 2 // 5)  # a little above the middle looks like the middle
+        return [Line([], 0, "")] * above + found
 
 
 def _gap(before: Block, block: Block) -> bool:

@@ -272,20 +272,26 @@ class Conversing(Screen[None]):
     def _listen(self) -> None:
         text: list[str] = []
         for event in self.ear.take():
-            match event:
-                case Piece(piece, ids):
-                    text.append(piece)
-                    self._tokens += max(1, len(ids))
-                case _:
-                    self._heard(event)
-        if text and self.answering is not None:
-            if self._first is None:
-                self._first = time.monotonic()
-                self.status.show(first_token=self._first - self._asked, activity=tr("answering"), progress=None)
-            self.transcript.feed(self.answering, self._cleaner.feed("".join(text)))
-            seconds = time.monotonic() - self._first
-            if seconds > 0.5 and not self._stopping:
-                self.status.show(speed=self._tokens / seconds)
+            if isinstance(event, Piece):
+                text.append(event.text)
+                self._tokens += max(1, len(event.token_ids))
+            else:
+                self._say(text)
+                self._heard(event)
+        self._say(text)
+
+    def _say(self, text: list[str]) -> None:
+        """Hand gathered pieces to the transcript; empties the list."""
+        if not text or self.answering is None:
+            return
+        if self._first is None:
+            self._first = time.monotonic()
+            self.status.show(first_token=self._first - self._asked, activity=tr("answering"), progress=None)
+        self.transcript.feed(self.answering, self._cleaner.feed("".join(text)))
+        text.clear()
+        seconds = time.monotonic() - self._first
+        if seconds > 0.5 and not self._stopping:
+            self.status.show(speed=self._tokens / seconds)
 
     def _heard(self, event: SessionEvent) -> None:
         match event:

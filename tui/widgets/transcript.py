@@ -27,7 +27,6 @@ from glmchat.tui.theme import PALETTES, Palette
 from glmchat.tui.turns import Role, Turn, TurnLayout
 
 MEASURE = 104  # cells; longer lines of prose are hard to read
-COMPACT_HEIGHT = 16
 _TICK = 1 / 20
 
 
@@ -242,9 +241,8 @@ class Transcript(ScrollView, can_focus=True):
         self._moving = True
         try:
             top = None if self._follow else self._place(self.scroll_offset.y)
-            compact = self.app.size.height < COMPACT_HEIGHT
             for layout in self._layouts:
-                layout.fit(self.measure, self._palette, compact)
+                layout.fit(self.measure, self._palette, self.size.height)
             self._measure_tops()
             height = self.size.height
             for _ in range(8):  # drawing changes heights, which changes what is in view

@@ -1,0 +1,91 @@
+"""The window. `run_window` is what `glmchat` and `glmchat run` call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core.language import choose
+from glmchat.core.settings import Settings, load_settings
+from glmchat.tui import commands
+from glmchat.tui.link import EngineLink, Start
+from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
+
+
+class GlmchatApp(App[int]):
+    """start: what starts the engine process (tests put a fake there)."""
+
+    CSS_PATH = "glmchat.tcss"
+    TITLE = "glmchat"
+    BINDINGS: ClassVar[list[BindingType]] = []
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+
+    def __init__(self, launch: LaunchOptions, settings: Settings | None = None, start: Start | None = None) -> None:
+        theme = choose_theme(
+            launch.theme or (settings.theme if settings else None)
+        )  # before Textual takes NO_COLOR away
+        super().__init__()
+        self.launch = launch
+        self.settings = settings or Settings()
+        self.palette: Palette = PALETTES[theme]
+        self.link = EngineLink(launch, start)
+        for made in textual_themes():
+            self.register_theme(made)
+        self.theme = f"glmchat-{theme}"
+        self.set_keymap(dict(self.settings.keys))
+
+    def get_default_screen(self) -> Screen[Any]:
+        return ChatScreen(self.launch, self.settings, self.link)
+
+    @property
+    def chat(self) -> ChatScreen:
+        return next(screen for screen in self.screen_stack if isinstance(screen, ChatScreen))
+
+    def change_theme(self, name: str = "") -> None:
+        """The named theme, or the next one."""
+        if not name:
+            now = THEME_NAMES.index(self.palette.name) if self.palette.name in THEME_NAMES else -1
+            name = THEME_NAMES[(now + 1) % len(THEME_NAMES)]
+        self.palette = PALETTES[name]
+        self.theme = f"glmchat-{name}"
+        self.chat.apply_palette()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette is made from the same table as the slash commands."""
+        for command in commands.COMMANDS:
+            key = f"  {commands.key_name(command.key)}" if command.key else ""
+            yield SystemCommand(
+                f"/{command.name}{key}", commands.summary(command), lambda name=command.name: self._from_palette(name)
+            )
+
+    def _from_palette(self, name: str) -> None:
+        command = commands.BY_NAME[name]
+        if command.argument and not command.argument.startswith("["):
+            self.chat.prompt.set_text(f"/{name} ")  # it needs an argument: the prompt asks for it
+            self.chat.prompt.focus()
+        else:
+            self.chat.run_command(name)
+
+    def on_unmount(self) -> None:
+        self.link.close()
+
+
+def run_window(launch: LaunchOptions) -> int:
+    """Open the window and return its exit code. Raises GlmchatError for a broken config."""
+    settings = load_settings()
+    choose(launch.language or settings.language)
+    app = GlmchatApp(launch, settings)
+    try:
+        code = app.run()
+    finally:
+        app.link.close()
+    if app.return_code:
+        return app.return_code
+    return code if isinstance(code, int) else 0

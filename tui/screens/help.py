@@ -1,0 +1,85 @@
+"""Keys and commands, made from the table."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from glmchat.core.language import tr
+from glmchat.tui.commands import COMMANDS, GROUPS, key_name, summary, usage
+from glmchat.tui.theme import Palette
+from glmchat.tui.wrapping import rows
+
+_KEYS: tuple[tuple[str, str], ...] = (
+    ("Enter", "send"),
+    ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter)"),
+    ("Esc, Ctrl+C", "stop the answer and keep what was said"),
+    ("Ctrl+C", "copy, when text is selected"),
+    ("↑ ↓", "earlier prompts, at the edge of the prompt; a queued message comes back first"),
+    ("Ctrl+R", "search earlier prompts"),
+    ("PgUp PgDn", "scroll the conversation"),
+    (
+        "Ctrl+↑ Ctrl+↓",
+        "step through questions and answers; then y copy, u code, e edit, r again, q quote, ‹ › versions, Del",
+    ),
+    ("F3 / Shift+F3", "next and previous hit of a search"),
+    ("Ctrl+P", "all commands"),
+    ("Ctrl+Q", "leave (also Ctrl+D on an empty prompt)"),
+)
+
+
+class HelpScreen(ModalScreen[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1,enter,ctrl+q", "dismiss", show=False)]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="panel", classes="wide"):
+            yield Static("", id="help")
+
+    def on_mount(self) -> None:
+        self.query_one("#panel").border_title = tr("Keys and commands")
+        self.query_one("#panel").border_subtitle = tr("Esc closes")
+        self.query_one("#panel").focus()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(self._draw)
+
+    def _draw(self) -> None:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        field = self.query_one("#help", Static)
+        field.update(help_text(palette, max(20, field.size.width)))
+
+
+def help_text(p: Palette, width: int) -> Text:
+    """Three columns: what is typed, what it does (wrapped in its column), the key."""
+    text = Text()
+    column = min(28, max(12, width // 3))
+
+    def table(title: str, entries: list[tuple[str, str, str]]) -> None:
+        text.append(("\n" if text else "") + title + "\n", p.accented)
+        for name, what, key in entries:
+            shown = name if cell_len(name) < column - 2 else name + "\n" + " " * column
+            text.append(shown + " " * max(0, column - cell_len(name)) * ("\n" not in shown), p.body)
+            room = max(8, width - column)
+            drawn = f"{what}  [{key}]" if key else what
+            for index, row in enumerate(rows(drawn, room)):
+                text.append(" " * column * bool(index) + drawn[row.start : row.end] + "\n", p.quiet)
+
+    table(tr("Keys"), [(key, tr(what), "") for key, what in _KEYS])
+    for group in GROUPS:
+        entries = []
+        for command in COMMANDS:
+            if command.group == group:
+                also = " ".join(f"/{alias}" for alias in command.aliases)
+                what = summary(command) + (f" ({also})" if also else "")
+                entries.append((usage(command), what, key_name(command.key) if command.key else ""))
+        table(tr(group), entries)
+    text.append("\n" + tr("A line that begins with // is sent with one slash."), p.quiet)
+    return text

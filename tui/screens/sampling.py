@@ -1,0 +1,139 @@
+"""The sampling panel: every setting with its value, its range and who set it. Changes hold from the next answer on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, Static
+
+from glmchat.chat.session import ChatSession
+from glmchat.core.errors import GlmchatError
+from glmchat.core.language import tr
+from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS, shown
+from glmchat.tui.theme import Palette
+
+
+class PresetLine(Static):
+    """The presets by number; a click takes one."""
+
+    def __init__(self) -> None:
+        super().__init__(id="presets")
+
+    def on_mount(self) -> None:
+        p: Palette = self.app.palette  # type: ignore[attr-defined]
+        text = Text()
+        for number, name in enumerate(PRESETS, 1):
+            text.append(f"F{number} ", p.style(p.user))
+            text.append(tr(name) + "   ", p.body)
+        self.update(text)
+
+    def on_click(self, event: events.Click) -> None:
+        start = 0
+        for name in PRESETS:
+            end = start + 3 + Text(tr(name)).cell_len + 3
+            if start <= event.x < end and isinstance(self.screen, SamplingScreen):
+                self.screen.use_preset(name)
+            start = end
+
+
+class SamplingScreen(ModalScreen[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+q", "leave", show=False),
+        Binding("up", "app.focus_previous", show=False),
+        Binding("down", "app.focus_next", show=False),
+        Binding("f1", "preset('precise')", show=False),
+        Binding("f2", "preset('balanced')", show=False),
+        Binding("f3", "preset('creative')", show=False),
+        Binding("f4", "preset('model')", show=False),
+        Binding("ctrl+r", "reset", show=False),
+    ]
+
+    def __init__(self, session: ChatSession) -> None:
+        super().__init__()
+        self._session = session
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="panel", can_focus=False):
+            yield PresetLine()
+            for name in EXPLAINED:
+                with Horizontal(classes="setting"):
+                    yield Label(name.replace("_", " "), classes="name")
+                    yield Input(id=name, compact=True, select_on_focus=True)
+                    yield Label("", id=f"from-{name}", classes="origin")
+            yield Static("", id="explained")
+
+    def on_mount(self) -> None:
+        panel = self.query_one("#panel")
+        panel.border_title = tr("Sampling, from the next answer on")
+        panel.border_subtitle = tr("Enter sets · Ctrl+R resets · Esc closes")
+        self._show()
+        self.query_one("#temperature", Input).focus()
+
+    def _show(self) -> None:
+        chosen = self._session.sampling()
+        for name in EXPLAINED:
+            field = self.query_one(f"#{name}", Input)
+            value = shown(getattr(chosen.sampling, name))
+            if field.value != value:
+                field.value = value
+            self.query_one(f"#from-{name}", Label).update(tr(chosen.origins[name]))
+
+    def _explain(self, name: str, problem: str = "") -> None:
+        p: Palette = self.app.palette  # type: ignore[attr-defined]
+        reach, what = EXPLAINED[name]
+        text = Text(problem or tr(what), p.style(p.error) if problem else p.body)
+        text.append("\n" + tr("range: {range}", range=tr(reach)), p.quiet)
+        self.query_one("#explained", Static).update(text)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        if isinstance(event.widget, Input) and event.widget.id:
+            self._explain(event.widget.id)
+
+    def on_descendant_blur(self, event: events.DescendantBlur) -> None:
+        if isinstance(event.widget, Input):
+            self._set(event.widget)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if self._set(event.input):
+            self.app.action_focus_next()
+
+    def _set(self, field: Input) -> bool:
+        name = field.id or ""
+        chosen = self._session.sampling()
+        if field.value.strip() == shown(getattr(chosen.sampling, name)):
+            return True
+        try:
+            self._session.set(name, field.value.strip())
+        except GlmchatError as error:
+            self._explain(name, error.message)
+            return False
+        self._show()
+        return True
+
+    def use_preset(self, name: str) -> None:
+        p: Palette = self.app.palette  # type: ignore[attr-defined]
+        self._session.reset()
+        for field, value in PRESETS[name].items():
+            self._session.set(field, value)
+        self._show()
+        self.query_one("#explained", Static).update(Text(f"{tr(name)}: {tr(PRESET_WORDS[name])}", p.body))
+
+    def action_preset(self, name: str) -> None:
+        self.use_preset(name)
+
+    def action_reset(self) -> None:
+        focused = self.focused
+        if isinstance(focused, Input) and focused.id:
+            self._session.reset(focused.id)
+            self._show()
+
+    def action_leave(self) -> None:
+        if isinstance(self.focused, Input):
+            self._set(self.focused)
+        self.dismiss()

@@ -1,0 +1,218 @@
+"""The conversations: titles, dates, models; open, rename, pin, delete with undo, search with the hits highlighted."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from glmchat.chat.history import History
+from glmchat.chat.records import Conversation
+from glmchat.core.errors import GlmchatError
+from glmchat.core.language import tr
+from glmchat.core.text import one_line, show_controls
+from glmchat.tui.theme import PALETTES, Palette
+
+_SHOWN = 500  # conversations in the list; older ones are found by searching
+
+
+class Sidebar(Vertical):
+    """Hidden until asked for. Posts `Open`; renames, pins and deletes by itself through the history."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", show=False),
+        Binding("r", "rename", show=False),
+        Binding("p", "pin", show=False),
+        Binding("delete,d,x", "delete", show=False),
+        Binding("ctrl+z,u", "undelete", show=False),
+        Binding("slash", "search", show=False),
+    ]
+
+    class Open(Message):
+        def __init__(self, conversation: int, message: int | None, query: str) -> None:
+            super().__init__()
+            self.conversation, self.message, self.query = conversation, message, query
+
+    class Changed(Message):
+        """The open conversation may have another title, or be gone."""
+
+    class Closed(Message):
+        pass
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.palette: Palette = PALETTES["dark"]
+        self.history: History | None = None
+        self.open_id: int | None = None
+        self._targets: list[tuple[int, int | None]] = []
+        self._deleted: list[int] = []
+        self._renaming: int | None = None
+        self.display = False
+
+    def compose(self) -> ComposeResult:
+        yield Input(placeholder=tr("search everything"), id="search", compact=True)
+        yield OptionList(id="conversations")
+        yield Static("", id="sidebar-hint")
+
+    def toggle(self) -> None:
+        if self.display:
+            self.action_close()
+        else:
+            self.display = True
+            self.reload()
+            self.query_one(OptionList).focus()
+
+    def find(self, query: str) -> None:
+        """Open with the search field filled."""
+        self.display = True
+        field = self.query_one("#search", Input)
+        field.value = query
+        self.reload()
+        field.focus()
+
+    def action_close(self) -> None:
+        self._renaming = None
+        self.display = False
+        self.post_message(self.Closed())
+
+    def action_search(self) -> None:
+        self.query_one("#search", Input).focus()
+
+    # The list
+
+    @property
+    def query_text(self) -> str:
+        return "" if self._renaming is not None else self.query_one("#search", Input).value.strip()
+
+    def reload(self) -> None:
+        """Read the list, or the hits, from the history."""
+        if not self.display or self.history is None:
+            return
+        listing = self.query_one(OptionList)
+        at = listing.highlighted
+        listing.clear_options()
+        query = self.query_text
+        if query:
+            hits = self.history.search(query, limit=100)
+            self._targets = [(hit.conversation, hit.message) for hit in hits]
+            listing.add_options([Option(self._hit(hit.title, hit.snippet, hit.spans)) for hit in hits])
+            hint = tr("{n} hits · Enter opens", n=len(hits)) if hits else tr("nothing found")
+        else:
+            rows = [c for c in self.history.conversations(limit=_SHOWN) if c.message_count or c.id == self.open_id]
+            self._targets = [(c.id, None) for c in rows]
+            now = time.time()
+            listing.add_options([Option(self._row(c, now)) for c in rows])
+            hint = tr("Enter opens · r rename · p pin · d delete · / search")
+            if self._deleted:
+                hint = tr("deleted · u brings it back")
+            ids = [c.id for c in rows]
+            at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
+        if self._targets:
+            listing.highlighted = min(at or 0, len(self._targets) - 1)
+        self.query_one("#sidebar-hint", Static).update(Text(hint, self.palette.quiet))
+
+    def _row(self, c: Conversation, now: float) -> Text:
+        p = self.palette
+        sign = "● " if c.id == self.open_id else "★ " if c.pinned else "  "
+        text = Text(sign, p.accented if c.id == self.open_id else p.style(p.user))
+        text.append(one_line(c.title or tr("untitled"), 60), p.strong if c.id == self.open_id else p.body)
+        text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
+        return text
+
+    def _hit(self, title: str, snippet: str, spans: tuple[tuple[int, int], ...]) -> Text:
+        p = self.palette
+        text = Text(one_line(title or tr("untitled"), 60) + "\n", p.strong)
+        plain = snippet.replace("\n", " ")
+        at = 0
+        for start, end in spans:
+            text.append(show_controls(plain[at:start]), p.quiet)
+            text.append(show_controls(plain[start:end]), p.found)
+            at = end
+        text.append(show_controls(plain[at:]), p.quiet)
+        return text
+
+    @property
+    def _chosen(self) -> int | None:
+        at = self.query_one(OptionList).highlighted
+        return self._targets[at][0] if at is not None and at < len(self._targets) else None
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        conversation, message = self._targets[event.option_index]
+        self.post_message(self.Open(conversation, message, self.query_text))
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._renaming is None:
+            self.reload()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        if self._renaming is not None and self.history is not None:
+            tree = self.history.load(self._renaming)
+            if event.value.strip():
+                self.history.rename(tree, event.value.strip())
+            self._end_renaming()
+            self.post_message(self.Changed())
+        elif self._targets:
+            self.query_one(OptionList).focus()
+
+    # Changes
+
+    def action_rename(self) -> None:
+        chosen = self._chosen
+        if chosen is None or self.history is None or self.query_text:
+            return
+        found = self.history.find(chosen)
+        self._renaming = chosen
+        field = self.query_one("#search", Input)
+        field.value = found.title if found else ""
+        field.focus()
+        self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc leaves it"), self.palette.quiet))
+
+    def _end_renaming(self) -> None:
+        self._renaming = None
+        self.query_one("#search", Input).value = ""
+        self.reload()
+        self.query_one(OptionList).focus()
+
+    def key_escape(self) -> None:
+        if self._renaming is not None:
+            self._end_renaming()
+
+    def action_pin(self) -> None:
+        if (chosen := self._chosen) is not None and self.history is not None:
+            tree = self.history.load(chosen)
+            self.history.pin(tree, not tree.conversation.pinned)
+            self.reload()
+
+    def action_delete(self) -> None:
+        if (chosen := self._chosen) is not None and self.history is not None:
+            self._deleted.append(self.history.delete_conversation(chosen))
+            self.reload()
+            if chosen == self.open_id:
+                self.post_message(self.Changed())
+
+    def action_undelete(self) -> None:
+        if self._deleted and self.history is not None:
+            try:
+                self.history.restore(self._deleted.pop())
+            except GlmchatError as error:
+                self.notify(error.message, severity="warning")
+            self.reload()
+
+
+def when(seconds: float, now: float) -> str:
+    """A date as one says it: the time today, the day this year, else the date."""
+    then, today = datetime.fromtimestamp(seconds), datetime.fromtimestamp(now)
+    if then.date() == today.date():
+        return then.strftime("%H:%M")
+    return then.strftime("%m-%d") if then.year == today.year else then.strftime("%Y-%m-%d")
