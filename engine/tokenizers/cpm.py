@@ -17,8 +17,8 @@ from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.pieces import SPACE, encodable, open_pieces, read_vocabulary
 
 PIECES = 30_000
-UNK, SEP, EOD = 0, 4, 7
-_HIDDEN = frozenset(range(8)) - {3}  # <unk> <s> </s> <sep> <pad> <mask> <eod>; 3 is the newline sign
+UNK, NEWLINE, SEP, EOD = 0, 3, 4, 7
+_HIDDEN = frozenset(range(8)) - {NEWLINE}  # <unk> <s> </s> <sep> <pad> <mask> <eod>
 _SIGNS = str.maketrans(" \n", "\u2582\u2583")
 _NAMES = {"<unk>": UNK, "<sep>": SEP, "<eod>": EOD}
 # Ids of pieces at which a completion that has reached its length may end.
@@ -56,9 +56,9 @@ class CPMTokenizer:
 
     @property
     def sentence_ends(self) -> tuple[int, ...]:
-        """Ids of the marks that close a sentence or a clause."""
+        """Ids of the marks that close a sentence or a clause, and of the newline."""
         found = (self._pieces.piece_to_id(before + mark) for mark in _SENTENCE_ENDS for before in ("", SPACE))
-        return tuple(sorted({token for token in found if token != UNK}))
+        return (NEWLINE, *sorted({token for token in found if token != UNK}))
 
     def encode(self, text: str) -> list[int]:
         words = (word.translate(_SIGNS) for word in _cutter().cut(encodable(text), cut_all=False))
