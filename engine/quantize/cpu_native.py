@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -100,6 +101,30 @@ class NativeCpu(Kernel):
         weight = _weight(padded, packed)
         _library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())
         return packed
+
+    def join(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
+        measures = {(s.in_features, s.bits, s.group, p["scales"].dtype) for s, p in parts}
+        if len(measures) > 1 or any(s.out_features % ROWS for s, _ in parts) or _padded(parts[0][0]) is not parts[0][0]:
+            return None
+        # One power of two for all. The others' scales shrink by what theirs was smaller; float16 must still hold them.
+        unit = max(float(p["unit"]) for _, p in parts)
+        scales = [p["scales"].float() * (float(p["unit"]) / unit) for _, p in parts]
+        kind = parts[0][1]["scales"].dtype
+        if any(not torch.equal(wide.to(kind).float(), wide) for wide in scales):
+            return None
+        whole = {
+            "codes": torch.cat([p["codes"] for _, p in parts]),
+            "scales": torch.cat(scales).to(kind),
+            "unit": torch.tensor(unit),
+        }
+        views: list[Packed] = []
+        words = blocks = 0
+        for shape, packed in parts:
+            count, more = len(packed["codes"]), shape.out_features // ROWS
+            codes, some = whole["codes"][words : words + count], whole["scales"][blocks : blocks + more]
+            views.append({"codes": codes, "scales": some, "unit": whole["unit"]})
+            words, blocks = words + count, blocks + more
+        return whole, views
 
     def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < shape.out_features:

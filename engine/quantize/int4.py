@@ -143,4 +143,5 @@ def _error(values: torch.Tensor, scale: torch.Tensor, point: torch.Tensor) -> to
     steps = values * (1 / scale)[..., None]
     nearest = steps.round()
     nearest.clamp_(-point[..., None], STEPS - point[..., None])
-    return torch.linalg.vector_norm(nearest.sub_(steps), dim=-1).mul_(scale).square_()
+    distance: torch.Tensor = torch.linalg.vector_norm(nearest.sub_(steps), dim=-1)
+    return distance.mul_(scale).square_()

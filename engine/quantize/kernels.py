@@ -9,7 +9,7 @@ line.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -65,6 +65,13 @@ class Kernel(ABC):
     @abstractmethod
     def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [n, in] (float32, bfloat16 or float16) times the matrix, plus bias: [n, out] in x's dtype."""
+
+    def join(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
+        """Matrices that read the same input, below each other: the whole, and the parts as views into it.
+
+        None if this kernel's layout, or these measures, do not allow it.
+        """
+        return None
 
     def bind(self, shape: Shape, packed: Packed) -> Multiply:
         """`linear` for one layer: (x, bias) -> y. What does not change from call to call may be prepared here."""

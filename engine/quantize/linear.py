@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
 import torch
 from torch import nn
 
-from glmchat.engine.quantize.kernels import Kernel, Shape, choose
+from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, choose
 
 
 class QuantLinear(nn.Module):
@@ -21,9 +21,7 @@ class QuantLinear(nn.Module):
 
     bias: torch.Tensor | None
 
-    def __init__(
-        self, shape: Shape, kernel: Kernel, packed: dict[str, torch.Tensor], bias: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, shape: Shape, kernel: Kernel, packed: Packed, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.in_features = shape.in_features
         self.out_features = shape.out_features
@@ -31,11 +29,8 @@ class QuantLinear(nn.Module):
         self.group_size = shape.group
         self.shape = shape
         self.kernel = kernel
-        for name, tensor in packed.items():
-            self.register_buffer(f"packed_{name}", tensor)
-        self.packed = packed
         self.register_buffer("bias", bias)
-        self._multiply = kernel.bind(shape, packed)
+        self._hold(packed)
 
     @classmethod
     def from_int4(
@@ -71,8 +66,40 @@ class QuantLinear(nn.Module):
         kernel = choose(shape, q.device.type)
         return cls(shape, kernel, kernel.pack(shape, q, scale, minimum), bias)
 
+    @classmethod
+    def joined(cls, parts: Sequence[QuantLinear]) -> QuantLinear | None:
+        """Layers that read the same input as one product: their outputs side by side, in the same bits.
+
+        The parts become views into the whole, so memory is held once. None where layouts or measures do not allow it.
+        """
+        first = parts[0]
+        if any(
+            type(part.kernel) is not type(first.kernel) or part.kernel.exact != first.kernel.exact for part in parts
+        ):
+            return None
+        found = first.kernel.join([(part.shape, part.packed) for part in parts])
+        if found is None:
+            return None
+        whole, views = found
+        for part, view in zip(parts, views, strict=True):
+            part._hold(view)
+        biases = None
+        if any(part.bias is not None for part in parts):
+            biases = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts])
+        outputs = sum(part.out_features for part in parts)
+        shape = Shape(outputs, first.in_features, first.bits, first.group_size)
+        return cls(shape, first.kernel, whole, biases)
+
+    def _hold(self, packed: Packed) -> None:
+        self.packed = packed
+        for name, tensor in packed.items():
+            self.register_buffer(f"packed_{name}", tensor)
+        self._multiply = self.kernel.bind(self.shape, packed)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] in x's dtype."""
+        if x.dim() == 2:
+            return self._multiply(x, self.bias)
         flat = x.reshape(-1, self.in_features)
         return self._multiply(flat, self.bias).view(*x.shape[:-1], self.out_features)
 
