@@ -34,7 +34,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 def starter_model() -> Path:
     """The real SmolLM2-135M-Instruct GGUF. `make test` fetches it; elsewhere GLMCHAT_STARTER names it."""
     named = os.environ.get("GLMCHAT_STARTER")
-    path = Path(named) if named else ROOT / ".test-cache" / STARTER
+    path = Path(named) if named else ROOT / ".test-cache" / "data" / "models" / "smollm2" / STARTER
     if not path.is_file():
         pytest.skip(f"the starter model is not at {path}: `make test` fetches it")
     return path
