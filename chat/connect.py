@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from glmchat.chat import preflight
 from glmchat.chat.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
 from glmchat.chat.history import History
@@ -49,7 +50,7 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
         quant=launch.quant,
         quant_label=launch.quant_label,
         dtype=launch.dtype,
-        device=launch.device,
+        device=launch.device or "auto",
         threads=launch.threads,
         context=launch.context,
         adapters=adapters,
@@ -68,7 +69,9 @@ def connect(
     """
     if launch.server is not None:
         return _to_server(launch)
-    process = start_engine(engine_options(launch))
+    options = engine_options(launch)
+    preflight.check(options.model, options.folder, options.quant, options.dtype, options.context)
+    process = start_engine(options)
     try:
         process.wait_ready(on_progress, cancelled)
         return Connection(process.endpoint, identity_of(launch, process.endpoint), process)

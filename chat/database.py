@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +79,7 @@ def open_database(path: Path) -> Opened:
             return _open_read_only(path, f"{path}: {error}")
     aside = set_aside(path)
     opened = _open_writable(path)
+    _far_above(opened.connection)
     opened.note = tr("The history was damaged. It now lies in {path}; a new one was begun.", path=aside.name)
     return opened
 
@@ -129,6 +131,13 @@ def _probe(connection: sqlite3.Connection) -> None:
         connection.execute(statement).fetchall()
 
 
+def _far_above(connection: sqlite3.Connection) -> None:
+    """Numbers in a file that follows a damaged one: other windows still hold conversations with numbers from that."""
+    with suppress(sqlite3.OperationalError):  # a disk that takes nothing gives no numbers either
+        connection.execute("UPDATE counter SET value = max(value, 10000) WHERE name IN ('conversation', 'deletion')")
+        connection.execute("UPDATE counter SET value = max(value, 1000000000) WHERE name = 'message'")
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged database and what lies beside it; nothing is deleted."""
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
@@ -150,6 +159,7 @@ def replace_damaged(path: Path) -> Opened:
     try:
         aside = set_aside(path)
         opened = open_database(path)
+        _far_above(opened.connection)
     except OSError as error:
         return open_in_memory(f"{path}: {error.strerror}")
     opened.note = tr("The history was damaged. It now lies in {path}; a new one was begun.", path=aside.name)

@@ -24,7 +24,7 @@ class LaunchOptions:
     quant: int | None = None  # 4 or 8: quantise at load; None: the weights as they are
     quant_label: str | None = None  # how the weights are named: "q4_1", "int4-g128"; None: not quantised
     dtype: str | None = None
-    device: str = "auto"
+    device: str | None = None  # None: "auto"
     threads: int | None = None
     context: int | None = None
     server: str | None = None  # base URL of an OpenAI-compatible server, ".../v1"

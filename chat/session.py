@@ -423,7 +423,7 @@ class ChatSession:
             "quant": self.identity.quant,
             "family": self.identity.family,
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
-            "sampling": {f.name: getattr(sampling, f.name) for f in fields(sampling)},
+            "sampling": {f.name: _plain(getattr(sampling, f.name)) for f in fields(sampling)},
             "system": self.system_prompt,
         }
 
@@ -507,6 +507,11 @@ class ChatSession:
             stop=connection,
             on_progress=report,
         )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _already_streaming() -> Usage:

@@ -48,5 +48,8 @@ def purge(store: Store, deletions: Collection[int]) -> None:
             for message, parent in doomed:
                 store.run_all(sql.PURGE_MESSAGE, {"id": message, "parent": parent})
             store.run("DELETE FROM deletion WHERE id = ?", (deletion,))
+        # The index keeps the words of a deleted row until its segments are merged.
+        store.run("INSERT INTO search (search) VALUES ('optimize')")
 
-    store.attempt(write)
+    if deletions and store.attempt(write) and store.journal == "wal":
+        store.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old pages

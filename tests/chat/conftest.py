@@ -1,0 +1,24 @@
+"""A history on a disk of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat.history import History
+
+sys.path.insert(0, str(Path(__file__).parent))  # speakers.py
+
+
+@pytest.fixture
+def history_path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "history.db"
+
+
+@pytest.fixture
+def history(history_path: Path) -> Iterator[History]:
+    with History.open(history_path) as opened:
+        yield opened

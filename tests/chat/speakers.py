@@ -1,0 +1,90 @@
+"""An endpoint inside the test's own process: says what it was told to say, one character of the prompt a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from glmchat.chat.endpoint import Progress, Stop
+from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed
+from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
+
+
+class LocalSpeaker:
+    """Answers with `pieces`, one token each.
+
+    fail_after: raises `failure` after so many. counts: False if it has no /tokenize.
+    refuse_over: a server that refuses a longer request in its own words. Every request is kept in `asked`.
+    """
+
+    def __init__(
+        self,
+        *pieces: str,
+        seconds: float = 0.0,
+        finish: str = "stop",
+        fail_after: int | None = None,
+        failure: GlmchatError | None = None,
+        counts: bool = True,
+        is_local: bool = True,
+        refuse_over: int | None = None,
+        silent: bool = False,
+    ) -> None:
+        self.pieces = pieces or ("one ", "two")
+        self.seconds = seconds
+        self.finish = finish
+        self.fail_after = fail_after
+        self.failure = failure or EngineDied("the engine went away", hint="start it again")
+        self.counts = counts
+        self.is_local = is_local
+        self.refuse_over = refuse_over
+        self.silent = silent
+        self.asked: list[dict[str, Any]] = []
+        self.closed = 0
+
+    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
+        if not self.counts:
+            raise ServerFailed("no such address", hint="", code="server.not_found")
+        return [0] * count(text)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        continue_final: bool = False,
+        *,
+        continue_ids: Sequence[int] = (),
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]:
+        self.asked.append(
+            {
+                "messages": list(messages),
+                "sampling": sampling,
+                "adapters": adapters,
+                "continue_final": continue_final,
+                "continue_ids": tuple(continue_ids),
+            }
+        )
+        if self.refuse_over is not None and count(messages) > self.refuse_over:
+            raise ServerFailed("This model's maximum context length is exceeded", hint="", code="server.refused")
+        try:
+            yield Started("spoken-model", prompt_tokens=count(messages))
+            while self.silent and not (stop and stop.wanted):
+                time.sleep(0.01)
+            for number, piece in enumerate(() if self.silent else self.pieces):
+                if stop and stop.wanted:
+                    break
+                if number == self.fail_after:
+                    raise self.failure
+                time.sleep(self.seconds)
+                yield Piece(piece, (number,))
+            reason: Any = "cancelled" if stop and stop.wanted else self.finish
+            yield Finished(reason, completion_tokens=len(self.pieces), seed=7, facts={"kernel": "spoken"})
+        finally:
+            self.closed += 1
+
+
+def count(text: str | Sequence[Message]) -> int:
+    return len(text) if isinstance(text, str) else sum(len(m.content) for m in text)

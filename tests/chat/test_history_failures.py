@@ -1,0 +1,258 @@
+"""A bad disk costs the saving, never the conversation; a crash costs at most the last second."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat import database
+from glmchat.chat.history import History
+from glmchat.chat.owners import is_alive, this_process
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from glmchat.chat.history import History
+from glmchat.chat.session import ChatSession
+sys.path.insert(0, sys.argv[2])
+from speakers import LocalSpeaker
+from glmchat.core.messages import Piece
+history = History.open(Path(sys.argv[1]))
+session = ChatSession(history, LocalSpeaker(*(f"w{n} " for n in range(100000)), seconds=0.002))
+print("ready", flush=True)
+for event in session.ask("question"):
+    if isinstance(event, Piece):
+        print(f"{time.monotonic()} {event.text}", flush=True)
+"""
+
+
+def start_writer(path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-c", WRITER, str(path), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> tuple[float, list[tuple[float, str]]]:
+    """kill -9; returns when, and what had been said by then."""
+    process.send_signal(signal.SIGKILL)
+    died = time.monotonic()
+    assert process.stdout is not None
+    lines = [line.split(" ", 1) for line in process.stdout.read().splitlines() if line.endswith(" ")]
+    process.wait()
+    process.stdout.close()
+    return died, [(float(when), text) for when, text in lines]
+
+
+def test_kill_9_while_an_answer_streams_loses_at_most_the_last_second(history_path: Path) -> None:
+    for attempt in range(3):
+        process = start_writer(history_path)
+        time.sleep(random.uniform(0.3, 1.2))
+        died, said = kill(process)
+        with History.open(history_path) as history:
+            head = history.last()
+            assert head is not None
+            assert history.interrupted() == head
+            question, answer = history.load(head.id).path()
+            assert question.text == "question" and answer.state == "interrupted" and answer.owner is None
+            older = "".join(text for when, text in said if when < died - 1.0)
+            assert answer.text.startswith(older), attempt
+            assert len(answer.token_ids) == answer.text.count(" ")
+            assert answer.can_continue or not answer.text
+            assert history._store.rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_an_answer_that_another_living_window_streams_is_left_alone(history_path: Path) -> None:
+    process = start_writer(history_path)
+    try:
+        time.sleep(0.7)
+        with History.open(history_path) as history:
+            tree = history.load(1)
+            assert tree.path()[-1].state == "streaming" and history.interrupted() is None
+            owner = history.writer_elsewhere(tree)
+            assert owner is not None and f" {process.pid} " in owner
+            before = len(tree.path()[-1].text)
+            deadline = time.monotonic() + 10
+            while not history.refresh(tree) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert len(tree.path()[-1].text) > before  # it can be followed from here
+    finally:
+        kill(process)
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+    me = this_process()
+    assert is_alive(me) is True
+    machine, pid, start = me.split(" ")
+    assert is_alive(f"{machine} {pid} {start}9") is False
+    assert is_alive(f"{machine} 4194303 1") is False
+    assert is_alive(f"elsewhere/other {pid} {start}") is None
+    assert is_alive(f"{machine.partition('/')[0]}/an-earlier-boot {pid} {start}") is False
+    assert is_alive(None) is False and is_alive("rubbish") is False
+
+
+def limit_pages(history: History, pages: int) -> None:
+    """The real SQLITE_FULL: as if the disk had room for so many more pages."""
+    (count,) = history._store.rows("PRAGMA page_count")[0]
+    history._store.rows(f"PRAGMA max_page_count = {count + pages}")
+
+
+def test_a_full_disk_while_an_answer_streams_costs_only_the_saving(history: History, history_path: Path) -> None:
+    tree = history.new()
+    history.append(tree, "user", "question")
+    answer = history.begin_answer(tree)
+    history.add_piece(tree, answer, "begun ", (1,))
+    assert history.saved
+    limit_pages(history, 2)
+    big = "x" * 20_000
+    for number in range(3):
+        history.add_piece(tree, answer, big, (number,))
+    assert not history.saved and "full" in (history.problem or "")
+    history.finish_answer(tree, answer, "complete")
+    extra = history.append(tree, "user", "still talking")
+    assert [m.text for m in tree.path()] == ["question", "begun " + 3 * big, "still talking"]
+    limit_pages(history, 1000)  # somebody made room
+    history.append(tree, "assistant", "saved again")
+    assert history.saved
+    with History.open(history_path) as again:
+        found = again.load(tree.conversation.id)
+        assert found.messages == tree.messages
+        assert [h.message for h in again.search("still talking")] == [extra.id]
+        assert again._store.rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_conversation_begun_on_a_full_disk_is_saved_later(history: History, history_path: Path) -> None:
+    history._store.rows("PRAGMA query_only = ON")  # every write fails
+    tree = history.new()
+    history.append(tree, "user", "first")
+    history.append(tree, "assistant", "second")
+    assert not history.saved
+    history._store.rows("PRAGMA query_only = OFF")
+    history.append(tree, "user", "third")
+    assert history.saved
+    other = history.new()
+    history.append(other, "user", "a later one")
+    with History.open(history_path) as again:
+        assert [m.text for m in again.load(tree.conversation.id).path()] == ["first", "second", "third"]
+        assert [m.text for m in again.load(other.conversation.id).path()] == ["a later one"]
+
+
+def test_an_unwritable_home_is_told_and_the_chat_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    with History.open(blocked / "data" / "history.db") as history:
+        assert not history.saved and history.problem
+        tree = history.new()
+        history.append(tree, "user", "hello")
+        history.append(tree, "assistant", "hi")
+        assert [m.text for m in tree.path()] == ["hello", "hi"]
+        assert [c.title for c in history.conversations()] == ["hello"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_history_can_be_read(history: History, history_path: Path) -> None:
+    read_only(history, history_path)
+
+
+def test_a_history_that_cannot_be_opened_for_writing_can_be_read(
+    history: History, history_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(database, "_touch_private", refuse)
+    read_only(history, history_path)
+
+
+def read_only(history: History, history_path: Path) -> None:
+    tree = history.new()
+    history.append(tree, "user", "kept")
+    history.close()
+    history_path.chmod(0o400)
+    history_path.parent.chmod(0o500)
+    try:
+        with History.open(history_path) as again:
+            assert not again.saved and again.problem
+            found = again.load(tree.conversation.id)
+            again.append(found, "assistant", "not saved")
+            assert [m.text for m in found.path()] == ["kept", "not saved"]
+            assert again.search("kept")
+    finally:
+        history_path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "header"])
+def test_a_damaged_history_is_set_aside_and_a_new_one_begun(history: History, history_path: Path, damage: str) -> None:
+    tree = history.new()
+    for number in range(200):
+        history.append(tree, "user", f"message {number} " * 20)
+    history.close()
+    data = history_path.read_bytes()
+    spoilt = {"garbage": b"no database at all " * 500, "cut": data[: len(data) // 3], "header": b"X" * 50 + data[50:]}
+    history_path.write_bytes(spoilt[damage])
+    with History.open(history_path) as again:
+        assert again.saved and again.conversations() == []
+        assert again.note is not None and "corrupt-" in again.note
+        again.append(again.new(), "user", "a new beginning")
+    (aside,) = [p for p in history_path.parent.iterdir() if ".corrupt-" in p.name]
+    assert aside.read_bytes() == spoilt[damage]
+    with History.open(history_path) as third:
+        assert third.note is None and len(third.conversations()) == 1
+
+
+def test_damage_that_shows_in_the_middle_loses_nothing_of_the_open_conversation(history_path: Path) -> None:
+    with History.open(history_path) as history:
+        tree = history.new()
+        for number in range(300):
+            history.append(tree, "user", f"message {number} " * 30)
+        history._store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        size = history_path.stat().st_size
+        with history_path.open("r+b") as file:
+            file.seek(4096)
+            file.write(os.urandom(size - 4096))
+        history._store.rows("PRAGMA shrink_memory")
+        with sqlite3.connect(history_path) as other:  # makes the first connection drop its cached pages
+            other.execute("PRAGMA user_version")
+        for number in range(3):
+            history.append(tree, "user", f"after {number}")
+        assert len(tree.path()) == 303
+        if history.note is not None:  # noticed: everything open is in the new file
+            assert history.saved
+            assert len(history.load(tree.conversation.id).path()) == 303
+
+
+def test_wal_is_used_here_and_a_rollback_journal_on_a_network_disk(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert history.journal == "wal"
+    monkeypatch.setattr(database, "filesystem", lambda path: "nfs4")
+    with History.open(tmp_path / "nfs" / "history.db") as remote:
+        assert remote.journal == "delete"
+        tree = remote.new()
+        remote.append(tree, "user", "hello")
+        with History.open(tmp_path / "nfs" / "history.db") as second:
+            assert [m.text for m in second.load(tree.conversation.id).path()] == ["hello"]
+
+
+def test_a_lock_that_is_held_too_long_is_told_and_waited_out(
+    history: History, history_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history._store.rows("PRAGMA busy_timeout = 50")
+    tree = history.new()
+    history.append(tree, "user", "before")
+    with sqlite3.connect(history_path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        history.append(tree, "assistant", "meanwhile")
+        assert not history.saved and "locked" in (history.problem or "")
+        other.execute("ROLLBACK")
+    history.append(tree, "user", "after")
+    assert history.saved
+    assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "meanwhile", "after"]

@@ -1,0 +1,326 @@
+"""A turn: stored before it is asked, streamed, stopped, continued, branched, undone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+import pytest
+from speakers import LocalSpeaker
+
+from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
+from glmchat.chat.history import History
+from glmchat.chat.sampling_choice import SamplingRanks
+from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.core.errors import DoesNotFit, EngineDied, Usage
+from glmchat.core.messages import Finished, Message, Piece, Started
+
+
+def talk(events: Iterable[SessionEvent]) -> list[SessionEvent]:
+    return list(events)
+
+
+def said(session: ChatSession) -> list[tuple[str, str, str]]:
+    return [(m.role, m.text, m.state) for m in session.tree.path()]
+
+
+def test_an_answer_goes_from_question_to_done(history: History) -> None:
+    speaker = LocalSpeaker("Hel", "lo 你", "好")
+    session = ChatSession(history, speaker, identity=ModelIdentity("m", "rev", "int4"))
+    events = talk(session.ask("hi"))
+    assert [type(e) for e in events] == [Begun, Started, Piece, Piece, Piece, Finished, Done]
+    answer = events[-1].answer  # type: ignore[union-attr]
+    assert (answer.text, answer.state, answer.token_ids) == ("Hello 你好", "complete", (0, 1, 2))
+    assert answer.details["model"] == "m" and answer.details["seed"] == 7
+    assert answer.details["sampling"]["temperature"] == 0.95
+    assert history.load(session.tree.conversation.id).path()[1] == answer
+    talk(session.ask("again"))
+    assert speaker.asked[1]["messages"] == [
+        Message("user", "hi"), Message("assistant", "Hello 你好"), Message("user", "again")
+    ]  # fmt: skip
+
+
+def test_the_question_is_on_the_disk_before_the_model_is_asked(history: History) -> None:
+    seen: list[list[str]] = []
+
+    class Looking(LocalSpeaker):
+        def tokenize(self, text, *, continue_final=False):  # type: ignore[no-untyped-def]
+            seen.append([m.text for m in history.load(1).path()])
+            return super().tokenize(text, continue_final=continue_final)
+
+    talk(ChatSession(history, Looking(), identity=ModelIdentity(context=1000)).ask("remember me"))
+    assert seen[0][0] == "remember me"
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_stop_from_another_thread_ends_at_once_and_keeps_what_was_said(history: History, silent: bool) -> None:
+    speaker = LocalSpeaker(*["word "] * 1000, seconds=0.02, silent=silent)
+    session = ChatSession(history, speaker)
+    threading.Timer(0.2, session.stop).start()
+    began = time.monotonic()
+    events = talk(session.ask("go on"))
+    assert time.monotonic() - began < 5
+    finished = next(e for e in events if isinstance(e, Finished))
+    assert finished.finish_reason == "cancelled"
+    pieces = "".join(e.text for e in events if isinstance(e, Piece))
+    assert said(session)[-1] == ("assistant", pieces, "stopped")
+    assert not session.streaming
+    speaker.silent = False
+    speaker.pieces = ("fine",)
+    talk(session.ask("and now?"))  # the next turn is not stopped by the old stop
+    assert said(session)[-1] == ("assistant", "fine", "complete")
+
+
+def test_closing_the_generator_keeps_what_was_said(history: History) -> None:
+    speaker = LocalSpeaker("one ", "two ", "three", seconds=0.01)
+    session = ChatSession(history, speaker)
+    answer = session.ask("count")
+    for event in answer:
+        if isinstance(event, Piece):
+            break
+    answer.close()
+    assert said(session)[-1] == ("assistant", "one ", "stopped")
+    assert not session.streaming
+
+
+def test_a_dead_engine_keeps_the_answer_and_the_conversation_goes_on_with_another(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("a", "b", "c", fail_after=2))
+    with pytest.raises(EngineDied):
+        talk(session.ask("hello"))
+    assert said(session)[-1] == ("assistant", "ab", "failed")
+    assert session.tree.path()[-1].details["error"]["code"] == "engine.died"
+    speaker = LocalSpeaker("c")
+    session.reconnect(speaker, ModelIdentity("other"))
+    talk(session.continue_answer())
+    assert said(session)[-1] == ("assistant", "abc", "complete")
+    assert speaker.asked[0]["continue_final"] and speaker.asked[0]["continue_ids"] == (0, 1)
+    assert speaker.asked[0]["messages"][-1] == Message("assistant", "ab")
+    assert session.tree.path()[-1].details["spans"] == [0, 2]
+    assert history.conversations()[0].model == "other"
+
+
+def test_a_failed_question_is_merged_with_the_next(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker(fail_after=0))
+    with pytest.raises(EngineDied):
+        talk(session.ask("first"))
+    session.reconnect(speaker := LocalSpeaker())
+    talk(session.ask("second"))
+    assert speaker.asked[0]["messages"] == [Message("user", "first\n\nsecond")]
+
+
+def test_an_answer_cut_at_the_limit_says_so_and_can_be_continued(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("so", finish="length"))
+    talk(session.ask("long"))
+    assert said(session)[-1][2] == "cut"
+    session.reconnect(LocalSpeaker(" on"))
+    talk(session.continue_answer())
+    assert said(session)[-1] == ("assistant", "so on", "complete")
+    with pytest.raises(Usage):
+        talk(session.continue_answer())
+
+
+def test_regenerate_branches_with_a_changed_setting_for_that_answer_alone(history: History) -> None:
+    session = ChatSession(history, speaker := LocalSpeaker("first"))
+    talk(session.ask("q"))
+    speaker.pieces = ("second",)
+    talk(session.regenerate({"temperature": 0.0}))
+    assert speaker.asked[1]["sampling"].temperature == 0.0
+    assert session.sampling().sampling.temperature == 0.95
+    assert said(session) == [("user", "q", "complete"), ("assistant", "second", "complete")]
+    versions, at = session.branches(session.tree.path()[-1].id)
+    assert [v.text for v in versions] == ["first", "second"] and at == 1
+    session.switch(versions[0].id)
+    assert said(session)[-1][1] == "first"
+    talk(session.ask("next"))
+    session.switch(versions[1].id)
+    session.switch(versions[0].id)
+    assert [m.text for m in session.tree.path()] == ["q", "first", "next", "second"]  # as deep as it was left
+
+
+def test_an_edited_question_keeps_the_old_branch(history: History) -> None:
+    session = ChatSession(history, speaker := LocalSpeaker("a"))
+    talk(session.ask("one"))
+    talk(session.ask("two"))
+    first = session.tree.path()[0]
+    talk(session.edit(first.id, "uno"))
+    assert [m.text for m in session.tree.path()] == ["uno", "a"]
+    assert speaker.asked[-1]["messages"] == [Message("user", "uno")]
+    session.switch(first.id)
+    assert [m.text for m in session.tree.path()] == ["one", "a", "two", "a"]
+
+
+def test_undo_takes_back_the_last_turn_and_restore_brings_it_back(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("a"))
+    talk(session.ask("one"))
+    talk(session.ask("two"))
+    deletion = session.undo()
+    assert [m.text for m in session.tree.path()] == ["one", "a"]
+    session.restore(deletion)
+    assert [m.text for m in session.tree.path()] == ["one", "a", "two", "a"]
+    session.undo()
+    session.undo()
+    assert session.tree.path() == []
+    with pytest.raises(Usage):
+        session.undo()
+
+
+def test_deleting_a_question_takes_its_answer_and_deleting_an_answer_only_itself(history: History) -> None:
+    session = ChatSession(history, speaker := LocalSpeaker("a"))
+    talk(session.ask("one"))
+    talk(session.ask("two"))
+    one, _, _, last = session.tree.path()
+    session.delete(one.id)
+    assert [m.text for m in session.tree.path()] == ["two", "a"]
+    deletion = session.delete(last.id)
+    assert [m.text for m in session.tree.path()] == ["two"]
+    talk(session.regenerate())
+    assert [m.text for m in session.tree.path()] == ["two", "a"]
+    session.restore(deletion)
+    talk(session.ask("three"))
+    assert speaker.asked[-1]["messages"][0] == Message("user", "two")
+
+
+def test_clear_empties_the_context_and_keeps_the_settings(history: History) -> None:
+    session = ChatSession(history, speaker := LocalSpeaker("a"), system="Be kind.")
+    assert session.clear() is None
+    talk(session.ask("one"))
+    assert session.clear() is not None
+    assert session.clear() is None
+    talk(session.ask("two"))
+    assert speaker.asked[-1]["messages"] == [Message("system", "Be kind."), Message("user", "two")]
+    assert [m.text for m in session.tree.path() if not m.is_clear] == ["one", "a", "two", "a"]
+    assert session.new().path() == []
+    assert session.system_prompt == "Be kind."  # a flag holds for the whole run
+    assert len(history.conversations()) == 1
+
+
+def test_only_one_answer_at_a_time(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("a", "b", seconds=0.05))
+    running = session.ask("one")
+    next(running)
+    for act in (lambda: talk(session.ask("two")), session.undo, session.clear):
+        with pytest.raises(Usage) as wrong:
+            act()
+        assert wrong.value.code == "chat.busy"
+    talk(running)
+    talk(session.ask("two"))
+    assert len(session.tree.path()) == 4
+
+
+def test_settings_stay_with_the_conversation(history: History) -> None:
+    ranks = SamplingRanks({"flag": {"top_p": 0.5}, "config": {"temperature": 0.1}})
+    session = ChatSession(history, speaker := LocalSpeaker(), ranks=ranks)
+    assert session.sampling().origins["temperature"] == "config"
+    session.set("temp", "1.5")
+    session.set("top-p", "0.9")  # the later word of the same person
+    with pytest.raises(Usage):
+        session.set("temperature", "hot")
+    with pytest.raises(Usage):
+        session.set("temperature", "99")
+    with pytest.raises(Usage):
+        session.set("warmth", "1")
+    session.system("Answer in Chinese.")
+    session.use_adapters([("poet", 0.5)])
+    talk(session.ask("hello"))
+    assert speaker.asked[0]["sampling"].temperature == 1.5 and speaker.asked[0]["sampling"].top_p == 0.9
+    assert speaker.asked[0]["adapters"] == (("poet", 0.5),)
+    assert speaker.asked[0]["messages"][0] == Message("system", "Answer in Chinese.")
+    again = ChatSession(history, speaker, session.tree.conversation.id)
+    assert again.sampling().sampling.temperature == 1.5
+    assert again.sampling().origins["temperature"] == "conversation"
+    assert again.system_prompt == "Answer in Chinese." and again.adapters == (("poet", 0.5),)
+    again.reset("temp")
+    assert again.sampling().sampling.temperature == 0.95
+    flagged = ChatSession(history, speaker, again.tree.conversation.id, ranks=SamplingRanks({"flag": {"top_p": 0.1}}))
+    assert flagged.sampling().sampling.top_p == 0.1
+
+
+def test_a_server_that_was_chosen_by_adapter_name_keeps_its_adapter(history: History) -> None:
+    session = ChatSession(history, far := LocalSpeaker(is_local=False))
+    talk(session.ask("x"))
+    assert far.asked[0]["adapters"] is None
+    session.reconnect(near := LocalSpeaker())
+    talk(session.ask("y"))
+    assert near.asked[0]["adapters"] == ()
+
+
+def test_whole_messages_are_sent_as_they_are_and_kept(history: History) -> None:
+    given = [
+        Message("system", "S"),
+        Message("user", "a"),
+        Message("user", "b"),
+        Message("assistant", ""),
+        Message("user", "c"),
+    ]
+    session = ChatSession(history, speaker := LocalSpeaker("d"))
+    talk(session.ask_messages(given))
+    assert speaker.asked[0]["messages"] == given
+    assert [m.text for m in session.tree.path()] == ["S", "a", "b", "", "c", "d"]
+    small = ChatSession(history, LocalSpeaker(), identity=ModelIdentity(context=3))
+    with pytest.raises(DoesNotFit):
+        talk(small.ask_messages(given))
+
+
+def test_without_a_model_the_question_is_kept_and_told(history: History) -> None:
+    session = ChatSession(history, None)
+    with pytest.raises(Usage) as wrong:
+        talk(session.ask("anyone?"))
+    assert wrong.value.code == "chat.no_model"
+    assert session.tree.path()[0].text == "anyone?"
+    session.reconnect(LocalSpeaker("yes"))
+    talk(session.regenerate())
+    assert [m.text for m in session.tree.path()] == ["anyone?", "yes"]
+
+
+def test_the_line_of_what_the_model_no_longer_sees_is_told_when_it_moves(history: History) -> None:
+    session = ChatSession(
+        history, speaker := LocalSpeaker("a" * 30), identity=ModelIdentity(context=120), system="S" * 10
+    )
+    moved = []
+    for number in range(4):
+        moved.append([e for e in talk(session.ask(f"{number}" * 20)) if isinstance(e, Trimmed)])
+    assert moved[0] == [] and moved[1] == []
+    path = session.tree.path()
+    assert moved[2][0].unseen == (path[0].id, path[1].id)
+    assert moved[3][0].unseen == tuple(m.id for m in path[:4])
+    assert session.unseen == moved[3][0].unseen
+    sent = speaker.asked[-1]["messages"]
+    assert sent[0] == Message("system", "S" * 10) and sent[1] == Message("user", "2" * 20)
+    assert session.tree.path()[-1].details["seen_from"] == path[4].id
+    assert session.measure("x" * 20).unseen == tuple(m.id for m in path[:6])
+    session.clear()
+    assert session.unseen == ()
+
+
+def test_the_refuse_policy_refuses_and_the_conversation_can_drop(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("a" * 30), identity=ModelIdentity(context=100), context_policy="refuse")
+    talk(session.ask("q" * 40))
+    with pytest.raises(DoesNotFit) as wrong:
+        talk(session.ask("q" * 40))
+    assert wrong.value.exit == 4 and wrong.value.code == "context.exceeded"
+    session.set_context_policy("drop")
+    talk(session.regenerate())
+    assert session.tree.path()[-1].state == "complete"
+
+
+def test_a_server_that_cannot_count_is_believed_when_it_refuses(history: History) -> None:
+    server = LocalSpeaker("a" * 10, counts=False, is_local=False, refuse_over=70)
+    session = ChatSession(history, server, identity=ModelIdentity(context=None))
+    for number in range(5):
+        talk(session.ask(f"{number}" * 20))
+    assert session.tree.path()[-1].state == "complete"
+    assert sum(len(m.content) for m in server.asked[-1]["messages"]) <= 70
+    assert session.unseen
+    with pytest.raises(Exception, match="maximum context"):
+        talk(session.ask("x" * 100))  # alone it is too long: said, not guessed
+
+
+def test_reply_text_is_shown_cleaned_and_kept_raw(history: History) -> None:
+    session = ChatSession(
+        history, LocalSpeaker(" 你好,", "我是ChatGLM!"), identity=ModelIdentity("m", family="chatglm")
+    )
+    talk(session.ask("hi"))
+    answer = session.tree.path()[-1]
+    assert answer.text == " 你好,我是ChatGLM!"
+    assert session.shown_text(answer) == "你好，我是ChatGLM!"
