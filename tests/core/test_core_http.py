@@ -1,0 +1,196 @@
+"""Proxies in every form people write them, loopback never among them, and failures in one sentence."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from glmchat import __version__
+from glmchat.core.errors import NetworkFailed, Usage
+from glmchat.core.http import host_of, make_client, network_error
+from glmchat.core.proxies import ProxyRules, is_loopback, normal_proxy, without_password
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """A web server and, asked for an absolute address, an HTTP proxy: both answer with what they saw."""
+
+    def do_GET(self) -> None:
+        seen = f"{self.path} {self.headers.get('user-agent')} {self.headers.get('proxy-authorization')}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(seen)))
+        self.end_headers()
+        self.wfile.write(seen)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Socks(socketserver.BaseRequestHandler):
+    """Just enough of SOCKS5 (RFC 1928): reads where to, then answers as if it were that server."""
+
+    def handle(self) -> None:
+        self.request.recv(2 + self.request.recv(2, socket.MSG_PEEK)[1])
+        self.request.sendall(b"\x05\x00")
+        asked = self.request.recv(512)
+        self.request.sendall(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+        self.request.recv(4096)
+        body = b"socks to " + asked[5 : 5 + asked[4]] if asked[3] == 3 else b"socks"
+        self.request.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+        )
+
+
+def _served(server: socketserver.BaseServer) -> Iterator[int]:
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    yield from _served(ThreadingHTTPServer(("127.0.0.1", 0), _Echo))
+
+
+@pytest.fixture
+def socks() -> Iterator[int]:
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    yield from _served(Server(("127.0.0.1", 0), _Socks))
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    "form", ["http://127.0.0.1:{}", "127.0.0.1:{}", "'http://127.0.0.1:{}/'", "HTTP://127.0.0.1:{}"]
+)
+def test_an_http_proxy_is_used_for_hosts_elsewhere(web: int, name: str, form: str) -> None:
+    with make_client(environ={name: form.format(web)}) as client:
+        assert client.get("http://example.invalid/x").text.startswith("http://example.invalid/x ")
+
+
+@pytest.mark.parametrize(
+    "form", ["socks5://127.0.0.1:{}", "socks://127.0.0.1:{}/", "socks5h://127.0.0.1:{}", "SOCKS://127.0.0.1:{}"]
+)
+def test_a_socks_proxy_is_used_also_as_gnome_writes_it(socks: int, form: str) -> None:
+    with make_client(environ={"ALL_PROXY": form.format(socks)}) as client:
+        assert client.get("http://example.invalid/").text == "socks to example.invalid"
+
+
+def test_a_socks_proxy_without_a_scheme_is_one(socks: int) -> None:
+    with make_client(environ={"SOCKS_PROXY": f"127.0.0.1:{socks}"}) as client:
+        assert client.get("http://example.invalid/").text.startswith("socks")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.8.9.10", "0.0.0.0"])
+def test_loopback_never_goes_through_a_proxy(host: str) -> None:
+    rules = ProxyRules.from_environment({"HTTP_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "nonsense proxy"})
+    assert is_loopback(host) and rules.choose("http", host) is None
+
+
+def test_a_local_server_answers_although_the_proxy_is_dead_or_nonsense(web: int) -> None:
+    for value in ("http://127.0.0.1:1", "::::", "gopher://x"):
+        with make_client(f"http://127.0.0.1:{web}", environ={"HTTP_PROXY": value, "ALL_PROXY": value}) as client:
+            assert client.get("/here").text.startswith("/here ")
+
+
+def test_a_unix_socket_answers_although_a_proxy_is_set(tmp_path: Path) -> None:
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+        def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+            return super().get_request()[0], ("unix", 0)
+
+    path = tmp_path / "s"
+    server = Server(str(path), _Echo)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    with make_client(uds=str(path), environ={"ALL_PROXY": "http://127.0.0.1:1"}) as client:
+        assert client.get("/v1/models").text.startswith("/v1/models ")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "direct"),
+    [
+        ("*", "anything.example", True),
+        ("example.com", "example.com", True),
+        ("example.com", "www.example.com", True),
+        (".example.com", "www.example.com", True),
+        ("*.example.com", "www.example.com", True),
+        ("example.com", "notexample.com", False),
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.1.2.3", False),
+        ("fd00::/8", "[fd12::1]", True),
+        ("example.com:8080", "example.com", False),
+        ("example.com:80", "example.com", True),
+        ("other.org, EXAMPLE.com", "Example.COM", True),
+        ("", "example.com", False),
+    ],
+)
+def test_no_proxy_means_what_curl_means(entry: str, host: str, direct: bool) -> None:
+    rules = ProxyRules.from_environment({"HTTP_PROXY": "http://proxy.example:1", "NO_PROXY": entry})
+    assert (rules.choose("http", host) is None) is direct
+
+
+def test_lower_case_wins_and_an_empty_value_switches_off() -> None:
+    both = {"https_proxy": "http://low:1", "HTTPS_PROXY": "http://up:1"}
+    assert ProxyRules.from_environment(both).choose("https", "a.example") == "http://low:1"
+    assert ProxyRules.from_environment(both | {"https_proxy": ""}).choose("https", "a.example") is None
+
+
+def test_in_a_cgi_process_a_request_header_is_no_proxy() -> None:
+    rules = ProxyRules.from_environment({"HTTP_PROXY": "http://evil:1", "REQUEST_METHOD": "GET"})
+    assert rules.choose("http", "a.example") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["http://a b", "http://:80", "http://h:99999", "http://h:port", "http://[::1", "ftp://h:1", "http://", "a,b:1"],
+)
+def test_a_broken_proxy_is_one_clear_error_when_it_is_needed(value: str) -> None:
+    with make_client(environ={"ALL_PROXY": value}) as client, pytest.raises(Usage) as caught:
+        client.get("http://example.invalid/")
+    assert "ALL_PROXY" in caught.value.message and caught.value.exit == 2 and "\n" not in caught.value.message
+
+
+def test_a_proxys_password_is_sent_and_never_shown(web: int) -> None:
+    with make_client(environ={"HTTP_PROXY": f"http://me:pa55@127.0.0.1:{web}"}) as client:
+        assert "Basic bWU6cGE1NQ==" in client.get("http://example.invalid/").text
+    with pytest.raises(Usage) as caught:
+        normal_proxy("http://me:pa55@host:port", "HTTP_PROXY")
+    assert "pa55" not in caught.value.message + caught.value.hint
+    assert without_password("http://me:pa55@host/x@y") == "http://***@host/x@y"
+
+
+def test_the_user_agent_names_glmchat(web: int) -> None:
+    with make_client(f"http://127.0.0.1:{web}") as client:
+        assert f"glmchat/{__version__}" in client.get("/").text
+
+
+def test_failures_name_the_host_and_keep_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://me:pa55@127.0.0.1:{closed.getsockname()[1]}/x?signature=secret"
+        with make_client(timeout=1.0) as client, pytest.raises(httpx2.HTTPError) as caught:
+            client.get(url)
+    error = network_error(caught.value, url)
+    assert isinstance(error, NetworkFailed) and host_of(url) in error.message and error.hint
+    assert "pa55" not in error.message and "secret" not in error.message
+    monkeypatch.setenv("ALL_PROXY", "http://me:pa55@proxy.example:3128")
+    error = network_error(httpx2.ConnectError("refused"), "https://example.org/x")
+    assert "proxy.example:3128" in error.message and "pa55" not in error.message and "PROXY" in error.hint
+
+
+def test_importing_it_loads_no_http_library() -> None:
+    code = "import sys, glmchat.core.http; sys.exit('httpx2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], cwd="/", check=False).returncode == 0
