@@ -154,7 +154,8 @@ class ChatScreen(Commanding):
                 )
             )
             text.append("\n", p.quiet)
-        text.append(tr("sent when the answer has ended · ↑ takes it back"), p.faded)
+        when = tr("sent when the answer has ended") if self.ready else tr("sent when the model is ready")
+        text.append(f"{when} · {tr('↑ takes it back')}", p.faded)
         box.update(text)
 
     def set_theme(self, name: str) -> None:

@@ -299,9 +299,9 @@ class Conversing(Screen[None]):
                 self._begun(question, answer)
             case Progress(waiting, done, total):
                 if waiting:
-                    self._report(Loading("waiting", 0.0))
+                    self.status.show(activity=self._stage("waiting"), progress=None)
                 elif total:
-                    self._report(Loading("prefill", (done or 0) / total))
+                    self.status.show(activity=self._stage("prefill"), progress=(done or 0) / total)
             case Started(_, _, prompt_tokens):
                 if prompt_tokens is not None:
                     self.status.show(used=prompt_tokens)

@@ -54,7 +54,7 @@ class ModelScreen(ModalScreen[Installed | None]):
 
 
 def _row(row: Installed, current: bool, p: Palette) -> Text:
-    text = Text("● " if current else "  ", p.accented)
+    text = Text.assemble(("● " if current else "  ", p.accented))
     text.append(one_line(row.name, 44), p.strong if current else p.body)
     facts = [
         f

@@ -87,7 +87,7 @@ class SamplingScreen(ModalScreen[None]):
     def _explain(self, name: str, problem: str = "") -> None:
         p: Palette = self.app.palette  # type: ignore[attr-defined]
         reach, what = EXPLAINED[name]
-        text = Text(problem or tr(what), p.style(p.error) if problem else p.body)
+        text = Text.assemble((problem or tr(what), p.style(p.error) if problem else p.body))
         text.append("\n" + tr("range: {range}", range=tr(reach)), p.quiet)
         self.query_one("#explained", Static).update(text)
 

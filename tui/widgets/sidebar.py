@@ -122,14 +122,14 @@ class Sidebar(Vertical):
     def _row(self, c: Conversation, now: float) -> Text:
         p = self.palette
         sign = "● " if c.id == self.open_id else "★ " if c.pinned else "  "
-        text = Text(sign, p.accented if c.id == self.open_id else p.style(p.user))
+        text = Text.assemble((sign, p.accented if c.id == self.open_id else p.style(p.user)))
         text.append(one_line(c.title or tr("untitled"), 60), p.strong if c.id == self.open_id else p.body)
         text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
         return text
 
     def _hit(self, title: str, snippet: str, spans: tuple[tuple[int, int], ...]) -> Text:
         p = self.palette
-        text = Text(one_line(title or tr("untitled"), 60) + "\n", p.strong)
+        text = Text.assemble((one_line(title or tr("untitled"), 60) + "\n", p.strong))
         plain = snippet.replace("\n", " ")
         at = 0
         for start, end in spans:

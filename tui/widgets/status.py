@@ -63,7 +63,7 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     if f.lost:
         left.append((0, Text(tr("engine stopped · F5 starts it again"), p.style(p.error, bold=True))))
     elif f.activity:
-        line = Text(f.activity, p.accented)
+        line = Text.assemble((f.activity, p.accented))
         if f.progress is not None:
             line.append(" ")
             line.append_text(bar(f.progress, palette))

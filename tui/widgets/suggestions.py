@@ -57,7 +57,7 @@ class Suggestions(Widget):
         column = min(widest + 2, max(12, self.size.width // 2))
         for index, command in enumerate(shown, self._first):
             on = index == self.at
-            row = Text("▸ " if on else "  ", p.accented)
+            row = Text.assemble(("▸ " if on else "  ", p.accented))
             row.append(f"/{command.name}", p.accented if on else p.body)
             if command.argument:
                 row.append(f" {command.argument}", p.quiet)
