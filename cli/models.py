@@ -214,6 +214,8 @@ def alias(
 ) -> None:
     """Give a model a name of your own; without arguments list the names."""
     from glmchat.hub import aliases
+    from glmchat.hub.installed import find_installed
+    from glmchat.hub.references import parse
 
     if name is None:
         known = aliases.load()
@@ -229,6 +231,7 @@ def alias(
     elif target is None:
         raise Usage(tr("what should {name} mean?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target")
     else:
+        find_installed(parse(target), incomplete=True)  # a name that nobody knows is refused, one not here is fine
         meant = aliases.set_alias(name, target)
         output.say(tr("{name} now means {target}", name=name, target=str(meant)))
 

@@ -1,0 +1,300 @@
+"""What is kept, named and taken away: rm, prune, add, alias, lock, quantised copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_helpers import (
+    COMMIT_A,
+    COMMIT_B,
+    CONFIG,
+    glmchat,
+    hub_entry,
+    last_json,
+    put_into_cache,
+    sha256,
+    user_catalogue,
+)
+from loopback_hub import LoopbackHub, Synthetic
+
+from glmchat.core import locations
+from glmchat.hub import installed, manifests, store
+from glmchat.hub.references import parse
+
+WEIGHTS = Synthetic(1_000_000, 7)
+
+
+@pytest.fixture
+def hub(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    return loopback_hub
+
+
+def pulled(hub: LoopbackHub, capsys: Any, repo: str = "tiny/model", config: bytes = CONFIG) -> str:
+    commit = hub.add(repo, {"config.json": config, "model.safetensors": WEIGHTS})
+    assert glmchat(capsys, "pull", f"{repo}@{commit}")[0] == 0
+    return commit
+
+
+def test_rm_never_breaks_another_revision(hub: LoopbackHub, capsys: Any) -> None:
+    first, second = pulled(hub, capsys), pulled(hub, capsys, config=b'{"model_type": "llama", "v": 2}')
+    code, out, _ = glmchat(capsys, "rm", f"tiny/model@{first[:10]}", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["bytes_freed"] == len(CONFIG)  # the weights belong to the other revision too
+    assert glmchat(capsys, "rm", f"tiny/model@{first[:10]}", "--yes")[0] == 0
+    assert not store.snapshot("tiny/model", first).exists()
+    assert glmchat(capsys, "verify", f"tiny/model@{second[:10]}")[0] == 0
+    assert [r.revision for r in installed.list_installed()] == [second]
+
+
+def test_rm_of_one_name_leaves_the_same_commit_of_a_renamed_copy(hub: LoopbackHub, capsys: Any) -> None:
+    files = {"config.json": CONFIG, "model.safetensors": b"w" * 100}
+    put_into_cache("old/name", COMMIT_A, files)
+    put_into_cache("new/name", COMMIT_A, files)
+    assert glmchat(capsys, "rm", "old/name", "-y")[0] == 0
+    assert [r.repo for r in installed.list_installed()] == ["new/name"]
+
+
+def test_rm_asks_and_without_a_terminal_that_is_an_error(hub: LoopbackHub, capsys: Any) -> None:
+    pulled(hub, capsys)
+    code, out, _ = glmchat(capsys, "rm", "tiny/model", "--json")
+    assert code == 2
+    assert last_json(out)["code"] == "question.no_terminal"
+    assert installed.find_installed(parse("tiny/model")) is not None
+
+
+def test_a_half_download_can_be_removed(hub: LoopbackHub, capsys: Any) -> None:
+    hub.add("tiny/model", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
+    hub.fault("model.safetensors", status=404, times=None)
+    assert glmchat(capsys, "pull", "tiny/model")[0] == 1
+    half = store.partial("tiny/model", hub.file("tiny/model", "model.safetensors").sha256)
+    half.write_bytes(b"x" * 1000)
+    assert [r.complete for r in installed.list_installed()] == [False]
+    code, out, _ = glmchat(capsys, "rm", "tiny/model", "--yes", "--json")
+    assert code == 0
+    assert last_json(out)["bytes_freed"] >= 1000
+    assert not half.exists()
+    assert installed.list_installed() == []
+    assert manifests.read_all() == []
+
+
+def test_rm_mends_a_repository_with_a_dead_link_on_its_way(hub: LoopbackHub, capsys: Any) -> None:
+    """A link without its blob makes huggingface_hub's scan skip the repository; rm must still get rid of it."""
+    commit = pulled(hub, capsys)
+    (store.snapshot("tiny/model", commit) / "model.safetensors").resolve().unlink()
+    assert [r.complete for r in installed.list_installed()] == [False]
+    assert glmchat(capsys, "rm", "tiny/model", "--yes")[0] == 0
+    assert not store.snapshot("tiny/model", commit).exists()
+    assert installed.list_installed() == []
+
+
+def test_a_manifest_without_its_blobs_counts_as_not_installed(hub: LoopbackHub, capsys: Any) -> None:
+    import shutil
+
+    pulled(hub, capsys)
+    shutil.rmtree(store.repo_folder("tiny/model"))
+    assert installed.list_installed() == []
+    code, _, err = glmchat(capsys, "show", "tiny/model")
+    assert code == 1
+    assert "glmchat pull tiny/model" in err
+    assert glmchat(capsys, "prune", "--yes")[0] == 0
+    assert manifests.read_all() == []
+
+
+def test_prune_takes_what_nothing_refers_to_and_nothing_else(hub: LoopbackHub, capsys: Any) -> None:
+    pulled(hub, capsys)
+    blobs = store.repo_folder("tiny/model") / "blobs"
+    (blobs / f"{'1' * 64}{store.PARTIAL}").write_bytes(b"h" * 500)
+    (blobs / ("2" * 64)).write_bytes(b"l" * 300)
+    (blobs / f"{'3' * 64}.incomplete").write_bytes(b"f" * 200)
+    old = time.time() - 7200
+    os.utime(blobs / ("2" * 64), (old, old))
+    (locations.manifests_dir() / "broken.json").write_text("{")
+    code, out, _ = glmchat(capsys, "prune", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["bytes_freed"] == 800  # the young partial of another tool may still be growing
+    assert glmchat(capsys, "prune", "--yes")[0] == 0
+    assert not (locations.manifests_dir() / "broken.json").exists()
+    assert (blobs / f"{'3' * 64}.incomplete").exists()
+    assert glmchat(capsys, "verify", "tiny/model")[0] == 0
+    assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
+
+
+def test_prune_leaves_a_running_pull_alone(hub: LoopbackHub, capsys: Any) -> None:
+    from filelock import FileLock
+
+    half = store.partial("tiny/model", "1" * 64)
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"h" * 500)
+    lock = store.lock_path("tiny/model", "1" * 64)
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
+    assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["bytes_freed"] == 500
+
+
+def model_folder(path: Path, weights: bytes = b"w" * 100) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes(CONFIG)
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def test_add_registers_a_folder_without_copying_and_rm_only_forgets_it(tmp_path: Path, capsys: Any) -> None:
+    folder = model_folder(tmp_path / "我的 模型")
+    code, out, _ = glmchat(capsys, "add", str(folder), "--name", "mine", "--json")
+    assert code == 0
+    assert json.loads(out)["path"] == str(folder)
+    row = installed.find_installed(parse("mine"))
+    assert row is not None and row.path == folder and row.complete
+    assert installed.last_used() == row
+    code, _, err = glmchat(capsys, "rm", "mine", "--yes")
+    assert code == 0
+    assert "stays" in err
+    assert (folder / "model.safetensors").exists()
+    assert installed.list_installed() == []
+
+
+def test_add_recognises_a_known_revision_by_its_bytes(tmp_path: Path, capsys: Any) -> None:
+    folder = model_folder(tmp_path / "m")
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    user_catalogue(hub_entry("known", "me/known", COMMIT_A, files))
+    code, _, err = glmchat(capsys, "add", str(folder))
+    assert code == 0
+    assert f"me/known at {COMMIT_A}" in err
+    row = installed.find_installed(parse("known"))
+    assert row is not None and row.path == folder and row.revision == COMMIT_A
+
+
+def test_add_refuses_what_is_no_model_and_a_name_that_is_taken(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = glmchat(capsys, "add", str(tmp_path / "empty"))
+    assert code == 2
+    assert "holds no model" in err
+    assert glmchat(capsys, "add", str(tmp_path / "nowhere"))[0] == 2
+    assert glmchat(capsys, "add", str(model_folder(tmp_path / "a")), "--name", "mine")[0] == 0
+    code, _, err = glmchat(capsys, "add", str(model_folder(tmp_path / "b")), "--name", "mine")
+    assert code == 2
+    assert "already" in err
+
+
+def test_add_names_the_pointer_files_of_a_clone_without_lfs(tmp_path: Path, capsys: Any) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'5' * 64}\nsize 2706249\n".encode()
+    folder = model_folder(tmp_path / "clone", pointer)
+    code, _, err = glmchat(capsys, "add", str(folder))
+    assert code == 3
+    assert "model.safetensors" in err and "2706249" in err and "--into" in err
+
+
+def test_an_alias_stands_for_its_model_and_keeps_a_revision_given_with_it(hub: LoopbackHub, capsys: Any) -> None:
+    commit = pulled(hub, capsys)
+    assert glmchat(capsys, "alias", "我的", "tiny/model")[0] == 0
+    assert glmchat(capsys, "alias", "mine", "我的")[0] == 0
+    row = installed.find_installed(parse(f"mine@{commit[:8]}"))
+    assert row is not None and row.revision == commit
+    assert json.loads(glmchat(capsys, "alias", "--json")[1]) == {"我的": "tiny/model", "mine": "tiny/model"}
+    assert "mine" in installed.complete_names("mi")
+    assert glmchat(capsys, "alias", "self", "self")[0] == 2
+    assert glmchat(capsys, "alias", "lost", "smollm3")[0] == 2
+    assert glmchat(capsys, "alias", "a/b", "tiny/model")[0] == 2
+    assert glmchat(capsys, "alias", "mine", "--remove")[0] == 0
+    assert glmchat(capsys, "show", "mine")[0] == 2
+
+
+def test_a_lock_file_brings_the_same_bytes_elsewhere(
+    hub: LoopbackHub, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = pulled(hub, capsys)
+    code, out, _ = glmchat(capsys, "lock")
+    assert code == 0
+    file = tmp_path / "glmchat.lock"
+    file.write_text(out)
+    monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "elsewhere-hf"))
+    hub.add("tiny/model", {"config.json": b"{}", "model.safetensors": b"later"})  # main has moved on
+    asked = len([r for r in hub.requests if "/api/" in r.path])
+    assert glmchat(capsys, "pull", "--locked", str(file))[0] == 0
+    row = installed.find_installed(parse(f"tiny/model@{commit[:10]}"))
+    assert row is not None and row.revision == commit
+    assert glmchat(capsys, "lock")[1] == out
+    assert len([r for r in hub.requests if "/api/" in r.path]) == asked  # the lock knows; no hub decides
+    assert store.ref("tiny/model", "main") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda d: d["models"][0]["files"][0].update(path="../../x"), 3),
+        (lambda d: d["models"][0]["files"][0].update(sha256="zz"), 3),
+        (lambda d: d["models"][0]["source"].update(revision="main"), 3),
+        (lambda d: d["models"][0]["source"].update(repo="../../x/y"), 2),
+        (lambda d: d.update(format=9), 3),
+        (lambda d: d["models"].append({}), 3),
+    ],
+)
+def test_a_lock_file_that_was_tampered_with_is_refused(
+    change: Any, code: int, hub: LoopbackHub, capsys: Any, tmp_path: Path
+) -> None:
+    pulled(hub, capsys)
+    data = json.loads(glmchat(capsys, "lock")[1])
+    change(data)
+    (tmp_path / "l").write_text(json.dumps(data))
+    got, _, err = glmchat(capsys, "pull", "--locked", str(tmp_path / "l"))
+    assert got == code, err
+    assert err.count("\n") <= 3
+
+
+def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_base(
+    hub: LoopbackHub, capsys: Any
+) -> None:
+    commit = pulled(hub, capsys)
+    folder = locations.models_dir() / "tiny--model-int4"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"q" * 50)
+    record = {
+        "format": 1, "kind": "quantized", "name": "tiny/model:int4", "base": "tiny/model", "repo": "tiny/model",
+        "revision": commit, "family": "llama", "quant": "int4-g32", "date": "",
+        "files": [{"path": "model.safetensors", "size": 50, "sha256": sha256(b"q" * 50)}],
+    }  # fmt: skip
+    (folder / "glmchat.json").write_text(json.dumps(record))
+    rows = {r["kind"]: r for r in json.loads(glmchat(capsys, "list", "--json")[1])}
+    assert rows["quantized"]["quant"] == "int4-g32"
+    assert rows["quantized"]["base"] == "tiny/model"
+    assert rows["quantized"]["complete"] is True
+    found = installed.find_installed(parse("tiny/model:int4"))
+    assert found is not None and found.path == folder
+    assert installed.find_installed(parse("tiny/model:int8")) is None
+    base = installed.find_installed(parse("tiny/model"))
+    assert base is not None and base.kind == "model"
+    assert glmchat(capsys, "verify", "tiny/model:int4")[0] == 0
+    code, _, err = glmchat(capsys, "rm", f"tiny/model@{commit[:12]}", "--yes")
+    assert code == 0
+    assert "stays" in err
+    assert installed.find_installed(parse("tiny/model:int4")) is not None
+    assert glmchat(capsys, "rm", "tiny/model:int4", "--yes")[0] == 0
+    assert not folder.exists()
+
+
+def test_show_tells_files_hosts_memory_and_licence(hub: LoopbackHub, capsys: Any) -> None:
+    pulled(hub, capsys)
+    code, out, _ = glmchat(capsys, "show", "tiny/model", "--json")
+    assert code == 0
+    shown = json.loads(out)
+    row = {"name", "kind", "repo", "revision", "family", "quant", "path", "size_bytes", "complete", "base"}
+    assert row | {"files", "memory", "licence"} == set(shown)
+    assert {f["host"] for f in shown["files"]} == {hub.url.removeprefix("http://")}
+    assert shown["memory"]["none"] == 1_000_000
+    assert shown["memory"]["int4"] < shown["memory"]["int8"] < shown["memory"]["none"]
+
+
+def test_folders_are_private(hub: LoopbackHub, capsys: Any) -> None:
+    pulled(hub, capsys)
+    for folder in (locations.data_dir(), locations.manifests_dir(), locations.state_dir()):
+        assert folder.stat().st_mode & 0o077 == 0, folder
+    assert manifests.read_all()[0].file.stat().st_mode & 0o077 == 0
+    put_into_cache("x/y", COMMIT_B, {"config.json": CONFIG})
