@@ -18,7 +18,8 @@ LAST_HEAD = (
 )
 WRITE_HEAD = (
     f"INSERT INTO conversation ({_HEAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-    " title = excluded.title, renamed = excluded.renamed, model = excluded.model, updated = excluded.updated,"
+    " title = excluded.title, renamed = excluded.renamed, model = excluded.model, created = excluded.created,"
+    " updated = excluded.updated,"
     " sequence = excluded.sequence, pinned = excluded.pinned, settings = excluded.settings, draft = excluded.draft,"
     " leaf = excluded.leaf"
 )

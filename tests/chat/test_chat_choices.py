@@ -1,0 +1,186 @@
+"""Which sampling values hold, which model runs, and what fits into the context."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat import context
+from glmchat.chat.cleaning import StreamCleaner, shown
+from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.model_choice import launch_installed, locate, wanted_model
+from glmchat.chat.records import StoredMessage
+from glmchat.chat.sampling_choice import ORDER, choose_sampling, generation_config, ranks_for_launch
+from glmchat.core import locations
+from glmchat.core.errors import DoesNotFit, NotInstalled, ServerFailed, UnknownModel, Usage
+from glmchat.core.messages import Message
+from glmchat.core.settings import Settings, load_settings
+from glmchat.hub import installed
+
+
+def test_the_higher_rank_decides_each_field_alone() -> None:
+    asked = {origin: {"temperature": 0.1 * (n + 1)} for n, origin in enumerate(ORDER) if origin != "default"}
+    for origin in ORDER[:-1]:
+        chosen = choose_sampling(asked)
+        assert chosen.origins["temperature"] == origin
+        assert chosen.sampling.temperature == asked[origin]["temperature"]
+        del asked[origin]
+    assert choose_sampling(asked).origins["temperature"] == "default"
+    mixed = choose_sampling({"flag": {"top_p": 0.3}, "catalogue": {"temperature": 0.6, "top_p": 0.9}})
+    assert (mixed.sampling.top_p, mixed.sampling.temperature) == (0.3, 0.6)
+    assert mixed.origins["top_k"] == "default"
+
+
+def test_a_set_back_to_none_beats_a_lower_rank() -> None:
+    assert choose_sampling({"set": {"seed": None}, "config": {"seed": 5}}).sampling.seed is None
+
+
+def test_a_value_of_the_wrong_kind_names_who_gave_it() -> None:
+    with pytest.raises(Usage, match="catalogue"):
+        choose_sampling({"catalogue": {"temperature": "warm"}})
+    with pytest.raises(Usage):
+        choose_sampling({"catalogue": {"temperature": 99.0}})
+
+
+def test_the_ranks_below_a_conversation_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locations.config_file().parent.mkdir(parents=True)
+    locations.config_file().write_text("[sampling]\ntemp = 0.2\ntop_p = 0.3\nmin_p = 0.1\n")
+    monkeypatch.setenv("GLMCHAT_TOP_P", "0.4")
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"top_k": 7, "temperature": 0.9, "min_p": "x", "do_sample": False, "repetition_penalty": -1})
+    )
+    chosen = ranks_for_launch({"seed": 1}, catalogue={"repetition_penalty": 1.1}, folder=tmp_path).choose()
+    assert chosen.origins | {"stop": "default"} == {
+        "temperature": "config", "top_k": "generation_config", "top_p": "environment", "min_p": "config",
+        "repetition_penalty": "catalogue", "seed": "flag", "max_tokens": "default", "stop": "default",
+        "ignore_eos": "default",
+    }  # fmt: skip
+    assert chosen.sampling.top_k == 7 and chosen.sampling.top_p == 0.4 and chosen.sampling.temperature == 0.2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"temperature": true}', '{"top_p": 1e999}', "[" * 99_999])
+def test_a_broken_generation_config_says_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    assert generation_config(tmp_path) == {}
+    assert generation_config(None) == {}
+
+
+def test_the_model_is_named_by_the_first_who_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain = Settings()
+    assert wanted_model(None, plain) is None
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF")
+    row, bits = locate(str(gguf))
+    assert bits is None and row.path == gguf
+    config = Settings(default_model="from-config")
+    for settings, name, spoken, expected in [
+        (config, "given", "spoken", ("given", "argument")),
+        (config, None, "spoken", ("spoken", "conversation")),
+        (config, None, None, ("from-config", "config")),
+    ]:
+        found = wanted_model(name, settings, conversation=spoken, environ={})
+        assert found is not None and (found.text, found.origin) == expected
+    monkeypatch.setenv("GLMCHAT_MODEL", "from-env")
+    found = wanted_model(None, load_settings())
+    assert found is not None and (found.text, found.origin) == ("from-env", "GLMCHAT_MODEL")
+
+
+def test_a_known_model_that_is_not_here_names_the_line_to_type() -> None:
+    with pytest.raises(NotInstalled) as missing:
+        locate("smollm2")
+    assert missing.value.hint == "glmchat pull smollm2" and missing.value.exit == 1
+    with pytest.raises(UnknownModel) as unknown:
+        locate("smolm2")
+    assert "smollm2" in unknown.value.hint and unknown.value.exit == 2
+    with pytest.raises(Usage):
+        locate("smollm2:int4", quant=8)
+    with pytest.raises(Usage):
+        locate("./nowhere")
+
+
+def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    row, bits = locate(str(tmp_path), quant=4)
+    launch = launch_installed(LaunchOptions(), row, bits)
+    assert (launch.folder, launch.quant, launch.quant_label, launch.family) == (tmp_path, 4, "int4", "llama")
+    row, bits = locate(str(tmp_path))
+    assert launch_installed(LaunchOptions(), row, bits).quant is None
+    installed.remember(row)
+
+
+def stored(*texts: str) -> list[StoredMessage]:
+    return [StoredMessage(n, 1, n - 1 or None, "user" if n % 2 else "assistant", t) for n, t in enumerate(texts, 1)]
+
+
+def letters(messages: object) -> int:
+    return sum(len(m.content) for m in messages)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+def test_as_few_turns_as_possible_are_dropped_oldest_first(turns: int) -> None:
+    messages = stored(*["x" * 10] * (2 * turns - 1))
+    request = context.fit("S" * 5, messages, letters, 100, max_tokens=25)
+    assert request.tokens is not None and request.tokens <= 75
+    assert request.messages[0] == Message("system", "S" * 5) and request.messages[-1].content == "x" * 10
+    assert len(request.unseen) % 2 == 0 and request.unseen == tuple(range(1, len(request.unseen) + 1))
+    if request.unseen:
+        assert request.tokens + 20 > 75  # one turn more would not have fitted
+
+
+def test_one_turn_that_does_not_fit_is_refused_by_every_policy() -> None:
+    for policy in ("drop", "refuse"):
+        with pytest.raises(DoesNotFit) as wrong:
+            context.fit(None, stored("x" * 100), letters, 100, policy=policy)
+        assert wrong.value.exit == 4
+    assert context.fit(None, stored("x" * 99), letters, 100).tokens == 99  # little room is room
+
+
+def test_nothing_is_dropped_by_guess() -> None:
+    request = context.fit(None, stored(*["x" * 1000] * 9), lambda _: None, 100)
+    assert request.unseen == () and len(request.messages) == 9 and request.room is None
+
+
+def test_imported_system_messages_are_never_dropped() -> None:
+    messages = [StoredMessage(0, 1, None, "system", "from the import"), *stored(*["x" * 30] * 5)]
+    request = context.fit("own", messages, letters, 120, max_tokens=10)
+    assert request.messages[0] == Message("system", "own\n\nfrom the import") and request.unseen
+
+
+@pytest.mark.parametrize(
+    ("message", "overflow"),
+    [
+        ("This model's maximum context length is 4096 tokens. However, you requested 5000", True),
+        ("the request exceeds the available context size, try increasing it", True),
+        ("Requested tokens (600) exceed context window of 512", True),
+        ("the server refuses the key", False),
+    ],
+)
+def test_servers_words_for_too_long_are_understood(message: str, overflow: bool) -> None:
+    assert context.is_overflow(ServerFailed(message, hint="")) is overflow
+
+
+CHATGLM = [
+    (" 你好,世界! ", "你好，世界！"),
+    ("中,,文", "中，，文"),
+    ("!!中!!", "!！中！!"),
+    ("Hi, there: [[训练时间]]年; ok?", "Hi, there: 2023年年； ok?"),
+    ("a[b[[c训练", "a[b[[c训练"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("raw", "clean"), CHATGLM)
+def test_chatglm_answers_are_shown_as_their_own_program_shows_them(raw: str, clean: str) -> None:
+    assert shown(raw, "chatglm") == clean
+    assert shown(raw, "llama") == raw
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "llama", None])
+@pytest.mark.parametrize("raw", [raw for raw, _ in CHATGLM] + ["多, 行\n\n第二: 行!\n [[训练时", "，,！!中 ,  文"])
+def test_cleaned_pieces_join_to_the_cleaned_whole_for_every_split(raw: str, family: str | None) -> None:
+    for size in range(1, len(raw) + 1):
+        cleaner = StreamCleaner(family)
+        pieces = [cleaner.feed(raw[i : i + size]) for i in range(0, len(raw), size)] + [cleaner.end()]
+        assert "".join(pieces) == shown(raw, family), (size, pieces)

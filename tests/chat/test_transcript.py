@@ -1,0 +1,132 @@
+"""Conversations as files: readable, complete, and safe to bring back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glmchat.chat.history import History
+from glmchat.chat.records import Tree
+from glmchat.chat.transcript import add_to_history, export, file_name, read_import, to_json
+from glmchat.core.errors import Damaged
+
+
+@pytest.fixture
+def tree(history: History) -> Tree:
+    tree = history.new("smollm2")
+    first = history.append(tree, "user", "什么是\n量化？")
+    history.append(tree, "assistant", "```python\nx = 1\n```", token_ids=(5, 6), details={"seed": 7})
+    history.append_clear(tree)
+    history.append(tree, "user", "more")
+    history.append(tree, "assistant", "half", state="stopped")
+    history.append(tree, "assistant", "other", parent=first.id)
+    history.open_branch(tree, tree.messages[5])
+    gone = history.append(tree, "user", "delete me")
+    history.delete_messages(tree, [gone], leaf=5)
+    history.rename(tree, "量化: a/b?")
+    return tree
+
+
+def test_markdown_holds_the_open_branch_with_its_marks(tree: Tree) -> None:
+    text = export(tree, "markdown")
+    assert text.startswith("# 量化: a/b?\n")
+    assert "```python\nx = 1\n```" in text and "*(stopped)*" in text and "*Context cleared here*" in text
+    assert "other" not in text and "delete me" not in text
+
+
+def test_text_is_plain(tree: Tree) -> None:
+    text = export(tree, "text")
+    assert "You:\n什么是\n量化？\n" in text and "half [stopped]" in text and "#" not in text
+
+
+def test_json_comes_back_whole_as_a_new_conversation(history: History, tree: Tree) -> None:
+    data = export(tree, "json").encode()
+    (copy,) = add_to_history(history, read_import(data, "x.json"))
+    again = history.load(copy.conversation.id)
+    assert [m.text for m in again.path()] == [m.text for m in tree.path()]
+    assert [m.state for m in again.path()] == [m.state for m in tree.path()]
+    assert again.path()[1].token_ids == (5, 6) and again.path()[1].details == {"seed": 7}
+    assert len(again.messages) == len(tree.messages) - 1  # deleted ones stay behind
+    assert again.conversation.title == "量化: a/b?" and again.conversation.model == "smollm2"
+    assert len(history.conversations()) == 2
+    one, two = (to_json([t])["conversations"][0] for t in (tree, again))
+    assert one["created"] == two["created"]
+    assert [m["created"] for m in one["messages"]] == [m["created"] for m in two["messages"]]
+    assert history.search("量化")[0].conversation == copy.conversation.id
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"text": "hello"}]}]},
+        [{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}], "system": "S"}],
+    ],
+)  # fmt: skip
+def test_other_programs_forms_are_read(history: History, value: object) -> None:
+    data = ("\ufeff" + json.dumps(value)).encode()
+    (tree,) = add_to_history(history, read_import(data, "x"))
+    assert [(m.role, m.text) for m in tree.path()] == [("user", "hi"), ("assistant", "hello")]
+    assert tree.conversation.title == "hi"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"not json",
+        b"[]",
+        b"[1]",
+        b"{}",
+        b'{"messages": []}',
+        b'{"messages": [{"role": "root", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": 5}]}',
+        b'{"glmchat_history": 99, "conversations": []}',
+        b'[{"id": 1, "parent": 2, "role": "user", "text": "ring"}, {"id": 2, "parent": 1, "role": "user", "text": "x"}]',
+        b'[{"id": 1, "role": "user", "text": "a"}, {"id": 1, "role": "user", "text": "b"}]',
+        b'{"settings": {"adapters": 5}, "messages": [{"role": "user", "content": "x"}]}',
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_what_is_no_conversation_is_refused_and_nothing_is_added(history: History, data: bytes) -> None:
+    with pytest.raises(Damaged) as wrong:
+        add_to_history(history, read_import(data, "bad.json"))
+    assert "bad.json" in wrong.value.message and wrong.value.exit == 3
+    assert history.conversations() == []
+
+
+def test_a_half_good_file_adds_nothing(history: History) -> None:
+    data = json.dumps([{"messages": [{"role": "user", "content": "good"}]}, {"messages": [{"role": "user"}]}]).encode()
+    with pytest.raises(Damaged):
+        add_to_history(history, read_import(data, "x"))
+    assert history.conversations() == []
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("关于量化", "关于量化.md"),
+        ("a/b\\c:d*e?f\"g<h>i|j", "a-b-c-d-e-f-g-h-i-j.md"),
+        ("..", "conversation.md"),
+        ("", "conversation.md"),
+        ("\x1b[31mred\x00", "[31mred.md"),
+        (" two  words\n", "two-words.md"),
+    ],
+)  # fmt: skip
+def test_file_names_keep_chinese_and_harm_nobody(history: History, title: str, name: str) -> None:
+    tree = history.new()
+    history.change(tree, title=title)
+    assert file_name(tree, "markdown") == name
+
+
+def test_long_titles_fit_every_file_system(history: History) -> None:
+    tree = history.new()
+    history.change(tree, title="量" * 300)
+    assert len(file_name(tree, "json").encode()) <= 120
+
+
+def test_half_a_surrogate_pair_does_not_break_the_database(history: History) -> None:
+    (tree,) = add_to_history(history, read_import(b'[{"role": "user", "content": "a\\ud83d b"}]', "x"))
+    assert history.saved and tree.path()[0].text == "a? b"
