@@ -1,0 +1,97 @@
+"""Opens the real window over a fake engine, and waits for what is true instead of for time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fake_server import fake_command
+
+from glmchat.chat.engine_process import start_engine
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core.settings import Settings
+from glmchat.tui.app import GlmchatApp
+from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.turns import Turn
+
+LAUNCH = LaunchOptions(model="smollm2", folder=Path("/"), quant_label="q4_1", revision="b179c9523d0e")
+
+
+def make_app(launch: LaunchOptions = LAUNCH, settings: Settings | None = None, **behaviour: Any) -> GlmchatApp:
+    """behaviour: FakeEngine's arguments, or fake_server's."""
+    return GlmchatApp(launch, settings, start=lambda options: start_engine(options, command=fake_command(**behaviour)))
+
+
+class Window:
+    def __init__(self, app: GlmchatApp, pilot: Any) -> None:
+        self.app, self.pilot = app, pilot
+
+    @property
+    def chat(self) -> ChatScreen:
+        return self.app.chat
+
+    @property
+    def turns(self) -> list[Turn]:
+        return self.chat.transcript.turns
+
+    def said(self, role: str) -> list[str]:
+        return [turn.text for turn in self.turns if turn.role == role]
+
+    @property
+    def notices(self) -> str:
+        return "\n".join(f"{t.text} {t.hint}" for t in self.turns if t.role in ("notice", "warning", "error"))
+
+    async def until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
+        """Wait until something is true; the test fails with the turns if it never is."""
+        for _ in range(round(seconds / 0.02)):
+            if true():
+                return
+            await self.pilot.pause(0.02)
+        raise AssertionError(f"waited in vain; turns: {self.turns}")
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.chat.ready and self.chat.session is not None)
+
+    async def type(self, text: str) -> None:
+        self.chat.prompt.insert(text)
+        await self.pilot.pause()
+
+    async def send(self, text: str) -> None:
+        await self.type(text)
+        await self.pilot.press("enter")
+
+    async def ask(self, text: str) -> None:
+        """Send, and wait for the whole answer."""
+        before = len(self.said("assistant"))
+        await self.send(text)
+        await self.until(lambda: len(self.said("assistant")) > before and not self.chat.busy)
+
+    def screen_text(self) -> str:
+        """What stands on the screen."""
+        width, height = self.app.size
+        strips = self.app.screen._compositor.render_strips(self.app.size)
+        return "\n".join("".join(segment.text for segment in strip) for strip in strips)[: (width + 1) * height]
+
+
+@asynccontextmanager
+async def open_window(
+    size: tuple[int, int] = (100, 30),
+    *,
+    launch: LaunchOptions = LAUNCH,
+    settings: Settings | None = None,
+    wait: bool = True,
+    **behaviour: Any,
+) -> AsyncIterator[Window]:
+    app = make_app(replace(launch), settings, **behaviour)
+    async with app.run_test(size=size) as pilot:
+        window = Window(app, pilot)
+        await pilot.pause()
+        if wait:
+            await window.ready()
+        yield window
+        app.chat.session and app.chat.session.stop()
+        await asyncio.sleep(0)
