@@ -20,6 +20,7 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.not_a_model import refuse_prefix_folder, revision_of
 from glmchat.engine.official_packed import open_official
+from glmchat.engine.quantize.compressed import open_compressed
 from glmchat.engine.shards import open_folder
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
@@ -34,7 +35,7 @@ def open_weights(checkpoint: Checkpoint) -> WeightSource:
         return GGUFWeights(checkpoint.gguf)
     source = open_folder(checkpoint.path, checkpoint.config)
     refuse_prefix_folder(source.shapes(), checkpoint.path, checkpoint.config)
-    return open_official(source, checkpoint.config)
+    return open_official(open_compressed(source, checkpoint.config, checkpoint.path), checkpoint.config)
 
 
 def load_model(
@@ -97,7 +98,7 @@ def fill(
     kept = _in_float32(model)
     for index, (parameter, name) in enumerate(table.items()):
         stored = source.read(name)
-        if checkpoint.family.transposed is not None and checkpoint.family.transposed(parameter):
+        if _lies(checkpoint, source, parameter, name):
             stored = _transpose(stored)
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
             stored = stored.to(dtype) if stored.is_floating_point() else stored
@@ -135,7 +136,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         if expected is None:
             left_over.append(name)
             continue
-        if family.transposed is not None and family.transposed(parameter):
+        if _lies(checkpoint, source, parameter, name):
             shape = shape[::-1]
         if shape != expected:
             other = revision_of(shape) if "word_embeddings" in name else other
@@ -161,6 +162,12 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
             code="weights.names",
         )
     return table
+
+
+def _lies(checkpoint: Checkpoint, source: WeightSource, parameter: str, name: str) -> bool:
+    """True if the file holds this matrix as [in, out]."""
+    transposed = checkpoint.family.transposed
+    return transposed is not None and transposed(parameter) and name not in getattr(source, "upright", ())
 
 
 def _transpose(stored: Stored) -> Stored:

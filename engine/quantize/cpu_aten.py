@@ -83,6 +83,7 @@ class AtenCpu(Kernel):
         if x.shape[0] > FUSED_ROWS or x.dtype == torch.float32:
             return self._dense(shape, packed, x, bias)
         narrow = x.bfloat16().contiguous()
+        y: torch.Tensor
         if shape.bits == 8:
             y = torch.ops.aten._weight_int8pack_mm(narrow, packed["codes"], packed["scale16"])
         else:

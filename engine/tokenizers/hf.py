@@ -6,7 +6,6 @@ control tokens. A person's `<|im_start|>` therefore never becomes the control to
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -58,6 +57,10 @@ class HFTokenizer:
         ids = self.encode_special(text)
         return ids if self._add_bos is None or ids[:1] == [self._add_bos] else [self._add_bos, *ids]
 
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json."""
+        self._lower.save(str(path))
+
     def decode(self, ids: Sequence[int]) -> str:
         if self._bytes is not None:
             return b"".join(self.token_bytes(token) or b"" for token in ids).decode("utf-8", "replace")
@@ -90,49 +93,34 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("it is larger than 256 MB")
-        data = json.loads(path.read_text(encoding="utf-8"))
-        added = data.get("added_tokens") or []
-        specials = {
-            str(token["content"]): int(token["id"])
-            for token in added
-            if token.get("special") or LIKE_CONTROL.fullmatch(str(token["content"]))
-        }
-        hidden = frozenset(int(token["id"]) for token in added if token.get("special"))
-        lower = Lower.from_file(str(path))
-        # The library only holds back tokens that are marked special, so those a template may mean are marked too.
-        lower.add_special_tokens(
-            [
-                AddedToken(
-                    token["content"],
-                    single_word=bool(token.get("single_word")),
-                    lstrip=bool(token.get("lstrip")),
-                    rstrip=bool(token.get("rstrip")),
-                    normalized=bool(token.get("normalized")),
-                    special=True,
-                )
-                for token in added
-                if token["content"] in specials and not token.get("special")
-            ]
-        )
-    except Exception as error:
-        if isinstance(error, KeyboardInterrupt | MemoryError):
-            raise
-        # The Rust side raises plain Exception for everything it cannot read.
+        return wrap(Lower.from_file(str(path)))
+    except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
         raise Damaged(
             f"tokenizer.json in {one_line(str(folder))} cannot be read: {one_line(str(error), 120)}",
             hint="pull the model again, or verify it",
             code="tokenizer.damaged",
         ) from None
-    return HFTokenizer(lower, specials, hidden, _bos_of(data, lower))
 
 
-def _bos_of(data: Mapping[str, object], lower: Lower) -> int | None:
+def wrap(lower: Lower) -> HFTokenizer:
+    """`lower` with its control tokens found."""
+    added = lower.get_added_tokens_decoder()  # id -> AddedToken
+    specials = {t.content: index for index, t in added.items() if t.special or LIKE_CONTROL.fullmatch(t.content)}
+    hidden = frozenset(index for index, token in added.items() if token.special)
+    # The library only holds back tokens that are marked special, so those a template may mean are marked too.
+    unmarked = [token for token in added.values() if token.content in specials and not token.special]
+    for token in unmarked:
+        token.special = True
+    if unmarked:
+        lower.add_special_tokens(unmarked)
+    return HFTokenizer(lower, specials, hidden, _bos_of(lower))
+
+
+def _bos_of(lower: Lower) -> int | None:
     """The id that the file's post-processor puts before a single text, if it does that."""
     plain = lower.encode("a", add_special_tokens=False).ids
     dressed = lower.encode("a", add_special_tokens=True).ids
-    if len(dressed) > len(plain) and dressed[1 : 1 + len(plain)] == plain:
-        return int(dressed[0])
-    return None
+    return int(dressed[0]) if len(dressed) > len(plain) and dressed[1 : 1 + len(plain)] == plain else None
 
 
 @cache

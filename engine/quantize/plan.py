@@ -1,0 +1,260 @@
+"""What quantising a checkpoint will read, write and cost. Nothing is written; of dense weights only shapes are read."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmchat.core.errors import DoesNotFit, Usage
+from glmchat.core.text import human_bytes, one_line
+from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.loading import match_names, open_weights
+from glmchat.engine.quantize.int4 import quantise_int4
+from glmchat.engine.quantize.int8 import quantise_int8
+from glmchat.engine.quantize.packed_format import is_ours_to_read, packed_width
+from glmchat.engine.quantize.replace import Recipe, quantisable
+from glmchat.engine.quantize.safetensors_writer import Layout, file_size
+from glmchat.engine.weights import Int4, Int8, WeightSource
+
+SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
+_SPARE = 64 * 2**20  # for config, tokenizer and the file system's own needs
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor: bits 0 is copied as it is, `kept` was quantised by its file and keeps its codes."""
+
+    name: str  # the checkpoint's
+    shape: tuple[int, ...]  # [out, in] for a packed matrix
+    bits: int
+    group: int  # inputs that share a scale; 0: one scale a row
+    symmetric: bool
+    kept: bool
+    transposed: bool  # the file holds [in, out]
+    dtype: str  # of the scales, or of the tensor itself
+    bytes_out: int
+
+    @property
+    def stem(self) -> str:
+        return self.name.removesuffix("weight")
+
+    def layout(self) -> Layout:
+        """What is written under which names."""
+        if not self.bits:
+            return {self.name: (getattr(torch, self.dtype), self.shape)}
+        rows, columns = self.shape
+        groups = columns // self.group if self.group else 1
+        entries: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            f"{self.stem}weight_packed": (torch.int32, (rows, packed_width(columns, self.bits))),
+            f"{self.stem}weight_scale": (getattr(torch, self.dtype), (rows, groups)),
+            f"{self.stem}weight_shape": (torch.int64, (2,)),
+        }
+        if not self.symmetric:
+            entries[f"{self.stem}weight_zero_point"] = (torch.int32, (packed_width(rows, 4), groups))
+        return entries
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizePlan:
+    """Shown by `--dry-run`, asked before acting, and executed as it is."""
+
+    source: Path
+    out: Path
+    recipe: Recipe
+    family: str
+    tensors: tuple[TensorPlan, ...]
+    shards: tuple[tuple[int, int], ...]  # (first, behind the last) tensor of each file
+    bytes_in: int
+    bytes_out: int
+    bytes_free: int
+    seconds: float  # estimated from a short measurement
+
+    def of_shard(self, number: int) -> tuple[TensorPlan, ...]:
+        first, last = self.shards[number]
+        return self.tensors[first:last]
+
+    @property
+    def label(self) -> str:
+        """ "int4-g128", "int4-g32+g64", "int8": the layers' bits, with the group sizes that occur."""
+        if self.recipe.bits == 8:
+            return "int8"
+        groups = sorted({t.group for t in self.tensors if t.bits == 4 and t.group}, reverse=True)
+        return "int4-" + "+".join(f"g{group}" for group in groups) if groups else "int4"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`: sizes, and how many matrices get which width."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            key = "as it is" if not tensor.bits else f"int{tensor.bits}" + (f"-g{tensor.group}" if tensor.group else "")
+            counts[key] = counts.get(key, 0) + 1
+        return {
+            "source": str(self.source),
+            "out": str(self.out),
+            "quant": self.label,
+            "recipe": asdict(self.recipe),
+            "tensors": counts,
+            "groups": {t.name: t.group for t in self.tensors if t.bits == 4},
+            "files": len(self.shards),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "bytes_free": self.bytes_free,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def plan_quantise(source: Path, out: Path, recipe: Recipe) -> QuantizePlan:
+    """What `quantiser.execute` would do.
+
+    Raises Usage if the checkpoint is quantised already or a group size does not divide, DoesNotFit if the disk is too
+    small, Damaged if the checkpoint is.
+    """
+    checkpoint = identify(source)
+    if checkpoint.family.load is not None:
+        raise Usage(
+            f"models of the family {one_line(checkpoint.spec.family)} run through transformers and are not quantised",
+            hint="ChatGLM, GLM-4, Llama, Mistral, Qwen and GPT-2 can be",
+            code="quant.family",
+        )
+    if is_ours_to_read(checkpoint.config):
+        raise Usage(
+            f"{one_line(source.name)} is quantised already",
+            hint="run it as it is, or quantise the model it was made from",
+            code="quant.already",
+        )
+    weights = open_weights(checkpoint)
+    tensors = tuple(_tensors(checkpoint, weights, recipe))
+    shards = tuple(_shards(tensors))
+    bytes_out = sum(
+        file_size({k: v for t in tensors[first:last] for k, v in t.layout().items()}) for first, last in shards
+    )
+    plan = QuantizePlan(
+        source=checkpoint.path,
+        out=out,
+        recipe=recipe,
+        family=checkpoint.spec.family,
+        tensors=tensors,
+        shards=shards,
+        bytes_in=_bytes_in(checkpoint.path),
+        bytes_out=bytes_out,
+        bytes_free=shutil.disk_usage(_existing(out)).free,
+        seconds=_estimate(tensors, recipe),
+    )
+    if plan.bytes_free < bytes_out + _SPARE - _written(out):
+        raise DoesNotFit(
+            f"the quantised copy needs {human_bytes(bytes_out)}, {human_bytes(plan.bytes_free)} are free at "
+            f"{one_line(str(_existing(out)))}",
+            hint="make room, or choose another place with --out",
+            code="quant.disk",
+        )
+    return plan
+
+
+def incomplete(out: Path) -> Path:
+    """Where the folder grows until it is whole."""
+    return out.with_name(out.name + ".incomplete")
+
+
+def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> Iterator[TensorPlan]:
+    with torch.device("meta"):
+        model = checkpoint.family.build(checkpoint.spec)
+    places = {f"{name}.weight": (inputs, is_end) for _, name, inputs, is_end in quantisable(model)}
+    shapes = weights.shapes()
+    transposed = checkpoint.family.transposed
+    for parameter, name in match_names(model, weights, checkpoint).items():
+        stored = weights.read(name)
+        turned = transposed is not None and transposed(parameter)
+        shape = shapes[name][::-1] if turned else shapes[name]
+        if isinstance(stored, Int4 | Int8):
+            yield _kept(checkpoint, name, shape, stored, recipe, is_end=places.get(parameter, (0, False))[1])
+            continue
+        bits = group = 0
+        if parameter in places and name.endswith("weight"):
+            inputs, is_end = places[parameter]
+            bits, group = recipe.choose(name.removesuffix(".weight"), inputs, is_end)
+        if bits:
+            symmetric = recipe.symmetric or bits == 8
+            yield _sized(TensorPlan(name, shape, bits, group, symmetric, False, turned, "float16", 0))
+        else:
+            dtype = str(stored.dtype).removeprefix("torch.")
+            yield _sized(TensorPlan(name, shapes[name], 0, 0, True, False, turned, dtype, 0))
+
+
+def _kept(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stored: Int4 | Int8, recipe: Recipe, *, is_end: bool
+) -> TensorPlan:
+    bits = 4 if isinstance(stored, Int4) else 8
+    if bits != recipe.bits and not is_end:
+        raise Usage(
+            f"{one_line(checkpoint.path.name)} has {bits} bits already and cannot be brought to {recipe.bits}",
+            hint="quantise the original weights",
+            code="quant.already",
+        )
+    groups = 1 if stored.scale.dim() == 1 else stored.scale.shape[1]
+    group = 0 if groups == 1 else shape[1] // groups
+    symmetric = bits == 8 or not bool(stored.zero.any())  # type: ignore[union-attr]
+    exact = torch.equal(stored.scale.half().float(), stored.scale)
+    return _sized(TensorPlan(name, shape, bits, group, symmetric, True, False, "float16" if exact else "float32", 0))
+
+
+def _sized(tensor: TensorPlan) -> TensorPlan:
+    size = file_size(tensor.layout())
+    return TensorPlan(**{**asdict(tensor), "shape": tensor.shape, "bytes_out": size})
+
+
+def _shards(tensors: tuple[TensorPlan, ...]) -> Iterator[tuple[int, int]]:
+    first = size = 0
+    for index, tensor in enumerate(tensors):
+        if size and size + tensor.bytes_out > SHARD_BYTES:
+            yield first, index
+            first, size = index, 0
+        size += tensor.bytes_out
+    yield first, len(tensors)
+
+
+def _bytes_in(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    kinds = (".safetensors", ".bin")
+    return sum(p.stat().st_size for p in path.iterdir() if p.suffix in kinds and p.is_file())
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _written(out: Path) -> int:
+    folder = incomplete(out)
+    return sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) if folder.is_dir() else 0
+
+
+def _estimate(tensors: tuple[TensorPlan, ...], recipe: Recipe) -> float:
+    """Seconds, from a tenth of a second of the same work per width."""
+    counts: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.bits and not tensor.kept:
+            counts[tensor.bits] = counts.get(tensor.bits, 0) + tensor.shape[0] * tensor.shape[1]
+    sample = torch.randn(128, 4096, generator=torch.Generator().manual_seed(1))
+    speeds: Mapping[int, float] = {bits: _speed(sample, bits, recipe) for bits in counts}
+    copied = sum(tensor.bytes_out for tensor in tensors)
+    return sum(count / speeds[bits] for bits, count in counts.items()) + copied / 300e6
+
+
+def _speed(sample: torch.Tensor, bits: int, recipe: Recipe) -> float:
+    """Weights per second; the first run warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        if bits == 4:
+            quantise_int4(sample, recipe.group or 128, fast=recipe.fast, symmetric=recipe.symmetric)
+        else:
+            quantise_int8(sample, fast=recipe.fast)
+        seconds = time.perf_counter() - started
+    return sample.numel() / seconds

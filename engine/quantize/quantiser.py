@@ -1,0 +1,301 @@
+"""Quantises a checkpoint on disk, tensor by tensor, into a folder that stands on its own.
+
+The folder grows beside its place as NAME.incomplete, one weight file after the other; each appears when it is whole. A
+run that was killed goes on with the first file that is missing. At the end the folder is renamed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
+from glmchat.core.text import one_line
+from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.loading import open_weights
+from glmchat.engine.quantize.companions import write_companions
+from glmchat.engine.quantize.int4 import Codes4, quantise_int4
+from glmchat.engine.quantize.int8 import quantise_int8
+from glmchat.engine.quantize.packed_format import describe, pack, pack_points
+from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete
+from glmchat.engine.quantize.replace import not_finite
+from glmchat.engine.quantize.safetensors_writer import SafetensorsWriter
+from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
+
+_NOTE = "plan.json"  # in the growing folder: which plan its files belong to
+MANIFEST = "glmchat.json"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeProgress:
+    """Weights done and in all, and the tensor being worked on."""
+
+    done: int
+    total: int
+    name: str
+
+
+def execute(
+    plan: QuantizePlan,
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    on_progress: Callable[[QuantizeProgress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Do what `plan` says and return the finished folder.
+
+    manifest: what the store wants to know of it (name, base, repo, revision); files, hashes and settings are added and
+    the whole stands in glmchat.json. Raises Usage if the place is taken, Damaged for NaN, infinity or a broken file,
+    DoesNotFit if the disk fills up, Interrupted if cancelled; what is done so far is then kept for the next run.
+    """
+    if plan.out.exists():
+        raise Usage(
+            f"{one_line(str(plan.out))} exists already",
+            hint="remove it first, or choose another place with --out",
+            code="quant.exists",
+        )
+    folder = incomplete(plan.out)
+    report = on_progress or (lambda progress: None)
+    try:
+        _prepare(folder, plan)
+        checkpoint = identify(plan.source)
+        weights = open_weights(checkpoint)
+        hashes = _write_shards(plan, folder, weights, report, cancelled or (lambda: False))
+        _finish(plan, folder, checkpoint, hashes, dict(manifest or {}))
+        folder.replace(plan.out)
+        _sync(plan.out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DoesNotFit(
+                f"the disk is full: {one_line(str(folder))}",
+                hint="make room and run the same command again: what is done is kept",
+                code="quant.disk",
+            ) from None
+        raise Failed(
+            f"{one_line(str(folder))} cannot be written: {error.strerror}",
+            hint="choose another place with --out",
+            code="quant.write",
+        ) from None
+    return plan.out
+
+
+def _prepare(folder: Path, plan: QuantizePlan) -> None:
+    """An empty folder, or one that an earlier run of the same plan left."""
+    note = _fingerprint(plan)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / _NOTE
+    if not file.is_file() or file.read_text(encoding="utf-8") != note:
+        for path in folder.iterdir():
+            path.unlink()
+        file.write_text(note, encoding="utf-8")
+
+
+def _fingerprint(plan: QuantizePlan) -> str:
+    """Of what decides the bytes: settings, tensors, and the source files' sizes and times."""
+    source = [plan.source] if plan.source.is_file() else sorted(plan.source.iterdir())
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source if p.is_file()]
+    data = [asdict(plan.recipe), [asdict(t) for t in plan.tensors], plan.shards, files]
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def _write_shards(
+    plan: QuantizePlan,
+    folder: Path,
+    weights: WeightSource,
+    report: Callable[[QuantizeProgress], None],
+    cancelled: Callable[[], bool],
+) -> dict[str, str]:
+    """Write what is missing. Returns the hashes of the files written now; the others are hashed at the end."""
+    total = sum(_count(tensor) for tensor in plan.tensors)
+    done = 0
+    hashes = {}
+    for number in range(len(plan.shards)):
+        tensors = plan.of_shard(number)
+        name = _shard_name(number, len(plan.shards))
+        if (folder / name).is_file():
+            done += sum(_count(tensor) for tensor in tensors)
+            continue
+        offsets: dict[str, torch.Tensor] = {}
+        layout = {entry: what for tensor in tensors for entry, what in tensor.layout().items()}
+        with SafetensorsWriter(folder / name, layout) as writer:
+            for tensor in tensors:
+                if cancelled():
+                    raise Interrupted("stopped", hint="run the same command again to go on", code="quant.stopped")
+                report(QuantizeProgress(done, total, tensor.name))
+                stored = weights.read(tensor.name)
+                for entry, value in _packed(tensor, stored, plan, offsets).items():
+                    writer.write(entry, value)
+                _release(stored)
+                done += _count(tensor)
+            if offsets:  # in place before the weight file: a file that is there is never done again
+                save_file(offsets, folder / f"offsets-{number + 1:05}.safetensors")
+        hashes[name] = writer.sha256
+    report(QuantizeProgress(total, total, ""))
+    return hashes
+
+
+def _count(tensor: TensorPlan) -> int:
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return count
+
+
+def _packed(
+    tensor: TensorPlan, stored: Stored, plan: QuantizePlan, offsets: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of `tensor.layout()`. An offset, where there is one, goes into `offsets`."""
+    try:
+        if isinstance(stored, torch.Tensor):
+            if not tensor.bits:
+                if not bool(torch.isfinite(stored).all()):
+                    raise ValueError("a number is not finite")
+                return {tensor.name: stored}
+            stored = stored.T if tensor.transposed else stored
+            if tensor.bits == 4:
+                fast, symmetric = plan.recipe.fast, plan.recipe.symmetric
+                return _four(tensor, quantise_int4(stored, tensor.group, fast=fast, symmetric=symmetric), offsets)
+            eight = quantise_int8(stored, fast=plan.recipe.fast)
+            return _eight(tensor, Int8(eight.q, eight.scale))
+        if not bool(torch.isfinite(stored.scale).all()):
+            raise ValueError("a scale is not a finite number")
+    except ValueError as error:
+        raise not_finite(_where(plan.source, tensor.name), error) from None
+    return _four(tensor, _codes(stored), offsets) if isinstance(stored, Int4) else _eight(tensor, stored)
+
+
+def _codes(stored: Int4) -> Codes4:
+    """Codes that the file holds already, with the nearest whole zero point and what that leaves over."""
+    point = (8 - stored.zero / stored.scale.where(stored.scale != 0, 1)).round().clamp(0, 15)
+    offset = stored.zero - (8 - point) * stored.scale
+    return Codes4(stored.q, stored.scale, point.byte(), offset if bool(offset.any()) else None)
+
+
+def _four(tensor: TensorPlan, codes: Codes4, offsets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    entries = {
+        f"{tensor.stem}weight_packed": pack(codes.q, 4),
+        f"{tensor.stem}weight_scale": codes.scale.to(getattr(torch, tensor.dtype)),
+        f"{tensor.stem}weight_shape": torch.tensor(codes.q.shape),
+    }
+    if not tensor.symmetric:
+        entries[f"{tensor.stem}weight_zero_point"] = pack_points(codes.point)
+    if codes.offset is not None:
+        offsets[f"{tensor.stem}weight_offset"] = codes.offset
+    return entries
+
+
+def _eight(tensor: TensorPlan, stored: Int8) -> dict[str, torch.Tensor]:
+    scale = stored.scale.view(tensor.shape[0], -1)
+    return {
+        f"{tensor.stem}weight_packed": pack(stored.q.view(torch.uint8) ^ 0x80, 8),
+        f"{tensor.stem}weight_scale": scale.to(getattr(torch, tensor.dtype)),
+        f"{tensor.stem}weight_shape": torch.tensor(stored.q.shape),
+    }
+
+
+def _where(source: Path, name: str) -> str:
+    """The tensor, and the shard it stands in if an index says."""
+    for index in sorted(source.glob("*.index.json")) if source.is_dir() else []:
+        table = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        if isinstance(table, Mapping) and isinstance(table.get(name), str):
+            return f"{name} in {table[name]}"
+    return name
+
+
+def _release(stored: Stored) -> None:
+    """Give the mapped pages of a tensor back: a mapping of the whole model would otherwise count as our memory."""
+    if not isinstance(stored, torch.Tensor) or not sys.platform.startswith("linux"):
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = -(-stored.data_ptr() // page) * page
+    length = (stored.data_ptr() + stored.nbytes - start) // page * page
+    if length > 0 and _is_mapped_file(start):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), 4)  # MADV_DONTNEED
+
+
+def _is_mapped_file(address: int) -> bool:
+    """Only pages of a file come back as they were; pages of memory would come back as zeros."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123 - a virtual file, read line by line
+        for line in maps:
+            span, _, _, _, inode, *_ = line.split()
+            low, _, high = span.partition("-")
+            if int(low, 16) <= address < int(high, 16):
+                return inode != "0"
+    return False
+
+
+def _finish(
+    plan: QuantizePlan, folder: Path, checkpoint: Checkpoint, hashes: dict[str, str], manifest: dict[str, Any]
+) -> None:
+    names = [_shard_name(number, len(plan.shards)) for number in range(len(plan.shards))]
+    table = {
+        entry: name
+        for number, name in enumerate(names)
+        for tensor in plan.of_shard(number)
+        for entry in tensor.layout()
+    }
+    index = {"metadata": {"total_size": sum((folder / name).stat().st_size for name in names)}, "weight_map": table}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_companions(checkpoint, folder, _description(plan.tensors))
+    (folder / _NOTE).unlink()
+    files = []
+    for path in sorted(p for p in folder.iterdir() if p.name != MANIFEST):
+        sha = hashes.get(path.name) or _sha256(path)
+        files.append({"path": path.name, "size": path.stat().st_size, "sha256": sha})
+        _sync(path)
+    manifest = {
+        "format": 1,
+        "kind": "quantized",
+        "source": "made",
+        "quant": plan.label,
+        "family": plan.family,
+        "name": plan.out.name,
+        "complete": True,
+        **manifest,
+        "root": str(plan.out),
+        "settings": asdict(plan.recipe),
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+    _sync(folder / MANIFEST)
+    _sync(folder)
+
+
+def _description(tensors: Iterable[TensorPlan]) -> dict[str, Any]:
+    schemes: dict[tuple[int, int, bool], list[str]] = {}
+    dense = []
+    for tensor in tensors:
+        module = tensor.name.removesuffix(".weight")
+        if tensor.bits:
+            schemes.setdefault((tensor.bits, tensor.group, tensor.symmetric), []).append(module)
+        elif len(tensor.shape) == 2:
+            dense.append(module)
+    return describe(schemes, dense)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
