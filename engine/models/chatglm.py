@@ -22,7 +22,7 @@ from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.config_fields import flag
-from glmchat.engine.models.layers import prepare_embedding, tied_logits
+from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -123,12 +123,12 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """x [length, hidden]; mask [length, seen] True where visible, or None for all."""
         fused = self.query_key_value(x).view(len(x), self.heads, 3, self.head_dim)  # each head: q, k, v
-        query, key = rotate(fused[:, :, :2], *rotary).permute(2, 1, 0, 3)  # [heads, length, head_dim]
-        value = fused[:, :, 2].transpose(0, 1)
+        turned = rotate(fused[:, :, :2], *rotary)  # [length, heads, 2, head_dim]
+        query, key = turned[:, :, 0], turned[:, :, 1].transpose(0, 1)
+        value = fused[:, :, 2].transpose(0, 1)  # [heads, length, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]
-        return cast(torch.Tensor, self.dense(mixed.transpose(0, 1).flatten(1)))
+        return cast(torch.Tensor, self.dense(attend(query, key, value, mask)))
 
 
 class MLP(nn.Module):

@@ -1,0 +1,25 @@
+"""What the engine's tests share: tiny checkpoints with random weights in the original format."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def random_checkpoints() -> ModuleType:
+    """benchmarks/random_checkpoints.py: `write_checkpoint(folder, tiny(NAME, **changes))`."""
+    path = ROOT / "benchmarks" / "random_checkpoints.py"
+    spec = importlib.util.spec_from_file_location("random_checkpoints", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
