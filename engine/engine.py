@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,12 @@ class Engine:
         report("tokenizer", 1.0)
         wanted = choose_dtype(dtype, checkpoint, device)
         model = load_model(checkpoint, dtype=wanted, quant=quant, device=device, on_progress=report)
+        if dtype == "float32":
+            multiply_exactly(model)
         report("warmup", 0.0)
         count = tune(model, wanted, device, threads)
         if dtype is None:
             wanted = settle_dtype(model, wanted, device)
-        elif wanted == torch.float32:
-            multiply_exactly(model)
         engine = cls(checkpoint, model, wanted, device, room)
         engine.threads = count
         engine._tokenizer, engine._prompt = tokenizer, prompt
@@ -156,7 +157,8 @@ class Engine:
         """float32 [len(ids), vocab]: one uncached forward pass."""
         self._check(ids)
         with torch.inference_mode():
-            return self.model(torch.tensor(ids, device=self.device)).float().cpu()
+            logits: torch.Tensor = self.model(torch.tensor(ids, device=self.device))
+        return logits.float().cpu()
 
     def loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
         """Mean cross entropy of labels[1:] under the logits before them; a label of -100 is left out."""
@@ -241,7 +243,7 @@ class Engine:
                     reason, by = "length", "loop"
                     break
         except Stopped:
-            reason = by = "cancelled"  # type: ignore[assignment]
+            reason = by = "cancelled"
         finally:
             steps.close()
         ended = time.perf_counter()
@@ -317,12 +319,12 @@ class Engine:
     def _adapter_set(self) -> Any:
         if self._adapters is None:
             try:
-                from glmchat.engine.adapters.attach import AdapterSet
+                module = import_module("glmchat.engine.adapters.attach")
             except ModuleNotFoundError:
                 raise Usage(
                     "this version of glmchat cannot attach adapters", hint="upgrade glmchat", code="adapter.unsupported"
                 ) from None
-            self._adapters = AdapterSet(self)
+            self._adapters = module.AdapterSet(self)
         return self._adapters
 
     # What it is and costs

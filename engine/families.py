@@ -29,6 +29,7 @@ FAMILIES: tuple[str, ...] = (
     "glmchat.engine.models.chatglm2:FAMILY",
     "glmchat.engine.models.gpt2:FAMILY",
     "glmchat.engine.models.llama:FAMILY",
+    "glmchat.engine.models.fallback:FAMILY",
 )
 
 

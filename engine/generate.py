@@ -114,7 +114,7 @@ class Sequences:
         try:
             with torch.inference_mode():
                 row = torch.tensor(ids, device=self.device)
-                logits = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
+                logits: torch.Tensor = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
         except BaseException:
             cache.truncate(before)
             raise

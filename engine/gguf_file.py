@@ -35,7 +35,8 @@ _MOST_ELEMENTS = 2**42
 
 # Types that are read without the gguf package: number -> (name, elements per block, bytes per block).
 NATIVE_TYPES: Mapping[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34), 30: ("BF16", 1, 2),
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ class GGUFFile:
         version = self._integer("<I", 4)
         if version not in (2, 3):
             raise Damaged(
-                f"{one_line(self.path.name)} is GGUF version {version if version < 1000 else 'of a big-endian machine'}",
+                f"{one_line(self.path.name)} is GGUF version {version if version < 1000 else 'big-endian'}",
                 hint="version 2 and 3, little endian, can be read: convert the file again",
                 code="gguf.version",
             )

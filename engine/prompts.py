@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
@@ -18,7 +18,7 @@ from glmchat.engine.tokenizers.base import Tokenizer
 class PromptFormat(ABC):
     """One family's way of writing a conversation down. Subclasses give `render`; the rest has sensible defaults."""
 
-    has_system: ClassVar[bool] | bool = True  # False: a system prompt is prepended to the first question
+    has_system: bool = True  # False: a system prompt is prepended to the first question
     banned_ids: tuple[int, ...] = ()  # never sampled
     # Completion mode only: one that has reached its length runs on to the next of these, so it ends at a sentence.
     sentence_ends: tuple[int, ...] = ()

@@ -26,8 +26,8 @@ def new_seed() -> int:
 def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = ()) -> Sampler:
     """A function from float32 logits [vocab] to an id.
 
-    Temperature 0 is argmax and nothing else is looked at. Otherwise, in this order: repetition penalty on what stands in
-    the context and was said since (Keskar et al. 2019), temperature, top-k, top-p (Holtzman et al. 2020), min-p
+    Temperature 0 is argmax and nothing else is looked at. Otherwise, in this order: repetition penalty on what stands
+    in the context and was said since (Keskar et al. 2019), temperature, top-k, top-p (Holtzman et al. 2020), min-p
     (Nguyen et al. 2024); at least one token always stays. One uniform number is drawn per token from a generator of its
     own, so a seed gives the same answer whatever else runs.
     Raises Damaged if the logits are not finite.
@@ -90,7 +90,7 @@ def _refuse_not_finite(best: float) -> None:
     if not math.isfinite(best):
         raise Damaged(
             "the model computes numbers that are no numbers",
-            hint="the weights are damaged or this precision is too small for them: verify the model, or try --dtype float32",
+            hint="damaged weights, or too small a precision for them: verify the model, or try --dtype float32",
             code="model.not_finite",
         )
 

@@ -89,7 +89,7 @@ class _Safetensors:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
             try:
-                file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
                 for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                     self._shapes[name] = tuple(file.get_slice(name).get_shape())
                     self._where[name] = file

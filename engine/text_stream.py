@@ -15,9 +15,9 @@ _REPLACEMENT = "\ufffd"
 class TextStream:
     """What may be shown of an answer so far.
 
-    `push` takes an id and returns the text that became certain, `finish` the rest. Without stop strings and clean-up the
-    pieces join to `tokenizer.decode(ids)`. With stop strings the text ends before the first of them and `stopped` is
-    True. With a clean-up they join to `clean(decode(ids))`, as far as the clean-up only rewrites the last characters.
+    `push` takes an id and returns the text that became certain, `finish` the rest. Without stop strings and clean-up
+    the pieces join to `tokenizer.decode(ids)`. With stop strings the text ends before the first of them and `stopped`
+    is True. With a clean-up they join to `clean(decode(ids))`, if the clean-up only rewrites the last characters.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class LanguageModel(nn.Module):
         dtype = dtype or (parameter.dtype if parameter.dtype.is_floating_point else torch.bfloat16)
         return KVCache(self.spec.layers, self.spec.kv_heads, self.spec.head_dim, capacity, dtype, str(parameter.device))
 
-    def prepare(self, dtype: torch.dtype, device: str) -> None:  # noqa: B027 - most families need nothing
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
         """Called once, after the weights are in: tables that are computed and not loaded, fused views of weights."""
 
     @abstractmethod

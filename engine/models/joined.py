@@ -15,8 +15,8 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 def joined(parts: Sequence[nn.Module]) -> Projection:
     """x [n, in] -> the outputs of all `parts` side by side [n, sum of out].
 
-    Packed layers of one kind become one product over one block of memory, of which they keep views. Anything else (dense
-    weights, an adapter on one of them) is computed part by part.
+    Packed layers of one kind become one product over one block of memory, of which they keep views. Anything else
+    (dense weights, an adapter on one of them) is computed part by part.
     """
     whole = _packed_together(parts)
     if whole is not None:
@@ -32,4 +32,4 @@ def _packed_together(parts: Sequence[nn.Module]) -> QuantLinear | None:
     linears = [part for part in parts if type(part) is QuantLinear]
     if len(linears) != len(parts):
         return None
-    return QuantLinear.joined(linears) if hasattr(QuantLinear, "joined") else None
+    return QuantLinear.joined(linears)

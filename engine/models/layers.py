@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,16 +39,20 @@ class Block(nn.Module):
 
     _derived: Any = None
 
+    def forget(self) -> None:
+        """Derive again at the next forward pass."""
+        self.__dict__["_derived"] = None
+
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):
-            self.__dict__["_derived"] = None
+            self.forget()
         super().__setattr__(name, value)
 
 
 class RotaryTable:
     """cos and sin for the two-halves rotary embedding (Su et al. 2021), grown as positions are asked for.
 
-    With sin's first half negated, rotating is `x * cos + roll(x, half) * sin`: three operations for any number of heads.
+    With sin's first half negated, rotating is `x * cos + roll(x, half) * sin`: three operations whatever the heads.
     """
 
     def __init__(self, frequencies: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> None:

@@ -1,7 +1,7 @@
 """The Llama family: RMSNorm, grouped-query attention, rotary positions, SwiGLU (Touvron et al. 2023).
 
-Llama 1 to 3, Mistral without a sliding window, SmolLM2, Qwen2 (biases on query, key and value) and Qwen3 (norms on query
-and key heads) differ only in what their configurations say.
+Llama 1 to 3, Mistral without a sliding window, SmolLM2, Qwen2 (biases on query, key and value) and Qwen3 (norms on
+query and key heads) differ only in what their configurations say.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel, ModelSpec
 from glmchat.engine.models.joined import joined
-from glmchat.engine.models.layers import Block, RMSNorm, RotaryTable, attend, causal_mask, rotary_frequencies
+from glmchat.engine.models.layers import (
+    Block,
+    RMSNorm,
+    RotaryTable,
+    attend,
+    causal_mask,
+    prepare_embedding,
+    rotary_frequencies,
+    tied_logits,
+)
 from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.quantize.linear import QuantEmbedding
+from glmchat.engine.quantize.packed_format import is_ours_to_read
 from glmchat.engine.tokenizers.base import Tokenizer
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
@@ -136,9 +145,11 @@ class Llama(LanguageModel):
         frequencies = scaled_frequencies(self.spec)
         if self.spec.extra["rope_freqs"]:
             frequencies = frequencies / self.model.rope_freqs.float().cpu()
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.forget()
         self.rotary = RotaryTable(frequencies.to(device), dtype)
-        if isinstance(self.model.embed_tokens, QuantEmbedding):
-            self.model.embed_tokens.dtype = dtype
+        prepare_embedding(self.model.embed_tokens, dtype)
 
     def forward(
         self,
@@ -163,12 +174,10 @@ class Llama(LanguageModel):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
-        if self.lm_head is not None:
-            return self.lm_head(x).float()
-        embedding = self.model.embed_tokens
-        if isinstance(embedding, QuantEmbedding):
-            return embedding.linear(x).float()
-        return functional.linear(x, embedding.weight).float()
+        if self.lm_head is None:
+            return tied_logits(x, self.model.embed_tokens)
+        logits: torch.Tensor = self.lm_head(x)
+        return logits.float()
 
 
 def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:
@@ -214,7 +223,7 @@ def matches(config: Mapping[str, Any]) -> bool:
         and not config.get("num_local_experts")
         and config.get("hidden_act", "silu") in ("silu", "swish")
         and not config.get("rope_interleaved")
-        and not config.get("quantization_config")
+        and (not config.get("quantization_config") or is_ours_to_read(config))
         and _rope_type(config) in _ROPE_TYPES
     )
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `encode` treats every character as ordinary text: control tokens come only from prompts.py."""
+    """Text to ids and back. `encode` takes every character as ordinary text: control tokens come from formats."""
 
     vocab_size: int
 

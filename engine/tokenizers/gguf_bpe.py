@@ -16,8 +16,11 @@ from glmchat.engine.tokenizers.hf import LIKE_CONTROL, HFTokenizer
 _CONTROL, _USER_DEFINED = 3, 4  # GGML's token types
 
 # How text is cut before merging, by `tokenizer.ggml.pre`. The expressions are the models' own, as their tokenizer.json
-# files have them; what they leave open (digits, contractions, runs of blanks) decides ids, so an unknown name is refused.
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# files have them; what they leave open (digits, contractions, blanks) decides ids, so an unknown name is refused.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _EXPRESSIONS = {
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3, "dbrx": _LLAMA3,

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Lower
 
 from glmchat.core.errors import Damaged
