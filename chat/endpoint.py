@@ -20,7 +20,7 @@ import httpx2
 from glmchat.chat.answer_reader import AnswerReader, Progress
 from glmchat.chat.server_url import api_url
 from glmchat.chat.server_words import broken, error_of, status_error
-from glmchat.core.errors import GlmchatError, ServerFailed, Usage
+from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.http import make_client
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
@@ -28,6 +28,7 @@ from glmchat.core.text import one_line
 
 __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 
+ASK_SECONDS = 15.0  # for a question that costs a server nothing
 SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
 ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
 _NEUTRAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
@@ -56,7 +57,8 @@ class Stop:
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
         """httpcore's trace hook: remembers the socket as soon as there is one."""
-        if event in ("connection.connect_tcp.complete", "connection.connect_unix_socket.complete"):
+        # TLS wraps the socket in another one, and a proxy may do so twice: the last one is the one that is read.
+        if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
             found = info["return_value"].get_extra_info("socket")
             with self._lock:
                 self._socket = found
@@ -66,7 +68,7 @@ class Stop:
     def _shut(self) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # closed already
-                self._socket.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own would talk TLS first
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Endpoint:
         self.uds = uds
         self.url = "http://localhost/v1" if uds else api_url(str(base_url))
         self.model = model
-        self._key = key
+        self._key = _usable(key)
+        self.broke = False  # a connection to our own engine broke: it may be dying
         self._ours: bool | None = True if uds else None  # None: not asked yet
 
     def __repr__(self) -> str:  # never the key
@@ -120,11 +123,15 @@ class Endpoint:
     def is_glmchat(self) -> bool:
         """The server is glmchat's, so that it knows the extensions. Asks `/v1/models` the first time."""
         if self._ours is None:
-            try:
-                self._ours = any(row.owner == "glmchat" for row in self.models())
-            except ServerFailed:  # some servers list no models, and that is no reason not to chat
-                self._ours = False
-        return self._ours
+            self._greet(None)
+        return bool(self._ours)
+
+    def _greet(self, stop: Stop | None) -> None:
+        """Learn whether the server is ours. One that lists no models is none, and may be chatted with all the same."""
+        try:
+            self.models(stop)
+        except ServerFailed:
+            self._ours = False
 
     # What the server is and has.
 
@@ -133,8 +140,8 @@ class Endpoint:
         try:
             with self._client(10.0) as client:
                 answer = client.get(self._root + "/health", headers=self._headers())
-        except (httpx2.HTTPError, OSError, UnicodeEncodeError, GlmchatError) as error:
-            raise broken(error, self.url, local=self.is_local, answering=False) from None
+        except (httpx2.HTTPError, OSError, GlmchatError) as error:
+            raise self._broken(error, answering=False) from None
         data = _object(answer.content)
         if isinstance(data.get("status"), str) and data["status"] in ("loading", "failed"):
             problem = data.get("error")
@@ -147,9 +154,9 @@ class Endpoint:
             )
         return Health("loading" if answer.status_code == 503 else "ok")
 
-    def models(self) -> list[ModelRow]:
+    def models(self, stop: Stop | None = None) -> list[ModelRow]:
         """What `/v1/models` lists. Raises ServerFailed or NetworkFailed."""
-        rows = self._ask("GET", self.url + "/models").get("data")
+        rows = self._ask("GET", self.url + "/models", timeout=ASK_SECONDS, stop=stop).get("data")
         found = []
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and isinstance(row.get("id"), str):
@@ -163,6 +170,8 @@ class Endpoint:
                         facts=row,
                     )
                 )
+        if self._ours is None:
+            self._ours = any(row.owner == "glmchat" for row in found)
         return found
 
     def choose_model(self, wanted: str | None = None) -> str:
@@ -224,16 +233,18 @@ class Endpoint:
         on_progress: told of the place in the server's line and of the prefill; called in the caller's thread.
         Raises EngineDied, NetworkFailed, ServerFailed, or what our own server raised (DoesNotFit, Usage, …).
         """
-        body = self._body(sampling, adapters)
-        body["messages"] = _messages(messages)
-        if continue_final:
-            body["continue_final"] = True
-            if continue_ids and self.is_glmchat:
-                body["continue_token_ids"] = list(continue_ids)
-            if not self.is_glmchat:  # vLLM's and transformers' names for the same
-                del body["continue_final"]
-                body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return self._stream("/chat/completions", body, stop, on_progress)
+
+        def body() -> dict[str, Any]:
+            fields = {**self._body(sampling, adapters), "messages": _messages(messages)}
+            if continue_final and self.is_glmchat:
+                fields["continue_final"] = True
+                if continue_ids:
+                    fields["continue_token_ids"] = list(continue_ids)
+            elif continue_final:  # vLLM's and transformers' names for the same
+                fields |= {"continue_final_message": True, "add_generation_prompt": False}
+            return fields
+
+        return self._stream("/chat/completions", body, stop or Stop(), on_progress)
 
     def complete(
         self,
@@ -245,9 +256,12 @@ class Endpoint:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
         """Completion mode: the continuation of a text (or of ids), without a chat template."""
-        body = self._body(sampling, adapters)
-        body["prompt"] = _whole(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._stream("/completions", body, stop, on_progress)
+
+        def body() -> dict[str, Any]:
+            text = _whole(prompt) if isinstance(prompt, str) else list(prompt)
+            return {**self._body(sampling, adapters), "prompt": text}
+
+        return self._stream("/completions", body, stop or Stop(), on_progress)
 
     def _body(self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None) -> dict[str, Any]:
         """Our own server is sent everything; a foreign one OpenAI's fields, others only where they say something."""
@@ -275,10 +289,23 @@ class Endpoint:
         return body
 
     def _stream(
-        self, path: str, body: dict[str, Any], stop: Stop | None, on_progress: Callable[[Progress], None] | None
+        self,
+        path: str,
+        make_body: Callable[[], dict[str, Any]],
+        stop: Stop,
+        on_progress: Callable[[Progress], None] | None,
     ) -> Generator[StreamEvent, None, None]:
-        stop = stop or Stop()
         reader = AnswerReader(on_progress)
+        try:
+            if self._ours is None and not stop.wanted:
+                self._greet(stop)
+        except GlmchatError:
+            if not stop.wanted:
+                raise
+        if stop.wanted:
+            yield reader.cancelled()
+            return
+        body = make_body()
         ignored: list[str] = []
         while True:
             try:
@@ -324,13 +351,13 @@ class Endpoint:
                     if reader.finished:
                         return
                 yield from reader.end()
-        except (httpx2.HTTPError, httpx2.StreamError, OSError, UnicodeEncodeError, ServerFailed) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, OSError, ServerFailed) as error:
             if stop.wanted:
                 yield reader.cancelled()
                 return
             if isinstance(error, _Refused):
                 raise
-            raise broken(error, self.url, local=self.is_local, answering=reader.started) from None
+            raise self._broken(error, answering=reader.started) from None
 
     def _open(
         self, client: httpx2.Client, path: str, body: Mapping[str, Any], stop: Stop
@@ -352,19 +379,35 @@ class Endpoint:
     def _client(self, timeout: float) -> httpx2.Client:
         return make_client(uds=self.uds, timeout=timeout)
 
+    def _broken(self, error: Exception, *, answering: bool) -> GlmchatError:
+        problem = broken(error, self.url, local=self.is_local, answering=answering)
+        self.broke = self.broke or isinstance(problem, EngineDied)
+        return problem
+
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
-    def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None = None,
+        timeout: float = 60.0,
+        stop: Stop | None = None,
+    ) -> dict[str, Any]:
         headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
         content = None if body is None else json.dumps(body).encode()
+        trace = {"trace": stop.watch} if stop else None
         try:
-            with self._client(60.0) as client, client.stream(method, url, content=content, headers=headers) as answer:
+            with (
+                self._client(timeout) as client,
+                client.stream(method, url, content=content, headers=headers, extensions=trace) as answer,
+            ):
                 text = _read(answer)
                 if answer.status_code != 200 or text.lstrip()[:1] == b"<":
                     raise status_error(answer.status_code, answer.headers, text, self.url)
-        except (httpx2.HTTPError, OSError, UnicodeEncodeError) as error:
-            raise broken(error, self.url, local=self.is_local, answering=False) from None
+        except (httpx2.HTTPError, OSError) as error:
+            raise self._broken(error, answering=False) from None
         data = _object(text)
         if problem := error_of(data):
             raise problem
@@ -377,6 +420,16 @@ class _Refused(ServerFailed):
     def __init__(self, error: GlmchatError, text: str) -> None:
         super().__init__(error.message, hint=error.hint, code=error.code)
         self.error, self.text = error, text
+
+
+def _usable(key: str | None) -> str | None:
+    """A key as it can stand in a header: a file's last newline is no part of it. Raises Usage, without the key."""
+    key = key.strip() if key else None
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise Usage(
+            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
+        )
+    return key or None
 
 
 def _read(answer: httpx2.Response) -> bytes:

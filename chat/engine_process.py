@@ -25,6 +25,7 @@ from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
 
 STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
+DYING_SECONDS = 1.0
 POLL_SECONDS = 0.03
 _SIGNALS = {4: "illegal instruction", 6: "aborted", 7: "bus error", 11: "segmentation fault", 15: "terminated"}
 
@@ -155,6 +156,7 @@ class EngineProcess:
         try:
             health = self.endpoint.health()
         except EngineDied:  # between bind and listen, or dying: the next look at the process tells
+            self.endpoint.broke = False
             return "start", 0.0
         if health.status == "failed":
             self._load_error = health.error or EngineDied(
@@ -164,17 +166,16 @@ class EngineProcess:
             raise self._load_error
         return ("ok", 1.0) if health.status == "ok" else (health.stage or "start", health.done or 0.0)
 
-    def failure(self, timeout: float = 0.0) -> GlmchatError | None:
-        """Why the engine is not there, or None while it is (or was stopped by us).
-
-        timeout: seconds to wait for its end. A broken connection is seen a moment before the process is gone, so give
-        it one after `Endpoint.stream` has raised EngineDied.
-        """
+    def failure(self) -> GlmchatError | None:
+        """Why the engine is not there, or None while it is (or was stopped by us)."""
         if self._load_error is not None:
             return self._load_error
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-        code = self._process.returncode
+        code = self._process.poll()
+        if code is None and self.endpoint.broke:
+            # A dying process loses its connections a moment before it can be waited for.
+            self.endpoint.broke = False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(DYING_SECONDS)
         if code is None or self._stopped:
             return None
         return self._words_for(code)

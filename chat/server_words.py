@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from glmchat.core.errors import EngineDied, GlmchatError, NetworkFailed, ServerFailed, Usage
+from glmchat.core.errors import EngineDied, GlmchatError, NetworkFailed, ServerFailed
 from glmchat.core.http import network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -101,10 +101,6 @@ def broken(error: Exception, url: str, *, local: bool, answering: bool) -> Glmch
     """An exception of the HTTP client. `local`: the engine is our own child; `answering`: the answer had begun."""
     if isinstance(error, GlmchatError):
         return error
-    if isinstance(error, UnicodeEncodeError):
-        return Usage(
-            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
-        )
     if local:
         return EngineDied(
             tr("the engine does not answer any more"),

@@ -95,6 +95,7 @@ def _alive(pid: int) -> bool:
 
 
 def _answers(path: Path) -> bool:
+    """Does anybody listen at this socket? The kernel says so even when the listener is busy."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0.2)
         try:

@@ -84,7 +84,7 @@ def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start, how):
     os.kill(process.pid, how)
     with pytest.raises(EngineDied):
         list(answer)
-    failure = process.failure(timeout=5)
+    failure = process.failure()
     assert isinstance(failure, EngineDied) and failure.hint
     assert failure.code == {signal.SIGKILL: "engine.killed", signal.SIGSEGV: "engine.signal"}[how]
     assert f"signal {int(how)}" in failure.message
@@ -102,7 +102,8 @@ def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, mon
     monkeypatch.setattr(engine_process, "oom_kills", lambda: next(counts))
     process = start()
     os.kill(process.pid, signal.SIGKILL)
-    failure = process.failure(timeout=5)
+    assert gone(process.pid)
+    failure = process.failure()
     assert isinstance(failure, DoesNotFit) and "out of memory" in failure.message
 
 

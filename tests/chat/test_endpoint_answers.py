@@ -1,0 +1,324 @@
+"""Answers as foreign servers really send them, cut anywhere; stops, failures, and what is not known."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from glmchat.chat.endpoint import Endpoint, Stop
+from glmchat.chat.sse import Comment, EventParser, ServerEvent
+from glmchat.core.errors import NetworkFailed, ServerFailed, Usage
+from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
+
+HELLO = [Message("user", "你好")]
+PLAIN = Sampling(temperature=1.0, top_p=1.0)
+
+
+def chunk(text: str | None = None, finish: str | None = None, **extra: Any) -> str:
+    choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": finish}
+    return "data: " + json.dumps({"choices": [choice], **extra}, ensure_ascii=False)
+
+
+@dataclass
+class Foreign:
+    """A server that answers with the bytes it was given. Requests are recorded as (path, headers, body)."""
+
+    url: str = ""
+    parts: list[bytes] = field(default_factory=list)
+    pause: float = 0.0
+    status: str = "200 OK"
+    kind: str = "text/event-stream"
+    headers: dict[str, str] = field(default_factory=dict)
+    answer_with: Callable[[str, Any], tuple[str, str, bytes] | None] = lambda path, body: None
+    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    lists_models: bool = False
+    hung_up: threading.Event = field(default_factory=threading.Event)
+
+    def says(self, text: str | bytes, **how: Any) -> Endpoint:
+        self.parts = [text.encode() if isinstance(text, str) else text]
+        for name, value in how.items():
+            setattr(self, name, value)
+        return Endpoint(self.url, model="m")
+
+
+@pytest.fixture
+def foreign() -> Iterator[Foreign]:
+    state = Foreign()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline().decode().split()
+            if not line:
+                return
+            headers = {}
+            while (row := self.rfile.readline().decode("latin-1").strip()) != "":
+                name, _, value = row.partition(": ")
+                headers[name.lower()] = value
+            raw = self.rfile.read(int(headers.get("content-length", 0)))
+            body = json.loads(raw) if raw else None
+            state.asked.append((line[1], headers, body))
+            special = state.answer_with(line[1], body)
+            if line[1].endswith("/models") and not state.lists_models:
+                special = ("404 Not Found", "application/json", b"{}")
+            status, kind, parts = state.status, state.kind, state.parts
+            if special:
+                status, kind, parts = special[0], special[1], [special[2]]
+            extra = "".join(f"{k}: {v}\r\n" for k, v in state.headers.items())
+            self.wfile.write(f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{extra}Connection: close\r\n\r\n".encode())
+            try:
+                for part in parts:
+                    self.wfile.write(part)
+                    self.wfile.flush()
+                    time.sleep(0 if special else state.pause)
+            except OSError:
+                state.hung_up.set()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield state
+        server.shutdown()
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(e.text for e in events if isinstance(e, Piece))
+
+
+def ask(endpoint: Endpoint, sampling: Sampling = PLAIN, **options: Any) -> list[Any]:
+    return list(endpoint.stream(HELLO, sampling, **options))
+
+
+FULL = (
+    ": keep-alive\r\n\r\n"
+    + "\r\n\r\n".join([chunk("", role="x"), chunk("你好"), chunk("，🌍👩‍👩‍👧"), chunk(None, "stop")])
+    + "\n\ndata: "
+    + json.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}})
+    + "\r\rdata: [DONE]\n\n"
+).encode()
+
+
+def test_events_come_out_the_same_wherever_their_bytes_are_cut():
+    whole = list(EventParser().feed(FULL))
+    assert sum(isinstance(e, ServerEvent) for e in whole) == 6 and whole[0] == Comment("keep-alive")
+    for cut in range(len(FULL) + 1):
+        parser = EventParser()
+        assert [*parser.feed(FULL[:cut]), *parser.feed(FULL[cut:]), *parser.end()] == whole
+    parser = EventParser()
+    assert [e for byte in FULL for e in parser.feed(bytes([byte]))] == whole
+
+
+def test_an_answer_arrives_whole_from_single_bytes(foreign):
+    endpoint = foreign.says(b"")
+    foreign.parts = [bytes([b]) for b in FULL]
+    events = ask(endpoint)
+    assert isinstance(events[0], Started) and events[0].prompt_ids is None
+    assert text_of(events) == "你好，🌍👩‍👩‍👧"
+    last = events[-1]
+    assert (last.finish_reason, last.prompt_tokens, last.completion_tokens) == ("stop", 9, 4)
+    assert last.ttft_seconds is not None
+    unknown = (
+        last.seed,
+        last.load_seconds,
+        last.decode_tokens_per_second,
+        last.prefill_tokens_per_second,
+        last.cached_tokens,
+    )
+    assert unknown == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chunk("a") + "\n\n" + chunk("b", "stop") + "\n\n",  # no [DONE]
+        chunk("a") + "\n\n" + chunk("b", "stop"),  # not even a last blank line
+        "\ufeff" + chunk("ab", "stop") + "\n\ndata: [DONE]\n\n",
+        "event: message\nid: 3\nretry: 5\n" + chunk("ab", "stop") + "\n\n",
+        "data:" + chunk("ab", "stop")[6:] + "\n\n",  # no blank behind the colon
+        chunk("a") + "\n\n" + chunk(None) + "\n\n" + chunk("b", "eos") + "\n\n",
+        'data: {"choices": [{"text": "ab", "finish_reason": "stop"}]}\n\n',
+        'data: {"choices": []}\n\ndata: null\n\n' + chunk("ab", "stop") + "\n\n",
+    ],
+)
+def test_small_print_of_servers_is_taken_as_meant(foreign, text):
+    events = ask(foreign.says(text))
+    assert text_of(events) == "ab" and events[-1].finish_reason == "stop"
+
+
+def test_content_null_is_no_text(foreign):
+    text = 'data: {"choices":[{"delta":{"role":"assistant","content":null},"finish_reason":null}]}\n\n'
+    assert text_of(ask(foreign.says(text + chunk("x", "length") + "\n\n"))) == "x"
+
+
+def test_thoughts_are_shown_as_models_write_them(foreign):
+    def thought(text: str) -> str:
+        return "data: " + json.dumps({"choices": [{"delta": {"reasoning_content": text, "content": None}}]}) + "\n\n"
+
+    events = ask(foreign.says(thought("let ") + thought("me see") + chunk("42", "stop") + "\n\n"))
+    assert text_of(events) == "<think>\nlet me see\n</think>\n\n42"
+
+
+def test_a_server_that_does_not_stream_is_heard_too(foreign):
+    choice = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    whole = {"choices": [choice], "usage": {"completion_tokens": 1}}
+    events = ask(foreign.says(json.dumps(whole), kind="application/json; charset=utf-8"))
+    assert text_of(events) == "hi" and events[-1].completion_tokens == 1
+
+
+def test_llama_servers_timings_become_speeds(foreign):
+    timings = {"prompt_n": 10, "prompt_ms": 100.0, "predicted_n": 20, "predicted_ms": 1000.0, "cache_n": 3}
+    last = ask(foreign.says(chunk("x", "stop", timings=timings) + "\n\n"))[-1]
+    assert (last.prefill_tokens_per_second, last.decode_tokens_per_second, last.cached_tokens) == (100.0, 20.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (chunk("half an ans") + "\n\n", "before the answer did"),
+        ("data: {not json}\n\n", "not JSON"),
+        ('data: {"error": {"message": "CUDA out of memory"}}\n\n', "CUDA out of memory"),
+        ('data: {"error": "llama runner died"}\n\n', "llama runner died"),
+        ("", "before the answer did"),
+    ],
+)
+def test_an_answer_that_breaks_off_is_told_and_never_passed_off_as_finished(foreign, text, word):
+    seen = []
+    with pytest.raises(ServerFailed, match=word) as raised:
+        for event in foreign.says(text).stream(HELLO, PLAIN):
+            seen.append(event)
+    assert raised.value.hint and not any(isinstance(e, Finished) for e in seen)
+    assert text_of(seen) in ("", "half an ans")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "code", "word"),
+    [
+        ("401 Unauthorized", "application/json", '{"error": {"message": "bad key"}}', "server.auth", "OPENAI_API_KEY"),
+        ("403 Forbidden", "text/plain", "no", "server.auth", "key"),
+        ("404 Not Found", "application/json", '{"error": {"message": "no model m"}}', "server.not_found", "model m"),
+        ("404 Not Found", "application/json", '{"detail": "Not Found"}', "server.not_found", "address"),
+        ("429 Too Many Requests", "application/json", "{}", "server.busy", "17 seconds"),
+        ("500 Internal Server Error", "text/plain", "boom\x1b[31m", "server.failed", "boom␛"),
+        ("503 Service Unavailable", "application/json", '{"error": "loading"}', "server.failed", "loading"),
+        ("200 OK", "text/html", "<html>nginx</html>", "server.html", "web page"),
+        ("502 Bad Gateway", "text/html", "<html>nginx</html>", "server.html", "502"),
+        ("301 Moved", "text/plain", "", "server.moved", "elsewhere"),
+        ("400 Bad Request", "application/json", '{"object": "error", "message": "long"}', "server.refused", "long"),
+        ("422 Unprocessable", "application/json", '{"detail": [{"msg": "x"}]}', "server.refused", "msg"),
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_has_its_own_words_and_a_hint(foreign, status, kind, body, code, word):
+    headers = {"Retry-After": "17", "Location": "http://elsewhere/"}
+    with pytest.raises(ServerFailed) as raised:
+        ask(foreign.says(body, status=status, kind=kind, headers=headers))
+    assert raised.value.code == code and raised.value.hint and raised.value.exit == 1
+    assert word in f"{raised.value.message} {raised.value.hint}"
+    assert "\x1b" not in raised.value.message
+
+
+def test_nobody_there_is_one_clear_sentence():
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        port = server.server_address[1]
+    with pytest.raises(NetworkFailed, match=f"nobody answers at http://127.0.0.1:{port}/v1"):
+        ask(Endpoint(f"127.0.0.1:{port}", model="m"))
+
+
+def test_a_key_is_sent_as_given_and_never_shown(foreign):
+    endpoint = Endpoint(foreign.url, key="sk-secret", model="m")
+    foreign.says(chunk("x", "stop") + "\n\n")
+    ask(endpoint)
+    assert foreign.asked[-1][1]["authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in repr(endpoint)
+    ask(Endpoint(foreign.url, key=" sk-file\n", model="m"))
+    assert foreign.asked[-1][1]["authorization"] == "Bearer sk-file"
+    for bad in ("ключ", "two\nlines", "a b"):
+        with pytest.raises(Usage, match="key") as refused:
+            Endpoint(foreign.url, key=bad)
+        assert bad not in str(refused.value)
+
+
+def test_a_foreign_server_is_sent_openais_fields_and_no_more_unless_asked(foreign):
+    endpoint = foreign.says(chunk("x", "stop") + "\n\n")
+    ask(endpoint, Sampling(temperature=0.5, top_p=0.9, max_tokens=7, stop=("#",)))
+    body = foreign.asked[-1][2]
+    assert set(body) == {"stream", "stream_options", "temperature", "top_p", "model", "max_tokens", "stop", "messages"}
+    assert body["messages"] == [{"role": "user", "content": "你好"}]
+    ask(endpoint, Sampling(top_k=40, seed=3))
+    assert foreign.asked[-1][2]["top_k"] == 40 and foreign.asked[-1][2]["seed"] == 3
+
+
+def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
+    def strict(path: str, body: Any) -> tuple[str, str, bytes] | None:
+        extra = {"top_k", "min_p", "stream_options"} & set(body or {})
+        detail = json.dumps({"detail": f"Unexpected fields in the request: {extra}"}).encode()
+        return ("422 Unprocessable", "application/json", detail) if extra else None
+
+    endpoint = foreign.says(chunk("x", "stop") + "\n\n", answer_with=strict)
+    events = ask(endpoint, Sampling(top_k=40, min_p=0.1))
+    assert text_of(events) == "x" and sorted(events[-1].facts["ignored"]) == ["min_p", "top_k"]
+
+
+def test_closing_the_generator_closes_the_connection(foreign):
+    endpoint = foreign.says(b"", pause=0.01)
+    foreign.parts = [(chunk("x") + "\n\n").encode()] * 10_000
+    answer = endpoint.stream(HELLO, PLAIN)
+    assert [type(next(answer)) for _ in range(3)] == [Started, Piece, Piece]
+    answer.close()
+    assert foreign.hung_up.wait(10)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_stop_from_another_thread_ends_it_even_while_nothing_comes(foreign, silent):
+    endpoint = foreign.says(b"", pause=60 if silent else 0.01)
+    foreign.parts = [b": hello\n\n"] if silent else [(chunk("x") + "\n\n").encode()] * 10_000
+    stop = Stop()
+    threading.Timer(0.3, stop.now).start()
+    events = ask(endpoint, stop=stop)
+    assert events[-1].finish_reason == "cancelled" and sum(isinstance(e, Finished) for e in events) == 1
+
+
+def test_a_stop_before_the_start_is_a_stop_too(foreign):
+    endpoint = foreign.says(b"", pause=60)
+    stop = Stop()
+    stop.now()
+    assert [type(e) for e in ask(endpoint, stop=stop)] == [Finished]
+
+
+def test_half_a_surrogate_from_a_terminal_is_replaced_before_it_is_sent(foreign):
+    endpoint = foreign.says(chunk("x", "stop") + "\n\n")
+    list(endpoint.stream([Message("user", "a\udce4b")], PLAIN))
+    assert foreign.asked[-1][2]["messages"][0]["content"] == "a?b"
+
+
+def test_a_line_without_an_end_is_refused(foreign, monkeypatch):
+    monkeypatch.setattr("glmchat.chat.sse.LINE_LIMIT", 1000)
+    with pytest.raises(ServerFailed, match="without an end"):
+        ask(foreign.says("data: " + "x" * 5000))
+
+
+def test_the_only_model_is_taken_and_among_several_one_must_be_named(foreign):
+    def listing(names: list[str]) -> bytes:
+        return json.dumps({"object": "list", "data": [{"id": n} for n in names]}).encode()
+
+    foreign.kind, foreign.lists_models = "application/json", True
+    endpoint = Endpoint(foreign.url)
+    foreign.parts = [listing(["only"])]
+    assert endpoint.choose_model() == endpoint.model == "only"
+    foreign.parts = [listing(["a", "b\x1b[0m"])]
+    with pytest.raises(Usage, match="2 models") as raised:
+        endpoint.choose_model()
+    assert "a, b␛[0m" in raised.value.hint
+    assert endpoint.choose_model("a:latest") == "a:latest"
+
+
+def test_proxies_are_not_asked_for_loopback(foreign, monkeypatch):
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "socks://127.0.0.1:1")
+    assert text_of(ask(foreign.says(chunk("x", "stop") + "\n\n"))) == "x"
