@@ -1,4 +1,4 @@
-"""What the original code computed, recorded on tiny checkpoints in the original format (../shared/reference/chatglm)."""
+"""What the original code computed, recorded on tiny checkpoints of the original format (../shared/reference)."""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ def test_a_chat_with_the_real_vocabulary_gives_the_recorded_answer(recorded: Rec
             if isinstance(turn, dict):
                 said.append(prompt.message(turn))
             else:
-                said += [prompt.message({"role": r, "content": c}) for r, c in zip(("user", "assistant"), turn)]
+                said += [
+                    prompt.message({"role": r, "content": c}) for r, c in zip(("user", "assistant"), turn, strict=True)
+                ]
         ids = prompt.render([*said, prompt.message({"role": chat.get("role", "user"), "content": chat["query"]})])
         assert ids == chat["input_ids"]
         expected = chat["output_ids_all"][len(ids) :]
