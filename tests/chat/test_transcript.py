@@ -84,7 +84,7 @@ def test_other_programs_forms_are_read(history: History, value: object) -> None:
         b'{"messages": [{"role": "root", "content": "x"}]}',
         b'{"messages": [{"role": "user", "content": 5}]}',
         b'{"glmchat_history": 99, "conversations": []}',
-        b'[{"id": 1, "parent": 2, "role": "user", "text": "ring"}, {"id": 2, "parent": 1, "role": "user", "text": "x"}]',
+        b'[{"id": 1, "parent": 2, "role": "user", "text": "a"}, {"id": 2, "parent": 1, "role": "user", "text": "x"}]',
         b'[{"id": 1, "role": "user", "text": "a"}, {"id": 1, "role": "user", "text": "b"}]',
         b'{"settings": {"adapters": 5}, "messages": [{"role": "user", "content": "x"}]}',
         b"[" * 100_000,

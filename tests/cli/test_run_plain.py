@@ -1,0 +1,144 @@
+"""The line mode on a real pseudo-terminal: it talks, stops, remembers, and never moves the cursor."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat.history import History
+
+Argv = Callable[..., list[str]]
+
+
+class Terminal:
+    """A program on a pseudo-terminal: `wait_for` reads until a text is there, `type` sends a line."""
+
+    def __init__(self, argv: list[str], **environ: str) -> None:
+        self._controller, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            argv,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            preexec_fn=lambda: os.login_tty(0) if hasattr(os, "login_tty") else None,
+            env={**os.environ, "TERM": "dumb", **environ},
+        )
+        os.close(terminal)
+        self.seen = ""
+        self._at = 0
+        self._raw = b""
+
+    def wait_for(self, text: str, seconds: float = 30) -> str:
+        deadline = time.monotonic() + seconds
+        while text not in self.seen[self._at :]:
+            if not select.select([self._controller], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise AssertionError(f"{text!r} did not come; there was {self.seen[self._at :]!r}")
+            try:
+                part = os.read(self._controller, 65536)
+            except OSError:
+                raise AssertionError(f"it ended before {text!r} came; there was {self.seen!r}") from None
+            self._raw += part
+            self.seen = self._raw.decode("utf-8", "ignore").replace("\r\n", "\n")
+        passed = self.seen[self._at :]
+        self._at = self.seen.index(text, self._at) + len(text)
+        return passed
+
+    def type(self, line: str) -> None:
+        os.write(self._controller, line.encode() + b"\n")
+
+    def press(self, key: bytes) -> None:
+        os.write(self._controller, key)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=30)
+        finally:
+            os.close(self._controller)
+
+
+@pytest.fixture
+def plain(fake_argv: Argv, model: Path) -> Iterator[Callable[..., Terminal]]:
+    started: list[Terminal] = []
+
+    def start(*arguments: object, **behaviour: object) -> Terminal:
+        started.append(Terminal(fake_argv(behaviour, "run", model, *arguments)))
+        started[-1].wait_for("> ")
+        return started[-1]
+
+    yield start
+    for terminal in started:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.end()
+
+
+def test_a_conversation_in_lines(plain: Callable[..., Terminal]) -> None:
+    terminal = plain(echo=True)  # TERM=dumb chooses this mode by itself
+    terminal.type("你好 there")
+    terminal.wait_for("\n你好 there\n> ")
+    terminal.type("one\\")
+    terminal.type("two")
+    terminal.wait_for("\none\ntwo\n> ")
+    terminal.type("//slash")
+    terminal.wait_for("\n/slash\n> ")
+    terminal.type("/nonsense")
+    terminal.wait_for("there is no command /nonsense")
+    terminal.type("/set temp 0.3")
+    terminal.wait_for("temperature  0.3")
+    terminal.type("/undo")
+    terminal.wait_for("Taken back.")
+    terminal.type("/context")
+    terminal.wait_for("of 4096 tokens")
+    terminal.type("/quit")
+    assert terminal.end() == 0
+    assert not re.search(r"\x1b", terminal.seen)
+    with History.default() as history:
+        tree = history.load(1)
+        assert [m.text for m in tree.path()] == ["你好 there", "你好 there", "one\ntwo", "one\ntwo"]
+        assert tree.conversation.settings.sampling == {"temperature": 0.3}
+
+
+def test_ctrl_c_stops_an_answer_and_continue_goes_on(plain: Callable[..., Terminal]) -> None:
+    terminal = plain("--plain", pieces=["word "] * 100, seconds_per_token=0.03)
+    terminal.type("go")
+    terminal.wait_for("word word word")
+    terminal.press(b"\x03")
+    terminal.wait_for("Stopped. /continue goes on.")
+    with History.default() as history:
+        stopped = history.load(1).path()[-1]
+    assert stopped.state == "stopped" and 3 <= stopped.text.count("word") < 100
+    terminal.wait_for("> ")
+    terminal.press(b"\x03")  # at the prompt it ends nothing
+    terminal.wait_for("Ctrl+D or /quit")
+    terminal.type("/continue")
+    terminal.wait_for("> ", 60)
+    terminal.press(b"\x04")
+    assert terminal.end() == 0
+    with History.default() as history:
+        whole = history.load(1).path()[-1]
+    assert whole.state == "complete" and whole.text.startswith(stopped.text) and whole.text.count("word") > 100
+
+
+def test_a_dead_engine_is_told_and_started_again(plain: Callable[..., Terminal]) -> None:
+    terminal = plain(pieces=["word "] * 1000, seconds_per_token=0.02, die_after=6)
+    terminal.type("go")
+    terminal.wait_for("killed", 60)
+    terminal.wait_for("> ")
+    terminal.type("again")
+    terminal.wait_for("Starting the model again")
+    terminal.wait_for("word", 60)
+    terminal.press(b"\x03")
+    terminal.wait_for("Stopped.")
+    terminal.type("/quit")
+    assert terminal.end() == 0
+    with History.default() as history:
+        assert [m.state for m in history.load(1).path()] == ["complete", "failed", "complete", "stopped"]
