@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from glmchat.core.errors import EngineDied, GlmchatError, NetworkFailed, ServerFailed
+from glmchat.core.errors import EngineDied, Failed, GlmchatError, NetworkFailed, ServerFailed
 from glmchat.core.http import network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -24,7 +24,7 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
         )
     found = error_of(_json(body))
     said = found.message if found else one_line(body.decode("utf-8", "replace"), 300)
-    if found and found.hint:  # ours
+    if found and found.hint and status != 401:  # ours; its hint on keys is for those who write programs
         return found
     if status in (301, 302, 303, 307, 308):
         where = one_line(headers.get("location", ""), 120)
@@ -77,7 +77,8 @@ def error_of(data: Any) -> GlmchatError | None:
         error = data
     if isinstance(error, dict):
         if isinstance(error.get("hint"), str) and isinstance(error.get("code"), str) and "exit" in error:
-            return GlmchatError.from_json({**error, "message": one_line(str(error.get("message")), 2000)})
+            ours = GlmchatError.from_json({**error, "message": one_line(str(error.get("message")), 2000)})
+            return ServerFailed(ours.message, hint=ours.hint, code=ours.code) if type(ours) is Failed else ours
         return ServerFailed(one_line(str(error.get("message") or error), 500), hint="")
     if isinstance(error, str):
         return ServerFailed(one_line(error, 500), hint="")

@@ -1,0 +1,83 @@
+"""Will it fit? The numbers, and the words for "no"."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glmchat.chat import preflight
+from glmchat.core.errors import DoesNotFit
+
+GB = 10**9
+
+
+@pytest.fixture
+def chatglm(tmp_path):
+    """The measures of ChatGLM-6B, without its weights: a sparse file of their size."""
+    config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 130528,
+              "inner_hidden_size": 16384, "max_sequence_length": 2048, "torch_dtype": "float16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        file.truncate(12_346_621_952)
+    return tmp_path
+
+
+def test_the_words_name_what_is_needed_what_is_free_and_what_fits():
+    error = preflight.memory_words(
+        "chatglm-6b", int(13.4 * GB), 8 * GB, [("--quant 8", 9 * GB), ("--quant 4", int(4.1 * GB))]
+    )
+    assert error.message == "chatglm-6b needs 13.4 GB, 8.0 GB free"
+    assert error.hint == "try `--quant 4`, needs 4.1 GB"
+    assert error.exit == 4 and error.code == "memory.preflight"
+    assert "smaller model" in preflight.memory_words("m", 9 * GB, GB, [("--quant 4", 4 * GB)]).hint
+
+
+def test_weights_cache_and_scratch_are_counted_from_the_config_alone(chatglm):
+    whole = preflight.estimate(chatglm)
+    assert whole.weights == 12_346_621_952
+    assert whole.cache == 2 * 28 * 4096 * 2048 * 2
+    assert 13.2 * GB < whole.total < 14.2 * GB
+    assert preflight.estimate(chatglm, context=8192).cache == 4 * whole.cache
+    assert 3.5 * GB < preflight.estimate(chatglm, 4).total < 5.5 * GB
+    assert preflight.estimate(chatglm, 8).total < whole.total * 0.6
+    assert preflight.estimate(chatglm, dtype="float32").weights == 2 * whole.weights
+
+
+def test_a_model_with_few_key_heads_has_a_small_cache(tmp_path, chatglm):
+    config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "multi_query_attention": True,
+              "multi_query_group_num": 2, "kv_channels": 128, "seq_length": 8192}  # fmt: skip
+    (chatglm / "config.json").write_text(json.dumps(config))
+    assert preflight.estimate(chatglm).cache == 2 * 28 * 2 * 128 * 8192 * 2
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(chatglm, monkeypatch):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
+    with pytest.raises(DoesNotFit, match="8.0 GB free") as refused:
+        preflight.check("chatglm-6b", chatglm)
+    assert "--quant" in refused.value.hint
+    assert preflight.check("chatglm-6b", chatglm, quant=4).total < 8 * GB
+    monkeypatch.setattr(preflight, "available_memory", lambda: GB)
+    with pytest.raises(DoesNotFit) as refused:
+        preflight.check("chatglm-6b", chatglm)
+    assert "smaller model" in refused.value.hint
+
+
+def test_an_engine_that_was_killed_for_memory_gets_the_next_step(chatglm):
+    assert "--quant 4" in preflight.smaller_hint(chatglm, None, None)
+    assert preflight.smaller_hint(chatglm, 4, None) is None
+
+
+@pytest.mark.parametrize("config", [None, "{", "[]", '{"num_layers": -1}', '{"num_layers": "many"}'])
+def test_a_folder_that_says_too_little_is_no_reason_to_refuse(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert preflight.estimate(tmp_path) is None
+    assert preflight.check("m", tmp_path) is None
+    assert preflight.estimate(tmp_path / "absent") is None
+
+
+def test_a_gguf_file_counts_as_it_is(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 1000)
+    assert preflight.estimate(file).weights == 1004

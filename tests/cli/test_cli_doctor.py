@@ -1,0 +1,86 @@
+"""`glmchat doctor`: facts, and problems with a hint each."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat import diagnosis
+from glmchat.cli.main import run
+from glmchat.core import locations
+
+
+@pytest.fixture
+def without_engine(monkeypatch):
+    """The part that imports torch has a test of its own; the others need not wait for it."""
+    monkeypatch.setattr(diagnosis, "_engine", lambda trouble: {"device": "cpu"})
+
+
+def doctor(capsys) -> dict:
+    assert run(["doctor", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys):
+    found = doctor(capsys)
+    assert set(found) == {"versions", "machine", "engine", "paths", "history", "proxies", "terminal", "problems"}
+    assert found["versions"]["glmchat"] and found["versions"]["torch"]
+    assert found["engine"]["device"] in ("cpu", "cuda")
+    assert {row["bits"] for row in found["engine"]["kernels"]} == {4, 8}
+    if found["engine"]["device"] == "cpu":
+        assert found["engine"]["not_chosen"]["cuda"]
+    assert found["machine"]["physical_cores"] >= 1 and found["machine"]["memory_bytes"] > 0
+    assert found["history"]["journal"] == "wal" and found["history"]["network_file_system"] is False
+    assert found["problems"] == []
+
+
+def test_for_people_it_is_plain_lines_on_stdout(without_engine, capsys):
+    assert run(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert "no problems found" in out and "glmchat:" in out and "Traceback" not in out + err
+
+
+def test_open_folders_and_broken_proxies_are_problems_with_hints(without_engine, capsys, monkeypatch):
+    locations.data_dir().mkdir(parents=True)
+    locations.data_dir().chmod(0o755)
+    locations.history_file().write_bytes(b"this is no database, but something else entirely")
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://user:secret@proxy")
+    found = doctor(capsys)
+    told = " ".join(p["message"] for p in found["problems"])
+    assert all(p["hint"] for p in found["problems"])
+    assert "can be read by others" in told and "history is damaged" in told and "HTTPS_PROXY" in told
+    assert "secret" not in json.dumps(found)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_socket_folder_of_somebody_else_is_told(without_engine, capsys, monkeypatch):
+    folder = Path(tempfile.mkdtemp(prefix="rt"))
+    (folder / "glmchat").mkdir()
+    os.chown(folder / "glmchat", 12345, 12345)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    assert any("someone else" in p["message"] for p in doctor(capsys)["problems"])
+
+
+@pytest.mark.parametrize(
+    ("environ", "colours"),
+    [
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "truecolor"),
+        ({"TERM": "xterm-256color"}, "256"),
+        ({"TERM": "linux"}, "16"),
+        ({"TERM": "dumb"}, "none"),
+        ({"TERM": "xterm-256color", "NO_COLOR": ""}, "none"),
+    ],
+)
+def test_the_terminal_is_read_from_what_it_says_of_itself(environ, colours):
+    assert diagnosis.terminal(environ)["colours"] == colours
+    assert diagnosis.terminal({**environ, "TMUX": "/tmp/x", "SSH_TTY": "/dev/pts/1"})["tmux"] is True
+
+
+def test_an_engine_that_cannot_start_is_a_problem_and_not_a_crash(monkeypatch, capsys):
+    monkeypatch.setattr(diagnosis.sys, "executable", "/bin/false")
+    found = doctor(capsys)
+    assert found["engine"] == {} and any("cannot start" in p["message"] for p in found["problems"])

@@ -1,0 +1,94 @@
+"""`glmchat serve`: what it refuses, and with which words."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glmchat.cli.main import run
+from glmchat.cli.serve import choose_key
+from glmchat.core.errors import Usage
+
+
+def serve(*arguments: str) -> int:
+    return run(["serve", *arguments])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that looks like a model until somebody loads it."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return str(tmp_path)
+
+
+def test_a_port_in_use_is_one_line_with_a_hint_and_exit_1(model, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve(model, "--port", str(port), "--json") == 1
+    out, err = capsys.readouterr()
+    assert f"port {port} is in use" in err and "--port" in err and "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["code"] == "serve.port_in_use"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "gpu-box"])
+def test_without_a_key_only_loopback_is_served(host, capsys):
+    assert serve("x", "--host", host, "--no-api-key") == 2
+    assert "without a key" in capsys.readouterr().err
+
+
+def test_a_key_comes_from_the_file_the_environment_or_is_made(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    monkeypatch.setenv("GLMCHAT_API_KEY", "from-environment")
+    assert choose_key("127.0.0.1", file, no_key=False) == ("from-file", False)
+    assert choose_key("127.0.0.1", None, no_key=False) == ("from-environment", False)
+    assert choose_key("127.0.0.1", None, no_key=True) == (None, False)
+    monkeypatch.delenv("GLMCHAT_API_KEY")
+    made, is_new = choose_key("127.0.0.1", None, no_key=False)
+    assert is_new and len(made) > 30 and made != choose_key("127.0.0.1", None, no_key=False)[0]
+
+
+def test_a_key_that_no_client_can_send_is_refused_without_showing_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLMCHAT_API_KEY", "schlüssel")
+    with pytest.raises(Usage) as refused:
+        choose_key("127.0.0.1", None, no_key=False)
+    assert "schlüssel" not in str(refused.value)
+    for words in ("", "  \n"):
+        (tmp_path / "empty").write_text(words)
+        with pytest.raises(Usage, match="empty"):
+            choose_key("127.0.0.1", tmp_path / "empty", no_key=False)
+    with pytest.raises(Usage, match="contradict"):
+        choose_key("127.0.0.1", tmp_path / "empty", no_key=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--quant", "5"], "4 or 8"),
+        (["--dtype", "int3"], "float32"),
+        (["--context", "3"], "context"),
+        (["--port", "x"], "port"),
+        (["no-such-model-here"], "no-such-model-here"),
+        ([], "no model"),
+    ],
+)
+def test_wrong_words_are_exit_2(arguments, word, capsys):
+    assert serve(*arguments) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_own_exit_code(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\xff" * 200)
+    command = [sys.executable, "-P", "-m", "glmchat", "serve", str(broken), "--port", "0"]
+    done = subprocess.run(command, cwd="/", env={**os.environ}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "key (shown only now): glmchat-" in done.stderr and done.stdout == ""
