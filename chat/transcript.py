@@ -273,6 +273,6 @@ def _seconds(value: Any) -> float | None:
 def _bad(where: str, why: str) -> Damaged:
     return Damaged(
         tr("{path} is no conversation that can be imported: {why}", path=one_line(where), why=why),
-        hint=tr("an export of glmchat's in JSON, or a JSON list of {{role, content}}"),
+        hint=tr("an export of glmchat's in JSON, or a JSON list of objects with role and content"),
         code="history.import",
     )
