@@ -53,7 +53,7 @@ def test_a_model_with_few_key_heads_has_a_small_cache(tmp_path, chatglm):
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(chatglm, monkeypatch):
     monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
-    with pytest.raises(DoesNotFit, match="8[.]0 GB free") as refused:
+    with pytest.raises(DoesNotFit, match=r"8[.]0 GB free") as refused:
         preflight.check("chatglm-6b", chatglm)
     assert "--quant" in refused.value.hint
     assert preflight.check("chatglm-6b", chatglm, quant=4).total < 8 * GB
