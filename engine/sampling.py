@@ -112,7 +112,13 @@ def _candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor,
         return logits[ids], ids
     look = min(cut, vocab) if cut < vocab or sampling.top_p <= 0 else min(_FIRST_LOOK, vocab)
     total = torch.logsumexp(logits, 0) if cut >= vocab else None
-    values, ids = logits.topk(max(look, 1))
+    if cut < vocab:
+        values, ids = logits.topk(cut + 1)
+        tied = bool(values[cut] == values[cut - 1])  # equals of the last one that is kept stay too, as in transformers
+        count = int((logits >= values[cut]).sum()) if tied else cut
+        values, ids = logits.topk(count) if tied else (values[:cut], ids[:cut])
+    else:
+        values, ids = logits.topk(max(look, 1))
     if sampling.top_p < 1.0:
         kept = _nucleus(values, total, sampling.top_p)
         if kept is None:
