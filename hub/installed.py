@@ -167,7 +167,8 @@ def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
         family=manifest.family or (entry.family if entry else None),
         quant=manifest.quant,
         size_bytes=on_disk,
-        complete=whole and manifest.complete,
+        # A pull of the configs alone (--include) is whole, and yet no model.
+        complete=whole and manifest.complete and any(selection.is_weights(f.path) for f in manifest.files),
         base=manifest.base,
         source=manifest.source,
         files=manifest.files,

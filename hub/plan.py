@@ -76,7 +76,7 @@ class PullPlan:
 
     @property
     def fits(self) -> bool:
-        return self.disk_needed <= self.disk_free
+        return self.disk_needed == 0 or self.disk_needed + store.SPARE <= self.disk_free
 
     def to_json(self) -> dict[str, Any]:
         entry = self.entry

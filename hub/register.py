@@ -40,16 +40,19 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         )
     records = tuple(_record(root, n, on_bytes, cancelled) for n in names)
     entry = _recognised(records)
+    made = manifests.read(root / manifests.BESIDE, root=root)  # a quantised copy of ours, brought from elsewhere
+    known = entry or made
     config = installed.small_json(root / "config.json")
     manifest = Manifest(
         name=name or (entry.reference if entry else _free_name(path)),
-        kind="model",
+        kind=made.kind if made else "model",
         source="path",
         root=root,
-        repo=entry.repo if entry else None,
-        revision=entry.revision if entry else None,
-        family=entry.family if entry else installed.family_of(config),
-        quant=entry.quant if entry else installed.quant_of_folder(root),
+        repo=known.repo if known else None,
+        revision=known.revision if known else None,
+        family=known.family if known else installed.family_of(config),
+        quant=known.quant if known else installed.quant_of_folder(root),
+        base=made.base if made else None,
         asked=str(path),
         date=store.now(),
         files=records,

@@ -214,8 +214,9 @@ def _loose_blobs() -> Iterable[Step]:
 
 
 def _left_behind() -> Iterable[Step]:
-    """Working folders of pulls and removals that were killed."""
+    """Working folders of pulls, quantisations and removals that were killed."""
     folder = locations.models_dir()
-    for path in [*folder.glob("*/.pull-*"), *folder.glob(".gone-*")] if folder.is_dir() else []:
+    found = [*folder.glob("*/.pull-*"), *folder.glob("*.incomplete"), *folder.glob(".gone-*")]
+    for path in found if folder.is_dir() else []:
         if time.time() - path.stat().st_mtime > _FOREIGN_AGE or path.name.startswith(".gone-"):
             yield Step("folder", path, sum(p.stat().st_size for p in path.rglob("*") if p.is_file()))

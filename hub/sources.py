@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed, Usage
@@ -21,6 +21,9 @@ from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 DEFAULT = "https://huggingface.co"
 MODELSCOPE = "https://www.modelscope.cn"
@@ -181,8 +184,23 @@ def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
     if revision and is_commit(revision) and commit != revision:
         raise _nonsense(place, repo, tr("it answers with another commit"))
     files = tuple(_hf_file(place, repo, s.rfilename, s.size, s.blob_id, s.lfs) for s in siblings)
+    if not all(f.sha256 or f.git_blob for f in files):
+        files = _from_tree(place, api, repo, commit) or files
     renamed = canonical if isinstance(canonical, str) and canonical.lower() != repo.lower() else ""
     return Listing(repo, commit, files, place, checked_repo(renamed) if renamed else "")
+
+
+def _from_tree(place: Endpoint, api: HfApi, repo: str, commit: str) -> tuple[KnownFile, ...]:
+    """The files with hashes as the tree tells them, where a mirror's model info leaves them out; () if it has none."""
+    import httpx2
+    from huggingface_hub import RepoFile
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        entries = [e for e in api.list_repo_tree(repo, recursive=True, revision=commit) if isinstance(e, RepoFile)]
+        return tuple(_hf_file(place, repo, e.path, e.size, e.blob_id, e.lfs) for e in entries)
+    except (HfHubHTTPError, httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return ()  # the names are known; files whose hash nobody knows are refused or trusted later
 
 
 def _hf_file(place: Endpoint, repo: str, path: Any, size: Any, blob_id: Any, lfs: Any) -> KnownFile:

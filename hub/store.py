@@ -23,7 +23,7 @@ from glmchat.core.text import human_bytes
 
 PARTIAL = ".glmchat.incomplete"
 # Kept free beside what a pull needs: file systems slow down and programs fail on the last megabytes.
-_SPARE = 64 * 1024 * 1024
+SPARE = 64 * 1024 * 1024
 
 
 def repo_folder(repo: str) -> Path:
@@ -179,11 +179,11 @@ def require_space(needed: int, where: Path) -> None:
     if needed <= 0:
         return
     free = free_bytes(where)
-    if needed + _SPARE > free:
+    if needed + SPARE > free:
         raise DoesNotFit(
             tr(
                 "{needed} are needed in {where}, {free} are free",
-                needed=human_bytes(needed + _SPARE),
+                needed=human_bytes(needed + SPARE),
                 where=where,
                 free=human_bytes(free),
             ),

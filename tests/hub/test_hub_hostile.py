@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hub_helpers import COMMIT_A, CONFIG, glmchat, last_json, sha256
+from hub_helpers import COMMIT_A, CONFIG, git_blob, glmchat, last_json, sha256
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
@@ -182,6 +182,46 @@ def test_a_password_in_an_endpoint_is_not_shown(capsys: Any) -> None:
 @pytest.mark.parametrize("endpoint", ["ftp://x/y", "https://", "no-such-folder", "http://[::1"])
 def test_what_is_no_endpoint_is_a_usage_error(endpoint: str, capsys: Any) -> None:
     assert glmchat(capsys, "pull", "a/b", "--endpoint", endpoint)[0] == 2
+
+
+BARE = {"config.json": CONFIG, "model.safetensors": b"w" * 4000}
+
+
+def without_hashes(path: str) -> tuple[int, dict[str, str], bytes]:
+    """A mirror that lists names only, as half-working ones do."""
+    if path.startswith("/api/models/a/b/tree"):
+        return 404, {}, b"{}"
+    if path.startswith("/api/"):
+        return as_json(listing(siblings=[{"rfilename": p} for p in BARE]))
+    content = BARE.get(path.rpartition("/")[2])
+    return (404, {}, b"") if content is None else (200, {}, content)
+
+
+def test_a_file_whose_hash_nobody_knows_is_refused_unless_the_host_is_trusted(capsys: Any) -> None:
+    with server(without_hashes) as (address, _seen):
+        code, out, err = glmchat(capsys, "pull", "a/b", "--endpoint", address, "--json")
+        assert code == 1
+        assert last_json(out)["code"] == "pull.no_hash"
+        assert "--trust-host" in err
+        code, out, err = glmchat(capsys, "pull", "a/b", "--endpoint", address, "--trust-host", "--json")
+        assert code == 0, err
+    row = installed.find_installed(parse("a/b"))
+    assert row is not None
+    assert {f.path: f.sha256 for f in row.files} == {p: sha256(c) for p, c in BARE.items()}
+    assert glmchat(capsys, "verify", "a/b")[0] == 0
+
+
+def test_hashes_that_the_model_info_leaves_out_are_asked_of_the_tree(capsys: Any) -> None:
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        if path.startswith("/api/models/a/b/tree"):
+            big = {"oid": sha256(BARE["model.safetensors"]), "size": 4000, "pointerSize": 130}
+            small = {"type": "file", "path": "config.json", "size": len(CONFIG), "oid": git_blob(CONFIG)}
+            return as_json([small, {**small, "path": "model.safetensors", "size": 4000, "oid": "1" * 40, "lfs": big}])
+        return without_hashes(path)
+
+    with server(answer) as (address, _seen):
+        code, _, err = glmchat(capsys, "pull", "a/b", "--endpoint", address)
+    assert code == 0, err
 
 
 MODELSCOPE = {"config.json": CONFIG, "model.safetensors": b"w" * 4000}

@@ -280,6 +280,21 @@ def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_b
     assert not folder.exists()
 
 
+def test_a_quantised_copy_from_elsewhere_is_added_as_what_it_is(tmp_path: Path, capsys: Any) -> None:
+    folder = model_folder(tmp_path / "mine-int4")
+    record = {
+        "format": 1,
+        "kind": "quantized",
+        "name": "mine:int4",
+        "base": "mine",
+        "quant": "int4-g32",
+        "family": "llama",
+    }
+    (folder / "glmchat.json").write_text(json.dumps({**record, "root": "/gone", "files": []}))
+    row = json.loads(glmchat(capsys, "add", str(folder), "--json")[1])
+    assert (row["kind"], row["quant"], row["base"], row["name"]) == ("quantized", "int4-g32", "mine", "mine-int4")
+
+
 def test_show_tells_files_hosts_memory_and_licence(hub: LoopbackHub, capsys: Any) -> None:
     pulled(hub, capsys)
     code, out, _ = glmchat(capsys, "show", "tiny/model", "--json")

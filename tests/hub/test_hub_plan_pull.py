@@ -153,6 +153,8 @@ def test_include_decides_alone_exclude_takes_away_and_all_means_all(hub: Loopbac
     assert planned("--include", "*.py") == {"modeling_tiny.py"}
     assert planned("--exclude", "tok*") == {"config.json", "model.safetensors"}
     assert planned("--all") == set(FILES)
+    assert glmchat(capsys, "pull", "tiny/model", "--include", "*.json")[0] == 0
+    assert installed.find_installed(parse("tiny/model")) is None  # configs alone are no model
     code, _, err = glmchat(capsys, "pull", "tiny/model", "--include", "*.nothing")
     assert code == 2
     assert "no file" in err
