@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from glmchat.core.errors import GlmchatError, NetworkFailed
+from glmchat.core.language import tr
 from glmchat.core.proxies import ProxyRules, without_password
 from glmchat.core.text import one_line
 
@@ -110,29 +111,30 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
     host = host_of(url)
     detail = one_line(str(error) or type(error).__name__, 160)
     proxy = _proxy_for(url)
-    through = f" through the proxy {proxy}" if proxy else ""
-    hint = "check the connection, then run the same command again: what is here already is kept"
+    through = tr(" through the proxy {proxy}", proxy=proxy) if proxy else ""
+    hint = tr("check the connection, then run the same command again: what is here already is kept")
     match error:
         case httpx2.ProxyError():
-            words, hint = f"the proxy {proxy or ''} refused: {detail}", "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
+            words = tr("the proxy {proxy} refused: {reason}", proxy=proxy or "?", reason=detail)
+            hint = tr("check HTTPS_PROXY, ALL_PROXY and NO_PROXY")
         case httpx2.ConnectTimeout():
-            words = f"{host} did not answer within {CONNECT_TIMEOUT:.0f} seconds{through}"
+            words = tr("{host} did not answer within {n} seconds", host=host, n=round(CONNECT_TIMEOUT)) + through
         case httpx2.TimeoutException():
-            words = f"{host} stopped sending{through}"
+            words = tr("{host} stopped sending", host=host) + through
         case httpx2.ConnectError() if "certificate" in detail.lower():
-            words = f"{host} cannot prove who it is: {detail}"
-            hint = "behind a company proxy, set SSL_CERT_FILE to the company's certificates"
+            words = tr("{host} cannot prove who it is: {reason}", host=host, reason=detail)
+            hint = tr("behind a company proxy, set SSL_CERT_FILE to the company's certificates")
         case httpx2.ConnectError():
-            words = f"cannot reach {host}{through}: {detail}"
+            words = tr("cannot reach {host}{through}: {reason}", host=host, through=through, reason=detail)
             if proxy:
-                hint = "check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
+                hint = tr("check HTTPS_PROXY, ALL_PROXY and NO_PROXY")
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
             words, hint = (
-                f"{one_line(without_password(url))!r} is no address: {detail}",
-                "it starts with https:// or http://",
+                tr("{url} is no address: {reason}", url=repr(one_line(without_password(url))), reason=detail),
+                tr("it starts with https:// or http://"),
             )
         case _:
-            words = f"the connection to {host} broke{through}: {detail}"
+            words = tr("the connection to {host} broke{through}: {reason}", host=host, through=through, reason=detail)
     return NetworkFailed(words, hint=hint, code=code)
 
 

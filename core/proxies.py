@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
@@ -51,10 +52,17 @@ def normal_proxy(value: str, name: str, *, bare: str = "http") -> str:
     found = _WITH_SCHEME.match(text)
     scheme = found.group(1).lower() if found else bare
     rest = text[found.end() :] if found else text
-    hint = f"for example {name}=http://proxy.example:3128 or {name}=socks5://127.0.0.1:1080; unset {name} to go without"
+    hint = tr("for example {name}=http://proxy.example:3128; unset {name} to go without", name=name)
     if scheme not in _SCHEMES:
         raise Usage(
-            f"{name} is {shown!r}: glmchat has no {one_line(scheme, 20)} proxies", hint=hint, code="proxy.scheme"
+            tr(
+                "{name} is {value}: there is no way to use a {scheme} proxy",
+                name=name,
+                value=repr(shown),
+                scheme=one_line(scheme, 20),
+            ),
+            hint=hint,
+            code="proxy.scheme",
         )
     url = f"{_SCHEMES[scheme]}://{rest}"
     try:
@@ -63,7 +71,11 @@ def normal_proxy(value: str, name: str, *, bare: str = "http") -> str:
     except ValueError:
         host, port = None, None
     if not host or port == 0 or not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.%]+", host) or re.search(r"[\s\x00-\x1f]", url):
-        raise Usage(f"{name} is {shown!r}, which is no proxy address", hint=hint, code="proxy.broken")
+        raise Usage(
+            tr("{name} is {value}, which is no proxy address", name=name, value=repr(shown)),
+            hint=hint,
+            code="proxy.broken",
+        )
     return url.rstrip("/")
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmchat.core.errors import Interrupted
 from glmchat.core.http import make_client
+from glmchat.hub.store import stopped
 from glmchat.hub.transfer import Patience, Shared, State, Transfer
 from glmchat.hub.wanted import Candidate, FileGot, FileProgress, FileWanted, Progress
 
@@ -82,7 +82,7 @@ class _Run:
             while any(thread.is_alive() for thread in threads):
                 next((thread for thread in threads if thread.is_alive()), threads[0]).join(_TICK)
                 if cancelled():
-                    self.failure = self.failure or _stopped()
+                    self.failure = self.failure or stopped()
                     break
                 if self.failure is not None:
                     break
@@ -139,7 +139,3 @@ class _Speed:
             self._seen.popleft()
         since, before = self._seen[0]
         return (received - before) / (now - since) if now - since >= 0.5 else None
-
-
-def _stopped() -> Interrupted:
-    return Interrupted("stopped", hint="run the same command again: what is here is kept", code="pull.stopped")

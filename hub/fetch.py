@@ -21,6 +21,7 @@ from urllib.request import url2pathname
 
 from glmchat.core.errors import Hostile
 from glmchat.core.http import host_of, network_error
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.hashing import BLOCK
 from glmchat.hub.safe_paths import inside
@@ -119,12 +120,12 @@ def _follow(
         response.close()
         target = urljoin(url, response.headers.get("location", ""))
         if urlsplit(target).scheme not in ("http", "https") or target == url:
-            raise Refused(f"redirects to {one_line(target.partition('?')[0], 80)!r}", "wrong")
+            raise Refused(tr("redirects to {target}", target=repr(one_line(target.partition("?")[0], 80))), "wrong")
         if not _same_site(url, target):
             for name in _SECRET_HEADERS:
                 headers.pop(name, None)
         url = target
-    raise Refused("redirects in a circle", "wrong")
+    raise Refused(tr("redirects in a circle"), "wrong")
 
 
 def _same_site(one: str, other: str) -> bool:
@@ -150,22 +151,24 @@ def _understand(
         total = _unsatisfied_total(headers.get("content-range"))
         if offset and total == offset:
             return Reply(offset, total, iter(()), etag, linked, commit, complete=True)
-        raise Refused(f"says the file has {total if total is not None else 'fewer'} bytes", "wrong")
+        raise Refused(tr("says the file has {total} bytes", total="?" if total is None else total), "wrong")
     if status not in (200, 206):
         _verdict(response, candidate)
     start, total = 0, _number(headers.get("content-length"))
     if status == 206:
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", "").strip())
         if not found:
-            raise Refused("answers with a piece and does not say which", "wrong")
+            raise Refused(tr("answers with a piece and does not say which"), "wrong")
         start = int(found.group(1))
         total = None if found.group(3) == "*" else int(found.group(3))
         if start > offset:
-            raise Refused(f"sends bytes from {start} when asked for those from {offset}", "wrong")
+            raise Refused(
+                tr("sends bytes from {start} when asked for those from {offset}", start=start, offset=offset), "wrong"
+            )
     encoded = headers.get("content-encoding", "identity").lower() not in ("", "identity")
     if encoded:
         if status == 206:
-            raise Refused("compresses pieces of the file", "wrong")
+            raise Refused(tr("compresses pieces of the file"), "wrong")
         total = None
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     page = kind in ("text/html", "application/xhtml+xml")
@@ -174,7 +177,7 @@ def _understand(
         and not urlsplit(candidate.url).path.lower().endswith((".html", ".htm"))
         and (size is None or total != size)
     ):
-        raise Refused("answers with a web page instead of the file", "html")
+        raise Refused(tr("answers with a web page instead of the file"), "html")
     return Reply(start, total, _chunks(response, candidate.url, decode=encoded), etag, linked, commit)
 
 
@@ -193,12 +196,12 @@ def _verdict(response: httpx2.Response, candidate: Candidate) -> None:
     """Every status but 200, 206 and 416. Always raises."""
     status = response.status_code
     said = one_line(response.headers.get("x-error-message", ""), 120)
-    words = f"answered {status}" + (f" ({said})" if said else "")
+    words = tr("answered {status}", status=status) + (f" ({said})" if said else "")
     if status in (408, 425, 429) or status >= 500:
         raise Broken(words, retry_after=retry_after(response.headers.get("retry-after")))
     if status in (401, 403):
         token = any(name.lower() == "authorization" for name in candidate.headers)
-        raise Refused(f"{words}: {'the token does not open it' if token else 'a token is needed'}", "denied")
+        raise Refused(f"{words}: {tr('the token does not open it') if token else tr('a token is needed')}", "denied")
     raise Refused(words, "missing")
 
 
@@ -243,19 +246,19 @@ def _open_local(candidate: Candidate, offset: int) -> Iterator[Reply]:
             try:
                 path = inside(candidate.folder, path.relative_to(candidate.folder).as_posix())
             except ValueError:
-                raise Refused("lies outside the mirror folder", "wrong") from None
+                raise Refused(tr("lies outside the mirror folder"), "wrong") from None
         with path.open("rb", buffering=0) as file:
             total = path.stat().st_size
             if offset > total:
-                raise Refused(f"has {total} bytes", "wrong")
+                raise Refused(tr("has {total} bytes", total=total), "wrong")
             file.seek(offset)
             yield Reply(offset, total, iter(lambda: file.read(BLOCK), b""), None, None, None)
     except Hostile as error:
         raise Refused(error.message, "wrong") from None
     except FileNotFoundError:
-        raise Refused("does not have it", "missing") from None
+        raise Refused(tr("does not have it"), "missing") from None
     except OSError as error:
-        raise Broken(f"cannot be read: {error.strerror}") from None
+        raise Broken(tr("cannot be read: {reason}", reason=error.strerror)) from None
 
 
 def source_name(candidate: Candidate) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glmchat.core.errors import Interrupted
+from glmchat.core.language import tr
 
 BLOCK = 1 << 20  # bytes read at a time: large enough for disks, small enough for memory and for Ctrl-C
 
@@ -40,7 +41,9 @@ def _feed(
         view = memoryview(block)
         while count := file.readinto(block):
             if cancelled is not None and cancelled():
-                raise Interrupted("stopped while checking a file", hint="run the same command again")
+                raise Interrupted(
+                    tr("stopped while checking a file"), hint=tr("run the same command again"), code="pull.interrupted"
+                )
             digest.update(view[:count])
             if on_bytes is not None:
                 on_bytes(count)

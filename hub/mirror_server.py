@@ -19,6 +19,7 @@ from typing import Any
 
 from glmchat import __version__
 from glmchat.core.errors import Failed, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.mirror_folder import MirrorFolder
 from glmchat.hub.mirror_protocol import Answer, FilePart, MirrorProtocol
@@ -54,14 +55,14 @@ class MirrorServer(ThreadingMixIn, TCPServer):
             super().__init__((str(address[0]), int(address[1])), _Handler)
         except (socket.gaierror, OverflowError):
             raise Usage(
-                f"cannot listen on {one_line(host)}:{port}",
-                hint="give an address of this machine, for example --host 0.0.0.0",
+                tr("cannot listen on {address}", address=f"{one_line(host)}:{port}"),
+                hint=tr("give an address of this machine, for example --host 0.0.0.0"),
                 code="mirror.address",
             ) from None
         except OSError as error:
             raise Failed(
-                f"cannot listen on {one_line(host)}:{port}: {error.strerror}",
-                hint="choose another one with --port",
+                tr("cannot listen on {address}", address=f"{one_line(host)}:{port}") + f": {error.strerror}",
+                hint=tr("choose another one with --port"),
                 code="mirror.address",
             ) from None
 

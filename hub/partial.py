@@ -15,9 +15,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Interrupted
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError
+from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.hashing import BLOCK
+from glmchat.hub.store import stopped
 
 SUFFIX = ".glmchat.incomplete"
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -56,7 +58,7 @@ class PartialFile:
         block = memoryview(bytearray(BLOCK))
         while self.length < size:
             if cancelled():
-                raise Interrupted("stopped", hint="run the same command again: what is here is kept")
+                raise stopped()
             os.lseek(self._fd, self.length, os.SEEK_SET)
             count = os.readv(self._fd, [block[: size - self.length]])
             if not count:
@@ -109,8 +111,8 @@ class PartialFile:
                     self.path.replace(destination)
             if destination.stat().st_size != self.length:  # another process took the partial and is not done with it
                 raise Failed(
-                    f"another process is writing {one_line(str(destination))}",
-                    hint="wait for it to finish, then run the same command again",
+                    tr("another process is writing {path}", path=one_line(str(destination))),
+                    hint=tr("wait for it to finish, then run the same command again"),
                     code="pull.busy",
                 )
             fsync_folder(destination.parent)
@@ -137,19 +139,19 @@ def disk_error(error: OSError, path: Path) -> GlmchatError:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return DoesNotFit(
-                f"the disk is full: no room left in {where}{_free(path.parent)}",
-                hint="free some space and run the same command again: what is here already is kept",
+                tr("the disk is full: no room left in {path}", path=where) + _free(path.parent),
+                hint=tr("free some space and run the same command again: what is here already is kept"),
                 code="disk.full",
             )
         case errno.EFBIG:
             return DoesNotFit(
-                f"the disk at {where} cannot hold a file this large",
-                hint="FAT32 ends at 4.3 GB per file: format the disk as exFAT, or choose another one",
+                tr("the disk at {path} cannot hold a file this large", path=where),
+                hint=tr("FAT32 ends at 4.3 GB per file: format the disk as exFAT, or choose another one"),
                 code="disk.file_size",
             )
     return Failed(
-        f"cannot write in {where}: {error.strerror or error}",
-        hint="check the folder's owner and mode, and that the disk is there",
+        tr("cannot write in {path}: {reason}", path=where, reason=error.strerror or error),
+        hint=tr("check the folder's owner and mode, and that the disk is there"),
         code="disk.write",
     )
 
@@ -159,4 +161,4 @@ def _free(folder: Path) -> str:
         stat = os.statvfs(folder)
     except OSError:
         return ""
-    return f" ({human_bytes(stat.f_bavail * stat.f_frsize)} free)"
+    return tr(" ({size} free)", size=human_bytes(stat.f_bavail * stat.f_frsize))

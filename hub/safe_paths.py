@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from glmchat.core.errors import Hostile
+from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -25,8 +26,13 @@ def safe_path(path: str, *, source: str = "the listing") -> str:
     """
     if wrong := _what_is_wrong(path):
         raise Hostile(
-            f"{source} names a file {one_line(path, 120)!r}, which {wrong}",
-            hint="nothing was written; pull from another source",
+            tr(
+                "{source} names a file {path}, which {wrong}",
+                source=source,
+                path=repr(one_line(path, 120)),
+                wrong=wrong,
+            ),
+            hint=tr("nothing was written; pull from another source"),
             code="listing.path",
         )
     return path
@@ -34,34 +40,34 @@ def safe_path(path: str, *, source: str = "the listing") -> str:
 
 def _what_is_wrong(path: str) -> str | None:
     if not path:
-        return "is empty"
+        return tr("is empty")
     if "\0" in path or show_controls(path, keep=frozenset()) != path:
-        return "contains control characters"
+        return tr("contains control characters")
     try:
         encoded = path.encode("utf-8")
     except UnicodeEncodeError:
-        return "is not text"
+        return tr("is not text")
     if len(encoded) > _MAX_PATH:
-        return "is too long"
+        return tr("is too long")
     if "\\" in path:
-        return "contains a backslash"
+        return tr("contains a backslash")
     if path.startswith(("/", "~")):
-        return "is absolute"
+        return tr("is absolute")
     if re.match(r"[A-Za-z]:", path):
-        return "starts with a drive letter"
+        return tr("starts with a drive letter")
     for part in path.split("/"):
         if part in ("", "."):
-            return "is not a plain relative path"
+            return tr("is not a plain relative path")
         if part == "..":
-            return "leaves its folder"
+            return tr("leaves its folder")
         if part.lower() == ".git":
-            return "writes into a git repository's own folder"
+            return tr("writes into a git repository's own folder")
         if _RESERVED.fullmatch(part):
-            return "is a device name on Windows"
+            return tr("is a device name on Windows")
         if part[-1] in ". ":
-            return "ends in a dot or a space"
+            return tr("ends in a dot or a space")
         if len(part.encode("utf-8")) > _MAX_PART:
-            return "is too long"
+            return tr("is too long")
     return None
 
 
@@ -72,8 +78,8 @@ def check_listing(paths: Iterable[str], *, source: str = "the listing") -> None:
         folded = safe_path(path, source=source).casefold()
         if folded in seen:
             raise Hostile(
-                f"{source} names {one_line(path, 120)!r} twice",
-                hint="nothing was written; pull from another source",
+                tr("{source} names {path} twice", source=source, path=repr(one_line(path, 120))),
+                hint=tr("nothing was written; pull from another source"),
                 code="listing.twice",
             )
         seen[folded] = path
@@ -82,8 +88,8 @@ def check_listing(paths: Iterable[str], *, source: str = "the listing") -> None:
         for end in range(1, len(parts)):
             if "/".join(parts[:end]) in seen:
                 raise Hostile(
-                    f"{source} names {one_line(path, 120)!r} under a file",
-                    hint="nothing was written; pull from another source",
+                    tr("{source} names {path} under a file", source=source, path=repr(one_line(path, 120))),
+                    hint=tr("nothing was written; pull from another source"),
                     code="listing.path",
                 )
 
@@ -95,8 +101,12 @@ def inside(folder: Path, path: str, *, source: str | None = None) -> Path:
     target = (root / path).resolve()
     if not target.is_relative_to(root):
         raise Hostile(
-            f"{one_line(path, 120)!r} in {one_line(str(folder))} is a link that points outside",
-            hint="a mirror may only serve what lies in its own folder; replace the link with the file",
+            tr(
+                "{path} in {folder} is a link that points outside",
+                path=repr(one_line(path, 120)),
+                folder=one_line(str(folder)),
+            ),
+            hint=tr("a mirror may only serve what lies in its own folder; replace the link with the file"),
             code="mirror.link",
         )
     return target

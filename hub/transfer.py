@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, NetworkFailed
+from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
+from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
 from glmchat.hub.hashing import git_blob_of, sha256_of
 from glmchat.hub.hosts import Hosts
 from glmchat.hub.partial import PartialFile
+from glmchat.hub.store import stopped
 from glmchat.hub.wanted import Candidate, FileGot, FileWanted
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Shared:
 
     def check(self) -> None:
         if self._cancel.is_set():
-            raise Interrupted("stopped", hint="run the same command again: what is here is kept", code="pull.stopped")
+            raise stopped()
 
     def pause(self, seconds: float) -> None:
         self._cancel.wait(seconds)
@@ -200,7 +202,7 @@ class Transfer:
                 self._restarts += 1
                 self._say(f"{name} {change}")
                 if self._restarts > _RESTARTS:
-                    self._reasons[name] = Refused("keeps changing the file", "wrong")
+                    self._reasons[name] = Refused(tr("keeps changing the file"), "wrong")
                     self._alive.remove(candidate)
                     hosts.failed(candidate, at_once=True)
                     return False
@@ -219,7 +221,7 @@ class Transfer:
                 alone, found = self._senders <= {name}, part.sha256
                 self._restart(part)  # what an earlier run or another source left may be to blame: once more from zero
                 if alone:
-                    self._reasons[name] = Refused(f"sent another file (sha256 {found[:12]}…)", "wrong")
+                    self._reasons[name] = Refused(tr("sent another file (sha256 {hash}…)", hash=found[:12]), "wrong")
                     self._alive.remove(candidate)
                     hosts.failed(candidate, at_once=True)
                     return False
@@ -245,7 +247,7 @@ class Transfer:
             changed = name in self._etags and reply.etag != self._etags[name]
             if part.length and changed and (not known or not self._restarts):  # some stores have an ETag per machine
                 self._restart(part)
-                raise _Changed("changed the file meanwhile: starting it over")
+                raise _Changed(tr("changed the file meanwhile: starting it over"))
             self._etags[name] = reply.etag
             if reply.complete:
                 return
@@ -259,16 +261,26 @@ class Transfer:
     def _compare(self, reply: Reply, candidate: Candidate, name: str) -> None:
         """What the answer says about the file against what is known; learn a hash that a hub vouches for."""
         if self.size is not None and reply.total is not None and reply.total != self.size:
-            raise Refused(f"has a file of {reply.total} bytes, {self.size} are expected", "wrong")
+            raise Refused(
+                tr("has a file of {found} bytes, {expected} are expected", found=reply.total, expected=self.size),
+                "wrong",
+            )
         if tag := reply.linked_etag:
             for known, length in ((self.sha256, 64), (self.git_blob, 40)):
                 if known and len(tag) == length and tag != known and _is_hex(tag):
-                    raise Refused(f"has another version of the file ({tag[:12]}…, {known[:12]}… is expected)", "wrong")
+                    raise Refused(
+                        tr(
+                            "has another version of the file ({found}…, {expected}… is expected)",
+                            found=tag[:12],
+                            expected=known[:12],
+                        ),
+                        "wrong",
+                    )
             if not (self.sha256 or self.git_blob) and _is_hex(tag):
                 self.sha256 = tag if len(tag) == 64 else None
                 self.git_blob = tag if len(tag) == 40 else None
         if not (self.sha256 or self.git_blob or candidate.trusted):
-            raise Refused("names no hash for it, and nobody else does", "untrusted")
+            raise Refused(tr("names no hash for it, and nobody else does"), "untrusted")
 
     def _receive(self, reply: Reply, expected: int | None, name: str, part: PartialFile) -> None:
         skip = part.length - reply.start  # a server that ignores Range sends again what is here: compared, not kept
@@ -282,9 +294,9 @@ class Transfer:
                 rest = again.swallow(rest)
                 if again.differs:
                     self._restart(part)
-                    raise _Changed("sends another file than before: starting it over")
+                    raise _Changed(tr("sends another file than before: starting it over"))
             if expected is not None and part.length + len(rest) > expected:
-                raise Refused(f"sends more than the {expected} bytes of the file", "wrong")
+                raise Refused(tr("sends more than the {expected} bytes of the file", expected=expected), "wrong")
             if rest:
                 if name not in self._senders:
                     self._senders.add(name)
@@ -294,12 +306,10 @@ class Transfer:
             in_window += len(chunk)
             if (now := time.monotonic()) - window > _SLOW_SECONDS:
                 if in_window < _SLOW_BYTES and self._has_better(name):
-                    raise Broken(
-                        f"sends less than 1 kB per second ({in_window} bytes in {_SLOW_SECONDS:.0f} s)", stalled=True
-                    )
+                    raise Broken(tr("sends less than 1 kB per second"), stalled=True)
                 window, in_window = now, 0
         if expected is not None and part.length < expected:
-            raise Broken(f"ended after {part.length} of {expected} bytes")
+            raise Broken(tr("ended after {done} of {expected} bytes", done=part.length, expected=expected))
 
     def _has_better(self, name: str) -> bool:
         return any(source_name(one) != name and not self.shared.hosts.is_demoted(one) for one in self._alive)
@@ -330,40 +340,46 @@ class Transfer:
     def _failure(self, part: PartialFile) -> GlmchatError:
         """The one error for a file that no source gives."""
         path = one_line(self.wanted.path)
-        said = "; ".join(f"{name} {reason.reason}" for name, reason in self._reasons.items()) or "no source is known"
-        kept = f"{human_bytes(part.length)} of it are kept: " if part.length else ""
+        said = "; ".join(f"{name} {reason.reason}" for name, reason in self._reasons.items()) or tr(
+            "no source is known"
+        )
+        kept = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
         whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}
         if self._alive or not whys:
             return NetworkFailed(
-                f"cannot fetch {path}: {said}",
-                hint=f"{kept}run the same command again later, or name a mirror with --endpoint",
+                tr("cannot fetch {path}: {said}", path=path, said=said),
+                hint=kept + tr("run the same command again later, or name a mirror with --endpoint"),
                 code="pull.network",
             )
         if "wrong" in whys:
             return Damaged(
-                f"no source has the right {path}: {said}",
-                hint="it was not kept; try another mirror with --endpoint, or another revision",
+                tr("no source has the right {path}: {said}", path=path, said=said),
+                hint=tr("it was not kept; try another mirror with --endpoint, or another revision"),
                 code="pull.wrong_file",
             )
         if "untrusted" in whys:
             return Damaged(
-                f"{path} is refused: {said}",
-                hint="use a source that names hashes, or --trust-host to take the file unchecked",
+                tr("{path} is refused: {said}", path=path, said=said),
+                hint=tr("use a source that names hashes, or --trust-host to take the file unchecked"),
                 code="pull.unknown_hash",
             )
         if "denied" in whys:
             return Failed(
-                f"cannot fetch {path}: {said}",
-                hint="accept the model's terms on its page, then `hf auth login` or set HF_TOKEN",
+                tr("cannot fetch {path}: {said}", path=path, said=said),
+                hint=tr("accept the model's terms on its page, then `hf auth login` or set HF_TOKEN"),
                 code="pull.denied",
             )
         if "html" in whys:
             return NetworkFailed(
-                f"cannot fetch {path}: {said}",
-                hint="a login page of the network or a mirror that is none: open the address in a browser",
+                tr("cannot fetch {path}: {said}", path=path, said=said),
+                hint=tr("a login page of the network or a mirror that is none: open the address in a browser"),
                 code="pull.html",
             )
-        return Failed(f"cannot fetch {path}: {said}", hint="check the name and the revision", code="pull.missing")
+        return Failed(
+            tr("cannot fetch {path}: {said}", path=path, said=said),
+            hint=tr("check the name and the revision"),
+            code="pull.missing",
+        )
 
 
 class _Again:
