@@ -383,6 +383,8 @@ class ChatScreen(Commanding):
         self.transcript.search(event.query)
         if self.has_class("narrow"):
             self.query_one(Sidebar).action_close()
+        elif event.message is None:
+            self.prompt.focus()
 
     def on_sidebar_changed(self) -> None:
         if self.session is None:

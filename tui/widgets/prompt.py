@@ -105,15 +105,14 @@ class Prompt(TextArea):
             else:
                 self._send()
         else:
-            await super()._on_key(event)
-            return
+            return  # Textual calls the base class's handler too, unless the default is prevented
         event.stop()
         event.prevent_default()
 
     async def _on_paste(self, event: events.Paste) -> None:
         """A paste is text, whatever line ends or control characters it holds."""
+        event.stop()  # bubbling up it would come back through the app
         event.text = show_controls(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        await super()._on_paste(event)
 
     # History at the edges
 

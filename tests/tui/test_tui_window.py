@@ -1,0 +1,392 @@
+"""The window over the real session and endpoint; a fake engine in a real child process answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+from textual import events
+from windows import LAUNCH, open_window
+
+from glmchat.chat.history import History
+from glmchat.core import language
+from glmchat.core.settings import Settings
+from glmchat.tui.screens.help import HelpScreen
+from glmchat.tui.screens.sampling import SamplingScreen
+from glmchat.tui.widgets.sidebar import Sidebar
+from glmchat.tui.widgets.suggestions import Suggestions
+
+SLOW = {"pieces": ["word "] * 400, "seconds_per_token": 0.02}
+
+
+async def test_a_question_is_answered_and_stored() -> None:
+    async with open_window(pieces=["Hel", "lo ", "**you**", " 你", "好"]) as window:
+        await window.ask("hi")
+        assert window.said("user") == ["hi"]
+        assert window.said("assistant") == ["Hello **you** 你好"]
+        facts = window.chat.status.facts
+        assert facts.speed is not None and facts.first_token is not None and facts.used is not None
+        assert facts.limit == 4096
+    with History.default() as history:
+        last = history.last()
+        assert last is not None and last.title == "hi"
+        assert [m.text for m in history.load(last.id).path()] == ["hi", "Hello **you** 你好"]
+
+
+async def test_the_window_is_drawn_and_takes_text_before_the_model_is_there() -> None:
+    async with open_window(wait=False, seconds_to_load=1.5) as window:
+        assert not window.chat.ready
+        await window.send("early")
+        assert list(window.chat.queue) == ["early"]
+        assert "early" in window.screen_text()
+        await window.until(lambda: window.said("assistant") == ["one two"])
+        assert not window.chat.queue
+
+
+@pytest.mark.parametrize("key", ["escape", "ctrl+c"])
+async def test_stopping_keeps_what_was_said_and_continue_goes_on(key: str) -> None:
+    async with open_window(**SLOW) as window:
+        await window.send("go")
+        await window.until(lambda: "word" in window.said("assistant")[-1] if window.said("assistant") else False)
+        await window.pilot.press(key)
+        await window.until(lambda: not window.chat.busy)
+        said = window.said("assistant")[-1]
+        assert said.startswith("word")
+        assert "stopped" in window.turns[-1].note
+        await window.send("/continue")
+        await window.until(lambda: len(window.said("assistant")[-1]) > len(said))
+        await window.pilot.press("escape")
+        await window.until(lambda: not window.chat.busy)
+        assert window.said("user") == ["go"]
+
+
+async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once() -> None:
+    async with open_window(**SLOW) as window:
+        await window.send("go")
+        await window.until(lambda: window.chat.answering)
+        await window.send("next question")
+        assert list(window.chat.queue) == ["next question"]
+        assert "next question" in window.screen_text()
+        await window.send("/context refuse")
+        assert "refuses" in window.notices
+        await window.pilot.press("up")
+        assert window.chat.prompt.text == "next question" and not window.chat.queue
+        await window.pilot.press("enter")
+        await window.send("/stop")
+        await window.until(lambda: window.said("user") == ["go", "next question"])
+
+
+async def test_an_unknown_command_stays_in_the_prompt_and_never_reaches_the_model() -> None:
+    async with open_window() as window:
+        await window.send("/hlep me")
+        assert "there is no command /hlep" in window.notices and "/help" in window.notices
+        assert window.chat.prompt.text == "/hlep me"
+        assert not window.said("user")
+        window.chat.prompt.set_text("")
+        await window.ask("//etc/hosts")
+        assert window.said("user") == ["/etc/hosts"]
+
+
+async def test_the_bare_words_of_other_programs_are_sent_as_text_with_a_hint() -> None:
+    async with open_window() as window:
+        await window.ask("clear")
+        assert window.said("user") == ["clear"]
+        assert "the command is /clear" in window.notices
+
+
+async def test_clear_begins_an_empty_context_and_deletes_nothing() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("first")
+        await window.pilot.press("ctrl+l")
+        await window.ask("second")
+        session = window.chat.session
+        assert session is not None
+        assert [m.text for m in session.tree.context()] == ["second", "second"]
+        assert window.said("user") == ["first", "second"]
+        assert "new context" in window.said("rule")
+
+
+async def test_new_begins_another_conversation() -> None:
+    async with open_window() as window:
+        await window.ask("first")
+        await window.pilot.press("ctrl+n")
+        assert not window.said("user")
+        await window.ask("second")
+    with History.default() as history:
+        assert [c.title for c in history.conversations()] == ["second", "first"]
+
+
+async def test_quitting_needs_a_word_or_a_key_of_its_own() -> None:
+    async with open_window() as window:
+        await window.pilot.press("ctrl+c")
+        await window.pilot.press("escape")
+        assert window.app.is_running
+        await window.type("x")
+        await window.pilot.press("ctrl+d")
+        assert window.app.is_running
+        window.chat.prompt.set_text("")
+        await window.pilot.press("ctrl+d")
+        await window.until(lambda: not window.app.is_running)
+
+
+@pytest.mark.parametrize("line", ["/quit", "/bye", "/exit"])
+async def test_the_words_for_leaving(line: str) -> None:
+    async with open_window() as window:
+        await window.send(line)
+        await window.until(lambda: window.app.return_value == 0)
+
+
+async def test_a_killed_engine_is_told_and_restarted_with_the_conversation_kept() -> None:
+    async with open_window(**SLOW) as window:
+        await window.send("go")
+        await window.until(lambda: "word" in window.said("assistant")[-1] if window.said("assistant") else False)
+        process = window.chat.link.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await window.until(lambda: window.chat.status.facts.lost)
+        assert "killed (signal 9)" in window.notices
+        assert window.said("assistant")[-1].startswith("word")
+        await window.pilot.press("f5")
+        await window.ready()
+        await window.send("again")
+        await window.until(lambda: len(window.said("assistant")) == 2 and window.said("assistant")[-1])
+        assert window.said("user") == ["go", "again"]
+
+
+async def test_an_engine_that_cannot_load_says_why() -> None:
+    failure = {"code": "engine.memory", "message": "needs 13.4 GB, 8.0 GB free", "hint": "try --quant 4", "exit": 4}
+    async with open_window(wait=False, load_failure=failure) as window:
+        await window.until(lambda: window.chat.status.facts.lost)
+        assert "needs 13.4 GB" in window.notices and "--quant 4" in window.notices
+
+
+async def test_a_setting_changes_the_next_answer() -> None:
+    async with open_window() as window:
+        await window.send("/set temp 0.3")
+        await window.send("/set top-p=0.5")
+        session = window.chat.session
+        assert session is not None
+        chosen = session.sampling()
+        assert (chosen.sampling.temperature, chosen.sampling.top_p) == (0.3, 0.5)
+        await window.send("/set temp 99")
+        assert "must lie between 0 and 5" in window.notices
+        await window.ask("x")
+        assert session.tree.path()[-1].details["sampling"]["temperature"] == 0.3
+        await window.send("/reset")
+        assert session.sampling().origins["temperature"] != "set"
+
+
+async def test_the_sampling_panel_sets_explains_and_refuses() -> None:
+    async with open_window() as window:
+        await window.pilot.press("f2")
+        panel = window.app.screen
+        assert isinstance(panel, SamplingScreen)
+        await window.pilot.press(*"0.25", "enter")
+        session = window.chat.session
+        assert session is not None and session.sampling().sampling.temperature == 0.25
+        await window.pilot.press(*"7", "enter")
+        assert session.sampling().sampling.top_p != 7
+        await window.pilot.press("f3")
+        assert session.sampling().sampling.min_p == 0.05
+        await window.pilot.press("escape")
+        assert not isinstance(window.app.screen, SamplingScreen)
+
+
+async def test_regenerate_keeps_both_answers_and_one_walks_between_them() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("one")
+        await window.send("/regen temp=0.1")
+        await window.until(lambda: not window.chat.busy and "version 2 of 2" in window.turns[-1].note)
+        window.chat.transcript.make_current(window.turns[-1].key)
+        await window.pilot.pause()
+        await window.pilot.press("left")
+        await window.until(lambda: "version 1 of 2" in window.turns[-1].note)
+
+
+async def test_an_edited_question_is_a_new_branch() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("first words")
+        await window.send("/edit")
+        assert window.chat.prompt.text == "first words"
+        window.chat.prompt.set_text("other words")
+        await window.pilot.press("enter")
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        assert window.said("user") == ["other words"]
+        assert "version 2 of 2" in window.turns[0].note
+
+
+async def test_undo_takes_back_a_turn_and_redo_brings_it_back() -> None:
+    async with open_window() as window:
+        await window.ask("one")
+        await window.send("/undo")
+        assert not window.said("user")
+        await window.send("/redo")
+        assert window.said("user") == ["one"]
+
+
+async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> None:
+    text = ("量化把权重压缩到四位整数。\n" * 770)[:10_000]
+    async with open_window(echo=True, context=20_000) as window:
+        window.app.post_message(events.Paste(text.replace("\n", "\r\n")))
+        await window.until(lambda: len(window.chat.prompt.text) == len(text))
+        assert window.chat.prompt.size.height <= 12
+        await window.pilot.press("enter")
+        await window.until(lambda: window.said("user") == [text])
+        await window.until(lambda: not window.chat.busy)
+        assert window.said("assistant") == [text.strip()] or window.said("assistant") == [text]
+
+
+async def test_typing_a_slash_suggests_and_tab_takes() -> None:
+    async with open_window() as window:
+        await window.pilot.press("slash", "s", "y")
+        suggestions = window.chat.query_one(Suggestions)
+        assert suggestions.display and suggestions.chosen is not None and suggestions.chosen.name == "system"
+        await window.pilot.press("tab")
+        assert window.chat.prompt.text == "/system "
+        assert not suggestions.display
+        await window.type("Be brief.")
+        await window.pilot.press("enter")
+        assert window.chat.session is not None and window.chat.session.system_prompt == "Be brief."
+
+
+async def test_newlines_and_earlier_prompts() -> None:
+    async with open_window() as window:
+        await window.type("a")
+        await window.pilot.press("ctrl+j")
+        await window.type("b")
+        assert window.chat.prompt.text == "a\nb"
+        await window.ask("")
+        await window.type("draft")
+        await window.pilot.press("up")
+        assert window.chat.prompt.text == "a\nb"
+        await window.pilot.press("down", "down")
+        assert window.chat.prompt.text == "draft"
+
+
+async def test_enter_can_be_a_newline_for_people_who_write_with_an_input_method() -> None:
+    async with open_window(settings=Settings(enter_sends=False)) as window:
+        await window.type("你")
+        await window.pilot.press("enter")
+        await window.type("好")
+        assert window.chat.prompt.text == "你\n好"
+        await window.pilot.press("alt+enter")
+        await window.until(lambda: window.said("user") == ["你\n好"])
+
+
+async def test_keys_can_be_remapped_in_the_config() -> None:
+    async with open_window(settings=Settings(keys={"new": "f8"})) as window:
+        await window.ask("one")
+        await window.pilot.press("f8")
+        assert not window.said("user")
+
+
+async def test_an_interrupted_conversation_is_offered_in_one_line_and_continued() -> None:
+    with History.default() as history:
+        tree = history.new("smollm2")
+        question = history.append(tree, "user", "unfinished business")
+        history.begin_answer(tree, parent=question.id)
+        answer = tree.path()[-1]
+        history.add_piece(tree, answer, "half an ans")
+        history.finish_answer(tree, answer, "interrupted")
+    async with open_window() as window:
+        await window.until(lambda: "unfinished business" in window.notices)
+        await window.send("/resume")
+        assert window.said("assistant") == ["half an ans"]
+        await window.send("/continue")
+        await window.until(lambda: not window.chat.busy and window.said("assistant") == ["half an ansone two"])
+
+
+async def test_a_model_that_knows_only_english_says_so_once_to_a_chinese_question() -> None:
+    async with open_window() as window:
+        await window.ask("你好吗")
+        await window.ask("再见")
+        assert window.notices.count("knows only English") == 1
+
+
+async def test_the_interface_speaks_chinese() -> None:
+    language.choose("zh")
+    try:
+        async with open_window() as window:
+            assert "发送" in window.screen_text()
+            assert "knows only English" not in window.notices and window.notices
+    finally:
+        language.choose(None)
+
+
+async def test_the_sidebar_finds_opens_renames_and_deletes_with_undo() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("量化是什么")
+        await window.pilot.press("ctrl+n")
+        await window.ask("weather")
+        await window.pilot.press("ctrl+b")
+        sidebar = window.chat.query_one(Sidebar)
+        assert len(sidebar._targets) == 2
+        await window.pilot.press("d")
+        assert len(sidebar._targets) == 1
+        await window.pilot.press("u")
+        assert len(sidebar._targets) == 2
+        await window.pilot.press("escape")
+        await window.send("/find 量化")
+        await window.until(lambda: sidebar._targets)
+        await window.pilot.press("enter", "enter")
+        await window.until(lambda: "量化是什么" in window.said("user"))
+        await window.send("/save 新标题")
+        assert window.chat.session is not None and window.chat.session.tree.conversation.title == "新标题"
+
+
+async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    note = tmp_path / "笔记.txt"
+    note.write_text("hello ``` world")
+    blob = tmp_path / "x.bin"
+    blob.write_bytes(b"\xff\xfe\x00")
+    async with open_window() as window:
+        await window.send(f"/file {note}")
+        assert "hello ``` world" in window.chat.prompt.text and "````" in window.chat.prompt.text
+        assert not window.said("user")
+        window.chat.prompt.set_text("")
+        await window.send(f"/file {blob}")
+        assert "not UTF-8" in window.notices
+        await window.send(f"/file {tmp_path}/none")
+        assert "cannot be read" in window.notices
+
+
+async def test_the_help_is_made_from_the_table() -> None:
+    async with open_window(size=(100, 60)) as window:
+        await window.pilot.press("f1")
+        await window.pilot.pause(0.1)
+        assert isinstance(window.app.screen, HelpScreen)
+        assert "/regen" in window.screen_text() and "Ctrl+N" in window.screen_text()
+        await window.pilot.press("escape")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 4), (40, 12), (300, 80)])
+async def test_every_size_works_while_an_answer_streams(size: tuple[int, int]) -> None:
+    async with open_window(pieces=["**w** 量化 "] * 200, seconds_per_token=0.005) as window:
+        await window.send("go")
+        await window.until(lambda: window.chat.answering)
+        await window.pilot.resize_terminal(*size)
+        await window.pilot.pause(0.2)
+        await window.pilot.resize_terminal(80, 24)
+        await window.until(lambda: not window.chat.busy)
+        assert window.said("assistant") == ["**w** 量化 " * 200]
+
+
+async def test_without_history_nothing_is_written() -> None:
+    async with open_window(launch=replace(LAUNCH, history=False)) as window:
+        await window.ask("secret")
+    with History.default() as history:
+        assert history.last() is None
+
+
+async def test_a_draft_is_there_again_after_the_window_was_closed() -> None:
+    async with open_window() as window:
+        await window.ask("one")
+        await window.type("half a thought")
+        session = window.chat.session
+        assert session is not None
+        await window.until(lambda: session.tree.conversation.draft == "half a thought")
+        conversation = session.tree.conversation.id
+    async with open_window(launch=replace(LAUNCH, resume=conversation)) as window:
+        await window.until(lambda: window.chat.prompt.text == "half a thought")
