@@ -163,8 +163,6 @@ def generate(
     run_on: ids that end a sentence; if there are any, an answer of `max_tokens` goes on to the next of them, to `room`
     ids at most. Close it to stop; the cache stays usable and the next call continues from what they have in common.
     """
-    if max_tokens < 1:
-        return
     logits = sequence.prefill(ids, cancelled, on_prefill)
     for said in count(1):
         if cancelled is not None and cancelled():

@@ -23,3 +23,16 @@ def random_checkpoints() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def builders() -> ModuleType:
+    """engine_builders.py beside this file: tiny Llama folders and GGUF files."""
+    path = Path(__file__).with_name("engine_builders.py")
+    spec = importlib.util.spec_from_file_location("engine_builders", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,133 @@
+"""Ids to text: pieces join to the whole for every text and split, and stop strings never show."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmchat.engine import load_tokenizer
+from glmchat.engine.text_stream import TextStream
+from glmchat.engine.tokenizers.base import Tokenizer
+
+TEXTS = [
+    "你好，世界！我是一个语言模型。",
+    "👋 鳙鱼 👩‍👩‍👧‍👦 🇨🇳 é́",
+    "def f(x):\n\treturn x ** 2  # π ≈ 3.14159\n",
+    "mixed 中文 and English，标点“引号”…",
+    "\U0001f600" * 7,
+]
+
+
+class Bytes:
+    """Every id is a byte; ids from 256 are control tokens."""
+
+    vocab_size = 260
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    encode_special = encode
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes | None:
+        return bytes([token]) if token < 256 else b""
+
+
+class Whole(Bytes):
+    """A vocabulary that cannot say what a single id stands for, and drops the first blank."""
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        text = super().decode(ids)
+        return text[1:] if text.startswith(" ") else text
+
+    def token_bytes(self, token: int) -> bytes | None:
+        return None
+
+
+def pieces(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
+    stream = TextStream(tokenizer, stop)
+    return [*(stream.push(token) for token in ids), stream.finish()]
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), Whole()], ids=["bytes", "whole"])
+@given(text=st.text() | st.sampled_from(TEXTS))
+@settings(max_examples=150, deadline=None)
+def test_pieces_join_to_the_decoded_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), Whole()], ids=["bytes", "whole"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_piece_holds_half_a_character(tokenizer: Tokenizer, text: str) -> None:
+    found = pieces(tokenizer, tokenizer.encode(text))
+    assert all("\ufffd" not in piece for piece in found)
+    assert all(piece in text for piece in found)
+
+
+@given(raw=st.binary(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_bytes_that_are_no_text_come_out_as_in_decode(raw: bytes) -> None:
+    assert "".join(pieces(Bytes(), list(raw))) == Bytes().decode(list(raw))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_cut_anywhere_joins_to_the_decoded_text(text: str) -> None:
+    ids = Bytes().encode(text)
+    for end in range(len(ids)):
+        assert "".join(pieces(Bytes(), ids[:end])) == Bytes().decode(ids[:end])
+
+
+@given(before=st.text(alphabet="ab问\n", max_size=12), after=st.text(alphabet="ab问\n", max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_text_ends_before_the_first_stop_string(before: str, after: str) -> None:
+    stop = ("\n问", "abba")
+    text = before + stop[0] + after
+    ends = [at for s in stop if (at := text.find(s)) >= 0]
+    stream = TextStream(Bytes(), stop)
+    found = "".join(stream.push(token) for token in Bytes().encode(text)) + stream.finish()
+    # Which of two overlapping ones is first seen depends on where it ends, as the text comes in order.
+    first_end = min(at + len(s) for s in stop if (at := text.find(s)) >= 0)
+    seen = min(at for s in stop if (at := text[:first_end].find(s)) >= 0)
+    assert stream.stopped
+    assert found == text[:seen]
+    assert seen in ends
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_and_given_when_it_was_none() -> None:
+    stream = TextStream(Bytes(), ("STOP",))
+    said = [stream.push(ord(letter)) for letter in "xSTO"]
+    assert said == ["x", "", "", ""]
+    assert stream.push(ord("y")) == "STOy"
+
+
+def test_clean_up_is_applied_and_nothing_shown_is_taken_back() -> None:
+    stream = TextStream(Bytes(), (), lambda text: text.strip().replace("[[T]]", "2023"))
+    text = "  It is [[T]], and so on and on and on.  "
+    assert "".join([*(stream.push(t) for t in Bytes().encode(text)), stream.finish()]) == (
+        "It is 2023, and so on and on and on."
+    )
+
+
+def test_the_starter_vocabulary_streams_chinese_and_emoji(starter_model: Path) -> None:
+    tokenizer = load_tokenizer(starter_model)
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids) == text
+    chance = random.Random(3)
+    for _ in range(50):
+        ids = [chance.randrange(tokenizer.vocab_size) for _ in range(40)]
+        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_control_tokens_never_reach_the_screen(tmp_path: Path, builders: ModuleType) -> None:
+    tokenizer = load_tokenizer(builders.write_folder(tmp_path))
+    ids = [1, *tokenizer.encode("hello the"), 2, 0]
+    assert "".join(pieces(tokenizer, ids)) == "hello the"
