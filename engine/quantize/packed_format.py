@@ -32,12 +32,12 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     codes = functional.pad(codes, (0, fill)) if fill else codes
     if bits == 4:
         codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return codes.contiguous().view(torch.int32)
+    return codes.flatten().view(torch.int32).view(len(codes), -1)
 
 
 def unpack(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     """The inverse of `pack`: uint8 [rows, columns]."""
-    codes = words.contiguous().view(torch.uint8)
+    codes = words.flatten().view(torch.uint8).view(len(words), -1)
     if bits == 4:
         codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
     return codes[:, :columns].contiguous()
@@ -76,6 +76,8 @@ def describe(schemes: Mapping[tuple[int, int, bool], Iterable[str]], dense: Iter
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
+        # transformers 5.23 with compressed-tensors 0.20 reads zero points and packed embeddings only this way.
+        "dequantize": True,
         "config_groups": groups,
         "ignore": sorted(dense),
         "kv_cache_scheme": None,

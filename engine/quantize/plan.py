@@ -127,6 +127,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe) -> QuantizePlan:
             hint="run it as it is, or quantise the model it was made from",
             code="quant.already",
         )
+    recipe = recipe.settled(checkpoint.spec.family)
     weights = open_weights(checkpoint)
     tensors = tuple(_tensors(checkpoint, weights, recipe))
     shards = tuple(_shards(tensors))

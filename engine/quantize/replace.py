@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -22,19 +22,20 @@ class Recipe:
     """How a model is quantised.
 
     bits: of the layers' matrices. group: inputs that share a scale at 4 bits; None takes the largest of 128, 64 and 32
-    that divides a matrix's inputs. ends: bits of the embedding and the head; 0 leaves them as they are.
+    that divides a matrix's inputs. ends: bits of the embedding and the head; 0 leaves them as they are, None takes 8
+    unless other programs could then not read the folder (`settled`).
     """
 
     bits: int
     group: int | None = None
-    ends: int = 8
+    ends: int | None = None
     symmetric: bool = False
     fast: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise Usage(f"{self.bits} bits", hint="4 and 8 are the widths there are", code="quant.bits")
-        if self.ends not in (0, 4, 8):
+        if self.ends not in (None, 0, 4, 8):
             raise Usage(f"{self.ends} bits for embedding and head", hint="4, 8, or 0 to leave them", code="quant.bits")
         if self.group is not None and self.group not in GROUP_SIZES:
             raise Usage(
@@ -43,12 +44,20 @@ class Recipe:
                 code="quant.group",
             )
 
+    def settled(self, family: str) -> Recipe:
+        """With `ends` decided. transformers decodes a folder with one width for all its matrices, so a four-bit Llama
+        keeps embedding and head in 16 bits; the ChatGLM families, which only glmchat reads, get 8.
+        """
+        if self.ends is not None:
+            return self
+        return replace(self, ends=0 if self.bits == 4 and family == "llama" else 8)
+
     def choose(self, name: str, inputs: int, is_end: bool) -> tuple[int, int]:
         """(bits, group) of one matrix; bits 0 leaves it, group 0 means one scale for each row.
 
         Raises Usage, with the sizes that divide, if an explicit group size does not.
         """
-        bits = self.ends if is_end else self.bits
+        bits = (8 if self.ends is None else self.ends) if is_end else self.bits
         if bits != 4:
             return bits, 0
         if self.group is None:

@@ -1,0 +1,359 @@
+"""Checkpoints quantised on disk: what comes back, who else can read it, and what a kill or a bad file does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
+from glmchat.engine import Engine
+from glmchat.engine.quantize import plan as planning
+from glmchat.engine.quantize import quantiser
+from glmchat.engine.quantize.int4 import quantise_int4
+from glmchat.engine.quantize.int8 import quantise_int8
+from glmchat.engine.quantize.packed_format import pack, pack_points, unpack, unpack_points
+from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
+from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
+from glmchat.engine.quantize.replace import Recipe
+
+IDS = [1, 5, 9, 200, 33, 7]
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    """A tiny random Llama as transformers writes it; widths 128 and 160 need groups of 128 and 32."""
+    return tiny_llama(tmp_path / "tiny", tied=False)
+
+
+def tiny_llama(folder: Path, *, tied: bool) -> Path:
+    torch.manual_seed(1)
+    folder.mkdir()
+    width, inner, words = 128, 160, 320
+    tensors = {"model.embed_tokens.weight": torch.randn(words, width) * 0.5, "model.norm.weight": torch.ones(width)}
+    if not tied:
+        tensors["lm_head.weight"] = torch.randn(words, width) * 0.1
+    for layer in range(2):
+        stem = f"model.layers.{layer}."
+        for name, rows, columns in (
+            ("self_attn.q_proj", width, width),
+            ("self_attn.k_proj", width // 2, width),
+            ("self_attn.v_proj", width // 2, width),
+            ("self_attn.o_proj", width, width),
+            ("mlp.gate_proj", inner, width),
+            ("mlp.up_proj", inner, width),
+            ("mlp.down_proj", width, inner),
+        ):
+            tensors[f"{stem}{name}.weight"] = torch.randn(rows, columns) * 0.1
+        tensors[f"{stem}input_layernorm.weight"] = torch.ones(width)
+        tensors[f"{stem}post_attention_layernorm.weight"] = torch.ones(width)
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": words,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "auto_map": {"AutoModel": "code.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('code of a model folder ran')")
+    (folder / "LICENSE").write_text("the licence")
+    return folder
+
+
+def logits(folder: Path, quant: int | None = None, ids: list[int] = IDS) -> torch.Tensor:
+    return Engine.load(folder, quant=quant, dtype="float32", threads=1).logits(ids)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_quantised_folder_computes_what_quantising_in_memory_does(
+    llama: Path, tmp_path: Path, bits: int, fast: bool
+) -> None:
+    out = execute(plan_quantise(llama, tmp_path / "q", Recipe(bits, ends=8, fast=fast)))
+    found, dense = logits(out), logits(llama)
+    assert (found - dense).norm() < (0.4 if bits == 4 else 0.03) * dense.norm()
+    if not fast:
+        assert torch.equal(found, logits(llama, quant=bits))
+
+
+def test_the_folder_stands_on_its_own_and_says_where_it_is_from(llama: Path, tmp_path: Path) -> None:
+    plan = plan_quantise(llama, tmp_path / "q", Recipe(4))
+    out = execute(plan, manifest={"name": "tiny:int4", "base": "tiny", "repo": "a/tiny", "revision": "c0ffee"})
+    names = {p.name for p in out.iterdir()}
+    assert {"config.json", "LICENSE", "glmchat.json", "model.safetensors.index.json"} <= names
+    assert "code.py" not in names
+    config = json.loads((out / "config.json").read_text())
+    assert "auto_map" not in config
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    manifest = json.loads((out / "glmchat.json").read_text())
+    assert manifest["kind"] == "quantized"
+    assert manifest["base"] == "tiny"
+    assert manifest["revision"] == "c0ffee"
+    assert manifest["quant"] == plan.label == "int4-g128+g32"
+    assert manifest["settings"]["bits"] == 4
+    for record in manifest["files"]:
+        assert (out / record["path"]).stat().st_size == record["size"]
+    assert sum(p.stat().st_size for p in out.glob("model-*.safetensors")) == plan.bytes_out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (4, True), (8, False)])
+def test_transformers_reads_a_quantised_llama(
+    tmp_path: Path, bits: int, symmetric: bool, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from transformers import AutoModelForCausalLM
+
+    source = tiny_llama(tmp_path / "tiny", tied=tied)
+    out = execute(plan_quantise(source, tmp_path / "q", Recipe(bits, symmetric=symmetric)))
+    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
+        found = theirs(torch.tensor([IDS])).logits[0]
+    ours = logits(out)
+    assert (found - ours).abs().max() < 5e-3 * ours.abs().max()  # they multiply codes and scales in float16
+
+
+def test_the_words_are_packed_as_compressed_tensors_packs_them() -> None:
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="compressed-tensors is not installed"
+    )
+    for bits, columns in ((4, 96), (8, 96), (8, 30)):
+        codes = torch.randint(0, 2**bits, (40, columns), dtype=torch.uint8)
+        signed = (codes.int() - 2 ** (bits - 1)).to(torch.int8)
+        assert torch.equal(pack(codes, bits), helpers.pack_to_int32(signed, bits))
+        assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
+    points = torch.randint(0, 16, (37, 3), dtype=torch.uint8)
+    assert torch.equal(pack_points(points), helpers.pack_to_int32((points.int() - 8).to(torch.int8), 4, packed_dim=0))
+    assert torch.equal(unpack_points(pack_points(points), 37), points)
+
+
+def test_a_gguf_is_repacked_without_losing_a_bit(starter_model: Path, tmp_path: Path) -> None:
+    out = execute(plan_quantise(starter_model, tmp_path / "q", Recipe(4)))
+    before = Engine.load(starter_model, dtype="float32", threads=1)
+    after = Engine.load(out, dtype="float32", threads=1)
+    said = [{"role": "user", "content": "Why is the sky blue? 2024"}]
+    assert before.render(said) == after.render(said)
+    assert torch.equal(before.logits(before.render(said)), after.logits(before.render(said)))
+
+
+@pytest.mark.parametrize(("variant", "bits", "ids"), [("v2_int4", 4, IDS), ("v1_new_int8", 8, [*IDS, 1301, 1304])])
+def test_official_packed_weights_are_repacked_without_losing_a_bit(
+    shared: Path, tmp_path: Path, variant: str, bits: int, ids: list[int]
+) -> None:
+    source = shared / "reference" / "chatglm" / variant
+    out = execute(plan_quantise(source, tmp_path / "q", Recipe(bits, ends=0)))
+    assert torch.equal(logits(source, ids=ids), logits(out, ids=ids))
+    assert "quantization_bit" not in json.loads((out / "config.json").read_text())
+
+
+def test_a_four_bit_grid_is_found_again_and_kept() -> None:
+    g = torch.Generator().manual_seed(3)
+    q = torch.randint(0, 16, (64, 18, 32), generator=g)
+    q[..., 0], q[..., 1] = 0, 15
+    scale = (torch.rand(64, 18, 1, generator=g) * 0.01 + 0.001).half().float()
+    low = (-torch.rand(64, 18, 1, generator=g) * 0.1).half().float()
+    weight = (q * scale + low).view(64, 576)
+    codes = quantise_int4(weight, 32)
+    assert (codes.stored().dequantise() - weight).abs().max() < 1e-7
+    assert (quantise_int4(weight, 32, symmetric=True).stored().dequantise() - weight).abs().max() > 1e-4
+
+
+def test_the_search_loses_less_than_rounding_to_nearest() -> None:
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(4)) * 0.02
+    weight[::16, ::16] *= 6  # outliers
+    for group in (32, 128):
+        for symmetric in (False, True):
+            errors = [
+                (quantise_int4(weight, group, fast=f, symmetric=symmetric).stored().dequantise() - weight).norm()
+                for f in (False, True)
+            ]
+            assert errors[0] < 0.99 * errors[1]
+    searched, nearest = (quantise_int8(weight, fast=f).stored().dequantise() for f in (False, True))
+    assert (searched - weight).norm() <= (nearest - weight).norm()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    weight = torch.randn(8, 64)
+    weight[3] = 0
+    assert not quantise_int4(weight, 32).stored().dequantise()[3].any()
+    assert not quantise_int8(weight).stored().dequantise()[3].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_weight_that_is_no_number_is_named(llama: Path, tmp_path: Path, bad: float, name: str) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    tensors[name].view(-1)[7] = bad
+    save_file(tensors, llama / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Damaged, match="not") as caught:
+        execute(plan_quantise(llama, tmp_path / "q", Recipe(4)))
+    assert name in caught.value.message
+    assert not (tmp_path / "q").exists()
+
+
+def test_the_shard_of_a_bad_weight_is_named(llama: Path, tmp_path: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name].view(-1)[7] = float("nan")
+    for number, part in enumerate((list(tensors)[:8], list(tensors)[8:])):
+        save_file({n: tensors[n] for n in part}, llama / f"model-{number}.safetensors")
+    where = {n: f"model-{int(i >= 8)}.safetensors" for i, n in enumerate(tensors)}
+    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(Damaged) as caught:
+        execute(plan_quantise(llama, tmp_path / "q", Recipe(8)))
+    assert f"{name} in {where[name]}" in caught.value.message
+
+
+def test_a_group_size_that_does_not_divide_is_refused_with_those_that_do(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Usage) as caught:
+        plan_quantise(llama, tmp_path / "q", Recipe(4, 128))
+    assert "160 inputs" in caught.value.message
+    assert "32" in caught.value.hint
+    with pytest.raises(Usage):
+        Recipe(4, 48)
+    with pytest.raises(Usage):
+        Recipe(3)
+
+
+def test_what_is_quantised_is_not_quantised_again(llama: Path, tmp_path: Path, shared: Path) -> None:
+    out = execute(plan_quantise(llama, tmp_path / "q", Recipe(4)))
+    with pytest.raises(Usage, match="quantised already"):
+        plan_quantise(out, tmp_path / "again", Recipe(4))
+    with pytest.raises(Usage, match="has 4 bits already"):
+        plan_quantise(shared / "reference" / "chatglm" / "v2_int4", tmp_path / "again", Recipe(8))
+    with pytest.raises(Usage, match="exists already"):
+        execute(plan_quantise(llama, out, Recipe(4)))
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 1000})())
+    with pytest.raises(DoesNotFit, match="are free at"):
+        plan_quantise(llama, tmp_path / "q", Recipe(4))
+    assert not incomplete(tmp_path / "q").exists()
+
+
+def small_shards(plan: QuantizePlan) -> QuantizePlan:
+    """The same plan with a weight file for every two tensors."""
+    count = len(plan.tensors)
+    return replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))
+
+
+def test_a_disk_that_fills_up_stops_with_a_word_and_the_next_run_goes_on(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4)))
+    real = quantiser.SafetensorsWriter.write
+    written: list[str] = []
+
+    def write(self, name, tensor):  # type: ignore[no-untyped-def]
+        written.append(name)
+        if len(written) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, name, tensor)
+
+    monkeypatch.setattr(quantiser.SafetensorsWriter, "write", write)
+    with pytest.raises(DoesNotFit, match="disk is full"):
+        execute(plan)
+    monkeypatch.setattr(quantiser.SafetensorsWriter, "write", real)
+    kept = {p.name: p.stat().st_mtime_ns for p in incomplete(plan.out).glob("model-*.safetensors")}
+    assert len(kept) > 2
+    seen: list[QuantizeProgress] = []
+    out = execute(plan, on_progress=seen.append)
+    assert {n: (out / n).stat().st_mtime_ns for n in kept} == kept
+    assert seen[0].done > 0
+    assert seen[-1].done == seen[-1].total
+    whole = execute(small_shards(plan_quantise(llama, tmp_path / "other", Recipe(4))))
+    assert torch.equal(logits(out), logits(whole))
+
+
+def test_other_settings_do_not_go_on_with_what_a_broken_run_left(llama: Path, tmp_path: Path) -> None:
+    plan = small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4)))
+    calls = iter(range(1000))
+    with pytest.raises(Interrupted):
+        execute(plan, cancelled=lambda: next(calls) > 6)
+    left = set(incomplete(plan.out).glob("model-*.safetensors"))
+    assert left
+    out = execute(plan_quantise(llama, tmp_path / "q", Recipe(8)))
+    assert json.loads((out / "glmchat.json").read_text())["quant"] == "int8"
+    with safe_open(out / "model-00001-of-00001.safetensors", framework="pt") as file:
+        assert "lm_head.weight_packed" in file.keys()  # noqa: SIM118
+
+
+def test_a_kill_in_the_middle_leaves_nothing_under_the_final_name_and_the_next_run_finishes(
+    llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "q"
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom dataclasses import replace\n"
+        "from glmchat.engine.quantize.plan import plan_quantise\n"
+        "from glmchat.engine.quantize.quantiser import execute\n"
+        "from glmchat.engine.quantize.replace import Recipe\n"
+        f"plan = plan_quantise(Path({str(llama)!r}), Path({str(out)!r}), Recipe(4))\n"
+        "count = len(plan.tensors)\n"
+        "plan = replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))\n"
+        "def show(p):\n    print(p.name, flush=True)\n    time.sleep(0.05 if p.done else 0)\n"
+        "execute(plan, on_progress=show)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE, text=True, cwd="/")
+    assert child.stdout is not None
+    for _ in range(6):
+        child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not out.exists()
+    assert list(incomplete(out).glob("model-*.safetensors"))
+    started = time.time()
+    done = execute(small_shards(plan_quantise(llama, out, Recipe(4))))
+    assert done == out
+    assert not incomplete(out).exists()
+    assert min(p.stat().st_mtime for p in out.glob("model-*.safetensors")) < started
+
+
+def test_the_plan_says_what_it_will_do_without_doing_it(llama: Path, tmp_path: Path) -> None:
+    plan = plan_quantise(llama, tmp_path / "q", Recipe(4, ends=8))
+    told = plan.to_json()
+    json.dumps(told)
+    assert told["tensors"] == {"int8": 2, "int4-g128": 12, "int4-g32": 2, "as it is": 5}
+    assert told["groups"]["model.layers.0.mlp.down_proj.weight"] == 32
+    assert told["bytes_out"] < told["bytes_in"]
+    assert plan.seconds > 0
+    assert list(tmp_path.iterdir()) == [llama]
+
+
+def test_packed_weights_without_their_description_are_refused(llama: Path, tmp_path: Path) -> None:
+    out = execute(plan_quantise(llama, tmp_path / "q", Recipe(4)))
+    config = json.loads((out / "config.json").read_text())
+    described = config.pop("quantization_config")
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Damaged, match="does not say how"):
+        logits(out)
+    (llama / "config.json").write_text(json.dumps({**config, "quantization_config": described}))
+    with pytest.raises(Damaged, match="do not belong together"):
+        logits(llama)
