@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 
 from glmchat.chat.answer_reader import AnswerReader, Progress
+from glmchat.chat.request_body import EXTENSIONS, adapter_fields, messages_json, sampling_fields, whole_text
+from glmchat.chat.server_rows import Health, ModelRow, health_of, rows_of
 from glmchat.chat.server_url import api_url
 from glmchat.chat.server_words import broken, error_of, status_error
+from glmchat.chat.stop import Stop
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.http import make_client
 from glmchat.core.language import tr
@@ -31,65 +31,6 @@ __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 ASK_SECONDS = 15.0  # for a question that costs a server nothing
 SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
 ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
-_NEUTRAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos")  # vLLM's and llama-server's, not OpenAI's
-
-
-class Stop:
-    """Stops one answer from any thread, also while nothing comes: the socket is shut down under the reader.
-
-    Use it once. `stream` then ends with `Finished(finish_reason="cancelled")`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = False
-        self._socket: socket.socket | None = None
-
-    @property
-    def wanted(self) -> bool:
-        return self._wanted
-
-    def now(self) -> None:
-        with self._lock:
-            self._wanted = True
-            self._shut()
-
-    def watch(self, event: str, info: Mapping[str, Any]) -> None:
-        """httpcore's trace hook: remembers the socket as soon as there is one."""
-        # TLS wraps the socket in another one, and a proxy may do so twice: the last one is the one that is read.
-        if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
-            found = info["return_value"].get_extra_info("socket")
-            with self._lock:
-                self._socket = found
-                if self._wanted:
-                    self._shut()
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # closed already
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own would talk TLS first
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """status "ok", "loading" (with stage and done, 0 to 1) or "failed" (with error)."""
-
-    status: str
-    stage: str | None = None
-    done: float | None = None
-    error: GlmchatError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """One row of `/v1/models`. parent: the base model, for an adapter."""
-
-    name: str
-    parent: str | None = None
-    context: int | None = None
-    owner: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Endpoint:
@@ -142,34 +83,11 @@ class Endpoint:
                 answer = client.get(self._root + "/health", headers=self._headers())
         except (httpx2.HTTPError, OSError, GlmchatError) as error:
             raise self._broken(error, answering=False) from None
-        data = _object(answer.content)
-        if isinstance(data.get("status"), str) and data["status"] in ("loading", "failed"):
-            problem = data.get("error")
-            done = data.get("done")
-            return Health(
-                data["status"],
-                stage=data.get("stage") if isinstance(data.get("stage"), str) else None,
-                done=float(done) if isinstance(done, int | float) else None,
-                error=GlmchatError.from_json(problem) if isinstance(problem, dict) else None,
-            )
-        return Health("loading" if answer.status_code == 503 else "ok")
+        return health_of(_object(answer.content), answer.status_code)
 
     def models(self, stop: Stop | None = None) -> list[ModelRow]:
         """What `/v1/models` lists. Raises ServerFailed or NetworkFailed."""
-        rows = self._ask("GET", self.url + "/models", timeout=ASK_SECONDS, stop=stop).get("data")
-        found = []
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, dict) and isinstance(row.get("id"), str):
-                context = row.get("max_model_len")
-                found.append(
-                    ModelRow(
-                        row["id"],
-                        parent=row.get("parent") if isinstance(row.get("parent"), str) else None,
-                        context=context if isinstance(context, int) else None,
-                        owner=row.get("owned_by") if isinstance(row.get("owned_by"), str) else None,
-                        facts=row,
-                    )
-                )
+        found = rows_of(self._ask("GET", self.url + "/models", timeout=ASK_SECONDS, stop=stop))
         if self._ours is None:
             self._ours = any(row.owner == "glmchat" for row in found)
         return found
@@ -194,7 +112,9 @@ class Endpoint:
 
     def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
         """Ids of a text, or of a rendered conversation. Our own server only (and vLLM's). Raises ServerFailed."""
-        body: dict[str, Any] = {"prompt": _whole(text)} if isinstance(text, str) else {"messages": _messages(text)}
+        body: dict[str, Any] = (
+            {"prompt": whole_text(text)} if isinstance(text, str) else {"messages": messages_json(text)}
+        )
         if continue_final:
             body["continue_final"] = True
         if self.model:
@@ -235,7 +155,7 @@ class Endpoint:
         """
 
         def body() -> dict[str, Any]:
-            fields = {**self._body(sampling, adapters), "messages": _messages(messages)}
+            fields = {**self._fields(sampling, adapters), "messages": messages_json(messages)}
             if continue_final and self.is_glmchat:
                 fields["continue_final"] = True
                 if continue_ids:
@@ -258,35 +178,18 @@ class Endpoint:
         """Completion mode: the continuation of a text (or of ids), without a chat template."""
 
         def body() -> dict[str, Any]:
-            text = _whole(prompt) if isinstance(prompt, str) else list(prompt)
-            return {**self._body(sampling, adapters), "prompt": text}
+            text = whole_text(prompt) if isinstance(prompt, str) else list(prompt)
+            return {**self._fields(sampling, adapters), "prompt": text}
 
         return self._stream("/completions", body, stop or Stop(), on_progress)
 
-    def _body(self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None) -> dict[str, Any]:
-        """Our own server is sent everything; a foreign one OpenAI's fields, others only where they say something."""
-        body: dict[str, Any] = {
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+    def _fields(self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None) -> dict[str, Any]:
+        model = {"model": self.model} if self.model else {}
+        return {
+            **model,
+            **sampling_fields(sampling, ours=self.is_glmchat),
+            **adapter_fields(adapters, ours=self.is_glmchat),
         }
-        if self.model:
-            body["model"] = self.model
-        if sampling.max_tokens is not None:
-            body["max_tokens"] = sampling.max_tokens
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        for name in _EXTENSIONS:
-            if self.is_glmchat or getattr(sampling, name) != getattr(_NEUTRAL, name):
-                body[name] = getattr(sampling, name)
-        if self.is_glmchat:
-            body["return_token_ids"] = True
-        if adapters is not None and (adapters or self.is_glmchat):
-            body["adapters"] = [{"name": name, "scale": scale} for name, scale in adapters]
-        return body
 
     def _stream(
         self,
@@ -317,7 +220,7 @@ class Endpoint:
                 return
             except _Refused as refused:
                 # transformers serve and api.openai.com refuse fields that they do not know; said in the last event.
-                extra = [name for name in (*_EXTENSIONS, "seed", "stream_options") if name in body]
+                extra = [name for name in (*EXTENSIONS, "seed", "stream_options") if name in body]
                 named = [name for name in extra if name in refused.text]
                 if self.is_glmchat or not named:
                     raise refused.error from None
@@ -451,12 +354,3 @@ def _object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{**m.to_json(), "content": _whole(m.content)} for m in messages]
-
-
-def _whole(text: str) -> str:
-    """Half a surrogate pair (a terminal may hand one over) is no character and cannot be sent."""
-    return text.encode("utf-8", "replace").decode()
