@@ -60,6 +60,13 @@ class GLM4Tokenizer:
 
 def _ranks(path: Path, data: bytes) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
+    if data.startswith(b"\n"):  # the first field of a SentencePiece model
+        raise Damaged(
+            f"{one_line(path.name)} is a SentencePiece vocabulary, as ChatGLM2-6B and ChatGLM3-6B have it; "
+            "GLM-4 has a tiktoken one",
+            hint="fetch the tokenizer.model of 2,623,634 bytes from THUDM/glm-4-9b-chat",
+            code="tokenizer.generation",
+        )
     try:
         for line in data.splitlines():
             token, rank = line.split()

@@ -51,6 +51,12 @@ def read_vocabulary(path: Path) -> bytes:
 
 def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor:
     """The vocabulary in `data`. Raises Damaged if it is none."""
+    if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", data):
+        raise Damaged(
+            f"{one_line(path.name)} is a tiktoken vocabulary, as GLM-4 has it; this model has a SentencePiece one",
+            hint=f"fetch {one_line(path.name)} from the repository that config.json and the weights are from",
+            code="tokenizer.generation",
+        )
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError, TypeError):
