@@ -38,6 +38,16 @@ class Speaker(Protocol):
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]: ...
 
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        *,
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]: ...
+
     def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]: ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
-from glmchat.core.errors import ServerFailed, Usage
+from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.hub import installed
@@ -30,6 +31,15 @@ class Connection:
     def close(self) -> None:
         if self.process is not None:
             self.process.stop()
+
+    def cause(self, error: GlmchatError) -> GlmchatError:
+        """Why the engine is gone, where the end of its connection is all that `error` knows."""
+        if self.process is None or not isinstance(error, EngineDied):
+            return error
+        deadline = time.monotonic() + 1.0
+        while (found := self.process.failure()) is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # the connection breaks a moment before the process can be asked
+        return found or error
 
     def __enter__(self) -> Connection:
         return self

@@ -11,6 +11,7 @@ from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 
+COMPLETION = "completion"  # details["mode"] of a text that was completed, not asked: no part of any other request
 DEFAULT_ANSWER = 2048  # tokens an answer may have where nobody said
 Count = Callable[[Sequence[Message]], int | None]  # tokens of the rendered request; None if the server cannot say
 
@@ -39,12 +40,16 @@ def turns(stored: Sequence[StoredMessage]) -> list[list[StoredMessage]]:
     """Whole turns: a question with everything up to the next question. System messages are kept apart."""
     found: list[list[StoredMessage]] = []
     for message in stored:
-        if message.role == "system" or message.is_clear:
+        if message.role == "system" or message.is_clear or is_completion(message):
             continue
         if message.role == "user" or not found:
             found.append([])
         found[-1].append(message)
     return found
+
+
+def is_completion(message: StoredMessage) -> bool:
+    return message.details.get("mode") == COMPLETION
 
 
 def to_messages(system: str | None, stored: Sequence[StoredMessage]) -> tuple[Message, ...]:
@@ -58,7 +63,8 @@ def to_messages(system: str | None, stored: Sequence[StoredMessage]) -> tuple[Me
         said = [system, *(text for text in said if text != system)]
     result = [Message("system", "\n\n".join(said))] if said else []
     for message in stored:
-        if message.role == "system" or message.is_clear or (message.role == "assistant" and not message.text):
+        silent = message.role == "assistant" and not message.text
+        if message.role == "system" or message.is_clear or silent or is_completion(message):
             continue
         before = result[-1] if result else None
         if before is not None and before.role == message.role and message.role in ("user", "assistant"):

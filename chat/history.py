@@ -263,7 +263,9 @@ class History:
     def reopen_answer(self, tree: Tree, message: StoredMessage) -> StoredMessage:
         """Go on with an unfinished answer: new pieces follow its text."""
         with self._lock:
-            changed = tree.put(replace(tree.messages[message.id], state="streaming", owner=self._me))
+            now = tree.messages[message.id]
+            details = {k: v for k, v in now.details.items() if k not in ("error", "finish_reason")}
+            changed = tree.put(replace(now, state="streaming", owner=self._me, details=details))
             self._save(tree)
         return changed
 

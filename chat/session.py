@@ -11,36 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import Any
 
 from glmchat.chat import context
-from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Switch, Trimmed, Writing, relay
-from glmchat.chat.cleaning import shown
+from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Trimmed, Writing, relay
+from glmchat.chat.conversing import Conversing, ModelIdentity, already_streaming
 from glmchat.chat.endpoint import Stop
 from glmchat.chat.history import History
 from glmchat.chat.pump import Pump, Source
-from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
-from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
+from glmchat.chat.records import StoredMessage
+from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.core.errors import GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling, parse_sampling_value, sampling_name
+from glmchat.core.messages import Message, Sampling
 
 __all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Speaker", "Trimmed"]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """What answers, as far as it is known; goes into the details of each answer."""
-
-    model: str | None = None
-    revision: str | None = None
-    quant: str | None = None
-    context: int | None = None  # tokens the model's context holds
-    family: str | None = None
-
-
-class ChatSession:
+class ChatSession(Conversing):
     """See the module. `tree` is the open conversation; the window reads its messages from there."""
 
     def __init__(
@@ -60,52 +49,18 @@ class ChatSession:
 
         system, adapters: from flags; they become the conversation's. default_system: from the config.
         """
-        self.history = history
-        self.identity = identity or ModelIdentity()
-        self.ranks = ranks or SamplingRanks()
-        self.default_system = default_system
-        self.default_policy = context_policy
-        self._flag_system = system
-        self._flag_adapters = None if adapters is None else tuple(adapters)
+        super().__init__(
+            history,
+            conversation,
+            identity=identity,
+            ranks=ranks,
+            system=system,
+            default_system=default_system,
+            adapters=adapters,
+            context_policy=context_policy,
+        )
         self._endpoint = endpoint
-        self._switch = Switch()
         self._counts = True  # until the server says that it cannot count tokens
-        self.unseen: tuple[int, ...] = ()
-        self.tree: Tree
-        if conversation is None:
-            self.new()
-        else:
-            self.open(conversation)
-
-    # Which conversation.
-
-    def new(self) -> Tree:
-        """Another conversation; the one before stays in the history."""
-        self.ranks.asked.pop("set", None)
-        self.tree = self.history.new(self.identity.model)
-        self._opened()
-        return self.tree
-
-    def open(self, conversation: int) -> Tree:
-        """Go on with an earlier conversation, with its settings. Raises Usage if it is unknown."""
-        self.tree = self.history.load(conversation)
-        self.ranks.asked.pop("set", None)
-        self._opened()
-        return self.tree
-
-    def _opened(self) -> None:
-        self.unseen = ()
-        settings = self.settings
-        if self._flag_system is not None:
-            settings = replace(settings, system=self._flag_system)
-        if self._flag_adapters is not None:
-            settings = replace(settings, adapters=self._flag_adapters)
-        self.ranks.asked["conversation"] = dict(settings.sampling)
-        self._change(settings)
-
-    def refresh(self) -> bool:
-        """Take over what another window wrote to this conversation; True if anything changed."""
-        return not self.streaming and self.history.refresh(self.tree)
 
     def reconnect(self, endpoint: Speaker | None, identity: ModelIdentity | None = None) -> None:
         """Another engine, or the same one started anew; the conversation stays."""
@@ -118,75 +73,7 @@ class ChatSession:
             else:
                 self.tree.change_head(model=identity.model)
 
-    # Settings.
-
-    @property
-    def settings(self) -> ConversationSettings:
-        return self.tree.conversation.settings
-
-    def _change(self, settings: ConversationSettings) -> None:
-        if settings != self.settings:
-            self.history.change(self.tree, settings=settings)
-
-    def sampling(self, only_now: Mapping[str, Any] | None = None) -> ChosenSampling:
-        """The values the next answer is made with, and where each comes from."""
-        return self.ranks.choose(only_now)
-
-    def set(self, name: str, value: str | int | float | tuple[str, ...] | None) -> ChosenSampling:
-        """`/set top_p 0.8`: holds from the next answer on, for this conversation. Raises Usage, changing nothing.
-
-        The later word of the same person counts: a flag of the same name gives way.
-        """
-        field = sampling_name(name)
-        parsed = parse_sampling_value(field, value) if isinstance(value, str) else value
-        self.ranks.choose({field: parsed})
-        self.ranks.rank("flag").pop(field, None)
-        self.ranks.rank("set")[field] = parsed
-        self._change(replace(self.settings, sampling={**self.settings.sampling, field: parsed}))
-        return self.sampling()
-
-    def reset(self, name: str | None = None) -> ChosenSampling:
-        """Forget what was set in this conversation, one field or all; the lower ranks hold again."""
-        fields = None if name is None else {sampling_name(name)}
-        kept = {k: v for k, v in self.settings.sampling.items() if fields is not None and k not in fields}
-        for rank in (self.ranks.rank("set"), self.ranks.rank("conversation")):
-            for field in list(rank):
-                if fields is None or field in fields:
-                    del rank[field]
-        self._change(replace(self.settings, sampling=kept))
-        return self.sampling()
-
-    @property
-    def system_prompt(self) -> str | None:
-        own = self.settings.system
-        return (own or None) if own is not None else self.default_system
-
-    def system(self, text: str | None) -> None:
-        """`/system TEXT`; "" switches the config's off, None leaves the choice to the config."""
-        self._change(replace(self.settings, system=text))
-
-    @property
-    def adapters(self) -> tuple[tuple[str, float], ...]:
-        return self.settings.adapters
-
-    def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
-        self._change(replace(self.settings, adapters=tuple(adapters)))
-
-    @property
-    def context_policy(self) -> str:
-        return self.settings.context_policy or self.default_policy
-
-    def set_context_policy(self, policy: str) -> None:
-        """ "drop" or "refuse". Raises Usage for another word."""
-        if policy not in ("drop", "refuse"):
-            raise Usage(f"there is no policy {policy!r}", hint="drop or refuse", code="context.policy")
-        self._change(replace(self.settings, context_policy=policy))
-
     # Answers.
-
-    @property
-    def streaming(self) -> bool:
-        return self._switch.busy
 
     def stop(self) -> None:
         """End the running answer and keep what was said. May be called from any thread."""
@@ -210,6 +97,12 @@ class ChatSession:
                 for m in messages
             ]
             yield from self._answer(stored[-1], asked=True, verbatim=tuple(messages))
+
+    def complete(self, text: str) -> Answer:
+        """Completion mode: the model goes on with this text, without chat template, system prompt or earlier turns."""
+        with self._speaking():
+            question = self.history.append(self.tree, "user", text, details={"mode": context.COMPLETION})
+            yield from self._answer(question, asked=True)
 
     def edit(self, message: int, text: str) -> Answer:
         """Ask an earlier question in other words, on a branch of its own; the old branch is kept."""
@@ -242,50 +135,6 @@ class ChatSession:
             )
         with self._speaking():
             yield from self._continue(last)
-
-    # Changes to what was said.
-
-    def undo(self) -> int:
-        """Take back the last question with its answer; the number is for `restore`. Raises Usage if there is none."""
-        self._must_be_quiet()
-        path = self.tree.path()
-        start = next((i for i in range(len(path) - 1, -1, -1) if path[i].role == "user"), None)
-        if start is None:
-            raise Usage(tr("there is nothing to undo"), hint=tr("ask something first"), code="chat.nothing_to_undo")
-        before = path[start - 1].id if start else None
-        return self.history.delete_messages(self.tree, path[start:], leaf=before)
-
-    def delete(self, message: int) -> int:
-        """Delete one message, a question with its answers. The number is for `restore`."""
-        self._must_be_quiet()
-        target = self._message(message)
-        doomed = [target]
-        if target.role == "user":
-            doomed += [m for m in self.tree.messages.values() if m.parent == target.id and m.role == "assistant"]
-        return self.history.delete_messages(self.tree, doomed, leaf=self.tree.leaf)
-
-    def restore(self, deletion: int) -> None:
-        """Undo a deletion or an undo."""
-        self._must_be_quiet()
-        self.history.restore(deletion, self.tree)
-
-    def clear(self) -> StoredMessage | None:
-        """`/clear`: the model sees nothing above; nothing is deleted. None if the context is empty already."""
-        self._must_be_quiet()
-        if not self.tree.context():
-            return None
-        self.unseen = ()
-        return self.history.append_clear(self.tree)
-
-    def branches(self, message: int) -> tuple[list[StoredMessage], int]:
-        """All versions of a message, oldest first, and which of them this one is."""
-        versions = self.tree.siblings(self._message(message))
-        return versions, [m.id for m in versions].index(message)
-
-    def switch(self, message: int) -> None:
-        """Open the branch through that version, as deep as it was left."""
-        self._must_be_quiet()
-        self.history.open_branch(self.tree, self._message(message))
 
     # Context.
 
@@ -336,11 +185,6 @@ class ChatSession:
             self._counts = False
             return None
 
-    def shown_text(self, message: StoredMessage) -> str:
-        """A message as a person reads it; `message.text` is what the model said."""
-        family = message.details.get("family") or self.identity.family
-        return shown(message.text, family) if message.role == "assistant" else message.text
-
     # The stream.
 
     def _connected(self) -> Speaker:
@@ -351,41 +195,11 @@ class ChatSession:
     @contextmanager
     def _speaking(self) -> Iterator[None]:
         if not self._switch.take():
-            raise _already_streaming()
+            raise already_streaming()
         try:
             yield
         finally:
             self._switch.give_back()
-
-    def _must_be_quiet(self) -> None:
-        if self.streaming:
-            raise _already_streaming()
-
-    def _message(self, message: int, role: str | None = None) -> StoredMessage:
-        found = self.tree.messages.get(message)
-        if found is None or found.deletion is not None or (role is not None and found.role != role):
-            raise Usage(
-                tr("there is no such message in this conversation"),
-                hint=tr("choose one that is shown"),
-                code="chat.no_message",
-            )
-        return found
-
-    def _question(self, message: int | None) -> StoredMessage:
-        """The question that `message` answers; None: the last question of the open branch."""
-        if message is not None:
-            at: StoredMessage | None = self._message(message)
-            while at is not None and at.role != "user":
-                at = self.tree.messages.get(at.parent) if at.parent is not None else None
-        else:
-            at = next((m for m in reversed(self.tree.context()) if m.role == "user"), None)
-        if at is None:
-            raise Usage(
-                tr("there is no question to answer again"),
-                hint=tr("ask something first"),
-                code="chat.nothing_to_answer",
-            )
-        return at
 
     def _answer(
         self,
@@ -397,9 +211,12 @@ class ChatSession:
     ) -> Answer:
         """A new answer below `question`."""
         chosen = self.sampling(only_now).sampling
-        answer = self.history.begin_answer(self.tree, parent=question.id, details=self._details(chosen))
+        details = self._details(chosen)
+        if context.is_completion(question):
+            details |= {"mode": context.COMPLETION, "system": None}
+        answer = self.history.begin_answer(self.tree, parent=question.id, details=details)
         stored = self._seen(question.id)
-        yield from self._run(question if asked else None, answer, stored, chosen, verbatim=verbatim)
+        yield from self._run(question if asked else None, answer, stored, chosen, details, verbatim=verbatim)
 
     def _continue(self, unfinished: StoredMessage) -> Answer:
         """More of an answer that stands already."""
@@ -408,13 +225,8 @@ class ChatSession:
         answer = self.history.reopen_answer(self.tree, unfinished)
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
         spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
-        yield from self._run(None, answer, stored, chosen, {"spans": spans}, continued=unfinished)
-
-    def _seen(self, leaf: int) -> list[StoredMessage]:
-        """The branch that ends at `leaf`, from its last clear mark on."""
-        path = self.tree.path(leaf)
-        start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
-        return path[start:]
+        details = {**answer.details, **self._details(chosen), "spans": spans}
+        yield from self._run(None, answer, stored, chosen, details, continued=unfinished)
 
     def _details(self, sampling: Sampling) -> dict[str, Any]:
         return {
@@ -433,11 +245,11 @@ class ChatSession:
         answer: StoredMessage,
         stored: Sequence[StoredMessage],
         sampling: Sampling,
-        details: Mapping[str, Any] | None = None,
+        details: dict[str, Any],
         continued: StoredMessage | None = None,
         verbatim: tuple[Message, ...] | None = None,
     ) -> Answer:
-        writing = Writing(self.history, self.tree, answer, {**self._details(sampling), **(details or {})})
+        writing = Writing(self.history, self.tree, answer, details)
         try:
             yield Begun(question, answer)
             yield from self._stream(stored, sampling, writing, continued, verbatim)
@@ -464,7 +276,10 @@ class ChatSession:
         endpoint = self._connected()
         refused = 0
         while True:
-            if verbatim is None:
+            text = _completed_text(stored, continued)
+            if text is not None:
+                request = context.Request((), self.unseen)
+            elif verbatim is None:
                 request = self._request(stored, sampling, refused, continue_final=continued is not None)
             else:
                 request = self._as_given(verbatim)
@@ -473,7 +288,7 @@ class ChatSession:
                 self.unseen = request.unseen
                 yield Trimmed(request.unseen, request.tokens, request.limit)
             connection = self._switch.connection()
-            pump = Pump(self._source(endpoint, request, sampling, connection, continued))
+            pump = Pump(self._source(endpoint, request, sampling, connection, continued, text))
             try:
                 yield from relay(pump, writing, self._switch)
             except GlmchatError as error:
@@ -495,24 +310,34 @@ class ChatSession:
         sampling: Sampling,
         connection: Stop,
         continued: StoredMessage | None,
+        text: str | None,
     ) -> Source:
         # A server that was asked for an adapter by model name keeps it.
         adapters = self.adapters if self.adapters or endpoint.is_local else None
+        if text is not None:
+            return lambda report: endpoint.complete(text, sampling, adapters, stop=connection, on_progress=report)
+        ids: tuple[int, ...] = ()
+        if continued is not None and continued.details.get("model") == self.identity.model:
+            ids = continued.token_ids  # another model's ids mean other words
         return lambda report: endpoint.stream(
             request.messages,
             sampling,
             adapters,
             continued is not None,
-            continue_ids=continued.token_ids if continued else (),
+            continue_ids=ids,
             stop=connection,
             on_progress=report,
         )
 
 
+def _completed_text(stored: Sequence[StoredMessage], continued: StoredMessage | None) -> str | None:
+    """In completion mode the text to go on with; None for a chat turn."""
+    question = next((m for m in reversed(stored) if m.role == "user"), None)
+    if question is None or not context.is_completion(question):
+        return None
+    return question.text + (continued.text if continued else "")
+
+
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _already_streaming() -> Usage:
-    return Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")

@@ -171,13 +171,10 @@ class _Talk:
                         if last != "\n":
                             output.data("")
                         self._end(event)
-        except EngineDied:
+        except EngineDied as error:
             if last != "\n":
                 output.data("")
-            failure = self._connection.process.failure() if self._connection.process else None
-            if failure is not None:
-                raise failure from None
-            raise
+            raise self._connection.cause(error) from None
         if session.history.path is not None and session.history.problem:
             output.say(tr("what is said now is not saved: {why}", why=session.history.problem))
 

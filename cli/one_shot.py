@@ -17,7 +17,7 @@ from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
 from glmchat.cli import output
-from glmchat.core.errors import Interrupted
+from glmchat.core.errors import EngineDied, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Message, Piece, Started
 from glmchat.core.settings import Settings
@@ -33,6 +33,7 @@ def answer_once(
     *,
     as_json: bool,
     stream: bool,
+    complete: bool = False,
 ) -> int:
     """Load, ask, print; returns the exit code: 0, or 130 if it was interrupted (what was said is printed and kept).
 
@@ -43,10 +44,16 @@ def answer_once(
     with loaded(launch) as connection:
         session.reconnect(connection.endpoint, connection.identity)
         printer = _JsonPrinter(session) if as_json else _TextPrinter(session, stream)
-        answer = session.ask(question) if isinstance(question, str) else session.ask_messages(question or ())
-        with stopping_on_interrupt(session), closing(answer) as events:
-            for event in events:
-                printer.take(event)
+        if isinstance(question, str):
+            answer = session.complete(question) if complete else session.ask(question)
+        else:
+            answer = session.ask_messages(question or ())
+        try:
+            with stopping_on_interrupt(session), closing(answer) as events:
+                for event in events:
+                    printer.take(event)
+        except EngineDied as error:
+            raise connection.cause(error) from None
     if history.path is not None and not history.saved:
         output.say(tr("the answer was not saved: {why}", why=history.problem or ""))
     return Interrupted.exit if printer.cancelled else 0

@@ -51,6 +51,9 @@ def run(
         typer.Option("--messages", metavar="FILE", help="A JSON list of messages instead of a prompt; - is stdin."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Go on with the text instead of answering it (base models).")
+    ] = False,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="A conversation in lines, for screen readers and simple terminals.")
@@ -133,7 +136,7 @@ def run(
     from glmchat.chat.launch import LaunchOptions
     from glmchat.core.settings import load_settings
 
-    _contradictions(name, prompt, text, model, messages, last, resume, no_history)
+    _contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
     if server is not None:
         _server_loads_nothing(
             {"--quant": quant, "--revision": revision, "--dtype": dtype, "--threads": threads, "--context": context}
@@ -177,7 +180,15 @@ def run(
             from glmchat.cli.one_shot import answer_once
 
             raise typer.Exit(
-                answer_once(history, launch, settings, question.content, as_json=as_json, stream=not no_stream)
+                answer_once(
+                    history,
+                    launch,
+                    settings,
+                    question.content,
+                    as_json=as_json,
+                    stream=not no_stream,
+                    complete=complete,
+                )
             )
         if mode == "plain":
             from glmchat.cli.line_mode import converse
@@ -245,8 +256,10 @@ def _contradictions(
     last: bool,
     resume: int | None,
     no_history: bool,
+    complete: bool,
 ) -> None:
     pairs = (
+        (complete and messages is not None, "--complete", "--messages"),
         (prompt is not None and text is not None, "PROMPT", "--prompt"),
         (messages is not None and (prompt is not None or text is not None), "--messages", tr("a prompt")),
         (last and resume is not None, "--continue", "--resume"),

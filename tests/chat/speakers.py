@@ -85,6 +85,17 @@ class LocalSpeaker:
         finally:
             self.closed += 1
 
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        *,
+        stop: Stop | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generator[StreamEvent, None, None]:
+        return self.stream([Message("text", str(prompt))], sampling, adapters, stop=stop)
+
 
 def count(text: str | Sequence[Message]) -> int:
     return len(text) if isinstance(text, str) else sum(len(m.content) for m in text)

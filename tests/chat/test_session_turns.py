@@ -85,18 +85,27 @@ def test_closing_the_generator_keeps_what_was_said(history: History) -> None:
 
 
 def test_a_dead_engine_keeps_the_answer_and_the_conversation_goes_on_with_another(history: History) -> None:
-    session = ChatSession(history, LocalSpeaker("a", "b", "c", fail_after=2))
+    session = ChatSession(history, LocalSpeaker("a", "b", "c", fail_after=2), identity=ModelIdentity("same"))
     with pytest.raises(EngineDied):
         talk(session.ask("hello"))
     assert said(session)[-1] == ("assistant", "ab", "failed")
     assert session.tree.path()[-1].details["error"]["code"] == "engine.died"
     speaker = LocalSpeaker("c")
-    session.reconnect(speaker, ModelIdentity("other"))
+    session.reconnect(speaker, ModelIdentity("same", quant="int4"))
     talk(session.continue_answer())
+    assert "error" not in session.tree.path()[-1].details
     assert said(session)[-1] == ("assistant", "abc", "complete")
     assert speaker.asked[0]["continue_final"] and speaker.asked[0]["continue_ids"] == (0, 1)
     assert speaker.asked[0]["messages"][-1] == Message("assistant", "ab")
     assert session.tree.path()[-1].details["spans"] == [0, 2]
+
+
+def test_another_model_continues_from_the_text_as_ids_mean_other_words_there(history: History) -> None:
+    session = ChatSession(history, LocalSpeaker("a", finish="length"), identity=ModelIdentity("one"))
+    talk(session.ask("hello"))
+    session.reconnect(speaker := LocalSpeaker("b"), ModelIdentity("other"))
+    talk(session.continue_answer())
+    assert speaker.asked[0]["continue_ids"] == () and said(session)[-1][1] == "ab"
     assert history.conversations()[0].model == "other"
 
 
@@ -324,3 +333,27 @@ def test_reply_text_is_shown_cleaned_and_kept_raw(history: History) -> None:
     answer = session.tree.path()[-1]
     assert answer.text == " 你好,我是ChatGLM!"
     assert session.shown_text(answer) == "你好，我是ChatGLM!"
+
+
+def test_a_completed_text_stands_in_the_history_but_in_no_other_request(history: History) -> None:
+    session = ChatSession(history, speaker := LocalSpeaker(" a time"), system="S")
+    talk(session.complete("Once upon"))
+    assert speaker.asked[0]["messages"] == [Message("text", "Once upon")]
+    assert said(session)[-1] == ("assistant", " a time", "complete")
+    talk(session.ask("hello"))
+    assert speaker.asked[1]["messages"] == [Message("system", "S"), Message("user", "hello")]
+    speaker.finish = "length"
+    talk(session.complete("Far"))
+    talk(session.continue_answer())
+    assert speaker.asked[-1]["messages"] == [Message("text", "Far a time")]
+    talk(session.regenerate())
+    assert speaker.asked[-1]["messages"] == [Message("text", "Far")]
+
+
+def test_what_the_model_did_not_see_is_known_again_when_the_conversation_is_opened(history: History) -> None:
+    identity = ModelIdentity(context=100)
+    session = ChatSession(history, LocalSpeaker("a" * 30), identity=identity)
+    for _ in range(3):
+        talk(session.ask("q" * 20))
+    assert session.unseen
+    assert ChatSession(history, None, session.tree.conversation.id).unseen == session.unseen

@@ -241,6 +241,12 @@ def test_no_stream_prints_the_same_answer(glmchat: Run, model: Path) -> None:
     assert glmchat("run", model, "x", "--no-stream", pieces=["a", "b\n"]).stdout == "ab\n"
 
 
+def test_a_text_is_completed_without_a_template(glmchat: Run, model: Path) -> None:
+    done = glmchat("run", model, "Once upon", "--complete", "--json", pieces=[" a", " time"])
+    assert lines(done)[0]["prompt_tokens"] == len("Once upon")
+    assert "".join(e["text"] for e in lines(done) if e["event"] == "text") == " a time"
+
+
 def test_no_history_leaves_no_trace(glmchat: Run, model: Path) -> None:
     assert glmchat("run", model, "secret", "--no-history").returncode == 0
     assert not locations.history_file().exists()
