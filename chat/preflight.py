@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.chat.gguf_sizes import gguf_sizes
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes
 
-RUNTIME = 350_000_000  # bytes: the interpreter with torch, measured on Linux with torch 2.13
+RUNTIME = 350_000_000  # bytes: interpreter, torch and server (240 MB after their import, torch 2.13), thread pools
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens; the engine reserves no more unless it is asked for
 DEFAULT_CONTEXT = 4096  # tokens, where the config names none
@@ -72,6 +73,8 @@ def estimate(
     stored = sum(f.stat().st_size for f in files)
     if not stored:
         return None
+    if files == [folder] and (sizes := gguf_sizes(folder)) is not None:
+        return Memory(sizes.weights, _cache(sizes.config, context, dtype), _scratch(sizes.config))
     config = _config(folder)
     weights = _weights(stored, config, quant, dtype, is_gguf=any(f.suffix == ".gguf" for f in files))
     return Memory(weights, _cache(config, context, dtype), _scratch(config))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from glmchat.chat import preflight
 from glmchat.core.errors import DoesNotFit
@@ -77,7 +79,31 @@ def test_a_folder_that_says_too_little_is_no_reason_to_refuse(tmp_path, config):
     assert preflight.estimate(tmp_path / "absent") is None
 
 
-def test_a_gguf_file_counts_as_it_is(tmp_path):
+def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
+    from gguf import GGUFWriter
+
     file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF" + b"\0" * 1000)
-    assert preflight.estimate(file).weights == 1004
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_embedding_length(64)
+    writer.add_context_length(128)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("f32", np.zeros((64, 32), np.float32))
+    writer.add_tensor("q4_1", np.zeros((2, 20), np.uint8), raw_dtype=GGMLQuantizationType.Q4_1)
+    writer.add_tensor("q6_k", np.zeros((1, 210), np.uint8), raw_dtype=GGMLQuantizationType.Q6_K)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    found = preflight.estimate(file)
+    assert found.weights == 64 * 32 * 4 + 2 * 20 + 256 * 2, "a K-quantised tensor is dequantised to 16 bits"
+    assert found.cache == 2 * 2 * 2 * 16 * 128 * 2
+    for length in range(0, 400, 7):  # cut anywhere: no estimate, or one from the file's size, but never a crash
+        (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:length])
+        preflight.estimate(tmp_path / "cut.gguf")
+
+
+def test_the_starter_models_estimate_is_near_its_file(starter_model):
+    found = preflight.estimate(starter_model, context=2048)
+    assert 0.9 < found.weights / starter_model.stat().st_size < 1.1
+    assert found.cache == 2 * 30 * 3 * 64 * 2048 * 2
