@@ -45,8 +45,10 @@ def pull(
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this pattern.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this pattern.")] = None,
     all_files: Annotated[bool, typer.Option("--all", help="Every file of the revision, code too.")] = False,
-    trust_host: Annotated[bool, typer.Option(help="Take files whose hash nobody knows.")] = False,
-    check: Annotated[bool, typer.Option(help="Hash what is here already, and fetch again what is wrong.")] = False,
+    trust_host: Annotated[bool, typer.Option("--trust-host", help="Take files whose hash nobody knows.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Hash what is here already, and fetch again what is wrong.")
+    ] = False,
     locked: Annotated[Path | None, typer.Option(metavar="FILE", help="Pull exactly what a lock file says.")] = None,
     into: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Replace the git-lfs pointers of this folder by the real files.")

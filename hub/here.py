@@ -22,7 +22,7 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
     """A copy of `file` outside the repository's own blobs that has the right size; its hash is checked when taken.
 
     Looked at: blobs of other repositories in the same cache (renamed owners, fine-tuned copies with the same
-    tokenizer) and ModelScope's user cache.
+    tokenizer), the folders that the catalogue names as sources, and ModelScope's user cache.
     """
     if file.size is None or not (file.sha256 or file.git_blob):
         return None
@@ -31,7 +31,8 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
         for other in sorted(locations.hf_cache().glob(f"models--*/blobs/{file.etag}")):
             if other.parent.parent != own and size_of(other) == file.size:
                 return other
-    for folder in modelscope_folders(repo, sources):
+    named = [Path(s.repo).expanduser() for s in sources if s.kind == "path"]
+    for folder in [*named, *modelscope_folders(repo, sources)]:
         if size_of(folder / file.path) == file.size:
             return folder / file.path
     return None

