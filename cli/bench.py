@@ -1,0 +1,107 @@
+"""`glmchat bench`: how fast a model is on this machine, and how near that is to what the memory bus allows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_models
+from glmchat.core.errors import EngineDied, GlmchatError, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+
+
+def register(app: typer.Typer) -> None:
+    app.command("bench")(bench)
+
+
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
+    ] = None,
+    quant: Annotated[int | None, typer.Option(help="4 or 8 bits.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of context.", min=16)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
+    from glmchat.chat import model_choice
+    from glmchat.core.settings import load_settings
+
+    settings = load_settings()
+    wanted = model_choice.wanted_model(name, settings)
+    if wanted is None:
+        raise Usage(
+            tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
+        )
+    row, bits = model_choice.locate(wanted.text, quant=quant)
+    options: dict[str, Any] = {
+        "--quant": bits, "--dtype": dtype, "--device": device, "--threads": threads or settings.threads,
+        "--context": context,
+    }  # fmt: skip
+    arguments = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    rows = []
+    for event in _measure([str(row.path), *arguments]):
+        if as_json:
+            output.json_line({"model": row.name, "revision": row.revision, **event})
+            continue
+        if event["event"] == "bench.load":
+            output.say(
+                tr(
+                    "{name}: loaded in {seconds} s, {threads} threads, {kernel}",
+                    name=one_line(row.name),
+                    seconds=f"{event['load_seconds']:.1f}",
+                    threads=event["threads"],
+                    kernel=event["kernel"],
+                )
+            )
+        elif event["event"] == "bench.length":
+            rows.append(
+                (
+                    event["prompt_tokens"],
+                    f"{event['prefill_tokens_per_second']:.1f}",
+                    f"{event['decode_tokens_per_second']:.1f}",
+                )
+            )
+        else:
+            output.table((tr("prompt"), tr("prefill tok/s"), tr("decode tok/s")), rows, right=(0, 1, 2))
+            output.data(
+                tr(
+                    "{threads} threads read {bus}/s from memory, decoding {percent} % of that; peak memory {peak}",
+                    bus=human_bytes(event["read_bytes_per_second"]),
+                    threads=event["threads"],
+                    percent=f"{100 * event['decode_fraction']:.0f}",
+                    peak=human_bytes(event["peak_rss_bytes"]),
+                )
+            )
+
+
+def _measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    """The events of the measuring child. Raises its error, or EngineDied."""
+    from glmchat.chat.engine_process import engine_environment
+
+    command = [sys.executable, "-P", "-m", "glmchat.engine.bench", *arguments]
+    with subprocess.Popen(command, cwd="/", env=engine_environment(), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                event = json.loads(line)
+                if event["event"] == "error":
+                    raise GlmchatError.from_json(event)
+                yield event
+        finally:
+            if child.poll() is None:
+                child.terminate()
+    if child.returncode:
+        raise EngineDied(
+            tr("the measuring process ended with code {code}", code=child.returncode),
+            hint=tr("its last words are above; `glmchat doctor` looks at memory and kernels"),
+        )
