@@ -59,6 +59,7 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
         revision=launch.revision,
         quant=launch.quant,
         quant_label=launch.quant_label,
+        copy=launch.copy,
         dtype=launch.dtype,
         device=launch.device or "auto",
         threads=launch.threads,

@@ -43,6 +43,7 @@ class EngineOptions:
     revision: str | None = None
     quant: int | None = None
     quant_label: str | None = None
+    copy: Mapping[str, Any] | None = None  # where the quantised copy is kept: {"out": folder, "manifest": {…}}
     dtype: str | None = None
     device: str | None = None  # None: a GPU where there is one
     threads: int | None = None
@@ -59,6 +60,8 @@ class EngineOptions:
         for name in ("device", "revision", "quant", "quant_label", "dtype", "threads", "context"):
             if (value := getattr(self, name)) is not None:
                 arguments.append(f"--{name.replace('_', '-')}={value}")
+        if self.copy is not None:
+            arguments.append("--copy=" + json.dumps(dict(self.copy)))
         arguments += [f"--adapter={name}={folder}" for name, folder in self.adapters]
         if self.sampling:
             arguments.append("--sampling=" + json.dumps(dict(self.sampling)))

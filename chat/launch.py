@@ -23,6 +23,8 @@ class LaunchOptions:
     family: str | None = None
     quant: int | None = None  # 4 or 8: quantise at load; None: the weights as they are
     quant_label: str | None = None  # how the weights are named: "q4_1", "int4-g128"; None: not quantised
+    keep_copy: bool = True  # a model quantised at load is kept in the store; False: only in memory
+    copy: Mapping[str, Any] | None = None  # {"out": folder, "manifest": {…}} of that copy
     dtype: str | None = None
     device: str | None = None  # None: "auto"
     threads: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import catalogue, installed, references
 from glmchat.hub.installed import Installed
+from glmchat.hub.quantised import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
 
 Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]
@@ -76,8 +78,25 @@ def not_installed(reference: Reference) -> NotInstalled:
 
 def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -> LaunchOptions:
     """The same options with everything that is known of an installed model."""
+    stored = _stored_bits(row.quant)
+    if bits is not None and stored is not None:
+        if bits != stored:
+            raise Usage(
+                tr(
+                    "{name} has {stored} bits already and cannot be brought to {bits}",
+                    name=row.name,
+                    stored=stored,
+                    bits=bits,
+                ),
+                hint=tr("leave --quant away, or quantise the original weights"),
+                code="quant.already",
+            )
+        bits = None
     name = row.name if bits is None else f"{row.name}:int{bits}"
     quantised = row.quant if row.quant != "none" else None
+    copy = None
+    if bits is not None and options.keep_copy:
+        copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
     return replace(
         options,
         model=name,
@@ -85,9 +104,16 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
         revision=row.revision,
         family=row.family,
         quant=bits,
+        copy=copy,
         quant_label=f"int{bits}" if bits else quantised,
         defaults=defaults_of(row),
     )
+
+
+def _stored_bits(quant: str) -> int | None:
+    """ "int4-g128", "q4_1", "q8_0" -> the bits of the weights as they are; None for weights of 16 bits and more."""
+    found = re.match(r"(?:int|i?q)(\d)", quant)
+    return int(found[1]) if found else None
 
 
 def defaults_of(row: Installed) -> Mapping[str, Any]:

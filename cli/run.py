@@ -81,8 +81,11 @@ def run(
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", hidden=True)] = False,
     quant: Annotated[
-        str | None, typer.Option("--quant", metavar="4|8", help="Quantise at load.", rich_help_panel=_MODEL)
+        str | None, typer.Option("--quant", metavar="4|8", help="Run a quantised copy.", rich_help_panel=_MODEL)
     ] = None,
+    no_keep: Annotated[
+        bool, typer.Option("--no-keep", help="With --quant: in memory only, keep no copy.", rich_help_panel=_MODEL)
+    ] = False,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Commit, branch or tag.", rich_help_panel=_MODEL)
     ] = None,
@@ -156,6 +159,7 @@ def run(
     sampling = {field: value for field, value in flags.items() if value is not None}
     Sampling(**sampling)  # the ranges, before anything is loaded
     launch = LaunchOptions(
+        keep_copy=not no_keep,
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16")),
         device=device,
         threads=threads or settings.threads,
@@ -392,7 +396,12 @@ def _choose_model(
             tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
         )
     installed.remember(row)
-    return launch_installed(launch, row, quantised)
+    launch = launch_installed(launch, row, quantised)
+    if quantised is not None and launch.quant is None:
+        output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))
+    elif launch.copy is not None:
+        output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.copy["out"]))))
+    return launch
 
 
 def _pick() -> Any:

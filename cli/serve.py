@@ -160,6 +160,7 @@ def _options(
         revision=engine.revision,
         quant=engine.quant,
         quant_label=engine.quant_label,
+        copy=engine.copy,
         dtype=engine.dtype,
         device=engine.device or "auto",
         threads=engine.threads,

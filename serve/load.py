@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from glmchat.serve.face import EngineFace, Load, Report
 from glmchat.serve.options import ServeOptions
 
@@ -12,9 +14,15 @@ def engine_loader(options: ServeOptions) -> Load:
         from glmchat.engine.engine import Engine
 
         report("import", 1.0)
+        folder, quant = options.folder, options.quant
+        if quant is not None and options.copy is not None:
+            from glmchat.engine.quantize.kept import kept_copy
+
+            folder = kept_copy(folder, quant, Path(options.copy["out"]), options.copy["manifest"], report)
+            quant = None
         return Engine.load(
-            options.folder,
-            quant=options.quant,
+            folder,
+            quant=quant,
             dtype=options.dtype,
             device=options.device,
             threads=options.threads,

@@ -23,6 +23,7 @@ class ServeOptions:
     revision: str | None = None
     quant: int | None = None
     quant_label: str | None = None
+    copy: Mapping[str, Any] | None = None  # where the quantised copy is kept: {"out": folder, "manifest": {…}}
     dtype: str | None = None
     device: str = "auto"
     threads: int | None = None
@@ -42,6 +43,7 @@ def parse_options(arguments: Sequence[str]) -> ServeOptions:
     parser.add_argument("--revision")
     parser.add_argument("--quant", type=int, choices=(4, 8))
     parser.add_argument("--quant-label")
+    parser.add_argument("--copy", type=json.loads)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
+from glmchat.core.errors import DoesNotFit
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
 from glmchat.engine.quantize.replace import Recipe
@@ -27,8 +28,12 @@ def kept_copy(source: Path, bits: int, out: Path, manifest: Mapping[str, Any], r
     with _only_one(out.with_name(f".{out.name}.lock")):
         if not out.exists():
             report("quantize", 0.0)
-            plan = plan_quantise(source, out, Recipe(bits))
-            execute(plan, manifest=manifest, on_progress=lambda p: report("quantize", p.done / max(p.total, 1)))
+            try:
+                plan = plan_quantise(source, out, Recipe(bits))
+                execute(plan, manifest=manifest, on_progress=lambda p: report("quantize", p.done / max(p.total, 1)))
+            except DoesNotFit as error:
+                hint = "make room, or add --no-keep to quantise in memory only"
+                raise DoesNotFit(error.message, hint=hint, code=error.code) from None
     return out
 
 
