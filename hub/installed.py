@@ -77,11 +77,10 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
 
     A path must exist (Usage if not). Raises UnknownModel for a bare name that nobody knows. None: known, not here.
     """
-    if reference.path is not None:
-        return _at_path(reference)
     reference = aliases.expand(reference)
     if reference.path is not None:
-        return _at_path(reference)
+        row = _at_path(reference)
+        return _copy_of(row, reference.quant) if reference.quant else row
     rows = [r for r in list_installed() if r.kind != "adapter" and (r.complete or incomplete)]
     return _pick(reference, rows, catalogue.load())
 
@@ -122,11 +121,11 @@ def engine_path(root: Path, files: Iterable[str]) -> Path:
 
 
 def family_of(config: dict[str, Any]) -> str | None:
-    """The family as far as a config.json tells it. ChatGLM2 and 3 share one architecture; the catalogue knows more."""
-    kind = config.get("model_type")
-    if kind == "chatglm" and ("padded_vocab_size" in config or "multi_query_attention" in config):
-        return "chatglm2"
-    return one_line(kind, 40) if isinstance(kind, str) else None
+    """The family as the engine will call it, as far as a config.json tells it."""
+    from glmchat.hub.describe import describe_config
+
+    said = describe_config(config)
+    return one_line(said.family, 40) if said else None
 
 
 def quant_of(config: dict[str, Any]) -> str:
@@ -238,29 +237,36 @@ def _cached(known: Catalogue) -> list[Installed]:
     cache = locations.hf_cache()
     rows = []
     for folder in sorted(cache.glob("models--*/snapshots/*")) if cache.is_dir() else []:
-        repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        names = sorted(_inside(folder))
-        weights = [n for n in names if selection.is_weights(n)]
-        if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
+        try:
+            row = _cached_row(folder, known)
+        except PermissionError:  # a cache that several users share: what we may not read is not there for us
             continue
-        entry = known.of_repo(repo, folder.name)
-        config = small_json(folder / "config.json")
-        wanted = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
-        whole = all(n in names for n in wanted) and not selection.missing_shards(weights)
-        rows.append(
-            Installed(
-                name=entry.reference if entry else _name_of(repo, folder.name),
-                kind="model",
-                path=engine_path(folder, weights),
-                repo=repo,
-                revision=folder.name,
-                family=(entry.family if entry else None) or family_of(config),
-                quant=entry.quant if entry else quant_of_folder(folder),
-                size_bytes=sum(_size(folder / n) or 0 for n in names),
-                complete=whole and all((folder / n).exists() for n in names),
-            )
-        )
+        if row is not None:
+            rows.append(row)
     return rows
+
+
+def _cached_row(folder: Path, known: Catalogue) -> Installed | None:
+    repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    names = sorted(_inside(folder))
+    weights = [n for n in names if selection.is_weights(n)]
+    if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
+        return None
+    entry = known.of_repo(repo, folder.name)
+    config = small_json(folder / "config.json")
+    wanted = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
+    whole = all(n in names for n in wanted) and not selection.missing_shards(weights)
+    return Installed(
+        name=entry.reference if entry else _name_of(repo, folder.name),
+        kind="model",
+        path=engine_path(folder, weights),
+        repo=repo,
+        revision=folder.name,
+        family=(entry.family if entry else None) or family_of(config),
+        quant=entry.quant if entry else quant_of_folder(folder),
+        size_bytes=sum(_size(folder / n) or 0 for n in names),
+        complete=whole and all((folder / n).exists() for n in names),
+    )
 
 
 def _adapters() -> list[Installed]:
@@ -375,6 +381,14 @@ def _at_path(reference: Reference) -> Installed:
         files=made.files if made else (),
         manifest=made,
     )
+
+
+def _copy_of(row: Installed, quant: str) -> Installed | None:
+    """The model itself if it has that quantisation, else the whole copy of it that has."""
+    if row.quant.startswith(quant):
+        return row
+    made = (r for r in list_installed() if r.kind == "quantized" and r.base == row.name and r.complete)
+    return next((r for r in made if r.quant.startswith(quant)), None)
 
 
 def _half(repo: str, file: FileRecord) -> int:

@@ -188,6 +188,8 @@ def _delete_folder(folder: Path) -> None:
 def _half_downloads() -> Iterable[Step]:
     for path in sorted(locations.hf_cache().glob("*/blobs/*.incomplete")):
         repo = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        if not os.access(path.parent, os.W_OK):  # somebody else's, in a cache that several users share
+            continue
         if path.name.endswith(store.PARTIAL):
             if store.in_use(repo, path.name.removesuffix(store.PARTIAL)):
                 continue
@@ -199,7 +201,7 @@ def _half_downloads() -> Iterable[Step]:
 def _loose_blobs() -> Iterable[Step]:
     """Blobs that no snapshot links to: left by a kill between the last byte and the link."""
     for folder in sorted(locations.hf_cache().glob("models--*")):
-        if not (folder / "blobs").is_dir():
+        if not os.access(folder / "blobs", os.R_OK | os.W_OK | os.X_OK):
             continue
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
         links = (p for p in folder.glob("snapshots/**/*") if p.is_symlink())

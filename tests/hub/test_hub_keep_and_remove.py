@@ -280,6 +280,17 @@ def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_b
     assert not folder.exists()
 
 
+def test_the_quantised_copy_of_a_plain_folder_is_found_by_its_path(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "plain")
+    assert installed.find_installed(parse(f"{folder}:int4")) is None
+    copy = model_folder(locations.models_dir() / "plain-int4", b"q" * 50)
+    files = [{"path": "model.safetensors", "size": 50, "sha256": sha256(b"q" * 50)}]
+    record = {"format": 1, "kind": "quantized", "name": f"{folder}:int4", "base": str(folder), "quant": "int4-g32"}
+    (copy / "glmchat.json").write_text(json.dumps({**record, "root": str(copy), "files": files}))
+    row = installed.find_installed(parse(f"{folder}:int4"))
+    assert row is not None and row.path == copy
+
+
 def test_a_quantised_copy_from_elsewhere_is_added_as_what_it_is(tmp_path: Path, capsys: Any) -> None:
     folder = model_folder(tmp_path / "mine-int4")
     record = {
