@@ -120,6 +120,7 @@ class Answer:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._cancelled.set()  # at once, not behind the pieces that still wait to be sent
         self._events.put_nowait(_Gone())
 
     async def _take_turn(self) -> None:
