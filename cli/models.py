@@ -13,7 +13,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
@@ -103,6 +103,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
         lines.append(
             (tr("licence"), " ".join(v for v in (licence["name"], licence["commercial"], licence["url"]) if v))
         )
+    lines += _network(facts["architecture"])
     for quant, size in (facts["memory"] or {}).items():
         lines.append((tr("memory, {quant}", quant=quant), human_bytes(size)))
     for word, value in lines:
@@ -118,6 +119,25 @@ def show(name: Name, as_json: AsJson = False) -> None:
             ],
             right=(1,),
         )
+
+
+def _network(facts: Any) -> list[tuple[str, Any]]:
+    """What config.json says of the network; text in it comes from outside."""
+    if not facts:
+        return []
+    number = {key: f"{value:,}" for key, value in facts.items() if isinstance(value, int)}
+    lines: list[tuple[str, Any]] = [
+        (tr("generation"), facts["generation"]),
+        (tr("layers"), number.get("layers")),
+        (tr("vocabulary"), number.get("vocabulary")),
+        (tr("context"), number.get("context")),
+        (tr("parameters"), number.get("parameters")),
+        (tr("prefix"), number.get("prefix_length")),
+    ]
+    if facts["ignored_code"]:
+        names = one_line(", ".join(facts["ignored_code"]))
+        lines.append((tr("code, ignored"), tr("config.json points at {files}; glmchat never runs it", files=names)))
+    return lines
 
 
 def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from glmchat.hub import selection
 from glmchat.hub.catalogue import Catalogue, Entry
+from glmchat.hub.describe import describe
 from glmchat.hub.installed import Installed
 
 # Bytes per parameter, quantised: 4 bits and a bf16 scale and zero for each group of 32; 8 bits and a scale a row.
@@ -15,7 +16,7 @@ _INT8 = 1.0 + 4 / 4096
 
 
 def details(row: Installed, known: Catalogue) -> dict[str, Any]:
-    """`files`, `memory` and `licence` of `glmchat show --json`.
+    """`files`, `memory`, `architecture` and `licence` of `glmchat show --json`.
 
     memory: bytes of the weights alone, as they are ("none", "int4", "q4_1"…) and, for unquantised weights, as int8 and
     int4 would make them. The KV cache and the program come on top.
@@ -24,6 +25,7 @@ def details(row: Installed, known: Catalogue) -> dict[str, Any]:
     return {
         "files": [asdict(f) for f in row.files] or None,
         "memory": _memory(row, entry),
+        "architecture": network.to_json() if (network := describe(row.path)) else None,
         "licence": asdict(entry.licence) if entry and entry.licence else None,
     }
 

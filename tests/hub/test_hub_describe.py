@@ -1,0 +1,81 @@
+"""What `show` says of a network is what the engine builds, for every family it counts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from glmchat.hub.describe import describe, describe_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def full_size() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("full_size_configs", ROOT / "benchmarks" / "random_checkpoints.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+NAMES = ["chatglm-6b-early", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat", "cpm-gpt2"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"pre_seq_len": 128}])
+@pytest.mark.parametrize("name", NAMES)
+def test_show_and_the_engine_agree(name: str, changes: dict[str, int], full_size: ModuleType) -> None:
+    import torch
+
+    from glmchat.engine.families import families
+
+    config = {**full_size.CONFIGS[name], **({} if name == "cpm-gpt2" else changes)}
+    family = next(f for f in families() if f.matches(config))
+    spec = family.parse(config)
+    with torch.device("meta"):
+        model = family.build(spec)
+    said = describe_config(config)
+    assert said is not None
+    assert said.parameters == sum(p.numel() for p in model.parameters())
+    assert (said.family, said.generation) == (spec.family, spec.generation)
+    assert (said.layers, said.heads, said.kv_heads) == (spec.layers, spec.heads, spec.kv_heads)
+    assert (said.vocabulary, said.context) == (spec.vocab_size, spec.context)
+    assert said.memory is not None
+    assert said.memory["float16"] == 2 * said.parameters
+    assert said.memory["float16"] > said.memory["int8"] > said.memory["int4"]
+
+
+def test_code_that_config_json_points_at_is_named_as_ignored(tmp_path: Path) -> None:
+    config = {"model_type": "chatglm", "auto_map": {"AutoModel": "modeling_chatglm.ChatGLM", "X": ["a.b", None]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = describe(tmp_path)
+    assert said is not None
+    assert said.ignored_code == ("a.py", "modeling_chatglm.py")
+    assert said.layers is None
+    assert said.memory is None
+    json.dumps(said.to_json())
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": 7}, {"hidden_size": "x"}])
+def test_a_config_that_names_no_network_is_not_described(config: dict[str, object]) -> None:
+    assert describe_config(config) is None
+
+
+def test_nonsense_in_a_config_is_left_out_and_never_raises() -> None:
+    said = describe_config({"model_type": "chatglm", "hidden_size": -1, "num_layers": True, "auto_map": "x"})
+    assert said is not None
+    assert said.hidden_size is None
+    assert said.layers is None
+
+
+def test_describing_a_folder_loads_no_torch() -> None:
+    code = "import sys, glmchat.hub.describe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], cwd="/", check=False).returncode == 0
