@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+
+_HEAD_FIELDS = {f.name for f in fields(Conversation)}
 
 
 class History:
@@ -125,7 +127,7 @@ class History:
             if head is None or tree.unsaved or tree.head_unsaved:
                 return False
             streams = any(m.state == "streaming" and m.owner != self._me for m in tree.messages.values())
-            if head.sequence == tree.conversation.sequence and not streams:
+            if head == tree.conversation and not streams:
                 return False
             fresh = self.load(head.id)
             changed = fresh.messages != tree.messages or fresh.conversation != tree.conversation
@@ -176,7 +178,7 @@ class History:
             updated=now,
             settings=settings or ConversationSettings(),
         )
-        return Tree(head, head_unsaved=True, generation=self._store.generation)
+        return Tree(head, head_unsaved=_HEAD_FIELDS.copy(), generation=self._store.generation)
 
     def change(self, tree: Tree, **values: Any) -> None:
         """Set fields of the head: model, settings, pinned, draft, title."""
@@ -369,9 +371,9 @@ class History:
         """True if the file lacks something of the tree, or is a new one that has none of it."""
         if tree.generation != self._store.generation:
             tree.unsaved = set(tree.messages)
-            tree.head_unsaved = True
+            tree.head_unsaved = _HEAD_FIELDS.copy()
             tree.generation = self._store.generation
-        return tree.head_unsaved or bool(tree.unsaved)
+        return bool(tree.head_unsaved or tree.unsaved)
 
     def _save(self, tree: Tree, *, touch: bool = True) -> None:
         """Write everything of the tree that the file does not have yet; what fails stays marked as unsaved."""
@@ -380,7 +382,7 @@ class History:
             if touch:
                 tree.change_head(sequence=self._store.count_up("sequence"))
             if tree.head_unsaved:
-                self._store.write_head(tree.conversation)
+                self._store.write_head(tree.conversation, tree.head_unsaved)
             for message in sorted(tree.unsaved):
                 self._store.write_message(tree.messages[message])
 
@@ -389,7 +391,7 @@ class History:
             generation = self._store.generation
             if self._store.attempt(write):
                 tree.unsaved.clear()
-                tree.head_unsaved = False
+                tree.head_unsaved.clear()
                 return
             if self._store.generation == generation:
                 return

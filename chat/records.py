@@ -129,7 +129,7 @@ class Tree:
     conversation: Conversation
     messages: dict[int, StoredMessage] = field(default_factory=dict)
     unsaved: set[int] = field(default_factory=set)
-    head_unsaved: bool = False
+    head_unsaved: set[str] = field(default_factory=set)  # names of fields: another window's change to others stays
     generation: int = 0  # of the file it was last written to
 
     @property
@@ -194,5 +194,5 @@ class Tree:
             self.unsaved.add(parent.id)
 
     def change_head(self, **values: Any) -> None:
+        self.head_unsaved |= {name for name, value in values.items() if value != getattr(self.conversation, name)}
         self.conversation = replace(self.conversation, **values)
-        self.head_unsaved = True

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from glmchat.chat.records import CLEAR
 
 _HEAD = "id, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf"
@@ -16,13 +18,14 @@ LAST_HEAD = (
     f"{_HEADS} AND EXISTS (SELECT 1 FROM message m WHERE m.conversation = c.id AND m.deletion IS NULL)"
     " ORDER BY sequence DESC LIMIT 1"
 )
-WRITE_HEAD = (
-    f"INSERT INTO conversation ({_HEAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-    " title = excluded.title, renamed = excluded.renamed, model = excluded.model, created = excluded.created,"
-    " updated = excluded.updated,"
-    " sequence = excluded.sequence, pinned = excluded.pinned, settings = excluded.settings, draft = excluded.draft,"
-    " leaf = excluded.leaf"
-)
+_INSERT_HEAD = f"INSERT INTO conversation ({_HEAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO "
+
+
+def write_head(changed: Collection[str]) -> str:
+    """Insert a conversation, or set those of its columns that changed here."""
+    columns = [f"{name} = excluded.{name}" for name in _HEAD.split(", ") if name in changed and name != "id"]
+    return _INSERT_HEAD + (f"UPDATE SET {', '.join(columns)}" if columns else "NOTHING")
+
 
 _MESSAGE = "id, conversation, parent, role, text, state, created, token_ids, details, chosen, deletion, owner"
 MESSAGES = f"SELECT {_MESSAGE} FROM message WHERE conversation = ? ORDER BY id"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +140,13 @@ class Store:
 
     # -- rows of the two tables
 
-    def write_head(self, c: Conversation) -> None:
+    def write_head(self, c: Conversation, changed: Collection[str]) -> None:
         settings = dump(c.settings.to_json())
         self.run(
-            sql.WRITE_HEAD,
+            sql.write_head(changed),
             (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
         )
-        if c.renamed:  # other titles are the first question, which is found itself
+        if c.renamed and "title" in changed:  # other titles are the first question, which is found itself
             self._index(-c.id, c.title)
 
     def write_message(self, m: StoredMessage) -> None:

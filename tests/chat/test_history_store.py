@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -183,6 +185,31 @@ def test_two_windows_write_one_conversation_as_two_branches(history: History, hi
     assert said == {"shared"} | {f"{who} {n}" for who in ("mine", "theirs") for n in range(10)}
     assert len({m.id for m in found.messages.values()}) == 21
     assert history.refresh(tree) and tree.messages == found.messages
+
+
+def test_what_another_part_changed_is_not_written_over(history: History) -> None:
+    tree = history.new()
+    history.append(tree, "user", "question")
+    beside = history.load(tree.conversation.id)  # as the sidebar does, or another window
+    history.rename(beside, "better title")
+    history.pin(beside, True)
+    history.append(tree, "assistant", "answer")
+    history.save_draft(tree, "next")
+    head = history.load(tree.conversation.id).conversation
+    assert (head.title, head.pinned, head.renamed, head.draft, head.leaf) == ("better title", True, True, "next", 2)
+    assert history.refresh(tree) and tree.conversation.title == "better title"
+
+
+def test_many_windows_open_a_new_history_at_once(history_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from glmchat.chat.history import History\n"
+        "h = History.open(Path(sys.argv[1])); t = h.new()\n"
+        "for i in range(20): h.append(t, 'user', str(i))\n"
+        "print(h.saved, h.note, len(h.load(t.conversation.id).path()))"
+    )
+    command = [sys.executable, "-P", "-c", code, str(history_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate(timeout=60)[0] for process in running] == ["True None 20\n"] * 4
 
 
 def test_without_history_nothing_reaches_the_disk(tmp_path: Path) -> None:
