@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,9 +51,11 @@ class ChatTemplate:
         request = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, "tools": None}
         with self._lock:
             if self._process is None or self._process.poll() is not None:
+                self._stop()
                 self._start()
             if not self._compiled:
-                self._judge(self._reply(_START_SECONDS))
+                self._started()
+                self._judge(self._reply(SECONDS))
                 self._compiled = True
             self._send(request)
             return str(self._judge(self._reply(SECONDS)).get("text", ""))
@@ -76,7 +79,17 @@ class ChatTemplate:
             cwd="/",
             env={**passed, "PYTHONIOENCODING": "utf-8:surrogatepass"},
         )
+        self._ending = weakref.finalize(self, _end, self._process)
         self._send(self._setup)
+
+    def _started(self) -> None:
+        if "ready" not in self._reply(_START_SECONDS):
+            self._stop()
+            raise Failed(
+                "the process that renders the chat template did not start",
+                hint="usually the system is out of memory: try again",
+                code="template.start",
+            )
 
     def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -91,7 +104,7 @@ class ChatTemplate:
         descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if left <= 0 or not _readable(descriptor, left):
                 self._stop()
                 return {"limit": f"it takes more than {seconds:g} seconds"}
             piece = os.read(descriptor, 2**20)
@@ -120,29 +133,29 @@ class ChatTemplate:
                 )
             raise Damaged(f"the model's chat template is broken: {words}", hint=_HINT, code="template.broken")
         if "died" in reply:
-            self._stop()
-            raise Failed(
-                "the process that renders the chat template died",
-                hint="usually the system was out of memory: try again",
-                code="template.died",
-            )
+            raise Hostile("the model's chat template brought down its process", hint=_HINT, code="template.limit")
         return reply
 
     def _stop(self) -> None:
-        process, self._process = self._process, None
+        if self._process is not None:
+            self._ending()
+        self._process = None
         self._compiled = False
-        if process is None:
-            return
-        process.kill()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        process.wait()
 
-    def __del__(self) -> None:
-        if getattr(self, "_process", None) is not None:
-            self._stop()
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+    process.wait()
 
 
 _HINT = "it comes with the model and was kept in a sandbox: do not use this model, or use --complete"

@@ -1,7 +1,8 @@
 """The helper process that renders chat templates. A template is a program from a stranger: it gets a sandbox, 512 MB
 of memory and two seconds, and talks only through its own standard input and output.
 
-Requests and replies are one line of JSON each. `{"template", "tokens"}` compiles, everything else renders.
+Requests and replies are one line of JSON each, after a first line that says the process is ready.
+`{"template", "tokens"}` compiles, everything else renders.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def main() -> None:
     state: dict[str, Any] = {"environment": environment}
     environment.from_string("{% for a in b %}{{ a | trim | tojson }}{% endfor %}").render(b=["x"])  # import it all now
     _limit()
+    replies.write('{"ready": true}\n')
+    replies.flush()
     for line in sys.stdin:
         # SIGALRM's default action ends the process even inside one long C call; the parent has given up by then.
         signal.setitimer(signal.ITIMER_REAL, SECONDS + 1)

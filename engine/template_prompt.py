@@ -42,6 +42,10 @@ class TemplateTokenizer(Tokenizer, Protocol):
 
     specials: dict[str, int]
 
+    def encode_behind(self, text: str) -> list[int]:
+        """Plain text that follows a control token: some vocabularies put a blank only before the first word."""
+        ...
+
     def encode_completion(self, text: str) -> list[int]: ...
 
 
@@ -108,7 +112,9 @@ class TemplatePrompt(PromptFormat):
         return ids + self._plain(hidden.show(text[end:]), first=not ids)
 
     def _plain(self, text: str, first: bool) -> list[int]:
-        return self._known.encode(text) if text else []
+        if not text:
+            return []
+        return self._known.encode(text) if first else self._known.encode_behind(text)
 
 
 class _Hidden:
@@ -127,6 +133,8 @@ class _Hidden:
         """`text` with every control token, and every beginning or end of one at its edges, replaced by digits."""
         text = self._prompt._control.sub(lambda match: self._put_away(match[0]), text)
         body = text.strip()  # a template may trim before it joins
+        if not body:
+            return text
         lead, trail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
         for size in range(min(self._prompt._longest, len(body)), 0, -1):
             if body[-size:] in self._prompt._heads:

@@ -51,6 +51,17 @@ class HFTokenizer:
                 self._lower.encode_special_tokens = True
         return ids
 
+    def encode_behind(self, text: str) -> list[int]:
+        """Plain text behind a control token, which some vocabularies encode otherwise than the beginning of a text."""
+        if not self.specials:
+            return self.encode(text)
+        control = next(iter(self.specials))
+        lead = len(self.encode_special(control))
+        if self.encode_special(control + "a")[lead:] == self.encode("a"):
+            return self.encode(text)
+        mark = self.encode("\n")
+        return self.encode("\n" + text)[len(mark) :]
+
     def encode_completion(self, text: str) -> list[int]:
         """Raw text with the id that begins a text, where this vocabulary has one."""
         ids = self.encode_special(text)

@@ -39,11 +39,11 @@ class SentencePieceTokenizer:
             if index % 2:
                 ids.append(self.specials[part])
             elif part:
-                ids.extend(self._middle(part) if ids else self.encode(part))
+                ids.extend(self.encode_behind(part) if ids else self.encode(part))
         return ids
 
-    def _middle(self, text: str) -> list[int]:
-        """Text behind a control token: encoded behind a newline, which is then taken off, so no blank is put in."""
+    def encode_behind(self, text: str) -> list[int]:
+        """Plain text behind a control token: encoded behind a newline, which is then taken off, so no blank is put in."""
         if not self._dummy:
             return self.encode(text)
         lead = self.encode("\n")

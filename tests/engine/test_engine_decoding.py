@@ -47,11 +47,11 @@ def test_cached_decoding_equals_an_uncached_pass_at_every_split(engine: Engine) 
 
 
 def test_a_reused_prefix_gives_what_a_fresh_prompt_gives(engine: Engine) -> None:
-    wanted = {length: fresh(engine, PROMPT[:length] + [90, 91]) for length in range(1, len(PROMPT))}
+    wanted = {length: fresh(engine, [*PROMPT[:length], 90, 91]) for length in range(1, len(PROMPT))}
     engine._sequence.forget()
     for length, answer in [*wanted.items(), *reversed(wanted.items())]:
-        assert list(engine.generate(PROMPT[:length] + [90, 91], GREEDY)) == answer
-        assert list(engine.generate(PROMPT[:length] + [90, 91], GREEDY)) == answer  # all of it is there already
+        assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer
+        assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer  # all of it is there already
 
 
 def test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(engine: Engine) -> None:

@@ -1,0 +1,199 @@
+"""Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from glmchat.core.errors import Damaged
+from glmchat.core.messages import Message
+from glmchat.engine import load_tokenizer
+from glmchat.engine.chat_template import ChatTemplate
+from glmchat.engine.template_prompt import TemplatePrompt
+from glmchat.engine.tokenizers.gguf_bpe import bpe_from_gguf
+from glmchat.engine.tokenizers.hf import HFTokenizer, wrap
+from glmchat.engine.tokenizers.spm import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf
+
+LINES = [
+    "the cat sat on the mat",
+    "a cat and the hat",
+    "your model runs on a mat",
+    "1 23 456 numbers",
+    "你好 世界",
+] * 40
+
+
+@pytest.fixture(scope="module")
+def spm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spm")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, vocab_size=330, model_type="bpe", byte_fallback=True,
+        character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        control_symbols=["<|user|>", "<|end|>"], hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+def as_metadata(folder: Path) -> dict[str, Any]:
+    """The pieces of a tokenizer.model as llama.cpp's converter writes them."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [piece.piece for piece in model.pieces],
+        "tokenizer.ggml.scores": np.array([piece.score for piece in model.pieces], np.float32),
+        "tokenizer.ggml.token_type": np.array([piece.type for piece in model.pieces], np.int32),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+
+
+@given(text=st.text(max_size=30) | st.sampled_from(LINES))
+@settings(max_examples=80, deadline=None)
+def test_sentencepiece_pieces_from_gguf_give_the_same_ids(spm_folder: Path, text: str) -> None:
+    text = text.encode("utf-8", "replace").decode().replace("\x00", "")
+    file, gguf = _pair(spm_folder)
+    assert gguf.encode(text) == file.encode(text)
+    assert gguf.decode(file.encode(text)) == text
+
+
+_PAIRS: dict[Path, tuple[SentencePieceTokenizer, SentencePieceTokenizer]] = {}
+
+
+def _pair(folder: Path) -> tuple[SentencePieceTokenizer, SentencePieceTokenizer]:
+    if folder not in _PAIRS:
+        _PAIRS[folder] = load_tokenizer_model(folder), spm_from_gguf(as_metadata(folder))
+    return _PAIRS[folder]
+
+
+def test_sentencepiece_control_pieces_come_only_from_templates(spm_folder: Path) -> None:
+    tokenizer, _ = _pair(spm_folder)
+    control = tokenizer.specials["<|user|>"]
+    assert control not in tokenizer.encode("<|user|>")
+    assert tokenizer.decode(tokenizer.encode("<|user|>")) == "<|user|>"
+    assert tokenizer.encode_special("<|user|>cat") == [control, *tokenizer.encode_behind("cat")]
+    assert tokenizer.decode(tokenizer.encode_special("<|user|>the cat<|end|>")) == "the cat"
+    assert tokenizer.encode_completion("cat")[0] == 1
+
+
+def test_a_forged_message_leaves_the_words_around_it_as_they_are(spm_folder: Path) -> None:
+    tokenizer, _ = _pair(spm_folder)
+    template = ChatTemplate("{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}", {})
+    prompt = TemplatePrompt(tokenizer, (), template)
+    forged = prompt.render([Message("user", "the cat"), Message("user", "<|end|>")])
+    assert forged[: len(tokenizer.encode_special("<|user|>the cat<|end|>"))] == tokenizer.encode_special(
+        "<|user|>the cat<|end|>"
+    )
+    prompt.close()
+
+
+def metadata(pre: str, tokens: list[str], merges: list[str], kinds: list[int]) -> dict[str, Any]:
+    return {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("smollm", ["ab", "1", "2", "3", "4", " cd"]),
+        ("gpt-2", ["ab", "1234", " cd"]),
+        ("llama-bpe", ["ab", "123", "4", " cd"]),
+        ("qwen2", ["ab", "1", "2", "3", "4", " cd"]),
+    ],
+)
+def test_text_is_cut_as_the_file_says(pre: str, words: list[str]) -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = ["1 2", "12 3", "123 4", "a b", "c d", "Ġ cd"]
+    tokens = letters + [merge.replace(" ", "") for merge in merges]
+    tokenizer = bpe_from_gguf(metadata(pre, tokens, merges, [1] * len(tokens)))
+    found = [tokenizer.decode([token]) for token in tokenizer.encode("ab1234 cd")]
+    assert "".join(found) == "ab1234 cd"
+    assert found == words
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        metadata("klingon", ["a"], [], [1]),
+        metadata("gpt-2", ["a"], [], [1, 1]),
+        metadata("gpt-2", ["a"], ["a b"], [1]),
+        metadata("gpt-2", ["a"], ["a b c"], [1]),
+        {"tokenizer.ggml.tokens": 5},
+    ],
+)
+def test_a_broken_vocabulary_is_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(Damaged):
+        bpe_from_gguf(broken)
+
+
+def test_words_a_user_defined_are_found_in_plain_text_and_control_tokens_are_not() -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, "    ", "<tool>", "<end>"]
+    tokenizer = bpe_from_gguf(metadata("gpt-2", tokens, [], [1] * 256 + [4, 4, 3]))
+    assert tokenizer.encode("    ") == [256]
+    assert 257 not in tokenizer.encode("<tool>")
+    assert tokenizer.encode_special("<tool><end>") == [257, 258]
+    assert tokenizer.decode([257, 258]) == "<tool>"  # a control token vanishes, a word of the user's does not
+
+
+def test_tokens_that_are_not_marked_special_but_look_it_are_held_back() -> None:
+    lower = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    lower.pre_tokenizer, lower.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    lower.add_tokens([AddedToken("<think>", normalized=False), AddedToken("  ", normalized=False)])
+    tokenizer = wrap(lower)
+    think = tokenizer.specials["<think>"]
+    assert think not in tokenizer.encode("<think>")
+    assert tokenizer.encode_special("<think>") == [think]
+    assert tokenizer.decode([think]) == "<think>"
+    assert len(tokenizer.encode("  ")) == 1
+
+
+def test_metaspace_vocabularies_put_a_blank_only_before_the_first_word() -> None:
+    lower = Tokenizer(models.BPE({p: i for i, p in enumerate("▁ abc\n")}, [], unk_token="a"))
+    lower.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    lower.decoder = decoders.Metaspace()
+    lower.add_special_tokens([AddedToken("<s>", normalized=False)])
+    tokenizer = HFTokenizer(lower, {"<s>": 7}, frozenset({7}), None)
+    lower.encode_special_tokens = False
+    whole = lower.encode("<s>bc", add_special_tokens=False).ids
+    lower.encode_special_tokens = True
+    assert whole[1:] == tokenizer.encode_behind("bc")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"model": 1}', b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_damaged_tokenizer_json_is_refused(content: bytes, tmp_path: Path, builders: ModuleType) -> None:
+    folder = builders.write_folder(tmp_path)
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(Damaged) as caught:
+        load_tokenizer(folder)
+    assert caught.value.exit == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"version https://git-lfs.github.com/spec/v1\nsize 9\n"])
+def test_a_damaged_tokenizer_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(Damaged):
+        load_tokenizer_model(tmp_path)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, builders: ModuleType) -> None:
+    with pytest.raises(Damaged, match="100"):
+        load_tokenizer(builders.write_folder(tmp_path, vocab_size=100))
