@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,13 @@ KEPT = 10
 
 def new_log() -> tuple[Path, IO[bytes]]:
     """A new file of mode 0600 for an engine's stderr, and its writing end. Old ones are removed."""
-    folder = private_dir(logs_dir())
+    try:
+        folder = private_dir(logs_dir())
+        writable = os.access(folder, os.W_OK)
+    except Failed:
+        writable = False
+    if not writable:  # a home that takes no files must not stop the chat
+        folder = Path(tempfile.mkdtemp(prefix="glmchat-log-"))
     for old in sorted(folder.glob("engine-*.log"))[: -KEPT + 1]:  # the names sort by time
         with suppress(FileNotFoundError, PermissionError):
             old.unlink()

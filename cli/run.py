@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.core.errors import NotInstalled, UnknownModel, Usage
+from glmchat.core.errors import GlmchatError, NotInstalled, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling, parse_sampling_value
 from glmchat.core.text import human_bytes, one_line
@@ -395,7 +396,8 @@ def _choose_model(
         raise NotInstalled(
             tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
         )
-    installed.remember(row)
+    with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
+        installed.remember(row)
     launch = launch_installed(launch, row, quantised)
     if quantised is not None and launch.quant is None:
         output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))

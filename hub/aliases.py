@@ -18,7 +18,7 @@ def load() -> dict[str, str]:
     path = _file()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None

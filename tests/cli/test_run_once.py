@@ -237,6 +237,11 @@ def on_terminal(argv: list[str], keys: bytes = b"", until: bytes | None = None) 
     return seen
 
 
+def test_on_a_terminal_the_pull_is_shown_and_asked_for(fake_argv: Argv) -> None:
+    shown = on_terminal(fake_argv({}, "run", "smollm2", "hi"), keys=b"n\n", until=b"[y/N]").decode()
+    assert "MB to fetch" in shown and "glmchat pull smollm2" in shown and "Traceback" not in shown
+
+
 def test_no_stream_prints_the_same_answer(glmchat: Run, model: Path) -> None:
     assert glmchat("run", model, "x", "--no-stream", pieces=["a", "b\n"]).stdout == "ab\n"
 
