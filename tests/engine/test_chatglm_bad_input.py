@@ -99,6 +99,7 @@ def test_a_shard_of_another_generation_is_refused_and_named(folder: Path, random
     assert "March 2023" in error.hint
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_malicious_pickle_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
 
