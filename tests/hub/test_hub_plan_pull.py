@@ -287,7 +287,7 @@ def test_two_pulls_of_one_model_fetch_it_once(hub: LoopbackHub) -> None:
     both = [subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [p.communicate(timeout=60)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    assert len(hub.requests_for("model.safetensors")) == 1
+    assert hub.sent_for("model.safetensors") < 12_000_000
     assert sum("waiting for it" in s for s in said) <= 1
 
 
