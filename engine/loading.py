@@ -21,6 +21,8 @@ from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.not_a_model import refuse_prefix_folder, revision_of
 from glmchat.engine.official_packed import open_official
 from glmchat.engine.quantize.compressed import open_compressed
+from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+from glmchat.engine.quantize.packed_cache import open_cache
 from glmchat.engine.shards import open_folder
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
@@ -96,7 +98,14 @@ def fill(
     """
     table = match_names(model, source, checkpoint)
     kept = _in_float32(model)
+    cache = open_cache(checkpoint)
     for index, (parameter, name) in enumerate(table.items()):
+        cached = cache.take(parameter) if cache is not None else None
+        if cached is not None:
+            bias = table.get(parameter.removesuffix(".weight") + ".bias")
+            _swap(model, parameter, cached, None if bias is None else source.read(bias))
+            report((index + 1) / len(table))
+            continue
         stored = source.read(name)
         if _lies(checkpoint, source, parameter, name):
             stored = _transpose(stored)
@@ -106,8 +115,12 @@ def fill(
             _assign(model, parameter, stored)
         else:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
-            _swap(model, parameter, stored, None if bias is None else source.read(bias))
+            linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
+            if cache is not None and linear is not None:
+                cache.add(parameter, linear)
         report((index + 1) / len(table))
+    if cache is not None:
+        cache.save()
 
 
 def _in_float32(model: nn.Module) -> set[str]:
@@ -184,29 +197,34 @@ def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
     # else: the bias of a layer that was swapped, which took it along
 
 
-def _swap(model: nn.Module, parameter: str, stored: Int4 | Int8, bias: Stored | None) -> None:
-    """Put a layer with packed weights, and its bias, in the place of the one that `parameter` belongs to."""
+def _swap(
+    model: nn.Module, parameter: str, stored: Int4 | Int8 | QuantLinear, bias: Stored | None
+) -> QuantLinear | None:
+    """Put a layer with packed weights, and its bias, in the place of the one that `parameter` belongs to.
+
+    Returns the layer; None for a parameter of something else, which then gets the weights dequantised.
+    """
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
-    from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
-
     dense = bias if isinstance(bias, torch.Tensor) or bias is None else bias.dequantise()
     if not isinstance(owner, nn.Linear | nn.Embedding):
         setattr(owner, leaf, nn.Parameter(stored.dequantise(), requires_grad=False))
-        return
-    if isinstance(stored, Int4):
+        return None
+    if isinstance(stored, QuantLinear):
+        linear = stored
+        linear.bias = dense
+    elif isinstance(stored, Int4):
         linear = QuantLinear.from_int4(stored.q, stored.scale, stored.zero, dense)
     else:
         linear = QuantLinear.from_int8(stored.q, stored.scale, dense)
     replacement: nn.Module = QuantEmbedding(linear) if isinstance(owner, nn.Embedding) else linear
     holder_name, _, place = owner_name.rpartition(".")
     setattr(model.get_submodule(holder_name), place, replacement)
+    return linear
 
 
 def stored_bits(model: nn.Module) -> int | None:
     """4 or 8 if the file's own matrices are quantised (the width that most of them have), else None."""
-    from glmchat.engine.quantize.linear import QuantLinear
-
     sizes: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, QuantLinear):

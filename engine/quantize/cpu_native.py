@@ -166,6 +166,26 @@ class NativeCpu(Kernel):
         return multiply
 
 
+def fits(shape: Shape, packed: Packed) -> bool:
+    """True if packed tensors from a file are of the sizes and types that `pack` makes for this shape."""
+    padded, blocks = _padded(shape), -(-shape.out_features // ROWS)
+    planes = 2 if shape.bits == 4 else 1
+    codes, scales, unit = packed["codes"], packed["scales"], packed["unit"]
+    return (
+        shape.bits in (4, 8)
+        and shape.in_features % shape.group == 0
+        and (shape.groups == 1 or shape.group % (32 // shape.bits) == 0)
+        and codes.dtype == torch.int32
+        and codes.numel() == blocks * ROWS * padded.in_features * shape.bits // 32
+        and scales.dtype in (torch.float16, torch.float32)
+        and tuple(scales.shape) == (blocks, shape.groups, planes, ROWS)
+        and codes.is_contiguous()
+        and scales.is_contiguous()
+        and unit.dtype == torch.float32
+        and unit.numel() == 1
+    )
+
+
 def _padded(shape: Shape) -> Shape:
     """A row with one scale may be of any length; packed rows are whole words of 8 inputs."""
     fill = -shape.in_features % 8

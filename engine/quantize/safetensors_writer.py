@@ -35,14 +35,14 @@ def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return count
 
 
-def _header(layout: Layout) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, (dtype, shape) in layout.items():
         start, end = end, end + _size(dtype, shape)
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % 64)  # what is mapped begins on a cache line
     return len(text).to_bytes(8, "little") + text
 
 
@@ -52,13 +52,13 @@ class SafetensorsWriter:
     The file appears under its name when all of it is on the disk: `.incomplete`, fsync, rename.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str] | None = None) -> None:
         self._path = path
         self._partial = path.with_name(path.name + ".incomplete")
         self._waiting = list(layout.items())
         self._hash = hashlib.sha256()
         self._file = self._partial.open("wb")
-        self._put(_header(layout))
+        self._put(_header(layout, metadata))
 
     def _put(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
