@@ -45,7 +45,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("reset", "Forget what /set changed", "[NAME]", group="Model"),
     Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model"),
     Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
-    Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f3", group="Model"),
+    Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model"),
     Command("adapter", "Use an adapter, or none", "[NAME[=SCALE]|none]", group="Model"),
     Command("restart", "Start the engine again", key="f5", group="Model"),
     Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from textual.message import Message
 
 from glmchat.chat.context import Request
+from glmchat.chat.endpoint import Endpoint
 from glmchat.chat.records import Conversation
-from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent, Speaker
+from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent
 from glmchat.core.errors import GlmchatError
 
 
@@ -25,7 +26,7 @@ class Loading:
 class Ready:
     """The model can be asked."""
 
-    endpoint: Speaker
+    endpoint: Endpoint
     identity: ModelIdentity
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fake_server import fake_command
+from fakes import FakeEngine
 
-from glmchat.chat.engine_process import start_engine
+from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.engine_process import EngineOptions, start_engine
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.settings import Settings
+from glmchat.core.sockets import bind_unix, new_socket_path
+from glmchat.serve.options import ServeOptions
+from glmchat.serve.run import make_server
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.turns import Turn
@@ -21,8 +27,42 @@ from glmchat.tui.turns import Turn
 LAUNCH = LaunchOptions(model="smollm2", folder=Path("/"), quant_label="q4_1", revision="b179c9523d0e")
 
 
-def make_app(launch: LaunchOptions = LAUNCH, settings: Settings | None = None, **behaviour: Any) -> GlmchatApp:
-    """behaviour: FakeEngine's arguments, or fake_server's."""
+class EngineInThread:
+    """An engine process without the process: the real server over a fake engine, in a thread."""
+
+    def __init__(self, options: EngineOptions, seconds_to_load: float = 0.0, **behaviour: Any) -> None:
+        self.socket_path = new_socket_path()
+        load = FakeEngine.loader(seconds_to_load=seconds_to_load, **behaviour)
+        chosen = ServeOptions(options.folder, options.model, revision=options.revision)
+        self.server = make_server(chosen, load, over_tcp=False)
+        self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
+        self.thread = threading.Thread(target=self.server.serve_on, args=(bind_unix(self.socket_path),), daemon=True)
+        self.thread.start()
+        self.pid = os.getpid()
+        self.alive = True
+
+    def wait_ready(self, on_progress: Callable[[str, float], None], cancelled: Callable[[], bool]) -> None:
+        while (health := self.endpoint.health()).status != "ok" and not cancelled():
+            on_progress(health.stage or "start", health.done or 0.0)
+            time.sleep(0.01)
+
+    def failure(self) -> None:
+        return None
+
+    def stop(self) -> None:
+        if self.alive:
+            self.alive = False
+            self.server.stop()
+            self.thread.join(10)
+            self.socket_path.unlink(missing_ok=True)
+
+
+def make_app(
+    launch: LaunchOptions = LAUNCH, settings: Settings | None = None, *, child: bool = False, **behaviour: Any
+) -> GlmchatApp:
+    """behaviour: FakeEngine's arguments; child: in a process of its own, then fake_server's."""
+    if not child:
+        return GlmchatApp(launch, settings, start=lambda options: EngineInThread(options, **behaviour))  # type: ignore[arg-type,return-value]
     return GlmchatApp(launch, settings, start=lambda options: start_engine(options, command=fake_command(**behaviour)))
 
 
@@ -45,7 +85,7 @@ class Window:
     def notices(self) -> str:
         return "\n".join(f"{t.text} {t.hint}" for t in self.turns if t.role in ("notice", "warning", "error"))
 
-    async def until(self, true: Callable[[], object], seconds: float = 20.0) -> None:
+    async def until(self, true: Callable[[], object], seconds: float = 12.0) -> None:
         """Wait until something is true; the test fails with the turns if it never is."""
         for _ in range(round(seconds / 0.02)):
             if true():
@@ -86,12 +126,13 @@ async def open_window(
     wait: bool = True,
     **behaviour: Any,
 ) -> AsyncIterator[Window]:
-    app = make_app(replace(launch), settings, **behaviour)
+    """wait: until the engine answers. behaviour: as for `make_app`."""
+    app = make_app(launch, settings, **behaviour)
     async with app.run_test(size=size) as pilot:
         window = Window(app, pilot)
         await pilot.pause()
         if wait:
             await window.ready()
         yield window
-        app.chat.session and app.chat.session.stop()
-        await asyncio.sleep(0)
+        if app.chat.session is not None:
+            app.chat.session.stop()

@@ -7,7 +7,7 @@ from typing import ClassVar
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual import events
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.timer import Timer
@@ -17,7 +17,7 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.tui import commands
+from glmchat.tui import commands, editor
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.commanding import Commanding
 from glmchat.tui.screens.prompt_search import PromptSearch
@@ -53,6 +53,8 @@ class ChatScreen(Commanding):
         Binding("pageup", "page(-1)", show=False),
         Binding("pagedown", "page(1)", show=False),
         Binding("ctrl+end", "end", show=False, priority=True),
+        Binding("f3", "hit(1)", show=False, priority=True),
+        Binding("shift+f3", "hit(-1)", show=False, priority=True),
     ]
 
     def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:
@@ -318,6 +320,20 @@ class ChatScreen(Commanding):
 
     def action_end(self) -> None:
         self.transcript.action_go_end()
+
+    def action_hit(self, step: int) -> None:
+        self.transcript.go_to_hit(step)
+
+    def edit_in_editor(self) -> None:
+        """Ctrl+G: the prompt in $VISUAL or $EDITOR; the window waits meanwhile."""
+        try:
+            with self.app.suspend():
+                text = editor.edit(self.prompt.text)
+        except SuspendNotSupported:
+            self.tell(tr("this terminal cannot be lent to an editor"), role="warning")
+            return
+        if text is not None:
+            self.prompt.set_text(text)
 
     def on_key(self, event: events.Key) -> None:
         """Keys on the current turn, while the transcript has the focus; other letters go to the prompt."""

@@ -361,9 +361,6 @@ class Commanding(Conversing):
             raise Usage(tr("/complete needs a text"), hint=tr("/complete Once upon a time"), code="complete.empty")
         self.complete(argument)
 
-    def complete(self, text: str) -> None:
-        raise NotImplementedError
-
     # Files and the history
 
     def command_file(self, argument: str) -> None:
@@ -431,8 +428,7 @@ class Commanding(Conversing):
             session.switch(message)
         self.show_conversation()
         self.status.show(adapters=tuple(name for name, _ in session.adapters), speed=None, first_token=None)
-        if session.tree.conversation.draft and not self.prompt.text:
-            self.prompt.set_text(session.tree.conversation.draft)
+        self.restore_draft()
         if message is not None:
             self.transcript.make_current(str(message))
         self.measure()

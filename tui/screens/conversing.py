@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from textual.screen import Screen
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import open_session
-from glmchat.chat.endpoint import Progress
+from glmchat.chat.endpoint import Progress, Stop
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.records import StoredMessage
@@ -52,6 +52,7 @@ _WATCH = 2.0
 _STAGES = {
     "start": "starting the engine",
     "import": "starting the engine",
+    "quantize": "quantising, once",
     "tokenizer": "reading the vocabulary",
     "weights": "loading the weights",
     "warmup": "warming up",
@@ -81,6 +82,8 @@ class Conversing(Screen[None]):
         self._notices = 0
         self._stopping = False
         self._told_chinese = False
+        self._ready: Ready | None = None
+        self._completion: Stop | None = None  # of a running /complete
 
     # The widgets that this half speaks to
 
@@ -147,7 +150,7 @@ class Conversing(Screen[None]):
                 self._opened(news)
             case Loading(stage, done):
                 self.status.show(
-                    activity=self._stage(stage), progress=done if stage in ("weights", "prefill") else None
+                    activity=self._stage(stage), progress=done if stage in ("weights", "prefill", "quantize") else None
                 )
             case Ready() as news:
                 self._connected(news)
@@ -178,12 +181,13 @@ class Conversing(Screen[None]):
         self._unsaved()
         if self.launch.resume is not None:
             self.show_conversation()
+            self.restore_draft()
         self._meet()
 
     def _connected(self, news: Ready) -> None:
         self.ready = True
         identity = news.identity
-        self._news_ready = news
+        self._ready = news
         self.status.show(
             activity="", progress=None, lost=False, model=identity.model, revision=identity.revision,
             quant=identity.quant, limit=identity.context,
@@ -192,9 +196,9 @@ class Conversing(Screen[None]):
 
     def _meet(self) -> None:
         """The session and the endpoint are both there: go."""
-        if self.session is None or not self.ready:
+        if self.session is None or self._ready is None or not self.ready:
             return
-        self.session.reconnect(self._news_ready.endpoint, self._news_ready.identity)
+        self.session.reconnect(self._ready.endpoint, self._ready.identity)
         self.status.show(adapters=tuple(name for name, _ in self.session.adapters))
         if language() == "zh":
             self.advise_chinese()
@@ -230,16 +234,17 @@ class Conversing(Screen[None]):
         )
         self.answer(self.session.ask(text))
 
-    def answer(self, events: Generator[SessionEvent, None, None]) -> None:
+    def answer(self, events: Iterable[SessionEvent]) -> None:
         """Run an answer in a thread."""
-        self._pending = self._pending or "pending"
+        if self.answering is None:
+            self._pending = self._pending or "pending"
         self._asked, self._first, self._tokens, self._stopping = time.monotonic(), None, 0, False
         family = self.session.identity.family if self.session else None
         self._cleaner = StreamCleaner(family)
         self.status.show(activity=tr("thinking"), progress=None)
         self._thread(lambda: self._speak(events), "answer")
 
-    def _speak(self, events: Generator[SessionEvent, None, None]) -> None:
+    def _speak(self, events: Iterable[SessionEvent]) -> None:
         try:
             for event in events:
                 if self.ear.put(event):
@@ -249,11 +254,27 @@ class Conversing(Screen[None]):
         else:
             self._report(Ended())
 
+    def complete(self, text: str) -> None:
+        """Let the model go on with a text. Shown, not stored: it belongs to no conversation."""
+        assert self.session is not None and self._ready is not None
+        self._notices += 1
+        key = f"notice-completion-{self._notices}"
+        label = tr("{model}, going on with a text", model=self._ready.identity.model or "")
+        self.transcript.drop("welcome")
+        self.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
+        self._completion = Stop()
+        sampling = self.session.sampling().sampling
+        events = self._ready.endpoint.complete(text, sampling, self.session.adapters or None, stop=self._completion)
+        self.answering = key
+        self.answer(events)
+
     def stop(self) -> bool:
         """Stop the answer and keep what was said. False if none is written."""
         if self.session is None or not self.busy:
             return False
         self._stopping = True
+        if self._completion is not None:
+            self._completion.now()
         self.session.stop()
         self.status.show(activity=tr("stopping"), progress=None)
         return True
@@ -322,8 +343,14 @@ class Conversing(Screen[None]):
             self.transcript.rename("pending-answer", self.answering)
             self.refresh_title()
             return
-        self.show_conversation(keep_notices=False)
-        self.transcript.change(self.answering, state="waiting" if not answer.text else "streaming", note="")
+        turns = turns_of(self.session)
+        for turn in turns:
+            if turn.key == self.answering:
+                # The thread is ahead of us: what it has written since comes as pieces.
+                turn.text, turn.note = self.session.shown_text(answer), ""
+                turn.state = "streaming" if answer.text else "waiting"
+        self.transcript.show(turns)
+        self.refresh_title()
 
     def _trimmed(self) -> None:
         """Draw the line above which the model no longer sees."""
@@ -365,6 +392,9 @@ class Conversing(Screen[None]):
     def _ended(self, error: GlmchatError | None) -> None:
         """The thread of an answer is over."""
         key, self.answering = self.answering, None
+        if self._completion is not None and key is not None:
+            self.transcript.finish(key, tr("stopped") if self._stopping else "")
+            self._completion, key = None, None
         pending, self._pending = self._pending, None
         self.status.show(activity="", progress=None)
         self._unsaved()
@@ -388,14 +418,16 @@ class Conversing(Screen[None]):
 
     # Around the conversation
 
-    def show_conversation(self, *, keep_notices: bool = False) -> None:
+    def show_conversation(self) -> None:
         """Draw the open conversation anew."""
-        if self.session is None:
-            return
-        kept = [t for t in self.transcript.turns if t.key.startswith("notice-")] if keep_notices else []
-        turns = turns_of(self.session)
-        self.transcript.show([*turns, *kept] if turns or kept else [self.welcome()])
-        self.refresh_title()
+        if self.session is not None:
+            self.transcript.show(turns_of(self.session) or [self.welcome()])
+            self.refresh_title()
+
+    def restore_draft(self) -> None:
+        """What stood unsent in the prompt of this conversation, unless something else stands there."""
+        if self.session is not None and not self.prompt.text:
+            self.prompt.set_text(self.session.tree.conversation.draft)
 
     def welcome(self) -> Turn:
         raise NotImplementedError

@@ -23,7 +23,7 @@ from glmchat.tui.theme import Palette
 class ModelScreen(ModalScreen[Installed | None]):
     """Returns the chosen row, or None."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f3,ctrl+q", "leave", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,ctrl+q", "leave", show=False)]
 
     def __init__(self, current: str | None) -> None:
         super().__init__()
