@@ -85,6 +85,19 @@ def test_eight_kills_cost_at_most_a_megabyte_each(tmp_path: Path) -> None:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["big.bin"]
 
 
+@pytest.mark.parametrize("fault", [None, {"cut_after": 11_000_000}, {"stall_after": 10_000_000}])
+def test_a_large_file_takes_one_connection_and_one_more_per_break(tmp_path: Path, fault: dict[str, int] | None) -> None:
+    """Large bodies are read past the HTTP parser: the same breaks must look the same there."""
+    with LoopbackHub() as hub:
+        hub.add("tiny/model", {"big.bin": Synthetic(BIG, seed=4)})
+        if fault:
+            hub.fault("big.bin", **fault)
+        (got,) = fetch(one(hub, tmp_path))
+        assert got.sha256 == hub.file("tiny/model", "big.bin").sha256
+        starts = [request.range for request in hub.requests_for("big.bin")]
+        assert starts == [None, *([(next(iter(fault.values())), None)] if fault else [])]
+
+
 def test_ctrl_c_ends_within_a_second_and_keeps_what_came(tmp_path: Path) -> None:
     with LoopbackHub(rate=2_000_000) as hub:
         hub.add("tiny/model", {"big.bin": Synthetic(BIG), "stalled.bin": Synthetic(BIG, seed=2)})
