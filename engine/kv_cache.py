@@ -24,8 +24,9 @@ class KVCache:
         device: str = "cpu",
     ) -> None:
         shape = (kv_heads, capacity, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        # Not zeroed: the system gives pages only as they are written, so a long context costs what is used of it.
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.capacity = capacity
         self.length = 0
         self.prefix = 0

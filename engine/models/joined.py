@@ -28,8 +28,13 @@ def joined(parts: Sequence[nn.Module]) -> Projection:
     return project
 
 
+# Joining saves some ten microseconds a call and copies the weights once. Above this many weights a product takes
+# milliseconds, and packed weights may be a memory map that several processes share.
+_LARGEST = 2**24
+
+
 def _packed_together(parts: Sequence[nn.Module]) -> QuantLinear | None:
     linears = [part for part in parts if type(part) is QuantLinear]
-    if len(linears) != len(parts):
+    if len(linears) != len(parts) or sum(p.in_features * p.out_features for p in linears) > _LARGEST:
         return None
     return QuantLinear.joined(linears)

@@ -39,13 +39,9 @@ class Block(nn.Module):
 
     _derived: Any = None
 
-    def forget(self) -> None:
-        """Derive again at the next forward pass."""
-        self.__dict__["_derived"] = None
-
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):
-            self.forget()
+            self.__dict__["_derived"] = None
         super().__setattr__(name, value)
 
 

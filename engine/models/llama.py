@@ -145,9 +145,6 @@ class Llama(LanguageModel):
         frequencies = scaled_frequencies(self.spec)
         if self.spec.extra["rope_freqs"]:
             frequencies = frequencies / self.model.rope_freqs.float().cpu()
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.forget()
         self.rotary = RotaryTable(frequencies.to(device), dtype)
         prepare_embedding(self.model.embed_tokens, dtype)
 

@@ -43,7 +43,7 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_behind(self, text: str) -> list[int]:
-        """Plain text behind a control token: encoded behind a newline, which is then taken off, so no blank is put in."""
+        """Plain text behind a control token: encoded behind a newline, which is taken off, so no blank is put in."""
         if not self._dummy:
             return self.encode(text)
         lead = self.encode("\n")
