@@ -119,7 +119,9 @@ def test_ctrl_c_stops_an_answer_and_continue_goes_on(plain: Callable[..., Termin
     terminal.wait_for("> ")
     terminal.press(b"\x03")  # at the prompt it ends nothing
     terminal.wait_for("Ctrl+D or /quit")
+    terminal.wait_for("> ")
     terminal.type("/continue")
+    terminal.wait_for("word word")
     terminal.wait_for("> ", 60)
     terminal.press(b"\x04")
     assert terminal.end() == 0
