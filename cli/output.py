@@ -35,11 +35,7 @@ def interactive() -> bool:
 def _write(stream: IO[str] | None, text: str) -> None:
     if stream is None or stream.closed:
         return
-    try:
-        stream.write(text)
-    except UnicodeEncodeError:  # LANG=C and friends: UTF-8 whatever the locale
-        stream.flush()
-        stream.buffer.write(text.encode("utf-8", "replace"))
+    stream.write(text)
     stream.flush()
 
 
