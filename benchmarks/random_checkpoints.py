@@ -166,12 +166,13 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(CONFIGS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=("bin", "safetensors"), default="bin")
+    parser.add_argument("--shard-bytes", type=int, default=1 << 31)
     parser.add_argument("--layers", type=int, help="fewer layers than the released model has")
     given = parser.parse_args()
     config = dict(CONFIGS[given.name])
     if given.layers:
         config["n_layer" if "n_layer" in config else "num_layers"] = given.layers
-    for path in write_checkpoint(given.folder, config, kind=given.kind):
+    for path in write_checkpoint(given.folder, config, kind=given.kind, shard_bytes=given.shard_bytes):
         print(path, path.stat().st_size)
 
 

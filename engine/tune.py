@@ -22,6 +22,8 @@ class _Enough(Exception):
 def layer_timer(model: LanguageModel, dtype: torch.dtype, device: str) -> Callable[[], float]:
     """A function that decodes one token through the model's first layers and returns the seconds that took."""
     cache: KVCache = model.new_cache(64, dtype)
+    model.open_for_measuring(cache)
+    start = cache.length
     ids = torch.zeros(1, dtype=torch.int64, device=device)
 
     def step() -> float:
@@ -41,7 +43,7 @@ def layer_timer(model: LanguageModel, dtype: torch.dtype, device: str) -> Callab
                 model(ids, cache, last_only=True, between_layers=between_layers)
         except _Enough:
             pass
-        cache.truncate(0)
+        cache.truncate(start)
         return time.perf_counter() - started
 
     return step

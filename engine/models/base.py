@@ -51,6 +51,9 @@ class LanguageModel(nn.Module):
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         """Called once, after the weights are in: tables that are computed and not loaded, fused views of weights."""
 
+    def open_for_measuring(self, cache: KVCache) -> None:
+        """Bring an empty cache to where one token can be decoded, without computing anything."""
+
     @abstractmethod
     def forward(
         self,

@@ -190,6 +190,11 @@ class ChatGLM(PrefixedModel):
         prepare_embedding(self.transformer.word_embeddings, dtype)
         self.encode_prefix()
 
+    def open_for_measuring(self, cache: KVCache) -> None:
+        """An answer can only follow a prompt: [gMASK] and <sop>, with keys of zero."""
+        cache.layout = Layout(context=1, mask_position=0, is_gmask=True, visible=1, frozen=True)
+        cache.advance(2)
+
     def forward(
         self,
         ids: torch.Tensor,
@@ -225,9 +230,9 @@ class ChatGLM(PrefixedModel):
             mask = mask.to(device)
         x = self.transformer.word_embeddings(ids)
         for layer, block in enumerate(self.transformer.layers):
-            x = block(x, rotary, mask, cache, layer)
             if between_layers is not None:
                 between_layers()
+            x = block(x, rotary, mask, cache, layer)
         if cache is not None:
             cache.advance(len(ids))
         x = self.transformer.final_layernorm(x[-1:] if last_only else x)

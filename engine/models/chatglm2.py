@@ -157,9 +157,9 @@ class ChatGLM2(PrefixedModel):
         mask = causal_mask(0 if cache is None else cache.length, len(ids), ids.device)  # a prefix is seen by all
         x = self.transformer.embedding.word_embeddings(ids)
         for layer, block in enumerate(self.transformer.encoder.layers):
-            x = block(x, rotary, mask, cache, layer)
             if between_layers is not None:
                 between_layers()
+            x = block(x, rotary, mask, cache, layer)
         if cache is not None:
             cache.advance(len(ids))
         x = self.transformer.encoder.final_layernorm(x[-1:] if last_only else x)

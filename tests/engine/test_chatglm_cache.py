@@ -136,6 +136,29 @@ def test_a_stop_between_layers_leaves_the_cache_as_it_was(
     assert again.shape == (1, 300)
 
 
+@pytest.mark.parametrize("quant", [None, 4, 8])
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm-6b-prefix", "chatglm2-6b", "cpm-gpt2"])
+def test_loading_chooses_threads_and_precision_by_itself(
+    name: str, quant: int | None, tmp_path: Path, random_checkpoints: ModuleType
+) -> None:
+    """As a person loads it: nothing is given, so the engine measures decoding steps before there is any prompt."""
+    wide = {"hidden_size": 64, "inner_hidden_size": 128, "num_layers": 3, "num_attention_heads": 2}
+    changes: dict[str, Any] = {
+        "chatglm-6b": V1 | wide,
+        "chatglm-6b-prefix": V1 | wide | {"pre_seq_len": 4},
+        "chatglm2-6b": {"padded_vocab_size": 300, "hidden_size": 64},
+        "cpm-gpt2": {"vocab_size": 300, "n_embd": 64},
+    }[name]
+    folder = tmp_path / "model"
+    config = random_checkpoints.tiny(name.removesuffix("-prefix"), **changes)
+    random_checkpoints.write_checkpoint(folder, config)
+    engine = Engine.load(folder, quant=quant)
+    said = list(engine.generate([*TEXT, GMASK, SOP], Sampling(temperature=0, max_tokens=3, ignore_eos=True)))
+    assert len(said) == 3
+    exact = Engine.load(folder, quant=quant, dtype="float32", threads=1).logits([*TEXT, GMASK, SOP])
+    assert (engine.logits([*TEXT, GMASK, SOP]) - exact).norm() < 0.05 * exact.norm()
+
+
 def test_a_grown_prompt_of_chatglm_6b_is_read_afresh(tmp_path: Path, random_checkpoints: ModuleType) -> None:
     engine = load(tmp_path, random_checkpoints, "chatglm-6b", V1)
     greedy = Sampling(temperature=0, max_tokens=6, ignore_eos=True)
