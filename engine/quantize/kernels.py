@@ -84,6 +84,7 @@ class Kernel(ABC):
 # Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
 _TABLES: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu_native:NativeCpu", "cpu_aten:AtenCpu", "reference:Reference"),
+    "cuda": ("cuda:CpmKernels", "cuda:AtenCuda", "cuda:TritonCuda", "reference:Reference"),
     "other": ("reference:Reference",),
 }
 _PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}

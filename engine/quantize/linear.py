@@ -30,6 +30,8 @@ class QuantLinear(nn.Module):
         self.shape = shape
         self.kernel = kernel
         self.register_buffer("bias", bias)
+        # What `joined` made of this layer and its neighbours; in a tuple, so that it is no part of this module.
+        self._whole: tuple[list[int], QuantLinear] | None = None
         self._hold(packed)
 
     @classmethod
@@ -70,9 +72,14 @@ class QuantLinear(nn.Module):
     def joined(cls, parts: Sequence[QuantLinear]) -> QuantLinear | None:
         """Layers that read the same input as one product: their outputs side by side, in the same bits.
 
-        The parts become views into the whole, so memory is held once. None where layouts or measures do not allow it.
+        The parts become views into the whole, so memory is held once, and joining them again gives the same whole. None
+        where layouts or measures do not allow it.
         """
         first = parts[0]
+        if first._whole is not None and first._whole[0] == [id(part.packed) for part in parts]:
+            known = first._whole[1]
+            if known.kernel.exact == first.kernel.exact:
+                return known
         if any(
             type(part.kernel) is not type(first.kernel) or part.kernel.exact != first.kernel.exact for part in parts
         ):
@@ -88,7 +95,9 @@ class QuantLinear(nn.Module):
             biases = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts])
         outputs = sum(part.out_features for part in parts)
         shape = Shape(outputs, first.in_features, first.bits, first.group_size)
-        return cls(shape, first.kernel, whole, biases)
+        made = cls(shape, first.kernel, whole, biases)
+        first._whole = ([id(part.packed) for part in parts], made)
+        return made
 
     def _hold(self, packed: Packed) -> None:
         self.packed = packed
