@@ -78,7 +78,7 @@ def main() -> int:
                 "glmchat pull": [*python, "-m", "glmchat", "pull", "bench/model", "--quiet"],
                 "snapshot_download": [*python, "-c", SNAPSHOT],
             }
-            seen: dict[str, list[tuple[float, float]]] = {label: [] for label in runs}
+            seen: dict[str, list[tuple[float, float, float]]] = {label: [] for label in runs}
             for _ in range(options.rounds):
                 for label, command in runs.items():
                     shutil.rmtree(folder / "hf", ignore_errors=True)
@@ -88,18 +88,18 @@ def main() -> int:
             server.terminate()
             server.wait()
     for label, times in seen.items():
-        seconds = statistics.median(t for t, _ in times)
+        seconds = statistics.median(t for t, *_ in times)
         result = {
             "what": label, "bytes": options.size, "files": options.files, "seconds": round(seconds, 2),
-            "all_seconds": [round(t, 2) for t, _ in times], "mb_per_second": round(options.size / seconds / 1e6),
-            "peak_mb": round(max(m for _, m in times) / 1e6),
+            "all_seconds": [round(t, 2) for t, *_ in times], "mb_per_second": round(options.size / seconds / 1e6),
+            "cpu_seconds": round(statistics.median(c for *_, c in times), 2), "peak_mb": round(max(m for _, m, _ in times) / 1e6),
         }  # fmt: skip
         print(json.dumps(result))
     return 0
 
 
-def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """(seconds, peak resident bytes) of one child."""
+def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
+    """(seconds, peak resident bytes, processor seconds) of one child."""
     begun = time.monotonic()
     child = subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -107,7 +107,8 @@ def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, floa
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{command[3:5]} failed with {child.returncode}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return seconds, peak, usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

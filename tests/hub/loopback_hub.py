@@ -15,14 +15,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import re
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -58,7 +61,21 @@ class Whole:
         return len(self.content)
 
 
-Content = Synthetic | Whole
+class OnDisk:
+    """A file that is too large for memory; read where it lies."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._fd, count, offset)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Content = Synthetic | Whole | OnDisk
 
 
 @dataclass
@@ -73,7 +90,7 @@ class HubFile:
         return self.sha256 if self.lfs else self.git_blob
 
     @staticmethod
-    def of(data: bytes | Synthetic, lfs: bool) -> HubFile:
+    def of(data: bytes | Synthetic | OnDisk, lfs: bool) -> HubFile:
         content: Content = Whole(data) if isinstance(data, bytes) else data
         sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % len(content))
         at = 0
@@ -173,7 +190,7 @@ class LoopbackHub:
     def add(
         self,
         name: str,
-        files: dict[str, bytes | Synthetic],
+        files: Mapping[str, bytes | Synthetic | OnDisk],
         *,
         ref: str | None = "main",
         tag: str | None = None,
