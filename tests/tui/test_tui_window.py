@@ -36,11 +36,11 @@ async def test_a_question_is_answered_and_stored() -> None:
 
 
 async def test_the_window_is_drawn_and_takes_text_before_the_model_is_there() -> None:
-    async with open_window(wait=False, seconds_to_load=1.5) as window:
+    async with open_window(wait=False, seconds_to_load=1) as window:
         assert not window.chat.ready
         await window.send("early")
         assert list(window.chat.queue) == ["early"]
-        assert "early" in window.screen_text()
+        await window.until(lambda: "early" in window.screen_text())
         await window.until(lambda: window.said("assistant") == ["one two"])
         assert not window.chat.queue
 
@@ -50,14 +50,14 @@ async def test_stopping_keeps_what_was_said_and_continue_goes_on(key: str) -> No
     async with open_window(**SLOW) as window:
         await window.send("go")
         await window.until(lambda: "word" in window.said("assistant")[-1] if window.said("assistant") else False)
-        await window.pilot.press(key)
+        await window.press(key)
         await window.until(lambda: not window.chat.busy)
         said = window.said("assistant")[-1]
         assert said.startswith("word")
         assert "stopped" in window.turns[-1].note
         await window.send("/continue")
         await window.until(lambda: len(window.said("assistant")[-1]) > len(said))
-        await window.pilot.press("escape")
+        await window.press("escape")
         await window.until(lambda: not window.chat.busy)
         assert window.said("user") == ["go"]
 
@@ -68,12 +68,12 @@ async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once()
         await window.until(lambda: window.chat.answering)
         await window.send("next question")
         assert list(window.chat.queue) == ["next question"]
-        assert "next question" in window.screen_text()
+        await window.until(lambda: "next question" in window.screen_text())
         await window.send("/context refuse")
         assert "refuses" in window.notices
-        await window.pilot.press("up")
+        await window.press("up")
         assert window.chat.prompt.text == "next question" and not window.chat.queue
-        await window.pilot.press("enter")
+        await window.press("enter")
         await window.send("/stop")
         await window.until(lambda: window.said("user") == ["go", "next question"])
 
@@ -99,7 +99,7 @@ async def test_the_bare_words_of_other_programs_are_sent_as_text_with_a_hint() -
 async def test_clear_begins_an_empty_context_and_deletes_nothing() -> None:
     async with open_window(echo=True) as window:
         await window.ask("first")
-        await window.pilot.press("ctrl+l")
+        await window.press("ctrl+l")
         await window.ask("second")
         session = window.chat.session
         assert session is not None
@@ -111,7 +111,7 @@ async def test_clear_begins_an_empty_context_and_deletes_nothing() -> None:
 async def test_new_begins_another_conversation() -> None:
     async with open_window() as window:
         await window.ask("first")
-        await window.pilot.press("ctrl+n")
+        await window.press("ctrl+n")
         assert not window.said("user")
         await window.ask("second")
     with History.default() as history:
@@ -120,14 +120,14 @@ async def test_new_begins_another_conversation() -> None:
 
 async def test_quitting_needs_a_word_or_a_key_of_its_own() -> None:
     async with open_window() as window:
-        await window.pilot.press("ctrl+c")
-        await window.pilot.press("escape")
+        await window.press("ctrl+c")
+        await window.press("escape")
         assert window.app.is_running
         await window.type("x")
-        await window.pilot.press("ctrl+d")
+        await window.press("ctrl+d")
         assert window.app.is_running
         window.chat.prompt.set_text("")
-        await window.pilot.press("ctrl+d")
+        await window.press("ctrl+d")
         await window.until(lambda: not window.app.is_running)
 
 
@@ -148,7 +148,7 @@ async def test_a_killed_engine_is_told_and_restarted_with_the_conversation_kept(
         await window.until(lambda: window.chat.status.facts.lost)
         assert "killed (signal 9)" in window.notices
         assert window.said("assistant")[-1].startswith("word")
-        await window.pilot.press("f5")
+        await window.press("f5")
         await window.ready()
         await window.send("again")
         await window.until(lambda: len(window.said("assistant")) == 2 and window.said("assistant")[-1])
@@ -180,19 +180,20 @@ async def test_a_setting_changes_the_next_answer() -> None:
 
 async def test_the_sampling_panel_sets_explains_and_refuses() -> None:
     async with open_window() as window:
-        await window.pilot.press("f2")
+        await window.press("f2")
         panel = window.app.screen
         assert isinstance(panel, SamplingScreen)
-        await window.pilot.press(*"0.25", "enter")
+        await window.until(lambda: panel.focused)
+        await window.press(*"0.25", "enter")
         session = window.chat.session
         assert session is not None
         await window.until(lambda: session.sampling().sampling.temperature == 0.25)
-        await window.pilot.press(*"7", "enter")
+        await window.press(*"7", "enter")
         assert session.sampling().sampling.top_p != 7
-        await window.pilot.press("f3")
+        await window.press("f3")
         await window.until(lambda: session.sampling().sampling.min_p == 0.05)
-        await window.pilot.press("escape")
-        assert not isinstance(window.app.screen, SamplingScreen)
+        await window.press("escape")
+        await window.until(lambda: not isinstance(window.app.screen, SamplingScreen))
 
 
 async def test_regenerate_keeps_both_answers_and_one_walks_between_them() -> None:
@@ -201,8 +202,8 @@ async def test_regenerate_keeps_both_answers_and_one_walks_between_them() -> Non
         await window.send("/regen temp=0.1")
         await window.until(lambda: not window.chat.busy and "version 2 of 2" in window.turns[-1].note)
         window.chat.transcript.make_current(window.turns[-1].key)
-        await window.pilot.pause()
-        await window.pilot.press("left")
+        await window.settle()
+        await window.press("left")
         await window.until(lambda: "version 1 of 2" in window.turns[-1].note)
 
 
@@ -212,7 +213,7 @@ async def test_an_edited_question_is_a_new_branch() -> None:
         await window.send("/edit")
         assert window.chat.prompt.text == "first words"
         window.chat.prompt.set_text("other words")
-        await window.pilot.press("enter")
+        await window.press("enter")
         await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
         assert window.said("user") == ["other words"]
         assert "version 2 of 2" in window.turns[0].note
@@ -233,7 +234,7 @@ async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> No
         window.app.post_message(events.Paste(text.replace("\n", "\r\n")))
         await window.until(lambda: len(window.chat.prompt.text) == len(text))
         assert window.chat.prompt.size.height <= 12
-        await window.pilot.press("enter")
+        await window.press("enter")
         await window.until(lambda: window.said("user") == [text])
         await window.until(lambda: not window.chat.busy)
         assert text.startswith(window.said("assistant")[0][:2000])
@@ -241,45 +242,44 @@ async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> No
 
 async def test_typing_a_slash_suggests_and_tab_takes() -> None:
     async with open_window() as window:
-        await window.pilot.press("slash", "s", "y")
+        await window.press("slash", "s", "y")
         suggestions = window.chat.query_one(Suggestions)
-        assert suggestions.display and suggestions.chosen is not None and suggestions.chosen.name == "system"
-        await window.pilot.press("tab")
-        assert window.chat.prompt.text == "/system "
-        assert not suggestions.display
+        await window.until(lambda: suggestions.chosen is not None and suggestions.chosen.name == "system")
+        await window.press("tab")
+        await window.until(lambda: window.chat.prompt.text == "/system " and not suggestions.display)
         await window.type("Be brief.")
-        await window.pilot.press("enter")
+        await window.press("enter")
         assert window.chat.session is not None and window.chat.session.system_prompt == "Be brief."
 
 
 async def test_newlines_and_earlier_prompts() -> None:
     async with open_window() as window:
         await window.type("a")
-        await window.pilot.press("ctrl+j")
+        await window.press("ctrl+j")
         await window.type("b")
         assert window.chat.prompt.text == "a\nb"
         await window.ask("")
         await window.type("draft")
-        await window.pilot.press("up")
-        assert window.chat.prompt.text == "a\nb"
-        await window.pilot.press("down", "down")
-        assert window.chat.prompt.text == "draft"
+        await window.press("up")
+        await window.until(lambda: window.chat.prompt.text == "a\nb")
+        await window.press("down", "down")
+        await window.until(lambda: window.chat.prompt.text == "draft")
 
 
 async def test_enter_can_be_a_newline_for_people_who_write_with_an_input_method() -> None:
     async with open_window(settings=Settings(enter_sends=False)) as window:
         await window.type("你")
-        await window.pilot.press("enter")
+        await window.press("enter")
         await window.type("好")
         assert window.chat.prompt.text == "你\n好"
-        await window.pilot.press("alt+enter")
+        await window.press("alt+enter")
         await window.until(lambda: window.said("user") == ["你\n好"])
 
 
 async def test_keys_can_be_remapped_in_the_config() -> None:
     async with open_window(settings=Settings(keys={"new": "f8"})) as window:
         await window.ask("one")
-        await window.pilot.press("f8")
+        await window.press("f8")
         assert not window.said("user")
 
 
@@ -319,20 +319,21 @@ async def test_the_interface_speaks_chinese() -> None:
 async def test_the_sidebar_finds_opens_renames_and_deletes_with_undo() -> None:
     async with open_window(echo=True) as window:
         await window.ask("量化是什么")
-        await window.pilot.press("ctrl+n")
+        await window.press("ctrl+n")
         await window.ask("weather")
-        await window.pilot.press("ctrl+b")
+        await window.press("ctrl+b")
         sidebar = window.chat.query_one(Sidebar)
         assert len(sidebar._targets) == 2
-        await window.pilot.press("d")
+        await window.press("d")
         assert len(sidebar._targets) == 1
-        await window.pilot.press("u")
+        await window.press("u")
         assert len(sidebar._targets) == 2
-        await window.pilot.press("escape")
+        await window.press("escape")
         await window.send("/find 量化")
         await window.until(lambda: sidebar._targets)
-        await window.pilot.press("enter", "enter")
+        await window.press("enter", "enter")
         await window.until(lambda: "量化是什么" in window.said("user"))
+        await window.press("escape")
         await window.send("/save 新标题")
         assert window.chat.session is not None and window.chat.session.tree.conversation.title == "新标题"
 
@@ -355,11 +356,11 @@ async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path) -
 
 async def test_the_help_is_made_from_the_table() -> None:
     async with open_window(size=(100, 60)) as window:
-        await window.pilot.press("f1")
+        await window.press("f1")
         await window.pilot.pause(0.1)
         assert isinstance(window.app.screen, HelpScreen)
         assert "/regen" in window.screen_text() and "Ctrl+N" in window.screen_text()
-        await window.pilot.press("escape")
+        await window.press("escape")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 4), (40, 12), (300, 80)])
@@ -370,7 +371,7 @@ async def test_every_size_works_while_an_answer_streams(size: tuple[int, int]) -
         await window.pilot.resize_terminal(*size)
         await window.pilot.pause(0.1)
         await window.pilot.resize_terminal(80, 24)
-        await window.pilot.press("escape")
+        await window.press("escape")
         await window.until(lambda: not window.chat.busy)
         assert window.said("assistant")[0].startswith("**w** 量化 ")
         assert "stopped" in window.screen_text()

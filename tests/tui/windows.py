@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 from fake_server import fake_command
 from fakes import FakeEngine
+from textual import events
+from textual.keys import _character_to_key
 
 from glmchat.chat.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineOptions, start_engine
@@ -44,7 +47,7 @@ class EngineInThread:
     def wait_ready(self, on_progress: Callable[[str, float], None], cancelled: Callable[[], bool]) -> None:
         while (health := self.endpoint.health()).status != "ok" and not cancelled():
             on_progress(health.stage or "start", health.done or 0.0)
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def failure(self) -> None:
         return None
@@ -90,19 +93,31 @@ class Window:
         for _ in range(round(seconds / 0.02)):
             if true():
                 return
-            await self.pilot.pause(0.02)
+            await asyncio.sleep(0.02)
         raise AssertionError(f"waited in vain; turns: {self.turns}")
 
     async def ready(self) -> None:
         await self.until(lambda: self.chat.ready and self.chat.session is not None)
 
+    async def press(self, *keys: str) -> None:
+        """As `pilot.press`, without its wait for an idle processor: an answer may be streaming."""
+        for key in keys:
+            name = _character_to_key(key) if len(key) == 1 and not key.isalnum() else key
+            self.app.post_message(events.Key(name, key if len(key) == 1 else None))
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Until every widget has handled what was sent to it."""
+        await self.pilot._wait_for_screen()
+        await asyncio.sleep(0.01)
+
     async def type(self, text: str) -> None:
         self.chat.prompt.insert(text)
-        await self.pilot.pause()
+        await self.settle()
 
     async def send(self, text: str) -> None:
         await self.type(text)
-        await self.pilot.press("enter")
+        await self.press("enter")
 
     async def ask(self, text: str) -> None:
         """Send, and wait for the whole answer."""
@@ -130,7 +145,7 @@ async def open_window(
     app = make_app(launch, settings, **behaviour)
     async with app.run_test(size=size) as pilot:
         window = Window(app, pilot)
-        await pilot.pause()
+        await window.settle()
         if wait:
             await window.ready()
         yield window

@@ -263,8 +263,10 @@ class Conversing(Screen[None]):
         self.transcript.drop("welcome")
         self.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
         self._completion = Stop()
-        sampling = self.session.sampling().sampling
-        events = self._ready.endpoint.complete(text, sampling, self.session.adapters or None, stop=self._completion)
+        chosen, adapters = self.session.sampling(), self.session.adapters or None
+        events = self._ready.endpoint.complete(
+            text, chosen.sampling, adapters, asked=chosen.asked, stop=self._completion
+        )
         self.answering = key
         self.answer(events)
 

@@ -43,6 +43,7 @@ class PresetLine(Static):
 
 
 class SamplingScreen(ModalScreen[None]):
+    AUTO_FOCUS = ""  # too early: focusing selects the value, and the values come later
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+q", "leave", show=False),
         Binding("up", "app.focus_previous", show=False),
