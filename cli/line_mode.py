@@ -10,6 +10,7 @@ from pathlib import Path
 from glmchat.chat.answering import Answer, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
+from glmchat.chat.endings import cut_note
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -182,7 +183,7 @@ class _Talk:
         if event.finish_reason == "cancelled":
             output.say(tr("Stopped. /continue goes on."))
         elif event.finish_reason == "length":
-            output.say(tr("Cut off at the limit of tokens. /continue goes on."))
+            output.say(f"{cut_note(event.facts)} · {tr('/continue goes on')}")
 
     def _restart(self) -> None:
         output.say(tr("Starting the model again…"))

@@ -13,6 +13,7 @@ from typing import Any
 from glmchat.chat.answering import Begun, Done, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
+from glmchat.chat.endings import cut_note
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -141,7 +142,7 @@ class _TextPrinter:
             if self._saved:
                 output.say(tr("stopped; `glmchat run -c` goes on with the conversation"))
         elif event.finish_reason == "length":
-            output.say(tr("the answer reached the limit of tokens; --max-tokens raises it"))
+            output.say(cut_note(event.facts))
         if ignored := event.facts.get("ignored"):
             output.say(tr("the server did not take: {names}", names=", ".join(map(str, ignored))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glmchat.chat.endings import cut_note
 from glmchat.chat.records import StoredMessage
 from glmchat.chat.session import ChatSession
 from glmchat.core.language import tr
@@ -64,7 +65,7 @@ def state_note(message: StoredMessage) -> str:
         case "interrupted":
             return tr("interrupted · /continue goes on")
         case "cut":
-            return tr("the limit of tokens was reached · /continue goes on")
+            return f"{cut_note(message.details.get('facts') or {})} · {tr('/continue goes on')}"
         case "failed":
             return (
                 tr("the answer broke off · /continue goes on") if message.text else tr("no answer · /regen asks again")
