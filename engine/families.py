@@ -16,7 +16,7 @@ from glmchat.core.errors import Damaged, NotInstalled
 from glmchat.core.text import one_line
 from glmchat.engine.config import read_json
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.not_a_model import refuse_lora_folder
+from glmchat.engine.not_a_model import refuse_adapter_folder
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -112,7 +112,7 @@ def identify(path: Path) -> Checkpoint:
 def _folder_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        refuse_lora_folder(folder)
+        refuse_adapter_folder(folder)
         inside = sorted(p for p in folder.glob("*.gguf") if p.is_file())
         hint = (
             f"give the GGUF file itself: {one_line(str(inside[0]))}"

@@ -10,6 +10,7 @@ from typing import Any
 from glmchat.core.errors import Usage
 from glmchat.core.text import one_line
 from glmchat.engine.config import read_json
+from glmchat.engine.shards import load_bin, refuse_pointer
 
 _PREFIX = "transformer.prefix_encoder."
 # Rows of the embedding by which a revision is known.
@@ -21,13 +22,16 @@ _REVISIONS = {
 }
 
 
-def refuse_lora_folder(folder: Path) -> None:
-    """Raise Usage, with the base and the command, if `folder` holds an adapter instead of a model."""
+def refuse_adapter_folder(folder: Path) -> None:
+    """For a folder without config.json: raise Usage, with the base and the command, if it holds an adapter."""
     file = folder / "adapter_config.json"
-    if not file.is_file():
-        return
-    base = read_json(file).get("base_model_name_or_path")
-    raise _only("an adapter (adapter_config.json)", folder, base if isinstance(base, str) else "")
+    if file.is_file():
+        base = read_json(file).get("base_model_name_or_path")
+        raise _only("an adapter (adapter_config.json)", folder, base if isinstance(base, str) else "")
+    weights = folder / "pytorch_model.bin"
+    if weights.is_file():
+        refuse_pointer(weights)
+        refuse_prefix_folder(load_bin(weights), folder, {})
 
 
 def refuse_prefix_folder(names: Iterable[str], folder: Path, config: Mapping[str, Any]) -> None:

@@ -208,6 +208,8 @@ def test_a_folder_with_only_a_prefix_names_its_base_and_the_command(tmp_path: Pa
     error = refused(tmp_path, Usage)
     assert "THUDM/chatglm-6b" in error.message
     assert f"glmchat run THUDM/chatglm-6b --adapter {tmp_path}" in error.hint
+    (tmp_path / "config.json").unlink()
+    assert f"--adapter {tmp_path}" in refused(tmp_path, Usage).hint
 
 
 def test_a_folder_with_only_a_lora_names_its_base_and_the_command(tmp_path: Path) -> None:
