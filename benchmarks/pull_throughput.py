@@ -92,7 +92,8 @@ def main() -> int:
         result = {
             "what": label, "bytes": options.size, "files": options.files, "seconds": round(seconds, 2),
             "all_seconds": [round(t, 2) for t, *_ in times], "mb_per_second": round(options.size / seconds / 1e6),
-            "cpu_seconds": round(statistics.median(c for *_, c in times), 2), "peak_mb": round(max(m for _, m, _ in times) / 1e6),
+            "cpu_seconds": round(statistics.median(c for *_, c in times), 2),
+            "peak_mb": round(max(m for _, m, _ in times) / 1e6),
         }  # fmt: skip
         print(json.dumps(result))
     return 0
