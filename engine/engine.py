@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -23,8 +22,14 @@ from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.sampling import make_sampler, new_seed, without
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.by_files import tokenizer_of_files
 from glmchat.engine.tune import tune
 
+if TYPE_CHECKING:
+    from glmchat.engine.adapters.adapter import Adapter
+    from glmchat.engine.adapters.attach import AdapterSet
+
+_Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 LONGEST_CONTEXT = 32_768  # of what a model allows, unless more is asked for: the cache is reserved in one piece
 
@@ -60,7 +65,7 @@ class Engine:
         self._sequence = Sequences(model, context, dtype, device)
         self._tokenizer: Tokenizer | Damaged = Damaged("no tokenizer", hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
-        self._adapters: Any = None
+        self._adapters: AdapterSet | None = None
 
     @classmethod
     def load(
@@ -300,31 +305,39 @@ class Engine:
 
     # Adapters
 
-    def attach(self, folder: str | Path, name: str) -> object:
-        """Read and check an adapter and keep it ready under `name`; it speaks once it is activated."""
-        return self._adapter_set().attach(Path(folder), name)
+    def attach(self, folder: str | Path, name: str, *, force: bool = False, alpha: float | None = None) -> Adapter:
+        """Read and check an adapter and keep it ready under `name`; it speaks once it is activated.
+
+        force: attach one that names another base of the same shape. alpha: of a raw LoRA file, which does not say it.
+        Raises NotInstalled, Usage, Damaged or Hostile; the model is then as it was.
+        """
+        adapter = self._adapter_set().attach(Path(folder), name, force=force, alpha=alpha)
+        self._settle_cache(gone=name)
+        return adapter
 
     def activate(self, adapters: Mapping[str, float]) -> None:
         """The adapters that speak from now on, with their weights; {} is the base model, bit for bit."""
         if not adapters and self._adapters is None:
             return
         self._adapter_set().activate(adapters)
-        self._sequence.forget()
+        self._settle_cache()
 
     def detach(self, name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter. Raises UnknownModel if it is not attached."""
         self._adapter_set().detach(name)
-        self._sequence.forget()
+        self._settle_cache(gone=name)
 
-    def _adapter_set(self) -> Any:
+    def _settle_cache(self, gone: str | None = None) -> None:
+        """A cache belongs to the adapters that it was computed with; `gone` is a name that now means something else."""
+        self._sequence.switch(tuple(sorted(self._adapter_set().active.items())))
+        if gone is not None:
+            self._sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
+
+    def _adapter_set(self) -> AdapterSet:
         if self._adapters is None:
-            try:
-                module = import_module("glmchat.engine.adapters.attach")
-            except ModuleNotFoundError:
-                raise Usage(
-                    "this version of glmchat cannot attach adapters", hint="upgrade glmchat", code="adapter.unsupported"
-                ) from None
-            self._adapters = module.AdapterSet(self)
+            from glmchat.engine.adapters.attach import AdapterSet
+
+            self._adapters = AdapterSet(self)
         return self._adapters
 
     # What it is and costs
@@ -332,7 +345,7 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes of weights, cache (reserved; touched as it fills) and adapters."""
         weights = sum(t.nbytes for t in {t.data_ptr(): t for t in _tensors(self.model)}.values())
-        adapters = int(self._adapters.nbytes) if self._adapters is not None else 0
+        adapters = self._adapters.nbytes if self._adapters is not None else 0
         return {"weights": weights, "cache": self._sequence.cache_bytes, "adapters": adapters}
 
     def facts(self) -> dict[str, Any]:
@@ -355,8 +368,11 @@ class Engine:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint without its weights."""
-    checkpoint = identify(Path(folder))
+    """The tokenizer of a checkpoint without its weights; a folder of tokenizer files alone will do."""
+    path = Path(folder).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        return tokenizer_of_files(path)
+    checkpoint = identify(path)
     return checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
 
 

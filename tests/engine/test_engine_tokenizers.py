@@ -194,6 +194,25 @@ def test_a_damaged_tokenizer_model_is_refused(content: bytes, tmp_path: Path) ->
         load_tokenizer_model(tmp_path)
 
 
+def test_tokenizer_files_alone_are_enough(shared: Path, tmp_path: Path, builders: ModuleType) -> None:
+    for name in ("chatglm-6b", "chatglm2", "chatglm3", "glm4"):
+        whole = load_tokenizer(shared / "tokenizers" / name)
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in (shared / "tokenizers" / name).iterdir():
+            if file.name != "config.json":
+                (folder / file.name).symlink_to(file)
+        alone = load_tokenizer(folder)
+        text = "你好，world\n  <|user|> 👋"
+        assert (alone.encode(text), alone.vocab_size) == (whole.encode(text), whole.vocab_size)
+    for name in ("chatglm-6b-early", "cpm-gpt2"):
+        tokenizer = load_tokenizer(shared / "tokenizers" / name)
+        assert "你好" in tokenizer.decode(tokenizer.encode("你好"))
+    folder = builders.write_folder(tmp_path / "plain")
+    (folder / "config.json").unlink()
+    assert load_tokenizer(folder).decode(load_tokenizer(folder).encode("the hat")) == "the hat"
+
+
 def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, builders: ModuleType) -> None:
     with pytest.raises(Damaged, match="100"):
         load_tokenizer(builders.write_folder(tmp_path, vocab_size=100))
