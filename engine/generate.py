@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Sequence
 from itertools import count
 
 import torch
 
 from glmchat.core.errors import DoesNotFit
+from glmchat.core.machine import available_memory
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.sampling import Sampler
@@ -15,6 +16,9 @@ from glmchat.engine.sampling import Sampler
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
 # of one step smaller. Between layers a stop is heard anyway.
 CHUNK = 512
+
+KEPT = 3  # caches of other sets of adapters, beside the one in use
+_ROOM = 4  # times its bytes must be free for a cache to be kept
 
 OnPrefill = Callable[[int, int], None]  # (positions done, positions in all)
 
@@ -33,13 +37,15 @@ class Sequences:
         self._dtype = dtype
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
+        self._name: Hashable = ()  # what was computed with: the active adapters
+        self._kept: dict[Hashable, tuple[KVCache, list[int]]] = {}  # the least recently used first
 
     @property
     def cache(self) -> KVCache:
         """Allocated at first use. Raises DoesNotFit if there is no memory for it."""
         if self._cache is None:
             try:
-                self._cache = self.model.new_cache(self.context, self._dtype)
+                self._cache = self._allocate()
             except (RuntimeError, MemoryError):
                 raise DoesNotFit(
                     f"there is no memory for a context of {self.context} tokens",
@@ -48,14 +54,44 @@ class Sequences:
                 ) from None
         return self._cache
 
+    def _allocate(self) -> KVCache:
+        try:
+            return self.model.new_cache(self.context, self._dtype)
+        except (RuntimeError, MemoryError):
+            if not self._kept:
+                raise
+            self._kept.clear()
+            return self.model.new_cache(self.context, self._dtype)
+
     @property
     def cache_bytes(self) -> int:
-        return 0 if self._cache is None else self._cache.nbytes
+        caches = [cache for cache, _ in self._kept.values()]
+        return sum(cache.nbytes for cache in (*caches, self._cache) if cache is not None)
 
     def forget(self) -> None:
-        """Drop what the cache holds: the weights have changed."""
+        """Drop what every cache holds: the weights have changed."""
         self._cache = None
         self._ids = []
+        self._kept.clear()
+
+    def switch(self, name: Hashable) -> None:
+        """The model computes differently from now on: `name` says how, and equal names mean the same computation.
+
+        The cache so far is kept for the way back if memory is plentiful, and one that was kept for `name` is used.
+        """
+        if name == self._name:
+            return
+        if self._cache is not None and self._ids and _fits_beside(self._cache):
+            self._kept[self._name] = (self._cache, self._ids)
+        self._cache, self._ids = self._kept.pop(name, (None, []))
+        self._name = name
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+
+    def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
+        """Forget the caches of all names that `is_gone` says will not come back as they were."""
+        for name in [name for name in self._kept if is_gone(name)]:
+            del self._kept[name]
 
     def held(self, ids: Sequence[int]) -> int:
         """How many of `ids` need no computing: the longest common prefix, but at least one id is always computed."""
@@ -120,6 +156,13 @@ class Sequences:
             raise
         self._ids.extend(ids)
         return logits
+
+
+def _fits_beside(cache: KVCache) -> bool:
+    """Pages that were never written cost nothing, so it is the filled part that must fit."""
+    free = available_memory()
+    filled = cache.nbytes * min(1.0, cache.length / max(cache.capacity, 1))
+    return free is None or filled * _ROOM < free
 
 
 def _watch(

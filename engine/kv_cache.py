@@ -11,7 +11,8 @@ class KVCache:
     """Keys and values of every layer for one sequence.
 
     keys[l], values[l]: [kv_heads, capacity, head_dim]; the first `length` positions are filled. An attached P-Tuning
-    prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them.
+    prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them. Of the
+    rotary or learnt positions it takes `shift`: none in P-Tuning v2, all of its length where PEFT trained it.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
         self.prefix = 0
+        self.shift = 0
         self.layout: Any = None  # what a prefix-LM family must remember of its prompt between steps
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,6 +44,11 @@ class KVCache:
         self.keys[layer][:, self.length : end] = key
         self.values[layer][:, self.length : end] = value
         return self.keys[layer][:, :end], self.values[layer][:, :end]
+
+    @property
+    def position(self) -> int:
+        """The position of the next token as the network counts it."""
+        return self.length - self.prefix + self.shift
 
     def advance(self, count: int) -> None:
         self.length += count

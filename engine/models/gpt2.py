@@ -18,9 +18,11 @@ from glmchat.core.errors import Damaged, DoesNotFit
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
+from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.quantize.packed_format import is_ours_to_read
 from glmchat.engine.tokenizers.base import Tokenizer
 
 _TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
@@ -76,7 +78,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
 
 
-class GPT2(LanguageModel):
+class GPT2(PrefixedModel):
     """The network; its head is the embedding matrix."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -96,8 +98,10 @@ class GPT2(LanguageModel):
         between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """As in the base. Raises DoesNotFit past the last learnt position."""
+        if cache is None and self.prefix_key_values is not None:
+            cache = self.new_cache(len(ids))
         filled = 0 if cache is None else cache.length
-        start = filled - (0 if cache is None else cache.prefix)
+        start = 0 if cache is None else cache.position
         if start + len(ids) > self.spec.context:
             raise DoesNotFit(
                 f"GPT-2 has positions for {self.spec.context:,} tokens, {start + len(ids):,} are needed",
@@ -125,7 +129,7 @@ def matches(config: Mapping[str, Any]) -> bool:
         and not config.get("scale_attn_by_inverse_layer_idx")
         and not config.get("add_cross_attention")
         and config.get("tie_word_embeddings", True) is True
-        and not config.get("quantization_config")
+        and (not config.get("quantization_config") or is_ours_to_read(config))
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from glmchat.engine.adapters.low_rank import bare, side_by_side
 from glmchat.engine.quantize.linear import QuantLinear
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
@@ -15,9 +16,22 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 def joined(parts: Sequence[nn.Module]) -> Projection:
     """x [n, in] -> the outputs of all `parts` side by side [n, sum of out].
 
-    Packed layers of one kind become one product over one block of memory, of which they keep views. Anything else
-    (dense weights, an adapter on one of them) is computed part by part.
+    Packed layers of one kind become one product over one block of memory, of which they keep views; anything else is
+    computed part by part. What adapters add to some of the parts is added to the whole.
     """
+    bases = [bare(part) for part in parts]
+    project = _project(bases)
+    change = side_by_side(parts)
+    if change is None:
+        return project
+
+    def changed(x: torch.Tensor) -> torch.Tensor:
+        return change.add(project(x), x)
+
+    return changed
+
+
+def _project(parts: Sequence[nn.Module]) -> Projection:
     whole = _packed_together(parts)
     if whole is not None:
         return whole.forward
@@ -28,13 +42,8 @@ def joined(parts: Sequence[nn.Module]) -> Projection:
     return project
 
 
-# Joining saves some ten microseconds a call and copies the weights once. Above this many weights a product takes
-# milliseconds, and packed weights may be a memory map that several processes share.
-_LARGEST = 2**24
-
-
 def _packed_together(parts: Sequence[nn.Module]) -> QuantLinear | None:
     linears = [part for part in parts if type(part) is QuantLinear]
-    if len(linears) != len(parts) or sum(p.in_features * p.out_features for p in linears) > _LARGEST:
+    if len(linears) != len(parts):
         return None
     return QuantLinear.joined(linears)

@@ -130,7 +130,11 @@ def prepare_embedding(embedding: nn.Module, dtype: torch.dtype) -> None:
 
 
 def tied_logits(x: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
-    """Hidden states [n, hidden] -> float32 logits [n, vocab], for a head that is the embedding matrix itself."""
+    """Hidden states [n, hidden] -> float32 logits [n, vocab], for a head that is the embedding matrix itself.
+
+    An adapter on the embedding does not change the head.
+    """
+    embedding = cast(nn.Module, getattr(embedding, "base", embedding))
     if isinstance(embedding, QuantEmbedding):
         return cast(torch.Tensor, embedding.linear(x)).float()
     return functional.linear(x, cast(torch.Tensor, embedding.weight)).float()

@@ -19,7 +19,7 @@ from glmchat.core.errors import Damaged
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.joined import joined
 from glmchat.engine.models.layers import (
     Block,
@@ -31,6 +31,7 @@ from glmchat.engine.models.layers import (
     rotary_frequencies,
     tied_logits,
 )
+from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.quantize.packed_format import is_ours_to_read
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -134,7 +135,7 @@ class Trunk(nn.Module):
             self.rope_freqs = nn.Parameter(torch.empty(spec.head_dim // 2))
 
 
-class Llama(LanguageModel):
+class Llama(PrefixedModel):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -156,9 +157,10 @@ class Llama(LanguageModel):
         last_only: bool = False,
         between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
+        if cache is None and self.prefix_key_values is not None:
+            cache = self.new_cache(ids.shape[0])
         start, count = cache.length if cache is not None else 0, ids.shape[0]
-        # An attached prefix takes cache positions, but the rotary positions of the text begin at its own first id.
-        table = self.rotary.at(start - (cache.prefix if cache is not None else 0), count)
+        table = self.rotary.at(0 if cache is None else cache.position, count)
         mask = causal_mask(start, count, ids.device)
         x = self.model.embed_tokens(ids)  # [n, hidden]
         for index, layer in enumerate(self.model.layers):

@@ -1,6 +1,7 @@
 """P-Tuning v2: learnt keys and values that stand in front of the cache of every layer.
 
-They are not rotated, they shift no positions, and every token sees all of them (Liu et al. 2021; SPEC 1.10, 2.5).
+They are not rotated, they shift no positions, and every token sees all of them (Liu et al. 2021; SPEC 1.10, 2.5). Those
+that PEFT trains for other families do shift positions.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ class PrefixedModel(LanguageModel):
     """A model whose cache can begin with a prefix.
 
     `prefix_key_values` [layers, 2, kv_heads, length, head_dim] may be set, exchanged and removed at any time; caches
-    made before keep what they began with.
+    made before keep what they began with. prefix_shifts: whether it takes positions of the text.
     """
 
     prefix_key_values: torch.Tensor | None = None
+    prefix_shifts = False
 
     def encode_prefix(self) -> None:
         """Compute the checkpoint's own prefix once, if it has one (pre_seq_len in config.json)."""
@@ -79,4 +81,5 @@ class PrefixedModel(LanguageModel):
             cache.keys[layer][:, :length] = prefix[layer, 0]
             cache.values[layer][:, :length] = prefix[layer, 1]
         cache.prefix = cache.length = length
+        cache.shift = length if self.prefix_shifts else 0
         return cache

@@ -1,0 +1,155 @@
+"""What an adapter says of itself, before anything of it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.text import one_line
+from glmchat.engine.adapters.files import open_tensors
+from glmchat.engine.adapters.settings import LoraSettings, parse_lora
+from glmchat.engine.config import integer, number, read_json
+from glmchat.engine.weights import WeightSource
+
+PREFIX = "transformer.prefix_encoder."
+STORED = "glmchat.json"  # the store's own note beside a stored adapter
+_PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # PEFT saves both as the embeddings of virtual tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A recognised adapter; of its tensors only names and shapes have been read.
+
+    kind: "lora", "prefix" (keys and values in front of the cache) or "prompt" (virtual tokens). form: who wrote it,
+    "peft", "merged-linear", "raw" or "thudm". length: virtual tokens. forced: the user attached it in spite of a base
+    that does not match; every answer then says so.
+    """
+
+    path: Path
+    kind: str
+    form: str
+    tensors: WeightSource = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    base: str | None = None
+    revision: str | None = None
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    length: int = 0
+    forced: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """For `glmchat adapters show`, and for the store's note."""
+        told: dict[str, Any] = {"kind": self.kind, "form": self.form, "base": self.base, "forced": self.forced}
+        shapes = self.tensors.shapes()
+        if self.kind != "lora":
+            return {**told, "length": self.length, "tensors": len(shapes)}
+        ranks = sorted({shape[0] for name, shape in shapes.items() if ".lora_A" in name and shape})
+        return {
+            **told,
+            "rank": self.lora.rank or (ranks[0] if ranks else None),
+            "alpha": self.lora.alpha,
+            "alpha_known": self.lora.alpha_known,
+            "rslora": self.lora.rslora,
+            "dora": self.lora.dora,
+            "targets": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}),
+            "saved": list(self.lora.saved),
+            "tensors": len(shapes),
+        }
+
+
+def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
+    """Recognise the adapter at `path` (a folder or a file) from its configuration and the names of its tensors.
+
+    alpha: for a raw file that does not say it. Raises NotInstalled, Usage, Damaged or Hostile.
+    """
+    path = path.expanduser().absolute()
+    note = _note(path)
+    if alpha is None and note.get("alpha") is not None:
+        alpha = number(note, "alpha", high=1e6)
+    tensors, _, config = open_tensors(path)
+    names = list(tensors.shapes())
+    if not names:
+        raise Damaged(f"{one_line(path.name)} holds no tensors", hint="fetch it again", code="adapter.empty")
+    base = config.get("base_model_name_or_path")
+    found: dict[str, Any] = {
+        "path": path,
+        "tensors": tensors,
+        "config": config,
+        "base": one_line(base, 200) if isinstance(base, str) and base else None,
+        "revision": one_line(str(config["revision"]), 100) if config.get("revision") else None,
+        "forced": force or note.get("forced") is True,
+    }
+    kind = config.get("peft_type")
+    if kind is not None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
+        raise Usage(
+            f"this is an adapter of the type {one_line(repr(kind), 40)}, which glmchat does not know",
+            hint="LoRA, prefix tuning, prompt tuning and THUDM's P-Tuning v2 are read",
+            code="adapter.type",
+        )
+    if kind in ("PREFIX_TUNING", *_PROMPTS):
+        return _virtual_tokens(found, "prefix" if kind == "PREFIX_TUNING" else "prompt")
+    if any(name.startswith(PREFIX) for name in names):
+        return _thudm(found)
+    if any(".lora_" in name for name in names):
+        settings = parse_lora(config, alpha)
+        form = "merged-linear" if settings.enable else "peft" if config else "raw"
+        return Adapter(**found, kind="lora", form=form, lora=settings)
+    raise Usage(
+        f"{one_line(path.name)} holds no adapter: none of its {len(names)} tensors belongs to a LoRA or a prefix "
+        f"({one_line(names[0], 80)}, …)",
+        hint="a whole model is added with `glmchat add`",
+        code="adapter.kind",
+    )
+
+
+def _thudm(found: dict[str, Any]) -> Adapter:
+    shapes = found["tensors"].shapes()
+    shape = shapes.get(f"{PREFIX}embedding.weight", ())
+    if len(shape) != 2:
+        raise Damaged(
+            "this P-Tuning prefix has no embedding",
+            hint=f"{PREFIX}embedding.weight is expected: the file is incomplete",
+            code="adapter.incomplete",
+        )
+    length = shape[0]
+    path: Path = found["path"]
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    if config.get("pre_seq_len") is not None and (said := integer(config, "pre_seq_len", high=1 << 16)) != length:
+        raise Damaged(
+            f"config.json says pre_seq_len {said}, the prefix has {length} positions",
+            hint="the files are of two different trainings",
+            code="adapter.pre_seq_len",
+        )
+    base = config.get("_name_or_path")
+    if isinstance(base, str) and base:
+        found["base"] = one_line(base, 200)
+    return Adapter(**found, kind="prefix", form="thudm", length=length)
+
+
+def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
+    shapes = found["tensors"].shapes()
+    length = integer(found["config"], "num_virtual_tokens", high=1 << 16)
+    shape = shapes.get("prompt_embeddings", ())
+    if len(shape) != 2:
+        raise Damaged(
+            "this adapter holds no prompt_embeddings", hint="the file is incomplete", code="adapter.incomplete"
+        )
+    if shape[0] != length:
+        raise Damaged(
+            f"adapter_config.json says {length} virtual tokens, the file holds {shape[0]}",
+            hint="the files are of two different trainings",
+            code="adapter.length",
+        )
+    return Adapter(**found, kind=kind, form="peft", length=length)
+
+
+def _note(path: Path) -> Mapping[str, Any]:
+    """What the store noted for this adapter when it was added: alpha, forced."""
+    file = path / STORED
+    if not path.is_dir() or not file.is_file():
+        return {}
+    note = read_json(file).get("adapter")
+    return note if isinstance(note, Mapping) else {}

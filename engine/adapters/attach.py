@@ -1,0 +1,209 @@
+"""Adapters on a loaded model: attached once, switched by putting layers in the tree and taking them out again.
+
+Nothing of the base is copied or changed. With no adapter active the tree holds the very modules it was loaded with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from glmchat.core.errors import UnknownModel, Usage
+from glmchat.core.text import one_line
+from glmchat.engine.adapters.adapter import Adapter, read_adapter
+from glmchat.engine.adapters.combine import Weighted, adapted_embedding, adapted_linear, replaced
+from glmchat.engine.adapters.identity import refuse_other_base
+from glmchat.engine.adapters.lora import Change, match, read_changes
+from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
+from glmchat.engine.models.llama import Llama
+from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.quantize.linear import QuantEmbedding
+
+if TYPE_CHECKING:
+    from glmchat.engine.engine import Engine
+
+
+@dataclass(slots=True)
+class Ready:
+    """An attached adapter: its numbers are read and checked, on the model's device."""
+
+    adapter: Adapter
+    changes: dict[str, Change] = field(default_factory=dict)  # layer -> what it changes there
+    rows: torch.Tensor | None = None  # a prefix, or the embeddings of a prompt
+
+    @property
+    def nbytes(self) -> int:
+        return sum(c.nbytes for c in self.changes.values()) + (0 if self.rows is None else self.rows.nbytes)
+
+
+class AdapterSet:
+    """The adapters of one engine: attached by name, any number of them active with weights."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._model = engine.model
+        self._device = engine.device
+        self._modules = dict(_modules(engine.model))
+        self._ready: dict[str, Ready] = {}
+        self._active: dict[str, float] = {}
+        self._installed: list[str] = []
+        self._own_prefix = getattr(engine.model, "prefix_key_values", None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the attached adapters hold."""
+        return sum(ready.nbytes for ready in self._ready.values())
+
+    @property
+    def active(self) -> Mapping[str, float]:
+        return dict(self._active)
+
+    def attach(self, path: Path, name: str, *, force: bool = False, alpha: float | None = None) -> Adapter:
+        """Read the adapter at `path`, check it against the model, and keep it ready under `name`.
+
+        force: attach an adapter that names another base of the same shape. Raises Usage, Damaged, Hostile or
+        NotInstalled with the reason; the model and the other adapters are then as they were.
+        """
+        adapter = read_adapter(path, alpha=alpha, force=force)
+        ready = Ready(adapter)
+        if adapter.kind == "lora":
+            matched = match(adapter, self._modules)
+            refuse_other_base(adapter, self._engine.checkpoint)
+            ready.changes = dict(read_changes(adapter, matched, self._device))
+        else:
+            check_prefix(adapter, self._engine.spec, self._model)
+            refuse_other_base(adapter, self._engine.checkpoint)
+            ready.rows = read_prefix(adapter, self._engine.spec, self._device)
+        if name in self._active:
+            self.activate({other: weight for other, weight in self._active.items() if other != name})
+        self._ready[name] = ready
+        return adapter
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; if it is active it stops first. Raises UnknownModel for a name that is not attached."""
+        self._known(name)
+        if name in self._active:
+            self.activate({other: weight for other, weight in self._active.items() if other != name})
+        del self._ready[name]
+
+    def activate(self, adapters: Mapping[str, float]) -> None:
+        """Exactly these from now on, with their weights; {} is the base model, bit for bit.
+
+        Raises UnknownModel, or Usage for prefixes that cannot be combined; what was active then stays.
+        """
+        wanted = {name: float(weight) for name, weight in adapters.items() if weight != 0}
+        for name in adapters:
+            self._known(name)
+        layers = self._layers(wanted)
+        prefixes = self._prefixes(wanted)
+        self._restore()
+        try:
+            self._install(layers)
+            self._set_prefix(prefixes, wanted)
+        except BaseException:
+            self._restore()
+            self._active = {}
+            raise
+        self._active = wanted
+
+    def _known(self, name: str) -> Ready:
+        found = self._ready.get(name)
+        if found is None:
+            raise UnknownModel(
+                f"no adapter is attached as {one_line(repr(name), 80)}",
+                hint="attached: " + (one_line(", ".join(self._ready)) or "none"),
+                code="adapter.unknown",
+            )
+        return found
+
+    def _layers(self, wanted: Mapping[str, float]) -> dict[str, nn.Module]:
+        """The layers that stand in for the model's own, made before any is put in its place."""
+        by_layer: dict[str, list[Weighted]] = {}
+        for name, weight in wanted.items():
+            for place, change in self._ready[name].changes.items():
+                by_layer.setdefault(place, []).append((change, weight))
+        return {place: self._layer(place, changes) for place, changes in by_layer.items()}
+
+    def _layer(self, place: str, changes: list[Weighted]) -> nn.Module:
+        base = self._modules[place]
+        trained = [(c, w) for c, w in changes if c.replaced]
+        if isinstance(base, nn.Embedding | QuantEmbedding):
+            return adapted_embedding(base, changes)
+        if any("weight" in c.replaced for c, _ in trained) or not hasattr(base, "in_features"):
+            base = replaced(base, trained)
+            changes = [(c, w) for c, w in changes if c.a is not None]
+        return adapted_linear(base, changes) if changes and hasattr(base, "in_features") else base
+
+    def _prefixes(self, wanted: Mapping[str, float]) -> list[tuple[Ready, float]]:
+        """The prefixes among them; one, or several of one kind and length whose weights add up to one."""
+        found = [(ready, w) for n, w in wanted.items() if (ready := self._ready[n]).rows is not None]
+        lengths = {(ready.adapter.kind, ready.adapter.length, ready.adapter.form) for ready, _ in found}
+        if len(lengths) > 1:
+            raise Usage(
+                "prefixes of different lengths cannot be mixed", hint="activate one of them", code="adapter.prefixes"
+            )
+        if found and abs(sum(w for _, w in found) - 1) > 1e-6:
+            raise Usage(
+                f"the weights of the prefixes add up to {sum(w for _, w in found):g}",
+                hint="a prefix stands in front of the cache or it does not: its weight is 1; a mixture's add up to 1",
+                code="adapter.prefixes",
+            )
+        return found
+
+    def _restore(self) -> None:
+        for place in self._installed:
+            self._put(place, None if place == "lm_head" and _has_tied_head(self._model) else self._modules[place])
+        self._installed = []
+        if isinstance(self._model, PrefixedModel):
+            self._model.prefix_key_values, self._model.prefix_shifts = self._own_prefix, False
+
+    def _install(self, layers: Mapping[str, nn.Module]) -> None:
+        for place, layer in layers.items():
+            self._installed.append(place)
+            self._put(place, layer)
+
+    def _put(self, place: str, layer: nn.Module | None) -> None:
+        holder, _, leaf = place.rpartition(".")
+        parent = self._model.get_submodule(holder)
+        if isinstance(parent, nn.ModuleList | nn.Sequential):
+            parent[int(leaf)] = cast(nn.Module, layer)
+        else:
+            setattr(parent, leaf, layer)
+
+    def _set_prefix(self, prefixes: list[tuple[Ready, float]], wanted: Mapping[str, float]) -> None:
+        if not prefixes:
+            return
+        model = cast(PrefixedModel, self._model)
+        first = prefixes[0][0]
+        rows = sum(cast(torch.Tensor, r.rows) * w for r, w in prefixes) if len(prefixes) > 1 else first.rows
+        rows = cast(torch.Tensor, rows)
+        if first.adapter.kind == "prompt":
+            model.prefix_key_values = None  # the prompt is read by the network without one
+            rows = keys_of_prompt(model, rows, self._engine.dtype)
+        model.prefix_key_values, model.prefix_shifts = rows, first.adapter.form == "peft"
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module by name. A tied head has no module of its own; a trained one needs a place, `lm_head`."""
+    yield from model.named_modules()
+    if not _has_tied_head(model):
+        return
+    embedding = model.get_submodule("model.embed_tokens")
+    if isinstance(embedding, QuantEmbedding):
+        yield "lm_head", embedding.linear
+        return
+    weight = cast(nn.Embedding, embedding).weight
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = weight
+    yield "lm_head", head
+
+
+def _has_tied_head(model: nn.Module) -> bool:
+    """A Llama whose head is its embedding; it takes a separate one when it is given one."""
+    return isinstance(model, Llama) and bool(model.spec.extra["tied"])

@@ -1,0 +1,301 @@
+"""A LoRA's tensors matched to the model's layers, checked by name and shape, then read as factors.
+
+A and B are [rank, in] and [out, rank] under the names that PEFT gives them, or that raw files and older versions do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.text import one_line
+from glmchat.engine.adapters.adapter import Adapter
+from glmchat.engine.adapters.settings import LoraSettings
+from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+
+_KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+_WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pretrained_model.")
+_PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")
+_HEADS = ("lm_head", "output_layer")
+
+
+@dataclass(slots=True)
+class Names:
+    """Where the parts of one layer's change stand in the file."""
+
+    tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B", "lora_B.bias", … -> tensor name
+    replaced: dict[str, str] = field(default_factory=dict)  # "weight", "bias" -> tensor name
+
+    @property
+    def is_embedding(self) -> bool:
+        return "lora_embedding_A" in self.tensors
+
+
+@dataclass(slots=True)
+class Change:
+    """What one adapter changes in one layer, read and checked; everything in float32 but replaced weights.
+
+    a [rank, in] and b [out, rank]; b is not scaled yet.
+    """
+
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    scale: float = 1.0
+    magnitude: torch.Tensor | None = None  # DoRA: the length of each row of the changed matrix, [out]
+    b_bias: torch.Tensor | None = None
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # parameter -> trained value
+    is_embedding: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        found = (self.a, self.b, self.magnitude, self.b_bias, *self.replaced.values())
+        return sum(t.nbytes for t in found if t is not None)
+
+
+Modules = Mapping[str, nn.Module]
+
+
+def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
+    """Layer of the model -> the adapter's tensors for it, every shape checked. Nothing of the weights is read.
+
+    modules: every module of the bare model by name. Raises Damaged or Usage that names what does not fit.
+    """
+    shapes = adapter.tensors.shapes()
+    settings = adapter.lora
+    found: dict[str, Names] = {}
+    strangers: list[str] = []
+    for name in shapes:
+        module, kind = _split(name)
+        place = _place(module, modules)
+        if place is None or kind is None:
+            strangers.append(name)
+            continue
+        names = found.setdefault(place, Names())
+        (names.tensors if kind.startswith("lora_") else names.replaced)[kind] = name
+    if strangers:
+        raise Usage(
+            f"{len(strangers)} of the adapter's {len(shapes)} tensors belong to no layer of this model: "
+            + one_line(", ".join(strangers[:4]), 300),
+            hint="the adapter was trained on a model of another family, or of more layers",
+            code="adapter.names",
+        )
+    for place, names in found.items():
+        _check_pairs(place, names)
+        _check_shapes(place, names, modules[place], shapes, settings)
+    _check_complete(found, modules, settings)
+    return found
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight" or "bias"."""
+    for wrapper in _WRAPPERS:
+        name = name.rpartition(wrapper)[2] if wrapper == "base_model.model." else name.removeprefix(wrapper)
+    parts = [p for p in name.split(".") if p not in ("base_layer",)]
+    for index, part in enumerate(parts):
+        if part in _KINDS:
+            tail = parts[index + 1 :]
+            if len(tail) > 2:
+                return name, None
+            return ".".join(parts[:index]), f"{part}.bias" if tail and tail[-1] == "bias" else part
+    if "modules_to_save" in parts:
+        index = parts.index("modules_to_save")
+        parts = parts[:index] + parts[-1:]
+    if "original_module" in parts or parts[-1] not in ("weight", "bias"):
+        return name, None
+    return ".".join(parts[:-1]), parts[-1]
+
+
+def _place(name: str, modules: Modules) -> str | None:
+    return next((prefix + name for prefix in _PREFIXES if prefix + name in modules), None)
+
+
+def _check_pairs(place: str, names: Names) -> None:
+    for one, other in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        if (one in names.tensors) != (other in names.tensors):
+            there, lacking = (one, other) if one in names.tensors else (other, one)
+            raise Damaged(
+                f"the adapter holds {there} of {one_line(place, 120)} and lacks its {lacking}",
+                hint="the file is incomplete: fetch it again",
+                code="adapter.incomplete",
+            )
+
+
+def _check_shapes(
+    place: str, names: Names, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings
+) -> None:
+    out, width = measures(module)
+    if names.is_embedding:
+        out, width = width, out  # the change of an embedding is stored the other way round
+    for a_kind, b_kind in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        if a_kind not in names.tensors:
+            continue
+        a, b = shapes[names.tensors[a_kind]], shapes[names.tensors[b_kind]]
+        if not out or names.is_embedding is not isinstance(module, nn.Embedding | QuantEmbedding):
+            raise Usage(
+                f"{one_line(place, 120)} is no layer that a LoRA can change",
+                hint="the adapter was trained on a model of another family",
+                code="adapter.names",
+            )
+        _check_factors(place, a, b, out, width, settings)
+    for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
+        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != wanted:
+            raise _misshapen(place, kind, shapes[names.tensors[kind]], (wanted,))
+    for parameter, name in names.replaced.items():
+        expected = _parameter_shape(module, parameter)
+        if expected is None and parameter == "bias" and shapes[name] == (out,):
+            continue
+        if expected != shapes[name]:
+            raise _misshapen(place, parameter, shapes[name], expected or ())
+
+
+def _check_factors(
+    place: str, a: tuple[int, ...], b: tuple[int, ...], out: int, width: int, settings: LoraSettings
+) -> None:
+    if settings.enable is not None:
+        blocks, groups = len(settings.enable), sum(settings.enable)
+        rank = a[0] // groups if len(a) == 2 and groups else 0
+        fits = groups and out % blocks == 0 and a == (rank * groups, width) and b[:2] == (out // blocks * groups, rank)
+        if not fits or not rank or (len(b) == 3 and b[2] != 1) or len(b) > 3:
+            raise _misshapen(place, "lora_B of the blocks in enable_lora", b, (out // blocks * groups, rank))
+    else:
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            raise Damaged(
+                f"A {list(a)} and B {list(b)} of {one_line(place, 120)} do not multiply",
+                hint="the ranks of the two differ: the file is damaged, or of two trainings",
+                code="adapter.rank",
+            )
+        if (b[0], a[1]) != (out, width):
+            raise Usage(
+                f"the adapter changes {one_line(place, 120)} of [{b[0]}, {a[1]}], here it is [{out}, {width}]",
+                hint=f"it was trained on a model of hidden size {a[1]}",
+                code="adapter.shape",
+            )
+        rank = a[0]
+    declared = settings.rank_of(place)
+    if declared is not None and declared != rank:
+        raise Damaged(
+            f"adapter_config.json says rank {declared}, {one_line(place, 120)} has {rank}",
+            hint="configuration and weights are of two different trainings",
+            code="adapter.rank",
+        )
+    if not 0 < rank <= min(out, width):
+        raise Damaged(
+            f"a rank of {rank} for {one_line(place, 120)} of [{out}, {width}]",
+            hint="no LoRA is like this: the file is damaged",
+            code="adapter.rank",
+        )
+
+
+def _check_complete(found: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
+    """Every layer that the configuration targets must have its tensors: a cut file would half change the model."""
+    if settings.targets is None and not settings.all_linear:
+        return
+    wanted = [name for name, module in modules.items() if _is_target(name, module, settings)]
+    missing = [name for name in wanted if name not in found or not found[name].tensors]
+    if missing:
+        raise Damaged(
+            f"the adapter holds nothing for {len(missing)} of the {len(wanted)} layers that it targets: "
+            + one_line(", ".join(missing[:3]), 200),
+            hint="the file is incomplete, or was trained on a model of fewer layers",
+            code="adapter.incomplete",
+        )
+
+
+def _is_target(name: str, module: nn.Module, settings: LoraSettings) -> bool:
+    out, _ = measures(module)
+    if not out or any(name == e or name.endswith("." + e) for e in settings.excluded):
+        return False
+    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+    if settings.layers is not None and (not numbers or numbers[0] not in settings.layers):
+        return False
+    if settings.all_linear:
+        return isinstance(module, nn.Linear | QuantLinear) and name.rpartition(".")[2] not in _HEADS
+    return any(name == t or name.endswith("." + t) for t in settings.targets or ())
+
+
+def measures(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, (rows, width) of an embedding, (0, 0) of anything else."""
+    if isinstance(module, nn.Linear | QuantLinear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Embedding | QuantEmbedding):
+        return module.num_embeddings, module.embedding_dim
+    return 0, 0
+
+
+def _parameter_shape(module: nn.Module, parameter: str) -> tuple[int, ...] | None:
+    if parameter == "weight" and measures(module) != (0, 0):
+        return measures(module)
+    value = getattr(module, parameter, None)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return max(shape, default=0) if sum(length > 1 for length in shape) <= 1 else -1
+
+
+def _misshapen(place: str, kind: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Usage:
+    return Usage(
+        f"{kind} of {one_line(place, 120)} is {list(shape)} in the adapter, {list(wanted)} here",
+        hint="the adapter was trained on another model, or on another vocabulary",
+        code="adapter.shape",
+    )
+
+
+def read_changes(adapter: Adapter, matched: Mapping[str, Names], device: str) -> Iterator[tuple[str, Change]]:
+    """The numbers. Raises Damaged for one that is not finite."""
+    for place, names in matched.items():
+        change = Change(is_embedding=names.is_embedding)
+        a_kind, b_kind = ("lora_embedding_A", "lora_embedding_B") if names.is_embedding else ("lora_A", "lora_B")
+        if a_kind in names.tensors:
+            a = _number(adapter, names.tensors[a_kind], device)
+            b = _number(adapter, names.tensors[b_kind], device)
+            settings = adapter.lora
+            groups = sum(settings.enable) if settings.enable else 1
+            change.scale = settings.scale_of(place, a.shape[0] // groups)
+            change.a, change.b = a, _spread(b, settings.enable) if settings.enable else b
+        if "lora_magnitude_vector" in names.tensors:
+            change.magnitude = _number(adapter, names.tensors["lora_magnitude_vector"], device).flatten()
+        if "lora_B.bias" in names.tensors:
+            change.b_bias = _number(adapter, names.tensors["lora_B.bias"], device)
+        change.replaced = {
+            parameter: _number(adapter, name, device, keep=True) for parameter, name in names.replaced.items()
+        }
+        yield place, change
+
+
+def _spread(b: torch.Tensor, enable: tuple[bool, ...]) -> torch.Tensor:
+    """MergedLinear's grouped B [blocks * enabled, rank(, 1)] as a plain [out, enabled * rank].
+
+    Its blocks are consecutive rows of the fused projection as the checkpoint stores it. In ChatGLM-6B these are not the
+    queries or the values, since heads are interleaved there; the training computed with rows, so rows it is.
+    """
+    groups = sum(enable)
+    rank = b.shape[1]
+    block = b.shape[0] // groups
+    out = torch.zeros(block * len(enable), rank * groups, dtype=b.dtype, device=b.device)
+    parts = b.reshape(groups, block, rank)
+    for number, place in enumerate(index for index, on in enumerate(enable) if on):
+        out[place * block : (place + 1) * block, number * rank : (number + 1) * rank] = parts[number]
+    return out
+
+
+def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> torch.Tensor:
+    """One tensor in memory of its own, in float32 unless `keep`."""
+    stored = adapter.tensors.read(name)
+    tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
+    if not tensor.is_floating_point():
+        raise Damaged(
+            f"{one_line(name, 120)} holds no numbers of an adapter", hint="fetch it again", code="adapter.dtype"
+        )
+    tensor = tensor.to(device=device, dtype=tensor.dtype if keep else torch.float32, copy=True).contiguous()
+    if not bool(torch.isfinite(tensor).all()):
+        raise Damaged(
+            f"{one_line(name, 120)} holds numbers that are not finite (NaN or infinity)",
+            hint="the training broke: use an earlier checkpoint",
+            code="adapter.not_finite",
+        )
+    return tensor

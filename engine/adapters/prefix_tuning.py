@@ -1,0 +1,172 @@
+"""Prefixes: the keys and values that P-Tuning v2, prefix tuning and prompt tuning put in front of the cache.
+
+THUDM stores an encoder, PEFT the finished rows; both lie as [length, layers, key and value, kv_heads, head_dim]
+(Liu et al. 2021; Li and Liang 2021). Prompt tuning (Lester et al. 2021) stores embeddings; the network itself turns
+them into keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from glmchat.core.errors import Damaged, Usage
+from glmchat.engine.adapters.adapter import PREFIX, Adapter
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.prefix import PrefixedModel
+
+_EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
+               "transformer.embedding.word_embeddings")  # fmt: skip
+_WORDS = ("transformer.word_embeddings.weight", "transformer.embedding.word_embeddings.weight")
+
+
+def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> None:
+    """Raise Usage or Damaged if the prefix does not fit this model. Reads no numbers."""
+    if not isinstance(model, PrefixedModel):
+        raise Usage(
+            f"models of the family {spec.family} take no prefix in glmchat",
+            hint="ChatGLM, Llama, Mistral, Qwen and GPT-2 do",
+            code="adapter.family",
+        )
+    shapes = adapter.tensors.shapes()
+    if adapter.form == "thudm":
+        if not spec.family.startswith("chatglm"):
+            raise Usage(
+                f"this is a P-Tuning prefix for ChatGLM, the model here is of the family {spec.family}",
+                hint="use it with the ChatGLM-6B or ChatGLM2-6B it was trained on",
+                code="adapter.family",
+            )
+        for name in _WORDS:  # the older form holds the whole checkpoint
+            rows = shapes.get(name, (spec.vocab_size,))[0]
+            if rows != spec.vocab_size:
+                raise Usage(
+                    f"the checkpoint of this prefix has a vocabulary of {rows}, the model here has {spec.vocab_size}",
+                    hint="it was trained on another revision of the model",
+                    code="adapter.vocabulary",
+                )
+        _check_encoder(shapes, spec)
+        return
+    if adapter.kind == "prompt":
+        _expect(shapes["prompt_embeddings"][1], spec.hidden_size, "virtual tokens of hidden size")
+    else:
+        _expect(shapes["prompt_embeddings"][1], _width(spec), _what(spec))
+    if adapter.length >= spec.context:
+        raise Damaged(
+            f"{adapter.length} virtual tokens leave no room in a context of {spec.context}",
+            hint="the configuration is damaged",
+            code="adapter.length",
+        )
+
+
+def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> None:
+    sizes = {name.removeprefix(PREFIX): shape for name, shape in shapes.items() if name.startswith(PREFIX)}
+    width = _width(spec)
+    embedded = sizes["embedding.weight"][1]
+    if len(sizes) == 1:
+        _expect(embedded, width, _what(spec))
+        return
+    outer = sizes.get("trans.2.weight", ())
+    inner = sizes.get("trans.0.weight", ())
+    wanted = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
+    if set(sizes) != wanted or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
+        raise Damaged(
+            "the prefix encoder's parts do not belong together: "
+            + ", ".join(f"{k} {list(v)}" for k, v in sizes.items()),
+            hint="the file is incomplete, or of two trainings",
+            code="adapter.incomplete",
+        )
+    if sizes["trans.0.bias"] != (outer[1],) or sizes["trans.2.bias"] != (outer[0],):
+        raise Damaged("the prefix encoder's biases do not fit", hint="the file is damaged", code="adapter.incomplete")
+    _expect(outer[0], width, _what(spec))
+
+
+def _width(spec: ModelSpec) -> int:
+    return spec.layers * 2 * spec.kv_heads * spec.head_dim
+
+
+def _what(spec: ModelSpec) -> str:
+    return f"a prefix for {spec.layers} layers of {spec.kv_heads} key heads with {spec.head_dim} numbers, of width"
+
+
+def _expect(found: int, wanted: int, what: str) -> None:
+    if found != wanted:
+        raise Usage(
+            f"the model here needs {what} {wanted}, the adapter has {found}",
+            hint="it was trained on a model of other measures",
+            code="adapter.shape",
+        )
+
+
+def read_prefix(adapter: Adapter, spec: ModelSpec, device: str) -> torch.Tensor:
+    """[layers, 2, kv_heads, length, head_dim] in float32, or for a prompt its embeddings [length, hidden].
+
+    Raises Damaged for numbers that are not finite.
+    """
+    if adapter.form == "thudm":
+        parts = {
+            name.removeprefix(PREFIX): _tensor(adapter, name)
+            for name in adapter.tensors.shapes()
+            if name.startswith(PREFIX)
+        }
+        rows = parts["embedding.weight"]
+        if "trans.0.weight" in parts:
+            inner = torch.tanh(torch.nn.functional.linear(rows, parts["trans.0.weight"], parts["trans.0.bias"]))
+            rows = torch.nn.functional.linear(inner, parts["trans.2.weight"], parts["trans.2.bias"])
+    else:
+        rows = _tensor(adapter, "prompt_embeddings")
+    if adapter.kind == "prompt":
+        return rows.to(device)
+    shaped = rows.view(adapter.length, spec.layers, 2, spec.kv_heads, spec.head_dim)
+    return shaped.permute(1, 2, 3, 0, 4).contiguous().to(device)
+
+
+def _tensor(adapter: Adapter, name: str) -> torch.Tensor:
+    stored = adapter.tensors.read(name)
+    tensor = (stored if isinstance(stored, torch.Tensor) else stored.dequantise()).float()
+    if not bool(torch.isfinite(tensor).all()):
+        raise Damaged(
+            f"{name} holds numbers that are not finite (NaN or infinity)",
+            hint="the training broke: use an earlier checkpoint",
+            code="adapter.not_finite",
+        )
+    return tensor.clone()
+
+
+def keys_of_prompt(model: LanguageModel, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the network's cache holds after reading virtual tokens rows [length, hidden], as `read_prefix` gives it."""
+    name = next(name for name in _EMBEDDINGS if _has(model, name))
+    holder_name, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(holder_name)
+    embedding = getattr(holder, leaf)
+    length = len(rows)
+    cache = KVCache(model.spec.layers, model.spec.kv_heads, model.spec.head_dim, length, dtype, str(rows.device))
+    setattr(holder, leaf, FixedRows(rows.to(dtype), embedding))
+    try:
+        with torch.inference_mode():
+            model(torch.arange(length, device=rows.device), cache, last_only=True)
+    finally:
+        setattr(holder, leaf, embedding)
+    return torch.stack([torch.stack(pair) for pair in zip(cache.keys, cache.values, strict=True)]).float()
+
+
+class FixedRows(nn.Module):
+    """An embedding for one forward pass, whose ids 0, 1, … are virtual tokens; a tied head still finds the real one."""
+
+    def __init__(self, rows: torch.Tensor, base: nn.Module) -> None:
+        super().__init__()
+        self.rows = rows
+        self.base = base
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.rows[ids]
+
+
+def _has(model: LanguageModel, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
