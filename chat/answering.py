@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ class Speaker(Protocol):
         continue_final: bool = False,
         *,
         continue_ids: Sequence[int] = (),
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]: ...
@@ -44,6 +45,7 @@ class Speaker(Protocol):
         sampling: Sampling,
         adapters: Sequence[tuple[str, float]] | None = None,
         *,
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]: ...

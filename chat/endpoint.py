@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -143,6 +143,7 @@ class Endpoint:
         continue_final: bool = False,
         *,
         continue_ids: Sequence[int] = (),
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -150,12 +151,13 @@ class Endpoint:
 
         adapters: (store name, scale); None leaves them to the server, () means none. continue_final: the last message
         is an answer to be continued; continue_ids: its exact ids, where they are known (our own server).
+        asked: the fields of `sampling` that somebody set; what else is in it stays with a server that is not our child.
         on_progress: told of the place in the server's line and of the prefill; called in the caller's thread.
         Raises EngineDied, NetworkFailed, ServerFailed, or what our own server raised (DoesNotFit, Usage, …).
         """
 
         def body() -> dict[str, Any]:
-            fields = {**self._fields(sampling, adapters), "messages": messages_json(messages)}
+            fields = {**self._fields(sampling, adapters, asked), "messages": messages_json(messages)}
             if continue_final and self.is_glmchat:
                 fields["continue_final"] = True
                 if continue_ids:
@@ -172,6 +174,7 @@ class Endpoint:
         sampling: Sampling,
         adapters: Sequence[tuple[str, float]] | None = None,
         *,
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -179,15 +182,17 @@ class Endpoint:
 
         def body() -> dict[str, Any]:
             text = whole_text(prompt) if isinstance(prompt, str) else list(prompt)
-            return {**self._fields(sampling, adapters), "prompt": text}
+            return {**self._fields(sampling, adapters, asked), "prompt": text}
 
         return self._stream("/completions", body, stop or Stop(), on_progress)
 
-    def _fields(self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None) -> dict[str, Any]:
+    def _fields(
+        self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None, asked: Collection[str] | None
+    ) -> dict[str, Any]:
         model = {"model": self.model} if self.model else {}
         return {
             **model,
-            **sampling_fields(sampling, ours=self.is_glmchat),
+            **sampling_fields(sampling, ours=self.is_glmchat, asked=None if self.is_local else asked),
             **adapter_fields(adapters, ours=self.is_glmchat),
         }
 

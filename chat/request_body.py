@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from glmchat.core.messages import Message, Sampling
@@ -11,22 +11,21 @@ EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos")  # vLLM's an
 _NEUTRAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
-def sampling_fields(sampling: Sampling, *, ours: bool) -> dict[str, Any]:
-    """Our own server is sent everything; a foreign one OpenAI's fields, others only where they say something."""
-    fields: dict[str, Any] = {
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-    }
-    for name in ("max_tokens", "seed"):
-        if (value := getattr(sampling, name)) is not None:
+def sampling_fields(sampling: Sampling, *, ours: bool, asked: Collection[str] | None = None) -> dict[str, Any]:
+    """OpenAI's fields to everybody; the extensions to our own server, to others only where they say something.
+
+    asked: the fields that somebody set; the server decides the others. None: all of them are meant.
+    """
+    fields: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    for name in ("temperature", "top_p", "max_tokens", "seed"):
+        if (asked is None or name in asked) and (value := getattr(sampling, name)) is not None:
             fields[name] = value
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     for name in EXTENSIONS:
-        if ours or getattr(sampling, name) != getattr(_NEUTRAL, name):
-            fields[name] = getattr(sampling, name)
+        value = getattr(sampling, name)
+        if name in asked if asked is not None else ours or value != getattr(_NEUTRAL, name):
+            fields[name] = value
     if ours:
         fields["return_token_ids"] = True
     return fields

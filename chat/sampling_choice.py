@@ -25,6 +25,11 @@ class ChosenSampling:
     sampling: Sampling
     origins: Mapping[str, Origin]  # for every field of Sampling
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The fields that somebody set. A foreign server is sent only these: its own defaults are for its model."""
+        return frozenset(name for name, origin in self.origins.items() if origin != "default")
+
 
 @dataclass(slots=True)
 class SamplingRanks:

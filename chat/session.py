@@ -21,7 +21,7 @@ from glmchat.chat.endpoint import Stop
 from glmchat.chat.history import History
 from glmchat.chat.pump import Pump, Source
 from glmchat.chat.records import StoredMessage
-from glmchat.chat.sampling_choice import SamplingRanks
+from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.core.errors import GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
@@ -192,6 +192,11 @@ class ChatSession(Conversing):
             raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
         return self._endpoint
 
+    @property
+    def _decides(self) -> bool:
+        """True where our defaults hold: the model is loaded here. A server has its own."""
+        return self._endpoint is None or self._endpoint.is_local
+
     @contextmanager
     def _speaking(self) -> Iterator[None]:
         if not self._switch.take():
@@ -210,7 +215,7 @@ class ChatSession(Conversing):
         verbatim: tuple[Message, ...] | None = None,
     ) -> Answer:
         """A new answer below `question`."""
-        chosen = self.sampling(only_now).sampling
+        chosen = self.sampling(only_now)
         details = self._details(chosen)
         if context.is_completion(question):
             details |= {"mode": context.COMPLETION, "system": None}
@@ -220,7 +225,7 @@ class ChatSession(Conversing):
 
     def _continue(self, unfinished: StoredMessage) -> Answer:
         """More of an answer that stands already."""
-        chosen = self.sampling().sampling
+        chosen = self.sampling()
         stored = self._seen(unfinished.id)
         answer = self.history.reopen_answer(self.tree, unfinished)
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
@@ -228,14 +233,16 @@ class ChatSession(Conversing):
         details = {**answer.details, **self._details(chosen), "spans": spans}
         yield from self._run(None, answer, stored, chosen, details, continued=unfinished)
 
-    def _details(self, sampling: Sampling) -> dict[str, Any]:
+    def _details(self, chosen: ChosenSampling) -> dict[str, Any]:
+        """What the answer is made with. What a server decides by itself is not known and not written down."""
+        told = [f.name for f in fields(Sampling) if self._decides or f.name in chosen.asked]
         return {
             "model": self.identity.model,
             "revision": self.identity.revision,
             "quant": self.identity.quant,
             "family": self.identity.family,
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
-            "sampling": {f.name: _plain(getattr(sampling, f.name)) for f in fields(sampling)},
+            "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in told},
             "system": self.system_prompt,
         }
 
@@ -244,7 +251,7 @@ class ChatSession(Conversing):
         question: StoredMessage | None,
         answer: StoredMessage,
         stored: Sequence[StoredMessage],
-        sampling: Sampling,
+        chosen: ChosenSampling,
         details: dict[str, Any],
         continued: StoredMessage | None = None,
         verbatim: tuple[Message, ...] | None = None,
@@ -252,7 +259,7 @@ class ChatSession(Conversing):
         writing = Writing(self.history, self.tree, answer, details)
         try:
             yield Begun(question, answer)
-            yield from self._stream(stored, sampling, writing, continued, verbatim)
+            yield from self._stream(stored, chosen, writing, continued, verbatim)
         except (GeneratorExit, KeyboardInterrupt):
             writing.end("stopped")
             raise
@@ -267,7 +274,7 @@ class ChatSession(Conversing):
     def _stream(
         self,
         stored: Sequence[StoredMessage],
-        sampling: Sampling,
+        chosen: ChosenSampling,
         writing: Writing,
         continued: StoredMessage | None,
         verbatim: tuple[Message, ...] | None,
@@ -280,7 +287,7 @@ class ChatSession(Conversing):
             if text is not None:
                 request = context.Request((), self.unseen)
             elif verbatim is None:
-                request = self._request(stored, sampling, refused, continue_final=continued is not None)
+                request = self._request(stored, chosen.sampling, refused, continue_final=continued is not None)
             else:
                 request = self._as_given(verbatim)
             writing.details["seen_from"] = next((m.id for m in stored if m.id not in request.unseen), None)
@@ -288,7 +295,7 @@ class ChatSession(Conversing):
                 self.unseen = request.unseen
                 yield Trimmed(request.unseen, request.tokens, request.limit)
             connection = self._switch.connection()
-            pump = Pump(self._source(endpoint, request, sampling, connection, continued, text))
+            pump = Pump(self._source(endpoint, request, chosen, connection, continued, text))
             try:
                 yield from relay(pump, writing, self._switch)
             except GlmchatError as error:
@@ -307,15 +314,18 @@ class ChatSession(Conversing):
         self,
         endpoint: Speaker,
         request: context.Request,
-        sampling: Sampling,
+        chosen: ChosenSampling,
         connection: Stop,
         continued: StoredMessage | None,
         text: str | None,
     ) -> Source:
         # A server that was asked for an adapter by model name keeps it.
         adapters = self.adapters if self.adapters or endpoint.is_local else None
+        sampling, asked = chosen.sampling, None if self._decides else chosen.asked
         if text is not None:
-            return lambda report: endpoint.complete(text, sampling, adapters, stop=connection, on_progress=report)
+            return lambda report: endpoint.complete(
+                text, sampling, adapters, asked=asked, stop=connection, on_progress=report
+            )
         ids: tuple[int, ...] = ()
         if continued is not None and continued.details.get("model") == self.identity.model:
             ids = continued.token_ids  # another model's ids mean other words
@@ -325,6 +335,7 @@ class ChatSession(Conversing):
             adapters,
             continued is not None,
             continue_ids=ids,
+            asked=asked,
             stop=connection,
             on_progress=report,
         )

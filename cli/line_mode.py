@@ -242,7 +242,10 @@ class _Talk:
         chosen = self._session.sampling()
         for name, origin in chosen.origins.items():
             if not parts or origin in ("set", "flag"):
-                output.say(f"{name}  {getattr(chosen.sampling, name)}  ({origin})")
+                if origin == "default" and self._connection.process is None:
+                    output.say(f"{name}  {tr('as the server likes')}")
+                else:
+                    output.say(f"{name}  {getattr(chosen.sampling, name)}  ({origin})")
 
     def _system(self, text: str) -> None:
         if text:

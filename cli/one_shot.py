@@ -200,5 +200,6 @@ class _JsonPrinter:
                 "decode_tokens_per_second": event.decode_tokens_per_second,
                 "load_seconds": event.load_seconds,
                 "seed": event.seed,
+                **({"ignored": ignored} if (ignored := event.facts.get("ignored")) else {}),
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 from glmchat.chat.endpoint import Progress, Stop
@@ -55,6 +55,7 @@ class LocalSpeaker:
         continue_final: bool = False,
         *,
         continue_ids: Sequence[int] = (),
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -65,6 +66,7 @@ class LocalSpeaker:
                 "adapters": adapters,
                 "continue_final": continue_final,
                 "continue_ids": tuple(continue_ids),
+                "asked": asked,
             }
         )
         if self.refuse_over is not None and count(messages) > self.refuse_over:
@@ -91,6 +93,7 @@ class LocalSpeaker:
         sampling: Sampling,
         adapters: Sequence[tuple[str, float]] | None = None,
         *,
+        asked: Collection[str] | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:

@@ -254,6 +254,15 @@ def test_a_foreign_server_is_sent_openais_fields_and_no_more_unless_asked(foreig
     assert foreign.asked[-1][2]["top_k"] == 40 and foreign.asked[-1][2]["seed"] == 3
 
 
+def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign):
+    endpoint = foreign.says(chunk("x", "stop") + "\n\n")
+    ask(endpoint, Sampling(temperature=0.95, top_k=0), asked={"top_k"})
+    body = foreign.asked[-1][2]
+    assert set(body) == {"stream", "stream_options", "model", "messages", "top_k"} and body["top_k"] == 0
+    list(endpoint.complete("a", Sampling(), asked=()))
+    assert set(foreign.asked[-1][2]) == {"stream", "stream_options", "model", "prompt"}
+
+
 def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
     def strict(path: str, body: Any) -> tuple[str, str, bytes] | None:
         extra = {"top_k", "min_p", "stream_options"} & set(body or {})

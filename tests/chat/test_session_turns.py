@@ -357,3 +357,16 @@ def test_what_the_model_did_not_see_is_known_again_when_the_conversation_is_open
         talk(session.ask("q" * 20))
     assert session.unseen
     assert ChatSession(history, None, session.tree.conversation.id).unseen == session.unseen
+
+
+def test_a_server_decides_what_nobody_set_and_nothing_is_made_up_for_the_record(history):
+    ranks = SamplingRanks({"config": {"temperature": 0.1}})
+    speaker = LocalSpeaker(is_local=False)
+    session = ChatSession(history, speaker, ranks=ranks)
+    answer = talk(session.ask("hello"))[-1].answer
+    assert speaker.asked[0]["asked"] == {"temperature"}
+    assert answer.details["sampling"] == {"temperature": 0.1}
+    ours = LocalSpeaker()
+    session.reconnect(ours)
+    answer = talk(session.ask("hello"))[-1].answer
+    assert ours.asked[0]["asked"] is None and answer.details["sampling"]["top_p"] == 0.7
