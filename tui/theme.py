@@ -147,7 +147,7 @@ _LIGHT = Palette(
     muted="#666b75",
     faint="#a7a59d",
     accent="#0b7566",
-    user="#a75c14",
+    user="#98520f",
     warning="#8a6100",
     error="#b3312b",
     success="#2f7a34",
@@ -157,7 +157,7 @@ _LIGHT = Palette(
     syntax={
         "keyword": "#7d3fa8",
         "string": "#3c7a2a",
-        "number": "#a75c14",
+        "number": "#98520f",
         "comment": "#7f8279",
         "function": "#1f5fb0",
         "class": "#8a6100",

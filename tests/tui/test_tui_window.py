@@ -72,7 +72,7 @@ async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once()
         await window.send("/context refuse")
         assert "refuses" in window.notices
         await window.press("up")
-        assert window.chat.prompt.text == "next question" and not window.chat.queue
+        await window.until(lambda: window.chat.prompt.text == "next question" and not window.chat.queue)
         await window.press("enter")
         await window.send("/stop")
         await window.until(lambda: window.said("user") == ["go", "next question"])
@@ -242,7 +242,7 @@ async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> No
 
 async def test_typing_a_slash_suggests_and_tab_takes() -> None:
     async with open_window() as window:
-        await window.press("slash", "s", "y")
+        await window.press("/", "s", "y")
         suggestions = window.chat.query_one(Suggestions)
         await window.until(lambda: suggestions.chosen is not None and suggestions.chosen.name == "system")
         await window.press("tab")

@@ -137,9 +137,7 @@ class ChatScreen(Commanding):
             sidebar.history = self.session.history
             sidebar.open_id = self.session.tree.conversation.id
         sidebar.reload()
-        self.query_one("#title", Static).update(
-            Text(one_line(title or tr("new conversation"), 200), self.palette.quiet)
-        )
+        self.query_one("#title", Static).update(Text(one_line(title or tr("new conversation"), 200)))
         self.app.title = f"glmchat · {one_line(title, 60)}" if title else "glmchat"
 
     def queue_changed(self) -> None:

@@ -1,0 +1,159 @@
+"""Commands, clipboard, status line, themes, languages: the parts without a screen."""
+
+from __future__ import annotations
+
+import base64
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from glmchat.core import locations
+from glmchat.tui import clipboard, commands
+from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
+from glmchat.tui.screens import conversing, help
+from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.theme import PALETTES, choose_theme
+from glmchat.tui.widgets.status import Facts, status_text
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("hello", ("text", "hello", "")),
+        ("//etc", ("text", "/etc", "")),
+        ("/?", ("command", "help", "")),
+        ("/EXIT", ("command", "quit", "")),
+        ("/set temp 0.5", ("command", "set", "temp 0.5")),
+        ("/system be\nbrief", ("command", "system", "be\nbrief")),
+        ("/system\nbe brief", ("command", "system", "be brief")),
+        ("/regne", ("unknown", "regne", "regen")),
+        ("/etc/hosts", ("unknown", "etc/hosts", "")),
+        ("/", ("unknown", "", "")),
+        ("a /clear b", ("text", "a /clear b", "")),
+    ],
+)
+def test_lines_are_read_as_commands_text_or_neither(line: str, expected: tuple[str, str, str]) -> None:
+    assert commands.parse(line) == expected
+
+
+def test_every_command_is_made_and_no_two_share_a_word_or_a_key() -> None:
+    words = [word for c in commands.COMMANDS for word in (c.name, *c.aliases)]
+    keys = [c.key for c in commands.COMMANDS if c.key]
+    assert len(words) == len(set(words)) and len(keys) == len(set(keys))
+    assert all(hasattr(ChatScreen, c.action) for c in commands.COMMANDS)
+    assert all(c.group in commands.GROUPS for c in commands.COMMANDS)
+
+
+def test_sentences_that_are_translated_by_a_variable_have_chinese_too() -> None:
+    chinese = tomllib.loads((ROOT / "core" / "zh.toml").read_text(encoding="utf-8"))
+    used = {c.summary for c in commands.COMMANDS} | set(commands.GROUPS) | set(PRESET_WORDS.values())
+    used |= {word for pair in EXPLAINED.values() for word in pair} | {what for _, what in help._KEYS}
+    used |= set(conversing._STAGES.values()) | set(PRESETS) - {"model"}
+    assert not used - set(chinese)
+
+
+def test_a_copy_goes_to_the_terminal_and_to_a_private_file() -> None:
+    copied = clipboard.copy("量化", {})
+    assert copied.sequence == f"\x1b]52;c;{base64.b64encode('量化'.encode()).decode()}\x07"
+    assert copied.file is not None and copied.file.read_text() == "量化"
+    assert copied.file.stat().st_mode & 0o077 == 0
+    assert str(copied.file) in copied.words()
+
+
+def test_inside_tmux_the_sequence_is_passed_through() -> None:
+    sequence = clipboard.osc52("x", {"TMUX": "/tmp/tmux"})
+    assert sequence is not None and "\x1bPtmux;\x1b\x1b]52;c;eA==\x07\x1b\\" in sequence
+    screen = clipboard.osc52("x" * 2000, {"STY": "1"})
+    assert screen is not None and all(len(part) <= 516 for part in screen.split("\x1b\\"))
+
+
+def test_a_text_too_long_for_the_terminal_is_only_in_the_file_and_that_is_said() -> None:
+    text = "量" * 30_000
+    copied = clipboard.copy(text, {})
+    assert copied.sequence is None
+    assert "too long" in copied.words() and str(clipboard.clipboard_file()) in copied.words()
+
+
+def test_a_home_that_cannot_be_written_still_copies_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMCHAT_HOME", "/proc/nowhere")
+    copied = clipboard.copy("x", {})
+    assert copied.file is None and copied.sequence is not None
+    assert locations.state_dir() == Path("/proc/nowhere/state")
+
+
+FULL = Facts(
+    "smollm2",
+    "b179c9523d0e",
+    "q4_1",
+    ("poet",),
+    41.2,
+    0.12,
+    312,
+    8192,
+    412_000_000,
+    (3_000_000_000, 8_000_000_000),
+    queued=2,
+)
+
+
+@pytest.mark.parametrize("theme", list(PALETTES))
+@pytest.mark.parametrize("width", [1, 5, 12, 20, 40, 60, 80, 100, 160])
+def test_the_status_line_fits_any_width_and_keeps_the_model_longest(width: int, theme: str) -> None:
+    text = status_text(FULL, width, PALETTES[theme])
+    assert text.cell_len <= max(width, 3)
+    if width >= 12:
+        assert "smollm2" in text.plain
+    if width >= 160:
+        assert all(
+            part in text.plain
+            for part in ("@b179c95", "q4_1", "+poet", "41.2 tok/s", "312/8,192", "412.0 MB", "GPU 3.0 GB")
+        )
+
+
+def test_a_lost_engine_is_what_the_status_line_says_first() -> None:
+    text = status_text(Facts("smollm2", lost=True, speed=3.0), 60, PALETTES["dark"])
+    assert text.plain.strip().startswith("engine stopped · F5")
+
+
+def test_progress_shows_a_share() -> None:
+    assert "42%" in status_text(Facts("m", activity="loading the weights", progress=0.42), 80, PALETTES["dark"]).plain
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "theme"),
+    [
+        (None, {}, "dark"),
+        ("light", {}, "light"),
+        ("light", {"NO_COLOR": "1"}, "plain"),
+        (None, {"COLORFGBG": "0;15"}, "light"),
+        (None, {"COLORFGBG": "15;0"}, "dark"),
+        ("contrast", {"COLORFGBG": "0;15"}, "contrast"),
+    ],
+)
+def test_the_theme_follows_no_color_then_the_setting_then_the_terminal(
+    setting: str | None, environ: dict[str, str], theme: str
+) -> None:
+    assert choose_theme(setting, environ) == theme
+
+
+@pytest.mark.parametrize("name", ["dark", "light", "contrast"])
+def test_text_can_be_read_on_its_background(name: str) -> None:
+    """WCAG's contrast ratio: 7 for text, 4.5 for quiet text and code."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def ratio(a: str, b: str) -> float:
+        high, low = sorted((luminance(a), luminance(b)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    p = PALETTES[name]
+    assert ratio(p.text, p.background) >= 7 and ratio(p.text, p.surface) >= 7
+    assert all(ratio(c, p.background) >= 4.5 for c in (p.muted, p.accent, p.user, p.error, p.warning))
+    for kind, colour in p.syntax.items():
+        assert ratio(colour, p.code_background) >= (3.5 if kind == "comment" else 4.5), kind
