@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glmchat.chat.endings import cut_note
-from glmchat.chat.records import StoredMessage
-from glmchat.chat.session import ChatSession
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tui.turns import State, Turn
+
+if TYPE_CHECKING:
+    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.session import ChatSession
 
 
 def turns_of(session: ChatSession) -> list[Turn]:
@@ -59,6 +60,8 @@ def speaker(session: ChatSession, message: StoredMessage) -> str:
 
 def state_note(message: StoredMessage) -> str:
     """Why an answer ended, if the model did not end it."""
+    from glmchat.chat.endings import cut_note
+
     match message.state:
         case "stopped":
             return tr("stopped · /continue goes on")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.resources import total_memory
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
-from glmchat.hub import catalogue, references
+
+if TYPE_CHECKING:
+    from glmchat.hub.catalogue import Entry
 
 _ROOM = 0.8  # share of the machine's memory that weights may take
 
 
 def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
     """(what is the case, what to do), or None if the model knows Chinese or is not in the catalogue."""
+    from glmchat.chat.resources import total_memory
+    from glmchat.hub import catalogue, references
+
     if launch.model is None or launch.server is not None:
         return None
     try:
@@ -37,5 +43,5 @@ def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
     )
 
 
-def _weights(entry: catalogue.Entry) -> int:
+def _weights(entry: Entry) -> int:
     return sum(file.size or 0 for file in entry.files)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from glmchat.chat.context import Request
-from glmchat.chat.endpoint import Endpoint
-from glmchat.chat.records import Conversation
-from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent
 from glmchat.core.errors import GlmchatError
+
+if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
+    from glmchat.chat.context import Request
+    from glmchat.chat.endpoint import Endpoint
+    from glmchat.chat.records import Conversation
+    from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent
 
 
 @dataclass(frozen=True, slots=True)

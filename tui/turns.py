@@ -167,6 +167,8 @@ class TurnLayout:
 
     def finish(self) -> None:
         if self.turn.state != "done":
+            if self.turn.state == "waiting":
+                self.redraw()  # without its waiting sign
             self.turn.state = "done"
             if self._splitter is not None:
                 self._splitter.close()

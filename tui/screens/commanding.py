@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glmchat.chat import model_choice, transcript
-from glmchat.chat.records import StoredMessage
-from glmchat.chat.session import ChatSession
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import installed
 from glmchat.tui import clipboard, commands
 from glmchat.tui.conversation import details_of
 from glmchat.tui.presets import PRESETS, shown
 from glmchat.tui.screens.conversing import Conversing
 from glmchat.tui.screens.help import HelpScreen
-from glmchat.tui.screens.models import ModelScreen
 from glmchat.tui.screens.sampling import SamplingScreen
 from glmchat.tui.theme import THEME_NAMES
 from glmchat.tui.turns import Turn
 from glmchat.tui.widgets.sidebar import Sidebar
 
-_FORMS: dict[str, transcript.Format] = {
+if TYPE_CHECKING:
+    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.session import ChatSession
+    from glmchat.chat.transcript import Format
+    from glmchat.hub.installed import Installed
+
+_FORMS: dict[str, Format] = {
     "md": "markdown",
     "markdown": "markdown",
     "json": "json",
@@ -273,23 +275,30 @@ class Commanding(Conversing):
         self.measure()
 
     def command_model(self, argument: str) -> None:
+        from glmchat.chat import model_choice
+        from glmchat.tui.screens.models import ModelScreen
+
         self._leave_answer()
         if argument:
             self._switch_to(*model_choice.locate(argument))
             return
 
-        def chosen(row: installed.Installed | None) -> None:
+        def chosen(row: Installed | None) -> None:
             if row is not None:
                 self._switch_to(row, None)
 
         self.app.push_screen(ModelScreen(self.launch.model), chosen)
 
-    def _switch_to(self, row: installed.Installed, bits: int | None) -> None:
+    def _switch_to(self, row: Installed, bits: int | None) -> None:
+        from glmchat.chat import model_choice
+
         launch = model_choice.launch_installed(replace(self.launch, server=None), row, bits)
         self.tell(tr("switching to {name}", name=launch.model or ""))
         self.switch_model(launch)
 
     def command_adapter(self, argument: str) -> None:
+        from glmchat.hub import installed
+
         session = self._talk()
         here = [row for row in installed.list_installed() if row.kind == "adapter"]
         if not argument:
@@ -449,9 +458,11 @@ class Commanding(Conversing):
         self.query_one(Sidebar).reload()
 
     def command_export(self, argument: str) -> None:
+        from glmchat.chat import transcript
+
         session = self._talk()
         word, _, rest = argument.partition(" ")
-        form: transcript.Format = "markdown"
+        form: Format = "markdown"
         if word in _FORMS:
             form, argument = _FORMS[word], rest.strip()
         tree = session.tree

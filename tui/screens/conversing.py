@@ -6,19 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.screen import Screen
 
-from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
-from glmchat.chat.cleaning import StreamCleaner
-from glmchat.chat.connect import open_session
-from glmchat.chat.endpoint import Progress, Stop
-from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.records import StoredMessage
-from glmchat.chat.sampling_choice import ranks_for_launch
-from glmchat.chat.session import ChatSession
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import language, tr
@@ -45,6 +37,13 @@ from glmchat.tui.turns import Role, Turn
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.status import StatusLine
 from glmchat.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from glmchat.chat.answering import SessionEvent
+    from glmchat.chat.cleaning import StreamCleaner
+    from glmchat.chat.endpoint import Stop
+    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.session import ChatSession
 
 _LOOK = 0.04  # seconds between two looks at what an answer has said
 _MEASURE_AFTER = 0.4  # of quiet typing
@@ -75,7 +74,7 @@ class Conversing(Screen[None]):
         self.ear = Ear()
         self.answering: str | None = None  # key of the turn that is written
         self._pending: str | None = None  # key of the question shown before it is stored
-        self._cleaner = StreamCleaner(None)
+        self._cleaner: StreamCleaner | None = None
         self._asked = 0.0
         self._first: float | None = None
         self._tokens = 0
@@ -131,6 +130,9 @@ class Conversing(Screen[None]):
         self.run_worker(work, thread=True, group=group, exclusive=exclusive, exit_on_error=True)
 
     def _open_history(self) -> None:
+        from glmchat.chat.connect import open_session
+        from glmchat.chat.history import History
+
         launch = self.launch
         try:
             path = locations.history_file() if launch.history and self.settings.history else None
@@ -239,6 +241,8 @@ class Conversing(Screen[None]):
         if self.answering is None:
             self._pending = self._pending or "pending"
         self._asked, self._first, self._tokens, self._stopping = time.monotonic(), None, 0, False
+        from glmchat.chat.cleaning import StreamCleaner
+
         family = self.session.identity.family if self.session else None
         self._cleaner = StreamCleaner(family)
         self.status.show(activity=tr("thinking"), progress=None)
@@ -262,6 +266,8 @@ class Conversing(Screen[None]):
         label = tr("{model}, going on with a text", model=self._ready.identity.model or "")
         self.transcript.drop("welcome")
         self.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
+        from glmchat.chat.endpoint import Stop
+
         self._completion = Stop()
         chosen, adapters = self.session.sampling(), self.session.adapters or None
         events = self._ready.endpoint.complete(
@@ -310,13 +316,17 @@ class Conversing(Screen[None]):
         if self._first is None:
             self._first = time.monotonic()
             self.status.show(first_token=self._first - self._asked, activity=tr("answering"), progress=None)
-        self.transcript.feed(self.answering, self._cleaner.feed("".join(text)))
+        said = "".join(text)
+        self.transcript.feed(self.answering, self._cleaner.feed(said) if self._cleaner else said)
         text.clear()
         seconds = time.monotonic() - self._first
         if seconds > 0.5 and not self._stopping:
             self.status.show(speed=self._tokens / seconds)
 
     def _heard(self, event: SessionEvent) -> None:
+        from glmchat.chat.answering import Begun, Done, Trimmed
+        from glmchat.chat.endpoint import Progress
+
         match event:
             case Begun(question, answer):
                 self._begun(question, answer)
@@ -383,7 +393,7 @@ class Conversing(Screen[None]):
 
     def _done(self, answer: StoredMessage) -> None:
         if self.answering is not None:
-            if rest := self._cleaner.end():
+            if self._cleaner is not None and (rest := self._cleaner.end()):
                 self.transcript.feed(self.answering, rest)
             self.transcript.finish(self.answering, self._note(answer))
 
@@ -485,6 +495,8 @@ class Conversing(Screen[None]):
 
     def switch_model(self, launch: LaunchOptions) -> None:
         """Another model for this conversation."""
+        from glmchat.chat.sampling_choice import ranks_for_launch
+
         self.launch = replace(launch, history=self.launch.history)
         self.link.change(self.launch)
         self._told_chinese = False

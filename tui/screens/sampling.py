@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import events
@@ -12,11 +12,13 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
-from glmchat.chat.session import ChatSession
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS, shown
 from glmchat.tui.theme import Palette
+
+if TYPE_CHECKING:
+    from glmchat.chat.session import ChatSession
 
 
 class PresetLine(Static):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -14,12 +14,14 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from glmchat.chat.history import History
-from glmchat.chat.records import Conversation
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
 from glmchat.tui.theme import PALETTES, Palette
+
+if TYPE_CHECKING:
+    from glmchat.chat.history import History
+    from glmchat.chat.records import Conversation
 
 _SHOWN = 500  # conversations in the list; older ones are found by searching
 
