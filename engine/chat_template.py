@@ -36,6 +36,7 @@ class ChatTemplate:
         """
         if len(source) > _LARGEST_TEMPLATE:
             raise Hostile("the chat template is larger than 1 MB", hint=_HINT, code="template.size")
+        self.source = source
         self._setup = {"template": source, "tokens": dict(tokens)}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None

@@ -14,12 +14,14 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
-from glmchat.engine.loading import Progress, load_model
+from glmchat.engine.identity import Identity
+from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.loops import goes_round
 from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.passes import Pass
 from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
 from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.sampling import make_sampler, new_seed, without
+from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.by_files import tokenizer_of_files
@@ -38,8 +40,9 @@ LONGEST_CONTEXT = 32_768  # of what a model allows, unless more is asked for: th
 class Chunk:
     """A piece of an answer: whole characters, and the ids they came from.
 
-    Only the last one has a finish reason and facts: prompt_n, cached_n, prompt_ms (reading what was not cached),
-    predicted_n, predicted_ms, ttft_ms, seed, stopped_by ("eos", "stop", "length", "context", "loop", "cancelled").
+    Only the last one has a finish reason and all facts: prompt_n, cached_n, prompt_ms (reading what was not cached),
+    predicted_n, predicted_ms, ttft_ms, seed, passes (engine/passes.py), stopped_by ("eos", "stop", "length", "context",
+    "loop", "cancelled"). The first one has those that a replay needs, for whoever stops before the end.
     """
 
     text: str
@@ -62,6 +65,8 @@ class Engine:
         self.context = context
         self.threads = torch.get_num_threads()
         self.load_seconds = 0.0
+        self.asked_dtype: str | None = None
+        self.identity: Identity | None = None  # started by `identify`
         self._sequence = Sequences(model, context, dtype, device)
         self._tokenizer: Tokenizer | Damaged = Damaged("no tokenizer", hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
@@ -106,7 +111,7 @@ class Engine:
         if dtype is None:
             wanted = settle_dtype(model, wanted, device)
         engine = cls(checkpoint, model, wanted, device, room)
-        engine.threads = count
+        engine.threads, engine.asked_dtype = count, dtype
         engine._tokenizer, engine._prompt = tokenizer, prompt
         engine.load_seconds = time.perf_counter() - started
         report("warmup", 1.0)
@@ -134,6 +139,11 @@ class Engine:
             self.tokenizer  # noqa: B018 - says what is missing
             raise Damaged("this folder has no chat format", hint="use --complete", code="prompt.missing")
         return self._prompt
+
+    @property
+    def speaks(self) -> bool:
+        """The folder has a tokenizer, so text can be asked for."""
+        return self._prompt is not None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -225,6 +235,8 @@ class Engine:
         steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed)
         said: list[int] = []
         pending: list[int] = []
+        opening: dict[str, Any] = {}  # how the prompt came into the cache; told with the first piece
+        untold = True
         first: float | None = None
         reason: FinishReason = "length"
         by = "length" if limit < self.context - len(ids) or limit == sampling.max_tokens else "context"
@@ -232,6 +244,7 @@ class Engine:
         try:
             for token in steps:
                 first = first or time.perf_counter()
+                opening = opening or {"seed": seed, "cached_n": cached, "passes": self._sequence.passes.to_json()}
                 said.append(token)
                 pending.append(token)
                 if token in ends:
@@ -239,8 +252,9 @@ class Engine:
                     break
                 piece = text.push(token)
                 if piece:
-                    yield Chunk(piece, tuple(pending))
+                    yield Chunk(piece, tuple(pending), facts=opening if untold else {})
                     pending.clear()
+                    untold = False
                 if text.stopped:
                     reason, by = "stop", "stop"
                     break
@@ -261,6 +275,7 @@ class Engine:
             "predicted_ms": (ended - first) * 1000 if first else 0.0,
             "ttft_ms": read * 1000 if first else None,
             "seed": seed,
+            **opening,
             "stopped_by": by,
         }
         yield Chunk(text.finish(), tuple(pending), reason, facts)
@@ -279,11 +294,11 @@ class Engine:
             seed = sampling.seed if sampling.seed is not None else new_seed()
         room = max(self.context - len(ids), 0)
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
-        banned, run_on = ((), ()) if self._prompt is None else (self._prompt.banned_ids, self._prompt.sentence_ends)
+        run_on = () if self._prompt is None else self._prompt.sentence_ends
         steps = generate(
             self._sequence,
             ids,
-            without(banned, make_sampler(sampling, seed, ids)),
+            self.sampler(sampling, seed, ids),
             stop_ids=() if sampling.ignore_eos else self.stop_ids,
             max_tokens=limit,
             run_on=run_on,
@@ -292,6 +307,26 @@ class Engine:
             on_prefill=on_prefill,
         )
         return steps, limit
+
+    def sampler(self, sampling: Sampling, seed: int, ids: Sequence[int]) -> Sampler:
+        """What chooses the ids that follow `ids`."""
+        banned = () if self._prompt is None else self._prompt.banned_ids
+        return without(banned, make_sampler(sampling, seed, ids))
+
+    def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
+        """Logits [vocab] behind `ids`, computed in the very passes that computed them once. For replays."""
+        self._check(ids)
+        return self._sequence.rebuild(ids, passes)
+
+    def use_dtype(self, dtype: torch.dtype) -> None:
+        """Compute in this type from now on, as if the load had settled on it. For replays."""
+        set_dtype(self.model, dtype, self.device)
+        self.dtype = dtype
+        self._sequence = Sequences(self.model, self.context, dtype, self.device)
+
+    def advance(self, token: int) -> torch.Tensor:
+        """Logits [vocab] behind one more id after `rebuild`."""
+        return self._sequence.advance(token)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -358,7 +393,12 @@ class Engine:
             "kernel": _kernels(self.model),
             "context": self.context,
             "load_ms": self.load_seconds * 1000,
+            **(self.identity.facts() if self.identity is not None else {}),
         }
+
+    def identify(self) -> None:
+        """From now on `facts` tell by hashes what was loaded. They are computed beside the first answer."""
+        self.identity = Identity(self)
 
     def close(self) -> None:
         """End the helper process that renders templates. The engine may still be used; it starts another."""

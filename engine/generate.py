@@ -11,6 +11,7 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.core.machine import available_memory
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.passes import Pass, Passes
 from glmchat.engine.sampling import Sampler
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
@@ -37,8 +38,9 @@ class Sequences:
         self._dtype = dtype
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
+        self.passes = Passes()  # how it came there
         self._name: Hashable = ()  # what was computed with: the active adapters
-        self._kept: dict[Hashable, tuple[KVCache, list[int]]] = {}  # the least recently used first
+        self._kept: dict[Hashable, tuple[KVCache, list[int], Passes]] = {}  # the least recently used first
 
     @property
     def cache(self) -> KVCache:
@@ -65,13 +67,14 @@ class Sequences:
 
     @property
     def cache_bytes(self) -> int:
-        caches = [cache for cache, _ in self._kept.values()]
+        caches = [cache for cache, _, _ in self._kept.values()]
         return sum(cache.nbytes for cache in (*caches, self._cache) if cache is not None)
 
     def forget(self) -> None:
         """Drop what every cache holds: the weights have changed."""
         self._cache = None
         self._ids = []
+        self.passes = Passes()
         self._kept.clear()
 
     def switch(self, name: Hashable) -> None:
@@ -82,8 +85,8 @@ class Sequences:
         if name == self._name:
             return
         if self._cache is not None and self._ids and _fits_beside(self._cache):
-            self._kept[self._name] = (self._cache, self._ids)
-        self._cache, self._ids = self._kept.pop(name, (None, []))
+            self._kept[self._name] = (self._cache, self._ids, self.passes)
+        self._cache, self._ids, self.passes = self._kept.pop(name, (None, [], Passes()))
         self._name = name
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
@@ -122,9 +125,8 @@ class Sequences:
                 code="context.full",
             )
         start = self.held(ids)
+        self._cut(start)
         cache = self.cache
-        cache.truncate(cache.prefix + start)
-        del self._ids[start:]
         if not self.model.spec.causal:
             cache.layout = None
         step = CHUNK if self.model.spec.causal else len(ids)
@@ -142,9 +144,31 @@ class Sequences:
 
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind `token`, which follows what the cache holds."""
-        return self._forward((token,), None)
+        return self._forward((token,), None, "decode")
 
-    def _forward(self, ids: Sequence[int], between_layers: Callable[[], None] | None) -> torch.Tensor:
+    def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
+        """Fill an empty cache with `ids` in the very passes that did it once; logits [vocab] behind the last id."""
+        self.forget()
+        logits: torch.Tensor | None = None
+        for one in passes:
+            if one.kind == "decode":
+                for token in ids[one.start : one.end]:
+                    logits = self.advance(token)
+                continue
+            logits = self._forward((*ids[one.start : one.end], *one.dropped), None)
+            self._cut(one.end)
+        assert logits is not None
+        return logits
+
+    def _cut(self, length: int) -> None:
+        """Keep the first `length` ids."""
+        self.cache.truncate(self.cache.prefix + length)
+        self.passes.cut(length, self._ids)
+        del self._ids[length:]
+
+    def _forward(
+        self, ids: Sequence[int], between_layers: Callable[[], None] | None, kind: str = "prefill"
+    ) -> torch.Tensor:
         cache = self.cache
         before = cache.length
         try:
@@ -154,6 +178,7 @@ class Sequences:
         except BaseException:
             cache.truncate(before)
             raise
+        self.passes.add(len(self._ids), len(self._ids) + len(ids), kind)
         self._ids.extend(ids)
         return logits
 

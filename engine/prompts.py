@@ -45,6 +45,11 @@ class PromptFormat(ABC):
             )
         return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
 
+    @property
+    def identity(self) -> str:
+        """What sets this way of writing conversations apart from others; goes into the record of every answer."""
+        return type(self).__name__
+
     def clean(self, text: str) -> str:
         """The family's clean-up of a finished answer."""
         return text

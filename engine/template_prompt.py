@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glmchat.core.errors import GlmchatError
+from glmchat.core.fingerprints import of_text
 from glmchat.core.messages import Message
 from glmchat.engine.chat_template import ChatTemplate, folder_template
 from glmchat.engine.gguf_file import open_gguf
@@ -73,6 +74,10 @@ class TemplatePrompt(PromptFormat):
                 return False
             raise
         return mark in text
+
+    @property
+    def identity(self) -> str:
+        return "sha256:" + of_text(self._template.source)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         hidden = _Hidden(self)

@@ -12,10 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed, UnknownModel
+from glmchat.core.fingerprints import of_adapter
 from glmchat.core.text import one_line
 from glmchat.serve.face import EngineFace, Load
 from glmchat.serve.line import Line
@@ -55,6 +57,7 @@ class Host:
         self._known = dict(adapters or {})
         self._find_adapter = find_adapter or (lambda name: None)
         self._attached: set[str] = set()
+        self.digests: dict[str, str] = {}  # of the adapters that are attached
         self._active: dict[str, float] = {}
         self._load = load
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -153,6 +156,8 @@ class Host:
             )
         self.ready().attach(folder, name)
         self._attached.add(name)
+        with suppress(OSError):  # taken away meanwhile: what is not known is not told
+            self.digests[name] = of_adapter(folder)
         self._known[name] = folder
 
     def detach(self, name: str) -> None:

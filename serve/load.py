@@ -20,7 +20,7 @@ def engine_loader(options: ServeOptions) -> Load:
 
             folder = kept_copy(folder, quant, Path(options.copy["out"]), options.copy["manifest"], report)
             quant = None
-        return Engine.load(
+        engine = Engine.load(
             folder,
             quant=quant,
             dtype=options.dtype,
@@ -29,5 +29,7 @@ def engine_loader(options: ServeOptions) -> Load:
             context=options.context,
             on_progress=report,
         )
+        engine.identify()
+        return engine
 
     return load

@@ -90,9 +90,12 @@ class Rendering:
         """A chunk of text; None if there is nothing to say (half a character, and nobody asked for ids)."""
         self._ids.extend(chunk.token_ids)
         self._text.append(chunk.text)
-        if not chunk.text and not (self._answer.request.return_token_ids and chunk.token_ids):
+        asked = self._answer.request.return_token_ids
+        if not chunk.text and not (asked and chunk.token_ids):
             return None
-        return sse(self._chunk({"content": chunk.text} if self._chat else chunk.text, None, chunk.token_ids, {}))
+        # Whoever stops before the end knows all the same what a replay needs.
+        extra = {"glmchat": self._identity(chunk.facts)} if asked and chunk.facts and not chunk.finish_reason else {}
+        return sse(self._chunk({"content": chunk.text} if self._chat else chunk.text, None, chunk.token_ids, extra))
 
     def last(self, chunk: Chunk) -> bytes:
         """The chunk with the finish reason, and what is known of the answer; with include_usage that comes apart."""
@@ -124,9 +127,29 @@ class Rendering:
             choice["token_ids"] = list(ids)
         return {**self._kind(".chunk"), "choices": [choice], **extra}
 
-    def _facts(self, chunk: Chunk) -> dict[str, Any]:
-        host, facts = self._host, dict(chunk.facts)
+    def _identity(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The `glmchat` object: what answers, and how."""
+        host = self._host
         engine = dict(host.engine.facts()) if host.engine else {}
+        return {
+            **engine,
+            "seed": facts.get("seed"),
+            "model": host.model,
+            "revision": host.revision,
+            "quant": host.quant or engine.get("quant"),
+            "adapters": [{"name": n, "scale": s} for n, s in self._answer.adapters.items()],
+            "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
+            "cached_n": facts.get("cached_n"),
+            "passes": facts.get("passes"),
+            "speculation": None,
+            "stopped_by": facts.get("stopped_by"),
+            "threads": engine.get("threads"),
+            "kernel": engine.get("kernel"),
+            "load_ms": host.load_ms,
+        }
+
+    def _facts(self, chunk: Chunk) -> dict[str, Any]:
+        facts = dict(chunk.facts)
         prompt, cached = len(self._answer.ids), facts.get("cached_n")
         made = facts.get("predicted_n", len(self._ids))
         return {
@@ -142,19 +165,7 @@ class Rendering:
                 "cache_n": cached,
                 **{name: facts.get(name) for name in ("prompt_ms", "predicted_n", "predicted_ms")},
             },
-            "glmchat": {
-                **engine,
-                "seed": facts.get("seed"),
-                "model": host.model,
-                "revision": host.revision,
-                "quant": host.quant or engine.get("quant"),
-                "adapters": [{"name": n, "scale": s} for n, s in self._answer.adapters.items()],
-                "cached_n": cached,
-                "stopped_by": facts.get("stopped_by"),
-                "threads": engine.get("threads"),
-                "kernel": engine.get("kernel"),
-                "load_ms": host.load_ms,
-            },
+            "glmchat": self._identity(facts),
         }
 
 

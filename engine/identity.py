@@ -1,0 +1,98 @@
+"""What exactly answers: hashes of weights, settings and template, and the versions that compute."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glmchat import __version__
+from glmchat.core.fingerprints import FilePrint, fingerprint, look_again, of_text
+
+if TYPE_CHECKING:
+    from glmchat.engine.engine import Engine
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_SETTINGS = (".json", ".model", ".txt", ".jinja", ".vocab")
+_NOT_SETTINGS = ("glmchat.json", "README", "LICENSE")
+_LARGEST_SETTING = 64 * 2**20  # bytes
+
+
+class Identity:
+    """The facts of one loaded engine that do not change. Computed in a thread of their own: nobody waits for a load."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._facts: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._find, name="identity", daemon=True)
+        self._thread.start()
+
+    def facts(self) -> Mapping[str, Any]:
+        self._thread.join()
+        return self._facts
+
+    def _find(self) -> None:
+        engine = self._engine
+        path = engine.checkpoint.path
+        self._facts = {"versions": versions(), "template": template_of(engine), "asked_dtype": engine.asked_dtype}
+        try:
+            prints = fingerprint(weight_files(path))
+            self._facts["weights"] = weights_json(prints)
+            self._facts["settings"] = settings_of(path)
+        except OSError:  # a folder that was taken away under the running engine: what is not known is not told
+            self._facts["weights"] = None
+
+
+def versions() -> dict[str, str]:
+    return {
+        "glmchat": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def template_of(engine: Engine) -> str | None:
+    return engine.prompt.identity if engine.speaks else None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that the weights of a checkpoint are read from."""
+    if path.is_file():
+        return [path]
+    for suffix in _WEIGHTS:
+        if found := sorted(p for p in path.iterdir() if p.suffix == suffix and p.is_file()):
+            return found
+    return []
+
+
+def weights_json(prints: tuple[FilePrint, ...]) -> dict[str, Any]:
+    """One hash for all files together, and each of them, so that a replay can name the one that changed."""
+    together = of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in prints))
+    return {"hash": together, "files": [p.to_json() for p in prints]}
+
+
+def settings_of(path: Path) -> dict[str, str]:
+    """File name -> beginning of its sha256, for config, tokenizer and template files beside the weights."""
+    if path.is_file():
+        return {}  # a GGUF file holds its own
+    found = [
+        p
+        for p in sorted(path.iterdir())
+        if p.suffix in _SETTINGS
+        and p.is_file()
+        and not p.name.startswith(_NOT_SETTINGS)
+        and not p.name.endswith(".index.json")
+        and p.stat().st_size <= _LARGEST_SETTING
+    ]
+    return {p.name: p.digest.partition(":")[2][:16] for p in fingerprint(found)}
+
+
+def weights_now(path: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
+    """Like `weights_json`, of the bytes as they are. recorded: file name -> digest, of the answer to compare with."""
+    prints = [look_again(file, recorded.get(file.name, "sha256:")) for file in weight_files(path)]
+    return weights_json(tuple(prints))
