@@ -21,8 +21,8 @@ class RMSNorm(nn.Module):
         self.size = size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.float32 and x.shape == (1, self.size) and x.is_cpu:
-            # Decoding: two operations instead of six, a third of the time.
+        if x.numel() == self.size and x.dtype == torch.float32 and x.is_cpu:
+            # Decoding: fewer operations, a third of the time.
             row = x.view(-1)
             scale = (torch.dot(row, row).item() / self.size + self.eps) ** -0.5
             return torch.mul(x, self.weight).mul_(scale)

@@ -68,11 +68,12 @@ class Attention(Block):
         project, output, q_norm, k_norm = self._derived
         heads = self.heads
         mixed = project(x).view(x.shape[0], -1, self.head_dim)  # [n, heads + 2 * kv_heads, head_dim]
-        turned, value = mixed[:, : heads + self.kv_heads], mixed[:, heads + self.kv_heads :].transpose(0, 1)
+        turned, value = mixed.split_with_sizes((heads + self.kv_heads, self.kv_heads), 1)
         if q_norm is not None:
             turned = torch.cat((q_norm(turned[:, :heads]), k_norm(turned[:, heads:])), 1)
         turned = rotary.rotate(turned, table)
-        query, key = turned[:, :heads], turned[:, heads:].transpose(0, 1)  # key, value [kv_heads, n, head_dim]
+        query, key = turned.split_with_sizes((heads, self.kv_heads), 1)
+        key, value = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, n, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
         found: torch.Tensor = output(attend(query, key, value, mask))
@@ -116,7 +117,8 @@ class Layer(Block):
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
         if self._derived is None:
-            self._derived = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
+            parts = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
+            self._derived = tuple(part.forward for part in parts)  # a module's call costs more than some operations
         norm, attention, second_norm, feed_forward = self._derived
         x = x + attention(norm(x), layer, cache, rotary, table, mask)
         found: torch.Tensor = x.add_(feed_forward(second_norm(x)))
