@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 
+from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.session import ChatSession
 from glmchat.core.language import choose
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
+from glmchat.tui.hangup import outlive_terminal
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
@@ -36,6 +41,8 @@ class GlmchatApp(App[int]):
         self.settings = settings or Settings()
         self.palette: Palette = PALETTES[theme]
         self.link = EngineLink(launch, start)
+        self.terminal = hangup.Terminal()
+        self.left_answering: ChatSession | None = None  # whose answer is finished without a screen
         for made in textual_themes():
             self.register_theme(made)
         self.theme = f"glmchat-{theme}"
@@ -43,6 +50,9 @@ class GlmchatApp(App[int]):
 
     def get_default_screen(self) -> Screen[Any]:
         return ChatScreen(self.launch, self.settings, self.link)
+
+    def get_driver_class(self) -> type[Driver]:
+        return outlive_terminal(super().get_driver_class(), lambda: self.terminal.gone)
 
     @property
     def chat(self) -> ChatScreen:
@@ -73,8 +83,23 @@ class GlmchatApp(App[int]):
         else:
             self.chat.run_command(name)
 
+    def on_mount(self) -> None:
+        if not self.is_headless:
+            hangup.watch(asyncio.get_running_loop(), self.hang_up)
+
+    def hang_up(self) -> None:
+        """The terminal went away: save and leave; where it was asked for, the answer goes on without a screen."""
+        self.terminal.let_go()
+        chat = self.chat
+        if chat.session is not None and hangup.goes_on(chat.session, self.launch.finish_on_hangup):
+            self.left_answering = session = chat.session
+            self.terminal.to_log(f"conversation {session.tree.conversation.id} is answered to its end without a screen")
+        chat.hang_up()
+        self.exit(hangup.EXIT)
+
     def on_unmount(self) -> None:
-        self.link.close()
+        if self.left_answering is None:
+            self.link.close()
 
 
 def run_window(launch: LaunchOptions) -> int:
@@ -84,6 +109,8 @@ def run_window(launch: LaunchOptions) -> int:
     app = GlmchatApp(launch, settings)
     try:
         code = app.run()
+        if (session := app.left_answering) is not None:
+            hangup.finish(session)
     finally:
         app.link.close()
     if app.return_code:

@@ -158,7 +158,7 @@ _LIGHT = Palette(
         "keyword": "#7d3fa8",
         "string": "#3c7a2a",
         "number": "#98520f",
-        "comment": "#7f8279",
+        "comment": "#6f736a",
         "function": "#1f5fb0",
         "class": "#8a6100",
         "operator": "#555b66",

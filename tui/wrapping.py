@@ -93,7 +93,7 @@ def _word_rows(line: str, width: int, offset: int) -> Iterator[Row]:
             continue
         if end > start:
             yield Row(offset + start, offset + end, line[end:at] and " ")
-            start = at
+        start = at
         if cells <= width:
             used, end = cells, match.end()
             continue

@@ -13,6 +13,7 @@ from textual.containers import Horizontal, Vertical
 from textual.timer import Timer
 from textual.widgets import Static, TextArea
 
+from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
@@ -166,6 +167,19 @@ class ChatScreen(Commanding):
             self.session.stop()
             self._save_draft()
         self.app.exit(0)
+
+    def hang_up(self) -> None:
+        """The terminal is gone: what stood in the prompt or waited is kept; the answer ends unless it is left to go on.
+
+        Nothing else of the screen is touched any more.
+        """
+        session = self.session
+        if session is None:
+            return
+        unsent = "\n\n".join([*self.queue, *([self.prompt.text] if self.prompt.text else [])])
+        session.history.save_draft(session.tree, unsent)
+        if not hangup.goes_on(session, self.launch.finish_on_hangup):
+            session.stop()
 
     def show_prompt_state(self) -> None:
         box = self.query_one("#prompt-box")

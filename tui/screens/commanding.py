@@ -66,6 +66,8 @@ class Commanding(Conversing):
     def _must_be_free(self) -> None:
         if self.busy:
             raise Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
+        if not self.ready and self.status.facts.activity:
+            raise Usage(tr("the model is still loading"), hint=tr("try again in a moment"), code="chat.loading")
         if not self.ready:
             raise Usage(
                 tr("the model is not ready"),

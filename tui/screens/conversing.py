@@ -78,6 +78,7 @@ class Conversing(Screen[None]):
         self._asked = 0.0
         self._first: float | None = None
         self._tokens = 0
+        self._prompt_tokens: int | None = None
         self._notices = 0
         self._stopping = False
         self._told_chinese = False
@@ -245,6 +246,7 @@ class Conversing(Screen[None]):
 
         family = self.session.identity.family if self.session else None
         self._cleaner = StreamCleaner(family)
+        self._prompt_tokens = None
         self.status.show(activity=tr("thinking"), progress=None)
         self._thread(lambda: self._speak(events), "answer")
 
@@ -322,6 +324,8 @@ class Conversing(Screen[None]):
         seconds = time.monotonic() - self._first
         if seconds > 0.5 and not self._stopping:
             self.status.show(speed=self._tokens / seconds)
+        if self._prompt_tokens is not None:
+            self.status.show(used=self._prompt_tokens + self._tokens)
 
     def _heard(self, event: SessionEvent) -> None:
         from glmchat.chat.answering import Begun, Done, Trimmed
@@ -336,8 +340,7 @@ class Conversing(Screen[None]):
                 elif total:
                     self.status.show(activity=self._stage("prefill"), progress=(done or 0) / total)
             case Started(_, _, prompt_tokens):
-                if prompt_tokens is not None:
-                    self.status.show(used=prompt_tokens)
+                self._prompt_tokens = prompt_tokens
             case Trimmed():
                 self._trimmed()
             case Finished() as finished:
