@@ -132,9 +132,10 @@ class AnswerReader:
                 setattr(self, value, data[name])
         choices = data.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            yield from self._choice(choices[0])
+            told = data.get("glmchat")
+            yield from self._choice(choices[0], told if isinstance(told, dict) and self._first is None else {})
 
-    def _choice(self, choice: Mapping[str, Any]) -> Iterator[StreamEvent]:
+    def _choice(self, choice: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[StreamEvent]:
         delta = choice.get("delta") or choice.get("message")
         delta = delta if isinstance(delta, dict) else {}
         said = delta.get("content", choice.get("text"))
@@ -148,7 +149,7 @@ class AnswerReader:
         ids = _ids(choice.get("token_ids"))
         if text or ids:
             self._first = self._first or time.monotonic()
-            yield Piece(text, ids)
+            yield Piece(text, ids, facts)
 
     def _with_thought(self, said: str, thought: str) -> str:
         """A reasoning model's thoughts come in a field of their own: shown the way models without one write them."""

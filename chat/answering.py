@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from glmchat.chat import record
 from glmchat.chat.endpoint import Progress, Stop
 from glmchat.chat.history import History
 from glmchat.chat.pump import Ended, Pump
@@ -132,6 +133,7 @@ class Writing:
         self.details = details
         self.said = False
         self.ended = False
+        self.prompt_ids: tuple[int, ...] | None = None
         self._history, self._tree, self._answer = history, tree, answer
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -139,8 +141,17 @@ class Writing:
 
     def add(self, piece: Piece) -> None:
         self.said = True
+        if piece.facts:
+            self._record(piece.facts)
         self._text.append(piece.text)
         self._ids.extend(piece.token_ids)
+
+    def _record(self, facts: Mapping[str, Any]) -> None:
+        """At the first piece: what a replay of this stretch needs."""
+        if self.prompt_ids is not None and facts.get("passes"):
+            stretch = record.stretch(len(self._answer.token_ids), self.prompt_ids, facts, self.details.get("launch"))
+            self.details["stretches"] = [*(self.details.get("stretches") or []), stretch]
+            self._history.describe_answer(self._tree, self._answer, self.details)
 
     def due(self) -> float:
         """Seconds until the next flush."""
@@ -178,6 +189,7 @@ def relay(pump: Pump, writing: Writing, switch: Switch) -> Answer:
             if isinstance(event, Piece):
                 writing.add(event)
             elif isinstance(event, Started):
+                writing.prompt_ids = event.prompt_ids
                 writing.details["prompt_tokens"] = event.prompt_tokens
                 writing.details["model"] = writing.details["model"] or event.model
             if writing.due() == 0.0:
@@ -198,4 +210,5 @@ def facts_of(finished: Finished) -> dict[str, Any]:
         "prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "seed",
     )  # fmt: skip
     told = {name: getattr(finished, name) for name in names if getattr(finished, name) is not None}
-    return {**told, **({"facts": dict(finished.facts)} if finished.facts else {})}
+    facts = {name: value for name, value in finished.facts.items() if name not in record.OWN}
+    return {**told, **({"facts": facts} if facts else {})}

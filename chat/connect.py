@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glmchat.chat import preflight
 from glmchat.chat.endpoint import Endpoint
@@ -117,7 +118,20 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
         quant=launch.quant_label or told("quant"),
         context=row.context if row else None,
         family=told("family") or launch.family,
+        launch=None if launch.server is not None else _loaded(launch),
     )
+
+
+def _loaded(launch: LaunchOptions) -> dict[str, Any]:
+    """What the engine was told to load, so that a replay can load it again."""
+    copied = launch.copy is not None and launch.quant is not None
+    folder = Path(launch.copy["out"]) if launch.copy is not None and copied else launch.folder
+    return {
+        "folder": str(folder.expanduser().absolute()) if folder else None,
+        "quant": None if copied else launch.quant,
+        "device": launch.device,
+        "context": launch.context,
+    }
 
 
 def open_session(

@@ -25,6 +25,7 @@ class ModelIdentity:
     quant: str | None = None
     context: int | None = None  # tokens the model's context holds
     family: str | None = None
+    launch: Mapping[str, Any] | None = None  # of a model loaded here: folder and precision asked for, for replays
 
 
 class Conversing:

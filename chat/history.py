@@ -284,6 +284,14 @@ class History:
                 self._save(tree)
         return grown
 
+    def describe_answer(self, tree: Tree, message: StoredMessage, details: Mapping[str, Any]) -> StoredMessage:
+        """Write down what is known of a streaming answer already; a kill then leaves it with its record."""
+        with self._lock:
+            now = tree.messages[message.id]
+            described = tree.put(replace(now, details={**now.details, **details}))
+            self._save(tree, touch=False)
+        return described
+
     def finish_answer(
         self, tree: Tree, message: StoredMessage, state: State, details: Mapping[str, Any] | None = None
     ) -> StoredMessage:

@@ -244,6 +244,7 @@ class ChatSession(Conversing):
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
             "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in told},
             "system": self.system_prompt,
+            "launch": dict(self.identity.launch) if self.identity.launch else None,
         }
 
     def _run(

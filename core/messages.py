@@ -123,6 +123,8 @@ class Piece:
 
     text: str
     token_ids: tuple[int, ...] = ()
+    # With the first piece, what our own server tells of the answer: a stopped one has no last event that could.
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

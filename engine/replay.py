@@ -19,6 +19,7 @@ import torch
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.fingerprints import of_adapter
 from glmchat.core.messages import Sampling
+from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
 from glmchat.engine.identity import settings_of, template_of, versions, weights_now
 from glmchat.engine.passes import parse_passes
@@ -114,13 +115,16 @@ def main() -> int:
                     return 0
             _line({"event": "identical"})
     except GlmchatError as problem:
-        _line({"event": "error", **problem.to_json()})
-        return problem.exit
+        return _failed(problem)
     except (KeyError, TypeError, ValueError) as error:
-        problem = Usage(f"the record cannot be read: {error}", hint="it cannot be replayed", code="replay.record")
-        _line({"event": "error", **problem.to_json()})
-        return problem.exit
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
+        return _failed(Usage(f"the record cannot be read: {reason}", hint="it is damaged", code="replay.record"))
     return 0
+
+
+def _failed(problem: GlmchatError) -> int:
+    _line({"event": "error", **problem.to_json()})
+    return problem.exit
 
 
 def _text(engine: Engine, token: int) -> str | None:

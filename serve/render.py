@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
@@ -141,6 +142,7 @@ class Rendering:
             "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
             "cached_n": facts.get("cached_n"),
             "passes": facts.get("passes"),
+            "sampling": asdict(self._answer.request.sampling),
             "speculation": None,
             "stopped_by": facts.get("stopped_by"),
             "threads": engine.get("threads"),
