@@ -94,8 +94,8 @@ def goes_on(url: str, model: str | None) -> str:
     glmchat(url, model, "-c", "-p", "And again.", "--max-tokens", "6")
     heads = json.loads(run([sys.executable, "-P", "-m", "glmchat", "history", "list", "--json"]).stdout)
     last = heads[0]
-    assert last["message_count"] >= 4, last
-    return f"{last['message_count']} messages in one conversation"
+    assert last["messages"] >= 4, last
+    return f"{last['messages']} messages in one conversation"
 
 
 def completes(url: str, model: str | None) -> str:

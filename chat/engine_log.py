@@ -1,4 +1,4 @@
-"""The engine's log: one private file per engine, the newest few kept."""
+"""The log of an engine, or of a chat that lost its terminal: one private file each, the newest few kept."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from glmchat.core.text import one_line
 KEPT = 10
 
 
-def new_log() -> tuple[Path, IO[bytes]]:
-    """A new file of mode 0600 for an engine's stderr, and its writing end. Old ones are removed."""
+def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
+    """A new file of mode 0600 for a process's stderr, and its writing end. Old ones of the kind are removed."""
     try:
         folder = private_dir(logs_dir())
         writable = os.access(folder, os.W_OK)
@@ -26,10 +26,10 @@ def new_log() -> tuple[Path, IO[bytes]]:
         writable = False
     if not writable:  # a home that takes no files must not stop the chat
         folder = Path(tempfile.mkdtemp(prefix="glmchat-log-"))
-    for old in sorted(folder.glob("engine-*.log"))[: -KEPT + 1]:  # the names sort by time
+    for old in sorted(folder.glob(f"{kind}-*.log"))[: -KEPT + 1]:  # the names sort by time
         with suppress(FileNotFoundError, PermissionError):
             old.unlink()
-    path = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.log"
+    path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.log"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     except OSError as error:

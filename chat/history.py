@@ -90,6 +90,11 @@ class History:
         row = self._store.row(sql.ONE_HEAD, (conversation,))
         return to_conversation(row) if row else None
 
+    def conversation_of(self, message: int) -> int | None:
+        """The conversation that holds this message; None if there is no such message."""
+        row = self._store.row("SELECT conversation FROM message WHERE id = ? AND deletion IS NULL", (message,))
+        return int(row[0]) if row and self.find(int(row[0])) is not None else None
+
     def last(self) -> Conversation | None:
         """The conversation changed last that holds a message; pins do not matter. What `run -c` continues."""
         row = self._store.row(sql.LAST_HEAD)
@@ -138,6 +143,11 @@ class History:
         """The other living process that streams an answer in this conversation now, as `host pid start`."""
         owners = [owner for (owner,) in self._store.rows(sql.STREAM_OWNERS, (tree.conversation.id,))]
         return next((o for o in owners if o != self._me and is_alive(o) is not False), None)
+
+    def answered_elsewhere(self) -> list[int]:
+        """Conversations that other living processes answer now, the last asked first."""
+        rows = self._store.rows(sql.ALL_STREAMS)
+        return list(dict.fromkeys(int(c) for c, o in rows if o != self._me and is_alive(o) is not False))
 
     def search(self, query: str, *, limit: int = 50, offset: int = 0) -> list[search.Hit]:
         """Messages and given titles that hold every word of `query`, the newest first."""

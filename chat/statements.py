@@ -34,6 +34,10 @@ STREAMING = (
     " FROM message WHERE state = 'streaming'"
 )
 STREAM_OWNERS = "SELECT owner FROM message WHERE conversation = ? AND state = 'streaming'"
+ALL_STREAMS = (
+    "SELECT m.conversation, m.owner FROM message m JOIN conversation c ON c.id = m.conversation"
+    " WHERE m.state = 'streaming' AND m.deletion IS NULL AND c.deletion IS NULL ORDER BY m.id DESC"
+)
 WRITE_MESSAGE = (
     f"INSERT INTO message ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
     " parent = excluded.parent, text = excluded.text, state = excluded.state, token_ids = excluded.token_ids,"

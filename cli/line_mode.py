@@ -11,6 +11,7 @@ from glmchat.chat.answering import Answer, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.endings import cut_note
+from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -35,15 +36,15 @@ def converse(history: History, launch: LaunchOptions, settings: Settings) -> int
         session.reconnect(connection.endpoint, connection.identity)
         talk = _Talk(session, connection, launch)
         talk.greet(resumed=launch.resume is not None)
-        with _PromptHistory():
+        with _PromptHistory(), listening(session, finish_answer=launch.finish_on_hangup) as terminal:
             try:
-                while talk.going:
+                while talk.going and not terminal.gone:
                     talk.take(_read())
             except EOFError:
                 output.say("")
             finally:
                 talk.close()
-    return 0
+    return EXIT if terminal.gone else 0
 
 
 def _read() -> str:

@@ -14,6 +14,7 @@ from glmchat.chat.answering import Begun, Done, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.endings import cut_note
+from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -50,13 +51,19 @@ def answer_once(
         else:
             answer = session.ask_messages(question or ())
         try:
-            with stopping_on_interrupt(session), closing(answer) as events:
+            with (
+                listening(session, finish_answer=launch.finish_on_hangup) as terminal,
+                stopping_on_interrupt(session),
+                closing(answer) as events,
+            ):
                 for event in events:
                     printer.take(event)
         except EngineDied as error:
             raise connection.cause(error) from None
     if history.path is not None and not history.saved:
         output.say(tr("the answer was not saved: {why}", why=history.problem or ""))
+    if terminal.gone:
+        return EXIT
     return Interrupted.exit if printer.cancelled else 0
 
 

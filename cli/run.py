@@ -210,7 +210,8 @@ def open_window() -> None:
 def _window(launch: LaunchOptions) -> None:
     from glmchat.tui.app import run_window
 
-    run_window(launch)
+    if code := run_window(launch):
+        raise typer.Exit(code)
 
 
 @dataclass(frozen=True, slots=True)

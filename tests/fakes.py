@@ -29,6 +29,7 @@ class FakeEngine:
     Ids: a character's code point is its id, so that prompts can be counted; piece number i of the answer has id i.
     seconds_per_token, seconds_per_prefill: how slow it is. prefill_steps: how often it looks up while reading a prompt.
     repeat: say all pieces that many times. echo: answer with the last question instead.
+    until: begin again with the pieces as long as this file is not there.
     fail_after: raise `failure` after that many pieces.
     Everything it was asked is recorded in `asked`; `stopped` counts answers that were stopped.
     """
@@ -44,6 +45,7 @@ class FakeEngine:
         failure: Exception | None = None,
         echo: bool = False,
         repeat: int = 1,
+        until: str | None = None,
         context: int = 4096,
     ) -> None:
         self.pieces = tuple(pieces) * repeat
@@ -53,6 +55,7 @@ class FakeEngine:
         self.fail_after = fail_after
         self.failure = failure or RuntimeError("the fake engine was told to fail")
         self.echo = echo
+        self.until = until
         self.context = context
         self.asked: list[tuple[list[int], Sampling]] = []
         self.stopped = 0
@@ -125,15 +128,19 @@ class FakeEngine:
                 if cancelled():
                     return
             read = time.perf_counter()
-            pieces = self._answer(ids) if self.echo else self.pieces
+            pieces = list(self._answer(ids) if self.echo else self.pieces)
             limit = min(sampling.max_tokens or 2048, self.context - len(ids))
-            for number, piece in enumerate(pieces[:limit]):
+            for number, piece in enumerate(pieces):
+                if number >= limit:
+                    break
                 if self.fail_after is not None and number >= self.fail_after:
                     raise self.failure
                 time.sleep(self.seconds_per_token)
                 if cancelled():
                     return
                 yield FakeChunk(piece, (number,))
+                if number + 1 == len(pieces) and self.until and not Path(self.until).exists():
+                    pieces += self.pieces
             finished = True
             said = min(limit, len(pieces))
             yield FakeChunk(

@@ -22,7 +22,8 @@ def main() -> None:
     from glmchat.cli import main as cli
 
     behaviour = json.loads(sys.argv[1])
-    connect.start_engine = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
+    start = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
+    connect.start_engine = engine_process.start_engine = start
     sys.argv = ["glmchat", *sys.argv[2:]]
     cli.main()
 

@@ -1,0 +1,108 @@
+"""When the terminal goes away (SIGHUP: a closed window, a broken SSH line): save and end, or finish the answer first.
+
+With --finish-on-hangup the process carries on without a screen until its answer has ended. It stays the only writer of
+its conversation and the engine stays its child; `glmchat attach` follows it through the database. No daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from glmchat.chat.engine_log import new_log
+from glmchat.chat.session import ChatSession
+from glmchat.core.errors import Failed
+
+EXIT = 128 + signal.SIGHUP  # what a shell reports of a program that SIGHUP ended
+_POLL = 0.1
+
+
+class Terminal:
+    """The descriptors that are the terminal now; once it is gone nothing could tell them from a file any more."""
+
+    def __init__(self) -> None:
+        self._descriptors = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+        self.gone = False
+
+    def let_go(self) -> None:
+        """Standard input ends, what would go to the screen goes nowhere, and further SIGHUPs are not heard.
+
+        A pipe or a file in place of the terminal stays. Called in a signal handler: only what cannot fail half-way.
+        """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.gone = True
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in self._descriptors:
+            os.dup2(null, descriptor)
+        os.close(null)
+
+    def to_log(self, sentence: str) -> None:
+        """What is still said goes to a log of this process's own, after one sentence that says why."""
+        with suppress(Failed, OSError):  # without a log the answer is finished all the same
+            _, log = new_log("chat")
+            with log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n".encode())
+                for descriptor in self._descriptors:
+                    if descriptor:
+                        os.dup2(log.fileno(), descriptor)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def is_heard() -> bool:
+    """False under nohup, which means that the terminal may go away without anything happening."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def watch(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+    """Have `act` called in the loop's own thread when the terminal goes away. Outside the main thread: nothing."""
+    if is_heard() and threading.current_thread() is threading.main_thread():
+        loop.add_signal_handler(signal.SIGHUP, act)
+
+
+def goes_on(session: ChatSession | None, wanted: bool) -> bool:
+    """True if there is an answer to finish without a screen. One that nobody could read later is not worth it."""
+    return wanted and session is not None and session.streaming and session.history.path is not None
+
+
+def finish(session: ChatSession) -> None:
+    """Wait until the running answer has ended; its own thread writes it down."""
+    while session.streaming:
+        time.sleep(_POLL)
+
+
+@contextmanager
+def listening(session: ChatSession, *, finish_answer: bool) -> Iterator[Terminal]:
+    """For programs that talk in lines. The answer is stopped and kept, or finished; the next read finds the end.
+
+    `gone` of the terminal that is yielded says afterwards whether it went away.
+    """
+    terminal = Terminal()
+    if not is_heard() or threading.current_thread() is not threading.main_thread():
+        yield terminal
+        return
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        terminal.let_go()
+        if goes_on(session, finish_answer):
+            terminal.to_log(f"the terminal is gone; conversation {session.tree.conversation.id} is answered to the end")
+        else:
+            session.stop()
+
+    before = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        yield terminal
+    finally:
+        if not terminal.gone:
+            signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,95 @@
+"""`glmchat attach`: read along while an answer is finished without a screen, then go on with the conversation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glmchat.cli import output
+from glmchat.core.errors import Interrupted, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+
+def register(app: typer.Typer) -> None:
+    app.command("attach")(attach)
+
+
+def attach(
+    conversation: Annotated[
+        int | None, typer.Argument(metavar="[ID]", help="Default: the one that is answered now, else the last one.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Go on in lines instead of the window.")] = False,
+    server: Annotated[
+        str | None, typer.Option("--server", "--base-url", metavar="URL", help="Go on with this server's model.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Its key; default: $OPENAI_API_KEY.")
+    ] = None,
+) -> None:
+    """Open the conversation that another terminal left behind (see `glmchat run --finish-on-hangup`).
+
+    Its answer is shown while it is written, and when it is finished the conversation goes on here. Ctrl-C only stops
+    looking. Off a terminal the answer is printed to its end.
+    """
+    found = _read_along(conversation)
+    if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
+        return
+    from glmchat.cli.run import run
+
+    run(resume=found, plain=plain, server=server, api_key_file=api_key_file, finish_on_hangup=True)
+
+
+def _read_along(wanted: int | None) -> int:
+    """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
+    from glmchat.chat.following import answer_elsewhere, follow, wait_until_gone
+    from glmchat.chat.history import History
+    from glmchat.chat.owners import is_alive
+
+    with History.default() as history:
+        answered = history.answered_elsewhere()
+        last = history.last()
+        found = wanted or (answered[0] if answered else last.id if last is not None else None)
+        if found is None:
+            raise Usage(
+                tr("there is no conversation to continue"), hint=tr("glmchat run NAME begins one"), code="history.empty"
+            )
+        if wanted is None and len(answered) > 1:
+            others = ", ".join(str(c) for c in answered[1:])
+            output.say(tr("also being answered: {ids}; `glmchat attach ID` opens them", ids=others))
+        tree = history.load(found)
+        title = one_line(tree.conversation.title or tr("untitled"), 60)
+        answer = answer_elsewhere(history, tree)
+        if answer is None:
+            output.say(tr("conversation {id}, “{title}”: no answer is being written", id=found, title=title))
+            return found
+        output.say(tr("conversation {id}, “{title}”: reading along; Ctrl-C stops looking", id=found, title=title))
+        question = tree.messages.get(answer.parent) if answer.parent is not None else None
+        if question is not None:
+            output.say("> " + one_line(question.text, 400))
+        last_character = "\n"
+        following = follow(history, tree, answer)
+        try:
+            while True:
+                text = next(following)
+                output.data(text, end="")
+                last_character = text[-1]
+        except StopIteration as end:
+            finished = end.value
+        except KeyboardInterrupt:
+            output.say("")
+            raise Interrupted(
+                tr("no longer reading along; the answer is still written"),
+                hint="glmchat attach",
+                code="attach.left",
+            ) from None
+        if last_character != "\n":
+            output.data("")
+        if finished.state in ("streaming", "failed"):
+            output.say(tr("the process that wrote it is gone; /continue goes on"))
+        owner = answer.owner
+        wait_until_gone(lambda: is_alive(owner) is True)
+    return found
