@@ -137,7 +137,7 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         text = str(error)
-        if "nsupported global" in text or "nsupported operand" in text or "WeightsUnpickler error" in text:
+        if any(sign in text.lower() for sign in ("unsupported global", "unsupported operand", "unpickler error")):
             raise Hostile(
                 f"{one_line(path.name)} holds more than tensors: {one_line(text.splitlines()[-1], 120)}",
                 hint="it was not run. Do not use this model, or take its safetensors version",

@@ -5,7 +5,7 @@ Nothing of the base is copied or changed. With no adapter active the tree holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -48,7 +48,7 @@ class AdapterSet:
         self._engine = engine
         self._model = engine.model
         self._device = engine.device
-        self._modules = dict(_modules(engine.model))
+        self._modules = modules_of(engine.model)
         self._ready: dict[str, Ready] = {}
         self._active: dict[str, float] = {}
         self._installed: list[str] = []
@@ -188,20 +188,19 @@ class AdapterSet:
         model.prefix_key_values, model.prefix_shifts = rows, first.adapter.form == "peft"
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by name. A tied head has no module of its own; a trained one needs a place, `lm_head`."""
-    yield from model.named_modules()
+    found = dict(model.named_modules())
     if not _has_tied_head(model):
-        return
+        return found
     embedding = model.get_submodule("model.embed_tokens")
     if isinstance(embedding, QuantEmbedding):
-        yield "lm_head", embedding.linear
-        return
+        return {**found, "lm_head": embedding.linear}
     weight = cast(nn.Embedding, embedding).weight
     with torch.device("meta"):
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight = weight
-    yield "lm_head", head
+    return {**found, "lm_head": head}
 
 
 def _has_tied_head(model: nn.Module) -> bool:

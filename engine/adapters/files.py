@@ -58,6 +58,20 @@ def open_tensors(path: Path) -> tuple[WeightSource, Path, dict[str, Any]]:
     raise _no_adapter(path, files)
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that `open_tensors` reads the weights of this adapter from."""
+    if path.is_file():
+        return [path]
+    for name in _PEFT_NAMES:
+        if (path / name).is_file():
+            return [path / name]
+    named = [path / name for name in _MODEL_NAMES if (path / name).is_file()]
+    if named and named[0].suffix == ".json":
+        table = read_json(named[0]).get("weight_map")
+        return [named[0], *sorted({path / str(name) for name in table.values()})] if isinstance(table, dict) else named
+    return named[:1] or _weight_files(path)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(
         p for p in folder.iterdir() if p.is_file() and p.suffix in _SUFFIXES and not _TRAINING.fullmatch(p.name)

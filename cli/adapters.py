@@ -1,0 +1,294 @@
+"""`glmchat adapters`: bring adapters into the store, look at them, take them away, merge them into a model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_models
+from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+
+if TYPE_CHECKING:
+    from glmchat.engine.adapters.adapter import Adapter
+    from glmchat.hub.adapters import Origin
+    from glmchat.hub.installed import Installed
+
+
+def complete_adapters(incomplete: str) -> list[str]:
+    """Names of adapters in the store, for the shell."""
+    from glmchat.hub.adapters import list_adapters
+
+    return [row.name for row in list_adapters() if row.name.startswith(incomplete)]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter.", autocompletion=complete_adapters)]
+Alpha = Annotated[float | None, typer.Option(help="lora_alpha of a raw LoRA file, which does not say it.")]
+Force = Annotated[bool, typer.Option("--force", help="Also on a base that it was not trained on; answers say so.")]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="LoRA and P-Tuning adapters: add, list, show, rm, verify, merge.", no_args_is_help=True)
+    group.command("add")(add)
+    group.command("list")(list_all)
+    group.command("ls", hidden=True)(list_all)
+    group.command("show")(show)
+    group.command("rm")(rm)
+    group.command("verify")(verify)
+    group.command("merge")(merge)
+    app.add_typer(group, name="adapters")
+
+
+def add(
+    source: Annotated[str, typer.Argument(metavar="PATH|REPO[@REV]", help="A folder, a file, or owner/repo.")],
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Check it against this model.", autocompletion=complete_models)
+    ] = None,
+    alpha: Alpha = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an adapter into the store: checked, copied, hashed."""
+    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.engine.adapters.check import check_against
+    from glmchat.hub import adapters
+
+    if name is not None:
+        adapters.checked_name(name)
+    path, origin = _fetch(source)
+    adapter = read_adapter(path, alpha=alpha, force=force)
+    facts = adapter.to_json()
+    model = None
+    if base is not None:
+        model = _model(base)
+        check_against(adapter, model.path)
+        facts["checked_against"] = {"name": model.name, "repo": model.repo, "revision": model.revision}
+        facts["checked_against"]["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
+    row = _keep(name or adapters.suggested_name(path, origin.repo), path, adapter, facts, origin)
+    if as_json:
+        output.json_line(adapters.to_json(row))
+        return
+    output.say(tr("{name} is ready: {what}", name=row.name, what=_words(facts)))
+    if adapter.kind == "lora" and not facts["alpha_known"]:
+        output.say(
+            tr("the file does not say lora_alpha; {alpha} is taken, --alpha gives another", alpha=f"{facts['alpha']:g}")
+        )
+    output.say(tr("glmchat run MODEL --adapter {name}, or /adapter {name} in the chat", name=row.name))
+
+
+def _fetch(source: str) -> tuple[Path, Origin]:
+    """The adapter's place on this machine; one from a hub is pulled first."""
+    from glmchat.hub import adapters, references
+
+    reference = references.parse(source)
+    if reference.path is not None:
+        return reference.path, adapters.Origin(str(reference.path))
+    if reference.repo is None:
+        raise Usage(
+            tr("{name} is no folder, file or repository", name=repr(one_line(source, 80))),
+            hint=tr("write ./folder, or owner/repo"),
+            code="adapter.source",
+        )
+    from glmchat.hub.plan import plan_pull
+    from glmchat.hub.pull import execute
+
+    plan = plan_pull(reference)
+    with output.progress() as meter:
+        execute(plan, lambda progress: meter.update(plan.name, progress.done, progress.total), lambda: False)
+    adapters.forget_pull(plan.root)
+    return plan.root, adapters.Origin(source, plan.repo, plan.revision)
+
+
+def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:
+    from glmchat.engine.adapters.adapter import PREFIX
+    from glmchat.engine.adapters.files import weight_files
+    from glmchat.hub import adapters
+
+    small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
+    names = adapter.tensors.shapes()
+    if adapter.form == "thudm" and any(not n.startswith(PREFIX) for n in names):  # the older form, a whole checkpoint
+
+        def write(folder: Path) -> None:
+            from glmchat.engine.adapters.merge import write_prefix
+
+            write_prefix(adapter, folder / "adapter_model.safetensors")
+
+        return adapters.keep(name, small, facts, origin, base=adapter.base, write=write)
+    files = dict.fromkeys([*small, *weight_files(path)])
+    return adapters.keep(name, list(files), facts, origin, base=adapter.base)
+
+
+def list_all(
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names only.")] = False,
+) -> None:
+    """List the adapters on this machine."""
+    from glmchat.hub.adapters import facts_of, list_adapters, to_json
+
+    rows = list_adapters()
+    if as_json:
+        output.json_line([to_json(row) for row in rows])
+    elif quiet:
+        for row in rows:
+            output.data(row.name)
+    elif not rows:
+        output.say(tr("no adapter is here yet; `glmchat adapters add PATH` brings one"))
+    else:
+        output.table(
+            (tr("name"), tr("kind"), tr("base"), tr("size"), ""),
+            [
+                (
+                    row.name,
+                    _words(facts_of(row)),
+                    row.base or "?",
+                    human_bytes(row.size_bytes),
+                    tr("forced") if facts_of(row).get("forced") else "",
+                )
+                for row in rows
+            ],
+            right=(3,),
+        )
+
+
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Show one adapter: what it is, what it was trained on, where it came from, its files."""
+    from glmchat.hub.adapters import facts_of, find_adapter, to_json
+
+    row = find_adapter(name)
+    if as_json:
+        files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in row.files]
+        output.json_line({**to_json(row), "files": files})
+        return
+    facts = facts_of(row)
+    checked = facts.get("checked_against") or {}
+    lines = [
+        (tr("name"), row.name),
+        (tr("kind"), _words(facts)),
+        (tr("base"), row.base),
+        (tr("checked against"), checked.get("name")),
+        (tr("layers"), ", ".join(map(str, facts.get("targets") or ())) or None),
+        (tr("repository"), row.repo),
+        (tr("revision"), row.revision),
+        (tr("origin"), row.manifest.asked if row.manifest else None),
+        (tr("forced"), tr("yes, answers say so") if facts.get("forced") else None),
+        (tr("path"), row.path),
+        (tr("size"), human_bytes(row.size_bytes)),
+    ]
+    for word, value in lines:
+        if value is not None:
+            output.data(f"{word}: {one_line(str(value), 400)}")
+    output.data("")
+    output.table(
+        (tr("file"), tr("size"), tr("hash")),
+        [(f.path, human_bytes(f.size), (f.sha256 or "?")[:12]) for f in row.files],
+        right=(1,),
+    )
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", autocompletion=complete_adapters)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")] = False,
+) -> None:
+    """Remove adapters from the store."""
+    from glmchat.hub.adapters import find_adapter
+    from glmchat.hub.removal import execute, plan_removal
+
+    plan = plan_removal([find_adapter(name) for name in names])
+    for step in plan.steps:
+        output.data(f"{step.path}  {human_bytes(step.size_bytes)}")
+    question = tr("remove {names} and free {size}?", names=", ".join(plan.names), size=human_bytes(plan.bytes_freed))
+    if dry_run:
+        output.say(tr("{size} would be freed", size=human_bytes(plan.bytes_freed)))
+    elif not output.confirm(question, assume_yes=yes):
+        output.say(tr("nothing was removed"))
+    else:
+        execute(plan)
+        output.say(tr("{size} freed", size=human_bytes(plan.bytes_freed)))
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", autocompletion=complete_adapters)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every file of an adapter and compare with what was added. Needs no network."""
+    from glmchat.hub.adapters import find_adapter, list_adapters
+    from glmchat.hub.verify import verify as check
+
+    reports = [check(row) for row in ([find_adapter(n) for n in names] if names else list_adapters())]
+    for report in reports:
+        if as_json:
+            output.json_line(report.to_json())
+        for file in report.wrong:
+            output.data(f"{report.name}: {file.sentence()}")
+        if not as_json and not report.wrong:
+            output.say(tr("{name} is right", name=report.name))
+    for report in reports:
+        report.require_good()
+
+
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", autocompletion=complete_models)],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name in the store, a folder or a file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    quant: Annotated[int | None, typer.Option(metavar="4|8", help="Write it quantised.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; else as the base has it.")] = None,
+    alpha: Alpha = None,
+    force: Force = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write a model and an adapter as one model, in the original names."""
+    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.engine.adapters.merge import merge as write_merged
+    from glmchat.hub import references
+    from glmchat.hub.adapters import find_adapter
+
+    if quant not in (None, 4, 8):
+        raise Usage(tr("--quant cannot be {value}", value=str(quant)), hint="4, 8", code="usage.value")
+    path = Path(adapter).expanduser()
+    if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
+        path = find_adapter(adapter).path
+    read = read_adapter(path, alpha=alpha, force=force)
+    with nullcontext(None) if quiet else output.progress("steps") as meter:
+
+        def show_progress(done: int, total: int) -> None:
+            if meter is not None:
+                meter.update(tr("merging"), done, total)
+
+        place = write_merged(
+            read, _model(base).path, out.expanduser().absolute(), quant=quant, dtype=dtype, on_progress=show_progress
+        )
+    output.say(tr("done: {path}", path=one_line(str(place))))
+
+
+def _model(name: str) -> Installed:
+    from glmchat.hub.installed import find_installed
+    from glmchat.hub.references import parse
+
+    reference = parse(name)
+    row = find_installed(reference)
+    if row is None:
+        raise NotInstalled(
+            tr("{name} is not on this machine", name=one_line(str(reference))),
+            hint=tr("glmchat pull {name}", name=one_line(str(reference.base))),
+        )
+    return row
+
+
+def _words(facts: dict[str, Any]) -> str:
+    """ "LoRA of rank 8", "prefix of 128"."""
+    kind = facts.get("kind")
+    if kind == "lora":
+        return tr("LoRA of rank {rank}", rank=facts.get("rank") or "?")
+    if kind == "prefix":
+        return tr("prefix of {length} positions", length=facts.get("length"))
+    if kind == "prompt":
+        return tr("{length} virtual tokens", length=facts.get("length"))
+    return tr("not checked yet")

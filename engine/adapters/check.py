@@ -1,0 +1,42 @@
+"""An adapter against a model that is not loaded: the same checks as when it is attached, from headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from glmchat.core.errors import Usage
+from glmchat.core.text import one_line
+from glmchat.engine.adapters.adapter import Adapter
+from glmchat.engine.adapters.attach import modules_of
+from glmchat.engine.adapters.identity import refuse_other_base
+from glmchat.engine.adapters.lora import match
+from glmchat.engine.adapters.prefix_tuning import check_prefix
+from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.models.base import LanguageModel
+
+
+def check_against(adapter: Adapter, base: Path) -> Checkpoint:
+    """Raise what attaching would raise. Reads no weights, neither the adapter's nor the model's. Returns the model's
+    description."""
+    checkpoint = identify(base)
+    model = outline(checkpoint)
+    if adapter.kind == "lora":
+        match(adapter, modules_of(model))
+    else:
+        check_prefix(adapter, checkpoint.spec, model)
+    refuse_other_base(adapter, checkpoint)
+    return checkpoint
+
+
+def outline(checkpoint: Checkpoint) -> LanguageModel:
+    """The network without numbers. Raises Usage for a family that builds itself through transformers."""
+    if checkpoint.family.load is not None:
+        raise Usage(
+            f"models of the family {one_line(checkpoint.spec.family)} can be checked only when they run",
+            hint="leave --base away, and attach the adapter in the chat",
+            code="adapter.family",
+        )
+    with torch.device("meta"):
+        return checkpoint.family.build(checkpoint.spec)

@@ -1,0 +1,228 @@
+"""A base and an adapter as one checkpoint in the original names, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmchat.core.errors import Usage
+from glmchat.core.text import one_line
+from glmchat.engine.adapters.adapter import PREFIX, Adapter
+from glmchat.engine.adapters.attach import modules_of
+from glmchat.engine.adapters.check import check_against, outline
+from glmchat.engine.adapters.lora import Change, Names, match, read_changes
+from glmchat.engine.families import Checkpoint
+from glmchat.engine.loading import match_names, open_weights
+from glmchat.engine.quantize.companions import write_companions
+from glmchat.engine.quantize.safetensors_writer import Layout, SafetensorsWriter
+from glmchat.engine.weights import WeightSource
+
+SHARD_BYTES = 2 * 2**30
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+OnProgress = Callable[[int, int], None]  # tensors done, tensors in all
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One tensor of the result: where it comes from and what it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    module: str  # the layer it belongs to
+    parameter: str  # "weight" or "bias"
+    transposed: bool = False
+    source: str | None = None  # its name in the base; None: the adapter alone has it
+
+
+def merge(
+    adapter: Adapter,
+    base: Path,
+    out: Path,
+    *,
+    quant: int | None = None,
+    dtype: str | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Path:
+    """Write base and adapter as one model folder at `out` and return it.
+
+    quant: 4 or 8 writes the merged model quantised. dtype: of the result; None keeps each tensor's own, and takes
+    float16 for matrices that the base holds packed. Working memory is a few tensors; disk is the merged model, and the
+    quantised one beside it while that is made. Raises what attaching raises, Usage if `out` exists, and for prefixes
+    on families that have no place for one in their checkpoint.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise Usage(f"dtype is {dtype!r}", hint="one of " + ", ".join(_DTYPES), code="dtype.unknown")
+    if out.exists():
+        raise Usage(f"{one_line(str(out))} exists already", hint="choose another place", code="merge.exists")
+    checkpoint = check_against(adapter, base)
+    if adapter.kind != "lora" and adapter.form != "thudm":
+        raise Usage(
+            "virtual tokens cannot be merged into weights",
+            hint="use the adapter as it is, with --adapter",
+            code="merge.prefix",
+        )
+    growing = out.with_name(out.name + ".incomplete")
+    if growing.exists():
+        rmtree(growing)
+    growing.mkdir(mode=0o700, parents=True)
+    try:
+        _write(adapter, checkpoint, growing, None if dtype is None else _DTYPES[dtype], on_progress)
+        if quant is None:
+            growing.replace(out)
+        else:
+            _quantise(growing, out, quant)
+    finally:
+        if growing.exists():
+            rmtree(growing)
+    return out
+
+
+def _quantise(merged: Path, out: Path, bits: int) -> None:
+    from glmchat.engine.quantize.plan import plan_quantise
+    from glmchat.engine.quantize.quantiser import execute
+    from glmchat.engine.quantize.replace import Recipe
+
+    execute(plan_quantise(merged, out, Recipe(bits)))
+
+
+def _write(
+    adapter: Adapter, checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, on_progress: OnProgress
+) -> None:
+    weights = open_weights(checkpoint)
+    model = outline(checkpoint)
+    modules = modules_of(model)
+    matched = match(adapter, modules) if adapter.kind == "lora" else {}
+    tensors = list(_tensors(checkpoint, model, weights, matched, dtype))
+    tensors += [
+        _Tensor(name, shape, torch.float32, "", "", source=None)
+        for name, shape in (adapter.tensors.shapes().items() if adapter.kind != "lora" else ())
+        if name.startswith(PREFIX)
+    ]
+    shards = list(_shards(tensors))
+    table: dict[str, str] = {}
+    done = 0
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        layout: Layout = {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}
+        with SafetensorsWriter(folder / file, layout) as writer:
+            for tensor in shard:
+                writer.write(tensor.name, _value(tensor, adapter, matched, modules, weights))
+                table[tensor.name] = file
+                done += 1
+                on_progress(done, len(tensors))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    index = {"metadata": {"total_size": size}, "weight_map": table}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_companions(checkpoint, folder, {})
+    _settle_config(folder / "config.json", adapter, untied="lm_head" in matched, dtype=tensors[0].dtype)
+
+
+def _tensors(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    weights: WeightSource,
+    matched: Mapping[str, Names],
+    dtype: torch.dtype | None,
+) -> Iterator[_Tensor]:
+    turned = checkpoint.family.transposed
+    upright = getattr(weights, "upright", ())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for parameter, name in match_names(model, weights, checkpoint).items():
+        stored = weights.read(name)
+        own = stored.dtype if isinstance(stored, torch.Tensor) and stored.is_floating_point() else torch.float16
+        module, _, leaf = parameter.rpartition(".")
+        lies = turned is not None and turned(parameter)
+        shape = tuple(parameters[parameter].shape)
+        yield _Tensor(
+            name, shape[::-1] if lies else shape, dtype or own, module, leaf, lies and name not in upright, name
+        )
+    if "lm_head" in matched and "lm_head.weight" not in parameters:
+        rows = parameters["model.embed_tokens.weight"]
+        yield _Tensor("lm_head.weight", tuple(rows.shape), dtype or torch.float16, "lm_head", "weight")
+
+
+def _shards(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
+    shard: list[_Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bytes_out = tensor.dtype.itemsize * torch.Size(tensor.shape).numel()
+        if shard and size + bytes_out > SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += bytes_out
+    yield shard
+
+
+def _value(
+    tensor: _Tensor,
+    adapter: Adapter,
+    matched: Mapping[str, Names],
+    modules: Mapping[str, nn.Module],
+    weights: WeightSource,
+) -> torch.Tensor:
+    if not tensor.module:
+        stored = adapter.tensors.read(tensor.name)
+        assert isinstance(stored, torch.Tensor)
+        return stored.float()
+    source = tensor.source or _embedding_name(weights)
+    stored = weights.read(source)
+    value = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
+    names = matched.get(tensor.module)
+    if names is None:
+        return value.to(tensor.dtype)
+    change = dict(read_changes(adapter, {tensor.module: names}, "cpu"))[tensor.module]
+    value = value.T if tensor.transposed else value
+    changed = _changed(value.float(), tensor.parameter, change)
+    return (changed.T if tensor.transposed else changed).to(tensor.dtype)
+
+
+def _changed(value: torch.Tensor, parameter: str, change: Change) -> torch.Tensor:
+    if parameter in change.replaced:
+        value = change.replaced[parameter].float()
+    if parameter == "bias" and change.b_bias is not None:
+        return value + change.b_bias * change.scale
+    if parameter != "weight" or change.a is None or change.b is None:
+        return value
+    product = change.b @ change.a * change.scale
+    if change.is_embedding:
+        return value + product.T
+    value = value + product
+    if change.magnitude is not None:
+        value = value * (change.magnitude / value.norm(dim=1))[:, None]
+    return value
+
+
+def _embedding_name(weights: WeightSource) -> str:
+    return next(name for name in weights.shapes() if name.endswith("embed_tokens.weight"))
+
+
+def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.dtype) -> None:
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if untied:
+        config["tie_word_embeddings"] = False
+    if adapter.form == "thudm":
+        config["pre_seq_len"] = adapter.length
+        config["prefix_projection"] = f"{PREFIX}trans.0.weight" in adapter.tensors.shapes()
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_prefix(adapter: Adapter, file: Path) -> None:
+    """Only the prefix of an older full checkpoint, as a safetensors file: 13 GB of base weights need no second copy."""
+    shapes = {name: shape for name, shape in adapter.tensors.shapes().items() if name.startswith(PREFIX)}
+    layout: Layout = {name: (torch.float32, shape) for name, shape in shapes.items()}
+    with SafetensorsWriter(file, layout) as writer:
+        for name in shapes:
+            stored = adapter.tensors.read(name)
+            assert isinstance(stored, torch.Tensor)
+            writer.write(name, stored.float())

@@ -1,0 +1,175 @@
+"""The store of adapters: each in a folder of its own, with its files, their hashes, and what it says of itself.
+
+Nothing here reads tensors: what an adapter is comes from the engine's checks, which the command line asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmchat.core import locations
+from glmchat.core.errors import Failed, UnknownModel, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub import installed, manifests, store
+from glmchat.hub.hashing import sha256_of
+from glmchat.hub.installed import Installed
+from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
+
+_NAME = re.compile(r"\w[\w.+-]{0,95}")
+# Beside the weights: what tells where they come from. Code and the rest of a training run stay behind.
+_COMPANIONS = re.compile(r"(?i)adapter_config\.json|config\.json|readme\.md|(model_)?licen[cs]e.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an adapter came from: a repository at a commit, or a path on this machine."""
+
+    asked: str
+    repo: str | None = None
+    revision: str | None = None
+
+
+def list_adapters() -> list[Installed]:
+    return [row for row in installed.list_installed() if row.kind == "adapter"]
+
+
+def find_adapter(name: str) -> Installed:
+    """Raises UnknownModel with the names there are."""
+    rows = list_adapters()
+    found = next((row for row in rows if row.name == name), None)
+    if found is None:
+        raise UnknownModel(
+            tr("there is no adapter {name}", name=repr(one_line(name, 80))),
+            hint=one_line(", ".join(row.name for row in rows), 200) or tr("glmchat adapters add PATH brings one"),
+            code="adapter.unknown",
+        )
+    return found
+
+
+def checked_name(name: str) -> str:
+    """A plain name that is safe as a folder's. Raises Usage."""
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".incomplete")):
+        raise Usage(
+            tr("{name} cannot be the name of an adapter", name=repr(one_line(name, 80))),
+            hint=tr("letters, digits, dots, dashes and underscores"),
+            code="adapter.name",
+        )
+    return name
+
+
+def suggested_name(source: Path, repo: str | None) -> str:
+    """From the repository's or the folder's name; `checkpoint-3000` is told apart by the folder around it."""
+    base = repo.rpartition("/")[2] if repo else source.stem if source.is_file() else source.name
+    if repo is None and re.fullmatch(r"checkpoint-\d+|prefix_only|pytorch_model|adapter_model", base):
+        base = f"{source.absolute().parent.name}-{base}"
+    return re.sub(r"[^\w.+-]+|\.\.+", "-", base).strip("-.")[:80] or "adapter"
+
+
+def keep(
+    name: str,
+    files: Sequence[Path],
+    facts: Mapping[str, Any],
+    origin: Origin,
+    *,
+    base: str | None,
+    write: Callable[[Path], None] | None = None,
+) -> Installed:
+    """Copy `files` into the store under `name`, hash them, note `facts`, and return the row.
+
+    facts: what the engine says the adapter is; they stand under "adapter" in glmchat.json. write: puts further files
+    into the folder. The folder is whole or absent. Raises Usage if the name is taken, DoesNotFit, Failed.
+    """
+    checked_name(name)
+    place = locations.adapters_dir() / name
+    if place.exists():
+        raise Usage(
+            tr("an adapter {name} is there already", name=name),
+            hint=tr("glmchat adapters rm {name}, or give another one with --name", name=name),
+            code="adapter.taken",
+        )
+    locations.private_dir(locations.data_dir())
+    locations.private_dir(locations.adapters_dir())
+    store.require_space(sum(path.stat().st_size for path in files), place)
+    growing = place.with_name(f".{name}.{os.getpid()}.incomplete")
+    shutil.rmtree(growing, ignore_errors=True)
+    try:
+        growing.mkdir(mode=0o700)
+        for path in files:
+            shutil.copyfile(path, growing / path.name)  # follows the links of a hub's snapshot
+        if write is not None:
+            write(growing)
+        manifest = _manifest(name, growing, origin, base)
+        note = {**manifest.to_json(), "root": str(place), "adapter": dict(facts)}
+        text = json.dumps(note, ensure_ascii=False, indent=1)
+        store.write_whole(growing / BESIDE, text.encode(), mode=0o600)
+        growing.replace(place)
+    except OSError as error:
+        raise store.disk_error(error, place) from None
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
+    row = next((row for row in list_adapters() if row.path == place), None)
+    if row is None:
+        raise Failed(tr("{name} vanished while it was added", name=name), hint=tr("add it again"), code="adapter.lost")
+    return row
+
+
+def companions(source: Path) -> list[Path]:
+    """The small files beside an adapter's weights that are kept with it."""
+    folder = source if source.is_dir() else source.parent
+    return [p for p in sorted(folder.iterdir()) if p.is_file() and _COMPANIONS.fullmatch(p.name)]
+
+
+def facts_of(row: Installed) -> dict[str, Any]:
+    """What was noted when the adapter was added; {} for a folder that was put there by hand."""
+    noted = installed.small_json(row.path / BESIDE).get("adapter")
+    return noted if isinstance(noted, dict) else {}
+
+
+def to_json(row: Installed) -> dict[str, Any]:
+    """A row of `glmchat adapters list --json`."""
+    digest = next((f.sha256 for f in row.files if f.path.endswith((".safetensors", ".bin", ".pt", ".pth"))), None)
+    asked = row.manifest.asked if row.manifest else None
+    return {**row.to_json(), "origin": asked, "sha256": digest, "adapter": facts_of(row)}
+
+
+def change_force(row: Installed, forced: bool) -> None:
+    """Note that the adapter may (or may no longer) be attached to a base it does not name."""
+    file = row.path / BESIDE
+    note = installed.small_json(file)
+    note["adapter"] = {**facts_of(row), "forced": forced}
+    store.write_whole(file, json.dumps(note, ensure_ascii=False, indent=1).encode(), mode=0o600)
+
+
+def _manifest(name: str, folder: Path, origin: Origin, base: str | None) -> Manifest:
+    records = tuple(
+        FileRecord(path.name, path.stat().st_size, sha256_of(path), date=store.now())
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    )
+    return Manifest(
+        name=name,
+        kind="adapter",
+        source="made",
+        root=folder,
+        repo=origin.repo,
+        revision=origin.revision,
+        base=base,
+        asked=origin.asked,
+        date=store.now(),
+        files=records,
+    )
+
+
+def forget_pull(root: Path) -> None:
+    """A pulled adapter lives in the store; its snapshot in the shared cache is no model of ours."""
+    for manifest in manifests.read_all():
+        if manifest.root == root:
+            manifests.remove(manifest)
