@@ -135,8 +135,12 @@ async def _window(url: str, model: str | None) -> str:
         assert app.chat.session is not None
         stopped = app.chat.session.tree.path()[-1]
         app.chat.run_command("continue")
+        told = len(app.chat.transcript.turns)
         await until(lambda: not app.chat.busy and app.chat.session.tree.path()[-1] is not stopped)
         last = app.chat.session.tree.path()[-1]
+        if any("cannot go on with an unfinished answer" in t.text for t in app.chat.transcript.turns[told - 1 :]):
+            assert (last.text, last.state) == (stopped.text, "stopped"), (stopped, last)
+            return f"stopped after {len(stopped.text)} characters; the server cannot continue, and that is said"
         assert last.text.startswith(stopped.text) and last.state in ("complete", "cut"), (stopped, last)
         return f"{stopped.state} after {len(stopped.text)} characters, {last.state} after {len(last.text)}"
 

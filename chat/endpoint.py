@@ -224,6 +224,12 @@ class Endpoint:
                         yield event
                 return
             except _Refused as refused:
+                if "continue_final_message" in body and "continue_final_message" in refused.text:
+                    raise ServerFailed(
+                        tr("this server cannot go on with an unfinished answer"),
+                        hint=tr("/regen asks for another answer"),
+                        code="server.cannot_continue",
+                    ) from None
                 # transformers serve and api.openai.com refuse fields that they do not know; said in the last event.
                 extra = [name for name in (*EXTENSIONS, "seed", "stream_options") if name in body]
                 named = [name for name in extra if name in refused.text]

@@ -265,7 +265,10 @@ class ChatSession(Conversing):
             writing.end("stopped")
             raise
         except GlmchatError as error:
-            writing.end("failed", {"error": error.to_json()})
+            if continued is not None and not writing.said:
+                writing.end(continued.state)  # nothing has changed: it can be continued still
+            else:
+                writing.end("failed", {"error": error.to_json()})
             raise
         except BaseException:
             writing.end("failed")

@@ -263,6 +263,14 @@ def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign):
     assert set(foreign.asked[-1][2]) == {"stream", "stream_options", "model", "prompt"}
 
 
+def test_a_server_that_cannot_continue_an_answer_is_told_apart_from_a_bad_request(foreign):
+    detail = json.dumps({"detail": "Unexpected fields: {'continue_final_message'}"}).encode()
+    endpoint = foreign.says("", answer_with=lambda path, body: ("422 No", "application/json", detail) if body else None)
+    with pytest.raises(ServerFailed, match="cannot go on") as raised:
+        ask(endpoint, continue_final=True)
+    assert raised.value.code == "server.cannot_continue" and "/regen" in raised.value.hint
+
+
 def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
     def strict(path: str, body: Any) -> tuple[str, str, bytes] | None:
         extra = {"top_k", "min_p", "stream_options"} & set(body or {})

@@ -13,7 +13,7 @@ from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
 from glmchat.chat.history import History
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
-from glmchat.core.errors import DoesNotFit, EngineDied, Usage
+from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage
 from glmchat.core.messages import Finished, Message, Piece, Started
 
 
@@ -370,3 +370,13 @@ def test_a_server_decides_what_nobody_set_and_nothing_is_made_up_for_the_record(
     session.reconnect(ours)
     answer = talk(session.ask("hello"))[-1].answer
     assert ours.asked[0]["asked"] is None and answer.details["sampling"]["top_p"] == 0.7
+
+
+def test_a_continuation_that_is_refused_leaves_the_answer_as_it_was(history):
+    session = ChatSession(history, LocalSpeaker("half ", finish="length"))
+    cut = talk(session.ask("hello"))[-1].answer
+    session.reconnect(LocalSpeaker(refuse_over=0))
+    with pytest.raises(ServerFailed):
+        talk(session.continue_answer())
+    now = session.tree.messages[cut.id]
+    assert (now.text, now.state, now.owner) == ("half ", "cut", None) and now.can_continue
