@@ -26,7 +26,7 @@ from glmchat.tui.app import GlmchatApp
 HERE = Path(__file__).resolve().parent
 QUESTIONS = (
     "What is the difference between a list and a tuple in Python? Show a short example.",
-    "Write a haiku about the sea.",
+    "Name three rivers in Europe, with one sentence about each.",
 )
 
 
