@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 
-VERSION = 1  # of the packed layout and of the struct in native.c
+VERSION = 2  # of the packed layout and of the structs in native.c
 ROWS = 32
 
 
@@ -164,6 +164,41 @@ class NativeCpu(Kernel):
             return y
 
         return multiply
+
+
+class _Search(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("low", ctypes.c_void_p),
+        ("error", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("groups", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("whole", ctypes.c_int),
+        ("symmetric", ctypes.c_int),
+        ("fast", ctypes.c_int),
+    )
+
+
+@cache
+def _available() -> bool:
+    return NativeCpu().unavailable() is None
+
+
+def search4(
+    values: torch.Tensor, *, whole: bool, symmetric: bool, fast: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """int4.search in C: codes uint8 [n, group], scale, low and error [n]; None where it is not built."""
+    if values.shape[1] % 16 or not _available():
+        return None
+    values = values.contiguous()
+    scale, low, error = (torch.empty(len(values)) for _ in range(3))
+    codes = torch.empty(values.shape, dtype=torch.uint8)
+    pointers = (tensor.data_ptr() for tensor in (values, scale, low, error, codes))
+    call = _Search(*pointers, *values.shape, whole, symmetric, fast)
+    refused = _library().glm_search4(ctypes.byref(call), torch.get_num_threads())
+    return None if refused else (codes, scale, low, error)
 
 
 def fits(shape: Shape, packed: Packed) -> bool:

@@ -20,7 +20,7 @@ from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
 from glmchat.engine.quantize import plan as planning
 from glmchat.engine.quantize import quantiser
-from glmchat.engine.quantize.int4 import quantise_int4
+from glmchat.engine.quantize.int4 import quantise_int4, search, search_torch
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.packed_format import pack, pack_points, unpack, unpack_points
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
@@ -193,6 +193,31 @@ def test_the_search_loses_less_than_rounding_to_nearest() -> None:
             assert errors[0] < 0.99 * errors[1]
     searched, nearest = (quantise_int8(weight, fast=f).stored().dequantise() for f in (False, True))
     assert (searched - weight).norm() <= (nearest - weight).norm()
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_the_search_in_c_and_in_torch_agree(group: int) -> None:
+    values = torch.randn(300, group, generator=torch.Generator().manual_seed(5)) * 0.02
+    values[7], values[8] = 0, 0.25
+    values[9, 3] = 4
+    for whole, symmetric, fast in (
+        (True, False, True),
+        (True, False, False),
+        (False, False, False),
+        (True, True, False),
+    ):
+        one = search(values, whole=whole, symmetric=symmetric, fast=fast)
+        two = search_torch(values, whole=whole, symmetric=symmetric, fast=fast)
+        assert (one[0] == two[0]).float().mean() > 0.999
+        assert torch.allclose(one[3].sum(), two[3].sum(), rtol=1e-3)
+        for codes, scale, low, error in (one, two):
+            back = codes.float() * scale[:, None] + low[:, None]
+            weights = values.abs() + values.square().mean(1, keepdim=True).sqrt()
+            found = ((back - values).square() * weights).sum(1)
+            assert torch.allclose(found, error, rtol=1e-3, atol=1e-9)
+            assert torch.equal(scale.half().float(), scale)
+            if whole:
+                assert torch.allclose(low / scale, (low / scale).round())
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
