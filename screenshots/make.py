@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
+    if starter := os.environ.get("GLMCHAT_STARTER_HOME"):
+        os.environ["GLMCHAT_HOME"] = starter  # where `make starter` has put the model
     try:
         launch = find_model(chosen.model)
     except GlmchatError as error:
