@@ -21,7 +21,20 @@ from glmchat.core import language
 from glmchat.core.errors import GlmchatError, Interrupted, Usage
 
 # One file per group; each has `register(app)`. None of them imports torch, textual or huggingface_hub at its top.
-GROUPS = ("run", "attach", "pull", "models", "quantize", "adapters", "history", "serve", "mirror", "bench", "doctor")
+GROUPS = (
+    "run",
+    "attach",
+    "pull",
+    "models",
+    "quantize",
+    "adapters",
+    "history",
+    "replay",
+    "serve",
+    "mirror",
+    "bench",
+    "doctor",
+)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,85 @@
+"""Replays of the real starter model: three turns, one stop, one continue, then fresh processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glmchat.chat.connect import connect, identity_of
+from glmchat.chat.history import History
+from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.replay import Outcome, find_answer, plan_replay, run_replay
+from glmchat.chat.sampling_choice import SamplingRanks
+from glmchat.chat.session import ChatSession
+from glmchat.core.messages import Piece
+
+
+@pytest.fixture(scope="module")
+def spoken(starter_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, list[int]]]:
+    """A history with three turns of the starter model: its file, the model's, and the answers' numbers."""
+    home = tmp_path_factory.mktemp("spoken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLMCHAT_HOME", str(home))
+        model = home / "smol.gguf"
+        shutil.copyfile(starter_model, model)
+        launch = LaunchOptions(model=str(model), folder=model, threads=1, context=512)
+        answers = []
+        with History.open(home / "history.db") as history, connect(launch) as connection:
+            ranks = SamplingRanks({"flag": {"temperature": 0.9, "top_p": 0.95, "max_tokens": 14, "seed": 11}})
+            identity = identity_of(launch, connection.endpoint)
+            session = ChatSession(history, connection.endpoint, identity=identity, ranks=ranks)
+            list(session.ask("Name three colours of the sky."))
+            said = 0
+            for event in session.ask("Tell me about one of them."):
+                said += isinstance(event, Piece)
+                if said == 5:
+                    session.stop()
+            answers.append(session.tree.leaf)
+            assert session.tree.path()[-1].state == "stopped"
+            list(session.continue_answer())
+            list(session.ask("And the others?"))
+            list(session.regenerate({"seed": 12}))
+            answers = [m.id for m in session.tree.messages.values() if m.role == "assistant"]
+        yield home / "history.db", model, answers
+
+
+def outcome(database: Path, target: str, **options: object) -> Outcome:
+    with History.open(database) as history:
+        plan = plan_replay(history, target, **options)  # type: ignore[arg-type]
+    *_, last = run_replay(plan)
+    assert isinstance(last, Outcome)
+    return last
+
+
+def test_every_answer_is_the_same_in_a_fresh_process(spoken: tuple[Path, Path, list[int]]) -> None:
+    database, _, answers = spoken
+    assert len(answers) == 4
+    for number in (answers[1], answers[3]):  # the stopped and continued one; another version of the third
+        found = outcome(database, f"m{number}")
+        assert found.identical and not found.differences, found
+    with History.open(database) as history:
+        _, continued = find_answer(history, f"m{answers[1]}")
+        stretches = continued.details["stretches"]
+        assert len(stretches) == 2 and 0 < stretches[1]["start"] < len(continued.token_ids)
+        _, other = find_answer(history, "1")
+        assert other.id == answers[3] and other.details["stretches"][0]["cached_n"] > 0
+        assert any(len(p) == 4 for p in other.details["stretches"][0]["passes"])  # a batch of which a row was cut off
+
+
+def test_a_changed_weight_byte_and_a_changed_setting_are_named(spoken: tuple[Path, Path, list[int]]) -> None:
+    database, model, answers = spoken
+    kept = model.read_bytes()
+    try:
+        with model.open("r+b") as file:
+            file.seek(len(kept) - 1000)
+            file.write(bytes([kept[-1000] ^ 0x40]))
+        found = outcome(database, f"m{answers[0]}", changes={"temp": 0.0, "seed": 5})
+    finally:
+        model.write_bytes(kept)
+    (weights,) = [d for d in found.differences if d.what == "weights smol.gguf"]
+    assert weights.then.startswith("sha256:") and weights.now.startswith("sha256:") and weights.then != weights.now
+    assert {d.what for d in found.differences} == {"weights smol.gguf", "setting temperature", "setting seed"}
+    assert found.identical is (found.token is None) and found.tokens == 14
