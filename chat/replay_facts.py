@@ -28,7 +28,7 @@ class Difference:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """What of `then`, the record of a stretch, is otherwise in `now`, the facts of an engine; unknown facts are left out."""
+    """What of `then` (the record of a stretch) is otherwise in `now` (facts of an engine), as far as both know it."""
     found = [*_weights(then.get("weights"), now.get("weights"))]
     found += _table("adapter", then.get("adapter_hashes"), now.get("adapter_hashes"))
     if then.get("template") != now.get("template"):

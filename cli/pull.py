@@ -14,7 +14,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
     from glmchat.hub.download import Progress
@@ -53,6 +53,11 @@ def pull(
     into: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Replace the git-lfs pointers of this folder by the real files.")
     ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", metavar="4|8", help="Quantise each file as it arrives and keep only the result."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="With --quant: keep the original too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, fetch nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -72,6 +77,10 @@ def pull(
         name, places = names[0] if names else None, tuple(endpoint or ())
         pull_into(into, name, revision=revision, endpoints=places, dry_run=dry_run, as_json=as_json, quiet=quiet)
         return
+    if keep and quant is None:
+        raise Usage(
+            tr("--keep goes with --quant"), hint=tr("glmchat pull NAME --quant 4 --keep"), code="pull.arguments"
+        )
     options = PullOptions(tuple(endpoint or ()), tuple(include or ()), tuple(exclude or ()), all_files, trust_host)
     if bool(names) == (locked is not None):
         raise Usage(
@@ -82,7 +91,12 @@ def pull(
     try:
         for plan_one in _plans(names or [], locked, options, revision):
             plan = plan_one()
-            if dry_run:
+            if quant is not None:
+                from glmchat.cli.pull_quant import pull_quantised
+
+                bits = quantised_bits(quant)
+                pull_quantised(plan, bits, keep=keep, check=check, dry_run=dry_run, as_json=as_json, quiet=quiet)
+            elif dry_run:
                 _show(plan, as_json)
             else:
                 _fetch(plan, as_json=as_json, quiet=quiet, check=check)
@@ -90,6 +104,14 @@ def pull(
         from glmchat.hub.store import stopped
 
         raise stopped() from None
+
+
+def quantised_bits(text: str) -> int:
+    """4 or 8 from `--quant`. Raises Usage."""
+    word = text.lower().removeprefix("int")
+    if word not in ("4", "8"):
+        raise Usage(tr("--quant cannot be {value}", value=repr(one_line(text))), hint="4, 8", code="usage.value")
+    return int(word)
 
 
 def fetch(reference: Reference, *, quiet: bool = False) -> None:

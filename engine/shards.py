@@ -43,7 +43,7 @@ def open_folder(folder: Path, config: Mapping[str, Any]) -> WeightSource:
     for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
         if index.is_file():
-            names = _shards_of(index)
+            names = shards_of(index)
         elif single.is_file():
             names = [single.name]
         else:
@@ -66,7 +66,8 @@ def open_folder(folder: Path, config: Mapping[str, Any]) -> WeightSource:
     )
 
 
-def _shards_of(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
+    """The weight files that an index names, sorted. Raises Damaged, or Hostile for a name that is a path."""
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise Damaged(f"{index.name} has no weight_map", hint="pull the model again", code="weights.index")
@@ -79,6 +80,13 @@ def _shards_of(index: Path) -> list[str]:
                 code="weights.path",
             )
     return names
+
+
+def open_files(paths: list[Path]) -> WeightSource:
+    """Weights in files of one kind. Raises Damaged or Hostile."""
+    for path in paths:
+        refuse_pointer(path)
+    return _Safetensors(paths) if paths[0].suffix == ".safetensors" else _TorchShards(paths)
 
 
 class _Safetensors:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,12 +15,14 @@ from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.loading import match_names, open_weights
-from glmchat.engine.quantize.int4 import quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.packed_format import is_ours_to_read, packed_width
 from glmchat.engine.quantize.replace import Recipe, quantisable
 from glmchat.engine.quantize.safetensors_writer import Layout, file_size
 from glmchat.engine.weights import Int4, Int8, WeightSource
+
+if TYPE_CHECKING:
+    from glmchat.engine.quantize.arriving import Announced
 
 SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
 _SPARE = 64 * 2**20  # for config, tokenizer and the file system's own needs
@@ -74,6 +76,7 @@ class QuantizePlan:
     bytes_out: int
     bytes_free: int
     seconds: float  # estimated from a short measurement
+    origin: str | None = None  # of weights that arrive file by file: what they are, instead of the files' dates
 
     def of_shard(self, number: int) -> tuple[TensorPlan, ...]:
         first, last = self.shards[number]
@@ -108,9 +111,10 @@ class QuantizePlan:
         }
 
 
-def plan_quantise(source: Path, out: Path, recipe: Recipe) -> QuantizePlan:
+def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced | None = None) -> QuantizePlan:
     """What `quantiser.execute` would do.
 
+    announced: weights that are not here yet (engine/quantize/arriving.py); `source` then holds everything else.
     Raises Usage if the checkpoint is quantised already or a group size does not divide, DoesNotFit if the disk is too
     small, Damaged if the checkpoint is.
     """
@@ -128,9 +132,9 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe) -> QuantizePlan:
             code="quant.already",
         )
     recipe = recipe.settled(checkpoint.spec.family)
-    weights = open_weights(checkpoint)
+    weights = open_weights(checkpoint) if announced is None else announced
     tensors = tuple(_tensors(checkpoint, weights, recipe))
-    shards = tuple(_shards(tensors))
+    shards = tuple(_shards(tensors, {} if announced is None else announced.files))
     bytes_out = sum(
         file_size({k: v for t in tensors[first:last] for k, v in t.layout().items()}) for first, last in shards
     )
@@ -141,10 +145,11 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe) -> QuantizePlan:
         family=checkpoint.spec.family,
         tensors=tensors,
         shards=shards,
-        bytes_in=_bytes_in(checkpoint.path),
+        bytes_in=_bytes_in(checkpoint.path) if announced is None else announced.bytes_in,
         bytes_out=bytes_out,
         bytes_free=shutil.disk_usage(_existing(out)).free,
         seconds=_estimate(tensors, recipe),
+        origin=None if announced is None else announced.origin,
     )
     if plan.bytes_free < bytes_out + _SPARE - _written(out):
         raise DoesNotFit(
@@ -208,10 +213,22 @@ def _sized(tensor: TensorPlan) -> TensorPlan:
     return TensorPlan(**{**asdict(tensor), "shape": tensor.shape, "bytes_out": size})
 
 
-def _shards(tensors: tuple[TensorPlan, ...]) -> Iterator[tuple[int, int]]:
+def shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def missing_shards(plan: QuantizePlan) -> list[int]:
+    """The files of the growing folder that are not whole yet. All of them, if there is no folder."""
+    folder, count = incomplete(plan.out), len(plan.shards)
+    return [number for number in range(count) if not (folder / shard_name(number, count)).is_file()]
+
+
+def _shards(tensors: tuple[TensorPlan, ...], files: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+    """files: tensor -> file of weights that arrive; none of ours then needs two of theirs."""
     first = size = 0
     for index, tensor in enumerate(tensors):
-        if size and size + tensor.bytes_out > SHARD_BYTES:
+        other = index > 0 and files.get(tensor.name) != files.get(tensors[index - 1].name)
+        if size and (other or size + tensor.bytes_out > SHARD_BYTES):
             yield first, index
             first, size = index, 0
         size += tensor.bytes_out
@@ -254,7 +271,7 @@ def _speed(sample: torch.Tensor, bits: int, recipe: Recipe) -> float:
     for _ in range(2):
         started = time.perf_counter()
         if bits == 4:
-            quantise_int4(sample, recipe.group or 128, fast=recipe.fast, symmetric=recipe.symmetric)
+            recipe.four_bits(sample, recipe.group or 128)
         else:
             quantise_int8(sample, fast=recipe.fast)
         seconds = time.perf_counter() - started

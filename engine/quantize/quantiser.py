@@ -24,11 +24,12 @@ from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.loading import open_weights
+from glmchat.engine.quantize.arriving import Arriving
 from glmchat.engine.quantize.companions import write_companions
-from glmchat.engine.quantize.int4 import Codes4, quantise_int4
+from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.packed_format import describe, pack, pack_points
-from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete
+from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, shard_name
 from glmchat.engine.quantize.replace import not_finite
 from glmchat.engine.quantize.safetensors_writer import SafetensorsWriter
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
@@ -49,12 +50,14 @@ class QuantizeProgress:
 def execute(
     plan: QuantizePlan,
     *,
+    weights: Arriving | None = None,
     manifest: Mapping[str, Any] | None = None,
     on_progress: Callable[[QuantizeProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Path:
     """Do what `plan` says and return the finished folder.
 
+    weights: where they come from, if they are not in the plan's source.
     manifest: what the store wants to know of it (name, base, repo, revision); files, hashes and settings are added and
     the whole stands in glmchat.json. Raises Usage if the place is taken, Damaged for NaN, infinity or a broken file,
     DoesNotFit if the disk fills up, Interrupted if cancelled; what is done so far is then kept for the next run.
@@ -70,8 +73,10 @@ def execute(
     try:
         _prepare(folder, plan)
         checkpoint = identify(plan.source)
-        weights = open_weights(checkpoint)
-        hashes = _write_shards(plan, folder, weights, report, cancelled or (lambda: False))
+        source = open_weights(checkpoint) if weights is None else weights
+        hashes = _write_shards(plan, folder, source, report, cancelled or (lambda: False))
+        if weights is not None:
+            weights.close()
         _finish(plan, folder, checkpoint, hashes, dict(manifest or {}))
         folder.replace(plan.out)
         _sync(plan.out.parent)
@@ -103,14 +108,12 @@ def _prepare(folder: Path, plan: QuantizePlan) -> None:
 
 def _fingerprint(plan: QuantizePlan) -> str:
     """Of what decides the bytes: settings, tensors, and the source files' sizes and times."""
-    source = [plan.source] if plan.source.is_file() else sorted(plan.source.iterdir())
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source if p.is_file()]
+    files: Any = plan.origin
+    if plan.origin is None:
+        source = [plan.source] if plan.source.is_file() else sorted(plan.source.iterdir())
+        files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source if p.is_file()]
     data = [asdict(plan.recipe), [asdict(t) for t in plan.tensors], plan.shards, files]
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
-
-
-def _shard_name(number: int, count: int) -> str:
-    return f"model-{number + 1:05}-of-{count:05}.safetensors"
 
 
 def _write_shards(
@@ -126,10 +129,12 @@ def _write_shards(
     hashes = {}
     for number in range(len(plan.shards)):
         tensors = plan.of_shard(number)
-        name = _shard_name(number, len(plan.shards))
+        name = shard_name(number, len(plan.shards))
         if (folder / name).is_file():
             done += sum(_count(tensor) for tensor in tensors)
             continue
+        if isinstance(weights, Arriving):
+            tensors = weights.as_stored(tensors)
         offsets: dict[str, torch.Tensor] = {}
         layout = {entry: what for tensor in tensors for entry, what in tensor.layout().items()}
         with SafetensorsWriter(folder / name, layout) as writer:
@@ -137,16 +142,27 @@ def _write_shards(
                 if cancelled():
                     raise Interrupted("stopped", hint="run the same command again to go on", code="quant.stopped")
                 report(QuantizeProgress(done, total, tensor.name))
-                stored = weights.read(tensor.name)
-                for entry, value in _packed(tensor, stored, plan, offsets).items():
-                    writer.write(entry, value)
-                _release(stored)
+                _write(writer, tensor, weights, plan, offsets)
                 done += _count(tensor)
             if offsets:  # in place before the weight file: a file that is there is never done again
                 save_file(offsets, folder / f"offsets-{number + 1:05}.safetensors")
         hashes[name] = writer.sha256
     report(QuantizeProgress(total, total, ""))
     return hashes
+
+
+def _write(
+    writer: SafetensorsWriter,
+    tensor: TensorPlan,
+    weights: WeightSource,
+    plan: QuantizePlan,
+    offsets: dict[str, torch.Tensor],
+) -> None:
+    """A function of its own, so that nothing of a tensor outlives it: the file it is mapped from may be taken away."""
+    stored = weights.read(tensor.name)
+    for entry, value in _packed(tensor, stored, plan, offsets).items():
+        writer.write(entry, value)
+    _release(stored)
 
 
 def _count(tensor: TensorPlan) -> int:
@@ -168,8 +184,7 @@ def _packed(
                 return {tensor.name: stored}
             stored = stored.T if tensor.transposed else stored
             if tensor.bits == 4:
-                fast, symmetric = plan.recipe.fast, plan.recipe.symmetric
-                return _four(tensor, quantise_int4(stored, tensor.group, fast=fast, symmetric=symmetric), offsets)
+                return _four(tensor, plan.recipe.four_bits(stored, tensor.group), offsets)
             eight = quantise_int8(stored, fast=plan.recipe.fast)
             return _eight(tensor, Int8(eight.q, eight.scale))
         if not bool(torch.isfinite(stored.scale).all()):
@@ -242,7 +257,7 @@ def _is_mapped_file(address: int) -> bool:
 def _finish(
     plan: QuantizePlan, folder: Path, checkpoint: Checkpoint, hashes: dict[str, str], manifest: dict[str, Any]
 ) -> None:
-    names = [_shard_name(number, len(plan.shards)) for number in range(len(plan.shards))]
+    names = [shard_name(number, len(plan.shards)) for number in range(len(plan.shards))]
     table = {
         entry: name
         for number, name in enumerate(names)

@@ -1,0 +1,200 @@
+"""`pull --quant`: weights are quantised as they arrive, and only the copy stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_helpers import glmchat, last_json
+from loopback_hub import LoopbackHub
+
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError
+from glmchat.engine.engine import Engine
+from glmchat.engine.quantize.plan import plan_quantise
+from glmchat.engine.quantize.quantiser import execute
+from glmchat.engine.quantize.replace import Recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
+
+REPO = "tiny/llama"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama in four safetensors files with an index, its norms in float32 beside float16 matrices."""
+    from engine_builders import write_folder
+    from safetensors.torch import load_file, save_file
+
+    folder = write_folder(tmp_path_factory.mktemp("tiny") / "llama", torch_dtype="float16")
+    tensors = {k: v if "norm" in k else v.half() for k, v in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    names, table = list(tensors), {}
+    for number in range(4):
+        file = f"model-{number + 1:05}-of-00004.safetensors"
+        part = {n: tensors[n].contiguous() for n in names[number::4]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        table |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": dict(sorted(table.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def hub(loopback_hub: LoopbackHub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    loopback_hub.add(REPO, {p.name: p.read_bytes() for p in checkpoint.iterdir()})
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    yield loopback_hub
+
+
+def copy() -> Path:
+    (found,) = [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")]
+    return found
+
+
+def left_over() -> list[str]:
+    folders = [p.name for p in locations.models_dir().iterdir() if "incomplete" in p.name]
+    return folders + [str(p) for p in locations.hf_cache().rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ids = [5, 9, 40, 7, 3]
+    return torch.equal(
+        Engine.load(one, dtype="float32", threads=1).logits(ids),
+        Engine.load(other, dtype="float32", threads=1).logits(ids),
+    )
+
+
+def made_from(checkpoint: Path, out: Path) -> Path:
+    return execute(plan_quantise(checkpoint, out, Recipe(4)))
+
+
+def test_what_arrives_quantised_is_what_quantising_the_whole_makes(
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    code, out, err = glmchat(capsys, "pull", REPO, "--quant", "4", "--json")
+    done = last_json(out)
+    assert code == 0, err
+    assert done["event"] == "done" and done["quant"].startswith("int4") and done["kind"] == "quantized"
+    assert left_over() == []
+    assert same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
+    assert glmchat(capsys, "verify", str(copy()))[0] == 0
+    asked = len(hub.requests)
+    code, out, _ = glmchat(capsys, "pull", REPO, "--quant", "4", "--json")
+    assert code == 0 and last_json(out)["made"] is False
+    assert not any("resolve" in seen.path for seen in hub.requests[asked:])
+
+
+def test_never_more_than_one_file_of_the_original_lies_on_the_disk(
+    hub: LoopbackHub, checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmchat.hub import staging
+
+    bring, seen = staging.bring, []
+
+    def watched(plan: Any, paths: Any, folder: Path, *rest: Any) -> Any:
+        got = bring(plan, paths, folder, *rest)
+        seen.append(sorted(p.name for p in folder.glob("model-*")))
+        return got
+
+    monkeypatch.setattr(staging, "bring", watched)
+    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+    assert [len(names) for names in seen if names] == [1, 1, 1, 1]
+
+
+def test_the_plan_shows_both_numbers_and_fetches_nothing_large(hub: LoopbackHub, checkpoint: Path, capsys: Any) -> None:
+    code, out, err = glmchat(capsys, "pull", REPO, "--quant", "4", "--dry-run", "--json")
+    plan = last_json(out)
+    sizes = [p.stat().st_size for p in checkpoint.glob("model-*.safetensors")]
+    assert code == 0 and plan["bytes_to_fetch"] == sum(sizes)
+    assert plan["disk_needed"] == plan["bytes_out"] + max(sizes) and plan["fits"] is True
+    assert not hub.requests_for("model-00001-of-00004.safetensors")
+    assert not locations.models_dir().exists() or not list(locations.models_dir().iterdir())
+    assert "one after the other" in err
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_weights(
+    hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmchat.hub import store
+
+    monkeypatch.setattr(store, "free_bytes", lambda path: 64 * 2**20)
+    code, _, err = glmchat(capsys, "pull", REPO, "--quant", "4")
+    assert code == 4 and "are needed" in err
+    assert not hub.requests_for("model-00001-of-00004.safetensors")
+
+
+@pytest.mark.parametrize("stops_at", range(0, 26, 5))
+def test_a_run_that_stopped_anywhere_goes_on_and_fetches_no_finished_file_again(
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, stops_at: int
+) -> None:
+    from glmchat.engine.quantize import quantiser
+
+    write, count = quantiser._write, 0
+
+    def failing(*arguments: Any) -> None:
+        nonlocal count
+        if count == stops_at:
+            raise GlmchatError("the power went", hint="", code="test")
+        count += 1
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quantiser, "_write", failing)
+        assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 1
+    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+    assert left_over() == []
+    for number in range(1, 5):
+        assert len(hub.requests_for(f"model-{number:05}-of-00004.safetensors")) == 1
+    if stops_at == 10:
+        assert same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
+
+
+def test_a_process_that_is_killed_goes_on_where_it_was(
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    hub.rate = 60_000
+    command = [sys.executable, "-P", "-m", "glmchat", "pull", REPO, "--quant", "4", "-q"]
+    child = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not hub.sent_for("model-00002-of-00004.safetensors") and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    hub.rate = None
+    assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")]
+    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+    assert len(hub.requests_for("model-00001-of-00004.safetensors")) == 1
+    assert left_over() == [] and same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
+
+
+def test_keep_keeps_the_original_in_the_cache(hub: LoopbackHub, capsys: Any) -> None:
+    assert glmchat(capsys, "pull", REPO, "--quant", "4", "--keep")[0] == 0
+    kinds = {
+        r["kind"] for r in map(json.loads, glmchat(capsys, "list", "--json")[1].splitlines()) if isinstance(r, dict)
+    }
+    assert copy().is_dir() and len(list(locations.hf_cache().rglob("model-*.safetensors"))) == 4
+    assert not kinds or {"model", "quantized"} <= kinds
+
+
+def test_a_wrong_shape_in_a_file_is_named_and_the_copy_is_not_there(
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    hub.add("tiny/wrong", {p.name: p.read_bytes() for p in folder.iterdir()})
+    code, _, err = glmchat(capsys, "pull", "tiny/wrong", "--quant", "4")
+    assert code == 3 and "mlp" in err
+    assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")]
