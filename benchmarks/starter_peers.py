@@ -1,7 +1,7 @@
 """The starter model beside its peers, in one run: glmchat, llama-cpp-python on the same file, transformers' generate.
 
 Each program decodes in a process of its own, in turn, for several rounds; the best round of each counts, since
-everything else on the machine only slows. Prompt and number of tokens are the same, the greedy choice is taken everywhere.
+everything else on the machine only slows. Prompt and number of tokens are the same, everybody decodes greedily.
 
     python benchmarks/starter_peers.py [--peers VENV] [--rounds 3] [--threads 1 2] [--skip-transformers]
 """
