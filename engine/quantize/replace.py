@@ -12,7 +12,7 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
-from glmchat.engine.quantize.int4 import GROUP_SIZES, group_size, quantise_int4
+from glmchat.engine.quantize.int4 import GROUP_SIZES, Codes4, group_size, quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
@@ -23,7 +23,8 @@ class Recipe:
 
     bits: of the layers' matrices. group: inputs that share a scale at 4 bits; None takes the largest of 128, 64 and 32
     that divides a matrix's inputs. ends: bits of the embedding and the head; 0 leaves them as they are, None takes 8
-    unless other programs could then not read the folder (`settled`).
+    unless other programs could then not read the folder (`settled`). portable: zero points are whole numbers wherever
+    that costs little, as other programs know no others; None decides by the family.
     """
 
     bits: int
@@ -31,6 +32,7 @@ class Recipe:
     ends: int | None = None
     symmetric: bool = False
     fast: bool = False
+    portable: bool | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -45,12 +47,19 @@ class Recipe:
             )
 
     def settled(self, family: str) -> Recipe:
-        """With `ends` decided. transformers decodes a folder with one width for all its matrices, so a four-bit Llama
-        keeps embedding and head in 16 bits; the ChatGLM families, which only glmchat reads, get 8.
+        """With everything decided. transformers and vLLM read Llamas; the ChatGLM families only glmchat reads.
+
+        transformers decodes a folder with one width for all its matrices, so a four-bit Llama keeps embedding and head
+        in 16 bits.
         """
-        if self.ends is not None:
-            return self
-        return replace(self, ends=0 if self.bits == 4 and family == "llama" else 8)
+        shared = family == "llama"
+        ends = (0 if self.bits == 4 and shared else 8) if self.ends is None else self.ends
+        return replace(self, ends=ends, portable=shared if self.portable is None else self.portable)
+
+    def four_bits(self, weight: torch.Tensor, group: int) -> Codes4:
+        return quantise_int4(
+            weight, group, fast=self.fast, symmetric=self.symmetric, portable=self.portable is not False
+        )
 
     def choose(self, name: str, inputs: int, is_end: bool) -> tuple[int, int]:
         """(bits, group) of one matrix; bits 0 leaves it, group 0 means one scale for each row.
@@ -87,7 +96,8 @@ def quantise_model(
     Peak memory is the model plus one matrix. Adapters must not be attached. Raises Usage if `group_size` does not fit,
     Damaged with its name for a matrix that holds NaN or infinity.
     """
-    recipe = Recipe(bits, None if group_size == "auto" else int(group_size), ends, fast=fast)
+    size = None if group_size == "auto" else int(group_size)
+    recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family)
     places = list(quantisable(model))
     for _, name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
@@ -129,7 +139,7 @@ def _replaced(module: nn.Module, name: str, bits: int, group: int, recipe: Recip
     assert isinstance(weight, torch.Tensor)
     try:
         if bits == 4:
-            four = quantise_int4(weight, group, fast=recipe.fast, symmetric=recipe.symmetric).stored()
+            four = recipe.four_bits(weight, group).stored()
             linear = QuantLinear.from_int4(four.q, four.scale, four.zero)
         else:
             eight = quantise_int8(weight, fast=recipe.fast)
