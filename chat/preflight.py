@@ -1,29 +1,39 @@
 """Will it fit? What a model needs in memory, from its files' sizes and its config alone, and the words for "no".
 
-Weights count as they will lie in memory, the key/value cache at the whole context, and scratch for one prompt.
+Counted is what stays in memory at the end of a context that is full: weights as they will lie there, the key/value
+cache of the whole context, scratch for one piece of a prompt, and the program itself; benchmarks/fit.py compares it with
+what the engine and its helper then hold. Not counted: pages of the checkpoint's own file, which the first load maps and
+the system takes back when it needs them (they stand in a process's resident size all the same), and what quantising in
+memory takes for a moment, about two bytes for each weight of the largest matrix.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from glmchat.chat.gguf_sizes import gguf_sizes
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory
+from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
 
-RUNTIME = 350_000_000  # bytes: interpreter, torch and server (240 MB after their import, torch 2.13), thread pools
+# Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, and the pages of their libraries 105 MB (torch
+# 2.13, x86-64); then the process that renders chat templates, which the families with formats of their own do without.
+RUNTIME = 305_000_000
+HELPER = 20_000_000
+_NO_TEMPLATE = ("chatglm", "gpt2")
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens; the engine reserves no more unless it is asked for
 DEFAULT_CONTEXT = 4096  # tokens, where the config names none
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-# Bytes a weight takes once quantised: 4 bits and 8 bits, plus scale and zero for each group of 64.
-_QUANTISED = {4: 0.5625, 8: 1.03}
+# Bytes of a quantised weight: 4 bits with scale and minimum for each group of 128; 8 bits with a scale for each row.
+_QUANTISED = {4: 0.53125, 8: 1.001}
+_EASILY = 0.4  # of the free memory: what float32 weights may take before the engine chooses bfloat16
+FIT_CONTEXTS = (2048, 8192, 32768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +43,54 @@ class Memory:
     weights: int
     cache: int
     scratch: int
-    runtime: int = RUNTIME
+    runtime: int = RUNTIME + HELPER
 
     @property
     def total(self) -> int:
         return self.weights + self.cache + self.scratch + self.runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One line of the table: these weights at this context, and whether there is room. fits None: nobody knows."""
+
+    quant: str
+    context: int
+    memory: Memory
+    free: int | None
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.free is None else self.memory.total <= self.free
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {f"{name}_bytes": size for name, size in asdict(self.memory).items()}
+        return {
+            "quant": self.quant,
+            "context": self.context,
+            **parts,
+            "total_bytes": self.memory.total,
+            "free_bytes": self.free,
+            "fits": self.fits,
+        }
+
+
+def fit_table(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[Fit]:
+    """Every way to load `folder` on this machine: as it is and quantised, at several contexts and the model's own.
+
+    Weights that are quantised already have one way. Empty where the files say too little.
+    """
+    config = _measures(folder)
+    own = _length(config)
+    lengths = sorted({min(c, own) for c in contexts} | {min(own, LONGEST_CONTEXT)})
+    free = available_memory()
+    rows = []
+    for quant in (None, *(() if _is_quantised(folder, config) else (8, 4))):
+        for context in lengths:
+            if (memory := estimate(folder, quant, context=context)) is not None:
+                label = f"int{quant}" if quant else str(config.get("torch_dtype") or config.get("dtype") or "as it is")
+                rows.append(Fit(label, context, memory, free))
+    return rows
 
 
 def memory_words(model: str, needed: int, free: int, smaller: Sequence[tuple[str, int]] = ()) -> DoesNotFit:
@@ -61,23 +114,26 @@ def estimate(
     folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
     """What loading `folder` (or a GGUF file) takes; None where its files say too little."""
-    files = (
-        [folder]
-        if folder.is_file()
-        else [f for f in folder.glob("*") if f.suffix in _WEIGHTS]
-        if folder.is_dir()
-        else []
-    )
-    if {f.suffix for f in files} > {".safetensors"}:  # both forms of the same weights: the safe one is read
-        files = [f for f in files if f.suffix == ".safetensors"]
-    stored = sum(f.stat().st_size for f in files)
+    stored = _stored(folder)
     if not stored:
         return None
-    if files == [folder] and (sizes := gguf_sizes(folder)) is not None:
-        return Memory(sizes.weights, _cache(sizes.config, context, dtype), _scratch(sizes.config))
-    config = _config(folder)
-    weights = _weights(stored, config, quant, dtype, is_gguf=any(f.suffix == ".gguf" for f in files))
-    return Memory(weights, _cache(config, context, dtype), _scratch(config))
+    config = _measures(folder)
+    sizes = gguf_sizes(folder) if folder.is_file() else None
+    count = stored / (4 if _says(config) == "float32" else 2)
+    if sizes is not None:
+        weights, width = float(sizes.weights), _width(dtype, 0)
+    elif _is_quantised(folder, config):
+        weights, width = float(stored), _width(dtype, 0)
+    elif quant in _QUANTISED:
+        ends = min(count, _ends(config))  # embedding and head take 8 bits whatever the rest has
+        weights = (count - ends) * _QUANTISED[quant] + ends * _QUANTISED[8]
+        width = _width(dtype, 0)
+    else:
+        width = _width(dtype, int(4 * count))
+        weights = count * width
+    length = context or min(_length(config), LONGEST_CONTEXT)
+    runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
+    return Memory(int(weights), _cache(config, length, width), _scratch(config, length, width), runtime)
 
 
 def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | None:
@@ -107,7 +163,20 @@ def check(
     raise memory_words(model, needed.total, free, others)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _stored(folder: Path) -> int:
+    """Bytes of the weight files."""
+    if folder.is_file():
+        return folder.stat().st_size
+    files = [f for f in folder.glob("*") if f.suffix in _WEIGHTS] if folder.is_dir() else []
+    if {f.suffix for f in files} > {".safetensors"}:  # both forms of the same weights: the safe one is read
+        files = [f for f in files if f.suffix == ".safetensors"]
+    return sum(f.stat().st_size for f in files)
+
+
+def _measures(folder: Path) -> dict[str, Any]:
+    """config.json, or the same names from a GGUF file's header."""
+    if folder.is_file():
+        return dict(sizes.config) if (sizes := gguf_sizes(folder)) is not None else {}
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -115,15 +184,22 @@ def _config(folder: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _weights(stored: int, config: dict[str, Any], quant: int | None, dtype: str | None, *, is_gguf: bool) -> int:
-    quantised = is_gguf or "quantization_config" in config or bool(config.get("quantization_bit"))
-    if quantised:
-        return stored
-    width = 4 if config.get("torch_dtype", config.get("dtype")) == "float32" else 2
-    count = stored / width
-    if quant in _QUANTISED:
-        return int(count * _QUANTISED[quant])
-    return int(count * (4 if dtype == "float32" else 2 if dtype else width))
+def _is_quantised(folder: Path, config: dict[str, Any]) -> bool:
+    if folder.is_file() or any(folder.glob("*.gguf")):
+        return True
+    return "quantization_config" in config or bool(config.get("quantization_bit"))
+
+
+def _says(config: dict[str, Any]) -> object:
+    return config.get("torch_dtype", config.get("dtype"))
+
+
+def _width(dtype: str | None, wide: int) -> int:
+    """Bytes of an activation. wide: dense weights in float32, taken where bfloat16 is slow and they fit easily."""
+    if dtype is not None:
+        return 4 if dtype == "float32" else 2
+    free = available_memory()
+    return 2 if has_bf16() or (free is not None and wide > _EASILY * free) else 4
 
 
 def _number(config: dict[str, Any], *names: str) -> int | None:
@@ -134,28 +210,39 @@ def _number(config: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-def _cache(config: dict[str, Any], context: int | None, dtype: str | None) -> int:
+def _ends(config: dict[str, Any]) -> int:
+    """Weights of the embedding, and of the head where it is another matrix."""
+    vocabulary, hidden = _number(config, "padded_vocab_size", "vocab_size"), _number(config, "hidden_size", "n_embd")
+    first_generation = config.get("model_type") == "chatglm" and not config.get("multi_query_attention")
+    tied = config.get("tie_word_embeddings", first_generation or config.get("model_type") == "gpt2")
+    return (vocabulary or 0) * (hidden or 0) * (1 if tied else 2)
+
+
+def _length(config: dict[str, Any]) -> int:
+    """Tokens of the model's own context."""
+    names = ("seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
+    return _number(config, *names) or DEFAULT_CONTEXT
+
+
+def _cache(config: dict[str, Any], context: int, width: int) -> int:
     layers = _number(config, "num_hidden_layers", "num_layers", "n_layer")
     heads = _number(config, "num_attention_heads", "n_head")
-    width = _number(config, "hidden_size", "n_embd")
-    if not (layers and heads and width):
+    hidden = _number(config, "hidden_size", "n_embd")
+    if not (layers and heads and hidden):
         return 0
     groups = _number(config, "multi_query_group_num") if config.get("multi_query_attention") else None
     groups = groups or _number(config, "num_key_value_heads") or heads
-    head = _number(config, "head_dim", "kv_channels") or width // heads
-    length = _number(config, "seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
-    return (
-        2
-        * layers
-        * groups
-        * head
-        * (context or min(length or DEFAULT_CONTEXT, LONGEST_CONTEXT))
-        * (4 if dtype == "float32" else 2)
-    )
+    head = _number(config, "head_dim", "kv_channels") or hidden // heads
+    return 2 * layers * groups * head * context * width
 
 
-def _scratch(config: dict[str, Any]) -> int:
+def _scratch(config: dict[str, Any], context: int, width: int) -> int:
+    """One piece of a prompt on its way through a layer: the attention's scores, or what the feed-forward part holds."""
     ffn = _number(config, "intermediate_size", "inner_hidden_size", "ffn_hidden_size", "n_inner")
-    width = _number(config, "hidden_size", "n_embd") or 1024
+    hidden = _number(config, "hidden_size", "n_embd") or 1024
+    heads = _number(config, "num_attention_heads", "n_head") or 1
     vocabulary = _number(config, "padded_vocab_size", "vocab_size") or 65_000
-    return SCRATCH_TOKENS * (ffn or 4 * width) * 4 * 4 + vocabulary * 4 * 4
+    rows = min(SCRATCH_TOKENS, context)
+    scores = rows * context * heads * 4
+    feeding = rows * (3 * (ffn or 4 * hidden) + 4 * hidden) * width
+    return max(scores, feeding) + vocabulary * 4 * 4

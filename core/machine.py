@@ -62,6 +62,16 @@ def cpu_quota() -> float | None:
     return min(found, default=None)
 
 
+@cache
+def has_bf16() -> bool:
+    """True if this CPU multiplies bfloat16 by itself (AVX-512 BF16 or AMX); the engine then computes in it."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("flags"):
+            flags = line.split()
+            return "avx512_bf16" in flags or "amx_tile" in flags
+    return False
+
+
 def memory_limit() -> int | None:
     """Bytes the cgroup allows, the tightest on the way to the root; None without a limit."""
     found = []

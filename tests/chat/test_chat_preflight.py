@@ -15,13 +15,14 @@ GB = 10**9
 
 
 @pytest.fixture
-def chatglm(tmp_path):
+def chatglm(tmp_path, monkeypatch):
     """The measures of ChatGLM-6B, without its weights: a sparse file of their size."""
     config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 130528,
               "inner_hidden_size": 16384, "max_sequence_length": 2048, "torch_dtype": "float16"}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
         file.truncate(12_346_621_952)
+    monkeypatch.setattr(preflight, "has_bf16", lambda: True)
     return tmp_path
 
 
@@ -95,7 +96,7 @@ def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
     writer.add_tensor("q6_k", np.zeros((1, 210), np.uint8), raw_dtype=GGMLQuantizationType.Q6_K)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    found = preflight.estimate(file)
+    found = preflight.estimate(file, dtype="bfloat16")
     assert found.weights == 64 * 32 * 4 + 2 * 20 + 256 * 2, "a K-quantised tensor is dequantised to 16 bits"
     assert found.cache == 2 * 2 * 2 * 16 * 128 * 2
     for length in range(0, 400, 7):  # cut anywhere: no estimate, or one from the file's size, but never a crash
@@ -104,6 +105,33 @@ def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
 
 
 def test_the_starter_models_estimate_is_near_its_file(starter_model):
-    found = preflight.estimate(starter_model, context=2048)
+    found = preflight.estimate(starter_model, dtype="bfloat16", context=2048)
     assert 0.9 < found.weights / starter_model.stat().st_size < 1.1
     assert found.cache == 2 * 30 * 3 * 64 * 2048 * 2
+
+
+def test_where_bfloat16_is_slow_activations_take_four_bytes_unless_memory_is_short(chatglm, monkeypatch):
+    narrow = preflight.estimate(chatglm)
+    monkeypatch.setattr(preflight, "has_bf16", lambda: False)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100 * GB)
+    assert preflight.estimate(chatglm).weights == 2 * narrow.weights
+    assert preflight.estimate(chatglm).cache == 2 * narrow.cache
+    monkeypatch.setattr(preflight, "available_memory", lambda: 20 * GB)
+    assert preflight.estimate(chatglm) == narrow
+    assert preflight.estimate(chatglm, 4).cache == 2 * narrow.cache  # packed weights: float32 around them
+
+
+def test_the_table_has_a_line_for_each_width_and_context_and_says_what_fits(chatglm, monkeypatch):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
+    table = preflight.fit_table(chatglm, (1024, 8192))
+    assert [(row.quant, row.context) for row in table] == [
+        (quant, context) for quant in ("float16", "int8", "int4") for context in (1024, 2048)
+    ]
+    assert [row.fits for row in table] == [False, False, True, True, True, True]
+    line = table[-1].to_json()
+    assert line["total_bytes"] == sum(line[f"{part}_bytes"] for part in ("weights", "cache", "scratch", "runtime"))
+    assert line["free_bytes"] == 8 * GB and line["fits"] is True
+
+
+def test_a_model_with_its_own_bits_has_one_width_in_the_table(starter_model):
+    assert {row.quant for row in preflight.fit_table(starter_model)} == {"as it is"}
