@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 from glmchat.chat import context
+from glmchat.chat.adapters_choice import is_forced
 from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Trimmed, Writing, relay
 from glmchat.chat.conversing import Conversing, ModelIdentity, already_streaming
 from glmchat.chat.endpoint import Stop
@@ -241,7 +242,10 @@ class ChatSession(Conversing):
             "revision": self.identity.revision,
             "quant": self.identity.quant,
             "family": self.identity.family,
-            "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
+            "adapters": [
+                {"name": name, "scale": scale, **({"forced": True} if is_forced(name) else {})}
+                for name, scale in self.adapters
+            ],
             "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in told},
             "system": self.system_prompt,
             "launch": dict(self.identity.launch) if self.identity.launch else None,

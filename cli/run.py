@@ -15,7 +15,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import GlmchatError, NotInstalled, UnknownModel, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling, parse_sampling_value
+from glmchat.core.messages import Message, Sampling
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -94,10 +94,16 @@ def run(
         list[str] | None,
         typer.Option("--adapter", metavar="NAME[:WEIGHT]", help="An adapter; repeatable.", rich_help_panel=_MODEL),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Adapters of another base too; answers say so.", rich_help_panel=_MODEL),
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_MODEL)
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps.", rich_help_panel=_MODEL)] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MODEL)
+    ] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, rich_help_panel=_MODEL)] = None,
     context: Annotated[
         int | None, typer.Option("--context", min=16, help="Tokens of context to hold.", rich_help_panel=_MODEL)
@@ -137,7 +143,7 @@ def run(
     ] = False,
 ) -> None:
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
-    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.launch import LaunchOptions, device_word
     from glmchat.core.settings import load_settings
 
     _contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
@@ -162,12 +168,12 @@ def run(
     launch = LaunchOptions(
         keep_copy=not no_keep,
         dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16")),
-        device=device,
+        device=device_word(device),
         threads=threads or settings.threads,
         context=context or settings.context,
         server=server,
         api_key=_key(api_key_file) if server else None,
-        adapters=_adapters(adapter),
+        adapters=_adapters(adapter, server=server is not None, force=force),
         sampling=sampling,
         system=system,
         history=settings.history and not no_history,
@@ -315,16 +321,23 @@ def _bits(text: str | None) -> int | None:
     return int(word)
 
 
-def _adapters(given: list[str] | None) -> tuple[tuple[str, float], ...] | None:
+def _adapters(
+    given: list[str] | None, *, server: bool = False, force: bool = False
+) -> tuple[tuple[str, float], ...] | None:
     if given is None:
         return None
-    found = []
-    for text in given:
-        name, colon, weight = text.rpartition(":")
-        if not colon:
-            name, weight = text, "1"
-        found.append((name, float(parse_sampling_value("weight", weight))))
-    return tuple(found)
+    from glmchat.chat.adapters_choice import is_forced, known, parse_adapter
+
+    wanted = [parse_adapter(text) for text in given]
+    if server:  # its own store knows them
+        return tuple(wanted)
+    found = known(wanted, force=force)
+    for name, _ in found:
+        if is_forced(name):
+            output.say(
+                tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
+            )
+    return found
 
 
 def _key(file: Path | None) -> str | None:

@@ -58,6 +58,7 @@ class Host:
         self._find_adapter = find_adapter or (lambda name: None)
         self._attached: set[str] = set()
         self.digests: dict[str, str] = {}  # of the adapters that are attached
+        self.forced: set[str] = set()  # of these: attached although they name another base
         self._active: dict[str, float] = {}
         self._load = load
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -154,8 +155,11 @@ class Host:
                 hint="glmchat adapters list; adapters are named, never given as a path",
                 code="adapter.unknown",
             )
-        self.ready().attach(folder, name)
+        found = self.ready().attach(folder, name)
         self._attached.add(name)
+        self.forced.discard(name)
+        if getattr(found, "forced", False):
+            self.forced.add(name)
         with suppress(OSError):  # taken away meanwhile: what is not known is not told
             self.digests[name] = of_adapter(folder)
         self._known[name] = folder

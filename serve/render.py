@@ -138,7 +138,10 @@ class Rendering:
             "model": host.model,
             "revision": host.revision,
             "quant": host.quant or engine.get("quant"),
-            "adapters": [{"name": n, "scale": s} for n, s in self._answer.adapters.items()],
+            "adapters": [
+                {"name": n, "scale": s, **({"forced": True} if n in host.forced else {})}
+                for n, s in self._answer.adapters.items()
+            ],
             "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
             "cached_n": facts.get("cached_n"),
             "passes": facts.get("passes"),

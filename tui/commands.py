@@ -46,7 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model"),
     Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
     Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model"),
-    Command("adapter", "Use an adapter, or none", "[NAME[=SCALE]|none]", group="Model"),
+    Command("adapter", "Use adapters, change their weight, or none", "[NAME[:WEIGHT]…|weight W|off]", group="Model"),
     Command("restart", "Start the engine again", key="f5", group="Model"),
     Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),
     Command("stats", "Tokens, speed and memory of the last answer", group="Model"),

@@ -54,7 +54,10 @@ def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], u
 def speaker(session: ChatSession, message: StoredMessage) -> str:
     """Who answered: the model, and its adapters."""
     name = one_line(str(message.details.get("model") or session.identity.model or tr("model")), 40)
-    adapters = [one_line(str(a.get("name")), 30) for a in message.details.get("adapters") or () if isinstance(a, dict)]
+    from glmchat.chat.adapters_choice import shown
+
+    told = [a for a in message.details.get("adapters") or () if isinstance(a, dict)]
+    adapters = [shown(str(a.get("name")), float(a.get("scale") or 1), forced=a.get("forced") is True) for a in told]
     return " + ".join([name, *adapters])
 
 

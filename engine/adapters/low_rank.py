@@ -32,10 +32,9 @@ class LowRank:
             y = y + self.offset.to(y.dtype)
         if not self.down.shape[1]:
             return y
-        low = (x if x.dtype == self.down.dtype else x.to(self.down.dtype)) @ self.down
-        if y.dim() == 2 and y.dtype == self.up.dtype:
-            return y.addmm_(low, self.up)
-        return y + (low @ self.up).to(y.dtype)
+        if y.dim() == 2 and y.dtype == x.dtype == self.up.dtype:  # decoding counts operations: two, and no more
+            return y.addmm_(torch.mm(x, self.down), self.up)
+        return y + (x.to(self.down.dtype) @ self.down @ self.up).to(y.dtype)
 
     @property
     def nbytes(self) -> int:

@@ -299,38 +299,41 @@ class Commanding(Conversing):
         self.switch_model(launch)
 
     def command_adapter(self, argument: str) -> None:
-        from glmchat.hub import installed
+        from glmchat.chat import adapters_choice
+        from glmchat.hub.adapters import list_adapters
 
-        session = self._talk()
-        here = [row for row in installed.list_installed() if row.kind == "adapter"]
-        if not argument:
-            active = ", ".join(f"{name}={scale:g}" for name, scale in session.adapters) or tr("none")
+        session, words = self._talk(), argument.split()
+        if not words:
             self.tell(
-                tr("adapters in use: {names}", names=active),
-                tr("here: {names}", names=", ".join(one_line(row.name, 40) for row in here) or tr("none")),
+                tr("adapters in use: {names}", names=self._adapter_names() or tr("none")),
+                tr("here: {names}", names=", ".join(row.name for row in list_adapters()) or tr("none")),
             )
             return
-        if argument.lower() in ("none", "off"):
+        if words[0].lower() in ("none", "off"):
             session.use_adapters(())
+        elif words[0].lower() == "weight" and len(words) == 2:
+            weight = adapters_choice.parse_weight(words[1])
+            if not session.adapters:
+                raise Usage(tr("no adapter is in use"), hint="/adapter NAME", code="adapter.none")
+            session.use_adapters([(name, weight) for name, _ in session.adapters])
         else:
-            wanted = []
-            for word in argument.split():
-                name, _, scale = word.partition("=")
-                if here and name not in {row.name for row in here}:
-                    raise Usage(
-                        tr("there is no adapter {name}", name=repr(name)),
-                        hint=", ".join(one_line(row.name, 40) for row in here),
-                        code="adapter.unknown",
-                    )
-                wanted.append((name, _scale(scale)))
-            session.use_adapters(wanted)
-        self.status.show(adapters=tuple(name for name, _ in session.adapters))
-        self.tell(
-            tr(
-                "adapters from the next answer on: {names}",
-                names=", ".join(n for n, _ in session.adapters) or tr("none"),
-            )
-        )
+            force = "--force" in words
+            wanted = [adapters_choice.parse_adapter(word) for word in words if word != "--force"]
+            session.use_adapters(adapters_choice.known(wanted, force=force))
+        self.show_adapters()
+        self.tell(tr("adapters from the next answer on: {names}", names=self._adapter_names() or tr("none")))
+
+    def _adapter_names(self) -> str:
+        return ", ".join(self._adapters_shown())
+
+    def _adapters_shown(self) -> tuple[str, ...]:
+        from glmchat.chat.adapters_choice import is_forced, shown
+
+        session = self._talk()
+        return tuple(shown(name, scale, forced=is_forced(name)) for name, scale in session.adapters)
+
+    def show_adapters(self) -> None:
+        self.status.show(adapters=self._adapters_shown())
 
     def command_restart(self, argument: str) -> None:
         self._leave_answer()
@@ -438,7 +441,8 @@ class Commanding(Conversing):
         if message is not None and hidden and message in session.tree.messages:
             session.switch(message)
         self.show_conversation()
-        self.status.show(adapters=tuple(name for name, _ in session.adapters), speed=None, first_token=None)
+        self.show_adapters()
+        self.status.show(speed=None, first_token=None)
         self.restore_draft()
         if message is not None:
             self.transcript.make_current(str(message))
@@ -510,10 +514,3 @@ class Commanding(Conversing):
 
     def show_prompt_state(self) -> None:
         raise NotImplementedError
-
-
-def _scale(text: str) -> float:
-    try:
-        return float(text) if text else 1.0
-    except ValueError:
-        raise Usage(tr("{text} is no scale", text=repr(text)), hint="/adapter NAME=0.8", code="adapter.scale") from None

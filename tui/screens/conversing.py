@@ -202,7 +202,7 @@ class Conversing(Screen[None]):
         if self.session is None or self._ready is None or not self.ready:
             return
         self.session.reconnect(self._ready.endpoint, self._ready.identity)
-        self.status.show(adapters=tuple(name for name, _ in self.session.adapters))
+        self.show_adapters()
         if language() == "zh":
             self.advise_chinese()
         self.measure()
@@ -445,6 +445,9 @@ class Conversing(Screen[None]):
             self.prompt.set_text(self.session.tree.conversation.draft)
 
     def welcome(self) -> Turn:
+        raise NotImplementedError
+
+    def show_adapters(self) -> None:
         raise NotImplementedError
 
     def refresh_title(self) -> None:

@@ -1,0 +1,66 @@
+"""Adapters as a person names them: `NAME`, `NAME:0.5`, and for one that is not in the store yet its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub import adapters
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """`NAME[:WEIGHT]` (or `NAME=WEIGHT`) -> name, weight. Raises Usage for a weight that is no number."""
+    for sign in (":", "="):
+        name, found, weight = text.rpartition(sign)
+        if found and name:
+            return name, parse_weight(weight)
+    return text, 1.0
+
+
+def parse_weight(text: str) -> float:
+    """Raises Usage unless it is a number between -100 and 100."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not -100 <= weight <= 100:
+        raise Usage(
+            tr("{text} is no weight", text=repr(one_line(text, 40))),
+            hint=tr("a number, for example NAME:0.8"),
+            code="adapter.scale",
+        )
+    return weight
+
+
+def known(wanted: Iterable[tuple[str, float]], *, force: bool = False) -> tuple[tuple[str, float], ...]:
+    """The same, every name in the store. force: note that these may be attached to a base they do not name.
+
+    Raises UnknownModel with the names there are, and Usage for a path, with the command that brings it in.
+    """
+    found = tuple(wanted)
+    for name, _ in found:
+        if name.startswith((".", "/", "~")) or "/" in name:
+            raise Usage(
+                tr("adapters are named as the store knows them, and {path} is a path", path=one_line(name, 120)),
+                hint=f"glmchat adapters add {one_line(str(Path(name)), 120)}",
+                code="adapter.path",
+            )
+        row = adapters.find_adapter(name)
+        if force and not adapters.facts_of(row).get("forced"):
+            adapters.change_force(row, True)
+    return found
+
+
+def is_forced(name: str) -> bool:
+    """The adapter is attached in spite of a base that does not match."""
+    return any(row.name == name and adapters.facts_of(row).get("forced") is True for row in adapters.list_adapters())
+
+
+def shown(name: str, scale: float, *, forced: bool) -> str:
+    """As status line and answers name it: "poet", "poet:0.5", "medical (forced)"."""
+    text = one_line(name, 30) + ("" if scale == 1 else f":{scale:g}")
+    return f"{text} ({tr('forced')})" if forced else text
