@@ -48,9 +48,12 @@ class Refused(Exception):
 class Broken(Exception):
     """The connection or the server failed; another time it may work. `retry_after` in seconds, if it said so."""
 
-    def __init__(self, reason: str, *, retry_after: float | None = None, stalled: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, stalled: bool = False, unreached: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason, self.retry_after, self.stalled = reason, retry_after, stalled
+        self.unreached = unreached  # no connection was made at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ def _follow(
             response = client.send(client.build_request("GET", url, headers={**headers, **extra}), stream=True)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             stalled = isinstance(error, httpx2.ReadTimeout)
-            raise Broken(network_error(error, url).message, stalled=stalled) from None
+            unreached = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+            raise Broken(network_error(error, url).message, stalled=stalled, unreached=unreached) from None
         for name in ("x-linked-etag", "x-repo-commit"):
             if value := response.headers.get(name):
                 hub_headers.setdefault(name, value)

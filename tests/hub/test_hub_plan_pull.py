@@ -308,6 +308,32 @@ def test_offline_says_so_and_the_message_names_the_way_out(monkeypatch: pytest.M
     assert "HF_HUB_OFFLINE" in err
 
 
+def test_offline_a_catalogue_model_asks_nobody(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = glmchat(capsys, "pull", "chatglm-6b", "--json")
+    assert code == 1
+    assert last_json(out)["code"] == "pull.offline"
+    assert "13.4 GB of chatglm-6b are not here" in err
+    assert hub.requests == []
+
+
+def test_without_a_network_each_host_is_named_once(capsys: Any) -> None:
+    places = ["--endpoint", "http://127.0.0.1:9", "--endpoint", "http://localhost:9"]
+    code, _, err = glmchat(capsys, "pull", "chatglm-6b", *places)
+    assert code == 1
+    notes = [line for line in err.splitlines() if line.startswith("cannot reach")]
+    assert len(notes) == len(set(notes)) <= 2
+    assert "127.0.0.1:9 cannot reach" not in err
+
+
+def test_a_pull_of_what_is_here_changes_neither_dates_nor_names(hub: LoopbackHub, capsys: Any) -> None:
+    commit = hub.add("tiny/model", FILES)
+    assert glmchat(capsys, "pull", "tiny/model")[0] == 0
+    before = manifests.read_all()
+    assert glmchat(capsys, "pull", f"tiny/model@{commit}")[0] == 0
+    assert manifests.read_all() == before
+
+
 def test_what_another_tool_put_into_the_cache_is_listed_and_found() -> None:
     put_into_cache("some/model", COMMIT_A, {"config.json": CONFIG, "model.safetensors": b"w" * 100}, ref="main")
     put_into_cache("some/model", COMMIT_B, {"config.json": CONFIG, "model.safetensors": b"v" * 100})

