@@ -9,7 +9,7 @@ from pathlib import Path
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
-from glmchat.hub import store
+from glmchat.hub import catalogue, store
 from glmchat.hub.references import Reference, parse
 
 
@@ -35,6 +35,12 @@ def set_alias(name: str, target: str) -> Reference:
             tr("{name} cannot be an alias", name=repr(name)),
             hint=tr("a plain name without /, @ and :, that is no folder here"),
             code="alias.name",
+        )
+    if any(name.lower() in (e.name.lower(), *(a.lower() for a in e.aliases)) for e in catalogue.load()):
+        raise Usage(
+            tr("{name} is a model of the catalogue already", name=repr(name)),
+            hint=tr("choose another name, or override the model in your own models.toml"),
+            code="alias.taken",
         )
     meant = expand(parse(target))
     if meant.name == name:

@@ -65,9 +65,17 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
             code="add.taken",
         )
     manifests.write(manifest)
+    for other in manifests.read_all():  # added before under another name: one folder has one name, the last given
+        if other.source == "path" and other.root == root and other.name != manifest.name and _same(other, manifest):
+            manifests.remove(other)
     row = next(r for r in installed.list_installed() if r.manifest == manifest)
     installed.remember(row)
     return row
+
+
+def _same(one: Manifest, other: Manifest) -> bool:
+    """True for two registrations of one model; two GGUF files may share a folder."""
+    return bool({f.path for f in one.files} & {f.path for f in other.files})
 
 
 def _contents(path: Path) -> tuple[Path, list[str]]:

@@ -183,6 +183,22 @@ def test_add_refuses_what_is_no_model_and_a_name_that_is_taken(tmp_path: Path, c
     assert "already" in err
 
 
+def test_a_folder_added_under_a_second_name_has_that_name_alone(tmp_path: Path, capsys: Any) -> None:
+    folder = model_folder(tmp_path / "我的 模型")
+    assert glmchat(capsys, "add", str(folder), "--name", "one")[0] == 0
+    assert glmchat(capsys, "add", str(folder), "--name", "二")[0] == 0
+    assert [r.name for r in installed.list_installed()] == ["二"]
+    assert glmchat(capsys, "verify", "二")[0] == 0
+    assert glmchat(capsys, "show", "one")[0] == 2
+
+
+def test_two_gguf_files_of_one_folder_are_two_models(tmp_path: Path, capsys: Any) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF" + name.encode())
+        assert glmchat(capsys, "add", str(tmp_path / name))[0] == 0
+    assert [(r.name, r.path.name) for r in installed.list_installed()] == [("a", "a.gguf"), ("b", "b.gguf")]
+
+
 def test_add_names_the_pointer_files_of_a_clone_without_lfs(tmp_path: Path, capsys: Any) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'5' * 64}\nsize 2706249\n".encode()
     folder = model_folder(tmp_path / "clone", pointer)
@@ -202,6 +218,7 @@ def test_an_alias_stands_for_its_model_and_keeps_a_revision_given_with_it(hub: L
     assert glmchat(capsys, "alias", "self", "self")[0] == 2
     assert glmchat(capsys, "alias", "lost", "smollm3")[0] == 2
     assert glmchat(capsys, "alias", "a/b", "tiny/model")[0] == 2
+    assert glmchat(capsys, "alias", "smollm2", "tiny/model")[0] == 2  # it would hide the catalogue's
     assert glmchat(capsys, "alias", "mine", "--remove")[0] == 0
     assert glmchat(capsys, "show", "mine")[0] == 2
 
