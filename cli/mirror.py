@@ -29,7 +29,6 @@ class _NameOrServe(TyperGroup):
 def register(app: typer.Typer) -> None:
     mirror = typer.Typer(
         cls=_NameOrServe,
-        no_args_is_help=True,
         help="Keep models in a folder that other machines pull from: `glmchat mirror NAME DIR`, then `serve DIR`.",
     )
     mirror.command("write")(write)

@@ -77,12 +77,24 @@ def list_models(
         )
 
 
-def show(name: Name, as_json: AsJson = False) -> None:
+def show(
+    name: Name,
+    fit: Annotated[bool, typer.Option("--fit", help="What it takes on this machine, and what fits.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show one model: where it is, its files and who served them, memory it needs, licence."""
     from glmchat.hub import catalogue
     from glmchat.hub.details import details
 
     row = _here(name, incomplete=True)
+    if fit:
+        from glmchat.cli.fit import fit_json, show_fit
+
+        if as_json:
+            output.json_line({"name": row.name, "fit": fit_json(row.path)})
+        else:
+            show_fit(row.path)
+        return
     facts = details(row, catalogue.load())
     if as_json:
         output.json_line({**row.to_json(), **facts})
@@ -98,11 +110,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
         (tr("path"), row.path),
         (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('half here')})")),
     ]
-    licence = facts["licence"]
-    if licence:
-        lines.append(
-            (tr("licence"), " ".join(v for v in (licence["name"], licence["commercial"], licence["url"]) if v))
-        )
+    if facts["licence"]:
+        lines.append((tr("licence"), catalogue.Licence(**facts["licence"]).line()))
     lines += _network(facts["architecture"])
     for quant, size in (facts["memory"] or {}).items():
         lines.append((tr("memory, {quant}", quant=quant), human_bytes(size)))

@@ -156,15 +156,7 @@ def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check:
     require_fit(plan)
     output.say(describe(plan))
     if not plan.done and plan.entry and plan.entry.licence:
-        licence = plan.entry.licence
-        output.say(
-            tr(
-                "licence: {name} ({commercial}) {url}",
-                name=licence.name,
-                commercial=licence.commercial,
-                url=licence.url,
-            )
-        )
+        output.say(f"{tr('licence')}: {plan.entry.licence.line()}")
     if as_json:
         output.json_line({"event": "plan", **plan.to_json()})
 
@@ -184,12 +176,12 @@ def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check:
 
 def _reporter(meter: output.Meter | None, as_json: bool) -> Callable[[Progress], None]:
     """Progress to bars, plain lines or JSON lines."""
-    last_time, last_note = 0.0, ""
+    last_time, told = 0.0, {""}
 
     def report(progress: Progress) -> None:
-        nonlocal last_time, last_note
-        if progress.note and progress.note != last_note:
-            last_note = progress.note
+        nonlocal last_time
+        if progress.note not in told:
+            told.add(progress.note)
             output.say(progress.note)
         if as_json and time.monotonic() - last_time >= _EVENT_SECONDS:
             last_time = time.monotonic()

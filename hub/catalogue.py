@@ -57,6 +57,11 @@ class Licence:
     url: str = ""
     commercial: str = ""  # a few words: "yes", or what the licence asks for
 
+    def line(self) -> str:
+        """Its name, what it says of commercial use, and where it stands."""
+        use = tr("commercial use: {words}", words=tr(self.commercial)) if self.commercial else ""
+        return one_line("; ".join(part for part in (self.name, use, self.url) if part), 400)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
