@@ -30,6 +30,7 @@ GROUPS = (
     "adapters",
     "history",
     "replay",
+    "compare",
     "serve",
     "mirror",
     "bench",

@@ -1,0 +1,96 @@
+"""What is compared: NAME[:int4][+ADAPTER[:WEIGHT]]…[,SETTING=VALUE]…, for example `chatglm3-6b:int4+poet:0.5,temp=0.2`.
+
+An empty NAME means the model of the column before: `smollm2 +poet ,temp=0` are three columns of one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.model_choice import launch_installed, locate
+from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
+from glmchat.core.text import one_line
+from glmchat.hub import installed
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One way to answer. name: a reference to a model; sampling: only what the column sets."""
+
+    text: str
+    name: str
+    adapters: tuple[tuple[str, float], ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_columns(texts: Sequence[str]) -> list[Column]:
+    """Raises Usage for a setting that does not exist, a weight that is no number, or a first column without a name."""
+    columns: list[Column] = []
+    for text in texts:
+        rest, settings = _settings(text)
+        parts = [rest] if Path(rest).expanduser().exists() else rest.split("+")
+        name = parts[0] or (columns[-1].name if columns else "")
+        if not name:
+            raise Usage(
+                tr("{text} names no model", text=repr(one_line(text, 60))),
+                hint=tr("NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]"),
+                code="compare.column",
+            )
+        Sampling(**settings)  # the ranges, before anything is loaded
+        columns.append(Column(text, name, tuple(_adapter(part, text) for part in parts[1:]), settings))
+    return columns
+
+
+def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptions]:
+    """What each column loads. base: what all have in common. Raises UnknownModel, NotInstalled, Usage."""
+    known = {row.name for row in installed.list_installed() if row.kind == "adapter"}
+    found = []
+    for column in columns:
+        for name, _ in column.adapters:
+            if name not in known:
+                raise NotInstalled(
+                    tr("there is no adapter {name} in the store", name=one_line(name)),
+                    hint=tr("`glmchat adapters list` shows those that are"),
+                    code="adapter.unknown",
+                )
+        row, bits = locate(column.name)
+        launch = launch_installed(base, row, bits)
+        sampling = {**base.sampling, **column.sampling}
+        found.append(replace(launch, adapters=column.adapters, sampling=sampling))
+    return found
+
+
+def _settings(text: str) -> tuple[str, dict[str, Any]]:
+    """What stands before the settings, and the settings."""
+    found: dict[str, Any] = {}
+    while "," in text:
+        before, _, last = text.rpartition(",")
+        name, equals, value = last.partition("=")
+        if not equals:
+            break
+        field_name = sampling_name(name)
+        found.setdefault(field_name, parse_sampling_value(field_name, value))
+        text = before
+    return text, found
+
+
+def _adapter(part: str, text: str) -> tuple[str, float]:
+    name, colon, weight = part.rpartition(":")
+    if not colon:
+        name, weight = part, "1"
+    try:
+        if not name:
+            raise ValueError
+        return name, float(weight)
+    except ValueError:
+        raise Usage(
+            tr("{text} names an adapter without a name or with a weight that is no number", text=repr(one_line(text))),
+            hint=tr("NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]"),
+            code="compare.column",
+        ) from None

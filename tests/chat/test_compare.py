@@ -1,0 +1,176 @@
+"""Comparisons: columns in words, answers side by side in one tree, failures, stops and kills."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_server import fake_command
+
+from glmchat.chat import compare, connect, engine_process
+from glmchat.chat.compare import ColumnFailed, Comparison, OneByOne, Said, Together, resume
+from glmchat.chat.comparison_columns import parse_columns
+from glmchat.chat.history import History
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError, NotInstalled, Usage
+from glmchat.core.messages import Piece
+from glmchat.core.settings import Settings
+
+Fake = Callable[..., None]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    adapter = locations.adapters_dir() / "poet"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    return folder
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """`engine(pieces=…)`: what every engine started from now on says."""
+
+    def become(**behaviour: object) -> None:
+        start = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
+        monkeypatch.setattr(connect, "start_engine", start)
+
+    become()
+    yield become
+
+
+def texts(comparison: Comparison) -> dict[int, str]:
+    return {column: answer.text for column, answer in comparison.answers().items()}
+
+
+def test_a_column_is_a_name_with_adapters_and_settings() -> None:
+    first, second, third = parse_columns(["chatglm3-6b:int4+poet:0.5+calm,temp=0.2,top_k=4", "+poet", ",seed=3"])
+    assert first.name == "chatglm3-6b:int4" and first.adapters == (("poet", 0.5), ("calm", 1.0))
+    assert first.sampling == {"temperature": 0.2, "top_k": 4}
+    assert second.name == third.name == first.name and second.adapters == (("poet", 1.0),)
+    assert third.sampling == {"seed": 3}
+
+
+@pytest.mark.parametrize("text", ["+poet", "a+poet:much", "a,colour=3", "a,temp=warm", "a,temp=9", "a+"])
+def test_a_column_that_cannot_be_meant_is_refused(text: str) -> None:
+    with pytest.raises(Usage):
+        parse_columns([text])
+
+
+def test_a_path_may_hold_a_plus(tmp_path: Path) -> None:
+    (tmp_path / "a+b").mkdir()
+    assert parse_columns([f"{tmp_path}/a+b,temp=0"])[0].name == f"{tmp_path}/a+b"
+
+
+def test_columns_of_one_model_share_one_engine_and_one_question(history: History, model: Path, engine: Fake) -> None:
+    columns = parse_columns([str(model), "+poet:0.5", ",temp=0.1"])
+    comparison = Comparison(history, columns, Settings(), base=LaunchOptions(sampling={"seed": 5}))
+    events = list(comparison.ask("hello"))
+    assert events[0] == Together(1, None)
+    assert texts(comparison) == {0: "one two", 1: "one two", 2: "one two"}
+    answers = comparison.answers()
+    assert {a.parent for a in answers.values()} == {comparison.question and comparison.question.id}
+    assert [answers[i].details["sampling"]["temperature"] for i in (0, 1, 2)] != [0.1] * 3
+    assert answers[2].details["sampling"]["temperature"] == 0.1
+    assert all(a.details["sampling"]["seed"] == 5 for a in answers.values())
+    assert answers[1].details["adapters"] == [{"name": "poet", "scale": 0.5}]
+    assert answers[1].details["facts"]["adapters"] == [{"name": "poet", "scale": 0.5}]
+    assert answers[0].details["facts"]["adapters"] == []
+    said = [(e.column, e.event.text) for e in events if isinstance(e, Said) and isinstance(e.event, Piece)]
+    assert said == [(c, word) for c in (0, 1, 2) for word in ("one ", "two")]
+
+
+def test_picking_an_answer_opens_its_branch_with_its_model_and_settings(
+    history: History, history_path: Path, model: Path, engine: Fake
+) -> None:
+    comparison = Comparison(history, parse_columns([str(model), "+poet:0.5,top_p=0.3", ""]), Settings())
+    list(comparison.ask("hello"))
+    comparison.pick(1)
+    with History.open(history_path) as other:
+        tree = other.load(comparison.tree.conversation.id)
+    assert tree.leaf == comparison.answers()[1].id
+    assert tree.conversation.settings.adapters == (("poet", 0.5),)
+    assert tree.conversation.settings.sampling == {"top_p": 0.3}
+    assert len(tree.siblings(tree.path()[-1])) == 3
+    with pytest.raises(Usage):
+        comparison.pick(7)
+
+
+def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
+    history: History, model: Path, tmp_path: Path, engine: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder in (model, other):
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(compare, "physical_cores", lambda: 8)
+    monkeypatch.setattr(compare, "available_memory", lambda: 10**9)
+    columns = parse_columns([str(model), str(other)])
+    first, *_ = Comparison(history, columns, Settings()).ask("hello")
+    monkeypatch.setattr(compare, "available_memory", lambda: 5 * 10**8)
+    comparison = Comparison(history, columns, Settings())
+    second, *_ = comparison.ask("hello")
+    assert first == Together(2, 4)
+    assert isinstance(second, OneByOne) and "memory" in second.reason
+    assert texts(comparison) == {0: "one two", 1: "one two"}
+
+
+def test_a_column_that_fails_does_not_stop_the_others(history: History, model: Path, engine: Fake) -> None:
+    engine(context=40)
+    long = Comparison(history, parse_columns([str(model), ",max_tokens=1"]), Settings())
+    failures = [
+        e for e in long.ask("a question of more than forty characters, which none takes") if isinstance(e, ColumnFailed)
+    ]
+    assert [f.column for f in failures] == [0, 1]
+    engine(load_failure=GlmchatError("no weights", hint="", code="x").to_json())
+    broken = Comparison(history, parse_columns([str(model), "+poet"]), Settings())
+    assert [e.error.message for e in broken.ask("hello") if isinstance(e, ColumnFailed)] == ["no weights"] * 2
+
+
+def test_a_stop_keeps_what_was_said_and_begins_no_other(history: History, model: Path, engine: Fake) -> None:
+    engine(repeat=200, seconds_per_token=0.02)
+    comparison = Comparison(history, parse_columns([str(model), "+poet"]), Settings())
+    for event in comparison.ask("hello"):
+        if isinstance(event, Said) and isinstance(event.event, Piece):
+            comparison.stop()
+    (answer,) = comparison.answers().values()
+    assert answer.state == "stopped" and answer.text.startswith("one ")
+
+
+def test_what_a_kill_left_missing_is_brought_and_what_stood_is_continued(
+    history: History, model: Path, engine: Fake
+) -> None:
+    comparison = Comparison(
+        history, parse_columns([str(model), ",temp=0"]), Settings(), base=LaunchOptions(sampling={"seed": 9})
+    )
+    question = history.append(
+        comparison.tree, "user", "hello", details={"compare": [str(model), ",temp=0"], "sampling": {"seed": 9}}
+    )
+    mark = {"compare": {"column": 0, "text": str(model)}, "model": str(model)}
+    half = history.append(
+        comparison.tree, "assistant", "zero ", state="interrupted", parent=question.id, details=mark, token_ids=(4,)
+    )
+    again = resume(history, comparison.tree.conversation.id, Settings())
+    assert again.missing() == [0, 1]
+    list(again.go_on())
+    answers = again.answers()
+    assert answers[0].id == half.id and answers[0].text == "zero one two" and answers[1].text == "one two"
+    assert answers[1].details["sampling"]["seed"] == 9 and again.missing() == []
+    with pytest.raises(Usage):
+        resume(history, history.append(history.new(), "user", "x").conversation, Settings())
+
+
+def test_an_adapter_that_is_not_here_is_told_before_anything_loads(history: History, model: Path) -> None:
+    with pytest.raises(NotInstalled):
+        Comparison(history, parse_columns([str(model), "+nobody"]), Settings())
+    with pytest.raises(Usage):
+        Comparison(history, parse_columns([str(model)]), Settings())
+    assert json.loads((model / "config.json").read_text())
