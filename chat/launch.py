@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +48,15 @@ class LaunchOptions:
     theme: str | None = None
     language: str | None = None
     finish_on_hangup: bool = False
+
+
+def device_word(text: str) -> str:
+    """ "auto", "cpu", "mps", "cuda" or "cuda:1", in small letters. Raises Usage for anything else."""
+    word = text.strip().lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", word):
+        raise Usage(
+            tr("{flag} cannot be {value}", flag="--device", value=repr(one_line(text, 60))),
+            hint="auto, cpu, cuda, cuda:N, mps",
+            code="usage.device",
+        )
+    return word

@@ -1,10 +1,10 @@
 """Will it fit? What a model needs in memory, from its files' sizes and its config alone, and the words for "no".
 
 Counted is what stays in memory at the end of a context that is full: weights as they will lie there, the key/value
-cache of the whole context, scratch for one piece of a prompt, and the program itself; benchmarks/fit.py compares it with
-what the engine and its helper then hold. Not counted: pages of the checkpoint's own file, which the first load maps and
-the system takes back when it needs them (they stand in a process's resident size all the same), and what quantising in
-memory takes for a moment, about two bytes for each weight of the largest matrix.
+cache of the whole context, scratch for one piece of a prompt, and the program itself; benchmarks/fit.py compares that
+with what the engine and its helper then hold. Not counted: pages of the checkpoint's own file, which the first load
+maps and the system takes back when it needs them (they stand in a process's resident size all the same), and what
+quantising in memory takes for a moment, about two bytes for each weight of the largest matrix.
 """
 
 from __future__ import annotations
@@ -244,5 +244,5 @@ def _scratch(config: dict[str, Any], context: int, width: int) -> int:
     vocabulary = _number(config, "padded_vocab_size", "vocab_size") or 65_000
     rows = min(SCRATCH_TOKENS, context)
     scores = rows * context * heads * 4
-    feeding = rows * (3 * (ffn or 4 * hidden) + 4 * hidden) * width
+    feeding = rows * 2 * (ffn or 4 * hidden) * width
     return max(scores, feeding) + vocabulary * 4 * 4

@@ -45,13 +45,14 @@ def serve(
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
     quant: Annotated[int | None, typer.Option(help="4 or 8 bits.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of context.", min=16)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Tell in JSON lines on stdout.")] = False,
 ) -> None:
     """Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."""
     from glmchat.chat.engine_process import engine_environment
+    from glmchat.chat.launch import device_word
     from glmchat.core.sockets import bind_tcp
 
     if quant not in (None, 4, 8):
@@ -60,6 +61,7 @@ def serve(
         raise Usage(
             tr("--dtype is {value}", value=one_line(dtype)), hint="float32, bfloat16, float16", code="usage.dtype"
         )
+    device = None if device is None else device_word(device)
     key, is_new = choose_key(host, api_key_file, no_key=no_api_key)
     options = _options(name, revision, quant, dtype, device, threads, context, host, port)
     listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once

@@ -11,8 +11,10 @@ from glmchat.serve.options import ServeOptions
 def engine_loader(options: ServeOptions) -> Load:
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
+        from glmchat.engine.devices import require_device
         from glmchat.engine.engine import Engine
 
+        require_device(options.device)
         report("import", 1.0)
         folder, quant = options.folder, options.quant
         if quant is not None and options.copy is not None:

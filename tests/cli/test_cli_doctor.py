@@ -44,6 +44,18 @@ def test_for_people_it_is_plain_lines_on_stdout(without_engine, capsys):
     assert "no problems found" in out and "glmchat:" in out and "Traceback" not in out + err
 
 
+def test_kernels_and_devices_are_sentences_not_tables_of_words(monkeypatch, capsys):
+    passed_over = {"native-avx512": "this CPU has no AVX-512\x1b[31m"}
+    kernels = [{"device": "cpu", "bits": 4, "kernel": "native-avx2", "passed_over": passed_over}]
+    found = {"device": "cpu", "not_chosen": {"cuda": "no driver answers"}, "kernels": kernels}
+    monkeypatch.setattr(diagnosis, "_engine", lambda trouble: found)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  cuda is not used: no driver answers" in lines
+    at = lines.index("  4 bits on cpu: native-avx2")
+    assert lines[at + 1].startswith("    not native-avx512: this CPU has no AVX-512") and "\x1b" not in lines[at + 1]
+
+
 def test_open_folders_and_broken_proxies_are_problems_with_hints(without_engine, capsys, monkeypatch):
     locations.data_dir().mkdir(parents=True)
     locations.data_dir().chmod(0o755)
