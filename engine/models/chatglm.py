@@ -268,6 +268,10 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     slim = not (vocab >= FIRST_VOCABULARY or config.get("bos_token_id") == 150004)
     shift = 0 if not slim else IMAGE_TOKENS
     bos = integer(config, "bos_token_id", default=150004 - shift, low=0, high=vocab - 1)
+    # <eop> follows <sop> in every vocabulary. First-generation folders are about whose generation_config.json names the
+    # slim <eop>, an ordinary word there, and such a model would never end.
+    eop = token_ids(bos + 1, vocab)
+    named = token_ids(config.get("eos_token_id"), vocab)
     return ModelSpec(
         family="chatglm",
         vocab_size=vocab,
@@ -279,7 +283,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         ffn_size=integer(config, "inner_hidden_size", default=4 * hidden, high=1 << 18),
         context=integer(config, "max_sequence_length", "seq_length", default=2048, high=1 << 22),
         causal=False,
-        eos_ids=token_ids(config.get("eos_token_id", bos + 1), vocab),
+        eos_ids=named if set(eop) <= set(named) else eop,
         bos_id=bos,
         generation="slim, April 2023 and later" if slim else "first, March 2023, with image tokens",
         extra={

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -11,6 +13,7 @@ import pytest
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
+from glmchat.engine.families import identify
 from glmchat.engine.models import chatglm2
 from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt, GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
@@ -205,3 +208,16 @@ def test_two_and_three_are_told_apart_by_what_config_json_says() -> None:
     assert chatglm2.which({**base, "_name_or_path": "output/run-7", "transformers_version": "4.27.1"}) == "chatglm2"
     assert chatglm2.which({**base, "_name_or_path": "output/run-7", "transformers_version": "4.30.2"}) == "chatglm3"
     assert chatglm2.which({**base, "padded_vocab_size": 151552}) == "glm4"
+
+
+def test_the_first_generation_ends_at_its_own_eop_whatever_generation_config_says(
+    shared: Path, tmp_path: Path, random_checkpoints: ModuleType
+) -> None:
+    """The P-Tuning output in ../shared carries a generation_config.json with the slim vocabulary's ids."""
+    source = shared / "tokenizers" / "chatglm-6b-early"
+    for name in ("ice_text.model", "generation_config.json"):
+        shutil.copy(source / name, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(random_checkpoints.CONFIGS["chatglm-6b-early"]))
+    found = identify(tmp_path)
+    tokenizer = found.family.load_tokenizer(tmp_path, found.spec)
+    assert found.family.prompt(tmp_path, tokenizer, found.spec).stop_ids == (150005,)
