@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub_helpers import glmchat
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import LoopbackHub, Synthetic
@@ -187,23 +187,12 @@ def test_head_is_read_without_running_git(tmp_path: Path) -> None:
     assert read_remote(tmp_path) is None
 
 
-def test_the_command_line_replaces_pointers_and_says_so(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_command_line_replaces_pointers_and_says_so(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
     folder = clone(tmp_path / "chatglm")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "glmchat",
-        "pull",
-        "tiny/model",
-        "--into",
-        str(folder),
-        "--endpoint",
-        hub.url,
-    ]
-    dry = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True, cwd="/", env=os.environ)
-    assert dry.returncode == 0, dry.stderr
-    assert json.loads(dry.stdout)["bytes_total"] == len(SHARD) + len(VOCABULARY) and not is_whole(folder)
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert is_whole(folder) and "2 files are in their place" in done.stderr
+    command = ["pull", "tiny/model", "--into", str(folder), "--endpoint", hub.url]
+    code, out, err = glmchat(capsys, *command, "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["bytes_total"] == len(SHARD) + len(VOCABULARY) and not is_whole(folder)
+    code, _, err = glmchat(capsys, *command)
+    assert code == 0, err
+    assert is_whole(folder) and "2 files are in their place" in err

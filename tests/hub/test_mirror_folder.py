@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub_helpers import glmchat
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Damaged, DoesNotFit, Failed, GlmchatError, Hostile, NetworkFailed, Usage
@@ -273,17 +273,18 @@ def test_a_dead_hub_leaves_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def test_the_command_line_writes_lists_and_repeats(hub: LoopbackHub, tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "glmchat", "mirror", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd="/", env=os.environ)
-
+def test_the_command_line_writes_lists_and_repeats(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
     folder = str(tmp_path / "m")
-    written = run("tiny/model", folder, "--endpoint", hub.url, "--json")
-    assert written.returncode == 0, written.stderr
-    events = [json.loads(line) for line in written.stdout.splitlines()]
+    code, out, err = glmchat(capsys, "mirror", "tiny/model", folder, "--endpoint", hub.url, "--json")
+    assert code == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
     assert events[0]["event"] == "plan" and events[-1]["event"] == "done"
     assert hashlib.sha256(b"free").hexdigest() in {f["sha256"] for f in events[-1]["files"]}
-    listed = run("list", folder, "--json")
-    assert json.loads(listed.stdout)[0]["names"] == ["main", "v1.0"]
-    assert run("list", str(tmp_path)).returncode == 2
+    asked = len(hub.requests_for("model.safetensors"))
+    assert glmchat(capsys, "mirror", "tiny/model", folder, "--endpoint", hub.url)[0] == 0
+    assert len(hub.requests_for("model.safetensors")) == asked
+    listed = glmchat(capsys, "mirror", "list", folder, "--json")[1]
+    assert json.loads(listed)[0]["names"] == ["main", "v1.0"]
+    assert glmchat(capsys, "mirror", "list", str(tmp_path))[0] == 2
+    code, out, err = glmchat(capsys, "mirror")
+    assert (code, out) == (2, "") and "Missing command" in err

@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub_helpers import glmchat
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Failed, Usage
@@ -256,11 +258,19 @@ def test_an_address_that_cannot_be_had_is_told(mirror: Path, server: MirrorServe
         MirrorServer(mirror, host="no.such.host.invalid")
 
 
-# transformers' own loaders, once from the mirror and once from the cache that glmchat filled.
-LOAD = """
+# The hub's own command and transformers' loaders, in one process because each start of them takes seconds.
+# Arguments: the cache that `hf` fills, the cache that glmchat filled.
+CLIENTS = """
 import sys
+from huggingface_hub.cli.hf import app
 from transformers import AutoModelForCausalLM, AutoTokenizer
-for more in ({}, {"cache_dir": sys.argv[1], "local_files_only": True}):
+
+theirs, ours = sys.argv[1:]
+for words in (["download", "tiny/real", "--cache-dir", theirs], ["cache", "ls", "--cache-dir", ours],
+              ["cache", "verify", "tiny/real", "--cache-dir", ours]):
+    app(words, standalone_mode=False)
+print("-- loaded")
+for more in ({}, {"cache_dir": ours, "local_files_only": True}):
     tokenizer = AutoTokenizer.from_pretrained("tiny/real", **more)
     model = AutoModelForCausalLM.from_pretrained("tiny/real", **more)
     print(tokenizer("hello world").input_ids, float(sum(p.double().sum() for p in model.parameters())))
@@ -298,21 +308,15 @@ def tiny_gpt2() -> dict[str, bytes]:
     }
 
 
-def test_real_clients_pull_byte_identical_files(tmp_path: Path, loopback_hub: LoopbackHub) -> None:
+def test_real_clients_pull_byte_identical_files(
+    tmp_path: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """hf download, hf cache ls and verify, transformers' Auto classes and glmchat, against the real command."""
-    environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
-
-    def run(*command: str, **more: str) -> str:
-        told = subprocess.run(command, capture_output=True, text=True, cwd="/", env={**environment, **more})
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
-
-    python, hf = sys.executable, str(Path(sys.executable).with_name("hf"))
     files = tiny_gpt2()
     loopback_hub.add("tiny/real", dict(files))
-    run(python, "-P", "-m", "glmchat", "mirror", "tiny/real", str(tmp_path / "m"), "--endpoint", loopback_hub.url)
+    assert glmchat(capsys, "mirror", "tiny/real", str(tmp_path / "m"), "--endpoint", loopback_hub.url)[0] == 0
     serving = subprocess.Popen(
-        [python, "-P", "-m", "glmchat", "mirror", "serve", str(tmp_path / "m"), "--port", "0"],
+        [sys.executable, "-P", "-m", "glmchat", "mirror", "serve", str(tmp_path / "m"), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -321,25 +325,22 @@ def test_real_clients_pull_byte_identical_files(tmp_path: Path, loopback_hub: Lo
     try:
         assert serving.stdout is not None
         endpoint = serving.stdout.readline().strip()
-        once = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "by-hf")}
-        run(hf, "download", "tiny/real", **once)
-        by_hf = tmp_path / "by-hf/hub/models--tiny--real"
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "by-glmchat"))
+        assert glmchat(capsys, "pull", "tiny/real", "--all", "--endpoint", endpoint)[0] == 0
+
+        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(tmp_path / "by-transformers")}
+        command = [sys.executable, "-P", "-c", CLIENTS, str(tmp_path / "by-hf"), str(tmp_path / "by-glmchat")]
+        told = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
+        assert told.returncode == 0, told.stdout + told.stderr
+        by_hf, by_us = tmp_path / "by-hf/models--tiny--real", tmp_path / "by-glmchat/models--tiny--real"
         commit = (by_hf / "refs/main").read_text()
-        assert {p.name: p.read_bytes() for p in (by_hf / "snapshots" / commit).iterdir()} == files
-
-        ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "by-glmchat")}
-        run(python, "-P", "-m", "glmchat", "pull", "tiny/real", "--all", **ours)
-        by_us = tmp_path / "by-glmchat/hub/models--tiny--real"
-        assert {p.name: p.read_bytes() for p in (by_us / "snapshots" / commit).iterdir()} == files
-        assert sorted(p.name for p in (by_us / "blobs").iterdir()) == sorted(
-            p.name for p in (by_hf / "blobs").iterdir()
-        )
-        assert "tiny/real" in run(hf, "cache", "ls", **ours)
-        run(hf, "cache", "verify", "tiny/real", **ours)
-
-        cache = str(tmp_path / "by-glmchat/hub")
-        loaded = run(python, "-P", "-c", LOAD, cache, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "by-transformers"))
-        from_mirror, from_cache = loaded.splitlines()
+        for cache in (by_hf, by_us):
+            assert {p.name: p.read_bytes() for p in (cache / "snapshots" / commit).iterdir()} == files
+        assert {p.name for p in (by_us / "blobs").iterdir()} == {p.name for p in (by_hf / "blobs").iterdir()}
+        by_command, _, loaded = told.stdout.partition("-- loaded")
+        assert "tiny/real" in by_command and "checked: 4" in by_command
+        from_mirror, from_cache = loaded.split("\n")[1:3]
         assert from_mirror.startswith("[0, 1]") and from_mirror == from_cache
     finally:
         serving.send_signal(signal.SIGINT)
