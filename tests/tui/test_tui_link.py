@@ -1,0 +1,30 @@
+"""The window's line to its engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from windows import LAUNCH
+
+from glmchat.chat import preflight
+from glmchat.core.errors import DoesNotFit
+from glmchat.tui.link import EngineLink
+from glmchat.tui.messages import EngineLost
+
+
+def test_what_does_not_fit_is_told_in_the_window_and_no_engine_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32}')
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        file.truncate(12_000_000_000)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 6_000_000_000)
+    started: list[Any] = []
+    link = EngineLink(replace(LAUNCH, folder=tmp_path), start=lambda options: started.append(options))  # type: ignore[arg-type, return-value]
+    told: list[Any] = []
+    link.connect(told.append)
+    assert not started and isinstance(told[0], EngineLost) and isinstance(told[0].error, DoesNotFit)
+    assert "--quant 4" in told[0].error.hint
