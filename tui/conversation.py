@@ -62,7 +62,14 @@ def speaker(session: ChatSession, message: StoredMessage) -> str:
 
 
 def state_note(message: StoredMessage) -> str:
-    """Why an answer ended, if the model did not end it."""
+    """Why an answer ended, if the model did not end it, and that its system prompt became part of the question."""
+    from glmchat.chat.endings import system_note
+
+    notes = (_end_note(message), system_note(message.details.get("facts") or {}))
+    return " · ".join(note for note in notes if note)
+
+
+def _end_note(message: StoredMessage) -> str:
     from glmchat.chat.endings import cut_note
 
     match message.state:

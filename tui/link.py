@@ -46,7 +46,7 @@ class EngineLink:
     def _greet_server(self) -> Ready:
         from glmchat.chat.connect import connect
 
-        self._stop_process()
+        self.stop()
         connection = connect(self.launch)
         return Ready(connection.endpoint, connection.identity)
 
@@ -56,7 +56,7 @@ class EngineLink:
         from glmchat.chat.engine_process import start_engine
 
         options = engine_options(self.launch)
-        self._stop_process()  # first, so that its memory is free
+        self.stop()  # first, so that its memory is free
         preflight.check(options.model, options.folder, options.quant, options.dtype, options.context)
         with self._lock:
             if self._closed:
@@ -79,7 +79,8 @@ class EngineLink:
         """Talk to something else; `connect` does it."""
         self.launch = launch
 
-    def _stop_process(self) -> None:
+    def stop(self) -> None:
+        """The engine ends; `connect` starts it again."""
         with self._lock:
             if self.process is not None:
                 self.process.stop()
@@ -88,4 +89,4 @@ class EngineLink:
     def close(self) -> None:
         """The engine ends; nothing is reported any more."""
         self._closed = True
-        self._stop_process()
+        self.stop()

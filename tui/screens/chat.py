@@ -277,6 +277,12 @@ class ChatScreen(Commanding):
 
     # Keys
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where Enter is a newline F5 sends, while something stands in the prompt."""
+        if action == "command" and parameters == ("restart",) and self.prompt.sends_with_f5:
+            return self.settings.keys.get("restart", "f5") != "f5"
+        return super().check_action(action, parameters)
+
     def action_command(self, name: str) -> None:
         self.run_command(name)
 

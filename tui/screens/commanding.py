@@ -280,20 +280,20 @@ class Commanding(Conversing):
         from glmchat.chat import model_choice
         from glmchat.tui.screens.models import ModelScreen
 
-        self._leave_answer()
         if argument:
             self._switch_to(*model_choice.locate(argument))
             return
 
         def chosen(row: Installed | None) -> None:
             if row is not None:
-                self._switch_to(row, None)
+                self.guarded(lambda: self._switch_to(row, None))
 
-        self.app.push_screen(ModelScreen(self.launch.model), chosen)
+        self.app.push_screen(ModelScreen(self.launch.model if self.ready else None, self.unload), chosen)
 
     def _switch_to(self, row: Installed, bits: int | None) -> None:
         from glmchat.chat import model_choice
 
+        self._leave_answer()
         launch = model_choice.launch_installed(replace(self.launch, server=None), row, bits)
         self.tell(tr("switching to {name}", name=launch.model or ""))
         self.switch_model(launch)

@@ -499,6 +499,15 @@ class Conversing(Screen[None]):
         elif failure is None:
             self._report(self.link.resources())
 
+    def unload(self) -> None:
+        """Stop the engine on purpose; F5 starts it again, and loading another model too."""
+        self.stop()
+        self.ready = False
+        self.status.show(activity="", progress=None, lost=True, memory=None)
+        if self.session is not None:
+            self.session.reconnect(None)
+        self._thread(self.link.stop, "engine")
+
     def switch_model(self, launch: LaunchOptions) -> None:
         """Another model for this conversation."""
         from glmchat.chat.sampling_choice import ranks_for_launch

@@ -1,80 +1,275 @@
-"""Choosing a model: what is on this machine, and what could be pulled."""
+"""The models: what is here, what can be pulled, what fits this machine; pull, verify, load, unload, delete."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from glmchat.chat import model_choice
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import catalogue
+from glmchat.hub import plan as planning
+from glmchat.hub import pull, references, removal, verify
 from glmchat.hub.installed import Installed
+from glmchat.hub.plan import PullPlan
+from glmchat.hub.removal import RemovalPlan
+from glmchat.hub.wanted import Progress
+from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.theme import Palette
 
 
 class ModelScreen(ModalScreen[Installed | None]):
-    """Returns the chosen row, or None."""
+    """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,ctrl+q", "leave", show=False)]
+    Everything that takes time runs in one worker thread; only `_Told` and `_Finished` come back from it. A plan is
+    shown before it is carried out, and Enter is the answer.
+    """
 
-    def __init__(self, current: str | None) -> None:
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f4,ctrl+q", "leave", show=False),
+        Binding("v", "verify", show=False),
+        Binding("d,delete", "remove", show=False),
+        Binding("u", "unload", show=False),
+    ]
+
+    class _Told(Message):
+        def __init__(self, line: str, share: float | None = None) -> None:
+            super().__init__()
+            self.line, self.share = line, share
+
+    class _Finished(Message):
+        """The thread is over. plan: to be shown and asked for; error: why it failed."""
+
+        def __init__(
+            self, line: str = "", *, plan: PullPlan | RemovalPlan | None = None, error: GlmchatError | None = None
+        ) -> None:
+            super().__init__()
+            self.line, self.plan, self.error = line, plan, error
+
+    def __init__(self, current: str | None, unload: Callable[[], None] | None = None) -> None:
         super().__init__()
         self._current = current
-        self._rows = model_choice.pickable()
+        self._unload = unload
+        self._rows: list[Row] = []
+        self._asked: PullPlan | RemovalPlan | None = None
+        self._working = False
+        self._cancelled = False
 
     def compose(self) -> ComposeResult:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        with Vertical(id="panel"):
-            if self._rows:
-                yield OptionList(
-                    *(Option(_row(row, row.name == self._current, palette)) for row in self._rows), id="models"
-                )
-            yield Static(_pullable(self._rows, palette), id="pullable")
+        with Vertical(id="panel", classes="wide"):
+            yield OptionList(id="models")
+            yield Static("", id="work")
 
     def on_mount(self) -> None:
-        panel = self.query_one("#panel")
-        panel.border_title = tr("Models on this machine") if self._rows else tr("No model is here yet")
-        panel.border_subtitle = tr("Enter switches · Esc closes") if self._rows else tr("Esc closes")
-        if self._rows:
-            self.query_one(OptionList).focus()
+        self._fill()
+        self.query_one(OptionList).focus()
 
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._rows[event.option_index])
+    @property
+    def palette(self) -> Palette:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        return palette
+
+    def _fill(self) -> None:
+        options = self.query_one(OptionList)
+        before = self._chosen()
+        self._rows = all_rows()
+        options.clear_options()
+        here = [row for row in self._rows if row.installed is not None]
+        for number, row in enumerate(self._rows):
+            if number == len(here):
+                options.add_option(Option(Text(tr("can be pulled"), self.palette.quiet), disabled=True, id="heading"))
+            current = row.installed is not None and row.name == self._current
+            options.add_option(Option(row.drawn(self.palette, current=current), id=str(number)))
+        same = (n for n, row in enumerate(self._rows) if before is not None and row.name == before.name)
+        if (number := next(same, None)) is not None:
+            options.highlighted = options.get_option_index(str(number))
+        else:
+            options.action_first()
+        panel = self.query_one("#panel")
+        panel.border_title = tr("Models on this machine") if here else tr("No model is here yet")
+        self._keys()
+
+    def _keys(self) -> None:
+        """What the keys do at this moment."""
+        if self._working:
+            words = tr("Esc stops it; what has arrived is kept")
+        elif self._asked is not None:
+            words = tr("Enter does it · Esc does not")
+        elif (row := self._chosen()) is not None and row.installed is not None:
+            words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
+        else:
+            words = tr("Enter pulls · Esc closes")
+        self.query_one("#panel").border_subtitle = words
+
+    def _chosen(self) -> Row | None:
+        options = self.query_one(OptionList)
+        if options.highlighted is None:
+            return None
+        key = options.get_option_at_index(options.highlighted).id
+        return self._rows[int(key)] if key and key.isdigit() else None
+
+    def _say(self, text: str | Text) -> None:
+        self.query_one("#work", Static).update(text if isinstance(text, Text) else Text(text, self.palette.body))
+
+    # Keys
+
+    def on_option_list_option_highlighted(self) -> None:
+        if not self._working:
+            self._asked = None
+            self._say("")
+        self._keys()
+
+    def on_option_list_option_selected(self) -> None:
+        row = self._chosen()
+        if self._working or row is None:
+            return
+        if self._asked is not None:
+            plan, self._asked = self._asked, None
+            self._begin(lambda: self._pull(plan) if isinstance(plan, PullPlan) else self._delete(plan))
+        elif row.installed is not None:
+            self.dismiss(row.installed)
+        else:
+            self._say(tr("planning"))
+            self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name))))
 
     def action_leave(self) -> None:
-        self.dismiss(None)
+        """Stop what runs; else take the question back; else close."""
+        if self._working:
+            self._cancelled = True
+            self._say(tr("stopping"))
+        elif self._asked is not None:
+            self._asked = None
+            self._say("")
+            self._keys()
+        else:
+            self.dismiss(None)
+
+    def action_verify(self) -> None:
+        row = self._chosen()
+        if row is not None and row.installed is not None and not self._working:
+            installed = row.installed
+            self._begin(lambda: self._verify(installed))
+
+    def action_remove(self) -> None:
+        row = self._chosen()
+        if row is None or row.installed is None or self._working:
+            return
+        if row.name == self._current:
+            self._say(tr("{name} is in use; load another one or unload it first", name=row.name))
+            return
+        installed = row.installed
+        self._begin(lambda: self._Finished(plan=removal.plan_removal([installed])))
+
+    def action_unload(self) -> None:
+        if self._unload is not None and self._current is not None and not self._working:
+            self._unload()
+            self._say(tr("{name} is unloaded; its memory is free", name=self._current))
+            self._current = None
+            self._fill()
+
+    # Work
+
+    def _begin(self, work: Callable[[], ModelScreen._Finished]) -> None:
+        self._working, self._cancelled = True, False
+        self._keys()
+
+        def run() -> None:
+            try:
+                done = work()
+            except GlmchatError as error:
+                done = self._Finished(error=error)
+            self.post_message(done)
+
+        self.run_worker(run, thread=True, group="models")
+
+    def _pull(self, plan: PullPlan) -> ModelScreen._Finished:
+        planning.require_fit(plan)
+        row = pull.execute(
+            plan,
+            self._progress,
+            lambda: self._cancelled,
+            waiting=lambda: self._tell(tr("another pull of the same files is at work; waiting for it")),
+        )
+        return self._Finished(tr("{name} is ready; Enter loads it", name=row.name))
+
+    def _verify(self, row: Installed) -> ModelScreen._Finished:
+        def count(path: str, done: int, total: int | None) -> None:
+            self._tell(tr("verifying {path}", path=one_line(path, 60)), done / total if total else None)
+
+        report = verify.verify(row, count, lambda: self._cancelled)
+        report.require_good()
+        return self._Finished(tr("{count} files of {name} are right", count=len(report.files), name=row.name))
+
+    def _delete(self, plan: RemovalPlan) -> ModelScreen._Finished:
+        removal.execute(plan)
+        return self._Finished(tr("deleted, {size} free", size=human_bytes(plan.bytes_freed)))
+
+    def _progress(self, now: Progress) -> None:
+        facts = [human_bytes(now.done) + (f" / {human_bytes(now.total)}" if now.total else "")]
+        if now.bytes_per_second:
+            facts.append(f"{human_bytes(int(now.bytes_per_second))}/s")
+        if now.seconds_left is not None:
+            facts.append(tr("{minutes} min left", minutes=f"{now.seconds_left / 60:.0f}"))
+        if now.note:
+            facts.append(now.note)
+        self._tell(" · ".join(facts), now.done / now.total if now.total else None)
+
+    def _tell(self, line: str, share: float | None = None) -> None:
+        self.post_message(self._Told(line, share))
+
+    def on_model_screen__told(self, told: _Told) -> None:
+        if not self._working or self._cancelled:
+            return
+        text = Text()
+        if told.share is not None:
+            full = round(40 * min(1.0, told.share))
+            text.append("━" * full, self.palette.accented)
+            text.append("━" * (40 - full), self.palette.faded)
+            text.append(f" {told.share:4.0%}\n", self.palette.strong)
+        self._say(text.append(told.line, self.palette.quiet))
+
+    def on_model_screen__finished(self, done: _Finished) -> None:
+        self._working = False
+        if done.error is not None:
+            self._say(
+                Text.assemble((done.error.message, self.palette.strong), "\n", (done.error.hint, self.palette.quiet))
+            )
+            self._keys()
+        elif done.plan is not None:
+            self._asked = done.plan
+            self._say(_told_plan(done.plan, self.palette))
+            self._keys()
+        else:
+            self._fill()
+            self._say(done.line)
 
 
-def _row(row: Installed, current: bool, p: Palette) -> Text:
-    text = Text.assemble(("● " if current else "  ", p.accented))
-    text.append(one_line(row.name, 44), p.strong if current else p.body)
-    facts = [
-        f
-        for f in (row.quant if row.quant != "none" else "", human_bytes(row.size_bytes), (row.revision or "")[:7])
-        if f
-    ]
-    text.append("  " + " · ".join(facts), p.quiet)
-    return text
-
-
-def _pullable(here: list[Installed], p: Palette) -> Text:
-    """What the catalogue offers besides."""
-    names = {row.name for row in here}
-    text = Text()
-    for entry in catalogue.load():
-        if entry.default and entry.reference not in names:
-            size = sum(file.size or 0 for file in entry.files)
-            text.append(f"  glmchat pull {entry.reference}", p.body)
-            text.append(f"  {human_bytes(size)} · {'/'.join(entry.languages)}\n", p.quiet)
-    if text:
-        text = Text(tr("to pull in a shell:") + "\n", p.quiet) + text
-    text.rstrip()
+def _told_plan(plan: PullPlan | RemovalPlan, p: Palette) -> Text:
+    """What Enter would do."""
+    if isinstance(plan, RemovalPlan):
+        text = Text(
+            tr("delete {names}: {size} become free", names=", ".join(plan.names), size=human_bytes(plan.bytes_freed)),
+            p.strong,
+        )
+        return text.append("".join(f"\n{one_line(kept, 200)}" for kept in plan.keeps), p.quiet)
+    where = "pip" if plan.source == "pypi" else ", ".join(place.label for place in plan.places)
+    text = Text(
+        tr("{name}: {size} to fetch from {where}", name=plan.name, size=human_bytes(plan.bytes_missing), where=where),
+        p.strong,
+    )
+    disk = tr(
+        "{needed} of {free} free on the disk", needed=human_bytes(plan.disk_needed), free=human_bytes(plan.disk_free)
+    )
+    text.append("\n" + disk, p.quiet if plan.fits else p.strong)
+    if plan.entry is not None and plan.entry.licence is not None:
+        text.append(f"\n{tr('licence')}: {plan.entry.licence.line()}", p.quiet)
     return text

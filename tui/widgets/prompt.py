@@ -64,6 +64,10 @@ class Prompt(TextArea):
 
     # Sending
 
+    @property
+    def sends_with_f5(self) -> bool:
+        return not self.enter_sends and self.has_focus and bool(self.text.strip())
+
     def _send(self) -> None:
         text = self.text
         if text.strip():

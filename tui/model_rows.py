@@ -1,0 +1,97 @@
+"""Rows of the models screen: what is on this machine, what the catalogue offers besides, and what fits the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.text import Text
+
+from glmchat.chat import model_choice, preflight
+from glmchat.core.language import tr
+from glmchat.core.machine import available_memory
+from glmchat.core.text import human_bytes, one_line
+from glmchat.hub import catalogue
+from glmchat.hub.catalogue import Entry
+from glmchat.hub.installed import Installed
+from glmchat.tui.theme import Palette
+
+Fits = Literal["yes", "quantised", "no", "unknown"]
+_NAME = 30  # cells
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """installed: None for what can be pulled. fits: into the memory that is free now."""
+
+    name: str
+    size: int
+    quant: str
+    languages: tuple[str, ...]
+    fits: Fits
+    installed: Installed | None = None
+
+    def drawn(self, p: Palette, *, current: bool = False) -> Text:
+        """● marks the model in use."""
+        text = Text("● " if current else "  ", p.accented)
+        name = one_line(self.name, 44)
+        text.append(f"{name:<{_NAME}} ", p.strong if current else p.body)
+        text.append(f"{human_bytes(self.size):>9}  {self.quant if self.quant != 'none' else '':<11}", p.quiet)
+        text.append(f"{'/'.join(self.languages):<6} ", p.quiet)
+        return text.append(fits_words(self.fits), p.quiet if self.fits == "yes" else p.faded)
+
+
+def fits_words(fits: Fits) -> str:
+    match fits:
+        case "yes":
+            return tr("fits")
+        case "quantised":
+            return tr("fits with --quant 4")
+        case "no":
+            return tr("too large for the free memory")
+        case _:
+            return ""
+
+
+def all_rows() -> list[Row]:
+    """Models here first, then the catalogue's others."""
+    free = available_memory()
+    here = model_choice.pickable()
+    known = catalogue.load()
+    rows = []
+    for row in here:
+        entry = known.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+        languages = entry.languages if entry else ()
+        rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free), row))
+    names = {row.name for row in here}
+    for entry in sorted(known, key=_size):
+        if entry.default and entry.reference not in names:
+            size = _size(entry)
+            rows.append(Row(entry.reference, size, entry.quant, entry.languages, fits_before_pull(entry, free)))
+    return rows
+
+
+def _size(entry: Entry) -> int:
+    return sum(file.size or 0 for file in entry.files)
+
+
+def _fits_here(row: Installed, free: int | None) -> Fits:
+    needed = preflight.estimate(row.path)
+    if needed is None or free is None:
+        return "unknown"
+    if needed.total <= free:
+        return "yes"
+    smaller = preflight.estimate(row.path, 4)
+    return "quantised" if smaller is not None and smaller.total < needed.total and smaller.total <= free else "no"
+
+
+def fits_before_pull(entry: Entry, free: int | None) -> Fits:
+    """From the size of the files alone: weights as they are, or at four and a half bits, and the program."""
+    size = _size(entry)
+    if not size or free is None:
+        return "unknown"
+    if size + preflight.RUNTIME <= free:
+        return "yes"
+    if entry.quant == "none" and entry.parameters and entry.parameters * 0.56 + preflight.RUNTIME <= free:
+        return "quantised"
+    return "no"
