@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -46,7 +45,7 @@ def known(wanted: Iterable[tuple[str, float]], *, force: bool = False) -> tuple[
         if name.startswith((".", "/", "~")) or "/" in name:
             raise Usage(
                 tr("adapters are named as the store knows them, and {path} is a path", path=one_line(name, 120)),
-                hint=f"glmchat adapters add {one_line(str(Path(name)), 120)}",
+                hint=f"glmchat adapters add {one_line(name, 120)}",
                 code="adapter.path",
             )
         row = adapters.find_adapter(name)

@@ -69,7 +69,7 @@ def merge(
             hint="use the adapter as it is, with --adapter",
             code="merge.prefix",
         )
-    growing = out.with_name(out.name + ".incomplete")
+    growing = out.with_name(out.name + ".merging")  # the quantiser grows NAME.incomplete
     if growing.exists():
         rmtree(growing)
     growing.mkdir(mode=0o700, parents=True)
@@ -146,7 +146,9 @@ def _tensors(
         )
     if "lm_head" in matched and "lm_head.weight" not in parameters:
         rows = parameters["model.embed_tokens.weight"]
-        yield _Tensor("lm_head.weight", tuple(rows.shape), dtype or torch.float16, "lm_head", "weight")
+        embedding = weights.read(_embedding_name(weights))
+        own = embedding.dtype if isinstance(embedding, torch.Tensor) else torch.float16
+        yield _Tensor("lm_head.weight", tuple(rows.shape), dtype or own, "lm_head", "weight")
 
 
 def _shards(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
