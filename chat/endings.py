@@ -1,4 +1,4 @@
-"""Why an answer ended before the model ended it, in words."""
+"""What is said beside an answer: why it ended before the model ended it, and where its system prompt went."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def cut_note(facts: Mapping[str, Any]) -> str:
             return tr("the context is full")
         case _:
             return tr("the limit of tokens was reached")
+
+
+def system_note(facts: Mapping[str, Any]) -> str:
+    """For the first answer of a family that knows no system prompt; "" for all others."""
+    if facts.get("system_prepended") is not True:
+        return ""
+    return tr("this model knows no system prompt: it was put before the first question")

@@ -10,7 +10,7 @@ from pathlib import Path
 from glmchat.chat.answering import Answer, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
-from glmchat.chat.endings import cut_note
+from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -185,6 +185,8 @@ class _Talk:
             output.say(tr("Stopped. /continue goes on."))
         elif event.finish_reason == "length":
             output.say(f"{cut_note(event.facts)} · {tr('/continue goes on')}")
+        if note := system_note(event.facts):
+            output.say(note)
 
     def _restart(self) -> None:
         output.say(tr("Starting the model again…"))

@@ -13,7 +13,7 @@ from typing import Any
 from glmchat.chat.answering import Begun, Done, Trimmed
 from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
-from glmchat.chat.endings import cut_note
+from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -150,6 +150,8 @@ class _TextPrinter:
                 output.say(tr("stopped; `glmchat run -c` goes on with the conversation"))
         elif event.finish_reason == "length":
             output.say(cut_note(event.facts))
+        if note := system_note(event.facts):
+            output.say(note)
         if ignored := event.facts.get("ignored"):
             output.say(tr("the server did not take: {names}", names=", ".join(map(str, ignored))))
 
@@ -171,7 +173,8 @@ class _JsonPrinter:
             self._start(event)
         elif isinstance(event, Piece):
             self._ids.extend(event.token_ids)
-            output.json_line({"event": "text", "text": event.text})
+            if event.text:  # an id that ends the answer, or holds the first half of a character, says nothing yet
+                output.json_line({"event": "text", "text": event.text})
         elif isinstance(event, Finished):
             if not self._started:  # stopped before the first word
                 self._start(Started())

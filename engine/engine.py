@@ -159,6 +159,10 @@ class Engine:
         """Like `render`; the last message is an answer that is to be continued."""
         return self.prompt.render_open(_messages(messages, self.prompt))
 
+    def prepends_system(self, messages: Sequence[Message]) -> bool:
+        """Whether a system prompt was put in front of the first question here, for want of a place of its own."""
+        return self.prompt.prepends_system(messages)
+
     def complete(self, text: str) -> list[int]:
         """Ids of raw text that is to be continued, control tokens recognised."""
         return self.prompt.complete(text)

@@ -45,6 +45,11 @@ class PromptFormat(ABC):
             )
         return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
 
+    def prepends_system(self, messages: Sequence[Message]) -> bool:
+        """Whether these messages open a conversation whose system prompt this family can only read as a question."""
+        roles = [m.role for m in messages]
+        return "system" in roles and roles.count("user") == 1 and not self.has_system
+
     @property
     def identity(self) -> str:
         """What sets this way of writing conversations apart from others; goes into the record of every answer."""

@@ -148,10 +148,15 @@ class Rendering:
             "sampling": asdict(self._answer.request.sampling),
             "speculation": None,
             "stopped_by": facts.get("stopped_by"),
+            "system_prepended": self._system_prepended(),
             "threads": engine.get("threads"),
             "kernel": engine.get("kernel"),
             "load_ms": host.load_ms,
         }
+
+    def _system_prepended(self) -> bool:
+        engine, messages = self._host.engine, self._answer.request.messages
+        return engine is not None and messages is not None and engine.prepends_system(messages)
 
     def _facts(self, chunk: Chunk) -> dict[str, Any]:
         facts = dict(chunk.facts)

@@ -82,6 +82,9 @@ class FakeEngine:
     def render(self, messages: Sequence[Message]) -> list[int]:
         return [ord(c) for c in "".join(f"<{m.role}>{m.content}" for m in messages) + "<assistant>"]
 
+    def prepends_system(self, messages: Sequence[Message]) -> bool:
+        return False
+
     def render_open(self, messages: Sequence[Message]) -> list[int]:
         return self.render(messages[:-1]) + self.tokenize(messages[-1].content)
 

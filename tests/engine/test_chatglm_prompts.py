@@ -172,7 +172,11 @@ def test_a_system_prompt_goes_before_the_first_question_where_there_is_none(
     for prompt in (slim, two):
         assert not prompt.has_system
         assert prompt.render(talk) == prompt.render(merged)
+        assert prompt.prepends_system(talk[:2])
+        assert not prompt.prepends_system(talk)  # said once, with the first answer
+        assert not prompt.prepends_system(merged[:1])
     assert three.has_system
+    assert not three.prepends_system(talk[:2])
     assert three.render(talk)[2] == ROLES["system"]
 
 
