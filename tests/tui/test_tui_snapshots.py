@@ -11,6 +11,7 @@ import pytest
 from windows import EngineInThread, make_app
 
 from glmchat.core import language
+from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.turns import Turn
@@ -25,6 +26,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing moves by itself: no engine, no watch, no blinking cursor."""
     monkeypatch.setattr(ChatScreen, "watch_engine", lambda self: None)
     monkeypatch.setattr(ChatScreen, "connect", lambda self: None)
+    monkeypatch.setattr(model_rows, "available_memory", lambda: 8_000_000_000)
     monkeypatch.setattr(EngineInThread, "__init__", lambda *a, **k: None)
 
 

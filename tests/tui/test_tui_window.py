@@ -274,6 +274,11 @@ async def test_enter_can_be_a_newline_for_people_who_write_with_an_input_method(
         assert window.chat.prompt.text == "你\n好"
         await window.press("alt+enter")
         await window.until(lambda: window.said("user") == ["你\n好"])
+        await window.until(lambda: not window.chat.busy)
+        await window.type("再见")
+        await window.press("f5")  # restarts the engine only where the prompt is empty
+        await window.until(lambda: window.said("user")[-1] == "再见" and not window.chat.busy)
+        assert window.chat.ready
 
 
 async def test_keys_can_be_remapped_in_the_config() -> None:

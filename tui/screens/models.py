@@ -61,6 +61,7 @@ class ModelScreen(ModalScreen[Installed | None]):
         self._unload = unload
         self._rows: list[Row] = []
         self._asked: PullPlan | RemovalPlan | None = None
+        self._at = ""  # the row that the lines below speak of
         self._working = False
         self._cancelled = False
 
@@ -90,8 +91,8 @@ class ModelScreen(ModalScreen[Installed | None]):
             current = row.installed is not None and row.name == self._current
             options.add_option(Option(row.drawn(self.palette, current=current), id=str(number)))
         same = (n for n, row in enumerate(self._rows) if before is not None and row.name == before.name)
-        if (number := next(same, None)) is not None:
-            options.highlighted = options.get_option_index(str(number))
+        if (kept := next(same, None)) is not None:
+            options.highlighted = options.get_option_index(str(kept))
         else:
             options.action_first()
         panel = self.query_one("#panel")
@@ -123,8 +124,9 @@ class ModelScreen(ModalScreen[Installed | None]):
     # Keys
 
     def on_option_list_option_highlighted(self) -> None:
-        if not self._working:
-            self._asked = None
+        row = self._chosen()
+        if not self._working and row is not None and row.name != self._at:  # and not when the list is only drawn anew
+            self._at, self._asked = row.name, None
             self._say("")
         self._keys()
 

@@ -1,0 +1,117 @@
+"""The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
+from windows import Window, open_window
+
+from glmchat.hub.catalogue import Entry, KnownFile
+from glmchat.hub.installed import list_installed
+from glmchat.tui import model_rows
+from glmchat.tui.screens.models import ModelScreen
+
+
+def shown(window: Window) -> str:
+    screen = window.app.screen
+    assert isinstance(screen, ModelScreen)
+    return window.screen_text()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "size", "free", "fits"),
+    [
+        (6_000_000_000, 12_000_000_000, 14_000_000_000, "yes"),
+        (6_000_000_000, 12_000_000_000, 6_000_000_000, "quantised"),
+        (6_000_000_000, 12_000_000_000, 2_000_000_000, "no"),
+        (None, 0, 2_000_000_000, "unknown"),
+    ],
+)
+def test_what_fits_is_told_before_a_pull(parameters: int | None, size: int, free: int, fits: str) -> None:
+    entry = Entry("m", "main", parameters=parameters, files=(KnownFile("w.safetensors", size),))
+    assert model_rows.fits_before_pull(entry, free) == fits
+
+
+async def test_the_screen_lists_what_can_be_pulled_and_closes_without_touching_the_engine() -> None:
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "chatglm3-6b" in shown(window) and "Enter pulls" in shown(window))
+        await window.press("escape")
+        await window.until(lambda: not isinstance(window.app.screen, ModelScreen))
+        await window.ask("still there?")
+        assert window.said("assistant") == ["one two"]
+
+
+async def test_a_plan_is_asked_for_before_anything_is_fetched_and_escape_takes_it_back() -> None:
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "Enter pulls" in shown(window))
+        await window.press("enter")
+        await window.until(lambda: "to fetch from pip" in shown(window))
+        assert "Enter does it" in shown(window)
+        await window.press("escape")
+        await window.until(lambda: "Enter pulls" in shown(window))
+        assert not list_installed()
+
+
+async def test_unloading_stops_the_engine_and_f5_starts_it_again() -> None:
+    async with open_window() as window:
+        await window.press("f4", "u")
+        await window.until(lambda: "is unloaded" in shown(window))
+        await window.press("escape")
+        await window.until(lambda: window.chat.link.process is None)
+        assert window.chat.status.facts.lost
+        await window.press("f5")
+        await window.ready()
+        await window.ask("again")
+        assert window.said("assistant") == ["one two"]
+
+
+def tiny_model_is_here() -> None:
+    files = {"config.json": CONFIG, "model.safetensors": b"weights" * 100}
+    user_catalogue(hub_entry("tiny", "owner/tiny", COMMIT_A, files))
+    put_into_cache("owner/tiny", COMMIT_A, files)
+
+
+async def test_a_model_is_verified_and_a_wrong_byte_is_told() -> None:
+    tiny_model_is_here()
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "v verifies" in shown(window))
+        await window.press("v")
+        await window.until(lambda: "2 files of tiny are right" in shown(window))
+        weights = list_installed()[0].path / "model.safetensors"
+        weights.resolve().write_bytes(b"Weights" + b"weights" * 99)
+        await window.press("v")
+        await window.until(lambda: "model.safetensors is wrong" in shown(window))
+
+
+async def test_deleting_says_what_it_frees_and_waits_for_enter() -> None:
+    tiny_model_is_here()
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "d deletes" in shown(window))
+        await window.press("d")
+        await window.until(lambda: "delete tiny" in shown(window))
+        await window.press("escape")
+        await window.until(lambda: "delete tiny" not in shown(window))
+        assert list_installed()
+        await window.press("d")
+        await window.until(lambda: "delete tiny" in shown(window))
+        await window.press("enter")
+        await window.until(lambda: "deleted" in shown(window))
+        assert not list_installed()
+
+
+async def test_a_pull_that_cannot_reach_its_hub_says_so_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    user_catalogue(hub_entry("tiny", "owner/tiny", COMMIT_A, {"config.json": CONFIG, "model.safetensors": b"w"}))
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "tiny" in shown(window))
+        await window.press("enter")
+        await window.until(lambda: "tiny: " in shown(window))
+        await window.press("enter")
+        await window.until(lambda: "HF_HUB_OFFLINE is set" in shown(window))
+        await window.press("escape")
+        await window.until(lambda: not isinstance(window.app.screen, ModelScreen))
