@@ -24,9 +24,9 @@ from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
 
-# Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what the
-# allocator keeps of freed scratch, some 15 MB (torch 2.13, x86-64); then the process that renders chat templates, which
-# the families with formats of their own do without.
+# Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what
+# the allocator keeps of freed scratch, some 15 MB (torch 2.13, x86-64); then the process that renders chat templates,
+# which the families with formats of their own do without.
 RUNTIME = 320_000_000
 HELPER = 20_000_000
 _NO_TEMPLATE = ("chatglm", "gpt2")
