@@ -6,8 +6,9 @@ with what the engine and its helper then hold. Not counted: pages of the checkpo
 maps and the system takes back when it needs them (they stand in a process's resident size all the same), and what
 quantising in memory takes for a moment, about two bytes for each weight of the largest matrix.
 
-Measured: within 4 % for the starter model at 2,000 and 8,000 tokens and for a ChatGLM3 of two layers at float32, int8
-and int4 and 500 tokens. Too low by 7 % for the starter model at 1,000: the allocator then keeps some 60 MB of scratch.
+Measured on one machine, from which the constants below were also taken: within 5 % with one thread for the starter
+model at 1,900 and 8,000 tokens, and for a ChatGLM3 of two layers in float32, int8 and int4 at 500. For the starter
+model at 1,000 tokens it is too low, by 5 to 7 % with one thread and by 11 % with two: why is not known.
 """
 
 from __future__ import annotations
