@@ -21,6 +21,11 @@ def choose(language: str | None) -> None:
     _chosen = language
 
 
+def chosen() -> str | None:
+    """What was fixed; None while the locale decides."""
+    return _chosen
+
+
 def language() -> str:
     """ "zh" or "en": `--lang`, then GLMCHAT_LANG, then the POSIX locale variables in their order."""
     if _chosen:

@@ -14,7 +14,7 @@ from textual.screen import Screen
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
-from glmchat.core.language import choose
+from glmchat.core.language import choose, chosen
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
 from glmchat.tui.hangup import outlive_terminal
@@ -102,10 +102,15 @@ class GlmchatApp(App[int]):
             self.link.close()
 
 
+def speak(launch: LaunchOptions, settings: Settings) -> None:
+    """The window's language: `--lang`, which the command line has fixed already, wins over the config."""
+    choose(launch.language or chosen() or settings.language)
+
+
 def run_window(launch: LaunchOptions) -> int:
     """Open the window and return its exit code. Raises GlmchatError for a broken config."""
     settings = load_settings()
-    choose(launch.language or settings.language)
+    speak(launch, settings)
     app = GlmchatApp(launch, settings)
     try:
         code = app.run()

@@ -306,6 +306,7 @@ def _textual_theme(p: Palette) -> Theme:
         panel=css(p.surface, "default"),
         boost=css(p.surface, "default"),
         variables={
+            "ansi-background": "ansi_default" if ansi else "transparent",  # Textual's own style sheet reads it
             "chat-border": css(p.border, "default"),
             "chat-muted": css(p.muted, "default"),
             "chat-faint": css(p.faint, "default"),

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.core import locations
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core import language, locations
+from glmchat.core.settings import Settings
 from glmchat.tui import clipboard, commands
+from glmchat.tui.app import speak
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
 from glmchat.tui.screens import conversing, help
 from glmchat.tui.screens.chat import ChatScreen
@@ -157,3 +160,15 @@ def test_text_can_be_read_on_its_background(name: str) -> None:
     assert all(ratio(c, p.background) >= 4.5 for c in (p.muted, p.accent, p.user, p.error, p.warning))
     for kind, colour in p.syntax.items():
         assert ratio(colour, p.code_background) >= (3.5 if kind == "comment" else 4.5), kind
+
+
+def test_the_language_of_the_command_line_wins_over_the_config() -> None:
+    try:
+        language.choose("zh")
+        speak(LaunchOptions(), Settings(language="en"))
+        assert language.language() == "zh"
+        language.choose(None)
+        speak(LaunchOptions(), Settings(language="zh"))
+        assert language.language() == "zh"
+    finally:
+        language.choose(None)

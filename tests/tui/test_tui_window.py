@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from textual import events
-from windows import LAUNCH, open_window
+from windows import LAUNCH, Window, make_app, open_window
 
 from glmchat.chat.history import History
 from glmchat.core import language
@@ -399,3 +399,13 @@ async def test_a_draft_is_there_again_after_the_window_was_closed() -> None:
         conversation = session.tree.conversation.id
     async with open_window(launch=replace(LAUNCH, resume=conversation)) as window:
         await window.until(lambda: window.chat.prompt.text == "half a thought")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light", "contrast", "ansi", "NO_COLOR"])
+async def test_the_window_opens_in_every_theme(theme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if theme == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(settings=Settings(theme=None if theme == "NO_COLOR" else theme))
+    async with app.run_test(size=(60, 16)) as pilot:
+        assert app.palette.name == ("plain" if theme == "NO_COLOR" else theme)
+        assert "Ask anything" in Window(app, pilot).screen_text()
