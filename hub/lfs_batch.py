@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from glmchat.core.errors import GlmchatError
-from glmchat.core.http import host_of, make_client
+from glmchat.core.http import host_of, make_client, network_error
 from glmchat.hub.lfs import Pointer
 from glmchat.hub.references import is_commit
 from glmchat.hub.wanted import Candidate
@@ -105,7 +105,7 @@ def ask_batch(
         objects = answer.json()["objects"]
         found = {one.oid: candidate for one in wanted if (candidate := _download(one, objects)) is not None}
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return {}, f"{host_of(url)}: {type(error).__name__}"
+        return {}, network_error(error, url).message
     except GlmchatError as error:
         return {}, error.message
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -99,7 +99,7 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
         for url, send in _batches(homes, remote):
             headers = {"Authorization": f"Bearer {key}"} if send and key else {}
             served, problem = ask_batch(url, [pointer for _, pointer in left], headers)
-            problems += [problem] if problem else []
+            problems += [problem] if problem and problem not in problems else []
             for path, pointer in left:
                 candidates[path] += [served[pointer.oid]] if pointer.oid in served else []
     if lost := [path for path, _ in found if not candidates[path]]:

@@ -189,9 +189,14 @@ def _resembling(
 def _likeness(entry: Entry, seen: dict[str, Verdict]) -> tuple[int, int, int]:
     """Files with the right content, with the right size, with the right name."""
     named = [(f, seen[f.path]) for f in entry.files if f.path in seen]
-    right = sum(v.sha256 is not None and v.sha256 == f.sha256 for f, v in named)
-    sized = sum(v.size == f.size for f, v in named)
+    right = sum(f.sha256 is not None and f.sha256 == _content(v) for f, v in named)
+    sized = sum(f.size == (v.expected.size if v.state == "pointer" else v.size) for f, v in named)
     return right, sized, sum(selection.is_weights(f.path) for f, _ in named)
+
+
+def _content(verdict: Verdict) -> str | None:
+    """sha256 of the file, for a pointer that of the file it stands for."""
+    return verdict.expected.sha256 if verdict.state == "pointer" else verdict.sha256
 
 
 def _needed_or_there(entry: Entry, root: Path) -> list[KnownFile]:

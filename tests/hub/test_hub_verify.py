@@ -94,6 +94,20 @@ def test_the_real_published_names_with_wrong_bytes(tmp_path: Path, capsys: Any) 
         assert any(name in line and "expected" in line for line in out.splitlines()), name
 
 
+def test_pointers_tell_the_revision_that_a_clone_is_of(tmp_path: Path, capsys: Any) -> None:
+    files = {
+        name: f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(data)}\nsize {len(data)}\n".encode()
+        for name, data in EARLY.items()
+        if name.endswith(".bin")
+    }
+    folder = folder_of(tmp_path / "clone", {"config.json": b"{}", **files})
+    code, out, _ = glmchat(capsys, "verify", str(folder), "--json")
+    assert code == 3
+    assert json.loads(out.splitlines()[0])["against"] == f"glm@{COMMIT_B[:12]}"
+    one = verdicts(out)["pytorch_model-00001-of-00002.bin"]
+    assert (one["state"], one["expected_size"]) == ("pointer", len(EARLY["pytorch_model-00001-of-00002.bin"]))
+
+
 def test_a_missing_file_and_a_pointer_are_told_apart(tmp_path: Path, capsys: Any) -> None:
     one, two = "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(SLIM[one])}\nsize {len(SLIM[one])}\n"
