@@ -16,7 +16,7 @@ def cut_note(facts: Mapping[str, Any]) -> str:
         case "context":
             return tr("the context is full")
         case _:
-            return tr("the limit of tokens was reached")
+            return tr("the limit of tokens was reached; --max-tokens or /set max_tokens raises it")
 
 
 def system_note(facts: Mapping[str, Any]) -> str:

@@ -55,6 +55,8 @@ class Store:
         with self.lock:
             try:
                 return self._db.execute(statement, parameters).fetchall()
+            except OverflowError:  # a number of more than 64 bits, typed by somebody: no row has it
+                return []
             except sqlite3.DatabaseError as error:
                 if self._depth or not self._replace_if_damaged(error):
                     raise

@@ -74,7 +74,7 @@ def _row(c: Conversation) -> dict[str, Any]:
 
 def list_(
     as_json: Json = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="The newest N only; 0 is all.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=2**31, help="The newest N only; 0 is all.")] = 0,
 ) -> None:
     """Conversations, pinned ones first, then the last used first."""
     with _history() as history:
@@ -130,7 +130,7 @@ def _message(m: StoredMessage) -> dict[str, Any]:
 def search(
     query: Annotated[str, typer.Argument(help='Words that all must be there; "in quotes" as one phrase.')],
     as_json: Json = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most N hits.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=2**31, help="At most N hits.")] = 50,
 ) -> None:
     """Search everything that was said, newest first. Chinese words of any length are found."""
     with _history() as history:

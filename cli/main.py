@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 failed (network, server, engine died); 2 usage; 3 a file i
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -102,10 +101,8 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as wrong:
         output.error(Usage(wrong.format_message(), hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
         return Usage.exit
-    except BrokenPipeError:
-        # The reader went away (`glmchat list | head`): quiet, as every filter is. The descriptor is replaced so that
-        # the interpreter's own flush at exit does not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
+        output.discard(sys.stdout)
         return 1
 
 

@@ -6,6 +6,7 @@ control sequences shown, not obeyed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Protocol
 
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line, show_controls
 
@@ -33,10 +34,30 @@ def interactive() -> bool:
 
 
 def _write(stream: IO[str] | None, text: str) -> None:
+    """Raises BrokenPipeError where the reader has gone, DoesNotFit where the disk is full, Failed for the rest."""
     if stream is None or stream.closed:
         return
-    stream.write(text)
-    stream.flush()
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        discard(stream)
+        raise
+    except OSError as error:
+        discard(stream)
+        kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
+        raise kind(
+            tr("the output cannot be written: {reason}", reason=error.strerror or str(error)),
+            hint=tr("make room on that disk, or send the output elsewhere"),
+            code="output.write",
+        ) from None
+
+
+def discard(stream: IO[str]) -> None:
+    """Let what `stream` still holds, and all that follows, go nowhere: the interpreter's flush at exit would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def data(text: str, end: str = "\n") -> None:
@@ -61,14 +82,15 @@ def json_line(value: Any) -> None:
 
 def say(text: str, end: str = "\n") -> None:
     """A sentence for the person, on stderr. A stderr that is gone (a closed pipe) is no reason to fail."""
-    with suppress(OSError, ValueError):
+    with suppress(GlmchatError, OSError, ValueError):
         _write(sys.stderr, show_controls(text) + end)
 
 
 def error(problem: GlmchatError, *, as_json: bool = False) -> None:
     """A failure in words: one line and a hint on stderr; with `--json` also the last line of stdout."""
     if as_json:
-        json_line({"event": "error", **problem.to_json()})
+        with suppress(GlmchatError, BrokenPipeError):  # it may be stdout itself that failed
+            json_line({"event": "error", **problem.to_json()})
     say(f"glmchat: {one_line(problem.message, 2000)}")
     if problem.hint:
         say(f"  {tr('hint')}: {one_line(problem.hint, 2000)}")

@@ -240,7 +240,7 @@ class _Question:
 
         if self.from_stdin or isinstance(self.content, tuple):
             return self
-        parts = [part for part in (self.content, read_stdin(wait=self.content is None)) if part]
+        parts = [part for part in (self.content, read_stdin(wait=self.content is None)) if part and part.strip()]
         if not parts:
             raise Usage(
                 tr("there is no prompt"),

@@ -80,6 +80,7 @@ class Answer:
         self.continued = continued
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
+        self._begun = False
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -111,7 +112,7 @@ class Answer:
         finally:
             self._cancelled.set()
             watcher.cancel()
-            if self.place.number > 0:
+            if not self._begun:
                 worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(worker)
@@ -127,10 +128,12 @@ class Answer:
         async for number in self.place.turns():
             if number:
                 self._events.put_nowait(Waiting(number))
+        self._begun = True
         self._events.put_nowait(Begun())
         started = time.monotonic()
         await self.host.call(self._produce)
         self.host.line.took(time.monotonic() - started)
+        self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
 
     def _stop_wanted(self) -> bool:
         return self._cancelled.is_set() or self.host.stopping.is_set()

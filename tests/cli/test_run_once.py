@@ -49,6 +49,27 @@ def test_json_lines_have_their_promised_form(glmchat: Run, model: Path) -> None:
     assert end["load_seconds"] is not None and end["ttft_seconds"] is not None
 
 
+def test_an_id_without_text_makes_no_text_event(glmchat: Run, model: Path) -> None:
+    done = glmchat("run", model, "x", "--json", pieces=["a", "", "b", ""])
+    assert [event["text"] for event in lines(done) if event["event"] == "text"] == ["a", "b"]
+    assert lines(done)[-1]["token_ids"] == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_under_stdout_is_one_line_and_exit_4(fake_argv: Argv, model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            fake_argv({}, "run", model, "x", "--json"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 4 and done.stderr.startswith("glmchat: the output cannot be written")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_reaching_the_limit_of_tokens_says_so(glmchat: Run, model: Path) -> None:
     done = glmchat("run", model, "x", "--max-tokens", "2", pieces=["a", "b", "c"])
     assert (done.returncode, done.stdout) == (0, "ab\n") and "--max-tokens" in done.stderr
@@ -88,12 +109,14 @@ def test_messages_come_from_a_file_or_stdin(glmchat: Run, model: Path, tmp_path:
     [
         (["hi"], b"\xff\xfe", 2, "not UTF-8"),
         ([], b"", 2, "no prompt"),
+        ([" \n "], b"\n \t", 2, "no prompt"),
         (["hi", "-p", "ho"], b"", 2, "contradict"),
         (["hi", "--messages", "x.json"], b"", 2, "contradict"),
         (["hi", "-c", "--resume", "1"], b"", 2, "contradict"),
         (["hi", "-c", "--no-history"], b"", 2, "contradict"),
         (["hi", "-c"], b"", 2, "no conversation to continue"),
         (["hi", "--resume", "99"], b"", 2, "no conversation 99"),
+        (["hi", "--resume", "9" * 30], b"", 2, "no conversation 999"),
         (["hi", "--temp", "99"], b"", 2, "temperature"),
         (["hi", "--top-p", "nan"], b"", 2, "top_p"),
         (["hi", "--quant", "5"], b"", 2, "--quant"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 
@@ -162,3 +164,15 @@ def test_the_server_ends_while_an_answer_runs_and_says_so(serve):
     asker.join(20)
     assert any("server.stopping" in line for line in asker.lines)
     assert until(lambda: not running.thread.is_alive())
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(serve):
+    running = serve(FakeEngine(["x" * 20_000], repeat=500), tcp=True)
+    body = json.dumps({**QUESTION, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+        slow.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        assert until(lambda: len(running.engine.asked) == 1)
+        assert running.ask(max_tokens=1).status_code == 200
