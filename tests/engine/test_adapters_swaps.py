@@ -30,7 +30,7 @@ TURNS = [
         {"role": "user", "content": "Where do you live?"},
     ],
 ]
-GREEDY = Sampling(temperature=0, max_tokens=3)
+GREEDY = Sampling(temperature=0, max_tokens=2)
 FRESH = """
 import json, sys
 from glmchat.core.messages import Sampling
@@ -40,7 +40,7 @@ engine = Engine.load(model, dtype="float32", threads=1)
 if active:
     engine.attach(folder, "trained")
     engine.activate({"trained": active})
-greedy = Sampling(temperature=0, max_tokens=3)
+greedy = Sampling(temperature=0, max_tokens=2)
 print(json.dumps([list(engine.generate(engine.render(turn), greedy)) for turn in turns]))
 """
 
@@ -119,7 +119,7 @@ def test_the_trained_adapter_speaks_and_its_logits_are_pefts(engine: Engine, tra
 
 def test_a_hundred_swaps_answer_like_fresh_processes(engine: Engine, trained: Path, starter_model: Path) -> None:
     fresh = {}
-    for weight in (0.0, 1.0, 0.5):
+    for weight in (0.0, 1.0):
         task = json.dumps([str(starter_model), str(trained), weight, TURNS])
         done = subprocess.run([sys.executable, "-P", "-c", FRESH, task], capture_output=True, check=True, cwd="/")
         fresh[weight] = json.loads(done.stdout)
@@ -129,8 +129,8 @@ def test_a_hundred_swaps_answer_like_fresh_processes(engine: Engine, trained: Pa
     engine.attach(trained, "trained")
     process, early = psutil.Process(), 0
     for swap in range(100):
-        weight = (1.0, 0.0, 0.5, 0.0)[swap % 4]
-        turn = (swap // 4) % len(TURNS)
+        weight = (1.0, 0.0)[swap % 2]
+        turn = (swap // 2) % len(TURNS)
         engine.activate({"trained": weight} if weight else {})
         assert list(engine.generate(engine.render(TURNS[turn]), GREEDY)) == fresh[weight][turn], swap
         if swap == 40:
