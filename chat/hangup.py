@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from glmchat.chat.engine_log import new_log
-from glmchat.chat.session import ChatSession
 from glmchat.core.errors import Failed
+
+if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
+    from glmchat.chat.session import ChatSession
 
 EXIT = 128 + signal.SIGHUP  # what a shell reports of a program that SIGHUP ended
 _POLL = 0.1

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 QUESTIONS = (
     "What is the difference between a list and a tuple in Python? Show a short example.",
     "Name three rivers in Europe, with one sentence about each.",
+    "Explain in a few paragraphs how a tree grows through the year.",
 )
 
 
@@ -94,9 +95,28 @@ async def draw(launch: LaunchOptions, out: Path) -> None:
         await pilot.pause(0.3)
         save(app, out, "conversations")
         await pilot.press("escape")
+        await record(app, pilot, out)
         await pilot.resize_terminal(48, 20)
         await pilot.pause(0.4)
         save(app, out, "narrow")
+
+
+async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
+    """Three frames: an answer streams, it is stopped, and a search finds an earlier one."""
+    await pilot.press("ctrl+n")
+    app.chat.prompt.set_text(QUESTIONS[2])
+    await pilot.press("enter")
+    await until(lambda: app.chat.answering and len(app.chat.transcript.turns[-1].text) > 250)
+    save(app, out, "frame-1-streaming")
+    await pilot.press("escape")
+    await until(lambda: not app.chat.busy)
+    await pilot.pause(0.3)
+    save(app, out, "frame-2-stopped")
+    await pilot.press("ctrl+f")
+    await pilot.press(*"tuple")
+    await pilot.pause(1.0)
+    save(app, out, "frame-3-search")
+    await pilot.press("escape", "escape")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
@@ -13,7 +13,6 @@ from textual.screen import Screen
 
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.session import ChatSession
 from glmchat.core.language import choose, chosen
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
@@ -21,6 +20,9 @@ from glmchat.tui.hangup import outlive_terminal
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
+
+if TYPE_CHECKING:
+    from glmchat.chat.session import ChatSession
 
 
 class GlmchatApp(App[int]):

@@ -33,7 +33,7 @@ class Row:
 
     def drawn(self, p: Palette, *, current: bool = False) -> Text:
         """● marks the model in use."""
-        text = Text("● " if current else "  ", p.accented)
+        text = Text.assemble(("● " if current else "  ", p.accented))
         name = one_line(self.name, 44)
         text.append(f"{name:<{_NAME}} ", p.strong if current else p.body)
         text.append(f"{human_bytes(self.size):>9}  {self.quant if self.quant != 'none' else '':<11}", p.quiet)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -172,3 +174,11 @@ def test_the_language_of_the_command_line_wins_over_the_config() -> None:
         assert language.language() == "zh"
     finally:
         language.choose(None)
+
+
+def test_the_first_frame_loads_neither_the_engines_client_nor_the_database() -> None:
+    code = "import sys, glmchat.tui.app; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"httpx2", "sqlite3", "huggingface_hub", "torch", "glmchat.chat.session"} & set(loaded)
