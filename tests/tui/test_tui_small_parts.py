@@ -19,6 +19,7 @@ from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
 from glmchat.tui.screens import conversing, help
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.theme import PALETTES, choose_theme
+from glmchat.tui.widgets import sidebar
 from glmchat.tui.widgets.status import Facts, status_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,3 +183,9 @@ def test_the_first_frame_loads_neither_the_engines_client_nor_the_database() -> 
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"httpx2", "sqlite3", "huggingface_hub", "torch", "glmchat.chat.session"} & set(loaded)
+
+
+def test_a_hit_stands_near_the_beginning_of_its_line_in_the_narrow_list() -> None:
+    assert sidebar._lead("a" * 60 + "hit", 60) == 50
+    assert sidebar._lead("量" * 30 + "化", 30) == 25
+    assert sidebar._lead("hit", 0) == 0

@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from glmchat.chat.records import Conversation
 
 _SHOWN = 500  # conversations in the list; older ones are found by searching
+
+_LEAD = 10  # cells of text before a hit
 
 
 class Sidebar(Vertical):
@@ -133,7 +136,9 @@ class Sidebar(Vertical):
         p = self.palette
         text = Text.assemble((one_line(title or tr("untitled"), 60) + "\n", p.strong))
         plain = snippet.replace("\n", " ")
-        at = 0
+        at = _lead(plain, spans[0][0]) if spans else 0
+        if at:
+            text.append("…", p.quiet)
         for start, end in spans:
             text.append(show_controls(plain[at:start]), p.quiet)
             text.append(show_controls(plain[start:end]), p.found)
@@ -218,3 +223,11 @@ def when(seconds: float, now: float) -> str:
     if then.date() == today.date():
         return then.strftime("%H:%M")
     return then.strftime("%m-%d") if then.year == today.year else then.strftime("%Y-%m-%d")
+
+
+def _lead(text: str, hit: int) -> int:
+    """Where to begin, so that the first hit stands within the narrow list instead of behind its edge."""
+    begin = hit
+    while begin > 0 and cell_len(text[begin - 1 : hit]) <= _LEAD:
+        begin -= 1
+    return begin
