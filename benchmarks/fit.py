@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTER = ROOT / ".test-cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER = ROOT / ".test-cache" / "data" / "models" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER = ROOT.parent / "shared" / "tokenizers" / "chatglm3"
 
 

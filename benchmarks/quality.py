@@ -28,8 +28,9 @@ from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTER = ROOT / ".test-cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER = ROOT / ".test-cache" / "data" / "models" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = ROOT.parent / "shared" / "data" / "llama-factory" / "c4_demo.jsonl"
+GOLDEN = ROOT.parent / "shared" / "reference" / "smollm2" / "golden.json"
 WINDOW, WINDOWS, TEXTS = 512, 4, 12
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -129,6 +130,9 @@ def main() -> None:
         engine = Engine.load(STARTER, dtype=dtype, threads=options.threads)
         found = table[name] = perplexity(engine, texts)
         print(f"  {name:24} {found:9.4f}   ({engine.facts()['kernel']}, {engine.facts()['dtype']})", flush=True)
+    recorded = json.loads(GOLDEN.read_text(encoding="utf-8"))["perplexity"]["perplexity"]
+    for name, found in table.items():
+        print(f"  {name:24} {100 * (found / recorded - 1):+7.3f} % beside the {recorded:.3f} recorded from transformers")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 

@@ -62,30 +62,28 @@ def test_the_fast_path_says_the_same_where_it_is_clear(fast: Engine, golden: dic
     assert fast.tokenizer.decode(got) == case["greedy_text"]
 
 
+# Mean losses of the four recorded windows, by the method that golden.json names: transformers 5.23.0 on torch 2.13.0,
+# the file dequantised to float32, each window in one pass. benchmarks/quality.py measures all four.
+WINDOW_LOSSES = (3.06696296, 3.41008234, 3.71449280, 3.63466382)
+
+
 @pytest.fixture(scope="module")
-def windows(fast: Engine, shared: Path) -> list[list[int]]:
-    """The recorded text: 4 windows of 512 ids."""
+def window(fast: Engine, shared: Path) -> list[int]:
+    """The first 512 ids of the recorded text."""
     lines = (shared / "data" / "llama-factory" / "c4_demo.jsonl").read_text().splitlines()
-    ids = fast.tokenizer.encode(" ".join(json.loads(line)["text"] for line in lines[:12]))
-    return [ids[start : start + 512] for start in range(0, 4 * 512, 512)]
+    return fast.tokenizer.encode(" ".join(json.loads(line)["text"] for line in lines[:12]))[:512]
 
 
-@pytest.fixture(scope="module")
-def losses(exact: Engine, windows: list[list[int]]) -> list[float]:
-    return [exact.loss(window, window) for window in windows]
+def test_the_losses_of_the_windows_make_up_the_recorded_perplexity(golden: dict[str, Any]) -> None:
+    assert abs(math.exp(sum(WINDOW_LOSSES) / 4) / golden["perplexity"]["perplexity"] - 1) < 0.0001
 
 
-def test_perplexity_in_float32_is_the_recorded_one(
-    losses: list[float], windows: list[list[int]], golden: dict[str, Any]
-) -> None:
-    assert sum(len(window) - 1 for window in windows) == golden["perplexity"]["tokens"]
-    assert abs(math.exp(sum(losses) / 4) / golden["perplexity"]["perplexity"] - 1) < 0.001
+def test_perplexity_in_float32_is_the_recorded_one(exact: Engine, window: list[int]) -> None:
+    assert abs(math.exp(exact.loss(window, window) - WINDOW_LOSSES[0]) - 1) < 0.001
 
 
-def test_perplexity_of_the_fast_path_is_within_three_percent(
-    fast: Engine, losses: list[float], windows: list[list[int]]
-) -> None:
-    assert abs(math.exp(fast.loss(windows[0], windows[0]) - losses[0]) - 1) < 0.03
+def test_perplexity_of_the_fast_path_is_within_three_percent(fast: Engine, window: list[int]) -> None:
+    assert abs(math.exp(fast.loss(window, window) - WINDOW_LOSSES[0]) - 1) < 0.03
 
 
 def test_digits_stand_alone(fast: Engine) -> None:
