@@ -1,4 +1,4 @@
-"""The `glmchat` command: puts the groups of commands together and failures into words.
+"""The `glmchat` command: runs one command line and puts failures into words.
 
 Exit codes: 0 done; 1 failed (network, server, engine died); 2 usage; 3 a file is damaged or hostile; 4 does not fit
 (disk, memory, context); 130 interrupted.
@@ -9,32 +9,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, NoReturn
 
 import typer
 
 from glmchat.cli import output
+from glmchat.cli.command_table import CommandTable
 from glmchat.core import language
 from glmchat.core.errors import GlmchatError, Interrupted, Usage
-
-# One file per group; each has `register(app)`. None of them imports torch, textual or huggingface_hub at its top.
-GROUPS = (
-    "run",
-    "attach",
-    "pull",
-    "models",
-    "quantize",
-    "adapters",
-    "history",
-    "replay",
-    "compare",
-    "serve",
-    "mirror",
-    "bench",
-    "doctor",
-)
 
 
 def _version(wanted: bool) -> None:
@@ -57,6 +39,7 @@ def build() -> typer.Typer:
     """The whole command line as a Typer application."""
     app = typer.Typer(
         name="glmchat",
+        cls=CommandTable,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -80,9 +63,6 @@ def build() -> typer.Typer:
 
             open_window()
 
-    for group in GROUPS:
-        if find_spec(f"glmchat.cli.{group}"):
-            import_module(f"glmchat.cli.{group}").register(app)
     return app
 
 

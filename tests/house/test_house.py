@@ -7,9 +7,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
+
+from glmchat.cli.command_table import COMMANDS, CommandTable
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "hub", "engine", "serve", "chat", "tui", "cli")
@@ -100,8 +104,29 @@ def test_the_command_line_starts_without_torch_textual_or_the_hub(group: str) ->
 
 
 def test_building_every_command_loads_neither_torch_nor_textual_nor_the_hub() -> None:
-    loaded = loaded_after("from glmchat.cli.main import build; build()")
+    every = "from glmchat.cli.command_table import COMMANDS; [CommandTable().commands[name] for name in COMMANDS]"
+    loaded = loaded_after(f"from glmchat.cli.command_table import CommandTable; {every}")
     assert not loaded & {"torch", "textual", "huggingface_hub", "transformers", "numpy"}
+
+
+def test_the_help_lists_each_command_as_the_command_describes_itself() -> None:
+    commands = CommandTable().commands
+    for name, (_, summary) in COMMANDS.items():
+        command = commands[name]
+        assert command.name == name
+        assert command.hidden is (summary == "")
+        if summary:
+            assert (command.help or "").strip().splitlines()[0] == summary
+
+
+def test_every_file_of_commands_is_in_the_table() -> None:
+    files = {path.stem for path in sources("cli") if "\ndef register(" in path.read_text(encoding="utf-8")}
+    assert files == {file for file, _ in COMMANDS.values()}
+    for file in files:
+        app = typer.Typer()
+        import_module(f"glmchat.cli.{file}").register(app)
+        registered = set(typer.main.get_group(app).commands)
+        assert registered == {name for name, (where, _) in COMMANDS.items() if where == file}
 
 
 def test_the_window_starts_without_torch() -> None:
