@@ -132,7 +132,9 @@ def main() -> None:
         print(f"  {name:24} {found:9.4f}   ({engine.facts()['kernel']}, {engine.facts()['dtype']})", flush=True)
     recorded = json.loads(GOLDEN.read_text(encoding="utf-8"))["perplexity"]["perplexity"]
     for name, found in table.items():
-        print(f"  {name:24} {100 * (found / recorded - 1):+7.3f} % beside the {recorded:.3f} recorded from transformers")
+        print(
+            f"  {name:24} {100 * (found / recorded - 1):+7.3f} % beside the {recorded:.3f} recorded from transformers"
+        )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 

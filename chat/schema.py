@@ -49,7 +49,8 @@ def prepare(connection: sqlite3.Connection) -> None:
                 connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk has made SQLite roll back already
+                connection.execute("ROLLBACK")
             raise
     if version > VERSION:
         raise Failed(

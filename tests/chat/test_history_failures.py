@@ -16,6 +16,7 @@ import pytest
 from glmchat.chat import database
 from glmchat.chat.history import History
 from glmchat.chat.owners import is_alive, this_process
+from glmchat.chat.schema import prepare
 
 WRITER = """
 import sys, time
@@ -256,3 +257,12 @@ def test_a_lock_that_is_held_too_long_is_told_and_waited_out(
     history.append(tree, "user", "after")
     assert history.saved
     assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "meanwhile", "after"]
+
+
+@pytest.mark.parametrize("pages", [2, 9])
+def test_a_disk_that_is_full_at_the_first_start_is_called_full(tmp_path: Path, pages: int) -> None:
+    connection = sqlite3.connect(tmp_path / "history.db", isolation_level=None)
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        prepare(connection)
+    connection.close()
