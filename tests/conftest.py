@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the fakes are imported by name: `from fakes import FakeEngine`
 STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# A shell that starts something in the background makes it ignore Ctrl-C, and every child inherits that. Tests that
+# interrupt a child must not depend on how they themselves were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
