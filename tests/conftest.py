@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the fakes are imported by name: `from fakes import FakeEngine`
+KEPT = ("GLMCHAT_STARTER", "GLMCHAT_TEST_WHEEL")  # what `make` tells the tests
 STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -24,9 +25,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """No test reads or writes the home of the person who runs it, nor its settings, tokens and proxies."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if (name.startswith(("GLMCHAT_", "HF_", "XDG_")) and name != "GLMCHAT_STARTER") or name.lower().endswith(
-            "_proxy"
-        ):
+        if name not in KEPT and (name.startswith(("GLMCHAT_", "HF_", "XDG_")) or name.lower().endswith("_proxy")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GLMCHAT_HOME", str(home / "glmchat"))
