@@ -15,9 +15,10 @@ KEPT = ("GLMCHAT_STARTER", "GLMCHAT_TEST_WHEEL")  # what `make` tells the tests
 STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-# A shell that starts something in the background makes it ignore Ctrl-C, and every child inherits that. Tests that
-# interrupt a child must not depend on how they themselves were started.
+# A shell makes what it starts in the background ignore Ctrl-C, nohup makes it ignore a hangup, and every child inherits
+# that. Tests that signal a child must not depend on how they themselves were started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
