@@ -21,36 +21,20 @@ from typing import Any
 from glmchat.chat import connect as connecting
 from glmchat.chat.answering import SessionEvent
 from glmchat.chat.comparison_columns import Column, launches, parse_columns
+from glmchat.chat.comparison_engines import OneByOne, Running, Together, decide, group, needed
 from glmchat.chat.connect import Connection
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.preflight import estimate
 from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, ranks_for_launch
 from glmchat.chat.session import ChatSession
 from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory, physical_cores
+from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
-from glmchat.core.text import human_bytes
 
 _DETAIL = "compare"  # in the details of a question: the columns; of an answer: which of them it is
 _UNFINISHED = ("interrupted", "streaming", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Together:
-    """All columns answer at the same time; threads: of each engine, None if there is only one engine."""
-
-    engines: int
-    threads: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class OneByOne:
-    """The engines take turns, and why."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +62,9 @@ ComparisonEvent = Together | OneByOne | Loading | Said | ColumnFailed
 
 
 class Comparison:
-    """See the module. base: what all columns have in common; conversation: one to go on in (else a new one)."""
+    """See the module. base: what all columns have in common; tree: a conversation to go on in (else a new one);
+    running: an engine that is there already and answers the columns of its model.
+    """
 
     def __init__(
         self,
@@ -87,7 +73,8 @@ class Comparison:
         settings: Settings,
         *,
         base: LaunchOptions | None = None,
-        conversation: int | None = None,
+        tree: Tree | None = None,
+        running: Running | None = None,
         one_by_one: bool = False,
     ) -> None:
         """Raises Usage for fewer than two columns, UnknownModel, NotInstalled for what is not here."""
@@ -97,26 +84,31 @@ class Comparison:
                 hint=tr("glmchat compare -p TEXT A B"),
                 code="compare.columns",
             )
+        base = base or LaunchOptions()
         self.history, self.columns, self.settings = history, tuple(columns), settings
-        self.launches = tuple(launches(columns, base or LaunchOptions()))
-        self._one_by_one = one_by_one
-        self._sampling = dict(base.sampling) if base else {}
-        self._system = base.system if base else None
-        self.tree: Tree = (
-            history.load(conversation)
-            if conversation is not None
-            else history.new(self.launches[0].model, ConversationSettings(system=self._system))
-        )
+        self.launches = tuple(launches(columns, base))
+        self.tree = tree or history.new(self.launches[0].model, ConversationSettings(system=base.system))
         self.question: StoredMessage | None = None
+        self._sampling = dict(base.sampling)
+        self._running = running
+        self._one_by_one = one_by_one
         self._stopping = threading.Event()
         self._sessions: dict[int, _Column] = {}
         self._lock = threading.Lock()
 
     def ask(self, text: str) -> Generator[ComparisonEvent, None, None]:
         """Store the question, then let every column answer it. A column that fails does not stop the others."""
-        details = {_DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
-        self.question = self.history.append(self.tree, "user", text, details=details)
+        self.question = self.history.append(self.tree, "user", text, details=self._described())
         yield from self._run(range(len(self.columns)))
+
+    def ask_again(self, question: StoredMessage) -> Generator[ComparisonEvent, None, None]:
+        """Let every column answer a question that was asked before; its earlier answers are kept."""
+        self.question = self.history.describe_answer(self.tree, question, self._described())
+        yield from self._run(range(len(self.columns)))
+
+    def _described(self) -> dict[str, Any]:
+        """What `resume` finds with the question."""
+        return {_DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
 
     def missing(self) -> list[int]:
         """Columns without an answer, or whose answer was interrupted."""
@@ -125,17 +117,19 @@ class Comparison:
 
     def go_on(self) -> Generator[ComparisonEvent, None, None]:
         """Bring the answers that are missing; an interrupted one is continued from its last token."""
+        self._stopping.clear()
         self._one_by_one = True  # a branch is open while its answer is continued
         yield from self._run(self.missing())
 
     def answers(self) -> dict[int, StoredMessage]:
         """Column -> its last answer."""
-        below = self.question.id if self.question else None
-        found: dict[int, StoredMessage] = {}
-        for message in sorted(self.tree.messages.values(), key=lambda m: m.id):
+        question, found = self.question, dict[int, StoredMessage]()
+        for _, message in sorted(self.tree.messages.items()):
             mark = message.details.get(_DETAIL)
-            if message.parent == below and message.deletion is None and isinstance(mark, Mapping):
-                found[int(mark.get("column", -1))] = message
+            if question and message.parent == question.id and message.deletion is None and isinstance(mark, Mapping):
+                number, text = mark.get("column"), mark.get("text")
+                if isinstance(number, int) and number < len(self.columns) and self.columns[number].text == text:
+                    found[number] = message
         return found
 
     def pick(self, column: int) -> Tree:
@@ -161,13 +155,14 @@ class Comparison:
     # Engines.
 
     def _run(self, columns: Sequence[int]) -> Generator[ComparisonEvent, None, None]:
-        groups = self._groups(columns)
-        how = self._how(groups)
+        groups = group(self.launches, columns, self._running)
+        how = decide([self.launches[g[0]] for g in groups], self._running)
+        if self._one_by_one and len(groups) > 1:
+            how = OneByOne(tr("as asked"))
         yield how
         threads = how.threads if isinstance(how, Together) else None
         events: queue.SimpleQueue[ComparisonEvent | None] = queue.SimpleQueue()
-        together = isinstance(how, Together)
-        lots = [[group] for group in groups] if together else [groups]
+        lots = [[g] for g in groups] if isinstance(how, Together) else [groups]
         workers = [
             threading.Thread(target=self._work, args=(lot, threads, events.put), daemon=True, name=f"column-{n}")
             for n, lot in enumerate(lots)
@@ -188,41 +183,6 @@ class Comparison:
             for worker in workers:
                 worker.join(5.0)
 
-    def _groups(self, columns: Sequence[int]) -> list[list[int]]:
-        """Columns that one engine can answer, in the order of their first."""
-        found: dict[Any, list[int]] = {}
-        for index in columns:
-            one = self.launches[index]
-            found.setdefault((one.folder, one.quant, one.model), []).append(index)
-        return list(found.values())
-
-    def _how(self, groups: Sequence[Sequence[int]]) -> Together | OneByOne:
-        count = len(groups)
-        if count < 2:
-            return Together(count, None)
-        if self._one_by_one:
-            return OneByOne(tr("as asked"))
-        cores = physical_cores()
-        if cores < 2 * count and cores < 4:
-            return OneByOne(tr("{cores} cores are too few for {count} engines at once", cores=cores, count=count))
-        needed = 0
-        for group in groups:
-            one = self.launches[group[0]]
-            size = estimate(one.folder, one.quant, one.dtype, one.context) if one.folder is not None else None
-            if size is None:
-                return OneByOne(tr("it is not known how much memory they need"))
-            needed += size.total
-        free = available_memory()
-        if free is not None and needed > free:
-            return OneByOne(
-                tr(
-                    "together they need {needed} of memory, {free} are free",
-                    needed=human_bytes(needed),
-                    free=human_bytes(free),
-                )
-            )
-        return Together(count, max(1, cores // count))
-
     def _work(
         self, groups: Sequence[Sequence[int]], threads: int | None, put: Callable[[ComparisonEvent | None], None]
     ) -> None:
@@ -241,13 +201,15 @@ class Comparison:
             launch = replace(launch, threads=threads)
         waiting = list(group)
         try:
+            if self._running is not None and self._running.answers(launch):
+                self._answers(waiting, self._running.connection, put)
+                return
+            self._make_room(launch)
             connection = connecting.connect(
                 launch, lambda stage, done: put(Loading(group[0], stage, done)), self._stopping.is_set
             )
             with connection:
-                while waiting and not self._stopping.is_set():
-                    self._one_answer(waiting[0], connection, put)
-                    waiting.pop(0)
+                self._answers(waiting, connection, put)
         except GlmchatError as error:
             if not self._stopping.is_set():
                 for column in waiting:
@@ -256,6 +218,19 @@ class Comparison:
             failed = Failed(f"{type(error).__name__}: {error}", hint=tr("please report this"), code="compare.failed")
             for column in waiting:
                 put(ColumnFailed(column, failed))
+
+    def _make_room(self, launch: LaunchOptions) -> None:
+        """Let the engine go that ran before the comparison, if its memory is needed; it has answered by then."""
+        size, free = needed(launch), available_memory()
+        if self._running is not None and size is not None and free is not None and size > free:
+            self._running.release()
+            self._running = None
+
+    def _answers(self, waiting: list[int], connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
+        """The columns of one engine, in turn; `waiting` loses each that has answered."""
+        while waiting and not self._stopping.is_set():
+            self._one_answer(waiting[0], connection, put)
+            waiting.pop(0)
 
     def _one_answer(self, column: int, connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
         """Raises EngineDied, as the columns behind it have no engine either; other errors are this column's own."""
@@ -318,21 +293,31 @@ class _Column(ChatSession):
         return {**super()._details(chosen), _DETAIL: mark}
 
 
-def resume(history: History, conversation: int, settings: Settings, base: LaunchOptions | None = None) -> Comparison:
-    """The last comparison of a conversation, to bring what a kill left missing. Raises Usage if it has none."""
-    tree = history.load(conversation)
-    asked = [m for m in tree.messages.values() if isinstance(m.details.get(_DETAIL), list) and m.deletion is None]
-    if not asked:
+def asked_in(tree: Tree) -> StoredMessage | None:
+    """The last question of a conversation that was put to a comparison."""
+    marked = (m for m in tree.messages.values() if isinstance(m.details.get(_DETAIL), list) and m.deletion is None)
+    return max(marked, key=lambda m: m.id, default=None)
+
+
+def resume(
+    history: History,
+    tree: Tree,
+    settings: Settings,
+    base: LaunchOptions | None = None,
+    running: Running | None = None,
+) -> Comparison:
+    """The last comparison of a conversation, to look at it or to bring what is missing. Raises Usage for none."""
+    question = asked_in(tree)
+    if question is None:
         raise Usage(
-            tr("conversation {id} holds no comparison", id=conversation),
+            tr("conversation {id} holds no comparison", id=tree.conversation.id),
             hint=tr("glmchat compare -p TEXT A B"),
             code="compare.none",
         )
-    question = max(asked, key=lambda m: m.id)
     columns = parse_columns(question.details[_DETAIL])
     common = question.details.get("sampling") or {}
     common = {name: tuple(value) if isinstance(value, list) else value for name, value in common.items()}
     base = replace(base or LaunchOptions(), sampling=common)
-    comparison = Comparison(history, columns, settings, base=base, conversation=conversation)
-    comparison.question = comparison.tree.messages[question.id]
+    comparison = Comparison(history, columns, settings, base=base, tree=tree, running=running)
+    comparison.question = question
     return comparison

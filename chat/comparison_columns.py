@@ -47,6 +47,18 @@ def parse_columns(texts: Sequence[str]) -> list[Column]:
     return columns
 
 
+def beside(model: str | None, adapters: Sequence[tuple[str, float]], texts: Sequence[str]) -> list[Column]:
+    """Columns in a conversation: one alone stands beside the model that answers there; that is also the empty NAME.
+
+    The texts of the result stand for themselves, so that they can be stored. Raises Usage.
+    """
+    current = (model or "") + "".join(f"+{name}:{scale:g}" for name, scale in adapters)
+    texts = [current, *texts] if len(texts) == 1 else list(texts)
+    if texts and model and texts[0][:1] in ("", "+", ","):
+        texts[0] = model + texts[0]
+    return parse_columns(texts)
+
+
 def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptions]:
     """What each column loads. base: what all have in common. Raises UnknownModel, NotInstalled, Usage."""
     known = {row.name for row in installed.list_installed() if row.kind == "adapter"}

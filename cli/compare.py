@@ -93,7 +93,7 @@ def compare(
             comparison = Comparison(history, parsed, settings, base=base, one_by_one=one_by_one)
             events = comparison.ask(str(text))
         else:
-            comparison = resumed(history, resume, settings, base)
+            comparison = resumed(history, history.load(resume), settings, base)
             events = comparison.go_on()
         if pick is not None and pick > len(comparison.columns):
             raise Usage(tr("there are {n} columns", n=len(comparison.columns)), hint="--pick N", code="compare.pick")
@@ -145,7 +145,8 @@ class _TextPrinter:
         self._open = False
 
     def take(self, event: ComparisonEvent) -> None:
-        from glmchat.chat.compare import ColumnFailed, OneByOne, Said
+        from glmchat.chat.compare import ColumnFailed, Said
+        from glmchat.chat.comparison_engines import OneByOne
 
         if isinstance(event, OneByOne):
             output.say(tr("one after the other: {why}", why=event.reason))
@@ -200,7 +201,8 @@ class _JsonPrinter:
 
     def take(self, event: ComparisonEvent) -> None:
         from glmchat.chat.answering import Begun, Done
-        from glmchat.chat.compare import ColumnFailed, OneByOne, Said, Together
+        from glmchat.chat.compare import ColumnFailed, Said
+        from glmchat.chat.comparison_engines import OneByOne, Together
 
         if isinstance(event, Together | OneByOne):
             self._start(event.reason if isinstance(event, OneByOne) else None)

@@ -47,6 +47,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
     Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model"),
     Command("adapter", "Use adapters, change their weight, or none", "[NAME[:WEIGHT]…|weight W|off]", group="Model"),
+    Command(
+        "compare", "Put one question to several models, adapters or settings, side by side",
+        "[NAME[:int4][+ADAPTER][,SETTING=VALUE] …]", key="f6", group="Model",
+    ),
     Command("restart", "Start the engine again", key="f5", group="Model"),
     Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),
     Command("stats", "Tokens, speed and memory of the last answer", group="Model"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from textual.message import Message
 
@@ -14,7 +14,19 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
     from glmchat.chat.context import Request
     from glmchat.chat.endpoint import Endpoint
     from glmchat.chat.records import Conversation
-    from glmchat.chat.session import ChatSession, ModelIdentity, SessionEvent
+    from glmchat.chat.session import ChatSession, ModelIdentity
+
+Event = TypeVar("Event")
+STAGES = {  # of an engine's loading and of an answer, in words
+    "start": "starting the engine",
+    "import": "starting the engine",
+    "quantize": "quantising, once",
+    "tokenizer": "reading the vocabulary",
+    "weights": "loading the weights",
+    "warmup": "warming up",
+    "waiting": "waiting in the server's line",
+    "prefill": "reading the prompt",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +107,20 @@ class FromWorker(Message):
         self.news = news
 
 
-class Ear:
+class Ear(Generic[Event]):
     """Gathers the events of an answer between two looks of the window, so that a fast model cannot flood it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._events: list[SessionEvent] = []
+        self._events: list[Event] = []
 
-    def put(self, event: SessionEvent) -> bool:
+    def put(self, event: Event) -> bool:
         """Worker's side. True if the window must be told that something waits."""
         with self._lock:
             self._events.append(event)
             return len(self._events) == 1
 
-    def take(self) -> list[SessionEvent]:
+    def take(self) -> list[Event]:
         """Window's side: everything since the last look."""
         with self._lock:
             events, self._events = self._events, []

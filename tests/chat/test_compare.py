@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from fake_server import fake_command
 
-from glmchat.chat import compare, connect, engine_process
-from glmchat.chat.compare import ColumnFailed, Comparison, OneByOne, Said, Together, resume
+from glmchat.chat import comparison_engines, connect, engine_process
+from glmchat.chat.compare import ColumnFailed, Comparison, Said, resume
 from glmchat.chat.comparison_columns import parse_columns
+from glmchat.chat.comparison_engines import OneByOne, Together
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
@@ -111,11 +112,11 @@ def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "llama"}')
         (folder / "model.safetensors").write_bytes(b"x" * 1000)
-    monkeypatch.setattr(compare, "physical_cores", lambda: 8)
-    monkeypatch.setattr(compare, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(comparison_engines, "physical_cores", lambda: 8)
+    monkeypatch.setattr(comparison_engines, "available_memory", lambda: 10**9)
     columns = parse_columns([str(model), str(other)])
     first, *_ = Comparison(history, columns, Settings()).ask("hello")
-    monkeypatch.setattr(compare, "available_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr(comparison_engines, "available_memory", lambda: 5 * 10**8)
     comparison = Comparison(history, columns, Settings())
     second, *_ = comparison.ask("hello")
     assert first == Together(2, 4)
@@ -158,14 +159,14 @@ def test_what_a_kill_left_missing_is_brought_and_what_stood_is_continued(
     half = history.append(
         comparison.tree, "assistant", "zero ", state="interrupted", parent=question.id, details=mark, token_ids=(4,)
     )
-    again = resume(history, comparison.tree.conversation.id, Settings())
+    again = resume(history, history.load(comparison.tree.conversation.id), Settings())
     assert again.missing() == [0, 1]
     list(again.go_on())
     answers = again.answers()
     assert answers[0].id == half.id and answers[0].text == "zero one two" and answers[1].text == "one two"
     assert answers[1].details["sampling"]["seed"] == 9 and again.missing() == []
     with pytest.raises(Usage):
-        resume(history, history.append(history.new(), "user", "x").conversation, Settings())
+        resume(history, history.new(), Settings())
 
 
 def test_an_adapter_that_is_not_here_is_told_before_anything_loads(history: History, model: Path) -> None:

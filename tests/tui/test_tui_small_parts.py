@@ -13,10 +13,10 @@ import pytest
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
-from glmchat.tui import clipboard, commands
+from glmchat.tui import clipboard, commands, messages
 from glmchat.tui.app import speak
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
-from glmchat.tui.screens import conversing, help
+from glmchat.tui.screens import help
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.theme import PALETTES, choose_theme
 from glmchat.tui.widgets import sidebar
@@ -57,7 +57,7 @@ def test_sentences_that_are_translated_by_a_variable_have_chinese_too() -> None:
     chinese = tomllib.loads((ROOT / "core" / "zh.toml").read_text(encoding="utf-8"))
     used = {c.summary for c in commands.COMMANDS} | set(commands.GROUPS) | set(PRESET_WORDS.values())
     used |= {word for pair in EXPLAINED.values() for word in pair} | {what for _, what in help._KEYS}
-    used |= set(conversing._STAGES.values()) | set(PRESETS) - {"model"}
+    used |= set(messages.STAGES.values()) | set(PRESETS) - {"model"}
     assert not used - set(chinese)
 
 

@@ -20,7 +20,7 @@ from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui import commands, editor
 from glmchat.tui.link import EngineLink
-from glmchat.tui.screens.commanding import Commanding
+from glmchat.tui.screens.comparing import Comparing
 from glmchat.tui.screens.prompt_search import PromptSearch
 from glmchat.tui.theme import Palette
 from glmchat.tui.turns import Turn
@@ -37,7 +37,7 @@ _DRAFT_AFTER = 1.0
 _MEASURE_AFTER = 0.4
 
 
-class ChatScreen(Commanding):
+class ChatScreen(Comparing):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(c.key, f"command('{c.name}')", c.summary, id=c.name, show=False, priority=True)

@@ -21,6 +21,7 @@ from glmchat.tui.conversation import state_note, turns_of
 from glmchat.tui.languages import advice_for_chinese
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import (
+    STAGES,
     Broken,
     Ear,
     Ended,
@@ -48,16 +49,6 @@ if TYPE_CHECKING:
 _LOOK = 0.04  # seconds between two looks at what an answer has said
 _MEASURE_AFTER = 0.4  # of quiet typing
 _WATCH = 2.0
-_STAGES = {
-    "start": "starting the engine",
-    "import": "starting the engine",
-    "quantize": "quantising, once",
-    "tokenizer": "reading the vocabulary",
-    "weights": "loading the weights",
-    "warmup": "warming up",
-    "waiting": "waiting in the server's line",
-    "prefill": "reading the prompt",
-}
 
 
 class Conversing(Screen[None]):
@@ -71,7 +62,7 @@ class Conversing(Screen[None]):
         self.session: ChatSession | None = None
         self.ready = False
         self.queue: deque[str] = deque()
-        self.ear = Ear()
+        self.ear: Ear[SessionEvent] = Ear()
         self.answering: str | None = None  # key of the turn that is written
         self._pending: str | None = None  # key of the question shown before it is stored
         self._cleaner: StreamCleaner | None = None
@@ -217,7 +208,7 @@ class Conversing(Screen[None]):
 
     @staticmethod
     def _stage(stage: str) -> str:
-        return tr(_STAGES.get(stage, "starting the engine"))
+        return tr(STAGES.get(stage, "starting the engine"))
 
     # Asking
 

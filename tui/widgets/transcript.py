@@ -98,12 +98,12 @@ class Transcript(ScrollView, can_focus=True):
         index = self._index.get(key)
         return None if index is None else self._layouts[index]
 
-    def show(self, turns: Iterable[Turn]) -> None:
-        """Replace everything; the view goes to the end."""
+    def show(self, turns: Iterable[Turn], *, at_end: bool = True) -> None:
+        """Replace everything; the view goes to the end, or stays where it is."""
         self._layouts = [TurnLayout(turn) for turn in turns]
         self._selection = None
         self._current = None
-        self._follow = True
+        self._follow = at_end
         self._reindex()
         self._arrange()
 
