@@ -459,4 +459,6 @@ def _kernels(model: LanguageModel) -> str:
     from glmchat.engine.quantize.linear import QuantLinear
 
     names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
+    if model.step() is not None:
+        names["step"] = None  # one token is one call (models/step.py)
     return "+".join(names) or "dense"

@@ -144,7 +144,15 @@ class Sequences:
 
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind `token`, which follows what the cache holds."""
-        return self._forward((token,), None, "decode")
+        cache = self.cache
+        step = self.model.compiled(cache)
+        if step is None:
+            return self._forward((token,), None, "decode")
+        with torch.inference_mode():
+            logits = step(token, cache, self.model.position(cache))
+        cache.advance(1)
+        self._note((token,), "decode")
+        return logits
 
     def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
         """Fill an empty cache with `ids` in the very passes that did it once; logits [vocab] behind the last id."""
@@ -178,9 +186,13 @@ class Sequences:
         except BaseException:
             cache.truncate(before)
             raise
+        self._note(ids, kind)
+        return logits
+
+    def _note(self, ids: Sequence[int], kind: str) -> None:
+        """These ids stand in the cache now."""
         self.passes.add(len(self._ids), len(self._ids) + len(ids), kind)
         self._ids.extend(ids)
-        return logits
 
 
 def _fits_beside(cache: KVCache) -> bool:

@@ -32,6 +32,7 @@ class KVCache:
         self.length = 0
         self.prefix = 0
         self.shift = 0
+        self.addresses: Any = None  # of keys and values, as the compiled step wants them (models/step.py)
         self.layout: Any = None  # what a prefix-LM family must remember of its prompt between steps
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,9 +9,14 @@ from typing import Any
 
 
 def probe() -> dict[str, Any]:
-    """device: what `--device auto` takes; not_chosen: the others, and why not. kernels: one per device and width."""
+    """What there is and what is taken.
+
+    device: what `--device auto` takes; not_chosen: the others, and why not. kernels: one per device and width.
+    decode_step: who computes one token, C in one call or torch, and then why.
+    """
     import torch
 
+    from glmchat.engine.models.step import unavailable
     from glmchat.engine.quantize.kernels import kernel_report
 
     chosen, passed_over = _devices(torch)
@@ -21,6 +26,7 @@ def probe() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "cuda_built_for": torch.version.cuda,
+        "decode_step": "compiled" if (reason := unavailable()) is None else f"torch: {reason}",
         "kernels": [asdict(row) for row in kernel_report("cpu" if chosen == "cpu" else chosen.split(":")[0])],
     }
 

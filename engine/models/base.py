@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.engine.changes import changes
 from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.step import CompiledStep, NotCompiled, Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,35 @@ class LanguageModel(nn.Module):
     """
 
     spec: ModelSpec
+    compile_steps = True  # False: torch decodes too, for comparisons
+    not_compiled = "not asked for yet"  # why torch decodes, for `glmchat bench` and whoever wonders
+    _step: CompiledStep | None = None
+    _changes = -1
+
+    def parts(self) -> Parts | None:
+        """What the compiled step needs to know; None for an architecture that it does not compute."""
+        return None
+
+    def position(self, cache: KVCache) -> int:
+        """The rotary position of the token behind what the cache holds."""
+        return cache.position
+
+    def step(self) -> CompiledStep | None:
+        """The compiled step of this model as it is now; None where torch decodes."""
+        if self._changes != changes():
+            try:
+                parts = self.parts()
+                self._step = None if parts is None else CompiledStep(parts, self.spec)
+                self.not_compiled = f"{self.spec.family} has no compiled step" if parts is None else ""
+            except NotCompiled as reason:
+                self._step, self.not_compiled = None, str(reason)
+            self._changes = changes()
+        return self._step if self.compile_steps else None
+
+    def compiled(self, cache: KVCache) -> CompiledStep | None:
+        """`step`, if it takes this cache."""
+        step = self.step()
+        return step if step is not None and step.takes(cache) else None
 
     def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `capacity` positions, in the dtype of the activations."""

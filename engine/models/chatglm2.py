@@ -15,13 +15,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged
+from glmchat.engine.changes import note_change
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.config_fields import flag, require
-from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
+from glmchat.engine.models.layers import Block, RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
+from glmchat.engine.models.step import LayerParts, Parts
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -29,11 +31,17 @@ GLM4_ENDOFTEXT = 151329  # first special id of GLM-4; a vocabulary that reaches 
 CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
 
 
-def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [length, 1, head_dim / 4] of positions start … start + count - 1, computed in float32."""
+def rotary_frequencies(spec: ModelSpec, device: torch.device) -> torch.Tensor:
+    """Radians per position [head_dim / 4]."""
     width = spec.head_dim // 2
     exponent = torch.arange(0, width, 2, device=device).float() / width
-    frequencies = 1.0 / (10000.0 * spec.extra["rope_ratio"]) ** exponent
+    frequencies: torch.Tensor = 1.0 / (10000.0 * spec.extra["rope_ratio"]) ** exponent
+    return frequencies
+
+
+def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [length, 1, head_dim / 4] of positions start … start + count - 1, computed in float32."""
+    frequencies = rotary_frequencies(spec, device)
     angles = torch.arange(start, start + count, device=device).float()[:, None] * frequencies
     return angles.cos()[:, None], angles.sin()[:, None]
 
@@ -46,7 +54,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((turned.to(x.dtype), x[..., half:]), dim=-1)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.heads, self.groups, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
@@ -73,7 +81,7 @@ class SelfAttention(nn.Module):
         return cast(torch.Tensor, self.dense(attend(query, key, value, mask)))
 
 
-class MLP(nn.Module):
+class MLP(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         bias = spec.extra["linear_bias"]
@@ -85,7 +93,7 @@ class MLP(nn.Module):
         return cast(torch.Tensor, self.dense_4h_to_h(F.silu(gate) * up))
 
 
-class Block(nn.Module):
+class Layer(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
@@ -105,20 +113,20 @@ class Block(nn.Module):
         return cast(torch.Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
-class Embedding(nn.Module):
+class Embedding(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
 
 
-class Encoder(nn.Module):
+class Encoder(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
         self.final_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
 
 
-class Transformer(nn.Module):
+class Transformer(Block):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.embedding = Embedding(spec)
@@ -141,6 +149,22 @@ class ChatGLM2(PrefixedModel):
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.embedding.word_embeddings, dtype)
         self.encode_prefix()
+        note_change()
+
+    def position(self, cache: KVCache) -> int:
+        return cache.length - cache.prefix  # the prefix shifts no positions
+
+    def parts(self) -> Parts:
+        network = self.transformer
+        return Parts(
+            network.embedding.word_embeddings,
+            [_parts(cast(Layer, layer)) for layer in network.encoder.layers],
+            network.encoder.final_layernorm,
+            network.output_layer,
+            rotary_frequencies(self.spec, torch.device("cpu")),
+            self.spec.extra["epsilon"],
+            neighbours=True,
+        )
 
     def forward(
         self,
@@ -152,7 +176,7 @@ class ChatGLM2(PrefixedModel):
     ) -> torch.Tensor:
         if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
             cache = self.new_cache(len(ids))
-        start = 0 if cache is None else cache.length - cache.prefix  # the prefix shifts no positions
+        start = 0 if cache is None else self.position(cache)
         rotary = rotation(start, len(ids), self.spec, ids.device)
         mask = causal_mask(0 if cache is None else cache.length, len(ids), ids.device)  # a prefix is seen by all
         x = self.transformer.embedding.word_embeddings(ids)
@@ -164,6 +188,17 @@ class ChatGLM2(PrefixedModel):
             cache.advance(len(ids))
         x = self.transformer.encoder.final_layernorm(x[-1:] if last_only else x)
         return cast(torch.Tensor, self.transformer.output_layer(x).float())
+
+
+def _parts(layer: Layer) -> LayerParts:
+    return LayerParts(
+        input_norm=layer.input_layernorm,
+        project=(layer.self_attention.query_key_value,),
+        output=layer.self_attention.dense,
+        second_norm=layer.post_attention_layernorm,
+        widen=(layer.mlp.dense_h_to_4h,),
+        narrow=layer.mlp.dense_4h_to_h,
+    )
 
 
 def matches(config: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glmchat.engine.changes import note_change
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -42,6 +43,7 @@ class Block(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):
             self.__dict__["_derived"] = None
+            note_change()
         super().__setattr__(name, value)
 
 
@@ -127,6 +129,18 @@ def prepare_embedding(embedding: nn.Module, dtype: torch.dtype) -> None:
     """A quantised embedding gives its rows in the activations' dtype."""
     if isinstance(embedding, QuantEmbedding):
         embedding.dtype = dtype
+
+
+def tied_head(embedding: nn.Module) -> nn.Module:
+    """The embedding matrix as the linear layer that a tied head is. An adapter on the embedding does not change it."""
+    embedding = cast(nn.Module, getattr(embedding, "base", embedding))
+    if isinstance(embedding, QuantEmbedding):
+        return embedding.linear
+    weight = cast(nn.Embedding, embedding).weight
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = weight
+    return head
 
 
 def tied_logits(x: torch.Tensor, embedding: nn.Module) -> torch.Tensor:

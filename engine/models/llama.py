@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from glmchat.core.errors import Damaged
+from glmchat.engine.changes import note_change
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
@@ -29,9 +30,11 @@ from glmchat.engine.models.layers import (
     causal_mask,
     prepare_embedding,
     rotary_frequencies,
+    tied_head,
     tied_logits,
 )
 from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.step import LayerParts, Parts
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.quantize.packed_format import is_ours_to_read
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -125,7 +128,7 @@ class Layer(Block):
         return found
 
 
-class Trunk(nn.Module):
+class Trunk(Block):
     """What checkpoints call `model`: embedding, layers, last norm."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -150,6 +153,18 @@ class Llama(PrefixedModel):
             frequencies = frequencies / self.model.rope_freqs.float().cpu()
         self.rotary = RotaryTable(frequencies.to(device), dtype)
         prepare_embedding(self.model.embed_tokens, dtype)
+        self._frequencies = frequencies.cpu()
+        note_change()
+
+    def parts(self) -> Parts:
+        head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
+        layers = [_parts(cast(Layer, layer)) for layer in self.model.layers]
+        return Parts(self.model.embed_tokens, layers, self.model.norm, head, self._frequencies, self.spec.extra["eps"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "lm_head":  # an adapter may bring a head of its own
+            note_change()
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -179,6 +194,20 @@ class Llama(PrefixedModel):
             return tied_logits(x, self.model.embed_tokens)
         logits: torch.Tensor = self.lm_head(x)
         return logits.float()
+
+
+def _parts(layer: Layer) -> LayerParts:
+    attention, feed_forward = layer.self_attn, layer.mlp
+    return LayerParts(
+        input_norm=layer.input_layernorm,
+        project=(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=attention.o_proj,
+        second_norm=layer.post_attention_layernorm,
+        widen=(feed_forward.gate_proj, feed_forward.up_proj),
+        narrow=feed_forward.down_proj,
+        query_norm=attention.q_norm,
+        key_norm=attention.k_norm,
+    )
 
 
 def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:

@@ -15,11 +15,14 @@ from torch.nn import functional
 
 from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 
-VERSION = 2  # of the packed layout and of the structs in native.c
+LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
+VERSION = 3  # of the structs and functions of the library
 ROWS = 32
 
 
-class _Weight(ctypes.Structure):
+class Weight(ctypes.Structure):
+    """glm_weight: one packed matrix."""
+
     _fields_ = (
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
@@ -34,8 +37,8 @@ class _Weight(ctypes.Structure):
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    """Raises OSError with the reason if there is none that fits."""
+def native_library() -> ctypes.CDLL:
+    """The compiled functions. Raises OSError with the reason if there is none that fits."""
     folder = Path(__file__).parent
     found = [p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()]
     if not found:
@@ -49,6 +52,10 @@ def _library() -> ctypes.CDLL:
     library.glm_rows.restype = None
     library.glm_pack.argtypes = (pointer, pointer, pointer, number)
     library.glm_pack.restype = None
+    library.glm_step_room.argtypes = (pointer, size)
+    library.glm_step_room.restype = size
+    library.glm_step_run.argtypes = (pointer, pointer, pointer, size, pointer, size, pointer, size, number)
+    library.glm_step_run.restype = None
     library.glm_choose.argtypes = (ctypes.c_char_p,)
     library.glm_choose.restype = ctypes.c_char_p
     return library
@@ -56,7 +63,7 @@ def _library() -> ctypes.CDLL:
 
 def choose_instructions(name: str | None = None) -> str | None:
     """Use "avx512vnni", "avx512", "avx2" or "portable", or the best (None). Returns None if this CPU has it not."""
-    found = _library().glm_choose(None if name is None else name.encode())
+    found = native_library().glm_choose(None if name is None else name.encode())
     return None if found is None else str(found.decode())
 
 
@@ -98,8 +105,8 @@ class NativeCpu(Kernel):
         # of itself, 1/270 of a step, and is not worth doubling the scales for.
         exact = torch.equal(half[:, :, 0].float(), scales[:, :, 0])
         packed = {"codes": words, "scales": (half if exact else scales).contiguous(), "unit": torch.tensor(unit)}
-        weight = _weight(padded, packed)
-        _library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())
+        weight = weight_of(padded, packed)
+        native_library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())
         return packed
 
     def join(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
@@ -132,8 +139,8 @@ class NativeCpu(Kernel):
         padded = _padded(shape)
         ids = ids.to(torch.int64).contiguous()
         out = torch.empty(len(ids), padded.in_features)
-        weight = _weight(padded, packed)
-        _library().glm_rows(ctypes.byref(weight), ids.data_ptr(), len(ids), out.data_ptr())
+        weight = weight_of(padded, packed)
+        native_library().glm_rows(ctypes.byref(weight), ids.data_ptr(), len(ids), out.data_ptr())
         return out[:, : shape.in_features]
 
     def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -142,9 +149,9 @@ class NativeCpu(Kernel):
     def bind(self, shape: Shape, packed: Packed) -> Multiply:
         padded = _padded(shape)
         fill = padded.in_features - shape.in_features
-        weight = _weight(padded, packed)
+        weight = weight_of(padded, packed)
         address = ctypes.addressof(weight)
-        call = _library().glm_linear
+        call = native_library().glm_linear
         # The structure points into these: they live as long as the closure does.
         kept: list[object] = [weight, packed, None, None]
 
@@ -197,7 +204,7 @@ def search4(
     codes = torch.empty(values.shape, dtype=torch.uint8)
     pointers = (tensor.data_ptr() for tensor in (values, scale, low, error, codes))
     call = _Search(*pointers, *values.shape, whole, symmetric, fast)
-    refused = _library().glm_search4(ctypes.byref(call), torch.get_num_threads())
+    refused = native_library().glm_search4(ctypes.byref(call), torch.get_num_threads())
     return None if refused else (codes, scale, low, error)
 
 
@@ -235,9 +242,10 @@ def _unit(scales: torch.Tensor) -> float:
     return 2.0 ** (math.frexp(largest)[1] - 14) if largest > 0 else 1.0
 
 
-def _weight(shape: Shape, packed: Packed) -> _Weight:
+def weight_of(shape: Shape, packed: Packed) -> Weight:
+    """Points into the packed tensors, which must outlive it. The bias is the caller's to set."""
     scales = packed["scales"]
-    return _Weight(
+    return Weight(
         packed["codes"].data_ptr(),
         scales.data_ptr(),
         None,

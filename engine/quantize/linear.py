@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.engine.changes import note_change
 from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, choose
 
 
@@ -104,6 +105,7 @@ class QuantLinear(nn.Module):
         for name, tensor in packed.items():
             self.register_buffer(f"packed_{name}", tensor)
         self._multiply = self.kernel.bind(self.shape, packed)
+        note_change()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] in x's dtype."""
@@ -118,6 +120,7 @@ class QuantLinear(nn.Module):
         kernel.exact = True
         self.kernel = kernel
         self._multiply = kernel.bind(self.shape, self.packed)
+        note_change()
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""

@@ -23,6 +23,7 @@
  */
 #ifndef GLM_LANES
 
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -42,6 +43,7 @@
 #define FEW 8          /* up to here packed words are used directly; measured, see BENCHMARKS.md */
 #define PART 128       /* inputs that share an activation scale; int32 sums of int8 * int16 cannot overflow */
 #define CHUNK 120      /* activation rows unpacked weights are used for; a multiple of every TILE */
+#define AHEAD 4096 /* bytes of packed words that are asked for before they are needed; 1 to 16 kB measured alike */
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
@@ -189,6 +191,16 @@ static float scale_at(const glm_weight *w, int64_t row, int64_t group, int plane
     return w->wide_scales ? ((const float *)w->scales)[at] : from_half(((const uint16_t *)w->scales)[at]);
 }
 
+/* Dequantised rows ids[count] -> out [count][inputs] float32. The ids were checked by the caller. */
+EXPORT void glm_rows(const glm_weight *w, const int64_t *ids, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t group = 0; group < w->inputs / w->group; group++) {
+            float scale = scale_at(w, ids[i], group, 0), low = w->bits == 4 ? scale_at(w, ids[i], group, 1) : 0;
+            for (int64_t input = group * w->group; input < (group + 1) * w->group; input++)
+                out[i * w->inputs + input] = (code_at(w, ids[i], input) * scale + low) * w->unit;
+        }
+}
+
 /* A search for four-bit scales: see int4.py, which has the same in torch. */
 typedef struct {
     const float *values; /* [groups][group] */
@@ -208,11 +220,22 @@ INLINE float half_rounded(float number) { /* to the nearest float16, which is ho
     return value.f;
 }
 
+struct glm_step;
+struct glm_stage;
+struct glm_product;
+
 typedef struct {
     const char *name;
     int tile;
     glm_task prepare, few, many, search;
+    void (*step_begin)(struct glm_step *, const struct glm_stage *);
+    void (*step_work)(struct glm_step *, const struct glm_stage *, int64_t);
+    void (*step_row)(const struct glm_product *, int64_t, float *);
 } glm_kernels;
+
+static _Atomic(const glm_kernels *) chosen;
+
+#include "step.h"
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -268,8 +291,6 @@ typedef struct {
 
 /* ---- what Python calls ---- */
 
-static _Atomic(const glm_kernels *) chosen;
-
 static int usable(const glm_kernels *kernels) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -299,8 +320,8 @@ EXPORT const char *glm_choose(const char *name) {
     return NULL;
 }
 
-/* Version of the packed layout and of the structs above: Python refuses a library that was built for another. */
-EXPORT int glm_version(void) { return 2; }
+/* Version of the functions and of the structs above: Python refuses a library that was built for another. */
+EXPORT int glm_version(void) { return 3; }
 
 /* y [rows][outputs] = x [rows][inputs] * weights + bias. Both float32 or both bfloat16. Returns 0, or 1 without memory. */
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {
@@ -323,16 +344,6 @@ EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows,
     }
     free(job.a);
     return 0;
-}
-
-/* Dequantised rows ids[count] -> out [count][inputs] float32. The ids were checked by the caller. */
-EXPORT void glm_rows(const glm_weight *w, const int64_t *ids, int64_t count, float *out) {
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t group = 0; group < w->inputs / w->group; group++) {
-            float scale = scale_at(w, ids[i], group, 0), low = w->bits == 4 ? scale_at(w, ids[i], group, 1) : 0;
-            for (int64_t input = group * w->group; input < (group + 1) * w->group; input++)
-                out[i * w->inputs + input] = (code_at(w, ids[i], input) * scale + low) * w->unit;
-        }
 }
 
 static void pack_block(const glm_job *job, int64_t block) {
@@ -493,7 +504,11 @@ GLM_TARGET INLINE void F(few_part)(const glm_job *job, int64_t block, int64_t gr
     VI sum[4][8] = {0};
     for (int64_t at = 0; at < pairs / per; at++) {
         VU word[8];
-        for (int v = 0; v < vectors; v++) word[v] = *(const LOOSE_U *)(codes + at * ROWS + v * GLM_LANES);
+        /* Caches guess badly where pages are small and blocks short; what lies beyond the end costs nothing. */
+        for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(codes + at * ROWS + v * GLM_LANES + AHEAD / 4);
+            word[v] = *(const LOOSE_U *)(codes + at * ROWS + v * GLM_LANES);
+        }
 #pragma GCC unroll 4
         for (int i = 0; i < per; i++)
 #pragma GCC unroll 4
@@ -739,9 +754,12 @@ GLM_TARGET static void F(search)(const glm_job *job, int64_t chunk) {
     }
 }
 
+#include "step_part.h"
+
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
-static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F(few), F(many), F(search)};
+static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE,      F(prepare),   F(few),     F(many),
+                                       F(search),        F(step_begin), F(step_work), F(step_row)};
 
 #undef STRING_
 #undef STRING

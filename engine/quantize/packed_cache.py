@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.quantize.cpu_native import VERSION, fits
+from glmchat.engine.quantize.cpu_native import LAYOUT, fits
 from glmchat.engine.quantize.kernels import Shape, choose
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.quantize.safetensors_writer import Layout, SafetensorsWriter
@@ -105,7 +105,7 @@ def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
     path = checkpoint.path
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
     recorded = _recorded(path) if path.is_dir() else {}
-    words = [FORMAT, VERSION, checkpoint.family.name, *(_identity(file, recorded) for file in files)]
+    words = [FORMAT, LAYOUT, checkpoint.family.name, *(_identity(file, recorded) for file in files)]
     key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
     return PackedCache(locations.packed_dir() / f"{key}.safetensors")
 

@@ -1,0 +1,201 @@
+/* One token through a whole decoder in one call: what torch would do in a dozen small operations a layer.
+ *
+ * A token is a list of stages. The blocks of a stage (32 outputs of a product, a stretch of the context for one key
+ * head) go to whichever thread asks next; who finishes the last one does the small work that the next stage starts from
+ * (a norm, the rotation, SiLU, rounding activations) and opens it. So there is one meeting of the threads for each
+ * stage, nothing is allocated, and no number depends on how many threads there are.
+ *
+ * Everything between the products is float32. Keys and values go to the caller's cache in its own type.
+ */
+
+#define STRETCH 128     /* positions of the context that are attended to in one block */
+#define QUERIES 16      /* query heads of one key head that read it together */
+#define LARGEST_HEAD 256
+#define MOST_PRODUCTS 3 /* that read one input: queries, keys, values */
+
+typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) * up */
+    glm_weight w;        /* without codes the weights are dense, and only outputs, inputs and bias hold */
+    const void *dense;   /* [outputs][inputs] */
+    const float *gain, *offset; /* [outputs] or NULL */
+    const float *down, *up;     /* [rank][inputs], [rank][outputs] */
+    int64_t rank;
+    int32_t dense_bf16;
+} glm_product;
+
+typedef struct {
+    const float *input_norm, *second_norm; /* [hidden] */
+    const float *query_norm, *key_norm;    /* [head_dim] or NULL */
+    const glm_product *project, *output, *widen, *narrow;
+    int64_t projects, widens; /* how many products lie side by side: queries, keys, values; gate, up */
+} glm_layer;
+
+typedef struct {
+    const glm_layer *layer;
+    const glm_product *embedding, *head; /* embedding: a matrix whose rows are looked up, or NULL */
+    const float *last_norm, *frequencies; /* frequencies [rotated]: radians a position */
+    int64_t layers, hidden, heads, kv_heads, head_dim, ffn;
+    int64_t rotated;    /* pairs of a head that turn with the position */
+    int32_t neighbours; /* a pair is (2i, 2i + 1), else (i, i + head_dim / 2) */
+    float eps;
+} glm_network;
+
+typedef struct {
+    void *const *keys, *const *values; /* [layers], each [kv_heads][capacity][head_dim] */
+    int64_t capacity, length;
+    int32_t bf16;
+} glm_cache;
+
+typedef enum { NOTHING, PROJECT, ATTEND, OUTPUT, WIDEN, NARROW, HEAD, LOW } glm_kind;
+
+typedef struct glm_stage {
+    glm_kind begin, work; /* what is made for it before; what its blocks do */
+    const glm_layer *layer;
+    const glm_product *products;
+    float *y; /* where products write; added to what is there if `add` */
+    int64_t number, count, blocks; /* layer, products */
+    int add;
+} glm_stage;
+
+typedef struct glm_step {
+    const glm_network *net;
+    const glm_cache *cache;
+    glm_stage *stages;
+    int64_t stage_count, position, total; /* total: positions that are attended to, the new one with them */
+    int chunk_for; /* threads */
+    _Atomic uint64_t ticket; /* stage << 32 | next block */
+    _Atomic int64_t finished;
+    float *x, *source, *mixed, *wide, *low, *partial, *most, *sums, *cosines, *sines;
+    glm_job jobs[MOST_PRODUCTS]; /* the rounded activations of the products of a stage */
+    void (*begin)(struct glm_step *, const glm_stage *);
+    void (*work)(struct glm_step *, const glm_stage *, int64_t);
+} glm_step;
+
+static void open_stage(glm_step *step, int64_t number) {
+    if (number < step->stage_count) step->begin(step, &step->stages[number]);
+    atomic_store(&step->finished, 0);
+    atomic_store(&step->ticket, (uint64_t)number << 32);
+}
+
+/* One thread's part in the token: take blocks until there are no more stages. */
+static void take_part(const glm_job *job, int64_t number) {
+    glm_step *step = (glm_step *)job->source;
+    (void)number;
+    for (int turn = 1;; turn++) {
+        uint64_t ticket = atomic_load(&step->ticket);
+        int64_t at = (int64_t)(ticket >> 32);
+        if (at >= step->stage_count) return;
+        const glm_stage *stage = &step->stages[at];
+        int64_t blocks = stage->blocks, first = (int64_t)(ticket & 0xffffffffu);
+        int64_t some = step->chunk_for > 1 ? blocks / (4 * step->chunk_for) : blocks;
+        if (some < 1) some = 1;
+        if (first >= blocks) { /* the others are still at it */
+            RELAX();
+            if (turn % 64 == 0) sched_yield();
+            continue;
+        }
+        if (!atomic_compare_exchange_weak(&step->ticket, &ticket, ticket + (uint64_t)some)) continue;
+        int64_t end = minimum(first + some, blocks);
+        for (int64_t block = first; block < end; block++) step->work(step, stage, block);
+        if (atomic_fetch_add(&step->finished, end - first) + end - first == blocks) open_stage(step, at + 1);
+    }
+}
+
+INLINE int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t rank_of(const glm_product *products, int64_t count) {
+    int64_t rank = 0;
+    for (int64_t i = 0; i < count; i++) rank += products[i].rank;
+    return rank;
+}
+
+/* Add a stage of products, and before it one for the low-rank halves that they need. */
+static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_t number, const glm_layer *layer,
+                            const glm_product *products, int64_t count, float *y) {
+    glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .number = number, .count = count};
+    stage.blocks = rank_of(products, count);
+    stage.add = kind == OUTPUT || kind == NARROW;
+    if (stage.blocks) {
+        stages[at++] = stage;
+        stage.begin = NOTHING;
+    }
+    stage.work = kind;
+    stage.blocks = 0;
+    for (int64_t i = 0; i < count; i++) stage.blocks += (products[i].w.outputs + ROWS - 1) / ROWS;
+    stages[at++] = stage;
+    return at;
+}
+
+/* Divides `room`, or only counts it while `room` is NULL. */
+static void *slice(char *room, size_t *used, int64_t bytes) {
+    void *found = room ? room + *used : NULL;
+    *used += (size_t)(bytes + 63) / 64 * 64;
+    return found;
+}
+
+static size_t lay_out(glm_step *step, const glm_network *net, int64_t capacity, void *room) {
+    int64_t rank = rank_of(net->head, 1), splits = (capacity + STRETCH - 1) / STRETCH;
+    int64_t widest = most_of(most_of(net->hidden, net->ffn), net->heads * net->head_dim);
+    for (int64_t i = 0; i < net->layers; i++) {
+        const glm_layer *layer = &net->layer[i];
+        rank = most_of(rank, rank_of(layer->project, layer->projects));
+        rank = most_of(rank, rank_of(layer->widen, layer->widens));
+        rank = most_of(rank, most_of(layer->output->rank, layer->narrow->rank));
+    }
+    size_t used = 0;
+    step->stages = slice(room, &used, (net->layers * 9 + 2) * (int64_t)sizeof(glm_stage));
+    step->x = slice(room, &used, net->hidden * 4);
+    step->source = slice(room, &used, widest * 4);
+    step->mixed = slice(room, &used, (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
+    step->wide = slice(room, &used, 2 * net->ffn * 4);
+    step->low = slice(room, &used, rank * 4);
+    step->partial = slice(room, &used, splits * net->heads * net->head_dim * 4);
+    step->most = slice(room, &used, splits * net->heads * 4);
+    step->sums = slice(room, &used, splits * net->heads * 4);
+    step->cosines = slice(room, &used, net->rotated * 4);
+    step->sines = slice(room, &used, net->rotated * 4);
+    for (int i = 0; i < MOST_PRODUCTS; i++) {
+        step->jobs[i].a = slice(room, &used, widest * 2);
+        step->jobs[i].steps = slice(room, &used, widest); /* a group has at least 4 inputs */
+        step->jobs[i].sums = slice(room, &used, widest);
+    }
+    return used;
+}
+
+/* Bytes of the room that glm_step wants, 64-byte aligned, for a cache of this capacity. */
+EXPORT int64_t glm_step_room(const glm_network *net, int64_t capacity) {
+    glm_step step;
+    return (int64_t)lay_out(&step, net, capacity, NULL);
+}
+
+/* The token at `position` behind what the cache holds: its keys and values into the cache, its logits [vocabulary] out.
+ * `token` is looked up in the embedding, or `row` [hidden] is what it looks like. With `logits` NULL only the first
+ * `layers` layers are computed, for measuring. The caller has checked that there is room in the cache. */
+EXPORT void glm_step_run(const glm_network *net, const glm_cache *cache, void *room, int64_t token, const float *row,
+                         int64_t position, float *logits, int64_t layers, int threads) {
+    const glm_kernels *kernels = atomic_load(&chosen);
+    glm_step step = {.net = net, .cache = cache, .position = position, .total = cache->length + 1, .chunk_for = threads,
+                     .begin = kernels->step_begin, .work = kernels->step_work};
+    lay_out(&step, net, cache->capacity, room);
+    if (row) memcpy(step.x, row, (size_t)net->hidden * 4);
+    else kernels->step_row(net->embedding, token, step.x);
+    for (int64_t i = 0; i < net->rotated; i++) {
+        float angle = (float)position * net->frequencies[i];
+        step.cosines[i] = cosf(angle);
+        step.sines[i] = sinf(angle);
+    }
+    int64_t at = 0, stretches = (step.total + STRETCH - 1) / STRETCH;
+    for (int64_t i = 0; i < layers; i++) {
+        const glm_layer *layer = &net->layer[i];
+        at = add_products(step.stages, at, PROJECT, i, layer, layer->project, layer->projects, step.mixed);
+        step.stages[at++] = (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
+                                        .blocks = net->kv_heads * stretches};
+        at = add_products(step.stages, at, OUTPUT, i, layer, layer->output, 1, step.x);
+        at = add_products(step.stages, at, WIDEN, i, layer, layer->widen, layer->widens, step.wide);
+        at = add_products(step.stages, at, NARROW, i, layer, layer->narrow, 1, step.x);
+    }
+    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, logits);
+    step.stage_count = at;
+    open_stage(&step, 0);
+    glm_job job = {.source = &step};
+    run(take_part, &job, threads, threads);
+}

@@ -1,0 +1,307 @@
+/* The vector half of step.h, included by native.c for each instruction set. */
+
+GLM_TARGET INLINE VF F(load)(const void *at, int64_t i, int bf16) {
+    if (!bf16) return *(const LOOSE_F *)((const float *)at + i);
+    return (VF)(__builtin_convertvector(*(const LOOSE_H *)((const uint16_t *)at + i), VU) << 16);
+}
+
+/* The sums of the lanes of four vectors. */
+GLM_TARGET INLINE void F(sums4)(const VF v[4], float out[4]) {
+    VI even, odd, low, high, four;
+#if GLM_LANES == 16
+    VI eight;
+#endif
+    for (int i = 0; i < GLM_LANES; i++) {
+        even[i] = (i & ~1) + (i & 1) * GLM_LANES;
+        odd[i] = even[i] + 1;
+        low[i] = (i & ~3) + (i & 1) + (i & 2) / 2 * GLM_LANES;
+        high[i] = low[i] + 2;
+        four[i] = i ^ 4;
+#if GLM_LANES == 16
+        eight[i] = i ^ 8;
+#endif
+    }
+    VF a = __builtin_shuffle(v[0], v[1], even) + __builtin_shuffle(v[0], v[1], odd);
+    VF b = __builtin_shuffle(v[2], v[3], even) + __builtin_shuffle(v[2], v[3], odd);
+    VF sum = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high); /* lanes are 0 1 2 3 0 1 2 3 ... */
+#if GLM_LANES > 4
+    sum += __builtin_shuffle(sum, four);
+#endif
+#if GLM_LANES == 16
+    sum += __builtin_shuffle(sum, eight);
+#endif
+    (void)four;
+    memcpy(out, &sum, 16);
+}
+
+/* x times four rows of `count` numbers; count is a multiple of 16. */
+GLM_TARGET INLINE void F(dots4)(const float *x, const void *const rows[4], int64_t count, int bf16, float out[4]) {
+    VF sum[4] = {0};
+    for (int64_t i = 0; i < count; i += GLM_LANES) {
+        VF factor = *(const LOOSE_F *)(x + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) sum[r] += factor * F(load)(rows[r], i, bf16);
+    }
+    F(sums4)(sum, out);
+}
+
+GLM_TARGET static float F(dot)(const float *x, const float *y, int64_t count) {
+    VF sum[4] = {0};
+    float out[4];
+    int64_t i = 0;
+    for (; i + 4 * GLM_LANES <= count; i += 4 * GLM_LANES)
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) sum[r] += *(const LOOSE_F *)(x + i + r * GLM_LANES) * *(const LOOSE_F *)(y + i + r * GLM_LANES);
+    for (; i < count; i += GLM_LANES) sum[0] += *(const LOOSE_F *)(x + i) * *(const LOOSE_F *)(y + i);
+    F(sums4)(sum, out);
+    return (out[0] + out[1]) + (out[2] + out[3]);
+}
+
+GLM_TARGET INLINE VF F(either)(VI which, VF a, VF b) { return (VF)(((VI)a & which) | ((VI)b & ~which)); }
+
+/* e to the x within 2 units of the last place for -86 <= x <= 88; what lies outside counts as that, NaN stays NaN. */
+GLM_TARGET INLINE VF F(exp)(VF x) {
+    VF floor = -86.0f - (VF){0}, ceiling = 88.0f - (VF){0};
+    x = F(either)(x < floor, floor, x);
+    x = F(either)(x > ceiling, ceiling, x);
+    VF whole = x * 1.44269504f + 0x1.8p23f;
+    VI power = (VI)whole << 23; /* the low bits of `whole` are the whole number */
+    whole -= 0x1.8p23f;
+    VF rest = x - whole * 0x1.62e4p-1f - whole * 0x1.7f7d1cp-20f;
+    VF sum = 1.9875691500e-4f * rest + 1.3981999507e-3f; /* Cephes' expf */
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    return (VF)((VI)sum + power);
+}
+
+GLM_TARGET static void F(rms_norm)(const float *x, const float *weight, int64_t size, float eps, float *out) {
+    float scale = 1 / __builtin_sqrtf(F(dot)(x, x, size) / (float)size + eps);
+    for (int64_t i = 0; i < size; i += GLM_LANES)
+        *(LOOSE_F *)(out + i) = *(const LOOSE_F *)(x + i) * scale * *(const LOOSE_F *)(weight + i);
+}
+
+/* Row `token` of an embedding. */
+GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, float *out) {
+    const glm_weight *w = &embedding->w;
+    if (w->codes) {
+        glm_rows(w, &token, 1, out);
+        return;
+    }
+    const char *row = (const char *)embedding->dense + token * w->inputs * (embedding->dense_bf16 ? 2 : 4);
+    for (int64_t i = 0; i < w->inputs; i += GLM_LANES) *(LOOSE_F *)(out + i) = F(load)(row, i, embedding->dense_bf16);
+}
+
+/* Queries and keys are turned to their position; key and value go into the cache. */
+GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage) {
+    const glm_network *net = step->net;
+    const glm_cache *cache = step->cache;
+    int64_t width = net->head_dim, turned = net->heads + net->kv_heads;
+    int64_t stride = net->neighbours ? 2 : 1, apart = net->neighbours ? 1 : width / 2;
+    for (int64_t h = 0; h < turned; h++) {
+        float *head = step->mixed + h * width;
+        const float *norm = h < net->heads ? stage->layer->query_norm : stage->layer->key_norm;
+        if (norm) F(rms_norm)(head, norm, width, net->eps, head);
+        for (int64_t i = 0; i < net->rotated; i++) {
+            float a = head[i * stride], b = head[i * stride + apart];
+            head[i * stride] = a * step->cosines[i] - b * step->sines[i];
+            head[i * stride + apart] = b * step->cosines[i] + a * step->sines[i];
+        }
+    }
+    for (int64_t h = 0; h < 2 * net->kv_heads; h++) {
+        const float *from = step->mixed + (net->heads + h) * width;
+        void *to = h < net->kv_heads ? cache->keys[stage->number] : cache->values[stage->number];
+        int64_t at = (h % net->kv_heads * cache->capacity + cache->length) * width;
+        if (!cache->bf16) memcpy((float *)to + at, from, (size_t)width * 4);
+        else
+            for (int64_t i = 0; i < width; i++) ((uint16_t *)to)[at + i] = to_bf16(from[i]);
+    }
+}
+
+/* `count` rows of a cached head as float32; narrow ones are widened into `room`. */
+GLM_TARGET INLINE const float *F(cached)(const void *rows, int64_t at, int64_t count, int bf16, float *room) {
+    if (!bf16) return (const float *)rows + at;
+    for (int64_t i = 0; i < count; i += GLM_LANES) *(LOOSE_F *)(room + i) = F(load)((const uint16_t *)rows + at, i, 1);
+    return room;
+}
+
+#define NEAR 32 /* positions whose keys, or values, the first-level cache holds */
+
+/* out [width] (+)= the sum of factors[p] * rows[p][width]. */
+GLM_TARGET INLINE void F(weigh)(const float *factors, const float *rows, int64_t count, int64_t width, int vectors, float *out) {
+    VF sum[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) sum[v] = *(const LOOSE_F *)(out + v * GLM_LANES);
+    for (int64_t p = 0; p < count; p++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[v] += factors[p] * *(const LOOSE_F *)(rows + p * width + v * GLM_LANES);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) *(LOOSE_F *)(out + v * GLM_LANES) = sum[v];
+}
+
+/* Up to QUERIES query heads of one key head over one stretch of the context: sums that `gather` puts together. */
+GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t kv_head, int64_t stretch, int64_t first,
+                                 int64_t queries) {
+    const glm_network *net = step->net;
+    const glm_cache *cache = step->cache;
+    int64_t width = net->head_dim, start = stretch * STRETCH, count = minimum(STRETCH, step->total - start);
+    float scores[QUERIES][STRETCH], room[NEAR * LARGEST_HEAD], scale = 1 / __builtin_sqrtf((float)width);
+    int64_t base = (kv_head * cache->capacity + start) * width;
+    for (int64_t at = 0; at < count; at += NEAR) {
+        int64_t here = minimum(NEAR, count - at);
+        const float *keys = F(cached)(cache->keys[stage->number], base + at * width, here * width, cache->bf16, room);
+        for (int64_t q = 0; q < queries; q++)
+            for (int64_t p = 0; p < here; p += 4) {
+                const void *rows[4];
+                float found[4];
+                for (int64_t r = 0; r < 4; r++) rows[r] = keys + minimum(p + r, here - 1) * width;
+                F(dots4)(step->mixed + (first + q) * width, rows, width, 0, found);
+                memcpy(&scores[q][at + p], found, sizeof found); /* what is written beyond the end is not read */
+            }
+    }
+    for (int64_t q = 0; q < queries; q++) {
+        int64_t at = stretch * net->heads + first + q;
+        float most = scores[q][0], sum = 0;
+        for (int64_t p = 1; p < count; p++) most = scores[q][p] > most ? scores[q][p] : most;
+        for (int64_t p = count; p % GLM_LANES; p++) scores[q][p] = -__builtin_inff();
+        VF sums = {0};
+        for (int64_t p = 0; p < count; p += GLM_LANES) {
+            VF weights = F(exp)((*(const LOOSE_F *)&scores[q][p] - most) * scale);
+            if (p + GLM_LANES > count)
+                for (int64_t i = count - p; i < GLM_LANES; i++) weights[i] = 0;
+            sums += weights;
+            *(LOOSE_F *)&scores[q][p] = weights;
+        }
+        for (int i = 0; i < GLM_LANES; i++) sum += sums[i];
+        step->most[at] = most * scale;
+        step->sums[at] = sum;
+        memset(step->partial + at * width, 0, (size_t)width * 4);
+    }
+    for (int64_t at = 0; at < count; at += NEAR) {
+        int64_t here = minimum(NEAR, count - at);
+        const float *values = F(cached)(cache->values[stage->number], base + at * width, here * width, cache->bf16, room);
+        for (int64_t q = 0; q < queries; q++) {
+            float *out = step->partial + (stretch * net->heads + first + q) * width;
+            int64_t i = 0;
+            for (; i + 4 * GLM_LANES <= width; i += 4 * GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 4, out + i);
+            for (; i < width; i += GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 1, out + i);
+        }
+    }
+}
+
+/* The stretches of the context, each with its own largest score, as one attention: into `source`. */
+GLM_TARGET static void F(gather)(glm_step *step) {
+    const glm_network *net = step->net;
+    int64_t stretches = (step->total + STRETCH - 1) / STRETCH, width = net->head_dim;
+    for (int64_t h = 0; h < net->heads; h++) {
+        float most = step->most[h], sum = 0, *out = step->source + h * width;
+        for (int64_t s = 1; s < stretches; s++) most = step->most[s * net->heads + h] > most ? step->most[s * net->heads + h] : most;
+        memset(out, 0, (size_t)width * 4);
+        for (int64_t s = 0; s < stretches; s++) {
+            int64_t at = s * net->heads + h;
+            float share = F(exp)(step->most[at] - most - (VF){0})[0];
+            sum += step->sums[at] * share;
+            for (int64_t i = 0; i < width; i += GLM_LANES)
+                *(LOOSE_F *)(out + i) += *(const LOOSE_F *)(step->partial + at * width + i) * share;
+        }
+        for (int64_t i = 0; i < width; i += GLM_LANES) *(LOOSE_F *)(out + i) /= sum;
+    }
+}
+
+/* What a stage starts from: its input in `source`, in float32 and rounded for packed weights. */
+GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
+    const glm_network *net = step->net;
+    switch (stage->begin) {
+    case PROJECT: F(rms_norm)(step->x, stage->layer->input_norm, net->hidden, net->eps, step->source); break;
+    case WIDEN: F(rms_norm)(step->x, stage->layer->second_norm, net->hidden, net->eps, step->source); break;
+    case HEAD: F(rms_norm)(step->x, net->last_norm, net->hidden, net->eps, step->source); break;
+    case OUTPUT: F(gather)(step); break;
+    case ATTEND: F(turn)(step, stage); return;
+    case NARROW:
+        for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
+            VF gate = *(const LOOSE_F *)(step->wide + i), up = *(const LOOSE_F *)(step->wide + net->ffn + i);
+            *(LOOSE_F *)(step->source + i) = gate / (1.0f + F(exp)(-gate)) * up;
+        }
+        break;
+    default: return;
+    }
+    for (int64_t i = 0; i < stage->count; i++) {
+        const glm_weight *w = &stage->products[i].w;
+        glm_job *job = &step->jobs[i];
+        if (!w->codes) continue;
+        int64_t same = 0;
+        while (same < i && !(stage->products[same].w.codes && stage->products[same].w.group == w->group)) same++;
+        void *a = job->a;
+        float *steps = job->steps, *sums = job->sums;
+        if (same < i) a = step->jobs[same].a, steps = step->jobs[same].steps, sums = step->jobs[same].sums;
+        *job = (glm_job){.w = w, .source = step->source, .a = a, .steps = steps, .sums = sums, .rows = 1, .tile = 1};
+        if (same == i) F(prepare)(job, 0);
+    }
+}
+
+/* Block `block` of the product of `job`: 32 outputs of one row, before the unit. */
+GLM_TARGET static void F(one)(const glm_job *job, int64_t block, VF out[][VECTORS]) {
+    const glm_weight *w = job->w;
+    int64_t first = 0;
+    if (w->bits == 4) FEW_ROWS(1, 4, 4);
+    else FEW_ROWS(1, 4, 8);
+}
+
+GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_t block) {
+    int64_t number = 0, low = 0, before = 0;
+    while (block >= (stage->products[number].w.outputs + ROWS - 1) / ROWS) {
+        const glm_product *passed = &stage->products[number++];
+        block -= (passed->w.outputs + ROWS - 1) / ROWS;
+        before += passed->w.outputs;
+        low += passed->rank;
+    }
+    const glm_product *product = &stage->products[number];
+    const glm_weight *w = &product->w;
+    int64_t first = block * ROWS, count = minimum(ROWS, w->outputs - first);
+    VF found[1][VECTORS] = {0};
+    float *values = (float *)found;
+    if (w->codes) {
+        F(one)(&step->jobs[number], block, found);
+        for (int v = 0; v < VECTORS; v++) found[0][v] *= w->unit;
+    } else {
+        const char *weights = product->dense;
+        int64_t bytes = w->inputs * (product->dense_bf16 ? 2 : 4);
+        for (int64_t r = 0; r < count; r += 4) {
+            const void *rows[4];
+            for (int64_t i = 0; i < 4; i++) rows[i] = weights + minimum(first + r + i, w->outputs - 1) * bytes;
+            if (product->dense_bf16) F(dots4)(step->source, rows, w->inputs, 1, values + r);
+            else F(dots4)(step->source, rows, w->inputs, 0, values + r);
+        }
+    }
+    if (w->bias)
+        for (int64_t i = 0; i < count; i++) values[i] += w->bias[first + i];
+    if (product->gain)
+        for (int64_t i = 0; i < count; i++) values[i] *= product->gain[first + i];
+    if (product->offset)
+        for (int64_t i = 0; i < count; i++) values[i] += product->offset[first + i];
+    for (int64_t r = 0; r < product->rank; r++) {
+        const float *up = product->up + r * w->outputs + first;
+        float factor = step->low[low + r];
+        for (int64_t i = 0; i < count; i++) values[i] += factor * up[i];
+    }
+    float *y = stage->y + before + first;
+    if (stage->add)
+        for (int64_t i = 0; i < count; i++) y[i] += values[i];
+    else memcpy(y, values, (size_t)count * 4);
+}
+
+GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int64_t block) {
+    const glm_network *net = step->net;
+    if (stage->work == ATTEND) {
+        int64_t kv_head = block % net->kv_heads, stretch = block / net->kv_heads, group = net->heads / net->kv_heads;
+        for (int64_t q = 0; q < group; q += QUERIES)
+            F(attend)(step, stage, kv_head, stretch, kv_head * group + q, minimum(QUERIES, group - q));
+    } else if (stage->work == LOW) {
+        const glm_product *product = stage->products;
+        int64_t row = block;
+        while (row >= product->rank) row -= product++->rank;
+        step->low[block] = F(dot)(step->source, product->down + row * product->w.inputs, product->w.inputs);
+    } else F(product)(step, stage, block);
+}

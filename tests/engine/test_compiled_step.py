@@ -1,0 +1,208 @@
+"""One token in C against the same token in torch: every family, type, length, thread count and instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import adapter_builders as adapters
+import pytest
+import torch
+
+from glmchat.engine import Engine, Sampling
+from glmchat.engine.models import step
+from glmchat.engine.quantize import cpu_native
+from glmchat.engine.quantize.cpu_native import NativeCpu
+
+NATIVE = NativeCpu().unavailable() is None
+pytestmark = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
+
+# Both sides round activations to 16 bits; a last bit of a norm or a softmax may move a number to the next step, which
+# is 2^-16 of a group's largest. A stage left out, or a head mixed up, is off by tens of percent.
+TOLERANCE = 1e-3
+SIZES = {"max_position_embeddings": 512}
+LLAMAS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "with biases, untied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    "one key head": {"num_key_value_heads": 1, "head_dim": 32},
+    "every head its own keys": {"num_key_value_heads": 4, "head_dim": 48},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+}
+GLM = {"hidden_size": 64, "num_layers": 3, "num_attention_heads": 4, "kv_channels": 32, "ffn_hidden_size": 96,
+       "padded_vocab_size": 300, "seq_length": 512}  # fmt: skip
+
+
+def ids(count: int) -> list[int]:
+    return [(7 * i) % 250 + 4 for i in range(count)]
+
+
+def llama(folder: Path, builders: ModuleType, quant: int | None, **changes: Any) -> Engine:
+    engine = Engine.load(builders.write_folder(folder, **SIZES, **changes), quant=quant, threads=1)
+    engine.use_dtype(torch.float32)
+    return engine
+
+
+def decoded(engine: Engine, compiled: bool, prompt: int, count: int = 4) -> torch.Tensor:
+    """Logits behind each of `count` tokens that follow a prompt."""
+    engine.model.compile_steps = compiled
+    engine._sequence.forget()
+    engine._sequence.prefill(ids(prompt))
+    return torch.stack([engine.advance(token) for token in ids(prompt + count)[prompt:]])
+
+
+def difference(engine: Engine, prompt: int = 9) -> float:
+    found, wanted = (decoded(engine, compiled, prompt) for compiled in (True, False))
+    assert engine.model.not_compiled == ""
+    assert not torch.equal(found, wanted)  # that would be torch twice
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def instruction_sets() -> list[str]:
+    if not NATIVE:
+        return []
+    found = [name for name in ("avx512vnni", "avx512", "avx2", "portable") if cpu_native.choose_instructions(name)]
+    cpu_native.choose_instructions()
+    return found
+
+
+@pytest.fixture(params=instruction_sets())
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    cpu_native.choose_instructions(request.param)
+    yield request.param
+    cpu_native.choose_instructions()
+
+
+@pytest.mark.parametrize("quant", [None, 4, 8])
+@pytest.mark.parametrize("case", LLAMAS)
+def test_a_llama_says_in_c_what_it_says_in_torch(
+    case: str, quant: int | None, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    assert difference(llama(tmp_path, builders, quant, **LLAMAS[case])) < TOLERANCE
+
+
+@pytest.mark.parametrize("quant", [None, 4])
+@pytest.mark.parametrize("changes", [{}, {"add_bias_linear": True}, {"pre_seq_len": 5}, {"rope_ratio": 50.0}])
+def test_so_does_a_chatglm(
+    changes: dict[str, Any], quant: int | None, tmp_path: Path, random_checkpoints: ModuleType, instructions: str
+) -> None:
+    config = random_checkpoints.tiny("chatglm3-6b", **{**GLM, **changes})
+    random_checkpoints.write_checkpoint(tmp_path, config, dtype=torch.float32)
+    engine = Engine.load(tmp_path, quant=quant, threads=1)
+    engine.use_dtype(torch.float32)
+    assert difference(engine) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prompt", [1, 30, 31, 127, 128, 300])
+def test_a_long_context_is_attended_to_in_whole(
+    prompt: int, dtype: torch.dtype, tmp_path: Path, builders: ModuleType
+) -> None:
+    engine = llama(tmp_path, builders, 4)
+    engine.use_dtype(dtype)
+    # torch rounds everything between the products to 8 bits there, C only keys and values.
+    assert difference(engine, prompt) < (TOLERANCE if dtype == torch.float32 else 0.05)
+
+
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path, builders: ModuleType, instructions: str) -> None:
+    engine = llama(tmp_path, builders, 4, intermediate_size=544)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(decoded(engine, True, 140))
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_cache_that_is_cut_back_decodes_the_same_again(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    once = decoded(engine, True, 150, 6)
+    engine._sequence._cut(150)
+    assert torch.equal(torch.stack([engine.advance(token) for token in ids(156)[150:]]), once)
+
+
+def test_a_replay_decodes_in_c_too(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    said = list(engine.generate(ids(20), Sampling(temperature=0, max_tokens=12, ignore_eos=True)))
+    passes = engine._sequence.passes
+    held = [*ids(20), *said[:-1]]
+    once = engine.advance(said[-1])
+    again = engine.rebuild([*held, said[-1]], [*passes._done])
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="queries-and-values"),
+        pytest.param({"target_modules": "all-linear", "r": 8}, id="all-linear"),
+        pytest.param({"use_dora": True, "target_modules": ["q_proj", "down_proj"]}, id="dora"),
+        pytest.param({"lora_bias": True, "target_modules": ["v_proj", "o_proj"]}, id="with a bias"),
+        pytest.param({"target_modules": ["embed_tokens", "up_proj"]}, id="embedding"),
+    ],
+)
+@pytest.mark.parametrize("quant", [None, 4])
+def test_adapters_speak_in_c_and_off_is_the_base_bit_for_bit(
+    settings: dict[str, Any], quant: int | None, tmp_path: Path, builders: ModuleType
+) -> None:
+    engine = llama(tmp_path / "base", builders, quant)
+    before = decoded(engine, True, 9)
+    adapters.write_peft(tmp_path / "base", tmp_path / "lora", **settings)
+    engine.attach(tmp_path / "lora", "it")
+    engine.activate({"it": 1.0})
+    assert difference(engine) < TOLERANCE
+    assert float((decoded(engine, True, 9) - before).abs().max()) > 0.01
+    engine.activate({})
+    assert torch.equal(decoded(engine, True, 9), before)
+
+
+def test_a_module_that_c_does_not_know_is_left_to_torch_and_called(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    before = decoded(engine, True, 9)
+    attention = engine.model.get_submodule("model.layers.1.self_attn")
+    old = attention.q_proj
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = old(x) * 2
+            return found
+
+    attention.q_proj = Doubled()
+    changed = decoded(engine, True, 9)
+    assert engine.model.not_compiled == "a layer is a Doubled"
+    assert torch.equal(changed, decoded(engine, False, 9))
+    attention.q_proj = old
+    assert torch.equal(decoded(engine, True, 9), before)
+
+
+def test_float32_by_name_is_multiplied_exactly_by_torch(tmp_path: Path, builders: ModuleType) -> None:
+    engine = Engine.load(builders.write_folder(tmp_path, **SIZES), quant=4, dtype="float32", threads=1)
+    assert torch.equal(decoded(engine, True, 9), decoded(engine, False, 9))
+    assert engine.model.not_compiled == "float32 is multiplied exactly"
+
+
+def test_numbers_that_are_none_stay_none(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    engine.model.get_submodule("model.layers.0.input_layernorm").weight[3] = float("nan")  # type: ignore[index]
+    engine.use_dtype(torch.float32)
+    assert bool(decoded(engine, True, 9).isnan().all())
+
+
+def test_a_step_that_computes_wrongly_is_passed_over_and_named(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = step.CompiledStep.__call__
+    monkeypatch.setattr(step.CompiledStep, "__call__", lambda self, *given: right(self, *given) * 1.01)
+    step.unavailable.cache_clear()
+    try:
+        engine = llama(tmp_path, builders, 4)
+        wanted = decoded(engine, False, 9)
+        assert torch.equal(decoded(engine, True, 9), wanted)
+        assert "differs from torch" in engine.model.not_compiled
+    finally:
+        step.unavailable.cache_clear()
