@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine:
 #   make chat    environment, install, the starter model, the window
-#   make test    environment, lint, types, all tests, and the tests again from the built wheel
+#   make test    environment, lint, types, and all tests on the built wheel
+# make unit runs all tests on the working tree, without building anything first: for developers.
 # TORCH_INDEX=URL gives pip another index for torch: https://download.pytorch.org/whl/cpu saves some 3 GB on a laptop
 # without a GPU. PYTHON=python3.12 names another interpreter.
 
@@ -19,7 +20,7 @@ chat: $(VENV)/installed
 	@$(BIN)/glmchat list -q | grep -qx smollm2 || $(BIN)/glmchat pull smollm2
 	@$(BIN)/glmchat
 
-test: check unit wheel-test
+test: check wheel-test
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "glmchat needs Python 3.11 or later: install it, or make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -57,15 +58,17 @@ starter: $(VENV)/developed
 unit: starter
 	$(BIN)/pytest --durations=10
 
-# A forgotten sub-package works in editable mode and is missing from the wheel: the same tests, on the wheel alone. The
-# libraries are borrowed from $(VENV) by path, which leaves its editable glmchat out.
+# A forgotten sub-package works in editable mode and is missing from the wheel, so the tests run on the wheel. Its
+# environment borrows the libraries of $(VENV) by path, which leaves the editable glmchat out. Of the editable install
+# (which has just pulled the starter model) only where its code and data lie is left to be tested.
 wheel-test: starter
+	$(BIN)/pytest tests/house/test_wheel.py
 	rm -rf .test-cache/dist $(WHEEL_VENV)
 	$(BIN)/python -P -m build --wheel --outdir .test-cache/dist .
 	$(BIN)/python -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/python -P -m pip --disable-pip-version-check install --quiet --no-deps .test-cache/dist/*.whl
 	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $$(echo $(WHEEL_VENV)/lib/python*/site-packages)/borrowed.pth
-	GLMCHAT_TEST_WHEEL=1 $(WHEEL_VENV)/bin/python -P -c 'import sys, pytest; sys.exit(pytest.main())'
+	GLMCHAT_TEST_WHEEL=1 $(WHEEL_VENV)/bin/python -P -m pytest --durations=20
 
 screenshots: starter
 	GLMCHAT_STARTER_HOME=$(STARTER_HOME) $(BIN)/python -P screenshots/make.py

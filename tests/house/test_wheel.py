@@ -1,4 +1,4 @@
-"""`make test` runs everything twice; the second time the code must come from the wheel."""
+"""`make test` runs the tests on the built wheel, `make unit` on the working tree: the code must come from there."""
 
 from __future__ import annotations
 
