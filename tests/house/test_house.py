@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -18,34 +20,20 @@ from glmchat.cli.command_table import COMMANDS, CommandTable
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "hub", "engine", "serve", "chat", "tui", "cli")
 
-# room -> rooms it may import at the top of a file, and rooms it may import inside a function
-MAY_IMPORT = {
-    "core": (set(), set()),
-    "hub": ({"core"}, set()),
-    "engine": ({"core"}, set()),
-    "serve": ({"core", "engine"}, set()),
-    "chat": ({"core", "hub"}, set()),
-    "tui": ({"core", "hub", "chat"}, set()),
-    "cli": ({"core", "hub", "chat"}, {"tui", "engine", "serve"}),
-}
-NEVER = {
-    "core": {"torch", "transformers", "textual", "typer", "rich", "huggingface_hub", "numpy"},
-    "hub": {"torch", "transformers", "textual", "typer", "peft"},
-    "engine": {"textual", "typer", "rich", "huggingface_hub", "httpx2", "requests", "starlette", "uvicorn"},
-    "serve": {"textual", "typer", "huggingface_hub"},
-    "chat": {"torch", "transformers", "textual", "typer", "starlette"},
-    "tui": {"torch", "transformers", "typer", "starlette"},
-    "cli": {"torch", "transformers", "click"},
-}
-
 
 def sources(room: str) -> Iterator[Path]:
     yield from (ROOT / room).rglob("*.py")
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Every absolute import of a file as (dotted name, stands at the top). `if TYPE_CHECKING` counts as inside."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree, found = tree_of(path), []
     inside = {
         child
         for node in ast.walk(tree)
@@ -56,37 +44,45 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node not in inside
+                found.append((alias.name, node not in inside))
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
-            yield module, node not in inside
-            for alias in node.names:
-                yield f"{module}.{alias.name}", node not in inside
+            found.append((module, node not in inside))
+            found += [(f"{module}.{alias.name}", node not in inside) for alias in node.names]
+    return found
+
+
+def allowed(room: str, column: str) -> tuple[set[str], set[str]]:
+    """What ARCHITECTURE.md's table lets a room import: at the top of a file, and there or inside a function."""
+    lines = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    cell = next(row for row in rows if row[0] == f"`{room}/`")[rows[0].index(column)]
+    names = [re.findall(r"[\w.]+", part) for part in cell.partition("inside a function")[::2]]
+    return set(names[0]), set(names[0] + names[1])
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
-    top, inside = MAY_IMPORT[room]
+    top, anywhere = allowed(room, "may import")
     for path in sources(room):
         for name, at_top in imports(path):
             parts = name.split(".")
             if parts[0] == "glmchat" and len(parts) > 1 and parts[1] in ROOMS and parts[1] != room:
-                allowed = top if at_top else top | inside
-                assert parts[1] in allowed, f"{path.relative_to(ROOT)} imports {name}"
+                assert parts[1] in (top if at_top else anywhere), f"{path.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_no_library_that_is_not_its_own(room: str) -> None:
+def test_a_room_imports_the_libraries_of_its_row_and_no_other(room: str) -> None:
+    top, anywhere = allowed(room, "third party")
+    used = set()
     for path in sources(room):
-        for name, _ in imports(path):
-            assert name.split(".")[0] not in NEVER[room], f"{path.relative_to(ROOT)} imports {name}"
-
-
-def test_click_is_imported_nowhere() -> None:
-    for room in ROOMS:
-        for path in sources(room):
-            assert all(name.split(".")[0] != "click" for name, _ in imports(path)), path
+        for name, at_top in imports(path):
+            library = name.split(".")[0]
+            if library != "glmchat" and library not in sys.stdlib_module_names:
+                assert library in (top if at_top else anywhere), f"{path.relative_to(ROOT)} imports {name}"
+                used.add(library)
+    assert used == anywhere, "the row names a library that nothing imports"
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -158,10 +154,9 @@ def test_only_the_output_module_prints() -> None:
         for path in sources(room):
             if path == ROOT / "cli" / "output.py":
                 continue
-            tree = ast.parse(path.read_text(encoding="utf-8"))
             calls = [
                 node.lineno
-                for node in ast.walk(tree)
+                for node in ast.walk(tree_of(path))
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             ]
             assert not calls, f"{path.relative_to(ROOT)} prints in line {calls[0]}"
@@ -170,8 +165,7 @@ def test_only_the_output_module_prints() -> None:
 def test_nothing_runs_code_from_a_checkpoint() -> None:
     for room in ROOMS:
         for path in sources(room):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
+            for node in ast.walk(tree_of(path)):
                 if not isinstance(node, ast.Call):
                     continue
                 given = {k.arg: ast.unparse(k.value) for k in node.keywords}
