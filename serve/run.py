@@ -22,6 +22,7 @@ from glmchat.serve.face import Load
 from glmchat.serve.guard import own_names
 from glmchat.serve.host import Host
 from glmchat.serve.options import ServeOptions
+from glmchat.serve.patience import PatientProtocol
 
 END_OF_LIFELINE = 0
 
@@ -103,7 +104,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        http="h11",
+        http=PatientProtocol,
         ws="none",
         loop="asyncio",
         lifespan="off",
