@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from glmchat.chat.adapter_fit import require_fit
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
+
+if TYPE_CHECKING:
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.session import ChatSession
+
+Weighted = tuple[str, float]  # name in the store, weight
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
@@ -35,7 +43,7 @@ def parse_weight(text: str) -> float:
     return weight
 
 
-def known(wanted: Iterable[tuple[str, float]], *, force: bool = False) -> tuple[tuple[str, float], ...]:
+def known(wanted: Iterable[Weighted], *, force: bool = False) -> tuple[Weighted, ...]:
     """The same, every name in the store. force: note that these may be attached to a base they do not name.
 
     Raises UnknownModel with the names there are, and Usage for a path, with the command that brings it in.
@@ -52,6 +60,36 @@ def known(wanted: Iterable[tuple[str, float]], *, force: bool = False) -> tuple[
         if force and not adapters.facts_of(row).get("forced"):
             adapters.change_force(row, True)
     return found
+
+
+def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) -> None:
+    """What `/adapter WORDS` asks for: `NAME[:WEIGHT] …` (with `--force`), `weight W`, `off`.
+
+    Raises Usage or UnknownModel, and then nothing has changed: an adapter that does not fit is refused here, before
+    the next question is asked. On a server the names are the server's, which knows them.
+    """
+    if words[0].lower() in ("none", "off"):
+        session.use_adapters(())
+        return
+    if words[0].lower() == "weight" and len(words) == 2:
+        weight = parse_weight(words[1])
+        if not session.adapters:
+            raise Usage(tr("no adapter is in use"), hint="/adapter NAME", code="adapter.none")
+        wanted = tuple((name, weight) for name, _ in session.adapters)
+    else:
+        wanted = tuple(parse_adapter(word) for word in words if word != "--force")
+    use(session, wanted, launch, force="--force" in words)
+
+
+def use(session: ChatSession, wanted: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
+    """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
+    names = [name for name, _ in wanted]
+    if len(set(names)) < len(names):
+        raise Usage(tr("an adapter is named twice"), hint=tr("once each, as NAME:WEIGHT"), code="adapter.twice")
+    if launch.server is None:
+        known(wanted, force=force)
+        require_fit(wanted, launch.folder)
+    session.use_adapters(wanted)
 
 
 def is_forced(name: str) -> bool:

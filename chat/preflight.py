@@ -85,7 +85,7 @@ def fit_table(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[Fit]
 
     Weights that are quantised already have one way. Empty where the files say too little.
     """
-    config = _measures(folder)
+    config = measures(folder)
     own = _length(config)
     lengths = sorted({min(c, own) for c in contexts} | {min(own, LONGEST_CONTEXT)})
     free = available_memory()
@@ -122,7 +122,7 @@ def estimate(
     stored = _stored(folder)
     if not stored:
         return None
-    config = _measures(folder)
+    config = measures(folder)
     sizes = gguf_sizes(folder) if folder.is_file() else None
     count = stored / (4 if _says(config) == "float32" else 2)
     if sizes is not None:
@@ -178,7 +178,7 @@ def _stored(folder: Path) -> int:
     return sum(f.stat().st_size for f in files)
 
 
-def _measures(folder: Path) -> dict[str, Any]:
+def measures(folder: Path) -> dict[str, Any]:
     """config.json, or the same names from a GGUF file's header."""
     if folder.is_file():
         return dict(sizes.config) if (sizes := gguf_sizes(folder)) is not None else {}

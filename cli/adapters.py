@@ -75,7 +75,7 @@ def add(
     if as_json:
         output.json_line(adapters.to_json(row))
         return
-    output.say(tr("{name} is ready: {what}", name=row.name, what=_words(facts)))
+    output.say(tr("{name} is ready: {what}", name=row.name, what=adapters.kind_words(facts)))
     if adapter.kind == "lora" and not facts["alpha_known"]:
         output.say(
             tr("the file does not say lora_alpha; {alpha} is taken, --alpha gives another", alpha=f"{facts['alpha']:g}")
@@ -130,7 +130,7 @@ def list_all(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names only.")] = False,
 ) -> None:
     """List the adapters on this machine."""
-    from glmchat.hub.adapters import facts_of, list_adapters, to_json
+    from glmchat.hub.adapters import facts_of, kind_words, list_adapters, to_json
 
     rows = list_adapters()
     if as_json:
@@ -146,7 +146,7 @@ def list_all(
             [
                 (
                     row.name,
-                    _words(facts_of(row)),
+                    kind_words(facts_of(row)),
                     row.base or "?",
                     human_bytes(row.size_bytes),
                     tr("forced") if facts_of(row).get("forced") else "",
@@ -159,7 +159,7 @@ def list_all(
 
 def show(name: Name, as_json: AsJson = False) -> None:
     """Show one adapter: what it is, what it was trained on, where it came from, its files."""
-    from glmchat.hub.adapters import facts_of, find_adapter, to_json
+    from glmchat.hub.adapters import facts_of, find_adapter, kind_words, to_json
 
     row = find_adapter(name)
     if as_json:
@@ -170,7 +170,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     checked = facts.get("checked_against") or {}
     lines = [
         (tr("name"), row.name),
-        (tr("kind"), _words(facts)),
+        (tr("kind"), kind_words(facts)),
         (tr("base"), row.base),
         (tr("checked against"), checked.get("name")),
         (tr("layers"), ", ".join(map(str, facts.get("targets") or ())) or None),
@@ -280,15 +280,3 @@ def _model(name: str) -> Installed:
             hint=tr("glmchat pull {name}", name=one_line(str(reference.base))),
         )
     return row
-
-
-def _words(facts: dict[str, Any]) -> str:
-    """ "LoRA of rank 8", "prefix of 128"."""
-    kind = facts.get("kind")
-    if kind == "lora":
-        return tr("LoRA of rank {rank}", rank=facts.get("rank") or "?")
-    if kind == "prefix":
-        return tr("prefix of {length} positions", length=facts.get("length"))
-    if kind == "prompt":
-        return tr("{length} virtual tokens", length=facts.get("length"))
-    return tr("not checked yet")

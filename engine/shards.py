@@ -6,15 +6,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.config import read_json
 from glmchat.engine.weights import Stored, WeightSource
+
+if TYPE_CHECKING:
+    import torch
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
@@ -141,6 +143,8 @@ class _TorchShards:
 
 def load_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one `torch.save` file, memory-mapped. Raises Damaged, or Hostile if it wants to run code."""
+    import torch
+
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:

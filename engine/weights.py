@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Int8:
         return Int8(self.q[order], self.scale[order])
 
 
-Stored = torch.Tensor | Int4 | Int8
+Stored: TypeAlias = "torch.Tensor | Int4 | Int8"
 
 
 class WeightSource(Protocol):

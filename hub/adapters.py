@@ -133,6 +133,18 @@ def facts_of(row: Installed) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
+def kind_words(facts: Mapping[str, Any]) -> str:
+    """ "LoRA of rank 8", "prefix of 128 positions"."""
+    kind = facts.get("kind")
+    if kind == "lora":
+        return tr("LoRA of rank {rank}", rank=facts.get("rank") or "?")
+    if kind == "prefix":
+        return tr("prefix of {length} positions", length=facts.get("length"))
+    if kind == "prompt":
+        return tr("{length} virtual tokens", length=facts.get("length"))
+    return tr("not checked yet")
+
+
 def to_json(row: Installed) -> dict[str, Any]:
     """A row of `glmchat adapters list --json`."""
     digest = next((f.sha256 for f in row.files if f.path.endswith((".safetensors", ".bin", ".pt", ".pth"))), None)

@@ -46,7 +46,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model"),
     Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
     Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model"),
-    Command("adapter", "Use adapters, change their weight, or none", "[NAME[:WEIGHT]…|weight W|off]", group="Model"),
+    Command("adapter", "Use adapters, change their weight, or none", "[NAME[:WEIGHT]…|weight W|off]", key="f7",
+            group="Model"),
     Command(
         "compare", "Put one question to several models, adapters or settings, side by side",
         "[NAME[:int4][+ADAPTER][,SETTING=VALUE] …]", key="f6", group="Model",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.model_names import BESIDE
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import open_tensors
 from glmchat.engine.adapters.settings import LoraSettings, parse_lora
 from glmchat.engine.config import integer, number, read_json
-from glmchat.engine.weights import WeightSource
+
+if TYPE_CHECKING:
+    from glmchat.engine.weights import WeightSource
 
 PREFIX = "transformer.prefix_encoder."
-STORED = "glmchat.json"  # the store's own note beside a stored adapter
+_VOCABULARY = re.compile(r"\b(embed_tokens|wte|word_embeddings|lm_head|output_layer)\b")
 _PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # PEFT saves both as the embeddings of virtual tokens
 
 
@@ -41,10 +45,11 @@ class Adapter:
 
     def to_json(self) -> dict[str, Any]:
         """For `glmchat adapters show`, and for the store's note."""
-        told: dict[str, Any] = {"kind": self.kind, "form": self.form, "base": self.base, "forced": self.forced}
+        told: dict[str, Any] = {"kind": self.kind, "form": self.form, "base": self.base, "revision": self.revision}
         shapes = self.tensors.shapes()
+        told |= {"forced": self.forced, "tensors": len(shapes), **measures(shapes, self.lora)}
         if self.kind != "lora":
-            return {**told, "length": self.length, "tensors": len(shapes)}
+            return {**told, "length": self.length}
         ranks = sorted({shape[0] for name, shape in shapes.items() if ".lora_A" in name and shape})
         return {
             **told,
@@ -55,8 +60,37 @@ class Adapter:
             "dora": self.lora.dora,
             "targets": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}),
             "saved": list(self.lora.saved),
-            "tensors": len(shapes),
         }
+
+
+def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> dict[str, Any]:
+    """What tells which models an adapter can fit, from its tensors alone; chat/adapter_fit.py compares it with them.
+
+    layers: the highest one and one. shapes: last part of a layer's name -> [out, in] that its LoRA changes. vocabulary:
+    rows of a trained embedding or head. width: numbers that a prefix has for each position.
+    """
+    found: dict[str, Any] = {}
+    changed: dict[str, list[int]] = {}
+    layers = 0
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        layers = max([layers, *(int(p) + 1 for p in parts if p.isdecimal() and len(p) < 5)])
+        stem, kind, _ = name.partition(".lora_A")
+        pair = shapes.get(name.replace(".lora_A", ".lora_B"), ())
+        if kind and len(shape) == 2 and pair:
+            out = pair[0] * len(settings.enable) // max(1, sum(settings.enable)) if settings.enable else pair[0]
+            changed[stem.rpartition(".")[2]] = [out, shape[1]]
+        elif ".lora_" not in name and len(shape) == 2 and _VOCABULARY.search(name):
+            found["vocabulary"] = shape[0]
+        elif name in (f"{PREFIX}embedding.weight", "prompt_embeddings") and len(shape) == 2:
+            found.setdefault("width", shape[1])
+        elif name == f"{PREFIX}trans.2.weight":
+            found["width"] = shape[0]
+    if changed:
+        found["shapes"] = changed
+    if layers:
+        found["layers"] = layers
+    return found
 
 
 def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
@@ -148,7 +182,7 @@ def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
 
 def _note(path: Path) -> Mapping[str, Any]:
     """What the store noted for this adapter when it was added: alpha, forced."""
-    file = path / STORED
+    file = path / BESIDE
     if not path.is_dir() or not file.is_file():
         return {}
     note = read_json(file).get("adapter")

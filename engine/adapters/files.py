@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, NotInstalled, Usage
@@ -18,6 +17,9 @@ from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.config import read_json
 from glmchat.engine.shards import load_bin, open_folder, refuse_pointer
 from glmchat.engine.weights import WeightSource
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "adapter_config.json"
 _PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -114,25 +116,35 @@ def _open_file(path: Path) -> WeightSource:
 
 
 class _Safetensors:
+    """Names and shapes come from the header without torch, whose import takes longer than a refusal may."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: Any = None
         try:
-            file: Any = safe_open(path, framework="pt")
-            self._file = file
-            self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+            header: Any = safe_open(path, framework="np")
+            self._shapes = {name: tuple(header.get_slice(name).get_shape()) for name in list(header.keys())}
         except (SafetensorError, OSError) as error:
-            raise Damaged(
-                f"{one_line(path.name)} cannot be read: {one_line(str(error), 120)}",
-                hint="it is cut off or claims more than it holds: fetch it again",
-                code="adapter.damaged",
-            ) from None
+            raise self._unreadable(error) from None
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)
+        try:
+            if self._file is None:
+                self._file = safe_open(self._path, framework="pt")
+            tensor: torch.Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:  # changed or taken away since its header was read
+            raise self._unreadable(error) from None
         return tensor
+
+    def _unreadable(self, error: Exception) -> Damaged:
+        return Damaged(
+            f"{one_line(self._path.name)} cannot be read: {one_line(str(error), 120)}",
+            hint="it is cut off or claims more than it holds: fetch it again",
+            code="adapter.damaged",
+        )
 
 
 class _Torch:

@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmchat.chat.launch import LaunchOptions
+from glmchat.hub import adapters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `from windows import open_window`
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))  # a hub on loopback to pull from
+
+_LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272,
+}  # fmt: skip
+_FITS = {"kind": "lora", "form": "peft", "rank": 8, "shapes": {"q_proj": [64, 64]}, "layers": 3}
+
+
+def _keep(tmp_path: Path, name: str, base: str | None = "me/Tiny-7M", **facts: Any) -> None:
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(b"x" * 1200)
+    adapters.keep(name, [weights], {**_FITS, **facts}, adapters.Origin("here"), base=base)
+
+
+@pytest.fixture
+def adapters_here(tmp_path: Path) -> LaunchOptions:
+    """A model of 64 channels, two adapters that fit it and three that do not."""
+    folder = tmp_path / "Tiny-7M"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_LLAMA))
+    _keep(tmp_path, "poet")
+    _keep(tmp_path, "calm", base=None)
+    _keep(tmp_path, "medical", base="me/Other-7M")
+    _keep(tmp_path, "wide", shapes={"q_proj": [128, 128]})
+    _keep(tmp_path, "chatglm", shapes={"query_key_value": [12288, 4096]})
+    return LaunchOptions(model="Tiny-7M", folder=folder)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from windows import EngineInThread, make_app
+from windows import LAUNCH, EngineInThread, make_app
 
+from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language
 from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
@@ -31,9 +32,13 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def showing(
-    *turns: Turn, keys: tuple[str, ...] = (), prompt: str = "", theme: str | None = None
+    *turns: Turn,
+    keys: tuple[str, ...] = (),
+    prompt: str = "",
+    theme: str | None = None,
+    launch: LaunchOptions = LAUNCH,
 ) -> tuple[GlmchatApp, Callable[[Any], Awaitable[None]]]:
-    app = make_app()
+    app = make_app(launch)
 
     async def prepare(pilot: Any) -> None:
         await pilot.pause()
@@ -92,6 +97,17 @@ def test_the_help(snap_compare: Any) -> None:
 def test_the_models(snap_compare: Any) -> None:
     app, prepare = showing(keys=("f4",))
     assert snap_compare(app, run_before=prepare, terminal_size=(80, 24))
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_adapters(snap_compare: Any, adapters_here: LaunchOptions, lang: str) -> None:
+    language.choose(lang)
+    try:
+        keys = ("f7", "down", "enter", "down", "space", "left", "left")
+        app, prepare = showing(keys=keys, launch=adapters_here)
+        assert snap_compare(app, run_before=prepare, terminal_size=(110, 24))
+    finally:
+        language.choose(None)
 
 
 def test_the_conversations(snap_compare: Any) -> None:

@@ -300,28 +300,23 @@ class Commanding(Conversing):
 
     def command_adapter(self, argument: str) -> None:
         from glmchat.chat import adapters_choice
-        from glmchat.hub.adapters import list_adapters
+        from glmchat.tui.screens.adapters import AdapterScreen
 
-        session, words = self._talk(), argument.split()
-        if not words:
-            self.tell(
-                tr("adapters in use: {names}", names=self._adapter_names() or tr("none")),
-                tr("here: {names}", names=", ".join(row.name for row in list_adapters()) or tr("none")),
-            )
-            return
-        if words[0].lower() in ("none", "off"):
-            session.use_adapters(())
-        elif words[0].lower() == "weight" and len(words) == 2:
-            weight = adapters_choice.parse_weight(words[1])
-            if not session.adapters:
-                raise Usage(tr("no adapter is in use"), hint="/adapter NAME", code="adapter.none")
-            session.use_adapters([(name, weight) for name, _ in session.adapters])
+        session = self._talk()
+        before = session.adapters
+
+        def tell(_: None = None) -> None:
+            if not argument and session.adapters == before:
+                return
+            self.show_adapters()
+            self.tell(tr("adapters from the next answer on: {names}", names=self._adapter_names() or tr("none")))
+
+        if argument:
+            adapters_choice.change(session, argument.split(), self.launch)
+            tell()
         else:
-            force = "--force" in words
-            wanted = [adapters_choice.parse_adapter(word) for word in words if word != "--force"]
-            session.use_adapters(adapters_choice.known(wanted, force=force))
-        self.show_adapters()
-        self.tell(tr("adapters from the next answer on: {names}", names=self._adapter_names() or tr("none")))
+            served = self._ready.endpoint.models if self.launch.server and self._ready else None
+            self.app.push_screen(AdapterScreen(session, self.launch, served), tell)
 
     def _adapter_names(self) -> str:
         return ", ".join(self._adapters_shown())

@@ -17,7 +17,7 @@ from glmchat.core.language import language, tr
 from glmchat.core.messages import Finished, Piece, Started
 from glmchat.core.settings import Settings
 from glmchat.core.text import is_chinese, one_line
-from glmchat.tui.conversation import state_note, turns_of
+from glmchat.tui.conversation import speaker, state_note, turns_of
 from glmchat.tui.languages import advice_for_chinese
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import (
@@ -347,6 +347,7 @@ class Conversing(Screen[None]):
             # The turns that were shown at once become the stored ones.
             self.transcript.rename("pending", str(question.id))
             self.transcript.rename("pending-answer", self.answering)
+            self.transcript.change(self.answering, label=speaker(self.session, answer))
             self.refresh_title()
             return
         turns = turns_of(self.session)

@@ -1,0 +1,110 @@
+"""The adapters screen: what fits, what does not and why, weights, mixtures, force; by keys and by mouse."""
+
+from __future__ import annotations
+
+from windows import Window, open_window
+
+from glmchat.chat.launch import LaunchOptions
+from glmchat.hub import adapters
+from glmchat.tui.screens.adapters import AdapterScreen, WeightLine
+
+
+def used(window: Window) -> dict[str, float]:
+    assert window.chat.session is not None
+    return dict(window.chat.session.adapters)
+
+
+async def opened(window: Window) -> None:
+    await window.press("f7")
+    await window.until(lambda: isinstance(window.app.screen, AdapterScreen) and "poet" in window.screen_text())
+
+
+async def test_those_that_fit_come_first_and_the_others_say_why_they_do_not(adapters_here: LaunchOptions) -> None:
+    async with open_window(launch=adapters_here) as window:
+        await window.send("/adapter")
+        await window.until(lambda: "poet" in window.screen_text())
+        lines = [line for line in window.screen_text().splitlines() if "│" in line]
+        order = [
+            name for line in lines for name in ("calm", "poet", "chatglm", "medical", "wide") if f"  {name} " in line
+        ]
+        assert order == ["calm", "poet", "chatglm", "medical", "wide"]
+        assert "trained on me/Other-7M, and the model here is Tiny-7M" in window.screen_text()
+        assert "q_proj is 128 × 128 in it, 64 × 64 in the model here" in window.screen_text()
+        assert "changes layers called query_key_value" in window.screen_text()
+
+
+async def test_enter_uses_one_space_mixes_arrows_weigh_and_o_is_none(adapters_here: LaunchOptions) -> None:
+    async with open_window(launch=adapters_here) as window:
+        await opened(window)
+        await window.press("down", "enter")
+        assert used(window) == {"calm": 1.0}
+        await window.press("down", "space", "left", "left", "left")
+        assert used(window) == {"calm": 1.0, "poet": 0.7}
+        assert "● poet" in window.screen_text() and "×0.7" in window.screen_text()
+        await window.press("right", "up", "space")
+        assert used(window) == {"poet": 0.8}
+        await window.press("o")
+        assert used(window) == {}
+        await window.press("down", "enter", "escape")
+        await window.until(lambda: "adapters from the next answer on: poet" in window.notices)
+        assert window.chat.status.facts.adapters == ("poet",)
+        await window.ask("who are you?")
+        assert [turn.label for turn in window.turns if turn.role == "assistant"] == ["Tiny-7M + poet"]
+
+
+async def test_one_that_does_not_fit_is_not_taken_and_only_names_can_be_overruled(adapters_here: LaunchOptions) -> None:
+    async with open_window(launch=adapters_here) as window:
+        await opened(window)
+        await window.press("end", "enter", "space", "f")  # of other measures
+        assert used(window) == {} and "it was trained on a model of other measures" in window.screen_text()
+        await window.press("up", "enter", "space")  # of another base
+        assert used(window) == {}
+        await window.press("f")
+        assert used(window) == {"medical": 1.0}
+        await window.press("escape")
+        await window.until(lambda: window.chat.status.facts.adapters == ("medical (forced)",))
+
+
+async def test_the_mouse_does_what_the_keys_do(adapters_here: LaunchOptions) -> None:
+    async with open_window(launch=adapters_here) as window:
+        await opened(window)
+        await window.pilot.click("#adapters", offset=(4, 2))
+        assert used(window) == {"poet": 1.0}
+        await window.pilot.click(WeightLine, offset=(1, 0))
+        assert used(window) == {"poet": 0.9}
+        await window.pilot.click(WeightLine, offset=(10, 0))
+        assert used(window) == {"poet": 1.0}
+        await window.pilot.click("#adapters", offset=(4, 0))
+        assert used(window) == {}
+
+
+async def test_a_wrong_one_is_refused_where_it_is_typed_and_nothing_changes(adapters_here: LaunchOptions) -> None:
+    async with open_window(launch=adapters_here) as window:
+        for line, reason in (
+            ("/adapter wide", "wide: q_proj is 128 × 128"),
+            ("/adapter poet medical", "medical: trained on me/Other-7M"),
+            ("/adapter poet poet:0.5", "an adapter is named twice"),
+            ("/adapter nobody", "there is no adapter 'nobody'"),
+        ):
+            await window.send(line)
+            await window.until(lambda reason=reason: reason in window.notices)
+            assert used(window) == {}
+        await window.send("/adapter medical --force")
+        await window.until(lambda: used(window) == {"medical": 1.0})
+        await window.ask("hello")
+        assert [turn.label for turn in window.turns if turn.role == "assistant"] == ["Tiny-7M + medical (forced)"]
+
+
+async def test_one_that_was_removed_meanwhile_is_shown_and_can_be_taken_away(
+    adapters_here: LaunchOptions,
+) -> None:
+    async with open_window(launch=adapters_here) as window:
+        await window.send("/adapter poet")
+        await window.until(lambda: used(window) == {"poet": 1.0})
+        from glmchat.hub.removal import execute, plan_removal
+
+        execute(plan_removal([adapters.find_adapter("poet")]))
+        await window.press("f7")
+        await window.until(lambda: "not in the store any more" in window.screen_text())
+        await window.press("space")
+        assert used(window) == {}

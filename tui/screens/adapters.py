@@ -1,0 +1,252 @@
+"""The adapters: what is in the store, what fits the loaded model, which are in use and with which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import set_cell_size
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from glmchat.chat import adapters_choice
+from glmchat.chat.adapter_fit import Base, Misfit, misfit
+from glmchat.core.errors import GlmchatError
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+from glmchat.hub.adapters import facts_of, kind_words, list_adapters
+from glmchat.tui.theme import Palette
+
+if TYPE_CHECKING:
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.server_rows import ModelRow
+    from glmchat.chat.session import ChatSession
+
+STEP = 0.1  # of a weight
+_NAME = 24  # cells
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One adapter. misfit: why it cannot be used with the loaded model."""
+
+    name: str
+    what: str = ""
+    size: int | None = None
+    base: str = ""
+    misfit: Misfit | None = None
+    forced: bool = False
+
+    def drawn(self, p: Palette, weight: float | None) -> Text:
+        """● marks one in use, with its weight unless that is 1."""
+        ink = p.faded if self.misfit else p.strong if weight is not None else p.body
+        text = Text.assemble(("● " if weight is not None else "  ", p.accented))
+        text.append(set_cell_size(one_line(self.name, _NAME), _NAME) + " ", ink)
+        text.append(f"{'' if weight in (None, 1) else f'×{weight:g}':<6}", p.style(p.user))
+        if self.misfit:
+            return text.append(self.misfit.reason, p.faded)
+        size = human_bytes(self.size) if self.size is not None else ""
+        text.append(f"{set_cell_size(self.what, 22)} {size:>9}  ", p.quiet)
+        return text.append(tr("forced") if self.forced else one_line(self.base, 60), p.quiet)
+
+
+class WeightLine(Static):
+    """The weight of the highlighted adapter; a click on an arrow changes it."""
+
+    def show(self, weight: float | None, p: Palette) -> None:
+        text = Text()
+        if weight is not None:
+            text = Text.assemble((" ‹ ", p.style(p.user)), (f"{weight:^6g}", p.strong), (" › ", p.style(p.user)))
+            text.append("  " + tr("weight, ← and → change it"), p.quiet)
+        self.update(text)
+
+    def on_click(self, event: events.Click) -> None:
+        if isinstance(self.screen, AdapterScreen) and event.x < 12:
+            self.screen.action_weigh(-1 if event.x < 3 else 1 if event.x >= 9 else 0)
+
+
+class AdapterScreen(ModalScreen[None]):
+    """Changes hold from the next answer on, like those of the sampling panel; an answer that is written goes on.
+
+    On a server the adapters are those it lists; they are asked for in a thread, and checked by the server.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f7,ctrl+q", "leave", show=False),
+        Binding("space", "add", show=False, priority=True),
+        Binding("left,minus", "weigh(-1)", show=False, priority=True),
+        Binding("right,plus", "weigh(1)", show=False, priority=True),
+        Binding("o", "off", show=False),
+        Binding("f", "force", show=False),
+    ]
+
+    class _Listed(Message):
+        def __init__(self, rows: list[Row], error: GlmchatError | None = None) -> None:
+            super().__init__()
+            self.rows, self.error = rows, error
+
+    def __init__(
+        self, session: ChatSession, launch: LaunchOptions, served: Callable[[], list[ModelRow]] | None = None
+    ) -> None:
+        """served: asks the server for its models and adapters; None for an engine of our own, which uses the store."""
+        super().__init__()
+        self._session = session
+        self._launch = launch
+        self._served = served
+        self._rows: list[Row] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="panel", classes="wide"):
+            yield OptionList(id="adapters")
+            yield WeightLine(id="weight")
+            yield Static("", id="work")
+
+    def on_mount(self) -> None:
+        panel = self.query_one("#panel")
+        model = one_line(self._launch.model or "", 40)
+        panel.border_title = tr("Adapters for {model}, from the next answer on", model=model)
+        self.query_one(OptionList).focus()
+        if self._served is None:
+            self._list(store_rows(self._launch))
+        else:
+            served = self._served
+            self._say(tr("asking the server"))
+            self.run_worker(lambda: self._ask(served), thread=True)
+
+    @property
+    def palette(self) -> Palette:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        return palette
+
+    def _ask(self, served: Callable[[], list[ModelRow]]) -> None:
+        try:
+            rows = [Row(one_line(row.name, 80)) for row in served() if row.parent]
+        except GlmchatError as error:
+            self.post_message(self._Listed([], error))
+        else:
+            self.post_message(self._Listed(rows))
+
+    def on_adapter_screen__listed(self, listed: _Listed) -> None:
+        self._list(listed.rows)
+        if listed.error is not None:
+            self._complain(listed.error)
+
+    def _list(self, rows: Sequence[Row]) -> None:
+        names = {row.name for row in rows}
+        lost = Misfit(tr("not in the store any more"), tr("Space takes it away; the next answer would be refused"))
+        gone = [Row(name, misfit=lost) for name, _ in self._session.adapters if name not in names]
+        self._rows = [*gone, *sorted(rows, key=lambda row: row.misfit is not None)]
+        self._draw()
+        options = self.query_one(OptionList)
+        used = next((n for n, row in enumerate(self._rows) if row.name in dict(self._session.adapters)), None)
+        options.highlighted = 0 if used is None else used + 1
+        self._say("" if self._rows else tr("no adapter is here yet; `glmchat adapters add PATH` brings one"))
+
+    def _draw(self) -> None:
+        """The base model alone first, then every adapter; the highlight stays where it was."""
+        options = self.query_one(OptionList)
+        before, used, p = options.highlighted, dict(self._session.adapters), self.palette
+        options.clear_options()
+        alone = Text.assemble(("  " if used else "● ", p.accented), (tr("none: the model alone"), p.body))
+        options.add_option(Option(alone))
+        options.add_options([Option(row.drawn(p, used.get(row.name))) for row in self._rows])
+        if before is not None:
+            options.highlighted = min(before, len(self._rows))
+        self._explain()
+
+    def _chosen(self) -> Row | None:
+        """The highlighted adapter; None on the line for the model alone."""
+        at = self.query_one(OptionList).highlighted
+        return self._rows[at - 1] if at and at <= len(self._rows) else None
+
+    def _say(self, text: str, hint: str = "") -> None:
+        p = self.palette
+        self.query_one("#work", Static).update(Text.assemble((text, p.body), ("\n" + hint if hint else "", p.quiet)))
+
+    def _complain(self, error: GlmchatError) -> None:
+        p = self.palette
+        self.query_one("#work", Static).update(
+            Text.assemble((error.message, p.style(p.error)), ("\n" + error.hint, p.quiet))
+        )
+
+    def _explain(self) -> None:
+        """What stands below the list, and what the keys do, for the highlighted line."""
+        row = self._chosen()
+        weight = dict(self._session.adapters).get(row.name) if row else None
+        self.query_one(WeightLine).show(weight, self.palette)
+        if row is not None and row.misfit is not None:
+            self._say(f"{row.name}: {row.misfit.reason}", row.misfit.hint)
+        else:
+            self._say("")
+        words = tr("Enter uses only this · Space adds it or takes it away · o none · Esc closes")
+        if row is not None and row.misfit is not None:
+            words = tr("f attaches it all the same · Esc closes") if row.misfit.forceable else tr("Esc closes")
+        self.query_one("#panel").border_subtitle = words
+
+    def on_option_list_option_highlighted(self) -> None:
+        self._explain()
+
+    def on_option_list_option_selected(self) -> None:
+        """Enter or a click: only this one."""
+        row = self._chosen()
+        if row is None:
+            self._use({})
+        elif row.misfit is None:
+            self._use({row.name: dict(self._session.adapters).get(row.name, 1.0)})
+
+    def action_add(self) -> None:
+        """Beside the others, or away from them."""
+        row, used = self._chosen(), dict(self._session.adapters)
+        if row is None:
+            self._use({})
+        elif row.name in used:
+            self._use({name: weight for name, weight in used.items() if name != row.name})
+        elif row.misfit is None:
+            self._use({**used, row.name: 1.0})
+
+    def action_weigh(self, step: int) -> None:
+        row, used = self._chosen(), dict(self._session.adapters)
+        if row is not None and row.name in used and step:
+            self._use({**used, row.name: round(used[row.name] + step * STEP, 6)})
+
+    def action_off(self) -> None:
+        self._use({})
+
+    def action_force(self) -> None:
+        row = self._chosen()
+        if row is None or row.misfit is None or not row.misfit.forceable:
+            return
+        self._use({row.name: 1.0}, force=True)
+        self._list(store_rows(self._launch))
+
+    def _use(self, wanted: dict[str, float], *, force: bool = False) -> None:
+        try:
+            adapters_choice.use(self._session, tuple(wanted.items()), self._launch, force=force)
+        except GlmchatError as error:
+            self._complain(error)
+        else:
+            self._draw()
+
+    def action_leave(self) -> None:
+        self.dismiss()
+
+
+def store_rows(launch: LaunchOptions) -> list[Row]:
+    """The store's adapters, each with why it does not fit the model of these options."""
+    base = Base.of(launch.folder) if launch.folder is not None else None
+    rows = []
+    for found in list_adapters():
+        facts = facts_of(found)
+        unfit = misfit(facts, found.base, base) if base is not None else None
+        rows.append(
+            Row(found.name, kind_words(facts), found.size_bytes, found.base or "", unfit, facts.get("forced") is True)
+        )
+    return rows
