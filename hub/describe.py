@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.core.generations import WORDS, generation
 from glmchat.hub.installed import small_json
 
 # Bytes for each parameter of a packed matrix: codes, and a scale (with a zero at 4 bits) for a row or a group of 128.
@@ -87,20 +88,11 @@ def _number(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _generation(kind: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Family and generation in words, by the rules of engine/models/chatglm.py and chatglm2.py."""
-    vocabulary = _number(config, "padded_vocab_size", "vocab_size") or 0
+    """Family, and the generation in words."""
     if kind != "chatglm":
-        return kind, "CPM, Chinese" if kind == "gpt2" and vocabulary == 30000 else None
-    if "multi_query_attention" not in config and "padded_vocab_size" not in config:
-        first = vocabulary == 0 or vocabulary >= 150344 or config.get("bos_token_id") == 150004
-        return "chatglm", "first, March 2023, with image tokens" if first else "slim, April 2023 and later"
-    if vocabulary > 151329:
-        return "glm4", "GLM-4"
-    named = str(config.get("_name_or_path", "")).lower()
-    version = str(config.get("transformers_version", "")).split(".")
-    old = version[0] == "4" and len(version) > 1 and version[1].isdigit() and int(version[1]) < 30
-    second = "chatglm2" in named or ("chatglm3" not in named and old and "rope_ratio" not in config)
-    return ("chatglm2", "ChatGLM2") if second else ("chatglm3", "ChatGLM3")
+        return kind, "CPM, Chinese" if kind == "gpt2" and config.get("vocab_size") == 30000 else None
+    which = generation(config)
+    return "chatglm" if which in ("first", "slim") else which, WORDS[which]
 
 
 def _parameters(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.generations import WORDS, generation
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
@@ -29,7 +30,6 @@ from glmchat.engine.tokenizers.base import Tokenizer
 
 # The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
 ALPHA = 56.0**0.5
-FIRST_VOCABULARY = 150344  # tokens of the first generation (March 2023), 20,000 image tokens included
 IMAGE_TOKENS = 20000
 
 
@@ -241,11 +241,7 @@ class ChatGLM(PrefixedModel):
 
 def matches(config: Mapping[str, Any]) -> bool:
     """All three generations call themselves "chatglm"; only the first is without grouped attention."""
-    return (
-        config.get("model_type") == "chatglm"
-        and "multi_query_attention" not in config
-        and "padded_vocab_size" not in config
-    )
+    return config.get("model_type") == "chatglm" and generation(config) in ("first", "slim")
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
@@ -265,8 +261,8 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             hint="fetch config.json again from the model's repository",
             code="config.value",
         )
-    slim = not (vocab >= FIRST_VOCABULARY or config.get("bos_token_id") == 150004)
-    shift = 0 if not slim else IMAGE_TOKENS
+    slim = generation(config) == "slim"
+    shift = IMAGE_TOKENS if slim else 0
     bos = integer(config, "bos_token_id", default=150004 - shift, low=0, high=vocab - 1)
     # <eop> follows <sop> in every vocabulary. First-generation folders are about whose generation_config.json names the
     # slim <eop>, an ordinary word there, and such a model would never end.
@@ -285,7 +281,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         causal=False,
         eos_ids=named if set(eop) <= set(named) else eop,
         bos_id=bos,
-        generation="slim, April 2023 and later" if slim else "first, March 2023, with image tokens",
+        generation=WORDS[generation(config)],
         extra={
             "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
             "mask_id": integer(config, "mask_token_id", default=bos - 4, low=0, high=vocab - 1),

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged
+from glmchat.core.generations import WORDS, generation
 from glmchat.engine.changes import note_change
 from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
@@ -27,7 +28,6 @@ from glmchat.engine.models.step import LayerParts, Parts
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
-GLM4_ENDOFTEXT = 151329  # first special id of GLM-4; a vocabulary that reaches it is GLM-4's
 CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
 
 
@@ -202,27 +202,7 @@ def _parts(layer: Layer) -> LayerParts:
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "chatglm" and (
-        "multi_query_attention" in config or "padded_vocab_size" in config
-    )
-
-
-def which(config: Mapping[str, Any]) -> str:
-    """ "chatglm2", "chatglm3" or "glm4".
-
-    2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what the repository's own files
-    say: the name in config.json, else the library version it was written with (4.27 and 4.30).
-    """
-    if integer(config, "padded_vocab_size", "vocab_size", default=65024, high=1 << 22) > GLM4_ENDOFTEXT:
-        return "glm4"
-    named = f"{config.get('_name_or_path', '')} {config.get('name_or_path', '')}".lower()
-    for family in ("chatglm3", "chatglm2"):
-        if family in named:
-            return family
-    version = str(config.get("transformers_version", "")).split(".")
-    if "rope_ratio" not in config and len(version) > 1 and version[0] == "4" and version[1].isdigit():
-        return "chatglm2" if int(version[1]) < 30 else "chatglm3"
-    return "chatglm3"
+    return config.get("model_type") == "chatglm" and generation(config) not in ("first", "slim")
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
@@ -231,7 +211,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     require(config, "rmsnorm", True)
     require(config, "post_layer_norm", True)
     require(config, "apply_residual_connection_post_layernorm", False)
-    family = which(config)
+    family = generation(config)
     hidden = integer(config, "hidden_size", default=4096, high=1 << 16)
     heads = integer(config, "num_attention_heads", default=32, high=1024)
     groups = integer(config, "multi_query_group_num", default=2, high=1024)
@@ -260,7 +240,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         ffn_size=integer(config, "ffn_hidden_size", default=13696, high=1 << 18),
         context=context,
         eos_ids=eos,
-        generation={"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4"}[family] + long,
+        generation=WORDS[family] + long,
         extra={
             "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
             "rope_ratio": ratio,

@@ -12,9 +12,9 @@ import jinja2
 import pytest
 
 from glmchat.core.errors import Usage
+from glmchat.core.generations import generation
 from glmchat.core.messages import Message
 from glmchat.engine.families import identify
-from glmchat.engine.models import chatglm2
 from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt, GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 from glmchat.engine.tokenizers.chatglm2 import ROLES, ChatGLM2Tokenizer
@@ -207,11 +207,11 @@ def test_an_unknown_role_is_refused(three: ChatGLM3Prompt) -> None:
 
 def test_two_and_three_are_told_apart_by_what_config_json_says() -> None:
     base = {"model_type": "chatglm", "padded_vocab_size": 65024, "multi_query_attention": True}
-    assert chatglm2.which({**base, "_name_or_path": "THUDM/chatglm2-6b"}) == "chatglm2"
-    assert chatglm2.which({**base, "_name_or_path": "/data/models/ChatGLM3-6B-base"}) == "chatglm3"
-    assert chatglm2.which({**base, "_name_or_path": "output/run-7", "transformers_version": "4.27.1"}) == "chatglm2"
-    assert chatglm2.which({**base, "_name_or_path": "output/run-7", "transformers_version": "4.30.2"}) == "chatglm3"
-    assert chatglm2.which({**base, "padded_vocab_size": 151552}) == "glm4"
+    assert generation({**base, "_name_or_path": "THUDM/chatglm2-6b"}) == "chatglm2"
+    assert generation({**base, "_name_or_path": "/data/models/ChatGLM3-6B-base"}) == "chatglm3"
+    assert generation({**base, "_name_or_path": "output/run-7", "transformers_version": "4.27.1"}) == "chatglm2"
+    assert generation({**base, "_name_or_path": "output/run-7", "transformers_version": "4.30.2"}) == "chatglm3"
+    assert generation({**base, "padded_vocab_size": 151552}) == "glm4"
 
 
 def test_the_first_generation_ends_at_its_own_eop_whatever_generation_config_says(

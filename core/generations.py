@@ -1,0 +1,42 @@
+"""Which generation a config.json with model_type "chatglm" is of: the engine and `glmchat show` must say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FIRST_VOCABULARY = 150344  # tokens of the first generation (March 2023), 20,000 image tokens included
+GLM4_ENDOFTEXT = 151329  # first special id of GLM-4; a vocabulary that reaches it is GLM-4's
+WORDS = {
+    "first": "first, March 2023, with image tokens",
+    "slim": "slim, April 2023 and later",
+    "chatglm2": "ChatGLM2",
+    "chatglm3": "ChatGLM3",
+    "glm4": "GLM-4",
+}
+
+
+def generation(config: Mapping[str, Any]) -> str:
+    """A key of WORDS; "first" and "slim" are the two of ChatGLM-6B. Never raises.
+
+    ChatGLM2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what the repository's
+    own files say: the name in config.json, else the library version it was written with (4.27 and 4.30).
+    """
+    if "multi_query_attention" not in config and "padded_vocab_size" not in config:
+        vocabulary = _whole(config.get("vocab_size"))
+        early = vocabulary is None or vocabulary >= FIRST_VOCABULARY or config.get("bos_token_id") == 150004
+        return "first" if early else "slim"
+    if (_whole(config.get("padded_vocab_size")) or _whole(config.get("vocab_size")) or 0) > GLM4_ENDOFTEXT:
+        return "glm4"
+    named = f"{config.get('_name_or_path', '')} {config.get('name_or_path', '')}".lower()
+    for family in ("chatglm3", "chatglm2"):
+        if family in named:
+            return family
+    version = str(config.get("transformers_version", "")).split(".")
+    if "rope_ratio" not in config and len(version) > 1 and version[0] == "4" and version[1].isdigit():
+        return "chatglm2" if int(version[1]) < 30 else "chatglm3"
+    return "chatglm3"
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
