@@ -14,6 +14,7 @@ from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import catalogue, installed, references
+from glmchat.hub.find import find_installed
 from glmchat.hub.installed import Installed
 from glmchat.hub.quantised import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
@@ -62,10 +63,10 @@ def locate(text: str, *, revision: str | None = None, quant: int | None = None) 
         )
     bits = quant or _BITS.get(reference.quant or "")
     if bits is not None:
-        made = installed.find_installed(replace(reference, quant=f"int{bits}"))
+        made = find_installed(replace(reference, quant=f"int{bits}"))
         if made is not None and made.quant.startswith(f"int{bits}"):
             return made, None
-    row = installed.find_installed(reference.base)
+    row = find_installed(reference.base)
     if row is None:
         raise not_installed(reference)
     return row, bits

@@ -269,7 +269,7 @@ def merge(
 
 
 def _model(name: str) -> Installed:
-    from glmchat.hub.installed import find_installed
+    from glmchat.hub.find import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)

@@ -243,7 +243,7 @@ def alias(
 ) -> None:
     """Give a model a name of your own; without arguments list the names."""
     from glmchat.hub import aliases
-    from glmchat.hub.installed import find_installed
+    from glmchat.hub.find import find_installed
     from glmchat.hub.references import parse
 
     if name is None:
@@ -292,7 +292,7 @@ def lock(
 
 def _here(name: str, *, incomplete: bool = False) -> Installed:
     """The model of that name, or NotInstalled (exit 1) with the line to type."""
-    from glmchat.hub.installed import find_installed
+    from glmchat.hub.find import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)

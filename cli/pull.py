@@ -160,18 +160,19 @@ def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check:
     if as_json:
         output.json_line({"event": "plan", **plan.to_json()})
 
-    def waiting() -> None:
-        output.say(tr("another pull of the same files is at work; waiting for it"))
-
     try:
         with nullcontext() if quiet or as_json else output.progress() as meter:
-            row = execute(plan, _reporter(meter, as_json), lambda: False, check=check, waiting=waiting)
+            row = execute(plan, _reporter(meter, as_json), lambda: False, check=check, waiting=say_waiting)
     except KeyboardInterrupt:
         raise store.stopped() from None
     if as_json:
         output.json_line({"event": "done", **row.to_json()})
     else:
         output.say(tr("{name} is ready: {path}", name=row.name, path=row.path))
+
+
+def say_waiting() -> None:
+    output.say(tr("another pull of the same files is at work; waiting for it"))
 
 
 def _reporter(meter: output.Meter | None, as_json: bool) -> Callable[[Progress], None]:

@@ -60,6 +60,7 @@ def pull_quantised(
     plan: PullPlan, bits: int, *, keep: bool, check: bool, dry_run: bool, as_json: bool, quiet: bool
 ) -> None:
     """Fetch and quantise what the plan names. Raises what pulling and quantising raise."""
+    from glmchat.cli.pull import say_waiting
     from glmchat.hub import staging, store
     from glmchat.hub.quantised import copy_folder
 
@@ -78,7 +79,7 @@ def pull_quantised(
     locations.private_dir(locations.models_dir())
     folder = staging.staging_folder(out)
     folder.mkdir(mode=0o700, exist_ok=True)
-    with store.alone(folder, lambda: False):
+    with store.alone(folder, lambda: False, waiting=say_waiting):
         if not out.exists():  # another process may have made it while this one waited
             _arrive(plan, folder, out, bits, as_json=as_json, quiet=quiet)
         shutil.rmtree(folder, ignore_errors=True)
@@ -152,6 +153,8 @@ def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, *, as_json: bool
     store.require_space(arrival.disk_needed, out)
     for line in _described(arrival):
         output.say(line)
+    if plan.entry and plan.entry.licence:
+        output.say(f"{tr('licence')}: {plan.entry.licence.line()}")
     if as_json:
         output.json_line({"event": "plan", **arrival.to_json()})
     for path in _weights(plan):  # of parts that an earlier run finished
@@ -159,32 +162,28 @@ def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, *, as_json: bool
             staging.drop(folder, path)
     row = staging.as_row(plan, folder)
     manifest = {**copy_manifest(row, bits), "asked": plan.reference}
-    try:
-        with nullcontext() if quiet or as_json else output.progress() as meter:
-            report = _Reporter(meter, as_json, sum(_weights(plan).values()))
+    with nullcontext() if quiet or as_json else output.progress() as meter:
+        report = _Reporter(meter, as_json, sum(_weights(plan).values()))
 
-            def bring(*paths: str) -> None:
-                for got in staging.bring(plan, paths, folder, report.fetching, lambda: False):
-                    report.fetched(got.path, got.sha256, got.host)
+        def bring(*paths: str) -> None:
+            for got in staging.bring(plan, paths, folder, report.fetching, lambda: False):
+                report.fetched(got.path, got.sha256, got.host)
 
-            if announced is None:
-                bring(*arrival.files)
-                source = installed.engine_path(folder, arrival.files)
-                execute(plan_quantise(source, out, Recipe(bits)), manifest=manifest, on_progress=report.quantising)
-                return
+        def bring_one(file: str) -> Path:
+            bring(file)
+            return folder / file
 
-            def bring_one(file: str) -> Path:
-                bring(file)
-                return folder / file
-
+        if announced is None:
+            bring(*arrival.files)
+            source = installed.engine_path(folder, arrival.files)
+            execute(plan_quantise(source, out, Recipe(bits)), manifest=manifest, on_progress=report.quantising)
+        else:
             execute(
                 plan_quantise(folder, out, Recipe(bits), announced),
                 weights=Arriving(announced, bring_one, lambda file: staging.drop(folder, file)),
                 manifest=manifest,
                 on_progress=report.quantising,
             )
-    except KeyboardInterrupt:
-        raise store.stopped() from None
 
 
 def _weights(plan: PullPlan) -> dict[str, int]:
@@ -281,9 +280,12 @@ class _Reporter:
 
     def __init__(self, meter: output.Meter | None, as_json: bool, total: int) -> None:
         self._meter, self._as_json, self._total = meter, as_json, total
-        self._percent = -1
+        self._percent, self._told = -1, {""}
 
     def fetching(self, progress: Progress) -> None:
+        if progress.note not in self._told:
+            self._told.add(progress.note)
+            output.say(progress.note)
         for file in progress.files:
             if self._meter is not None and file.state != "waiting":
                 self._meter.update(file.path, file.done, file.total)

@@ -77,7 +77,7 @@ def quantize(
 
 def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     from glmchat.hub import references
-    from glmchat.hub.installed import find_installed
+    from glmchat.hub.find import find_installed
 
     reference = references.parse(name)
     named = int(reference.quant.removeprefix("int")) if reference.quant else None

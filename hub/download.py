@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.core.http import make_client
+from glmchat.hub.hosts import Patience, Shared
 from glmchat.hub.store import stopped
-from glmchat.hub.transfer import Patience, Shared, State, Transfer
+from glmchat.hub.transfer import State, Transfer
 from glmchat.hub.wanted import Candidate, FileGot, FileProgress, FileWanted, Progress
 
 if TYPE_CHECKING:

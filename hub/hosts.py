@@ -1,15 +1,87 @@
-"""How the sources of one run have behaved: who is asked first, who is left alone for a while."""
+"""What the transfers of one download share: patience, the cancel signal, and how each source has behaved so far."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glmchat.hub.fetch import source_name
+from glmchat.hub.store import stopped
 from glmchat.hub.wanted import Candidate
 
+if TYPE_CHECKING:
+    import httpx2
+
 _FAILURES = 2  # in a row; then the source goes to the end of every file's list, for the run
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to put up with what. Seconds."""
+
+    stall: float = 20.0  # without a byte
+    first_pause: float = 1.0  # doubles with every round that brought nothing
+    longest_pause: float = 30.0
+    rounds: int = 6  # through all candidates without a byte; then the file has failed
+    unreached_rounds: int = 2  # the same while no server has been reached at all: then there is no network
+
+
+class Shared:
+    """What all transfers of one download share: the client, the hosts' records, the cancel signal, open connections."""
+
+    def __init__(self, client: httpx2.Client, patience: Patience) -> None:
+        self.client = client
+        self.patience = patience
+        self.hosts = Hosts()
+        self.note = ""
+        self.reached = False  # some server has answered something
+        self._cancel = threading.Event()
+        self._lock = threading.Lock()
+        self._open: set[httpx2.Response] = set()
+
+    def cancel(self) -> None:
+        """Wake every transfer, also those that wait in recv()."""
+        self._cancel.set()
+        with self._lock:
+            for response in self._open:
+                _shut(response)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def check(self) -> None:
+        if self._cancel.is_set():
+            raise stopped()
+
+    def pause(self, seconds: float) -> None:
+        self._cancel.wait(seconds)
+        self.check()
+
+    @contextlib.contextmanager
+    def watch(self, response: httpx2.Response) -> Iterator[None]:
+        with self._lock:
+            self._open.add(response)
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._open.discard(response)
+
+
+def _shut(response: httpx2.Response) -> None:
+    stream = response.extensions.get("network_stream")
+    sock = stream.get_extra_info("socket") if stream is not None else None
+    if isinstance(sock, socket.socket):
+        with contextlib.suppress(OSError):  # it may be gone already
+            # Not SSLSocket.shutdown: that takes the TLS object away from the thread that reads with it.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class Hosts:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError, Usage
-from glmchat.core.language import tr
+from glmchat.core.errors import GlmchatError
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, manifests, selection, store
-from glmchat.hub.catalogue import Catalogue, Entry
+from glmchat.hub.catalogue import Catalogue
 from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
-from glmchat.hub.references import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +68,6 @@ def list_installed() -> list[Installed]:
     found += _adapters()
     order = {"model": 0, "quantized": 1, "adapter": 2}
     return sorted(_distinct(found), key=lambda row: (order.get(row.kind, 3), row.name.lower()))
-
-
-def find_installed(reference: Reference, *, incomplete: bool = False) -> Installed | None:
-    """The model that a reference means, if it is on this machine; `incomplete` accepts a half download too.
-
-    A path must exist (Usage if not). Raises UnknownModel for a bare name that nobody knows. None: known, not here.
-    """
-    reference = aliases.expand(reference)
-    if reference.path is not None:
-        row = _at_path(reference)
-        return _copy_of(row, reference.quant) if reference.quant else row
-    rows = [r for r in list_installed() if r.kind != "adapter" and (r.complete or incomplete)]
-    return _pick(reference, rows, catalogue.load())
 
 
 def complete_names(beginning: str = "") -> list[str]:
@@ -184,7 +169,7 @@ def _made(folder: Path, kind: str) -> list[Installed]:
             continue
         sizes = [_size(path.parent / f.path) for f in manifest.files]
         whole = manifest.complete and all(s == f.size for s, f in zip(sizes, manifest.files, strict=True))
-        on_disk = sum(s for s in sizes if s is not None) if sizes else _folder_size(path.parent)
+        on_disk = sum(s for s in sizes if s is not None) if sizes else folder_size(path.parent)
         rows.append(
             Installed(
                 name=manifest.name,
@@ -283,7 +268,7 @@ def _adapters() -> list[Installed]:
                 name=one_line(path.name, 80),
                 kind="adapter",
                 path=path,
-                size_bytes=_folder_size(path),
+                size_bytes=folder_size(path),
                 base=one_line(base, 120) if isinstance(base, str) else None,
                 source="path",
             )
@@ -296,99 +281,6 @@ def _name_of(repo: str, commit: str) -> str:
     main = store.ref(repo, "main")
     only = len(list((store.repo_folder(repo) / "snapshots").iterdir())) == 1
     return repo if main == commit or (main is None and only) else f"{repo}@{commit[:12]}"
-
-
-def _pick(reference: Reference, rows: Sequence[Installed], known: Catalogue) -> Installed | None:
-    text = str(reference).lower()
-    if exact := next((r for r in rows if r.name.lower() == text), None):
-        return exact
-    named = (reference.name or reference.repo or "").lower()
-    local = [
-        r
-        for r in rows
-        if r.name.lower().partition("@")[0].partition(":")[0] == named or (r.repo or "").lower() == named
-    ]
-    try:
-        entry = known.find(reference.base)
-    except GlmchatError:
-        if not local:
-            raise known.unknown(reference.name or "", also=[r.name for r in rows] + list(aliases.load())) from None
-        entry = None
-    fits = [r for r in rows if r in local or (entry and _is(r, entry))]
-    if entry is not None:
-        fits = [r for r in fits if _is(r, entry) or (r.base and _based_on(r, entry))]
-    elif reference.revision:
-        fits = [r for r in fits if _at_revision(r, reference.revision)]
-    elif main := next((r for r in fits if r.repo and r.revision and store.ref(r.repo, "main") == r.revision), None):
-        fits = [r for r in fits if r.revision == main.revision]
-    if reference.quant:
-        every = [r for r in rows if r in fits or (r.base and _made_from(r, fits, entry))]
-        return next((r for r in every if r.quant.startswith(reference.quant)), None)
-    return next((r for r in fits if r.kind == "model"), fits[0] if fits else None)
-
-
-def _is(row: Installed, entry: Entry) -> bool:
-    if row.kind != "model":
-        return False
-    if row.name == entry.reference:
-        return True
-    return row.revision is not None and row.revision == entry.revision and row.repo is not None
-
-
-def _based_on(row: Installed, entry: Entry) -> bool:
-    base = (row.base or "").lower()
-    same_commit = row.revision is not None and row.revision == entry.revision
-    return same_commit or base in {w.lower() for w in (entry.reference, f"{entry.name}@{entry.label}")}
-
-
-def _made_from(row: Installed, fits: Sequence[Installed], entry: Entry | None) -> bool:
-    return (entry is not None and _based_on(row, entry)) or any(row.base == f.name for f in fits)
-
-
-def _at_revision(row: Installed, wanted: str) -> bool:
-    revision = row.revision or ""
-    if len(wanted) >= 4 and revision.startswith(wanted.lower()):
-        return True
-    return row.repo is not None and store.ref(row.repo, wanted) == revision
-
-
-def _at_path(reference: Reference) -> Installed:
-    path = reference.path
-    assert path is not None
-    if not path.exists():
-        near = [p.name for p in sorted(path.parent.iterdir())[:6]] if path.parent.is_dir() else []
-        where = tr("{folder} holds {names}", folder=path.parent, names=", ".join(map(one_line, near)) or tr("nothing"))
-        raise Usage(
-            tr("there is no {path}", path=one_line(str(path))),
-            hint=where if path.parent.is_dir() else tr("nor is there {folder}", folder=one_line(str(path.parent))),
-            code="model.path",
-        )
-    resolved = path.resolve()
-    known = (r for r in list_installed() if r.path.resolve() == resolved)
-    if row := next(known, None):
-        return row
-    made = manifests.read(path / BESIDE, root=path) if path.is_dir() else None
-    config = small_json(path / "config.json") if path.is_dir() else {}
-    return Installed(
-        name=str(path),
-        kind=made.kind if made else "model",
-        path=path,
-        family=made.family if made else family_of(config),
-        quant=made.quant if made else quant_of_folder(path if path.is_dir() else path.parent),
-        size_bytes=_folder_size(path) if path.is_dir() else path.stat().st_size,
-        base=made.base if made else None,
-        source="path",
-        files=made.files if made else (),
-        manifest=made,
-    )
-
-
-def _copy_of(row: Installed, quant: str) -> Installed | None:
-    """The model itself if it has that quantisation, else the whole copy of it that has."""
-    if row.quant.startswith(quant):
-        return row
-    made = (r for r in list_installed() if r.kind == "quantized" and r.base == row.name and r.complete)
-    return next((r for r in made if r.quant.startswith(quant)), None)
 
 
 def _half(repo: str, file: FileRecord) -> int:
@@ -405,7 +297,8 @@ def _inside(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
 
 
-def _folder_size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
+    """Bytes of all its files, links followed."""
     return sum(_size(p) or 0 for p in folder.rglob("*") if p.is_file())
 
 

@@ -9,19 +9,17 @@ bytes at the same offsets; that is harmless, and works on network disks where lo
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from glmchat.core.errors import DoesNotFit, Failed, GlmchatError
+from glmchat.core.errors import Failed
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.text import one_line
 from glmchat.hub.hashing import BLOCK
-from glmchat.hub.store import stopped
+from glmchat.hub.store import disk_error, stopped
 
-SUFFIX = ".glmchat.incomplete"
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -131,34 +129,3 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def disk_error(error: OSError, path: Path) -> GlmchatError:
-    """A failed write in words: a full disk does not fit (exit 4), everything else failed (exit 1)."""
-    where = one_line(str(path.parent))
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return DoesNotFit(
-                tr("the disk is full: no room left in {path}", path=where) + _free(path.parent),
-                hint=tr("free some space and run the same command again: what is here already is kept"),
-                code="disk.full",
-            )
-        case errno.EFBIG:
-            return DoesNotFit(
-                tr("the disk at {path} cannot hold a file this large", path=where),
-                hint=tr("FAT32 ends at 4.3 GB per file: format the disk as exFAT, or choose another one"),
-                code="disk.file_size",
-            )
-    return Failed(
-        tr("cannot write in {path}: {reason}", path=where, reason=error.strerror or error),
-        hint=tr("check the folder's owner and mode, and that the disk is there"),
-        code="disk.write",
-    )
-
-
-def _free(folder: Path) -> str:
-    try:
-        stat = os.statvfs(folder)
-    except OSError:
-        return ""
-    return tr(" ({size} free)", size=human_bytes(stat.f_bavail * stat.f_frsize))

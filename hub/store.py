@@ -19,7 +19,7 @@ from pathlib import Path
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 
 PARTIAL = ".glmchat.incomplete"
 # Kept free beside what a pull needs: file systems slow down and programs fail on the last megabytes.
@@ -104,9 +104,13 @@ def locked(
 
     The locks are taken in sorted order, so that two pulls that share files cannot wait for each other for ever.
     """
-    from filelock import FileLock, Timeout
+    said: list[bool] = []
 
-    said = False
+    def say() -> None:
+        if not said:
+            said.append(True)
+            waiting()
+
     with ExitStack() as held:
         for etag in sorted(set(etags)):
             path = lock_path(repo, etag)
@@ -114,41 +118,38 @@ def locked(
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise disk_error(error, path) from None
-            lock = FileLock(path)
-            while True:
-                if cancelled():
-                    raise stopped()
-                try:
-                    held.enter_context(lock.acquire(timeout=0.2))
-                    break
-                except Timeout:
-                    if not said:
-                        waiting()
-                        said = True
-                except NotImplementedError:  # a file system without flock: the rename at the end is atomic anyway
-                    break
-                except OSError as error:
-                    raise disk_error(error, path) from None
+            held.enter_context(_held(path, cancelled, say))
         yield
 
 
 @contextmanager
-def alone(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """One pull at a time into this folder of ours; a second one waits and then finds the files."""
+def alone(folder: Path, cancelled: Callable[[], bool], waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One pull at a time into this folder of ours; a second one waits, says so, and then finds the files."""
+    with _held(folder / ".pull.lock", cancelled, waiting):
+        yield
+
+
+@contextmanager
+def _held(path: Path, cancelled: Callable[[], bool], waiting: Callable[[], None]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".pull.lock")
-    while True:
-        if cancelled():
-            raise stopped()
-        try:
-            with lock.acquire(timeout=0.1):
-                yield
-            return
-        except Timeout:
-            continue
-        except OSError as error:
-            raise disk_error(error, folder / "x") from None
+    said = False
+    with ExitStack() as held:
+        while True:
+            if cancelled():
+                raise stopped()
+            try:
+                held.enter_context(FileLock(path).acquire(timeout=0.2))
+                break
+            except Timeout:
+                if not said:
+                    waiting()
+                    said = True
+            except NotImplementedError:  # a file system without flock: the rename at the end is atomic anyway
+                break
+            except OSError as error:
+                raise disk_error(error, path) from None
+        yield
 
 
 def in_use(repo: str, etag: str) -> bool:
@@ -193,18 +194,33 @@ def require_space(needed: int, where: Path) -> None:
 
 
 def disk_error(error: OSError, path: Path) -> Failed | DoesNotFit:
-    """An OSError while writing, in words: a full disk does not fit (exit 4), anything else failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DoesNotFit(
-            tr("the disk of {path} is full", path=path.parent),
-            hint=tr("glmchat prune, glmchat rm MODEL, or set HF_HUB_CACHE (GLMCHAT_HOME) to a folder on a larger disk"),
-            code="pull.disk",
-        )
+    """An OSError while writing `path`, in words: a full disk does not fit (exit 4), anything else failed (exit 1)."""
+    where = one_line(str(path.parent))
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return DoesNotFit(
+                tr("the disk is full: no room left in {path}", path=where) + _free_words(path.parent),
+                hint=tr("free some space and run the same command again: what is here already is kept"),
+                code="disk.full",
+            )
+        case errno.EFBIG:
+            return DoesNotFit(
+                tr("the disk at {path} cannot hold a file this large", path=where),
+                hint=tr("FAT32 ends at 4.3 GB per file: format the disk as exFAT, or choose another one"),
+                code="disk.file_size",
+            )
     return Failed(
-        f"{path}: {error.strerror or error}",
-        hint=tr("check that the folder can be written"),
-        code="store.write",
+        tr("cannot write in {path}: {reason}", path=where, reason=error.strerror or error),
+        hint=tr("check the folder's owner and mode, and that the disk is there"),
+        code="disk.write",
     )
+
+
+def _free_words(folder: Path) -> str:
+    try:
+        return tr(" ({size} free)", size=human_bytes(free_bytes(folder)))
+    except OSError:
+        return ""
 
 
 def stopped() -> Interrupted:

@@ -2,96 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
 from glmchat.hub.hashing import git_blob_of, sha256_of
-from glmchat.hub.hosts import Hosts
+from glmchat.hub.hosts import Shared
 from glmchat.hub.partial import PartialFile
-from glmchat.hub.store import stopped
 from glmchat.hub.wanted import Candidate, FileGot, FileWanted
-
-if TYPE_CHECKING:
-    import httpx2
 
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30_000  # under 1 kB/s for this long counts as a stall where there is another source
 _WORTH = 64_000  # bytes that a broken attempt must have brought for the same source to be asked again at once
 _RESTARTS = 3
 _MAX_WAIT = 300.0  # a Retry-After beyond this is an answer for the user, not a pause
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to put up with what. Seconds."""
-
-    stall: float = 20.0  # without a byte
-    first_pause: float = 1.0  # doubles with every round that brought nothing
-    longest_pause: float = 30.0
-    rounds: int = 6  # through all candidates without a byte; then the file has failed
-    unreached_rounds: int = 2  # the same while no server has been reached at all: then there is no network
-
-
-class Shared:
-    """What all transfers of one download share: the client, the hosts' records, the cancel signal, open connections."""
-
-    def __init__(self, client: httpx2.Client, patience: Patience) -> None:
-        self.client = client
-        self.patience = patience
-        self.hosts = Hosts()
-        self.note = ""
-        self.reached = False  # some server has answered something
-        self._cancel = threading.Event()
-        self._lock = threading.Lock()
-        self._open: set[httpx2.Response] = set()
-
-    def cancel(self) -> None:
-        """Wake every transfer, also those that wait in recv()."""
-        self._cancel.set()
-        with self._lock:
-            for response in self._open:
-                _shut(response)
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancel.is_set()
-
-    def check(self) -> None:
-        if self._cancel.is_set():
-            raise stopped()
-
-    def pause(self, seconds: float) -> None:
-        self._cancel.wait(seconds)
-        self.check()
-
-    @contextlib.contextmanager
-    def watch(self, response: httpx2.Response) -> Iterator[None]:
-        with self._lock:
-            self._open.add(response)
-        try:
-            self.check()
-            yield
-        finally:
-            with self._lock:
-                self._open.discard(response)
-
-
-def _shut(response: httpx2.Response) -> None:
-    stream = response.extensions.get("network_stream")
-    sock = stream.get_extra_info("socket") if stream is not None else None
-    if isinstance(sock, socket.socket):
-        with contextlib.suppress(OSError):  # it may be gone already
-            # Not SSLSocket.shutdown: that takes the TLS object away from the thread that reads with it.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from loopback_hub import LoopbackHub, Synthetic
 from glmchat.core.errors import Damaged, DoesNotFit, Failed, Interrupted, NetworkFailed
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Patience, Progress, download
 from glmchat.hub.fetch import retry_after
-from glmchat.hub.partial import disk_error
+from glmchat.hub.store import disk_error
 
 FAST = Patience(stall=0.5, first_pause=0.01, longest_pause=0.05, rounds=3)
 BIG = 24_000_000

@@ -10,7 +10,8 @@ import pytest
 from hub_helpers import COMMIT_A, COMMIT_B, glmchat, hub_entry, last_json, user_catalogue
 
 from glmchat.core.errors import UnknownModel, Usage
-from glmchat.hub import catalogue, installed
+from glmchat.hub import catalogue
+from glmchat.hub.find import find_installed
 from glmchat.hub.references import parse
 
 FIRST = "096f3de6b4959ce38bef7bb05f3129c931a3084e"
@@ -87,7 +88,7 @@ def test_a_folder_named_as_a_source_is_the_model_and_serves_pulls(tmp_path: Path
     in_place = hub_entry("in-place", "x/y", COMMIT_A, files).replace("[[model.file]]", source, 1)
     start, stop = in_place.index("[[model.source]]"), in_place.index(source)
     user_catalogue(in_place[:start] + in_place[stop:])  # the folder alone, no hub
-    row = installed.find_installed(parse("in-place"))
+    row = find_installed(parse("in-place"))
     assert row is not None and row.path == folder and row.complete
     assert glmchat(capsys, "verify", "in-place")[0] == 0
     assert glmchat(capsys, "pull", "in-place")[0] == 2

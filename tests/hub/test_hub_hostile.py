@@ -17,6 +17,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
 from glmchat.hub import installed, store
+from glmchat.hub.find import find_installed
 from glmchat.hub.references import parse
 
 SECRET = "hf_thisMustNeverBeSeen"
@@ -205,7 +206,7 @@ def test_a_file_whose_hash_nobody_knows_is_refused_unless_the_host_is_trusted(ca
         assert "--trust-host" in err
         code, out, err = glmchat(capsys, "pull", "a/b", "--endpoint", address, "--trust-host", "--json")
         assert code == 0, err
-    row = installed.find_installed(parse("a/b"))
+    row = find_installed(parse("a/b"))
     assert row is not None
     assert {f.path: f.sha256 for f in row.files} == {p: sha256(c) for p, c in BARE.items()}
     assert glmchat(capsys, "verify", "a/b")[0] == 0
@@ -255,7 +256,7 @@ def test_modelscope_is_a_source_of_its_own(capsys: Any, monkeypatch: pytest.Monk
     assert Path(row["path"]).is_relative_to(locations.models_dir())
     assert not locations.hf_cache().exists()
     assert again[0] == 0 and "is here" in again[2]
-    found = installed.find_installed(parse("Zhipu/tiny"))
+    found = find_installed(parse("Zhipu/tiny"))
     assert found is not None and {f.host for f in found.files} == {address.removeprefix("http://")}
     assert glmchat(capsys, "verify", "Zhipu/tiny")[0] == 0
     assert glmchat(capsys, "rm", "Zhipu/tiny", "--yes")[0] == 0
@@ -279,6 +280,6 @@ def test_a_file_from_modelscope_counts_only_if_its_hash_is_the_catalogues(
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         code, _, err = glmchat(capsys, "pull", "glm")
         assert code == 0, err
-    row = installed.find_installed(parse("glm"))
+    row = find_installed(parse("glm"))
     assert row is not None and row.path == store.snapshot("me/glm", COMMIT_A)
     assert {f.host for f in row.files} == {address.removeprefix("http://")}

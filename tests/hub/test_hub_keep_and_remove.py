@@ -24,6 +24,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
 from glmchat.hub import installed, manifests, store
+from glmchat.hub.find import find_installed
 from glmchat.hub.references import parse
 
 WEIGHTS = Synthetic(1_000_000, 7)
@@ -65,7 +66,7 @@ def test_rm_asks_and_without_a_terminal_that_is_an_error(hub: LoopbackHub, capsy
     code, out, _ = glmchat(capsys, "rm", "tiny/model", "--json")
     assert code == 2
     assert last_json(out)["code"] == "question.no_terminal"
-    assert installed.find_installed(parse("tiny/model")) is not None
+    assert find_installed(parse("tiny/model")) is not None
 
 
 def test_a_half_download_can_be_removed(hub: LoopbackHub, capsys: Any) -> None:
@@ -150,7 +151,7 @@ def test_add_registers_a_folder_without_copying_and_rm_only_forgets_it(tmp_path:
     code, out, _ = glmchat(capsys, "add", str(folder), "--name", "mine", "--json")
     assert code == 0
     assert json.loads(out)["path"] == str(folder)
-    row = installed.find_installed(parse("mine"))
+    row = find_installed(parse("mine"))
     assert row is not None and row.path == folder and row.complete
     assert installed.last_used() == row
     code, _, err = glmchat(capsys, "rm", "mine", "--yes")
@@ -167,7 +168,7 @@ def test_add_recognises_a_known_revision_by_its_bytes(tmp_path: Path, capsys: An
     code, _, err = glmchat(capsys, "add", str(folder))
     assert code == 0
     assert f"me/known at {COMMIT_A}" in err
-    row = installed.find_installed(parse("known"))
+    row = find_installed(parse("known"))
     assert row is not None and row.path == folder and row.revision == COMMIT_A
 
 
@@ -211,7 +212,7 @@ def test_an_alias_stands_for_its_model_and_keeps_a_revision_given_with_it(hub: L
     commit = pulled(hub, capsys)
     assert glmchat(capsys, "alias", "我的", "tiny/model")[0] == 0
     assert glmchat(capsys, "alias", "mine", "我的")[0] == 0
-    row = installed.find_installed(parse(f"mine@{commit[:8]}"))
+    row = find_installed(parse(f"mine@{commit[:8]}"))
     assert row is not None and row.revision == commit
     assert json.loads(glmchat(capsys, "alias", "--json")[1]) == {"我的": "tiny/model", "mine": "tiny/model"}
     assert "mine" in installed.complete_names("mi")
@@ -236,7 +237,7 @@ def test_a_lock_file_brings_the_same_bytes_elsewhere(
     hub.add("tiny/model", {"config.json": b"{}", "model.safetensors": b"later"})  # main has moved on
     asked = len([r for r in hub.requests if "/api/" in r.path])
     assert glmchat(capsys, "pull", "--locked", str(file))[0] == 0
-    row = installed.find_installed(parse(f"tiny/model@{commit[:10]}"))
+    row = find_installed(parse(f"tiny/model@{commit[:10]}"))
     assert row is not None and row.revision == commit
     assert glmchat(capsys, "lock")[1] == out
     assert len([r for r in hub.requests if "/api/" in r.path]) == asked  # the lock knows; no hub decides
@@ -283,28 +284,28 @@ def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_b
     assert rows["quantized"]["quant"] == "int4-g32"
     assert rows["quantized"]["base"] == "tiny/model"
     assert rows["quantized"]["complete"] is True
-    found = installed.find_installed(parse("tiny/model:int4"))
+    found = find_installed(parse("tiny/model:int4"))
     assert found is not None and found.path == folder
-    assert installed.find_installed(parse("tiny/model:int8")) is None
-    base = installed.find_installed(parse("tiny/model"))
+    assert find_installed(parse("tiny/model:int8")) is None
+    base = find_installed(parse("tiny/model"))
     assert base is not None and base.kind == "model"
     assert glmchat(capsys, "verify", "tiny/model:int4")[0] == 0
     code, _, err = glmchat(capsys, "rm", f"tiny/model@{commit[:12]}", "--yes")
     assert code == 0
     assert "stays" in err
-    assert installed.find_installed(parse("tiny/model:int4")) is not None
+    assert find_installed(parse("tiny/model:int4")) is not None
     assert glmchat(capsys, "rm", "tiny/model:int4", "--yes")[0] == 0
     assert not folder.exists()
 
 
 def test_the_quantised_copy_of_a_plain_folder_is_found_by_its_path(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "plain")
-    assert installed.find_installed(parse(f"{folder}:int4")) is None
+    assert find_installed(parse(f"{folder}:int4")) is None
     copy = model_folder(locations.models_dir() / "plain-int4", b"q" * 50)
     files = [{"path": "model.safetensors", "size": 50, "sha256": sha256(b"q" * 50)}]
     record = {"format": 1, "kind": "quantized", "name": f"{folder}:int4", "base": str(folder), "quant": "int4-g32"}
     (copy / "glmchat.json").write_text(json.dumps({**record, "root": str(copy), "files": files}))
-    row = installed.find_installed(parse(f"{folder}:int4"))
+    row = find_installed(parse(f"{folder}:int4"))
     assert row is not None and row.path == copy
 
 

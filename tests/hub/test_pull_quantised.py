@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +18,30 @@ import pytest
 import torch
 from hub_helpers import glmchat, last_json
 from loopback_hub import LoopbackHub
+from safetensors.torch import load_file
 
+from glmchat.cli.main import run
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
-from glmchat.engine.engine import Engine
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
 from glmchat.engine.quantize.replace import Recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 REPO = "tiny/llama"
+TINY_CHATGLM: dict[str, dict[str, Any]] = {
+    "chatglm-6b-early": {"hidden_size": 32, "inner_hidden_size": 64},
+    "chatglm2-6b": {"padded_vocab_size": 400, "hidden_size": 64, "ffn_hidden_size": 96},
+}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in four safetensors files with an index, its norms in float32 beside float16 matrices."""
     from engine_builders import write_folder
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     folder = write_folder(tmp_path_factory.mktemp("tiny") / "llama", torch_dtype="float16")
     tensors = {k: v if "norm" in k else v.half() for k, v in load_file(folder / "model.safetensors").items()}
@@ -68,11 +75,12 @@ def left_over() -> list[str]:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    ids = [5, 9, 40, 7, 3]
-    return torch.equal(
-        Engine.load(one, dtype="float32", threads=1).logits(ids),
-        Engine.load(other, dtype="float32", threads=1).logits(ids),
+    """Every tensor bit for bit; how they are spread over files may differ."""
+    mine, theirs = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (one, other)
     )
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def made_from(checkpoint: Path, out: Path) -> Path:
@@ -178,6 +186,22 @@ def test_a_process_that_is_killed_goes_on_where_it_was(
     assert left_over() == [] and same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
 
 
+def test_a_second_pull_of_the_same_copy_says_that_it_waits(hub: LoopbackHub, capsys: Any) -> None:
+    from glmchat.hub import staging, store
+
+    folder = staging.staging_folder(locations.private_dir(locations.models_dir()) / "tiny-llama-int4")
+    folder.mkdir()
+    codes: list[int] = []
+    second = threading.Thread(target=lambda: codes.append(run(["pull", REPO, "--quant", "4"])))
+    with store.alone(folder, lambda: False):
+        second.start()
+        while "waiting for it" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        assert not hub.requests_for("model-00001-of-00004.safetensors")
+    second.join()
+    assert codes == [0] and copy().is_dir() and left_over() == []
+
+
 def test_keep_keeps_the_original_in_the_cache(hub: LoopbackHub, capsys: Any) -> None:
     assert glmchat(capsys, "pull", REPO, "--quant", "4", "--keep")[0] == 0
     kinds = {
@@ -198,3 +222,34 @@ def test_a_wrong_shape_in_a_file_is_named_and_the_copy_is_not_there(
     code, _, err = glmchat(capsys, "pull", "tiny/wrong", "--quant", "4")
     assert code == 3 and "mlp" in err
     assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")]
+
+
+@pytest.mark.parametrize("name", TINY_CHATGLM)
+def test_a_chatglm_in_bin_shards_arrives_as_quantising_the_whole_makes_it(
+    loopback_hub: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from random_checkpoints import tiny, write_checkpoint
+
+    from glmchat.hub import staging
+
+    folder, bring, seen = tmp_path / name, staging.bring, []
+    config = tiny(name, **TINY_CHATGLM[name])
+    shards = [p.name for p in write_checkpoint(folder, config, kind="bin", shard_bytes=20_000)]
+    assert len(shards) >= 5
+    loopback_hub.add("tiny/glm", {p.name: p.read_bytes() for p in folder.iterdir()})
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+
+    def watched(plan: Any, paths: Any, folder: Path, *rest: Any) -> Any:
+        got = bring(plan, paths, folder, *rest)
+        seen.append(len(list(folder.glob("*.bin"))))
+        return got
+
+    monkeypatch.setattr(staging, "bring", watched)
+    code, _, err = glmchat(capsys, "pull", "tiny/glm", "--quant", "4", "--json")
+    assert code == 0, err
+    assert max(seen) == 1
+    tied = ["pytorch_model-00006-of-00006.bin"] if name == "chatglm-6b-early" else []  # lm_head alone: never asked for
+    assert [s for s in shards if len(loopback_hub.requests_for(s)) != 1] == tied
+    assert left_over() == []
+    assert same_weights(copy(), made_from(folder, tmp_path / "whole"))
+    assert glmchat(capsys, "verify", str(copy()))[0] == 0
