@@ -25,6 +25,7 @@ _HEAD = 2**20
 _MANIFEST = "glmchat.json"
 _ADAPTER = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 _REMEMBERED = 400  # files
+State = tuple[tuple[str, int, int, int], ...]  # of each file: name, size, time of its last change, inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,19 @@ def of_adapter(path: Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _ADAPTER and p.is_file())
     prints = fingerprint(p for p in files if p.name != _MANIFEST)
     return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in prints))
+
+
+def state_of(path: Path) -> State:
+    """What changes when a file of an adapter is replaced, without reading it; path: its folder or file.
+
+    Empty for a path that was taken away meanwhile.
+    """
+    try:
+        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _ADAPTER)
+        told = [(p.name, p.stat()) for p in files]
+    except OSError:
+        return ()
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in told)
 
 
 def whole(path: Path) -> str:

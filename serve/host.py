@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed, UnknownModel
-from glmchat.core.fingerprints import of_adapter
+from glmchat.core.fingerprints import State, of_adapter, state_of
 from glmchat.core.text import one_line
 from glmchat.serve.face import EngineFace, Load
 from glmchat.serve.line import Line
@@ -56,7 +56,7 @@ class Host:
         self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
         self._known = dict(adapters or {})
         self._find_adapter = find_adapter or (lambda name: None)
-        self._attached: set[str] = set()
+        self._attached: dict[str, State] = {}  # name -> its files as they were read
         self.digests: dict[str, str] = {}  # of the adapters that are attached
         self.forced: set[str] = set()  # of these: attached although they name another base
         self._active: dict[str, float] = {}
@@ -139,27 +139,38 @@ class Host:
     # Adapters. `adapters()` is asked from the event loop; the rest runs in the engine's thread.
 
     def adapters(self) -> list[str]:
-        return sorted(set(self._known) | self._attached)
+        return sorted(name for name in {*self._known, *self._attached} if self.has_adapter(name))
 
     def has_adapter(self, name: str) -> bool:
-        return name in self._known or name in self._attached or self._find_adapter(name) is not None
+        return self._folder(name) is not None
+
+    def _folder(self, name: str) -> Path | None:
+        """Where the adapter lies now; the store is asked anew, since adapters come and go while the engine runs."""
+        known = self._known.get(name)
+        return known if known is not None and known.exists() else self._find_adapter(name)
 
     def attach(self, name: str) -> None:
-        """Attach by store name. Raises UnknownModel for a name that the store does not know."""
-        if name in self._attached:
-            return
-        folder = self._known.get(name) or self._find_adapter(name)
+        """Attach by store name what lies there now. Raises UnknownModel for a name that the store does not know.
+
+        An adapter whose files were replaced under its name is read again.
+        """
+        folder = self._folder(name)
         if folder is None:
             raise UnknownModel(
                 f"there is no adapter {one_line(repr(name), 80)} in the store",
                 hint="glmchat adapters list; adapters are named, never given as a path",
                 code="adapter.unknown",
             )
+        state = state_of(folder)
+        if self._attached.get(name) == state:
+            return
         found = self.ready().attach(folder, name)
-        self._attached.add(name)
+        self._attached[name] = state
+        self._active.pop(name, None)  # what was active under this name were other numbers
         self.forced.discard(name)
         if getattr(found, "forced", False):
             self.forced.add(name)
+        self.digests.pop(name, None)
         with suppress(OSError):  # taken away meanwhile: what is not known is not told
             self.digests[name] = of_adapter(folder)
         self._known[name] = folder
@@ -172,11 +183,13 @@ class Host:
                 code="adapter.unknown",
             )
         self.ready().detach(name)
-        self._attached.discard(name)
+        del self._attached[name]
         self._active.pop(name, None)
 
     def activate(self, adapters: Mapping[str, float]) -> None:
-        """Make exactly these active; they are attached first if need be."""
+        """Make exactly these active; they are attached first if need be, and what left the store is forgotten."""
+        for name in [name for name in self._attached if not self.has_adapter(name)]:
+            self.detach(name)
         for name in adapters:
             self.attach(name)
         if dict(adapters) != self._active:

@@ -61,6 +61,7 @@ class FakeEngine:
         self.stopped = 0
         self.closed = False
         self.attached: dict[str, Path] = {}
+        self.attachments: list[str] = []  # every call of attach
         self.active: dict[str, float] = {}
 
     @classmethod
@@ -101,6 +102,7 @@ class FakeEngine:
         if not folder.is_dir():
             raise Hostile(f"{folder} is no adapter", hint="name another", code="adapter.damaged")
         self.attached[name] = folder
+        self.attachments.append(name)
 
     def detach(self, name: str) -> None:
         del self.attached[name]

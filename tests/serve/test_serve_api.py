@@ -146,6 +146,31 @@ def test_an_adapter_of_the_store_is_found_by_name(serve):
     assert running.engine.active == {"haiku": 1.0}
 
 
+def test_an_adapter_that_was_replaced_under_its_name_is_read_again_and_a_removed_one_is_forgotten(serve, tmp_path):
+    store = tmp_path / "store"
+
+    def put(number: int) -> None:
+        """As the store does: the folder is whole or absent."""
+        (tmp_path / f"new-{number}").mkdir()
+        (tmp_path / f"new-{number}" / "adapter_model.safetensors").write_bytes(bytes([number]))
+        if store.exists():
+            store.rename(tmp_path / f"old-{number}")
+        (tmp_path / f"new-{number}").rename(store)
+
+    put(1)
+    running = serve(adapters={"poet": store})
+    answers = [running.ask(model="poet").json() for _ in range(2)]
+    put(2)
+    answers += [running.ask(model="poet").json() for _ in range(2)]
+    assert running.engine.attachments == ["poet", "poet"] and running.engine.active == {"poet": 1.0}
+    hashes = [answer["glmchat"]["adapter_hashes"]["poet"] for answer in answers]
+    assert hashes[0] == hashes[1] != hashes[2] == hashes[3]
+    store.rename(tmp_path / "gone")
+    assert running.ask(model="poet").status_code == 404
+    assert running.ask().status_code == 200 and not running.engine.attached
+    assert [row["id"] for row in running.client.get("/v1/models").json()["data"]] == ["fake"]
+
+
 def test_tokenize_counts_text_and_messages(serve):
     client = serve().client
     for body in ({"prompt": "héllo"}, {"text": "héllo"}, {"content": "héllo"}):
