@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.adapter import Adapter
     from glmchat.hub.adapters import Origin
     from glmchat.hub.installed import Installed
+    from glmchat.hub.lock import LockedAdapter
+    from glmchat.hub.plan import PullOptions, PullPlan
 
 
 def complete_adapters(incomplete: str) -> list[str]:
@@ -97,13 +100,24 @@ def _fetch(source: str) -> tuple[Path, Origin]:
             code="adapter.source",
         )
     from glmchat.hub.plan import plan_pull
+
+    return _pull(plan_pull(reference), source)
+
+
+def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:
+    """Fetch the plan's files, resumable and hashed like a model's, and say who served them."""
+    from glmchat.hub import adapters, manifests
+    from glmchat.hub.plan import require_fit
     from glmchat.hub.pull import execute
 
-    plan = plan_pull(reference)
+    require_fit(plan)
     with output.progress() as meter:
-        execute(plan, lambda progress: meter.update(plan.name, progress.done, progress.total), lambda: False)
+        execute(
+            plan, lambda progress: meter.update(plan.name, progress.done, progress.total), lambda: False, note=False
+        )
+    served = {f.path: f for m in manifests.read_all() if m.root == plan.root for f in m.files}
     adapters.forget_pull(plan.root)
-    return plan.root, adapters.Origin(source, plan.repo, plan.revision)
+    return plan.root, adapters.Origin(asked, plan.repo, plan.revision, served)
 
 
 def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:
@@ -114,6 +128,7 @@ def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin
     small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
     names = adapter.tensors.shapes()
     if adapter.form == "thudm" and any(not n.startswith(PREFIX) for n in names):  # the older form, a whole checkpoint
+        facts["extracted"] = True  # what is kept is no file of the origin
 
         def write(folder: Path) -> None:
             from glmchat.engine.adapters.merge import write_prefix
@@ -123,6 +138,37 @@ def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin
         return adapters.keep(name, small, facts, origin, base=adapter.base, write=write)
     files = dict.fromkeys([*small, *weight_files(path)])
     return adapters.keep(name, list(files), facts, origin, base=adapter.base)
+
+
+def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, as_json: bool) -> None:
+    """Bring one adapter of a lock file into the store, under the lock's name and with the lock's hashes.
+
+    One that is there already with these hashes stays. Raises Usage if another one has its name.
+    """
+    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.hub import adapters
+    from glmchat.hub.lock import plan_locked
+
+    wanted = {f.path: f.sha256 for f in locked.entry.files}
+    here = next((row for row in adapters.list_adapters() if row.name == locked.entry.name), None)
+    if here is not None and {f.path: f.sha256 for f in here.files} == wanted:
+        output.say(tr("{name} is here, {size}", name=here.name, size=human_bytes(here.size_bytes)))
+        row = here
+    else:
+        adapters.free_name(locked.entry.name)
+        plan = plan_locked(locked.entry, replace(options, include=(), exclude=(), everything=True))
+        if dry_run:
+            if as_json:
+                output.json_line({**plan.to_json(), "kind": "adapter"})
+            else:
+                output.say(tr("{name} would be added, {size}", name=plan.name, size=human_bytes(plan.bytes_total)))
+            return
+        path, origin = _pull(plan, f"{plan.repo}@{plan.revision}")
+        adapter = read_adapter(path, alpha=locked.alpha)
+        row = _keep(locked.entry.name, path, adapter, adapter.to_json(), origin)
+        output.say(tr("{name} is ready: {what}", name=row.name, what=adapters.kind_words(adapters.facts_of(row))))
+    if as_json:
+        output.json_line({"event": "done", **adapters.to_json(row)})
 
 
 def list_all(
@@ -196,22 +242,14 @@ def rm(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", autocompletion=complete_adapters)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove adapters from the store."""
+    from glmchat.cli.models import carry_out
     from glmchat.hub.adapters import find_adapter
-    from glmchat.hub.removal import execute, plan_removal
+    from glmchat.hub.removal import plan_removal
 
-    plan = plan_removal([find_adapter(name) for name in names])
-    for step in plan.steps:
-        output.data(f"{step.path}  {human_bytes(step.size_bytes)}")
-    question = tr("remove {names} and free {size}?", names=", ".join(plan.names), size=human_bytes(plan.bytes_freed))
-    if dry_run:
-        output.say(tr("{size} would be freed", size=human_bytes(plan.bytes_freed)))
-    elif not output.confirm(question, assume_yes=yes):
-        output.say(tr("nothing was removed"))
-    else:
-        execute(plan)
-        output.say(tr("{size} freed", size=human_bytes(plan.bytes_freed)))
+    carry_out(plan_removal([find_adapter(name) for name in names]), yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 def verify(

@@ -161,30 +161,33 @@ def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson 
                 hint=tr("delete it yourself"),
                 code="rm.folder",
             )
-    _carry_out(plan_removal(rows), yes=yes, dry_run=dry_run, as_json=as_json)
+    carry_out(plan_removal(rows), yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what nothing refers to: half downloads, blobs without a link, manifests without a model."""
     from glmchat.hub.removal import plan_prune
 
-    _carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)
+    carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME…]", help="Models or folders; all without one.", autocompletion=complete_models),
+        typer.Argument(
+            metavar="[NAME…]", help="Models, adapters or folders; all without one.", autocompletion=complete_models
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Hash every file of a model and compare with what it should be. Needs no network."""
+    """Hash every file of a model or an adapter and compare with what it should be. Needs no network."""
     from glmchat.hub.installed import list_installed
     from glmchat.hub.store import stopped
     from glmchat.hub.verify import verify as check
 
-    rows = [_here(n, incomplete=True) for n in names] if names else [r for r in list_installed() if r.kind == "model"]
+    kinds = ("model", "adapter")
+    rows = [_any(n) for n in names] if names else [r for r in list_installed() if r.kind in kinds]
     reports: list[Report] = []
     try:
         with nullcontext() if quiet or as_json else output.progress() as meter:
@@ -268,7 +271,7 @@ def alias(
 def lock(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME…]", help="Models; all without one.", autocompletion=complete_models),
+        typer.Argument(metavar="[NAME…]", help="Models, adapters; all without one.", autocompletion=complete_models),
     ] = None,
 ) -> None:
     """Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."""
@@ -277,7 +280,8 @@ def lock(
     from glmchat.hub.installed import list_installed
     from glmchat.hub.lock import lock as lock_models
 
-    rows = [_here(n) for n in names] if names else [r for r in list_installed() if r.kind == "model"]
+    kinds = ("model", "adapter")
+    rows = [_any(n, incomplete=False) for n in names] if names else [r for r in list_installed() if r.kind in kinds]
     content, left_out = lock_models(rows)
     for one in left_out:
         output.say(tr("left out: {name}, it has no source or no hashes", name=one))
@@ -288,6 +292,20 @@ def lock(
             code="lock.impossible",
         )
     output.data(json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _any(name: str, *, incomplete: bool = True) -> Installed:
+    """The model of that name, else the adapter."""
+    from glmchat.core.errors import UnknownModel
+    from glmchat.hub.adapters import list_adapters
+
+    try:
+        return _here(name, incomplete=incomplete)
+    except (UnknownModel, NotInstalled):
+        found = next((row for row in list_adapters() if row.name == name), None)
+        if found is None:
+            raise
+        return found
 
 
 def _here(name: str, *, incomplete: bool = False) -> Installed:
@@ -333,7 +351,7 @@ def _list_known(as_json: bool) -> None:
     )
 
 
-def _carry_out(plan: RemovalPlan, *, yes: bool, dry_run: bool, as_json: bool) -> None:
+def carry_out(plan: RemovalPlan, *, yes: bool, dry_run: bool, as_json: bool) -> None:
     from glmchat.hub.removal import execute
 
     if as_json:

@@ -100,6 +100,8 @@ def pull(
                 _show(plan, as_json)
             else:
                 _fetch(plan, as_json=as_json, quiet=quiet, check=check)
+        if locked is not None:
+            _locked_adapters(locked, options, dry_run=dry_run, as_json=as_json)
     except KeyboardInterrupt:  # while a hub was asked
         from glmchat.hub.store import stopped
 
@@ -141,11 +143,19 @@ def _plans(
     if locked is not None:
         from glmchat.hub.lock import plan_locked, read_lock
 
-        return [lambda model=model: plan_locked(model, options) for model in read_lock(locked)]  # type: ignore[misc]
+        return [lambda model=model: plan_locked(model, options) for model in read_lock(locked).models]  # type: ignore[misc]
     if revision is not None and len(names) > 1:
         raise Usage(tr("--revision goes with one name"), hint=tr("write NAME@REVISION for each"), code="pull.arguments")
     references = [parse(name, revision=revision) for name in names]
     return [lambda reference=reference: plan_pull(reference, options) for reference in references]  # type: ignore[misc]
+
+
+def _locked_adapters(file: Path, options: PullOptions, *, dry_run: bool, as_json: bool) -> None:
+    from glmchat.cli.adapters import pull_locked
+    from glmchat.hub.lock import read_lock
+
+    for adapter in read_lock(file).adapters:
+        pull_locked(adapter, options, dry_run=dry_run, as_json=as_json)
 
 
 def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check: bool = False) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,15 @@ _COMPANIONS = re.compile(r"(?i)adapter_config\.json|config\.json|readme\.md|(mod
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an adapter came from: a repository at a commit, or a path on this machine."""
+    """Where an adapter came from: a repository at a commit, or a path on this machine.
+
+    served: the pull's record of each file (who served it, its hash on the hub), by name.
+    """
 
     asked: str
     repo: str | None = None
     revision: str | None = None
+    served: Mapping[str, FileRecord] = field(default_factory=dict)
 
 
 def list_adapters() -> list[Installed]:
@@ -65,6 +69,18 @@ def checked_name(name: str) -> str:
     return name
 
 
+def free_name(name: str) -> Path:
+    """The folder that an adapter of this name will have. Raises Usage for a name that is taken or is none."""
+    place = locations.adapters_dir() / checked_name(name)
+    if place.exists():
+        raise Usage(
+            tr("an adapter {name} is there already", name=name),
+            hint=tr("glmchat adapters rm {name}, or give another one with --name", name=name),
+            code="adapter.taken",
+        )
+    return place
+
+
 def suggested_name(source: Path, repo: str | None) -> str:
     """From the repository's or the folder's name; `checkpoint-3000` is told apart by the folder around it."""
     base = repo.rpartition("/")[2] if repo else source.stem if source.is_file() else source.name
@@ -87,14 +103,7 @@ def keep(
     facts: what the engine says the adapter is; they stand under "adapter" in glmchat.json. write: puts further files
     into the folder. The folder is whole or absent. Raises Usage if the name is taken, DoesNotFit, Failed.
     """
-    checked_name(name)
-    place = locations.adapters_dir() / name
-    if place.exists():
-        raise Usage(
-            tr("an adapter {name} is there already", name=name),
-            hint=tr("glmchat adapters rm {name}, or give another one with --name", name=name),
-            code="adapter.taken",
-        )
+    place = free_name(name)
     locations.private_dir(locations.data_dir())
     locations.private_dir(locations.adapters_dir())
     store.require_space(sum(path.stat().st_size for path in files), place)
@@ -161,11 +170,7 @@ def change_force(row: Installed, forced: bool) -> None:
 
 
 def _manifest(name: str, folder: Path, origin: Origin, base: str | None) -> Manifest:
-    records = tuple(
-        FileRecord(path.name, path.stat().st_size, sha256_of(path), date=store.now())
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    )
+    records = tuple(_record(path, origin) for path in sorted(folder.iterdir()) if path.is_file())
     return Manifest(
         name=name,
         kind="adapter",
@@ -178,6 +183,13 @@ def _manifest(name: str, folder: Path, origin: Origin, base: str | None) -> Mani
         date=store.now(),
         files=records,
     )
+
+
+def _record(path: Path, origin: Origin) -> FileRecord:
+    digest, served = sha256_of(path), origin.served.get(path.name)
+    if served is not None and served.sha256 in (None, digest):
+        return replace(served, size=path.stat().st_size, sha256=digest)
+    return FileRecord(path.name, path.stat().st_size, digest, date=store.now())
 
 
 def forget_pull(root: Path) -> None:

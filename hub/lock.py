@@ -1,16 +1,16 @@
-"""The lock file: a set of models at exact commits and hashes, to be had again elsewhere (`pull --locked FILE`)."""
+"""The lock file: models and adapters at exact commits and hashes, to be had again elsewhere (`pull --locked FILE`)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.language import tr
-from glmchat.hub import catalogue
+from glmchat.hub import adapters, catalogue
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullOptions, PullPlan, plan_entry
@@ -20,9 +20,26 @@ from glmchat.hub.safe_paths import check_listing
 FORMAT = 1
 
 
+@dataclass(frozen=True, slots=True)
+class LockedAdapter:
+    """alpha: for a raw file of a LoRA, which does not say it."""
+
+    entry: Entry
+    alpha: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """What a lock file holds; models as entries of a catalogue of its own."""
+
+    models: tuple[Entry, ...]
+    adapters: tuple[LockedAdapter, ...]
+
+
 def lock(rows: Sequence[Installed]) -> tuple[dict[str, Any], list[str]]:
-    """The content of a lock file for these models, and the names of those that cannot be had elsewhere."""
-    locked, left_out = [], []
+    """The content of a lock file for these models and adapters, and the names of those that cannot be had elsewhere."""
+    content: dict[str, Any] = {"format": FORMAT, "models": [], "adapters": []}
+    left_out = []
     known = catalogue.load()
     for row in rows:
         source = _source(row, known)
@@ -30,22 +47,25 @@ def lock(rows: Sequence[Installed]) -> tuple[dict[str, Any], list[str]]:
         if source is None or not row.files or not hashed or not row.complete:
             left_out.append(row.name)
             continue
-        locked.append(
+        what: dict[str, Any] = {"name": row.name.partition("@")[0], "family": row.family, "quant": row.quant}
+        if row.kind == "adapter":
+            facts = adapters.facts_of(row)
+            what = {"name": row.name, "base": row.base}
+            what["alpha"] = facts.get("alpha") if facts.get("form") == "raw" else None
+        content["adapters" if row.kind == "adapter" else "models"].append(
             {
-                "name": row.name.partition("@")[0],
-                "family": row.family,
-                "quant": row.quant,
+                **what,
                 "source": {k: v for k, v in asdict(source).items() if v is not None},
                 "files": [
                     {"path": f.path, "size": f.size, "sha256": f.sha256, "git_blob": f.git_blob} for f in row.files
                 ],
             }
         )
-    return {"format": FORMAT, "models": locked}, left_out
+    return content, left_out
 
 
-def read_lock(path: Path) -> list[Entry]:
-    """The models of a lock file, as entries of a catalogue of its own. Raises Usage, Damaged or Hostile."""
+def read_lock(path: Path) -> Locked:
+    """Raises Usage, Damaged or Hostile."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,14 +77,15 @@ def read_lock(path: Path) -> list[Entry]:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
     try:
-        entries = [_entry(raw) for raw in data["models"]]
+        models = tuple(_entry(raw) for raw in data["models"])
+        found = tuple(_adapter(raw) for raw in data.get("adapters", ()))
     except (Hostile, Usage):
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _broken(path, repr(error)) from None
-    for entry in entries:
+    for entry in (*models, *(adapter.entry for adapter in found)):
         check_listing((f.path for f in entry.files), source=str(path))
-    return entries
+    return Locked(models, found)
 
 
 def plan_locked(entry: Entry, options: PullOptions) -> PullPlan:
@@ -73,6 +94,10 @@ def plan_locked(entry: Entry, options: PullOptions) -> PullPlan:
 
 
 def _source(row: Installed, known: catalogue.Catalogue) -> Source | None:
+    if row.kind == "adapter":
+        if not row.repo or not is_commit(row.revision or "") or adapters.facts_of(row).get("extracted"):
+            return None
+        return Source("hf", row.repo, row.revision or "")
     if row.source == "pypi":
         entry = next((e for e in known if e.reference == row.name), None)
         return next((s for s in entry.sources if s.kind == "pypi"), None) if entry else None
@@ -81,6 +106,14 @@ def _source(row: Installed, known: catalogue.Catalogue) -> Source | None:
     if row.source == "modelscope" and row.repo:
         return Source("modelscope", row.repo, row.revision or "master")
     return None
+
+
+def _adapter(raw: dict[str, Any]) -> LockedAdapter:
+    entry, alpha = _entry(raw), raw.get("alpha")
+    adapters.checked_name(entry.name)
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
+        raise ValueError(alpha)
+    return LockedAdapter(entry, alpha)
 
 
 def _entry(raw: dict[str, Any]) -> Entry:

@@ -36,11 +36,13 @@ def execute(
     *,
     check: bool = False,
     waiting: Callable[[], None] = lambda: None,
+    note: bool = True,
 ) -> Installed:
     """Do what the plan says and return the model, complete and noted as last used.
 
     check:   hash what is here already too, and fetch again what is wrong.
     waiting: called once if another process pulls the same files.
+    note:    False for what is no model to run (an adapter).
 
     Raises NetworkFailed, Failed, Damaged (exit 3), DoesNotFit (exit 4) and Interrupted; what arrived is kept, and the
     same call goes on from there.
@@ -68,7 +70,8 @@ def execute(
             hint=tr("pull again"),
             code="pull.vanished",
         )
-    installed.remember(row)
+    if note:
+        installed.remember(row)
     return row
 
 

@@ -92,6 +92,7 @@ class Report:
     path: Path
     against: str  # "manifest", "cache", or the catalogue's reference
     files: tuple[Verdict, ...]
+    kind: str = "model"
 
     @property
     def wrong(self) -> list[Verdict]:
@@ -116,6 +117,8 @@ class Report:
             wrong[0].sentence() + more,
             hint=tr("glmchat pull --into {path} fetches the real files", path=self.path)
             if pointers
+            else tr("glmchat adapters rm {name}, then add it again", name=self.name)
+            if self.kind == "adapter"
             else tr("glmchat pull --check {name} fetches again what is wrong", name=self.name)
             if self.against != "nothing" and not Path(self.name).is_absolute()
             else tr("replace the file, or pull the model"),
@@ -135,7 +138,7 @@ def verify(
     if not expected:
         return _resembling(row, root, known, on_bytes, cancelled)
     files = tuple(_verdict(root, e, known, on_bytes, cancelled) for e in expected)
-    return Report(row.name, root, against, files)
+    return Report(row.name, root, against, files, row.kind)
 
 
 def _expected(row: Installed, root: Path, known: Catalogue) -> tuple[list[KnownFile], str]:

@@ -48,8 +48,10 @@ def test_a_changed_file_is_found_and_a_removed_adapter_is_gone(lora: Path, capsy
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    code, out, _ = helpers.glmchat(capsys, "adapters", "verify", "poet")
-    assert code == 3 and "adapter_model.safetensors is wrong" in out
+    for line in (("adapters", "verify", "poet"), ("verify", "poet"), ("verify",)):
+        code, out, err = helpers.glmchat(capsys, *line)
+        assert code == 3 and "adapter_model.safetensors is wrong" in out
+        assert "glmchat adapters rm poet, then add it again" in err
     assert helpers.glmchat(capsys, "adapters", "rm", "poet", "--yes")[0] == 0
     assert list_adapters() == []
 
@@ -85,18 +87,71 @@ def test_an_older_full_checkpoint_is_stored_as_its_prefix_alone(tmp_path: Path, 
     assert find_adapter("tuned").size_bytes < 10_000
 
 
-def test_an_adapter_of_a_hub_is_pulled_and_pinned(
-    lora: Path, capsys: Any, loopback_hub: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def poet_on_hub(lora: Path, loopback_hub: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     files = {n: (lora / n).read_bytes() for n in ("adapter_config.json", "adapter_model.safetensors")}
     loopback_hub.add("someone/poet", files)
     monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    return loopback_hub
+
+
+def test_an_adapter_of_a_hub_is_pulled_and_pinned(poet_on_hub: Any, capsys: Any) -> None:
     code, out, err = helpers.glmchat(capsys, "adapters", "add", "someone/poet", "--json")
     assert code == 0, err
     told = helpers.last_json(out)
     assert (told["name"], told["repo"], len(told["revision"])) == ("poet", "someone/poet", 40)
     listed = json.loads(helpers.glmchat(capsys, "list", "--json")[1])
     assert [row["kind"] for row in listed] == ["adapter"]
+    served = {f.host for f in find_adapter("poet").files}
+    assert served == {poet_on_hub.url.partition("//")[2]}, "who served each file"
+
+
+def test_a_commit_that_is_named_is_the_one_that_is_pulled(poet_on_hub: Any, capsys: Any) -> None:
+    assert helpers.glmchat(capsys, "adapters", "add", "someone/poet")[0] == 0
+    first = find_adapter("poet")
+    poet_on_hub.add("someone/poet", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"later"})
+    code, _, err = helpers.glmchat(capsys, "adapters", "add", f"someone/poet@{first.revision}", "--name", "old")
+    assert code == 0, err
+    assert find_adapter("old").revision == first.revision
+
+
+def test_a_lock_file_brings_the_same_adapter_elsewhere_under_its_name(
+    poet_on_hub: Any, lora: Path, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert helpers.glmchat(capsys, "adapters", "add", "someone/poet", "--name", "bard")[0] == 0
+    helpers.glmchat(capsys, "adapters", "add", str(lora), "--name", "mine")
+    code, out, err = helpers.glmchat(capsys, "lock")
+    assert code == 0 and "left out: mine" in err
+    file = tmp_path / "glmchat.lock"
+    file.write_text(out)
+    assert helpers.glmchat(capsys, "lock", "bard")[1] == out
+    monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "elsewhere-hf"))
+    poet_on_hub.add("someone/poet", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"later"})
+    for _ in range(2):  # the second time everything is here
+        code, _, err = helpers.glmchat(capsys, "pull", "--locked", str(file))
+        assert code == 0, err
+    assert [row.name for row in list_adapters()] == ["bard"]
+    assert helpers.glmchat(capsys, "lock")[1] == out
+    assert helpers.glmchat(capsys, "adapters", "rm", "bard", "--yes", "--json")[0] == 0
+    helpers.glmchat(
+        capsys, "adapters", "add", str(adapters.write_lora(tmp_path / "x", adapters.factors(1))), "--name", "bard"
+    )
+    code, _, err = helpers.glmchat(capsys, "pull", "--locked", str(file))
+    assert code == 2 and "there already" in err, "another one is never overwritten"
+
+
+@pytest.mark.parametrize("name", ["../evil", ".hidden", "a/b"])
+def test_a_lock_file_names_no_folder_outside_the_store(
+    poet_on_hub: Any, capsys: Any, tmp_path: Path, name: str
+) -> None:
+    helpers.glmchat(capsys, "adapters", "add", "someone/poet")
+    locked = json.loads(helpers.glmchat(capsys, "lock")[1])
+    locked["adapters"][0]["name"] = name
+    file = tmp_path / "glmchat.lock"
+    file.write_text(json.dumps(locked))
+    code, _, err = helpers.glmchat(capsys, "pull", "--locked", str(file))
+    assert code == 2 and "cannot be the name" in err
 
 
 def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any) -> None:
