@@ -74,6 +74,23 @@ class ChatSession(Conversing):
             else:
                 self.tree.change_head(model=identity.model)
 
+    def beside(self, conversation: int | None = None) -> ChatSession:
+        """A session for another conversation (None: a new one) with the same model; an answer of this one goes on.
+
+        Raises Usage if the conversation is unknown.
+        """
+        return ChatSession(
+            self.history,
+            self._endpoint,
+            conversation,
+            identity=self.identity,
+            ranks=SamplingRanks({origin: dict(asked) for origin, asked in self.ranks.asked.items()}),
+            system=self._flag_system,
+            default_system=self.default_system,
+            adapters=self._flag_adapters,
+            context_policy=self.default_policy,
+        )
+
     # Answers.
 
     def stop(self) -> None:

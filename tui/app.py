@@ -44,7 +44,7 @@ class GlmchatApp(App[int]):
         self.palette: Palette = PALETTES[theme]
         self.link = EngineLink(launch, start)
         self.terminal = hangup.Terminal()
-        self.left_answering: ChatSession | None = None  # whose answer is finished without a screen
+        self.left_answering: list[ChatSession] = []  # whose answers are finished without a screen
         for made in textual_themes():
             self.register_theme(made)
         self.theme = f"glmchat-{theme}"
@@ -93,14 +93,16 @@ class GlmchatApp(App[int]):
         """The terminal went away: save and leave; where it was asked for, the answer goes on without a screen."""
         self.terminal.let_go()
         chat = self.chat
-        if chat.session is not None and hangup.goes_on(chat.session, self.launch.finish_on_hangup):
-            self.left_answering = session = chat.session
-            self.terminal.to_log(f"conversation {session.tree.conversation.id} is answered to its end without a screen")
+        for session in (answering.session for answering in chat.being_written):
+            if hangup.goes_on(session, self.launch.finish_on_hangup):
+                self.left_answering.append(session)
+                conversation = session.tree.conversation.id
+                self.terminal.to_log(f"conversation {conversation} is answered to its end without a screen")
         chat.hang_up()
         self.exit(hangup.EXIT)
 
     def on_unmount(self) -> None:
-        if self.left_answering is None:
+        if not self.left_answering:
             self.link.close()
 
 
@@ -116,7 +118,7 @@ def run_window(launch: LaunchOptions) -> int:
     app = GlmchatApp(launch, settings)
     try:
         code = app.run()
-        if (session := app.left_answering) is not None:
+        for session in app.left_answering:
             hangup.finish(session)
     finally:
         app.link.close()

@@ -21,7 +21,6 @@ class Command:
     argument: str = ""  # how its argument is shown; "" takes none
     aliases: tuple[str, ...] = ()
     key: str = ""
-    quiet: bool = False  # only while no answer is written; every other command acts at once
     group: str = "Conversation"
 
     @property
@@ -36,8 +35,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("stop", "Stop the answer and keep what was said"),
     Command("regen", "Answer the last question again", "[NAME=VALUE …]", ("retry",), "ctrl+t"),
     Command("continue", "Go on with a stopped or cut answer from its last token"),
-    Command("undo", "Take back the last question and its answer", quiet=True),
-    Command("redo", "Bring back what /undo took away", quiet=True),
+    Command("undo", "Take back the last question and its answer"),
+    Command("redo", "Bring back what /undo took away"),
     Command("edit", "Edit the last question and ask again; the old branch is kept"),
     Command("copy", "Copy the last answer, or only its code", "[code|all]"),
     Command("quote", "Quote the last answer into the prompt"),
@@ -54,14 +53,15 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("restart", "Start the engine again", key="f5", group="Model"),
     Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),
+    Command("policy", "Change what happens when the context is full", "[drop|refuse]", key="f8", group="Model"),
     Command("stats", "Tokens, speed and memory of the last answer", group="Model"),
-    Command("complete", "Let the model go on with a text, without a conversation", "TEXT", group="Model", quiet=True),
+    Command("complete", "Let the model go on with a text, without a conversation", "TEXT", group="Model"),
     Command("file", "Put a file into the prompt", "PATH"),
     Command("save", "Name this conversation", "TITLE", ("rename",)),
     Command("load", "Open an earlier conversation", "[NUMBER|WORDS]", ("resume",)),
     Command("history", "Show or hide the conversations", aliases=("conversations",), key="ctrl+b", group="Window"),
     Command("find", "Search every conversation", "[WORDS]", ("search",), "ctrl+f"),
-    Command("delete", "Delete this conversation (Ctrl+Z in the list brings it back)", quiet=True),
+    Command("delete", "Delete this conversation (Ctrl+Z in the list brings it back)"),
     Command("export", "Write this conversation to a file", "[md|json|txt] [PATH]"),
     Command("theme", "Change the colours", "[dark|light|contrast|ansi]", group="Window"),
     Command("editor", "Write the prompt in $EDITOR", key="ctrl+g", group="Window"),

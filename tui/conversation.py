@@ -115,3 +115,11 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
         if name in ("threads", "kernel", "device", "dtype") and value is not None:
             rows.append((str(name), str(value)))
     return rows
+
+
+def columns(rows: list[tuple[str, str]]) -> str:
+    """Titles and values below each other, aligned."""
+    from rich.cells import cell_len
+
+    widest = max((cell_len(title) for title, _ in rows), default=0)
+    return "\n".join(f"{title}{' ' * (widest - cell_len(title) + 2)}{value}" for title, value in rows)

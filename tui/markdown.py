@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
+from glmchat.core.language import tr
 from glmchat.tui.blocks import Block
 from glmchat.tui.highlight import code_language, highlight
 from glmchat.tui.tables import table_lines
@@ -106,11 +107,11 @@ def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
     inner = max(1, width - 3)
     if not block.part:
         label = language or "text"
-        copy = "copy"
-        room = width - 2 - cell_len(label) - len(copy) - 1
+        copy = tr("copy")
+        room = width - 2 - cell_len(label) - cell_len(copy) - 1
         if room >= 2:
             segments = [Segment(bar, bar_style), Segment(label + " " * room + copy + " ", label_style)]
-            yield Line(segments, width, "", "", "", (width - len(copy) - 2, width, "copy-code", ""))
+            yield Line(segments, width, "", "", "", (width - cell_len(copy) - 2, width, "copy-code", ""))
         else:
             yield Line(
                 [Segment(bar, bar_style), Segment(label[: width - 2].ljust(width - 2), label_style)], width, "", ""

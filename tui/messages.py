@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
     from glmchat.chat.endpoint import Endpoint
     from glmchat.chat.records import Conversation
     from glmchat.chat.session import ChatSession, ModelIdentity
+    from glmchat.tui.answering import Answering
 
 Event = TypeVar("Event")
 STAGES = {  # of an engine's loading and of an answer, in words
@@ -62,13 +63,16 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Events of a running answer wait in the `Ear`."""
+    """Events of a running answer wait in its `Ear`."""
+
+    answering: Answering
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The answer is over; error says why if it failed."""
 
+    answering: Answering
     error: GlmchatError | None = None
 
 
@@ -77,7 +81,6 @@ class Measured:
     """What the next request would hold."""
 
     request: Request | None
-    draft_tokens: int | None = None
     error: GlmchatError | None = None
 
 
@@ -90,13 +93,22 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighed:
+    """A file that was put into the prompt: bytes, and tokens where the model says."""
+
+    name: str
+    size: int
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """Something else failed, or there is something to say."""
 
     error: GlmchatError
 
 
-News = Opened | Loading | Ready | EngineLost | Heard | Ended | Measured | Resources | Broken
+News = Opened | Loading | Ready | EngineLost | Heard | Ended | Measured | Resources | Weighed | Broken
 
 
 class FromWorker(Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from textual import events
@@ -362,7 +363,7 @@ async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path) -
 async def test_the_help_is_made_from_the_table() -> None:
     async with open_window(size=(100, 60)) as window:
         await window.press("f1")
-        await window.pilot.pause(0.1)
+        await window.until(lambda: "/regen" in window.screen_text())
         assert isinstance(window.app.screen, HelpScreen)
         assert "/regen" in window.screen_text() and "Ctrl+N" in window.screen_text()
         await window.press("escape")
@@ -409,3 +410,92 @@ async def test_the_window_opens_in_every_theme(theme: str, monkeypatch: pytest.M
     async with app.run_test(size=(60, 16)) as pilot:
         assert app.palette.name == ("plain" if theme == "NO_COLOR" else theme)
         assert "Ask anything" in Window(app, pilot).screen_text()
+
+
+ENDLESS: dict[str, Any] = {"pieces": ["word "], "repeat": 100_000, "seconds_per_token": 0.002}
+
+
+async def test_a_new_conversation_comes_at_once_and_the_answer_goes_on_in_its_own() -> None:
+    async with open_window(**ENDLESS) as window:
+        await window.send("first question")
+        await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+        first = window.chat.session
+        await window.send("/new")
+        assert window.turns[0].role == "welcome"
+        assert window.chat.session is not first and not window.chat.busy
+        assert first is not None and first.streaming
+        assert window.chat.status.facts.behind == ("first question",)
+        await window.send(f"/load {first.tree.conversation.id}")
+        before = window.said("assistant")[-1]
+        assert window.chat.busy and before.startswith("word word ")
+        await window.until(lambda: len(window.said("assistant")[-1]) > len(before) + 50)
+        await window.press("escape")
+        await window.until(lambda: not window.chat.busy)
+        answer = first.tree.path()[-1]
+        assert answer.state == "stopped" and window.said("assistant")[-1] == answer.text
+        assert "/continue" in window.turns[-1].note
+
+
+async def test_a_question_in_another_conversation_waits_in_the_engines_line_and_escape_frees_it() -> None:
+    async with open_window(**ENDLESS) as window:
+        await window.send("first")
+        await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+        await window.press("ctrl+n")
+        await window.send("second")
+        await window.until(lambda: "waiting" in window.chat.status.facts.activity)
+        await window.send("/stop")
+        await window.until(lambda: not window.chat.busy)
+        await window.press("escape")
+        await window.until(lambda: not window.chat.behind)
+
+
+async def test_what_changes_the_conversation_stops_its_answer_and_is_done() -> None:
+    async with open_window(**ENDLESS) as window:
+        session = window.chat.session
+        assert session is not None
+        for command, is_done in (
+            ("/clear", lambda: window.turns[-1].role == "rule"),
+            ("/undo", lambda: session.tree.path()[-1].is_clear),
+        ):
+            await window.send("question")
+            await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+            await window.send(command)
+            await window.until(is_done, 3)
+            assert not window.chat.busy
+        await window.send("/redo")
+        assert session.tree.path()[-1].state == "stopped"
+        await window.send("/regen")
+        await window.until(lambda: window.chat.busy and window.said("assistant")[-1])
+        await window.send("/regen temp=0.3")
+        await window.until(lambda: len(session.branches(session.tree.path()[-1].id)[0]) == 3)
+
+
+async def test_deleting_a_conversation_stops_its_answer_and_redo_opens_it_again() -> None:
+    async with open_window(**ENDLESS) as window:
+        await window.send("question")
+        await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+        await window.send("/delete")
+        assert window.turns[0].role == "welcome"
+        await window.until(lambda: not window.chat.behind)
+        await window.send("/redo")
+        assert window.said("user") == ["question"] and "stopped" in window.turns[-1].note
+
+
+async def test_what_waits_stays_with_the_conversation_it_was_written_in() -> None:
+    async with open_window(**ENDLESS) as window:
+        first = window.chat.session
+        await window.send("question")
+        await window.until(lambda: window.chat.answering)
+        await window.send("waiting")
+        await window.press("ctrl+n")
+        assert not window.chat.queue and first is not None and first.tree.conversation.draft == "waiting"
+
+
+async def test_one_key_changes_what_happens_when_the_context_is_full() -> None:
+    async with open_window() as window:
+        session = window.chat.session
+        assert session is not None and session.context_policy == "drop"
+        await window.press("f8")
+        assert session.context_policy == "refuse" and "refuses" in window.notices
+        await window.press("f8")
+        assert session.context_policy == "drop"

@@ -163,9 +163,8 @@ class ChatScreen(Comparing):
         self.app.change_theme(name)  # type: ignore[attr-defined]
 
     def leave(self) -> None:
-        if self.session is not None:
-            self.session.stop()
-            self._save_draft()
+        self.stop_all()
+        self._save_draft()
         self.app.exit(0)
 
     def hang_up(self) -> None:
@@ -178,8 +177,9 @@ class ChatScreen(Comparing):
             return
         unsent = "\n\n".join([*self.queue, *([self.prompt.text] if self.prompt.text else [])])
         session.history.save_draft(session.tree, unsent)
-        if not hangup.goes_on(session, self.launch.finish_on_hangup):
-            session.stop()
+        for answering in self.being_written:
+            if not hangup.goes_on(answering.session, self.launch.finish_on_hangup):
+                answering.stop()
 
     def show_prompt_state(self) -> None:
         box = self.query_one("#prompt-box")
@@ -203,10 +203,8 @@ class ChatScreen(Comparing):
         if kind == "command":
             self.run_command(word, argument)
             return
-        if self._editing is not None and self.session is not None and not self.busy and self.ready:
-            question, self._editing = self._editing, None
-            self.show_prompt_state()
-            self.answer(self.session.edit(question, word))
+        if self._editing is not None and self.ready:
+            self.guarded(lambda: self.ask_edited(word))
             return
         self.transcript.make_current(None)
         self.ask(word)
@@ -291,9 +289,8 @@ class ChatScreen(Comparing):
         if self.stop():
             return
         if self._editing is not None:
-            self._editing = None
             self.prompt.set_text("")
-            self.show_prompt_state()
+            self._stop_editing()
         elif self.transcript.current is not None or self.focused is not self.prompt:
             self.transcript.make_current(None)
             self.transcript.search("")
@@ -301,6 +298,8 @@ class ChatScreen(Comparing):
         elif self.query_one(Suggestions).commands:
             self.query_one(Suggestions).suggest([])
             self.prompt.suggesting = False
+        else:
+            self.stop_behind()
 
     def action_interrupt(self) -> None:
         """Ctrl+C: a selection is copied, an answer is stopped, and an idle window says how to leave."""
@@ -309,7 +308,7 @@ class ChatScreen(Comparing):
             self.transcript.clear_selection()
         elif self.prompt.has_focus and self.prompt.selected_text:
             self.copy_text(self.prompt.selected_text)
-        elif not self.stop():
+        elif not self.stop() and not self.stop_behind():
             self.notify(tr("Ctrl+Q or /quit leaves"), timeout=3)
 
     def action_search_prompts(self) -> None:
@@ -374,7 +373,7 @@ class ChatScreen(Comparing):
             if turn.key.isdigit():
                 self.guarded(lambda: self.walk_branch(int(turn.key), -1 if key in ("left", "less_than_sign") else 1))
         elif key == "delete" and turn.key.isdigit():
-            self.guarded(lambda: self.command_delete_message(int(turn.key)))
+            self.guarded(lambda: self.delete_message(int(turn.key)))
         elif key in ("up", "k", "down", "j"):
             self.action_step(-1 if key in ("up", "k") else 1)
         elif key == "enter":
@@ -423,9 +422,13 @@ class ChatScreen(Comparing):
     def on_sidebar_changed(self) -> None:
         if self.session is None:
             return
-        if self.session.history.find(self.session.tree.conversation.id) is None and self.session.tree.messages:
-            self.session.new()
-            self.show_conversation()
+        is_there = self.session.history.find
+        for other in self.behind:
+            if is_there(other.session.tree.conversation.id) is None:
+                other.stop()
+        if is_there(self.session.tree.conversation.id) is None and self.session.tree.messages:
+            self.stop()
+            self.turn_to(None)
         else:
             self.session.refresh()
             self.refresh_title()

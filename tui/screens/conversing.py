@@ -1,214 +1,47 @@
-"""The chat screen's business with the engine and the conversation: connect, ask, hear, end. No layout and no keys."""
+"""The chat screen's conversation: ask, hear, end, and turn to another one. No layout and no keys."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-from textual.screen import Screen
+from typing import TYPE_CHECKING
 
 from glmchat.chat.launch import LaunchOptions
-from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
-from glmchat.core.language import language, tr
+from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece, Started
 from glmchat.core.settings import Settings
 from glmchat.core.text import is_chinese, one_line
+from glmchat.tui.answering import PENDING, PENDING_ANSWER, Answering
 from glmchat.tui.conversation import speaker, state_note, turns_of
-from glmchat.tui.languages import advice_for_chinese
 from glmchat.tui.link import EngineLink
-from glmchat.tui.messages import (
-    STAGES,
-    Broken,
-    Ear,
-    Ended,
-    EngineLost,
-    FromWorker,
-    Heard,
-    Loading,
-    Measured,
-    Opened,
-    Ready,
-    Resources,
-)
-from glmchat.tui.turns import Role, Turn
-from glmchat.tui.widgets.prompt import Prompt
-from glmchat.tui.widgets.status import StatusLine
-from glmchat.tui.widgets.transcript import Transcript
+from glmchat.tui.messages import Ended, Heard
+from glmchat.tui.screens.connecting import Connecting
+from glmchat.tui.turns import Turn
 
 if TYPE_CHECKING:
-    from glmchat.chat.answering import SessionEvent
-    from glmchat.chat.cleaning import StreamCleaner
     from glmchat.chat.endpoint import Stop
     from glmchat.chat.records import StoredMessage
-    from glmchat.chat.session import ChatSession
-
-_LOOK = 0.04  # seconds between two looks at what an answer has said
-_MEASURE_AFTER = 0.4  # of quiet typing
-_WATCH = 2.0
+    from glmchat.chat.session import ChatSession, SessionEvent
 
 
-class Conversing(Screen[None]):
-    """Holds the session and the link. Everything that blocks runs in worker threads and comes back as `FromWorker`."""
+class Conversing(Connecting):
+    """`answering` is the answer in view. Those of conversations that were left go on in `behind`, each in its own."""
 
     def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:
-        super().__init__()
-        self.launch = launch
-        self.settings = settings
-        self.link = link
-        self.session: ChatSession | None = None
-        self.ready = False
+        super().__init__(launch, settings, link)
         self.queue: deque[str] = deque()
-        self.ear: Ear[SessionEvent] = Ear()
-        self.answering: str | None = None  # key of the turn that is written
-        self._pending: str | None = None  # key of the question shown before it is stored
-        self._cleaner: StreamCleaner | None = None
-        self._asked = 0.0
-        self._first: float | None = None
-        self._tokens = 0
-        self._prompt_tokens: int | None = None
-        self._notices = 0
-        self._stopping = False
-        self._told_chinese = False
-        self._ready: Ready | None = None
-        self._completion: Stop | None = None  # of a running /complete
-
-    # The widgets that this half speaks to
-
-    @property
-    def transcript(self) -> Transcript:
-        return self.query_one(Transcript)
-
-    @property
-    def prompt(self) -> Prompt:
-        return self.query_one(Prompt)
-
-    @property
-    def status(self) -> StatusLine:
-        return self.query_one(StatusLine)
+        self.answering: Answering | None = None
+        self.behind: list[Answering] = []
+        self._then: Callable[[], None] | None = None  # what waits until the answer in view has stopped
 
     @property
     def busy(self) -> bool:
-        return self.answering is not None or self._pending is not None
+        return self.answering is not None
 
-    def tell(self, text: str, hint: str = "", role: Role = "notice") -> None:
-        """A line in the transcript that is not part of the conversation."""
-        self._notices += 1
-        self.transcript.add(Turn(f"notice-{self._notices}", role, text, hint=hint))
-
-    def complain(self, error: GlmchatError) -> None:
-        self.tell(error.message, error.hint, "warning" if error.exit == 2 else "error")
-
-    # Opening
-
-    def begin(self) -> None:
-        """Open the history and start the engine, both in threads; the screen is drawn meanwhile."""
-        self._thread(self._open_history, "history")
-        if self.link.has_target:
-            self.connect()
-
-    def connect(self) -> None:
-        self.ready = False
-        self.status.show(activity=self._stage("start"), progress=None, lost=False)
-        self._thread(lambda: self.link.connect(self._report), "engine")
-
-    def _report(self, news: Any) -> None:
-        self.post_message(FromWorker(news))
-
-    def _thread(self, work: Callable[[], None], group: str, *, exclusive: bool = False) -> None:
-        self.run_worker(work, thread=True, group=group, exclusive=exclusive, exit_on_error=True)
-
-    def _open_history(self) -> None:
-        from glmchat.chat.connect import open_session
-        from glmchat.chat.history import History
-
-        launch = self.launch
-        try:
-            path = locations.history_file() if launch.history and self.settings.history else None
-            history = History.open(path)
-            session = open_session(history, launch, self.settings)
-            offered = history.interrupted() if launch.resume is None else None
-        except GlmchatError as error:
-            self._report(Broken(error))
-            return
-        self._report(Opened(session, offered))
-
-    # News
-
-    def on_from_worker(self, message: FromWorker) -> None:
-        match message.news:
-            case Opened() as news:
-                self._opened(news)
-            case Loading(stage, done):
-                self.status.show(
-                    activity=self._stage(stage), progress=done if stage in ("weights", "prefill", "quantize") else None
-                )
-            case Ready() as news:
-                self._connected(news)
-            case EngineLost(error):
-                self._lost(error)
-            case Heard():
-                self.set_timer(_LOOK, self._listen)
-            case Ended(error):
-                self._listen()
-                self._ended(error)
-            case Measured() as news:
-                self._measured(news)
-            case Resources(memory, gpu):
-                self.status.show(memory=memory, gpu=gpu)
-            case Broken(error):
-                self.complain(error)
-
-    def _opened(self, news: Opened) -> None:
-        self.session = session = news.session
-        if session.history.note:
-            self.tell(session.history.note, role="warning")
-        if news.interrupted is not None:
-            title = one_line(news.interrupted.title or tr("untitled"), 60)
-            self.tell(
-                tr("“{title}” was interrupted while it was answered", title=title),
-                tr("/resume opens it, /continue goes on"),
-            )
-        self._unsaved()
-        if self.launch.resume is not None:
-            self.show_conversation()
-            self.restore_draft()
-        self._meet()
-
-    def _connected(self, news: Ready) -> None:
-        self.ready = True
-        identity = news.identity
-        self._ready = news
-        self.status.show(
-            activity="", progress=None, lost=False, model=identity.model, revision=identity.revision,
-            quant=identity.quant, limit=identity.context,
-        )  # fmt: skip
-        self._meet()
-
-    def _meet(self) -> None:
-        """The session and the endpoint are both there: go."""
-        if self.session is None or self._ready is None or not self.ready:
-            return
-        self.session.reconnect(self._ready.endpoint, self._ready.identity)
-        self.show_adapters()
-        if language() == "zh":
-            self.advise_chinese()
-        self.measure()
-        self.send_queued()
-
-    def _lost(self, error: GlmchatError) -> None:
-        self.ready = False
-        self.status.show(activity="", progress=None, lost=True, memory=None)
-        if self.session is not None:
-            self.session.reconnect(None)
-        self.complain(error)
-
-    @staticmethod
-    def _stage(stage: str) -> str:
-        return tr(STAGES.get(stage, "starting the engine"))
+    @property
+    def being_written(self) -> list[Answering]:
+        return [*self.behind, *([self.answering] if self.answering is not None else [])]
 
     # Asking
 
@@ -221,64 +54,73 @@ class Conversing(Screen[None]):
         if is_chinese(text):
             self.advise_chinese()
         self.transcript.drop("welcome")
-        self._pending = "pending"
-        self.transcript.add(Turn("pending", "user", text))
-        self.transcript.add(
-            Turn("pending-answer", "assistant", label=self.session.identity.model or "", state="waiting")
-        )
-        self.answer(self.session.ask(text))
+        self.transcript.add(Turn(PENDING, "user", text))
+        self.transcript.add(Turn(PENDING_ANSWER, "assistant", label=self.session.identity.model or "", state="waiting"))
+        self.answer(self.session.ask(text), question=text)
 
-    def answer(self, events: Iterable[SessionEvent]) -> None:
+    def answer(self, events: Iterable[SessionEvent], *, question: str = "", completion: Stop | None = None) -> None:
         """Run an answer in a thread."""
-        if self.answering is None:
-            self._pending = self._pending or "pending"
-        self._asked, self._first, self._tokens, self._stopping = time.monotonic(), None, 0, False
         from glmchat.chat.cleaning import StreamCleaner
 
-        family = self.session.identity.family if self.session else None
-        self._cleaner = StreamCleaner(family)
-        self._prompt_tokens = None
+        session = self._talk()
+        answering = self.answering = Answering(session, StreamCleaner(session.identity.family), question, completion)
         self.status.show(activity=tr("thinking"), progress=None)
-        self._thread(lambda: self._speak(events), "answer")
+        self._thread(lambda: self._speak(answering, events), "answer")
 
-    def _speak(self, events: Iterable[SessionEvent]) -> None:
+    def _speak(self, answering: Answering, events: Iterable[SessionEvent]) -> None:
         try:
             for event in events:
-                if self.ear.put(event):
-                    self._report(Heard())
+                if answering.ear.put(event):
+                    self._report(Heard(answering))
         except GlmchatError as error:
-            self._report(Ended(error))
+            self._report(Ended(answering, error))
         else:
-            self._report(Ended())
+            self._report(Ended(answering))
 
     def complete(self, text: str) -> None:
         """Let the model go on with a text. Shown, not stored: it belongs to no conversation."""
-        assert self.session is not None and self._ready is not None
+        from glmchat.chat.endpoint import Stop
+
+        session = self._talk()
+        assert self._ready is not None
         self._notices += 1
         key = f"notice-completion-{self._notices}"
         label = tr("{model}, going on with a text", model=self._ready.identity.model or "")
         self.transcript.drop("welcome")
         self.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
-        from glmchat.chat.endpoint import Stop
-
-        self._completion = Stop()
-        chosen, adapters = self.session.sampling(), self.session.adapters or None
+        chosen, stop = session.sampling(), Stop()
         events = self._ready.endpoint.complete(
-            text, chosen.sampling, adapters, asked=chosen.asked, stop=self._completion
+            text, chosen.sampling, session.adapters or None, asked=chosen.asked, stop=stop
         )
-        self.answering = key
-        self.answer(events)
+        self.answer(events, completion=stop)
+        assert self.answering is not None
+        self.answering.key = key
 
     def stop(self) -> bool:
-        """Stop the answer and keep what was said. False if none is written."""
-        if self.session is None or not self.busy:
+        """Stop the answer in view and keep what was said. False if none is written."""
+        if self.answering is None:
             return False
-        self._stopping = True
-        if self._completion is not None:
-            self._completion.now()
-        self.session.stop()
+        self.answering.stop()
         self.status.show(activity=tr("stopping"), progress=None)
         return True
+
+    def stop_behind(self) -> bool:
+        """Stop the answers of conversations that are not in view. False if there are none."""
+        for other in self.behind:
+            other.stop()
+        return bool(self.behind)
+
+    def stop_all(self) -> None:
+        for answering in self.being_written:
+            answering.stop()
+
+    def when_quiet(self, act: Callable[[], None]) -> None:
+        """Do it now. Where an answer is being written, stop that first: what was said is kept."""
+        if self.answering is None:
+            act()
+            return
+        self._then = act
+        self.stop()
 
     def send_queued(self) -> None:
         if self.queue and self.ready and not self.busy:
@@ -291,73 +133,87 @@ class Conversing(Screen[None]):
 
     # Hearing
 
-    def _listen(self) -> None:
+    def _listen(self, answering: Answering) -> None:
         text: list[str] = []
-        for event in self.ear.take():
+        tokens = 0
+        for event in answering.ear.take():
             if isinstance(event, Piece):
                 text.append(event.text)
-                self._tokens += max(1, len(event.token_ids))
+                tokens += max(1, len(event.token_ids))
             else:
-                self._say(text)
-                self._heard(event)
-        self._say(text)
+                self._say(answering, text, tokens)
+                tokens = 0
+                self._heard(answering, event)
+        self._say(answering, text, tokens)
 
-    def _say(self, text: list[str]) -> None:
+    def _say(self, answering: Answering, text: list[str], tokens: int) -> None:
         """Hand gathered pieces to the transcript; empties the list."""
-        if not text or self.answering is None:
+        if not text or answering.key is None:
             return
-        if self._first is None:
-            self._first = time.monotonic()
-            self.status.show(first_token=self._first - self._asked, activity=tr("answering"), progress=None)
-        said = "".join(text)
-        self.transcript.feed(self.answering, self._cleaner.feed(said) if self._cleaner else said)
+        if answering is self.answering and answering.first is None:
+            self.status.show(activity=tr("answering"), progress=None)
+        shown = answering.hear("".join(text), tokens)
         text.clear()
-        seconds = time.monotonic() - self._first
-        if seconds > 0.5 and not self._stopping:
-            self.status.show(speed=self._tokens / seconds)
-        if self._prompt_tokens is not None:
-            self.status.show(used=self._prompt_tokens + self._tokens)
+        if answering is self.answering:
+            self.transcript.feed(answering.key, shown)
+            self._show_speed(answering)
 
-    def _heard(self, event: SessionEvent) -> None:
+    def _show_speed(self, answering: Answering) -> None:
+        if answering.first is not None:
+            self.status.facts.first_token = answering.first - answering.asked
+        if answering.speed is not None and not answering.stopping:
+            self.status.facts.speed = answering.speed
+        if answering.prompt_tokens is not None:
+            self.status.facts.used = answering.prompt_tokens + answering.tokens
+        self.status.show()
+
+    def _heard(self, answering: Answering, event: SessionEvent) -> None:
         from glmchat.chat.answering import Begun, Done, Trimmed
         from glmchat.chat.endpoint import Progress
 
+        in_view = answering is self.answering
         match event:
             case Begun(question, answer):
-                self._begun(question, answer)
-            case Progress(waiting, done, total):
+                self._begun(answering, question, answer)
+            case Progress(waiting, done, total) if in_view:
                 if waiting:
                     self.status.show(activity=self._stage("waiting"), progress=None)
                 elif total:
                     self.status.show(activity=self._stage("prefill"), progress=(done or 0) / total)
             case Started(_, _, prompt_tokens):
-                self._prompt_tokens = prompt_tokens
-            case Trimmed():
+                answering.prompt_tokens = prompt_tokens
+            case Trimmed() if in_view:
                 self._trimmed()
-            case Finished() as finished:
+            case Finished() as finished if in_view:
                 self._finished(finished)
-            case Done(answer):
-                self._done(answer)
+            case Done(answer) if in_view and answering.key is not None:
+                if rest := answering.cleaner.end():
+                    self.transcript.feed(answering.key, rest)
+                self.transcript.finish(answering.key, self._note(answer))
 
-    def _begun(self, question: StoredMessage | None, answer: StoredMessage) -> None:
-        assert self.session is not None
-        self._pending = None
-        self.answering = str(answer.id)
-        if self.transcript.layout_of("pending-answer") is not None and question is not None:
-            # The turns that were shown at once become the stored ones.
-            self.transcript.rename("pending", str(question.id))
-            self.transcript.rename("pending-answer", self.answering)
-            self.transcript.change(self.answering, label=speaker(self.session, answer))
-            self.refresh_title()
+    def _begun(self, answering: Answering, question: StoredMessage | None, answer: StoredMessage) -> None:
+        answering.key = str(answer.id)
+        answering.question = ""
+        if answering is not self.answering:
+            answering.behind = answering.session.shown_text(answer)
             return
-        turns = turns_of(self.session)
-        for turn in turns:
-            if turn.key == self.answering:
-                # The thread is ahead of us: what it has written since comes as pieces.
-                turn.text, turn.note = self.session.shown_text(answer), ""
-                turn.state = "streaming" if answer.text else "waiting"
-        self.transcript.show(turns)
+        if self.transcript.layout_of(PENDING_ANSWER) is not None and question is not None:
+            # The turns that were shown at once become the stored ones.
+            self.transcript.rename(PENDING, str(question.id))
+            self.transcript.rename(PENDING_ANSWER, answering.key)
+            self.transcript.change(answering.key, label=speaker(answering.session, answer))
+        else:
+            self._show_answering(answering, answering.session.shown_text(answer))
         self.refresh_title()
+
+    def _show_answering(self, answering: Answering, text: str) -> None:
+        """Draw the conversation whose last answer is being written; `text` is what was heard of it so far."""
+        turns = turns_of(answering.session)
+        for turn in turns:
+            if turn.key == answering.key:
+                # The thread is ahead of us: what it has written since comes as pieces.
+                turn.text, turn.note, turn.state = text, "", "streaming" if text else "waiting"
+        self.transcript.show(turns or [self.welcome()])
 
     def _trimmed(self) -> None:
         """Draw the line above which the model no longer sees."""
@@ -386,44 +242,130 @@ class Conversing(Screen[None]):
             changes["used"] = finished.prompt_tokens + finished.completion_tokens
         self.status.show(**changes)
 
-    def _done(self, answer: StoredMessage) -> None:
-        if self.answering is not None:
-            if self._cleaner is not None and (rest := self._cleaner.end()):
-                self.transcript.feed(self.answering, rest)
-            self.transcript.finish(self.answering, self._note(answer))
-
     def _note(self, answer: StoredMessage) -> str:
         turn = next((t for t in turns_of(self.session) if t.key == str(answer.id)), None) if self.session else None
         return turn.note if turn else state_note(answer)
 
-    def _ended(self, error: GlmchatError | None) -> None:
+    # The end of an answer
+
+    def _ended(self, answering: Answering, error: GlmchatError | None) -> None:
         """The thread of an answer is over."""
-        key, self.answering = self.answering, None
-        if self._completion is not None and key is not None:
-            self.transcript.finish(key, tr("stopped") if self._stopping else "")
-            self._completion, key = None, None
-        pending, self._pending = self._pending, None
-        self.status.show(activity="", progress=None)
+        if answering.stopping and answering.key is not None:
+            error = None  # a connection that we closed, or an engine that we ended
         self._unsaved()
-        if error is not None:
-            if pending is not None:  # nothing was stored: the words go back to where they can be sent again
-                turn = self.transcript.layout_of("pending")
-                if turn is not None and not self.prompt.text:
-                    self.prompt.set_text(turn.turn.text)
-                self.transcript.drop("pending", "pending-answer")
-            elif key is not None and self.session is not None:
-                stored = self.session.tree.messages.get(int(key))
-                self.transcript.finish(key, self._note(stored) if stored else "")
-            if self.link.failure() is not None:
-                self._lost(self.link.failure() or error)
-            else:
-                self.complain(error)
+        if answering is not self.answering:
+            self._ended_behind(answering, error)
             return
+        self.answering = None
+        self.status.show(activity="", progress=None)
+        then, self._then = self._then, None
+        if error is not None:
+            self._failed(answering, error)
+        elif answering.completion is not None and answering.key is not None:
+            self.transcript.finish(answering.key, tr("stopped") if answering.stopping else "")
+        else:
+            self.refresh_title()
+        if then is not None:
+            self.guarded(then)
+        elif error is None:
+            self.measure()
+            self.send_queued()
+
+    def _failed(self, answering: Answering, error: GlmchatError) -> None:
+        if answering.key is None:  # nothing was stored: the words go back to where they can be sent again
+            if not self.prompt.text:
+                self.prompt.set_text(answering.question)
+            self.transcript.drop(PENDING, PENDING_ANSWER)
+        else:
+            stored = answering.session.tree.messages.get(int(answering.key)) if answering.completion is None else None
+            self.transcript.finish(answering.key, self._note(stored) if stored else "")
+        self._tell_failure(error)
+
+    def _tell_failure(self, error: GlmchatError) -> None:
+        failure = self.link.failure() if self.ready else None
+        self._lost(failure) if failure is not None else self.complain(error)
+
+    def _ended_behind(self, answering: Answering, error: GlmchatError | None) -> None:
+        """An answer has ended in a conversation that is not in view."""
+        self.behind.remove(answering)
+        self._show_behind()
+        if answering.completion is not None:
+            return
+        session, title = answering.session, self._title(answering)
+        if answering.question:
+            session.history.save_draft(session.tree, answering.question)
+        if error is not None:
+            self._tell_failure(error)
+        elif not answering.stopping:
+            self.notify(tr("“{title}” is answered", title=title), timeout=6)
         self.refresh_title()
-        self.measure()
         self.send_queued()
 
-    # Around the conversation
+    # Which conversation
+
+    def turn_to(self, conversation: int | None) -> ChatSession:
+        """Another conversation, or a new one, comes into view at once. Raises Usage if it is unknown.
+
+        An answer that is being written goes on in the conversation it belongs to; what waited to be sent there becomes
+        its draft. A completion belongs to none and is stopped.
+        """
+        session, left = self._talk(), self.answering
+        self._then = None
+        if left is not None and conversation == session.tree.conversation.id:
+            return session
+        back = next((a for a in self.behind if a.session.tree.conversation.id == conversation), None)
+        if back is not None:
+            self.session = back.session
+        elif left is not None:
+            self.session = session.beside(conversation)
+        elif conversation is None:
+            session.new()
+        else:
+            session.open(conversation)
+        if self.queue:
+            session.history.save_draft(session.tree, "\n\n".join(self.queue))
+            self.queue.clear()
+            self.queue_changed()
+        if left is not None:
+            self._leave_behind(left)
+        self.answering = None
+        self.status.show(activity="", progress=None, speed=None, first_token=None, used=None)
+        if back is not None:
+            self._come_back(back)
+        else:
+            self.show_conversation()
+        self._show_behind()
+        self.show_adapters()
+        return self._talk()
+
+    def _leave_behind(self, answering: Answering) -> None:
+        layout = self.transcript.layout_of(answering.key or PENDING_ANSWER)
+        answering.behind = layout.turn.text if layout is not None else ""
+        self.behind.append(answering)
+        if answering.completion is not None:
+            answering.stop()
+        elif not answering.stopping:
+            self.notify(tr("“{title}” is answered meanwhile", title=self._title(answering)), timeout=6)
+
+    def _come_back(self, answering: Answering) -> None:
+        self.behind.remove(answering)
+        self.answering = answering
+        self._show_answering(answering, answering.behind or "")
+        if answering.key is None:
+            self.transcript.drop("welcome")
+            self.transcript.add(Turn(PENDING, "user", answering.question))
+            self.transcript.add(Turn(PENDING_ANSWER, "assistant", state="waiting"))
+        answering.behind = None
+        self.status.show(activity=tr("answering") if answering.first else tr("thinking"))
+        self._show_speed(answering)
+        self.refresh_title()
+
+    def _show_behind(self) -> None:
+        self.status.show(behind=tuple(self._title(a) for a in self.behind if a.completion is None))
+
+    @staticmethod
+    def _title(answering: Answering) -> str:
+        return one_line(answering.session.tree.conversation.title or answering.question or tr("untitled"), 40)
 
     def show_conversation(self) -> None:
         """Draw the open conversation anew."""
@@ -439,78 +381,5 @@ class Conversing(Screen[None]):
     def welcome(self) -> Turn:
         raise NotImplementedError
 
-    def show_adapters(self) -> None:
-        raise NotImplementedError
-
     def refresh_title(self) -> None:
         raise NotImplementedError
-
-    def advise_chinese(self) -> None:
-        """Said once: this model knows only English, and what answers Chinese here."""
-        if not self._told_chinese and self.ready:
-            advice = advice_for_chinese(self.launch)
-            if advice is not None:
-                self._told_chinese = True
-                self.tell(*advice)
-
-    def _unsaved(self) -> None:
-        history = self.session.history if self.session else None
-        if history is None or history.path is None:
-            return
-        if history.problem and not self.status.facts.unsaved:
-            self.tell(tr("what is said now is not saved: {why}", why=history.problem), role="warning")
-        self.status.show(unsaved=not history.saved)
-
-    # Measuring
-
-    def measure(self, draft: str = "") -> None:
-        """Count what the next request would hold, in a thread; the latest question counts."""
-        if self.session is not None and self.ready and not self.busy:
-            session = self.session
-            self._thread(lambda: self._count(session, draft), "measure", exclusive=True)
-
-    def _count(self, session: ChatSession, draft: str) -> None:
-        try:
-            self._report(Measured(session.measure(draft)))
-        except GlmchatError as error:
-            self._report(Measured(None, error=error))
-
-    def _measured(self, news: Measured) -> None:
-        if news.request is not None and not self.busy:
-            self.status.show(used=news.request.tokens, limit=news.request.limit)
-
-    def watch_engine(self) -> None:
-        """Every two seconds, in a thread: memory, and whether the engine still lives."""
-        if self.link.process is not None and self.ready:
-            self._thread(self._look_at_engine, "watch", exclusive=True)
-
-    def _look_at_engine(self) -> None:
-        failure = self.link.failure()
-        if failure is not None and self.ready and not self.busy:
-            self._report(EngineLost(failure))
-        elif failure is None:
-            self._report(self.link.resources())
-
-    def unload(self) -> None:
-        """Stop the engine on purpose; F5 starts it again, and loading another model too."""
-        self.stop()
-        self.ready = False
-        self.status.show(activity="", progress=None, lost=True, memory=None)
-        if self.session is not None:
-            self.session.reconnect(None)
-        self._thread(self.link.stop, "engine")
-
-    def switch_model(self, launch: LaunchOptions) -> None:
-        """Another model for this conversation."""
-        from glmchat.chat.sampling_choice import ranks_for_launch
-
-        self.launch = replace(launch, history=self.launch.history)
-        self.link.change(self.launch)
-        self._told_chinese = False
-        if self.session is not None:
-            folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
-            ranks = ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder)
-            for origin in ("set", "conversation"):
-                ranks.asked[origin] = self.session.ranks.rank(origin)
-            self.session.ranks = ranks
-        self.connect()

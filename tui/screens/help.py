@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -40,21 +40,24 @@ class HelpScreen(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1,enter,ctrl+q", "dismiss", show=False)]
 
     def compose(self) -> ComposeResult:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
         with VerticalScroll(id="panel", classes="wide"):
-            yield Static("", id="help")
+            yield Static(_Help(palette), id="help")
 
     def on_mount(self) -> None:
         self.query_one("#panel").border_title = tr("Keys and commands")
         self.query_one("#panel").border_subtitle = tr("Esc closes")
         self.query_one("#panel").focus()
 
-    def on_resize(self, event: events.Resize) -> None:
-        self.call_after_refresh(self._draw)
 
-    def _draw(self) -> None:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        field = self.query_one("#help", Static)
-        field.update(help_text(palette, max(20, field.size.width)))
+class _Help:
+    """The text, wrapped for whatever width it is drawn at."""
+
+    def __init__(self, palette: Palette) -> None:
+        self._palette = palette
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield help_text(self._palette, max(20, options.max_width))
 
 
 def help_text(p: Palette, width: int) -> Text:

@@ -35,6 +35,7 @@ class Facts:
     lost: bool = False
     unsaved: bool = False
     queued: int = 0
+    behind: tuple[str, ...] = ()  # titles of conversations that are answered while another one is in view
 
 
 class StatusLine(Widget):
@@ -81,6 +82,8 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     right: list[tuple[int, Text]] = []
     if f.unsaved:
         right.append((2, Text(tr("not saved"), p.style(p.warning, bold=True))))
+    for title in f.behind:
+        right.append((5, Text("… " + one_line(title, 24), p.accented)))
     if f.queued:
         right.append((2, Text(tr("{n} queued", n=f.queued), p.style(p.user))))
     if f.speed is not None:
