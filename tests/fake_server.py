@@ -3,16 +3,14 @@
 `start_engine(options, command=fake_command(...))` starts it where the real engine would be started. What the fake does
 is said in its first argument, a JSON object of FakeEngine's arguments:
 {"pieces": ["one ", "two"], "seconds_per_token": 0.01, "seconds_to_load": 0.5, "load_failure": {"code", "message", …},
- "die_after": 0.3 (seconds until it kills itself with -9), "exit_at_start": 3, …}.
+ "exit_at_start": 3, …}.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,6 @@ def main() -> None:
     if (code := behaviour.pop("exit_at_start", None)) is not None:
         sys.stderr.write("the fake was told to exit at once\n")
         sys.exit(code)
-    if (seconds := behaviour.pop("die_after", None)) is not None:
-        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     failure = behaviour.pop("load_failure", None)
     load = FakeEngine.loader(**behaviour, load_failure=GlmchatError.from_json(failure) if failure else None)
     code = serve_main(sys.argv[2:], lambda options: load)

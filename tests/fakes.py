@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +32,7 @@ class FakeEngine:
     seconds_per_token, seconds_per_prefill: how slow it is. prefill_steps: how often it looks up while reading a prompt.
     repeat: say all pieces that many times. echo: answer with the last question instead.
     until: begin again with the pieces as long as this file is not there.
-    fail_after: raise `failure` after that many pieces.
+    fail_after: raise `failure` after that many pieces. die_after: kill the process (-9) after that many.
     Everything it was asked is recorded in `asked`; `stopped` counts answers that were stopped.
     """
 
@@ -43,6 +45,7 @@ class FakeEngine:
         prefill_steps: int = 4,
         fail_after: int | None = None,
         failure: Exception | None = None,
+        die_after: int | None = None,
         echo: bool = False,
         repeat: int = 1,
         until: str | None = None,
@@ -54,6 +57,7 @@ class FakeEngine:
         self.prefill_steps = prefill_steps
         self.fail_after = fail_after
         self.failure = failure or RuntimeError("the fake engine was told to fail")
+        self.die_after = die_after
         self.echo = echo
         self.until = until
         self.context = context
@@ -140,6 +144,8 @@ class FakeEngine:
                     break
                 if self.fail_after is not None and number >= self.fail_after:
                     raise self.failure
+                if number == self.die_after:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(self.seconds_per_token)
                 if cancelled():
                     return

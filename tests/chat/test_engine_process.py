@@ -110,9 +110,9 @@ def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, mon
 
 
 def test_a_kill_while_loading_ends_the_waiting(start):
-    process = start(wait=False, seconds_to_load=60, die_after=0.5)
+    process = start(wait=False, seconds_to_load=60)
     with pytest.raises(EngineDied, match="signal 9"):
-        process.wait_ready()
+        process.wait_ready(lambda stage, done: stage == "import" and os.kill(process.pid, signal.SIGKILL))
 
 
 def test_what_the_load_raised_arrives_as_it_was(start):

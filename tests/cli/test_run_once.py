@@ -217,7 +217,7 @@ def test_a_reader_that_goes_away_is_no_failure_to_talk_about(fake_argv: Argv, mo
 
 
 def test_an_engine_that_dies_is_told_with_its_cause_and_what_it_said_is_kept(glmchat: Run, model: Path) -> None:
-    done = glmchat("run", model, "go", "--json", pieces=["word "] * 500, seconds_per_token=0.02, die_after=2.5)
+    done = glmchat("run", model, "go", "--json", pieces=["word "] * 500, seconds_per_token=0.02, die_after=30)
     events = lines(done)
     assert done.returncode == 1 and events[-1]["event"] == "error" and events[-1]["code"].startswith("engine.")
     with History.default() as history:

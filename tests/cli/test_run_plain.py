@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from glmchat.chat.history import History
@@ -131,9 +132,11 @@ def test_ctrl_c_stops_an_answer_and_continue_goes_on(plain: Callable[..., Termin
 
 
 def test_a_dead_engine_is_told_and_started_again(plain: Callable[..., Terminal]) -> None:
-    terminal = plain(pieces=["word "] * 1000, seconds_per_token=0.02, die_after=6)
+    terminal = plain(pieces=["word "] * 1000, seconds_per_token=0.02)
     terminal.type("go")
-    terminal.wait_for("killed", 60)
+    terminal.wait_for("word")
+    next(p for p in psutil.Process(terminal.process.pid).children() if "--lifeline" in p.cmdline()).kill()
+    terminal.wait_for("killed")
     terminal.wait_for("> ")
     terminal.type("again")
     terminal.wait_for("Starting the model again")
