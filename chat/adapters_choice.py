@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from glmchat.chat.adapter_fit import require_fit
-from glmchat.core.errors import Usage
+from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
@@ -90,6 +90,22 @@ def use(session: ChatSession, wanted: Sequence[Weighted], launch: LaunchOptions,
         known(wanted, force=force)
         require_fit(wanted, launch.folder)
     session.use_adapters(wanted)
+
+
+def keep_fitting(session: ChatSession, launch: LaunchOptions) -> tuple[str, ...]:
+    """The conversation goes on with another model: adapters that are not for it are put away. Returns their names."""
+    kept: list[Weighted] = []
+    lost: list[str] = []
+    for one in session.adapters:
+        try:
+            known((one,))
+            require_fit((one,), launch.folder)
+            kept.append(one)
+        except GlmchatError:
+            lost.append(one[0])
+    if lost:
+        session.use_adapters(kept)
+    return tuple(lost)
 
 
 def is_forced(name: str) -> bool:

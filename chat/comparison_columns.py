@@ -6,10 +6,11 @@ An empty NAME means the model of the column before: `smollm2 +poet ,temp=0` are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from glmchat.chat.adapter_fit import require_fit
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate
 from glmchat.core.errors import NotInstalled, Usage
@@ -60,7 +61,10 @@ def beside(model: str | None, adapters: Sequence[tuple[str, float]], texts: Sequ
 
 
 def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptions]:
-    """What each column loads. base: what all have in common. Raises UnknownModel, NotInstalled, Usage."""
+    """What each column loads. base: what all have in common.
+
+    Raises UnknownModel, NotInstalled, Usage for an adapter that is not for the model.
+    """
     known = {row.name for row in installed.list_installed() if row.kind == "adapter"}
     found = []
     for column in columns:
@@ -73,9 +77,26 @@ def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptio
                 )
         row, bits = locate(column.name)
         launch = launch_installed(base, row, bits)
+        require_fit(column.adapters, launch.folder)
         sampling = {**base.sampling, **column.sampling}
         found.append(replace(launch, adapters=column.adapters, sampling=sampling))
     return found
+
+
+def completions(word: str) -> list[str]:
+    """What an unfinished column may become: names of models, behind `+` of adapters, behind a comma of settings."""
+    rest, comma, setting = word.rpartition(",")
+    if comma:
+        return [f"{rest},{f.name}=" for f in fields(Sampling) if f.name.startswith(setting)]
+    rest, plus, name = word.rpartition("+")
+    if plus:
+        rows = installed.list_installed()
+        return [f"{rest}+{row.name}" for row in rows if row.kind == "adapter" and row.name.startswith(name)]
+    name, colon, quant = word.partition(":")
+    if colon:
+        return [f"{name}:{kind}" for kind in ("int4", "int8") if kind.startswith(quant)]
+    rows = installed.list_installed()
+    return [row.name for row in rows if row.kind != "adapter" and row.name.lower().startswith(word.lower())]
 
 
 def _settings(text: str) -> tuple[str, dict[str, Any]]:

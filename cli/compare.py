@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_columns
 from glmchat.core.errors import GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece, Sampling
@@ -31,7 +31,7 @@ def compare(
         typer.Argument(
             metavar="NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]…",
             help="Two or more. An empty NAME is the model before: `smollm2 +poet ,temp=0`.",
-            autocompletion=complete_models,
+            autocompletion=complete_columns,
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Default: stdin.")] = None,

@@ -1,4 +1,4 @@
-"""What the shell completes: names of models, fast, without any hub."""
+"""What the shell completes: names of models and adapters, fast, without any hub."""
 
 from __future__ import annotations
 
@@ -8,3 +8,14 @@ def complete_models(incomplete: str) -> list[str]:
     from glmchat.hub.installed import complete_names
 
     return complete_names(incomplete)
+
+
+def complete_columns(incomplete: str) -> list[str]:
+    """A column of a comparison: models here, `+` adapters, `,` settings."""
+    from glmchat.chat.comparison_columns import completions
+    from glmchat.core.errors import GlmchatError
+
+    try:
+        return completions(incomplete)
+    except GlmchatError:  # completion has no place for a message
+        return []

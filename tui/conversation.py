@@ -114,6 +114,8 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     for name, value in (d.get("facts") or {}).items():
         if name in ("threads", "kernel", "device", "dtype") and value is not None:
             rows.append((str(name), str(value)))
+    if d.get("stretches"):
+        rows.append((tr("say it again"), f"glmchat replay m{message.id}"))
     return rows
 
 

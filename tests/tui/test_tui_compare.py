@@ -19,6 +19,7 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.screens.comparison import ComparisonScreen
+from glmchat.tui.widgets.comparison_column import ComparisonColumn
 
 ANSWERS = (Path(__file__).parent / "answer.md").read_text(encoding="utf-8")
 
@@ -148,6 +149,22 @@ async def test_what_was_compared_is_shown_again_and_a_missing_answer_is_brought(
         assert {m.parent for m in found.values()} == {question.id}
 
 
+async def test_names_are_completed_as_they_are_typed(launch: LaunchOptions) -> None:
+    files = {"config.json": CONFIG, "model.safetensors": b"weights" * 100}
+    user_catalogue(hub_entry("tiny", "owner/tiny", COMMIT_A, files))
+    put_into_cache("owner/tiny", COMMIT_A, files)
+    async with open_window(launch=launch) as window:
+        for typed, whole in (
+            ("/comp", "/compare "), ("t", "/compare tiny"), (":", "/compare tiny:int4"),
+            ("+cl", "/compare tiny:int4+clerk"), (",te", "/compare tiny:int4+clerk,temperature="),
+            ("0 +", "/compare tiny:int4+clerk,temperature=0 +clerk"),
+        ):  # fmt: skip
+            await window.type(typed)
+            await window.until(lambda: window.chat.prompt.suggesting)
+            await window.press("tab")
+            await window.until(lambda whole=whole: window.chat.prompt.text == whole)  # type: ignore[misc]
+
+
 async def test_what_cannot_be_compared_is_told_in_the_chat(launch: LaunchOptions) -> None:
     async with open_window(launch=launch) as window:
         for words, told in (("+nobody", "no adapter nobody"), (",colour=1", "colour"), ("", "")):
@@ -203,9 +220,11 @@ def test_two_adapters_and_a_quantisation(
                     state="stopped" if number == 2 else "complete",
                 )  # fmt: skip
             await window.press("f6")
-            await window.until(lambda: isinstance(app.screen, ComparisonScreen))
+            await window.until(lambda: isinstance(app.screen, ComparisonScreen) and app.screen.query(ComparisonColumn))
+            await window.until(lambda: all(column.state == "done" for column in screen(window).columns))
             await window.press("right")
-            await pilot.pause()
+            await window.until(lambda: screen(window).columns[1].has_class("current"))
+            await pilot.pause(0.2)
 
         assert snap_compare(app, run_before=prepare, terminal_size=size)
     finally:

@@ -245,7 +245,7 @@ async def test_typing_a_slash_suggests_and_tab_takes() -> None:
     async with open_window() as window:
         await window.press("/", "s", "y")
         suggestions = window.chat.query_one(Suggestions)
-        await window.until(lambda: suggestions.chosen is not None and suggestions.chosen.name == "system")
+        await window.until(lambda: suggestions.chosen is not None and suggestions.chosen.shown == "/system")
         await window.press("tab")
         await window.until(lambda: window.chat.prompt.text == "/system " and not suggestions.display)
         await window.type("Be brief.")

@@ -19,6 +19,7 @@ from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui import commands, editor
+from glmchat.tui.completing import suggestions as suggestions_for
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.comparing import Comparing
 from glmchat.tui.screens.prompt_search import PromptSearch
@@ -230,18 +231,15 @@ class ChatScreen(Comparing):
             self.prompt.recall(-1)
 
     def on_prompt_complete(self) -> None:
-        if (command := self.query_one(Suggestions).chosen) is not None:
-            self._take(command)
+        if (chosen := self.query_one(Suggestions).chosen) is not None:
+            self.prompt.set_text(chosen.text)
 
     def on_prompt_choose(self, event: Prompt.Choose) -> None:
         self.query_one(Suggestions).move(event.step)
 
     def on_suggestions_taken(self, event: Suggestions.Taken) -> None:
-        self._take(event.command)
+        self.prompt.set_text(event.suggestion.text)
         self.prompt.focus()
-
-    def _take(self, command: commands.Command) -> None:
-        self.prompt.set_text(f"/{command.name} " if command.argument else f"/{command.name}")
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         if event.text_area is not self.prompt:
@@ -249,8 +247,8 @@ class ChatScreen(Comparing):
         text = self.prompt.text
         self._grow()
         suggestions = self.query_one(Suggestions)
-        found = commands.completions(text) if self.size.height >= 10 else []
-        exact = len(found) == 1 and text[1:] == found[0].name
+        found = suggestions_for(text) if self.size.height >= 10 else []
+        exact = len(found) == 1 and text == found[0].shown
         suggestions.suggest(found)
         self.prompt.suggesting = bool(found) and not exact
         if self._measure_timer is not None:
@@ -295,7 +293,7 @@ class ChatScreen(Comparing):
             self.transcript.make_current(None)
             self.transcript.search("")
             self.prompt.focus()
-        elif self.query_one(Suggestions).commands:
+        elif self.query_one(Suggestions).found:
             self.query_one(Suggestions).suggest([])
             self.prompt.suggesting = False
         else:

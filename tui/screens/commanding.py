@@ -108,7 +108,15 @@ class Commanding(Keeping):
         self.when_quiet(lambda: self._begin_switch(launch))
 
     def _begin_switch(self, launch: LaunchOptions) -> None:
-        self.tell(tr("switching to {name}", name=launch.model or ""))
+        from glmchat.chat import adapters_choice
+
+        session, kept = self._talk(), ""
+        if session.tree.context():
+            kept = tr("the conversation is kept; {name} reads it anew, in its own template", name=launch.model or "")
+        self.tell(tr("switching to {name}", name=launch.model or ""), kept)
+        if lost := adapters_choice.keep_fitting(session, launch):
+            self.tell(tr("not for this model, and put away: {names}", names=", ".join(lost)), "/adapter", "warning")
+            self.show_adapters()
         self.switch_model(launch)
 
     def command_adapter(self, argument: str) -> None:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 class Comparing(Commanding):
     def command_compare(self, argument: str) -> None:
         """The first line names the columns; what follows is the question. Alone: the last comparison made here."""
+        self.stop_behind()
+        self.when_quiet(lambda: self._compare(argument))
+
+    def _compare(self, argument: str) -> None:
         from glmchat.chat import compare
         from glmchat.chat.comparison_columns import beside
         from glmchat.tui.screens.comparison import ComparisonScreen
 
-        self._leave_answer()
         session = self._talk()
         if not self.ready and self.status.facts.activity:
             raise Usage(tr("the model is still loading"), hint=tr("try again in a moment"), code="chat.loading")

@@ -1,4 +1,4 @@
-"""What may be typed next: commands with what they do, above the prompt."""
+"""What may be typed next: commands with what they do, or names, above the prompt."""
 
 from __future__ import annotations
 
@@ -8,67 +8,67 @@ from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-from glmchat.tui.commands import Command, summary, usage
+from glmchat.tui.completing import Suggestion
 from glmchat.tui.theme import PALETTES, Palette
 
 _MOST = 7
 
 
 class Suggestions(Widget):
-    """Shows commands, one of them chosen. Hidden when there is nothing to suggest."""
+    """Shows suggestions, one of them chosen. Hidden when there is nothing to suggest."""
 
     class Taken(Message):
-        def __init__(self, command: Command) -> None:
+        def __init__(self, suggestion: Suggestion) -> None:
             super().__init__()
-            self.command = command
+            self.suggestion = suggestion
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.palette: Palette = PALETTES["dark"]
-        self.commands: list[Command] = []
+        self.found: list[Suggestion] = []
         self.at = 0
         self.display = False
 
     @property
-    def chosen(self) -> Command | None:
-        return self.commands[self.at] if self.commands else None
+    def chosen(self) -> Suggestion | None:
+        return self.found[self.at] if self.found else None
 
-    def suggest(self, commands: list[Command]) -> None:
-        if commands != self.commands:
-            self.commands, self.at = commands, 0
-        self.display = bool(commands)
-        self.styles.height = min(len(commands), _MOST)
+    def suggest(self, found: list[Suggestion]) -> None:
+        if found != self.found:
+            self.found, self.at = found, 0
+        self.display = bool(found)
+        self.styles.height = min(len(found), _MOST)
         self.refresh()
 
     def move(self, step: int) -> None:
-        if self.commands:
-            self.at = (self.at + step) % len(self.commands)
+        if self.found:
+            self.at = (self.at + step) % len(self.found)
             self.refresh()
 
     @property
     def _first(self) -> int:
-        return max(0, min(self.at - _MOST // 2, len(self.commands) - _MOST))
+        return max(0, min(self.at - _MOST // 2, len(self.found) - _MOST))
 
     def render(self) -> Text:
         p = self.palette
         rows: list[Text] = []
-        shown = self.commands[self._first : self._first + _MOST]
-        widest = max((cell_len(usage(c)) for c in shown), default=0)
+        shown = self.found[self._first : self._first + _MOST]
+        widest = max((cell_len(f"{s.shown} {s.argument}".rstrip()) for s in shown), default=0)
         column = min(widest + 2, max(12, self.size.width // 2))
-        for index, command in enumerate(shown, self._first):
+        for index, one in enumerate(shown, self._first):
             on = index == self.at
             row = Text.assemble(("▸ " if on else "  ", p.accented))
-            row.append(f"/{command.name}", p.accented if on else p.body)
-            if command.argument:
-                row.append(f" {command.argument}", p.quiet)
+            row.append(one.shown, p.accented if on else p.body)
+            if one.argument:
+                row.append(f" {one.argument}", p.quiet)
             row.truncate(column + 1)
             row.append(" " * max(1, column + 2 - row.cell_len))
-            row.append(summary(command), p.body if on else p.quiet)
+            row.append(one.summary, p.body if on else p.quiet)
             row.truncate(max(1, self.size.width), overflow="ellipsis")
             rows.append(row)
         return Text("\n").join(rows)
 
     def on_click(self, event: events.Click) -> None:
         index = self._first + event.y
-        if index < len(self.commands):
-            self.post_message(self.Taken(self.commands[index]))
+        if index < len(self.found):
+            self.post_message(self.Taken(self.found[index]))
