@@ -2,16 +2,24 @@
 # The programs that glmchat is compared and tried with, in an environment of their own: .test-cache/peers-venv.
 # llama-cpp-python is built from source (a C++ compiler is needed; some minutes). torch and transformers are borrowed by
 # path from .venv, so `make chat` or `make test` comes first. `--with-chatglm-cpp` adds chatglm.cpp, where it builds.
+# On a processor with AMX this llama.cpp ends with a segmentation fault in its AMX product (ggml-org/llama.cpp#20824; seen
+# with the starter model), so there it is built for AVX-512 instead.
 set -eu
 cd "$(dirname "$0")/.."
 peers=${PEERS_VENV:-.test-cache/peers-venv}
 [ -x .venv/bin/python ] || { echo "no .venv: run make test first" >&2; exit 1; }
 [ -x "$peers/bin/python" ] || .venv/bin/python -m venv "$peers"
-"$peers/bin/python" -P -m pip --disable-pip-version-check install --quiet 'llama-cpp-python[server]==0.3.36'
+if grep -qs amx_int8 /proc/cpuinfo; then
+    CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON
+        -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON'
+    export CMAKE_ARGS
+fi
+"$peers/bin/python" -P -m pip --disable-pip-version-check install --quiet --no-cache-dir 'llama-cpp-python[server]==0.3.36'
 # What `pip install transformers[serving]` would add to what .venv has.
 "$peers/bin/python" -P -m pip --disable-pip-version-check install --quiet fastapi uvicorn opentelemetry-api
 if [ "${1:-}" = --with-chatglm-cpp ]; then
-    "$peers/bin/python" -P -m pip --disable-pip-version-check install --quiet chatglm-cpp
+    # Its sentencepiece asks for a CMake of old.
+    CMAKE_POLICY_VERSION_MINIMUM=3.5 "$peers/bin/python" -P -m pip --disable-pip-version-check install --quiet chatglm-cpp
 fi
 # Found after the environment's own packages. The path is a plain line, so .venv's editable glmchat stays out.
 echo "$PWD/.venv/lib/$(ls .venv/lib)/site-packages" > "$(echo "$peers"/lib/python*/site-packages)/borrowed.pth"
