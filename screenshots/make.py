@@ -3,7 +3,7 @@
     python screenshots/make.py [MODEL] [--out FOLDER]
 
 MODEL is an installed model or a GGUF file; without it the starter model. Speeds and memory in the pictures are those of
-the machine that draws them. Each picture is an SVG, and a PNG too where `rsvg-convert` is installed.
+the machine that draws them. Each picture is an SVG; recording.svg moves.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
-import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,13 @@ from glmchat.chat import model_choice
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.tui.app import GlmchatApp
+from glmchat.tui.widgets.sidebar import Sidebar
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from picture import Film, picture  # noqa: E402
+
+FILMED = 560  # characters of the answer that the film shows
 QUESTIONS = (
     "What is the difference between a list and a tuple in Python? Show a short example.",
     "Name three rivers in Europe, with one sentence about each.",
@@ -47,11 +51,8 @@ async def until(true: Callable[[], object], seconds: float = 180.0) -> None:
     raise SystemExit("the window did not get there")
 
 
-def save(app: GlmchatApp, out: Path, name: str) -> None:
-    path = out / f"{name}.svg"
-    path.write_text(app.export_screenshot(title="glmchat"), encoding="utf-8")
-    if shutil.which("rsvg-convert"):
-        subprocess.run(["rsvg-convert", str(path), "-o", str(path.with_suffix(".png")), "-w", "1400"], check=True)
+def save(app: GlmchatApp, out: Path, name: str, caption: str = "glmchat") -> None:
+    (out / f"{name}.svg").write_text(picture(app, caption), encoding="utf-8")
 
 
 async def ask(app: GlmchatApp, pilot: Any, text: str) -> None:
@@ -102,20 +103,41 @@ async def draw(launch: LaunchOptions, out: Path) -> None:
 
 
 async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
-    """Three frames: an answer streams, it is stopped, and a search finds an earlier one."""
+    """The film of the README: a question is typed, its answer streams and is stopped, a search finds an earlier one."""
+    film = Film(*app.size)
     await pilot.press("ctrl+n")
-    app.chat.prompt.set_text(QUESTIONS[2])
+    await pilot.pause(0.3)
+    film.add(app, "glmchat", 1.2)
+
+    async def type_in(text: str, caption: str, step: int) -> None:
+        for at in range(0, len(text), step):
+            for letter in text[at : at + step]:
+                await pilot.press("space" if letter == " " else letter)
+            film.add(app, caption, 0.07 * step)
+
+    await type_in(QUESTIONS[2].rstrip("."), "Enter sends", 4)
     await pilot.press("enter")
-    await until(lambda: app.chat.answering and len(app.chat.transcript.turns[-1].text) > 250)
-    save(app, out, "frame-1-streaming")
+    await until(lambda: app.chat.answering)
+    shown = -1
+    while (said := len(app.chat.transcript.turns[-1].text)) < FILMED:
+        if said - shown >= 14:
+            film.add(app, "the answer streams", 0.14)
+            shown = said
+        await asyncio.sleep(0.02)
     await pilot.press("escape")
     await until(lambda: not app.chat.busy)
     await pilot.pause(0.3)
-    save(app, out, "frame-2-stopped")
+    film.add(app, "Esc stops it; what was said is kept", 2.2)
     await pilot.press("ctrl+f")
-    await pilot.press(*"tuple")
+    await type_in("tuple", "Ctrl+F searches everything ever said", 1)
     await pilot.pause(1.0)
-    save(app, out, "frame-3-search")
+    film.add(app, "Ctrl+F searches everything ever said", 1.6)
+    await pilot.press("enter", "enter")
+    await pilot.pause(0.5)
+    film.add(app, "Enter opens the hit", 3.5)
+    (out / "recording.svg").write_text(film.svg(), encoding="utf-8")
+    await pilot.press("escape")
+    app.chat.query_one(Sidebar).find("")
     await pilot.press("escape", "escape")
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.command import CommandPalette
 from textual.driver import Driver
 from textual.screen import Screen
 
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
-from glmchat.core.language import choose, chosen
+from glmchat.core.language import choose, chosen, tr
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
 from glmchat.tui.hangup import outlive_terminal
@@ -68,6 +69,10 @@ class GlmchatApp(App[int]):
         self.palette = PALETTES[name]
         self.theme = f"glmchat-{name}"
         self.chat.apply_palette()
+
+    def action_command_palette(self) -> None:
+        if not CommandPalette.is_open(self):  # type: ignore[arg-type]
+            self.push_screen(CommandPalette(placeholder=tr("search the commands"), id="--command-palette"))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette is made from the same table as the slash commands."""

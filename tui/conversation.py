@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tui.turns import State, Turn
+from glmchat.tui.wrapping import rows
 
 if TYPE_CHECKING:
     from glmchat.chat.records import StoredMessage
@@ -90,11 +93,11 @@ def _end_note(message: StoredMessage) -> str:
 def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     """An answer's numbers, for /stats. What the server did not send is left out."""
     d: Mapping[str, Any] = message.details
-    rows: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
 
     def row(title: str, name: str, form: str = "{}") -> None:
         if d.get(name) is not None:
-            rows.append((title, form.format(d[name])))
+            found.append((title, form.format(d[name])))
 
     row(tr("model"), "model")
     row(tr("revision"), "revision")
@@ -110,18 +113,20 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     sampling = d.get("sampling") or {}
     if sampling:
         shown = [f"{k} {v:g}" for k, v in sampling.items() if isinstance(v, int | float) and not isinstance(v, bool)]
-        rows.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
+        found.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
     for name, value in (d.get("facts") or {}).items():
         if name in ("threads", "kernel", "device", "dtype") and value is not None:
-            rows.append((str(name), str(value)))
+            found.append((str(name), str(value)))
     if d.get("stretches"):
-        rows.append((tr("say it again"), f"glmchat replay m{message.id}"))
-    return rows
+        found.append((tr("say it again"), f"glmchat replay m{message.id}"))
+    return found
 
 
-def columns(rows: list[tuple[str, str]]) -> str:
-    """Titles and values below each other, aligned."""
-    from rich.cells import cell_len
-
-    widest = max((cell_len(title) for title, _ in rows), default=0)
-    return "\n".join(f"{title}{' ' * (widest - cell_len(title) + 2)}{value}" for title, value in rows)
+def columns(pairs: list[tuple[str, str]], width: int) -> str:
+    """Titles and values below each other, aligned, long values wrapped in their column."""
+    column = max((cell_len(title) for title, _ in pairs), default=0) + 2
+    lines = []
+    for title, value in pairs:
+        wrapped = [value[row.start : row.end] for row in rows(value, max(12, width - column))]
+        lines.append(title + " " * (column - cell_len(title)) + ("\n" + " " * column).join(wrapped))
+    return "\n".join(lines)

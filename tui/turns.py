@@ -343,7 +343,7 @@ class TurnLayout:
                 for line in text_lines(self.turn.hint, max(8, widest), p.quiet)
             ]
         above = max(0, (self._room - len(found)) * 2 // 5)  # a little above the middle looks like the middle
-        return [Line([], 0, "")] * above + found
+        return [*[Line([], 0, "")] * above, *found, Line([], 0, "")]
 
 
 def _gap(before: Block, block: Block) -> bool:

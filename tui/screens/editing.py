@@ -196,7 +196,7 @@ class Editing(Conversing):
         rows = details_of(self._answer_meant())
         if memory := self.status.facts.memory:
             rows.append((tr("memory now"), human_bytes(memory)))
-        self.tell(tr("about this answer"), columns(rows))
+        self.tell(tr("about this answer"), columns(rows, self.transcript.measure - 2))
 
     def _must_be_ready(self) -> None:
         if not self.ready and self.status.facts.activity:

@@ -110,6 +110,8 @@ class Sidebar(Vertical):
             self._targets = [(hit.conversation, hit.message) for hit in hits]
             listing.add_options([Option(self._hit(hit.title, hit.snippet, hit.spans)) for hit in hits])
             hint = tr("{n} hits · Enter opens", n=len(hits)) if hits else tr("nothing found")
+            if len(hits) == 1:
+                hint = tr("1 hit · Enter opens")
         else:
             rows = [c for c in self.history.conversations(limit=_SHOWN) if c.message_count or c.id == self.open_id]
             self._targets = [(c.id, None) for c in rows]

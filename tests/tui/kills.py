@@ -1,0 +1,184 @@
+"""The real window in a terminal of its own, its engine and itself killed with -9 while an answer streams.
+
+`Life` is one window from start to kill. Each engine it starts says words of its own letter ("c0 c1 c2 …"), so that what
+was on the screen at a moment can be compared with what the database holds afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import random
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from glmchat.chat.history import History
+from glmchat.chat.records import StoredMessage
+
+TESTS = Path(__file__).resolve().parents[1]
+PROMISE = 1.0  # seconds; what stood on the screen longer than that is in the database
+CHILD = """
+import itertools, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fake_server import fake_command
+from glmchat.chat.engine_process import start_engine
+from glmchat.chat.launch import LaunchOptions
+from glmchat.tui.app import GlmchatApp
+letters = iter({letters!r})
+def start(options):
+    letter = next(letters)
+    pieces = [f"{{letter}}{{n}} " for n in range(4000)]
+    return start_engine(options, command=fake_command(pieces=pieces, seconds_per_token=0.005, context=1_000_000))
+GlmchatApp(LaunchOptions(model="fake", folder=Path("/"), sampling={{"max_tokens": 1_000_000}}), start=start).run()
+"""
+
+
+class Life:
+    """letters: of the engines it starts, one after the other."""
+
+    def __init__(self, home: Path, letters: str) -> None:
+        self.home, self.letters = home, letters
+        self.seen: list[tuple[float, str, int]] = []  # when, letter, number of a word on the screen
+        self.written = b""
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.environ.update(GLMCHAT_HOME=str(home), GLMCHAT_LANG="en", TERM="xterm-256color")
+            code = CHILD.format(tests=str(TESTS), letters=letters)
+            os.execv(sys.executable, [sys.executable, "-P", "-c", code])
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # the terminal's other end is gone
+            while True:
+                if not select.select([self.terminal], [], [], 0.1)[0]:
+                    continue
+                data = os.read(self.terminal, 65536)
+                now = time.monotonic()
+                self.written = (self.written + data)[-200_000:]
+                for letter in self.letters:
+                    if found := re.findall(rb"\b%s(\d+)" % letter.encode(), data):
+                        self.seen.append((now, letter, max(map(int, found))))
+
+    def until(self, true: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: waited in vain; the window wrote {self.written[-3000:]!r}")
+            time.sleep(0.01)
+
+    def keys(self, text: str) -> None:
+        self.written = b""
+        os.write(self.terminal, text.encode())
+
+    def say(self, line: str) -> None:
+        self.keys(line)
+        self.until(lambda: line[-3:].encode() in self.written, f"the echo of {line}")
+        self.keys("\r")
+
+    def ready(self) -> None:
+        self.until(lambda: b"Ask anything" in self.written, "the first frame")
+
+    def go_on(self, letter: str) -> None:
+        """/continue, again until the model is there."""
+        end = time.monotonic() + 60
+        while not any(s == letter for _, s, _ in self.seen):
+            if time.monotonic() > end:
+                raise AssertionError(f"/continue never went on; the window wrote {self.written[-3000:]!r}")
+            self.say("/continue")
+            with suppress(AssertionError):
+                self.until(lambda: any(s == letter for _, s, _ in self.seen), "words", 1.0)
+
+    def streams(self, letter: str) -> None:
+        self.until(lambda: any(s == letter for _, s, _ in self.seen), f"words of {letter}")
+
+    def _children(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children()
+        return []
+
+    def kill_engine(self) -> float:
+        (engine,) = self._children()
+        engine.kill()
+        return time.monotonic()
+
+    def kill(self) -> float:
+        """The window itself; its engine ends by the pipe that it held."""
+        children = self._children()
+        os.kill(self.pid, signal.SIGKILL)
+        died = time.monotonic()
+        os.waitpid(self.pid, 0)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, "an engine outlived its window"
+        self.reader.join(1)
+        os.close(self.terminal)
+        return died
+
+    def shown(self, letter: str, at: float) -> int:
+        """The number of the last word of that letter that was on the screen then; -1 for none."""
+        return max((n for when, s, n in self.seen if s == letter and when <= at), default=-1)
+
+
+def answer_in(home: Path) -> StoredMessage:
+    """The last answer as the database has it; the file is whole."""
+    with History.open(home / "data" / "history.db") as history:
+        assert history._store.rows("PRAGMA integrity_check") == [("ok",)]
+        head = history.last()
+        assert head is not None
+        return history.load(head.id).path()[-1]
+
+
+def check(answer: StoredMessage, before: str, life: Life, letter: str, died: float) -> float:
+    """How old the oldest loss is, in seconds. Raises AssertionError if anything older than a second is missing."""
+    assert answer.text.startswith(before), "what was there before is gone"
+    words = answer.text[len(before) :].split()
+    assert words == [f"{letter}{n}" for n in range(len(words))], "words are missing in the middle"
+    assert life.shown(letter, died - PROMISE) < len(words), "something older than a second is lost"
+    lost = [when for when, s, n in life.seen if s == letter and n >= len(words)]
+    return max(0.0, died - min(lost, default=died))
+
+
+def live_and_die(home: Path, letters: str, before: str, chance: random.Random) -> tuple[str, list[float]]:
+    """One window: it goes on with the answer `before` (asks, if that is empty), its engine is killed, it goes on, it is
+    killed. Returns the answer as it stands then, and how much was lost each time, in seconds. Two kills."""
+    first, second = letters
+    life = Life(home, letters)
+    try:
+        life.ready()
+        if before:
+            life.until(lambda: b"was interrupted" in life.written, "the offer to go on")
+            life.say("/resume")
+            life.go_on(first)
+        else:
+            life.say("question")
+            life.streams(first)
+        time.sleep(chance.uniform(0.05, 1.5))
+        died = life.kill_engine()
+        life.until(lambda: answer_in(home).state == "failed", "the answer's end")
+        text = answer_in(home).text
+        losses = [check(answer_in(home), before, life, first, died)]
+        life.keys("\x1b[15~")  # F5
+        life.go_on(second)
+        time.sleep(chance.uniform(0.05, 1.5))
+    except BaseException:
+        life.kill()
+        raise
+    died = life.kill()
+    answer = answer_in(home)
+    assert answer.state == "interrupted" and answer.can_continue
+    losses.append(check(answer, text, life, second, died))
+    return answer.text, losses
