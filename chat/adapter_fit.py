@@ -65,16 +65,17 @@ class Base:
         return Base(names, _measured({"model_type": "llama", **config} if folder.is_file() else config))
 
 
-def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None) -> None:
+def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, force: bool = False) -> None:
     """Raise Usage with the reason if these adapters of the store cannot be right for the model in `folder`.
 
-    wanted: (name, weight). folder: None for a model that is not known yet. Raises UnknownModel for a name that is not
-    in the store.
+    wanted: (name, weight). folder: None for a model that is not known yet. force: names prove nothing, measures do.
+    Raises UnknownModel for a name that is not in the store.
     """
     rows = [(adapters.find_adapter(name), weight) for name, weight in wanted]
     base = Base.of(folder) if folder is not None and rows else None
     for row, _ in rows:
-        if base is not None and (found := misfit(adapters.facts_of(row), row.base, base)) is not None:
+        found = misfit(adapters.facts_of(row), row.base, base) if base is not None else None
+        if found is not None and not (force and found.forceable):
             raise found.error(row.name)
     prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
     if prefixes and abs(sum(prefixes) - 1) > 1e-6:

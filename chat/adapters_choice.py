@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.chat.adapter_fit import require_fit
@@ -28,6 +29,20 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return text, 1.0
 
 
+def parse_path(text: str) -> tuple[Path, float] | None:
+    """`FOLDER[:WEIGHT]` (or a file) -> path, weight; None for a name.
+
+    For the command line of a person at this machine only: a path never goes through the API. What has no slash is a
+    name of the store first, and a folder only if the store has no such name.
+    """
+    name, weight = (text, 1.0) if Path(text).expanduser().exists() else parse_adapter(text)
+    path = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) or "/" in name:
+        return path, weight
+    in_store = any(row.name == name for row in adapters.list_adapters())
+    return (path, weight) if path.exists() and not in_store else None
+
+
 def parse_weight(text: str) -> float:
     """Raises Usage unless it is a number between -100 and 100."""
     try:
@@ -43,8 +58,8 @@ def parse_weight(text: str) -> float:
     return weight
 
 
-def known(wanted: Iterable[Weighted], *, force: bool = False) -> tuple[Weighted, ...]:
-    """The same, every name in the store. force: note that these may be attached to a base they do not name.
+def known(wanted: Iterable[Weighted]) -> tuple[Weighted, ...]:
+    """The same, every name in the store.
 
     Raises UnknownModel with the names there are, and Usage for a path, with the command that brings it in.
     """
@@ -56,10 +71,23 @@ def known(wanted: Iterable[Weighted], *, force: bool = False) -> tuple[Weighted,
                 hint=f"glmchat adapters add {one_line(name, 120)}",
                 code="adapter.path",
             )
-        row = adapters.find_adapter(name)
-        if force and not adapters.facts_of(row).get("forced"):
-            adapters.change_force(row, True)
+        adapters.find_adapter(name)
     return found
+
+
+def require_usable(wanted: Sequence[Weighted], folder: Path | None, *, force: bool = False) -> None:
+    """Raise Usage or UnknownModel unless these can be used together, with the model in `folder` if that is known.
+
+    force: take those that name another base too, and note in the store that their answers have to say so.
+    """
+    names = [name for name, _ in known(wanted)]
+    if len(set(names)) < len(names):
+        raise Usage(tr("an adapter is named twice"), hint=tr("once each, as NAME:WEIGHT"), code="adapter.twice")
+    require_fit(wanted, folder, force=force)
+    for name in names if force else ():
+        row = adapters.find_adapter(name)
+        if not adapters.facts_of(row).get("forced"):
+            adapters.change_force(row, True)
 
 
 def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) -> None:
@@ -83,12 +111,8 @@ def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) ->
 
 def use(session: ChatSession, wanted: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
     """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
-    names = [name for name, _ in wanted]
-    if len(set(names)) < len(names):
-        raise Usage(tr("an adapter is named twice"), hint=tr("once each, as NAME:WEIGHT"), code="adapter.twice")
     if launch.server is None:
-        known(wanted, force=force)
-        require_fit(wanted, launch.folder)
+        require_usable(wanted, launch.folder, force=force)
     session.use_adapters(wanted)
 
 

@@ -60,18 +60,17 @@ def add(
 ) -> None:
     """Bring an adapter into the store: checked, copied, hashed."""
     from glmchat.engine.adapters.adapter import read_adapter
-    from glmchat.engine.adapters.check import check_against
     from glmchat.hub import adapters
 
     if name is not None:
-        adapters.checked_name(name)
+        adapters.free_name(name)
     path, origin = _fetch(source)
     adapter = read_adapter(path, alpha=alpha, force=force)
     facts = adapter.to_json()
     model = None
     if base is not None:
         model = _model(base)
-        check_against(adapter, model.path)
+        _check(adapter, facts, model)
         facts["checked_against"] = {"name": model.name, "repo": model.repo, "revision": model.revision}
         facts["checked_against"]["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
     row = _keep(name or adapters.suggested_name(path, origin.repo), path, adapter, facts, origin)
@@ -84,6 +83,59 @@ def add(
             tr("the file does not say lora_alpha; {alpha} is taken, --alpha gives another", alpha=f"{facts['alpha']:g}")
         )
     output.say(tr("glmchat run MODEL --adapter {name}, or /adapter {name} in the chat", name=row.name))
+
+
+def _check(adapter: Adapter, facts: dict[str, Any], model: Installed) -> None:
+    """Raise what attaching would raise: at once what names and measures tell, then tensor by tensor."""
+    from glmchat.chat.adapter_fit import Base, misfit
+
+    if (found := misfit(facts, adapter.base, Base.of(model.path))) is not None:
+        raise found.error(adapter.path.name)
+    from glmchat.engine.adapters.check import check_against
+
+    check_against(adapter, model.path)
+
+
+def bring_in(path: Path, model: Path | None, force: bool) -> str:
+    """The store's name of the adapter at `path`; one that is not in the store is added, unless it does not fit `model`.
+
+    model: the folder or GGUF file it is to be used with. Says what was done.
+    """
+    from glmchat.chat.adapter_fit import Base, misfit
+    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.hub import adapters
+
+    path = path.absolute()
+    adapter = read_adapter(path, force=force)
+    facts = adapter.to_json()
+    if model is not None and (found := misfit(facts, adapter.base, Base.of(model))) is not None:
+        raise found.error(path.name)
+    digest = _digest(path)
+    same = next((r.name for r in adapters.list_adapters() if adapters.facts_of(r).get("digest") == digest), None)
+    if same is not None:
+        output.say(tr("{path} is in the store as {name}", path=one_line(str(path)), name=same))
+        return same
+    name = adapters.unused_name(adapters.suggested_name(path, None))
+    row = _keep(name, path, adapter, facts, adapters.Origin(str(path)))
+    output.say(
+        tr(
+            "{path} was added to the store as {name}: {what}",
+            path=one_line(str(path)),
+            name=row.name,
+            what=adapters.kind_words(facts),
+        )
+    )
+    return row.name
+
+
+def _digest(path: Path) -> str:
+    """Of the weights and the configuration at `path`, to know an adapter again; large files are sampled."""
+    from glmchat.core.fingerprints import fingerprint, of_text
+    from glmchat.engine.adapters.files import CONFIG, weight_files
+
+    config = (path if path.is_dir() else path.parent) / CONFIG
+    files = [*weight_files(path), *([config] if config.is_file() else [])]
+    return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in fingerprint(files)))
 
 
 def _fetch(source: str) -> tuple[Path, Origin]:
@@ -125,6 +177,7 @@ def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin
     from glmchat.engine.adapters.files import weight_files
     from glmchat.hub import adapters
 
+    facts["digest"] = _digest(path)
     small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
     names = adapter.tensors.shapes()
     if adapter.form == "thudm" and any(not n.startswith(PREFIX) for n in names):  # the older form, a whole checkpoint

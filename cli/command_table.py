@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "models",
         "Remove what nothing refers to: half downloads, blobs without a link, manifests without a model.",
     ),
-    "verify": ("models", "Hash every file of a model and compare with what it should be. Needs no network."),
+    "verify": (
+        "models",
+        "Hash every file of a model or an adapter and compare with what it should be. Needs no network.",
+    ),
     "add": ("models", "Make a folder known by a name, without copying it."),
     "alias": ("models", "Give a model a name of your own; without arguments list the names."),
     "lock": ("models", "Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."),

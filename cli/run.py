@@ -92,7 +92,12 @@ def run(
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="NAME[:WEIGHT]", help="An adapter; repeatable.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--adapter",
+            metavar="NAME[:WEIGHT]",
+            help="An adapter of the store, or a folder of one; repeatable.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     force: Annotated[
         bool,
@@ -173,7 +178,6 @@ def run(
         context=context or settings.context,
         server=server,
         api_key=_key(api_key_file) if server else None,
-        adapters=_adapters(adapter, server=server is not None, force=force),
         sampling=sampling,
         system=system,
         history=settings.history and not no_history,
@@ -187,6 +191,8 @@ def run(
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
         launch = _choose_model(launch, name or model, settings, spoken_with, _bits(quant), revision, mode)
+        if adapter is not None:
+            launch = _adapters(launch, adapter, force=force)
         if mode == "once":
             from glmchat.cli.one_shot import answer_once
 
@@ -321,23 +327,25 @@ def _bits(text: str | None) -> int | None:
     return int(word)
 
 
-def _adapters(
-    given: list[str] | None, *, server: bool = False, force: bool = False
-) -> tuple[tuple[str, float], ...] | None:
-    if given is None:
-        return None
-    from glmchat.chat.adapters_choice import is_forced, known, parse_adapter
+def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> LaunchOptions:
+    """The options with the adapters that flags name, checked against the model; a folder goes into the store first."""
+    from glmchat.chat.adapters_choice import is_forced, parse_adapter, parse_path, require_usable
+    from glmchat.cli.adapters import bring_in
 
-    wanted = [parse_adapter(text) for text in given]
-    if server:  # its own store knows them
-        return tuple(wanted)
-    found = known(wanted, force=force)
-    for name, _ in found:
+    if launch.server is not None:  # its own store knows them
+        return replace(launch, adapters=tuple(parse_adapter(text) for text in given))
+    wanted = []
+    for text in given:
+        found = parse_path(text)
+        name, weight = parse_adapter(text) if found is None else (bring_in(found[0], launch.folder, force), found[1])
+        wanted.append((name, weight))
+    require_usable(wanted, launch.folder, force=force)
+    for name, _ in wanted:
         if is_forced(name):
             output.say(
                 tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
             )
-    return found
+    return replace(launch, adapters=tuple(wanted))
 
 
 def _key(file: Path | None) -> str | None:

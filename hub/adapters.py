@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def free_name(name: str) -> Path:
             code="adapter.taken",
         )
     return place
+
+
+def unused_name(name: str) -> str:
+    """`name`, or the first of name-2, name-3 … that no adapter of the store has."""
+    taken = {row.name for row in list_adapters()}
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def suggested_name(source: Path, repo: str | None) -> str:

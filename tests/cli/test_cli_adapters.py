@@ -1,0 +1,121 @@
+"""`run --adapter`: by name, by folder, with weights; a wrong one is refused before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmchat.hub.adapters import list_adapters
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272,
+}  # fmt: skip
+
+
+def write_lora(folder: Path, *, width: int = 64, number: int = 0, **config: Any) -> Path:
+    """A safetensors file made by hand: these tests must not import torch."""
+    names = [f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_" for layer in range(3)]
+    header: dict[str, Any] = {}
+    size = 4 * 4 * width
+    for index, name in enumerate(name + part + ".weight" for name in names for part in "AB"):
+        shape = [4, width] if ".lora_A" in name else [width, 4]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [index * size, (index + 1) * size]}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    data = len(text).to_bytes(8, "little") + text + bytes([number]) * (6 * size)
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "optimizer.pt").write_bytes(b"not to be opened")
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "Tiny-7M"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
+def used(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout.splitlines()[0])["adapter"])
+
+
+def test_a_folder_goes_into_the_store_once_and_is_used(glmchat: Run, base: Path, tmp_path: Path) -> None:
+    folder = write_lora(tmp_path / "poet" / "checkpoint-3000")
+    first = glmchat("run", base, "hi", "--json", "--adapter", folder)
+    assert used(first) == "poet-checkpoint-3000"
+    assert "was added to the store as poet-checkpoint-3000: LoRA of rank 4" in first.stderr
+    again = glmchat("run", base, "hi", "--json", "--adapter", f"{folder}:0.5")
+    assert used(again) == "poet-checkpoint-3000:0.5" and "is in the store as poet-checkpoint-3000" in again.stderr
+    assert len(list_adapters()) == 1
+
+
+def test_a_training_that_went_on_gets_a_name_of_its_own(
+    glmchat: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lora(tmp_path / "run" / "poet")
+    monkeypatch.chdir(tmp_path / "run")
+    assert used(glmchat("run", base, "hi", "--json", "--adapter", "poet")) == "poet"
+    (tmp_path / "run" / "poet").rename(tmp_path / "earlier")
+    write_lora(tmp_path / "run" / "poet", number=1)
+    assert used(glmchat("run", base, "hi", "--json", "--adapter", "./poet")) == "poet-2"
+    mixed = glmchat("run", base, "hi", "--json", "--adapter", "poet:0.3", "--adapter", "poet-2:-0.7")
+    assert used(mixed) == "poet:0.3+poet-2:-0.7", "a name of the store comes before a folder"
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "reason", "hint"),
+    [
+        ({}, 128, "q_proj is 128 × 128 in it, 64 × 64 in the model here", "other measures"),
+        ({"base_model_name_or_path": "me/Other-7M"}, 64, "trained on me/Other-7M, and the model here is", "--force"),
+        ({"peft_type": "IA3"}, 64, "'IA3', which glmchat does not know", "LoRA"),
+    ],
+)
+def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
+    glmchat: Run, base: Path, tmp_path: Path, config: dict[str, Any], width: int, reason: str, hint: str
+) -> None:
+    folder = write_lora(tmp_path / "wrong", width=width, **config)
+    done = glmchat("run", base, "hi", "--adapter", folder)
+    assert done.returncode == 2 and reason in done.stderr and hint in done.stderr
+    assert done.stdout == "" and list_adapters() == []
+
+
+def test_force_takes_another_base_and_says_so(glmchat: Run, base: Path, tmp_path: Path) -> None:
+    folder = write_lora(tmp_path / "medical", base_model_name_or_path="me/Other-7M")
+    done = glmchat("run", base, "hi", "--json", "--adapter", folder, "--force")
+    assert used(done) == "medical" and "medical is attached by force" in done.stderr
+    wide = write_lora(tmp_path / "wide", width=128)
+    assert glmchat("run", base, "hi", "--adapter", wide, "--force").returncode == 2, "measures cannot be forced"
+
+
+def test_the_names_of_a_server_are_the_servers(glmchat: Run, tmp_path: Path) -> None:
+    done = glmchat("run", "x", "hi", "--server", "http://127.0.0.1:9/v1", "--adapter", "poet")
+    assert "there is no adapter" not in done.stderr, "its own store knows"
+
+
+def test_refusals_do_not_wait_for_torch(base: Path, tmp_path: Path) -> None:
+    wrong = write_lora(tmp_path / "wrong", width=128)
+    unknown = write_lora(tmp_path / "unknown", peft_type="IA3")
+    lines = [
+        ["run", str(base), "hi", "--adapter", str(wrong)],
+        ["adapters", "add", str(unknown)],
+        ["adapters", "add", str(wrong), "--base", str(base)],
+    ]
+    code = "import json, sys\nfrom glmchat.cli import main\nfor line in json.loads(sys.argv[1]):\n    main.run(line)\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, json.dumps(lines)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("q_proj is 128 × 128") == 2 and "'IA3'" in done.stderr
