@@ -13,9 +13,9 @@ from glmchat.core.messages import Sampling
 
 Sampler = Callable[[torch.Tensor], int]
 
-# Sorting a vocabulary of 150,000 takes longer than computing it. The most likely ones nearly always suffice for top-p,
-# and whether they do is known exactly.
-_FIRST_LOOK = 256
+# Sorting a vocabulary of 50,000 takes as long as computing the token (3.4 ms; the first 64 take 0.1). The most likely
+# ones nearly always suffice for top-p, and whether they do is known exactly.
+_LOOKS = (64, 512, 4096)
 
 
 def new_seed() -> int:
@@ -110,25 +110,34 @@ def _candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor,
             return logits, torch.arange(vocab)
         ids = (logits >= logits.max() + math.log(sampling.min_p)).nonzero()[:, 0]
         return logits[ids], ids
-    look = min(cut, vocab) if cut < vocab or sampling.top_p <= 0 else min(_FIRST_LOOK, vocab)
-    total = torch.logsumexp(logits, 0) if cut >= vocab else None
     if cut < vocab:
         values, ids = logits.topk(cut + 1)
         tied = bool(values[cut] == values[cut - 1])  # equals of the last one that is kept stay too, as in transformers
         count = int((logits >= values[cut]).sum()) if tied else cut
         values, ids = logits.topk(count) if tied else (values[:cut], ids[:cut])
-    else:
-        values, ids = logits.topk(max(look, 1))
-    if sampling.top_p < 1.0:
-        kept = _nucleus(values, total, sampling.top_p)
-        if kept is None:
-            values, ids = logits.sort(descending=True, stable=True)
+        if sampling.top_p < 1.0:
             kept = _nucleus(values, None, sampling.top_p)
-        values, ids = values[:kept], ids[:kept]
+            values, ids = values[:kept], ids[:kept]
+    else:
+        values, ids = _most_likely(logits, sampling.top_p)
     if sampling.min_p > 0:
         kept = max(1, int((values >= values[0] + math.log(sampling.min_p)).sum()))
         values, ids = values[:kept], ids[:kept]
     return values, ids
+
+
+def _most_likely(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nucleus of the whole vocabulary: values and ids, most likely first."""
+    total = torch.logsumexp(logits, 0)
+    for look in _LOOKS:
+        if look < logits.shape[0]:
+            values, ids = logits.topk(look)
+            kept = _nucleus(values, total, top_p)
+            if kept is not None:
+                return values[:kept], ids[:kept]
+    values, ids = logits.sort(descending=True, stable=True)
+    kept = _nucleus(values, None, top_p)
+    return values[:kept], ids[:kept]
 
 
 def _nucleus(values: torch.Tensor, total: torch.Tensor | None, top_p: float) -> int | None:
