@@ -11,8 +11,10 @@ from glmchat.engine.cores import choose_threads
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 
-# Layers that stand for all of them in a measurement; embedding and head are left out.
+# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would stay
+# in a cache that the whole model does not fit, so all of them are taken, which is quick.
 _LAYERS = 4
+_NARROW = 1024
 
 
 class _Enough(Exception):
@@ -29,7 +31,7 @@ def layer_timer(model: LanguageModel, dtype: torch.dtype, device: str) -> Callab
     def step() -> float:
         compiled = model.compiled(cache)
         if compiled is not None:
-            return compiled.seconds(cache, _LAYERS)
+            return compiled.seconds(cache, model.spec.layers if model.spec.hidden_size <= _NARROW else _LAYERS)
         passed = 0
         started = 0.0
 

@@ -129,6 +129,12 @@ GLM_TARGET INLINE const float *F(cached)(const void *rows, int64_t at, int64_t c
 
 #define NEAR 32 /* positions whose keys, or values, the first-level cache holds */
 
+/* Ask for `count` numbers of the cache before they are needed. */
+INLINE void F(fetch)(const glm_cache *cache, const void *rows, int64_t at, int64_t count) {
+    int64_t size = cache->bf16 ? 2 : 4;
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)rows + at * size + i);
+}
+
 /* out [width] (+)= the sum of factors[p] * rows[p][width]. */
 GLM_TARGET INLINE void F(weigh)(const float *factors, const float *rows, int64_t count, int64_t width, int vectors, float *out) {
     VF sum[4];
@@ -149,9 +155,12 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     int64_t width = net->head_dim, start = stretch * STRETCH, count = minimum(STRETCH, step->total - start);
     float scores[QUERIES][STRETCH], room[NEAR * LARGEST_HEAD], scale = 1 / __builtin_sqrtf((float)width);
     int64_t base = (kv_head * cache->capacity + start) * width;
+    const void *all_keys = cache->keys[stage->number], *all_values = cache->values[stage->number];
     for (int64_t at = 0; at < count; at += NEAR) {
-        int64_t here = minimum(NEAR, count - at);
-        const float *keys = F(cached)(cache->keys[stage->number], base + at * width, here * width, cache->bf16, room);
+        int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
+        if (next) F(fetch)(cache, all_keys, base + (at + here) * width, next * width);
+        else F(fetch)(cache, all_values, base, minimum(NEAR, count) * width);
+        const float *keys = F(cached)(all_keys, base + at * width, here * width, cache->bf16, room);
         for (int64_t q = 0; q < queries; q++)
             for (int64_t p = 0; p < here; p += 4) {
                 const void *rows[4];
@@ -180,8 +189,10 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
         memset(step->partial + at * width, 0, (size_t)width * 4);
     }
     for (int64_t at = 0; at < count; at += NEAR) {
-        int64_t here = minimum(NEAR, count - at);
-        const float *values = F(cached)(cache->values[stage->number], base + at * width, here * width, cache->bf16, room);
+        int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
+        if (next) F(fetch)(cache, all_values, base + (at + here) * width, next * width);
+        else F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total - start - count) * width);
+        const float *values = F(cached)(all_values, base + at * width, here * width, cache->bf16, room);
         for (int64_t q = 0; q < queries; q++) {
             float *out = step->partial + (stretch * net->heads + first + q) * width;
             int64_t i = 0;
@@ -295,7 +306,8 @@ GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_
 GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int64_t block) {
     const glm_network *net = step->net;
     if (stage->work == ATTEND) {
-        int64_t kv_head = block % net->kv_heads, stretch = block / net->kv_heads, group = net->heads / net->kv_heads;
+        int64_t stretches = stage->blocks / net->kv_heads, kv_head = block / stretches, stretch = block % stretches;
+        int64_t group = net->heads / net->kv_heads; /* a thread that goes on reads on */
         for (int64_t q = 0; q < group; q += QUERIES)
             F(attend)(step, stage, kv_head, stretch, kv_head * group + q, minimum(QUERIES, group - q));
     } else if (stage->work == LOW) {
