@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,16 +37,8 @@ print(json.dumps({"prefill": len(ids) / (first - warm), "decode": count / (ended
                   "load": engine.load_seconds, "import": imported - started}))
 """
 LLAMA = """
-import json, os, sys, time
-import llama_cpp
+import json, sys, time
 from llama_cpp import Llama
-if os.environ.get("NO_EXTRA_BUFFERS"):
-    usual = llama_cpp.llama_cpp.llama_model_default_params
-    def plain():
-        found = usual()
-        found.use_extra_bufts = False
-        return found
-    llama_cpp.llama_cpp.llama_model_default_params = plain
 started = time.perf_counter()
 model = Llama(sys.argv[1], n_ctx=2048, n_threads=int(sys.argv[2]), n_threads_batch=int(sys.argv[2]), verbose=False)
 load = time.perf_counter() - started
@@ -83,19 +74,10 @@ print(json.dumps({"prefill": ids.shape[1] / one, "decode": (int(sys.argv[4]) - 1
 """
 
 
-LLAMA_NOTE = ""
-
-
 def measure(python: Path, code: str, threads: int) -> dict[str, float]:
     """One process: tokens per second and seconds."""
     command = [str(python), "-P", "-c", code, str(MODEL), str(threads), str(PROMPT), str(TOKENS)]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
-    if done.returncode < 0 and code is LLAMA:
-        # llama.cpp 0.3.36's AMX buffers end in a segmentation fault where the guest may not use AMX.
-        global LLAMA_NOTE
-        LLAMA_NOTE = " (without its AMX buffers, with which it crashed)"
-        plain = {**os.environ, "NO_EXTRA_BUFFERS": "1"}
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, env=plain)
     if done.returncode:
         sys.exit(f"{python}: {done.stderr[-800:]}")
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -126,7 +108,6 @@ def main() -> None:
             print(
                 f"{threads} thread(s)  {name:18} prefill {got['prefill']:7.1f} tok/s  "
                 f"decode {got['decode']:6.1f} tok/s  load {got['load']:5.2f} s"
-                f"{LLAMA_NOTE if name == 'llama-cpp-python' else ''}"
             )
         ours = best["glmchat"]
         for name, got in best.items():
