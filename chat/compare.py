@@ -22,18 +22,16 @@ from glmchat.chat import connect as connecting
 from glmchat.chat.answering import SessionEvent
 from glmchat.chat.comparison_columns import Column, launches, parse_columns
 from glmchat.chat.comparison_engines import OneByOne, Running, Together, decide, group, needed
+from glmchat.chat.comparison_session import DETAIL, ColumnSession
 from glmchat.chat.connect import Connection
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
-from glmchat.chat.sampling_choice import ChosenSampling, ranks_for_launch
-from glmchat.chat.session import ChatSession
 from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
 
-_DETAIL = "compare"  # in the details of a question: the columns; of an answer: which of them it is
 _UNFINISHED = ("interrupted", "streaming", "failed")
 
 
@@ -93,7 +91,7 @@ class Comparison:
         self._running = running
         self._one_by_one = one_by_one
         self._stopping = threading.Event()
-        self._sessions: dict[int, _Column] = {}
+        self._sessions: dict[int, ColumnSession] = {}
         self._lock = threading.Lock()
 
     def ask(self, text: str) -> Generator[ComparisonEvent, None, None]:
@@ -108,7 +106,7 @@ class Comparison:
 
     def _described(self) -> dict[str, Any]:
         """What `resume` finds with the question."""
-        return {_DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
+        return {DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
 
     def missing(self) -> list[int]:
         """Columns without an answer, or whose answer was interrupted."""
@@ -125,7 +123,7 @@ class Comparison:
         """Column -> its last answer."""
         question, found = self.question, dict[int, StoredMessage]()
         for _, message in sorted(self.tree.messages.items()):
-            mark = message.details.get(_DETAIL)
+            mark = message.details.get(DETAIL)
             if question and message.parent == question.id and message.deletion is None and isinstance(mark, Mapping):
                 number, text = mark.get("column"), mark.get("text")
                 if isinstance(number, int) and number < len(self.columns) and self.columns[number].text == text:
@@ -234,7 +232,7 @@ class Comparison:
 
     def _one_answer(self, column: int, connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
         """Raises EngineDied, as the columns behind it have no engine either; other errors are this column's own."""
-        session = _Column(self, column, connection)
+        session = ColumnSession(self, column, connection)
         with self._lock:
             if self._stopping.is_set():
                 return
@@ -251,51 +249,9 @@ class Comparison:
                 del self._sessions[column]
 
 
-class _Column(ChatSession):
-    """A session of one column. All columns share one tree; the conversation's own settings stay as they are."""
-
-    def __init__(self, comparison: Comparison, column: int, connection: Connection) -> None:
-        self._comparison, self._number = comparison, column
-        launch = comparison.launches[column]
-        folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
-        super().__init__(
-            comparison.history,
-            connection.endpoint,
-            comparison.tree.conversation.id,
-            identity=connection.identity,
-            ranks=ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder),
-            default_system=comparison.settings.system,
-            context_policy=comparison.settings.context_policy,
-        )
-
-    def open(self, conversation: int) -> Tree:
-        self.tree = self._comparison.tree
-        self.unseen = ()
-        return self.tree
-
-    @property
-    def adapters(self) -> tuple[tuple[str, float], ...]:
-        return self._comparison.columns[self._number].adapters
-
-    def answer(self) -> Generator[SessionEvent, None, None]:
-        """A new answer, or the rest of one that was interrupted."""
-        question = self._comparison.question
-        assert question is not None
-        before = self._comparison.answers().get(self._number)
-        if before is not None and before.state == "interrupted" and before.can_continue:
-            self.history.open_branch(self.tree, before)
-            yield from self.continue_answer()
-        else:
-            yield from self.regenerate(message=question.id)
-
-    def _details(self, chosen: ChosenSampling) -> dict[str, Any]:
-        mark = {"column": self._number, "text": self._comparison.columns[self._number].text}
-        return {**super()._details(chosen), _DETAIL: mark}
-
-
 def asked_in(tree: Tree) -> StoredMessage | None:
     """The last question of a conversation that was put to a comparison."""
-    marked = (m for m in tree.messages.values() if isinstance(m.details.get(_DETAIL), list) and m.deletion is None)
+    marked = (m for m in tree.messages.values() if isinstance(m.details.get(DETAIL), list) and m.deletion is None)
     return max(marked, key=lambda m: m.id, default=None)
 
 
@@ -314,7 +270,7 @@ def resume(
             hint=tr("glmchat compare -p TEXT A B"),
             code="compare.none",
         )
-    columns = parse_columns(question.details[_DETAIL])
+    columns = parse_columns(question.details[DETAIL])
     common = question.details.get("sampling") or {}
     common = {name: tuple(value) if isinstance(value, list) else value for name, value in common.items()}
     base = replace(base or LaunchOptions(), sampling=common)

@@ -14,7 +14,8 @@ from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.replay import Outcome, ReplayPlan
+    from glmchat.chat.replay import Outcome
+    from glmchat.chat.replay_plan import ReplayPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +40,11 @@ def replay(
     and threads only.
     """
     from glmchat.chat.history import History
-    from glmchat.chat.replay import Outcome, Replaying, plan_replay, run_replay
+    from glmchat.chat.replay import Outcome, Replaying, run_replay
+    from glmchat.chat.replay_plan import plan_replay
 
     with History.default() as history:
-        plan = plan_replay(history, target, changes=_changes(setting or []), threads=threads)
+        plan = plan_replay(history, target, changes=sampling_changes(setting or []), threads=threads)
     if as_json:
         stretches = [s.to_json() for s in plan.stretches]
         told = {"message": plan.message, "conversation": plan.conversation, "model": plan.model}
@@ -67,7 +69,8 @@ def replay(
     raise typer.Exit(0 if outcome.identical else 1)
 
 
-def _changes(given: list[str]) -> dict[str, Any]:
+def sampling_changes(given: list[str]) -> dict[str, Any]:
+    """What `--set NAME=VALUE …` asks for: field -> value. Raises Usage."""
     found = {}
     for text in given:
         name, equals, value = text.partition("=")

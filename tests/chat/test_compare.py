@@ -136,6 +136,25 @@ def test_a_column_that_fails_does_not_stop_the_others(history: History, model: P
     assert [e.error.message for e in broken.ask("hello") if isinstance(e, ColumnFailed)] == ["no weights"] * 2
 
 
+def test_a_model_that_does_not_load_is_told_and_the_other_answers(
+    history: History, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    broken = GlmchatError("no weights", hint="", code="x").to_json()
+
+    def start(options: engine_process.EngineOptions) -> engine_process.EngineProcess:
+        behaviour = {"load_failure": broken} if options.folder == model else {}
+        return engine_process.start_engine(options, command=fake_command(**behaviour))
+
+    monkeypatch.setattr(connect, "start_engine", start)
+    comparison = Comparison(history, parse_columns([str(model), str(other)]), Settings(), one_by_one=True)
+    failures = [e for e in comparison.ask("hello") if isinstance(e, ColumnFailed)]
+    assert [(f.column, f.error.message) for f in failures] == [(0, "no weights")]
+    assert texts(comparison) == {1: "one two"} and comparison.missing() == [0]
+
+
 def test_a_stop_keeps_what_was_said_and_begins_no_other(history: History, model: Path, engine: Fake) -> None:
     engine(repeat=200, seconds_per_token=0.02)
     comparison = Comparison(history, parse_columns([str(model), "+poet"]), Settings())

@@ -42,6 +42,25 @@ def test_wrong_columns_are_refused_before_anything_loads(glmchat: Run, model: Pa
     assert glmchat("compare", "-p", "hello", model, "", "--pick", 3).returncode == 2
 
 
+def test_an_interrupt_keeps_what_was_said_and_begins_no_other(fake_argv: Callable[..., list[str]], model: Path) -> None:
+    command = fake_argv({"repeat": 500, "seconds_per_token": 0.02}, "compare", "-p", "hi", model, ",temp=0", "--json")
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ), text=True)
+    assert child.stdout is not None
+    events = []
+    for line in child.stdout:
+        events.append(json.loads(line))
+        if events[-1]["event"] == "text":
+            child.send_signal(signal.SIGINT)
+            break
+    events += [json.loads(line) for line in child.stdout]
+    assert child.wait() == 130
+    assert [e["column"] for e in events if e["event"] == "end"] == [0] and events[-1]["event"] == "done"
+    with History.default() as history:
+        tree = history.load(events[-1]["conversation"])
+    (answer,) = (m for m in tree.messages.values() if m.role == "assistant")
+    assert answer.state == "stopped" and answer.text.startswith("one ")
+
+
 def test_a_kill_half_way_loses_nothing(fake_argv: Callable[..., list[str]], glmchat: Run, model: Path) -> None:
     behaviour: dict[str, Any] = {"repeat": 50, "seconds_per_token": 0.02}
     command = fake_argv(behaviour, "compare", "-p", "hello", model, ",temp=0", "--json")

@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import plan as planning
@@ -81,16 +81,17 @@ class ModelScreen(ModalScreen[Installed | None]):
 
     def _fill(self) -> None:
         options = self.query_one(OptionList)
-        before = self._chosen()
+        chosen = self._chosen()
         self._rows = all_rows()
-        options.clear_options()
         here = [row for row in self._rows if row.installed is not None]
+        before = chosen.name if chosen else next((r.name for r in here if r.name == self._current), None)
+        options.clear_options()
         for number, row in enumerate(self._rows):
             if number == len(here):
                 options.add_option(Option(Text(tr("can be pulled"), self.palette.quiet), disabled=True, id="heading"))
             current = row.installed is not None and row.name == self._current
             options.add_option(Option(row.drawn(self.palette, current=current), id=str(number)))
-        same = (n for n, row in enumerate(self._rows) if before is not None and row.name == before.name)
+        same = (n for n, row in enumerate(self._rows) if row.name == before)
         if (kept := next(same, None)) is not None:
             options.highlighted = options.get_option_index(str(kept))
         else:
@@ -220,7 +221,12 @@ class ModelScreen(ModalScreen[Installed | None]):
         if now.bytes_per_second:
             facts.append(f"{human_bytes(int(now.bytes_per_second))}/s")
         if now.seconds_left is not None:
-            facts.append(tr("{minutes} min left", minutes=f"{now.seconds_left / 60:.0f}"))
+            short = now.seconds_left < 90
+            facts.append(
+                tr("{seconds} s left", seconds=f"{now.seconds_left:.0f}")
+                if short
+                else tr("{minutes} min left", minutes=f"{now.seconds_left / 60:.0f}")
+            )
         if now.note:
             facts.append(now.note)
         self._tell(" · ".join(facts), now.done / now.total if now.total else None)
@@ -242,9 +248,10 @@ class ModelScreen(ModalScreen[Installed | None]):
     def on_model_screen__finished(self, done: _Finished) -> None:
         self._working = False
         if done.error is not None:
-            self._say(
-                Text.assemble((done.error.message, self.palette.strong), "\n", (done.error.hint, self.palette.quiet))
-            )
+            hint = done.error.hint
+            if isinstance(done.error, Interrupted):
+                hint = tr("Enter goes on from there")
+            self._say(Text.assemble((done.error.message, self.palette.strong), "\n", (hint, self.palette.quiet)))
             self._keys()
         elif done.plan is not None:
             self._asked = done.plan
