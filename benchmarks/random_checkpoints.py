@@ -104,10 +104,10 @@ def write_checkpoint(
         file = f"{stem}{ending}" if single else f"{stem}-{number:05}-of-{len(shards):05}{ending}"
         tensors = {}
         for name, shape in shard:
-            tensors[name] = _random(name, shape, noise, offset).to(dtype)
+            tensors[name] = _random(name, shape, noise, offset, dtype)
             offset = (offset + 7919 * 101) % _NOISE
         if "lm_head.weight" in tensors:  # the same numbers as the embedding, which is the first tensor written
-            tensors["lm_head.weight"] = _random("wte.weight", dict(shard)["lm_head.weight"], noise, 0).to(dtype)
+            tensors["lm_head.weight"] = _random("wte.weight", dict(shard)["lm_head.weight"], noise, 0, dtype)
         if kind == "bin":
             torch.save(tensors, folder / file)
         else:
@@ -147,18 +147,18 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _random(name: str, shape: tuple[int, ...], noise: torch.Tensor, offset: int) -> torch.Tensor:
-    """The noise from `offset` on, repeated to the size, scaled for the kind of tensor."""
-    count = math.prod(shape)
+def _random(name: str, shape: tuple[int, ...], noise: torch.Tensor, offset: int, dtype: torch.dtype) -> torch.Tensor:
+    """The noise from `offset` on, scaled for the kind of tensor, then repeated to the size."""
     flat = noise[offset : offset + _NOISE]
-    flat = flat.repeat(-(-count // _NOISE))[:count] if count > _NOISE else flat[:count]
-    values = flat.reshape(shape)
     if len(shape) == 1:
         norm = "norm" in name or ".ln_" in name
-        return 1 + 0.1 * values if norm and name.endswith("weight") else 0.05 * values
-    if "embedding" in name or "wte" in name or "wpe" in name:
-        return 0.25 * values
-    return values / math.sqrt(shape[-1])
+        flat = 1 + 0.1 * flat if norm and name.endswith("weight") else 0.05 * flat
+    elif "embedding" in name or "wte" in name or "wpe" in name:
+        flat = 0.25 * flat
+    else:
+        flat = flat / math.sqrt(shape[-1])
+    count = math.prod(shape)
+    return flat.to(dtype).repeat(-(-count // _NOISE))[:count].view(shape).clone()
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ class _Rehearsal:
 
     def _run(self, label: str, *more: str) -> None:
         on = [] if self.threads is None else ["--threads", str(self.threads)]
-        ask = ["--temp", "0.9", "--seed", "7", "--max-tokens", "32", *on]
+        ask = ["--temp", "0.9", "--seed", "7", "--max-tokens", "16", *on]
         self._step(label, ["run", REPO, "你好", "--quant", "4", "--json", *ask, *more], _answer)
 
     def _adapter(self) -> None:

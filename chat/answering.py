@@ -134,6 +134,7 @@ class Writing:
         self.said = False
         self.ended = False
         self.prompt_ids: tuple[int, ...] | None = None
+        self._recorded = False
         self._history, self._tree, self._answer = history, tree, answer
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -141,14 +142,14 @@ class Writing:
 
     def add(self, piece: Piece) -> None:
         self.said = True
-        if piece.facts:
-            self._record(piece.facts)
+        self.record(piece.facts)
         self._text.append(piece.text)
         self._ids.extend(piece.token_ids)
 
-    def _record(self, facts: Mapping[str, Any]) -> None:
-        """At the first piece: what a replay of this stretch needs."""
-        if self.prompt_ids is not None and facts.get("passes"):
+    def record(self, facts: Mapping[str, Any]) -> None:
+        """What a replay of this stretch needs: at the first piece, at the end for an answer without a visible word."""
+        if self.prompt_ids is not None and facts.get("passes") and not self._recorded:
+            self._recorded = True
             stretch = record.stretch(len(self._answer.token_ids), self.prompt_ids, facts, self.details.get("launch"))
             self.details["stretches"] = [*(self.details.get("stretches") or []), stretch]
             self._history.describe_answer(self._tree, self._answer, self.details)
@@ -199,6 +200,7 @@ def relay(pump: Pump, writing: Writing, switch: Switch) -> Answer:
     finally:
         pump.stop()
     finished = finished or Finished("cancelled" if switch.wanted else None)
+    writing.record(finished.facts)
     writing.end(_STATES.get(finished.finish_reason, "complete"), facts_of(finished))
     yield finished
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import pytest
 from speakers import LocalSpeaker
@@ -14,7 +14,7 @@ from glmchat.chat.history import History
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage
-from glmchat.core.messages import Finished, Message, Piece, Started
+from glmchat.core.messages import Finished, Message, Piece, Started, StreamEvent
 
 
 def talk(events: Iterable[SessionEvent]) -> list[SessionEvent]:
@@ -333,6 +333,20 @@ def test_reply_text_is_shown_cleaned_and_kept_raw(history: History) -> None:
     answer = session.tree.path()[-1]
     assert answer.text == " 你好,我是ChatGLM!"
     assert session.shown_text(answer) == "你好，我是ChatGLM!"
+
+
+def test_an_answer_without_a_visible_word_can_be_replayed_too(history: History) -> None:
+    class Wordless(LocalSpeaker):
+        def stream(self, *_: object, **__: object) -> Generator[StreamEvent, None, None]:
+            yield Started("m", prompt_ids=(5, 6), prompt_tokens=2)
+            yield Piece("", (150004, 150004))
+            yield Finished("length", facts={"passes": [[0, 2]], "seed": 7})
+
+    session = ChatSession(history, Wordless())
+    talk(session.ask("hi"))
+    answer = session.tree.path()[-1]
+    (record,) = answer.details["stretches"]
+    assert answer.token_ids == (150004, 150004) and (record["start"], record["seed"]) == (0, 7)
 
 
 def test_a_completed_text_stands_in_the_history_but_in_no_other_request(history: History) -> None:
