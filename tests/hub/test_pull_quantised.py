@@ -186,6 +186,26 @@ def test_a_process_that_is_killed_goes_on_where_it_was(
     assert left_over() == [] and same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
 
 
+def test_ctrl_c_exits_130_and_the_same_command_goes_on(
+    hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmchat.hub import staging
+
+    bring = staging.bring
+
+    def interrupted(plan: Any, paths: Any, *rest: Any) -> Any:
+        if "model-00003-of-00004.safetensors" in paths:
+            raise KeyboardInterrupt
+        return bring(plan, paths, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "bring", interrupted)
+        code, _, err = glmchat(capsys, "pull", REPO, "--quant", "4")
+    assert code == 130 and "what is here already is kept" in err
+    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+    assert len(hub.requests_for("model-00001-of-00004.safetensors")) == 1 and left_over() == []
+
+
 def test_a_second_pull_of_the_same_copy_says_that_it_waits(hub: LoopbackHub, capsys: Any) -> None:
     from glmchat.hub import staging, store
 
