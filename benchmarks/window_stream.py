@@ -1,9 +1,11 @@
 """Keystroke to screen, processor and memory of the window while a fake engine streams 300 tokens a second.
 
     python benchmarks/window_stream.py [--seconds 10] [--rate 300] [--kind prose|code|table|long]
+    python benchmarks/window_stream.py --tokens 200000 --rate 4000 --kind prose    # memory over one long answer
 
 The real window runs in a pseudo-terminal of its own process; the fake engine is another process behind the real
 server. A key is typed every 100 ms and its echo is looked for in what the window writes. Prints one JSON line a kind.
+With --tokens nothing is typed: the memory of the window is read at every tenth of the answer, by the clock of its rate.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import pty
 import select
 import signal
+import sqlite3
 import struct
 import sys
 import tempfile
@@ -138,12 +141,60 @@ def measure(kind: str, seconds: float, rate: float) -> dict[str, object]:
     }
 
 
+def memory(kind: str, tokens: int, rate: float) -> dict[str, object]:
+    """Resident megabytes of the window while one answer grows to `tokens` tokens."""
+    unit = KINDS[kind]
+    behaviour = {"pieces": unit, "repeat": tokens // len(unit), "seconds_per_token": 1 / rate, "context": 100_000_000}
+    with tempfile.TemporaryDirectory() as home:
+        pid, terminal = spawn(behaviour, home)
+        wait_for(terminal, b"Ask anything", 30)
+        read(terminal, 3)
+        os.write(terminal, b"go\r")
+        wait_for(terminal, SEEN[kind].encode(), 30)
+        window = psutil.Process(pid)
+        started, before = time.perf_counter(), window.cpu_times()
+        samples = []
+        while said(home) is not None:
+            read(terminal, 1.0)
+            samples.append((said(home) or tokens, round(window.memory_info().rss / 1e6, 1)))
+            if time.perf_counter() - started > 20 * tokens / rate:
+                raise SystemExit("the answer never ended")
+        seconds, after = time.perf_counter() - started, window.cpu_times()
+        os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    tenths = [next(mb for at, mb in samples if at >= tokens * part // 10) for part in range(1, 11)]
+    return {
+        "kind": kind,
+        "tokens": tokens,
+        "rate": round(tokens / seconds),
+        "memory_mb_at_each_tenth": tenths,
+        "cpu_percent": round(100 * (after.user + after.system - before.user - before.system) / seconds, 1),
+    }
+
+
+def said(home: str) -> int | None:
+    """Tokens of the running answer that are in the database; None once it has ended."""
+    path = Path(home) / "data" / "history.db"
+    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as database:
+        row = database.execute("SELECT id FROM message WHERE state = 'streaming'").fetchone()
+        if row is None:
+            return None
+        sizes = database.execute("SELECT sum(length(token_ids)) FROM piece WHERE message = ?", row).fetchone()
+    return int(sizes[0] or 0) // 4
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rate", type=float, default=300)
     parser.add_argument("--kind", choices=list(KINDS), action="append")
+    parser.add_argument("--tokens", type=int, help="measure memory over one answer of that length instead")
     chosen = parser.parse_args()
+    if chosen.tokens:
+        for kind in chosen.kind or ["prose"]:
+            print(json.dumps(memory(kind, chosen.tokens, chosen.rate)), flush=True)
+        return
     for kind in chosen.kind or list(KINDS):
         print(json.dumps(measure(kind, chosen.seconds, chosen.rate)), flush=True)
 

@@ -176,13 +176,21 @@ class Conversing:
         return self.history.delete_messages(self.tree, path[start:], leaf=before)
 
     def delete(self, message: int) -> int:
-        """Delete one message, a question with its answers. The number is for `restore`."""
+        """Delete one message, a question with its answers. The number is for `restore`.
+
+        At the end of the conversation another version of it comes into view, if there is one.
+        """
         self._must_be_quiet()
         target = self._message(message)
         doomed = [target]
         if target.role == "user":
             doomed += [m for m in self.tree.messages.values() if m.parent == target.id and m.role == "assistant"]
-        return self.history.delete_messages(self.tree, doomed, leaf=self.tree.leaf)
+        others = [m for m in self.tree.siblings(target) if m.id != target.id]
+        was_last = self.tree.leaf in {m.id for m in doomed}
+        deletion = self.history.delete_messages(self.tree, doomed, leaf=self.tree.leaf)
+        if was_last and others:
+            self.history.open_branch(self.tree, others[-1])
+        return deletion
 
     def restore(self, deletion: int) -> None:
         """Undo a deletion or an undo."""

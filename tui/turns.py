@@ -8,9 +8,9 @@ what is visible.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
@@ -25,6 +25,7 @@ from glmchat.tui.theme import Palette
 
 FOLD_AFTER = 24  # lines of a question; a longer one is folded
 FOLD_TO = 12
+KEPT = 256  # drawn pieces of a turn; a long answer that streams by would otherwise keep all its lines
 COMPACT_ROWS = 12  # of the view; below, nothing is spent on air
 _INDENT = 2
 
@@ -74,7 +75,8 @@ class TurnLayout:
         self._pieces: list[Piece] | None = None
         self._final = 0  # pieces that no further text changes
         self._taken = 0  # blocks of the splitter that have a piece
-        self._tops: list[int] | None = None
+        self._tops = [0]  # where each piece begins, as far as it is known
+        self._drawn: deque[Piece] = deque()  # final pieces that hold their lines, the longest drawn first
 
     # Size and style
 
@@ -87,7 +89,9 @@ class TurnLayout:
             self.redraw()
 
     def redraw(self) -> None:
-        self._pieces = self._tops = None
+        self._pieces = None
+        self._tops = [0]
+        self._drawn.clear()
         self._final = self._taken = 0
 
     @property
@@ -101,9 +105,10 @@ class TurnLayout:
     @property
     def tops(self) -> list[int]:
         """Where each piece begins, and the height."""
-        if self._tops is None:
-            self._tops = list(accumulate((piece.height for piece in self.pieces), initial=0))
-        return self._tops
+        pieces, tops = self.pieces, self._tops
+        for index in range(len(tops) - 1, len(pieces)):
+            tops.append(tops[index] + pieces[index].height)
+        return tops
 
     @property
     def pieces(self) -> list[Piece]:
@@ -119,19 +124,33 @@ class TurnLayout:
 
     def realise(self, top: int, bottom: int) -> bool:
         """Draw the pieces between two lines of this turn. True if a height changed."""
-        changed = False
-        tops = self.tops
-        first = max(0, bisect_right(tops, top) - 1)
-        for index in range(first, len(self.pieces)):
-            if tops[index] >= bottom:
-                break
-            piece = self.pieces[index]
+        tops, pieces = self.tops, self.pieces
+        first = index = max(0, bisect_right(tops, top) - 1)
+        changed: int | None = None
+        while index < len(pieces) and tops[index] < bottom:
+            piece = pieces[index]
             if piece.lines is None:
                 piece.lines = piece.draw()
-                changed = changed or len(piece.lines) != piece.estimate
-        if changed:
-            self._tops = None
-        return changed
+                if len(piece.lines) != piece.estimate:
+                    changed = index if changed is None else changed
+                if index < self._final:
+                    self._drawn.append(piece)
+            index += 1
+        if len(self._drawn) > KEPT:
+            self._release(pieces[first:index])
+        if changed is not None:
+            del self._tops[changed + 1 :]
+        return changed is not None
+
+    def _release(self, in_view: list[Piece]) -> None:
+        """Let go of the lines of pieces that were drawn long ago; they keep their height."""
+        seen = {id(piece) for piece in in_view}
+        for _ in range(len(self._drawn) // 2):
+            piece = self._drawn.popleft()
+            if id(piece) in seen:
+                self._drawn.append(piece)
+            elif piece.lines is not None:
+                piece.estimate, piece.lines = len(piece.lines), None
 
     def locate(self, y: int) -> tuple[int, int]:
         """Line of the turn -> (piece, line in the piece)."""
@@ -145,7 +164,7 @@ class TurnLayout:
 
     def redraw_tops(self) -> None:
         """A piece was drawn from outside."""
-        self._tops = None
+        self._tops = [0]
 
     # Content
 
@@ -162,7 +181,7 @@ class TurnLayout:
         """Bring the pieces up to what was fed. Only what is not final is made again."""
         if self._pieces is not None:
             del self._pieces[self._final :]
-            self._tops = None
+            del self._tops[self._final + 1 :]
             self._build()
 
     def finish(self) -> None:

@@ -19,7 +19,7 @@ from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
 from glmchat.tui.screens import help
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.theme import PALETTES, choose_theme
-from glmchat.tui.widgets import sidebar
+from glmchat.tui.widgets import actions, sidebar
 from glmchat.tui.widgets.status import Facts, status_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,7 @@ def test_sentences_that_are_translated_by_a_variable_have_chinese_too() -> None:
     chinese = tomllib.loads((ROOT / "core" / "zh.toml").read_text(encoding="utf-8"))
     used = {c.summary for c in commands.COMMANDS} | set(commands.GROUPS) | set(PRESET_WORDS.values())
     used |= {word for pair in EXPLAINED.values() for word in pair} | {what for _, what in help._KEYS}
+    used |= {action.word for action in actions.ACTIONS if action.word}
     used |= set(messages.STAGES.values()) | set(PRESETS) - {"model"}
     assert not used - set(chinese)
 

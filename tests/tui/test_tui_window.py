@@ -14,8 +14,10 @@ from windows import LAUNCH, Window, make_app, open_window
 from glmchat.chat.history import History
 from glmchat.core import language
 from glmchat.core.settings import Settings
+from glmchat.tui import clipboard
 from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.sampling import SamplingScreen
+from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.suggestions import Suggestions
 
@@ -499,3 +501,28 @@ async def test_one_key_changes_what_happens_when_the_context_is_full() -> None:
         assert session.context_policy == "refuse" and "refuses" in window.notices
         await window.press("f8")
         assert session.context_policy == "drop"
+
+
+async def test_what_can_be_done_with_a_turn_has_a_key_and_a_place_to_click() -> None:
+    async with open_window(pieces=["```python\nx = 1\n```\n"]) as window:
+        await window.ask("question")
+        await window.send("/regen")
+        await window.until(lambda: not window.chat.busy and "version 2 of 2" in window.turns[-1].note)
+        await window.press("ctrl+up")
+        offered = window.chat.query_one(TurnActions)
+        await window.until(lambda: offered.display and "versions" in window.screen_text())
+
+        async def click(act: str) -> None:
+            row, column = next((y, x) for y, x, a in offered._places(offered.content_size.width) if a.act == act)
+            await window.pilot.click(TurnActions, offset=(column + offered.styles.padding.left, row))
+
+        await click("previous")
+        assert "version 1 of 2" in window.turns[-1].note
+        await click("quote")
+        assert window.chat.prompt.text.startswith("> ```python")
+        await click("copy code")
+        assert clipboard.clipboard_file().read_text() == "x = 1"
+        await click("delete")
+        await window.until(lambda: "deleted" in window.notices)
+        assert len(window.said("assistant")) == 1 and "version" not in "".join(t.note for t in window.turns)
+        await window.until(lambda: not offered.display)

@@ -25,6 +25,7 @@ from glmchat.tui.screens.comparing import Comparing
 from glmchat.tui.screens.prompt_search import PromptSearch
 from glmchat.tui.theme import Palette
 from glmchat.tui.turns import Turn
+from glmchat.tui.widgets.actions import ACTIONS, TurnActions
 from glmchat.tui.widgets.prompt import MAX_LINES, Prompt
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.status import StatusLine
@@ -72,6 +73,7 @@ class ChatScreen(Comparing):
             yield Sidebar(id="sidebar")
             with Vertical(id="main"):
                 yield Transcript(self.palette, id="transcript")
+                yield TurnActions(id="actions")
                 yield Suggestions(id="suggestions")
                 yield Static("", id="queue")
                 with Vertical(id="prompt-box"):
@@ -102,7 +104,7 @@ class ChatScreen(Comparing):
             self.command_model("")
 
     def apply_palette(self) -> None:
-        for widget in (self.status, self.query_one(Suggestions), self.query_one(Sidebar)):
+        for widget in (self.status, self.query_one(Suggestions), self.query_one(TurnActions), self.query_one(Sidebar)):
             widget.palette = self.palette
             widget.refresh()
         self.transcript.set_palette(self.palette)
@@ -356,22 +358,15 @@ class ChatScreen(Comparing):
             return
         turn = self.transcript.current
         key = event.key
-        act = {
-            "y": "copy", "c": "copy", "u": "copy code", "e": "edit", "r": "regen", "q": "quote", "s": "stats",
-        }.get(key)  # fmt: skip
         if turn is None:
             if event.is_printable and event.character:
                 self.prompt.focus()
                 self.prompt.insert(event.character)
                 event.stop()
             return
+        act = next((a.act for a in ACTIONS if key in a.keys and turn.role in a.roles), None)
         if act is not None:
             self._act(turn, act)
-        elif key in ("left", "right", "less_than_sign", "greater_than_sign"):
-            if turn.key.isdigit():
-                self.guarded(lambda: self.walk_branch(int(turn.key), -1 if key in ("left", "less_than_sign") else 1))
-        elif key == "delete" and turn.key.isdigit():
-            self.guarded(lambda: self.delete_message(int(turn.key)))
         elif key in ("up", "k", "down", "j"):
             self.action_step(-1 if key in ("up", "k") else 1)
         elif key == "enter":
@@ -382,10 +377,23 @@ class ChatScreen(Comparing):
 
     def _act(self, turn: Turn, act: str) -> None:
         name, _, argument = act.partition(" ")
-        if name == "copy" and turn.role == "user":
+        if act == "copy" and turn.role == "user":
             self.copy_text(turn.text)
+        elif act == "leave":
+            self.action_escape()
+        elif act in ("previous", "next", "delete"):
+            if turn.key.isdigit():  # a question that is not stored yet has no versions
+                message = int(turn.key)
+                steps = {"previous": -1, "next": 1}
+                self.guarded(
+                    lambda: self.walk_branch(message, steps[act]) if act in steps else self.delete_message(message)
+                )
         else:
             self.run_command(name, argument)
+
+    def on_turn_actions_chosen(self, event: TurnActions.Chosen) -> None:
+        if (turn := self.transcript.current) is not None:
+            self._act(turn, event.act)
 
     # Mouse
 
@@ -399,15 +407,19 @@ class ChatScreen(Comparing):
     def on_transcript_current_changed(self) -> None:
         turn = self.transcript.current
         if turn is None:
-            self.query_one("#prompt-box").border_subtitle = ""
+            self.query_one(TurnActions).offer(())
             return
         self.transcript.focus()
-        keys = (
-            tr("y copy · u code · r again · q quote · s details · ‹ › versions · Del · Esc")
-            if turn.role == "assistant"
-            else tr("y copy · e edit · ‹ › versions · Del · Esc")
+        versions = self._versions(turn)
+        self.query_one(TurnActions).offer(
+            tuple(a for a in ACTIONS if turn.role in a.roles and (versions or a.act not in ("previous", "next")))
         )
-        self.query_one("#prompt-box").border_subtitle = keys
+
+    def _versions(self, turn: Turn) -> bool:
+        """Are there other versions of this turn?"""
+        tree = self.session.tree if self.session is not None else None
+        message = tree.messages.get(int(turn.key)) if tree is not None and turn.key.isdigit() else None
+        return message is not None and tree is not None and len(tree.siblings(message)) > 1
 
     def on_sidebar_open(self, event: Sidebar.Open) -> None:
         self.guarded(lambda: self.open_conversation(event.conversation, event.message))

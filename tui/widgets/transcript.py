@@ -102,7 +102,9 @@ class Transcript(ScrollView, can_focus=True):
         """Replace everything; the view goes to the end, or stays where it is."""
         self._layouts = [TurnLayout(turn) for turn in turns]
         self._selection = None
-        self._current = None
+        if self._current is not None:
+            self._current = None
+            self.post_message(self.CurrentChanged())
         self._follow = at_end
         self._reindex()
         self._arrange()

@@ -1,0 +1,102 @@
+"""What can be done with the turn that one stands on: a key for each, and a click does the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual import events
+from textual.geometry import Size
+from textual.message import Message
+from textual.widget import Widget
+
+from glmchat.core.language import tr
+from glmchat.tui.theme import PALETTES, Palette
+
+_GAP = 3  # cells between two
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """act: what the chat screen does. keys: Textual's names of them; the first one is shown as `sign`."""
+
+    act: str
+    word: str
+    sign: str
+    keys: tuple[str, ...]
+    roles: tuple[str, ...] = ("user", "assistant")
+
+
+ACTIONS = (
+    Action("copy", "copy", "y", ("y", "c")),
+    Action("copy code", "code", "u", ("u",), ("assistant",)),
+    Action("edit", "edit", "e", ("e",), ("user",)),
+    Action("regen", "again", "r", ("r",), ("assistant",)),
+    Action("quote", "quote", "q", ("q",), ("assistant",)),
+    Action("stats", "details", "s", ("s",), ("assistant",)),
+    Action("previous", "", "‹", ("left", "less_than_sign")),
+    Action("next", "versions", "›", ("right", "greater_than_sign")),
+    Action("delete", "delete", "Del", ("delete",)),
+    Action("leave", "leave", "Esc", ()),
+)
+
+
+class TurnActions(Widget):
+    """Hidden until `offer` is given something."""
+
+    class Chosen(Message):
+        def __init__(self, act: str) -> None:
+            super().__init__()
+            self.act = act
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.palette: Palette = PALETTES["dark"]
+        self.actions: tuple[Action, ...] = ()
+        self.display = False
+
+    def offer(self, actions: tuple[Action, ...]) -> None:
+        self.actions = actions
+        self.display = bool(actions)
+        self.refresh(layout=True)
+
+    def _places(self, width: int) -> list[tuple[int, int, Action]]:
+        """(row, column, action), as many in a row as fit."""
+        places, x, y = [], 0, 0
+        for action in self.actions:
+            cells = cell_len(self._shown(action))
+            if x and x + cells > width:
+                x, y = 0, y + 1
+            places.append((y, x, action))
+            x += cells + (_GAP if action.word else 1)
+        return places
+
+    @staticmethod
+    def _shown(action: Action) -> str:
+        return f"{action.sign} {tr(action.word)}" if action.word else action.sign
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return max((y for y, _, _ in self._places(width)), default=-1) + 1
+
+    def render(self) -> Text:
+        p = self.palette
+        text = Text()
+        row = column = 0
+        for y, x, action in self._places(self.content_size.width):
+            if y > row:
+                text.append("\n")
+                row, column = y, 0
+            text.append(" " * (x - column))
+            text.append(action.sign, p.accented)
+            text.append(self._shown(action)[len(action.sign) :], p.quiet)
+            column = x + cell_len(self._shown(action))
+        return text
+
+    def on_click(self, event: events.Click) -> None:
+        at = event.get_content_offset(self)
+        if at is None:
+            return
+        for y, x, action in self._places(self.content_size.width):
+            if y == at.y and x <= at.x < x + cell_len(self._shown(action)):
+                self.post_message(self.Chosen(action.act))
