@@ -1,4 +1,4 @@
-"""Loads a checkpoint in a process of its own and reports what it took: seconds, peak memory, and what it was made of.
+"""Loads a checkpoint in a process of its own and prints what it took, as a row of a table; exit 1 if it took too much.
 
     python benchmarks/random_checkpoints.py chatglm-6b-early /big/disk/early
     python benchmarks/load_rehearsal.py /big/disk/early --dtype bfloat16
@@ -41,11 +41,20 @@ def main() -> None:
         return
     command = [sys.executable, "-P", __file__, str(given.folder), "--dtype", given.dtype, "--child"]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    config = json.loads((given.folder / "config.json").read_text(encoding="utf-8"))
+    layers = config.get("num_layers") or config.get("num_hidden_layers") or config.get("n_layer")
     shards = [p.stat().st_size for p in given.folder.iterdir() if p.suffix in (".bin", ".safetensors")]
     allowed = found["weights"] + max(shards) + found["before"]
-    found |= {"largest_shard": max(shards), "allowed": allowed, "within": found["peak"] <= allowed}
-    print(json.dumps(found, indent=2))
-    sys.exit(not found["within"])
+    within = found["peak"] <= allowed
+    made = f"{config['model_type']}, {layers} layers, {_gb(sum(shards))} in {len(shards)} files, as {given.dtype}"
+    took = f"{found['seconds']:.1f} s; weights {_gb(found['weights'])}, peak {_gb(found['peak'])}, "
+    took += f"{'within' if within else 'OVER'} the {_gb(allowed)} of weights, largest file and interpreter"
+    print(f"| {made} | `python benchmarks/load_rehearsal.py FOLDER --dtype {given.dtype}` | {took} |")
+    sys.exit(not within)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
 
 
 if __name__ == "__main__":

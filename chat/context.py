@@ -61,7 +61,8 @@ def to_messages(system: str | None, stored: Sequence[StoredMessage]) -> tuple[Me
     said = [m.text for m in stored if m.role == "system"]
     if system:
         said = [system, *(text for text in said if text != system)]
-    result = [Message("system", "\n\n".join(said))] if said else []
+    tools = next((tuple(m.details["tools"]) for m in stored if m.role == "system" and m.details.get("tools")), None)
+    result = [Message("system", "\n\n".join(said), tools=tools)] if said else []
     for message in stored:
         silent = message.role == "assistant" and not message.text
         if message.role == "system" or message.is_clear or silent or is_completion(message):

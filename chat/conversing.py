@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glmchat.chat.answering import Switch
-from glmchat.chat.cleaning import shown
 from glmchat.chat.history import History
 from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
@@ -214,11 +213,6 @@ class Conversing:
         """Open the branch through that version, as deep as it was left."""
         self._must_be_quiet()
         self.history.open_branch(self.tree, self._message(message))
-
-    def shown_text(self, message: StoredMessage) -> str:
-        """A message as a person reads it; `message.text` is what the model said."""
-        family = message.details.get("family") or self.identity.family
-        return shown(message.text, family) if message.role == "assistant" else message.text
 
     # What the parts above share.
 

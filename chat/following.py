@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 
-from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.history import History
 from glmchat.chat.records import StoredMessage, Tree
 
@@ -25,19 +24,15 @@ def follow(history: History, tree: Tree, answer: StoredMessage) -> Generator[str
 
     Its state is then "streaming" only if its writer died. `tree` is kept up to date.
     """
-    cleaner = StreamCleaner(answer.details.get("family"))
     read = 0
     while True:
         alive = history.writer_elsewhere(tree) is not None  # asked first: its last words are read after it is gone
         history.refresh(tree)
         now = tree.messages.get(answer.id, answer)
         if len(now.text) > read:
-            if text := cleaner.feed(now.text[read:]):
-                yield text
+            yield now.text[read:]
             read = len(now.text)
         if now.state != "streaming" or not alive:
-            if rest := cleaner.end():
-                yield rest
             return now
         time.sleep(POLL_SECONDS)
 

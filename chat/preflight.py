@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.chat.folder_check import check_folder
 from glmchat.chat.gguf_sizes import gguf_sizes
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
@@ -155,7 +156,9 @@ def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | 
 def check(
     model: str, folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """Refuse before anything loads. Raises DoesNotFit with the numbers and the nearest thing that fits (exit 4)."""
+    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model (chat/folder_check.py), DoesNotFit
+    with the numbers and the nearest thing that fits (exit 4)."""
+    check_folder(folder)
     needed, free = estimate(folder, quant, dtype, context), available_memory()
     if needed is None or free is None or needed.total <= free:
         return needed

@@ -38,7 +38,7 @@ def adapter_fields(adapters: Sequence[tuple[str, float]] | None, *, ours: bool) 
     return {"adapters": [{"name": name, "scale": scale} for name, scale in adapters]}
 
 
-def messages_json(messages: Sequence[Message]) -> list[dict[str, str]]:
+def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**m.to_json(), "content": whole_text(m.content)} for m in messages]
 
 

@@ -110,10 +110,10 @@ class ChatSession(Conversing):
         if not messages:
             raise Usage(tr("there are no messages"), hint=tr("give at least one"), code="chat.no_messages")
         with self._speaking():
-            stored = [
-                self.history.append(self.tree, m.role, m.content, details={"name": m.name} if m.name else None)
-                for m in messages
-            ]
+            stored = []
+            for message in messages:
+                extra = {key: value for key, value in message.to_json().items() if key in ("name", "tools")}
+                stored.append(self.history.append(self.tree, message.role, message.content, details=extra or None))
             yield from self._answer(stored[-1], asked=True, verbatim=tuple(messages))
 
     def complete(self, text: str) -> Answer:

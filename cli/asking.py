@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,13 @@ def read_messages(path: Path) -> tuple[Message, ...]:
 
 
 def _message(item: Any, number: int, path: Path) -> Message:
-    role = item.get("role") if isinstance(item, dict) else None
-    content = item.get("content") if isinstance(item, dict) else None
-    name = item.get("name") if isinstance(item, dict) else None
-    if role not in _ROLES or not isinstance(content, str) or not isinstance(name, str | None):
+    try:
+        message = Message.from_json(item)
+    except (AttributeError, ValueError):
+        message = None
+    if message is None or message.role not in _ROLES:
         raise _wrong(path, tr("message {number} has no valid role and content", number=number))
-    return Message(role, content.encode("utf-8", "replace").decode(), name)
+    return replace(message, content=message.content.encode("utf-8", "replace").decode())
 
 
 def _wrong(path: Path, why: str) -> Usage:

@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from glmchat.chat.answering import Answer, Trimmed
-from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.hangup import EXIT, listening
@@ -152,7 +151,6 @@ class _Talk:
         session = self._session
         if self._connection.process is not None and not self._connection.process.alive:
             self._restart()
-        cleaner = StreamCleaner(session.identity.family)
         last = "\n"
         try:
             with stopping_on_interrupt(session), closing(answer) as events:
@@ -161,14 +159,9 @@ class _Talk:
                         output.say(
                             tr("The context is full: the model no longer sees {n} messages.", n=len(event.unseen))
                         )
-                    text = ""
-                    if isinstance(event, Piece):
-                        text = cleaner.feed(event.text)
-                    elif isinstance(event, Finished):
-                        text = cleaner.end()
-                    if text:
-                        output.data(text, end="")
-                        last = text[-1]
+                    if isinstance(event, Piece) and event.text:
+                        output.data(event.text, end="")
+                        last = event.text[-1]
                     if isinstance(event, Finished):
                         if last != "\n":
                             output.data("")

@@ -11,7 +11,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -96,8 +96,9 @@ def show(
             show_fit(row.path)
         return
     facts = details(row, catalogue.load())
+    problem = _problem(row)
     if as_json:
-        output.json_line({**row.to_json(), **facts})
+        output.json_line({**row.to_json(), **facts, "problem": problem.to_json() if problem else None})
         return
     lines: list[tuple[str, Any]] = [
         (tr("name"), row.name),
@@ -114,7 +115,9 @@ def show(
         lines.append((tr("licence"), catalogue.Licence(**facts["licence"]).line()))
     lines += _network(facts["architecture"])
     for quant, size in (facts["memory"] or {}).items():
-        lines.append((tr("memory, {quant}", quant=quant), human_bytes(size)))
+        lines.append((tr("memory, {quant}", quant=tr("as it is") if quant == "none" else quant), human_bytes(size)))
+    if problem is not None:
+        lines += [(tr("does not run"), problem.message), (tr("what helps"), problem.hint)]
     for word, value in lines:
         if value is not None:
             output.data(f"{word}: {value}")
@@ -128,6 +131,18 @@ def show(
             ],
             right=(1,),
         )
+
+
+def _problem(row: Installed) -> GlmchatError | None:
+    """Why `glmchat run` would refuse it, as far as a look at the files tells."""
+    from glmchat.chat.folder_check import check_folder
+
+    try:
+        if row.complete and row.kind != "adapter":
+            check_folder(row.path)
+    except GlmchatError as error:
+        return error
+    return None
 
 
 def _network(facts: Any) -> list[tuple[str, Any]]:

@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from glmchat.chat.answering import Begun, Done, Trimmed
-from glmchat.chat.cleaning import StreamCleaner
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.hangup import EXIT, listening
@@ -117,15 +116,13 @@ class _TextPrinter:
         self.cancelled = False
         self._stream = stream
         self._saved = session.history.path is not None
-        self._cleaner = StreamCleaner(session.identity.family)
         self._whole: list[str] = []
         self._last = "\n"
 
     def take(self, event: object) -> None:
         if isinstance(event, Piece):
-            self._say(self._cleaner.feed(event.text))
+            self._say(event.text)
         elif isinstance(event, Finished):
-            self._say(self._cleaner.end())
             if not self._stream:
                 self._print("".join(self._whole))
             if self._last != "\n":
@@ -157,7 +154,7 @@ class _TextPrinter:
 
 
 class _JsonPrinter:
-    """start, text …, end. The text is what the model said, not cleaned up; what a server does not send is null."""
+    """start, text …, end. What a server does not send is null."""
 
     def __init__(self, session: ChatSession) -> None:
         self.cancelled = False

@@ -13,6 +13,14 @@ WORDS = {
     "chatglm2": "ChatGLM2",
     "chatglm3": "ChatGLM3",
     "glm4": "GLM-4",
+    "cpm": "CPM, Chinese",
+}
+# Rows of the embedding by which a published model is known.
+_MODELS = {
+    150528: "ChatGLM-6B of the first generation (March 2023, revision 096f3de6)",
+    130528: "ChatGLM-6B, slim (April 2023 and later)",
+    65024: "ChatGLM2-6B or ChatGLM3-6B",
+    151552: "GLM-4",
 }
 
 
@@ -40,3 +48,13 @@ def generation(config: Mapping[str, Any]) -> str:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def is_cpm(config: Mapping[str, Any]) -> bool:
+    """The Chinese GPT-2 of CPM, which is known by its 30,000 rows."""
+    return config.get("model_type") == "gpt2" and config.get("vocab_size") == 30_000
+
+
+def model_of_embedding(shape: tuple[int, ...]) -> str | None:
+    """Which published model has an embedding of this shape, in words; None if none is known."""
+    return _MODELS.get(shape[0]) if len(shape) == 2 else None

@@ -16,11 +16,30 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Message:
     role: str
     content: str
-    name: str | None = None  # the tool's name in a tool or observation turn
+    name: str | None = None  # the tool's name, in a turn that calls one or brings its result
+    tools: tuple[Mapping[str, Any], ...] | None = None  # offered by a system message: ChatGLM3's and GLM-4's own form
 
-    def to_json(self) -> dict[str, str]:
-        data = {"role": self.role, "content": self.content}
-        return data if self.name is None else {**data, "name": self.name}
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            data["name"] = self.name
+        return data if self.tools is None else {**data, "tools": list(self.tools)}
+
+    @staticmethod
+    def from_json(item: Mapping[str, Any]) -> Message:
+        """A message as a file or the API gives it; `metadata` is what ChatGLM3 calls a tool's name.
+
+        Raises ValueError that names the field that is missing or of another kind.
+        """
+        values: dict[str, Any] = {key: item.get(key) for key in ("role", "content", "name", "metadata", "tools")}
+        for key, kind in (("role", str), ("content", str), ("name", str | None), ("metadata", str | None)):
+            if not isinstance(values[key], kind):
+                raise ValueError(key)
+        tools = values["tools"]
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            raise ValueError("tools")
+        name = values["metadata"] or values["name"]
+        return Message(values["role"], values["content"], name, None if tools is None else tuple(tools))
 
 
 @dataclass(frozen=True, slots=True)

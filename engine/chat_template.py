@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
+from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
-from glmchat.engine.config import read_json
 
 SECONDS = 2.0
 _START_SECONDS = 20.0  # a cold interpreter on a busy machine

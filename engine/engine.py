@@ -223,17 +223,17 @@ class Engine:
         cancelled: Callable[[], bool] | None = None,
         on_prefill: OnPrefill | None = None,
         answer: Sequence[int] = (),
+        chat: bool = True,
     ) -> Generator[Chunk, None, None]:
         """The text that follows `ids`.
 
         cancelled: asked between tokens and between layers. on_prefill(done, total): while the prompt is read.
-        answer: the ids at the end of `ids` that are the beginning of the answer itself.
+        answer: the ids at the end of `ids` that are the beginning of the answer itself. chat: it is an answer, and is
+        cleaned up as the family's own program did; what completes a text is given as the model wrote it.
         """
         seed = sampling.seed if sampling.seed is not None else new_seed()
-        clean = None if self._prompt is None or type(self._prompt).clean is PromptFormat.clean else self._prompt.clean
-        text = TextStream(self.tokenizer, sampling.stop, clean)
-        for token in answer:
-            text.push(token)
+        text = TextStream(self.tokenizer, sampling.stop, self._prompt if chat else None)
+        text.resume(answer)
         cached = self._sequence.held(ids)
         started = time.perf_counter()
         steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed)
@@ -444,11 +444,18 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
 
 def _messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFormat) -> list[Message]:
     try:
-        return [m if isinstance(m, Message) else prompt.message(m) for m in messages]
-    except (KeyError, TypeError):
+        said = [m if isinstance(m, Message) else Message.from_json(m) for m in messages]
+    except (AttributeError, ValueError):
         raise Usage(
             "a message needs a role and a content", hint='{"role": "user", "content": "…"}', code="prompt.message"
         ) from None
+    if not prompt.takes_tools and any(m.tools is not None for m in said):
+        raise Usage(
+            "this model's format has no place for tools",
+            hint="ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message",
+            code="prompt.tools",
+        )
+    return said
 
 
 def _tensors(model: LanguageModel) -> list[torch.Tensor]:

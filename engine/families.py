@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, NotInstalled
 from glmchat.core.text import one_line
-from glmchat.engine.config import read_json
+from glmchat.core.weight_files import folder_config
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.not_a_model import refuse_adapter_folder
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -97,7 +96,7 @@ def identify(path: Path) -> Checkpoint:
         gguf = open_gguf(path)
         config: Mapping[str, Any] = config_of(gguf)
     else:
-        config = _folder_config(path)
+        config = folder_config(path)
     for family in families():
         if family.matches(config):
             return Checkpoint(path, config, family, family.parse(config), gguf)
@@ -107,24 +106,3 @@ def identify(path: Path) -> Checkpoint:
         hint="`glmchat show` lists the families it runs",
         code="model.unknown_family",
     )
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        refuse_adapter_folder(folder)
-        inside = sorted(p for p in folder.glob("*.gguf") if p.is_file())
-        hint = (
-            f"give the GGUF file itself: {one_line(str(inside[0]))}"
-            if inside
-            else "a model folder holds config.json, weights and tokenizer files"
-        )
-        raise Damaged(f"{one_line(str(folder))} has no config.json", hint=hint, code="model.no_config")
-    config = read_json(file)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        # Models stop on what this file names (Llama 3 and Qwen list several ids here and one in config.json).
-        eos = read_json(generation).get("eos_token_id")
-        if eos is not None:
-            config = {**config, "eos_token_id": eos}
-    return config

@@ -19,7 +19,7 @@ import numpy as np
 
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.text import human_bytes, one_line
-from glmchat.engine.shards import refuse_pointer
+from glmchat.core.weight_files import refuse_pointer
 
 # value type -> (numpy dtype, bytes); 8 is a string and 9 an array
 _SCALARS = {

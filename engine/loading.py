@@ -14,11 +14,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.generations import model_of_embedding
 from glmchat.core.text import one_line
+from glmchat.core.weight_files import refuse_adapter_folder
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
-from glmchat.engine.not_a_model import refuse_prefix_folder, revision_of
 from glmchat.engine.official_packed import open_official
 from glmchat.engine.quantize.compressed import open_compressed
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
@@ -35,8 +36,8 @@ def open_weights(checkpoint: Checkpoint) -> WeightSource:
         from glmchat.engine.gguf_weights import GGUFWeights
 
         return GGUFWeights(checkpoint.gguf)
-    source = open_folder(checkpoint.path, checkpoint.config)
-    refuse_prefix_folder(source.shapes(), checkpoint.path, checkpoint.config)
+    source = open_folder(checkpoint.path)
+    refuse_adapter_folder(checkpoint.path, checkpoint.config, source.shapes())
     return open_official(open_compressed(source, checkpoint.config, checkpoint.path), checkpoint.config)
 
 
@@ -152,7 +153,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         if _lies(checkpoint, source, parameter, name):
             shape = shape[::-1]
         if shape != expected:
-            other = revision_of(shape) if "word_embeddings" in name else other
+            other = model_of_embedding(shape) if "word_embeddings" in name else other
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
     missing = [name for name in wanted if name not in table]

@@ -7,8 +7,7 @@ so nobody can write `<|user|>` into a question and be taken for the template.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
@@ -19,6 +18,7 @@ class PromptFormat(ABC):
     """One family's way of writing a conversation down. Subclasses give `render`; the rest has sensible defaults."""
 
     has_system: bool = True  # False: a system prompt is prepended to the first question
+    takes_tools: bool = False  # whether a system message may offer tools
     banned_ids: tuple[int, ...] = ()  # never sampled
     # Completion mode only: one that has reached its length runs on to the next of these, so it ends at a sentence.
     sentence_ends: tuple[int, ...] = ()
@@ -26,10 +26,6 @@ class PromptFormat(ABC):
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = tuple(dict.fromkeys(stop_ids))  # ids that end an answer and are never shown
-
-    def message(self, item: Mapping[str, Any]) -> Message:
-        """A message as the API or a file gives it. Raises KeyError if it has no role or content."""
-        return Message(item["role"], item["content"], item.get("name"))
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> list[int]:
@@ -56,8 +52,12 @@ class PromptFormat(ABC):
         return type(self).__name__
 
     def clean(self, text: str) -> str:
-        """The family's clean-up of a finished answer."""
+        """The family's clean-up of an answer, as its own program did it before showing and remembering it."""
         return text
+
+    def settled(self, text: str) -> int:
+        """How much of the beginning of an unfinished answer is cleaned up the same, whatever follows it."""
+        return len(text)
 
     def complete(self, text: str) -> list[int]:
         """Ids of raw text for completion mode; control tokens such as [MASK] are recognised here."""
@@ -72,6 +72,6 @@ class NoChat(PromptFormat):
     def render(self, messages: Sequence[Message]) -> list[int]:
         raise Usage(
             "this model has no chat template: it completes text",
-            hint="use `glmchat run --complete`, or pull an instruction-tuned model",
+            hint="use `glmchat run --complete` or /complete, or pull an instruction-tuned model",
             code="prompt.no_template",
         )

@@ -1,4 +1,4 @@
-"""The conversations of ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4, as their own code wrote them down.
+"""The conversations of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B, as their own code wrote them down.
 
 What a person typed is encoded as text in every family: `<|user|>`, `</s>` or `[gMASK]` in a question stays a string of
 characters, also where the original let it become a control token.
@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
 from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.tokenizers import chatglm2, glm4
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers import chatglm2
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 
 _CJK = "([\u4e00-\u9fff])"
 _MARKS = tuple(zip(",!:;?", "，！：；？", strict=True))
 _TRAINING_TIME = ("[[训练时间]]", "2023年")  # a placeholder that the model learnt to write for its training date
+
+
+class _Cleaned(PromptFormat):
+    """What the three clean-ups have in common: how far into an unfinished answer they are settled."""
+
+    def settled(self, text: str) -> int:
+        """Up to the last place between two characters that are neither mark nor blank, outside a placeholder."""
+        cut = len(text) - 1
+        opened = text.rfind("[", max(0, len(text) - len(_TRAINING_TIME[0])))
+        if opened >= 0:
+            cut = min(cut, opened - (text[opened - 1 : opened] == "["))
+        while cut > 0 and not (_is_plain(text[cut - 1]) and _is_plain(text[cut])):
+            cut -= 1
+        return max(cut, 0)
+
+
+def _is_plain(character: str) -> bool:
+    return character not in ",!:;?[" and not character.isspace()
 
 
 def rounds(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
@@ -54,7 +70,7 @@ def rounds(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
     return history, question
 
 
-class ChatGLMPrompt(PromptFormat):
+class ChatGLMPrompt(_Cleaned):
     """ChatGLM-6B: a bare first question, then numbered rounds from 0; [gMASK] and <sop> open the answer."""
 
     has_system = False
@@ -98,7 +114,7 @@ class ChatGLMPrompt(PromptFormat):
         return text
 
 
-class ChatGLM2Prompt(PromptFormat):
+class ChatGLM2Prompt(_Cleaned):
     """ChatGLM2-6B: numbered rounds from 1, with blank lines, behind [gMASK] and sop."""
 
     has_system = False
@@ -118,32 +134,28 @@ class ChatGLM2Prompt(PromptFormat):
         return text.strip().replace(*_TRAINING_TIME)
 
 
-class ChatGLM3Prompt(PromptFormat):
+class ChatGLM3Prompt(_Cleaned):
     """ChatGLM3-6B: a role token, a header line and the content for each message; the header of a tool call is its name.
 
     Header and content are encoded apart from each other, as the original does.
     """
 
+    takes_tools = True
     prefix: tuple[int, int] = (chatglm2.GMASK, chatglm2.SOP)
-
-    def message(self, item: Mapping[str, Any]) -> Message:
-        """`metadata` names the tool of a call; `tools` of a system message follow its text as JSON."""
-        content = item["content"]
-        if tools := item.get("tools"):
-            content += "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
-        return Message(item["role"], content, item.get("metadata") or item.get("name"))
 
     def role(self, message: Message) -> int:
         """The id of the message's role token. Raises Usage for a role that the family does not have."""
-        return chatglm2.ROLES[_role(message)]
+        return chatglm2.ROLES[role_name(message)]
 
     def header(self, message: Message) -> str:
         """The name of the tool in the model's own calls; everybody else has none."""
         return message.name or "" if message.role == "assistant" else ""
 
     def turn(self, message: Message) -> list[int]:
-        header = self.tokenizer.encode(f"{self.header(message)}\n")
-        return [self.role(message), *header, *self.tokenizer.encode(message.content)]
+        header, content = self.tokenizer.encode(f"{self.header(message)}\n"), message.content
+        if message.tools is not None:
+            content += "\n" + json.dumps(message.tools, indent=4, ensure_ascii=False)
+        return [self.role(message), *header, *self.tokenizer.encode(content)]
 
     def _turns(self, messages: Sequence[Message]) -> list[int]:
         return [*self.prefix, *(token for message in messages for token in self.turn(message))]
@@ -167,38 +179,11 @@ class ChatGLM3Prompt(PromptFormat):
         if not newline:
             header, content = "", part
         if header.strip():
-            return part
+            return f"{header.strip()}\n{content}"
         return content.strip().replace(*_TRAINING_TIME)
 
 
-class GLM4Prompt(ChatGLM3Prompt):
-    """GLM-4: as ChatGLM3, but header and content are one text, and messages without content are left out."""
-
-    prefix = (glm4.IDS["[gMASK]"], glm4.IDS["<sop>"])
-
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
-        ends = (glm4.IDS["<|endoftext|>"], glm4.IDS["<|user|>"], glm4.IDS["<|observation|>"])
-        super().__init__(tokenizer, (*stop_ids, *ends))
-
-    def message(self, item: Mapping[str, Any]) -> Message:
-        if item.get("tools"):
-            raise Usage(
-                "tools of a GLM-4 system message are not written down for the model",
-                hint="describe them in the text of the system message",
-                code="prompt.tools",
-            )
-        return super().message(item)
-
-    def role(self, message: Message) -> int:
-        return glm4.IDS[f"<|{_role(message)}|>"]
-
-    def turn(self, message: Message) -> list[int]:
-        if not message.content:
-            return []
-        return [self.role(message), *self.tokenizer.encode(f"{self.header(message)}\n{message.content}")]
-
-
-def _role(message: Message) -> str:
+def role_name(message: Message) -> str:
     role = "observation" if message.role == "tool" else message.role
     if role not in chatglm2.ROLES:
         raise Usage(

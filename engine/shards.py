@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,83 +10,28 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, Hostile
-from glmchat.core.text import human_bytes, one_line
-from glmchat.engine.config import read_json
+from glmchat.core.text import one_line
+from glmchat.core.weight_files import refuse_cut, refuse_pointer, weight_files
 from glmchat.engine.weights import Stored, WeightSource
 
 if TYPE_CHECKING:
     import torch
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
 
-
-def refuse_pointer(path: Path) -> None:
-    """Raise Damaged, with the real size, if `path` is a git-lfs pointer instead of what it stands for."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise Damaged(
-            f"{one_line(path.name)} is empty", hint="pull the model again: the download broke off", code="file.empty"
-        )
-    if head.startswith(_POINTER):
-        size = re.search(rb"\nsize (\d{1,18})", head)
-        real = f" for a file of {human_bytes(int(size[1]))}" if size else ""
-        raise Damaged(
-            f"{one_line(path.name)} is a git-lfs pointer{real}, not the file itself",
-            hint=f"fetch it with `glmchat pull --into {one_line(str(path.parent))}`, or `git lfs pull` in the folder",
-            code="file.lfs_pointer",
-        )
-
-
-def open_folder(folder: Path, config: Mapping[str, Any]) -> WeightSource:
-    """The weights of a folder; safetensors before .bin. Raises Damaged with each missing shard named."""
-    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index, single = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
-        if index.is_file():
-            names = shards_of(index)
-        elif single.is_file():
-            names = [single.name]
-        else:
-            continue
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise Damaged(
-                f"{len(missing)} of {len(names)} weight files are missing: {', '.join(missing)}",
-                hint="pull the model again: what is here is kept",
-                code="weights.missing_shard",
-            )
-        for name in names:
-            refuse_pointer(folder / name)
-        paths = [folder / name for name in names]
-        return _Safetensors(paths) if kind == "safetensors" else _TorchShards(paths)
-    raise Damaged(
-        f"{one_line(str(folder))} holds no weights",
-        hint="model.safetensors or pytorch_model.bin, or their shards with an index file, are expected",
-        code="weights.none",
-    )
-
-
-def shards_of(index: Path) -> list[str]:
-    """The weight files that an index names, sorted. Raises Damaged, or Hostile for a name that is a path."""
-    table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise Damaged(f"{index.name} has no weight_map", hint="pull the model again", code="weights.index")
-    names = sorted({name if isinstance(name, str) else "" for name in table.values()})
-    for name in names:
-        if not _PLAIN_NAME.fullmatch(name):
-            raise Hostile(
-                f"{index.name} names the file {one_line(repr(name), 80)}",
-                hint="an honest index names files beside it: do not use this model",
-                code="weights.path",
-            )
-    return names
+def open_folder(folder: Path) -> WeightSource:
+    """The weights of a folder; safetensors before .bin. Raises Damaged with each missing shard named, or Hostile."""
+    return _open(weight_files(folder))
 
 
 def open_files(paths: list[Path]) -> WeightSource:
     """Weights in files of one kind. Raises Damaged or Hostile."""
     for path in paths:
         refuse_pointer(path)
+        refuse_cut(path)
+    return _open(paths)
+
+
+def _open(paths: list[Path]) -> WeightSource:
     return _Safetensors(paths) if paths[0].suffix == ".safetensors" else _TorchShards(paths)
 
 

@@ -82,7 +82,7 @@ class TemplatePrompt(PromptFormat):
     def render(self, messages: Sequence[Message]) -> list[int]:
         hidden = _Hidden(self)
         prepared = [
-            {key: hidden.hide(value) for key, value in message.to_json().items()}
+            {key: hidden.hide(str(value)) for key, value in message.to_json().items()}
             for message in self._with_system(messages)
         ]
         text = self._template.render(prepared)

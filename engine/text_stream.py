@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from glmchat.engine.tokenizers.base import Tokenizer
 
-# How much is kept back while a family's clean-up may still rewrite the end of what was said.
-_REWRITTEN = 16
 _REPLACEMENT = "\ufffd"
+
+
+class CleanUp(Protocol):
+    """A family's clean-up of an answer: `engine/prompts.py` says what the two methods do."""
+
+    def clean(self, text: str) -> str: ...
+    def settled(self, text: str) -> int: ...
 
 
 class TextStream:
@@ -17,15 +23,13 @@ class TextStream:
 
     `push` takes an id and returns the text that became certain, `finish` the rest. Without stop strings and clean-up
     the pieces join to `tokenizer.decode(ids)`. With stop strings the text ends before the first of them and `stopped`
-    is True. With a clean-up they join to `clean(decode(ids))`, if the clean-up only rewrites the last characters.
+    is True. With a clean-up they join to `clean(decode(ids))`.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), clean: Callable[[str], str] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), clean_up: CleanUp | None = None) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(text for text in stop if text)
-        self._clean = clean
+        self._clean_up = clean_up
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._ids: list[int] = []
         self._text = ""  # everything that is decoded for certain
@@ -33,6 +37,12 @@ class TextStream:
         self._by_bytes = True
         self._searched = 0  # stop strings do not begin before this position
         self.stopped = False
+
+    def resume(self, ids: Sequence[int]) -> None:
+        """Go on behind these ids of the same answer, whose text was given out before."""
+        for token in ids:
+            self.push(token)
+        self._shown = self._text if self._clean_up is None else self._clean_up.clean(self._text)
 
     def push(self, token: int) -> str:
         """Add one id; returns the new text, which is often empty."""
@@ -74,12 +84,13 @@ class TextStream:
             self._searched = len(certain)
             if not final:
                 certain = certain[: len(certain) - self._beginning_of_stop(certain)]
-        if self._clean is not None:
-            certain = self._clean(certain)
+        if self._clean_up is not None:
             if not final:
-                certain = certain[: max(0, len(certain) - _REWRITTEN)]
+                certain = certain[: self._clean_up.settled(certain)]
+            certain = self._clean_up.clean(certain)
         if not certain.startswith(self._shown):
-            # The clean-up changed what was shown already. Nothing can be taken back; go on behind it.
+            # What was given out when the answer was stopped, or a clean-up that changed its mind. Nothing can be taken
+            # back; go on behind it.
             certain = self._shown + certain[len(self._shown) :]
         piece, self._shown = certain[len(self._shown) :], certain
         return piece

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.core.generations import WORDS, generation
+from glmchat.core.generations import WORDS, generation, is_cpm
 from glmchat.hub.installed import small_json
 
-# Bytes for each parameter of a packed matrix: codes, and a scale (with a zero at 4 bits) for a row or a group of 128.
-_BYTES = {"float16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 128}
+# Bytes for each parameter of a packed matrix: codes, and a scale (with a zero at 4 bits) for a row or a group of 128;
+# and of the embedding and the head, which stay at 8 bits.
+_BYTES = {"float16": (2.0, 2.0), "int8": (1.0, 1.0), "int4": (0.5 + 4 / 128, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +53,27 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
     if not isinstance(kind, str):
         return None
     hidden, heads = _number(config, "hidden_size", "n_embd"), _number(config, "num_attention_heads", "n_head")
-    family, generation = _generation(kind, config)
+    family, words = _generation(kind, config)
     grouped = family in ("chatglm2", "chatglm3", "glm4")
     groups = _number(config, "multi_query_group_num") if grouped else _number(config, "num_key_value_heads")
     layers = _number(config, "num_layers", "num_hidden_layers", "n_layer")
     vocabulary = _number(config, "padded_vocab_size", "vocab_size")
-    packed, dense = _parameters(family, config, layers, hidden, heads, groups or heads, vocabulary)
+    counts = _parameters(family, config, layers, hidden, heads, groups or heads, vocabulary)
     memory = None
-    if packed is not None and dense is not None:
-        memory = {name: int(packed * size + dense * 2) for name, size in _BYTES.items()}
+    if counts is not None:
+        packed, ends, dense = counts
+        memory = {name: int(packed * size + ends * end + dense * 2) for name, (size, end) in _BYTES.items()}
     bits = config.get("quantization_bit")
     return Architecture(
         family=family,
-        generation=generation,
+        generation=words,
         layers=layers,
         hidden_size=hidden,
         heads=heads,
         kv_heads=groups or heads,
         vocabulary=vocabulary,
         context=_number(config, "max_sequence_length", "seq_length", "max_position_embeddings", "n_positions", "n_ctx"),
-        parameters=None if packed is None or dense is None else packed + dense,
+        parameters=None if counts is None else sum(counts),
         stored_bits=bits if bits in (4, 8) else None,
         prefix_length=_number(config, "pre_seq_len"),
         memory=memory,
@@ -90,7 +92,7 @@ def _number(config: Mapping[str, Any], *names: str) -> int | None:
 def _generation(kind: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
     """Family, and the generation in words."""
     if kind != "chatglm":
-        return kind, "CPM, Chinese" if kind == "gpt2" and config.get("vocab_size") == 30000 else None
+        return kind, WORDS["cpm"] if is_cpm(config) else None
     which = generation(config)
     return "chatglm" if which in ("first", "slim") else which, WORDS[which]
 
@@ -103,30 +105,30 @@ def _parameters(
     heads: int | None,
     groups: int | None,
     vocabulary: int | None,
-) -> tuple[int | None, int | None]:
-    """(in matrices that quantising packs, in everything else), or (None, None) for a family that is not counted."""
+) -> tuple[int, int, int] | None:
+    """Parameters in matrices that quantising packs, in embedding and head, in everything else; None: not counted."""
     if layers is None or hidden is None or heads is None or groups is None or vocabulary is None:
-        return None, None
+        return None
     prefix = _number(config, "pre_seq_len") or 0
     if family == "chatglm":
         inner = _number(config, "inner_hidden_size") or 4 * hidden
         matrices = 4 * hidden * hidden + 2 * hidden * inner
         vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
-        return layers * matrices + vocabulary * hidden, layers * vectors + 2 * hidden + prefix * layers * 2 * hidden
+        return layers * matrices, vocabulary * hidden, layers * vectors + 2 * hidden + prefix * layers * 2 * hidden
     if family in ("chatglm2", "chatglm3", "glm4"):
         width, inner = _number(config, "kv_channels") or 128, _number(config, "ffn_hidden_size") or 13696
         fused = (heads + 2 * groups) * width
         matrices = fused * hidden + heads * width * hidden + 3 * hidden * inner
         vectors = fused + 2 * hidden
         kept = layers * vectors + hidden + prefix * layers * 2 * groups * width
-        return layers * matrices + 2 * vocabulary * hidden, kept
+        return layers * matrices, 2 * vocabulary * hidden, kept
     if family == "gpt2":
         inner = _number(config, "n_inner", "intermediate_size") or 4 * hidden
         positions = _number(config, "n_positions", "n_ctx") or 1024
         matrices = 4 * hidden * hidden + 2 * hidden * inner
         vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
-        return layers * matrices + vocabulary * hidden, layers * vectors + 2 * hidden + positions * hidden
-    return None, None
+        return layers * matrices, vocabulary * hidden, layers * vectors + 2 * hidden + positions * hidden
+    return None
 
 
 def _code(config: Mapping[str, Any]) -> tuple[str, ...]:

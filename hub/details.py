@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from glmchat.hub import selection
 from glmchat.hub.catalogue import Catalogue, Entry
-from glmchat.hub.describe import describe
+from glmchat.hub.describe import Architecture, describe
 from glmchat.hub.installed import Installed
+from glmchat.hub.manifests import FileRecord
 
 # Bytes per parameter, quantised: 4 bits and a bf16 scale and zero for each group of 32; 8 bits and a scale a row.
 _INT4 = 0.5 + 4 / 32
@@ -18,14 +20,15 @@ _INT8 = 1.0 + 4 / 4096
 def details(row: Installed, known: Catalogue) -> dict[str, Any]:
     """`files`, `memory`, `architecture` and `licence` of `glmchat show --json`.
 
-    memory: bytes of the weights alone, as they are ("none", "int4", "q4_1"…) and, for unquantised weights, as int8 and
-    int4 would make them. The KV cache and the program come on top.
+    files: with hash and origin where a manifest has them, else what lies in the folder. memory: bytes of the weights
+    alone, as they are ("none", "int4", "q4_1"…) and, for unquantised weights, in 16 bits, as int8 and as int4. The KV
+    cache and the program come on top.
     """
-    entry = entry_of(row, known)
+    entry, network = entry_of(row, known), describe(row.path)
     return {
-        "files": [asdict(f) for f in row.files] or None,
-        "memory": _memory(row, entry),
-        "architecture": network.to_json() if (network := describe(row.path)) else None,
+        "files": [asdict(f) for f in row.files or _files_in(row.path)] or None,
+        "memory": _memory(row, entry, network),
+        "architecture": network.to_json() if network else None,
         "licence": asdict(entry.licence) if entry and entry.licence else None,
     }
 
@@ -38,7 +41,12 @@ def entry_of(row: Installed, known: Catalogue) -> Entry | None:
     return next((e for e in known if e.reference in names), None)
 
 
-def _memory(row: Installed, entry: Entry | None) -> dict[str, int] | None:
+def _files_in(folder: Path) -> list[FileRecord]:
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [FileRecord(p.name, p.stat().st_size) for p in found if p.is_file() and not p.name.startswith(".")]
+
+
+def _memory(row: Installed, entry: Entry | None, network: Architecture | None) -> dict[str, int] | None:
     if row.kind == "adapter":
         return None
     weights = _weight_bytes(row)
@@ -46,8 +54,11 @@ def _memory(row: Installed, entry: Entry | None) -> dict[str, int] | None:
         return None
     if row.quant != "none":
         return {row.quant: weights}
+    if network is not None and network.memory is not None:
+        return {"none": weights, **network.memory}
     parameters = (entry.parameters if entry else None) or weights // 2  # fp16, what checkpoints are published in
-    return {"none": weights, "int8": int(parameters * _INT8), "int4": int(parameters * _INT4)}
+    sizes = {"float16": 2.0, "int8": _INT8, "int4": _INT4}
+    return {"none": weights, **{name: int(parameters * size) for name, size in sizes.items()}}
 
 
 def _weight_bytes(row: Installed) -> int:

@@ -164,6 +164,7 @@ class Answer:
                     cancelled=self._stop_wanted,
                     on_prefill=self._prefill,
                     answer=answer,
+                    chat=self.request.is_chat,
                 )
             ) as chunks:
                 for chunk in chunks:

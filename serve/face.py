@@ -52,10 +52,12 @@ class EngineFace(Protocol):
         cancelled: Callable[[], bool],
         on_prefill: Callable[[int, int], None],
         answer: Sequence[int] = (),
+        chat: bool = True,
     ) -> Generator[Chunk, None, None]:
         """The answer to `ids`. `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
 
         answer: the ids at the end of `ids` that are the beginning of the answer itself (a continued one).
+        chat: False for the completion of a text, which is not cleaned up.
         """
         ...
 

@@ -136,10 +136,11 @@ def _message(item: Any, index: int) -> Message:
         content = "".join(_part(part, f"{where}.content[{n}]") for n, part in enumerate(content))
     if not isinstance(content, str):
         raise invalid(f"{where}.content must be a text", 'a string, or a list of {"type": "text", "text": …}')
-    name = item.get("name")
-    if name is not None and not isinstance(name, str):
-        raise invalid(f"{where}.name must be a text")
-    return Message("system" if role == "developer" else role, _text(content, f"{where}.content"), name)
+    role = "system" if role == "developer" else role
+    try:
+        return Message.from_json({**item, "role": role, "content": _text(content, f"{where}.content")})
+    except ValueError as error:
+        raise invalid(f"{where}.{error} is of the wrong kind", "name is a text, tools is a list of objects") from None
 
 
 def _part(part: Any, where: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
 
+WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file of no tensors, for folders that only look like models
 STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
 
 
@@ -126,6 +127,7 @@ class FakeEngine:
         cancelled: Callable[[], bool] = lambda: False,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         answer: Sequence[int] = (),
+        chat: bool = True,
     ) -> Generator[FakeChunk, None, None]:
         self.asked.append((list(ids), sampling))
         started = time.perf_counter()

@@ -10,7 +10,6 @@ from glmchat.tui.messages import Ear
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import SessionEvent
-    from glmchat.chat.cleaning import StreamCleaner
     from glmchat.chat.endpoint import Stop
     from glmchat.chat.session import ChatSession
 
@@ -22,7 +21,6 @@ class Answering:
     """key: its turn in the transcript, once it is stored. question: the words that were sent and are not stored yet."""
 
     session: ChatSession
-    cleaner: StreamCleaner
     question: str = ""
     completion: Stop | None = None  # of a /complete, which no conversation holds
     key: str | None = None
@@ -40,14 +38,12 @@ class Answering:
             self.completion.now()
         self.session.stop()
 
-    def hear(self, text: str, tokens: int) -> str:
-        """Pieces of the answer; returns what is shown of them."""
+    def hear(self, text: str, tokens: int) -> None:
+        """Pieces of the answer."""
         self.first = self.first or time.monotonic()
         self.tokens += tokens
-        shown = self.cleaner.feed(text)
         if self.behind is not None:
-            self.behind += shown
-        return shown
+            self.behind += text
 
     @property
     def speed(self) -> float | None:

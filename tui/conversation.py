@@ -48,7 +48,7 @@ def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], u
     if message.role == "assistant":
         notes = " · ".join(note for note in (state_note(message), branch) if note)
         state: State = "streaming" if message.state == "streaming" else "done"
-        return Turn(key, "assistant", session.shown_text(message), speaker(session, message), notes, "", state, unseen)
+        return Turn(key, "assistant", message.text, speaker(session, message), notes, "", state, unseen)
     if message.role == "user":
         return Turn(key, "user", message.text, note=branch, unseen=unseen)
     return Turn(key, "notice", f"{message.role}: {message.text}")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.model_config import integer, number, read_json
 from glmchat.core.model_names import BESIDE
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import open_tensors
 from glmchat.engine.adapters.settings import LoraSettings, parse_lora
-from glmchat.engine.config import integer, number, read_json
 
 if TYPE_CHECKING:
     from glmchat.engine.weights import WeightSource

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, NotInstalled, Usage
+from glmchat.core.model_config import read_json
 from glmchat.core.text import human_bytes, one_line
-from glmchat.engine.config import read_json
-from glmchat.engine.shards import load_bin, open_folder, refuse_pointer
+from glmchat.core.weight_files import refuse_pointer
+from glmchat.engine.shards import load_bin, open_folder
 from glmchat.engine.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def open_tensors(path: Path) -> tuple[WeightSource, Path, dict[str, Any]]:
         if (path / name).is_file():
             return _open_file(path / name), path / name, config
     if any((path / name).is_file() for name in _MODEL_NAMES):
-        return open_folder(path, {}), path, config
+        return open_folder(path), path, config
     files = _weight_files(path)
     if len(files) == 1:
         return _open_file(files[0]), files[0], config

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.model_config import integer, number
 from glmchat.core.text import one_line
-from glmchat.engine.config import integer, number
 
 LARGEST_RANK = 1 << 14
 GUIDE_ALPHA = 32.0  # what the ChatGLM guides train with; files that they save do not say it

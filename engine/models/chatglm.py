@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.generations import WORDS, generation
-from glmchat.engine.config import integer, number, token_ids
+from glmchat.core.model_config import flag, integer, number, token_ids
+from glmchat.core.vocabularies import published_vocabulary
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
-from glmchat.engine.models.config_fields import flag
 from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts import PromptFormat
@@ -252,9 +252,9 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             hint="take chatglm-6b-int4, or chatglm-6b with --quant 4",
             code="model.quantised_embeddings",
         )
-    hidden = integer(config, "hidden_size", default=4096, high=1 << 16)
-    heads = integer(config, "num_attention_heads", default=32, high=1024)
-    vocab = integer(config, "vocab_size", default=150528, high=1 << 22)
+    hidden = integer(config, "hidden_size", default=4096)
+    heads = integer(config, "num_attention_heads", default=32)
+    vocab = integer(config, "vocab_size", default=150528)
     if hidden % heads or (hidden // heads) % 4:
         raise Damaged(
             f"config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
@@ -272,12 +272,12 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         family="chatglm",
         vocab_size=vocab,
         hidden_size=hidden,
-        layers=integer(config, "num_layers", "num_hidden_layers", default=28, high=1024),
+        layers=integer(config, "num_layers", "num_hidden_layers", default=28),
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        ffn_size=integer(config, "inner_hidden_size", default=4 * hidden, high=1 << 18),
-        context=integer(config, "max_sequence_length", "seq_length", default=2048, high=1 << 22),
+        ffn_size=integer(config, "inner_hidden_size", default=4 * hidden),
+        context=integer(config, "max_sequence_length", "seq_length", default=2048),
         causal=False,
         eos_ids=named if set(eop) <= set(named) else eop,
         bos_id=bos,
@@ -290,7 +290,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "first_generation": not slim and config.get("gmask_token_id") is None,
             "image_tokens": 0 if slim else IMAGE_TOKENS,
             "two_positions": flag(config, "position_encoding_2d", True),
-            "prefix_length": integer(config, "pre_seq_len", default=0, low=0, high=1 << 16),
+            "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
             "prefix_projection": flag(config, "prefix_projection", False),
         },
     )
@@ -308,11 +308,9 @@ def rename(name: str) -> str | None:
 
 def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
     from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-    from glmchat.engine.tokenizers.find import vocabulary_file
 
-    tokenizer = ChatGLMTokenizer(vocabulary_file(folder, "ice_text.model", "ChatGLM-6B"))
-    tokenizer.check(spec.extra["image_tokens"] > 0, spec.vocab_size)
-    return tokenizer
+    path = published_vocabulary(folder, "first" if spec.extra["image_tokens"] else "slim", spec.vocab_size)
+    return ChatGLMTokenizer(path)
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:

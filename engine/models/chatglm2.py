@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged
 from glmchat.core.generations import WORDS, generation
+from glmchat.core.model_config import flag, integer, number, require, token_ids
+from glmchat.core.vocabularies import check_rows, published_vocabulary
 from glmchat.engine.changes import note_change
-from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
-from glmchat.engine.models.config_fields import flag, require
 from glmchat.engine.models.layers import Block, RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.models.step import LayerParts, Parts
@@ -32,11 +32,14 @@ CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant
 
 
 def rotary_frequencies(spec: ModelSpec, device: torch.device) -> torch.Tensor:
-    """Radians per position [head_dim / 4]."""
-    width = spec.head_dim // 2
-    exponent = torch.arange(0, width, 2, device=device).float() / width
-    frequencies: torch.Tensor = 1.0 / (10000.0 * spec.extra["rope_ratio"]) ** exponent
-    return frequencies
+    """Radians per position [head_dim / 4].
+
+    For a longer context ChatGLM2-6B-32k draws the positions together; ChatGLM3-6B-32k and GLM-4 enlarge the base.
+    """
+    width, ratio = spec.head_dim // 2, spec.extra["rope_ratio"]
+    base, step = (10000.0, ratio) if spec.family == "chatglm2" else (10000.0 * ratio, 1.0)
+    frequencies: torch.Tensor = 1.0 / base ** (torch.arange(0, width, 2, device=device).float() / width)
+    return frequencies / step
 
 
 def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,11 +215,11 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     require(config, "post_layer_norm", True)
     require(config, "apply_residual_connection_post_layernorm", False)
     family = generation(config)
-    hidden = integer(config, "hidden_size", default=4096, high=1 << 16)
-    heads = integer(config, "num_attention_heads", default=32, high=1024)
-    groups = integer(config, "multi_query_group_num", default=2, high=1024)
-    width = integer(config, "kv_channels", default=128, high=4096)
-    vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024, high=1 << 22)
+    hidden = integer(config, "hidden_size", default=4096)
+    heads = integer(config, "num_attention_heads", default=32)
+    groups = integer(config, "multi_query_group_num", default=2)
+    width = integer(config, "kv_channels", default=128)
+    vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024)
     if heads % groups or width % 4:
         raise Damaged(
             f"config.json: {heads} heads of {width} do not divide among {groups} groups",
@@ -226,18 +229,18 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     eos = token_ids(config.get("eos_token_id", 2), vocab)
     if family == "chatglm3":
         eos = tuple(dict.fromkeys((*eos, *(i for i in (CHATGLM3_ROLES[1], CHATGLM3_ROLES[3]) if i < vocab))))
-    context = integer(config, "seq_length", "max_position_embeddings", default=2048, high=1 << 24)
+    context = integer(config, "seq_length", "max_position_embeddings", default=2048)
     ratio = number(config, "rope_ratio", default=1.0, low=1e-3, high=1e6)
-    long = "" if family == "glm4" or ratio == 1.0 else f", rotary base 10,000 x {ratio:g}"
+    long = "" if family == "glm4" or ratio == 1.0 else f", rope_ratio {ratio:g}"
     return ModelSpec(
         family=family,
         vocab_size=vocab,
         hidden_size=hidden,
-        layers=integer(config, "num_layers", "num_hidden_layers", default=28, high=1024),
+        layers=integer(config, "num_layers", "num_hidden_layers", default=28),
         heads=heads,
         kv_heads=groups,
         head_dim=width,
-        ffn_size=integer(config, "ffn_hidden_size", default=13696, high=1 << 18),
+        ffn_size=integer(config, "ffn_hidden_size", default=13696),
         context=context,
         eos_ids=eos,
         generation=WORDS[family] + long,
@@ -246,7 +249,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "rope_ratio": ratio,
             "linear_bias": flag(config, "add_bias_linear", False),
             "qkv_bias": flag(config, "add_qkv_bias", True),
-            "prefix_length": integer(config, "pre_seq_len", default=0, low=0, high=1 << 16),
+            "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
             "prefix_projection": flag(config, "prefix_projection", False),
         },
     )
@@ -259,21 +262,19 @@ def rename(name: str) -> str | None:
 
 def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
     from glmchat.engine.tokenizers.chatglm2 import ChatGLM2Tokenizer
-    from glmchat.engine.tokenizers.find import check_rows, vocabulary_file
     from glmchat.engine.tokenizers.glm4 import GLM4Tokenizer
 
-    path = vocabulary_file(folder, "tokenizer.model", str(spec.generation))
-    tokenizer: GLM4Tokenizer | ChatGLM2Tokenizer
+    path = published_vocabulary(folder, "glm4" if spec.family == "glm4" else "chatglm2", spec.vocab_size)
     if spec.family == "glm4":
-        tokenizer = GLM4Tokenizer(path)
-    else:
-        tokenizer = ChatGLM2Tokenizer(path, roles=spec.family == "chatglm3")
+        return GLM4Tokenizer(path)
+    tokenizer = ChatGLM2Tokenizer(path, roles=spec.family == "chatglm3")
     check_rows(path, tokenizer.vocab_size, spec.vocab_size)
     return tokenizer
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, GLM4Prompt
+    from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt
+    from glmchat.engine.prompts_glm4 import GLM4Prompt
 
     formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
     formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}

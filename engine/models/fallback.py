@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Damaged, Failed
+from glmchat.core.model_config import integer, token_ids
 from glmchat.core.text import one_line
-from glmchat.engine.config import integer, token_ids
 from glmchat.engine.families import Checkpoint, Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel, ModelSpec
@@ -197,7 +197,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     # Pointers, missing shards and paths that lead elsewhere are refused in our words.
-    open_folder(checkpoint.path, checkpoint.config)
+    open_folder(checkpoint.path)
     config = _known_config(checkpoint.config)
     try:
         inner, info = AutoModelForCausalLM.from_pretrained(

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, DoesNotFit
-from glmchat.engine.config import integer, number, token_ids
+from glmchat.core.generations import WORDS, is_cpm
+from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
@@ -135,9 +136,9 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """Fields under GPT-2's own names or the general ones."""
-    hidden = integer(config, "n_embd", "hidden_size", default=768, high=1 << 16)
-    heads = integer(config, "n_head", "num_attention_heads", default=12, high=1024)
-    vocab = integer(config, "vocab_size", default=50257, high=1 << 22)
+    hidden = integer(config, "n_embd", "hidden_size", default=768)
+    heads = integer(config, "n_head", "num_attention_heads", default=12)
+    vocab = integer(config, "vocab_size", default=50257)
     if hidden % heads:
         raise Damaged(
             f"the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
@@ -149,15 +150,15 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         family="gpt2",
         vocab_size=vocab,
         hidden_size=hidden,
-        layers=integer(config, "n_layer", "num_hidden_layers", default=12, high=1024),
+        layers=integer(config, "n_layer", "num_hidden_layers", default=12),
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        ffn_size=integer(config, "n_inner", "intermediate_size", default=4 * hidden, high=1 << 18),
-        context=integer(config, "n_positions", "n_ctx", "max_position_embeddings", default=1024, high=1 << 20),
+        ffn_size=integer(config, "n_inner", "intermediate_size", default=4 * hidden),
+        context=integer(config, "n_positions", "n_ctx", "max_position_embeddings", default=1024),
         eos_ids=token_ids(config.get("eos_token_id"), vocab),  # CPM's config names 50256, which it does not have
         bos_id=bos[0] if bos else None,
-        generation="CPM, Chinese" if vocab == 30000 else None,
+        generation=WORDS["cpm"] if is_cpm(config) else None,
         extra={
             "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
             "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",

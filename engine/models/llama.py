@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.core.errors import Damaged
+from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.changes import note_change
-from glmchat.engine.config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec

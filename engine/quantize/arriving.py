@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
-from glmchat.engine.config import read_json
+from glmchat.core.weight_files import shards_of
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, missing_shards
-from glmchat.engine.shards import open_files, shards_of
+from glmchat.engine.shards import open_files
 from glmchat.engine.weights import Stored, WeightSource
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

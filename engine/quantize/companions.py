@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Usage
+from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
-from glmchat.engine.config import read_json
 from glmchat.engine.families import Checkpoint
 
 _LARGEST = 64 * 2**20

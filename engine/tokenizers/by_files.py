@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glmchat.engine.config import read_json
+from glmchat.core.model_config import read_json
 from glmchat.engine.tokenizers.base import Tokenizer
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 
-from glmchat.core.errors import Damaged
-from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces, read_vocabulary
+from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 EARLY_PIECES, SLIM_PIECES = 130_000, 130_344
 IMAGE_TOKENS = 20_000
@@ -27,32 +26,15 @@ MASK, GMASK, SMASK, SOP, EOP = (EARLY_PIECES + n for n in (0, 1, 2, 4, 5))
 TAB = EARLY_PIECES + len(CONTROL)
 END = 2  # </s>
 
-_SENTENCE = {
-    True: "the first generation (March 2023, revision 096f3de6, 150,528 rows)",
-    False: "the slim generation (April 2023 and later, 130,528 rows)",
-}
-_BYTES = {True: 2_699_926, False: 2_706_249}
-
 
 class ChatGLMTokenizer:
     """Text to ids and back. `early`: the generation with image tokens, whose ids stand 20,000 higher."""
 
     def __init__(self, path: Path) -> None:
         data = read_vocabulary(path)
-        pieces = open_pieces(path, data)
-        count = pieces.get_piece_size()
-        if count not in (EARLY_PIECES, SLIM_PIECES) or (
-            count == SLIM_PIECES and pieces.id_to_piece(GMASK) != "[gMASK]"
-        ):
-            raise Damaged(
-                f"{one_line(path.name)} has {count:,} pieces and belongs to no ChatGLM-6B "
-                f"(the first generation has {EARLY_PIECES:,}, the slim one {SLIM_PIECES:,})",
-                hint="take ice_text.model from the revision that config.json is of",
-                code="tokenizer.generation",
-            )
-        self.early = count == EARLY_PIECES
+        self.early = require_kind(path, data, "first", "slim").name == "first"
         self.offset = IMAGE_TOKENS if self.early else 0
-        self._pieces = open_pieces(path, _complete(data)) if self.early else pieces
+        self._pieces = open_pieces(path, _complete(data) if self.early else data)
         self.vocab_size = SLIM_PIECES + self.offset
         blanks = {TAB - 1 + k: " " * k for k in range(2, LONGEST_BLANK + 1)}
         shown = {UNK: " \u2047 ", PAD: "", NEWLINE: "\n", TAB: "\t", **blanks}
@@ -82,18 +64,6 @@ class ChatGLMTokenizer:
     @property
     def end_id(self) -> int:
         return END + self.offset
-
-    def check(self, first_generation: bool, rows: int) -> None:
-        """Raise Damaged, and say which file belongs where, unless the network has this vocabulary."""
-        if first_generation == self.early and rows >= self.vocab_size:
-            return
-        raise Damaged(
-            f"ice_text.model is of {_SENTENCE[self.early]}, but config.json ({rows:,} rows) is of "
-            f"{_SENTENCE[first_generation]}",
-            hint=f"fetch the ice_text.model of {_BYTES[first_generation]:,} bytes, or config.json and weights "
-            "of the other revision",
-            code="tokenizer.generation",
-        )
 
     def encode(self, text: str) -> list[int]:
         text = encodable(text).replace("\n", "<n>").replace("\t", "<|tab|>")

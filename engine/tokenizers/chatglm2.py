@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmchat.core.errors import Damaged
-from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces, read_vocabulary
+from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 PIECES = 64_789
-BYTES = 1_018_370
 EOS = 2
 MASK, GMASK, SMASK, SOP, EOP = range(PIECES, PIECES + 5)
 ROLES = {"system": 64794, "user": 64795, "assistant": 64796, "observation": 64797}
@@ -24,14 +22,8 @@ class ChatGLM2Tokenizer:
 
     def __init__(self, path: Path, *, roles: bool) -> None:
         data = read_vocabulary(path)
+        require_kind(path, data, "chatglm2")
         self._pieces = open_pieces(path, data)
-        count = self._pieces.get_piece_size()
-        if count != PIECES:
-            raise Damaged(
-                f"{one_line(path.name)} has {count:,} pieces; ChatGLM2-6B and ChatGLM3-6B have {PIECES:,}",
-                hint=f"fetch the tokenizer.model of {BYTES:,} bytes from THUDM/chatglm{3 if roles else 2}-6b",
-                code="tokenizer.generation",
-            )
         self.roles = roles
         names = {f"<|{role}|>": token for role, token in ROLES.items()} if roles else {}
         self.vocab_size = PIECES + len(_CONTROL) + len(names)

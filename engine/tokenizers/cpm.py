@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glmchat.core.errors import Damaged
-from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.pieces import SPACE, encodable, open_pieces, read_vocabulary
+from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.engine.tokenizers.pieces import SPACE, encodable, open_pieces
 
 PIECES = 30_000
 UNK, NEWLINE, SEP, EOD = 0, 3, 4, 7
@@ -44,14 +43,9 @@ class CPMTokenizer:
     """Text to ids and back; every id stands for characters of its own."""
 
     def __init__(self, path: Path) -> None:
-        self._pieces = open_pieces(path, read_vocabulary(path))
-        count = self._pieces.get_piece_size()
-        if count != PIECES or self._pieces.id_to_piece(EOD) != "<eod>":
-            raise Damaged(
-                f"{one_line(path.name)} has {count:,} pieces; the vocabulary of CPM has {PIECES:,}",
-                hint="fetch chinese_vocab.model of 713,229 bytes",
-                code="tokenizer.generation",
-            )
+        data = read_vocabulary(path)
+        require_kind(path, data, "cpm")
+        self._pieces = open_pieces(path, data)
         self.vocab_size = PIECES
 
     @property

@@ -12,7 +12,8 @@ import tiktoken
 
 from glmchat.core.errors import Damaged
 from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.pieces import encodable, read_vocabulary
+from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.engine.tokenizers.pieces import encodable
 
 RANKS = 151_329
 SPECIAL = (
@@ -31,7 +32,7 @@ class GLM4Tokenizer:
     """Text to ids and back; every id stands for bytes of its own."""
 
     def __init__(self, path: Path) -> None:
-        ranks = _ranks(path, read_vocabulary(path))
+        ranks = _ranks(path)
         self._encoding = tiktoken.Encoding(
             "glm4", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={}, explicit_n_vocab=RANKS
         )
@@ -58,29 +59,24 @@ class GLM4Tokenizer:
         return self._bytes.get(token, b"")
 
 
-def _ranks(path: Path, data: bytes) -> dict[bytes, int]:
+def _ranks(path: Path) -> dict[bytes, int]:
+    data = read_vocabulary(path)
+    require_kind(path, data, "glm4")
     ranks: dict[bytes, int] = {}
-    if data.startswith(b"\n"):  # the first field of a SentencePiece model
-        raise Damaged(
-            f"{one_line(path.name)} is a SentencePiece vocabulary, as ChatGLM2-6B and ChatGLM3-6B have it; "
-            "GLM-4 has a tiktoken one",
-            hint="fetch the tokenizer.model of 2,623,634 bytes from THUDM/glm-4-9b-chat",
-            code="tokenizer.generation",
-        )
     try:
         for line in data.splitlines():
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (ValueError, binascii.Error):
-        raise Damaged(
-            f"{one_line(path.name)} ({len(data):,} bytes) is no tiktoken vocabulary",
-            hint="fetch tokenizer.model again from THUDM/glm-4-9b-chat",
-            code="tokenizer.damaged",
-        ) from None
-    if len(ranks) != RANKS or set(ranks.values()) != set(range(RANKS)):
-        raise Damaged(
-            f"{one_line(path.name)} has {len(ranks):,} tokens; GLM-4 has {RANKS:,}",
-            hint="fetch the tokenizer.model of 2,623,634 bytes from THUDM/glm-4-9b-chat",
-            code="tokenizer.generation",
-        )
+        raise _damaged(path, data) from None
+    if set(ranks.values()) != set(range(RANKS)):
+        raise _damaged(path, data)
     return ranks
+
+
+def _damaged(path: Path, data: bytes) -> Damaged:
+    return Damaged(
+        f"{one_line(path.name)} ({len(data):,} bytes) is no tiktoken vocabulary",
+        hint="fetch tokenizer.model again from THUDM/glm-4-9b-chat",
+        code="tokenizer.damaged",
+    )

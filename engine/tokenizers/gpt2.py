@@ -11,10 +11,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from glmchat.core.errors import Damaged
 from glmchat.core.text import one_line
-from glmchat.engine.shards import refuse_pointer
+from glmchat.core.vocabularies import check_rows, vocabulary_file
+from glmchat.core.weight_files import refuse_pointer
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.cpm import CPMTokenizer
-from glmchat.engine.tokenizers.find import check_rows, vocabulary_file
 from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json
 
 _CPM_FILES = ("chinese_vocab.model", "spiece.model")

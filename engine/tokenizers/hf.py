@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Lower
 
 from glmchat.core.errors import Damaged
 from glmchat.core.text import one_line
-from glmchat.engine.shards import refuse_pointer
+from glmchat.core.weight_files import refuse_pointer
 
 _LARGEST = 256 * 2**20
 # What a template may mean by a token, even where the file does not mark it as special.

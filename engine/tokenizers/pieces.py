@@ -15,10 +15,8 @@ import sentencepiece
 
 from glmchat.core.errors import Damaged
 from glmchat.core.text import one_line
-from glmchat.engine.shards import refuse_pointer
 
 SPACE = "\u2581"  # how a piece writes a space
-_LARGEST = 64 * 2**20
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
@@ -30,33 +28,8 @@ def _each_byte(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("glmchat.each_byte", _each_byte)
 
 
-def read_vocabulary(path: Path) -> bytes:
-    """The bytes of a vocabulary file. Raises Damaged for a pointer, an empty file, or one that is absurdly large."""
-    try:
-        refuse_pointer(path)
-        if path.stat().st_size > _LARGEST:
-            raise Damaged(
-                f"{one_line(path.name)} is larger than 64 MB",
-                hint="no vocabulary is: pull the model again",
-                code="tokenizer.size",
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise Damaged(
-            f"cannot read {one_line(path.name)}: {error.strerror}",
-            hint="pull the model again",
-            code="tokenizer.unreadable",
-        ) from None
-
-
 def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor:
     """The vocabulary in `data`. Raises Damaged if it is none."""
-    if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", data):
-        raise Damaged(
-            f"{one_line(path.name)} is a tiktoken vocabulary, as GLM-4 has it; this model has a SentencePiece one",
-            hint=f"fetch {one_line(path.name)} from the repository that config.json and the weights are from",
-            code="tokenizer.generation",
-        )
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError, TypeError):

@@ -11,7 +11,7 @@ import sentencepiece
 
 from glmchat.core.errors import Damaged
 from glmchat.core.text import one_line
-from glmchat.engine.shards import refuse_pointer
+from glmchat.core.weight_files import refuse_pointer
 
 
 class SentencePieceTokenizer:

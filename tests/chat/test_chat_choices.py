@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from glmchat.chat import context
-from glmchat.chat.cleaning import StreamCleaner, shown
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate, wanted_model
 from glmchat.chat.records import StoredMessage
@@ -159,28 +158,3 @@ def test_imported_system_messages_are_never_dropped() -> None:
 )
 def test_servers_words_for_too_long_are_understood(message: str, overflow: bool) -> None:
     assert context.is_overflow(ServerFailed(message, hint="")) is overflow
-
-
-CHATGLM = [
-    (" 你好,世界! ", "你好，世界！"),
-    ("中,,文", "中，，文"),
-    ("!!中!!", "!！中！!"),
-    ("Hi, there: [[训练时间]]年; ok?", "Hi, there: 2023年年； ok?"),
-    ("a[b[[c训练", "a[b[[c训练"),
-    ("", ""),
-]
-
-
-@pytest.mark.parametrize(("raw", "clean"), CHATGLM)
-def test_chatglm_answers_are_shown_as_their_own_program_shows_them(raw: str, clean: str) -> None:
-    assert shown(raw, "chatglm") == clean
-    assert shown(raw, "llama") == raw
-
-
-@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "llama", None])
-@pytest.mark.parametrize("raw", [raw for raw, _ in CHATGLM] + ["多, 行\n\n第二: 行!\n [[训练时", "，,！!中 ,  文"])
-def test_cleaned_pieces_join_to_the_cleaned_whole_for_every_split(raw: str, family: str | None) -> None:
-    for size in range(1, len(raw) + 1):
-        cleaner = StreamCleaner(family)
-        pieces = [cleaner.feed(raw[i : i + size]) for i in range(0, len(raw), size)] + [cleaner.end()]
-        assert "".join(pieces) == shown(raw, family), (size, pieces)

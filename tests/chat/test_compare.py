@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import fake_command
+from fakes import WEIGHTS
 
 from glmchat.chat import comparison_engines, connect, engine_process
 from glmchat.chat.compare import ColumnFailed, Comparison, Said, resume
@@ -29,6 +30,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     adapter = locations.adapters_dir() / "poet"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
@@ -111,7 +113,7 @@ def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
     other.mkdir()
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "llama"}')
-        (folder / "model.safetensors").write_bytes(b"x" * 1000)
+        (folder / "model.safetensors").write_bytes(WEIGHTS)
     monkeypatch.setattr(comparison_engines, "physical_cores", lambda: 8)
     monkeypatch.setattr(comparison_engines, "available_memory", lambda: 10**9)
     columns = parse_columns([str(model), str(other)])

@@ -325,16 +325,6 @@ def test_a_server_that_cannot_count_is_believed_when_it_refuses(history: History
         talk(session.ask("x" * 100))  # alone it is too long: said, not guessed
 
 
-def test_reply_text_is_shown_cleaned_and_kept_raw(history: History) -> None:
-    session = ChatSession(
-        history, LocalSpeaker(" 你好,", "我是ChatGLM!"), identity=ModelIdentity("m", family="chatglm")
-    )
-    talk(session.ask("hi"))
-    answer = session.tree.path()[-1]
-    assert answer.text == " 你好,我是ChatGLM!"
-    assert session.shown_text(answer) == "你好，我是ChatGLM!"
-
-
 def test_an_answer_without_a_visible_word_can_be_replayed_too(history: History) -> None:
     class Wordless(LocalSpeaker):
         def stream(self, *_: object, **__: object) -> Generator[StreamEvent, None, None]:

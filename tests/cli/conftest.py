@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_server import fake_command
+from fakes import WEIGHTS
 
 from glmchat.chat import connect, engine_process
 from glmchat.cli import main as cli
@@ -27,6 +28,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     return folder
 
 

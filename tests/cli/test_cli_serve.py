@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import WEIGHTS
 
 from glmchat.cli.main import run
 from glmchat.cli.serve import choose_key
@@ -24,7 +25,7 @@ def serve(*arguments: str) -> int:
 def model(tmp_path: Path) -> str:
     """A folder that looks like a model until somebody loads it."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
     (tmp_path / "tokenizer.json").write_text("{}")
     return str(tmp_path)
 

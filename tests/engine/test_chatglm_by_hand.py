@@ -107,11 +107,12 @@ def rms_norm(w: Weights, name: str, x: Array) -> Array:
     return np.asarray(w[f"{name}.weight"] * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5))
 
 
-def turn_pairs(x: Array, base: float) -> Array:
-    """x [n, heads, d]: neighbours of the first half of each head."""
-    out, half = x.copy(), x.shape[-1] // 2
+def turn_pairs(x: Array, base: float, step: float) -> Array:
+    """x [n, heads, d]: in the first half of a head, element 2i goes with 2i + 1; places stand `1 / step` apart."""
+    half = x.shape[-1] // 2
+    out = x.copy()
     for i in range(half // 2):
-        angle = np.arange(len(x))[:, None] * base ** (-2 * i / half)
+        angle = (np.arange(len(x)) / step * base ** (-2 * i / half))[:, None]
         even, odd = x[..., 2 * i], x[..., 2 * i + 1]
         out[..., 2 * i] = even * np.cos(angle) - odd * np.sin(angle)
         out[..., 2 * i + 1] = odd * np.cos(angle) + even * np.sin(angle)
@@ -128,8 +129,11 @@ def chatglm2(w: Weights, config: dict[str, Any], ids: list[int]) -> Array:
         stem = f"transformer.encoder.layers.{layer}."
         fused = linear(w, f"{stem}self_attention.query_key_value", rms_norm(w, f"{stem}input_layernorm", x))
         query, key, value = np.split(fused.reshape(n, -1, width), [heads, heads + groups], axis=1)
-        base = 10000.0 * config.get("rope_ratio", 1)
-        mixed = attention(turn_pairs(query, base), turn_pairs(key, base), value, prefix, layer, seen)
+        # ChatGLM2-6B-32k interpolates positions; ChatGLM3-6B-32k and GLM-4 enlarge the base.
+        ratio = config.get("rope_ratio", 1)
+        base, step = (10000.0, ratio) if "chatglm2" in config["_name_or_path"] else (10000.0 * ratio, 1)
+        query, key = turn_pairs(query, base, step), turn_pairs(key, base, step)
+        mixed = attention(query, key, value, prefix, layer, seen)
         x = x + linear(w, f"{stem}self_attention.dense", mixed)
         u = linear(w, f"{stem}mlp.dense_h_to_4h", rms_norm(w, f"{stem}post_attention_layernorm", x))
         gate, up = u[:, :inner], u[:, inner:]
@@ -189,6 +193,7 @@ def unpack(tensors: dict[str, torch.Tensor], bits: int) -> Weights:
         pytest.param("chatglm2-6b", {"add_qkv_bias": False}, [11, 12, 13, 14], id="2-no-bias"),
         pytest.param("chatglm2-6b", PREFIX, [11, 12, 13, 2, 14], id="2-prefix"),
         pytest.param("chatglm2-6b", PREFIX | {"prefix_projection": True}, [11, 12, 13, 2], id="2-prefix-projected"),
+        pytest.param("chatglm2-6b", {"rope_ratio": 16}, [11, 12, 13, 2, 14, 15, 16, 17, 18], id="2-32k"),
         pytest.param("chatglm3-6b", {"rope_ratio": 50}, [11, 12, 13, 2, 14, 15, 16, 17, 18], id="3-32k"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models import chatglm
+from glmchat.engine.models.prefix import PrefixedModel
 
 V1 = {"vocab_size": 300, "bos_token_id": 204, "eos_token_id": 205, "mask_token_id": 200, "gmask_token_id": 201}
 FIRST = {"hidden_size": 16, "inner_hidden_size": 64, "num_layers": 4, "num_attention_heads": 2}
@@ -39,7 +40,9 @@ def cases() -> list[Any]:
     small = {"padded_vocab_size": 300}
     v2 = [
         pytest.param("chatglm2-6b", small, TEXT, id="2"),
+        pytest.param("chatglm2-6b", small | {"rope_ratio": 16}, TEXT, id="2-32k"),
         pytest.param("chatglm3-6b", small | {"rope_ratio": 50}, TEXT, id="3-32k"),
+        pytest.param("glm-4-9b-chat", {"padded_vocab_size": 151552, "num_layers": 2}, TEXT, id="glm-4"),
         pytest.param("chatglm2-6b", small | prefixed, TEXT, id="2-prefix"),
         pytest.param("chatglm2-6b", small | prefixed | {"prefix_projection": True}, TEXT, id="2-prefix-projected"),
         pytest.param("cpm-gpt2", {"vocab_size": 300}, TEXT, id="gpt2"),
@@ -56,7 +59,10 @@ def load(folder: Path, random_checkpoints: ModuleType, name: str, changes: dict[
 def test_cached_decoding_equals_an_uncached_pass_at_every_split(
     name: str, changes: dict[str, Any], prompt: list[int], tmp_path: Path, random_checkpoints: ModuleType
 ) -> None:
-    engine = load(tmp_path, random_checkpoints, name, changes)
+    every_split(load(tmp_path, random_checkpoints, name, changes), prompt)
+
+
+def every_split(engine: Engine, prompt: list[int]) -> None:
     ids = torch.tensor(prompt + AFTER)
     whole = engine.logits(ids.tolist())
     for split in range(len(prompt), len(ids)):
@@ -66,6 +72,38 @@ def test_cached_decoding_equals_an_uncached_pass_at_every_split(
                 rows = [engine.model(ids[:split], cache)]
                 rows += [engine.model(ids[at : at + step], cache) for at in range(split, len(ids), step)]
             assert (torch.cat(rows) - whole).abs().max() < 1e-5, (split, step)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "prompt"),
+    [
+        pytest.param("chatglm-6b", V1, [*TEXT, GMASK, SOP], id="6b"),
+        pytest.param("chatglm3-6b", {"padded_vocab_size": 300}, TEXT, id="3"),
+        pytest.param("cpm-gpt2", {"vocab_size": 300}, TEXT, id="gpt2"),
+        pytest.param("llama", {}, TEXT, id="llama"),
+    ],
+)
+@pytest.mark.parametrize("shifts", [False, True], ids=["in place", "taking positions"])
+def test_it_does_so_behind_a_prefix_that_was_attached(
+    name: str,
+    changes: dict[str, Any],
+    prompt: list[int],
+    shifts: bool,
+    tmp_path: Path,
+    random_checkpoints: ModuleType,
+    builders: ModuleType,
+) -> None:
+    if name == "llama":
+        engine = Engine.load(builders.write_folder(tmp_path), dtype="float32", threads=1)
+    else:
+        engine = load(tmp_path, random_checkpoints, name, changes)
+    spec, model = engine.spec, cast(PrefixedModel, engine.model)
+    bare = engine.logits(prompt)
+    noise = torch.Generator().manual_seed(1)
+    model.prefix_key_values = torch.randn(spec.layers, 2, spec.kv_heads, 5, spec.head_dim, generator=noise)
+    model.prefix_shifts = shifts and name in ("cpm-gpt2", "llama")  # ChatGLM's own never do
+    assert (engine.logits(prompt) - bare).abs().max() > 1e-2
+    every_split(engine, prompt)
 
 
 def first_generation(folder: Path, random_checkpoints: ModuleType) -> Engine:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glmchat.core.messages import Message
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.models import chatglm
 
@@ -158,12 +159,13 @@ def test_a_chat_with_the_real_vocabulary_gives_the_recorded_answer(recorded: Rec
         said = []
         for turn in chat["history"] or []:
             if isinstance(turn, dict):
-                said.append(prompt.message(turn))
+                said.append(Message.from_json(turn))
             else:
                 said += [
-                    prompt.message({"role": r, "content": c}) for r, c in zip(("user", "assistant"), turn, strict=True)
+                    Message.from_json({"role": r, "content": c})
+                    for r, c in zip(("user", "assistant"), turn, strict=True)
                 ]
-        ids = prompt.render([*said, prompt.message({"role": chat.get("role", "user"), "content": chat["query"]})])
+        ids = prompt.render([*said, Message.from_json({"role": chat.get("role", "user"), "content": chat["query"]})])
         assert ids == chat["input_ids"]
         expected = chat["output_ids_all"][len(ids) :]
         found = list(recorded.engine.generate(ids, Sampling(temperature=0, max_tokens=len(expected))))

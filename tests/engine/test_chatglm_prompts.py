@@ -15,16 +15,14 @@ from glmchat.core.errors import Usage
 from glmchat.core.generations import generation
 from glmchat.core.messages import Message
 from glmchat.engine.families import identify
-from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt, GLM4Prompt
+from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt
+from glmchat.engine.prompts_glm4 import GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 from glmchat.engine.tokenizers.chatglm2 import ROLES, ChatGLM2Tokenizer
 from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer
 
-# The chat part of the template that GLM-4's repository publishes in tokenizer_config.json.
-GLM4_TEMPLATE = (
-    "[gMASK]<sop>{% for item in messages %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}\n"
-    "{{ item['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+# What GLM-4's repository publishes in tokenizer_config.json since it has a template there.
+GLM4_TEMPLATE = (Path(__file__).parent / "glm4_template.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def test_chatglm3_conversations_have_the_recorded_ids(shared: Path, three: ChatG
     rows = recorded(shared, "v3.json")
     for row in rows["build_chat_input"]:
         said = [*(row["history"] or []), {"role": row["role"], "content": row["query"]}]
-        assert three.render([three.message(item) for item in said]) == row["input_ids"], row["decoded"]
+        assert three.render([Message.from_json(item) for item in said]) == row["input_ids"], row["decoded"]
     for row in rows["build_single_message"]:
         assert three.turn(Message(row["role"], row["message"], row["metadata"])) == row["ids"]
 
@@ -105,7 +103,15 @@ def test_a_tool_call_is_shown_as_written_and_not_evaluated(three: ChatGLM3Prompt
     assert four.clean(call) == call
 
 
-GLM4_TALKS = [
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "给出一个城市的天气 <b>",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+GLM4_TALKS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "你好"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\n\nb  "}],
     [
@@ -116,19 +122,39 @@ GLM4_TALKS = [
         {"role": "user", "content": "\n谢谢 1234"},
     ],
     [{"role": "user", "content": ""}, {"role": "user", "content": "x"}],
+    [
+        {"role": "system", "content": "", "tools": [WEATHER, {"type": "python"}, {"type": "simple_browser"}]},
+        {"role": "user", "content": "北京天气"},
+        {"role": "assistant", "metadata": "get_weather", "content": '{"city": "北京"}'},
+        {"role": "observation", "content": "22°C"},
+    ],
+    [
+        {"role": "system", "content": "Be brief.", "tools": [{"type": "cogview"}, {"type": "unheard of"}]},
+        {"role": "user", "content": "draw"},
+    ],
+    [{"role": "system", "content": "Be brief.", "tools": []}, {"role": "user", "content": "x"}],
 ]
 
 
+def as_transformers(value: Any, indent: int | None = None) -> str:
+    """The `tojson` that transformers gives to chat templates: no HTML escapes, Chinese as it is."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
 @pytest.mark.parametrize("talk", GLM4_TALKS)
-def test_glm4_conversations_equal_the_published_template(
-    talk: list[dict[str, str]], four: GLM4Prompt, shared: Path
-) -> None:
-    config = json.loads((shared / "tokenizers" / "glm4" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    template = config.get("chat_template", GLM4_TEMPLATE)
-    text = jinja2.Environment(autoescape=False).from_string(template).render(messages=talk, add_generation_prompt=True)
-    found = four.render([four.message(item) for item in talk])
+def test_glm4_conversations_equal_the_published_template(talk: list[dict[str, Any]], four: GLM4Prompt) -> None:
+    environment = jinja2.Environment(autoescape=False)
+    environment.filters["tojson"] = as_transformers
+    text = environment.from_string(GLM4_TEMPLATE).render(messages=talk, add_generation_prompt=True)
+    found = four.render([Message.from_json(item) for item in talk])
     assert found == four.tokenizer.encode_special(text)
     assert {IDS[f"<|{role}|>"] for role in ("user", "observation")} <= set(four.stop_ids)
+
+
+def test_role_names_in_a_tool_stay_text(three: ChatGLM3Prompt, four: GLM4Prompt) -> None:
+    tools = ({"type": "function", "function": {"name": "<|user|>", "description": "<|assistant|>"}},)
+    talk = [Message("system", "", tools=tools), Message("user", "x")]
+    assert three.render(talk).count(ROLES["user"]) == four.render(talk).count(IDS["<|user|>"]) == 1
 
 
 def test_role_names_that_a_person_types_stay_text(three: ChatGLM3Prompt, four: GLM4Prompt) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmchat.engine import load_tokenizer
-from glmchat.engine.text_stream import TextStream
+from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt
+from glmchat.engine.text_stream import CleanUp, TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 
 TEXTS = [
@@ -108,12 +109,43 @@ def test_the_beginning_of_a_stop_string_is_held_back_and_given_when_it_was_none(
     assert stream.push(ord("y")) == "STOy"
 
 
-def test_clean_up_is_applied_and_nothing_shown_is_taken_back() -> None:
-    stream = TextStream(Bytes(), (), lambda text: text.strip().replace("[[T]]", "2023"))
-    text = "  It is [[T]], and so on and on and on.  "
-    assert "".join([*(stream.push(t) for t in Bytes().encode(text)), stream.finish()]) == (
-        "It is 2023, and so on and on and on."
-    )
+FORMATS = {
+    "6b": ChatGLMPrompt.__new__(ChatGLMPrompt),
+    "2": ChatGLM2Prompt.__new__(ChatGLM2Prompt),
+    "3": ChatGLM3Prompt.__new__(ChatGLM3Prompt),
+}
+SAID = [
+    " 你好,世界! ", "中,,文", "!!中!!", "Hi, there: [[训练时间]]年; ok?", "a[b[[c训练", "", "\n 你好,\n世界 ",
+    "多, 行\n\n第二: 行!\n [[训练时", "，,！!中 ,  文", "get_weather \n```python\ntool_call(city='北京')\n```",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("clean_up", FORMATS.values(), ids=FORMATS)
+@given(text=st.sampled_from(SAID) | st.text(alphabet="中a, \n![]训练时间", max_size=14))
+@settings(max_examples=150, deadline=None)
+def test_cleaned_pieces_join_to_the_cleaned_whole_and_nothing_is_taken_back(clean_up: CleanUp, text: str) -> None:
+    stream = TextStream(Bytes(), (), clean_up)
+    assert "".join([*(stream.push(t) for t in Bytes().encode(text)), stream.finish()]) == clean_up.clean(text)
+
+
+@pytest.mark.parametrize("clean_up", [None, *FORMATS.values()], ids=["none", *FORMATS])
+@pytest.mark.parametrize("text", [text for text in SAID if "[[训" not in text])
+def test_an_answer_that_was_stopped_goes_on_where_its_text_ended(clean_up: CleanUp | None, text: str) -> None:
+    ids = Bytes().encode(text)
+    whole = text if clean_up is None else clean_up.clean(text)
+    for cut in range(len(text)):
+        said = len(text[:cut].encode())
+        before, after = TextStream(Bytes(), (), clean_up), TextStream(Bytes(), (), clean_up)
+        shown = "".join([*(before.push(token) for token in ids[:said]), before.finish()])
+        after.resume(ids[:said])
+        rest = "".join([*(after.push(token) for token in ids[said:]), after.finish()])
+        if whole.startswith(shown):  # otherwise a mark that stood last was shown as it was
+            assert shown + rest == whole, cut
+
+
+def test_an_answer_without_marks_is_shown_all_but_its_last_character() -> None:
+    stream = TextStream(Bytes(), (), FORMATS["6b"])
+    assert "".join(stream.push(token) for token in Bytes().encode("天空是蓝色的")) == "天空是蓝色"
 
 
 def test_the_starter_vocabulary_streams_chinese_and_emoji(starter_model: Path) -> None:

@@ -46,7 +46,7 @@ def held(**options):
     gate = threading.Event()
 
     class Held(FakeEngine):
-        def stream_ids(self, ids, sampling, *, cancelled, on_prefill, answer=()):
+        def stream_ids(self, ids, sampling, *, cancelled, on_prefill, **rest):
             while not gate.wait(0.005):
                 if cancelled():
                     self.stopped += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import WEIGHTS
 
 from glmchat.chat.launch import LaunchOptions
 from glmchat.hub import adapters
@@ -34,6 +35,7 @@ def adapters_here(tmp_path: Path) -> LaunchOptions:
     folder = tmp_path / "Tiny-7M"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(_LLAMA))
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     _keep(tmp_path, "poet")
     _keep(tmp_path, "calm", base=None)
     _keep(tmp_path, "medical", base="me/Other-7M")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_server import fake_command
+from fakes import WEIGHTS
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
 from windows import Window, make_app, open_window
 
@@ -37,7 +38,7 @@ def launch(tmp_path: Path) -> LaunchOptions:
 def model_in(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     return folder
 
 

@@ -20,7 +20,10 @@ def test_what_does_not_fit_is_told_in_the_window_and_no_engine_is_started(
 ) -> None:
     (tmp_path / "config.json").write_text('{"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32}')
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
-        file.truncate(12_000_000_000)
+        file.write(b"PK\x03\x04")
+        file.truncate(12_000_000_000 - 22)
+        file.seek(0, 2)
+        file.write(b"PK\x05\x06" + bytes(18))  # the end of a zip archive without entries
     monkeypatch.setattr(preflight, "available_memory", lambda: 6_000_000_000)
     started: list[Any] = []
     link = EngineLink(replace(LAUNCH, folder=tmp_path), start=lambda options: started.append(options))  # type: ignore[arg-type, return-value]

@@ -60,10 +60,7 @@ class Conversing(Connecting):
 
     def answer(self, events: Iterable[SessionEvent], *, question: str = "", completion: Stop | None = None) -> None:
         """Run an answer in a thread."""
-        from glmchat.chat.cleaning import StreamCleaner
-
-        session = self._talk()
-        answering = self.answering = Answering(session, StreamCleaner(session.identity.family), question, completion)
+        answering = self.answering = Answering(self._talk(), question, completion)
         self.status.show(activity=tr("thinking"), progress=None)
         self._thread(lambda: self._speak(answering, events), "answer")
 
@@ -152,10 +149,11 @@ class Conversing(Connecting):
             return
         if answering is self.answering and answering.first is None:
             self.status.show(activity=tr("answering"), progress=None)
-        shown = answering.hear("".join(text), tokens)
+        said = "".join(text)
+        answering.hear(said, tokens)
         text.clear()
         if answering is self.answering:
-            self.transcript.feed(answering.key, shown)
+            self.transcript.feed(answering.key, said)
             self._show_speed(answering)
 
     def _show_speed(self, answering: Answering) -> None:
@@ -187,15 +185,13 @@ class Conversing(Connecting):
             case Finished() as finished if in_view:
                 self._finished(finished)
             case Done(answer) if in_view and answering.key is not None:
-                if rest := answering.cleaner.end():
-                    self.transcript.feed(answering.key, rest)
                 self.transcript.finish(answering.key, self._note(answer))
 
     def _begun(self, answering: Answering, question: StoredMessage | None, answer: StoredMessage) -> None:
         answering.key = str(answer.id)
         answering.question = ""
         if answering is not self.answering:
-            answering.behind = answering.session.shown_text(answer)
+            answering.behind = answer.text
             return
         if self.transcript.layout_of(PENDING_ANSWER) is not None and question is not None:
             # The turns that were shown at once become the stored ones.
@@ -203,7 +199,7 @@ class Conversing(Connecting):
             self.transcript.rename(PENDING_ANSWER, answering.key)
             self.transcript.change(answering.key, label=speaker(answering.session, answer))
         else:
-            self._show_answering(answering, answering.session.shown_text(answer))
+            self._show_answering(answering, answer.text)
         self.refresh_title()
 
     def _show_answering(self, answering: Answering, text: str) -> None:

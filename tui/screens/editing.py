@@ -129,10 +129,10 @@ class Editing(Conversing):
         session = self._talk()
         word = argument.lower()
         if word == "all":
-            text = "\n\n".join(f"{m.role}: {session.shown_text(m)}" for m in session.tree.path() if not m.is_clear)
+            text = "\n\n".join(f"{m.role}: {m.text}" for m in session.tree.path() if not m.is_clear)
         else:
             answer = self._answer_meant()
-            text = session.shown_text(answer)
+            text = answer.text
             if word == "code":
                 layout = self.transcript.layout_of(str(answer.id))
                 blocks = layout.code_blocks() if layout else []
@@ -158,7 +158,7 @@ class Editing(Conversing):
 
     def command_quote(self, argument: str) -> None:
         answer = self._answer_meant()
-        quoted = "\n".join(f"> {line}" for line in self._talk().shown_text(answer).splitlines())
+        quoted = "\n".join(f"> {line}" for line in answer.text.splitlines())
         self.prompt.set_text(f"{quoted}\n\n{self.prompt.text}")
         self.prompt.focus()
 

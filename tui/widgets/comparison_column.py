@@ -105,38 +105,32 @@ class ComparisonColumn(Vertical):
                 self.end(answer)
 
     def _begin(self, answer: StoredMessage) -> None:
-        from glmchat.chat.cleaning import StreamCleaner
-
         d = answer.details
         self._identify(d.get("model"), d.get("revision"), d.get("quant"), d.get("sampling") or {})
-        self._cleaner = StreamCleaner(d.get("family"))
         label = one_line(str(d.get("model") or ""), 40)
         self.transcript.show([Turn("answer", "assistant", label=label, state="waiting")])
         if answer.text:
-            self.transcript.feed("answer", self._cleaner.feed(answer.text))
+            self.transcript.feed("answer", answer.text)
         self.state = "answering"
         self.note(tr("reading the prompt"))
 
     def _say(self, text: str, tokens: int) -> None:
         self._first = self._first or time.monotonic()
         self._tokens += tokens
-        self.transcript.feed("answer", self._cleaner.feed(text))
+        self.transcript.feed("answer", text)
         seconds = time.monotonic() - self._first
         speed = f" · {self._tokens / seconds:.1f} tok/s" if seconds > 0.5 else ""
         self.note(tr("{n} tokens", n=self._tokens) + speed)
 
     def end(self, answer: StoredMessage) -> None:
         """Show a stored answer with its numbers; also one of an earlier comparison."""
-        from glmchat.chat.cleaning import shown as cleaned
-
         d, f = answer.details, self._finished
         self._identify(d.get("model"), d.get("revision"), d.get("quant"), d.get("sampling") or {})
         if self.state == "answering":
-            self.transcript.feed("answer", self._cleaner.end())
             self.transcript.finish("answer", state_note(answer))
         else:
-            text, label = cleaned(answer.text, d.get("family")), one_line(str(d.get("model") or ""), 40)
-            self.transcript.show([Turn("answer", "assistant", text, label, state_note(answer))], at_end=False)
+            label = one_line(str(d.get("model") or ""), 40)
+            self.transcript.show([Turn("answer", "assistant", answer.text, label, state_note(answer))], at_end=False)
         tokens = d.get("completion_tokens") or len(answer.token_ids)
         speed = d.get("decode_tokens_per_second") or (f.decode_tokens_per_second if f else None)
         facts = [tr("{n} tokens", n=tokens)]

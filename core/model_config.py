@@ -1,0 +1,153 @@
+"""Reading config.json: either spelling of a field, and no value that would take memory it has no right to.
+
+Face and engine read it here, so that what the one refuses before anything is loaded is what the other would refuse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+_LARGEST_CONFIG = 16 * 2**20  # bytes
+# The most that a measure may be, with room above every network there is; in each family's spelling.
+_LARGEST = {
+    **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layer"), 1024),
+    **dict.fromkeys(("hidden_size", "n_embd"), 2**17),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "multi_query_group_num"), 2048),
+    **dict.fromkeys(("head_dim", "kv_channels", "rotary_dim"), 2**13),
+    **dict.fromkeys(("intermediate_size", "inner_hidden_size", "ffn_hidden_size", "n_inner"), 2**20),
+    **dict.fromkeys(("vocab_size", "padded_vocab_size"), 2**22),
+    **dict.fromkeys(("max_sequence_length", "seq_length", "max_position_embeddings", "n_positions", "n_ctx"), 2**26),
+    "pre_seq_len": 2**16,
+}
+_MAY_BE_NONE_AT_ALL = ("pre_seq_len",)
+_ANY = 2**24
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises Damaged if it is anything else, or a git-lfs pointer, or over 16 MB."""
+    name = one_line(str(path))
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise Damaged(
+                tr("{name} is larger than 16 MB", name=name),
+                hint=tr("no honest file of this kind is"),
+                code="config.size",
+            )
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Damaged(
+            tr("cannot read {name}: {reason}", name=name, reason=error.strerror),
+            hint=tr("pull the model again"),
+            code="config.unreadable",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(
+            tr("{name} is not JSON: {reason}", name=name, reason=one_line(str(error), 80)),
+            hint=tr("pull the model again"),
+            code="config.damaged",
+        ) from None
+    if not isinstance(data, dict):
+        raise Damaged(
+            tr("{name} holds no JSON object", name=name), hint=tr("pull the model again"), code="config.damaged"
+        )
+    return data
+
+
+def integer(
+    config: Mapping[str, Any], *names: str, low: int = 1, high: int | None = None, default: int | None = None
+) -> int:
+    """The first of `names` that the config holds, checked against its range; high None: as the field's name allows.
+
+    Raises Damaged, which names the field, if it is absent without a default, no integer, or out of range.
+    """
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        most = _LARGEST.get(name, _ANY) if high is None else high
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
+            raise Damaged(
+                tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
+                hint=tr(
+                    "a whole number between {low} and {high} is expected: the file is damaged or no model",
+                    low=low,
+                    high=most,
+                ),
+                code="config.absurd",
+            )
+        return value
+    if default is not None:
+        return default
+    raise Damaged(
+        f"the model's configuration names no {names[0]}",
+        hint="the folder holds another kind of model, or config.json is incomplete",
+        code="config.missing",
+    )
+
+
+def refuse_absurd(config: Mapping[str, Any]) -> None:
+    """Raise Damaged for a measure that no network has, whatever the family. Lists and absent fields are left alone."""
+    for name in _LARGEST:
+        if not isinstance(config.get(name), list):
+            integer(config, name, low=0 if name in _MAY_BE_NONE_AT_ALL else 1, default=1)
+
+
+def number(
+    config: Mapping[str, Any], *names: str, low: float = 0.0, high: float = 1e12, default: float | None = None
+) -> float:
+    """Like `integer`, for real numbers; NaN is out of every range."""
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise Damaged(
+                tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
+                hint=f"a number between {low:g} and {high:g} is expected",
+                code="config.absurd",
+            )
+        return float(value)
+    if default is not None:
+        return default
+    raise Damaged(
+        f"the model's configuration names no {names[0]}", hint="config.json is incomplete", code="config.missing"
+    )
+
+
+def flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    """true or false; anything else is refused, so that a list or a word never passes for true."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Damaged(
+            f"{name} is {one_line(repr(value), 60)} in the model's configuration",
+            hint="true or false is expected: the file is damaged or no model",
+            code="config.absurd",
+        )
+    return value
+
+
+def require(config: Mapping[str, Any], name: str, value: bool) -> None:
+    """Refuse a variant of the architecture in which `name` is not `value`, the only one that was released."""
+    if flag(config, name, value) != value:
+        raise Damaged(
+            f"{name} is {config[name]!r} in the model's configuration: no released model is built like that",
+            hint="glmchat does not compute this variant of the architecture",
+            code="config.unsupported",
+        )
+
+
+def token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
+    """`eos_token_id` as it is written (absent, one id, a list) as ids that the vocabulary holds."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(
+        dict.fromkeys(v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < vocab_size)
+    )

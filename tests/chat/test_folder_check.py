@@ -1,0 +1,209 @@
+"""What cannot be run is refused before the engine starts: in one line, with a hint, a code, and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from glmchat.chat import preflight
+from glmchat.chat.folder_check import check_folder
+from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.vocabularies import KNOWN
+from glmchat.core.weight_files import tensor_names
+
+SIX = {"model_type": "chatglm", "hidden_size": 64, "inner_hidden_size": 256, "num_layers": 2, "num_attention_heads": 4}
+TWO = {"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 16,
+       "hidden_size": 64, "ffn_hidden_size": 160, "num_layers": 2, "num_attention_heads": 4}  # fmt: skip
+CONFIGS = {
+    "first": {**SIX, "vocab_size": 150528},
+    "slim": {**SIX, "vocab_size": 130528, "bos_token_id": 130004},
+    "chatglm2": {**TWO, "padded_vocab_size": 65024},
+    "glm4": {**TWO, "padded_vocab_size": 151552},
+    "cpm": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 30000},
+}
+REAL = {"first": "chatglm-6b-early", "slim": "chatglm-6b", "chatglm2": "chatglm3", "glm4": "glm4", "cpm": "cpm-gpt2"}
+PARAMETERS = 12_000_000  # more than any of these describes
+
+
+def vocabulary(shared, name):
+    return shared / "tokenizers" / REAL[name] / KNOWN[name].file
+
+
+def write_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_bin(path, names=("transformer.word_embeddings.weight",), size=2 * PARAMETERS):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names, 0), protocol=2))
+        archive.writestr("archive/data/0", bytes(size))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A ChatGLM3 of two layers in shards, as far as anybody can see without reading tensors. No vocabulary yet."""
+    write_config(tmp_path, CONFIGS["chatglm2"])
+    shards = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
+    for name in shards:
+        write_bin(tmp_path / name, size=PARAMETERS)
+    index = {"weight_map": {f"tensor{n}": name for n, name in enumerate(shards)}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+@pytest.fixture
+def whole(folder, shared):
+    shutil.copy(vocabulary(shared, "chatglm2"), folder)
+    return folder
+
+
+def refused(folder, kind=Damaged):
+    with pytest.raises(kind) as caught:
+        preflight.check("m", folder)
+    error = caught.value
+    assert error.exit == (2 if kind is Usage else 3) and error.hint and "\n" not in error.message
+    return error
+
+
+def pointer(size):
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n".encode()
+
+
+def test_a_sound_folder_passes_and_torch_is_not_loaded(whole):
+    code = "import sys; from pathlib import Path; from glmchat.chat.folder_check import check_folder as c; "
+    code += f"c(Path({str(whole)!r})); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("beside", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_vocabulary_passes_beside_its_own_config_and_no_other(name, beside, folder, shared):
+    write_config(folder, CONFIGS[beside])
+    shutil.copy(vocabulary(shared, name), folder / KNOWN[beside].file)
+    if name == beside:
+        check_folder(folder)
+        return
+    error = refused(folder)
+    assert error.code == "tokenizer.generation"
+    assert KNOWN[name].model in error.message and KNOWN[beside].model in error.message
+    assert f"{KNOWN[beside].size:,}" in error.hint
+
+
+def test_a_vocabulary_that_is_absent_or_under_another_models_name_is_told(folder, shared):
+    shutil.copy(vocabulary(shared, "slim"), folder)
+    error = refused(folder)
+    assert error.code == "tokenizer.missing" and "ice_text.model, which belongs to other models" in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "file.empty"), (pointer(1_018_370), "file.lfs_pointer"), (b"<html>404</html>", "tokenizer.damaged")],
+)
+def test_a_vocabulary_that_is_none_is_told(content, code, folder):
+    (folder / "tokenizer.model").write_bytes(content)
+    assert refused(folder).code == code
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_vocabulary_that_was_cut_off_is_told(name, kept, folder, shared):
+    write_config(folder, CONFIGS[name])
+    data = vocabulary(shared, name).read_bytes()
+    (folder / KNOWN[name].file).write_bytes(data[: int(len(data) * kept)])
+    assert refused(folder).code in ("tokenizer.damaged", "tokenizer.generation")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer.model"])
+def test_pointers_are_found_in_vocabularies_of_every_family(name, folder):
+    write_config(folder, {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2})
+    (folder / name).write_bytes(pointer(2_000_000))
+    assert "2.0 MB" in refused(folder).message
+
+
+def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole):
+    shard = whole / "pytorch_model-00002-of-00002.bin"
+    data = shard.read_bytes()
+    for content, code in ((pointer(10**9), "file.lfs_pointer"), (b"", "file.empty"), (data[:-30], "weights.damaged")):
+        shard.write_bytes(content)
+        error = refused(whole)
+        assert error.code == code and shard.name in error.message
+    shard.unlink()
+    error = refused(whole)
+    assert error.code == "weights.missing_shard" and shard.name in error.message
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_safetensors_of_the_wrong_length_are_told(change, whole):
+    for file in whole.glob("*.bin*"):
+        file.unlink()
+    header = json.dumps({"a": {"dtype": "F16", "shape": [PARAMETERS], "data_offsets": [0, 2 * PARAMETERS]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(2 * PARAMETERS)
+    (whole / "model.safetensors").write_bytes(data)
+    check_folder(whole)
+    (whole / "model.safetensors").write_bytes(data[:change] if change < 0 else data + b"x")
+    assert refused(whole).code == "weights.damaged"
+
+
+def test_an_index_that_names_a_path_is_hostile(whole):
+    (whole / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    assert refused(whole, Hostile).code == "weights.path"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_layers": 10**6}, {"num_layers": 1000}, {"num_layers": "28"}, {"num_layers": 0}, {"hidden_size": 65536},
+     {"hidden_size": 10**9}, {"padded_vocab_size": 2**40}, {"seq_length": 10**12}, {"pre_seq_len": 10**7}],
+)  # fmt: skip
+def test_an_absurd_config_is_called_absurd_and_not_too_large_for_the_memory(change, whole, monkeypatch):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 10**9)
+    write_config(whole, {**CONFIGS["chatglm2"], **change})
+    assert refused(whole).code == "config.absurd"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_config_that_is_no_json_object_is_told(text, whole):
+    (whole / "config.json").write_text(text, encoding="latin-1")
+    assert refused(whole).code == "config.damaged"
+
+
+def test_a_folder_without_config_or_weights_is_told(whole):
+    for file in whole.glob("*.bin*"):
+        file.unlink()
+    assert refused(whole).code == "weights.none"
+    (whole / "config.json").unlink()
+    assert refused(whole).code == "model.no_config"
+
+
+def test_a_folder_that_holds_only_a_lora_or_a_prefix_names_its_base_and_the_command(whole, tmp_path):
+    for file in whole.glob("*.bin*"):
+        file.unlink()
+    write_config(whole, {**CONFIGS["chatglm2"], "_name_or_path": "THUDM/chatglm2-6b"})
+    write_bin(whole / "pytorch_model.bin", ["transformer.prefix_encoder.embedding.weight"])
+    error = refused(whole, Usage)
+    assert "only a P-Tuning prefix; it needs THUDM/chatglm2-6b" in error.message
+    assert error.hint == f"glmchat run THUDM/chatglm2-6b --adapter {whole}"
+    (whole / "config.json").unlink()
+    (whole / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x; rm -rf /"}))
+    assert "glmchat run BASE " in refused(whole, Usage).hint
+
+
+def test_names_are_read_off_a_pickle_without_running_it(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path / "canary").touch, ()
+
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a.weight": Bomb(), "b.bias": 1, "c": 2}))
+    assert tensor_names(tmp_path / "a.bin") == ["a.weight", "b.bias"]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_gguf_pointer_is_told(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(pointer(10**8))
+    assert refused(tmp_path / "model.gguf").code == "file.lfs_pointer"
