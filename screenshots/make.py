@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,11 @@ from typing import Any
 
 from glmchat.chat import model_choice
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
 from glmchat.tui.app import GlmchatApp
+from glmchat.tui.screens.comparison import ComparisonScreen
+from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.sidebar import Sidebar
 
 HERE = Path(__file__).resolve().parent
@@ -96,10 +100,25 @@ async def draw(launch: LaunchOptions, out: Path) -> None:
         await pilot.pause(0.3)
         save(app, out, "conversations")
         await pilot.press("escape")
+        if locations.manifests_dir().is_dir():  # a comparison finds its models by name
+            await compare(app, pilot, out)
         await record(app, pilot, out)
         await pilot.resize_terminal(48, 20)
         await pilot.pause(0.4)
         save(app, out, "narrow")
+
+
+async def compare(app: GlmchatApp, pilot: Any, out: Path) -> None:
+    """One question at three temperatures, side by side."""
+    await pilot.press("ctrl+n")
+    app.chat.prompt.set_text(f"/compare ,temp=0 ,temp=0.5 ,temp=0.9\n{QUESTIONS[1]}")
+    await pilot.press("enter")
+    await until(lambda: isinstance(app.screen, ComparisonScreen) and not app.screen.asking)
+    await until(lambda: all(c.state == "done" for c in app.screen.query(ComparisonColumn)))
+    await pilot.pause(0.5)
+    save(app, out, "compare")
+    await pilot.press("escape")
+    await until(lambda: app.screen is app.chat)
 
 
 async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
@@ -152,10 +171,13 @@ def main() -> None:
         launch = find_model(chosen.model)
     except GlmchatError as error:
         raise SystemExit(f"{error.message}: {error.hint}") from None
+    installed = locations.manifests_dir()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="glmchat-screenshots-") as home:
         os.environ["GLMCHAT_HOME"] = home  # a history of its own: nobody's conversations are in the pictures
         os.environ["GLMCHAT_LANG"] = "en"
+        if installed.is_dir():
+            shutil.copytree(installed, locations.manifests_dir())
         asyncio.run(draw(launch, chosen.out))
 
 

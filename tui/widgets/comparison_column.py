@@ -71,7 +71,8 @@ class ComparisonColumn(Vertical):
 
     @property
     def title(self) -> str:
-        return f"{self.number + 1} {one_line(self.column.text, 60)}"
+        named = self.column.text[:1] not in ("", "+", ",")
+        return f"{self.number + 1} {one_line(('' if named else self.column.name) + self.column.text, 60)}"
 
     def on_mount(self) -> None:
         self.border_title = Text(self.title)
