@@ -118,12 +118,17 @@ def _stored_bits(quant: str) -> int | None:
 
 
 def defaults_of(row: Installed) -> Mapping[str, Any]:
-    """What models.toml says on sampling for this model, or for the model it was made from."""
+    """What models.toml says on sampling for this model, or for the model it was made from.
+
+    A ChatGLM that it does not know (a fine-tuned folder) is sampled as its family's own code did by default.
+    """
     known = catalogue.load()
     entry = known.of_repo(row.repo, row.revision) if row.repo and row.revision else None
     if entry is None:
         names = {row.name.lower(), (row.base or "").lower()}
         entry = next((e for e in known if e.reference.lower() in names), None)
+    if entry is None and (row.family or "").startswith("chatglm"):
+        entry = next((e for e in known if e.family == row.family), None)
     return entry.sampling if entry else {}
 
 

@@ -109,6 +109,22 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
     installed.remember(row)
 
 
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [
+        ({"model_type": "chatglm", "vocab_size": 130528}, {"temperature": 0.95, "top_p": 0.7, "top_k": 50}),
+        ({"model_type": "chatglm", "padded_vocab_size": 65024}, {"temperature": 0.8, "top_p": 0.8, "top_k": 50}),
+        ({"model_type": "llama"}, {}),
+    ],
+)
+def test_a_fine_tuned_chatglm_is_sampled_as_its_family_was(
+    config: dict[str, object], sampling: dict[str, float], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    row, bits = locate(str(tmp_path))
+    assert dict(launch_installed(LaunchOptions(), row, bits).defaults) == sampling
+
+
 def stored(*texts: str) -> list[StoredMessage]:
     return [StoredMessage(n, 1, n - 1 or None, "user" if n % 2 else "assistant", t) for n, t in enumerate(texts, 1)]
 
