@@ -123,7 +123,7 @@ async def compare(app: GlmchatApp, pilot: Any, out: Path) -> None:
 
 async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
     """The film of the README: a question is typed, its answer streams and is stopped, a search finds an earlier one."""
-    film = Film(*app.size)
+    film = Film(*app.size, app.palette)
     await pilot.press("ctrl+n")
     await pilot.pause(0.3)
     film.add(app, "glmchat", 1.2)

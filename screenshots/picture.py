@@ -15,14 +15,16 @@ from rich.color import Color, blend_rgb
 from rich.segment import Segment
 from rich.style import Style
 from rich.terminal_theme import TerminalTheme
-from textual.app import App
 from textual.strip import Strip
+
+from glmchat.tui.app import GlmchatApp
+from glmchat.tui.theme import Palette
 
 CELL, ROW, FONT = 8.4, 18, 14  # pixels
 EDGE, BAR = 12, 34  # around the screen, and the title bar above it
 FAMILY = "'DejaVu Sans Mono','Cascadia Mono',Menlo,Consolas,'Noto Sans Mono CJK SC',monospace"
-_INK, _PAPER = (217, 221, 229), (20, 22, 27)
-_THEME = TerminalTheme(_PAPER, _INK, [(0, 0, 0)] * 8)
+_INK = (217, 221, 229)
+_THEME = TerminalTheme((20, 22, 27), _INK, [(0, 0, 0)] * 8)  # for colours that a terminal would choose
 _SHAPES = {  # shares of a cell: left, top, width, height
     "█": (0, 0, 1, 1), "▀": (0, 0, 1, 0.5), "▄": (0, 0.5, 1, 0.5), "▌": (0, 0, 0.5, 1), "▐": (0.5, 0, 0.5, 1),
     "▔": (0, 0, 1, 0.125), "▁": (0, 0.875, 1, 0.125), "▕": (0.875, 0, 0.125, 1),
@@ -35,7 +37,7 @@ _CORNERS = {  # from the middle of one side to that of another: (x, y) of both, 
 }  # fmt: skip
 
 
-def rows_of(app: App[object]) -> list[Strip]:
+def rows_of(app: GlmchatApp) -> list[Strip]:
     """The screen with what shines through from below it."""
     update = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
     return [Strip.join(row) for row in update.strips]  # type: ignore[union-attr]
@@ -47,16 +49,19 @@ class Film:
 
     width: int
     height: int
+    palette: Palette
     frames: list[tuple[list[int], str, float]] = field(default_factory=list)
     _rows: dict[str, int] = field(default_factory=dict)
 
-    def add(self, app: App[object], caption: str, seconds: float = 1.0) -> None:
-        rows = [self._rows.setdefault(_row(strip), len(self._rows)) for strip in rows_of(app)]
+    def add(self, app: GlmchatApp, caption: str, seconds: float = 1.0) -> None:
+        paper = _rgb(self.palette.background)
+        rows = [self._rows.setdefault(_row(strip, paper), len(self._rows)) for strip in rows_of(app)]
         if self.frames and self.frames[-1][:2] == (rows, caption):
             seconds += self.frames.pop()[2]
         self.frames.append((rows, caption, seconds))
 
     def svg(self) -> str:
+        p = self.palette
         wide, high = self.width * CELL + 2 * EDGE, self.height * ROW + BAR + EDGE
         drawn = []
         for number, (rows, caption, _) in enumerate(self.frames):
@@ -73,12 +78,12 @@ class Film:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:g} {high:g}" width="{wide:g}">'
             f"<style>text{{font:{FONT}px {FAMILY};white-space:pre}}"
             ".b{font-weight:700}.i{font-style:italic}.u{text-decoration:underline}"
-            f".t{{fill:#8d95a5;text-anchor:middle}}{self._motion(high)}</style>"
+            f"rect{{shape-rendering:crispEdges}}.t{{fill:{p.muted};text-anchor:middle}}{self._motion(high)}</style>"
             f"<defs>{kept}</defs>"
-            f'<rect width="{wide:g}" height="{high:g}" rx="9" fill="#14161b" stroke="#313743"/>'
+            f'<rect width="{wide:g}" height="{high:g}" rx="9" fill="{p.background}" stroke="{p.border}"/>'
             + "".join(
                 f'<circle cx="{20 + 20 * i}" cy="17" r="5.5" fill="{c}"/>'
-                for i, c in enumerate(("#e58a86", "#e5c07b", "#93c98a"))
+                for i, c in enumerate((p.error, p.warning, p.success))
             )
             + f'<svg width="{wide:g}" height="{high:g}"><g class="film">{"".join(drawn)}</g></svg></svg>'
         )
@@ -100,20 +105,20 @@ class Film:
         )
 
 
-def picture(app: App[object], caption: str = "glmchat") -> str:
-    film = Film(*app.size)
+def picture(app: GlmchatApp, caption: str = "glmchat") -> str:
+    film = Film(*app.size, app.palette)
     film.add(app, caption)
     return film.svg()
 
 
-def _row(strip: Strip) -> str:
+def _row(strip: Strip, ground: tuple[int, int, int]) -> str:
     """Backgrounds first, then what stands on them."""
     papers, inks = [], []
     x = 0
     for segment in Strip(_joined(strip)):
         cells = segment.cell_length
-        ink, paper = _colors(segment.style or Style())
-        if paper != _PAPER:
+        ink, paper = _colors(segment.style or Style(), ground)
+        if paper != ground:
             papers.append(_rect(x, (0, 0, cells, 1), paper))
         inks.append(_signs(segment.text, x, ink, segment.style or Style()))
         x += cells
@@ -180,17 +185,22 @@ def _rect(x: float, shape: tuple[float, float, float, float], color: tuple[int, 
     )
 
 
+def _rgb(color: str) -> tuple[int, int, int]:
+    """ "#rrggbb", or the dark ground for a theme that leaves it to the terminal."""
+    return (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)) if color else (20, 22, 27)
+
+
 def _hex(color: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def _colors(style: Style) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _colors(style: Style, ground: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(ink, paper)."""
 
     def real(color: Color | None, other: tuple[int, int, int], foreground: bool) -> tuple[int, int, int]:
         return tuple(color.get_truecolor(_THEME, foreground)) if color is not None and not color.is_default else other
 
-    ink, paper = real(style.color, _INK, True), real(style.bgcolor, _PAPER, False)
+    ink, paper = real(style.color, _INK, True), real(style.bgcolor, ground, False)
     if style.reverse:
         ink, paper = paper, ink
     return (tuple(blend_rgb(ink, paper, 0.5)) if style.dim else ink), paper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
@@ -22,26 +23,28 @@ if TYPE_CHECKING:
 
 
 class PresetLine(Static):
-    """The presets by number; a click takes one."""
+    """The presets by number, the one that holds marked; a click takes one."""
 
-    def __init__(self) -> None:
-        super().__init__(id="presets")
-
-    def on_mount(self) -> None:
+    def show(self, active: str | None) -> None:
         p: Palette = self.app.palette  # type: ignore[attr-defined]
         text = Text()
         for number, name in enumerate(PRESETS, 1):
             text.append(f"F{number} ", p.style(p.user))
-            text.append(tr(name) + "   ", p.body)
+            text.append(_label(name), p.accented if name == active else p.body)
+            text.append("   ")
         self.update(text)
 
     def on_click(self, event: events.Click) -> None:
         start = 0
         for name in PRESETS:
-            end = start + 3 + Text(tr(name)).cell_len + 3
+            end = start + 3 + cell_len(_label(name)) + 3
             if start <= event.x < end and isinstance(self.screen, SamplingScreen):
                 self.screen.use_preset(name)
             start = end
+
+
+def _label(name: str) -> str:
+    return tr("the model's own") if name == "model" else tr(name)
 
 
 class SamplingScreen(ModalScreen[None]):
@@ -63,7 +66,7 @@ class SamplingScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="panel", can_focus=False):
-            yield PresetLine()
+            yield PresetLine(id="presets")
             for name in EXPLAINED:
                 with Horizontal(classes="setting"):
                     yield Label(name.replace("_", " "), classes="name")
@@ -86,6 +89,8 @@ class SamplingScreen(ModalScreen[None]):
             if field.value != value:
                 field.value = value
             self.query_one(f"#from-{name}", Label).update(tr(chosen.origins[name]))
+        said = dict(self._session.settings.sampling)
+        self.query_one(PresetLine).show(next((name for name, values in PRESETS.items() if values == said), None))
 
     def _explain(self, name: str, problem: str = "") -> None:
         p: Palette = self.app.palette  # type: ignore[attr-defined]
@@ -125,16 +130,23 @@ class SamplingScreen(ModalScreen[None]):
         for field, value in PRESETS[name].items():
             self._session.set(field, value)
         self._show()
-        self.query_one("#explained", Static).update(Text(f"{tr(name)}: {tr(PRESET_WORDS[name])}", p.body))
+        self.query_one("#explained", Static).update(Text(f"{_label(name)}: {tr(PRESET_WORDS[name])}", p.body))
 
     def action_preset(self, name: str) -> None:
         self.use_preset(name)
 
     def action_reset(self) -> None:
-        focused = self.focused
-        if isinstance(focused, Input) and focused.id:
-            self._session.reset(focused.id)
-            self._show()
+        if isinstance(self.focused, Input) and self.focused.id:
+            self._reset(self.focused.id)
+
+    def _reset(self, name: str) -> None:
+        self._session.reset(name)
+        self._show()
+
+    def on_click(self, event: events.Click) -> None:
+        """A click on where a value comes from resets it."""
+        if event.widget is not None and (event.widget.id or "").startswith("from-"):
+            self._reset((event.widget.id or "").removeprefix("from-"))
 
     def action_leave(self) -> None:
         if isinstance(self.focused, Input):
