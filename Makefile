@@ -32,7 +32,8 @@ $(VENV)/bin/python:
 $(VENV)/torch: $(VENV)/bin/python constraints.txt
 	@echo "glmchat installs into $(VENV): torch (about 200 MB without GPU support, about 3 GB with it), 300 MB of other packages,"
 	@echo "and 'make chat' then pulls a starter model of 93 MB."
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep -i '^torch==' constraints.txt)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep -i '^torch==' constraints.txt) \
+	  || { echo "torch could not be installed; pip's words are above. It needs the network once, and 5 GB of disk with GPU support." >&2; exit 1; }
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml $(wildcard setup.py) constraints.txt

@@ -5,18 +5,16 @@ The same ids are promised on the same kernels and threads only; everything that 
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.engine_process import engine_environment
+from glmchat.chat.child_events import child_events
 from glmchat.chat.replay_facts import Difference, differences
 from glmchat.chat.replay_plan import ReplayPlan, Stretch
-from glmchat.core.errors import EngineDied, GlmchatError, NotInstalled
+from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import installed
@@ -67,7 +65,7 @@ def run_replay(plan: ReplayPlan, *, command: Sequence[str] = _COMMAND) -> Genera
     """
     found: list[Difference] = list(plan.changed)
     for engine in _engines(plan.stretches):
-        for event in _child(_request(plan, [s for _, s in engine.stretches]), command):
+        for event in child_events(command, _request(plan, [s for _, s in engine.stretches])):
             match event.get("event"):
                 case "facts":
                     for difference in differences(engine.stretches[0][1].facts, event):
@@ -149,30 +147,3 @@ def _adapter_folder(name: str) -> Path:
             code="replay.adapter_gone",
         )
     return row.path
-
-
-def _child(request: Mapping[str, Any], command: Sequence[str]) -> Generator[dict[str, Any], None, None]:
-    """The events of a fresh engine. Raises its error, or EngineDied."""
-    with subprocess.Popen(
-        list(command), cwd="/", env=engine_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            try:
-                json.dump(request, child.stdin)
-                child.stdin.close()
-            except BrokenPipeError:  # it died before it had read all; what it said tells why
-                child.stdin = None
-            for line in child.stdout:
-                event = json.loads(line)
-                if event.get("event") == "error":
-                    raise GlmchatError.from_json(event)
-                yield event
-        finally:
-            if child.poll() is None:
-                child.terminate()
-    if child.returncode:
-        raise EngineDied(
-            tr("the replaying process ended with code {code}", code=child.returncode),
-            hint=tr("its last words are above; `glmchat doctor` looks at memory and kernels"),
-        )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.core.errors import EngineDied, GlmchatError, Usage
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -34,6 +31,7 @@ def bench(
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
     from glmchat.chat import model_choice
+    from glmchat.chat.child_events import child_events
     from glmchat.core.settings import load_settings
 
     settings = load_settings()
@@ -49,7 +47,7 @@ def bench(
     }  # fmt: skip
     arguments = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     rows = []
-    for event in _measure([str(row.path), *arguments]):
+    for event in child_events([sys.executable, "-P", "-m", "glmchat.engine.bench", str(row.path), *arguments]):
         if as_json:
             output.json_line({"model": row.name, "revision": row.revision, **event})
             continue
@@ -82,26 +80,3 @@ def bench(
                     peak=human_bytes(event["peak_rss_bytes"]),
                 )
             )
-
-
-def _measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The events of the measuring child. Raises its error, or EngineDied."""
-    from glmchat.chat.engine_process import engine_environment
-
-    command = [sys.executable, "-P", "-m", "glmchat.engine.bench", *arguments]
-    with subprocess.Popen(command, cwd="/", env=engine_environment(), stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        try:
-            for line in child.stdout:
-                event = json.loads(line)
-                if event["event"] == "error":
-                    raise GlmchatError.from_json(event)
-                yield event
-        finally:
-            if child.poll() is None:
-                child.terminate()
-    if child.returncode:
-        raise EngineDied(
-            tr("the measuring process ended with code {code}", code=child.returncode),
-            hint=tr("its last words are above; `glmchat doctor` looks at memory and kernels"),
-        )

@@ -11,8 +11,8 @@ from glmchat.engine.cores import choose_threads
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 
-# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would stay
-# in a cache that the whole model does not fit, so all of them are taken, which is quick.
+# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
+# stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
 _LAYERS = 4
 _NARROW = 1024
 
