@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
@@ -12,7 +13,9 @@ from textual.driver import Driver
 class Vanishing:
     """A stream whose terminal may be gone: what cannot be written is dropped, and what no screen is there for.
 
-    Textual's writing thread would end with the first failure, and the window then wait for it forever.
+    Textual's writing thread would end with the first failure, and the window then wait for it forever. Nothing is
+    buffered: with the hangup the kernel sends SIGCONT, at which Textual sets the terminal up anew, and a buffer would
+    keep what could not be written and put it into the log.
     """
 
     def __init__(self, stream: IO[str], is_gone: Callable[[], bool]) -> None:
@@ -20,14 +23,14 @@ class Vanishing:
         self._is_gone = is_gone
 
     def write(self, text: str) -> int:
-        if not self._is_gone():
-            with suppress(OSError):
-                return self._stream.write(text)
+        rest = text.encode("utf-8", "replace")
+        with suppress(OSError):
+            while rest and not self._is_gone():
+                rest = rest[os.write(self._stream.fileno(), rest) :]
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+        pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
