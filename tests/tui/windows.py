@@ -27,7 +27,7 @@ from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.turns import Turn
 
-LAUNCH = LaunchOptions(model="smollm2", folder=Path("/"), quant_label="q4_1", revision="b179c9523d0e")
+LAUNCH = LaunchOptions(model="smollm2", folder=Path("/fake/model"), quant_label="q4_1", revision="b179c9523d0e")
 
 
 class EngineInThread:
