@@ -18,6 +18,7 @@ from glmchat.core.model_names import names_of, other_model
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 from glmchat.hub.describe import describe_config
+from glmchat.hub.installed import Installed
 
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 _CHATGLM = ("chatglm", "chatglm2", "chatglm3", "glm4")
@@ -74,7 +75,7 @@ def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, for
     rows = [(adapters.find_adapter(name), weight) for name, weight in wanted]
     base = Base.of(folder) if folder is not None and rows else None
     for row, _ in rows:
-        found = misfit(adapters.facts_of(row), row.base, base) if base is not None else None
+        found = unfit(row, base)
         if found is not None and not (force and found.forceable):
             raise found.error(row.name)
     prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
@@ -84,6 +85,13 @@ def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, for
             hint=tr("a prefix stands before the conversation or it does not: its weight is 1; a mixture's add up to 1"),
             code="adapter.prefixes",
         )
+
+
+def unfit(row: Installed, base: Base | None) -> Misfit | None:
+    """Why this adapter of the store cannot be used, with this model if one is known."""
+    if not row.complete:
+        return Misfit(tr("its files are not all here"), tr("glmchat verify {name} says which", name=row.name))
+    return misfit(adapters.facts_of(row), row.base, base) if base is not None else None
 
 
 def misfit(facts: Mapping[str, Any], trained_on: str | None, base: Base) -> Misfit | None:

@@ -60,9 +60,10 @@ def test_a_prefix_on_a_plain_base_gives_the_recorded_numbers(
     assert torch.equal(engine.logits(ids), before)
 
 
-def test_a_float32_prefix_stands_before_a_four_bit_base(shared: Path) -> None:
+@pytest.mark.parametrize("quant", [4, 8])
+def test_a_float32_prefix_stands_before_a_packed_base(shared: Path, quant: int) -> None:
     folder = shared / "reference" / "chatglm"
-    engine, dense = load(folder / "v2", quant=4), load(folder / "v2")
+    engine, dense = load(folder / "v2", quant=quant), load(folder / "v2")
     dequantise_into(engine, dense)
     ids = load_file(folder / "v2_ptuning" / "golden.safetensors")["p17.input_ids"][0].tolist()
     for one in (engine, dense):
@@ -161,6 +162,34 @@ def test_an_old_merged_linear_changes_the_rows_that_were_trained(shared: Path, t
     assert told.to_json()["form"] == "merged-linear"
     engine.activate({"old": 1.0})
     assert differs(engine.logits(V1_IDS), other.logits(V1_IDS)) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "quant"),
+    [("marioyyds", "v1_new_struct", None), ("Interstellar2", "v2", None), ("Interstellar2", "v2", 8)],
+)
+def test_real_configurations_change_the_models_they_were_made_for(
+    shared: Path, tmp_path: Path, name: str, variant: str, quant: int | None
+) -> None:
+    folder = shared / "reference" / "chatglm" / variant
+    engine, merged = load(folder, quant=quant), load(folder)
+    dequantise_into(engine, merged)
+    noise, tensors = torch.Generator().manual_seed(5), {}
+    for place, module in merged.model.named_modules():
+        if place.endswith(".query_key_value"):
+            a, b = torch.randn(8, 64, generator=noise) * 0.1, torch.randn(module.out_features, 8, generator=noise) * 0.1
+            tensors |= {f"base_model.model.{place}.lora_{part}.weight": t for part, t in (("A", a), ("B", b))}
+            module.weight.data += b @ a * (32 / 8)
+    adapters.write_lora(tmp_path / "lora", tensors)
+    real = shared / "adapters" / "chatglm-adapter-configs" / f"{name}-adapter_config.json"
+    shutil.copy(real, tmp_path / "lora" / "adapter_config.json")
+    ids = V1_IDS if variant.startswith("v1") else [1001, 1003, 5, 60, 33, 7]
+    before = engine.logits(ids)
+    engine.attach(tmp_path / "lora", "real")
+    engine.activate({"real": 1.0})
+    assert differs(engine.logits(ids), merged.logits(ids)) < (CLOSE if quant is None else 3e-4)
+    engine.activate({})
+    assert torch.equal(engine.logits(ids), before)
 
 
 @pytest.mark.parametrize("name", ["marioyyds", "Interstellar2", "EDLlyc-glm4", "1350562074"])

@@ -89,6 +89,9 @@ async def test_a_wrong_one_is_refused_where_it_is_typed_and_nothing_changes(adap
             await window.send(line)
             await window.until(lambda reason=reason: reason in window.notices)
             assert used(window) == {}
+        (adapters.find_adapter("calm").path / "adapter_model.safetensors").unlink()
+        await window.send("/adapter calm")
+        await window.until(lambda: "calm: its files are not all here" in window.notices)
         await window.send("/adapter medical --force")
         await window.until(lambda: used(window) == {"medical": 1.0})
         await window.ask("hello")

@@ -18,7 +18,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from glmchat.chat import adapters_choice
-from glmchat.chat.adapter_fit import Base, Misfit, misfit
+from glmchat.chat.adapter_fit import Base, Misfit, unfit
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -245,8 +245,6 @@ def store_rows(launch: LaunchOptions) -> list[Row]:
     rows = []
     for found in list_adapters():
         facts = facts_of(found)
-        unfit = misfit(facts, found.base, base) if base is not None else None
-        rows.append(
-            Row(found.name, kind_words(facts), found.size_bytes, found.base or "", unfit, facts.get("forced") is True)
-        )
+        why, is_forced = unfit(found, base), facts.get("forced") is True
+        rows.append(Row(found.name, kind_words(facts), found.size_bytes, found.base or "", why, is_forced))
     return rows
