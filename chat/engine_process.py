@@ -27,6 +27,7 @@ from glmchat.core.sockets import new_socket_path
 STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
 DYING_SECONDS = 1.0
 POLL_SECONDS = 0.03
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "GLMCHAT_API_KEY")
 _SIGNALS = {4: "illegal instruction", 6: "aborted", 7: "bus error", 11: "segmentation fault", 15: "terminated"}
 
 
@@ -81,7 +82,7 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     found["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores
     found["PYTHONUNBUFFERED"] = "1"
     for name in list(found):
-        if name.lower().endswith("_proxy") or name in ("HF_TOKEN", "OPENAI_API_KEY", "HUGGING_FACE_HUB_TOKEN"):
+        if name.lower().endswith("_proxy") or name in _SECRETS:
             del found[name]  # the engine speaks to nobody but us, and needs no secret
     return found
 

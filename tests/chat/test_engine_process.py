@@ -195,10 +195,11 @@ def test_a_killed_face_takes_its_engine_with_it(ready):
 
 def test_its_surroundings_are_quiet_offline_and_without_secrets():
     given = {"OMP_NUM_THREADS": "7", "HF_TOKEN": "secret", "HTTPS_PROXY": "socks://x", "no_proxy": "y", "PATH": "/bin"}
+    given |= {"GLMCHAT_API_KEY": "secret", "OPENAI_API_KEY": "secret"}
     found = engine_environment(given)
     assert found["OMP_NUM_THREADS"] == "7" and found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["HF_HUB_OFFLINE"] == "1" and found["PATH"] == "/bin"
-    assert not {"HF_TOKEN", "HTTPS_PROXY", "no_proxy"} & set(found)
+    assert not {"HTTPS_PROXY", "no_proxy"} & set(found) and "secret" not in found.values()
     assert 1 <= int(engine_environment({})["OMP_NUM_THREADS"]) <= (os.cpu_count() or 1)
     assert engine_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
 
