@@ -11,10 +11,11 @@ import hub_helpers as helpers
 import pytest
 import torch
 
+from glmchat.chat.adapter_fit import Base, misfit
 from glmchat.chat.adapters_choice import known, parse_adapter, require_usable, shown
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
-from glmchat.hub.adapters import find_adapter, list_adapters
+from glmchat.hub.adapters import Origin, find_adapter, keep, list_adapters
 
 
 @pytest.fixture
@@ -168,3 +169,39 @@ def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any
     told = json.loads(helpers.glmchat(capsys, "adapters", "show", "poet", "--json")[1])
     assert told["adapter"]["forced"] is True
     assert shown("poet", 0.5, forced=True) == "poet:0.5 (forced)"
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"kind": "prefix", "form": "peft", "width": 192}, None),
+        ({"kind": "prefix", "form": "peft", "width": 256}, "made for a model of width 256, here it is 192"),
+        ({"kind": "prefix", "form": "thudm", "width": 192}, "a P-Tuning prefix for ChatGLM"),
+        ({"kind": "prompt", "form": "peft", "width": 64}, None),
+        ({"kind": "lora", "shapes": {"down_proj": [64, 96]}, "layers": 3}, None),
+        ({"kind": "lora", "shapes": {"down_proj": [64, 128]}, "layers": 3}, "down_proj is 64 × 128 in it"),
+        ({"kind": "lora", "shapes": {"q_proj": [64, 64]}, "layers": 4}, "trained on 4 layers, the model here has 3"),
+        ({"kind": "lora", "vocabulary": 300}, "its vocabulary has 300 rows, the model's 272"),
+        ({"kind": "lora", "shapes": {"c_attn": [192, 64]}}, "changes layers called c_attn"),
+        ({}, None),
+    ],
+)
+def test_what_does_not_fit_is_told_from_measures_alone(
+    tmp_path: Path, facts: dict[str, Any], reason: str | None
+) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = misfit(facts, None, Base.of(tmp_path))
+    assert (found is None) is (reason is None)
+    if found is not None and reason is not None:
+        assert reason in found.reason and found.hint and not found.forceable
+
+
+def test_a_prefix_has_the_weight_one(lora: Path) -> None:
+    keep("before", [lora / "adapter_model.safetensors"], {"kind": "prefix"}, Origin("here"), base=None)
+    require_usable([("before", 1.0)], None)
+    with pytest.raises(Usage, match=r"add up to 0\.5"):
+        require_usable([("before", 0.5)], None)
