@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -94,8 +95,10 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     except UnpicklingError as error:
         text = str(error)
         if any(sign in text.lower() for sign in ("unsupported global", "unsupported operand", "unpickler error")):
+            wanted = re.search(r"GLOBAL ([\w.]{1,100})", text)
+            what = f"it asks for {wanted[1]}" if wanted else "it is no plain table of them"
             raise Hostile(
-                f"{one_line(path.name)} holds more than tensors: {one_line(text.splitlines()[-1], 120)}",
+                f"{one_line(path.name)} holds more than tensors: {what}",
                 hint="it was not run. Do not use this model, or take its safetensors version",
                 code="weights.pickle",
             ) from None

@@ -271,6 +271,15 @@ def test_whole_messages_are_sent_as_they_are_and_kept(history: History) -> None:
         talk(small.ask_messages(given))
 
 
+def test_tools_that_a_system_message_offered_are_offered_again_in_the_next_turn(history: History) -> None:
+    system = Message("system", "S", tools=({"type": "python"},))
+    session = ChatSession(history, speaker := LocalSpeaker("a"))
+    talk(session.ask_messages([system, Message("user", "q"), Message("tool", "22", "weather")]))
+    talk(session.ask("and now?"))
+    assert speaker.asked[1]["messages"][0] == system
+    assert speaker.asked[1]["messages"][2] == Message("tool", "22", "weather")
+
+
 def test_without_a_model_the_question_is_kept_and_told(history: History) -> None:
     session = ChatSession(history, None)
     with pytest.raises(Usage) as wrong:

@@ -38,6 +38,8 @@ def test_what_is_no_json_object_is_refused(body, word):
         ({"messages": ["hi"]}, r"messages\[0\]"),
         ({"messages": [USER, {"role": "root", "content": "x"}]}, r"messages\[1\].role"),
         ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [USER | {"name": 5}]}, r"messages\[0\].name"),
+        ({"messages": [USER | {"tools": ["python"]}]}, r"messages\[0\].tools"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
@@ -115,3 +117,10 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(
     for content in (b" " * 2000, parts()):
         assert running.another().post("/v1/completions", content=content, headers=headers).status_code == 413
     assert running.ask().status_code == 200
+
+
+def test_a_message_brings_its_tools_and_the_name_of_its_call():
+    tool = {"type": "function", "function": {"name": "weather"}}
+    said = [{"role": "system", "content": "", "tools": [tool]}, {"role": "assistant", "content": "{}", "metadata": "f"}]
+    system, call = wire.parse_messages({"messages": said})
+    assert system.tools == (tool,) and call.name == "f"
