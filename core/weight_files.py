@@ -22,7 +22,7 @@ from glmchat.core.text import human_bytes, one_line
 ADAPTER_CONFIG = "adapter_config.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
-_PREFIX = "transformer.prefix_encoder."
+PREFIX_ENCODER = "transformer.prefix_encoder."  # THUDM's P-Tuning v2
 _LARGEST_HEADER = 128 * 2**20  # bytes of a safetensors header, or of the names in a .bin
 
 
@@ -193,7 +193,7 @@ def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterab
         if not (found := list(names)) and weights.is_file():
             refuse_pointer(weights)
             found = tensor_names(weights)
-        if not found or not all(name.startswith(_PREFIX) for name in found):
+        if not found or not all(name.startswith(PREFIX_ENCODER) for name in found):
             return
         base, what = config.get("_name_or_path"), tr("a P-Tuning prefix")
     base = base if isinstance(base, str) else ""

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.generations import model_of_embedding
 from glmchat.core.text import one_line
-from glmchat.core.weight_files import refuse_adapter_folder
+from glmchat.core.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
@@ -161,6 +161,12 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         hint = "config.json and the weights are of different models or revisions: verify or pull the model again"
         if other is not None:
             hint = f"these weights are of {other}: take config.json and vocabulary from there, or the other weights"
+        elif not misshapen and all(name.startswith(PREFIX_ENCODER) for name in (*missing, *left_over)):
+            hint = "the weights hold a P-Tuning prefix: config.json must name its length as pre_seq_len"
+            if missing:
+                hint = (
+                    "config.json names a pre_seq_len without a prefix to it: take it out, and give one with --adapter"
+                )
         parts = [
             f"{len(names)} {what}: {', '.join(names)}"
             for what, names in (

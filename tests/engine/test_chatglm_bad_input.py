@@ -212,6 +212,20 @@ def test_a_folder_with_only_a_prefix_names_its_base_and_the_command(tmp_path: Pa
     assert refused(tmp_path, Usage).hint == f"glmchat run BASE --adapter {tmp_path}"
 
 
+def test_a_prefix_that_config_json_and_weights_do_not_agree_on_is_told(
+    folder: Path, shared: Path, tmp_path: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pre_seq_len": 128}))
+    assert "take it out" in refused(folder).hint
+    source, merged = shared / "reference" / "chatglm" / "v1_new_ptuning", tmp_path / "merged"
+    shutil.copytree(source, merged)
+    config = json.loads((source / "config.json").read_text())
+    (merged / "config.json").unlink()
+    (merged / "config.json").write_text(json.dumps(config | {"pre_seq_len": None}))
+    assert "pre_seq_len" in refused(merged).hint
+
+
 def test_a_folder_with_only_a_lora_names_its_base_and_the_command(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "THUDM/chatglm3-6b", "r": 8})
