@@ -144,6 +144,7 @@ def test_a_model_that_does_not_load_is_told_and_the_other_answers(
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')
+    (other / "model.safetensors").write_bytes(WEIGHTS)
     broken = GlmchatError("no weights", hint="", code="x").to_json()
 
     def start(options: engine_process.EngineOptions) -> engine_process.EngineProcess:
