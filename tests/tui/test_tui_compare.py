@@ -21,6 +21,7 @@ from glmchat.core import language, locations
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.screens.comparison import ComparisonScreen
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
+from glmchat.tui.widgets.prompt import Prompt
 
 ANSWERS = (Path(__file__).parent / "answer.md").read_text(encoding="utf-8")
 
@@ -88,7 +89,9 @@ async def test_one_name_is_compared_with_the_model_that_runs_on_the_last_questio
         await window.send("/compare ,temp=0")
         await window.until(lambda: isinstance(window.app.screen, ComparisonScreen))
         await window.until(lambda: "Ask all of them" in window.screen_text())
-        await window.press("up", "enter")
+        await window.press("up")
+        await window.until(lambda: screen(window).query_one(Prompt).text == "hello")
+        await window.press("enter")
         await over(window)
         await window.press("escape")
         await window.until(lambda: isinstance(window.app.screen, ChatScreen))
