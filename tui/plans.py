@@ -5,24 +5,22 @@
 
 from __future__ import annotations
 
-import json
-import signal
+import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
-from glmchat.core.errors import Failed, GlmchatError, Interrupted
+from glmchat.chat.child_events import child_events
+from glmchat.core.errors import EngineDied, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
 from glmchat.tui.theme import Palette
-
-_PATIENCE = 10.0  # seconds that a stopped pull gets to put down what it holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class QuantisedPull:
 
 def plan_quantised(name: str, bits: int, cancelled: Callable[[], bool]) -> QuantisedPull:
     """Raises what the command raised: UnknownModel, NetworkFailed, Usage for a model that is quantised already …"""
-    told: dict[str, object] = {}
+    told: dict[str, Any] = {}
     for line in _command(["pull", name, "--quant", str(bits), "--dry-run", "--json"], cancelled):
         told |= line
 
@@ -62,42 +60,18 @@ def pull_quantised(plan: QuantisedPull, tell: Callable[[int, int | None], None],
     return name
 
 
-def _command(arguments: list[str], cancelled: Callable[[], bool]) -> Generator[dict[str, object], None, None]:
+def _command(arguments: list[str], cancelled: Callable[[], bool]) -> Generator[dict[str, Any], None, None]:
     """The JSON lines of a glmchat command in a process of its own. Raises the error it ended with."""
     command = [sys.executable, "-P", "-m", "glmchat", *arguments]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, text=True, cwd="/") as child:
-        assert child.stdout is not None
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.1):
-                if cancelled():
-                    child.send_signal(signal.SIGINT)
-                    if not over.wait(_PATIENCE):
-                        child.kill()
-                    return
-
-        threading.Thread(target=watch, daemon=True).start()
-        try:
-            for text in child.stdout:
-                line = json.loads(text)
-                if line.get("event") == "error":
-                    raise GlmchatError.from_json(line)
-                yield line
-        finally:
-            over.set()
-            child.stdout.close()
-            if child.poll() is None and cancelled():
-                child.terminate()
-    if child.returncode and cancelled():  # before it could say so itself
-        raise Interrupted(tr("stopped; what is here already is kept"), hint=tr("Enter goes on from there"))
-    if child.returncode:
-        raise Failed(
-            tr("the pull ended with code {code}", code=child.returncode),
-            hint=tr("Enter goes on from there"),
-            code="pull.died",
-        )
+    try:
+        # Its words for people would fall into the window's screen.
+        yield from child_events(command, environment=os.environ, stderr=subprocess.DEVNULL, cancelled=cancelled)
+    except EngineDied:
+        if cancelled():  # before it could say so itself
+            raise Interrupted(
+                tr("stopped; what is here already is kept"), hint=tr("Enter goes on from there"), code="pull.stopped"
+            ) from None
+        raise
 
 
 def told(plan: PullPlan | QuantisedPull | RemovalPlan, p: Palette) -> Text:
