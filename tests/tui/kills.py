@@ -42,7 +42,7 @@ def start(options):
     letter = next(letters)
     pieces = [f"{{letter}}{{n}} " for n in range(4000)]
     return start_engine(options, command=fake_command(pieces=pieces, seconds_per_token=0.005, context=1_000_000))
-GlmchatApp(LaunchOptions(model="fake", folder=Path("/nowhere"), sampling={{"max_tokens": 1_000_000}}), start=start).run()
+GlmchatApp(LaunchOptions(model="fake", folder=Path("/no"), sampling={{"max_tokens": 1_000_000}}), start=start).run()
 """
 
 
