@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import WEIGHTS
 
 from glmchat.hub.adapters import list_adapters
 
@@ -43,6 +44,7 @@ def base(tmp_path: Path) -> Path:
     folder = tmp_path / "Tiny-7M"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
     return folder
 
 
