@@ -41,7 +41,7 @@ def defined(logits: torch.Tensor, sampling: Sampling) -> set[int]:
 
 @given(
     seed=st.integers(0, 10_000),
-    size=st.sampled_from([3, 50, 700]),
+    size=st.sampled_from([3, 50, 700, 5000]),
     width=st.sampled_from([0.5, 3.0]),
     top_k=st.sampled_from([0, 1, 5, 600]),
     top_p=st.sampled_from([0.05, 0.7, 0.95, 1.0]),
