@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.joined import joined
 from glmchat.engine.models.layers import RMSNorm
-from glmchat.engine.quantize.cpu_native import NativeCpu, Weight, native_library, weight_of
+from glmchat.engine.quantize.cpu_native import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 if TYPE_CHECKING:
@@ -239,7 +240,9 @@ class CompiledStep:
             product.gain = None if change.gain is None else self._numbers(change.gain)
             product.offset = None if change.offset is None else self._numbers(change.offset)
             product.rank = change.down.shape[1]
-            product.down, product.up = self._numbers(change.down.t()), self._numbers(change.up)
+            up = functional.pad(change.up, (0, -change.up.shape[1] % ROWS))
+            up = up.view(len(up), -1, ROWS).transpose(0, 1)  # [blocks, rank, 32]
+            product.down, product.up = self._numbers(change.down.t()), self._numbers(up)
         return product
 
     def _matrix(self, base: nn.Linear | QuantLinear) -> _Product:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 
 LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
-VERSION = 3  # of the structs and functions of the library
+VERSION = 4  # of the structs and functions of the library
 ROWS = 32
 
 

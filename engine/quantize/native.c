@@ -321,7 +321,7 @@ EXPORT const char *glm_choose(const char *name) {
 }
 
 /* Version of the functions and of the structs above: Python refuses a library that was built for another. */
-EXPORT int glm_version(void) { return 3; }
+EXPORT int glm_version(void) { return 4; }
 
 /* y [rows][outputs] = x [rows][inputs] * weights + bias. Both float32 or both bfloat16. Returns 0, or 1 without memory. */
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {

@@ -17,7 +17,7 @@ typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) 
     glm_weight w;        /* without codes the weights are dense, and only outputs, inputs and bias hold */
     const void *dense;   /* [outputs][inputs] */
     const float *gain, *offset; /* [outputs] or NULL */
-    const float *down, *up;     /* [rank][inputs], [rank][outputs] */
+    const float *down, *up;     /* [rank][inputs], [block of 32 outputs][rank][32] */
     int64_t rank;
     int32_t dense_bf16;
 } glm_product;
@@ -65,7 +65,8 @@ typedef struct glm_step {
     _Atomic uint64_t ticket; /* stage << 32 | next block */
     _Atomic int64_t finished;
     float *x, *source, *mixed, *wide, *low, *partial, *most, *sums, *cosines, *sines;
-    glm_job jobs[MOST_PRODUCTS]; /* the rounded activations of the products of a stage */
+    glm_job rounded[MOST_PRODUCTS]; /* room for rounded activations: one for each size of group in a stage */
+    glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share */
     void (*begin)(struct glm_step *, const glm_stage *);
     void (*work)(struct glm_step *, const glm_stage *, int64_t);
 } glm_step;
@@ -154,9 +155,9 @@ static size_t lay_out(glm_step *step, const glm_network *net, int64_t capacity, 
     step->cosines = slice(room, &used, net->rotated * 4);
     step->sines = slice(room, &used, net->rotated * 4);
     for (int i = 0; i < MOST_PRODUCTS; i++) {
-        step->jobs[i].a = slice(room, &used, widest * 2);
-        step->jobs[i].steps = slice(room, &used, widest); /* a group has at least 4 inputs */
-        step->jobs[i].sums = slice(room, &used, widest);
+        step->rounded[i].a = slice(room, &used, widest * 2);
+        step->rounded[i].steps = slice(room, &used, widest); /* a group has at least 4 inputs */
+        step->rounded[i].sums = slice(room, &used, widest);
     }
     return used;
 }

@@ -240,15 +240,13 @@ GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
     }
     for (int64_t i = 0; i < stage->count; i++) {
         const glm_weight *w = &stage->products[i].w;
-        glm_job *job = &step->jobs[i];
         if (!w->codes) continue;
         int64_t same = 0;
         while (same < i && !(stage->products[same].w.codes && stage->products[same].w.group == w->group)) same++;
-        void *a = job->a;
-        float *steps = job->steps, *sums = job->sums;
-        if (same < i) a = step->jobs[same].a, steps = step->jobs[same].steps, sums = step->jobs[same].sums;
-        *job = (glm_job){.w = w, .source = step->source, .a = a, .steps = steps, .sums = sums, .rows = 1, .tile = 1};
-        if (same == i) F(prepare)(job, 0);
+        const glm_job *room = &step->rounded[same];
+        step->jobs[i] = (glm_job){.w = w, .source = step->source, .a = room->a, .steps = room->steps, .sums = room->sums,
+                                  .rows = 1, .tile = 1};
+        if (same == i) F(prepare)(&step->jobs[i], 0);
     }
 }
 
@@ -273,6 +271,11 @@ GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_
     int64_t first = block * ROWS, count = minimum(ROWS, w->outputs - first);
     VF found[1][VECTORS] = {0};
     float *values = (float *)found;
+    const float *up = product->up + block * product->rank * ROWS;
+    for (int64_t r = 0; r < product->rank; r++) { /* needed behind the product, and nothing guesses that */
+        __builtin_prefetch(up + r * ROWS);
+        __builtin_prefetch(up + r * ROWS + ROWS / 2);
+    }
     if (w->codes) {
         F(one)(&step->jobs[number], block, found);
         for (int v = 0; v < VECTORS; v++) found[0][v] *= w->unit;
@@ -292,11 +295,9 @@ GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_
         for (int64_t i = 0; i < count; i++) values[i] *= product->gain[first + i];
     if (product->offset)
         for (int64_t i = 0; i < count; i++) values[i] += product->offset[first + i];
-    for (int64_t r = 0; r < product->rank; r++) {
-        const float *up = product->up + r * w->outputs + first;
-        float factor = step->low[low + r];
-        for (int64_t i = 0; i < count; i++) values[i] += factor * up[i];
-    }
+    for (int64_t r = 0; r < product->rank; r++)
+        for (int v = 0; v < VECTORS; v++)
+            found[0][v] += step->low[low + r] * *(const LOOSE_F *)(up + r * ROWS + v * GLM_LANES);
     float *y = stage->y + before + first;
     if (stage->add)
         for (int64_t i = 0; i < count; i++) y[i] += values[i];
@@ -314,6 +315,8 @@ GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int6
         const glm_product *product = stage->products;
         int64_t row = block;
         while (row >= product->rank) row -= product++->rank;
+        const char *next = (const char *)(product->down + (row + 1) * product->w.inputs);
+        for (int64_t i = 0; i < product->w.inputs * 4; i += 64) __builtin_prefetch(next + i);
         step->low[block] = F(dot)(step->source, product->down + row * product->w.inputs, product->w.inputs);
     } else F(product)(step, stage, block);
 }

@@ -15,6 +15,8 @@ from glmchat.engine import Engine, Sampling
 from glmchat.engine.models import step
 from glmchat.engine.quantize import cpu_native
 from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.quantize.int8 import quantise_int8
+from glmchat.engine.quantize.linear import QuantLinear
 
 NATIVE = NativeCpu().unavailable() is None
 pytestmark = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
@@ -104,6 +106,20 @@ def test_a_long_context_is_attended_to_in_whole(
     engine.use_dtype(dtype)
     # torch rounds everything between the products to 8 bits there, C only keys and values.
     assert difference(engine, prompt) < (TOLERANCE if dtype == torch.float32 else 0.05)
+
+
+def test_matrices_of_different_groups_do_not_share_their_activations(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    for layer, names in (
+        ("model.layers.1", ("self_attn.k_proj", "mlp.up_proj")),
+        ("model.layers.2", ("mlp.gate_proj",)),
+    ):
+        for name in names:
+            owner = engine.model.get_submodule(f"{layer}.{name.split('.')[0]}")
+            old = getattr(owner, name.split(".")[1])
+            codes = quantise_int8(old.dequantise(), fast=True)
+            setattr(owner, name.split(".")[1], QuantLinear.from_int8(codes.q, codes.scale))
+    assert difference(engine) < TOLERANCE
 
 
 def test_the_number_of_threads_changes_no_bit(tmp_path: Path, builders: ModuleType, instructions: str) -> None:
