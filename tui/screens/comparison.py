@@ -38,7 +38,6 @@ class ComparisonScreen(Screen[int | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+c", "leave", show=False, priority=True),
-        Binding("ctrl+q", "close", show=False, priority=True),
         Binding("left,shift+tab", "step(-1)", show=False, priority=True),
         Binding("right,tab", "step(1)", show=False, priority=True),
         Binding("enter", "pick", show=False, priority=True),
@@ -205,10 +204,6 @@ class ComparisonScreen(Screen[int | None]):
             self.run_worker(self.comparison.stop, thread=True, group="stop")
         else:
             self.dismiss(None)
-
-    def action_close(self) -> None:
-        """Stop what runs, and leave."""
-        self.dismiss(None)
 
     def action_step(self, step: int) -> None:
         self.action_look((self._current + step) % len(self.columns))

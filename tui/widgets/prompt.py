@@ -18,7 +18,6 @@ class Prompt(TextArea):
     """Posts `Sent` with the text. Keys that belong to the screen while the prompt is focused are left to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", show=False, priority=True),
         Binding("ctrl+d", "delete_or_leave", show=False, priority=True),
     ]
 
@@ -103,6 +102,8 @@ class Prompt(TextArea):
         key = event.key
         if key == "tab" and self.suggesting:
             self.post_message(self.Complete())
+        elif key in ("ctrl+j", "shift+enter", "alt+enter"):
+            self.action_newline()  # no binding of priority: that would overtake what was typed just before
         elif key == "enter" or (key in ("ctrl+enter", "f5") and not self.enter_sends):
             if (key == "enter") != self.enter_sends:
                 self.insert("\n") if key == "enter" else self._send()
