@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,6 +19,7 @@ from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
 VERSION = 4  # of the structs and functions of the library
 ROWS = 32
+_PART = 1 << 18  # weights that a thread searches at a time
 
 
 class Weight(ctypes.Structure):
@@ -182,10 +184,16 @@ class _Search(ctypes.Structure):
         ("codes", ctypes.c_void_p),
         ("groups", ctypes.c_int64),
         ("group", ctypes.c_int64),
+        ("kind", ctypes.c_int),
+        ("lanes", ctypes.c_int),
         ("whole", ctypes.c_int),
         ("symmetric", ctypes.c_int),
         ("fast", ctypes.c_int),
     )
+
+
+_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @cache
@@ -193,18 +201,32 @@ def _available() -> bool:
     return NativeCpu().unavailable() is None
 
 
-def search4(
-    values: torch.Tensor, *, whole: bool, symmetric: bool, fast: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """int4.search in C: codes uint8 [n, group], scale, low and error [n]; None where it is not built."""
-    if values.shape[1] % 16 or not _available():
+def search_native(
+    values: torch.Tensor, bits: int, *, whole: bool = True, symmetric: bool = True, fast: bool = False, lanes: int = 0
+) -> Found | None:
+    """int4.search or int8.search in C (search.c): codes [n, group]; scale, low, error [n]. None where it is not built.
+
+    lanes: numbers in a vector register at most, for tests; 0 takes what the CPU has.
+    """
+    if values.dtype not in _KINDS or not values.numel() or not _available():
         return None
     values = values.contiguous()
-    scale, low, error = (torch.empty(len(values)) for _ in range(3))
-    codes = torch.empty(values.shape, dtype=torch.uint8)
-    pointers = (tensor.data_ptr() for tensor in (values, scale, low, error, codes))
-    call = _Search(*pointers, *values.shape, whole, symmetric, fast)
-    refused = native_library().glm_search4(ctypes.byref(call), torch.get_num_threads())
+    count, group = values.shape
+    scale, low, error = (torch.zeros(count) for _ in range(3))
+    codes = torch.empty(values.shape, dtype=torch.uint8 if bits == 4 else torch.int8)
+    run = native_library().glm_search4 if bits == 4 else native_library().glm_search8
+
+    def part(start: int) -> int:
+        tensors = (tensor[start:] for tensor in (values, scale, low, error, codes))
+        call = _Search(
+            *(tensor.data_ptr() for tensor in tensors), min(step, count - start), group,
+            _KINDS[values.dtype], lanes, whole, symmetric, fast,
+        )  # fmt: skip
+        return int(run(ctypes.byref(call)))
+
+    step = -(-max(16, _PART // group) // 16) * 16
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # ctypes lets go of the interpreter
+        refused = any(list(pool.map(part, range(0, count, step))))
     return None if refused else (codes, scale, low, error)
 
 

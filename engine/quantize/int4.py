@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import torch
 
-from glmchat.engine.quantize.cpu_native import search4
+from glmchat.engine.quantize.cpu_native import Found, search_native
 from glmchat.engine.weights import Int4
 
 GROUP_SIZES = (128, 64, 32)
 STEPS = 15
-# Shares of a group's range that the search tries to cover. Cutting the ends off makes the steps between finer.
-_SHARES = (1.0, 1.05, 0.96, 0.92, 0.88)
+# What the search cuts off a group's range at its low and high end, as shares of it; cutting makes the steps finer.
+_CUTS = ((0.0, 0.0), (-0.025, -0.025), (0.02, 0.02), (0.04, 0.04), (0.06, 0.06))
+_ROUNDS = 2  # a choice, then what fits its codes best
 _CHUNK = 1 << 18  # weights worked on at a time: what is made of them fits the second-level cache
 _SAMPLE = 64  # rows by which a matrix is judged
 # Where other programs read the folder too, which do not know free zeros, one is taken only if it leaves less than this
@@ -63,43 +64,41 @@ def quantise_int4(
     """
     rows, columns = weight.shape
     shape = (rows, columns // group)
-    q = torch.empty(rows, columns, dtype=torch.uint8)
-    scale, low = torch.empty(shape), torch.empty(shape)
     whole = fast or symmetric
     if not whole and portable:
         whole = not _free_zero_pays(weight[:: max(1, rows // _SAMPLE)][:_SAMPLE], group)
-    step = max(1, _CHUNK // columns)
-    for start in range(0, rows, step):
-        at = slice(start, start + step)
-        values = weight[at].float().reshape(-1, group)
-        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            raise ValueError("a weight is not a finite number")
-        codes, scales, lows, _ = search(values, whole=whole, symmetric=symmetric, fast=fast)
-        q[at], scale[at], low[at] = codes.view(-1, columns), scales.view(-1, shape[1]), lows.view(-1, shape[1])
+    q, scale, low, error = search(weight.reshape(-1, group), whole=whole, symmetric=symmetric, fast=fast)
+    if bool(error.isnan().any()):
+        raise ValueError("a weight is not a finite number, or too large for a float16 scale")
+    scale, low = scale.view(shape), low.view(shape)
     point = (-low / scale).round_().clamp_(0, STEPS)
-    return Codes4(q, scale, point.byte(), None if whole else low + point * scale)
+    return Codes4(q.view(rows, columns), scale, point.byte(), None if whole else low + point * scale)
 
 
 def _free_zero_pays(rows: torch.Tensor, group: int) -> bool:
-    values = rows.float().reshape(-1, group)
+    values = rows.reshape(-1, group)
     errors = [float(search(values, whole=whole)[3].sum()) for whole in (False, True)]
     return errors[0] < _WORTH * errors[1]
 
 
-Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 def search(values: torch.Tensor, *, whole: bool, symmetric: bool = False, fast: bool = False) -> Found:
-    """values [n, group] float32 -> codes uint8 [n, group]; scale, low, weighted error [n]: value = code * scale + low.
+    """values [n, group] -> codes uint8 [n, group]; scale, low, weighted error [n]: value = code * scale + low.
 
-    whole: low is a whole number of steps between -15 and 0. Scales (and a free low) are float16 numbers in float32.
+    whole: low is a whole number of steps between -15 and 0. Scales (and a free low) are float16 numbers in float32. The
+    error of a group with a value that is not finite is NaN.
     """
-    found = search4(values, whole=whole, symmetric=symmetric, fast=fast)
-    return found if found is not None else search_torch(values, whole=whole, symmetric=symmetric, fast=fast)
+    found = search_native(values, 4, whole=whole, symmetric=symmetric, fast=fast)
+    if found is not None:
+        return found
+    step = max(1, _CHUNK // values.shape[1])
+    parts = (values[start : start + step].float() for start in range(0, len(values), step))
+    made = [search_torch(part, whole=whole, symmetric=symmetric, fast=fast) for part in parts]
+    codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))
+    return codes, scale, low, error
 
 
 def search_torch(values: torch.Tensor, *, whole: bool, symmetric: bool = False, fast: bool = False) -> Found:
-    """The same without the C kernel: the steps are those of `search` in native.c."""
+    """The same without the C kernel: values float32; the steps are those of search.c."""
     low, high = values.aminmax(dim=-1)
     if whole:
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -108,16 +107,17 @@ def search_torch(values: torch.Tensor, *, whole: bool, symmetric: bool = False, 
         low = -high
     weights = values.abs() + values.square().mean(-1, keepdim=True).sqrt_()
     best = _Best(values, weights, torch.ones_like(low), torch.zeros_like(low) if whole else low.half().float())
-    for share in _SHARES[:1] if fast else _SHARES:
-        scale = ((high - low) * (share / STEPS)).half().float()
-        nearest = torch.where(scale > 0, -low * share / scale, 0).round_()
+    for cut_low, cut_high in _CUTS[:1] if fast else _CUTS:
+        scale = ((high - low) * ((1 - cut_low - cut_high) / STEPS)).half().float()
+        nearest = torch.where(scale > 0, -low * (1 - 2 * cut_low) / scale, 0).round_()
         for shift in (0,) if fast or symmetric or not whole else (-1, 0, 1):
             point = torch.full_like(low, 8) if symmetric else (nearest + shift).clamp_(0, STEPS)
-            start = -point * scale if whole else (low + (high - low) * ((1 - share) / 2)).half().float()
-            again = best.offer(scale, start, point if whole else None)
-            if not fast:
-                best.offer(*again, point if whole else None)
-    return best.codes(), best.scale, best.low, best.error.where(best.error.isfinite(), 0)
+            choice = (scale, -point * scale if whole else (low + (high - low) * cut_low).half().float())
+            for _ in range(1 if fast else _ROUNDS):
+                choice = best.offer(*choice, point if whole else None)
+    sound = torch.isfinite(values.square().sum(-1)) & (high - low < STEPS * 65504.0)
+    error = best.error.where(best.error.isfinite(), 0).where(sound, torch.nan)
+    return best.codes(), best.scale, best.low, error
 
 
 class _Best:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from glmchat.engine.quantize.cpu_native import Found, search_native
 from glmchat.engine.weights import Int8
 
 LIMIT = 127
-# Shares of a row's largest weight that the search tries to cover; one outlier otherwise coarsens a whole row.
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+# Shares of a row's largest weight that the search covers: from a little more down, while it does not get much worse.
+# One outlier otherwise coarsens a whole row.
+_FIRST, _STEP, _HOPELESS = 1.02, 0.005, 1.5
 _CHUNK = 1 << 18
 
 
@@ -19,7 +21,7 @@ class Codes8:
     """A quantised matrix [out, in]: weight = q * scale."""
 
     q: torch.Tensor  # int8 [out, in], -127..127
-    scale: torch.Tensor  # float32 [out, 1]; every value is exact in the dtype it was asked for
+    scale: torch.Tensor  # float32 [out, 1]; every value is exact in float16
 
     @property
     def group(self) -> int:
@@ -29,33 +31,50 @@ class Codes8:
         return Int8(self.q, self.scale)
 
 
-def quantise_int8(weight: torch.Tensor, *, fast: bool = False, scale_dtype: torch.dtype = torch.float16) -> Codes8:
+def quantise_int8(weight: torch.Tensor, *, fast: bool = False) -> Codes8:
     """Codes for weight [out, in] (any float dtype), the scale of each row searched for the smallest squared error.
 
     fast: the largest weight of a row becomes 127. Raises ValueError for NaN or infinity.
     """
-    rows, columns = weight.shape
-    q = torch.empty(rows, columns, dtype=torch.int8)
-    scale = torch.empty(rows, 1)
-    step = max(1, _CHUNK // columns)
-    for start in range(0, rows, step):
-        at = slice(start, start + step)
-        values = weight[at].float()
-        largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=1, keepdim=True)
-        if not bool(torch.isfinite(largest).all()):
-            raise ValueError("a weight is not a finite number")
-        best: torch.Tensor | None = None
-        for share in _SHARES[:1] if fast else _SHARES:
-            candidate = (largest * (share / LIMIT)).to(scale_dtype).float()
-            candidate = torch.where(candidate > 0, candidate, torch.ones_like(candidate))
-            steps = values * (1 / candidate)
-            error = steps.round().clamp_(-LIMIT, LIMIT).sub_(steps)
-            squared = torch.linalg.vector_norm(error, dim=1, keepdim=True).mul_(candidate)
-            if best is None:
-                best, chosen = squared, candidate
-            else:
-                chosen = torch.where(squared < best, candidate, chosen)
-                best = torch.minimum(squared, best)
-        scale[at] = chosen
-        q[at] = (values / chosen).round_().clamp_(-LIMIT, LIMIT).to(torch.int8)
-    return Codes8(q, scale)
+    q, scale, _, error = search(weight, fast=fast)
+    if bool(error.isnan().any()):
+        raise ValueError("a weight is not a finite number, or too large for a float16 scale")
+    return Codes8(q, scale[:, None])
+
+
+def search(rows: torch.Tensor, *, fast: bool = False) -> Found:
+    """rows [n, in] -> codes int8 [n, in]; scale, zeros, squared error [n]: value = code * scale.
+
+    The error of a row with a value that is not finite is NaN.
+    """
+    found = search_native(rows, 8, fast=fast)
+    if found is not None:
+        return found
+    step = max(1, _CHUNK // rows.shape[1])
+    made = [search_torch(rows[start : start + step].float(), fast=fast) for start in range(0, len(rows), step)]
+    codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))
+    return codes, scale, low, error
+
+
+def search_torch(rows: torch.Tensor, *, fast: bool = False) -> Found:
+    """The same without the C kernel: rows float32; the steps are those of search.c."""
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
+    best, chosen = torch.full_like(largest, torch.inf), torch.ones_like(largest)
+    share, open_rows = (1.0 if fast else _FIRST), largest > 0
+    while share > 0.3 and bool(open_rows.any()):
+        scale = (largest * (share / LIMIT)).half().float()
+        open_rows &= scale > 0
+        inverse = (1 / scale.where(open_rows, 1))[:, None]
+        steps = rows * inverse
+        error = torch.linalg.vector_norm(steps.round().clamp_(-LIMIT, LIMIT).sub_(steps), dim=1).mul_(scale).square_()
+        better = open_rows & (error < best)
+        best, chosen = error.where(better, best), scale.where(better, chosen)
+        if fast:
+            break
+        if share < 1:
+            open_rows &= error <= _HOPELESS * best
+        share -= _STEP
+    codes = (rows * (1 / chosen)[:, None]).round_().clamp_(-LIMIT, LIMIT).to(torch.int8)
+    sound = torch.isfinite(rows.square().sum(1)) & (largest < LIMIT * 65504.0)
+    error = best.where(best.isfinite(), 0).where(sound, torch.nan)
+    return codes, chosen, torch.zeros_like(chosen), error

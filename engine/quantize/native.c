@@ -201,25 +201,6 @@ EXPORT void glm_rows(const glm_weight *w, const int64_t *ids, int64_t count, flo
         }
 }
 
-/* A search for four-bit scales: see int4.py, which has the same in torch. */
-typedef struct {
-    const float *values; /* [groups][group] */
-    float *scale, *low, *error;
-    uint8_t *codes; /* [groups][group] */
-    int64_t groups, group;
-    int whole, symmetric, fast; /* whole: the zero point is a whole number of steps */
-} glm_search;
-
-#define SEARCHED 64      /* groups a thread takes at a time */
-#define LONGEST_GROUP 1024
-
-INLINE float half_rounded(float number) { /* to the nearest float16, which is how scales are stored */
-    union { float f; uint32_t u; } value = {number};
-    if (value.f < 0x1p-14f && value.f > -0x1p-14f) return (value.f + 0x1.8p-1f) - 0x1.8p-1f; /* steps of 2^-24 */
-    value.u = (value.u + 0xfffu + (value.u >> 13 & 1)) & ~0x1fffu;
-    return value.f;
-}
-
 struct glm_step;
 struct glm_stage;
 struct glm_product;
@@ -227,7 +208,7 @@ struct glm_product;
 typedef struct {
     const char *name;
     int tile;
-    glm_task prepare, few, many, search;
+    glm_task prepare, few, many;
     void (*step_begin)(struct glm_step *, const struct glm_stage *);
     void (*step_work)(struct glm_step *, const struct glm_stage *, int64_t);
     void (*step_row)(const struct glm_product *, int64_t, float *);
@@ -360,14 +341,6 @@ static void pack_block(const glm_job *job, int64_t block) {
             out[at * ROWS + row] = word;
         }
     }
-}
-
-/* Scales and codes of search->groups groups. Returns 0, or 1 for a group size it does not take. */
-EXPORT int glm_search4(const glm_search *search, int threads) {
-    if (search->group % 16 || search->group > LONGEST_GROUP) return 1;
-    glm_job job = {.source = search};
-    run(atomic_load(&chosen)->search, &job, (search->groups + SEARCHED - 1) / SEARCHED, threads);
-    return 0;
 }
 
 /* Codes [outputs][inputs], one a byte, into the layout above; `w` gives the measures, out has whole blocks. */
@@ -665,101 +638,12 @@ GLM_TARGET static void F(many)(const glm_job *job, int64_t block) {
         for (int v = 0; v < VECTORS; v++) F(store)(job, row, block * ROWS + v * GLM_LANES, out[row][v]);
 }
 
-/* Weighted squared error of one choice, and the sums from which a better one is computed. */
-typedef struct {
-    float error, weights, values, codes, squares, products;
-} F(fit);
-
-INLINE float F(sum)(VF v) {
-    float total = 0;
-    for (int i = 0; i < GLM_LANES; i++) total += v[i];
-    return total;
-}
-
-GLM_TARGET INLINE VF F(code_of)(VF value, float inverse, float low) {
-    VF code = (value - low) * inverse;
-    code = (VF)((VI)code & (code > 0));
-    VI high = code > 15;
-    code = (VF)(((VI)code & ~high) | ((VI)(15.0f - (VF){0}) & high));
-    return (code + 0x1.8p23f) - 0x1.8p23f;
-}
-
-GLM_TARGET INLINE F(fit) F(try)(const float *values, const float *weights, int64_t group, float scale, float low) {
-    VF error = {0}, w0 = {0}, v0 = {0}, c1 = {0}, c2 = {0}, cv = {0};
-    float inverse = 1 / scale;
-    for (int64_t i = 0; i < group; i += GLM_LANES) {
-        VF value = *(const LOOSE_F *)(values + i), weight = *(const LOOSE_F *)(weights + i);
-        VF code = F(code_of)(value, inverse, low), off = code * scale + low - value, wc = weight * code;
-        error += weight * off * off;
-        w0 += weight;
-        v0 += weight * value;
-        c1 += wc;
-        c2 += wc * code;
-        cv += wc * value;
-    }
-    return (F(fit)){F(sum)(error), F(sum)(w0), F(sum)(v0), F(sum)(c1), F(sum)(c2), F(sum)(cv)};
-}
-
-GLM_TARGET static void F(search)(const glm_job *job, int64_t chunk) {
-    const glm_search *s = job->source;
-    static const float shares[5] = {1.0f, 1.05f, 0.96f, 0.92f, 0.88f};
-    for (int64_t g = chunk * SEARCHED; g < minimum(s->groups, (chunk + 1) * SEARCHED); g++) {
-        const float *values = s->values + g * s->group;
-        float weights[LONGEST_GROUP], low = values[0], high = values[0], mean = 0;
-        for (int64_t i = 0; i < s->group; i++) {
-            low = values[i] < low ? values[i] : low;
-            high = values[i] > high ? values[i] : high;
-            mean += values[i] * values[i];
-        }
-        mean = __builtin_sqrtf(mean / (float)s->group);
-        for (int64_t i = 0; i < s->group; i++) weights[i] = __builtin_fabsf(values[i]) + mean;
-        if (s->whole) low = low < 0 ? low : 0, high = high > 0 ? high : 0; /* zero is a code */
-        if (s->symmetric) high = high > -low ? high : -low, low = -high;
-        float best = __builtin_inff(), best_scale = 1, best_low = s->whole ? 0 : half_rounded(low);
-        int shifts = s->whole && !s->symmetric && !s->fast ? 1 : 0;
-        for (int share = 0; share < (s->fast ? 1 : 5) && high > low; share++)
-            for (int shift = -shifts; shift <= shifts; shift++) {
-                float scale = half_rounded((high - low) * shares[share] / 15), start = low;
-                if (!(scale > 0)) continue;
-                float point = __builtin_rintf(-low * shares[share] / scale) + (float)shift;
-                if (s->symmetric) point = 8;
-                point = point < 0 ? 0 : point > 15 ? 15 : point;
-                if (!s->whole) start = half_rounded(low + (high - low) * (1 - shares[share]) / 2);
-                for (int round = 0; round < (s->fast ? 1 : 2); round++) {
-                    if (s->whole) start = -point * scale;
-                    F(fit) fit = F(try)(values, weights, s->group, scale, start);
-                    if (fit.error < best) best = fit.error, best_scale = scale, best_low = start;
-                    float better, at = start;
-                    if (s->whole) { /* codes - point times the values, over codes - point squared */
-                        float squares = fit.squares - 2 * point * fit.codes + point * point * fit.weights;
-                        better = (fit.products - point * fit.values) / squares;
-                    } else {
-                        float determinant = fit.weights * fit.squares - fit.codes * fit.codes;
-                        better = (fit.weights * fit.products - fit.values * fit.codes) / determinant;
-                        at = (fit.squares * fit.values - fit.codes * fit.products) / determinant;
-                    }
-                    if (!(better > 0 && better < 2 * scale)) break; /* one code only, or nothing to divide by */
-                    scale = half_rounded(better), start = half_rounded(at);
-                    if (!(scale > 0)) break;
-                }
-            }
-        s->scale[g] = best_scale;
-        s->low[g] = best_low;
-        s->error[g] = best < __builtin_inff() ? best : 0;
-        float inverse = 1 / best_scale;
-        for (int64_t i = 0; i < s->group; i += GLM_LANES) {
-            VF code = F(code_of)(*(const LOOSE_F *)(values + i), inverse, best_low);
-            for (int lane = 0; lane < GLM_LANES; lane++) s->codes[g * s->group + i + lane] = (uint8_t)code[lane];
-        }
-    }
-}
-
 #include "step_part.h"
 
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
-static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE,      F(prepare),   F(few),     F(many),
-                                       F(search),        F(step_begin), F(step_work), F(step_row)};
+static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F(few), F(many),
+                                       F(step_begin), F(step_work), F(step_row)};
 
 #undef STRING_
 #undef STRING

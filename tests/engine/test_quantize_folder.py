@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
+from glmchat.engine.quantize import int4, int8, quantiser
 from glmchat.engine.quantize import plan as planning
-from glmchat.engine.quantize import quantiser
-from glmchat.engine.quantize.int4 import quantise_int4, search, search_torch
+from glmchat.engine.quantize.cpu_native import NativeCpu, search_native
+from glmchat.engine.quantize.int4 import quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.packed_format import pack, pack_points, unpack, unpack_points
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
@@ -195,29 +196,44 @@ def test_the_search_loses_less_than_rounding_to_nearest() -> None:
     assert (searched - weight).norm() <= (nearest - weight).norm()
 
 
-@pytest.mark.parametrize("group", [32, 128])
-def test_the_search_in_c_and_in_torch_agree(group: int) -> None:
-    values = torch.randn(300, group, generator=torch.Generator().manual_seed(5)) * 0.02
-    values[7], values[8] = 0, 0.25
-    values[9, 3] = 4
-    for whole, symmetric, fast in (
-        (True, False, True),
-        (True, False, False),
-        (False, False, False),
-        (True, True, False),
+@pytest.mark.skipif(NativeCpu().unavailable() is not None, reason="the C search is not here")
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_search_in_c_and_in_torch_agree(lanes: int, dtype: torch.dtype) -> None:
+    wide = torch.randn(300, 96, generator=torch.Generator().manual_seed(5)) * 0.02
+    wide[7], wide[8] = 0, 0.25
+    wide[9, 3], wide[10, 5], wide[11, 7] = 4, 5e-8, float("inf")
+    for bits, group, whole, symmetric, fast in (
+        (4, 32, True, False, True),
+        (4, 96, True, False, False),
+        (4, 32, False, False, False),
+        (4, 96, True, True, False),
+        (8, 96, True, True, False),
+        (8, 72, True, True, True),  # no whole number of registers
     ):
-        one = search(values, whole=whole, symmetric=symmetric, fast=fast)
-        two = search_torch(values, whole=whole, symmetric=symmetric, fast=fast)
-        assert (one[0] == two[0]).float().mean() > 0.999
-        assert torch.allclose(one[3].sum(), two[3].sum(), rtol=1e-3)
-        for codes, scale, low, error in (one, two):
-            back = codes.float() * scale[:, None] + low[:, None]
-            weights = values.abs() + values.square().mean(1, keepdim=True).sqrt()
-            found = ((back - values).square() * weights).sum(1)
-            assert torch.allclose(found, error, rtol=1e-3, atol=1e-9)
-            assert torch.equal(scale.half().float(), scale)
-            if whole:
-                assert torch.allclose(low / scale, (low / scale).round())
+        given = wide.view(-1, group).to(dtype)
+        values = given.float()
+        one = search_native(given, bits, whole=whole, symmetric=symmetric, fast=fast, lanes=lanes)
+        assert one is not None
+        if bits == 4:
+            two = int4.search_torch(values, whole=whole, symmetric=symmetric, fast=fast)
+        else:
+            two = int8.search_torch(values, fast=fast)
+        sound = torch.isfinite(values).all(1)
+        assert torch.equal(one[3].isnan(), ~sound)
+        assert torch.equal(two[3].isnan(), ~sound)
+        ours, theirs = (codes.float() * scale[:, None] + low[:, None] for codes, scale, low, _ in (one, two))
+        scale, low = one[1:3]
+        # Two zero points can make the same weights, and two scales lose the same but for rounding.
+        assert torch.isclose(ours[sound], theirs[sound], atol=1e-7).float().mean() > 0.98
+        weights = values.abs() + values.square().mean(1, keepdim=True).sqrt() if bits == 4 else 1
+        found = ((ours - values).square() * weights).sum(1)
+        if bits == 4 or not fast:  # rounding to nearest at eight bits does not ask for its error
+            assert torch.allclose(one[3][sound].sum(), two[3][sound].sum(), rtol=1e-3)
+            assert torch.allclose(found[sound], one[3][sound], rtol=1e-3, atol=1e-9)
+        assert torch.equal(scale.half().float(), scale)
+        if bits == 4 and whole:
+            assert torch.allclose(low / scale, (low / scale).round())
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
