@@ -114,9 +114,14 @@ def family_of(config: dict[str, Any]) -> str | None:
 
 
 def quant_of(config: dict[str, Any]) -> str:
-    """ "int4" or "int8" for a checkpoint that its authors quantised, else "none"."""
-    bits = config.get("quantization_bit")
-    return f"int{bits}" if bits in (4, 8) else "none"
+    """ "int4" or "int8" for a checkpoint that is quantised already, THUDM's way or compressed-tensors', else "none"."""
+    widths = [config.get("quantization_bit")]
+    described = config.get("quantization_config")
+    groups = described.get("config_groups") if isinstance(described, dict) else None
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        widths.append(weights.get("num_bits") if isinstance(weights, dict) else None)
+    return next((f"int{bits}" for bits in (4, 8) if bits in widths), "none")  # of two, the ends have the wider
 
 
 def quant_of_folder(folder: Path) -> str:

@@ -110,6 +110,34 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_bit": 4},
+        {
+            "quantization_config": {
+                "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}}
+            }
+        },
+    ],
+)
+def test_a_folder_with_its_own_bits_is_not_quantised_again(tmp_path: Path, config: dict[str, object]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    row, bits = locate(str(tmp_path), quant=4)
+    launch = launch_installed(LaunchOptions(), row, bits)
+    assert (launch.quant, launch.quant_label) == (None, "int4")
+    with pytest.raises(Usage, match="cannot be brought to 8"):
+        launch_installed(LaunchOptions(), row, 8)
+
+
+@pytest.mark.parametrize(
+    "described", [None, 4, [], {"config_groups": [1]}, {"config_groups": {"a": 1, "b": {"weights": 2}}}]
+)
+def test_an_odd_description_of_the_bits_is_none(tmp_path: Path, described: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": described}))
+    assert installed.quant_of_folder(tmp_path) == "none"
+
+
+@pytest.mark.parametrize(
     ("config", "sampling"),
     [
         ({"model_type": "chatglm", "vocab_size": 130528}, {"temperature": 0.95, "top_p": 0.7, "top_k": 50}),

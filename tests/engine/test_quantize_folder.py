@@ -23,6 +23,7 @@ from glmchat.engine.quantize import plan as planning
 from glmchat.engine.quantize.cpu_native import NativeCpu, search_native
 from glmchat.engine.quantize.int4 import quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
+from glmchat.engine.quantize.kept import kept_copy
 from glmchat.engine.quantize.packed_format import pack, pack_points, unpack, unpack_points
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
 from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
@@ -297,6 +298,29 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     with pytest.raises(DoesNotFit, match="are free at"):
         plan_quantise(llama, tmp_path / "q", Recipe(4))
     assert not incomplete(tmp_path / "q").exists()
+
+
+def test_the_copy_of_run_quant_is_made_once_and_used_again(llama: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    out = tmp_path / "store" / "tiny-int4"
+    made = kept_copy(llama, 4, out, {"name": "tiny:int4"}, lambda stage, done: told.append((stage, done)))
+    assert made == out
+    assert told[0] == ("quantize", 0.0)
+    assert told[-1] == ("quantize", 1.0)
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    told.clear()
+    assert kept_copy(llama, 4, out, {}, lambda stage, done: told.append((stage, done))) == out
+    assert not told
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+
+
+def test_a_copy_without_room_is_refused_with_the_way_that_needs_none(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 1000})())
+    with pytest.raises(DoesNotFit, match="are free at") as caught:
+        kept_copy(llama, 4, tmp_path / "store" / "tiny-int4", {}, lambda stage, done: None)
+    assert "--no-keep" in caught.value.hint
 
 
 def small_shards(plan: QuantizePlan) -> QuantizePlan:
