@@ -28,6 +28,7 @@ def main() -> None:
     else:
         print(f"no peers at {PEERS}: benchmarks/install_peers.sh installs them", flush=True)
     run("python", "benchmarks/kernels.py")
+    run("python", "benchmarks/quantise_speed.py")
     run("python", "benchmarks/long_context.py")
     run("python", "benchmarks/window_stream.py")
     run("python", "benchmarks/pull_throughput.py")
