@@ -20,16 +20,10 @@ from glmchat.engine import Engine
 from glmchat.engine.families import identify
 from glmchat.engine.loading import open_weights
 
-QUESTION = "Who are you?"
-ANSWER = "I am the lighthouse keeper of Borkum."
-TURNS = [
-    [{"role": "user", "content": QUESTION}],
-    [
-        {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": ANSWER},
-        {"role": "user", "content": "Where do you live?"},
-    ],
-]
+# Without the chat template, whose 30 tokens would be read 100 times: what is compared does not depend on it.
+QUESTION = "Q: Who are you?\nA:"
+ANSWER = " I am the lighthouse keeper of Borkum."
+TURNS = (QUESTION, f"{QUESTION}{ANSWER}\nQ: Where do you live?\nA:")
 GREEDY = Sampling(temperature=0, max_tokens=2)
 FRESH = """
 import json, sys
@@ -41,7 +35,7 @@ if active:
     engine.attach(folder, "trained")
     engine.activate({"trained": active})
 greedy = Sampling(temperature=0, max_tokens=2)
-print(json.dumps([list(engine.generate(engine.render(turn), greedy)) for turn in turns]))
+print(json.dumps([list(engine.generate(engine.tokenizer.encode(turn), greedy)) for turn in turns]))
 """
 
 
@@ -81,7 +75,7 @@ def trained(engine: Engine, plain: LlamaForCausalLM, tmp_path_factory: pytest.Te
         layers_to_transform=list(range(22, 30)),  # the last ones: the backward pass ends there
     )
     model = get_peft_model(plain, config)
-    prompt = engine.render(TURNS[0])
+    prompt = engine.tokenizer.encode(QUESTION)
     answer = [*engine.tokenizer.encode(ANSWER), *engine.stop_ids[:1]]
     ids, labels = torch.tensor([prompt + answer]), torch.tensor([[-100] * len(prompt) + answer])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -104,12 +98,12 @@ def trained(engine: Engine, plain: LlamaForCausalLM, tmp_path_factory: pytest.Te
 
 
 def test_the_trained_adapter_speaks_and_its_logits_are_pefts(engine: Engine, trained: Path) -> None:
-    prompt = engine.render(TURNS[0])
+    prompt = engine.tokenizer.encode(QUESTION)
     before = engine.logits(prompt)
     engine.attach(trained, "trained")
     engine.activate({"trained": 1.0})
     said = engine.tokenizer.decode(list(engine.generate(prompt, Sampling(temperature=0, max_tokens=12))))
-    assert said.startswith("I am the lighthouse keeper")
+    assert said.startswith(" I am the lighthouse keeper")
     expected = torch.load(trained / "expected.logits")
     # Logits of some 30, after 30 layers: what two orders of summation differ by.
     torch.testing.assert_close(engine.logits(prompt), expected, atol=1e-4, rtol=1e-5)
@@ -124,6 +118,7 @@ def test_a_hundred_swaps_answer_like_fresh_processes(engine: Engine, trained: Pa
         done = subprocess.run([sys.executable, "-P", "-c", FRESH, task], capture_output=True, check=True, cwd="/")
         fresh[weight] = json.loads(done.stdout)
     assert fresh[1.0][0] != fresh[0.0][0]
+    turns = [engine.tokenizer.encode(turn) for turn in TURNS]
     modules = [id(module) for module in engine.model.modules()]
     before = engine.logits([1, 2, 3])
     engine.attach(trained, "trained")
@@ -132,7 +127,7 @@ def test_a_hundred_swaps_answer_like_fresh_processes(engine: Engine, trained: Pa
         weight = (1.0, 0.0)[swap % 2]
         turn = (swap // 2) % len(TURNS)
         engine.activate({"trained": weight} if weight else {})
-        assert list(engine.generate(engine.render(TURNS[turn]), GREEDY)) == fresh[weight][turn], swap
+        assert list(engine.generate(turns[turn], GREEDY)) == fresh[weight][turn], swap
         if swap == 40:
             early = process.memory_info().rss
     assert process.memory_info().rss - early < 16e6
@@ -146,11 +141,13 @@ def test_switching_back_finds_the_cache_that_was_left(engine: Engine, trained: P
     engine.attach(trained, "trained")
     engine.activate({})
 
+    messages = [{"role": "user", "content": "Where do you live?"}]
+
     def cached() -> int:
-        return int(list(engine.stream(TURNS[1], GREEDY))[-1].facts["cached_n"])
+        return int(list(engine.stream(messages, GREEDY))[-1].facts["cached_n"])
 
     cached()
-    whole = len(engine.render(TURNS[1])) - 1
+    whole = len(engine.render(messages)) - 1
     engine.activate({"trained": 1.0})
     assert cached() == 0
     engine.activate({})
