@@ -85,11 +85,12 @@ def row_costs(threads: int) -> dict[str, dict[int, float]]:
             q = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
             scale = torch.full((outputs, inputs // group), 0.01)
             layers.append(QuantLinear.from_int4(q, scale, torch.zeros_like(scale)))
-        times = {}
-        for rows in (1, *(1 + guesses for guesses in GUESSES)):
-            x = torch.randn(rows, inputs)
-            times[rows] = min(_seconds(layers, x) for _ in range(25))
-        found[name] = {rows: seconds / times[1] for rows, seconds in times.items()}
+        inputs_of = {rows: torch.randn(rows, inputs) for rows in (1, *(1 + guesses for guesses in GUESSES))}
+        times = dict.fromkeys(inputs_of, float("inf"))
+        for _ in range(25):  # in turn, so that a busy moment falls on all of them
+            for rows, x in inputs_of.items():
+                times[rows] = min(times[rows], _seconds(layers, x))
+        found[name] = {rows: max(1.0, seconds / times[1]) for rows, seconds in times.items()}
     return found
 
 
