@@ -1,4 +1,4 @@
-"""Conversations and the clean-up of answers, against what the original code built; GLM-4 against its template."""
+"""Conversations and the clean-up of answers, against what the original code built; GLM-4 against texts by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jinja2
 import pytest
 
 from glmchat.core.errors import Usage
@@ -20,9 +19,6 @@ from glmchat.engine.prompts_glm4 import GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 from glmchat.engine.tokenizers.chatglm2 import ROLES, ChatGLM2Tokenizer
 from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer
-
-# What GLM-4's repository publishes in tokenizer_config.json since it has a template there.
-GLM4_TEMPLATE = (Path(__file__).parent / "glm4_template.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -111,44 +107,63 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-GLM4_TALKS: list[list[dict[str, Any]]] = [
-    [{"role": "user", "content": "你好"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\n\nb  "}],
-    [
-        {"role": "user", "content": "北京天气"},
-        {"role": "assistant", "metadata": "get_weather", "content": '{"city": "北京"}'},
-        {"role": "observation", "content": "22°C"},
-        {"role": "assistant", "content": "22 度。"},
-        {"role": "user", "content": "\n谢谢 1234"},
-    ],
-    [{"role": "user", "content": ""}, {"role": "user", "content": "x"}],
-    [
-        {"role": "system", "content": "", "tools": [WEATHER, {"type": "python"}, {"type": "simple_browser"}]},
-        {"role": "user", "content": "北京天气"},
-        {"role": "assistant", "metadata": "get_weather", "content": '{"city": "北京"}'},
-        {"role": "observation", "content": "22°C"},
-    ],
-    [
-        {"role": "system", "content": "Be brief.", "tools": [{"type": "cogview"}, {"type": "unheard of"}]},
-        {"role": "user", "content": "draw"},
-    ],
-    [{"role": "system", "content": "Be brief.", "tools": []}, {"role": "user", "content": "x"}],
+OFFERED = """<|system|>
+你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，你的任务是针对用户的问题和要求提供适当的答复和支持。
+
+# 可用工具
+
+## get_weather
+
+{
+    "name": "get_weather",
+    "description": "给出一个城市的天气 <b>",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {
+                "type": "string"
+            }
+        },
+        "required": [
+            "city"
+        ]
+    }
+}
+在调用上述函数时，请使用 Json 格式表示调用的参数。"""  # noqa: E501 - Chinese characters count twice
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "北京天气"},
+    {"role": "assistant", "metadata": "get_weather", "content": '{"city": "北京"}'},
+    {"role": "observation", "content": "22°C"},
+]
+CALLED_TEXT = '<|user|>\n北京天气<|assistant|>get_weather\n{"city": "北京"}<|observation|>\n22°C'
+GLM4_TALKS: list[tuple[list[dict[str, Any]], str]] = [
+    ([{"role": "user", "content": "你好"}], "<|user|>\n你好"),
+    (
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\n\nb  "}],
+        "<|system|>\nBe brief.<|user|>\na\n\nb  ",
+    ),
+    ([*CALLED, {"role": "assistant", "content": "22 度。"}], CALLED_TEXT + "<|assistant|>\n22 度。"),
+    ([{"role": "user", "content": ""}, {"role": "user", "content": "x"}], "<|user|>\nx"),
+    ([{"role": "system", "content": "", "tools": [WEATHER]}, *CALLED], OFFERED + CALLED_TEXT),
+    (
+        [{"role": "system", "content": "Be brief.", "tools": [WEATHER]}, {"role": "user", "content": "x"}],
+        OFFERED + "<|system|>\nBe brief.<|user|>\nx",
+    ),
 ]
 
 
-def as_transformers(value: Any, indent: int | None = None) -> str:
-    """The `tojson` that transformers gives to chat templates: no HTML escapes, Chinese as it is."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-@pytest.mark.parametrize("talk", GLM4_TALKS)
-def test_glm4_conversations_equal_the_published_template(talk: list[dict[str, Any]], four: GLM4Prompt) -> None:
-    environment = jinja2.Environment(autoescape=False)
-    environment.filters["tojson"] = as_transformers
-    text = environment.from_string(GLM4_TEMPLATE).render(messages=talk, add_generation_prompt=True)
+@pytest.mark.parametrize(("talk", "expected"), GLM4_TALKS)
+def test_glm4_conversations_are_written_as_the_published_template_does(
+    talk: list[dict[str, Any]], expected: str, four: GLM4Prompt
+) -> None:
     found = four.render([Message.from_json(item) for item in talk])
-    assert found == four.tokenizer.encode_special(text)
+    assert found == four.tokenizer.encode_special(f"[gMASK]<sop>{expected}<|assistant|>")
     assert {IDS[f"<|{role}|>"] for role in ("user", "observation")} <= set(four.stop_ids)
+
+
+def test_a_tool_that_nobody_here_could_run_is_not_offered(four: GLM4Prompt) -> None:
+    with pytest.raises(Usage, match="simple_browser"):
+        four.render([Message("system", "", tools=({"type": "simple_browser"},)), Message("user", "x")])
 
 
 def test_role_names_in_a_tool_stay_text(three: ChatGLM3Prompt, four: GLM4Prompt) -> None:
