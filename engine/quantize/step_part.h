@@ -137,13 +137,13 @@ INLINE void F(fetch)(const glm_cache *cache, const void *rows, int64_t at, int64
 
 /* out [width] (+)= the sum of factors[p] * rows[p][width]. */
 GLM_TARGET INLINE void F(weigh)(const float *factors, const float *rows, int64_t count, int64_t width, int vectors, float *out) {
-    VF sum[4];
-#pragma GCC unroll 4
+    VF sum[8];
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) sum[v] = *(const LOOSE_F *)(out + v * GLM_LANES);
     for (int64_t p = 0; p < count; p++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) sum[v] += factors[p] * *(const LOOSE_F *)(rows + p * width + v * GLM_LANES);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) *(LOOSE_F *)(out + v * GLM_LANES) = sum[v];
 }
 
@@ -196,6 +196,7 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
         for (int64_t q = 0; q < queries; q++) {
             float *out = step->partial + (stretch * net->heads + first + q) * width;
             int64_t i = 0;
+            for (; i + 8 * GLM_LANES <= width; i += 8 * GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 8, out + i);
             for (; i + 4 * GLM_LANES <= width; i += 4 * GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 4, out + i);
             for (; i < width; i += GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 1, out + i);
         }
