@@ -59,7 +59,7 @@ from glmchat.chat.engine_process import start_engine
 from glmchat.chat.launch import LaunchOptions
 from glmchat.tui.app import GlmchatApp
 behaviour = json.loads({behaviour!r})
-app = GlmchatApp(LaunchOptions(model="fake", folder=Path("/"), sampling={{"max_tokens": 10_000_000}}),
+app = GlmchatApp(LaunchOptions(model="fake", folder=Path("/fake/model"), sampling={{"max_tokens": 10_000_000}}),
                  start=lambda options: start_engine(options, command=fake_command(**behaviour)))
 app.run()
 """

@@ -10,6 +10,7 @@ from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.command import CommandPalette
 from textual.driver import Driver
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
 
 from glmchat.chat import hangup
@@ -56,6 +57,13 @@ class GlmchatApp(App[int]):
 
     def get_driver_class(self) -> type[Driver]:
         return outlive_terminal(super().get_driver_class(), lambda: self.terminal.gone)
+
+    def notify(
+        self, message: str, *, title: str = "", severity: SeverityLevel = "information",
+        timeout: float | None = None, markup: bool = False,
+    ) -> None:  # fmt: skip
+        """Never as markup: titles and file names stand in what is said."""
+        super().notify(message, title=title, severity=severity, timeout=timeout, markup=False)
 
     @property
     def chat(self) -> ChatScreen:

@@ -144,7 +144,7 @@ def answer_in(home: Path) -> StoredMessage:
 
 def check(answer: StoredMessage, before: str, life: Life, letter: str, died: float) -> float:
     """How old the oldest loss is, in seconds. Raises AssertionError if anything older than a second is missing."""
-    assert answer.text.startswith(before), "what was there before is gone"
+    assert answer.text.startswith(before), f"what was there before is gone: {before[-60:]!r}, now {answer!r:.600}"
     words = answer.text[len(before) :].split()
     assert words == [f"{letter}{n}" for n in range(len(words))], "words are missing in the middle"
     assert life.shown(letter, died - PROMISE) < len(words), "something older than a second is lost"

@@ -12,7 +12,7 @@ from textual import events
 from windows import LAUNCH, Window, make_app, open_window
 
 from glmchat.chat.history import History
-from glmchat.core import language
+from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import clipboard
 from glmchat.tui.screens.help import HelpScreen
@@ -414,7 +414,10 @@ async def test_the_window_opens_in_every_theme(theme: str, monkeypatch: pytest.M
         assert "Ask anything" in Window(app, pilot).screen_text()
 
 
-ENDLESS: dict[str, Any] = {"pieces": ["word "], "repeat": 100_000, "seconds_per_token": 0.002}
+ENDLESS: dict[str, Any] = {
+    "pieces": ["word "], "repeat": 100_000, "seconds_per_token": 0.002, "context": 1_000_000,
+    "launch": replace(LAUNCH, sampling={"max_tokens": 1_000_000}),
+}  # fmt: skip
 
 
 async def test_a_new_conversation_comes_at_once_and_the_answer_goes_on_in_its_own() -> None:
@@ -526,3 +529,61 @@ async def test_what_can_be_done_with_a_turn_has_a_key_and_a_place_to_click() -> 
         await window.until(lambda: "deleted" in window.notices)
         assert len(window.said("assistant")) == 1 and "version" not in "".join(t.note for t in window.turns)
         await window.until(lambda: not offered.display)
+
+
+async def test_markup_in_a_question_is_shown_and_never_obeyed() -> None:
+    question = "[red]x[/] [@click=app.quit]y [/"
+    async with open_window(**ENDLESS) as window:
+        await window.send(question)
+        await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+        await window.press("ctrl+n")
+        await window.until(lambda: "[red]x[/] [@click" in window.screen_text())  # the status line, on the way
+        assert [n.message for n in window.app._notifications if question in n.message and not n.markup]
+        await window.press("ctrl+b")
+        await window.until(lambda: window.screen_text().count("[red]x[/]") > 1)
+
+
+async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_goes_on() -> None:
+    async with open_window(**ENDLESS) as window:
+        session = window.chat.session
+        assert session is not None
+        await window.send("question")
+        await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
+        connection = session.history._store._db
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        await window.until(lambda: window.chat.status.facts.unsaved)
+        assert "is not saved" in window.notices and "not saved" in window.screen_text()
+        before = len(window.said("assistant")[-1])
+        await window.until(lambda: len(window.said("assistant")[-1]) > before + 100)
+        connection.execute("PRAGMA max_page_count = 1000000")
+        await window.press("escape")
+        await window.until(lambda: not window.chat.busy and not window.chat.status.facts.unsaved)
+        text = window.said("assistant")[-1]
+        conversation = session.tree.conversation.id
+    with History.default() as history:
+        assert history.load(conversation).path()[-1].text == text
+
+
+async def test_a_damaged_history_is_set_aside_and_the_window_says_where() -> None:
+    path = locations.private_dir(locations.data_dir()) / "history.db"
+    path.write_bytes(b"not a database, whatever it was before" * 1000)
+    async with open_window() as window:
+        assert "history.db.corrupt-" in window.notices
+        await window.ask("question")
+        assert window.chat.session is not None and window.chat.session.history.saved
+
+
+async def test_two_windows_write_one_conversation_and_each_keeps_what_it_said() -> None:
+    async with open_window(echo=True) as one:
+        await one.ask("first")
+        assert one.chat.session is not None
+        number = one.chat.session.tree.conversation.id
+        async with open_window(echo=True, launch=replace(LAUNCH, resume=number)) as two:
+            assert two.said("user") == ["first"]
+            await two.ask("second from two")
+            await one.ask("third from one")
+            await two.ask("fourth from two")
+    with History.default() as history:
+        said = {m.text for m in history.load(number).messages.values() if m.role == "user"}
+        assert said == {"first", "second from two", "third from one", "fourth from two"}

@@ -210,7 +210,7 @@ class Connecting(Screen[None]):
 
     def _unsaved(self) -> None:
         history = self.session.history if self.session else None
-        if history is None or history.path is None:
+        if history is None or history.path is None or history.saved is not self.status.facts.unsaved:
             return
         if history.problem and not self.status.facts.unsaved:
             self.tell(tr("what is said now is not saved: {why}", why=history.problem), role="warning")

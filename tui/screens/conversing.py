@@ -152,6 +152,7 @@ class Conversing(Connecting):
         said = "".join(text)
         answering.hear(said, tokens)
         text.clear()
+        self._unsaved()
         if answering is self.answering:
             self.transcript.feed(answering.key, said)
             self._show_speed(answering)
