@@ -587,3 +587,10 @@ async def test_two_windows_write_one_conversation_and_each_keeps_what_it_said() 
     with History.default() as history:
         said = {m.text for m in history.load(number).messages.values() if m.role == "user"}
         assert said == {"first", "second from two", "third from one", "fourth from two"}
+
+
+async def test_what_is_typed_right_after_enter_belongs_to_the_next_message() -> None:
+    async with open_window(echo=True) as window:
+        for key in ("o", "n", "e", "enter", "t", "w", "o"):
+            window.chat.prompt.post_message(events.Key(key, "\r" if key == "enter" else key))
+        await window.until(lambda: window.chat.prompt.text == "two" and window.said("user") == ["one"])

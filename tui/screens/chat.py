@@ -201,8 +201,9 @@ class ChatScreen(Comparing):
                 hint + tr("// at the beginning sends the slash"),
                 "warning",
             )
+            if not self.prompt.text:
+                self.prompt.set_text(event.text)  # to be mended
             return
-        self.prompt.take()
         if kind == "command":
             self.run_command(word, argument)
             return

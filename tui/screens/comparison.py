@@ -113,7 +113,6 @@ class ComparisonScreen(Screen[int | None]):
     # Asking
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
-        self.query_one(Prompt).take()
         self._ask(event.text)
 
     def on_prompt_leave(self) -> None:

@@ -70,12 +70,10 @@ class Prompt(TextArea):
     def _send(self) -> None:
         text = self.text
         if text.strip():
+            # Emptied here, not where it is heard of: what is typed meanwhile belongs to the next message.
+            self.remember(text)
+            self.set_text("")
             self.post_message(self.Sent(text))
-
-    def take(self) -> None:
-        """The text was sent: remember it and empty the prompt."""
-        self.remember(self.text)
-        self.set_text("")
 
     def remember(self, text: str) -> None:
         if text.strip() and (not self.entered or self.entered[-1] != text):
