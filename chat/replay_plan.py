@@ -111,8 +111,8 @@ def plan_replay(
     wanted = {sampling_name(name): value for name, value in (changes or {}).items()}
     done = []
     for one in stretches:
-        sampling = {**one.sampling, **{k: v for k, v in wanted.items() if k != "seed"}}
-        seed = int(wanted.get("seed") or one.seed)
+        sampling = {k: v for k, v in {**one.sampling, **wanted}.items() if k != "seed"}  # what was drawn stands in seed
+        seed = one.seed if wanted.get("seed") is None else int(wanted["seed"])
         Sampling(**{**sampling, "stop": tuple(sampling.get("stop") or ())})
         for name, now in (*sampling.items(), ("seed", seed)):
             then = one.seed if name == "seed" else one.sampling.get(name)

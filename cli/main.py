@@ -66,11 +66,22 @@ def build() -> typer.Typer:
     return app
 
 
+def _language_first(arguments: Sequence[str]) -> list[str]:
+    """`glmchat run NAME --lang zh` means `glmchat --lang zh run NAME`; what follows `--` stays where it is."""
+    rest = list(arguments)
+    options = rest[: rest.index("--")] if "--" in rest else rest
+    for at, word in enumerate(options):
+        wanted = options[at : at + 2] if word == "--lang" else [word]
+        if wanted in (["--lang", "en"], ["--lang", "zh"], ["--lang=en"], ["--lang=zh"]):
+            return [*wanted, *rest[:at], *rest[at + len(wanted) :]]
+    return rest
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; failures are on the screen when this returns."""
     as_json = "--json" in arguments
     try:
-        result = build()(list(arguments), prog_name="glmchat", standalone_mode=False)
+        result = build()(_language_first(arguments), prog_name="glmchat", standalone_mode=False)
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except GlmchatError as problem:
         output.error(problem, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +70,7 @@ def quantize(
     if as_json:
         output.json_line({"event": "plan", **plan.to_json()})
     else:
-        for line in _describe(plan):
+        for line in _describe(plan, row.quant):
             output.say(line)
     if not dry_run:
         _execute(plan, row, as_json=as_json, quiet=quiet)
@@ -130,10 +131,12 @@ def _variant(recipe: Recipe) -> str:
     return "-".join(parts)
 
 
-def _describe(plan: QuantizePlan) -> list[str]:
+def _describe(plan: QuantizePlan, stored: str) -> list[str]:
+    """stored: the quantisation of the source."""
     told = plan.to_json()
+    place = one_line(str(plan.out))
     widths = ", ".join(f"{count} x {kind}" for kind, count in sorted(told["tensors"].items()))
-    return [
+    lines = [
         tr(
             "{name} to {quant}: {before} become {after} ({free} are free)",
             name=one_line(plan.source.name),
@@ -143,8 +146,13 @@ def _describe(plan: QuantizePlan) -> list[str]:
             free=human_bytes(plan.bytes_free),
         ),
         tr("tensors: {widths}", widths=widths),
-        tr("about {minutes} min, into {path}", minutes=f"{plan.seconds / 60:.1f}", path=one_line(str(plan.out))),
+        tr("about {minutes} min, into {path}", minutes=f"{plan.seconds / 60:.1f}", path=place)
+        if plan.seconds >= 60
+        else tr("less than a minute, into {path}", path=place),
     ]
+    if stored != "none" and plan.bytes_out > 0.9 * plan.bytes_in:
+        lines.append(tr("little is gained: it is {quant} already", quant=one_line(stored)))
+    return lines
 
 
 def _execute(plan: QuantizePlan, row: Installed, *, as_json: bool, quiet: bool) -> None:
@@ -152,7 +160,7 @@ def _execute(plan: QuantizePlan, row: Installed, *, as_json: bool, quiet: bool) 
 
     from glmchat.core import locations
     from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-    from glmchat.hub.quantised import copy_manifest
+    from glmchat.hub.quantised import copy_folder, copy_manifest
 
     if plan.out.parent == locations.models_dir():
         locations.private_dir(locations.data_dir())
@@ -175,3 +183,5 @@ def _execute(plan: QuantizePlan, row: Installed, *, as_json: bool, quiet: bool) 
         output.json_line({"event": "done", "path": str(folder), "quant": plan.label, "made": True})
     else:
         output.say(tr("done: {path}", path=one_line(str(folder))))
+        if folder == copy_folder(row, plan.recipe.bits):
+            output.say(f"glmchat run {shlex.quote(row.name)} --quant {plan.recipe.bits}")

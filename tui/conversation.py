@@ -41,7 +41,7 @@ def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], u
     if message.is_clear:
         return Turn(key, "rule", tr("new context"))
     branch = (
-        tr("version {i} of {n} · ‹ › walk between them", i=versions.index(message.id) + 1, n=len(versions))
+        tr("version {i} of {n} · Ctrl+↑, then ‹ › show the others", i=versions.index(message.id) + 1, n=len(versions))
         if len(versions) > 1
         else ""
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from glmchat.chat import model_choice, preflight
@@ -34,11 +35,19 @@ class Row:
     def drawn(self, p: Palette, *, current: bool = False) -> Text:
         """● marks the model in use."""
         text = Text.assemble(("● " if current else "  ", p.accented))
-        name = one_line(self.name, 44)
-        text.append(f"{name:<{_NAME}} ", p.strong if current else p.body)
+        text.append(set_cell_size(_short(one_line(self.name)), _NAME) + " ", p.strong if current else p.body)
         text.append(f"{human_bytes(self.size):>9}  {self.quant if self.quant != 'none' else '':<11}", p.quiet)
         text.append(f"{'/'.join(self.languages):<6} ", p.quiet)
         return text.append(fits_words(self.fits), p.quiet if self.fits == "yes" else p.faded)
+
+
+def _short(name: str) -> str:
+    """The end of a long name, where a folder's path has its own name and its bits."""
+    if cell_len(name) <= _NAME:
+        return name
+    while cell_len(name) >= _NAME:
+        name = name[1:]
+    return f"…{name}"
 
 
 def fits_words(fits: Fits) -> str:

@@ -78,6 +78,7 @@ class PackedCache:
         if size < _SMALLEST or self._shapes:
             return
         try:
+            locations.private_dir(locations.cache_dir())
             locations.private_dir(self._path.parent)
             _remove_old(self._path.parent)
             if shutil.disk_usage(self._path.parent).free < 2 * size:

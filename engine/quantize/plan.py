@@ -61,6 +61,13 @@ class TensorPlan:
             entries[f"{self.stem}weight_zero_point"] = (torch.int32, (packed_width(rows, 4), groups))
         return entries
 
+    def offsets(self) -> Layout:
+        """What a matrix of four bits may leave to the file beside its shard: known when its scales are searched."""
+        if self.bits != 4 or self.symmetric:
+            return {}
+        groups = self.shape[1] // self.group if self.group else 1
+        return {f"{self.stem}weight_offset": (torch.float32, (self.shape[0], groups))}
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
@@ -73,7 +80,7 @@ class QuantizePlan:
     tensors: tuple[TensorPlan, ...]
     shards: tuple[tuple[int, int], ...]  # (first, behind the last) tensor of each file
     bytes_in: int
-    bytes_out: int
+    bytes_out: int  # with an offset for every matrix that may get one
     bytes_free: int
     seconds: float  # estimated from a short measurement
     origin: str | None = None  # of weights that arrive file by file: what they are, instead of the files' dates
@@ -135,9 +142,11 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     weights = open_weights(checkpoint) if announced is None else announced
     tensors = tuple(_tensors(checkpoint, weights, recipe))
     shards = tuple(_shards(tensors, {} if announced is None else announced.files))
-    bytes_out = sum(
-        file_size({k: v for t in tensors[first:last] for k, v in t.layout().items()}) for first, last in shards
-    )
+    bytes_out = 0
+    for first, last in shards:
+        bytes_out += file_size({k: v for t in tensors[first:last] for k, v in t.layout().items()})
+        offsets = {k: v for t in tensors[first:last] for k, v in t.offsets().items()}
+        bytes_out += file_size(offsets) if offsets else 0
     plan = QuantizePlan(
         source=checkpoint.path,
         out=out,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,24 @@ def test_every_answer_is_the_same_in_a_fresh_process(spoken: tuple[Path, Path, l
         _, other = find_answer(history, "1")
         assert other.id == answers[3] and other.details["stretches"][0]["cached_n"] > 0
         assert any(len(p) == 4 for p in other.details["stretches"][0]["passes"])  # a batch of which a row was cut off
+
+
+def test_a_seed_that_was_drawn_is_no_difference_and_zero_is_a_seed(
+    spoken: tuple[Path, Path, list[int]], tmp_path: Path
+) -> None:
+    source, _, answers = spoken
+    database = tmp_path / "history.db"
+    with closing(sqlite3.connect(source)) as rows:
+        rows.execute("VACUUM INTO ?", (str(database),))
+    with closing(sqlite3.connect(database)) as rows, rows:
+        rows.execute(
+            "UPDATE message SET details = json_set(details, '$.stretches[0].sampling.seed', NULL) WHERE id = ?",
+            (answers[0],),
+        )
+    with History.open(database) as history:
+        assert plan_replay(history, f"m{answers[0]}").changed == ()
+        (changed,) = plan_replay(history, f"m{answers[0]}", changes={"seed": 0}).changed
+    assert (changed.what, changed.then, changed.now) == ("setting seed", 11, 0)
 
 
 def test_a_changed_weight_byte_and_a_changed_setting_are_named(spoken: tuple[Path, Path, list[int]]) -> None:

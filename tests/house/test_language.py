@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from glmchat.cli.main import run
 from glmchat.core import language
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,3 +64,16 @@ def test_the_locale_chooses_the_language(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert language.language() == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["--lang zh verify nobody", "verify --lang zh nobody", "verify nobody --lang=zh", "verify nobody --lang en"]
+)
+def test_the_language_may_be_chosen_anywhere_in_the_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    assert ("nobody" in (said := capsys.readouterr().err)) and said.isascii() is line.endswith("en")
+
+
+def test_behind_two_dashes_it_is_a_text_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "nobody", "--", "--lang", "zh"]) == 2
+    assert capsys.readouterr().err.isascii()

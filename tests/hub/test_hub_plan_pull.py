@@ -366,3 +366,13 @@ def test_a_cache_with_the_shared_blob_store_is_read_and_not_broken(capsys: Any) 
     assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
     assert glmchat(capsys, "rm", "some/model", "--yes")[0] == 0
     assert not (shared / "ab" / xet).exists()
+
+
+@pytest.mark.parametrize("command", [("pull", "mine"), ("mirror", "mine", "somewhere")])
+def test_a_folder_that_was_added_is_not_an_unknown_model(command: tuple[str, ...], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_bytes(CONFIG)
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"weights")
+    assert glmchat(capsys, "add", str(tmp_path / "mine"))[0] == 0
+    code, _, err = glmchat(capsys, *command)
+    assert code == 2 and "mine is a folder on this machine; there is nothing to pull" in err

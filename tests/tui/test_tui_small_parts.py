@@ -9,12 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import clipboard, commands, messages
 from glmchat.tui.app import speak
+from glmchat.tui.model_rows import Row
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
 from glmchat.tui.screens import help
 from glmchat.tui.screens.chat import ChatScreen
@@ -118,6 +120,16 @@ def test_the_status_line_fits_any_width_and_keeps_the_model_longest(width: int, 
             part in text.plain
             for part in ("@b179c95", "q4_1", "+poet", "41.2 tok/s", "312/8,192", "412.0 MB", "GPU 3.0 GB")
         )
+
+
+def test_a_folder_is_called_by_its_own_name_and_leaves_room_for_the_rest() -> None:
+    text = status_text(Facts("/home/anna/models/我的模型:int4", memory=412_000_000), 60, PALETTES["dark"]).plain
+    assert text.strip().startswith("我的模型:int4") and "412.0 MB" in text
+    rows = [
+        Row(name, 1, "q4_1", (), "yes") for name in ("smollm2", "/home/anna/a/long/way/to/my-chatglm2-6b:int4", "模型")
+    ]
+    drawn = [row.drawn(PALETTES["dark"]).plain for row in rows]
+    assert len({cell_len(line) for line in drawn}) == 1 and "my-chatglm2-6b:int4" in drawn[1]
 
 
 def test_a_lost_engine_is_what_the_status_line_says_first() -> None:

@@ -159,6 +159,8 @@ class ChatScreen(Comparing):
             )
             text.append("\n", p.quiet)
         when = tr("sent when the answer has ended") if self.ready else tr("sent when the model is ready")
+        if self.status.facts.lost:
+            when = tr("F5 starts the engine, then it is sent")
         text.append(f"{when} · {tr('↑ takes it back')}", p.faded)
         box.update(text)
 

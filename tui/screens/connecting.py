@@ -102,7 +102,11 @@ class Connecting(Screen[None]):
     def connect(self) -> None:
         self.ready = False
         self.status.show(activity=self._stage("start"), progress=None, lost=False)
+        self.queue_changed()
         self._thread(lambda: self.link.connect(self._report), "engine")
+
+    def queue_changed(self) -> None:
+        """What waits, or what it waits for, is not what it was."""
 
     def _report(self, news: Any) -> None:
         self.post_message(FromWorker(news))
@@ -195,6 +199,7 @@ class Connecting(Screen[None]):
     def _lost(self, error: GlmchatError) -> None:
         self.ready = False
         self.status.show(activity="", progress=None, lost=True, memory=None)
+        self.queue_changed()
         if self.session is not None:
             self.session.reconnect(None)
         self.complain(error)

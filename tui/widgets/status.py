@@ -58,7 +58,8 @@ class StatusLine(Widget):
 def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     """The row for a width. Lower ranks stay longest."""
     f, p = facts, palette
-    model = one_line(f.model or "", 40)
+    model = one_line(f.model or "", 200)
+    model = one_line(model.rsplit("/", 1)[-1] if model.startswith("/") else model, 40)  # a folder: its own name
     short = (f.revision or "")[:7]
     left: list[tuple[int, Text]] = []
     if f.lost:
