@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed (network, server, engine died); 2 usage; 3 a file i
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,11 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.command_table import CommandTable
 from glmchat.core import language
-from glmchat.core.errors import GlmchatError, Interrupted, Usage
+from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Interrupted, Usage
+from glmchat.core.language import tr
+
+# What a file system says to a user and not about a mistake of ours, wherever it says it.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def _version(wanted: bool) -> None:
@@ -95,11 +100,20 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)
         return 1
+    except OSError as refused:
+        if refused.errno not in _REFUSALS:
+            raise
+        kind = DoesNotFit if refused.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
+        where = f"{refused.filename}: " if refused.filename else ""
+        hint = tr("check the owner and the mode of it, and the disk")
+        output.error(kind(f"{where}{refused.strerror}", hint=hint, code="file.refused"), as_json=as_json)
+        return kind.exit
 
 
 def main() -> NoReturn:
     """Entry point of the `glmchat` script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the descriptor is closed
-            stream.reconfigure(encoding="utf-8", errors="replace")  # LANG=C and friends: UTF-8 whatever the locale
+            # LANG=C and friends: UTF-8 whatever the locale. A path that is no UTF-8 is spelled as JSON spells it.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -134,7 +134,7 @@ def _known(path: Path, real: Path, told: os.stat_result) -> str | None:
         entry = next(f for f in files if f["path"] == path.name)
         same = entry["size"] == told.st_size and told.st_mtime_ns <= written
         return f"sha256:{entry['sha256']}" if same and entry.get("sha256") else None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
         return None
 
 
@@ -145,7 +145,7 @@ def _notes() -> Path:
 def _load() -> dict[str, Any]:
     try:
         data = json.loads(_notes().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 from glmchat.core.errors import Failed
+from glmchat.core.language import tr
 
 
-def _home() -> Path | None:
-    value = os.environ.get("GLMCHAT_HOME")
-    return Path(value).expanduser().absolute() if value else None
+def _place(kind: str, usual: Callable[[str], str]) -> Path:
+    """`kind` in GLMCHAT_HOME, else where this system keeps such files."""
+    if value := os.environ.get("GLMCHAT_HOME"):
+        return expanded(value).absolute() / kind
+    try:
+        return Path(usual("glmchat"))
+    except RuntimeError:
+        raise _homeless() from None
+
+
+def expanded(path: str) -> Path:
+    """The path with its `~`. Raises Failed for a user without a home (a container's bare number)."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise _homeless() from None
+
+
+def _homeless() -> Failed:
+    return Failed(
+        tr("this user has no home folder"),
+        hint=tr("set HOME, or both GLMCHAT_HOME and HF_HOME, to folders you can write"),
+        code="home.none",
+    )
 
 
 def config_dir() -> Path:
-    home = _home()
-    return home / "config" if home else Path(platformdirs.user_config_dir("glmchat"))
+    return _place("config", platformdirs.user_config_dir)
 
 
 def data_dir() -> Path:
-    home = _home()
-    return home / "data" if home else Path(platformdirs.user_data_dir("glmchat"))
+    return _place("data", platformdirs.user_data_dir)
 
 
 def state_dir() -> Path:
-    home = _home()
-    return home / "state" if home else Path(platformdirs.user_state_dir("glmchat"))
+    return _place("state", platformdirs.user_state_dir)
 
 
 def cache_dir() -> Path:
-    home = _home()
-    return home / "cache" if home else Path(platformdirs.user_cache_dir("glmchat"))
+    return _place("cache", platformdirs.user_cache_dir)
 
 
 def config_file() -> Path:
@@ -78,11 +97,11 @@ def hf_cache() -> Path:
     """
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if value := os.environ.get(name):
-            return Path(value).expanduser()
+            return expanded(value)
     if value := os.environ.get("HF_HOME"):
-        return Path(value).expanduser() / "hub"
+        return expanded(value) / "hub"
     base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(base).expanduser() / "huggingface" / "hub"
+    return expanded(base) / "huggingface" / "hub"
 
 
 def private_dir(path: Path) -> Path:
@@ -93,8 +112,8 @@ def private_dir(path: Path) -> Path:
             path.chmod(0o700)
     except OSError as error:
         raise Failed(
-            f"cannot create {path}: {error.strerror}",
-            hint="set GLMCHAT_HOME to a folder you can write",
+            tr("cannot create {path}: {reason}", path=path, reason=error.strerror),
+            hint=tr("set GLMCHAT_HOME to a folder you can write"),
             code="home.unwritable",
         ) from None
     return path

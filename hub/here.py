@@ -40,8 +40,10 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
 
 def modelscope_folders(repo: str, sources: tuple[Source, ...] = ()) -> list[Path]:
     """Folders in which ModelScope's tools keep this model, old and new layout, existing ones only."""
-    base = os.environ.get("MODELSCOPE_CACHE")
-    roots = [Path(base).expanduser()] if base else [Path.home() / ".cache" / "modelscope"]
+    try:
+        roots = [Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()]
+    except RuntimeError:  # a user without a home has no such cache
+        roots = []
     names = [repo, *(s.repo for s in sources if s.kind == "modelscope")]
     found = []
     for name in dict.fromkeys(names):

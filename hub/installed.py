@@ -84,7 +84,7 @@ def remember(row: Installed) -> None:
     """Note this model as the one last pulled or run."""
     locations.private_dir(locations.state_dir())
     content = {"name": row.name, "path": str(row.path)}
-    store.write_whole(_marker(), json.dumps(content, ensure_ascii=False).encode(), mode=0o600)
+    store.write_whole(_marker(), manifests.as_bytes(json.dumps(content, ensure_ascii=False)), mode=0o600)
 
 
 def last_used() -> Installed | None:
@@ -92,7 +92,7 @@ def last_used() -> Installed | None:
     try:
         noted = json.loads(_marker().read_text(encoding="utf-8"))
         path = Path(noted["path"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return next((r for r in list_installed() if r.path == path and r.complete and r.kind != "adapter"), None)
 
@@ -289,9 +289,9 @@ def _name_of(repo: str, commit: str) -> str:
 
 
 def _half(repo: str, file: FileRecord) -> int:
-    """Bytes of a file that a broken-off pull left."""
+    """Bytes of a file that a broken-off pull left: half of it, or all of it without its link."""
     etag = file.git_blob or file.sha256
-    return (_size(store.partial(repo, etag)) or 0) if etag else 0
+    return (_size(store.partial(repo, etag)) or _size(store.blob(repo, etag)) or 0) if etag else 0
 
 
 def _distinct(rows: Iterable[Installed]) -> list[Installed]:
@@ -321,6 +321,6 @@ def small_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > 1_000_000:
             return {}
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -78,7 +78,10 @@ def web_address(remote: str) -> str | None:
     if found := re.fullmatch(ssh, remote):
         host, path = found.group(1) or found.group(3), found.group(2) or found.group(4)
         return f"https://{host}/{path.strip('/').removesuffix('.git')}"
-    parts = urlsplit(remote)
+    try:
+        parts = urlsplit(remote)
+    except ValueError:  # http://[/
+        return None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return None
     return f"{parts.scheme}://{host_of(remote)}{parts.path.rstrip('/').removesuffix('.git')}"
@@ -108,7 +111,7 @@ def ask_batch(
         return {}, network_error(error, url).message
     except GlmchatError as error:
         return {}, error.message
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, f"{host_of(url)} does not speak the LFS batch API"
     return found, None
 

@@ -14,7 +14,7 @@ from glmchat.hub import adapters, catalogue
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullOptions, PullPlan, plan_entry
-from glmchat.hub.references import checked_repo, is_commit
+from glmchat.hub.references import checked_name, checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
 
 FORMAT = 1
@@ -72,7 +72,7 @@ def read_lock(path: Path) -> Locked:
         raise Usage(
             tr("there is no lock file {path}", path=path), hint="glmchat lock > glmchat.lock", code="lock.missing"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _broken(path, str(error)) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
@@ -81,7 +81,7 @@ def read_lock(path: Path) -> Locked:
         found = tuple(_adapter(raw) for raw in data.get("adapters", ()))
     except (Hostile, Usage):
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _broken(path, repr(error)) from None
     for entry in (*models, *(adapter.entry for adapter in found)):
         check_listing((f.path for f in entry.files), source=str(path))
@@ -117,16 +117,17 @@ def _adapter(raw: dict[str, Any]) -> LockedAdapter:
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
-    source = Source(**raw["source"])
+    source = catalogue.checked_source(Source(**raw["source"]))
+    if source.kind == "path":  # a folder of the machine that wrote the lock
+        raise ValueError(source.kind)
     if source.kind in ("hf", "modelscope"):
         checked_repo(source.repo)
-    if source.kind == "hf" and not is_commit(source.revision):
-        raise ValueError(source.revision)
-    if source.kind not in ("hf", "modelscope", "pypi"):
-        raise ValueError(source.kind)
     files = tuple(_file(item) for item in raw["files"])
-    if not files or not isinstance(raw["name"], str):
-        raise ValueError(raw["name"])
+    texts = (raw["name"], raw.get("family") or "", raw.get("quant") or "")
+    if not files or not all(isinstance(text, str) for text in texts):
+        raise ValueError(texts)
+    if source.kind == "pypi":  # its folder is called as the model is
+        checked_name(raw["name"])
     return Entry(
         name=raw["name"],
         label="locked",

@@ -64,8 +64,13 @@ def write(manifest: Manifest) -> Path:
     locations.private_dir(locations.data_dir())
     locations.private_dir(locations.manifests_dir())
     text = json.dumps(manifest.to_json(), ensure_ascii=False, indent=1)
-    store.write_whole(manifest.file, text.encode(), mode=0o600)
+    store.write_whole(manifest.file, as_bytes(text), mode=0o600)
     return manifest.file
+
+
+def as_bytes(text: str) -> bytes:
+    """JSON in UTF-8. A path that is no UTF-8 holds lone surrogates: escaped, as JSON spells them."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_all() -> list[Manifest]:
@@ -86,13 +91,13 @@ def read(path: Path, *, root: Path | None = None) -> Manifest | None:
     """One manifest, or None if it is not there or is none. `root` overrides the folder written in it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(data, dict):
         return None
     try:
         return _manifest(data, root)
-    except (KeyError, TypeError, ValueError, Hostile):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, Hostile):
         return None
 
 

@@ -51,7 +51,10 @@ class MirrorProtocol:
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         """headers: names in lower case. Never raises for what a client sent; a damaged mirror answers 500."""
-        url = urlsplit(target)
+        try:
+            url = urlsplit(target)
+        except ValueError:  # http://[/
+            return _fail(400, "", "the request names no page")
         parts = [unquote(part) for part in url.path.split("/")[1:]]
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         try:
@@ -163,7 +166,7 @@ def _slice(method: str, place: Path, file: MirrorFile, commit: dict[str, str], h
     if tag in [one.strip() for one in headers.get("if-none-match", "").split(",")]:
         return Answer(304, sent)
     start, end, status = 0, file.size, 200
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", headers.get("range", "").replace(" ", ""))
+    asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", headers.get("range", "").replace(" ", ""))
     if asked and any(asked.groups()) and headers.get("if-range", tag) == tag:
         first, last = asked.groups()
         if first:
@@ -210,9 +213,10 @@ def _asked_paths(headers: Mapping[str, str], body: bytes) -> list[str]:
             paths = json.loads(body).get("paths", [])
         else:
             paths = parse_qs(body.decode()).get("paths", [])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise Usage("the request names no paths", hint="send paths=...", code="mirror.request") from None
-    return [path for path in ([paths] if isinstance(paths, str) else paths) if isinstance(path, str)]
+    listed = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
+    return [path for path in listed if isinstance(path, str)]
 
 
 def _entry(file: MirrorFile) -> dict[str, Any]:

@@ -105,9 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > _MAX_BODY:
+        if not length.isdecimal() or len(length) > 9 or int(length) > _MAX_BODY:
             self.close_connection = True  # what follows on this connection cannot be told apart from a request
-            self._send(Answer(413 if length.isdigit() else 411, {"Content-Type": "text/plain"}, b"no such request\n"))
+            self._send(Answer(413 if length.isdecimal() else 411, {"Content-Type": "text/plain"}, b"no such request\n"))
             return
         self._answer(self.rfile.read(int(length)))
 

@@ -84,6 +84,11 @@ def checked_repo(text: str) -> str:
     return text
 
 
+def checked_name(text: str) -> str:
+    """A bare name or `owner/repo`, safe to build a folder name from. Raises Usage."""
+    return text if _NAME.fullmatch(text) else checked_repo(text)
+
+
 def _is_path(text: str) -> bool:
     if text.startswith(_PATH_STARTS) or text in (".", "..") or _DRIVE.match(text) or text.endswith((".gguf", "/")):
         return True

@@ -57,6 +57,12 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         date=store.now(),
         files=records,
     )
+    if name and not entry and name.lower() in (n.lower() for n in catalogue.load().names()):
+        raise Usage(
+            tr("{name} is a model of the catalogue already", name=repr(name)),
+            hint=tr("choose another name, or override the model in your own models.toml"),
+            code="add.taken",
+        )
     taken = next((r for r in installed.list_installed() if r.name == manifest.name and r.path != path), None)
     if taken is not None:
         raise Usage(

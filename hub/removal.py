@@ -6,10 +6,11 @@ revision or the cache-wide blob store still needs. The manifest goes last: one w
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 from glmchat.hub import installed, manifests, store
 from glmchat.hub.installed import Installed
+from glmchat.hub.manifests import Manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy
@@ -77,15 +79,25 @@ def plan_prune() -> RemovalPlan:
     rows = {r.manifest.file for r in installed.list_installed() if r.manifest}
     gone = {s.path for s in steps}
     for manifest in manifests.read_all():
-        only_half = not manifest.complete and all(
-            store.partial(manifest.repo or "", f.git_blob or f.sha256 or "") in gone
-            or not (manifest.root / f.path).exists()
-            for f in manifest.files
-        )
-        if manifest.file not in rows or (only_half and manifest.source == "hf"):
+        gone_too = not manifest.complete and manifest.source == "hf" and _nothing_stays(manifest, gone)
+        if (manifest.file not in rows or gone_too) and not _being_pulled(manifest):
             steps.append(Step("manifest", manifest.file))
     steps += [Step("manifest", path) for path in manifests.broken()]
     return RemovalPlan((), tuple(steps), sum(s.size_bytes for s in steps))
+
+
+def _nothing_stays(manifest: Manifest, gone: Collection[Path]) -> bool:
+    """True if no file of the manifest is in its place and none is left, whole or half, among the blobs."""
+    if any((manifest.root / f.path).exists() for f in manifest.files):
+        return False
+    repo, etags = manifest.repo or "", [f.git_blob or f.sha256 or "-" for f in manifest.files]
+    places = (place for e in etags for place in (store.partial(repo, e), store.blob(repo, e)))
+    return not any(place.exists() and place not in gone for place in places)
+
+
+def _being_pulled(manifest: Manifest) -> bool:
+    repo = manifest.repo
+    return repo is not None and any(store.in_use(repo, f.git_blob or f.sha256 or "-") for f in manifest.files)
 
 
 def execute(plan: RemovalPlan) -> None:
@@ -113,14 +125,10 @@ def _steps(row: Installed) -> list[Step]:
     if row.source == "path" and manifest is not None:
         return [Step("registration", manifest.file)]
     if row.source == "hf" and row.repo and row.revision:
-        if manifest is not None:
-            busy = [f for f in manifest.files if store.in_use(row.repo, f.git_blob or f.sha256 or "-")]
-            if busy:
-                raise Failed(
-                    tr("{name} is being pulled right now", name=row.name),
-                    hint=tr("stop the pull first"),
-                    code="rm.in_use",
-                )
+        if manifest is not None and _being_pulled(manifest):
+            raise Failed(
+                tr("{name} is being pulled right now", name=row.name), hint=tr("stop the pull first"), code="rm.in_use"
+            )
         snapshot = store.snapshot(row.repo, row.revision)
         if snapshot.is_dir():
             steps.append(Step("revision", snapshot, _freed(row.repo, row.revision), row.repo, row.revision))
@@ -135,15 +143,22 @@ def _steps(row: Installed) -> list[Step]:
 
 
 def _partials_of(row: Installed) -> list[Step]:
-    """Half files of this model that no other unfinished pull wants."""
+    """What a broken-off pull left of this model, half files and whole ones without a link, that no other one wants."""
     if row.manifest is None or row.repo is None:
         return []
     mine = {f.git_blob or f.sha256 for f in row.manifest.files}
     for other in manifests.read_all():
         if other.repo == row.repo and other.revision != row.revision and not other.complete:
             mine -= {f.git_blob or f.sha256 for f in other.files}
-    paths = (store.partial(row.repo, etag) for etag in sorted(e for e in mine if e))
-    return [Step("file", p, p.stat().st_size) for p in paths if p.is_file()]
+    wanted = sorted(e for e in mine if e)
+    used = _linked(store.repo_folder(row.repo))
+    paths = [store.partial(row.repo, e) for e in wanted] + [store.blob(row.repo, e) for e in wanted if e not in used]
+    return [Step("file", p, p.stat().st_size) for p in paths if p.is_file() and not p.is_symlink()]
+
+
+def _linked(repo_folder: Path) -> set[str]:
+    """Names of the blobs that some snapshot links to."""
+    return {p.readlink().name for p in repo_folder.glob("snapshots/**/*") if p.is_symlink()}
 
 
 def _strategy(repo: str, revision: str) -> DeleteCacheStrategy | None:
@@ -163,6 +178,11 @@ def _freed(repo: str, revision: str) -> int:
 
 
 def _delete_revision(step: Step) -> None:
+    # The hub's own deletion only logs what it may not delete, so that is asked before the first file goes.
+    inside = [step.path, *(p for p in step.path.rglob("*") if p.is_dir())]
+    for folder in (step.path.parent, step.path.parent.parent / "blobs", *inside):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     # A link without its blob makes the hub's scan skip the whole repository, so dead links go first.
     for place in step.path.rglob("*"):
         if place.is_symlink() and not place.exists():
@@ -204,8 +224,7 @@ def _loose_blobs() -> Iterable[Step]:
         if not os.access(folder / "blobs", os.R_OK | os.W_OK | os.X_OK):
             continue
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
-        links = (p for p in folder.glob("snapshots/**/*") if p.is_symlink())
-        used = {p.readlink().name for p in links}
+        used = _linked(folder)
         for blob in sorted((folder / "blobs").iterdir()):
             # A link leads into the cache-wide blob store, which keeps its own books.
             fresh = time.time() - blob.lstat().st_mtime < _FOREIGN_AGE

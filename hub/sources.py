@@ -157,9 +157,11 @@ def _ask(place: Endpoint, repo: str, revision: str | None) -> Listing:
 
 def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
     import httpx2
-    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub import HfApi, constants, set_client_factory
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    # Else the library asks huggingface.co about agents, once a day, whatever endpoint was named.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     set_client_factory(lambda: make_client(timeout=_TIMEOUT, follow_redirects=True))
     api = HfApi(endpoint=place.address, token=(token() or False) if place.sends_token else False)
     try:
@@ -177,7 +179,7 @@ def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
         raise _status(place, repo, error.response.status_code) from None
     except httpx2.HTTPError as error:
         raise network_error(error, place.address, code="pull.network") from None
-    except (ValueError, KeyError, TypeError, AttributeError):  # a web page, or JSON of another kind
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a web page, or JSON of another kind
         raise _nonsense(place, repo) from None
     if not isinstance(commit, str) or not is_commit(commit):
         raise _nonsense(place, repo, tr("it names no commit"))
@@ -199,7 +201,7 @@ def _from_tree(place: Endpoint, api: HfApi, repo: str, commit: str) -> tuple[Kno
     try:
         entries = [e for e in api.list_repo_tree(repo, recursive=True, revision=commit) if isinstance(e, RepoFile)]
         return tuple(_hf_file(place, repo, e.path, e.size, e.blob_id, e.lfs) for e in entries)
-    except (HfHubHTTPError, httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+    except (HfHubHTTPError, httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ()  # the names are known; files whose hash nobody knows are refused or trusted later
 
 
@@ -237,7 +239,7 @@ def _ask_modelscope(place: Endpoint, repo: str, revision: str | None) -> Listing
         files = tuple(_modelscope_file(place, repo, item) for item in listed if item.get("Type") != "tree")
     except httpx2.HTTPError as error:
         raise network_error(error, place.address, code="pull.network") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _nonsense(place, repo) from None
     return Listing(repo, wanted, files, place)
 

@@ -52,7 +52,12 @@ def ref(repo: str, name: str) -> str | None:
 
 def write_ref(repo: str, name: str, commit: str) -> None:
     path = repo_folder(repo) / "refs" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if ref(repo, name) == commit:  # nothing to write, also in a cache that only others may write
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from None
     write_whole(path, commit.encode())
 
 
@@ -76,20 +81,23 @@ def link(repo: str, commit: str, path: str, etag: str) -> None:
     """Put `snapshots/<commit>/<path>` in place as a relative link to the blob, replacing what is there."""
     place = snapshot(repo, commit) / path
     target = blob(repo, etag)
-    place.parent.mkdir(parents=True, exist_ok=True)
     relative = os.path.relpath(target, place.parent)
     if place.is_symlink() and place.readlink() == Path(relative):
         return
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        temporary.symlink_to(relative)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(relative)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
+                raise
+            # exFAT and some network shares know no links; the hub's own fallback there is the file itself
+            shutil.copyfile(target, temporary)
+        temporary.replace(place)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
-            raise disk_error(error, place) from None
-        # exFAT and some network shares know no links; the hub's own fallback there is the file itself
-        shutil.copyfile(target, temporary)
-    temporary.replace(place)
+        raise disk_error(error, place) from None
 
 
 def lock_path(repo: str, etag: str) -> Path:

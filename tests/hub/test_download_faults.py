@@ -11,6 +11,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Patience, Progress, download
+from glmchat.hub.fetch import retry_after
 
 DATA = Synthetic(1_500_000, seed=7)
 BYTES = b"".join(DATA.read(at, 1 << 20) for at in range(0, len(DATA), 1 << 20))
@@ -348,3 +349,17 @@ def test_a_failing_source_is_asked_last_for_the_files_that_follow(
     assert [one.path for one in got] == list(files), "the order of the answer is the order of the question"
     assert all(one.host in other.url for one in got)
     assert len(hub.requests) == 2, "a source that failed twice was asked again before the one that works"
+
+
+@pytest.mark.parametrize("target", ["http://[/", "http://x:99999999/", "file:///etc/passwd", "http://"])
+def test_a_redirect_to_nowhere_is_refused(target: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fault(NAME, redirect=target, times=None)
+    assert "redirects to" in refused(wanted(tmp_path, hub), Damaged).message
+
+
+def test_numbers_without_end_are_no_numbers(hub: LoopbackHub, tmp_path: Path) -> None:
+    """int() raises for more than 4300 digits, and isdigit() takes a superscript for one."""
+    hub.fault(NAME, cut_after=400_000)
+    hub.fault(NAME, total=int("9" * 4000), times=None)
+    assert "does not say which" in refused(wanted(tmp_path, hub), Damaged).message
+    assert retry_after("²") is None

@@ -111,6 +111,9 @@ def test_a_folder_named_as_a_source_is_the_model_and_serves_pulls(tmp_path: Path
         ('[[model]]\nname = "x"\nsampling = { temperature = 99.0 }\n', 3, "temperature"),
         ('[[model]]\nname = "x"\naliases = "one"\n', 3, "aliases"),
         ("[other]\na = 1\n", 1, "model"),
+        ('[[model]]\nname = ["x"]\n', 2, "name"),
+        ('[[model]]\nname = "../x"\n', 2, "name"),
+        ('[[model]]\nname = "x"\n[[model.source]]\nkind = "pypi"\nrepo = "six\\n-e ."\n', 5, "repo"),
     ],
 )
 def test_a_broken_file_names_the_file_and_the_line(text: str, line: int, words: str) -> None:
@@ -120,6 +123,12 @@ def test_a_broken_file_names_the_file_and_the_line(text: str, line: int, words: 
     assert "models.toml" in caught.value.message
     assert f"line {line}" in caught.value.message
     assert words in caught.value.message
+
+
+def test_a_file_that_is_nested_without_end_is_broken() -> None:
+    user_catalogue("a = " + "[" * 20_000)
+    with pytest.raises(Usage):
+        catalogue.load()
 
 
 def test_the_command_line_lists_what_is_known_and_exits_2_for_an_unknown_name(capsys: Any) -> None:

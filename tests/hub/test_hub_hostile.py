@@ -100,6 +100,7 @@ def listing(**changes: Any) -> dict[str, Any]:
     "body",
     [
         (200, {"Content-Type": "text/html"}, b"<html>please log in</html>"),
+        (200, {"Content-Type": "application/json"}, b"[" * 100_000),
         as_json([1, 2]),
         as_json({"id": "a/b", "siblings": []}),
         as_json(listing(sha="../../../etc")),
@@ -163,6 +164,18 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(
         _, out, err = glmchat(capsys, "pull", "other/model", "--endpoint", address)
     assert seen and all("authorization" not in one for one in seen)
     assert SECRET not in out + err
+
+
+def test_with_an_endpoint_the_hub_library_asks_nobody_else_and_tells_nothing_of_this_machine(
+    loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    loopback_hub.add("tiny/model", {"config.json": CONFIG, "model.safetensors": b"w"})
+    assert glmchat(capsys, "pull", "tiny/model", "--endpoint", loopback_hub.url)[0] == 0
+    assert not any("torch/" in one.headers.get("user-agent", "") for one in loopback_hub.requests)
+    assert not any("agent-harnesses" in one.path for one in loopback_hub.requests)
 
 
 def test_a_token_is_in_no_error_message(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -25,6 +25,7 @@ from loopback_hub import LoopbackHub, Synthetic
 from glmchat.core import locations
 from glmchat.hub import installed, manifests, store
 from glmchat.hub.find import find_installed
+from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.references import parse
 
 WEIGHTS = Synthetic(1_000_000, 7)
@@ -84,6 +85,35 @@ def test_a_half_download_can_be_removed(hub: LoopbackHub, capsys: Any) -> None:
     assert manifests.read_all() == []
 
 
+def test_rm_takes_the_whole_files_of_a_half_download_too(hub: LoopbackHub, capsys: Any) -> None:
+    """Links are made when all files are here, so what a kill leaves is mostly whole blobs that nothing links to."""
+    hub.add("tiny/model", {"config.json": CONFIG, "model.safetensors": WEIGHTS})
+    hub.fault("config.json", status=404, times=None)
+    assert glmchat(capsys, "pull", "tiny/model")[0] == 1
+    whole = store.blob("tiny/model", hub.file("tiny/model", "model.safetensors").sha256)
+    store.partial("tiny/model", whole.name).unlink(missing_ok=True)
+    whole.write_bytes(b"w" * len(WEIGHTS))
+    assert [(r.complete, r.size_bytes >= len(WEIGHTS)) for r in installed.list_installed()] == [(False, True)]
+    assert glmchat(capsys, "prune", "--yes")[0] == 0
+    assert len(manifests.read_all()) == 1  # it describes bytes that stay
+    assert glmchat(capsys, "rm", "tiny/model", "--yes")[0] == 0
+    assert not whole.exists()
+    assert installed.list_installed() == []
+
+
+def test_rm_says_what_it_may_not_delete_and_forgets_nothing(
+    hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own deletion logs a refusal and returns as if all were well. (root may do anything, so it is acted.)"""
+    commit = pulled(hub, capsys)
+    blobs = store.repo_folder("tiny/model") / "blobs"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != blobs)
+    code, _, err = glmchat(capsys, "rm", "tiny/model", "--yes")
+    assert code == 1 and "freed" not in err
+    assert (store.snapshot("tiny/model", commit) / "model.safetensors").exists()
+    assert [r.complete for r in installed.list_installed()] == [True]
+
+
 def test_rm_mends_a_repository_with_a_dead_link_on_its_way(hub: LoopbackHub, capsys: Any) -> None:
     """A link without its blob makes huggingface_hub's scan skip the repository; rm must still get rid of it."""
     commit = pulled(hub, capsys)
@@ -107,6 +137,20 @@ def test_a_manifest_without_its_blobs_counts_as_not_installed(hub: LoopbackHub, 
     assert manifests.read_all() == []
 
 
+def test_json_that_is_nested_without_end_is_broken_and_nothing_more(hub: LoopbackHub, capsys: Any) -> None:
+    deep = "[" * 100_000
+    pulled(hub, capsys, config=deep.encode())
+    (locations.manifests_dir() / "deep.json").write_text(deep)
+    assert glmchat(capsys, "list")[0] == 0
+    assert glmchat(capsys, "verify", "tiny/model")[0] == 0
+    (locations.data_dir() / "aliases.json").write_text(deep)
+    assert glmchat(capsys, "list")[0] == 0
+    assert glmchat(capsys, "alias")[0] == 3
+    lock = locations.data_dir() / "deep.lock"
+    lock.write_text(deep)
+    assert glmchat(capsys, "pull", "--locked", str(lock))[0] == 3
+
+
 def test_prune_takes_what_nothing_refers_to_and_nothing_else(hub: LoopbackHub, capsys: Any) -> None:
     pulled(hub, capsys)
     blobs = store.repo_folder("tiny/model") / "blobs"
@@ -126,7 +170,7 @@ def test_prune_takes_what_nothing_refers_to_and_nothing_else(hub: LoopbackHub, c
     assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
 
 
-def test_prune_leaves_a_running_pull_alone(hub: LoopbackHub, capsys: Any) -> None:
+def test_prune_leaves_a_running_pull_alone(hub: LoopbackHub, capsys: Any, tmp_path: Path) -> None:
     from filelock import FileLock
 
     half = store.partial("tiny/model", "1" * 64)
@@ -134,9 +178,14 @@ def test_prune_leaves_a_running_pull_alone(hub: LoopbackHub, capsys: Any) -> Non
     half.write_bytes(b"h" * 500)
     lock = store.lock_path("tiny/model", "1" * 64)
     lock.parent.mkdir(parents=True)
+    record = FileRecord("model.safetensors", 900, "1" * 64)
+    manifest = Manifest("tiny/model", "model", "hf", tmp_path, "tiny/model", "a" * 40, complete=False, files=(record,))
+    manifests.write(manifest)
     with FileLock(lock):
         assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
     assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["bytes_freed"] == 500
+    assert glmchat(capsys, "prune", "--yes")[0] == 0
+    assert manifests.read_all() == []
 
 
 def model_folder(path: Path, weights: bytes = b"w" * 100) -> Path:
@@ -159,6 +208,17 @@ def test_add_registers_a_folder_without_copying_and_rm_only_forgets_it(tmp_path:
     assert "stays" in err
     assert (folder / "model.safetensors").exists()
     assert installed.list_installed() == []
+
+
+def test_a_folder_whose_name_is_no_utf8_is_added_and_found(tmp_path: Path, capsys: Any) -> None:
+    folder = model_folder(tmp_path / os.fsdecode(b"bad\xff"))
+    assert glmchat(capsys, "add", str(folder), "--name", "latin")[0] == 0
+    found = find_installed(parse("latin"))
+    assert found is not None and found.path == folder
+
+
+def test_a_name_of_the_catalogue_is_not_given_to_another_model(tmp_path: Path, capsys: Any) -> None:
+    assert glmchat(capsys, "add", str(model_folder(tmp_path / "m")), "--name", "SmolLM2")[0] == 2
 
 
 def test_add_recognises_a_known_revision_by_its_bytes(tmp_path: Path, capsys: Any) -> None:
@@ -244,6 +304,9 @@ def test_a_lock_file_brings_the_same_bytes_elsewhere(
     assert store.ref("tiny/model", "main") is None
 
 
+PACKAGE = {"kind": "pypi", "repo": "six", "revision": "1.16.0", "sha256": "0" * 64, "member": "six.py"}
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -253,6 +316,12 @@ def test_a_lock_file_brings_the_same_bytes_elsewhere(
         (lambda d: d["models"][0]["source"].update(repo="../../x/y"), 2),
         (lambda d: d.update(format=9), 3),
         (lambda d: d["models"].append({}), 3),
+        (lambda d: d["models"][0]["files"][0].update(size=float("inf")), 3),
+        (lambda d: d["models"][0].update(family=3), 3),
+        (lambda d: d["models"][0].update(source=PACKAGE, name="../../outside"), 2),
+        (lambda d: d["models"][0].update(source={**PACKAGE, "repo": "six\n--index-url=http://127.0.0.1:9/"}), 3),
+        (lambda d: d["models"][0].update(source={**PACKAGE, "revision": "1 --no-index"}), 3),
+        (lambda d: d["models"][0].update(source={**PACKAGE, "sha256": None}), 3),
     ],
 )
 def test_a_lock_file_that_was_tampered_with_is_refused(

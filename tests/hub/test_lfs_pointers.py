@@ -175,6 +175,7 @@ def test_the_catalogues_hashes_tell_which_model_a_pointer_belongs_to(
         ("../b", None),
         ("file:///srv/b", None),
         ("ext::sh -c evil", None),
+        ("http://[::1/a", None),
     ],
 )
 def test_a_remote_is_an_address_without_its_password(remote: str, address: str | None) -> None:

@@ -162,6 +162,28 @@ def test_no_path_leads_out_of_the_listing(server: MirrorServer, path: str) -> No
     assert status in (403, 404) and b"root:" not in body and b'"format"' not in body
 
 
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("http://[/x", {}, 400),
+        ("/tiny/model/resolve/main/config.json", {"range": "bytes=0-" + "9" * 5000}, 200),
+        ("/tiny/model/resolve/main/config.json", {"range": "bytes=-" + "9" * 5000}, 200),
+    ],
+)
+def test_a_request_that_is_nonsense_is_answered(
+    server: MirrorServer, target: str, headers: dict[str, str], status: int
+) -> None:
+    assert server.protocol.answer("GET", target, headers).status == status
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"[" * 100_000, 404), (b'{"paths": 3}', 200), (b'{"paths": null}', 200)])
+def test_a_body_that_is_nonsense_is_answered(server: MirrorServer, body: bytes, status: int) -> None:
+    answer = server.protocol.answer(
+        "POST", "/api/models/tiny/model/paths-info/main", {"content-type": "application/json"}, body
+    )
+    assert answer.status == status
+
+
 def test_a_link_that_points_outside_is_not_served(server: MirrorServer, mirror: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(FILES["config.json"])  # type: ignore[arg-type]
