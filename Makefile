@@ -18,6 +18,7 @@ WHEEL_VENV := .test-cache/wheel-venv
 
 chat: $(VENV)/installed
 	@$(BIN)/glmchat list -q | grep -qx smollm2 || $(BIN)/glmchat pull smollm2
+	@echo "The command is $(BIN)/glmchat; after '. $(BIN)/activate' it is glmchat. 'glmchat run -c' goes on with the last conversation."
 	@$(BIN)/glmchat
 
 test: check wheel-test

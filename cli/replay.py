@@ -88,7 +88,7 @@ def sampling_changes(given: list[str]) -> dict[str, Any]:
 def _described(plan: ReplayPlan) -> str:
     reused = sum(int(s.facts.get("cached_n") or 0) for s in plan.stretches)
     return tr(
-        "{model}: {tokens} tokens in {stretches} stretches; of the prompts {read} tokens were read, {reused} reused",
+        "{model}: {tokens} tokens, stretches: {stretches}; of the prompts {read} tokens were read, {reused} reused",
         model=one_line(plan.model or "?"),
         tokens=plan.tokens,
         stretches=len(plan.stretches),
