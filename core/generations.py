@@ -22,13 +22,15 @@ _MODELS = {
     65024: "ChatGLM2-6B or ChatGLM3-6B",
     151552: "GLM-4",
 }
+_LONG = {16: "chatglm2", 50: "chatglm3"}  # rope_ratio of chatglm2-6b-32k and of chatglm3-6b-32k, as published
 
 
 def generation(config: Mapping[str, Any]) -> str:
     """A key of WORDS; "first" and "slim" are the two of ChatGLM-6B. Never raises.
 
-    ChatGLM2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what the repository's
-    own files say: the name in config.json, else the library version it was written with (4.27 and 4.30).
+    ChatGLM2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what config.json says
+    of itself: a name, the repository of its code (which a fine-tune keeps), the rope_ratio of the two published 32k
+    models, else the library version it was written with (4.27 and 4.30).
     """
     if "multi_query_attention" not in config and "padded_vocab_size" not in config:
         vocabulary = _whole(config.get("vocab_size"))
@@ -36,14 +38,17 @@ def generation(config: Mapping[str, Any]) -> str:
         return "first" if early else "slim"
     if (_whole(config.get("padded_vocab_size")) or _whole(config.get("vocab_size")) or 0) > GLM4_ENDOFTEXT:
         return "glm4"
-    named = f"{config.get('_name_or_path', '')} {config.get('name_or_path', '')}".lower()
-    for family in ("chatglm3", "chatglm2"):
-        if family in named:
-            return family
+    names = f"{config.get('_name_or_path', '')} {config.get('name_or_path', '')}", f"{config.get('auto_map', '')}"
+    for named in map(str.lower, names):
+        for family in ("chatglm3", "chatglm2"):
+            if family in named:
+                return family
+    ratio = config.get("rope_ratio")
+    if isinstance(ratio, int | float) and ratio in _LONG:
+        return _LONG[ratio]
     version = str(config.get("transformers_version", "")).split(".")
-    if "rope_ratio" not in config and len(version) > 1 and version[0] == "4" and version[1].isdigit():
-        return "chatglm2" if int(version[1]) < 30 else "chatglm3"
-    return "chatglm3"
+    early = len(version) > 1 and version[0] == "4" and version[1].isdigit() and int(version[1]) < 30
+    return "chatglm2" if early else "chatglm3"
 
 
 def _whole(value: object) -> int | None:

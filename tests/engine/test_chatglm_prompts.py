@@ -253,6 +253,13 @@ def test_two_and_three_are_told_apart_by_what_config_json_says() -> None:
     assert generation({**base, "_name_or_path": "output/run-7", "transformers_version": "4.27.1"}) == "chatglm2"
     assert generation({**base, "_name_or_path": "output/run-7", "transformers_version": "4.30.2"}) == "chatglm3"
     assert generation({**base, "padded_vocab_size": 151552}) == "glm4"
+    unnamed = {**base, "_name_or_path": "output/run-7", "transformers_version": "4.40.0"}
+    assert generation({**unnamed, "rope_ratio": 16}) == "chatglm2", "chatglm2-6b-32k draws its positions together"
+    assert generation({**unnamed, "rope_ratio": 50}) == "chatglm3"
+    code = {"AutoConfig": "THUDM/chatglm2-6b--configuration_chatglm.ChatGLMConfig"}
+    assert generation({**unnamed, "auto_map": code}) == "chatglm2"
+    assert generation({**unnamed, "rope_ratio": 4, "transformers_version": "4.27.1"}) == "chatglm2"
+    assert generation({**unnamed, "rope_ratio": [16]}) == "chatglm3"
 
 
 def test_the_first_generation_ends_at_its_own_eop_whatever_generation_config_says(
