@@ -73,6 +73,9 @@ def add(
         _check(adapter, facts, model)
         facts["checked_against"] = {"name": model.name, "repo": model.repo, "revision": model.revision}
         facts["checked_against"]["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
+    from glmchat.engine.adapters.check import check_numbers
+
+    check_numbers(adapter)
     row = _keep(name or adapters.suggested_name(path, origin.repo), path, adapter, facts, origin)
     if as_json:
         output.json_line(adapters.to_json(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import GlmchatError, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, manifests, store
@@ -30,8 +30,19 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
     if reference.path is not None:
         row = _at_path(reference)
         return _copy_of(row, reference.quant) if reference.quant else row
-    rows = [r for r in list_installed() if r.kind != "adapter" and (r.complete or incomplete)]
-    return _pick(reference, rows, catalogue.load())
+    here = list_installed()
+    rows = [r for r in here if r.kind != "adapter" and (r.complete or incomplete)]
+    try:
+        return _pick(reference, rows, catalogue.load())
+    except UnknownModel:
+        name = next((r.name for r in here if r.kind == "adapter" and r.name == reference.name), None)
+        if name is None:
+            raise
+        raise UnknownModel(
+            tr("{name} is an adapter, no model", name=one_line(name, 80)),
+            hint=tr("glmchat run MODEL --adapter {name}; glmchat adapters show {name}, rm {name}", name=name),
+            code="model.adapter",
+        ) from None
 
 
 def _pick(reference: Reference, rows: Sequence[Installed], known: Catalogue) -> Installed | None:

@@ -14,6 +14,7 @@ from glmchat.core.model_names import BESIDE
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import open_tensors
 from glmchat.engine.adapters.settings import LoraSettings, parse_lora
+from glmchat.engine.adapters.soundness import check_lora
 
 if TYPE_CHECKING:
     from glmchat.engine.weights import WeightSource
@@ -128,6 +129,7 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
         return _thudm(found)
     if any(".lora_" in name for name in names):
         settings = parse_lora(config, alpha)
+        check_lora(tensors.shapes(), settings)
         form = "merged-linear" if settings.enable else "peft" if config else "raw"
         return Adapter(**found, kind="lora", form=form, lora=settings)
     raise Usage(

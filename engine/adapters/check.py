@@ -8,11 +8,12 @@ import torch
 
 from glmchat.core.errors import Usage
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import Adapter
+from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
 from glmchat.engine.adapters.identity import refuse_other_base
 from glmchat.engine.adapters.lora import match
 from glmchat.engine.adapters.prefix_tuning import check_prefix
+from glmchat.engine.adapters.soundness import require_finite
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 
@@ -28,6 +29,16 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
         check_prefix(adapter, checkpoint.spec, model)
     refuse_other_base(adapter, checkpoint)
     return checkpoint
+
+
+def check_numbers(adapter: Adapter) -> None:
+    """Raise Damaged for a tensor of the adapter that is not finite: reads them all, one at a time."""
+    for name in adapter.tensors.shapes():
+        if adapter.form == "thudm" and not name.startswith(PREFIX):
+            continue  # the rest of an older full checkpoint
+        stored = adapter.tensors.read(name)
+        if isinstance(stored, torch.Tensor):
+            require_finite(name, stored)
 
 
 def outline(checkpoint: Checkpoint) -> LanguageModel:

@@ -15,24 +15,11 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter
 from glmchat.engine.adapters.settings import LoraSettings
+from glmchat.engine.adapters.soundness import Names, changed_shape, require_finite, split_name
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
-_KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
-_WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pretrained_model.")
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")
 _HEADS = ("lm_head", "output_layer")
-
-
-@dataclass(slots=True)
-class Names:
-    """Where the parts of one layer's change stand in the file."""
-
-    tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B", "lora_B.bias", … -> tensor name
-    replaced: dict[str, str] = field(default_factory=dict)  # "weight", "bias" -> tensor name
-
-    @property
-    def is_embedding(self) -> bool:
-        return "lora_embedding_A" in self.tensors
 
 
 @dataclass(slots=True)
@@ -69,13 +56,12 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
     found: dict[str, Names] = {}
     strangers: list[str] = []
     for name in shapes:
-        module, kind = _split(name)
+        module, kind = split_name(name)
         place = _place(module, modules)
         if place is None or kind is None:
             strangers.append(name)
             continue
-        names = found.setdefault(place, Names())
-        (names.tensors if kind.startswith("lora_") else names.replaced)[kind] = name
+        found.setdefault(place, Names()).add(kind, name)
     if strangers:
         raise Usage(
             f"{len(strangers)} of the adapter's {len(shapes)} tensors belong to no layer of this model: "
@@ -84,44 +70,13 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
             code="adapter.names",
         )
     for place, names in found.items():
-        _check_pairs(place, names)
         _check_shapes(place, names, modules[place], shapes, settings)
     _check_complete(found, modules, settings)
     return found
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight" or "bias"."""
-    for wrapper in _WRAPPERS:
-        name = name.rpartition(wrapper)[2] if wrapper == "base_model.model." else name.removeprefix(wrapper)
-    parts = [p for p in name.split(".") if p not in ("base_layer",)]
-    for index, part in enumerate(parts):
-        if part in _KINDS:
-            tail = parts[index + 1 :]
-            if len(tail) > 2:
-                return name, None
-            return ".".join(parts[:index]), f"{part}.bias" if tail and tail[-1] == "bias" else part
-    if "modules_to_save" in parts:
-        index = parts.index("modules_to_save")
-        parts = parts[:index] + parts[-1:]
-    if "original_module" in parts or parts[-1] not in ("weight", "bias"):
-        return name, None
-    return ".".join(parts[:-1]), parts[-1]
-
-
 def _place(name: str, modules: Modules) -> str | None:
     return next((prefix + name for prefix in _PREFIXES if prefix + name in modules), None)
-
-
-def _check_pairs(place: str, names: Names) -> None:
-    for one, other in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
-        if (one in names.tensors) != (other in names.tensors):
-            there, lacking = (one, other) if one in names.tensors else (other, one)
-            raise Damaged(
-                f"the adapter holds {there} of {one_line(place, 120)} and lacks its {lacking}",
-                hint="the file is incomplete: fetch it again",
-                code="adapter.incomplete",
-            )
 
 
 def _check_shapes(
@@ -140,7 +95,12 @@ def _check_shapes(
                 hint="the adapter was trained on a model of another family",
                 code="adapter.names",
             )
-        _check_factors(place, a, b, out, width, settings)
+        if (found := changed_shape(place, a, b, settings)) != (out, width):
+            raise Usage(
+                f"the adapter changes {one_line(place, 120)} of {list(found)}, here it is [{out}, {width}]",
+                hint=f"it was trained on a model of hidden size {a[1]}",
+                code="adapter.shape",
+            )
     for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
         if kind in names.tensors and _count(shapes[names.tensors[kind]]) != wanted:
             raise _misshapen(place, kind, shapes[names.tensors[kind]], (wanted,))
@@ -150,44 +110,6 @@ def _check_shapes(
             continue
         if expected != shapes[name]:
             raise _misshapen(place, parameter, shapes[name], expected or ())
-
-
-def _check_factors(
-    place: str, a: tuple[int, ...], b: tuple[int, ...], out: int, width: int, settings: LoraSettings
-) -> None:
-    if settings.enable is not None:
-        blocks, groups = len(settings.enable), sum(settings.enable)
-        rank = a[0] // groups if len(a) == 2 and groups else 0
-        fits = groups and out % blocks == 0 and a == (rank * groups, width) and b[:2] == (out // blocks * groups, rank)
-        if not fits or not rank or (len(b) == 3 and b[2] != 1) or len(b) > 3:
-            raise _misshapen(place, "lora_B of the blocks in enable_lora", b, (out // blocks * groups, rank))
-    else:
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-            raise Damaged(
-                f"A {list(a)} and B {list(b)} of {one_line(place, 120)} do not multiply",
-                hint="the ranks of the two differ: the file is damaged, or of two trainings",
-                code="adapter.rank",
-            )
-        if (b[0], a[1]) != (out, width):
-            raise Usage(
-                f"the adapter changes {one_line(place, 120)} of [{b[0]}, {a[1]}], here it is [{out}, {width}]",
-                hint=f"it was trained on a model of hidden size {a[1]}",
-                code="adapter.shape",
-            )
-        rank = a[0]
-    declared = settings.rank_of(place)
-    if declared is not None and declared != rank:
-        raise Damaged(
-            f"adapter_config.json says rank {declared}, {one_line(place, 120)} has {rank}",
-            hint="configuration and weights are of two different trainings",
-            code="adapter.rank",
-        )
-    if not 0 < rank <= min(out, width):
-        raise Damaged(
-            f"a rank of {rank} for {one_line(place, 120)} of [{out}, {width}]",
-            hint="no LoRA is like this: the file is damaged",
-            code="adapter.rank",
-        )
 
 
 def _check_complete(found: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
@@ -292,10 +214,5 @@ def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> 
             f"{one_line(name, 120)} holds no numbers of an adapter", hint="fetch it again", code="adapter.dtype"
         )
     tensor = tensor.to(device=device, dtype=tensor.dtype if keep else torch.float32, copy=True).contiguous()
-    if not bool(torch.isfinite(tensor).all()):
-        raise Damaged(
-            f"{one_line(name, 120)} holds numbers that are not finite (NaN or infinity)",
-            hint="the training broke: use an earlier checkpoint",
-            code="adapter.not_finite",
-        )
+    require_finite(name, tensor)
     return tensor

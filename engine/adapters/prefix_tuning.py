@@ -14,6 +14,7 @@ from torch import nn
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
+from glmchat.engine.adapters.soundness import require_finite
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel, ModelSpec
 from glmchat.engine.models.prefix import PrefixedModel
@@ -126,12 +127,7 @@ def read_prefix(adapter: Adapter, spec: ModelSpec, device: str) -> torch.Tensor:
 def _tensor(adapter: Adapter, name: str) -> torch.Tensor:
     stored = adapter.tensors.read(name)
     tensor = (stored if isinstance(stored, torch.Tensor) else stored.dequantise()).float()
-    if not bool(torch.isfinite(tensor).all()):
-        raise Damaged(
-            f"{name} holds numbers that are not finite (NaN or infinity)",
-            hint="the training broke: use an earlier checkpoint",
-            code="adapter.not_finite",
-        )
+    require_finite(name, tensor)
     return tensor.clone()
 
 

@@ -16,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.cli.adapters import add
+from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.core.model_names import canonical, other_model
 from glmchat.engine import Engine
+from glmchat.hub.adapters import list_adapters
 
 IDS = [1, 40, 77, 105, 9]
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -266,6 +268,17 @@ def test_the_medical_lora_of_smollm_is_refused_on_smollm2_by_name(shared: Path, 
     assert "the model here is SmolLM2-135M-Instruct" in caught.value.message
     assert "--force" in caught.value.hint
     assert engine.attach(folder, "medical", force=True).forced
+
+
+@pytest.mark.parametrize("make", [wrong_rank, ranks_apart, missing_b, stretched_storage, not_a_number])
+def test_what_no_model_could_take_never_comes_into_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path / "home"))
+    make(tmp_path / "adapter")
+    with pytest.raises(Damaged):
+        add(str(tmp_path / "adapter"))
+    assert list_adapters() == []
 
 
 @pytest.mark.parametrize(
