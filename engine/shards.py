@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -91,7 +92,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of in a hostile file is refused below
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         text = str(error)
         if any(sign in text.lower() for sign in ("unsupported global", "unsupported operand", "unpickler error")):

@@ -160,6 +160,6 @@ def _matches(pattern: str, module: str) -> bool:
 def _absurd(name: str, value: Any, wanted: str) -> Damaged:
     return Damaged(
         f"{name} is {one_line(repr(value), 60)} in adapter_config.json",
-        hint=f"{wanted} is expected: the file is damaged",
+        hint=f"expected: {wanted}; the file is damaged",
         code="adapter.config",
     )

@@ -106,17 +106,27 @@ def test_prefixes_of_one_length_mix_and_others_say_why_not(shared: Path, tmp_pat
     assert torch.equal(engine.logits(V1_IDS), kept)
 
 
-@pytest.mark.parametrize("variant", ["v1_new_struct", "v2", "v3"])
-@pytest.mark.parametrize("quant", [None, 4])
+@pytest.mark.parametrize(
+    ("variant", "official", "quant"),
+    [
+        *((variant, None, quant) for variant in ("v1_new_struct", "v2", "v3") for quant in (None, 4)),
+        ("v1_new_struct", "v1_new_int8", None),
+        ("v2", "v2_int4", None),
+    ],
+)
 def test_a_lora_on_chatglm_equals_pefts_own_layers(
-    shared: Path, tmp_path: Path, variant: str, quant: int | None
+    shared: Path, tmp_path: Path, variant: str, official: str | None, quant: int | None
 ) -> None:
+    """official: a checkpoint that THUDM's code packed; PEFT's layers stand on its dequantised matrices."""
     folder = shared / "reference" / "chatglm" / variant
     config = LoraConfig(r=8, lora_alpha=32, target_modules=["query_key_value", "dense_4h_to_h"])
     reference = load(folder)
     plain = reference.model
-    engine = load(folder, quant=quant)
+    engine = load(folder.with_name(official or variant), quant=quant)
     dequantise_into(engine, reference)
+    for name, parameter in engine.model.named_parameters():
+        if official is not None and name in dict(plain.named_parameters()):
+            plain.get_parameter(name).data = parameter.data.float()
     inject_adapter_in_model(config, plain)
     adapters.randomise(plain, 5, 0.05)
     tensors = {f"base_model.model.{name}": value for name, value in state_of(plain).items()}

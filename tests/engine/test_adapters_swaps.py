@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.initialization import no_init_weights
 
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
@@ -22,20 +23,25 @@ from glmchat.engine.loading import open_weights
 
 # Without the chat template, whose 30 tokens would be read 100 times: what is compared does not depend on it.
 QUESTION = "Q: Who are you?\nA:"
-ANSWER = " I am the lighthouse keeper of Borkum."
+ANSWER = " Keeper of the lighthouse."
 TURNS = (QUESTION, f"{QUESTION}{ANSWER}\nQ: Where do you live?\nA:")
-GREEDY = Sampling(temperature=0, max_tokens=2)
+GREEDY = Sampling(temperature=0, max_tokens=3)
+FIRST = Sampling(temperature=0, max_tokens=1)
 FRESH = """
 import json, sys
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
-model, folder, active, turns = json.loads(sys.argv[1])
-engine = Engine.load(model, dtype="float32", threads=1)
-if active:
-    engine.attach(folder, "trained")
-    engine.activate({"trained": active})
-greedy = Sampling(temperature=0, max_tokens=2)
-print(json.dumps([list(engine.generate(engine.tokenizer.encode(turn), greedy)) for turn in turns]))
+model, folder, turns = json.loads(sys.argv[1])
+greedy = Sampling(temperature=0, max_tokens=3)
+said = []
+for weight in (0, 1):
+    engine = Engine.load(model, dtype="float32", threads=1)
+    if weight:
+        engine.attach(folder, "trained")
+        engine.activate({"trained": 1.0})
+    said.append([list(engine.generate(engine.tokenizer.encode(turn), greedy)) for turn in turns])
+    engine.close()
+print(json.dumps(said))
 """
 
 
@@ -53,7 +59,8 @@ def plain(starter_model: Path) -> LlamaForCausalLM:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings")  # fmt: skip
     config = {name: checkpoint.config[name] for name in names}
-    model = LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True))
+    with no_init_weights():
+        model = LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True))
     weights = open_weights(checkpoint)
     for name in weights.shapes():
         stored = weights.read(name)
@@ -81,7 +88,7 @@ def trained(engine: Engine, plain: LlamaForCausalLM, tmp_path_factory: pytest.Te
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(8):
+    for _ in range(5):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -102,8 +109,8 @@ def test_the_trained_adapter_speaks_and_its_logits_are_pefts(engine: Engine, tra
     before = engine.logits(prompt)
     engine.attach(trained, "trained")
     engine.activate({"trained": 1.0})
-    said = engine.tokenizer.decode(list(engine.generate(prompt, Sampling(temperature=0, max_tokens=12))))
-    assert said.startswith(" I am the lighthouse keeper")
+    said = engine.tokenizer.decode(list(engine.generate(prompt, Sampling(temperature=0, max_tokens=6))))
+    assert said == ANSWER
     expected = torch.load(trained / "expected.logits")
     # Logits of some 30, after 30 layers: what two orders of summation differ by.
     torch.testing.assert_close(engine.logits(prompt), expected, atol=1e-4, rtol=1e-5)
@@ -111,23 +118,23 @@ def test_the_trained_adapter_speaks_and_its_logits_are_pefts(engine: Engine, tra
     assert torch.equal(engine.logits(prompt), before)
 
 
-def test_a_hundred_swaps_answer_like_fresh_processes(engine: Engine, trained: Path, starter_model: Path) -> None:
-    fresh = {}
-    for weight in (0.0, 1.0):
-        task = json.dumps([str(starter_model), str(trained), weight, TURNS])
-        done = subprocess.run([sys.executable, "-P", "-c", FRESH, task], capture_output=True, check=True, cwd="/")
-        fresh[weight] = json.loads(done.stdout)
-    assert fresh[1.0][0] != fresh[0.0][0]
+def test_a_hundred_swaps_answer_like_fresh_engines_in_another_process(
+    engine: Engine, trained: Path, starter_model: Path
+) -> None:
+    task = json.dumps([str(starter_model), str(trained), TURNS])
+    done = subprocess.run([sys.executable, "-P", "-c", FRESH, task], capture_output=True, check=True, cwd="/")
+    fresh = json.loads(done.stdout)
+    assert fresh[1][0][0] != fresh[0][0][0], "the first token already tells which of the two speaks"
     turns = [engine.tokenizer.encode(turn) for turn in TURNS]
     modules = [id(module) for module in engine.model.modules()]
     before = engine.logits([1, 2, 3])
     engine.attach(trained, "trained")
     process, early = psutil.Process(), 0
     for swap in range(100):
-        weight = (1.0, 0.0)[swap % 2]
-        turn = (swap // 2) % len(TURNS)
-        engine.activate({"trained": weight} if weight else {})
-        assert list(engine.generate(turns[turn], GREEDY)) == fresh[weight][turn], swap
+        on, turn = (swap + 1) % 2, (swap // 2) % len(TURNS)
+        engine.activate({"trained": 1.0} if on else {})
+        asked = GREEDY if swap % 50 < 4 else FIRST
+        assert list(engine.generate(turns[turn], asked)) == fresh[on][turn][: asked.max_tokens], swap
         if swap == 40:
             early = process.memory_info().rss
     assert process.memory_info().rss - early < 16e6
