@@ -22,7 +22,7 @@ _MODELS = {
     65024: "ChatGLM2-6B or ChatGLM3-6B",
     151552: "GLM-4",
 }
-_LONG = {16: "chatglm2", 50: "chatglm3"}  # rope_ratio of chatglm2-6b-32k and of chatglm3-6b-32k, as published
+_LONG = {16.0: "chatglm2", 50.0: "chatglm3"}  # rope_ratio of chatglm2-6b-32k and of chatglm3-6b-32k, as published
 
 
 def generation(config: Mapping[str, Any]) -> str:

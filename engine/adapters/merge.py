@@ -17,7 +17,8 @@ from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
 from glmchat.engine.adapters.check import check_against, outline
-from glmchat.engine.adapters.lora import Change, Names, match, read_changes
+from glmchat.engine.adapters.lora import Change, match, read_changes
+from glmchat.engine.adapters.soundness import Names
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import match_names, open_weights
 from glmchat.engine.quantize.companions import write_companions
