@@ -14,7 +14,7 @@ from glmchat.chat.history import History, title_from
 from glmchat.chat.records import CLEAR, UNFINISHED, ConversationSettings, State, StoredMessage, Tree
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import one_line, short_name
 
 Format = Literal["markdown", "json", "text"]
 SUFFIXES: Mapping[str, Format] = {".md": "markdown", ".markdown": "markdown", ".json": "json", ".txt": "text"}
@@ -121,7 +121,18 @@ def _text(tree: Tree) -> str:
 
 def _speaker(message: StoredMessage) -> str:
     names = {"user": tr("You"), "assistant": tr("Assistant"), "system": tr("System prompt")}
-    return names.get(message.role, message.role)
+    name = names.get(message.role, message.role)
+    return f"{name} ({who})" if message.role == "assistant" and (who := answered_by(message)) else name
+
+
+def answered_by(message: StoredMessage, otherwise: str = "") -> str:
+    """The model, or `otherwise` where it was not recorded, and its adapters: "smollm2 + poet:0.5"."""
+    from glmchat.chat.adapters_choice import shown  # here, because a list of conversations needs none of the hub
+
+    model = str(message.details.get("model") or otherwise)
+    told = [a for a in message.details.get("adapters") or () if isinstance(a, dict)]
+    adapters = [shown(str(a.get("name")), float(a.get("scale") or 1), forced=a.get("forced") is True) for a in told]
+    return " + ".join([short_name(model), *adapters]) if model else ""
 
 
 def state_word(state: str) -> str:

@@ -39,6 +39,11 @@ def one_line(text: str, limit: int = 200) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def short_name(model: str) -> str:
+    """A model's name where there is little room: a folder's own name instead of its path."""
+    return one_line(model.rsplit("/", 1)[-1] if model.startswith("/") else model, 40)
+
+
 def human_bytes(count: int | float) -> str:
     """98362432 -> "98.4 MB" (powers of ten, as disks and hubs count)."""
     size = float(count)

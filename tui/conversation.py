@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
 from glmchat.tui.turns import State, Turn
 from glmchat.tui.wrapping import rows
 
@@ -56,12 +55,9 @@ def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], u
 
 def speaker(session: ChatSession, message: StoredMessage) -> str:
     """Who answered: the model, and its adapters."""
-    name = one_line(str(message.details.get("model") or session.identity.model or tr("model")), 40)
-    from glmchat.chat.adapters_choice import shown
+    from glmchat.chat.transcript import answered_by  # it brings the database
 
-    told = [a for a in message.details.get("adapters") or () if isinstance(a, dict)]
-    adapters = [shown(str(a.get("name")), float(a.get("scale") or 1), forced=a.get("forced") is True) for a in told]
-    return " + ".join([name, *adapters])
+    return answered_by(message, session.identity.model or tr("model"))
 
 
 def state_note(message: StoredMessage) -> str:

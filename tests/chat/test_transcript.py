@@ -35,6 +35,13 @@ def test_markdown_holds_the_open_branch_with_its_marks(tree: Tree) -> None:
     assert "other" not in text and "delete me" not in text
 
 
+def test_an_export_says_which_model_and_adapters_answered_and_what_was_forced(history: History, tree: Tree) -> None:
+    adapters = [{"name": "poet", "scale": 0.5}, {"name": "medical", "scale": 1.0, "forced": True}]
+    history.append(tree, "assistant", "Yes.", details={"model": "/srv/models/qwen:int4", "adapters": adapters})
+    who = "Assistant (qwen:int4 + poet:0.5 + medical (forced))"
+    assert f"## {who}\n" in export(tree, "markdown") and f"{who}:\n" in export(tree, "text")
+
+
 def test_text_is_plain(tree: Tree) -> None:
     text = export(tree, "text")
     assert "You:\n什么是\n量化？\n" in text and "half [stopped]" in text and "#" not in text

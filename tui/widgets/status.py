@@ -9,7 +9,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.text import human_bytes, one_line, short_name
 from glmchat.tui.theme import PALETTES, Palette
 
 _BAR = 8
@@ -58,8 +58,7 @@ class StatusLine(Widget):
 def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     """The row for a width. Lower ranks stay longest."""
     f, p = facts, palette
-    model = one_line(f.model or "", 200)
-    model = one_line(model.rsplit("/", 1)[-1] if model.startswith("/") else model, 40)  # a folder: its own name
+    model = short_name(f.model or "")
     short = (f.revision or "")[:7]
     left: list[tuple[int, Text]] = []
     if f.lost:
