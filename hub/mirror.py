@@ -28,7 +28,7 @@ from glmchat.hub.mirror_folder import FORMAT, MARKER, MirrorFile, MirrorFolder, 
 from glmchat.hub.plan import PlannedFile, PullOptions, PullPlan, plan_pull
 from glmchat.hub.pull import wanted_files
 from glmchat.hub.references import Reference, is_commit
-from glmchat.hub.safe_paths import check_listing
+from glmchat.hub.safe_paths import check_listing, inside
 
 _README = """\
 This folder is a mirror of language models, written by glmchat.
@@ -139,10 +139,13 @@ def execute_mirror(
 ) -> Snapshot:
     """Write the mirror; -> what it now has of this commit. Every file is hashed, also those that were there.
 
-    Raises DoesNotFit before the first byte, and what `download` raises; what is there is kept for the next time.
+    Raises DoesNotFit before the first byte, Hostile for a link that leads out of the mirror, and what `download`
+    raises; what is there is kept for the next time.
     """
     store.require_space(plan.bytes_needed, plan.directory)
     repo = plan.directory / plan.repo.replace("/", "--")
+    for path in ("", *(f"/{file.path}" for file in plan.files)):  # what lies outside would not be served either
+        inside(plan.directory, f"{repo.name}/{plan.commit}{path}")
     try:
         (repo / plan.commit).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -123,7 +123,7 @@ class MirrorFolder:
         def part(key: str) -> dict[str, str]:
             value = data.get(key)
             items = value.items() if isinstance(value, dict) else ()
-            return {str(name): commit for name, commit in items if commit in here}
+            return {str(name): commit for name, commit in items if isinstance(commit, str) and commit in here}
 
         return part("branches"), part("tags")
 

