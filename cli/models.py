@@ -262,6 +262,7 @@ def alias(
     """Give a model a name of your own; without arguments list the names."""
     from glmchat.hub import aliases
     from glmchat.hub.find import find_installed
+    from glmchat.hub.installed import list_installed
     from glmchat.hub.references import parse
 
     if name is None:
@@ -279,6 +280,13 @@ def alias(
         raise Usage(tr("what should {name} mean?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target")
     else:
         find_installed(parse(target), incomplete=True)  # a name that nobody knows is refused, one not here is fine
+        taken = next((row for row in list_installed() if row.name.lower() == name.lower()), None)
+        if taken is not None:  # else `glmchat rm NAME` would take another model than the list shows
+            raise Usage(
+                tr("{name} is already {path}", name=name, path=taken.path),
+                hint=tr("choose another name: {command}", command="glmchat alias NAME MODEL"),
+                code="alias.taken",
+            )
         meant = aliases.set_alias(name, target)
         output.say(tr("{name} now means {target}", name=name, target=str(meant)))
 

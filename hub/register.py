@@ -9,7 +9,7 @@ from pathlib import Path
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub import catalogue, installed, manifests, selection, store
+from glmchat.hub import aliases, catalogue, installed, manifests, selection, store
 from glmchat.hub.catalogue import Entry
 from glmchat.hub.hashing import sha256_of
 from glmchat.hub.installed import Installed
@@ -57,10 +57,11 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         date=store.now(),
         files=records,
     )
-    if name and not entry and name.lower() in (n.lower() for n in catalogue.load().names()):
+    known_names = [*catalogue.load().names(), *aliases.load()]
+    if name and not entry and name.lower() in (n.lower() for n in known_names):
         raise Usage(
-            tr("{name} is a model of the catalogue already", name=repr(name)),
-            hint=tr("choose another name, or override the model in your own models.toml"),
+            tr("{name} means another model already", name=repr(name)),
+            hint=tr("choose another name: glmchat add PATH --name NAME"),
             code="add.taken",
         )
     taken = next((r for r in installed.list_installed() if r.name == manifest.name and r.path != path), None)

@@ -218,7 +218,15 @@ def test_a_folder_whose_name_is_no_utf8_is_added_and_found(tmp_path: Path, capsy
 
 
 def test_a_name_of_the_catalogue_is_not_given_to_another_model(tmp_path: Path, capsys: Any) -> None:
-    assert glmchat(capsys, "add", str(model_folder(tmp_path / "m")), "--name", "SmolLM2")[0] == 2
+    folder = str(model_folder(tmp_path / "m"))
+    assert glmchat(capsys, "add", folder, "--name", "SmolLM2")[0] == 2
+    assert glmchat(capsys, "alias", "short", "smollm2")[0] == 0
+    assert glmchat(capsys, "add", folder, "--name", "short")[0] == 2
+
+
+def test_an_alias_does_not_hide_a_model_that_is_here(tmp_path: Path, capsys: Any) -> None:
+    assert glmchat(capsys, "add", str(model_folder(tmp_path / "m")), "--name", "mine")[0] == 0
+    assert glmchat(capsys, "alias", "mine", "smollm2")[0] == 2
 
 
 def test_add_recognises_a_known_revision_by_its_bytes(tmp_path: Path, capsys: Any) -> None:
