@@ -31,6 +31,8 @@ def main() -> None:
     run("python", "benchmarks/quantise_speed.py")
     run("python", "benchmarks/long_context.py")
     run("python", "benchmarks/window_stream.py")
+    run("python", "benchmarks/chat_history.py")
+    run("python", "benchmarks/kill_chat.py", "--kills", "10")
     run("python", "benchmarks/pull_throughput.py")
 
 

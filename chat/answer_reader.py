@@ -197,7 +197,7 @@ class AnswerReader:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    return tuple(i for i in value if isinstance(i, int)) if isinstance(value, list) else ()
+    return tuple(i for i in value if isinstance(i, int) and 0 <= i < 1 << 31) if isinstance(value, list) else ()
 
 
 def _number(value: Any) -> float | None:

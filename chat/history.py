@@ -17,7 +17,7 @@ from typing import Any
 from glmchat.chat import database, search, upkeep
 from glmchat.chat import statements as sql
 from glmchat.chat.owners import is_alive, this_process
-from glmchat.chat.records import CLEAR, Conversation, ConversationSettings, State, StoredMessage, Tree
+from glmchat.chat.records import CLEAR, Conversation, ConversationSettings, State, StoredMessage, TokenIds, Tree
 from glmchat.chat.store import Store, to_conversation, to_message
 from glmchat.core import locations
 from glmchat.core.errors import Usage
@@ -254,7 +254,7 @@ class History:
                 text=text,
                 state=state,
                 created=time.time() if created is None else created,
-                token_ids=tuple(token_ids),
+                token_ids=TokenIds(token_ids),
                 details=dict(details or {}),
                 owner=self._me if state == "streaming" else None,
             )
@@ -285,7 +285,7 @@ class History:
         """Append to a streaming answer, in the tree and in the file. Call it once for several tokens (each 0.5 s)."""
         with self._lock:
             now = tree.messages[message.id]
-            grown = replace(now, text=now.text + text, token_ids=now.token_ids + tuple(token_ids))
+            grown = replace(now, text=now.text + text, token_ids=now.token_ids + token_ids)
             tree.messages[message.id] = grown
             whole = self._behind(tree)
             if whole or not self._store.attempt(lambda: self._store.write_piece(message.id, text, token_ids)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cut"]
 # complete:    the model ended its answer, or a person wrote the message
@@ -66,6 +66,44 @@ class Conversation:
     renamed: bool = False  # a person gave the title
 
 
+class TokenIds(Sequence[int]):
+    """Token ids in four bytes each, as the file has them: a tuple of numbers takes ten times as much. Never changed."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self, ids: Iterable[int] = (), packed: bytes | None = None) -> None:
+        self.packed = array("i", ids).tobytes() if packed is None else packed
+
+    def __len__(self) -> int:
+        return len(self.packed) // 4
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        view = memoryview(self.packed).cast("i")
+        return tuple(view[index]) if isinstance(index, slice) else view[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(memoryview(self.packed).cast("i"))
+
+    def __add__(self, more: Iterable[int]) -> TokenIds:
+        return TokenIds(packed=self.packed + array("i", more).tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+NO_IDS = TokenIds()
+
+
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
     """One message. `text` is what was said, raw; what is shown may be cleaned up."""
@@ -77,7 +115,7 @@ class StoredMessage:
     text: str = ""
     state: State = "complete"
     created: float = 0.0
-    token_ids: tuple[int, ...] = ()  # of an answer, where the server sends them
+    token_ids: TokenIds = NO_IDS  # of an answer, where the server sends them
     details: Mapping[str, Any] = field(default_factory=dict)  # model, revision, quant, sampling, timings, …
     chosen: int | None = None  # the child that was open last
     deletion: int | None = None  # the deletion that hides it
@@ -91,18 +129,6 @@ class StoredMessage:
     def can_continue(self) -> bool:
         """An answer that ended before the model ended it."""
         return self.role == "assistant" and self.state in UNFINISHED and bool(self.text)
-
-
-def pack_ids(ids: tuple[int, ...]) -> bytes | None:
-    """Token ids as little machine words: a tenth of what JSON takes."""
-    return array("i", ids).tobytes() if ids else None
-
-
-def unpack_ids(blob: bytes | None) -> tuple[int, ...]:
-    values = array("i")
-    if blob:
-        values.frombytes(blob[: len(blob) // values.itemsize * values.itemsize])
-    return tuple(values)
 
 
 def dump(value: Mapping[str, Any]) -> str:

@@ -351,7 +351,7 @@ class ChatSession(Conversing):
             return lambda report: endpoint.complete(
                 text, sampling, adapters, asked=asked, stop=connection, on_progress=report
             )
-        ids: tuple[int, ...] = ()
+        ids: Sequence[int] = ()
         if continued is not None and continued.details.get("model") == self.identity.model:
             ids = continued.token_ids  # another model's ids mean other words
         return lambda report: endpoint.stream(

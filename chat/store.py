@@ -16,10 +16,9 @@ from glmchat.chat.records import (
     Conversation,
     ConversationSettings,
     StoredMessage,
+    TokenIds,
     dump,
     load_object,
-    pack_ids,
-    unpack_ids,
 )
 from glmchat.core.language import tr
 
@@ -152,7 +151,7 @@ class Store:
             self._index(-c.id, c.title)
 
     def write_message(self, m: StoredMessage) -> None:
-        ids, details = pack_ids(m.token_ids), dump(m.details)
+        ids, details = m.token_ids.packed or None, dump(m.details)
         self.run(
             sql.WRITE_MESSAGE,
             (
@@ -175,7 +174,7 @@ class Store:
             self._index(m.id, m.text)
 
     def write_piece(self, message: int, text: str, token_ids: Sequence[int]) -> None:
-        self.run(sql.WRITE_PIECE, (message, text, pack_ids(tuple(token_ids)), message))
+        self.run(sql.WRITE_PIECE, (message, text, TokenIds(token_ids).packed or None, message))
 
     def _index(self, rowid: int, text: str) -> None:
         spaced = search.spaced(text)
@@ -188,8 +187,13 @@ class Store:
     def with_pieces(self, message: StoredMessage) -> StoredMessage:
         """A streaming answer with what came since it was begun."""
         rows = self.rows(sql.PIECES, (message.id,))
-        ids = message.token_ids + tuple(i for row in rows for i in unpack_ids(row[1]))
+        ids = message.token_ids + (i for row in rows for i in _ids(row[1]))
         return replace(message, text=message.text + "".join(row[0] for row in rows), token_ids=ids)
+
+
+def _ids(cell: bytes | None) -> TokenIds:
+    """A damaged cell loses its last, cut number at most."""
+    return TokenIds(packed=cell[: len(cell) // 4 * 4] if cell else b"")
 
 
 def to_conversation(row: Sequence[Any]) -> Conversation:
@@ -220,7 +224,7 @@ def to_message(row: Sequence[Any]) -> StoredMessage:
         text=text,
         state=state,
         created=created,
-        token_ids=unpack_ids(ids),
+        token_ids=_ids(ids),
         details=load_object(details),
         chosen=chosen,
         deletion=deletion,

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from glmchat.chat.history import History, title_from
-from glmchat.chat.records import CLEAR, UNFINISHED, ConversationSettings, State, StoredMessage, Tree
+from glmchat.chat.records import CLEAR, NO_IDS, UNFINISHED, ConversationSettings, State, StoredMessage, TokenIds, Tree
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, short_name
@@ -264,7 +264,7 @@ def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]
         "text": text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no character
         "state": state if state in states else "interrupted" if state == "streaming" else "complete",
         "created": _seconds(raw.get("created")),
-        "token_ids": tuple(ids) if whole and isinstance(ids, list) else (),
+        "token_ids": TokenIds(ids) if whole and isinstance(ids, list) else NO_IDS,
         "details": details if isinstance(details, dict) else {},
     }
 

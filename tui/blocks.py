@@ -42,6 +42,7 @@ class Block:
     number: int = 0  # of an ordered list's item
     part: int = 0
     last: bool = False  # no further part follows
+    growing: bool = False  # not final: `tail()` made it
     head: Block | None = None
     above: Block | None = None  # the part before this one
 
@@ -101,6 +102,8 @@ class BlockSplitter:
         if self._fence and self._partial.strip(" ") in (self._fence[:1], self._fence[:2], self._fence):
             ahead._partial = ""  # the closing fence is on its way, it is not code
         ahead.close()
+        for block in ahead.blocks:
+            block.growing = True
         return ahead.blocks
 
     # One line at a time

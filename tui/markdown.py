@@ -122,7 +122,7 @@ def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
         *(block.above.lines if block.above else ()),
     ]
     before = [line.expandtabs(4) for line in above]
-    for spans in highlight(lines, before, language, palette):
+    for spans in highlight(lines, before, language, palette, growing=block.growing):
         text = "".join(span[0] for span in spans)
         wrapped = rows(text, inner, words=False)
         for row, segments in zip(wrapped, slices(spans, wrapped), strict=True):

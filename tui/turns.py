@@ -25,7 +25,7 @@ from glmchat.tui.theme import Palette
 
 FOLD_AFTER = 24  # lines of a question; a longer one is folded
 FOLD_TO = 12
-KEPT = 256  # drawn pieces of a turn; a long answer that streams by would otherwise keep all its lines
+KEPT = 1_000  # drawn lines of a turn; a long answer that streams by would otherwise keep all of them
 COMPACT_ROWS = 12  # of the view; below, nothing is spent on air
 _INDENT = 2
 
@@ -50,9 +50,12 @@ class Turn:
 
 @dataclass(slots=True)
 class Piece:
-    draw: Callable[[], list[Line]]
+    """A block with or without an empty line above it, or what `make` draws (a header, a question)."""
+
     estimate: int
+    make: Callable[[], list[Line]] | None = None
     block: Block | None = None
+    gap: bool = False
     lines: list[Line] | None = None
 
     @property
@@ -77,6 +80,7 @@ class TurnLayout:
         self._taken = 0  # blocks of the splitter that have a piece
         self._tops = [0]  # where each piece begins, as far as it is known
         self._drawn: deque[Piece] = deque()  # final pieces that hold their lines, the longest drawn first
+        self._kept = 0  # lines in these
 
     # Size and style
 
@@ -92,6 +96,7 @@ class TurnLayout:
         self._pieces = None
         self._tops = [0]
         self._drawn.clear()
+        self._kept = 0
         self._final = self._taken = 0
 
     @property
@@ -130,13 +135,14 @@ class TurnLayout:
         while index < len(pieces) and tops[index] < bottom:
             piece = pieces[index]
             if piece.lines is None:
-                piece.lines = piece.draw()
+                piece.lines = self.draw(piece)
                 if len(piece.lines) != piece.estimate:
                     changed = index if changed is None else changed
                 if index < self._final:
                     self._drawn.append(piece)
+                    self._kept += len(piece.lines)
             index += 1
-        if len(self._drawn) > KEPT:
+        if self._kept > KEPT:
             self._release(pieces[first:index])
         if changed is not None:
             del self._tops[changed + 1 :]
@@ -150,6 +156,7 @@ class TurnLayout:
             if id(piece) in seen:
                 self._drawn.append(piece)
             elif piece.lines is not None:
+                self._kept -= len(piece.lines)
                 piece.estimate, piece.lines = len(piece.lines), None
 
     def locate(self, y: int) -> tuple[int, int]:
@@ -215,17 +222,17 @@ class TurnLayout:
             case "assistant":
                 self._build_answer(self._pieces)
             case "user":
-                self._pieces.append(Piece(self._question, 3))
+                self._pieces.append(Piece(3, self._question))
             case "rule":
-                self._pieces.append(Piece(self._rule, 3))
+                self._pieces.append(Piece(3, self._rule))
             case "welcome":
-                self._pieces.append(Piece(self._welcome, 8))
+                self._pieces.append(Piece(8, self._welcome))
             case _:
-                self._pieces.append(Piece(self._notice, 2))
+                self._pieces.append(Piece(2, self._notice))
 
     def _build_answer(self, pieces: list[Piece]) -> None:
         if not pieces:
-            pieces.append(Piece(self._header, 1))
+            pieces.append(Piece(1, self._header))
             self._final = 1
         if self._splitter is None:
             self._splitter = BlockSplitter()
@@ -241,19 +248,22 @@ class TurnLayout:
         for block in self._splitter.tail():
             pieces.append(self._piece(block, before))
             before = block
-        pieces.append(Piece(self._footer, 1))
+        pieces.append(Piece(1, self._footer))
 
     def _piece(self, block: Block, before: Block | None) -> Piece:
         width = max(1, self._width - _INDENT)
         gap = before is not None and not block.part and _gap(before, block)
 
-        def lines() -> list[Line]:
-            margin = Segment(" " * _INDENT, self.palette.body)
-            drawn = [line.after(margin, "") for line in draw(block, width, self.palette)]
-            return [Line([], 0, ""), *drawn] if gap else drawn
-
         cells = sum(len(line) // width + 1 for line in block.lines)
-        return Piece(lines, cells + gap + (block.kind == "code"), block)
+        return Piece(cells + gap + (block.kind == "code"), block=block, gap=gap)
+
+    def draw(self, piece: Piece) -> list[Line]:
+        if piece.block is None:
+            return piece.make() if piece.make is not None else []
+        margin = Segment(" " * _INDENT, self.palette.body)
+        drawn = draw(piece.block, max(1, self._width - _INDENT), self.palette)
+        lines = [line.after(margin, "") for line in drawn]
+        return [Line([], 0, ""), *lines] if piece.gap else lines
 
     def _header(self) -> list[Line]:
         p = self.palette

@@ -26,11 +26,20 @@ def read(document: str) -> str:
 
 def shell_lines(text: str) -> Iterator[str]:
     """Every command that a document shows: lines of console blocks, and code in a sentence that begins with glmchat."""
+    yield from block_lines(text)
+    yield from re.findall(r"`((?:glmchat|python benchmarks/)[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def block_lines(text: str) -> Iterator[str]:
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("$ "):
                 yield line[2:].partition("  #")[0].strip()
-    yield from re.findall(r"`((?:glmchat|python benchmarks/)[^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def glmchat_words(document: str) -> set[str]:
+    """Commands in sentences, as they are written."""
+    return set(re.findall(r"`(glmchat [^`]*)`", re.sub(r"```.*?```", "", read(document), flags=re.DOTALL)))
 
 
 def glmchat_arguments(document: str) -> list[list[str]]:
@@ -64,6 +73,11 @@ def parse(arguments: list[str]) -> None:
         if not hasattr(command, "get_command"):
             return
         group, arguments = command, [*context._protected_args, *context.args]
+
+
+def test_both_readmes_show_the_same_commands() -> None:
+    assert list(block_lines(read("README.md"))) == list(block_lines(read("README.zh.md")))
+    assert glmchat_words("README.md") == glmchat_words("README.zh.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -86,6 +86,8 @@ class Life:
         os.write(self.terminal, text.encode())
 
     def say(self, line: str) -> None:
+        self.keys("\x15")  # Ctrl+U: a draft may stand there, unsent when the window before was killed
+        time.sleep(0.2)  # a binding acts a moment later than letters do
         self.keys(line)
         self.until(lambda: line[-3:].encode() in self.written, f"the echo of {line}")
         self.keys("\r")

@@ -6,6 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from glmchat.tui.blocks import BlockSplitter
+from glmchat.tui.highlight import highlight
 from glmchat.tui.markdown import Line, draw
 from glmchat.tui.theme import PALETTES
 
@@ -105,6 +106,35 @@ def test_a_string_that_was_opened_in_an_earlier_part_is_still_a_string() -> None
     second = splitter.blocks[1]
     colour = draw(second, 60, P)[0].segments[1].style
     assert colour is not None and colour.color is not None and colour.color.name == P.syntax["string"]
+
+
+@pytest.mark.parametrize("language", ["python", "javascript", "c"])
+def test_code_that_streams_in_gets_the_colours_of_code_that_is_there_at_once(language: str) -> None:
+    """Whether only its end was read anew or, in a long comment or string, all of it."""
+    palette = PALETTES["dark"]
+    plain = [f"    total_{n} += value * 2  // plain" for n in range(40)]
+    lines = [
+        *plain,
+        'x = """',
+        *plain[:20],
+        '"""',
+        "<script>",
+        *plain,
+        "</script>",
+        "/* a comment",
+        *plain[:20],
+        "*/",
+        *plain,
+    ]
+    for end in range(1, len(lines) + 1):
+        part = (end - 1) // 64 * 64  # as the splitter cuts them
+        before = lines[max(0, part - 128) : part]
+        grown = highlight(lines[part:end], before, language, palette, growing=True)
+        if end % 5 == 0 or end > len(lines) - 20:
+            whole = highlight(lines[part:end], before, language, palette)
+            assert ["".join(text for text, _ in spans) for spans in grown] == lines[part:end]
+            assert grown[-8:] == whole[-8:]
+    assert highlight(lines[part:], before, language, palette) == whole
 
 
 def test_all_parts_of_a_table_have_the_same_columns() -> None:

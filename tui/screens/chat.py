@@ -195,6 +195,7 @@ class ChatScreen(Comparing):
     # The prompt
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
+        self._save_draft()  # what was sent must not come back as a draft
         kind, word, argument = commands.parse(event.text)
         if kind == "unknown":
             hint = tr("did you mean /{name}? ", name=argument) if argument else ""

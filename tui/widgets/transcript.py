@@ -517,7 +517,7 @@ class Transcript(ScrollView, can_focus=True):
                 if (t, p) < first[:2] or (t, p) > last[:2]:
                     continue
                 if piece.lines is None:
-                    piece.lines = piece.draw()
+                    piece.lines = layout.draw(piece)
                     layout.redraw_tops()
                 for i, line in enumerate(piece.lines):
                     if first[:3] <= (t, p, i) <= last[:3]:
