@@ -1,6 +1,6 @@
 """Speed of the packed products on this machine: GB/s at few rows, GFLOP/s at many, beside torch's own operators.
 
-    python benchmarks/kernels.py [--threads 1 2] [--rows 16384 --columns 4096] [--repeat 40]
+    python benchmarks/kernels.py [--threads 1 2] [--rows 16384 --columns 4096] [--repeat 40] [--instructions avx512vnni]
 
 Every figure is the best of many runs, so that a busy machine shows what the kernel can do and not what others did. The
 read bandwidth is measured in the same run: the sum of 512 MB of float32 with the same number of threads.
@@ -16,6 +16,7 @@ from functools import partial
 import torch
 
 from glmchat.engine.quantize.cpu_aten import AtenCpu
+from glmchat.engine.quantize.cpu_native import choose_instructions
 from glmchat.engine.quantize.kernels import Shape, choose, kernel_report
 from glmchat.engine.quantize.linear import QuantLinear
 
@@ -51,10 +52,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--columns", type=int, default=4096)
     parser.add_argument("--repeat", type=int, default=40)
+    parser.add_argument("--instructions", help="of glmchat's kernel, instead of the best that this CPU has")
     options = parser.parse_args()
     rows, columns, repeat = options.rows, options.columns, options.repeat
     for report in kernel_report():
         print(f"int{report.bits}: {report.kernel} {dict(report.passed_over) or ''}")
+    if options.instructions:
+        print(f"measured: {choose_instructions(options.instructions) or parser.error('this CPU has them not')}")
     for threads in dict.fromkeys(options.threads):
         torch.set_num_threads(threads)
         bus = bandwidth(max(5, repeat // 4))

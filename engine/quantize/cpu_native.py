@@ -64,7 +64,7 @@ def native_library() -> ctypes.CDLL:
 
 
 def choose_instructions(name: str | None = None) -> str | None:
-    """Use "avx512vnni", "avx512", "avx2" or "portable", or the best (None). Returns None if this CPU has it not."""
+    """Use "avx512amx", "avx512vnni", "avx512", "avx2" or "portable", or the best (None). None: this CPU has it not."""
     found = native_library().glm_choose(None if name is None else name.encode())
     return None if found is None else str(found.decode())
 

@@ -19,7 +19,7 @@
  * `exact` multiplies in float32 instead, for reference runs.
  *
  * Few rows are bound by memory and multiplied straight from the packed words. Many rows are bound by arithmetic: a block
- * is unpacked into the first-level cache and used for up to 120 rows.
+ * is unpacked into the first-level cache and used for up to CHUNK rows, by AMX where the CPU has it (amx_part.h).
  */
 #ifndef GLM_LANES
 
@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define RELAX() _mm_pause()
 #elif defined(__aarch64__)
@@ -42,7 +43,7 @@
 #define ROWS 32        /* output rows of a block */
 #define FEW 8          /* up to here packed words are used directly; measured, see BENCHMARKS.md */
 #define PART 128       /* inputs that share an activation scale; int32 sums of int8 * int16 cannot overflow */
-#define CHUNK 120      /* activation rows unpacked weights are used for; a multiple of every TILE */
+#define CHUNK 144      /* activation rows unpacked weights are used for; a multiple of every TILE */
 #define AHEAD 4096 /* bytes of packed words that are asked for before they are needed; 1 to 16 kB measured alike */
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
@@ -60,7 +61,7 @@ typedef struct { /* one product, prepared by the caller for the threads */
     const glm_weight *w;
     const void *source; /* the caller's activations [rows][inputs] */
     void *y;            /* [rows][outputs] */
-    void *a;            /* activations as int16 pairs or float32: [part][rows / tile][pair or input][tile] */
+    void *a;            /* activations as int16 pairs or float32: [part][rows / tile][pair or input][tile]; amx_part.h has bytes */
     float *steps, *sums; /* [part][rows, whole tiles]: activation scale, and the sum of the part's activations */
     int64_t rows, tile;
     int bf16, exact;
@@ -205,13 +206,15 @@ struct glm_step;
 struct glm_stage;
 struct glm_product;
 
-typedef struct {
+typedef struct glm_kernels {
     const char *name;
     int tile;
     glm_task prepare, few, many;
     void (*step_begin)(struct glm_step *, const struct glm_stage *);
     void (*step_work)(struct glm_step *, const struct glm_stage *, int64_t);
     void (*step_row)(const struct glm_product *, int64_t, float *);
+    const struct glm_kernels *plain;          /* for few rows and exact products, or NULL: this one */
+    int64_t (*filled)(const glm_weight *);    /* inputs of a prepared row, or NULL: those of the weights */
 } glm_kernels;
 
 static _Atomic(const glm_kernels *) chosen;
@@ -268,6 +271,12 @@ static _Atomic(const glm_kernels *) chosen;
 #undef GLM_TARGET
 #undef GLM_PAIRS
 #undef GLM_HALVES
+
+/* GCC 11 and clang 12 brought AMX; -DGLM_NO_AMX is for compilers that say so and have it not. */
+#if defined(__linux__) && !defined(GLM_NO_AMX) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define GLM_AMX
+#include "amx_part.h"
+#endif
 #endif
 
 /* ---- what Python calls ---- */
@@ -280,11 +289,18 @@ static int usable(const glm_kernels *kernels) {
                                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
         return 0;
     if (kernels == &kernels_avx512vnni) return __builtin_cpu_supports("avx512vnni");
+#if defined(GLM_AMX)
+    if (kernels == &kernels_avx512amx)
+        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && amx_allowed();
+#endif
 #endif
     return 1;
 }
 
 static const glm_kernels *const table[] = {
+#if defined(GLM_AMX)
+    &kernels_avx512amx,
+#endif
 #if defined(__x86_64__)
     &kernels_avx512vnni, &kernels_avx512, &kernels_avx2,
 #endif
@@ -308,10 +324,12 @@ EXPORT int glm_version(void) { return 4; }
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {
     const glm_kernels *kernels = atomic_load(&chosen);
     int few = rows <= FEW && !exact;
+    if (kernels->plain && (few || exact)) kernels = kernels->plain;
     glm_job job = {.w = w, .bf16 = bf16, .exact = exact, .tile = few ? 1 : kernels->tile};
     int64_t blocks = (w->outputs + ROWS - 1) / ROWS, parts = w->inputs / w->group * parts_of_group(w);
     int64_t most = minimum(rows, CHUNK), wide = (most + job.tile - 1) / job.tile * job.tile;
-    size_t values = (size_t)(wide * w->inputs) * (exact ? 4 : 2), room = values + (size_t)(2 * parts * wide) * 4 + 64;
+    int64_t inputs = kernels->filled ? kernels->filled(w) : w->inputs;
+    size_t values = (size_t)(wide * inputs) * (exact ? 4 : 2), room = values + (size_t)(2 * parts * wide) * 4 + 64;
     if (!rows) return 0;
     if (posix_memalign(&job.a, 64, room)) return 1;
     job.steps = (float *)((char *)job.a + (values + 63) / 64 * 64);
@@ -404,14 +422,58 @@ GLM_TARGET INLINE VF F(scaled)(VI sum, VF scale, VF low, float step, float total
 /* Store LANES outputs of one activation row, with bias, in the caller's dtype. */
 GLM_TARGET INLINE void F(store)(const glm_job *job, int64_t row, int64_t output, VF value) {
     const glm_weight *w = job->w;
-    float values[GLM_LANES];
-    *(LOOSE_F *)values = value * w->unit;
-    int64_t count = minimum(GLM_LANES, w->outputs - output);
-    for (int64_t i = 0; i < count; i++) {
-        float number = values[i] + (w->bias ? w->bias[output + i] : 0);
-        if (job->bf16) ((uint16_t *)job->y)[row * w->outputs + output + i] = to_bf16(number);
-        else ((float *)job->y)[row * w->outputs + output + i] = number;
+    int64_t count = minimum(GLM_LANES, w->outputs - output), at = row * w->outputs + output;
+    if (count <= 0) return;
+    value *= w->unit;
+    if (count == GLM_LANES) {
+        if (w->bias) value += *(const LOOSE_F *)(w->bias + output);
+        if (!job->bf16) {
+            *(LOOSE_F *)((float *)job->y + at) = value;
+            return;
+        }
+        VU bits = (VU)value, odd = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16; /* to_bf16 */
+        VU nan = (VU)((bits & 0x7fffffffu) > 0x7f800000u);
+        *(LOOSE_H *)((uint16_t *)job->y + at) = __builtin_convertvector((odd & ~nan) | ((bits >> 16 | 0x40) & nan), LOOSE_H);
+        return;
     }
+    for (int64_t i = 0; i < count; i++) {
+        float number = value[i] + (w->bias ? w->bias[output + i] : 0);
+        if (job->bf16) ((uint16_t *)job->y)[at + i] = to_bf16(number);
+        else ((float *)job->y)[at + i] = number;
+    }
+}
+
+/* `count` inputs of a row from `first` on, as float32; rows that are not there are zeros. */
+GLM_TARGET INLINE void F(read_part)(const glm_job *job, int64_t row, int64_t first, int64_t count, float *values) {
+    int64_t at = row * job->w->inputs + first;
+    if (row >= job->rows) memset(values, 0, (size_t)count * 4);
+    else if (job->bf16)
+        for (int64_t i = 0; i < count; i++) values[i] = from_bf16(((const uint16_t *)job->source)[at + i]);
+    else memcpy(values, (const float *)job->source + at, (size_t)count * 4);
+}
+
+/* The same as int16, with their scale and sum at `at`. */
+GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t first, int64_t count, int64_t at, int32_t *whole) {
+    float values[PART];
+    int32_t most = 0, total = 0;
+    F(read_part)(job, row, first, count, values);
+    memcpy(whole, values, (size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) { /* without its sign a float orders like an integer */
+        int32_t size = whole[i] & 0x7fffffff;
+        most = size > most ? size : most;
+    }
+    float largest;
+    memcpy(&largest, &most, 4);
+    float inverse = largest > 0x1p-100f ? 32767 / largest : 0;
+    for (int64_t i = 0; i < count; i++) values[i] = values[i] * inverse + 0x1.8p23f; /* rounds to a whole number */
+    memcpy(whole, values, (size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) {
+        whole[i] -= 0x4b400000;
+        total += whole[i];
+    }
+    /* NaN and infinity must come out as NaN, not as a plausible number. */
+    job->steps[at] = most < 0x7f800000 ? largest / 32767 : __builtin_nanf("");
+    job->sums[at] = (float)total * job->steps[at];
 }
 
 /* One tile of activations: int16 pairs with a scale for each part of a group, or float32. */
@@ -424,44 +486,23 @@ GLM_TARGET static void F(prepare)(const glm_job *job, int64_t tile) {
             /* What lies before: all tiles of the earlier parts, then the earlier tiles of this one. */
             int64_t before = (first * tiles + count * tile) * job->tile;
             for (int64_t r = 0; r < job->tile; r++) {
-                int64_t row = tile * job->tile + r, at = part * tiles * job->tile + row;
-                float values[PART];
-                int32_t most = 0, total = 0, bits[PART];
-                if (row >= job->rows) memset(values, 0, sizeof values);
-                else if (job->bf16)
-                    for (int64_t i = 0; i < count; i++)
-                        values[i] = from_bf16(((const uint16_t *)job->source)[row * w->inputs + first + i]);
-                else memcpy(values, (const float *)job->source + row * w->inputs + first, (size_t)count * 4);
+                int64_t row = tile * job->tile + r;
+                int32_t whole[PART];
                 if (job->exact) {
+                    float values[PART];
+                    F(read_part)(job, row, first, count, values);
                     for (int64_t i = 0; i < count; i++) ((float *)job->a)[before + i * job->tile + r] = values[i];
                     continue;
                 }
-                memcpy(bits, values, sizeof bits);
-                for (int64_t i = 0; i < count; i++) { /* without its sign a float orders like an integer */
-                    int32_t size = bits[i] & 0x7fffffff;
-                    most = size > most ? size : most;
-                }
-                float largest;
-                memcpy(&largest, &most, 4);
-                float inverse = largest > 0x1p-100f ? 32767 / largest : 0;
-                for (int64_t i = 0; i < count; i++) values[i] = values[i] * inverse + 0x1.8p23f; /* rounds to a whole number */
-                memcpy(bits, values, sizeof bits);
+                F(round_part)(job, row, first, count, part * tiles * job->tile + row, whole);
                 int16_t *a = (int16_t *)job->a + before;
-                for (int64_t i = 0; i < count; i++) {
-                    int32_t whole = bits[i] - 0x4b400000;
-                    total += whole;
-                    bits[i] = whole;
-                }
                 if (job->tile == 1)
-                    for (int64_t i = 0; i < count; i++) a[i] = (int16_t)bits[i];
+                    for (int64_t i = 0; i < count; i++) a[i] = (int16_t)whole[i];
                 else
                     for (int64_t i = 0; i < count; i += 2) {
-                        a[i * job->tile + 2 * r] = (int16_t)bits[i];
-                        a[i * job->tile + 2 * r + 1] = (int16_t)bits[i + 1];
+                        a[i * job->tile + 2 * r] = (int16_t)whole[i];
+                        a[i * job->tile + 2 * r + 1] = (int16_t)whole[i + 1];
                     }
-                /* NaN and infinity must come out as NaN, not as a plausible number. */
-                job->steps[at] = most < 0x7f800000 ? largest / 32767 : __builtin_nanf("");
-                job->sums[at] = (float)total * job->steps[at];
             }
         }
 }
@@ -643,7 +684,7 @@ GLM_TARGET static void F(many)(const glm_job *job, int64_t block) {
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
 static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F(few), F(many),
-                                       F(step_begin), F(step_work), F(step_row)};
+                                       F(step_begin), F(step_work), F(step_row), NULL, NULL};
 
 #undef STRING_
 #undef STRING

@@ -25,7 +25,11 @@ needs_native = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here:
 def instruction_sets() -> list[str]:
     if not NATIVE:
         return []
-    found = [name for name in ("avx512vnni", "avx512", "avx2", "portable") if cpu_native.choose_instructions(name)]
+    found = [
+        name
+        for name in ("avx512amx", "avx512vnni", "avx512", "avx2", "portable")
+        if cpu_native.choose_instructions(name)
+    ]
     cpu_native.choose_instructions()
     return found
 
@@ -95,6 +99,33 @@ def test_a_row_gets_the_same_bits_alone_and_in_company(instructions: str, bits: 
     together = linear(x)
     for first, last in ((0, 1), (1, 3), (3, 7), (7, 15), (15, 31), (40, 130)):
         assert torch.equal(linear(x[first:last]), together[first:last])
+
+
+@pytest.mark.skipif("avx512amx" not in instruction_sets(), reason="this CPU has no AMX, or the system does not lend it")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns", "group"), [*SHAPES, (70, 480, 40), (31, 768, 192)])
+def test_tiles_give_the_bits_that_vectors_give(
+    rows: int, columns: int, group: int, bits: int, dtype: torch.dtype
+) -> None:
+    bias = torch.randn(rows, generator=noise(2))
+    if bits == 4:
+        q, scale, low, _ = int4_matrix(rows, columns, group)
+        linear = QuantLinear.from_int4(q, scale, low + 8 * scale, bias)
+    else:
+        linear = QuantLinear.from_int8(*int8_matrix(rows, columns, group)[:2], bias)
+    for count in (9, 16, 17, 145, 300):
+        x = torch.randn(count, columns, generator=noise(count))
+        x[0] = 0
+        x[1] *= 1e30
+        x[2, 0], x[3, -1] = float("nan"), float("inf")
+        found = []
+        for name in ("avx512amx", "avx512vnni"):
+            assert cpu_native.choose_instructions(name) == name
+            found.append(linear(x.to(dtype)))
+        cpu_native.choose_instructions()
+        assert torch.equal(found[0].isnan(), found[1].isnan())
+        assert torch.equal(found[0].nan_to_num(), found[1].nan_to_num())
 
 
 @needs_native
