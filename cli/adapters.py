@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
     from glmchat.hub.lock import LockedAdapter
     from glmchat.hub.plan import PullOptions, PullPlan
+    from glmchat.hub.references import Reference
+
+# A LoRA saved as the guides do it has a name that its author chose; what else a training run saves is no adapter.
+_SAVED = ("*.json", "*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors")
+_OF_TRAINING = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*", "*_states.pt", "*/*")
 
 
 def complete_adapters(incomplete: str) -> list[str]:
@@ -154,9 +159,22 @@ def _fetch(source: str) -> tuple[Path, Origin]:
             hint=tr("write ./folder, or owner/repo"),
             code="adapter.source",
         )
-    from glmchat.hub.plan import plan_pull
+    return _pull(_planned(reference), source)
 
-    return _pull(plan_pull(reference), source)
+
+def _planned(reference: Reference) -> PullPlan:
+    """What a pull of a model would take; weights under other names than a model's where there are none like that."""
+    from glmchat.hub.plan import PullOptions, plan_pull
+    from glmchat.hub.selection import is_weights
+
+    try:
+        plan = plan_pull(reference)
+        if any(is_weights(file.path) for file in plan.files):
+            return plan
+    except Usage as error:
+        if error.code != "pull.nothing_chosen":
+            raise
+    return plan_pull(reference, PullOptions(include=_SAVED, exclude=_OF_TRAINING))
 
 
 def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:

@@ -107,6 +107,19 @@ def test_an_adapter_of_a_hub_is_pulled_and_pinned(poet_on_hub: Any, capsys: Any)
     assert served == {poet_on_hub.url.partition("//")[2]}, "who served each file"
 
 
+@pytest.mark.parametrize("beside", [{}, {"config.json": b"{}", "sub/other.pt": b"x"}])
+def test_a_repository_that_holds_one_raw_file_is_an_adapter(
+    loopback_hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, beside: dict[str, bytes]
+) -> None:
+    torch.save(adapters.factors(2), tmp_path / "saved.pt")
+    saved = {"chatglm-lora.pt": (tmp_path / "saved.pt").read_bytes(), "optimizer.pt": b"x", "README.md": b"x"}
+    loopback_hub.add("someone/raw", saved | beside)
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    code, _, err = helpers.glmchat(capsys, "adapters", "add", "someone/raw", "--alpha", "8")
+    assert code == 0, err
+    assert "chatglm-lora.pt" in {f.path for f in find_adapter("raw").files}
+
+
 def test_a_commit_that_is_named_is_the_one_that_is_pulled(poet_on_hub: Any, capsys: Any) -> None:
     assert helpers.glmchat(capsys, "adapters", "add", "someone/poet")[0] == 0
     first = find_adapter("poet")
