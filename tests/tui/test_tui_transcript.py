@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
 from glmchat.tui.theme import PALETTES
-from glmchat.tui.turns import FOLD_TO, Turn
+from glmchat.tui.turns import FOLD_TO, KEPT, Turn, TurnLayout
 from glmchat.tui.widgets.transcript import Clicked, Transcript
 
 
@@ -221,3 +221,18 @@ async def test_hostile_answers_are_drawn_while_the_window_stays_alive(hostile: s
         transcript._go(transcript.max_scroll_y // 2)
         await pilot.pause()
         assert any(screen(transcript))
+
+
+def test_an_answer_that_streams_by_keeps_few_of_its_drawn_lines_and_draws_them_again() -> None:
+    layout = TurnLayout(Turn("a", "assistant", state="streaming"))
+    layout.fit(60, PALETTES["dark"], 20)
+    for n in range(KEPT):
+        layout.feed(f"paragraph {n}\n\n")
+        if n % 5 == 0:
+            layout.update()
+            layout.realise(layout.height - 20, layout.height)
+    assert sum(len(piece.lines or ()) for piece in layout.pieces) < KEPT + 50
+    assert layout.height > 2 * KEPT - 20  # of nothing the height is forgotten
+    layout.realise(0, 20)
+    first = layout.line(1, 0)
+    assert first is not None and first.text == "paragraph 0"
