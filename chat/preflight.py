@@ -7,8 +7,8 @@ maps and the system takes back when it needs them (they stand in a process's res
 quantising in memory takes for a moment, about two bytes for each weight of the largest matrix.
 
 Measured on one machine, from which the constants below were also taken: within 5 % with one thread for the starter
-model at 1,900 and 8,000 tokens, and for a ChatGLM3 of two layers in float32, int8 and int4 at 500. For the starter
-model at 1,000 tokens it is too low, by 5 to 7 % with one thread and by 11 % with two: why is not known.
+model at 1,900 and 8,000 tokens, and for a ChatGLM3 of two layers in float32, int8 and int4 at 500; at 1,000 tokens too
+since the cache beside packed weights is counted in the type that the engine settles on.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 # Bytes of a quantised weight: 4 bits with scale and minimum for each group of 128; 8 bits with a scale for each row.
 _QUANTISED = {4: 0.53125, 8: 1.001}
 _EASILY = 0.4  # of the free memory: what float32 weights may take before the engine chooses bfloat16
+_ROOMY = 0.7  # of the free memory: what packed weights and a full float32 cache may take before it does
 FIT_CONTEXTS = (2048, 8192, 32768)
 
 
@@ -124,20 +125,22 @@ def estimate(
     if not stored:
         return None
     config = measures(folder)
+    length = context or min(_length(config), LONGEST_CONTEXT)
     sizes = gguf_sizes(folder) if folder.is_file() else None
     count = stored / (4 if _says(config) == "float32" else 2)
     if sizes is not None:
-        weights, width = float(sizes.weights), _width(dtype, 0)
+        weights = float(sizes.weights)
+        width = _packed_width(dtype, weights, _cache(config, length, 4))
     elif _is_quantised(folder, config):
-        weights, width = float(stored), _width(dtype, 0)
+        weights = float(stored)
+        width = _packed_width(dtype, weights, _cache(config, length, 4))
     elif quant in _QUANTISED:
         ends = min(count, _ends(config))  # embedding and head take 8 bits whatever the rest has
         weights = (count - ends) * _QUANTISED[quant] + ends * _QUANTISED[8]
-        width = _width(dtype, 0)
+        width = _packed_width(dtype, weights, _cache(config, length, 4))
     else:
         width = _width(dtype, int(4 * count))
         weights = count * width
-    length = context or min(_length(config), LONGEST_CONTEXT)
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
     return Memory(int(weights), _cache(config, length, width), _scratch(config, length, width), runtime)
 
@@ -208,6 +211,17 @@ def _width(dtype: str | None, wide: int) -> int:
         return 4 if dtype == "float32" else 2
     free = available_memory()
     return 2 if has_bf16() or (free is not None and wide > _EASILY * free) else 4
+
+
+def _packed_width(dtype: str | None, weights: float, cache: int) -> int:
+    """Bytes of an activation beside packed weights: four, unless the float32 `cache` leaves too little room.
+
+    The engine measures (engine/precision.py, settle_dtype); with the C kernel float32 nearly always wins.
+    """
+    if dtype is not None:
+        return 4 if dtype == "float32" else 2
+    free = available_memory()
+    return 2 if free is not None and weights + cache > _ROOMY * free else 4
 
 
 def _number(config: dict[str, Any], *names: str) -> int | None:

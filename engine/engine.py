@@ -17,6 +17,7 @@ from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.loops import goes_round
+from glmchat.engine.mapped_pages import trim
 from glmchat.engine.models.base import LanguageModel, ModelSpec
 from glmchat.engine.passes import Pass
 from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
@@ -109,7 +110,8 @@ class Engine:
         report("warmup", 0.0)
         count = tune(model, wanted, device, threads)
         if dtype is None:
-            wanted = settle_dtype(model, wanted, device)
+            wanted = settle_dtype(model, wanted, device, room)
+        trim()
         engine = cls(checkpoint, model, wanted, device, room)
         engine.threads, engine.asked_dtype = count, dtype
         engine._tokenizer, engine._prompt = tokenizer, prompt

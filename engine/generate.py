@@ -10,6 +10,7 @@ import torch
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.machine import available_memory
 from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.mapped_pages import trim
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.passes import Pass, Passes
 from glmchat.engine.sampling import Sampler
@@ -124,7 +125,7 @@ class Sequences:
                 hint="shorten it, start a new conversation, or give more room with --context",
                 code="context.full",
             )
-        start = self.held(ids)
+        start = first = self.held(ids)
         self._cut(start)
         cache = self.cache
         if not self.model.spec.causal:
@@ -139,6 +140,8 @@ class Sequences:
             start = end
             if on_prefill is not None:
                 on_prefill(start, len(ids))
+        if len(ids) - first >= CHUNK:
+            trim()  # of a long prompt's scratch the allocator would keep hundreds of megabytes
         assert logits is not None
         return logits
 

@@ -18,12 +18,13 @@ from glmchat.core.generations import model_of_embedding
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.engine.families import Checkpoint
+from glmchat.engine.mapped_pages import Sweep
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.official_packed import open_official
 from glmchat.engine.quantize.compressed import open_compressed
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
-from glmchat.engine.quantize.packed_cache import open_cache
+from glmchat.engine.quantize.packed_cache import open_cache, weight_files_of
 from glmchat.engine.shards import open_folder
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
@@ -100,6 +101,7 @@ def fill(
     table = match_names(model, source, checkpoint)
     kept = _in_float32(model)
     cache = open_cache(checkpoint)
+    sweep = Sweep(weight_files_of(checkpoint.path))
     for index, (parameter, name) in enumerate(table.items()):
         cached = cache.take(parameter) if cache is not None else None
         if cached is not None:
@@ -119,9 +121,11 @@ def fill(
             linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
             if cache is not None and linear is not None:
                 cache.add(parameter, linear)
+        sweep.read(stored.nbytes if isinstance(stored, torch.Tensor) else stored.q.nbytes)
         report((index + 1) / len(table))
     if cache is not None:
         cache.save()
+    sweep.now()
 
 
 def _in_float32(model: nn.Module) -> set[str]:

@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from glmchat.core.errors import Usage
+from glmchat.core.machine import available_memory
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
@@ -13,6 +14,7 @@ from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.tune import layer_timer
 
 _CLEARLY = 0.7  # of the time: less is noise on a busy machine
+_ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,14 +41,22 @@ def _has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def settle_dtype(model: LanguageModel, now: torch.dtype, device: str) -> torch.dtype:
-    """For quantised weights on a CPU: float32, or bfloat16 where it is measured to be clearly faster.
+def settle_dtype(model: LanguageModel, now: torch.dtype, device: str, context: int) -> torch.dtype:
+    """For quantised weights on a CPU: float32, or bfloat16 where it is measured to be clearly faster, or where the
+    cache of the whole context would take too much of what is free: keys and values then take half of it.
 
     ATen's int4 operator is 40 times slower in float32; glmchat's own kernel is as fast in both, and everything around
     it is faster in float32. The model then has the type that is returned.
     """
     if device != "cpu" or stored_bits(model) is None:
         return now
+    spec = model.spec
+    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * 4
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    free = available_memory()  # mapped weights count as free
+    if free is not None and weights + cache > _ROOMY * free:
+        set_dtype(model, torch.bfloat16, device)
+        return torch.bfloat16
     times = {}
     for dtype in (torch.bfloat16, torch.float32):
         set_dtype(model, dtype, device)

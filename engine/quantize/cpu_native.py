@@ -93,7 +93,8 @@ class NativeCpu(Kernel):
         self, shape: Shape, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         padded = _padded(shape)
-        codes = functional.pad(codes, (0, padded.in_features - shape.in_features)).contiguous()
+        fill = padded.in_features - shape.in_features
+        codes = functional.pad(codes, (0, fill)) if fill else codes.contiguous()  # padding by nothing copies
         blocks = -(-shape.out_features // ROWS)
         words = torch.empty(blocks * ROWS * padded.in_features * shape.bits // 32, dtype=torch.int32)
         scales = torch.stack([scale] if minimum is None else [scale, minimum], dim=2)  # [out, groups, planes]
@@ -158,8 +159,9 @@ class NativeCpu(Kernel):
         kept: list[object] = [weight, packed, None, None]
 
         def multiply(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            if x.dtype not in (torch.float32, torch.bfloat16):
-                return multiply(x.float(), bias).to(x.dtype)
+            wanted = x.dtype
+            if wanted not in (torch.float32, torch.bfloat16):
+                x = x.float()  # no call of itself: that would be a cycle, and keep the weights until it is collected
             if bias is not kept[2]:
                 wide = None if bias is None else bias.detach().float().contiguous()
                 weight.bias = None if wide is None else wide.data_ptr()
@@ -170,7 +172,7 @@ class NativeCpu(Kernel):
             threads = torch.get_num_threads()
             if call(address, x.data_ptr(), y.data_ptr(), x.shape[0], half, self.exact, threads):
                 raise MemoryError(f"no memory for the activations of {x.shape[0]} rows")
-            return y
+            return y if y.dtype == wanted else y.to(wanted)
 
         return multiply
 

@@ -33,7 +33,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("bias", bias)
         # What `joined` made of this layer and its neighbours; in a tuple, so that it is no part of this module.
         self._whole: tuple[list[int], QuantLinear] | None = None
-        self._hold(packed)
+        self.hold(packed)
 
     @classmethod
     def from_int4(
@@ -90,7 +90,7 @@ class QuantLinear(nn.Module):
             return None
         whole, views = found
         for part, view in zip(parts, views, strict=True):
-            part._hold(view)
+            part.hold(view)
         biases = None
         if any(part.bias is not None for part in parts):
             biases = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts])
@@ -100,7 +100,8 @@ class QuantLinear(nn.Module):
         first._whole = ([id(part.packed) for part in parts], made)
         return made
 
-    def _hold(self, packed: Packed) -> None:
+    def hold(self, packed: Packed) -> None:
+        """Keep these tensors, which must be the same numbers as before in another place."""
         self.packed = packed
         for name, tensor in packed.items():
             self.register_buffer(f"packed_{name}", tensor)

@@ -10,92 +10,177 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.quantize.cpu_native import LAYOUT, fits
-from glmchat.engine.quantize.kernels import Shape, choose
+from glmchat.engine.quantize.kernels import Packed, Shape, choose
 from glmchat.engine.quantize.linear import QuantLinear
-from glmchat.engine.quantize.safetensors_writer import Layout, SafetensorsWriter
 
 log = logging.getLogger("glmchat.engine")
 
-FORMAT = 1  # of this file, and of how checkpoints become matrices
+FORMAT = 2  # of this file, and of how checkpoints become matrices
 _KINDS = (".safetensors", ".bin", ".gguf")
 _SMALLEST = 32 * 2**20  # below this unpacking is as fast as opening another file
 _OLD = 60 * 86400  # seconds after its last use at which a file is removed
-_TENSORS = ("codes", "scales", "unit")  # codes first: their sizes are multiples of a cache line
+_TENSORS = ("codes", "scales")  # their sizes are multiples of a cache line
+_HEADER = 1 << 20  # bytes kept free for the header, which is some 100 for each tensor
+_DTYPES = {torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 
 
 class PackedCache:
-    """The packed matrices of one checkpoint, by parameter name."""
+    """The packed matrices of one checkpoint, by parameter name.
 
-    def __init__(self, path: Path) -> None:
+    expected: bytes that they will take, roughly.
+    """
+
+    def __init__(self, path: Path, expected: int) -> None:
         self._path = path
-        self._new: dict[str, QuantLinear] = {}
-        self._shapes: dict[str, list[int]] = {}
+        self._expected = expected
+        self._shapes: dict[str, list[Any]] = {}
         self._file: Any = None
+        self._waiting: list[tuple[str, QuantLinear]] = []  # packed now, and together not yet worth a file
+        self._writer: _Writer | None = None
+        self._writes = True
         if path.is_file():
             try:
                 self._file = safe_open(path, framework="pt")
                 self._shapes = json.loads(self._file.metadata()["shapes"])
+                self._writes = False
                 os.utime(path)
             except (SafetensorError, OSError, KeyError, ValueError) as error:
                 log.warning("the packed weights in %s cannot be used and are made anew: %s", path, error)
-                self._file, self._shapes = None, {}
+                self._file, self._shapes, self._writes = None, {}, True
 
     def take(self, parameter: str) -> QuantLinear | None:
         """The layer whose weights are cached under this name; its tensors are views of the file."""
         if parameter not in self._shapes:
             return None
         try:
-            shape = Shape(*self._shapes[parameter])
+            *measures, unit = self._shapes[parameter]
+            shape = Shape(*measures)
             packed = {name: self._file.get_tensor(f"{parameter}.{name}") for name in _TENSORS}
+            packed["unit"] = torch.tensor(float(unit))
             if not fits(shape, packed):  # the kernel trusts its sizes
                 raise ValueError(f"{parameter} has the wrong size")
         except (SafetensorError, TypeError, ValueError) as error:
             log.warning("the packed weights in %s cannot be used and are made anew: %s", self._path, error)
             self._shapes = {}
+            self._path.unlink(missing_ok=True)  # the next load writes all of it again
             return None
         return QuantLinear(shape, choose(shape), packed)
 
     def add(self, parameter: str, linear: QuantLinear) -> None:
-        """Remember a layer that was packed now; `save` writes it."""
-        if set(linear.packed) == set(_TENSORS):
-            self._new[parameter] = linear
+        """Write a layer that was packed now. From then on it lies in the file, mapped, and no longer in memory.
 
-    def save(self) -> None:
-        """Write what was added, if it is worth a file and the disk has twice the room. Failing only costs the cache."""
-        size = sum(linear.nbytes for linear in self._new.values())
-        if size < _SMALLEST or self._shapes:
+        Nothing is written where all of it is not worth a file or the disk has not the room; failing only costs that.
+        """
+        if not self._writes or set(linear.packed) != {*_TENSORS, "unit"}:
+            return
+        self._waiting.append((parameter, linear))
+        if self._writer is None and sum(waiting.nbytes for _, waiting in self._waiting) < _SMALLEST:
             return
         try:
-            locations.private_dir(locations.cache_dir())
-            locations.private_dir(self._path.parent)
-            _remove_old(self._path.parent)
-            if shutil.disk_usage(self._path.parent).free < 2 * size:
-                log.info("no room to keep %d bytes of packed weights", size)
-                return
-            self._write()
-        except (OSError, Failed) as error:
-            log.warning("packed weights are not kept: %s", error)
+            if self._writer is None:
+                self._writer = self._begin()
+            while self._waiting and self._writer is not None:
+                linear = self._waiting[0][1]
+                linear.hold(self._writer.add(self._waiting[0][0], linear.shape, linear.packed))
+                self._waiting.pop(0)
+        except (OSError, ValueError, Failed) as error:
+            self._give_up(error)
 
-    def _write(self) -> None:
-        entries = {f"{p}.{name}": linear.packed[name] for name in _TENSORS for p, linear in self._new.items()}
-        layout: Layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in entries.items()}
-        measures = ((parameter, linear.shape) for parameter, linear in self._new.items())
-        shapes = {parameter: [s.out_features, s.in_features, s.bits, s.group] for parameter, s in measures}
-        with SafetensorsWriter(self._path, layout, {"shapes": json.dumps(shapes)}) as writer:
-            for name, tensor in entries.items():
-                writer.write(name, tensor)
+    def save(self) -> None:
+        """Give the file its name, if there is one."""
+        if self._writer is not None:
+            try:
+                self._writer.finish(self._path)
+            except OSError as error:
+                self._give_up(error)
+        self._waiting.clear()
+
+    def _begin(self) -> _Writer | None:
+        locations.private_dir(locations.cache_dir())
+        locations.private_dir(self._path.parent)
+        _remove_old(self._path.parent)
+        if shutil.disk_usage(self._path.parent).free < 2 * self._expected:
+            log.info("no room to keep %d bytes of packed weights", self._expected)
+            self._writes = False
+            self._waiting.clear()
+            return None
+        return _Writer(self._path.with_name(f"{self._path.name}.{os.getpid()}.incomplete"), 2 * self._expected)
+
+    def _give_up(self, error: Exception) -> None:
+        """Layers that lie in the file keep it, nameless, for as long as they live."""
+        log.warning("packed weights are not kept: %s", error)
+        if self._writer is not None:
+            self._writer.path.unlink(missing_ok=True)
+        self._writer, self._writes = None, False
+        self._waiting.clear()
+
+
+class _Writer:
+    """A safetensors file that grows while it is mapped. Its header, at the front, comes last.
+
+    most: bytes of tensors at most; the map is made for so many, and the file cut to what there is at the end.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path = path
+        self._file = path.open("w+b")
+        self._end = _HEADER
+        self._header: dict[str, Any] = {}
+        self._shapes: dict[str, list[Any]] = {}
+        self._most = _HEADER + max(most, 2 * _SMALLEST)
+        self._file.truncate(self._most)  # costs no room on the disk: nothing is written there
+        self._map = mmap.mmap(self._file.fileno(), self._most, access=mmap.ACCESS_READ)
+        self._file.seek(_HEADER)
+
+    def add(self, parameter: str, shape: Shape, packed: Packed) -> Packed:
+        """Append one matrix; returns it as views of the file. Raises OSError, ValueError if it was not expected."""
+        if self._end + sum(packed[name].nbytes for name in _TENSORS) > self._most:
+            raise ValueError("there are more of them than the checkpoint's size lets expect")
+        mapped = {"unit": packed["unit"]}
+        for name in _TENSORS:
+            tensor = packed[name]
+            self._file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                view = torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=self._end)
+            mapped[name] = view.view(tensor.shape)
+            offsets = [self._end - _HEADER, self._end - _HEADER + tensor.nbytes]
+            kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            self._header[f"{parameter}.{name}"] = kind
+            self._end += tensor.nbytes
+        self._file.flush()
+        measures = shape.out_features, shape.in_features, shape.bits, shape.group
+        self._shapes[parameter] = [*measures, float(packed["unit"])]
+        return mapped
+
+    def finish(self, path: Path) -> None:
+        """Write the header and give the file its name when all of it is on the disk. Raises OSError."""
+        self._header["__metadata__"] = {"format": "pt", "shapes": json.dumps(self._shapes)}
+        text = json.dumps(self._header, separators=(",", ":")).encode()
+        if len(text) > _HEADER - 8:
+            raise OSError(f"a header of {len(text)} bytes is too long")
+        self._file.seek(0)
+        self._file.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
+        self._file.truncate(self._end)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.path.replace(path)
 
 
 def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
@@ -104,11 +189,16 @@ def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
     if not probe.name.startswith("native"):
         return None
     path = checkpoint.path
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
+    files = weight_files_of(path)
     recorded = _recorded(path) if path.is_dir() else {}
     words = [FORMAT, LAYOUT, checkpoint.family.name, *(_identity(file, recorded) for file in files)]
     key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
-    return PackedCache(locations.packed_dir() / f"{key}.safetensors")
+    return PackedCache(locations.packed_dir() / f"{key}.safetensors", sum(file.stat().st_size for file in files))
+
+
+def weight_files_of(path: Path) -> list[Path]:
+    """The files of a checkpoint that hold tensors."""
+    return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
 
 
 def _identity(file: Path, recorded: dict[str, tuple[int, str]]) -> list[Any]:

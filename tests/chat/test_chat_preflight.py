@@ -39,7 +39,8 @@ def test_the_words_name_what_is_needed_what_is_free_and_what_fits():
     assert "smaller model" in preflight.memory_words("m", 9 * GB, GB, [("--quant 4", 4 * GB)]).hint
 
 
-def test_weights_cache_and_scratch_are_counted_from_the_config_alone(chatglm):
+def test_weights_cache_and_scratch_are_counted_from_the_config_alone(chatglm, monkeypatch):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
     whole = preflight.estimate(chatglm)
     assert whole.weights == 12_346_621_952
     assert whole.cache == 2 * 28 * 4096 * 2048 * 2
@@ -80,6 +81,13 @@ def test_a_folder_that_says_too_little_is_no_reason_to_refuse(tmp_path, config):
         (tmp_path / "config.json").write_text(config)
     assert preflight.estimate(tmp_path) is None
     assert preflight.estimate(tmp_path / "absent") is None
+
+
+def test_int4_of_six_billion_weights_fits_a_limit_of_six_gigabytes_with_a_cache_of_two_bytes(chatglm, monkeypatch):
+    monkeypatch.setattr(preflight, "available_memory", lambda: 6 * GB)
+    assert preflight.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 2
+    monkeypatch.setattr(preflight, "available_memory", lambda: 20 * GB)
+    assert preflight.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 4
 
 
 def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):

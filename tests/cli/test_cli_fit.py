@@ -36,7 +36,7 @@ def test_the_table_says_for_each_width_what_it_takes_and_whether_it_fits(
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][0] == "bits" and "8.0 GB free" in err
-    assert [(line[0], line[-1]) for line in lines[1:]] == [("float16", "no"), ("int8", "no"), ("int4", "yes")]
+    assert [(line[0], line[-1]) for line in lines[1:]] == [("float16", "no"), ("int8", "yes"), ("int4", "yes")]
 
 
 def test_programs_get_the_bytes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ from safetensors.torch import save_file
 
 from glmchat.core import locations
 from glmchat.engine import Engine
+from glmchat.engine.mapped_pages import let_go
 from glmchat.engine.quantize import packed_cache
 from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.quantize.linear import QuantLinear
 
 pytestmark = pytest.mark.skipif(
     NativeCpu().unavailable() is not None, reason=f"the C kernel is not here: {NativeCpu().unavailable()}"
@@ -39,6 +44,62 @@ def test_the_second_load_maps_what_the_first_one_packed(starter_model: Path) -> 
     assert torch.equal(engine.logits(IDS), first)
     assert str(files()[0]) in Path("/proc/self/maps").read_text()
     assert files()[0].stat().st_size == written
+
+
+def test_the_first_load_maps_what_it_wrote_and_keeps_no_copy(starter_model: Path) -> None:
+    linear = load(starter_model).model.get_submodule("model.layers.3.mlp.down_proj")
+    assert isinstance(linear, QuantLinear)
+    address = linear.packed["codes"].data_ptr()
+    spans = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(files()[0]) in line]
+    assert any(int(low, 16) <= address < int(high, 16) for low, high in (span[0].split("-") for span in spans))
+    assert not [path for path in files() if path.name.endswith(".incomplete")]
+
+
+def test_weights_that_were_put_elsewhere_are_freed_at_once() -> None:
+    linear = QuantLinear.from_int8(torch.ones(32, 32, dtype=torch.int8), torch.ones(32))
+    old = weakref.ref(linear.packed["codes"])
+    gc.disable()
+    try:
+        linear.hold({name: tensor.clone() for name, tensor in linear.packed.items()})
+        assert old() is None
+    finally:
+        gc.enable()
+    assert torch.equal(linear(torch.ones(1, 32)), torch.full((1, 32), 32.0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc here")
+def test_pages_of_a_file_that_was_read_leave_the_process_and_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 4096)
+    tensor = torch.from_file(str(path), shared=False, size=1 << 20, dtype=torch.uint8)
+
+    def held() -> int:
+        rest = Path("/proc/self/smaps").read_text().partition(str(path))[2]
+        return int(rest.partition("Rss:")[2].split()[0])
+
+    expected = int(tensor.sum())
+    assert held() > 900
+    let_go([path])
+    assert held() == 0
+    assert int(tensor.sum()) == expected
+
+
+def test_a_disk_that_fills_while_the_cache_is_written_costs_only_the_cache(
+    starter_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(starter_model).logits(IDS)
+    files()[0].unlink()
+    real, calls = packed_cache._Writer.add, []
+
+    def add(writer: Any, *given: Any) -> Any:
+        calls.append(given)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        return real(writer, *given)
+
+    monkeypatch.setattr(packed_cache._Writer, "add", add)
+    assert torch.equal(load(starter_model).logits(IDS), expected)
+    assert files() == [] and len(calls) == 21
 
 
 def test_a_changed_checkpoint_is_not_served_from_the_cache(starter_model: Path, tmp_path: Path) -> None:
