@@ -108,9 +108,9 @@ class Engine:
         if dtype == "float32":
             multiply_exactly(model)
         report("warmup", 0.0)
-        count = tune(model, wanted, device, threads)
         if dtype is None:
             wanted = settle_dtype(model, wanted, device, room)
+        count = tune(model, wanted, device, threads)
         trim()
         engine = cls(checkpoint, model, wanted, device, room)
         engine.threads, engine.asked_dtype = count, dtype

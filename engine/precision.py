@@ -11,9 +11,7 @@ from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantLinear
-from glmchat.engine.tune import layer_timer
 
-_CLEARLY = 0.7  # of the time: less is noise on a busy machine
 _ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,11 +40,12 @@ def _has_bf16() -> bool:
 
 
 def settle_dtype(model: LanguageModel, now: torch.dtype, device: str, context: int) -> torch.dtype:
-    """For quantised weights on a CPU: float32, or bfloat16 where it is measured to be clearly faster, or where the
-    cache of the whole context would take too much of what is free: keys and values then take half of it.
+    """For quantised weights on a CPU: float32 where glmchat's own kernel multiplies them all, which is as fast in both
+    types while everything around it is faster in float32; else bfloat16, as ATen's int4 operator is 40 times slower in
+    float32. Bfloat16 too where a float32 cache of the whole context would take too much of what is free.
 
-    ATen's int4 operator is 40 times slower in float32; glmchat's own kernel is as fast in both, and everything around
-    it is faster in float32. The model then has the type that is returned.
+    No measurement: one machine always decides alike, so that memory is predicted and answers can be repeated. The model
+    then has the type that is returned.
     """
     if device != "cpu" or stored_bits(model) is None:
         return now
@@ -54,19 +53,11 @@ def settle_dtype(model: LanguageModel, now: torch.dtype, device: str, context: i
     cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * 4
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     free = available_memory()  # mapped weights count as free
-    if free is not None and weights + cache > _ROOMY * free:
-        set_dtype(model, torch.bfloat16, device)
-        return torch.bfloat16
-    times = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        set_dtype(model, dtype, device)
-        step = layer_timer(model, dtype, device)
-        step()
-        times[dtype] = min(step() for _ in range(5))
-    if times[torch.bfloat16] > _CLEARLY * times[torch.float32]:
-        return torch.float32
-    set_dtype(model, torch.bfloat16, device)
-    return torch.bfloat16
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    roomy = free is None or weights + cache <= _ROOMY * free
+    dtype = torch.float32 if roomy and all(layer.kernel.any_dtype for layer in layers) else torch.bfloat16
+    set_dtype(model, dtype, device)
+    return dtype
 
 
 def multiply_exactly(model: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Measured once at load: which activations and how many threads are fastest for this model on this machine."""
+"""Measured once at load: how many threads are fastest for this model on this machine."""
 
 from __future__ import annotations
 

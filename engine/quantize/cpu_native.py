@@ -71,6 +71,7 @@ def choose_instructions(name: str | None = None) -> str | None:
 
 class NativeCpu(Kernel):
     name = "native"
+    any_dtype = True
 
     def __init__(self) -> None:
         self.exact = False  # many rows: float32 products instead of int16 activations (native.c says what that costs)

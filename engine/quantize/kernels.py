@@ -43,6 +43,7 @@ class Kernel(ABC):
 
     name: str
     bits: ClassVar[tuple[int, ...]] = (4, 8)
+    any_dtype: ClassVar[bool] = False  # as fast on float32 activations as on bfloat16 ones
     exact: bool = False  # plain float32 products in float32, where the kernel has a faster, less exact way
 
     def accepts(self, shape: Shape) -> bool:
