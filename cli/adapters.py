@@ -78,9 +78,6 @@ def add(
         _check(adapter, facts, model)
         facts["checked_against"] = {"name": model.name, "repo": model.repo, "revision": model.revision}
         facts["checked_against"]["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
-    from glmchat.engine.adapters.check import check_numbers
-
-    check_numbers(adapter)
     row = _keep(name or adapters.suggested_name(path, origin.repo), path, adapter, facts, origin)
     if as_json:
         output.json_line(adapters.to_json(row))
@@ -194,10 +191,13 @@ def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:
 
 
 def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:
+    """Put an adapter into the store, whichever way it came. Raises Damaged for numbers that are not finite."""
     from glmchat.engine.adapters.adapter import PREFIX
+    from glmchat.engine.adapters.check import check_numbers
     from glmchat.engine.adapters.files import weight_files
     from glmchat.hub import adapters
 
+    check_numbers(adapter)
     facts["digest"] = _digest(path)
     small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
     names = adapter.tensors.shapes()

@@ -95,6 +95,19 @@ def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
     assert done.stdout == "" and list_adapters() == []
 
 
+@pytest.mark.parametrize(
+    ("number", "rank", "reason"), [(255, 4, "not finite"), (0, 8, "adapter_config.json says rank 8")]
+)
+def test_a_damaged_folder_is_refused_and_leaves_nothing_in_the_store(
+    glmchat: Run, base: Path, tmp_path: Path, number: int, rank: int, reason: str
+) -> None:
+    folder = write_lora(tmp_path / "broken", number=number, r=rank)
+    for line in (["run", base, "hi", "--adapter", folder], ["adapters", "add", folder]):
+        done = glmchat(*line)
+        assert done.returncode == 3 and reason in done.stderr and "hint" in done.stderr
+        assert done.stdout == "" and list_adapters() == []
+
+
 def test_force_takes_another_base_and_says_so(glmchat: Run, base: Path, tmp_path: Path) -> None:
     folder = write_lora(tmp_path / "medical", base_model_name_or_path="me/Other-7M")
     done = glmchat("run", base, "hi", "--json", "--adapter", folder, "--force")
