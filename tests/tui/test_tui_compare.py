@@ -18,6 +18,7 @@ from glmchat.chat import comparison_engines, connect, engine_process
 from glmchat.chat.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
+from glmchat.hub import adapters
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.screens.comparison import ComparisonScreen
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
@@ -64,6 +65,7 @@ async def over(window: Window) -> None:
 
 
 async def test_two_adapters_are_compared_on_the_engine_that_runs_and_one_is_picked(launch: LaunchOptions) -> None:
+    adapters.change_force(adapters.find_adapter("poet"), True)
     async with open_window(launch=launch, echo=True) as window:
         await window.ask("before")
         await window.send("/compare +poet +clerk:0.5,temp=0.2\nhello")
@@ -71,6 +73,7 @@ async def test_two_adapters_are_compared_on_the_engine_that_runs_and_one_is_pick
         text = window.screen_text()
         assert "one engine answers them in turn" in text and "+ poet" in text and "+ clerk:0.5" in text
         assert "seed 5" in text and "temperature 0.2" in text
+        assert "tiny + poet (forced)" in text and text.count("+ clerk:0.5") == 2, "above an answer too"
         await window.press("right", "enter")
         await window.until(lambda: isinstance(window.app.screen, ChatScreen))
         session = window.chat.session

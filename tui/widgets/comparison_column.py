@@ -13,6 +13,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
+from glmchat.chat.transcript import answered_by
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece
@@ -108,8 +109,7 @@ class ComparisonColumn(Vertical):
     def _begin(self, answer: StoredMessage) -> None:
         d = answer.details
         self._identify(d.get("model"), d.get("revision"), d.get("quant"), d.get("sampling") or {})
-        label = one_line(str(d.get("model") or ""), 40)
-        self.transcript.show([Turn("answer", "assistant", label=label, state="waiting")])
+        self.transcript.show([Turn("answer", "assistant", label=answered_by(answer), state="waiting")])
         if answer.text:
             self.transcript.feed("answer", answer.text)
         self.state = "answering"
@@ -130,8 +130,8 @@ class ComparisonColumn(Vertical):
         if self.state == "answering":
             self.transcript.finish("answer", state_note(answer))
         else:
-            label = one_line(str(d.get("model") or ""), 40)
-            self.transcript.show([Turn("answer", "assistant", answer.text, label, state_note(answer))], at_end=False)
+            said = Turn("answer", "assistant", answer.text, answered_by(answer), state_note(answer))
+            self.transcript.show([said], at_end=False)
         tokens = d.get("completion_tokens") or len(answer.token_ids)
         speed = d.get("decode_tokens_per_second") or (f.decode_tokens_per_second if f else None)
         facts = [tr("{n} tokens", n=tokens)]
