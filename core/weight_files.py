@@ -55,17 +55,19 @@ def refuse_pointer(path: Path) -> None:
 def folder_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, with the stop ids of generation_config.json.
 
-    Raises Damaged where there is none or it is damaged, Usage where the folder holds only an adapter.
+    Raises Damaged where there is none or it is damaged, Usage where the folder, or the newest checkpoint in
+    the output of a training, holds only an adapter.
     """
     file = folder / "config.json"
     if not file.is_file():
         refuse_adapter_folder(folder, {})
-        inside = sorted(p for p in folder.glob("*.gguf") if p.is_file())
-        hint = (
-            tr("give the GGUF file itself: {path}", path=one_line(str(inside[0])))
-            if inside
-            else tr("a model folder holds config.json, weights and tokenizer files")
-        )
+        hint = tr("a model folder holds config.json, weights and tokenizer files")
+        if inside := sorted(p for p in folder.glob("*.gguf") if p.is_file()):
+            hint = tr("give the GGUF file itself: {path}", path=one_line(str(inside[0])))
+        elif saved := checkpoints(folder):
+            own = saved[-1] / "config.json"
+            refuse_adapter_folder(saved[-1], read_json(own) if own.is_file() else {})
+            hint = tr("give the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
         raise Damaged(
             tr("{folder} has no config.json", folder=one_line(str(folder))), hint=hint, code="model.no_config"
         )
@@ -78,6 +80,12 @@ def folder_config(folder: Path) -> dict[str, Any]:
         if eos is not None:
             config = {**config, "eos_token_id": eos}
     return config
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What a training saved in its output folder, `checkpoint-500`, `checkpoint-1000`, …; the newest is the last."""
+    found = (p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,12}", p.name) and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.model_config import read_json
 from glmchat.core.text import human_bytes, one_line
-from glmchat.core.weight_files import refuse_pointer
+from glmchat.core.weight_files import checkpoints, refuse_pointer
 from glmchat.engine.shards import load_bin, open_folder
 from glmchat.engine.weights import WeightSource
 
@@ -86,12 +86,10 @@ def _no_adapter(folder: Path, files: list[Path]) -> Usage:
     if files:
         names = ", ".join(one_line(p.name, 60) for p in files[:4])
         return Usage(f"{name} holds several files of weights: {names}", hint="name one of them", code="adapter.several")
-    runs = sorted(p.name for p in folder.iterdir() if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name))
-    if runs:
-        runs.sort(key=lambda run: int(run.partition("-")[2]))
+    if saved := checkpoints(folder):
         return Usage(
-            f"{name} is a training output with {', '.join(runs[-4:])}",
-            hint=f"name one of them: {one_line(str(folder / runs[-1]))}",
+            f"{name} is a training output with {', '.join(p.name for p in saved[-4:])}",
+            hint=f"name one of them: {one_line(str(saved[-1]))}",
             code="adapter.several",
         )
     return Usage(

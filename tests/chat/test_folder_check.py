@@ -193,6 +193,24 @@ def test_a_folder_that_holds_only_a_lora_or_a_prefix_names_its_base_and_the_comm
     assert "glmchat run BASE " in refused(whole, Usage).hint
 
 
+def test_the_output_of_a_training_names_its_newest_checkpoint_and_the_command(tmp_path):
+    for number in (500, 3000, 1000):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    newest = tmp_path / "checkpoint-3000"
+    write_config(newest, {**CONFIGS["slim"], "_name_or_path": "THUDM/chatglm-6b"})
+    write_bin(newest / "pytorch_model.bin", ["transformer.prefix_encoder.embedding.weight"], size=8)
+    error = refused(tmp_path, Usage)
+    assert error.code == "model.only_adapter" and str(newest) in error.message
+    assert error.hint == f"glmchat run THUDM/chatglm-6b --adapter {newest}"
+    write_bin(newest / "pytorch_model.bin", size=8)
+    error = refused(tmp_path)
+    assert error.code == "model.no_config" and error.hint.endswith(str(newest)), "a whole model was trained"
+    (newest / "pytorch_model.bin").unlink()
+    (newest / "config.json").unlink()
+    (newest / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "THUDM/chatglm3-6b"}))
+    assert refused(tmp_path, Usage).hint == f"glmchat run THUDM/chatglm3-6b --adapter {newest}"
+
+
 def test_names_are_read_off_a_pickle_without_running_it(tmp_path):
     class Bomb:
         def __reduce__(self):
