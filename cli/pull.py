@@ -72,6 +72,12 @@ def pull(
                 hint=tr("glmchat pull NAME --into {path}", path=into),
                 code="pull.arguments",
             )
+        if quant is not None or keep:
+            raise Usage(
+                tr("--into puts files where their pointers are, and quantises none"),
+                hint=tr("glmchat pull --into {path}, then glmchat quantize {path}", path=into.absolute()),
+                code="pull.arguments",
+            )
         from glmchat.cli.pull_into import pull_into
 
         name, places = names[0] if names else None, tuple(endpoint or ())

@@ -197,3 +197,9 @@ def test_the_command_line_replaces_pointers_and_says_so(hub: LoopbackHub, tmp_pa
     code, _, err = glmchat(capsys, *command)
     assert code == 0, err
     assert is_whole(folder) and "2 files are in their place" in err
+
+
+@pytest.mark.parametrize("more", [["--quant", "4"], ["--keep"]])
+def test_files_put_in_place_are_not_quantised_and_that_is_said(more: list[str], tmp_path: Path, capsys: Any) -> None:
+    code, out, err = glmchat(capsys, "pull", "--into", str(tmp_path), *more)
+    assert code == 2 and out == "" and f"then glmchat quantize {tmp_path}" in err
