@@ -10,6 +10,7 @@ from typing import Any
 
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 from glmchat.hub import adapters, catalogue
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.installed import Installed
@@ -72,8 +73,10 @@ def read_lock(path: Path) -> Locked:
         raise Usage(
             tr("there is no lock file {path}", path=path), hint="glmchat lock > glmchat.lock", code="lock.missing"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(path, str(error)) from None
+    except OSError as error:
+        raise _broken(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError):
+        raise _broken(path, tr("this is no lock file")) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
     try:
@@ -82,7 +85,8 @@ def read_lock(path: Path) -> Locked:
     except (Hostile, Usage):
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _broken(path, repr(error)) from None
+        why = tr("something in it is missing or wrong: {what}", what=one_line(repr(error), 80))
+        raise _broken(path, why) from None
     for entry in (*models, *(adapter.entry for adapter in found)):
         check_listing((f.path for f in entry.files), source=str(path))
     return Locked(models, found)

@@ -344,6 +344,14 @@ def test_a_lock_file_that_was_tampered_with_is_refused(
     assert err.count("\n") <= 3
 
 
+@pytest.mark.parametrize("content", [b"", b"smollm2\n", b"[1, 2", b"\xff\xfe", b"[" * 10**5])
+def test_a_lock_file_that_is_none_is_told_in_words(content: bytes, capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "l").write_bytes(content)
+    code, out, err = glmchat(capsys, "pull", "--locked", str(tmp_path / "l"))
+    assert code == 3 and out == ""
+    assert "l: this is no lock file\n" in err and "write it again: glmchat lock" in err and err.count("\n") == 2
+
+
 def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_base(
     hub: LoopbackHub, capsys: Any
 ) -> None:
