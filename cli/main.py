@@ -16,6 +16,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.command_table import CommandTable
+from glmchat.cli.usage_words import usage_words
 from glmchat.core import language
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
@@ -95,7 +96,8 @@ def run(arguments: Sequence[str]) -> int:
         output.error(Interrupted("stopped: the input ended", hint="answer the question, or say --yes"), as_json=as_json)
         return Interrupted.exit
     except typer.TyperException as wrong:
-        output.error(Usage(wrong.format_message(), hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
+        said = usage_words(wrong.format_message())
+        output.error(Usage(said, hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
         return Usage.exit
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)

@@ -5,15 +5,24 @@ from __future__ import annotations
 import ast
 import string
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from glmchat.cli.main import run
+from glmchat.cli.usage_words import SENTENCES
 from glmchat.core import language
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "hub", "chat", "tui", "cli", "serve", "engine")
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """`--lang` holds for the process: the next test begins without it."""
+    yield
+    language.choose(None)
 
 
 def sentences() -> set[str]:
@@ -34,7 +43,7 @@ def chinese() -> dict[str, str]:
 
 
 def test_every_sentence_of_the_interface_has_a_chinese_one() -> None:
-    missing = sorted(sentences() - set(chinese()))
+    missing = sorted((sentences() | set(SENTENCES)) - set(chinese()))
     assert not missing, "no Chinese for:\n" + "\n".join(missing)
 
 
@@ -72,6 +81,28 @@ def test_the_locale_chooses_the_language(
 def test_the_language_may_be_chosen_anywhere_in_the_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line.split()) == 2
     assert ("nobody" in (said := capsys.readouterr().err)) and said.isascii() is line.endswith("en")
+
+
+@pytest.mark.parametrize(
+    ("line", "english", "translated"),
+    [
+        ("puls", "No such command 'puls'. Did you mean 'pull', 'ls'?", "没有命令 'puls'。您是不是要找 'pull', 'ls'？"),
+        ("nosuch", "No such command 'nosuch'.", "没有命令 'nosuch'"),
+        ("adapters nosuch", "No such command 'nosuch'.", "没有命令 'nosuch'"),
+        ("show", "Missing argument 'NAME'.", "缺少参数 'NAME'"),
+        ("show a b", "Got unexpected extra argument(s) (b)", "多余的参数：b"),
+        ("lock --file", "No such option: --file", "没有选项 --file"),
+        ("pull --keep=3 x", "Option '--keep' does not take a value.", "选项 '--keep' 不带值"),
+        ("pull --quant", "Option '--quant' requires an argument.", "选项 '--quant' 需要一个值"),
+        ("history show a", "Invalid value for 'ID': Input should be a valid integer", "'ID' 的值无效：应为整数"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_the_chosen_language(
+    line: str, english: str, translated: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for code, said in (("en", english), ("zh", translated)):
+        assert run(["--lang", code, *line.split()]) == 2
+        assert capsys.readouterr().err.startswith(f"glmchat: {said}")
 
 
 def test_behind_two_dashes_it_is_a_text_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
