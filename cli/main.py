@@ -16,6 +16,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.command_table import CommandTable
+from glmchat.cli.completion import named_shell
 from glmchat.cli.usage_words import usage_words
 from glmchat.core import language
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Interrupted, Usage
@@ -87,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; failures are on the screen when this returns."""
     as_json = "--json" in arguments
     try:
+        if named_shell(arguments):
+            return 0
         result = build()(_language_first(arguments), prog_name="glmchat", standalone_mode=False)
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
     except GlmchatError as problem:
