@@ -124,6 +124,8 @@ def _compare(kept: Path, model: str, bits: int, given: argparse.Namespace) -> No
     from peer_formats import write_chatglm_cpp, write_gguf
     from random_checkpoints import CONFIGS
 
+    from glmchat.chat.engine_process import engine_environment
+
     config = CONFIGS[model] | {"num_layers": given.layers}
     kind = {4: "q4_0", 8: "q8_0"}[bits]
     stem = f"{model}-{given.layers}-{kind}"
@@ -147,6 +149,8 @@ def _compare(kept: Path, model: str, bits: int, given: argparse.Namespace) -> No
         for name, (python, code, path) in programs.items():
             command = [str(python), "-P", "-c", code, str(path), *map(str, numbers)]
             environment = os.environ | {"OMP_NUM_THREADS": str(given.threads)}
+            if name == "glmchat":
+                environment = engine_environment(environment)  # what its engine is started with
             done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 print(f"{name}: failed with {done.returncode}: {done.stderr[-300:].strip()}", flush=True)

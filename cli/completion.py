@@ -25,16 +25,16 @@ def named_shell(arguments: Sequence[str]) -> bool:
     option, shell = arguments
     if shell not in _SHELLS:
         raise Usage(
-            tr("there is no completion for {shell}", shell=repr(one_line(shell, 40))),
+            tr("there is no completion for {name}", name=repr(one_line(shell, 40))),
             hint=", ".join(_SHELLS),
             code="usage.value",
         )
     if option == "--show-completion":
-        output.data(get_completion_script(prog_name="glmchat", complete_var="_GLMCHAT_COMPLETE", shell=shell))
+        output.data(get_completion_script("glmchat", "_GLMCHAT_COMPLETE", shell))
     else:
         _, path = install(shell, prog_name="glmchat")
         where = one_line(str(path))
-        output.say(tr("completion for {shell} is in {path}: open a new terminal", shell=shell, path=where))
+        output.say(tr("completion for {name} is in {path}: open a new terminal", name=shell, path=where))
     return True
 
 
