@@ -30,7 +30,7 @@ def named_shell(arguments: Sequence[str]) -> bool:
             code="usage.value",
         )
     if option == "--show-completion":
-        output.data(get_completion_script("glmchat", "_GLMCHAT_COMPLETE", shell))
+        output.data(get_completion_script(prog_name="glmchat", complete_var="_GLMCHAT_COMPLETE", shell=shell))
     else:
         _, path = install(shell, prog_name="glmchat")
         where = one_line(str(path))
