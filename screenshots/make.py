@@ -41,7 +41,7 @@ QUESTIONS = (
 
 def find_model(name: str | None) -> LaunchOptions:
     """The installed starter model, a named one, or a GGUF file."""
-    options = LaunchOptions(sampling={"temperature": 0.2, "seed": 7, "max_tokens": 220})
+    options = LaunchOptions(sampling={"temperature": 0.2, "seed": 7, "max_tokens": 400})
     if name is not None and Path(name).is_file():
         return LaunchOptions(model="smollm2", folder=Path(name), quant_label="q4_1", sampling=options.sampling)
     return model_choice.launch_installed(options, *model_choice.locate(name or "smollm2"))
