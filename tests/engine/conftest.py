@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from glmchat.engine.quantize import cpu_native
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,3 +39,21 @@ def builders() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _instruction_sets() -> list[str]:
+    """Those of the C kernel that this processor has, the best first; none without the kernel."""
+    if cpu_native.NativeCpu().unavailable() is not None:
+        return []
+    names = ("avx512amx", "avx512vnni", "avx512", "avx2", "portable")
+    found = [name for name in names if cpu_native.choose_instructions(name)]
+    cpu_native.choose_instructions()
+    return found
+
+
+@pytest.fixture(params=_instruction_sets())
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn."""
+    cpu_native.choose_instructions(request.param)
+    yield request.param
+    cpu_native.choose_instructions()

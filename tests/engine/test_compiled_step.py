@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.models import step
-from glmchat.engine.quantize import cpu_native
 from glmchat.engine.quantize.cpu_native import NativeCpu
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
@@ -60,21 +58,6 @@ def difference(engine: Engine, prompt: int = 9) -> float:
     assert engine.model.not_compiled == ""
     assert not torch.equal(found, wanted)  # that would be torch twice
     return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def instruction_sets() -> list[str]:
-    if not NATIVE:
-        return []
-    found = [name for name in ("avx512vnni", "avx512", "avx2", "portable") if cpu_native.choose_instructions(name)]
-    cpu_native.choose_instructions()
-    return found
-
-
-@pytest.fixture(params=instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    cpu_native.choose_instructions(request.param)
-    yield request.param
-    cpu_native.choose_instructions()
 
 
 @pytest.mark.parametrize("quant", [None, 4, 8])

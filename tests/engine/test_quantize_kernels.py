@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,26 +18,10 @@ from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 from glmchat.engine.quantize.reference import Reference
 
 NATIVE = NativeCpu().unavailable() is None
+HAS_AMX = NATIVE and cpu_native.choose_instructions("avx512amx") is not None
+if NATIVE:
+    cpu_native.choose_instructions()
 needs_native = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
-
-
-def instruction_sets() -> list[str]:
-    if not NATIVE:
-        return []
-    found = [
-        name
-        for name in ("avx512amx", "avx512vnni", "avx512", "avx2", "portable")
-        if cpu_native.choose_instructions(name)
-    ]
-    cpu_native.choose_instructions()
-    return found
-
-
-@pytest.fixture(params=instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    cpu_native.choose_instructions(request.param)
-    yield request.param
-    cpu_native.choose_instructions()
 
 
 def noise(seed: int = 0) -> torch.Generator:
@@ -101,7 +84,7 @@ def test_a_row_gets_the_same_bits_alone_and_in_company(instructions: str, bits: 
         assert torch.equal(linear(x[first:last]), together[first:last])
 
 
-@pytest.mark.skipif("avx512amx" not in instruction_sets(), reason="this CPU has no AMX, or the system does not lend it")
+@pytest.mark.skipif(not HAS_AMX, reason="this CPU has no AMX, or the system does not lend it")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("rows", "columns", "group"), [*SHAPES, (70, 480, 40), (31, 768, 192)])
