@@ -78,10 +78,6 @@ class PartialFile:
             self.length += count
             rest = rest[count:]
 
-    def prefix_digest(self) -> hashlib._Hash:
-        """sha256 of what is here now; a copy that may be updated."""
-        return self._digest.copy()
-
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()

@@ -208,9 +208,5 @@ class Editing(Conversing):
                 code="chat.not_ready",
             )
 
-    def _leave_answer(self) -> None:
-        if self.being_written:
-            raise Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
-
     def show_prompt_state(self) -> None:
         raise NotImplementedError
