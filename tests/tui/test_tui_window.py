@@ -152,7 +152,7 @@ async def test_a_killed_engine_is_told_and_restarted_with_the_conversation_kept(
         assert "killed (signal 9)" in window.notices
         assert window.said("assistant")[-1].startswith("word")
         await window.send("again")
-        assert "F5 starts the engine, then it is sent" in window.screen_text()
+        await window.until(lambda: "F5 starts the engine, then it is sent" in window.screen_text())
         await window.press("f5")
         await window.ready()
         await window.until(lambda: len(window.said("assistant")) == 2 and window.said("assistant")[-1])
