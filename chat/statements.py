@@ -39,12 +39,15 @@ ALL_STREAMS = (
     " WHERE m.state = 'streaming' AND m.deletion IS NULL AND c.deletion IS NULL ORDER BY m.id DESC"
 )
 WRITE_MESSAGE = (
-    f"INSERT INTO message ({_MESSAGE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+    f"INSERT INTO message ({_MESSAGE}) VALUES (?, ?, ?, ?, CAST(handed(?) AS TEXT), ?, ?, handed(?), ?, ?, ?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET"
     " parent = excluded.parent, text = excluded.text, state = excluded.state, token_ids = excluded.token_ids,"
     " details = excluded.details, chosen = excluded.chosen, deletion = excluded.deletion, owner = excluded.owner"
 )
 PIECES = "SELECT text, token_ids FROM piece WHERE message = ? ORDER BY number"
 WRITE_PIECE = "INSERT INTO piece SELECT ?, coalesce(max(number), 0) + 1, ?, ? FROM piece WHERE message = ?"
+INDEX = "INSERT INTO search (rowid, text) VALUES (?, CAST(handed(?) AS TEXT))"
+INDEX_AGAIN = "UPDATE search SET text = CAST(handed(?) AS TEXT) WHERE rowid = ?"
 FORGET_PIECES = "DELETE FROM piece WHERE message = ?"
 
 _HIT = "c.id, c.title, m.id, m.role, coalesce(m.text, c.title), coalesce(m.created, c.created)"

@@ -35,10 +35,12 @@ class Store:
         self.generation = 0  # grows when a damaged file is replaced by a new one
         self._provisional = _PROVISIONAL
         self._depth = 0
+        self._handed: list[bytes | None] = []
         self._take(opened)
 
     def _take(self, opened: database.Opened) -> None:
         self._db = opened.connection
+        self._db.create_function("handed", 1, lambda number: self._handed[number])
         self.journal = opened.journal
         self.problem = opened.problem
         self.note = opened.note
@@ -87,6 +89,18 @@ class Store:
     def run(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
         """One statement inside a transaction."""
         self._db.execute(statement, parameters)
+
+    def _run_long(self, statement: str, *values: Any) -> None:
+        """One statement inside a transaction, whose long values, as bytes, `handed(?)` takes.
+
+        A parameter would stay in the prepared statement, hence in memory, until that is used again.
+        """
+        self._handed = [value for value in values if isinstance(value, bytes)]
+        numbers = iter(range(len(self._handed)))
+        try:
+            self.run(statement, [next(numbers) if isinstance(value, bytes) else value for value in values])
+        finally:
+            self._handed = []
 
     def run_all(self, statements: Iterable[str], parameters: dict[str, Any]) -> None:
         for statement in statements:
@@ -151,23 +165,20 @@ class Store:
             self._index(-c.id, c.title)
 
     def write_message(self, m: StoredMessage) -> None:
-        ids, details = m.token_ids.packed or None, dump(m.details)
-        self.run(
+        self._run_long(
             sql.WRITE_MESSAGE,
-            (
-                m.id,
-                m.conversation,
-                m.parent,
-                m.role,
-                m.text,
-                m.state,
-                m.created,
-                ids,
-                details,
-                m.chosen,
-                m.deletion,
-                m.owner,
-            ),
+            m.id,
+            m.conversation,
+            m.parent,
+            m.role,
+            m.text.encode(),
+            m.state,
+            m.created,
+            m.token_ids.packed,
+            dump(m.details),
+            m.chosen,
+            m.deletion,
+            m.owner,
         )
         self.run(sql.FORGET_PIECES, (m.id,))  # the whole text stands in the message now
         if m.state != "streaming":
@@ -180,9 +191,9 @@ class Store:
         spaced = search.spaced(text)
         row = self._db.execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
         if row is None and text:
-            self._db.execute("INSERT INTO search (rowid, text) VALUES (?, ?)", (rowid, spaced))
+            self._run_long(sql.INDEX, rowid, spaced.encode())
         elif row is not None and row[0] != spaced:
-            self._db.execute("UPDATE search SET text = ? WHERE rowid = ?", (spaced, rowid))
+            self._run_long(sql.INDEX_AGAIN, spaced.encode(), rowid)
 
     def with_pieces(self, message: StoredMessage) -> StoredMessage:
         """A streaming answer with what came since it was begun."""

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import choose, chosen, tr
+from glmchat.core.memory import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
 from glmchat.tui.hangup import outlive_terminal
@@ -101,6 +102,7 @@ class GlmchatApp(App[int]):
     def on_mount(self) -> None:
         if not self.is_headless:
             hangup.watch(asyncio.get_running_loop(), self.hang_up)
+        self.call_after_refresh(return_big_blocks)
 
     def hang_up(self) -> None:
         """The terminal went away: save and leave; where it was asked for, the answer goes on without a screen."""

@@ -33,7 +33,10 @@ _MATH = {"$$": "$$", "\\[": "\\]"}
 
 @dataclass(slots=True)
 class Block:
-    """One block or a part of a long one. `head` is the first part, when this one is a later part."""
+    """One block or a part of a long one. `head` is the first part, when this one is a later part.
+
+    before: the lines of the two parts above this one, which say whether code begins inside a string or a comment.
+    """
 
     kind: Kind
     lines: list[str] = field(default_factory=list)
@@ -44,7 +47,7 @@ class Block:
     last: bool = False  # no further part follows
     growing: bool = False  # not final: `tail()` made it
     head: Block | None = None
-    above: Block | None = None  # the part before this one
+    before: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -58,8 +61,15 @@ class Block:
 class BlockSplitter:
     """Feed text in any pieces. `blocks` are final; `tail()` is what the rest looks like now."""
 
+    __slots__ = (
+        "_counted", "_fence", "_fence_indent", "_gap", "_indent", "_math_end", "_open", "_partial", "_size",
+        "blocks", "last",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.blocks: list[Block] = []
+        self.last: Kind | None = None  # kind of the newest final block, also if another splitter made it
+        self._counted = 0  # the number of that block, if it is an item of an ordered list
         self._partial = ""  # the line that has not ended yet
         self._open: Block | None = None
         self._gap = False
@@ -90,15 +100,20 @@ class BlockSplitter:
             self._line(_shown(partial))
         self._end()
 
+    def fork(self) -> BlockSplitter:
+        """Another splitter that goes on from here; its `blocks` are those that come from now on."""
+        fork = copy.copy(self)
+        fork.blocks = []
+        if self._open is not None:
+            fork._open = copy.copy(self._open)
+            fork._open.lines = list(self._open.lines)
+        return fork
+
     def tail(self) -> list[Block]:
         """The blocks of what is not final yet, as if the text ended here. The splitter is left as it is."""
         if not self._partial and self._open is None:
             return []
-        ahead = copy.copy(self)
-        ahead.blocks = []
-        if self._open is not None:
-            ahead._open = copy.copy(self._open)
-            ahead._open.lines = list(self._open.lines)
+        ahead = self.fork()
         if self._fence and self._partial.strip(" ") in (self._fence[:1], self._fence[:2], self._fence):
             ahead._partial = ""  # the closing fence is on its way, it is not code
         ahead.close()
@@ -197,9 +212,8 @@ class BlockSplitter:
         elif item := _ITEM.match(line):
             digits = item[2][:-1]
             number = int(digits) if digits else 0
-            before = self.blocks[-1] if self.blocks else None
-            if digits and before is not None and before.kind == "item" and before.number:
-                number = before.number + 1  # models write "1." at every item; a list counts
+            if digits and self._counted:
+                number = self._counted + 1  # models write "1." at every item; a list counts
             self._new("item", line, number=number)
             self._indent = len(item[1]) + len(item[2]) + min(len(item[3] or " "), 4)
             if self._open is not None and (fence := _INNER_FENCE.match(line)):
@@ -254,8 +268,9 @@ class BlockSplitter:
         self._size += len(line) + 1
         if block.kind in ("code", "table"):
             if len(block.lines) >= CHUNK_LINES or self._size >= 2 * CHUNK_CHARACTERS:
-                self.blocks.append(block)
-                self._open = Block(block.kind, info=block.info, part=block.part + 1, head=block.first, above=block)
+                self._finish(block)
+                before = (*block.before[-CHUNK_LINES:], *block.lines)
+                self._open = Block(block.kind, info=block.info, part=block.part + 1, head=block.first, before=before)
                 self._size = 0
         elif block.kind == "text" and self._size >= 2 * CHUNK_CHARACTERS:
             self._end()
@@ -270,7 +285,11 @@ class BlockSplitter:
             while len(block.lines) > 1 and not block.lines[-1].strip():
                 block.lines.pop()
                 self._gap = True
+        self._finish(block)
+
+    def _finish(self, block: Block) -> None:
         self.blocks.append(block)
+        self.last, self._counted = block.kind, block.number
 
 
 def _math(line: str) -> str:
@@ -309,3 +328,17 @@ def split_row(row: str) -> list[str]:
 
 def _shown(line: str) -> str:
     return show_controls(line, keep=frozenset("\t"))
+
+
+def code_blocks(text: str) -> list[str]:
+    """The code of every fenced block of a text, each whole."""
+    splitter = BlockSplitter()
+    splitter.feed(text)
+    splitter.close()
+    found: list[list[str]] = []
+    for block in splitter.blocks:
+        if block.kind == "code":
+            if not block.part:
+                found.append([])
+            found[-1] += block.lines
+    return ["\n".join(lines) for lines in found]

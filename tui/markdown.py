@@ -117,11 +117,7 @@ def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
                 [Segment(bar, bar_style), Segment(label[: width - 2].ljust(width - 2), label_style)], width, "", ""
             )
     lines = [line.expandtabs(4) for line in block.lines]
-    above = [
-        *(block.above.above.lines if block.above and block.above.above else ()),
-        *(block.above.lines if block.above else ()),
-    ]
-    before = [line.expandtabs(4) for line in above]
+    before = [line.expandtabs(4) for line in block.before]
     for spans in highlight(lines, before, language, palette, growing=block.growing):
         text = "".join(span[0] for span in spans)
         wrapped = rows(text, inner, words=False)

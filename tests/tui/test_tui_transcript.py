@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
 from glmchat.tui.theme import PALETTES
-from glmchat.tui.turns import FOLD_TO, KEPT, Turn, TurnLayout
+from glmchat.tui.turn_layout import KEPT, TurnLayout
+from glmchat.tui.turns import FOLD_TO, Turn
 from glmchat.tui.widgets.transcript import Clicked, Transcript
 
 
@@ -111,7 +112,7 @@ async def test_two_thousand_messages_open_without_drawing_them_all() -> None:
         )
     ]
     async with reader(*turns) as (transcript, pilot):
-        drawn = sum(layout._pieces is not None for layout in transcript._layouts)
+        drawn = sum(layout._said is not None for layout in transcript._page)
         assert drawn < 20
         for y in (0, 900, 3000, transcript.max_scroll_y):
             transcript._go(y)
@@ -231,7 +232,7 @@ def test_an_answer_that_streams_by_keeps_few_of_its_drawn_lines_and_draws_them_a
         if n % 5 == 0:
             layout.update()
             layout.realise(layout.height - 20, layout.height)
-    assert sum(len(piece.lines or ()) for piece in layout.pieces) < KEPT + 50
+    assert sum(map(len, layout._drawn.values())) < KEPT + 50
     assert layout.height > 2 * KEPT - 20  # of nothing the height is forgotten
     layout.realise(0, 20)
     first = layout.line(1, 0)

@@ -186,7 +186,7 @@ class Conversing(Connecting):
             case Finished() as finished if in_view:
                 self._finished(finished)
             case Done(answer) if in_view and answering.key is not None:
-                self.transcript.finish(answering.key, self._note(answer))
+                self.transcript.finish(answering.key, self._note(answer), text=answer.text)
 
     def _begun(self, answering: Answering, question: StoredMessage | None, answer: StoredMessage) -> None:
         answering.key = str(answer.id)

@@ -14,6 +14,7 @@ from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes
 from glmchat.tui import clipboard
+from glmchat.tui.blocks import code_blocks
 from glmchat.tui.conversation import columns, details_of
 from glmchat.tui.screens.conversing import Conversing
 from glmchat.tui.turns import Turn
@@ -134,8 +135,7 @@ class Editing(Conversing):
             answer = self._answer_meant()
             text = answer.text
             if word == "code":
-                layout = self.transcript.layout_of(str(answer.id))
-                blocks = layout.code_blocks() if layout else []
+                blocks = code_blocks(text)
                 if not blocks:
                     raise Usage(
                         tr("there is no code in that answer"), hint=tr("/copy copies all of it"), code="copy.no_code"
