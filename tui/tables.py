@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -25,15 +26,12 @@ def table_lines(block: Block, width: int, palette: Palette, inline: Inline) -> l
     """The lines of a table or of a later part of one; widths come from the first part, so that all parts agree."""
     from glmchat.tui.markdown import Line
 
-    head = block.first
-    aligns = [_align(cell) for cell in split_row(head.lines[1])] if len(head.lines) > 1 else []
+    head = block.first.lines
+    aligns = [_align(cell) for cell in split_row(head[1])] if len(head) > 1 else []
     columns = max(1, len(aligns))
-    sample = [split_row(line)[:columns] for i, line in enumerate(head.lines) if i != 1]
-    styled = [[inline(cell, palette, palette.body) for cell in row] for row in sample]
-    natural = [max([1, *(_cells(row[c]) for row in styled if c < len(row))]) for c in range(columns)]
-    widths = _fit(natural, width)
+    widths = _fit(_natural(tuple(head), columns, palette, inline), width)
     if not widths:
-        return _stacked(block, sample[0], columns, width, palette, inline)
+        return _stacked(block, split_row(head[0])[:columns], columns, width, palette, inline)
     border = palette.style(palette.border or palette.faint)
     lines: list[Line] = []
     for index, source in enumerate(block.lines):
@@ -58,6 +56,14 @@ def table_lines(block: Block, width: int, palette: Palette, inline: Inline) -> l
             text = "".join(segment.text for segment in segments).rstrip().replace("│", "|")
             lines.append(Line(segments, 0, text, "\n"))
     return lines
+
+
+@lru_cache(maxsize=16)  # each part of a long table, and each row that streams in, asks for the same first part
+def _natural(head: tuple[str, ...], columns: int, palette: Palette, inline: Inline) -> list[int]:
+    """How wide each column of a table's first part would be."""
+    sample = [split_row(line)[:columns] for i, line in enumerate(head) if i != 1]
+    styled = [[inline(cell, palette, palette.body) for cell in row] for row in sample]
+    return [max([1, *(_cells(row[c]) for row in styled if c < len(row))]) for c in range(columns)]
 
 
 def _stacked(block: Block, titles: list[str], columns: int, width: int, palette: Palette, inline: Inline) -> list[Line]:
@@ -123,5 +129,7 @@ def _cell(spans: list[Span], width: int, align: str, style: Style) -> list[list[
     for segments in slices(spans, wrapped):
         free = max(0, width - sum(segment.cell_length for segment in segments))
         left = {"left": 0, "right": free, "center": free // 2}[align]
-        drawn.append([Segment(" " * left, style), *segments, Segment(" " * (free - left), style)])
+        drawn.append(
+            list(Segment.simplify([Segment(" " * left, style), *segments, Segment(" " * (free - left), style)]))
+        )
     return drawn

@@ -15,7 +15,7 @@ from rich.style import Style
 from textual.theme import Theme
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Palette:
     """Colours as Rich and CSS both read them: "#rrggbb". An empty string leaves the terminal's own colour.
 
