@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmchat.tui import long_text
+from glmchat.tui import long_text, turn_layout
 from glmchat.tui.blocks import Block, BlockSplitter, code_blocks
 from glmchat.tui.long_text import LongText
 from glmchat.tui.theme import PALETTES
@@ -47,6 +47,9 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "STRETCH_BLOCKS", 3)
     monkeypatch.setattr(long_text, "STRETCH_CHARACTERS", 40)
     monkeypatch.setattr(long_text, "KEPT_STRETCHES", 2)
+    monkeypatch.setattr(turn_layout, "STRETCH_CHARACTERS", 40)
+    monkeypatch.setattr(turn_layout, "KEPT", 30)
+    monkeypatch.setattr(turn_layout, "_LONG", 60)
 
 
 def said(block: Block) -> tuple[object, ...]:
@@ -111,7 +114,48 @@ def drawn(layout: TurnLayout) -> list[str]:
     return [line.text for piece in range(layout.count) for line in layout.lines(piece)]
 
 
-LONG = "".join(f"Paragraph {n} 量化 with words that wrap\n\n```py\nx = {n}\n```\n" for n in range(1_500))
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("feed"), LINES),
+        st.tuples(st.just("update"), st.none()),
+        st.tuples(st.just("narrow or widen"), st.integers(1, 70)),
+        st.tuples(st.just("recolour"), st.sampled_from(["dark", "light"])),
+        st.tuples(st.just("scroll"), st.floats(0, 1)),
+    ),
+    max_size=20,
+)
+
+
+@given(ACTS, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_whatever_happened_while_it_streamed_an_answer_ends_as_it_would_have_been_loaded(acts, whole) -> None:  # type: ignore[no-untyped-def]
+    turn, width, palette = Turn("a", "assistant", state="waiting"), 40, "dark"
+    layout = laid_out(turn, width)
+    for act, value in acts:
+        match act:
+            case "feed":
+                layout.feed("\n".join(value))
+            case "update":
+                layout.update()
+            case "narrow or widen":
+                width = value
+            case "recolour":
+                palette = value
+            case "scroll":
+                top = int(value * layout.height)
+                while layout.realise(top, top + 15):
+                    pass
+                assert all(layout.line(*layout.locate(y)) for y in range(top, min(top + 15, layout.height)))
+        layout.fit(width, PALETTES[palette], 20)
+    layout.update()
+    if whole:
+        layout.finish()
+    loaded = laid_out(Turn("b", "assistant", turn.text, state=turn.state), width)
+    assert drawn(layout) == drawn(loaded)
+    assert layout.height == loaded.height == len(drawn(loaded))
+
+
+LONG = "".join(f"Paragraph {n} 量化 with words that wrap\n\n```py\nx = {n}\n```\n" for n in range(300))
 
 
 def test_a_long_answer_is_the_same_after_it_streamed_by_and_after_the_window_changed_its_width() -> None:
