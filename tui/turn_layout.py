@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from itertools import chain
 
 from rich.segment import Segment
 
@@ -267,8 +266,8 @@ class TurnLayout:
             return turns.footer(self.turn, look) if piece else turns.header(self.turn, look, self.phase)
         block, above = found
         margin = Segment(" " * INDENT, look.palette.body)
-        lines = (line.after(margin, "") for line in draw(block, max(1, look.width - INDENT), look.palette))
-        return list(chain([Line([], 0, "")], lines)) if _gap(above, block) else list(lines)
+        lines = [line.after(margin, "") for line in draw(block, max(1, look.width - INDENT), look.palette)]
+        return [Line([], 0, ""), *lines] if _gap(above, block) else lines
 
 
 def _gap(above: Kind | None, block: Block) -> bool:
