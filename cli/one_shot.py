@@ -76,7 +76,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
         if not output.is_terminal(sys.stderr) or (not shown and time.monotonic() - began < _QUIET_SECONDS):
             return
         if not shown:
-            bars = output.progress("steps")
+            bars = output.progress("steps", passing=True)
             shown.extend((bars, bars.__enter__()))
         shown[1].update(tr("Loading {model}", model=launch.model or ""), round(done * 100), 100)
 

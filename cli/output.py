@@ -181,8 +181,11 @@ class _RichMeter:
 
 
 @contextmanager
-def progress(unit: str = "bytes") -> Iterator[Meter]:
-    """A progress display on stderr: bars on a terminal, plain lines elsewhere. `unit` is "bytes" or "steps"."""
+def progress(unit: str = "bytes", *, passing: bool = False) -> Iterator[Meter]:
+    """A progress display on stderr: bars on a terminal, plain lines elsewhere. `unit` is "bytes" or "steps".
+
+    passing: the bars go when it is over.
+    """
     if not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
         yield _PlainMeter(unit)
         return
@@ -207,5 +210,6 @@ def progress(unit: str = "bytes") -> Iterator[Meter]:
         *amounts,
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        transient=passing,
     ) as bars:
         yield _RichMeter(bars)

@@ -10,6 +10,7 @@ from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.command import CommandPalette
 from textual.driver import Driver
+from textual.geometry import Offset
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
 
@@ -65,6 +66,21 @@ class GlmchatApp(App[int]):
     ) -> None:  # fmt: skip
         """Never as markup: titles and file names stand in what is said."""
         super().notify(message, title=title, severity=severity, timeout=timeout, markup=False)
+
+    @property
+    def cursor_position(self) -> Offset:
+        """Where the terminal's own cursor goes with each frame: an input method opens its window there.
+
+        Asked anew each time. Textual remembers where an input was when it got the focus, and a dialog's is laid out
+        only after that.
+        """
+        focused = self.focused if self.is_running else None
+        where = getattr(focused, "cursor_screen_offset", None)
+        return where if isinstance(where, Offset) else self._cursor_position
+
+    @cursor_position.setter
+    def cursor_position(self, position: Offset) -> None:
+        self._cursor_position = position
 
     @property
     def chat(self) -> ChatScreen:

@@ -595,3 +595,22 @@ async def test_what_is_typed_right_after_enter_belongs_to_the_next_message() -> 
         for key in ("o", "n", "e", "enter", "t", "w", "o"):
             window.chat.prompt.post_message(events.Key(key, "\r" if key == "enter" else key))
         await window.until(lambda: window.chat.prompt.text == "two" and window.said("user") == ["one"])
+
+
+@pytest.mark.parametrize("key", ["", "ctrl+r", "ctrl+f", "ctrl+p", "f2"], ids=str)
+async def test_the_terminals_cursor_stands_in_the_input_that_has_the_focus(key: str) -> None:
+    """An input method opens its window there, before a single character has arrived."""
+    async with open_window() as window:
+        await window.type("第一行\n量化 x")
+        if key:
+            await window.press(key)
+        await window.until(lambda: not key or window.app.focused not in (None, window.chat.prompt))
+        await window.settle()
+        await window.pilot.pause(0.2)
+        widget = window.app.focused
+        assert widget is not None
+        assert widget.content_region.area
+        assert widget.content_region.contains_point(window.app.cursor_position)
+        if not key:
+            left, top = widget.content_region.offset
+            assert window.app.cursor_position == (left + 6, top + 1)
