@@ -15,6 +15,7 @@ from glmchat.chat.history import History
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import clipboard
+from glmchat.tui.presets import PRESETS
 from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.sampling import SamplingScreen
 from glmchat.tui.widgets.actions import TurnActions
@@ -614,3 +615,29 @@ async def test_the_terminals_cursor_stands_in_the_input_that_has_the_focus(key: 
         if not key:
             left, top = widget.content_region.offset
             assert window.app.cursor_position == (left + 6, top + 1)
+
+
+@pytest.mark.parametrize(("width", "below"), [(45, True), (120, False)])
+@pytest.mark.parametrize("key", ["f2", "f4"])
+async def test_the_keys_of_a_dialog_can_be_read_in_a_narrow_window(width: int, below: bool, key: str) -> None:
+    async with open_window(size=(width, 30)) as window:
+        await window.press(key)
+        await window.until(lambda: window.app.screen.query("#keys"))
+        await window.pilot.pause(0.2)
+        line = window.app.screen.query_one("#keys")
+        assert line.display == below
+        assert "Esc" in window.screen_text() and "closes" in window.screen_text()
+
+
+async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None:
+    async with open_window(size=(45, 30)) as window:
+        await window.press("f2")
+        await window.until(lambda: "the model's own" in window.screen_text())
+        await window.pilot.pause(0.2)  # until the panel stands where it will
+        rows = window.screen_text().split("\n")
+        y = next(y for y, row in enumerate(rows) if "F3 creative" in row)
+        assert "F1" not in rows[y]  # a second row of presets
+        await window.pilot.click(offset=(rows[y].index("creative"), y))
+        await window.until(lambda: window.chat.session and window.chat.session.settings.sampling)
+        assert window.chat.session is not None
+        assert dict(window.chat.session.settings.sampling) == dict(PRESETS["creative"])

@@ -24,6 +24,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.adapters import facts_of, kind_words, list_adapters
 from glmchat.tui.theme import Palette
+from glmchat.tui.widgets.key_line import KeyLine
 
 if TYPE_CHECKING:
     from glmchat.chat.launch import LaunchOptions
@@ -108,6 +109,7 @@ class AdapterScreen(ModalScreen[None]):
             yield OptionList(id="adapters")
             yield WeightLine(id="weight")
             yield Static("", id="work")
+            yield KeyLine()
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
@@ -120,6 +122,9 @@ class AdapterScreen(ModalScreen[None]):
             served = self._served
             self._say(tr("asking the server"))
             self.run_worker(lambda: self._ask(served), thread=True)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
 
     @property
     def palette(self) -> Palette:
@@ -189,7 +194,7 @@ class AdapterScreen(ModalScreen[None]):
         words = tr("Enter uses only this · Space adds it or takes it away · o none · Esc closes")
         if row is not None and row.misfit is not None:
             words = tr("f attaches it all the same · Esc closes") if row.misfit.forceable else tr("Esc closes")
-        self.query_one("#panel").border_subtitle = words
+        self.query_one(KeyLine).say(words)
 
     def on_option_list_option_highlighted(self) -> None:
         self._explain()

@@ -26,6 +26,7 @@ from glmchat.hub.wanted import Progress
 from glmchat.tui import plans
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.theme import Palette
+from glmchat.tui.widgets.key_line import KeyLine
 
 
 class ModelScreen(ModalScreen[Installed | None]):
@@ -76,10 +77,14 @@ class ModelScreen(ModalScreen[Installed | None]):
         with Vertical(id="panel", classes="wide"):
             yield OptionList(id="models")
             yield Static("", id="work")
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self._fill()
         self.query_one(OptionList).focus()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
 
     @property
     def palette(self) -> Palette:
@@ -117,7 +122,7 @@ class ModelScreen(ModalScreen[Installed | None]):
             words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
         else:
             words = tr("Enter pulls · 4 and 8 pull it at so many bits · Esc closes")
-        self.query_one("#panel").border_subtitle = words
+        self.query_one(KeyLine).say(words)
 
     def _chosen(self) -> Row | None:
         options = self.query_one(OptionList)

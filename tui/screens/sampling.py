@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
@@ -17,30 +18,50 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS, shown
 from glmchat.tui.theme import Palette
+from glmchat.tui.widgets.key_line import KeyLine
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 
+_GAP = "   "  # between two presets
+
+
 class PresetLine(Static):
     """The presets by number, the one that holds marked; a click takes one."""
 
+    _active: str | None = None
+
     def show(self, active: str | None) -> None:
+        self._active = active
         p: Palette = self.app.palette  # type: ignore[attr-defined]
         text = Text()
-        for number, name in enumerate(PRESETS, 1):
+        row = 0
+        for number, (name, y, _start, _end) in enumerate(self._places(), 1):
+            text.append("\n" * (y - row))
+            row = y
             text.append(f"F{number} ", p.style(p.user))
             text.append(_label(name), p.accented if name == active else p.body)
-            text.append("   ")
+            text.append(_GAP)
         self.update(text)
 
-    def on_click(self, event: events.Click) -> None:
-        start = 0
+    def _places(self) -> Iterator[tuple[str, int, int, int]]:
+        """Each preset's row and cells; a label that does not fit begins a row."""
+        row = start = 0
         for name in PRESETS:
-            end = start + 3 + cell_len(_label(name)) + 3
-            if start <= event.x < end and isinstance(self.screen, SamplingScreen):
+            cells = 3 + cell_len(_label(name))
+            if start and self.size.width and start + cells > self.size.width:
+                row, start = row + 1, 0
+            yield name, row, start, start + cells
+            start += cells + len(_GAP)
+
+    def on_resize(self) -> None:
+        self.show(self._active)
+
+    def on_click(self, event: events.Click) -> None:
+        for name, row, start, end in self._places():
+            if row == event.y and start <= event.x < end and isinstance(self.screen, SamplingScreen):
                 self.screen.use_preset(name)
-            start = end
 
 
 def _label(name: str) -> str:
@@ -73,13 +94,17 @@ class SamplingScreen(ModalScreen[None]):
                     yield Input(id=name, compact=True, select_on_focus=True)
                     yield Label("", id=f"from-{name}", classes="origin")
             yield Static("", id="explained")
+            yield KeyLine()
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
         panel.border_title = tr("Sampling, from the next answer on")
-        panel.border_subtitle = tr("Enter sets · Ctrl+R resets · Esc closes")
+        self.query_one(KeyLine).say(tr("Enter sets · Ctrl+R resets · Esc closes"))
         self._show()
         self.query_one("#temperature", Input).focus()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
 
     def _show(self) -> None:
         chosen = self._session.sampling()
