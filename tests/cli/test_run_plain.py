@@ -156,3 +156,51 @@ def test_a_dead_engine_is_told_and_started_again(plain: Callable[..., Terminal])
     assert terminal.end() == 0
     with History.default() as history:
         assert [m.state for m in history.load(1).path()] == ["complete", "failed", "complete", "stopped"]
+
+
+def test_what_the_windows_commands_do_is_done_in_lines_or_said_to_need_the_window(
+    plain: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    terminal = plain(echo=True)
+    terminal.type("/stats")
+    terminal.wait_for("there is no answer yet")
+    terminal.type("first question")
+    terminal.wait_for("\nfirst question\n> ")
+    terminal.type("/stats")
+    terminal.wait_for("answer tokens: ")
+    terminal.type("/regen temperature=0.2")
+    terminal.wait_for("\nfirst question\n> ")
+    terminal.type("/regen temperature=99")
+    terminal.wait_for("temperature")
+    terminal.type("/save 量化的问题")
+    terminal.wait_for("is called 量化的问题")
+    terminal.type(f"/export md {tmp_path / 'out.md'}")
+    terminal.wait_for("written to")
+    terminal.type("/context refuse")
+    terminal.wait_for("of 4096 tokens")
+    terminal.type("/adapter")
+    terminal.wait_for("adapters from the next answer on: none")
+    terminal.type("/new")
+    terminal.wait_for("A new conversation.")
+    terminal.type("/load")
+    terminal.wait_for("1  量化的问题")
+    terminal.type("/load 1")
+    terminal.wait_for("first question")
+    terminal.type("/load 99")
+    terminal.wait_for("99")
+    terminal.type("/compare a b")
+    terminal.wait_for("/compare needs the window")
+    terminal.type("/copy")
+    terminal.wait_for("select with the terminal")
+    terminal.type("/complete")
+    terminal.wait_for("/complete needs a text")
+    terminal.type("/complete Once upon")
+    terminal.wait_for("\n> ")
+    terminal.type("/bye")
+    assert terminal.end() == 0
+    assert "first question" in (tmp_path / "out.md").read_text(encoding="utf-8")
+    with History.default() as history:
+        tree = history.load(1)
+        assert tree.conversation.title == "量化的问题"
+        assert tree.conversation.settings.context_policy == "refuse"
+        assert sum(m.role == "assistant" for m in tree.messages.values()) == 2

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from glmchat.chat.details import details_of
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes
 from glmchat.tui import clipboard
 from glmchat.tui.blocks import code_blocks
-from glmchat.tui.conversation import columns, details_of
+from glmchat.tui.conversation import columns
 from glmchat.tui.screens.conversing import Conversing
 from glmchat.tui.turns import Turn
 

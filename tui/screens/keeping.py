@@ -15,15 +15,7 @@ from glmchat.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
-    from glmchat.chat.transcript import Format
 
-_FORMS: dict[str, Format] = {
-    "md": "markdown",
-    "markdown": "markdown",
-    "json": "json",
-    "txt": "text",
-    "text": "text",
-}
 _FILE_LIMIT = 1_000_000  # bytes of a file that goes into the prompt
 
 
@@ -126,26 +118,6 @@ class Keeping(Editing):
         self.tell(tr("the conversation was deleted"), tr("/redo brings it back"))
 
     def command_export(self, argument: str) -> None:
-        from glmchat.chat import transcript
+        from glmchat.chat.export_file import write_export
 
-        session = self._talk()
-        word, _, rest = argument.partition(" ")
-        form: Format = "markdown"
-        if word in _FORMS:
-            form, argument = _FORMS[word], rest.strip()
-        tree = session.tree
-        path = Path(argument).expanduser() if argument else Path.cwd() / transcript.file_name(tree, form)
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(transcript.export(tree, form))
-        except FileExistsError:
-            raise Usage(
-                tr("{path} is there already", path=str(path)), hint=tr("give another path"), code="export.exists"
-            ) from None
-        except OSError as error:
-            raise Usage(
-                tr("{path} cannot be written: {reason}", path=str(path), reason=str(error.strerror)),
-                hint=tr("give another path"),
-                code="export.unwritable",
-            ) from None
-        self.tell(tr("written to {path}", path=str(path)))
+        self.tell(tr("written to {path}", path=str(write_export(self._talk().tree, argument))))

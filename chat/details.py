@@ -1,0 +1,43 @@
+"""The numbers of one answer, as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from glmchat.core.language import tr
+
+if TYPE_CHECKING:
+    from glmchat.chat.records import StoredMessage
+
+
+def details_of(message: StoredMessage) -> list[tuple[str, str]]:
+    """Titles and values, for /stats. What the server did not send is left out."""
+    d: Mapping[str, Any] = message.details
+    found: list[tuple[str, str]] = []
+
+    def row(title: str, name: str, form: str = "{}") -> None:
+        if d.get(name) is not None:
+            found.append((title, form.format(d[name])))
+
+    row(tr("model"), "model")
+    row(tr("revision"), "revision")
+    row(tr("weights"), "quant")
+    row(tr("prompt tokens"), "prompt_tokens", "{:,}")
+    row(tr("of these from the cache"), "cached_tokens", "{:,}")
+    row(tr("answer tokens"), "completion_tokens", "{:,}")
+    row(tr("first token"), "ttft_seconds", "{:.2f} s")
+    row(tr("reading"), "prefill_tokens_per_second", "{:,.0f} tok/s")
+    row(tr("writing"), "decode_tokens_per_second", "{:,.1f} tok/s")
+    row(tr("ended by"), "finish_reason")
+    row(tr("seed"), "seed")
+    sampling = d.get("sampling") or {}
+    if sampling:
+        shown = [f"{k} {v:g}" for k, v in sampling.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+        found.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
+    for name, value in (d.get("facts") or {}).items():
+        if name in ("threads", "kernel", "device", "dtype") and value is not None:
+            found.append((str(name), str(value)))
+    if d.get("stretches"):
+        found.append((tr("say it again"), f"glmchat replay m{message.id}"))
+    return found
