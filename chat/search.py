@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Bopomofo, kana, Hangul, Han with its extensions: the scripts written without spaces, and Korean, whose endings stick.
@@ -34,6 +34,14 @@ class Hit:
     snippet: str
     spans: tuple[tuple[int, int], ...]  # [start, end) in the snippet, to highlight
     offset: int  # of the first word in the whole text
+
+
+def grouped(hits: Iterable[Hit]) -> list[list[Hit]]:
+    """The hits of each conversation together, conversations in the order of their first hits."""
+    groups: dict[int, list[Hit]] = {}
+    for hit in hits:
+        groups.setdefault(hit.conversation, []).append(hit)
+    return list(groups.values())
 
 
 def spaced(text: str) -> str:

@@ -133,6 +133,8 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=2**31, help="At most N hits.")] = 50,
 ) -> None:
     """Search everything that was said, newest first. Chinese words of any length are found."""
+    from glmchat.chat.search import grouped
+
     with _history() as history:
         hits = history.search(query, limit=limit)
         total = history.count_hits(query) if len(hits) == limit else len(hits)
@@ -142,10 +144,11 @@ def search(
         output.json_line([asdict(hit) for hit in hits])
         return
     bold = output.is_terminal(sys.stdout)
-    for hit in hits:
-        who = {"user": tr("You"), "assistant": tr("Assistant")}.get(hit.role or "", hit.role or tr("TITLE"))
-        output.data(f"{hit.conversation}  {_when(hit.created)}  {one_line(hit.title, 60)}")
-        output.marked(f"    {who}: ", hit.snippet, hit.spans if bold else ())
+    for group in grouped(hits):
+        output.data(f"{group[0].conversation}  {one_line(group[0].title or tr('untitled'), 60)}")
+        for hit in group:
+            who = {"user": tr("You"), "assistant": tr("Assistant")}.get(hit.role or "", hit.role or tr("TITLE"))
+            output.marked(f"    {_when(hit.created)}  {who}: ", hit.snippet, hit.spans if bold else ())
     if total > len(hits):
         output.say(tr("{shown} of {total} hits; --limit shows more", shown=len(hits), total=total))
     elif not hits:

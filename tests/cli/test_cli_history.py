@@ -53,6 +53,19 @@ def test_show_and_search(glmchat: Run, talked: None) -> None:
     assert done.returncode == 2 and "no conversation 9" in done.stderr
 
 
+def test_the_hits_of_one_conversation_stand_under_its_title_once(glmchat: Run) -> None:
+    with History.default() as history:
+        one, other = history.new(), history.new()
+        for tree, text in ((one, "first whale"), (other, "second whale"), (one, "third whale")):
+            history.append(tree, "user", text)
+    lines = glmchat("history", "search", "whale").stdout.splitlines()
+    assert [line.split("  ")[0].strip() or line.rpartition(": ")[2] for line in lines] == [
+        "1", "third whale", "first whale", "2", "second whale",
+    ]  # fmt: skip
+    hits = json.loads(glmchat("history", "search", "whale", "--json").stdout)
+    assert [hit["conversation"] for hit in hits] == [1, 2, 1]
+
+
 def test_export_and_import_go_round(glmchat: Run, talked: None, tmp_path: Path) -> None:
     assert glmchat("history", "export", "1").stdout.startswith("# 关于量化\n")
     done = glmchat("history", "export", "-o", f"{tmp_path}/out/", "-f", "md")

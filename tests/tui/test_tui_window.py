@@ -598,6 +598,24 @@ async def test_what_is_typed_right_after_enter_belongs_to_the_next_message() -> 
         await window.until(lambda: window.chat.prompt.text == "two" and window.said("user") == ["one"])
 
 
+async def test_the_sidebar_shows_a_title_once_above_the_hits_of_its_conversation() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("鲸鱼在哪里")
+        await window.ask("鲸鱼吃什么")
+        await window.send("/find 鲸鱼")
+        sidebar = window.chat.query_one(Sidebar)
+        await window.until(lambda: len(sidebar._targets) == 4)
+        await window.pilot.pause(0.1)
+        rows = [row[:34] for row in window.screen_text().split("\n")]
+        titled = [row for row in rows if ":" in row and "鲸鱼在哪里" in row]  # the time stands before the title
+        assert len(titled) == 1
+        assert len({message for _, message in sidebar._targets}) == 4
+        await window.press("enter", "down", "enter")
+        await window.until(lambda: window.chat.transcript.current)
+        assert window.chat.transcript.current is not None
+        assert window.chat.transcript.current.key == str(sidebar._targets[1][1])
+
+
 @pytest.mark.parametrize("key", ["", "ctrl+r", "ctrl+f", "ctrl+p", "f2"], ids=str)
 async def test_the_terminals_cursor_stands_in_the_input_that_has_the_focus(key: str) -> None:
     """An input method opens its window there, before a single character has arrived."""

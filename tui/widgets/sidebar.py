@@ -23,6 +23,7 @@ from glmchat.tui.theme import PALETTES, Palette
 if TYPE_CHECKING:
     from glmchat.chat.history import History
     from glmchat.chat.records import Conversation
+    from glmchat.chat.search import Hit
 
 _SHOWN = 500  # conversations in the list; older ones are found by searching
 
@@ -106,9 +107,13 @@ class Sidebar(Vertical):
         listing.clear_options()
         query = self.query_text
         if query:
-            hits = self.history.search(query, limit=100)
+            from glmchat.chat.search import grouped  # not before the first frame
+
+            groups = grouped(self.history.search(query, limit=100))
+            hits = [hit for group in groups for hit in group]
             self._targets = [(hit.conversation, hit.message) for hit in hits]
-            listing.add_options([Option(self._hit(hit.title, hit.snippet, hit.spans)) for hit in hits])
+            for group in groups:
+                listing.add_options([Option(self._hit(hit, first=hit is group[0])) for hit in group])
             hint = tr("{n} hits · Enter opens", n=len(hits)) if hits else tr("nothing found")
             if len(hits) == 1:
                 hint = tr("1 hit · Enter opens")
@@ -134,10 +139,14 @@ class Sidebar(Vertical):
         text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
         return text
 
-    def _hit(self, title: str, snippet: str, spans: tuple[tuple[int, int], ...]) -> Text:
+    def _hit(self, hit: Hit, *, first: bool) -> Text:
+        """What was said around the words; above the first hit of a conversation its date and title."""
         p = self.palette
-        text = Text.assemble((one_line(title or tr("untitled"), 60) + "\n", p.strong))
-        plain = snippet.replace("\n", " ")
+        text = Text()
+        if first:
+            text.append(f"{when(hit.created, time.time())}  ", p.quiet)
+            text.append(one_line(hit.title or tr("untitled"), 60) + "\n", p.strong)
+        plain, spans = hit.snippet.replace("\n", " "), hit.spans
         at = _lead(plain, spans[0][0]) if spans else 0
         if at:
             text.append("…", p.quiet)
