@@ -38,6 +38,11 @@ def this_process() -> str:
     return f"{_machine()} {os.getpid()} {_start(os.getpid())}"
 
 
+def pid_of(owner: str | None) -> int | None:
+    """Its number, where it is a living process of this machine."""
+    return int((owner or "").rpartition(" ")[0].rpartition(" ")[2]) if is_alive(owner) else None
+
+
 def is_alive(owner: str | None) -> bool | None:
     """True or False for a process of this machine; None for one of another machine, which cannot be asked."""
     machine, _, rest = (owner or "").partition(" ")

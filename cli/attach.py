@@ -43,6 +43,16 @@ def attach(
     run(resume=found, plain=plain, server=server, api_key_file=api_key_file, finish_on_hangup=True)
 
 
+def _to_stop(owner: str | None) -> str:
+    """How to come back, and how to end the answer instead."""
+    from glmchat.chat.owners import pid_of
+
+    pid = pid_of(owner)
+    if pid is None:
+        return "glmchat attach"
+    return tr("`glmchat attach` reads on; `kill {pid}` ends the answer, what was said is kept", pid=pid)
+
+
 def _read_along(wanted: int | None) -> int:
     """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
     from glmchat.chat.following import answer_elsewhere, follow, wait_until_gone
@@ -83,7 +93,7 @@ def _read_along(wanted: int | None) -> int:
             output.say("")
             raise Interrupted(
                 tr("no longer reading along; the answer is still written"),
-                hint="glmchat attach",
+                hint=_to_stop(answer.owner),
                 code="attach.left",
             ) from None
         if last_character != "\n":

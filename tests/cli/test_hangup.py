@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -196,6 +197,27 @@ def test_leaving_attach_with_ctrl_c_leaves_the_answer_alone(
     enough.touch()
     assert terminal.process.wait(15) == 129
     assert answer_of().state == "complete"
+
+
+@pytest.mark.parametrize("mode", ["window", "plain"])
+def test_leaving_attach_says_how_to_end_the_answer_and_that_keeps_what_was_said(
+    on_terminal: Callable[..., OnTerminal], attached: Callable[[], subprocess.Popen[str]], model: Path, mode: str
+) -> None:
+    terminal = on_terminal("run", model, "--finish-on-hangup", *(["--plain"] if mode == "plain" else []))
+    ask(terminal, mode)
+    engines = terminal.children()
+    terminal.hang_up()
+    reader = attached()
+    assert reader.stdout is not None and reader.stdout.read(5) == "word "  # so it is in the database
+    reader.send_signal(signal.SIGINT)
+    _, words = reader.communicate(timeout=15)
+    pid = re.search(r"`kill (\d+)` ends the answer", words)
+    assert pid is not None and int(pid[1]) == terminal.process.pid
+    os.kill(int(pid[1]), signal.SIGTERM)
+    terminal.process.wait(15)
+    assert engines and not psutil.wait_procs(engines, 5)[1]
+    answer = answer_of()
+    assert answer.can_continue and answer.text.startswith("word word word")
 
 
 def test_with_nothing_saved_an_answer_that_nobody_could_read_is_not_finished(
