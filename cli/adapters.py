@@ -319,7 +319,7 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove adapters from the store."""
-    from glmchat.cli.models import carry_out
+    from glmchat.cli.removing import carry_out
     from glmchat.hub.adapters import find_adapter
     from glmchat.hub.removal import plan_removal
 

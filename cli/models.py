@@ -11,13 +11,13 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.removing import carry_out
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
-    from glmchat.hub.removal import RemovalPlan
     from glmchat.hub.verify import Report
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete_models)]
@@ -372,34 +372,6 @@ def _list_known(as_json: bool) -> None:
         [(e.reference, e.label, human_bytes(sum(f.size or 0 for f in e.files)), e.about) for e in entries],
         right=(2,),
     )
-
-
-def carry_out(plan: RemovalPlan, *, yes: bool, dry_run: bool, as_json: bool) -> None:
-    from glmchat.hub.removal import execute
-
-    if as_json:
-        output.json_line({"event": "plan", **plan.to_json()} if not dry_run else plan.to_json())
-    else:
-        for step in plan.steps:
-            size = human_bytes(step.size_bytes) if step.size_bytes else ""
-            output.data(f"{step.path}  {size}".rstrip())
-    for kept in plan.keeps:
-        output.say(kept)
-    if not plan.steps:
-        output.say(tr("there is nothing to remove"))
-        return
-    size = human_bytes(plan.bytes_freed)
-    if dry_run:
-        output.say(tr("{size} would be freed", size=size))
-        return
-    names = ", ".join(plan.names) or tr("{count} leftovers", count=len(plan.steps))
-    if not output.confirm(tr("remove {names} and free {size}?", names=names, size=size), assume_yes=yes):
-        output.say(tr("nothing was removed"))
-        return
-    execute(plan)
-    output.say(tr("{size} freed", size=size))
-    if as_json:
-        output.json_line({"event": "done", "bytes_freed": plan.bytes_freed})
 
 
 def _tell(report: Report) -> None:

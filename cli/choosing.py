@@ -1,0 +1,94 @@
+"""Which model a `run` means: the one that was named, the one last used, one picked from a list, one still to pull."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from glmchat.cli import output
+from glmchat.core.errors import GlmchatError, NotInstalled, UnknownModel, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+
+if TYPE_CHECKING:
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.model_choice import ModelWanted
+    from glmchat.core.settings import Settings
+
+
+def choose_model(
+    launch: LaunchOptions,
+    name: str | None,
+    settings: Settings,
+    spoken_with: str | None,
+    bits: int | None,
+    revision: str | None,
+    mode: str,
+) -> LaunchOptions:
+    """The options with the model in them; the choice is named on stderr where the user did not name it."""
+    if launch.server is not None:
+        return replace(launch, model=name)
+    from glmchat.chat.model_choice import launch_installed, locate, wanted_model
+    from glmchat.hub import installed
+
+    wanted = wanted_model(name, settings, conversation=spoken_with)
+    if wanted is not None and wanted.origin == "conversation":
+        try:
+            locate(wanted.text, revision=revision, quant=bits)
+        except (NotInstalled, UnknownModel, Usage):  # a server's model, or one that was removed
+            wanted = wanted_model(None, settings)
+    if wanted is None:
+        if mode == "window":
+            return launch  # the window has its own picker
+        wanted = _pick()
+    elif wanted.origin != "argument":
+        output.say(tr("model: {name} ({origin})", name=one_line(wanted.text), origin=tr(wanted.origin)))
+    try:
+        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+    except NotInstalled:
+        _offer_pull(wanted.text, revision)
+        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+    if not row.complete:
+        raise NotInstalled(
+            tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
+        )
+    with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
+        installed.remember(row)
+    launch = launch_installed(launch, row, quantised)
+    if quantised is not None and launch.quant is None:
+        output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))
+    elif launch.copy is not None:
+        output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.copy["out"]))))
+    return launch
+
+
+def _pick() -> ModelWanted:
+    from glmchat.chat.model_choice import ModelWanted, pickable
+
+    rows = pickable()
+    if not rows:
+        raise Usage(
+            tr("no model was named and none is on this machine"),
+            hint=tr("glmchat pull smollm2 fetches a small one (98 MB)"),
+            code="model.none",
+        )
+    labels = [f"{row.name}  {human_bytes(row.size_bytes)}" for row in rows]
+    return ModelWanted(rows[output.choose(tr("Which model?"), labels)].name, "picker")
+
+
+def _offer_pull(text: str, revision: str | None) -> None:
+    """On a terminal the plan is shown and asked for; otherwise NotInstalled (exit 1) with the line to type."""
+    from glmchat.chat.model_choice import not_installed
+    from glmchat.hub import references
+
+    reference = references.parse(text, revision=revision)
+    if not output.interactive():
+        raise not_installed(reference)
+    from glmchat.cli.pull import describe, fetch
+    from glmchat.hub.plan import plan_pull
+
+    output.say(describe(plan_pull(reference.base)))
+    if not output.confirm(tr("Pull it now?")):
+        raise not_installed(reference)
+    fetch(reference.base)
