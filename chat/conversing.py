@@ -159,7 +159,9 @@ class Conversing:
     def set_context_policy(self, policy: str) -> None:
         """ "drop" or "refuse". Raises Usage for another word."""
         if policy not in ("drop", "refuse"):
-            raise Usage(f"there is no policy {policy!r}", hint="drop or refuse", code="context.policy")
+            raise Usage(
+                tr("there is no policy {policy!r}", policy=policy), hint=tr("drop or refuse"), code="context.policy"
+            )
         self._change(replace(self.settings, context_policy=policy))
 
     # Changes to what was said.

@@ -44,7 +44,7 @@ class Endpoint:
         self, base_url: str | None = None, *, uds: str | None = None, key: str | None = None, model: str | None = None
     ) -> None:
         if (base_url is None) == (uds is None):
-            raise Usage("an endpoint is a URL or a Unix socket", hint="give one of the two", code="server.url")
+            raise Usage(tr("an endpoint is a URL or a Unix socket"), hint=tr("give one of the two"), code="server.url")
         self.uds = uds
         self.url = "http://localhost/v1" if uds else api_url(str(base_url))
         self.model = model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from glmchat.core.errors import Failed
+from glmchat.core.language import tr
 from glmchat.core.locations import logs_dir, private_dir
 from glmchat.core.text import one_line
 
@@ -34,8 +35,8 @@ def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     except OSError as error:
         raise Failed(
-            f"cannot write {one_line(str(path))}: {error.strerror}",
-            hint="set GLMCHAT_HOME to a folder you can write",
+            tr("cannot write {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror),
+            hint=tr("set GLMCHAT_HOME to a folder you can write"),
             code="home.unwritable",
         ) from None
     return path, os.fdopen(descriptor, "wb", buffering=0)

@@ -20,7 +20,7 @@ from glmchat.chat.endpoint import Endpoint
 from glmchat.chat.engine_log import last_words, new_log
 from glmchat.chat.preflight import smaller_hint
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted
-from glmchat.core.language import tr
+from glmchat.core.language import language, tr
 from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
 
@@ -72,7 +72,7 @@ class EngineOptions:
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The child's environment: waiting threads sleep instead of spinning, one thread a core, no way to a hub.
 
-    What the user has set for OpenMP wins.
+    What the user has set for OpenMP wins; it speaks the language that was chosen here.
     """
     found = dict(os.environ if environ is None else environ)
     found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -81,6 +81,7 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     found["TRANSFORMERS_OFFLINE"] = "1"
     found["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores
     found["PYTHONUNBUFFERED"] = "1"
+    found["GLMCHAT_LANG"] = language()  # what it refuses is read in the window
     for name in list(found):
         if name.lower().endswith("_proxy") or name in _SECRETS:
             del found[name]  # the engine speaks to nobody but us, and needs no secret

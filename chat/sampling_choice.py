@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.settings import load_settings
 
@@ -57,8 +58,13 @@ def choose_sampling(asked: Mapping[Origin, Mapping[str, Any]]) -> ChosenSampling
                 Sampling(**{item.name: values[item.name]})
             except TypeError:
                 raise Usage(
-                    f"{item.name} cannot be {values[item.name]!r} ({origins[item.name]})",
-                    hint=f"give a number, for example /set {item.name} 0.8",
+                    tr(
+                        "{name} cannot be {values!r} ({origins})",
+                        name=item.name,
+                        values=values[item.name],
+                        origins=origins[item.name],
+                    ),
+                    hint=tr("give a number, for example /set {name} 0.8", name=item.name),
                     code="sampling.value",
                 ) from None
     return ChosenSampling(Sampling(**values), origins)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from glmchat.core.errors import Failed
+from glmchat.core.language import tr
 
 # `user_version` counts the steps that a database has been through. A step is never changed once it was released.
 STEPS: tuple[tuple[str, ...], ...] = (
@@ -54,7 +55,11 @@ def prepare(connection: sqlite3.Connection) -> None:
             raise
     if version > VERSION:
         raise Failed(
-            f"the history was written by a newer glmchat (schema {version}, this one knows {VERSION})",
-            hint="update glmchat, or run with --no-history",
+            tr(
+                "the history was written by a newer glmchat (schema {version}, this one knows {VERSION})",
+                version=version,
+                VERSION=VERSION,
+            ),
+            hint=tr("update glmchat, or run with --no-history"),
             code="history.newer",
         )

@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 _KNOWN_TAILS = ("/chat/completions", "/completions", "/models", "/chat")
@@ -25,7 +26,9 @@ def api_url(text: str) -> str:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", address):
         raise Usage(
-            f"{one_line(given)!r} is no server address", hint="for example http://gpu-box:8000/v1", code="server.url"
+            tr("{given!r} is no server address", given=one_line(given)),
+            hint=tr("for example http://gpu-box:8000/v1"),
+            code="server.url",
         )
     path = parts.path.rstrip("/")
     for tail in _KNOWN_TAILS:

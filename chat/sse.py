@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from glmchat.core.errors import ServerFailed
+from glmchat.core.language import tr
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; a first chunk with the ids of a million-token prompt takes 8 MB
 
@@ -43,7 +44,9 @@ class EventParser:
         yield from self._lines(at_end=False)
         if len(self._buffer) > LINE_LIMIT:
             raise ServerFailed(
-                "the server sent a line without an end", hint="is this an OpenAI-compatible server?", code="server.form"
+                tr("the server sent a line without an end"),
+                hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
             )
 
     def end(self) -> Iterator[ServerEvent | Comment]:

@@ -98,7 +98,9 @@ def compare(
             comparison = resumed(history, history.load(resume), settings, base)
             events = comparison.go_on()
         if pick is not None and pick > len(comparison.columns):
-            raise Usage(tr("there are {n} columns", n=len(comparison.columns)), hint="--pick N", code="compare.pick")
+            raise Usage(
+                tr("there are {n} columns", n=len(comparison.columns)), hint=tr("--pick N"), code="compare.pick"
+            )
         printer = JsonPrinter(comparison) if as_json else TextPrinter(comparison)
         with _stopping_on_interrupt(comparison) as stopped, closing(events):
             for event in events:

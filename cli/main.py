@@ -38,7 +38,7 @@ def _language(code: str | None) -> None:
     if code is None:
         return
     if code not in ("en", "zh"):
-        raise Usage(f"--lang cannot be {code!r}", hint="en or zh", code="language.unknown")
+        raise Usage(tr("--lang cannot be {code!r}", code=code), hint=tr("en or zh"), code="language.unknown")
     language.choose(code)
 
 
@@ -96,7 +96,9 @@ def run(arguments: Sequence[str]) -> int:
         output.error(problem, as_json=as_json)
         return problem.exit
     except typer.Abort:
-        output.error(Interrupted("stopped: the input ended", hint="answer the question, or say --yes"), as_json=as_json)
+        output.error(
+            Interrupted(tr("stopped: the input ended"), hint=tr("answer the question, or say --yes")), as_json=as_json
+        )
         return Interrupted.exit
     except typer.TyperException as wrong:
         said = usage_words(wrong.format_message())

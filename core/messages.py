@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -65,8 +66,14 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails the comparison too
                 raise Usage(
-                    f"{name} is {value}, it must lie between {low:g} and {high:g}",
-                    hint=f"for example {name} {max(low, min(high, 0.8 if high < 10 else 40)):g}",
+                    tr(
+                        "{name} is {value}, it must lie between {low:g} and {high:g}",
+                        name=name,
+                        value=value,
+                        low=low,
+                        high=high,
+                    ),
+                    hint=tr("for example {name} {low:g}", name=name, low=max(low, min(high, 0.8 if high < 10 else 40))),
                     code="sampling.range",
                 )
 
@@ -98,8 +105,8 @@ def sampling_name(word: str) -> str:
     known = [f.name for f in fields(Sampling)]
     if name not in known:
         raise Usage(
-            f"there is no sampling setting {word!r}",
-            hint="known: " + ", ".join(n for n in known if n != "ignore_eos"),
+            tr("there is no sampling setting {word!r}", word=word),
+            hint=tr("known: {names}", names=", ".join(n for n in known if n != "ignore_eos")),
             code="sampling.unknown",
         )
     return name
@@ -121,8 +128,8 @@ def parse_sampling_value(name: str, text: str) -> Any:
                 return float(text)
     except (ValueError, KeyError):
         raise Usage(
-            f"{name} cannot be {text!r}",
-            hint=f"give a number, for example /set {name} 0.8",
+            tr("{name} cannot be {text!r}", name=name, text=text),
+            hint=tr("give a number, for example /set {name} 0.8", name=name),
             code="sampling.value",
         ) from None
 

@@ -86,8 +86,8 @@ def integer(
     if default is not None:
         return default
     raise Damaged(
-        f"the model's configuration names no {names[0]}",
-        hint="the folder holds another kind of model, or config.json is incomplete",
+        tr("the model's configuration names no {names}", names=names[0]),
+        hint=tr("the folder holds another kind of model, or config.json is incomplete"),
         code="config.missing",
     )
 
@@ -110,14 +110,16 @@ def number(
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise Damaged(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-                hint=f"a number between {low:g} and {high:g} is expected",
+                hint=tr("a number between {low:g} and {high:g} is expected", low=low, high=high),
                 code="config.absurd",
             )
         return float(value)
     if default is not None:
         return default
     raise Damaged(
-        f"the model's configuration names no {names[0]}", hint="config.json is incomplete", code="config.missing"
+        tr("the model's configuration names no {names}", names=names[0]),
+        hint=tr("config.json is incomplete"),
+        code="config.missing",
     )
 
 
@@ -128,8 +130,8 @@ def flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
         return default
     if not isinstance(value, bool):
         raise Damaged(
-            f"{name} is {one_line(repr(value), 60)} in the model's configuration",
-            hint="true or false is expected: the file is damaged or no model",
+            tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
+            hint=tr("true or false is expected: the file is damaged or no model"),
             code="config.absurd",
         )
     return value
@@ -139,7 +141,11 @@ def require(config: Mapping[str, Any], name: str, value: bool) -> None:
     """Refuse a variant of the architecture in which `name` is not `value`, the only one that was released."""
     if flag(config, name, value) != value:
         raise Damaged(
-            f"{name} is {config[name]!r} in the model's configuration: no released model is built like that",
+            tr(
+                "{name} is {config!r} in the model's configuration: no released model is built like that",
+                name=name,
+                config=config[name],
+            ),
             hint="glmchat does not compute this variant of the architecture",
             code="config.unsupported",
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 
 
@@ -55,7 +56,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     except FileNotFoundError:
         data = {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise Usage(f"{path}: {error}", hint="mend the file or move it away", code="config.broken") from None
+        raise Usage(f"{path}: {error}", hint=tr("mend the file or move it away"), code="config.broken") from None
     values: dict[str, Any] = {}
     for key, value in data.items():
         values[key] = _checked(key, value, str(path))
@@ -91,12 +92,16 @@ def _from_text(kind: type, text: str, where: str) -> Any:
         }
         if text.lower() in flags:
             return flags[text.lower()]
-        raise Usage(f"{where} is {text!r}", hint="write true or false", code="config.value")
+        raise Usage(
+            tr("{where} is {text!r}", where=where, text=text), hint=tr("write true or false"), code="config.value"
+        )
     try:
         return kind(text)
     except ValueError:
         raise Usage(
-            f"{where} is {text!r}, a number is needed", hint=f"for example {where}=2", code="config.value"
+            tr("{where} is {text!r}, a number is needed", where=where, text=text),
+            hint=tr("for example {where}=2", where=where),
+            code="config.value",
         ) from None
 
 
@@ -104,11 +109,15 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if key in _SCALARS:
         kind = _SCALARS[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise Usage(f"{where}: {key} must be a {kind.__name__}", hint=f"it is {value!r}", code="config.value")
+            raise Usage(
+                tr("{where}: {key} must be a {name}", where=where, key=key, name=kind.__name__),
+                hint=tr("it is {value!r}", value=value),
+                code="config.value",
+            )
         if key in _CHOICES and value not in _CHOICES[key]:
             raise Usage(
-                f"{where}: {key} cannot be {value!r}",
-                hint="one of " + ", ".join(_CHOICES[key]),
+                tr("{where}: {key} cannot be {value!r}", where=where, key=key, value=value),
+                hint=tr("one of {names}", names=", ".join(_CHOICES[key])),
                 code="config.value",
             )
         return value
@@ -119,7 +128,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if key == "sampling" and isinstance(value, dict):
         return {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     raise Usage(
-        f"{where}: unknown setting {key!r}",
-        hint="known: " + ", ".join([*_SCALARS, "endpoints", "keys", "sampling"]),
+        tr("{where}: unknown setting {key!r}", where=where, key=key),
+        hint=tr("known: {names}", names=", ".join([*_SCALARS, "endpoints", "keys", "sampling"])),
         code="config.unknown",
     )

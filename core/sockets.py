@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glmchat.core.errors import Failed, Hostile
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 PATH_LIMIT = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
@@ -39,14 +40,18 @@ def socket_dir() -> Path:
         found = folder.lstat()
     except OSError as error:
         raise Failed(
-            f"cannot create {one_line(str(folder))}: {error.strerror}",
-            hint="set XDG_RUNTIME_DIR to a folder of your own",
+            tr("cannot create {folder}: {strerror}", folder=one_line(str(folder)), strerror=error.strerror),
+            hint=tr("set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.folder",
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise Hostile(
-            f"{one_line(str(folder))} is owned by someone else (user {found.st_uid}), who could listen in",
-            hint="have it removed, or set XDG_RUNTIME_DIR to a folder of your own",
+            tr(
+                "{folder} is owned by someone else (user {st_uid}), who could listen in",
+                folder=one_line(str(folder)),
+                st_uid=found.st_uid,
+            ),
+            hint=tr("have it removed, or set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.folder_owner",
         )
     if found.st_mode & 0o077:
@@ -68,8 +73,8 @@ def new_socket_path() -> Path:
     path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.sock"
     if len(os.fsencode(path)) >= PATH_LIMIT:
         raise Failed(
-            f"the path of the engine's socket is too long: {one_line(str(path))}",
-            hint="set XDG_RUNTIME_DIR to a shorter folder of your own",
+            tr("the path of the engine's socket is too long: {path}", path=one_line(str(path))),
+            hint=tr("set XDG_RUNTIME_DIR to a shorter folder of your own"),
             code="socket.path_length",
         )
     return path
@@ -120,8 +125,8 @@ def bind_unix(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Failed(
-            f"cannot listen at {one_line(str(path))}: {error.strerror or error}",
-            hint="is another engine using it? otherwise set XDG_RUNTIME_DIR to a folder of your own",
+            tr("cannot listen at {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror or error),
+            hint=tr("is another engine using it? otherwise set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.bind",
         ) from None
     finally:
@@ -139,8 +144,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         )[0]
     except (socket.gaierror, UnicodeError):
         raise Failed(
-            f"{one_line(host)!r} is no address of this machine",
-            hint="--host 127.0.0.1 for this machine alone, --host 0.0.0.0 for everybody in the network",
+            tr("{host!r} is no address of this machine", host=one_line(host)),
+            hint=tr("--host 127.0.0.1 for this machine alone, --host 0.0.0.0 for everybody in the network"),
             code="serve.host",
         ) from None
     listener = socket.socket(family, kind, protocol)
@@ -158,16 +163,26 @@ def _tcp_words(host: str, port: int, error: Exception) -> Failed:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
         return Failed(
-            f"port {port} is in use",
-            hint=f"choose another one: --port {port + 1 if port < 65535 else 8001}, or --port 0 for any free one",
+            tr("port {port} is in use", port=port),
+            hint=tr(
+                "choose another one: --port {port}, or --port 0 for any free one",
+                port=port + 1 if port < 65535 else 8001,
+            ),
             code="serve.port_in_use",
         )
     if number == errno.EACCES:
         return Failed(
-            f"port {port} may only be opened by root", hint="choose one above 1023: --port 8000", code="serve.port"
+            tr("port {port} may only be opened by root", port=port),
+            hint=tr("choose one above 1023: --port 8000"),
+            code="serve.port",
         )
     return Failed(
-        f"cannot listen at {one_line(host)}:{port}: {getattr(error, 'strerror', None) or error}",
-        hint="--host 127.0.0.1 and a port between 1 and 65535",
+        tr(
+            "cannot listen at {host}:{port}: {error}",
+            host=one_line(host),
+            port=port,
+            error=getattr(error, "strerror", None) or error,
+        ),
+        hint=tr("--host 127.0.0.1 and a port between 1 and 65535"),
         code="serve.host",
     )

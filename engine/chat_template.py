@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
 
@@ -35,7 +36,7 @@ class ChatTemplate:
         first `render`.
         """
         if len(source) > _LARGEST_TEMPLATE:
-            raise Hostile("the chat template is larger than 1 MB", hint=_HINT, code="template.size")
+            raise Hostile(tr("the chat template is larger than 1 MB"), hint=_HINT, code="template.size")
         self.source = source
         self._setup = {"template": source, "tokens": dict(tokens)}
         self._lock = threading.Lock()
@@ -87,8 +88,8 @@ class ChatTemplate:
         if "ready" not in self._reply(_START_SECONDS):
             self._stop()
             raise Failed(
-                "the process that renders the chat template did not start",
-                hint="usually the system is out of memory: try again",
+                tr("the process that renders the chat template did not start"),
+                hint=tr("usually the system is out of memory: try again"),
                 code="template.start",
             )
 
@@ -119,22 +120,32 @@ class ChatTemplate:
 
     def _judge(self, reply: dict[str, Any]) -> dict[str, Any]:
         if "limit" in reply:
-            raise Hostile(f"the model's chat template was stopped: {reply['limit']}", hint=_HINT, code="template.limit")
+            raise Hostile(
+                tr("the model's chat template was stopped: {limit}", limit=reply["limit"]),
+                hint=_HINT,
+                code="template.limit",
+            )
         if "refused" in reply:
             raise Usage(
-                f"the model's chat template refuses this conversation: {one_line(reply['refused'])}",
-                hint="messages must come in the order that the model was trained on",
+                tr(
+                    "the model's chat template refuses this conversation: {refused}", refused=one_line(reply["refused"])
+                ),
+                hint=tr("messages must come in the order that the model was trained on"),
                 code="template.refused",
             )
         if "broken" in reply:
             words = one_line(str(reply["broken"]))
             if words.startswith("SecurityError"):
                 raise Hostile(
-                    f"the model's chat template reaches for Python: {words}", hint=_HINT, code="template.hostile"
+                    tr("the model's chat template reaches for Python: {words}", words=words),
+                    hint=_HINT,
+                    code="template.hostile",
                 )
-            raise Damaged(f"the model's chat template is broken: {words}", hint=_HINT, code="template.broken")
+            raise Damaged(
+                tr("the model's chat template is broken: {words}", words=words), hint=_HINT, code="template.broken"
+            )
         if "died" in reply:
-            raise Hostile("the model's chat template brought down its process", hint=_HINT, code="template.limit")
+            raise Hostile(tr("the model's chat template brought down its process"), hint=_HINT, code="template.limit")
         return reply
 
     def _stop(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
@@ -69,7 +70,7 @@ class Engine:
         self.asked_dtype: str | None = None
         self.identity: Identity | None = None  # started by `identify`
         self._sequence = Sequences(model, context, dtype, device)
-        self._tokenizer: Tokenizer | Damaged = Damaged("no tokenizer", hint="", code="tokenizer.missing")
+        self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
         self._adapters: AdapterSet | None = None
 
@@ -139,7 +140,7 @@ class Engine:
         """The chat format. Raises Damaged if the folder has no tokenizer files."""
         if self._prompt is None:
             self.tokenizer  # noqa: B018 - says what is missing
-            raise Damaged("this folder has no chat format", hint="use --complete", code="prompt.missing")
+            raise Damaged(tr("this folder has no chat format"), hint=tr("use --complete"), code="prompt.missing")
         return self._prompt
 
     @property
@@ -185,7 +186,9 @@ class Engine:
         """Mean cross entropy of labels[1:] under the logits before them; a label of -100 is left out."""
         if len(labels) != len(ids) or len(ids) < 2:
             raise Usage(
-                "labels and ids differ in length", hint="one label for each id, -100 to ignore", code="loss.labels"
+                tr("labels and ids differ in length"),
+                hint=tr("one label for each id, -100 to ignore"),
+                code="loss.labels",
             )
         target = torch.tensor(labels[1:])
         return float(torch.nn.functional.cross_entropy(self.logits(ids)[:-1], target, ignore_index=-100))
@@ -336,11 +339,11 @@ class Engine:
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
-            raise Usage("there is nothing to read: no ids", hint="give at least one token", code="prompt.empty")
+            raise Usage(tr("there is nothing to read: no ids"), hint=tr("give at least one token"), code="prompt.empty")
         if min(ids) < 0 or max(ids) >= self.spec.vocab_size:
             raise Usage(
-                f"an id lies outside the vocabulary of {self.spec.vocab_size}",
-                hint="the ids were made by another model's tokenizer",
+                tr("an id lies outside the vocabulary of {vocab_size}", vocab_size=self.spec.vocab_size),
+                hint=tr("the ids were made by another model's tokenizer"),
                 code="prompt.ids",
             )
 
@@ -437,8 +440,8 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
         return min(spec.context, LONGEST_CONTEXT)
     if not 16 <= asked <= spec.context:
         raise Usage(
-            f"a context of {asked} tokens is not possible",
-            hint=f"this model takes 16 to {spec.context}",
+            tr("a context of {asked} tokens is not possible", asked=asked),
+            hint=tr("this model takes 16 to {context}", context=spec.context),
             code="context.range",
         )
     return asked
@@ -449,12 +452,12 @@ def _messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFor
         said = [m if isinstance(m, Message) else Message.from_json(m) for m in messages]
     except (AttributeError, ValueError):
         raise Usage(
-            "a message needs a role and a content", hint='{"role": "user", "content": "…"}', code="prompt.message"
+            tr("a message needs a role and a content"), hint='{"role": "user", "content": "…"}', code="prompt.message"
         ) from None
     if not prompt.takes_tools and any(m.tools is not None for m in said):
         raise Usage(
-            "this model's format has no place for tools",
-            hint="ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message",
+            tr("this model's format has no place for tools"),
+            hint=tr("ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message"),
             code="prompt.tools",
         )
     return said

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, NotInstalled
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import folder_config
 from glmchat.engine.models.base import LanguageModel, ModelSpec
@@ -84,8 +85,8 @@ def identify(path: Path) -> Checkpoint:
     path = path.expanduser().absolute()
     if not path.exists():
         raise NotInstalled(
-            f"there is no model at {one_line(str(path))}",
-            hint="`glmchat list` shows what is here",
+            tr("there is no model at {path}", path=one_line(str(path))),
+            hint=tr("`glmchat list` shows what is here"),
             code="model.no_path",
         )
     gguf = None
@@ -103,6 +104,6 @@ def identify(path: Path) -> Checkpoint:
     kind = config.get("model_type") or config.get("architectures") or "no architecture"
     raise Damaged(
         f"glmchat does not know this model: config.json names {one_line(str(kind), 80)}",
-        hint="`glmchat show` lists the families it runs",
+        hint=tr("`glmchat show` lists the families it runs"),
         code="model.unknown_family",
     )

@@ -8,6 +8,7 @@ from itertools import count
 import torch
 
 from glmchat.core.errors import DoesNotFit
+from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.mapped_pages import trim
@@ -51,8 +52,8 @@ class Sequences:
                 self._cache = self._allocate()
             except (RuntimeError, MemoryError):
                 raise DoesNotFit(
-                    f"there is no memory for a context of {self.context} tokens",
-                    hint=f"give a smaller one: --context {max(512, self.context // 4)}",
+                    tr("there is no memory for a context of {context} tokens", context=self.context),
+                    hint=tr("give a smaller one: --context {value}", value=max(512, self.context // 4)),
                     code="memory.cache",
                 ) from None
         return self._cache
@@ -121,8 +122,8 @@ class Sequences:
         """
         if len(ids) >= self.context:
             raise DoesNotFit(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context}",
-                hint="shorten it, start a new conversation, or give more room with --context",
+                tr("the prompt has {ids} tokens, the context holds {context}", ids=len(ids), context=self.context),
+                hint=tr("shorten it, start a new conversation, or give more room with --context"),
                 code="context.full",
             )
         start = first = self.held(ids)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from glmchat.core.errors import Damaged, Hostile
+from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.core.weight_files import refuse_pointer
 
@@ -84,13 +85,21 @@ class GGUFFile:
 
     def _read_header(self) -> None:
         if self.bytes[:4] != b"GGUF":
-            raise Damaged(f"{one_line(self.path.name)} is no GGUF file", hint="pull the model again", code="gguf.magic")
+            raise Damaged(
+                tr("{name} is no GGUF file", name=one_line(self.path.name)),
+                hint=tr("pull the model again"),
+                code="gguf.magic",
+            )
         self._at = 4
         version = self._integer("<I", 4)
         if version not in (2, 3):
             raise Damaged(
-                f"{one_line(self.path.name)} is GGUF version {version if version < 1000 else 'big-endian'}",
-                hint="version 2 and 3, little endian, can be read: convert the file again",
+                tr(
+                    "{name} is GGUF version {version}",
+                    name=one_line(self.path.name),
+                    version=version if version < 1000 else "big-endian",
+                ),
+                hint=tr("version 2 and 3, little endian, can be read: convert the file again"),
                 code="gguf.version",
             )
         tensor_count, field_count = self._integer("<Q", 8), self._integer("<Q", 8)
@@ -125,9 +134,15 @@ class GGUFFile:
                 self._lie(f"{one_line(name, 60)} is said to lie at byte {offset} of {self.size}")
             if start + offset + nbytes > self.size:
                 raise Damaged(
-                    f"{one_line(self.path.name)} is truncated: {one_line(name, 60)} ends at byte "
-                    f"{start + offset + nbytes}, the file has {self.size} ({human_bytes(self.size)})",
-                    hint="the download broke off: pull the model again",
+                    tr(
+                        "{name} is truncated: {name2} ends at byte {start}, the file has {size} ({size2})",
+                        name=one_line(self.path.name),
+                        name2=one_line(name, 60),
+                        start=start + offset + nbytes,
+                        size=self.size,
+                        size2=human_bytes(self.size),
+                    ),
+                    hint=tr("the download broke off: pull the model again"),
                     code="gguf.truncated",
                 )
             tensors[name] = GGUFTensor(name, shape, kind, type_name, start + offset, nbytes)
@@ -221,14 +236,18 @@ class GGUFFile:
 
     def _short(self) -> NoReturn:
         raise Damaged(
-            f"{one_line(self.path.name)} ends in the middle of its header ({human_bytes(self.size)})",
-            hint="the download broke off: pull the model again",
+            tr(
+                "{name} ends in the middle of its header ({size})",
+                name=one_line(self.path.name),
+                size=human_bytes(self.size),
+            ),
+            hint=tr("the download broke off: pull the model again"),
             code="gguf.truncated",
         )
 
     def _lie(self, what: str) -> NoReturn:
         raise Hostile(
-            f"{one_line(self.path.name)} has a header that cannot be true: {what}",
-            hint="the file is damaged or made to do harm: pull the model again from a source you trust",
+            tr("{name} has a header that cannot be true: {what}", name=one_line(self.path.name), what=what),
+            hint=tr("the file is damaged or made to do harm: pull the model again from a source you trust"),
             code="gguf.lie",
         )

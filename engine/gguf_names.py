@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.gguf_file import GGUFFile
 
@@ -52,16 +53,22 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     architecture = meta.get("general.architecture")
     if not isinstance(architecture, str):
         raise Damaged(
-            f"{one_line(file.path.name)} does not say which architecture it holds",
-            hint="it is an adapter or a vocabulary, or damaged",
+            tr("{name} does not say which architecture it holds", name=one_line(file.path.name)),
+            hint=tr("it is an adapter or a vocabulary, or damaged"),
             code="gguf.no_architecture",
         )
     config: dict[str, Any] = {"model_type": architecture, "gguf": True}
     if architecture not in ARCHITECTURES:
         raise Damaged(
-            f"{one_line(file.path.name)} holds a model of the architecture {one_line(architecture, 40)}, "
-            "which glmchat does not read from GGUF",
-            hint="GGUF of " + ", ".join(ARCHITECTURES) + " can be read; take the Hugging Face folder of this model",
+            tr(
+                "{name} holds a model of the architecture {architecture}, which glmchat does not read from GGUF",
+                name=one_line(file.path.name),
+                architecture=one_line(architecture, 40),
+            ),
+            hint=tr(
+                "GGUF of {names} can be read; take the Hugging Face folder of this model",
+                names=", ".join(ARCHITECTURES),
+            ),
             code="gguf.architecture",
         )
     for word, ours in _MEASURES.items():

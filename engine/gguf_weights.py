@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.gguf_file import NATIVE_TYPES, GGUFFile, GGUFTensor
 from glmchat.engine.gguf_names import checkpoint_name
@@ -74,8 +75,12 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
         )
     except NotImplementedError:
         raise Damaged(
-            f"{one_line(tensor.name, 60)} is stored as {tensor.type_name}, which cannot be read",
-            hint="take a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model",
+            tr(
+                "{name} is stored as {type_name}, which cannot be read",
+                name=one_line(tensor.name, 60),
+                type_name=tensor.type_name,
+            ),
+            hint=tr("take a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model"),
             code="gguf.type",
         ) from None
     return torch.from_numpy(np.ascontiguousarray(dense, np.float32)).view(tensor.shape)

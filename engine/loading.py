@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.generations import model_of_embedding
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.engine.families import Checkpoint
@@ -181,7 +182,11 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
             if names
         ]
         raise Damaged(
-            f"the weights do not fit a {family.name} model of these measures: " + one_line("; ".join(parts), 100_000),
+            tr(
+                "the weights do not fit a {family} model of these measures: {parts}",
+                family=family.name,
+                parts=one_line("; ".join(parts), 100_000),
+            ),
             hint=hint,
             code="weights.names",
         )
@@ -247,14 +252,14 @@ def _quantise(model: LanguageModel, bits: int) -> None:
     from glmchat.engine.quantize.replace import quantise_model
 
     if bits not in (4, 8):
-        raise Usage(f"quant is {bits}", hint="4 and 8 are the widths there are", code="quant.bits")
+        raise Usage(tr("quant is {bits}", bits=bits), hint=tr("4 and 8 are the widths there are"), code="quant.bits")
     have = stored_bits(model)
     if have is None:
         quantise_model(model, bits)
     elif have != bits:
         raise Usage(
-            f"this model is quantised to {have} bits already and cannot be brought to {bits}",
-            hint="leave --quant away, or quantise from the original weights",
+            tr("this model is quantised to {have} bits already and cannot be brought to {bits}", have=have, bits=bits),
+            hint=tr("leave --quant away, or quantise from the original weights"),
             code="quant.already",
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
 _SCALE = "_scale"
@@ -31,8 +32,11 @@ def open_official(source: WeightSource, config: Mapping[str, Any]) -> WeightSour
     for name in packed:
         if "word_embeddings" in name or name == "lm_head.weight":
             raise Damaged(
-                f"{name} is quantised (a chatglm-6b-int4-qe checkpoint), a layout that was never documented",
-                hint="take chatglm-6b-int4, or chatglm-6b with --quant 4",
+                tr(
+                    "{name} is quantised (a chatglm-6b-int4-qe checkpoint), a layout that was never documented",
+                    name=name,
+                ),
+                hint=tr("take chatglm-6b-int4, or chatglm-6b with --quant 4"),
                 code="model.quantised_embeddings",
             )
     return _Official(source, packed, _columns_per_byte(shapes, packed, config))
@@ -45,8 +49,12 @@ def _columns_per_byte(shapes: Mapping[str, tuple[int, ...]], packed: set[str], c
         if widths == {hidden // columns}:
             return columns
     raise Damaged(
-        f"the packed matrices are {sorted(widths)} bytes wide, the model is {hidden} wide",
-        hint="config.json and the weights are of different models: pull the model again",
+        tr(
+            "the packed matrices are {widths} bytes wide, the model is {hidden} wide",
+            widths=sorted(widths),
+            hidden=hidden,
+        ),
+        hint=tr("config.json and the weights are of different models: pull the model again"),
         code="weights.packed",
     )
 
@@ -74,8 +82,13 @@ class _Official:
         assert isinstance(scale, torch.Tensor)
         if stored.dtype != torch.int8 or scale.shape != stored.shape[:1] or not scale.is_floating_point():
             raise Damaged(
-                f"{name} is {stored.dtype} with scales {list(scale.shape)}: no packed matrix of THUDM's is like this",
-                hint="pull the model again",
+                tr(
+                    "{name} is {dtype} with scales {shape}: no packed matrix of THUDM's is like this",
+                    name=name,
+                    dtype=stored.dtype,
+                    shape=list(scale.shape),
+                ),
+                hint=tr("pull the model again"),
                 code="weights.packed",
             )
         if self._columns == 1:

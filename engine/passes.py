@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +70,5 @@ def parse_passes(data: Iterable[Any], length: int) -> list[Pass]:
     except (TypeError, ValueError):
         at = -1
     if at != length or not found or found[-1].dropped:
-        raise Usage("the record of this answer is damaged", hint="it cannot be replayed", code="replay.record")
+        raise Usage(tr("the record of this answer is damaged"), hint=tr("it cannot be replayed"), code="replay.record")
     return found

@@ -6,6 +6,7 @@ import psutil
 import torch
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
@@ -23,7 +24,11 @@ def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torc
     """
     if asked is not None:
         if asked not in _DTYPES:
-            raise Usage(f"dtype is {asked!r}", hint="one of " + ", ".join(_DTYPES), code="dtype.unknown")
+            raise Usage(
+                tr("dtype is {asked!r}", asked=asked),
+                hint=tr("one of {names}", names=", ".join(_DTYPES)),
+                code="dtype.unknown",
+            )
         return _DTYPES[asked]
     if device != "cpu":
         return torch.bfloat16

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -35,8 +36,8 @@ class PromptFormat(ABC):
         """Like `render`, but the last message is an answer that was cut off and is to be continued."""
         if not messages or messages[-1].role != "assistant":
             raise Usage(
-                "there is no unfinished answer to continue",
-                hint="the last message must be the assistant's",
+                tr("there is no unfinished answer to continue"),
+                hint=tr("the last message must be the assistant's"),
                 code="prompt.nothing_to_continue",
             )
         return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
@@ -71,7 +72,7 @@ class NoChat(PromptFormat):
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         raise Usage(
-            "this model has no chat template: it completes text",
-            hint="use `glmchat run --complete` or /complete, or pull an instruction-tuned model",
+            tr("this model has no chat template: it completes text"),
+            hint=tr("use `glmchat run --complete` or /complete, or pull an instruction-tuned model"),
             code="prompt.no_template",
         )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.prompts import PromptFormat
 from glmchat.engine.tokenizers import chatglm2
@@ -57,8 +58,8 @@ def rounds(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
             question = message.content if question is None else f"{question}\n{message.content}"
     if question is None:
         raise Usage(
-            "the conversation does not end with a question",
-            hint="the last message must be the user's",
+            tr("the conversation does not end with a question"),
+            hint=tr("the last message must be the user's"),
             code="prompt.no_question",
         )
     if system:
@@ -187,7 +188,7 @@ def role_name(message: Message) -> str:
     role = "observation" if message.role == "tool" else message.role
     if role not in chatglm2.ROLES:
         raise Usage(
-            f"there is no role {role!r} in this family",
+            tr("there is no role {role!r} in this family", role=role),
             hint="system, user, assistant, tool",
             code="prompt.role",
         )

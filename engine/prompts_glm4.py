@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.prompts_chatglm import ChatGLM3Prompt, role_name
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -51,8 +52,8 @@ def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, Mapping):
             raise Usage(
-                f"a tool of the kind {tool.get('type')!r} cannot be offered",
-                hint='describe functions: {"type": "function", "function": {"name": …, "parameters": …}}',
+                tr("a tool of the kind {tool!r} cannot be offered", tool=tool.get("type")),
+                hint=tr('describe functions: {"type": "function", "function": {"name": …, "parameters": …}}'),
                 code="tools.kind",
             )
         said = json.dumps(function, indent=4, ensure_ascii=False)

@@ -18,6 +18,7 @@ import torch
 
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.fingerprints import of_adapter
+from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
@@ -118,7 +119,11 @@ def main() -> int:
         return _failed(problem)
     except (KeyError, TypeError, ValueError) as error:
         reason = one_line(f"{type(error).__name__}: {error}", 200)
-        return _failed(Usage(f"the record cannot be read: {reason}", hint="it is damaged", code="replay.record"))
+        return _failed(
+            Usage(
+                tr("the record cannot be read: {reason}", reason=reason), hint=tr("it is damaged"), code="replay.record"
+            )
+        )
     return 0
 
 

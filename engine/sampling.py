@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 
 Sampler = Callable[[torch.Tensor], int]
@@ -89,8 +90,8 @@ def _argmax(logits: torch.Tensor) -> int:
 def _refuse_not_finite(best: float) -> None:
     if not math.isfinite(best):
         raise Damaged(
-            "the model computes numbers that are no numbers",
-            hint="damaged weights, or too small a precision for them: verify the model, or try --dtype float32",
+            tr("the model computes numbers that are no numbers"),
+            hint=tr("damaged weights, or too small a precision for them: verify the model, or try --dtype float32"),
             code="model.not_finite",
         )
 

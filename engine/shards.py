@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, Hostile
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import refuse_cut, refuse_pointer, weight_files
 from glmchat.engine.weights import Stored, WeightSource
@@ -100,8 +101,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
             wanted = re.search(r"GLOBAL ([\w.]{1,100})", text)
             what = f"it asks for {wanted[1]}" if wanted else "it is no plain table of them"
             raise Hostile(
-                f"{one_line(path.name)} holds more than tensors: {what}",
-                hint="it was not run. Do not use this model, or take its safetensors version",
+                tr("{name} holds more than tensors: {what}", name=one_line(path.name), what=what),
+                hint=tr("it was not run. Do not use this model, or take its safetensors version"),
                 code="weights.pickle",
             ) from None
         raise _unreadable(path, error) from None
@@ -109,7 +110,9 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         raise _unreadable(path, error) from None
     if not isinstance(data, dict):
         raise Damaged(
-            f"{one_line(path.name)} holds no table of tensors", hint="it is no checkpoint", code="weights.kind"
+            tr("{name} holds no table of tensors", name=one_line(path.name)),
+            hint=tr("it is no checkpoint"),
+            code="weights.kind",
         )
     return {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
@@ -122,7 +125,11 @@ def _is_zip(path: Path) -> bool:
 
 def _unreadable(path: Path, error: Exception) -> Damaged:
     return Damaged(
-        f"{one_line(path.name)} cannot be read: {one_line(str(error).splitlines()[0] if str(error) else '', 160)}",
-        hint="the download broke off, or the disk damaged it: `glmchat verify`, or pull it again",
+        tr(
+            "{name} cannot be read: {error}",
+            name=one_line(path.name),
+            error=one_line(str(error).splitlines()[0] if str(error) else "", 160),
+        ),
+        hint=tr("the download broke off, or the disk damaged it: `glmchat verify`, or pull it again"),
         code="weights.damaged",
     )

@@ -319,7 +319,11 @@ def _entry(raw: dict[str, Any], *, first: bool) -> Entry:
 
 
 def _broken(where: str, text: str, line: int, words: str) -> Usage:
-    return Usage(f"{where}, line {line}: {words}", hint=tr("mend the file or move it away"), code="catalogue.broken")
+    return Usage(
+        tr("{where}, line {line}: {words}", where=where, line=line, words=words),
+        hint=tr("mend the file or move it away"),
+        code="catalogue.broken",
+    )
 
 
 def _line_of_key(text: str, key: str, start: int = 0, stop: int | None = None) -> int:

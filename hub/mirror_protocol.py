@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from glmchat import __version__
 from glmchat.core.errors import GlmchatError, Hostile, Usage
+from glmchat.core.language import tr
 from glmchat.hub.lfs import Pointer, pointer_text
 from glmchat.hub.mirror_folder import MirrorFile, MirrorFolder, Snapshot
 from glmchat.hub.safe_paths import safe_path
@@ -214,7 +215,7 @@ def _asked_paths(headers: Mapping[str, str], body: bytes) -> list[str]:
         else:
             paths = parse_qs(body.decode()).get("paths", [])
     except (ValueError, AttributeError, RecursionError):
-        raise Usage("the request names no paths", hint="send paths=...", code="mirror.request") from None
+        raise Usage(tr("the request names no paths"), hint=tr("send paths=..."), code="mirror.request") from None
     listed = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
     return [path for path in listed if isinstance(path, str)]
 

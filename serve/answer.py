@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from starlette.types import Receive
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve.face import Chunk
 from glmchat.serve.host import Host
@@ -172,7 +173,9 @@ class Answer:
                     if self._stop_wanted():
                         break
             if self.host.stopping.is_set():
-                error = ServerFailed("the server is shutting down", hint="start it again", code="server.stopping")
+                error = ServerFailed(
+                    tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping"
+                )
         except Exception as caught:  # noqa: BLE001 (goes to the client; the engine lives on)
             error = None if self._cancelled.is_set() else in_words(caught)
         finally:
@@ -187,8 +190,12 @@ def in_words(error: Exception) -> GlmchatError:
     words = one_line(f"{type(error).__name__}: {error}")
     if isinstance(error, MemoryError) or "out of memory" in words.lower() or "can't allocate memory" in words.lower():
         return DoesNotFit(
-            f"memory ran out while answering: {words}",
-            hint="try --quant 4, a smaller --context, or close other programs",
+            tr("memory ran out while answering: {words}", words=words),
+            hint=tr("try --quant 4, a smaller --context, or close other programs"),
             code="memory",
         )
-    return Failed(f"the engine failed: {words}", hint="the engine's log has the whole story", code="engine.failed")
+    return Failed(
+        tr("the engine failed: {words}", words=words),
+        hint=tr("the engine's log has the whole story"),
+        code="engine.failed",
+    )

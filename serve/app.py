@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmchat import __version__
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
 from glmchat.serve.answer import Answer, in_words
@@ -179,16 +180,16 @@ class _Routes:
             and not host.has_adapter(name)
         ):
             raise UnknownModel(
-                f"the model {one_line(repr(name), 80)} is not served here",
-                hint="served: " + one_line(", ".join([host.model, *host.adapters()])),
+                tr("the model {name} is not served here", name=one_line(repr(name), 80)),
+                hint=tr("served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
                 code="model_not_found",
             )
         if wanted.adapters is not None:
             for adapter in wanted.adapters:
                 if not host.has_adapter(adapter):
                     raise UnknownModel(
-                        f"there is no adapter {one_line(repr(adapter), 80)} in the store",
-                        hint="known: " + (one_line(", ".join(host.adapters())) or "none"),
+                        tr("there is no adapter {adapter} in the store", adapter=one_line(repr(adapter), 80)),
+                        hint=tr("known: {names}", names=one_line(", ".join(host.adapters())) or tr("none")),
                         code="adapter.unknown",
                     )
             return dict(wanted.adapters)
@@ -216,8 +217,8 @@ class _Routes:
 def _check_length(length: int, context: int) -> None:
     if length >= context:
         raise DoesNotFit(
-            f"the prompt has {length} tokens, the context holds {context}",
-            hint="shorten the conversation, or load the model with a larger --context",
+            tr("the prompt has {length} tokens, the context holds {context}", length=length, context=context),
+            hint=tr("shorten the conversation, or load the model with a larger --context"),
             code="context.full",
         )
     if length == 0:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed, UnknownModel
 from glmchat.core.fingerprints import State, of_adapter, state_of
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve.face import EngineFace, Load
 from glmchat.serve.line import Line
@@ -86,15 +87,20 @@ class Host:
         except MemoryError as error:
             log.exception("cannot load")
             self.error = DoesNotFit(
-                f"memory ran out while the model was loaded: {one_line(str(error)) or 'no reason given'}",
-                hint="try --quant 4, a smaller --context, or close other programs",
+                tr(
+                    "memory ran out while the model was loaded: {error}",
+                    error=one_line(str(error)) or "no reason given",
+                ),
+                hint=tr("try --quant 4, a smaller --context, or close other programs"),
                 code="memory",
             )
         except Exception as error:
             log.exception("cannot load")
             self.error = Failed(
-                f"the model cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
-                hint="the engine's log has the whole story (glmchat doctor says where)",
+                tr(
+                    "the model cannot be loaded: {name}: {error}", name=type(error).__name__, error=one_line(str(error))
+                ),
+                hint=tr("the engine's log has the whole story (glmchat doctor says where)"),
                 code="engine.load",
             )
         self.loaded.set()
@@ -157,7 +163,7 @@ class Host:
         folder = self._folder(name)
         if folder is None:
             raise UnknownModel(
-                f"there is no adapter {one_line(repr(name), 80)} in the store",
+                tr("there is no adapter {name} in the store", name=one_line(repr(name), 80)),
                 hint="glmchat adapters list; adapters are named, never given as a path",
                 code="adapter.unknown",
             )
@@ -178,8 +184,8 @@ class Host:
     def detach(self, name: str) -> None:
         if name not in self._attached:
             raise UnknownModel(
-                f"the adapter {one_line(repr(name), 80)} is not loaded",
-                hint="GET /v1/models lists those that are",
+                tr("the adapter {name} is not loaded", name=one_line(repr(name), 80)),
+                hint=tr("GET /v1/models lists those that are"),
                 code="adapter.unknown",
             )
         self.ready().detach(name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
 from glmchat.core.text import one_line
 
@@ -180,7 +181,11 @@ def _ids(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
 def _common(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     for name, harmless in _REFUSED.items():
         if (value := data.get(name)) is not None and value not in harmless:
-            raise Usage(f"{name} is not supported by glmchat", hint="leave the field out", code="request.unsupported")
+            raise Usage(
+                tr("{name} is not supported by glmchat", name=name),
+                hint=tr("leave the field out"),
+                code="request.unsupported",
+            )
     model = data.get("model")
     if model is not None and not isinstance(model, str):
         raise invalid("model must be a text", "GET /v1/models lists the names")

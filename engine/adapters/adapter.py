@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import integer, number, read_json
 from glmchat.core.model_names import BESIDE
 from glmchat.core.text import one_line
@@ -106,7 +107,9 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     tensors, _, config = open_tensors(path)
     names = list(tensors.shapes())
     if not names:
-        raise Damaged(f"{one_line(path.name)} holds no tensors", hint="fetch it again", code="adapter.empty")
+        raise Damaged(
+            tr("{name} holds no tensors", name=one_line(path.name)), hint=tr("fetch it again"), code="adapter.empty"
+        )
     base = config.get("base_model_name_or_path")
     found: dict[str, Any] = {
         "path": path,
@@ -119,8 +122,8 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     kind = config.get("peft_type")
     if kind is not None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
         raise Usage(
-            f"this is an adapter of the type {one_line(repr(kind), 40)}, which glmchat does not know",
-            hint="LoRA, prefix tuning, prompt tuning and THUDM's P-Tuning v2 are read",
+            tr("this is an adapter of the type {kind}, which glmchat does not know", kind=one_line(repr(kind), 40)),
+            hint=tr("LoRA, prefix tuning, prompt tuning and THUDM's P-Tuning v2 are read"),
             code="adapter.type",
         )
     if kind in ("PREFIX_TUNING", *_PROMPTS):
@@ -133,9 +136,13 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
         form = "merged-linear" if settings.enable else "peft" if config else "raw"
         return Adapter(**found, kind="lora", form=form, lora=settings)
     raise Usage(
-        f"{one_line(path.name)} holds no adapter: none of its {len(names)} tensors belongs to a LoRA or a prefix "
-        f"({one_line(names[0], 80)}, …)",
-        hint="a whole model is added with `glmchat add`",
+        tr(
+            "{name} holds no adapter: none of its {names} tensors belongs to a LoRA or a prefix ({names2}, …)",
+            name=one_line(path.name),
+            names=len(names),
+            names2=one_line(names[0], 80),
+        ),
+        hint=tr("a whole model is added with `glmchat add`"),
         code="adapter.kind",
     )
 
@@ -145,8 +152,8 @@ def _thudm(found: dict[str, Any]) -> Adapter:
     shape = shapes.get(f"{PREFIX}embedding.weight", ())
     if len(shape) != 2:
         raise Damaged(
-            "this P-Tuning prefix has no embedding",
-            hint=f"{PREFIX}embedding.weight is expected: the file is incomplete",
+            tr("this P-Tuning prefix has no embedding"),
+            hint=tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX),
             code="adapter.incomplete",
         )
     length = shape[0]
@@ -155,8 +162,8 @@ def _thudm(found: dict[str, Any]) -> Adapter:
     config = read_json(beside) if beside.is_file() else {}
     if config.get("pre_seq_len") is not None and (said := integer(config, "pre_seq_len", high=1 << 16)) != length:
         raise Damaged(
-            f"config.json says pre_seq_len {said}, the prefix has {length} positions",
-            hint="the files are of two different trainings",
+            tr("config.json says pre_seq_len {said}, the prefix has {length} positions", said=said, length=length),
+            hint=tr("the files are of two different trainings"),
             code="adapter.pre_seq_len",
         )
     base = config.get("_name_or_path")
@@ -171,12 +178,16 @@ def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
     shape = shapes.get("prompt_embeddings", ())
     if len(shape) != 2:
         raise Damaged(
-            "this adapter holds no prompt_embeddings", hint="the file is incomplete", code="adapter.incomplete"
+            tr("this adapter holds no prompt_embeddings"), hint=tr("the file is incomplete"), code="adapter.incomplete"
         )
     if shape[0] != length:
         raise Damaged(
-            f"adapter_config.json says {length} virtual tokens, the file holds {shape[0]}",
-            hint="the files are of two different trainings",
+            tr(
+                "adapter_config.json says {length} virtual tokens, the file holds {shape}",
+                length=length,
+                shape=shape[0],
+            ),
+            hint=tr("the files are of two different trainings"),
             code="adapter.length",
         )
     return Adapter(**found, kind=kind, form="peft", length=length)

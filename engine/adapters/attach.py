@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import UnknownModel, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter, read_adapter
 from glmchat.engine.adapters.combine import Weighted, adapted_embedding, adapted_linear, replaced
@@ -115,8 +116,8 @@ class AdapterSet:
         found = self._ready.get(name)
         if found is None:
             raise UnknownModel(
-                f"no adapter is attached as {one_line(repr(name), 80)}",
-                hint="attached: " + (one_line(", ".join(self._ready)) or "none"),
+                tr("no adapter is attached as {name}", name=one_line(repr(name), 80)),
+                hint=tr("attached: {names}", names=one_line(", ".join(self._ready)) or tr("none")),
                 code="adapter.unknown",
             )
         return found
@@ -145,12 +146,16 @@ class AdapterSet:
         lengths = {(ready.adapter.kind, ready.adapter.length, ready.adapter.form) for ready, _ in found}
         if len(lengths) > 1:
             raise Usage(
-                "prefixes of different lengths cannot be mixed", hint="activate one of them", code="adapter.prefixes"
+                tr("prefixes of different lengths cannot be mixed"),
+                hint=tr("activate one of them"),
+                code="adapter.prefixes",
             )
         if found and abs(sum(w for _, w in found) - 1) > 1e-6:
             raise Usage(
-                f"the weights of the prefixes add up to {sum(w for _, w in found):g}",
-                hint="a prefix stands in front of the cache or it does not: its weight is 1; a mixture's add up to 1",
+                tr("the weights of the prefixes add up to {found:g}", found=sum((w for _, w in found))),
+                hint=tr(
+                    "a prefix stands in front of the cache or it does not: its weight is 1; a mixture's add up to 1"
+                ),
                 code="adapter.prefixes",
             )
         return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
@@ -45,8 +46,11 @@ def outline(checkpoint: Checkpoint) -> LanguageModel:
     """The network without numbers. Raises Usage for a family that builds itself through transformers."""
     if checkpoint.family.load is not None:
         raise Usage(
-            f"models of the family {one_line(checkpoint.spec.family)} can be checked only when they run",
-            hint="leave --base away, and attach the adapter in the chat",
+            tr(
+                "models of the family {family} can be checked only when they run",
+                family=one_line(checkpoint.spec.family),
+            ),
+            hint=tr("leave --base away, and attach the adapter in the chat"),
             code="adapter.family",
         )
     with torch.device("meta"):

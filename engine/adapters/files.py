@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged, NotInstalled, Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import read_json
 from glmchat.core.text import human_bytes, one_line
 from glmchat.core.weight_files import checkpoints, refuse_pointer
@@ -43,7 +44,9 @@ def open_tensors(path: Path) -> tuple[WeightSource, Path, dict[str, Any]]:
     """
     if not path.exists():
         raise NotInstalled(
-            f"there is no adapter at {one_line(str(path))}", hint="glmchat adapters list", code="adapter.no_path"
+            tr("there is no adapter at {path}", path=one_line(str(path))),
+            hint="glmchat adapters list",
+            code="adapter.no_path",
         )
     if path.is_file():
         beside = path.parent / CONFIG
@@ -85,16 +88,20 @@ def _no_adapter(folder: Path, files: list[Path]) -> Usage:
     name = one_line(str(folder))
     if files:
         names = ", ".join(one_line(p.name, 60) for p in files[:4])
-        return Usage(f"{name} holds several files of weights: {names}", hint="name one of them", code="adapter.several")
+        return Usage(
+            tr("{name} holds several files of weights: {names}", name=name, names=names),
+            hint=tr("name one of them"),
+            code="adapter.several",
+        )
     if saved := checkpoints(folder):
         return Usage(
-            f"{name} is a training output with {', '.join(p.name for p in saved[-4:])}",
-            hint=f"name one of them: {one_line(str(saved[-1]))}",
+            tr("{name} is a training output with {saved}", name=name, saved=", ".join(p.name for p in saved[-4:])),
+            hint=tr("name one of them: {saved}", saved=one_line(str(saved[-1]))),
             code="adapter.several",
         )
     return Usage(
-        f"{name} holds no adapter: no weights are there",
-        hint="adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or one .pt file is expected",
+        tr("{name} holds no adapter: no weights are there", name=name),
+        hint=tr("adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or one .pt file is expected"),
         code="adapter.empty",
     )
 
@@ -107,8 +114,12 @@ def _open_file(path: Path) -> WeightSource:
         mapped = file.read(2) == b"PK"
     if not mapped and path.stat().st_size > _LARGEST_UNMAPPED:
         raise Damaged(
-            f"{one_line(path.name)} has {human_bytes(path.stat().st_size)} in a format that must be read whole",
-            hint="save it again with torch 1.6 or later, or as safetensors",
+            tr(
+                "{name} has {st_size} in a format that must be read whole",
+                name=one_line(path.name),
+                st_size=human_bytes(path.stat().st_size),
+            ),
+            hint=tr("save it again with torch 1.6 or later, or as safetensors"),
             code="adapter.size",
         )
     return _Torch(path)
@@ -140,8 +151,8 @@ class _Safetensors:
 
     def _unreadable(self, error: Exception) -> Damaged:
         return Damaged(
-            f"{one_line(self._path.name)} cannot be read: {one_line(str(error), 120)}",
-            hint="it is cut off or claims more than it holds: fetch it again",
+            tr("{name} cannot be read: {error}", name=one_line(self._path.name), error=one_line(str(error), 120)),
+            hint=tr("it is cut off or claims more than it holds: fetch it again"),
             code="adapter.damaged",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.model_names import names_of, other_model
 from glmchat.engine.adapters.adapter import Adapter
 from glmchat.engine.families import Checkpoint
@@ -17,8 +18,11 @@ def refuse_other_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
     if here is None:
         return
     raise Usage(
-        f"this adapter was trained on {adapter.base}, and the model here is {here}: its shapes are the same, its "
-        "weights are not",
-        hint="use it with its own base, or attach it all the same with --force",
+        tr(
+            "this adapter was trained on {base}, and the model here is {here}: the same shapes, other weights",
+            base=adapter.base,
+            here=here,
+        ),
+        hint=tr("use it with its own base, or attach it all the same with --force"),
         code="adapter.other_base",
     )

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter
 from glmchat.engine.adapters.settings import LoraSettings
@@ -64,9 +65,13 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
         found.setdefault(place, Names()).add(kind, name)
     if strangers:
         raise Usage(
-            f"{len(strangers)} of the adapter's {len(shapes)} tensors belong to no layer of this model: "
-            + one_line(", ".join(strangers[:4]), 300),
-            hint="the adapter was trained on a model of another family, or of more layers",
+            tr(
+                "{n} of the adapter's {total} tensors belong to no layer of this model: {names}",
+                n=len(strangers),
+                total=len(shapes),
+                names=one_line(", ".join(strangers[:4]), 300),
+            ),
+            hint=tr("the adapter was trained on a model of another family, or of more layers"),
             code="adapter.names",
         )
     for place, names in found.items():
@@ -91,14 +96,20 @@ def _check_shapes(
         a, b = shapes[names.tensors[a_kind]], shapes[names.tensors[b_kind]]
         if not out or names.is_embedding is not isinstance(module, nn.Embedding | QuantEmbedding):
             raise Usage(
-                f"{one_line(place, 120)} is no layer that a LoRA can change",
-                hint="the adapter was trained on a model of another family",
+                tr("{place} is no layer that a LoRA can change", place=one_line(place, 120)),
+                hint=tr("the adapter was trained on a model of another family"),
                 code="adapter.names",
             )
         if (found := changed_shape(place, a, b, settings)) != (out, width):
             raise Usage(
-                f"the adapter changes {one_line(place, 120)} of {list(found)}, here it is [{out}, {width}]",
-                hint=f"it was trained on a model of hidden size {a[1]}",
+                tr(
+                    "the adapter changes {place} of {found}, here it is [{out}, {width}]",
+                    place=one_line(place, 120),
+                    found=list(found),
+                    out=out,
+                    width=width,
+                ),
+                hint=tr("it was trained on a model of hidden size {a}", a=a[1]),
                 code="adapter.shape",
             )
     for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
@@ -120,9 +131,13 @@ def _check_complete(found: Mapping[str, Names], modules: Modules, settings: Lora
     missing = [name for name in wanted if name not in found or not found[name].tensors]
     if missing:
         raise Damaged(
-            f"the adapter holds nothing for {len(missing)} of the {len(wanted)} layers that it targets: "
-            + one_line(", ".join(missing[:3]), 200),
-            hint="the file is incomplete, or was trained on a model of fewer layers",
+            tr(
+                "the adapter holds nothing for {n} of the {total} layers that it targets: {names}",
+                n=len(missing),
+                total=len(wanted),
+                names=one_line(", ".join(missing[:3]), 200),
+            ),
+            hint=tr("the file is incomplete, or was trained on a model of fewer layers"),
             code="adapter.incomplete",
         )
 
@@ -161,8 +176,14 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _misshapen(place: str, kind: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Usage:
     return Usage(
-        f"{kind} of {one_line(place, 120)} is {list(shape)} in the adapter, {list(wanted)} here",
-        hint="the adapter was trained on another model, or on another vocabulary",
+        tr(
+            "{kind} of {place} is {shape} in the adapter, {wanted} here",
+            kind=kind,
+            place=one_line(place, 120),
+            shape=list(shape),
+            wanted=list(wanted),
+        ),
+        hint=tr("the adapter was trained on another model, or on another vocabulary"),
         code="adapter.shape",
     )
 
@@ -211,7 +232,9 @@ def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> 
     tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
     if not tensor.is_floating_point():
         raise Damaged(
-            f"{one_line(name, 120)} holds no numbers of an adapter", hint="fetch it again", code="adapter.dtype"
+            tr("{name} holds no numbers of an adapter", name=one_line(name, 120)),
+            hint=tr("fetch it again"),
+            code="adapter.dtype",
         )
     tensor = tensor.to(device=device, dtype=tensor.dtype if keep else torch.float32, copy=True).contiguous()
     require_finite(name, tensor)

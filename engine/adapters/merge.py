@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
@@ -60,14 +61,20 @@ def merge(
     on families that have no place for one in their checkpoint.
     """
     if dtype is not None and dtype not in _DTYPES:
-        raise Usage(f"dtype is {dtype!r}", hint="one of " + ", ".join(_DTYPES), code="dtype.unknown")
+        raise Usage(
+            tr("dtype is {dtype!r}", dtype=dtype),
+            hint=tr("one of {names}", names=", ".join(_DTYPES)),
+            code="dtype.unknown",
+        )
     if out.exists():
-        raise Usage(f"{one_line(str(out))} exists already", hint="choose another place", code="merge.exists")
+        raise Usage(
+            tr("{out} exists already", out=one_line(str(out))), hint=tr("choose another place"), code="merge.exists"
+        )
     checkpoint = check_against(adapter, base)
     if adapter.kind != "lora" and adapter.form != "thudm":
         raise Usage(
-            "virtual tokens cannot be merged into weights",
-            hint="use the adapter as it is, with --adapter",
+            tr("virtual tokens cannot be merged into weights"),
+            hint=tr("use the adapter as it is, with --adapter"),
             code="merge.prefix",
         )
     growing = out.with_name(out.name + ".merging")  # the quantiser grows NAME.incomplete

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.soundness import require_finite
 from glmchat.engine.kv_cache import KVCache
@@ -28,24 +29,31 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
     """Raise Usage or Damaged if the prefix does not fit this model. Reads no numbers."""
     if not isinstance(model, PrefixedModel):
         raise Usage(
-            f"models of the family {spec.family} take no prefix in glmchat",
-            hint="ChatGLM, Llama, Mistral, Qwen and GPT-2 do",
+            tr("models of the family {family} take no prefix in glmchat", family=spec.family),
+            hint=tr("ChatGLM, Llama, Mistral, Qwen and GPT-2 do"),
             code="adapter.family",
         )
     shapes = adapter.tensors.shapes()
     if adapter.form == "thudm":
         if not spec.family.startswith("chatglm"):
             raise Usage(
-                f"this is a P-Tuning prefix for ChatGLM, the model here is of the family {spec.family}",
-                hint="use it with the ChatGLM-6B or ChatGLM2-6B it was trained on",
+                tr(
+                    "this is a P-Tuning prefix for ChatGLM, the model here is of the family {family}",
+                    family=spec.family,
+                ),
+                hint=tr("use it with the ChatGLM-6B or ChatGLM2-6B it was trained on"),
                 code="adapter.family",
             )
         for name in _WORDS:  # the older form holds the whole checkpoint
             rows = shapes.get(name, (spec.vocab_size,))[0]
             if rows != spec.vocab_size:
                 raise Usage(
-                    f"the checkpoint of this prefix has a vocabulary of {rows}, the model here has {spec.vocab_size}",
-                    hint="it was trained on another revision of the model",
+                    tr(
+                        "the checkpoint of this prefix has a vocabulary of {rows}, the model here has {vocab_size}",
+                        rows=rows,
+                        vocab_size=spec.vocab_size,
+                    ),
+                    hint=tr("it was trained on another revision of the model"),
                     code="adapter.vocabulary",
                 )
         _check_encoder(shapes, spec)
@@ -56,8 +64,12 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
         _expect(shapes["prompt_embeddings"][1], _width(spec), _what(spec))
     if adapter.length >= spec.context:
         raise Damaged(
-            f"{adapter.length} virtual tokens leave no room in a context of {spec.context}",
-            hint="the configuration is damaged",
+            tr(
+                "{length} virtual tokens leave no room in a context of {context}",
+                length=adapter.length,
+                context=spec.context,
+            ),
+            hint=tr("the configuration is damaged"),
             code="adapter.length",
         )
 
@@ -74,13 +86,17 @@ def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> No
     wanted = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
     if set(sizes) != wanted or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
         raise Damaged(
-            "the prefix encoder's parts do not belong together: "
-            + ", ".join(f"{k} {list(v)}" for k, v in sizes.items()),
-            hint="the file is incomplete, or of two trainings",
+            tr(
+                "the prefix encoder's parts do not belong together: {parts}",
+                parts=", ".join(f"{k} {list(v)}" for k, v in sizes.items()),
+            ),
+            hint=tr("the file is incomplete, or of two trainings"),
             code="adapter.incomplete",
         )
     if sizes["trans.0.bias"] != (outer[1],) or sizes["trans.2.bias"] != (outer[0],):
-        raise Damaged("the prefix encoder's biases do not fit", hint="the file is damaged", code="adapter.incomplete")
+        raise Damaged(
+            tr("the prefix encoder's biases do not fit"), hint=tr("the file is damaged"), code="adapter.incomplete"
+        )
     _expect(outer[0], width, _what(spec))
 
 
@@ -95,8 +111,8 @@ def _what(spec: ModelSpec) -> str:
 def _expect(found: int, wanted: int, what: str) -> None:
     if found != wanted:
         raise Usage(
-            f"the model here needs {what} {wanted}, the adapter has {found}",
-            hint="it was trained on a model of other measures",
+            tr("the model here needs {what} {wanted}, the adapter has {found}", what=what, wanted=wanted, found=found),
+            hint=tr("it was trained on a model of other measures"),
             code="adapter.shape",
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import integer, number
 from glmchat.core.text import one_line
 
@@ -63,8 +64,8 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise Usage(
-            f"this adapter was begun with {one_line(start, 40)}, which changes the base model too",
-            hint="convert it to plain LoRA: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
+            tr("this adapter was begun with {start}, which changes the base model too", start=one_line(start, 40)),
+            hint=tr("convert it to plain LoRA: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"),
             code="adapter.variant",
         )
     targets, all_linear = _targets(config.get("target_modules"))
@@ -90,8 +91,8 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
 
 def _variant(name: str) -> Usage:
     return Usage(
-        f"this adapter uses {name}, a LoRA variant that glmchat does not compute",
-        hint="merge it with PEFT and use the merged model",
+        tr("this adapter uses {name}, a LoRA variant that glmchat does not compute", name=name),
+        hint=tr("merge it with PEFT and use the merged model"),
         code="adapter.variant",
     )
 
@@ -159,7 +160,7 @@ def _matches(pattern: str, module: str) -> bool:
 
 def _absurd(name: str, value: Any, wanted: str) -> Damaged:
     return Damaged(
-        f"{name} is {one_line(repr(value), 60)} in adapter_config.json",
-        hint=f"expected: {wanted}; the file is damaged",
+        tr("{name} is {value} in adapter_config.json", name=name, value=one_line(repr(value), 60)),
+        hint=tr("expected: {wanted}; the file is damaged", wanted=wanted),
         code="adapter.config",
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.settings import LoraSettings
 
@@ -69,8 +70,13 @@ def check_lora(shapes: Mapping[str, Shape], settings: LoraSettings) -> None:
             elif one in names.tensors or other in names.tensors:
                 there, lacking = (one, other) if one in names.tensors else (other, one)
                 raise Damaged(
-                    f"the adapter holds {there} of {one_line(layer, 120)} and lacks its {lacking}",
-                    hint="the file is incomplete: fetch it again",
+                    tr(
+                        "the adapter holds {there} of {layer} and lacks its {lacking}",
+                        there=there,
+                        layer=one_line(layer, 120),
+                        lacking=lacking,
+                    ),
+                    hint=tr("the file is incomplete: fetch it again"),
                     code="adapter.incomplete",
                 )
 
@@ -81,22 +87,33 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
     flat = b[:2] if settings.enable is not None and len(b) == 3 and b[2] == 1 else b  # of a convolution of width 1
     if len(a) != 2 or len(flat) != 2 or not groups or a[0] != flat[1] * groups or flat[0] % groups:
         raise Damaged(
-            f"A {list(a)} and B {list(b)} of {one_line(layer, 120)} do not multiply",
-            hint="the ranks of the two differ: the file is damaged, or of two trainings",
+            tr("A {a} and B {b} of {layer} do not multiply", a=list(a), b=list(b), layer=one_line(layer, 120)),
+            hint=tr("the ranks of the two differ: the file is damaged, or of two trainings"),
             code="adapter.rank",
         )
     rank, out, width = flat[1], flat[0] // groups * blocks, a[1]
     declared = settings.rank_of(layer)
     if declared is not None and declared != rank:
         raise Damaged(
-            f"adapter_config.json says rank {declared}, {one_line(layer, 120)} has {rank}",
-            hint="configuration and weights are of two different trainings",
+            tr(
+                "adapter_config.json says rank {declared}, {layer} has {rank}",
+                declared=declared,
+                layer=one_line(layer, 120),
+                rank=rank,
+            ),
+            hint=tr("configuration and weights are of two different trainings"),
             code="adapter.rank",
         )
     if not 0 < rank <= min(out, width):
         raise Damaged(
-            f"a rank of {rank} for {one_line(layer, 120)} of [{out}, {width}]",
-            hint="no LoRA is like this: the file is damaged",
+            tr(
+                "a rank of {rank} for {layer} of [{out}, {width}]",
+                rank=rank,
+                layer=one_line(layer, 120),
+                out=out,
+                width=width,
+            ),
+            hint=tr("no LoRA is like this: the file is damaged"),
             code="adapter.rank",
         )
     return out, width
@@ -106,7 +123,7 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise Damaged for NaN or infinity."""
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise Damaged(
-            f"{one_line(name, 120)} holds numbers that are not finite (NaN or infinity)",
-            hint="the training broke: use an earlier checkpoint",
+            tr("{name} holds numbers that are not finite (NaN or infinity)", name=one_line(name, 120)),
+            hint=tr("the training broke: use an earlier checkpoint"),
             code="adapter.not_finite",
         )

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.generations import WORDS, generation
+from glmchat.core.language import tr
 from glmchat.core.model_config import flag, integer, number, token_ids
 from glmchat.core.vocabularies import published_vocabulary
 from glmchat.engine.families import Family
@@ -70,8 +71,13 @@ def read_layout(ids: torch.Tensor, spec: ModelSpec, *, generating: bool = False)
     old, gmask, mask = spec.extra["first_generation"], spec.extra["gmask_id"], spec.extra["mask_id"]
     if spec.bos_id not in tokens or (gmask not in tokens and mask not in tokens):
         raise Usage(
-            f"a ChatGLM-6B prompt needs [gMASK] ({gmask}) or [MASK] ({mask}), and <sop> ({spec.bos_id})",
-            hint="render(messages) and completion mode put them there; raw ids must carry them",
+            tr(
+                "a ChatGLM-6B prompt needs [gMASK] ({gmask}) or [MASK] ({mask}), and <sop> ({bos_id})",
+                gmask=gmask,
+                mask=mask,
+                bos_id=spec.bos_id,
+            ),
+            hint=tr("render(messages) and completion mode put them there; raw ids must carry them"),
             code="prompt.mask",
         )
     context = tokens.index(spec.bos_id)
@@ -248,8 +254,8 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     """config.json -> measures. Absent ids follow the generation that the vocabulary belongs to."""
     if config.get("quantization_embeddings"):
         raise Damaged(
-            "this checkpoint has quantised embeddings (chatglm-6b-int4-qe), a layout that was never documented",
-            hint="take chatglm-6b-int4, or chatglm-6b with --quant 4",
+            tr("this checkpoint has quantised embeddings (chatglm-6b-int4-qe), a layout that was never documented"),
+            hint=tr("take chatglm-6b-int4, or chatglm-6b with --quant 4"),
             code="model.quantised_embeddings",
         )
     hidden = integer(config, "hidden_size", default=4096)
@@ -257,8 +263,12 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     vocab = integer(config, "vocab_size", default=150528)
     if hidden % heads or (hidden // heads) % 4:
         raise Damaged(
-            f"config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
-            hint="fetch config.json again from the model's repository",
+            tr(
+                "config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
+                hidden=hidden,
+                heads=heads,
+            ),
+            hint=tr("fetch config.json again from the model's repository"),
             code="config.value",
         )
     slim = generation(config) == "slim"

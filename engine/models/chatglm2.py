@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged
 from glmchat.core.generations import WORDS, generation
+from glmchat.core.language import tr
 from glmchat.core.model_config import flag, integer, number, require, token_ids
 from glmchat.core.vocabularies import check_rows, published_vocabulary
 from glmchat.engine.changes import note_change
@@ -222,8 +223,13 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024)
     if heads % groups or width % 4:
         raise Damaged(
-            f"config.json: {heads} heads of {width} do not divide among {groups} groups",
-            hint="fetch config.json again from the model's repository",
+            tr(
+                "config.json: {heads} heads of {width} do not divide among {groups} groups",
+                heads=heads,
+                width=width,
+                groups=groups,
+            ),
+            hint=tr("fetch config.json again from the model's repository"),
             code="config.value",
         )
     eos = token_ids(config.get("eos_token_id", 2), vocab)

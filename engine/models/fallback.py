@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Damaged, Failed
+from glmchat.core.language import tr
 from glmchat.core.model_config import integer, token_ids
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, Family
@@ -135,13 +136,19 @@ def _known_config(config: Mapping[str, Any]) -> Any:
     except (ValueError, KeyError):
         raise Damaged(
             f"glmchat does not know this model: config.json names {one_line(kind, 80)}",
-            hint="neither its own families nor the installed transformers know it; code from the folder is never run",
+            hint=tr(
+                "neither its own families nor the installed transformers know it; code from the folder is never run"
+            ),
             code="model.unknown_family",
         ) from None
     except (TypeError, AttributeError) as error:
         raise Damaged(
-            f"config.json does not describe a {one_line(kind, 40)} model: {one_line(str(error), 100)}",
-            hint="pull the model again",
+            tr(
+                "config.json does not describe a {kind} model: {error}",
+                kind=one_line(kind, 40),
+                error=one_line(str(error), 100),
+            ),
+            hint=tr("pull the model again"),
             code="config.damaged",
         ) from None
 
@@ -211,16 +218,23 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise Failed(
-            f"transformers cannot load this {one_line(checkpoint.spec.family, 40)} model: "
-            f"{one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160)}",
-            hint="verify the files; a model that needs its own code or another package cannot be run",
+            tr(
+                "transformers cannot load this {family} model: {error}",
+                family=one_line(checkpoint.spec.family, 40),
+                error=one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160),
+            ),
+            hint=tr("verify the files; a model that needs its own code or another package cannot be run"),
             code="fallback.load",
         ) from None
     missing = sorted(map(str, info["missing_keys"]))
     if missing:
         raise Damaged(
-            f"{len(missing)} tensors are missing: {one_line(', '.join(missing), 100_000)}",
-            hint="config.json and the weights are of different models: pull the model again",
+            tr(
+                "{missing} tensors are missing: {missing2}",
+                missing=len(missing),
+                missing2=one_line(", ".join(missing), 100000),
+            ),
+            hint=tr("config.json and the weights are of different models: pull the model again"),
             code="weights.names",
         )
     return Fallback(checkpoint.spec, cast(nn.Module, inner))
@@ -263,8 +277,12 @@ def _converted(folder: Path) -> HFTokenizer:
         return wrap(found.backend_tokenizer)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise Damaged(
-            f"the vocabulary in {one_line(str(folder))} cannot be read: {one_line(str(error), 120)}",
-            hint="pull the model again; a tokenizer that needs its own code cannot be used",
+            tr(
+                "the vocabulary in {folder} cannot be read: {error}",
+                folder=one_line(str(folder)),
+                error=one_line(str(error), 120),
+            ),
+            hint=tr("pull the model again; a tokenizer that needs its own code cannot be used"),
             code="tokenizer.damaged",
         ) from None
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from glmchat.core.errors import Damaged, DoesNotFit
 from glmchat.core.generations import WORDS, is_cpm
+from glmchat.core.language import tr
 from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
@@ -105,8 +106,12 @@ class GPT2(PrefixedModel):
         start = 0 if cache is None else cache.position
         if start + len(ids) > self.spec.context:
             raise DoesNotFit(
-                f"GPT-2 has positions for {self.spec.context:,} tokens, {start + len(ids):,} are needed",
-                hint="shorten the text",
+                tr(
+                    "GPT-2 has positions for {context:,} tokens, {start:,} are needed",
+                    context=self.spec.context,
+                    start=start + len(ids),
+                ),
+                hint=tr("shorten the text"),
                 code="context.full",
             )
         positions = torch.arange(start, start + len(ids), device=ids.device)
@@ -141,8 +146,12 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     vocab = integer(config, "vocab_size", default=50257)
     if hidden % heads:
         raise Damaged(
-            f"the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
-            hint="pull the model again",
+            tr(
+                "the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
+                heads=heads,
+                hidden=hidden,
+            ),
+            hint=tr("pull the model again"),
             code="config.absurd",
         )
     bos = token_ids(config.get("bos_token_id"), vocab)

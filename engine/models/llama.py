@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
@@ -266,15 +267,20 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     head_dim = integer(config, "head_dim", high=2**13, default=max(hidden // heads, 1))
     if heads % kv_heads or head_dim % 2:
         raise Damaged(
-            f"{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
-            hint="config.json is damaged: pull the model again",
+            tr(
+                "{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
+                heads=heads,
+                head_dim=head_dim,
+                kv_heads=kv_heads,
+            ),
+            hint=tr("config.json is damaged: pull the model again"),
             code="config.absurd",
         )
     rotated = integer(config, "rotary_dim", high=2**13, default=head_dim)
     if rotated != head_dim:
         raise Damaged(
-            f"only {rotated} of {head_dim} dimensions of a head are rotated",
-            hint="no model of the Llama family is like this",
+            tr("only {rotated} of {head_dim} dimensions of a head are rotated", rotated=rotated, head_dim=head_dim),
+            hint=tr("no model of the Llama family is like this"),
             code="config.absurd",
         )
     vocab = integer(config, "vocab_size", high=2**22)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import shards_of
@@ -39,8 +40,8 @@ class Announced:
         """Raises Damaged or Hostile for a bad index, Usage for weights that are quantised already."""
         if checkpoint.config.get("quantization_bit") or checkpoint.config.get("quantization_config"):
             raise Usage(
-                f"{one_line(checkpoint.spec.family)}: these weights are quantised already",
-                hint="pull them as they are, without --quant",
+                tr("{family}: these weights are quantised already", family=one_line(checkpoint.spec.family)),
+                hint=tr("pull them as they are, without --quant"),
                 code="quant.already",
             )
         self.origin, self.bytes_in = origin, bytes_in
@@ -97,9 +98,14 @@ class Arriving:
         shape = self._source.shapes().get(name)
         if shape is None or shape != self._announced.shapes()[name]:
             raise Damaged(
-                f"{one_line(name)} is {list(shape) if shape is not None else 'missing'} in {one_line(file)} instead of "
-                f"{list(self._announced.shapes()[name])}",
-                hint="config.json and the weights are of different models or revisions",
+                tr(
+                    "{name} is {shape} in {file} instead of {announced}",
+                    name=one_line(name),
+                    shape=list(shape) if shape is not None else "missing",
+                    file=one_line(file),
+                    announced=list(self._announced.shapes()[name]),
+                ),
+                hint=tr("config.json and the weights are of different models or revisions"),
                 code="weights.names",
             )
         return self._source.read(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.model_config import read_json
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
@@ -49,8 +50,11 @@ def _from_gguf(checkpoint: Checkpoint, folder: Path, description: Mapping[str, A
     tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
     if not isinstance(tokenizer, HFTokenizer):
         raise Usage(
-            f"the vocabulary of {one_line(checkpoint.path.name)} is not of the kind that tokenizer.json holds",
-            hint="quantise the Hugging Face folder of this model",
+            tr(
+                "the vocabulary of {name} is not of the kind that tokenizer.json holds",
+                name=one_line(checkpoint.path.name),
+            ),
+            hint=tr("quantise the Hugging Face folder of this model"),
             code="quant.tokenizer",
         )
     tokenizer.save(folder / "tokenizer.json")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.quantize.packed_format import SUFFIXES, is_ours_to_read, packed_width, unpack, unpack_points
 from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
@@ -29,10 +30,12 @@ def open_compressed(source: WeightSource, config: Mapping[str, Any], folder: Pat
     if not names or not is_ours_to_read(config):
         kind = described.get("format") if isinstance(described, Mapping) else None
         raise Damaged(
-            "the weights are packed, and config.json does not say how"
+            tr("the weights are packed, and config.json does not say how")
             if described is None
-            else f"the weights and the quantization_config {one_line(str(kind), 60)!r} do not belong together",
-            hint="take config.json and weights from the same folder: `glmchat verify`, or quantise again",
+            else tr(
+                "the weights and the quantization_config {kind!r} do not belong together", kind=one_line(str(kind), 60)
+            ),
+            hint=tr("take config.json and weights from the same folder: `glmchat verify`, or quantise again"),
             code="weights.packed",
         )
     return _Compressed(source, names, folder)
@@ -110,7 +113,7 @@ def _offsets(folder: Path) -> dict[str, Any]:
 
 def _damaged(name: str, what: str) -> Damaged:
     return Damaged(
-        f"{one_line(name)} cannot be unpacked: {one_line(what, 160)}",
-        hint="the folder is damaged: `glmchat verify`, or quantise again",
+        tr("{name} cannot be unpacked: {what}", name=one_line(name), what=one_line(what, 160)),
+        hint=tr("the folder is damaged: `glmchat verify`, or quantise again"),
         code="weights.packed",
     )

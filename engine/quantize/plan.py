@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glmchat.core.errors import DoesNotFit, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.loading import match_names, open_weights
@@ -128,14 +129,17 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     checkpoint = identify(source)
     if checkpoint.family.load is not None:
         raise Usage(
-            f"models of the family {one_line(checkpoint.spec.family)} run through transformers and are not quantised",
-            hint="ChatGLM, GLM-4, Llama, Mistral, Qwen and GPT-2 can be",
+            tr(
+                "models of the family {family} run through transformers and are not quantised",
+                family=one_line(checkpoint.spec.family),
+            ),
+            hint=tr("ChatGLM, GLM-4, Llama, Mistral, Qwen and GPT-2 can be"),
             code="quant.family",
         )
     if is_ours_to_read(checkpoint.config):
         raise Usage(
-            f"{one_line(source.name)} is quantised already",
-            hint="run it as it is, or quantise the model it was made from",
+            tr("{name} is quantised already", name=one_line(source.name)),
+            hint=tr("run it as it is, or quantise the model it was made from"),
             code="quant.already",
         )
     recipe = recipe.settled(checkpoint.spec.family)
@@ -162,9 +166,13 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     )
     if plan.bytes_free < bytes_out + _SPARE - _written(out):
         raise DoesNotFit(
-            f"the quantised copy needs {human_bytes(bytes_out)}, {human_bytes(plan.bytes_free)} are free at "
-            f"{one_line(str(_existing(out)))}",
-            hint="make room, or choose another place with --out",
+            tr(
+                "the quantised copy needs {bytes_out}, {bytes_free} are free at {out}",
+                bytes_out=human_bytes(bytes_out),
+                bytes_free=human_bytes(plan.bytes_free),
+                out=one_line(str(_existing(out))),
+            ),
+            hint=tr("make room, or choose another place with --out"),
             code="quant.disk",
         )
     return plan
@@ -206,8 +214,13 @@ def _kept(
     bits = 4 if isinstance(stored, Int4) else 8
     if bits != recipe.bits and not is_end:
         raise Usage(
-            f"{one_line(checkpoint.path.name)} has {bits} bits already and cannot be brought to {recipe.bits}",
-            hint="quantise the original weights",
+            tr(
+                "{name} has {bits} bits already and cannot be brought to {bits2}",
+                name=one_line(checkpoint.path.name),
+                bits=bits,
+                bits2=recipe.bits,
+            ),
+            hint=tr("quantise the original weights"),
             code="quant.already",
         )
     groups = 1 if stored.scale.dim() == 1 else stored.scale.shape[1]

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.loading import open_weights
@@ -64,8 +65,8 @@ def execute(
     """
     if plan.out.exists():
         raise Usage(
-            f"{one_line(str(plan.out))} exists already",
-            hint="remove it first, or choose another place with --out",
+            tr("{out} exists already", out=one_line(str(plan.out))),
+            hint=tr("remove it first, or choose another place with --out"),
             code="quant.exists",
         )
     folder = incomplete(plan.out)
@@ -83,13 +84,13 @@ def execute(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFit(
-                f"the disk is full: {one_line(str(folder))}",
-                hint="make room and run the same command again: what is done is kept",
+                tr("the disk is full: {folder}", folder=one_line(str(folder))),
+                hint=tr("make room and run the same command again: what is done is kept"),
                 code="quant.disk",
             ) from None
         raise Failed(
-            f"{one_line(str(folder))} cannot be written: {error.strerror}",
-            hint="choose another place with --out",
+            tr("{folder} cannot be written: {strerror}", folder=one_line(str(folder)), strerror=error.strerror),
+            hint=tr("choose another place with --out"),
             code="quant.write",
         ) from None
     return plan.out
@@ -140,7 +141,7 @@ def _write_shards(
         with SafetensorsWriter(folder / name, layout) as writer:
             for tensor in tensors:
                 if cancelled():
-                    raise Interrupted("stopped", hint="run the same command again to go on", code="quant.stopped")
+                    raise Interrupted("stopped", hint=tr("run the same command again to go on"), code="quant.stopped")
                 report(QuantizeProgress(done, total, tensor.name))
                 _write(writer, tensor, weights, plan, offsets)
                 done += _count(tensor)

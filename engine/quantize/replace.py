@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
@@ -36,13 +37,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
-            raise Usage(f"{self.bits} bits", hint="4 and 8 are the widths there are", code="quant.bits")
+            raise Usage(f"{self.bits} bits", hint=tr("4 and 8 are the widths there are"), code="quant.bits")
         if self.ends not in (None, 0, 4, 8):
-            raise Usage(f"{self.ends} bits for embedding and head", hint="4, 8, or 0 to leave them", code="quant.bits")
+            raise Usage(
+                tr("{ends} bits for embedding and head", ends=self.ends),
+                hint=tr("4, 8, or 0 to leave them"),
+                code="quant.bits",
+            )
         if self.group is not None and self.group not in GROUP_SIZES:
             raise Usage(
-                f"a group size of {self.group}",
-                hint="128, 64 and 32 are the sizes that every kernel takes, or auto",
+                tr("a group size of {group}", group=self.group),
+                hint=tr("128, 64 and 32 are the sizes that every kernel takes, or auto"),
                 code="quant.group",
             )
 
@@ -75,8 +80,13 @@ class Recipe:
         if inputs % self.group:
             fitting = ", ".join(str(size) for size in GROUP_SIZES if inputs % size == 0) or "none; use auto"
             raise Usage(
-                f"a group size of {self.group} does not divide the {inputs} inputs of {one_line(name)}",
-                hint=f"sizes that do: {fitting}",
+                tr(
+                    "a group size of {group} does not divide the {inputs} inputs of {name}",
+                    group=self.group,
+                    inputs=inputs,
+                    name=one_line(name),
+                ),
+                hint=tr("sizes that do: {fitting}", fitting=fitting),
                 code="quant.group",
             )
         return 4, self.group
@@ -156,6 +166,6 @@ def not_finite(name: str, error: ValueError) -> Damaged:
     """The error for a matrix that cannot be quantised."""
     return Damaged(
         f"{one_line(name)}: {error}",
-        hint="the file is damaged: `glmchat verify`, or pull the model again",
+        hint=tr("the file is damaged: `glmchat verify`, or pull the model again"),
         code="weights.not_finite",
     )

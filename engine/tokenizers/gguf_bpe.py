@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Lower
 from tokenizers.models import BPE
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.hf import LIKE_CONTROL, HFTokenizer
 
@@ -75,13 +76,15 @@ def _cutter(pre: Any, space: bool) -> Any:
     if pre in _GPT2:
         return words
     raise Damaged(
-        f"this file's vocabulary cuts text in a way glmchat does not know: {one_line(repr(pre), 40)}",
-        hint="take the Hugging Face folder of this model",
+        tr("this file's vocabulary cuts text in a way glmchat does not know: {pre}", pre=one_line(repr(pre), 40)),
+        hint=tr("take the Hugging Face folder of this model"),
         code="tokenizer.pre",
     )
 
 
 def _broken(what: str) -> Damaged:
     return Damaged(
-        f"the vocabulary in this GGUF file is broken: {what}", hint="pull the model again", code="tokenizer.damaged"
+        tr("the vocabulary in this GGUF file is broken: {what}", what=what),
+        hint=tr("pull the model again"),
+        code="tokenizer.damaged",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import tiktoken
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.vocabularies import read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import encodable
@@ -76,7 +77,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 def _damaged(path: Path, data: bytes) -> Damaged:
     return Damaged(
-        f"{one_line(path.name)} ({len(data):,} bytes) is no tiktoken vocabulary",
-        hint="fetch tokenizer.model again from THUDM/glm-4-9b-chat",
+        tr("{name} ({data:,} bytes) is no tiktoken vocabulary", name=one_line(path.name), data=len(data)),
+        hint=tr("fetch tokenizer.model again from THUDM/glm-4-9b-chat"),
         code="tokenizer.damaged",
     )

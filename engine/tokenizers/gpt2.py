@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.vocabularies import check_rows, vocabulary_file
 from glmchat.core.weight_files import refuse_pointer
@@ -47,8 +48,13 @@ def _byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
         lower = Lower(BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:  # noqa: BLE001 - the tokenizers package raises plain Exception
         raise Damaged(
-            f"{one_line(vocabulary.name)} and {merges.name} are no GPT-2 vocabulary: {one_line(str(error), 120)}",
-            hint="pull the model again",
+            tr(
+                "{name} and {name2} are no GPT-2 vocabulary: {error}",
+                name=one_line(vocabulary.name),
+                name2=merges.name,
+                error=one_line(str(error), 120),
+            ),
+            hint=tr("pull the model again"),
             code="tokenizer.damaged",
         ) from None
     lower.pre_tokenizer = ByteLevel(add_prefix_space=False)

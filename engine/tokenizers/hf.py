@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Lower
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import refuse_pointer
 
@@ -106,8 +107,12 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
         return wrap(Lower.from_file(str(path)))
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
         raise Damaged(
-            f"tokenizer.json in {one_line(str(folder))} cannot be read: {one_line(str(error), 120)}",
-            hint="pull the model again, or verify it",
+            tr(
+                "tokenizer.json in {folder} cannot be read: {error}",
+                folder=one_line(str(folder)),
+                error=one_line(str(error), 120),
+            ),
+            hint=tr("pull the model again, or verify it"),
             code="tokenizer.damaged",
         ) from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 SPACE = "\u2581"  # how a piece writes a space
@@ -34,8 +35,8 @@ def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError, TypeError):
         raise Damaged(
-            f"{one_line(path.name)} ({len(data):,} bytes) is no SentencePiece vocabulary",
-            hint="the download broke off or the file is another one: pull it again",
+            tr("{name} ({data:,} bytes) is no SentencePiece vocabulary", name=one_line(path.name), data=len(data)),
+            hint=tr("the download broke off or the file is another one: pull it again"),
             code="tokenizer.damaged",
         ) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.gguf_file import open_gguf
 from glmchat.engine.models.base import ModelSpec
@@ -16,8 +17,12 @@ def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
     tokenizer = _from_gguf(path) if path.is_file() else _from_folder(path)
     if spec is not None and tokenizer.vocab_size > spec.vocab_size:
         raise Damaged(
-            f"the vocabulary has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
-            hint="tokenizer and weights are of different models or revisions: pull the model again",
+            tr(
+                "the vocabulary has {vocab_size} tokens, the model knows {vocab_size2}",
+                vocab_size=tokenizer.vocab_size,
+                vocab_size2=spec.vocab_size,
+            ),
+            hint=tr("tokenizer and weights are of different models or revisions: pull the model again"),
             code="tokenizer.size",
         )
     return tokenizer
@@ -36,8 +41,12 @@ def _from_gguf(path: Path) -> Tokenizer:
             return spm_from_gguf(metadata)
         case kind:
             raise Damaged(
-                f"{one_line(path.name)} has a vocabulary of the kind {one_line(repr(kind), 40)}, which cannot be read",
-                hint="take the Hugging Face folder of this model",
+                tr(
+                    "{name} has a vocabulary of the kind {kind}, which cannot be read",
+                    name=one_line(path.name),
+                    kind=one_line(repr(kind), 40),
+                ),
+                hint=tr("take the Hugging Face folder of this model"),
                 code="tokenizer.kind",
             )
 
@@ -52,7 +61,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
         return load_tokenizer_model(folder)
     raise Damaged(
-        f"{one_line(str(folder))} holds no tokenizer",
-        hint="tokenizer.json or tokenizer.model is expected beside config.json: pull the model again",
+        tr("{folder} holds no tokenizer", folder=one_line(str(folder))),
+        hint=tr("tokenizer.json or tokenizer.model is expected beside config.json: pull the model again"),
         code="tokenizer.missing",
     )

@@ -10,6 +10,7 @@ from typing import Any
 import sentencepiece
 
 from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.core.weight_files import refuse_pointer
 
@@ -88,8 +89,8 @@ def _processor(serialized: bytes, where: str, add_bos: bool = True) -> SentenceP
         processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
     except (RuntimeError, OSError, ValueError) as error:
         raise Damaged(
-            f"the vocabulary {where} cannot be read: {one_line(str(error), 120)}",
-            hint="pull the model again, or verify it",
+            tr("the vocabulary {where} cannot be read: {error}", where=where, error=one_line(str(error), 120)),
+            hint=tr("pull the model again, or verify it"),
             code="tokenizer.damaged",
         ) from None
     bos = processor.bos_id()
@@ -104,8 +105,8 @@ def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or scores is None or types is None or not len(tokens) == len(scores) == len(types):
         raise Damaged(
-            "the vocabulary in this GGUF file is broken: pieces, scores and types do not fit together",
-            hint="pull the model again",
+            tr("the vocabulary in this GGUF file is broken: pieces, scores and types do not fit together"),
+            hint=tr("pull the model again"),
             code="tokenizer.damaged",
         )
     model = proto.ModelProto()

@@ -55,6 +55,10 @@ def load(folder: Path, random_checkpoints: ModuleType, name: str, changes: dict[
     return Engine.load(folder, dtype="float32", threads=1)
 
 
+# Of logits up to 5: float32 sums in another order, which depends on the processor (1.1e-5 on an AMD EPYC).
+SUMS = 3e-5
+
+
 @pytest.mark.parametrize(("name", "changes", "prompt"), cases())
 def test_cached_decoding_equals_an_uncached_pass_at_every_split(
     name: str, changes: dict[str, Any], prompt: list[int], tmp_path: Path, random_checkpoints: ModuleType
@@ -71,7 +75,7 @@ def every_split(engine: Engine, prompt: list[int]) -> None:
                 cache = engine.model.new_cache(len(ids), torch.float32)
                 rows = [engine.model(ids[:split], cache)]
                 rows += [engine.model(ids[at : at + step], cache) for at in range(split, len(ids), step)]
-            assert (torch.cat(rows) - whole).abs().max() < 1e-5, (split, step)
+            assert (torch.cat(rows) - whole).abs().max() < SUMS, (split, step)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_the_first_generation_with_mask_is_no_exception(tmp_path: Path, random_c
             cache = engine.model.new_cache(len(ids), torch.float32)
             rows = [engine.model(ids[:split], cache)]
             rows += [engine.model(ids[at : at + 1], cache) for at in range(split, len(ids))]
-        assert (torch.cat(rows) - whole).abs().max() < 1e-5, split
+        assert (torch.cat(rows) - whole).abs().max() < SUMS, split
 
 
 def test_the_first_generation_with_gmask_freezes_its_position_only_while_it_decodes(

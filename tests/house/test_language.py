@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 import tomllib
 from collections.abc import Iterator
@@ -45,6 +46,35 @@ def chinese() -> dict[str, str]:
 def test_every_sentence_of_the_interface_has_a_chinese_one() -> None:
     missing = sorted((sentences() | set(SENTENCES)) - set(chinese()))
     assert not missing, "no Chinese for:\n" + "\n".join(missing)
+
+
+def test_no_error_speaks_english_alone() -> None:
+    """The message and the hint of every error that the code makes go through `tr`, commands and names aside."""
+    kinds = {
+        node.name
+        for node in ast.parse((ROOT / "core" / "errors.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    bare = []
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in kinds:
+                    said = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "hint")]
+                    bare += [f"{path.relative_to(ROOT)}: {words}" for part in said for words in _untranslated(part)]
+    assert not bare, "\n".join(bare)
+
+
+def _untranslated(node: ast.AST) -> Iterator[str]:
+    """The English of an expression that no `tr` holds: two words beside each other, or one before a colon."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("tr", "join"):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        words = node.value
+        if re.search(r"[A-Za-z]{2,} [a-z]{2,}|^[a-z]+(: | )$", words) and not words.startswith(("glmchat ", "/", "--")):
+            yield words
+    for child in ast.iter_child_nodes(node):
+        yield from _untranslated(child)
 
 
 def test_a_translation_has_the_fields_of_its_sentence() -> None:
