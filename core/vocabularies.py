@@ -42,7 +42,7 @@ KNOWN: Mapping[str, Vocabulary] = {
         Vocabulary(
             "slim", "ice_text.model", 130_344, 130_344, 2_706_249, "ChatGLM-6B of April 2023 and later (130,528 rows)"
         ),
-        Vocabulary("chatglm2", "tokenizer.model", 64_789, 64_794, 1_018_370, "ChatGLM2-6B and ChatGLM3-6B"),
+        Vocabulary("chatglm2", "tokenizer.model", 64_789, 64_794, 1_018_370, "ChatGLM2-6B, ChatGLM3-6B"),
         Vocabulary("glm4", "tokenizer.model", 151_329, 151_343, 2_623_634, "GLM-4"),
         Vocabulary("cpm", "chinese_vocab.model", 30_000, 30_000, 713_229, "CPM's Chinese GPT-2"),
     )
