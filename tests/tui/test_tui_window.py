@@ -647,6 +647,35 @@ async def test_the_keys_of_a_dialog_can_be_read_in_a_narrow_window(width: int, b
         assert "Esc" in window.screen_text() and "closes" in window.screen_text()
 
 
+@pytest.mark.parametrize("size", [(45, 20), (60, 20)])
+@pytest.mark.parametrize("key", ["f2", "f4", "f7"])
+async def test_nothing_of_a_dialog_is_out_of_sight_in_a_low_window(size: tuple[int, int], key: str) -> None:
+    async with open_window(size=size) as window:
+        await window.press(key)
+        await window.until(lambda: window.app.screen.query("#keys"))
+        await window.pilot.pause(0.2)
+        panel = window.app.screen.query_one("#panel")
+        keys = window.app.screen.query_one("#keys")
+        assert not keys.display or panel.content_region.contains_region(keys.region)
+        assert "Esc" in window.screen_text() and "closes" in window.screen_text()
+        if key == "f2":
+            assert "range: 0 to 5" in window.screen_text() and "default" in window.screen_text()
+
+
+@pytest.mark.parametrize(("width", "alone"), [(45, True), (120, False)])
+async def test_the_conversations_take_the_place_of_the_chat_in_a_narrow_window(width: int, alone: bool) -> None:
+    async with open_window(size=(width, 20)) as window:
+        await window.press("ctrl+b")
+        sidebar = window.chat.query_one(Sidebar)
+        await window.until(lambda: sidebar.display and sidebar.outer_size.width)
+        await window.pilot.pause(0.1)
+        assert (sidebar.outer_size.width == width) == alone
+        assert window.chat.query_one("#main").display != alone
+        await window.press("escape")
+        await window.until(lambda: window.chat.query_one("#main").display)
+        assert window.app.focused is window.chat.prompt
+
+
 async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None:
     async with open_window(size=(45, 30)) as window:
         await window.press("f2")

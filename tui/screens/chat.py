@@ -185,5 +185,4 @@ class ChatScreen(Reading):
             self.refresh_title()
 
     def on_sidebar_closed(self) -> None:
-        self.remove_class("with-sidebar")
         self.prompt.focus()

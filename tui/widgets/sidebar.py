@@ -72,13 +72,18 @@ class Sidebar(Vertical):
         if self.display:
             self.action_close()
         else:
-            self.display = True
+            self._show(True)
             self.reload()
             self.query_one(OptionList).focus()
 
+    def _show(self, shown: bool) -> None:
+        """Where the window is narrow the list takes the place of the conversation."""
+        self.display = shown
+        self.screen.set_class(shown, "with-sidebar")
+
     def find(self, query: str) -> None:
         """Open with the search field filled."""
-        self.display = True
+        self._show(True)
         field = self.query_one("#search", Input)
         field.value = query
         self.reload()
@@ -86,7 +91,7 @@ class Sidebar(Vertical):
 
     def action_close(self) -> None:
         self._renaming = None
-        self.display = False
+        self._show(False)
         self.post_message(self.Closed())
 
     def action_search(self) -> None:
