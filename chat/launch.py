@@ -48,6 +48,7 @@ class LaunchOptions:
     theme: str | None = None
     language: str | None = None
     finish_on_hangup: bool = False
+    note: str | None = None  # to be told once by the window, which covers what was printed before it
 
 
 def device_word(text: str) -> str:

@@ -118,7 +118,7 @@ class Store:
                 if not self._replace_if_damaged(error):
                     self.problem = tr("the history cannot be written: {reason}", reason=str(error))
                 return False
-            if self.path is not None:
+            if self.path is not None and self.journal != "memory":  # memory in a file's place keeps its problem
                 self.problem = None
             return True
 

@@ -210,6 +210,7 @@ def run(
             from glmchat.cli.line_mode import converse
 
             raise typer.Exit(converse(history, launch, settings))
+        launch = replace(launch, note=history.note)
     _window(launch)
 
 

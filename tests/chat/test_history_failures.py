@@ -156,6 +156,7 @@ def test_an_unwritable_home_is_told_and_the_chat_goes_on(tmp_path: Path, monkeyp
         history.append(tree, "assistant", "hi")
         assert [m.text for m in tree.path()] == ["hello", "hi"]
         assert [c.title for c in history.conversations()] == ["hello"]
+        assert not history.saved and history.problem
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

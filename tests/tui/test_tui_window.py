@@ -561,6 +561,7 @@ async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_
         connection.execute("PRAGMA max_page_count = 1000000")
         await window.press("escape")
         await window.until(lambda: not window.chat.busy and not window.chat.status.facts.unsaved)
+        assert "saved again" in window.notices
         text = window.said("assistant")[-1]
         conversation = session.tree.conversation.id
     with History.default() as history:
@@ -574,6 +575,21 @@ async def test_a_damaged_history_is_set_aside_and_the_window_says_where() -> Non
         assert "history.db.corrupt-" in window.notices
         await window.ask("question")
         assert window.chat.session is not None and window.chat.session.history.saved
+
+
+async def test_what_was_said_before_the_window_stood_is_said_in_it() -> None:
+    async with open_window(launch=replace(LAUNCH, note="The history was damaged.")) as window:
+        assert "The history was damaged." in window.notices
+
+
+async def test_a_home_that_takes_no_files_is_said_and_stays_said() -> None:
+    locations.data_dir().parent.mkdir(parents=True, exist_ok=True)
+    locations.data_dir().write_text("a file where a folder should be")
+    async with open_window() as window:
+        assert "not saved" in window.notices
+        await window.ask("question")
+        assert window.chat.status.facts.unsaved
+        assert "saved again" not in window.notices
 
 
 async def test_two_windows_write_one_conversation_and_each_keeps_what_it_said() -> None:

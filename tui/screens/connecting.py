@@ -159,8 +159,9 @@ class Connecting(Screen[None]):
 
     def _opened(self, news: Opened) -> None:
         self.session = session = news.session
-        if session.history.note:
-            self.tell(session.history.note, role="warning")
+        for note in (self.launch.note, session.history.note):
+            if note:
+                self.tell(note, role="warning")
         if news.interrupted is not None:
             title = one_line(news.interrupted.title or tr("untitled"), 60)
             self.tell(
@@ -222,6 +223,8 @@ class Connecting(Screen[None]):
             return
         if history.problem and not self.status.facts.unsaved:
             self.tell(tr("what is said now is not saved: {why}", why=history.problem), role="warning")
+        elif history.saved:
+            self.tell(tr("saved again, with what was said meanwhile"))
         self.status.show(unsaved=not history.saved)
 
     # Measuring
