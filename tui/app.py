@@ -38,8 +38,8 @@ class GlmchatApp(App[int]):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
     # Classes of a screen, for glmchat.tcss: where cells are few a dialog gives up its padding, not its words.
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "slim"), (56, "broad")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "low"), (24, "high")]
+    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "slim"), (56, "broad")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "low"), (24, "high")]  # noqa: RUF012
 
     def __init__(self, launch: LaunchOptions, settings: Settings | None = None, start: Start | None = None) -> None:
         theme = choose_theme(
