@@ -45,7 +45,9 @@ class GlmchatApp(App[int]):
         theme = choose_theme(
             launch.theme or (settings.theme if settings else None)
         )  # before Textual takes NO_COLOR away
-        super().__init__()
+        # Under NO_COLOR Textual chooses its filter here, before our theme is known: without this word it would turn the
+        # terminal's own colours into black on black.
+        super().__init__(ansi_color=True if theme == "plain" else None)
         self.launch = launch
         self.settings = settings or Settings()
         self.palette: Palette = PALETTES[theme]

@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.segment import Segment
+from rich.style import Style
 from textual import events
+from textual.color import Color
 from windows import LAUNCH, Window, make_app, open_window
 
 from glmchat.chat.history import History
@@ -414,6 +417,19 @@ async def test_the_window_opens_in_every_theme(theme: str, monkeypatch: pytest.M
     async with app.run_test(size=(60, 16)) as pilot:
         assert app.palette.name == ("plain" if theme == "NO_COLOR" else theme)
         assert "Ask anything" in Window(app, pilot).screen_text()
+
+
+def test_no_color_leaves_the_terminal_its_own_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(settings=Settings())
+    drawn = [Segment("text", Style.parse("default on default")), Segment("key", Style.parse("bold red on blue"))]
+    for line_filter in app._filters:
+        if line_filter.enabled:
+            drawn = line_filter.apply(drawn, Color.parse("black"))
+    for segment in drawn:
+        assert segment.style is not None
+        assert segment.style.color is not None and segment.style.color.is_default
+        assert segment.style.bgcolor is not None and segment.style.bgcolor.is_default
 
 
 ENDLESS: dict[str, Any] = {
