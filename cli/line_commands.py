@@ -20,6 +20,7 @@ from glmchat.core.text import one_line
 
 _FILE_LIMIT = 4 * 1024 * 1024  # bytes
 _LISTED = 20  # conversations
+_BARE = ("clear", "stop", "exit", "quit", "help")  # words that other programs take as commands
 _WINDOW_ONLY = frozenset(
     {"model", "copy", "quote", "compare", "theme", "find", "search", "editor", "delete", "preset", "restart", "stop"}
 )
@@ -97,6 +98,8 @@ class LineCommands(LineTalk):
                 word, _, rest = text[1:].strip().partition(" ")
                 self._command(word.lower(), rest.strip())
             else:
+                if (bare := text.strip().lower()) in _BARE:
+                    output.say(tr("“{word}” was sent as text; the command is /{word}", word=bare))
                 self._answer(self._session.ask(text))
         except GlmchatError as problem:
             output.error(problem)
@@ -181,6 +184,8 @@ class LineCommands(LineTalk):
         output.say(tr("System prompt: {text}", text=self._session.system_prompt or tr("none")))
 
     def _file(self, name: str) -> None:
+        if not name:
+            raise Usage(tr("/file needs a path"), hint=tr("/file PATH"), code="chat.file")
         path = Path(name).expanduser()
         try:
             size = path.stat().st_size

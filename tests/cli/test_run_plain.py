@@ -158,6 +158,17 @@ def test_a_dead_engine_is_told_and_started_again(plain: Callable[..., Terminal])
         assert [m.state for m in history.load(1).path()] == ["complete", "failed", "complete", "stopped"]
 
 
+def test_a_bare_word_of_the_demo_is_text_with_a_hint_and_file_asks_for_a_path(plain: Callable[..., Terminal]) -> None:
+    terminal = plain(echo=True)
+    terminal.type("clear")
+    terminal.wait_for("was sent as text; the command is /clear")
+    terminal.wait_for("\nclear\n> ")
+    terminal.type("/file")
+    terminal.wait_for("/file needs a path")
+    terminal.type("/bye")
+    assert terminal.end() == 0
+
+
 def test_what_the_windows_commands_do_is_done_in_lines_or_said_to_need_the_window(
     plain: Callable[..., Terminal], tmp_path: Path
 ) -> None:
