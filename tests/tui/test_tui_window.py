@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.color import Color
+from textual.widgets import OptionList
 from windows import LAUNCH, Window, make_app, open_window
 
 from glmchat.chat.history import History
@@ -430,6 +431,20 @@ def test_no_color_leaves_the_terminal_its_own_colours(monkeypatch: pytest.Monkey
         assert segment.style is not None
         assert segment.style.color is not None and segment.style.color.is_default
         assert segment.style.bgcolor is not None and segment.style.bgcolor.is_default
+
+
+async def test_without_colours_the_chosen_row_of_a_list_is_underlined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with open_window(settings=Settings()) as window:
+        await window.press("f4")
+        await window.until(lambda: window.app.screen.query("#models"))
+        models = window.app.screen.query_one("#models", OptionList)
+        await window.until(lambda: models.highlighted is not None and models.size.height)
+        underlined = [
+            any(segment.style is not None and segment.style.underline for segment in models.render_line(y))
+            for y in range(models.size.height)
+        ]
+        assert underlined.count(True) == 1
 
 
 ENDLESS: dict[str, Any] = {
