@@ -28,7 +28,6 @@ STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this 
 DYING_SECONDS = 1.0
 POLL_SECONDS = 0.03
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "GLMCHAT_API_KEY")
-_SIGNALS = {4: "illegal instruction", 6: "aborted", 7: "bus error", 11: "segmentation fault", 15: "terminated"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """THUDM's own INT8 and INT4 checkpoints: a matrix is `weight` (int8) and `weight_scale` (one number per row).
 
 Four-bit files hold two columns in a byte: the even one in the high nibble, the odd one in the low, both in two's
-complement. Symmetric: weight = scale * code, multiplied in float32 (SPEC section 4).
+complement. Symmetric: weight = scale * code, multiplied in float32 (THUDM's quantization.py).
 """
 
 from __future__ import annotations

@@ -64,7 +64,6 @@ class Reply:
     chunks: Iterator[bytes]
     etag: str | None
     linked_etag: str | None  # the hub's own name for the content: sha256 or git blob id
-    repo_commit: str | None
     complete: bool = False  # 416 for a file that is all here
 
 
@@ -161,11 +160,10 @@ def _understand(
     linked = strong_etag(hub_headers.get("x-linked-etag"))
     if linked is None and hub_headers.get("x-repo-commit"):
         linked = etag  # a hub's ETag is the content's name; another server's may be anything
-    commit = hub_headers.get("x-repo-commit")
     if status == 416:
         total = _unsatisfied_total(headers.get("content-range"))
         if offset and total == offset:
-            return Reply(offset, total, iter(()), etag, linked, commit, complete=True)
+            return Reply(offset, total, iter(()), etag, linked, complete=True)
         raise Refused(tr("says the file has {total} bytes", total="?" if total is None else total), "wrong")
     if status not in (200, 206):
         _verdict(response, candidate)
@@ -193,7 +191,7 @@ def _understand(
         and (size is None or total != size)
     ):
         raise Refused(tr("answers with a web page instead of the file"), "html")
-    return Reply(start, total, _chunks(response, candidate.url, decode=encoded), etag, linked, commit)
+    return Reply(start, total, _chunks(response, candidate.url, decode=encoded), etag, linked)
 
 
 def _chunks(response: httpx2.Response, url: str, *, decode: bool) -> Iterator[bytes]:
@@ -304,7 +302,7 @@ def _open_local(candidate: Candidate, offset: int) -> Iterator[Reply]:
             if offset > total:
                 raise Refused(tr("has {total} bytes", total=total), "wrong")
             file.seek(offset)
-            yield Reply(offset, total, iter(lambda: file.read(BLOCK), b""), None, None, None)
+            yield Reply(offset, total, iter(lambda: file.read(BLOCK), b""), None, None)
     except Hostile as error:
         raise Refused(error.message, "wrong") from None
     except FileNotFoundError:

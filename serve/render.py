@@ -146,6 +146,7 @@ class Rendering:
             "cached_n": facts.get("cached_n"),
             "passes": facts.get("passes"),
             "sampling": asdict(self._answer.request.sampling),
+            # Always None, as nothing speculates (docs/decisions/0013); kept because every record of an answer has it.
             "speculation": None,
             "stopped_by": facts.get("stopped_by"),
             "system_prepended": self._system_prepended(),

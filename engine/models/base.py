@@ -38,8 +38,8 @@ class ModelSpec:
 class LanguageModel(nn.Module):
     """A network for one sequence (no batches, on purpose).
 
-    Parameter names are the checkpoint's own names. Linear layers are plain `nn.Linear` (or our `Linear` with the same
-    names) so that quantisation and adapters can swap them.
+    Parameter names are the checkpoint's own names. Linear layers are plain `nn.Linear`, so that quantisation and
+    adapters can swap them.
     """
 
     spec: ModelSpec

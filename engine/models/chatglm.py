@@ -65,7 +65,7 @@ def read_layout(ids: torch.Tensor, spec: ModelSpec, *, generating: bool = False)
     """The layout of a fresh prompt. Raises Usage when it lacks `<sop>` or both mask tokens.
 
     `generating`: the first generation's `generate` lets every token see all of the prompt but its last one; its bare
-    forward, and every later revision, only what stands before `<sop>` (SPEC 1.6).
+    forward, and every later revision, only what stands before `<sop>` (THUDM's modeling_chatglm.py, `get_masks`).
     """
     tokens = ids.tolist()
     old, gmask, mask = spec.extra["first_generation"], spec.extra["gmask_id"], spec.extra["mask_id"]

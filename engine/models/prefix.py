@@ -1,7 +1,7 @@
 """P-Tuning v2: learnt keys and values that stand in front of the cache of every layer.
 
-They are not rotated, they shift no positions, and every token sees all of them (Liu et al. 2021; SPEC 1.10, 2.5). Those
-that PEFT trains for other families do shift positions.
+They are not rotated, they shift no positions, and every token sees all of them (Liu et al. 2021; THUDM's
+modeling_chatglm.py, `get_prompt`). Those that PEFT trains for other families do shift positions.
 """
 
 from __future__ import annotations

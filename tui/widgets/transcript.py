@@ -1,7 +1,8 @@
 """The transcript: one scrolling view of lines, whatever the conversation's length.
 
-Not made of widgets: it owns scrolling, selection, folding and search hits itself (HOUSE.md has the measurements). Text
-that streams in is gathered and drawn twenty times a second; only the block that is still open is drawn again.
+Not made of widgets: it owns scrolling, selection, folding and search hits itself (docs/decisions/0004 has the
+measurements). Text that streams in is gathered and drawn twenty times a second; only the block that is still open is
+drawn again.
 """
 
 from __future__ import annotations
