@@ -228,6 +228,46 @@ async def test_an_edited_question_is_a_new_branch() -> None:
         assert "version 2 of 2" in window.turns[0].note
 
 
+async def test_an_edited_question_waits_in_the_prompt_while_no_engine_answers() -> None:
+    async with open_window(child=True, echo=True) as window:
+        await window.ask("first words")
+        await window.send("/edit")
+        process = window.chat.link.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await window.until(lambda: window.chat.status.facts.lost)
+        window.chat.prompt.set_text("other words")
+        await window.press("enter")
+        await window.until(lambda: "the model is not ready" in window.notices)
+        assert window.chat.prompt.text == "other words" and not window.chat.queue
+        await window.until(lambda: "editing a question" in window.screen_text())
+        await window.press("f5")
+        await window.ready()
+        await window.press("enter")
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        assert window.said("user") == ["other words"] and "version 2 of 2" in window.turns[0].note
+
+
+async def test_a_question_edited_while_the_engine_loads_is_not_sent_as_a_new_one() -> None:
+    with History.default() as history:
+        tree = history.new()
+        history.append(tree, "user", "first words")
+        conversation = tree.conversation.id
+    launch = replace(LAUNCH, resume=conversation)
+    async with open_window(launch=launch, wait=False, seconds_to_load=2, echo=True) as window:
+        await window.until(lambda: window.said("user") == ["first words"])
+        await window.send("/edit")
+        window.chat.prompt.set_text("other words")
+        await window.press("enter")
+        await window.until(lambda: "the model is still loading" in window.notices)
+        assert not window.chat.ready and not window.chat.queue
+        assert window.chat.prompt.text == "other words"
+        await window.ready()
+        await window.press("enter")
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        assert window.said("user") == ["other words"]
+
+
 async def test_undo_takes_back_a_turn_and_redo_brings_it_back() -> None:
     async with open_window() as window:
         await window.ask("one")

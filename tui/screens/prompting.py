@@ -81,13 +81,20 @@ class Prompting(Comparing):
         if kind == "command":
             self.run_command(word, argument)
             return
-        if self._editing is not None and self.ready:
-            self.guarded(lambda: self.ask_edited(word))
+        if self._editing is not None:
+            self.guarded(lambda: self._send_edited(word, event.text))
             return
         self.transcript.make_current(None)
         self.ask(word)
         if word.strip().lower() in _BARE:
             self.tell(tr("“{word}” was sent as text; the command is /{word}", word=word.strip().lower()))
+
+    def _send_edited(self, text: str, typed: str) -> None:
+        """Without an engine it stays in the prompt, as it was typed: the queue is for new questions only."""
+        if not self.ready and not self.prompt.text:
+            self.prompt.set_text(typed)
+        self._must_be_ready()
+        self.ask_edited(text)
 
     def on_prompt_leave(self) -> None:
         self.leave()
