@@ -60,13 +60,13 @@ starter: $(VENV)/developed
 unit: starter
 	$(BIN)/pytest --durations=10
 
-# A forgotten sub-package works in editable mode and is missing from the wheel, so the tests run on the wheel. Its
-# environment borrows the libraries of $(VENV) by path, which leaves the editable glmchat out. Of the editable install
+# A forgotten sub-package works in editable mode and is missing from the wheel, so the tests run on the wheel, which is
+# built from the sdist: what is missing there is missing here too. Its environment borrows the libraries of $(VENV) by path, which leaves the editable glmchat out. Of the editable install
 # (which has just pulled the starter model) only where its code and data lie is left to be tested.
 wheel-test: starter
 	$(BIN)/pytest tests/house/test_wheel.py
 	rm -rf .test-cache/dist $(WHEEL_VENV)
-	$(BIN)/python -P -m build --wheel --outdir .test-cache/dist .
+	$(BIN)/python -P -m build --outdir .test-cache/dist .
 	$(BIN)/python -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/python -P -m pip --disable-pip-version-check install --quiet --no-deps .test-cache/dist/*.whl
 	echo "$(CURDIR)/$(VENV)/lib/$$(ls $(VENV)/lib)/site-packages" > $$(echo $(WHEEL_VENV)/lib/python*/site-packages)/borrowed.pth
