@@ -67,12 +67,14 @@ class EngineLink:
 
     def failure(self) -> GlmchatError | None:
         """Why the engine is gone; None while it lives, and for servers of others."""
-        return self.process.failure() if self.process is not None else None
+        process = self.process  # looked at once and without the lock, which `stop` holds until the engine has ended
+        return process.failure() if process is not None else None
 
     def resources(self) -> Resources:
         from glmchat.chat.resources import gpu_memory, process_memory
 
-        pid = self.process.pid if self.process is not None and self.process.alive else None
+        process = self.process  # once, as in `failure`
+        pid = process.pid if process is not None and process.alive else None
         return Resources(process_memory(pid) if pid else None, gpu_memory() if pid else None)
 
     def change(self, launch: LaunchOptions) -> None:

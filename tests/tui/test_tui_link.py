@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from windows import LAUNCH
 
 from glmchat.chat import preflight
-from glmchat.core.errors import DoesNotFit
+from glmchat.core.errors import DoesNotFit, EngineDied
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import EngineLost
 
@@ -31,3 +32,37 @@ def test_what_does_not_fit_is_told_in_the_window_and_no_engine_is_started(
     link.connect(told.append)
     assert not started and isinstance(told[0], EngineLost) and isinstance(told[0].error, DoesNotFit)
     assert "--quant 4" in told[0].error.hint
+
+
+class _StoppedMeanwhile(EngineLink):
+    """Another thread stops the engine between any two looks at it."""
+
+    engine: Any = None
+
+    @property
+    def process(self) -> Any:
+        seen, self.engine = self.engine, None
+        return seen
+
+    @process.setter
+    def process(self, engine: Any) -> None:
+        self.engine = engine
+
+
+class _Engine:
+    alive = True
+    pid = os.getpid()
+
+    def failure(self) -> EngineDied:
+        return EngineDied("it was killed", hint="start it again")
+
+
+def test_an_engine_that_is_stopped_while_the_window_looks_at_it_breaks_no_look() -> None:
+    link = _StoppedMeanwhile(LAUNCH)
+    link.process = _Engine()
+    failure = link.failure()
+    assert failure is not None and failure.message == "it was killed"
+    assert link.failure() is None
+    link.process = _Engine()
+    assert link.resources().memory is not None
+    assert link.resources().memory is None

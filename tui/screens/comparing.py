@@ -59,9 +59,10 @@ class Comparing(Commanding):
         from glmchat.chat.comparison_engines import Running
         from glmchat.chat.connect import Connection
 
-        if not self.ready or self._ready is None or self.link.process is None:
+        process = self.link.process
+        if not self.ready or self._ready is None or process is None:
             return None
-        connection = Connection(self._ready.endpoint, self._ready.identity, self.link.process)
+        connection = Connection(self._ready.endpoint, self._ready.identity, process)
         return Running(self.launch, connection, self.link.stop)
 
     def _compared(self, made: Comparison, column: int | None) -> None:
