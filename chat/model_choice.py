@@ -11,6 +11,7 @@ from typing import Any, Literal
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import quant_bits
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import catalogue, installed, references
@@ -20,7 +21,6 @@ from glmchat.hub.quantised import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
 
 Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]
-_BITS = {"int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ def locate(text: str, *, revision: str | None = None, quant: int | None = None) 
     here.
     """
     reference = references.parse(text, revision=revision)
-    if quant is not None and reference.quant and _BITS[reference.quant] != quant:
+    if quant is not None and reference.quant and quant_bits(reference.quant) != quant:
         raise Usage(
             tr("{name} and --quant {quant} contradict each other", name=one_line(text), quant=quant),
             hint=tr("give one of them"),
             code="model.quant",
         )
-    bits = quant or _BITS.get(reference.quant or "")
+    bits = quant or quant_bits(reference.quant or "")
     if bits is not None:
         made = find_installed(replace(reference, quant=f"int{bits}"))
         if made is not None and made.quant.startswith(f"int{bits}"):

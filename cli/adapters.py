@@ -13,6 +13,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -350,20 +351,19 @@ def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", autocompletion=complete_models)],
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name in the store, a folder or a file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    quant: Annotated[int | None, typer.Option(metavar="4|8", help="Write it quantised.")] = None,
+    quant: Annotated[str | None, typer.Option(metavar="4|8", help="Write it quantised.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; else as the base has it.")] = None,
     alpha: Alpha = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a model and an adapter as one model, in the original names."""
+    bits = parse_quant(quant)
     from glmchat.engine.adapters.adapter import read_adapter
     from glmchat.engine.adapters.merge import merge as write_merged
     from glmchat.hub import references
     from glmchat.hub.adapters import find_adapter
 
-    if quant not in (None, 4, 8):
-        raise Usage(tr("--quant cannot be {value}", value=str(quant)), hint="4, 8", code="usage.value")
     path = Path(adapter).expanduser()
     if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
         path = find_adapter(adapter).path
@@ -375,7 +375,7 @@ def merge(
                 meter.update(tr("merging"), done, total)
 
         place = write_merged(
-            read, _model(base).path, out.expanduser().absolute(), quant=quant, dtype=dtype, on_progress=show_progress
+            read, _model(base).path, out.expanduser().absolute(), quant=bits, dtype=dtype, on_progress=show_progress
         )
     output.say(tr("done: {path}", path=one_line(str(place))))
 

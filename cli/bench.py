@@ -11,6 +11,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 
@@ -22,7 +23,7 @@ def bench(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
     ] = None,
-    quant: Annotated[int | None, typer.Option(help="4 or 8 bits.")] = None,
+    quant: Annotated[str | None, typer.Option(metavar="4|8", help="4 or 8 bits.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
@@ -34,13 +35,14 @@ def bench(
     from glmchat.chat.child_events import child_events
     from glmchat.core.settings import load_settings
 
+    asked = parse_quant(quant)
     settings = load_settings()
     wanted = model_choice.wanted_model(name, settings)
     if wanted is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(wanted.text, quant=quant)
+    row, bits = model_choice.locate(wanted.text, quant=asked)
     options: dict[str, Any] = {
         "--quant": bits, "--dtype": dtype, "--device": device, "--threads": threads or settings.threads,
         "--context": context,

@@ -14,7 +14,8 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.quant import parse_quant
+from glmchat.core.text import human_bytes
 
 if TYPE_CHECKING:
     from glmchat.hub.download import Progress
@@ -65,6 +66,7 @@ def pull(
     """Fetch a model: resumable, verified, into the cache that all Hugging Face tools share."""
     from glmchat.hub.plan import PullOptions
 
+    bits = parse_quant(quant)
     if into is not None:
         if locked is not None or len(names or []) > 1:
             raise Usage(
@@ -97,10 +99,9 @@ def pull(
     try:
         for plan_one in _plans(names or [], locked, options, revision):
             plan = plan_one()
-            if quant is not None:
+            if bits is not None:
                 from glmchat.cli.pull_quant import pull_quantised
 
-                bits = quantised_bits(quant)
                 pull_quantised(plan, bits, keep=keep, check=check, dry_run=dry_run, as_json=as_json, quiet=quiet)
             elif dry_run:
                 _show(plan, as_json)
@@ -112,14 +113,6 @@ def pull(
         from glmchat.hub.store import stopped
 
         raise stopped() from None
-
-
-def quantised_bits(text: str) -> int:
-    """4 or 8 from `--quant`. Raises Usage."""
-    word = text.lower().removeprefix("int")
-    if word not in ("4", "8"):
-        raise Usage(tr("--quant cannot be {value}", value=repr(one_line(text))), hint="4, 8", code="usage.value")
-    return int(word)
 
 
 def fetch(reference: Reference, *, quiet: bool = False) -> None:

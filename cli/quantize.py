@@ -12,6 +12,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import parse_quant, quant_bits
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def quantize(
             metavar="NAME[:int4|:int8]", help="A model on this machine, or a folder.", autocompletion=complete_models
         ),
     ],
-    bits: Annotated[int | None, typer.Option("--bits", "-b", metavar="4|8", help="Bits of a weight.")] = None,
+    bits: Annotated[str | None, typer.Option("--bits", "-b", metavar="4|8", help="Bits of a weight.")] = None,
     group_size: Annotated[
         str, typer.Option(metavar="auto|N", help="Inputs that share a scale at 4 bits: 128, 64 or 32.")
     ] = "auto",
@@ -50,10 +51,11 @@ def quantize(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Make a 4 or 8 bit copy of a model that runs in a quarter or half of the memory."""
+    row, asked = _source(name, parse_quant(bits, "--bits"))
+
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.hub.quantised import copy_folder
 
-    row, asked = _source(name, bits)
     recipe = _recipe(asked, group_size, embeddings, symmetric=symmetric, fast=fast)
     if row.quant.startswith(f"int{asked}") and not out:
         output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=asked))
@@ -81,7 +83,7 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     from glmchat.hub.find import find_installed
 
     reference = references.parse(name)
-    named = int(reference.quant.removeprefix("int")) if reference.quant else None
+    named = quant_bits(reference.quant) if reference.quant else None
     if bits is not None and named is not None and bits != named:
         raise Usage(
             tr("{name} and --bits {bits} contradict each other", name=one_line(name), bits=bits),
@@ -89,8 +91,6 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
             code="quant.bits",
         )
     asked = bits or named or 4
-    if asked not in (4, 8):
-        raise Usage(tr("--bits is {bits}", bits=asked), hint=tr("4 or 8"), code="quant.bits")
     row = find_installed(reference.base)
     if row is None:
         base = str(reference.base)

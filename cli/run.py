@@ -16,6 +16,7 @@ from glmchat.cli.completion import complete_models
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
+from glmchat.core.quant import parse_quant
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def run(
         _server_loads_nothing(
             {"--quant": quant, "--revision": revision, "--dtype": dtype, "--threads": threads, "--context": context}
         )
+    bits = parse_quant(quant)
     settings = load_settings()
     flags: dict[str, Any] = {
         "temperature": temperature,
@@ -189,7 +191,7 @@ def run(
         question = question.with_stdin()
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
-        launch = choose_model(launch, name or model, settings, spoken_with, _bits(quant), revision, mode)
+        launch = choose_model(launch, name or model, settings, spoken_with, bits, revision, mode)
         if adapter is not None:
             launch = _adapters(launch, adapter, force=force)
         if mode == "once":
@@ -316,15 +318,6 @@ def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> str | Non
             code="usage.value",
         )
     return value
-
-
-def _bits(text: str | None) -> int | None:
-    if text is None:
-        return None
-    word = text.lower().removeprefix("int").removeprefix("q")
-    if word not in ("4", "8"):
-        raise Usage(tr("--quant cannot be {value}", value=repr(one_line(text))), hint="4, 8", code="usage.value")
-    return int(word)
 
 
 def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> LaunchOptions:

@@ -14,6 +14,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import parse_quant
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
-    quant: Annotated[int | None, typer.Option(help="4 or 8 bits.")] = None,
+    quant: Annotated[str | None, typer.Option(metavar="4|8", help="4 or 8 bits.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
@@ -55,15 +56,14 @@ def serve(
     from glmchat.chat.launch import device_word
     from glmchat.core.sockets import bind_tcp
 
-    if quant not in (None, 4, 8):
-        raise Usage(tr("--quant is {value}", value=quant), hint=tr("4 or 8"), code="usage.quant")
+    bits = parse_quant(quant)
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise Usage(
             tr("--dtype is {value}", value=one_line(dtype)), hint="float32, bfloat16, float16", code="usage.dtype"
         )
     device = None if device is None else device_word(device)
     key, is_new = choose_key(host, api_key_file, no_key=no_api_key)
-    options = _options(name, revision, quant, dtype, device, threads, context, host, port)
+    options = _options(name, revision, bits, dtype, device, threads, context, host, port)
     listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once
     os.environ.update(engine_environment())  # before torch is imported, which reads it once
 

@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.quant import quant_bits
 from glmchat.core.text import one_line
 
-QUANTS = ("int4", "int8")
 _PATH_STARTS = ("/", "./", "../", "~", ".\\", "..\\")
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -110,8 +110,9 @@ def _path(text: str, revision: str | None) -> Reference:
             raise ValueError(text)
         path = Path(text).expanduser()
         whole, _, quant = text.rpartition(":")
-        if quant in QUANTS and whole and not path.exists():
-            return Reference(path=Path(whole).expanduser().absolute(), quant=quant)
+        bits = quant_bits(quant)
+        if bits is not None and whole and not path.exists():
+            return Reference(path=Path(whole).expanduser().absolute(), quant=f"int{bits}")
         return Reference(path=path.absolute())
     except (RuntimeError, ValueError):
         raise Usage(
@@ -125,12 +126,14 @@ def _from_name(text: str) -> Reference:
     rest, quant = text, None
     if ":" in rest:
         rest, _, quant = rest.rpartition(":")
-        if quant not in QUANTS:
+        bits = quant_bits(quant)
+        if bits is None:
             raise Usage(
                 tr("{quant} is not a quantisation glmchat makes", quant=repr(one_line(quant))),
                 hint=tr("after the colon stands int4 or int8; a revision follows @"),
                 code="model.quant",
             )
+        quant = f"int{bits}"
     rest, at, revision = rest.partition("@")
     if at:
         _checked_revision(revision, text)
