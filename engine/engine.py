@@ -73,6 +73,7 @@ class Engine:
         self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
         self._adapters: AdapterSet | None = None
+        self._kernel = "dense"
 
     @classmethod
     def load(
@@ -116,6 +117,7 @@ class Engine:
         engine = cls(checkpoint, model, wanted, device, room)
         engine.threads, engine.asked_dtype = count, dtype
         engine._tokenizer, engine._prompt = tokenizer, prompt
+        engine._name_kernels()
         engine.load_seconds = time.perf_counter() - started
         report("warmup", 1.0)
         return engine
@@ -299,6 +301,7 @@ class Engine:
     ) -> tuple[Generator[int, None, None], int]:
         """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
+        self._name_kernels()
         if seed is None:
             seed = sampling.seed if sampling.seed is not None else new_seed()
         room = max(self.context - len(ids), 0)
@@ -332,6 +335,7 @@ class Engine:
         set_dtype(self.model, dtype, self.device)
         self.dtype = dtype
         self._sequence = Sequences(self.model, self.context, dtype, self.device)
+        self._name_kernels()
 
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind one more id after `rebuild`."""
@@ -376,6 +380,7 @@ class Engine:
         self._sequence.switch(tuple(sorted(self._adapter_set().active.items())))
         if gone is not None:
             self._sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
+        self._name_kernels()
 
     def _adapter_set(self) -> AdapterSet:
         if self._adapters is None:
@@ -393,17 +398,21 @@ class Engine:
         return {"weights": weights, "cache": self._sequence.cache_bytes, "adapters": adapters}
 
     def facts(self) -> dict[str, Any]:
-        """What the server tells of the model with every answer."""
+        """What the server tells of the model with every answer. From any thread: nothing is built or waited for."""
         return {
             "family": self.family,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
             "threads": self.threads,
-            "kernel": _kernels(self.model),
+            "kernel": self._kernel,
             "context": self.context,
             "load_ms": self.load_seconds * 1000,
             **(self.identity.facts() if self.identity is not None else {}),
         }
+
+    def _name_kernels(self) -> None:
+        """Compile the step of the model as it is now, and name what multiplies, for `facts`."""
+        self._kernel = _kernels(self.model)
 
     def identify(self) -> None:
         """From now on `facts` tell by hashes what was loaded. They are computed beside the first answer."""

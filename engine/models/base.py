@@ -57,15 +57,16 @@ class LanguageModel(nn.Module):
         return cache.position
 
     def step(self) -> CompiledStep | None:
-        """The compiled step of this model as it is now; None where torch decodes."""
-        if self._changes != changes():
+        """The compiled step of this model as it is now; None where torch decodes. Asked by the thread that computes."""
+        count = changes()  # before the modules are read: what is swapped meanwhile makes the step stale
+        if self._changes != count:
             try:
                 parts = self.parts()
                 self._step = None if parts is None else CompiledStep(parts, self.spec)
                 self.not_compiled = f"{self.spec.family} has no compiled step" if parts is None else ""
             except NotCompiled as reason:
                 self._step, self.not_compiled = None, str(reason)
-            self._changes = changes()
+            self._changes = count
         return self._step if self.compile_steps else None
 
     def compiled(self, cache: KVCache) -> CompiledStep | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glmchat.engine import Engine, Sampling
+from glmchat.engine.changes import note_change
 from glmchat.engine.models import step
 from glmchat.engine.quantize.cpu_native import NativeCpu
 from glmchat.engine.quantize.int8 import quantise_int8
@@ -177,6 +178,52 @@ def test_a_module_that_c_does_not_know_is_left_to_torch_and_called(tmp_path: Pat
     assert torch.equal(changed, decoded(engine, False, 9))
     attention.q_proj = old
     assert torch.equal(decoded(engine, True, 9), before)
+
+
+def test_a_layer_that_is_swapped_while_the_step_is_built_is_in_the_next_step(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llama(tmp_path, builders, 4)
+    attention = engine.model.get_submodule("model.layers.1.self_attn")
+    old = attention.q_proj
+    codes = quantise_int8(old.dequantise() * 2, fast=True)
+    read = engine.model.parts
+
+    def swapped_meanwhile() -> step.Parts | None:
+        parts = read()
+        monkeypatch.setattr(engine.model, "parts", read)
+        attention.q_proj = QuantLinear.from_int8(codes.q, codes.scale)
+        return parts
+
+    note_change()
+    monkeypatch.setattr(engine.model, "parts", swapped_meanwhile)
+    engine.model.step()
+    assert attention.q_proj is not old
+    assert difference(engine) < TOLERANCE
+
+
+def test_facts_build_no_step_and_name_the_one_of_the_last_answer(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llama(tmp_path, builders, 4)
+    builds: list[str] = []
+    read = engine.model.parts
+
+    def counted() -> step.Parts | None:
+        builds.append("one")
+        return read()
+
+    monkeypatch.setattr(engine.model, "parts", counted)
+    note_change()
+    assert engine.facts()["kernel"].endswith("+step")
+    assert builds == []
+
+    attention = engine.model.get_submodule("model.layers.1.self_attn")
+    attention.q_proj = torch.nn.Sequential(attention.q_proj)  # nothing that C knows
+    first = next(engine.stream_ids(ids(5), Sampling(temperature=0, max_tokens=3, ignore_eos=True)))
+    assert first.token_ids
+    assert builds == ["one"]
+    assert not engine.facts()["kernel"].endswith("+step")
 
 
 def test_float32_by_name_is_multiplied_exactly_by_torch(tmp_path: Path, builders: ModuleType) -> None:
