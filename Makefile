@@ -1,7 +1,13 @@
 # Two commands do everything on a fresh machine:
 #   make chat    environment, install, the starter model, the window
 #   make test    environment, lint, types, and all tests on the built wheel
-# make unit runs all tests on the working tree, without building anything first: for developers.
+# For developers, on the working tree and without building anything first:
+#   make check                          lint and types
+#   make fix                            mends what ruff can mend, and formats
+#   make one T=tests/hub/test_x.py      one test file, folder or FILE::test
+#   make unit                           all tests
+#   make snapshots                      draws the window's snapshots anew: look at the difference before you commit it
+#   make screenshots, make bench        the pictures of the README; the figures of BENCHMARKS.md
 # TORCH_INDEX=URL gives pip another index for torch: https://download.pytorch.org/whl/cpu saves some 3 GB on a laptop
 # without a GPU. PYTHON=python3.12 names another interpreter.
 
@@ -12,8 +18,9 @@ PIP := $(BIN)/python -P -m pip --disable-pip-version-check
 ROOMS := core hub engine serve chat tui cli
 STARTER_HOME := $(CURDIR)/.test-cache
 WHEEL_VENV := .test-cache/wheel-venv
+SNAPSHOTS = $(shell grep -l snap_compare tests/tui/test_*.py)
 
-.PHONY: chat test check starter unit wheel-test screenshots bench clean
+.PHONY: chat test check fix starter unit one snapshots wheel-test screenshots bench clean
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/installed
@@ -54,11 +61,23 @@ check: $(VENV)/developed .typecheck/glmchat
 	$(BIN)/ruff format --check .
 	cd .typecheck && ../$(BIN)/mypy $(addprefix -p glmchat.,$(ROOMS))
 
+# What cannot be mended without a person is said by `make check`.
+fix: $(VENV)/developed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
 starter: $(VENV)/developed
 	@GLMCHAT_HOME=$(STARTER_HOME) $(BIN)/glmchat pull smollm2
 
 unit: starter
 	$(BIN)/pytest --durations=10
+
+one: $(VENV)/developed
+	@test -n "$(T)" || { echo "which one? make one T=tests/house/test_house.py, or T=FILE::test_name" >&2; exit 1; }
+	$(BIN)/pytest $(T)
+
+snapshots: $(VENV)/developed
+	$(BIN)/pytest $(SNAPSHOTS) --snapshot-update
 
 # A forgotten sub-package works in editable mode and is missing from the wheel, so the tests run on the wheel, which is
 # built from the sdist: what is missing there is missing here too. Its environment borrows the libraries of $(VENV) by path, which leaves the editable glmchat out. Of the editable install
