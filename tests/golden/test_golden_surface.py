@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,13 +12,13 @@ from pkgutil import walk_packages
 from typing import Any
 
 import typer
+from golden_files import Golden
 
 import glmchat
 from glmchat.cli.main import build
 from glmchat.core import errors
 from glmchat.tui.commands import COMMANDS
 
-Golden = Callable[[str, Any], None]
 PACKAGE = Path(glmchat.__file__).resolve().parent
 
 
