@@ -39,8 +39,7 @@ def parse_path(text: str) -> tuple[Path, float] | None:
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) or "/" in name:
         return path, weight
-    in_store = any(row.name == name for row in adapters.list_adapters())
-    return (path, weight) if path.exists() and not in_store else None
+    return (path, weight) if path.exists() and adapters.by_name(name) is None else None
 
 
 def parse_weight(text: str) -> float:
@@ -130,11 +129,6 @@ def keep_fitting(session: ChatSession, launch: LaunchOptions) -> tuple[str, ...]
     if lost:
         session.use_adapters(kept)
     return tuple(lost)
-
-
-def is_forced(name: str) -> bool:
-    """The adapter is attached in spite of a base that does not match."""
-    return any(row.name == name and adapters.facts_of(row).get("forced") is True for row in adapters.list_adapters())
 
 
 def shown(name: str, scale: float, *, forced: bool) -> str:

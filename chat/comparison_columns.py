@@ -90,8 +90,7 @@ def completions(word: str) -> list[str]:
         return [f"{rest},{f.name}=" for f in fields(Sampling) if f.name.startswith(setting)]
     rest, plus, name = word.rpartition("+")
     if plus:
-        rows = installed.list_installed()
-        return [f"{rest}+{row.name}" for row in rows if row.kind == "adapter" and row.name.startswith(name)]
+        return [f"{rest}+{row.name}" for row in installed.list_adapters() if row.name.startswith(name)]
     name, colon, quant = word.partition(":")
     if colon:
         return [f"{name}:{kind}" for kind in ("int4", "int8") if kind.startswith(quant)]

@@ -53,7 +53,7 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
     """Raises Usage if no model was chosen. Every adapter in the store may be asked for later."""
     if launch.folder is None:
         raise Usage(tr("no model was chosen"), hint=tr("name one, or `glmchat list`"), code="model.none")
-    adapters = tuple((row.name, row.path) for row in installed.list_installed() if row.kind == "adapter")
+    adapters = tuple((row.name, row.path) for row in installed.list_adapters())
     return EngineOptions(
         folder=launch.folder,
         model=launch.model or launch.folder.name,

@@ -139,7 +139,7 @@ def _request(plan: ReplayPlan, stretches: Sequence[Stretch]) -> dict[str, Any]:
 
 
 def _adapter_folder(name: str) -> Path:
-    row = next((r for r in installed.list_installed() if r.kind == "adapter" and r.name == name), None)
+    row = installed.adapter_named(name)
     if row is None:
         raise NotInstalled(
             tr("the adapter {name} of this answer is not here any more", name=one_line(name)),

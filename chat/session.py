@@ -15,7 +15,6 @@ from dataclasses import fields
 from typing import Any
 
 from glmchat.chat import context
-from glmchat.chat.adapters_choice import is_forced
 from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Trimmed, Writing, relay
 from glmchat.chat.conversing import Conversing, ModelIdentity, already_streaming
 from glmchat.chat.endpoint import Stop
@@ -26,6 +25,7 @@ from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.core.errors import GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
+from glmchat.hub.adapters import is_forced
 
 __all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Speaker", "Trimmed"]
 

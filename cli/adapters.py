@@ -225,7 +225,7 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
     from glmchat.hub.lock import plan_locked
 
     wanted = {f.path: f.sha256 for f in locked.entry.files}
-    here = next((row for row in adapters.list_adapters() if row.name == locked.entry.name), None)
+    here = adapters.by_name(locked.entry.name)
     if here is not None and {f.path: f.sha256 for f in here.files} == wanted:
         output.say(tr("{name} is here, {size}", name=here.name, size=human_bytes(here.size_bytes)))
         row = here

@@ -238,12 +238,13 @@ class LineCommands(LineTalk):
 
     def _adapter(self, words: str) -> None:
         from glmchat.chat import adapters_choice
+        from glmchat.hub.adapters import is_forced
 
         session = self._session
         if words:
             adapters_choice.change(session, words.split(), self._launch)
-        shown, forced = adapters_choice.shown, adapters_choice.is_forced
-        names = ", ".join(shown(name, scale, forced=forced(name)) for name, scale in session.adapters)
+        shown = adapters_choice.shown
+        names = ", ".join(shown(name, scale, forced=is_forced(name)) for name, scale in session.adapters)
         output.say(tr("adapters from the next answer on: {names}", names=names or tr("none")))
 
     def _complete(self, text: str) -> None:

@@ -320,12 +320,12 @@ def lock(
 def _any(name: str, *, incomplete: bool = True) -> Installed:
     """The model of that name, else the adapter."""
     from glmchat.core.errors import UnknownModel
-    from glmchat.hub.adapters import list_adapters
+    from glmchat.hub.adapters import by_name
 
     try:
         return _here(name, incomplete=incomplete)
     except (UnknownModel, NotInstalled):
-        found = next((row for row in list_adapters() if row.name == name), None)
+        found = by_name(name)
         if found is None:
             raise
         return found

@@ -322,8 +322,9 @@ def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> str | Non
 
 def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> LaunchOptions:
     """The options with the adapters that flags name, checked against the model; a folder goes into the store first."""
-    from glmchat.chat.adapters_choice import is_forced, parse_adapter, parse_path, require_usable
+    from glmchat.chat.adapters_choice import parse_adapter, parse_path, require_usable
     from glmchat.cli.adapters import bring_in
+    from glmchat.hub.adapters import is_forced
 
     if launch.server is not None:  # its own store knows them
         return replace(launch, adapters=tuple(parse_adapter(text) for text in given))

@@ -43,20 +43,31 @@ class Origin:
 
 
 def list_adapters() -> list[Installed]:
-    return [row for row in installed.list_installed() if row.kind == "adapter"]
+    return installed.list_adapters()
+
+
+def by_name(name: str) -> Installed | None:
+    """The adapter of that name. Looks at its folder alone, so that the window may ask."""
+    return installed.adapter_named(name)
+
+
+def is_forced(name: str) -> bool:
+    """The adapter is attached in spite of a base that does not match. Looks at its folder alone."""
+    row = by_name(name)
+    return row is not None and facts_of(row).get("forced") is True
 
 
 def find_adapter(name: str) -> Installed:
     """Raises UnknownModel with the names there are."""
-    rows = list_adapters()
-    found = next((row for row in rows if row.name == name), None)
-    if found is None:
+    row = by_name(name)
+    if row is None:
+        names = one_line(", ".join(row.name for row in list_adapters()), 200)
         raise UnknownModel(
             tr("there is no adapter {name}", name=repr(one_line(name, 80))),
-            hint=one_line(", ".join(row.name for row in rows), 200) or tr("glmchat adapters add PATH brings one"),
+            hint=names or tr("glmchat adapters add PATH brings one"),
             code="adapter.unknown",
         )
-    return found
+    return row
 
 
 def checked_name(name: str) -> str:
@@ -84,9 +95,8 @@ def free_name(name: str) -> Path:
 
 def unused_name(name: str) -> str:
     """`name`, or the first of name-2, name-3 … that no adapter of the store has."""
-    taken = {row.name for row in list_adapters()}
     numbered = (f"{name}-{number}" for number in count(2))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
+    return name if by_name(name) is None else next(other for other in numbered if by_name(other) is None)
 
 
 def suggested_name(source: Path, repo: str | None) -> str:
@@ -132,7 +142,7 @@ def keep(
         raise store.disk_error(error, place) from None
     finally:
         shutil.rmtree(growing, ignore_errors=True)
-    row = next((row for row in list_adapters() if row.path == place), None)
+    row = by_name(name)
     if row is None:
         raise Failed(tr("{name} vanished while it was added", name=name), hint=tr("add it again"), code="adapter.lost")
     return row

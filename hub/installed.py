@@ -62,12 +62,26 @@ def list_installed() -> list[Installed]:
     kept = manifests.read_all()
     found = [row for m in kept if (row := _from_manifest(m, known)) is not None]
     paths = {m.root for m in kept}
-    found += _made(locations.models_dir(), "quantized")
+    found += [row for folder in _entries(locations.models_dir()) if (row := _made(folder)) is not None]
     found += _in_known_folders(known, paths)
     found += [row for row in _cached(known) if row.path not in paths and row.path.parent not in paths]
-    found += _adapters()
+    found += list_adapters()
     order = {"model": 0, "quantized": 1, "adapter": 2}
     return sorted(_distinct(found), key=lambda row: (order.get(row.kind, 3), row.name.lower()))
+
+
+def list_adapters() -> list[Installed]:
+    """The adapters of the store. Reads their folders and nothing else."""
+    folders = _entries(locations.adapters_dir())
+    rows = [row for folder in folders if folder.name[0] != "." and (row := _adapter(folder)) is not None]
+    return sorted(rows, key=lambda row: row.name.lower())
+
+
+def adapter_named(name: str) -> Installed | None:
+    """The adapter of that name; reads its folder alone. A name that is a path is none."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        return None
+    return _adapter(locations.adapters_dir() / name)
 
 
 def complete_names(beginning: str = "") -> list[str]:
@@ -165,34 +179,29 @@ def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
     )
 
 
-def _made(folder: Path, kind: str) -> list[Installed]:
-    """Models that glmchat made, each in a folder with its own glmchat.json."""
-    rows = []
-    for path in sorted(folder.glob(f"*/{BESIDE}")) if folder.is_dir() else []:
-        manifest = manifests.read(path, root=path.parent)
-        if manifest is None or manifest.kind not in ("quantized", "adapter", "model"):
-            continue
-        sizes = [_size(path.parent / f.path) for f in manifest.files]
-        whole = manifest.complete and all(s == f.size for s, f in zip(sizes, manifest.files, strict=True))
-        on_disk = sum(s for s in sizes if s is not None) if sizes else folder_size(path.parent)
-        rows.append(
-            Installed(
-                name=manifest.name,
-                kind=manifest.kind if manifest.kind != "model" else kind,
-                path=path.parent,
-                repo=manifest.repo,
-                revision=manifest.revision,
-                family=manifest.family,
-                quant=manifest.quant,
-                size_bytes=on_disk,
-                complete=whole,
-                base=manifest.base,
-                source="made",
-                files=manifest.files,
-                manifest=manifest,
-            )
-        )
-    return rows
+def _made(folder: Path) -> Installed | None:
+    """A model or adapter that glmchat made, in a folder with its own glmchat.json. None without one."""
+    manifest = manifests.read(folder / BESIDE, root=folder)
+    if manifest is None or manifest.kind not in ("quantized", "adapter", "model"):
+        return None
+    sizes = [_size(folder / f.path) for f in manifest.files]
+    whole = manifest.complete and all(s == f.size for s, f in zip(sizes, manifest.files, strict=True))
+    on_disk = sum(s for s in sizes if s is not None) if sizes else folder_size(folder)
+    return Installed(
+        name=manifest.name,
+        kind=manifest.kind if manifest.kind != "model" else "quantized",
+        path=folder,
+        repo=manifest.repo,
+        revision=manifest.revision,
+        family=manifest.family,
+        quant=manifest.quant,
+        size_bytes=on_disk,
+        complete=whole,
+        base=manifest.base,
+        source="made",
+        files=manifest.files,
+        manifest=manifest,
+    )
 
 
 def _in_known_folders(known: Catalogue, manifested: set[Path]) -> list[Installed]:
@@ -259,26 +268,27 @@ def _cached_row(folder: Path, known: Catalogue) -> Installed | None:
     )
 
 
-def _adapters() -> list[Installed]:
-    folder = locations.adapters_dir()
-    rows = _made(folder, "adapter")
-    seen = {row.path for row in rows}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        config = small_json(path / "adapter_config.json")
-        if path in seen or not config:
-            continue
-        base = config.get("base_model_name_or_path")
-        rows.append(
-            Installed(
-                name=one_line(path.name, 80),
-                kind="adapter",
-                path=path,
-                size_bytes=folder_size(path),
-                base=one_line(base, 120) if isinstance(base, str) else None,
-                source="path",
-            )
-        )
-    return [row if row.kind == "adapter" else replace(row, kind="adapter") for row in rows]
+def _adapter(folder: Path) -> Installed | None:
+    """An adapter of the store: of its folder's name, which a folder that was copied or renamed by hand has too."""
+    row = _made(folder)
+    if row is not None:
+        return replace(row, name=folder.name, kind="adapter")
+    config = small_json(folder / "adapter_config.json")
+    if not config:
+        return None
+    base = config.get("base_model_name_or_path")
+    return Installed(
+        name=one_line(folder.name, 80),
+        kind="adapter",
+        path=folder,
+        size_bytes=folder_size(folder),
+        base=one_line(base, 120) if isinstance(base, str) else None,
+        source="path",
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _name_of(repo: str, commit: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from glmchat.chat.adapter_fit import Base, misfit
 from glmchat.chat.adapters_choice import known, parse_adapter, require_usable, shown
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
-from glmchat.hub.adapters import Origin, find_adapter, keep, list_adapters
+from glmchat.hub.adapters import Origin, by_name, find_adapter, keep, list_adapters
 
 
 @pytest.fixture
@@ -218,3 +219,18 @@ def test_a_prefix_has_the_weight_one(lora: Path) -> None:
     require_usable([("before", 1.0)], None)
     with pytest.raises(Usage, match=r"add up to 0\.5"):
         require_usable([("before", 0.5)], None)
+
+
+def test_an_adapter_has_the_name_of_its_folder_and_is_found_by_it(lora: Path) -> None:
+    weights = [lora / "adapter_model.safetensors"]
+    kept = keep("poet", weights, {"kind": "lora"}, Origin("here"), base=None)
+    shutil.copytree(kept.path, kept.path.with_name("copy"))
+    shutil.copytree(lora, kept.path.with_name("by-hand"))
+    assert [row.name for row in list_adapters()] == ["by-hand", "copy", "poet"]
+    assert [by_name(row.name) for row in list_adapters()] == list_adapters()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../adapters/poet", "/etc", "poet/", "nobody", "po\x00et"])
+def test_what_is_no_name_of_an_adapter_finds_none(lora: Path, name: str) -> None:
+    keep("poet", [lora / "adapter_model.safetensors"], {"kind": "lora"}, Origin("here"), base=None)
+    assert by_name(name) is None

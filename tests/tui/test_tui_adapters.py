@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from windows import Window, open_window
 
 from glmchat.chat.launch import LaunchOptions
-from glmchat.hub import adapters
+from glmchat.hub import adapters, manifests
+from glmchat.hub.manifests import Manifest
 from glmchat.tui.screens.adapters import AdapterScreen, WeightLine
 
 
@@ -111,3 +115,28 @@ async def test_one_that_was_removed_meanwhile_is_shown_and_can_be_taken_away(
         await window.until(lambda: "not in the store any more" in window.screen_text())
         await window.press("space")
         assert used(window) == {}
+
+
+async def test_changing_and_asking_looks_at_the_adapters_that_are_named_and_at_no_other(
+    adapters_here: LaunchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_window(launch=adapters_here) as window:
+        looked_at: set[str] = set()
+        read = manifests.read
+
+        def watched(path: Path, *, root: Path | None = None) -> Manifest | None:
+            looked_at.add(path.parent.name)
+            return read(path, root=root)
+
+        await window.send("/adapter medical --force")
+        await window.type("/adapter poet:0.5 medical")  # the names of all are offered meanwhile
+        monkeypatch.setattr(manifests, "read", watched)
+        await window.press("enter")
+        await window.until(lambda: window.chat.status.facts.adapters == ("poet:0.5", "medical (forced)"))
+        await window.ask("hi")
+        session = window.chat.session
+        assert session is not None
+        assert session.tree.path()[-1].details["adapters"] == [
+            {"name": "poet", "scale": 0.5}, {"name": "medical", "scale": 1.0, "forced": True},
+        ]  # fmt: skip
+        assert looked_at == {"poet", "medical"}

@@ -143,7 +143,8 @@ class Commanding(Keeping):
         return ", ".join(self._adapters_shown())
 
     def _adapters_shown(self) -> tuple[str, ...]:
-        from glmchat.chat.adapters_choice import is_forced, shown
+        from glmchat.chat.adapters_choice import shown
+        from glmchat.hub.adapters import is_forced
 
         session = self._talk()
         return tuple(shown(name, scale, forced=is_forced(name)) for name, scale in session.adapters)
