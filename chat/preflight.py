@@ -25,6 +25,8 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
+from glmchat.hub.describe import counts_of
+from glmchat.hub.weight_counts import guess_weights, number, stored_width
 
 # Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what
 # the allocator keeps of freed scratch, some 15 MB (torch 2.13, x86-64); then the process that renders chat templates,
@@ -36,8 +38,6 @@ SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens; the engine reserves no more unless it is asked for
 DEFAULT_CONTEXT = 4096  # tokens, where the config names none
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-# Bytes of a quantised weight: 4 bits with scale and minimum for each group of 128; 8 bits with a scale for each row.
-_QUANTISED = {4: 0.53125, 8: 1.001}
 _EASILY = 0.4  # of the free memory: what float32 weights may take before the engine chooses bfloat16
 _ROOMY = 0.7  # of the free memory: what packed weights and a full float32 cache may take before it does
 FIT_CONTEXTS = (2048, 8192, 32768)
@@ -127,22 +127,22 @@ def estimate(
     config = measures(folder)
     length = context or min(_length(config), LONGEST_CONTEXT)
     sizes = gguf_sizes(folder) if folder.is_file() else None
-    count = stored / (4 if _says(config) == "float32" else 2)
+    counts = counts_of(config) or guess_weights(stored // stored_width(config), config)
+    wide = _width(dtype, 4 * counts.parameters)
     if sizes is not None:
-        weights = float(sizes.weights)
+        weights = sizes.weights
         width = _packed_width(dtype, weights, _cache(config, length, 4))
     elif _is_quantised(folder, config):
-        weights = float(stored)
+        weights = stored
         width = _packed_width(dtype, weights, _cache(config, length, 4))
-    elif quant in _QUANTISED:
-        ends = min(count, _ends(config))  # embedding and head take 8 bits whatever the rest has
-        weights = (count - ends) * _QUANTISED[quant] + ends * _QUANTISED[8]
-        width = _packed_width(dtype, weights, _cache(config, length, 4))
+    elif quant is not None:
+        width = _packed_width(dtype, counts.bytes_in_memory(quant, wide), _cache(config, length, 4))
+        weights = counts.bytes_in_memory(quant, width)
     else:
-        width = _width(dtype, int(4 * count))
-        weights = count * width
+        width = wide
+        weights = counts.bytes_in_memory(None, width)
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
-    return Memory(int(weights), _cache(config, length, width), _scratch(config, length, width), runtime)
+    return Memory(weights, _cache(config, length, width), _scratch(config, length, width), runtime)
 
 
 def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | None:
@@ -201,10 +201,6 @@ def _is_quantised(folder: Path, config: dict[str, Any]) -> bool:
     return "quantization_config" in config or bool(config.get("quantization_bit"))
 
 
-def _says(config: dict[str, Any]) -> object:
-    return config.get("torch_dtype", config.get("dtype"))
-
-
 def _width(dtype: str | None, wide: int) -> int:
     """Bytes of an activation. wide: dense weights in float32, taken where bfloat16 is slow and they fit easily."""
     if dtype is not None:
@@ -213,7 +209,7 @@ def _width(dtype: str | None, wide: int) -> int:
     return 2 if has_bf16() or (free is not None and wide > _EASILY * free) else 4
 
 
-def _packed_width(dtype: str | None, weights: float, cache: int) -> int:
+def _packed_width(dtype: str | None, weights: int, cache: int) -> int:
     """Bytes of an activation beside packed weights: four, unless the float32 `cache` leaves too little room.
 
     The engine decides by the same rule (engine/precision.py, settle_dtype) where the C kernel runs.
@@ -224,46 +220,30 @@ def _packed_width(dtype: str | None, weights: float, cache: int) -> int:
     return 2 if free is not None and weights + cache > _ROOMY * free else 4
 
 
-def _number(config: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 32:
-            return value
-    return None
-
-
-def _ends(config: dict[str, Any]) -> int:
-    """Weights of the embedding, and of the head where it is another matrix."""
-    vocabulary, hidden = _number(config, "padded_vocab_size", "vocab_size"), _number(config, "hidden_size", "n_embd")
-    first_generation = config.get("model_type") == "chatglm" and not config.get("multi_query_attention")
-    tied = config.get("tie_word_embeddings", first_generation or config.get("model_type") == "gpt2")
-    return (vocabulary or 0) * (hidden or 0) * (1 if tied else 2)
-
-
 def _length(config: dict[str, Any]) -> int:
     """Tokens of the model's own context."""
     names = ("seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
-    return _number(config, *names) or DEFAULT_CONTEXT
+    return number(config, *names) or DEFAULT_CONTEXT
 
 
 def _cache(config: dict[str, Any], context: int, width: int) -> int:
-    layers = _number(config, "num_hidden_layers", "num_layers", "n_layer")
-    heads = _number(config, "num_attention_heads", "n_head")
-    hidden = _number(config, "hidden_size", "n_embd")
+    layers = number(config, "num_hidden_layers", "num_layers", "n_layer")
+    heads = number(config, "num_attention_heads", "n_head")
+    hidden = number(config, "hidden_size", "n_embd")
     if not (layers and heads and hidden):
         return 0
-    groups = _number(config, "multi_query_group_num") if config.get("multi_query_attention") else None
-    groups = groups or _number(config, "num_key_value_heads") or heads
-    head = _number(config, "head_dim", "kv_channels") or hidden // heads
+    groups = number(config, "multi_query_group_num") if config.get("multi_query_attention") else None
+    groups = groups or number(config, "num_key_value_heads") or heads
+    head = number(config, "head_dim", "kv_channels") or hidden // heads
     return 2 * layers * groups * head * context * width
 
 
 def _scratch(config: dict[str, Any], context: int, width: int) -> int:
     """One piece of a prompt on its way through a layer: the attention's scores, or what the feed-forward part holds."""
-    ffn = _number(config, "intermediate_size", "inner_hidden_size", "ffn_hidden_size", "n_inner")
-    hidden = _number(config, "hidden_size", "n_embd") or 1024
-    heads = _number(config, "num_attention_heads", "n_head") or 1
-    vocabulary = _number(config, "padded_vocab_size", "vocab_size") or 65_000
+    ffn = number(config, "intermediate_size", "inner_hidden_size", "ffn_hidden_size", "n_inner")
+    hidden = number(config, "hidden_size", "n_embd") or 1024
+    heads = number(config, "num_attention_heads", "n_head") or 1
+    vocabulary = number(config, "padded_vocab_size", "vocab_size") or 65_000
     rows = min(SCRATCH_TOKENS, context)
     scores = rows * context * heads * 4
     feeding = rows * 2 * (ffn or 4 * hidden) * width

@@ -9,10 +9,7 @@ from typing import Any
 
 from glmchat.core.generations import WORDS, generation, is_cpm
 from glmchat.hub.installed import small_json
-
-# Bytes for each parameter of a packed matrix: codes, and a scale (with a zero at 4 bits) for a row or a group of 128;
-# and of the embedding and the head, which stay at 8 bits.
-_BYTES = {"float16": (2.0, 2.0), "int8": (1.0, 1.0), "int4": (0.5 + 4 / 128, 1.0)}
+from glmchat.hub.weight_counts import WeightCounts, count_weights, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +49,13 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return None
-    hidden, heads = _number(config, "hidden_size", "n_embd"), _number(config, "num_attention_heads", "n_head")
+    hidden, heads = number(config, "hidden_size", "n_embd"), number(config, "num_attention_heads", "n_head")
     family, words = _generation(kind, config)
     grouped = family in ("chatglm2", "chatglm3", "glm4")
-    groups = _number(config, "multi_query_group_num") if grouped else _number(config, "num_key_value_heads")
-    layers = _number(config, "num_layers", "num_hidden_layers", "n_layer")
-    vocabulary = _number(config, "padded_vocab_size", "vocab_size")
-    counts = _parameters(family, config, layers, hidden, heads, groups or heads, vocabulary)
-    memory = None
-    if counts is not None:
-        packed, ends, dense = counts
-        memory = {name: int(packed * size + ends * end + dense * 2) for name, (size, end) in _BYTES.items()}
+    groups = number(config, "multi_query_group_num") if grouped else number(config, "num_key_value_heads")
+    layers = number(config, "num_layers", "num_hidden_layers", "n_layer")
+    vocabulary = number(config, "padded_vocab_size", "vocab_size")
+    counts = count_weights(family, config)
     bits = config.get("quantization_bit")
     return Architecture(
         family=family,
@@ -72,21 +65,24 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
         heads=heads,
         kv_heads=groups or heads,
         vocabulary=vocabulary,
-        context=_number(config, "max_sequence_length", "seq_length", "max_position_embeddings", "n_positions", "n_ctx"),
-        parameters=None if counts is None else sum(counts),
+        context=number(config, "max_sequence_length", "seq_length", "max_position_embeddings", "n_positions", "n_ctx"),
+        parameters=None if counts is None else counts.parameters,
         stored_bits=bits if bits in (4, 8) else None,
-        prefix_length=_number(config, "pre_seq_len"),
-        memory=memory,
+        prefix_length=number(config, "pre_seq_len"),
+        memory=None if counts is None else memory_of(counts),
         ignored_code=_code(config),
     )
 
 
-def _number(config: Mapping[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 32:
-            return value
-    return None
+def memory_of(counts: WeightCounts) -> dict[str, int]:
+    """Bytes of the weights alone, in 16 bits and quantised."""
+    return {name: counts.bytes_in_memory(bits) for name, bits in (("float16", None), ("int8", 8), ("int4", 4))}
+
+
+def counts_of(config: Mapping[str, Any]) -> WeightCounts | None:
+    """The weights of the network that a config.json names; None where it is not known."""
+    kind = config.get("model_type")
+    return count_weights(_generation(kind, config)[0], config) if isinstance(kind, str) else None
 
 
 def _generation(kind: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -95,40 +91,6 @@ def _generation(kind: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
         return kind, WORDS["cpm"] if is_cpm(config) else None
     which = generation(config)
     return "chatglm" if which in ("first", "slim") else which, WORDS[which]
-
-
-def _parameters(
-    family: str,
-    config: Mapping[str, Any],
-    layers: int | None,
-    hidden: int | None,
-    heads: int | None,
-    groups: int | None,
-    vocabulary: int | None,
-) -> tuple[int, int, int] | None:
-    """Parameters in matrices that quantising packs, in embedding and head, in everything else; None: not counted."""
-    if layers is None or hidden is None or heads is None or groups is None or vocabulary is None:
-        return None
-    prefix = _number(config, "pre_seq_len") or 0
-    if family == "chatglm":
-        inner = _number(config, "inner_hidden_size") or 4 * hidden
-        matrices = 4 * hidden * hidden + 2 * hidden * inner
-        vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
-        return layers * matrices, vocabulary * hidden, layers * vectors + 2 * hidden + prefix * layers * 2 * hidden
-    if family in ("chatglm2", "chatglm3", "glm4"):
-        width, inner = _number(config, "kv_channels") or 128, _number(config, "ffn_hidden_size") or 13696
-        fused = (heads + 2 * groups) * width
-        matrices = fused * hidden + heads * width * hidden + 3 * hidden * inner
-        vectors = fused + 2 * hidden
-        kept = layers * vectors + hidden + prefix * layers * 2 * groups * width
-        return layers * matrices, 2 * vocabulary * hidden, kept
-    if family == "gpt2":
-        inner = _number(config, "n_inner", "intermediate_size") or 4 * hidden
-        positions = _number(config, "n_positions", "n_ctx") or 1024
-        matrices = 4 * hidden * hidden + 2 * hidden * inner
-        vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
-        return layers * matrices, vocabulary * hidden, layers * vectors + 2 * hidden + positions * hidden
-    return None
 
 
 def _code(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,13 +8,10 @@ from typing import Any
 
 from glmchat.hub import selection
 from glmchat.hub.catalogue import Catalogue, Entry
-from glmchat.hub.describe import Architecture, describe
-from glmchat.hub.installed import Installed
+from glmchat.hub.describe import Architecture, describe, memory_of
+from glmchat.hub.installed import Installed, small_json
 from glmchat.hub.manifests import FileRecord
-
-# Bytes per parameter, quantised: 4 bits and a bf16 scale and zero for each group of 32; 8 bits and a scale a row.
-_INT4 = 0.5 + 4 / 32
-_INT8 = 1.0 + 4 / 4096
+from glmchat.hub.weight_counts import guess_weights, stored_width
 
 
 def details(row: Installed, known: Catalogue) -> dict[str, Any]:
@@ -56,9 +53,9 @@ def _memory(row: Installed, entry: Entry | None, network: Architecture | None) -
         return {row.quant: weights}
     if network is not None and network.memory is not None:
         return {"none": weights, **network.memory}
-    parameters = (entry.parameters if entry else None) or weights // 2  # fp16, what checkpoints are published in
-    sizes = {"float16": 2.0, "int8": _INT8, "int4": _INT4}
-    return {"none": weights, **{name: int(parameters * size) for name, size in sizes.items()}}
+    config = small_json(row.path / "config.json") if row.path.is_dir() else {}
+    parameters = (entry.parameters if entry else None) or weights // stored_width(config)
+    return {"none": weights, **memory_of(guess_weights(parameters, config))}
 
 
 def _weight_bytes(row: Installed) -> int:
