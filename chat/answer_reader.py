@@ -133,7 +133,7 @@ class AnswerReader:
         choices = data.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             told = data.get("glmchat")
-            yield from self._choice(choices[0], told if isinstance(told, dict) and self._first is None else {})
+            yield from self._choice(choices[0], told if isinstance(told, dict) else {})
 
     def _choice(self, choice: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[StreamEvent]:
         delta = choice.get("delta") or choice.get("message")

@@ -134,7 +134,7 @@ class Writing:
         self.said = False
         self.ended = False
         self.prompt_ids: tuple[int, ...] | None = None
-        self._recorded = False
+        self._stretch: dict[str, Any] | None = None
         self._history, self._tree, self._answer = history, tree, answer
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -147,12 +147,19 @@ class Writing:
         self._ids.extend(piece.token_ids)
 
     def record(self, facts: Mapping[str, Any]) -> None:
-        """What a replay of this stretch needs: at the first piece, at the end for an answer without a visible word."""
-        if self.prompt_ids is not None and facts.get("passes") and not self._recorded:
-            self._recorded = True
-            stretch = record.stretch(len(self._answer.token_ids), self.prompt_ids, facts, self.details.get("launch"))
-            self.details["stretches"] = [*(self.details.get("stretches") or []), stretch]
-            self._history.describe_answer(self._tree, self._answer, self.details)
+        """What a replay of this stretch needs: at the first piece, at the end for an answer without a visible word.
+
+        Hashes that the server did not know then are added when it tells them.
+        """
+        if self.prompt_ids is None or not facts.get("passes"):
+            return
+        if self._stretch is None:
+            start, launch = len(self._answer.token_ids), self.details.get("launch")
+            self._stretch = record.stretch(start, self.prompt_ids, facts, launch)
+            self.details["stretches"] = [*(self.details.get("stretches") or []), self._stretch]
+        elif not record.add_hashes(self._stretch, facts):
+            return
+        self._history.describe_answer(self._tree, self._answer, self.details)
 
     def due(self) -> float:
         """Seconds until the next flush."""

@@ -34,6 +34,7 @@ _FACTS = (
     *sorted(OWN), "seed", "adapters", "model", "revision", "quant", "family", "dtype", "device", "threads", "kernel",
     "context", "cached_n",
 )  # fmt: skip
+_HASHES = ("weights", "settings")
 _MOST = 1 << 24  # ids; a record that claims more is damaged
 
 
@@ -47,6 +48,13 @@ def stretch(
         "launch": dict(launch) if launch else None,
         **{name: facts[name] for name in _FACTS if name in facts},
     }
+
+
+def add_hashes(stretch: dict[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Fill in the hashes that were not known when the stretch began; whether there were any."""
+    news = {name: facts[name] for name in _HASHES if stretch.get(name) is None and facts.get(name) is not None}
+    stretch.update(news)
+    return bool(news)
 
 
 def pack(ids: Sequence[int]) -> str:

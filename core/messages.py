@@ -149,7 +149,8 @@ class Piece:
 
     text: str
     token_ids: tuple[int, ...] = ()
-    # With the first piece, what our own server tells of the answer: a stopped one has no last event that could.
+    # With the first piece, what our own server tells of the answer: a stopped one has no last event that could. With a
+    # later one again, if the weights had not been hashed yet.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

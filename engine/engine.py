@@ -415,8 +415,13 @@ class Engine:
         self._kernel = _kernels(self.model)
 
     def identify(self) -> None:
-        """From now on `facts` tell by hashes what was loaded. They are computed beside the first answer."""
+        """From now on `facts` tell by hashes what was loaded, once these are computed: see `identified`."""
         self.identity = Identity(self)
+
+    @property
+    def identified(self) -> bool:
+        """Whether `facts` hold all that they ever will; hashes of large files come long after the load."""
+        return self.identity is None or self.identity.complete
 
     def close(self) -> None:
         """End the helper process that renders templates. The engine may still be used; it starts another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,28 +24,33 @@ _LARGEST_SETTING = 64 * 2**20  # bytes
 
 
 class Identity:
-    """The facts of one loaded engine that do not change. Computed in a thread of their own: nobody waits for a load."""
+    """The facts of one loaded engine that do not change. Its files are hashed in a thread: nobody waits for that."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._facts: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._find, name="identity", daemon=True)
+        self._path = engine.checkpoint.path
+        self._facts: dict[str, Any] = {
+            "versions": versions(),
+            "template": template_of(engine),
+            "asked_dtype": engine.asked_dtype,
+            "weights": None,
+            "settings": None,
+        }
+        self._thread = threading.Thread(target=self._hash, name="identity", daemon=True)
         self._thread.start()
 
+    @property
+    def complete(self) -> bool:
+        """The files have been hashed, or could not be."""
+        return not self._thread.is_alive()
+
     def facts(self) -> Mapping[str, Any]:
-        self._thread.join()
+        """What is known by now: "weights" and "settings" are None until the files have been hashed."""
         return self._facts
 
-    def _find(self) -> None:
-        engine = self._engine
-        path = engine.checkpoint.path
-        self._facts = {"versions": versions(), "template": template_of(engine), "asked_dtype": engine.asked_dtype}
-        try:
-            prints = fingerprint(weight_files(path))
-            self._facts["weights"] = weights_json(prints)
-            self._facts["settings"] = settings_of(path)
-        except OSError:  # a folder that was taken away under the running engine: what is not known is not told
-            self._facts["weights"] = None
+    def _hash(self) -> None:
+        with suppress(OSError):  # a folder that was taken away under the running engine: what is not known is not told
+            weights = weights_json(fingerprint(weight_files(self._path)))
+            self._facts = {**self._facts, "weights": weights, "settings": settings_of(self._path)}
 
 
 def versions() -> dict[str, str]:

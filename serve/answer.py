@@ -26,6 +26,7 @@ from glmchat.serve.wire import GenerationRequest
 
 log = logging.getLogger("glmchat.serve")
 PREFILL_INTERVAL = 0.1  # seconds
+HASH_INTERVAL = 0.05  # seconds between two looks whether the weights have been hashed
 HEARTBEAT = 1.0  # seconds of silence after which a comment says that all is well
 
 
@@ -82,6 +83,7 @@ class Answer:
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
         self._begun = False
+        self._last: Chunk | None = None
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -132,14 +134,26 @@ class Answer:
         self._begun = True
         self._events.put_nowait(Begun())
         started = time.monotonic()
-        await self.host.call(self._produce)
-        self.host.line.took(time.monotonic() - started)
-        self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
+        error: Exception | None = None
+        try:
+            error = await self.host.call(self._produce)
+            self.host.line.took(time.monotonic() - started)
+            self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
+            await self._wait_for_hashes()
+        finally:
+            if self._last is not None:
+                self._events.put_nowait(self._last)
+            self._events.put_nowait(_Over(error))
+
+    async def _wait_for_hashes(self) -> None:
+        """The last chunk tells by hashes what answered. Large files on a slow disk may still be read by then."""
+        while self._last is not None and not self._stop_wanted() and not self.host.ready().identified:
+            await asyncio.sleep(HASH_INTERVAL)
 
     def _stop_wanted(self) -> bool:
         return self._cancelled.is_set() or self.host.stopping.is_set()
 
-    def _tell(self, event: Event | _Over) -> None:
+    def _tell(self, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -150,12 +164,11 @@ class Answer:
             self._told_prefill = now
             self._tell(Prefill(done, total))
 
-    def _produce(self) -> None:
-        """In the engine's thread."""
-        error: Exception | None = None
+    def _produce(self) -> Exception | None:
+        """In the engine's thread. Tells every piece but the last, and returns what went wrong, for the client."""
         try:
             if self._stop_wanted():
-                return
+                return None
             self.host.activate(self.adapters)
             answer = self.ids[len(self.ids) - self.continued :]
             with contextlib.closing(
@@ -169,17 +182,19 @@ class Answer:
                 )
             ) as chunks:
                 for chunk in chunks:
-                    self._tell(chunk)
+                    if chunk.finish_reason is None:
+                        self._tell(chunk)
+                    else:
+                        self._last = chunk
                     if self._stop_wanted():
                         break
             if self.host.stopping.is_set():
-                error = ServerFailed(
+                return ServerFailed(
                     tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping"
                 )
         except Exception as caught:  # noqa: BLE001 (goes to the client; the engine lives on)
-            error = None if self._cancelled.is_set() else in_words(caught)
-        finally:
-            self._tell(_Over(error))
+            return None if self._cancelled.is_set() else in_words(caught)
+        return None
 
 
 def in_words(error: Exception) -> GlmchatError:

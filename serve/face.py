@@ -28,9 +28,18 @@ class Chunk(Protocol):
 
 
 class EngineFace(Protocol):
-    """One loaded model. All calls but `render`, `render_open`, `complete` and `tokenize` come from one thread."""
+    """One loaded model. All calls come from one thread, but for `render`, `render_open`, `complete`, `tokenize`, and
+    `family`, `facts` and `identified`, which the event loop asks for and which therefore answer at once.
+    """
 
     context: int
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def identified(self) -> bool:
+        """Whether `facts` hold all that they ever will; the hashes of what was loaded come some time after the load."""
+        ...
 
     def render(self, messages: Sequence[Message]) -> list[int]: ...
     def render_open(self, messages: Sequence[Message]) -> list[int]: ...

@@ -78,6 +78,7 @@ class Rendering:
         }
         self._ids: list[int] = []
         self._text: list[str] = []
+        self._opening: Mapping[str, Any] = {}  # facts of the first piece, until they were sent with every hash
 
     def first(self) -> bytes | None:
         """The chunk that opens a stream. A completion has none unless ids are asked for."""
@@ -94,9 +95,18 @@ class Rendering:
         asked = self._answer.request.return_token_ids
         if not chunk.text and not (asked and chunk.token_ids):
             return None
-        # Whoever stops before the end knows all the same what a replay needs.
-        extra = {"glmchat": self._identity(chunk.facts)} if asked and chunk.facts and not chunk.finish_reason else {}
+        extra = self._replay_facts(chunk) if asked and not chunk.finish_reason else {}
         return sse(self._chunk({"content": chunk.text} if self._chat else chunk.text, None, chunk.token_ids, extra))
+
+    def _replay_facts(self, chunk: Chunk) -> dict[str, Any]:
+        """With the first piece, so that whoever stops before the end knows all the same what a replay needs; once more
+        with the first piece after the weights were hashed, if that took longer.
+        """
+        engine = self._host.engine
+        identified = engine is None or engine.identified
+        opening = chunk.facts or (self._opening if identified else {})
+        self._opening = {} if identified else chunk.facts or self._opening
+        return {"glmchat": self._identity(opening)} if opening else {}
 
     def last(self, chunk: Chunk) -> bytes:
         """The chunk with the finish reason, and what is known of the answer; with include_usage that comes apart."""
@@ -183,7 +193,7 @@ class Rendering:
 def models_json(host: Host) -> dict[str, Any]:
     """The base first, then the adapters that a request may name as its model (vLLM's form: `parent` is the base)."""
     context = host.engine.context if host.engine else None
-    family = host.engine.facts().get("family") if host.engine else None
+    family = host.engine.family if host.engine else None
 
     def row(name: str, parent: str | None) -> dict[str, Any]:
         return {

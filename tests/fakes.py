@@ -63,6 +63,8 @@ class FakeEngine:
         self.echo = echo
         self.until = until
         self.context = context
+        self.family = "fake"
+        self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
         self.stopped = 0
         self.closed = False

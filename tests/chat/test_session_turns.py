@@ -348,6 +348,24 @@ def test_an_answer_without_a_visible_word_can_be_replayed_too(history: History) 
     assert answer.token_ids == (150004, 150004) and (record["start"], record["seed"]) == (0, 7)
 
 
+@pytest.mark.parametrize("told_by", ["a later piece", "the end"])
+def test_hashes_that_come_after_the_first_piece_stand_in_the_record(history: History, told_by: str) -> None:
+    unknown = {"passes": [[0, 2]], "seed": 7, "weights": None, "settings": None}
+    known = {**unknown, "weights": {"hash": "aa"}, "settings": {"config.json": "bb"}}
+
+    class Hashing(LocalSpeaker):
+        def stream(self, *_: object, **__: object) -> Generator[StreamEvent, None, None]:
+            yield Started("m", prompt_ids=(5, 6), prompt_tokens=2)
+            yield Piece("one ", (1,), unknown)
+            yield Piece("two", (2,), known if told_by == "a later piece" else {})
+            yield Finished("stop", facts=known) if told_by == "the end" else Finished("cancelled")
+
+    session = ChatSession(history, Hashing())
+    talk(session.ask("hi"))
+    (record,) = history.load(session.tree.conversation.id).path()[-1].details["stretches"]
+    assert (record["weights"], record["settings"]) == ({"hash": "aa"}, {"config.json": "bb"})
+
+
 def test_a_completed_text_stands_in_the_history_but_in_no_other_request(history: History) -> None:
     session = ChatSession(history, speaker := LocalSpeaker(" a time"), system="S")
     talk(session.complete("Once upon"))
