@@ -24,7 +24,7 @@ from glmchat.tui.screens.comparison import ComparisonScreen
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.prompt import Prompt
 
-ANSWERS = (Path(__file__).parent / "answer.md").read_text(encoding="utf-8")
+ANSWERS = (Path(__file__).parent / "answer.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.turns import Turn
 from glmchat.tui.widgets.status import Facts
 
-ANSWER = (Path(__file__).parent / "answer.md").read_text(encoding="utf-8")
+ANSWER = (Path(__file__).parent / "answer.txt").read_text(encoding="utf-8")
 FACTS = Facts("smollm2", "b179c9523d0e", "q4_1", (), 41.2, 0.12, 312, 8192, 412_000_000)
 
 
