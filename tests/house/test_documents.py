@@ -16,8 +16,10 @@ from glmchat.cli.main import build
 from glmchat.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "README.zh.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CHANGELOG.md"]
-DOCUMENTS += [str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
+DOCUMENTS = [str(page.relative_to(ROOT)) for page in PAGES]
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+WIDEST_LINE = 140  # characters
 
 
 def read(document: str) -> str:
@@ -136,21 +138,43 @@ def test_scripts_folders_and_pages_that_a_document_names_exist(document: str) ->
             assert f'"{flag}"' in source, f"{script} has no {flag}"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / document).parent.joinpath(link).exists(), link
-    for path in re.findall(
-        r"`((?:core|hub|engine|serve|chat|tui|cli|tests|docs|benchmarks|screenshots)/[\w/.*-]*)`", text
-    ):
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    for path in re.findall(rf"`((?:{folders})/[\w/.*-]*)`", text):
         assert list(ROOT.glob(path)) or list(ROOT.glob(path + "-*")), path
     for number in re.findall(r"`(\d{4})`", text):  # "(`docs/decisions/0003`, `0007`)"
         assert list((ROOT / "docs" / "decisions").glob(f"{number}-*.md")), number
 
 
 def test_decisions_are_numbered_without_gaps_and_say_why_and_at_what_price() -> None:
-    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-    for number, page in enumerate(pages, 1):
+    for number, page in enumerate(DECISIONS, 1):
         text = page.read_text(encoding="utf-8")
         assert page.name.startswith(f"{number:04d}-"), page.name
         assert text.startswith(f"# {number}. "), page.name
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Price")), page.name
+
+
+def test_the_index_of_decisions_lists_each_with_its_title() -> None:
+    index = read("docs/decisions/README.md")
+    titles = [
+        page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").split(". ", 1) for page in DECISIONS
+    ]
+    assert re.findall(r"^\| \[(\d+)\] \| (.+?) \| .+? \| .+? \|$", index, re.MULTILINE) == [tuple(t) for t in titles]
+    assert re.findall(r"^\[\d+\]: (.+)$", index, re.MULTILINE) == [page.name for page in DECISIONS]
+
+
+def test_no_line_of_a_page_is_wider_than_a_screen() -> None:
+    """Every Markdown file, tables and those of the tests too."""
+    pages = [
+        page for page in ROOT.rglob("*.md") if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+    ]
+    assert set(PAGES) <= set(pages)
+    wide = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDEST_LINE
+    ]
+    assert not wide, "\n".join(wide)
 
 
 def test_no_file_names_a_path_of_a_machine_it_was_written_on() -> None:
