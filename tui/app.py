@@ -23,13 +23,14 @@ from glmchat.tui import commands
 from glmchat.tui.hangup import outlive_terminal
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 
-class GlmchatApp(App[int]):
+class GlmchatApp(Steady, App[int]):
     """start: what starts the engine process (tests put a fake there)."""
 
     CSS_PATH = "glmchat.tcss"

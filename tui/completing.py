@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glmchat.core.errors import GlmchatError
 from glmchat.core.text import one_line
 from glmchat.tui import commands
 
@@ -39,8 +40,11 @@ def _names(text: str) -> list[Suggestion]:
     from glmchat.chat import comparison_columns
 
     before, _, word = text.rpartition(" ")
-    if command.name == "adapter":
-        words = [name[1:] for name in comparison_columns.completions(f"+{word}")]
-    else:
-        words = comparison_columns.completions(word)
+    try:
+        if command.name == "adapter":
+            words = [name[1:] for name in comparison_columns.completions(f"+{word}")]
+        else:
+            words = comparison_columns.completions(word)
+    except GlmchatError:  # a catalogue that cannot be read: the command itself says so
+        return []
     return [Suggestion(f"{before} {name}", one_line(name, 60)) for name in words[:_MOST] if name != word]

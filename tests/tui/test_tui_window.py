@@ -392,6 +392,59 @@ async def test_the_sidebar_finds_opens_renames_and_deletes_with_undo() -> None:
         assert window.chat.session is not None and window.chat.session.tree.conversation.title == "新标题"
 
 
+@pytest.mark.parametrize("keys", [("d",), ("p",), ("r",), ("enter",)])
+async def test_a_conversation_that_another_window_removed_is_told_and_leaves_the_list(keys: tuple[str, ...]) -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("removed elsewhere")
+        await window.press("ctrl+n")
+        await window.ask("stays")
+        await window.press("ctrl+b")
+        sidebar = window.chat.query_one(Sidebar)
+        listing = sidebar.query_one(OptionList)
+        await window.until(lambda: len(sidebar._targets) == 2 and listing.has_focus)
+        listing.highlighted = 1
+        with History.default() as elsewhere:
+            elsewhere.delete_conversation(sidebar._targets[1][0])
+        await window.press(*keys)
+        await window.until(lambda: len(sidebar._targets) == 1)
+        await window.until(lambda: "there is no conversation" in window.toasts + window.notices)
+        assert window.said("user") == ["stays"]
+        await window.press("escape")
+        await window.ask("and goes on")
+        assert window.said("user") == ["stays", "and goes on"]
+
+
+async def test_a_conversation_that_is_removed_while_its_title_is_written_is_told() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("removed elsewhere")
+        await window.press("ctrl+n")
+        await window.ask("stays")
+        await window.press("ctrl+b")
+        sidebar = window.chat.query_one(Sidebar)
+        listing = sidebar.query_one(OptionList)
+        await window.until(lambda: len(sidebar._targets) == 2 and listing.has_focus)
+        listing.highlighted = 1
+        await window.press("r", "x")
+        with History.default() as elsewhere:
+            elsewhere.delete_conversation(sidebar._targets[1][0])
+        await window.press("enter")
+        await window.until(lambda: len(sidebar._targets) == 1 and listing.has_focus)
+        await window.until(lambda: "there is no conversation" in window.toasts + window.notices)
+
+
+async def test_a_catalogue_that_cannot_be_read_is_told_and_the_window_stays() -> None:
+    async with open_window(echo=True) as window:
+        file = locations.config_dir() / "models.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("models = 3 = 4")
+        await window.press("f4")
+        await window.until(lambda: "mend the file or move it away" in window.toasts)
+        await window.press("escape")
+        await window.until(lambda: window.app.screen is window.chat)
+        await window.ask("still here")
+        assert window.said("assistant") == ["still here"]
+
+
 async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path) -> None:  # type: ignore[no-untyped-def]
     note = tmp_path / "笔记.txt"
     note.write_text("hello ``` world")

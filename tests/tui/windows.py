@@ -88,6 +88,10 @@ class Window:
     def notices(self) -> str:
         return "\n".join(f"{t.text} {t.hint}" for t in self.turns if t.role in ("notice", "warning", "error"))
 
+    @property
+    def toasts(self) -> str:
+        return "\n".join(notification.message for notification in self.app._notifications)
+
     async def until(self, true: Callable[[], object], seconds: float = 12.0) -> None:
         """Wait until something is true; the test fails with the turns if it never is."""
         for _ in range(round(seconds / 0.02)):

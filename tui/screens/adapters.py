@@ -23,6 +23,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.adapters import facts_of, kind_words, list_adapters
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
@@ -74,7 +75,7 @@ class WeightLine(Static):
             self.screen.action_weigh(-1 if event.x < 3 else 1 if event.x >= 9 else 0)
 
 
-class AdapterScreen(ModalScreen[None]):
+class AdapterScreen(Steady, ModalScreen[None]):
     """Changes hold from the next answer on, like those of the sampling panel; an answer that is written goes on.
 
     On a server the adapters are those it lists; they are asked for in a thread, and checked by the server.

@@ -13,6 +13,7 @@ from textual.widgets import Static
 
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
@@ -86,7 +87,7 @@ class ChatScreen(Reading):
     def _start(self) -> None:
         self.begin()
         if not self.link.has_target:
-            self.command_model("")
+            self.run_command("model")
 
     def apply_palette(self) -> None:
         for widget in (self.status, self.query_one(Suggestions), self.query_one(TurnActions), self.query_one(Sidebar)):
@@ -163,7 +164,12 @@ class ChatScreen(Reading):
         self.run_command(name)
 
     def on_sidebar_open(self, event: Sidebar.Open) -> None:
-        self.guarded(lambda: self.open_conversation(event.conversation, event.message))
+        try:
+            self.open_conversation(event.conversation, event.message)
+        except GlmchatError as error:  # another window removed it
+            self.complain(error)
+            self.query_one(Sidebar).reload()
+            return
         self.transcript.search(event.query)
         if self.has_class("narrow"):
             self.query_one(Sidebar).action_close()

@@ -18,6 +18,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tui.messages import STAGES, Ear
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.prompt import Prompt
@@ -30,7 +31,7 @@ NARROWEST = 34  # cells of a column; where there is less room one is shown at a 
 _LOOK = 0.04  # seconds between two looks at what was said
 
 
-class ComparisonScreen(Screen[int | None]):
+class ComparisonScreen(Steady, Screen[int | None]):
     """Returns the column whose answer the conversation goes on with, or None. What was said is in the history anyway.
 
     The comparison is iterated in a worker thread; it speaks through an `Ear`, and only handlers touch widgets.

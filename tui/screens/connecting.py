@@ -31,6 +31,7 @@ from glmchat.tui.messages import (
     Resources,
     Weighed,
 )
+from glmchat.tui.steady import Steady
 from glmchat.tui.turns import Role, Turn
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.status import StatusLine
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _LOOK = 0.04  # seconds between two looks at what an answer has said
 
 
-class Connecting(Screen[None]):
+class Connecting(Steady, Screen[None]):
     """Holds the session and the link. Everything that blocks runs in worker threads and comes back as `FromWorker`."""
 
     def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:

@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from glmchat.core.language import tr
 from glmchat.tui.commands import COMMANDS, GROUPS, key_name, summary, usage
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.wrapping import rows
 
@@ -36,7 +37,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 )
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Steady, ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1,enter,ctrl+q", "dismiss", show=False)]
 
     def compose(self) -> ComposeResult:

@@ -25,11 +25,12 @@ from glmchat.hub.removal import RemovalPlan
 from glmchat.hub.wanted import Progress
 from glmchat.tui import plans
 from glmchat.tui.model_rows import Row, all_rows
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
 
-class ModelScreen(ModalScreen[Installed | None]):
+class ModelScreen(Steady, ModalScreen[Installed | None]):
     """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
 
     Everything that takes time runs in one worker thread; only `_Told` and `_Finished` come back from it. A plan is

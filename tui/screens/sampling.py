@@ -17,6 +17,7 @@ from textual.widgets import Input, Label, Static
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS, shown
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
@@ -68,7 +69,7 @@ def _label(name: str) -> str:
     return tr("the model's own") if name == "model" else tr(name)
 
 
-class SamplingScreen(ModalScreen[None]):
+class SamplingScreen(Steady, ModalScreen[None]):
     AUTO_FOCUS = ""  # too early: focusing selects the value, and the values come later
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+q", "leave", show=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,7 @@ from textual.widgets.option_list import Option
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _SHOWN = 500  # conversations in the list; older ones are found by searching
 _LEAD = 10  # cells of text before a hit
 
 
-class Sidebar(Vertical):
+class Sidebar(Steady, Vertical):
     """Hidden until asked for. Posts `Open`; renames, pins and deletes by itself through the history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -180,9 +182,9 @@ class Sidebar(Vertical):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         if self._renaming is not None and self.history is not None:
-            tree = self.history.load(self._renaming)
-            if event.value.strip():
-                self.history.rename(tree, event.value.strip())
+            history, renaming, title = self.history, self._renaming, event.value.strip()
+            if title:
+                self._change(lambda: history.rename(history.load(renaming), title))
             self._end_renaming()
             self.post_message(self.Changed())
         elif self._targets:
@@ -194,10 +196,13 @@ class Sidebar(Vertical):
         chosen = self._chosen
         if chosen is None or self.history is None or self.query_text:
             return
-        found = self.history.find(chosen)
-        self._renaming = chosen
+        history = self.history
+        self._change(lambda: self._begin_renaming(chosen, history.load(chosen).conversation.title))
+
+    def _begin_renaming(self, conversation: int, title: str) -> None:
+        self._renaming = conversation
         field = self.query_one("#search", Input)
-        field.value = found.title if found else ""
+        field.value = title
         field.focus()
         self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc leaves it"), self.palette.quiet))
 
@@ -213,23 +218,39 @@ class Sidebar(Vertical):
 
     def action_pin(self) -> None:
         if (chosen := self._chosen) is not None and self.history is not None:
-            tree = self.history.load(chosen)
-            self.history.pin(tree, not tree.conversation.pinned)
-            self.reload()
+            history = self.history
+
+            def pin() -> None:
+                tree = history.load(chosen)
+                history.pin(tree, not tree.conversation.pinned)
+                self.reload()
+
+            self._change(pin)
 
     def action_delete(self) -> None:
         if (chosen := self._chosen) is not None and self.history is not None:
-            self._deleted.append(self.history.delete_conversation(chosen))
-            self.reload()
+            history = self.history
+
+            def delete() -> None:
+                self._deleted.append(history.delete_conversation(chosen))
+                self.reload()
+
+            self._change(delete)
             if chosen == self.open_id:
                 self.post_message(self.Changed())
 
     def action_undelete(self) -> None:
         if self._deleted and self.history is not None:
-            try:
-                self.history.restore(self._deleted.pop())
-            except GlmchatError as error:
-                self.notify(error.message, severity="warning")
+            history = self.history
+            self._change(lambda: history.restore(self._deleted.pop()))
+            self.reload()
+
+    def _change(self, act: Callable[[], None]) -> None:
+        """Do it. What another window removed meanwhile is told, and leaves the list."""
+        try:
+            act()
+        except GlmchatError as error:
+            self.notify(error.message, severity="warning")
             self.reload()
 
 
