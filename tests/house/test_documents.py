@@ -145,6 +145,13 @@ def test_scripts_folders_and_pages_that_a_document_names_exist(document: str) ->
         assert list((ROOT / "docs" / "decisions").glob(f"{number}-*.md")), number
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_that_a_document_shows_is_a_target(document: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+    shown = re.findall(r"(?:`|^\$ )make ([a-z][\w-]*)", read(document), re.MULTILINE)
+    assert set(shown) <= targets
+
+
 def test_decisions_are_numbered_without_gaps_and_say_why_and_at_what_price() -> None:
     for number, page in enumerate(DECISIONS, 1):
         text = page.read_text(encoding="utf-8")

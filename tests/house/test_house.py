@@ -185,6 +185,19 @@ def test_nothing_runs_code_from_a_checkpoint() -> None:
                     assert given.get("weights_only") == "True", where
 
 
+def test_every_child_that_is_python_is_kept_from_the_folder_one_stands_in() -> None:
+    """`python -m X` puts the current folder first on sys.path, unless `-P` says no."""
+    children = 0
+    for room in ROOMS:
+        for path in sources(room):
+            for node in ast.walk(tree_of(path)):
+                words = [ast.unparse(word) for word in node.elts] if isinstance(node, ast.List | ast.Tuple) else []
+                if words[:1] == ["sys.executable"]:
+                    assert words[1:2] == ["'-P'"], f"{path.relative_to(ROOT)}:{node.lineno}"
+                    children += 1
+    assert children
+
+
 def test_every_test_file_asserts_something() -> None:
     """In its own lines, or in those of a helper beside it (`from kills import live_and_die`)."""
 
