@@ -14,8 +14,8 @@ from typing import Any
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
 
-_HEADER = b'{"a": {"dtype": "U8", "shape": [16384], "data_offsets": [0, 16384]}}'
-WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(16384)  # safetensors, for folders that stand for models
+_HEADER = b'{"a": {"dtype": "U8", "shape": [262144], "data_offsets": [0, 262144]}}'
+WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(262144)  # safetensors, for folders that stand for models
 STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
 
 
