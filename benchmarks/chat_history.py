@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "tests" / part) for part in ("", "tui")]
 
 from windows import open_window  # noqa: E402
 
-from glmchat.chat.history import History  # noqa: E402
+from glmchat.chat.history.history import History  # noqa: E402
 
 WORDS = (
     "a list holds values in order while the river carries sand past",

@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from glmchat.engine.quantize.cpu_aten import AtenCpu
-from glmchat.engine.quantize.cpu_native import choose_instructions
+from glmchat.engine.native.cpu import choose_instructions
+from glmchat.engine.quantize.aten import AtenCpu
 from glmchat.engine.quantize.kernels import Shape, choose, kernel_report
 from glmchat.engine.quantize.linear import QuantLinear
 

@@ -33,7 +33,7 @@ VOCABULARY = {
 OURS = """
 import json, resource, sys, time
 from glmchat.engine import Engine, Sampling
-from glmchat.engine.bench import read_bandwidth
+from glmchat.jobs.bench import read_bandwidth
 threads, prompt, tokens, *ending = map(int, sys.argv[2:])
 started = time.perf_counter()
 engine = Engine.load(sys.argv[1], threads=threads, context=prompt + tokens + 64)

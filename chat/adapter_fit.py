@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.preflight import measures
+from glmchat.checkpoints.model_names import names_of, other_model
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.model_names import names_of, other_model
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 from glmchat.hub.describe import describe_config

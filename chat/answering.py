@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from glmchat.chat import record
-from glmchat.chat.endpoint import Progress, Stop
-from glmchat.chat.history import History
+from glmchat.chat.client.endpoint import Progress, Stop
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import State, StoredMessage, Tree
 from glmchat.chat.pump import Ended, Pump
-from glmchat.chat.records import State, StoredMessage, Tree
+from glmchat.chat.replay import record
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
 
 FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat import preflight
-from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity

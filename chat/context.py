@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from glmchat.chat.records import StoredMessage
+from glmchat.chat.history.rows import StoredMessage
 from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import Message

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glmchat.chat.answering import Switch
-from glmchat.chat.history import History
-from glmchat.chat.records import ConversationSettings, StoredMessage, Tree
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from glmchat.core.language import tr
 
 if TYPE_CHECKING:
-    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.history.rows import StoredMessage
 
 
 def details_of(message: StoredMessage) -> list[tuple[str, str]]:

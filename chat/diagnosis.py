@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from glmchat import __version__
-from glmchat.chat.database import filesystem, is_network
 from glmchat.chat.engine_process import engine_environment
+from glmchat.chat.history.database import filesystem, is_network
 from glmchat.chat.resources import gpu_memory, total_memory
 from glmchat.core import locations, machine
 from glmchat.core.errors import GlmchatError
@@ -84,7 +84,7 @@ def _machine() -> dict[str, Any]:
 
 def _engine(trouble: Trouble) -> dict[str, Any]:
     """Devices and kernels, as the engine itself sees them."""
-    command = [sys.executable, "-P", "-m", "glmchat.serve.probe"]
+    command = [sys.executable, "-P", "-m", "glmchat.jobs.probe"]
     try:
         done = subprocess.run(
             command,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_log import last_words, new_log
 from glmchat.chat.preflight import smaller_hint
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 
-from glmchat.chat.history import History
-from glmchat.chat.records import StoredMessage, Tree
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage, Tree
 
 POLL_SECONDS = 0.25  # pieces are written twice a second
 LEAVING_SECONDS = 5.0  # in which a process without a screen ends its engine and itself

@@ -17,7 +17,7 @@ from glmchat.core.text import one_line
 from glmchat.hub import catalogue, installed, references
 from glmchat.hub.find import find_installed
 from glmchat.hub.installed import Installed
-from glmchat.hub.quantised import copy_folder, copy_manifest
+from glmchat.hub.quantised_copies import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
 
 Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]

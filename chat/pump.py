@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 
-from glmchat.chat.endpoint import Progress
+from glmchat.chat.client.endpoint import Progress
 from glmchat.core.messages import StreamEvent
 
 PumpEvent = StreamEvent | Progress

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.adapter import Adapter
     from glmchat.hub.adapters import Origin
     from glmchat.hub.installed import Installed
-    from glmchat.hub.lock import LockedAdapter
+    from glmchat.hub.lockfile import LockedAdapter
     from glmchat.hub.plan import PullOptions, PullPlan
     from glmchat.hub.references import Reference
 
@@ -222,7 +222,7 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
     """
     from glmchat.engine.adapters.adapter import read_adapter
     from glmchat.hub import adapters
-    from glmchat.hub.lock import plan_locked
+    from glmchat.hub.lockfile import plan_locked
 
     wanted = {f.path: f.sha256 for f in locked.entry.files}
     here = adapters.by_name(locked.entry.name)

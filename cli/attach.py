@@ -45,7 +45,7 @@ def attach(
 
 def _to_stop(owner: str | None) -> str:
     """How to come back, and how to end the answer instead."""
-    from glmchat.chat.owners import pid_of
+    from glmchat.chat.history.owners import pid_of
 
     pid = pid_of(owner)
     if pid is None:
@@ -56,8 +56,8 @@ def _to_stop(owner: str | None) -> str:
 def _read_along(wanted: int | None) -> int:
     """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
     from glmchat.chat.following import answer_elsewhere, follow, wait_until_gone
-    from glmchat.chat.history import History
-    from glmchat.chat.owners import is_alive
+    from glmchat.chat.history.history import History
+    from glmchat.chat.history.owners import is_alive
 
     with History.default() as history:
         answered = history.answered_elsewhere()

@@ -32,7 +32,7 @@ def bench(
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
     from glmchat.chat import model_choice
-    from glmchat.chat.child_events import child_events
+    from glmchat.chat.jobs import child_events
     from glmchat.core.settings import load_settings
 
     asked = parse_quant(quant)
@@ -49,7 +49,7 @@ def bench(
     }  # fmt: skip
     arguments = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     rows = []
-    for event in child_events([sys.executable, "-P", "-m", "glmchat.engine.bench", str(row.path), *arguments]):
+    for event in child_events([sys.executable, "-P", "-m", "glmchat.jobs.bench", str(row.path), *arguments]):
         if as_json:
             output.json_line({"model": row.name, "revision": row.revision, **event})
             continue

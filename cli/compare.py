@@ -17,7 +17,7 @@ from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 
 if TYPE_CHECKING:
-    from glmchat.chat.compare import Comparison
+    from glmchat.chat.compare.compare import Comparison
 
 
 def register(app: typer.Typer) -> None:
@@ -59,10 +59,10 @@ def compare(
 
     Exit code 0: every column answered. Else that of the first that failed; the others' answers are kept. 130: stopped.
     """
-    from glmchat.chat.compare import Comparison
-    from glmchat.chat.compare import resume as resumed
-    from glmchat.chat.comparison_columns import parse_columns
-    from glmchat.chat.history import History
+    from glmchat.chat.compare.columns import parse_columns
+    from glmchat.chat.compare.compare import Comparison
+    from glmchat.chat.compare.compare import resume as resumed
+    from glmchat.chat.history.history import History
     from glmchat.chat.launch import LaunchOptions
     from glmchat.cli.asking import read_stdin
     from glmchat.cli.compare_output import JsonPrinter, TextPrinter

@@ -11,7 +11,7 @@ from glmchat.core.messages import Finished, Piece
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.compare import Comparison, ComparisonEvent
+    from glmchat.chat.compare.compare import Comparison, ComparisonEvent
 
 
 class TextPrinter:
@@ -27,8 +27,8 @@ class TextPrinter:
         self._open = False
 
     def take(self, event: ComparisonEvent) -> None:
-        from glmchat.chat.compare import ColumnFailed, Said
-        from glmchat.chat.comparison_engines import OneByOne
+        from glmchat.chat.compare.compare import ColumnFailed, Said
+        from glmchat.chat.compare.engines import OneByOne
 
         if isinstance(event, OneByOne):
             output.say(tr("one after the other: {why}", why=event.reason))
@@ -83,8 +83,8 @@ class JsonPrinter:
 
     def take(self, event: ComparisonEvent) -> None:
         from glmchat.chat.answering import Begun, Done
-        from glmchat.chat.compare import ColumnFailed, Said
-        from glmchat.chat.comparison_engines import OneByOne, Together
+        from glmchat.chat.compare.compare import ColumnFailed, Said
+        from glmchat.chat.compare.engines import OneByOne, Together
 
         if isinstance(event, Together | OneByOne):
             self._start(event.reason if isinstance(event, OneByOne) else None)

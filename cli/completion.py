@@ -47,7 +47,7 @@ def complete_models(incomplete: str) -> list[str]:
 
 def complete_columns(incomplete: str) -> list[str]:
     """A column of a comparison: models here, `+` adapters, `,` settings."""
-    from glmchat.chat.comparison_columns import completions
+    from glmchat.chat.compare.columns import completions
     from glmchat.core.errors import GlmchatError
 
     try:

@@ -14,8 +14,8 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.history import History
-    from glmchat.chat.records import Conversation, StoredMessage, Tree
+    from glmchat.chat.history.history import History
+    from glmchat.chat.history.rows import Conversation, StoredMessage, Tree
 
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on stdout.")]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Numbers from `glmchat history list`.")]
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _history() -> History:
-    from glmchat.chat.history import History
+    from glmchat.chat.history.history import History
 
     history = History.default()
     if history.note:
@@ -95,7 +95,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One conversation: the branch that is open; with --json that branch and its settings."""
-    from glmchat.chat.transcript import export as export_text
+    from glmchat.chat.history.transcript import export as export_text
 
     with _history() as history:
         tree = history.load(conversation)
@@ -133,7 +133,7 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=2**31, help="At most N hits.")] = 50,
 ) -> None:
     """Search everything that was said, newest first. Chinese words of any length are found."""
-    from glmchat.chat.search import grouped
+    from glmchat.chat.history.search import grouped
 
     with _history() as history:
         hits = history.search(query, limit=limit)
@@ -168,7 +168,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
 ) -> None:
     """Write conversations as Markdown, text, or JSON (which `import` reads)."""
-    from glmchat.chat import transcript
+    from glmchat.chat.history import transcript
 
     destination = None if target in (None, "-") else Path(str(target))
     folder = destination is not None and (destination.is_dir() or str(target).endswith("/"))
@@ -192,7 +192,7 @@ def export(
 
 
 def _format(form: str | None, destination: Path | None) -> Any:
-    from glmchat.chat.transcript import SUFFIXES
+    from glmchat.chat.history.transcript import SUFFIXES
 
     words = {"markdown": "markdown", "md": "markdown", "json": "json", "text": "text", "txt": "text"}
     if form is None:
@@ -207,7 +207,7 @@ def _format(form: str | None, destination: Path | None) -> Any:
 
 
 def _one_file_each(trees: list[Tree], form: Any, folder: Path, force: bool) -> None:
-    from glmchat.chat import transcript
+    from glmchat.chat.history import transcript
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Bring conversations in from JSON: an export of glmchat's, a list of messages, or ShareGPT's form."""
-    from glmchat.chat.transcript import add_to_history, read_import
+    from glmchat.chat.history.transcript import add_to_history, read_import
 
     found = []
     for file in files:

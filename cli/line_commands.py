@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from glmchat.chat.client.stop import Stop
 from glmchat.chat.connect import Connection
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
-from glmchat.chat.stop import Stop
 from glmchat.cli import output
 from glmchat.cli.asking import decoded
 from glmchat.cli.line_talk import LineTalk
@@ -282,7 +282,7 @@ class LineCommands(LineTalk):
         output.say(tr("/load NUMBER opens one; `glmchat history search WORDS` finds them."))
 
     def _export(self, words: str) -> None:
-        from glmchat.chat.export_file import write_export
+        from glmchat.chat.history.export_file import write_export
 
         output.say(tr("written to {path}", path=one_line(str(write_export(self._session.tree, words)), 400)))
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from glmchat.chat.connect import open_session
 from glmchat.chat.hangup import EXIT, listening
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.cli import output
 from glmchat.cli.line_commands import LineCommands

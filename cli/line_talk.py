@@ -79,6 +79,6 @@ class LineTalk:
         self._session.reconnect(fresh.endpoint, fresh.identity)
 
     def show_history(self) -> None:
-        from glmchat.chat.transcript import export
+        from glmchat.chat.history.transcript import export
 
         output.data(export(self._session.tree, "text"))

@@ -301,7 +301,7 @@ def lock(
     import json
 
     from glmchat.hub.installed import list_installed
-    from glmchat.hub.lock import lock as lock_models
+    from glmchat.hub.lockfile import lock as lock_models
 
     kinds = ("model", "adapter")
     rows = [_any(n, incomplete=False) for n in names] if names else [r for r in list_installed() if r.kind in kinds]

@@ -14,7 +14,7 @@ from glmchat.chat.answering import Begun, Done, Trimmed
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.hangup import EXIT, listening
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
 from glmchat.cli import output

@@ -140,7 +140,7 @@ def _plans(
     from glmchat.hub.references import parse
 
     if locked is not None:
-        from glmchat.hub.lock import plan_locked, read_lock
+        from glmchat.hub.lockfile import plan_locked, read_lock
 
         return [lambda model=model: plan_locked(model, options) for model in read_lock(locked).models]  # type: ignore[misc]
     if revision is not None and len(names) > 1:
@@ -151,7 +151,7 @@ def _plans(
 
 def _locked_adapters(file: Path, options: PullOptions, *, dry_run: bool, as_json: bool) -> None:
     from glmchat.cli.adapters import pull_locked
-    from glmchat.hub.lock import read_lock
+    from glmchat.hub.lockfile import read_lock
 
     for adapter in read_lock(file).adapters:
         pull_locked(adapter, options, dry_run=dry_run, as_json=as_json)

@@ -21,9 +21,9 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
-    from glmchat.engine.quantize.arriving import Announced
     from glmchat.engine.quantize.plan import QuantizePlan
     from glmchat.engine.quantize.quantiser import QuantizeProgress
+    from glmchat.engine.quantize.streaming import Announced
     from glmchat.hub.download import Progress
     from glmchat.hub.plan import PullPlan
 
@@ -62,7 +62,7 @@ def pull_quantised(
     """Fetch and quantise what the plan names. Raises what pulling and quantising raise."""
     from glmchat.cli.pull import say_waiting
     from glmchat.hub import staging, store
-    from glmchat.hub.quantised import copy_folder
+    from glmchat.hub.quantised_copies import copy_folder
 
     out = copy_folder(staging.as_row(plan, plan.root), bits)
     if out.exists():
@@ -89,9 +89,9 @@ def pull_quantised(
 def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Announced, QuantizePlan] | None:
     """Fetch what is small, and plan. None: the weights are one file, which must be here before it can be looked at."""
     from glmchat.engine.families import identify
-    from glmchat.engine.quantize.arriving import Announced, index_of
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.replace import Recipe
+    from glmchat.engine.quantize.streaming import Announced, index_of
     from glmchat.hub import staging
 
     weights = _weights(plan)
@@ -112,8 +112,8 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
 
 
 def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[ArrivalPlan, Announced | None]:
-    from glmchat.engine.quantize.arriving import files_needed
     from glmchat.engine.quantize.plan import incomplete
+    from glmchat.engine.quantize.streaming import files_needed
     from glmchat.hub import staging, store
 
     weights = _weights(plan)
@@ -142,12 +142,12 @@ def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Arriva
 
 
 def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, *, as_json: bool, quiet: bool) -> None:
-    from glmchat.engine.quantize.arriving import Arriving
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.quantiser import execute
     from glmchat.engine.quantize.replace import Recipe
+    from glmchat.engine.quantize.streaming import Arriving
     from glmchat.hub import installed, staging, store
-    from glmchat.hub.quantised import copy_manifest
+    from glmchat.hub.quantised_copies import copy_manifest
 
     arrival, announced = _arrival(plan, folder, out, bits)
     store.require_space(arrival.disk_needed, out)

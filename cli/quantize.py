@@ -54,7 +54,7 @@ def quantize(
     row, asked = _source(name, parse_quant(bits, "--bits"))
 
     from glmchat.engine.quantize.plan import plan_quantise
-    from glmchat.hub.quantised import copy_folder
+    from glmchat.hub.quantised_copies import copy_folder
 
     recipe = _recipe(asked, group_size, embeddings, symmetric=symmetric, fast=fast)
     if row.quant.startswith(f"int{asked}") and not out:
@@ -160,7 +160,7 @@ def _execute(plan: QuantizePlan, row: Installed, *, as_json: bool, quiet: bool) 
 
     from glmchat.core import locations
     from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-    from glmchat.hub.quantised import copy_folder, copy_manifest
+    from glmchat.hub.quantised_copies import copy_folder, copy_manifest
 
     if plan.out.parent == locations.models_dir():
         locations.private_dir(locations.data_dir())

@@ -14,8 +14,8 @@ from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.replay import Outcome
-    from glmchat.chat.replay_plan import ReplayPlan
+    from glmchat.chat.replay.plan import ReplayPlan
+    from glmchat.chat.replay.replay import Outcome
 
 
 def register(app: typer.Typer) -> None:
@@ -39,9 +39,9 @@ def replay(
     (weights, adapter, template, setting, threads, kernel, version) are named. Identity is promised on the same kernels
     and threads only.
     """
-    from glmchat.chat.history import History
-    from glmchat.chat.replay import Outcome, Replaying, run_replay
-    from glmchat.chat.replay_plan import plan_replay
+    from glmchat.chat.history.history import History
+    from glmchat.chat.replay.plan import plan_replay
+    from glmchat.chat.replay.replay import Outcome, Replaying, run_replay
 
     with History.default() as history:
         plan = plan_replay(history, target, changes=sampling_changes(setting or []), threads=threads)

@@ -20,7 +20,7 @@ from glmchat.core.quant import parse_quant
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.history import History
+    from glmchat.chat.history.history import History
     from glmchat.chat.launch import LaunchOptions
 
 _SAMPLING, _MODEL, _CHAT = "Sampling", "Model", "Conversation"
@@ -349,7 +349,7 @@ def _key(file: Path | None) -> str | None:
 
 
 def _history(launch: LaunchOptions) -> History:
-    from glmchat.chat.history import History
+    from glmchat.chat.history.history import History
 
     history = History.default() if launch.history else History.open(None)
     if history.note:

@@ -14,20 +14,20 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.formats.mapped_pages import trim
 from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.loops import goes_round
-from glmchat.engine.mapped_pages import trim
 from glmchat.engine.models.base import LanguageModel, ModelSpec
 from glmchat.engine.passes import Pass
+from glmchat.engine.placement import tune
 from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
-from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
-from glmchat.engine.tokenizers.by_files import tokenizer_of_files
-from glmchat.engine.tune import tune
+from glmchat.engine.tokenizers.loading import tokenizer_of_files
 
 if TYPE_CHECKING:
     from glmchat.engine.adapters.adapter import Adapter

@@ -12,16 +12,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import Damaged, NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.weight_files import folder_config
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
-    from glmchat.engine.gguf_file import GGUFFile
+    from glmchat.checkpoints.gguf_file import GGUFFile
 
 # "module:attribute" of a Family, or of a tuple of them. The fallback takes what nobody else knows, so it stays last.
 FAMILIES: tuple[str, ...] = (
@@ -29,7 +29,7 @@ FAMILIES: tuple[str, ...] = (
     "glmchat.engine.models.chatglm2:FAMILY",
     "glmchat.engine.models.gpt2:FAMILY",
     "glmchat.engine.models.llama:FAMILY",
-    "glmchat.engine.models.fallback:FAMILY",
+    "glmchat.engine.models.transformers:FAMILY",
 )
 
 
@@ -91,8 +91,8 @@ def identify(path: Path) -> Checkpoint:
         )
     gguf = None
     if path.is_file():
-        from glmchat.engine.gguf_file import open_gguf
-        from glmchat.engine.gguf_names import config_of
+        from glmchat.checkpoints.gguf_file import open_gguf
+        from glmchat.checkpoints.gguf_names import config_of
 
         gguf = open_gguf(path)
         config: Mapping[str, Any] = config_of(gguf)

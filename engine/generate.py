@@ -10,8 +10,8 @@ import torch
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
+from glmchat.engine.formats.mapped_pages import trim
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.mapped_pages import trim
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.passes import Pass, Passes
 from glmchat.engine.sampling import Sampler

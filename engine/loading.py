@@ -13,21 +13,21 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from glmchat.checkpoints.generations import model_of_embedding
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.core.errors import Damaged, Usage
-from glmchat.core.generations import model_of_embedding
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.mapped_pages import Sweep
+from glmchat.engine.formats.compressed import open_compressed
+from glmchat.engine.formats.mapped_pages import Sweep
+from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
+from glmchat.engine.formats.shards import open_folder
+from glmchat.engine.formats.thudm import open_official
+from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
-from glmchat.engine.official_packed import open_official
-from glmchat.engine.quantize.compressed import open_compressed
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
-from glmchat.engine.quantize.packed_cache import open_cache, weight_files_of
-from glmchat.engine.shards import open_folder
-from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
 
 Progress = Callable[[str, float], None]  # (stage, 0..1)
 
@@ -35,7 +35,7 @@ Progress = Callable[[str, float], None]  # (stage, 0..1)
 def open_weights(checkpoint: Checkpoint) -> WeightSource:
     """The tensors of a checkpoint under their checkpoint names, whatever they are stored in."""
     if checkpoint.gguf is not None:
-        from glmchat.engine.gguf_weights import GGUFWeights
+        from glmchat.engine.formats.gguf import GGUFWeights
 
         return GGUFWeights(checkpoint.gguf)
     source = open_folder(checkpoint.path)

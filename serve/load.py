@@ -18,7 +18,7 @@ def engine_loader(options: ServeOptions) -> Load:
         report("import", 1.0)
         folder, quant = options.folder, options.quant
         if quant is not None and options.copy is not None:
-            from glmchat.engine.quantize.kept import kept_copy
+            from glmchat.engine.quantize.quantised_copy import kept_copy
 
             folder = kept_copy(folder, quant, Path(options.copy["out"]), options.copy["manifest"], report)
             quant = None

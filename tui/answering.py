@@ -10,7 +10,7 @@ from glmchat.tui.messages import Ear
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import SessionEvent
-    from glmchat.chat.endpoint import Stop
+    from glmchat.chat.client.endpoint import Stop
     from glmchat.chat.session import ChatSession
 
 PENDING, PENDING_ANSWER = "pending", "pending-answer"  # keys of turns that are shown before they are stored

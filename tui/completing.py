@@ -37,14 +37,14 @@ def _names(text: str) -> list[Suggestion]:
     command = commands.BY_NAME.get(text[1:].split(" ", 1)[0].lower())
     if command is None or command.name not in ("model", "adapter", "compare"):
         return []
-    from glmchat.chat import comparison_columns
+    from glmchat.chat.compare import columns
 
     before, _, word = text.rpartition(" ")
     try:
         if command.name == "adapter":
-            words = [name[1:] for name in comparison_columns.completions(f"+{word}")]
+            words = [name[1:] for name in columns.completions(f"+{word}")]
         else:
-            words = comparison_columns.completions(word)
+            words = columns.completions(word)
     except GlmchatError:  # a catalogue that cannot be read: the command itself says so
         return []
     return [Suggestion(f"{before} {name}", one_line(name, 60)) for name in words[:_MOST] if name != word]

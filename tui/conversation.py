@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from glmchat.core.language import tr
-from glmchat.tui.turns import State, Turn
-from glmchat.tui.wrapping import rows
+from glmchat.tui.transcript.turns import State, Turn
+from glmchat.tui.transcript.wrapping import rows
 
 if TYPE_CHECKING:
-    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.session import ChatSession
 
 
@@ -54,7 +54,7 @@ def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], u
 
 def speaker(session: ChatSession, message: StoredMessage) -> str:
     """Who answered: the model, and its adapters."""
-    from glmchat.chat.transcript import answered_by  # it brings the database
+    from glmchat.chat.history.transcript import answered_by  # it brings the database
 
     return answered_by(message, session.identity.model or tr("model"))
 

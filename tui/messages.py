@@ -11,9 +11,9 @@ from textual.message import Message
 from glmchat.core.errors import GlmchatError
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
+    from glmchat.chat.client.endpoint import Endpoint
     from glmchat.chat.context import Request
-    from glmchat.chat.endpoint import Endpoint
-    from glmchat.chat.records import Conversation
+    from glmchat.chat.history.rows import Conversation
     from glmchat.chat.session import ChatSession, ModelIdentity
     from glmchat.tui.answering import Answering
 

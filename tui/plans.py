@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.text import Text
 
-from glmchat.chat.child_events import child_events
+from glmchat.chat.jobs import child_events
 from glmchat.core.errors import EngineDied, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line

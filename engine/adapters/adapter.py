@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
+from glmchat.checkpoints.adapter_soundness import check_lora
+from glmchat.checkpoints.config import integer, number, read_json
+from glmchat.checkpoints.model_names import BESIDE
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
-from glmchat.core.model_config import integer, number, read_json
-from glmchat.core.model_names import BESIDE
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import open_tensors
-from glmchat.engine.adapters.settings import LoraSettings, parse_lora
-from glmchat.engine.adapters.soundness import check_lora
 
 if TYPE_CHECKING:
-    from glmchat.engine.weights import WeightSource
+    from glmchat.engine.formats.weights import WeightSource
 
 PREFIX = "transformer.prefix_encoder."
 _VOCABULARY = re.compile(r"\b(embed_tokens|wte|word_embeddings|lm_head|output_layer)\b")

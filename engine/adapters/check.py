@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from glmchat.checkpoints.adapter_soundness import require_finite
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -14,7 +15,6 @@ from glmchat.engine.adapters.attach import modules_of
 from glmchat.engine.adapters.identity import refuse_other_base
 from glmchat.engine.adapters.lora import match
 from glmchat.engine.adapters.prefix_tuning import check_prefix
-from glmchat.engine.adapters.soundness import require_finite
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from glmchat.checkpoints.config import read_json
+from glmchat.checkpoints.weight_files import checkpoints, refuse_pointer
 from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.model_config import read_json
 from glmchat.core.text import human_bytes, one_line
-from glmchat.core.weight_files import checkpoints, refuse_pointer
-from glmchat.engine.shards import load_bin, open_folder
-from glmchat.engine.weights import WeightSource
+from glmchat.engine.formats.shards import load_bin, open_folder
+from glmchat.engine.formats.weights import WeightSource
 
 if TYPE_CHECKING:
     import torch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from glmchat.checkpoints.model_names import names_of, other_model
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.model_names import names_of, other_model
 from glmchat.engine.adapters.adapter import Adapter
 from glmchat.engine.families import Checkpoint
 

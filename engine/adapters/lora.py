@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from glmchat.checkpoints.adapter_settings import LoraSettings
+from glmchat.checkpoints.adapter_soundness import Names, changed_shape, require_finite, split_name
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter
-from glmchat.engine.adapters.settings import LoraSettings
-from glmchat.engine.adapters.soundness import Names, changed_shape, require_finite, split_name
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")

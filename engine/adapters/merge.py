@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.checkpoints.adapter_soundness import Names
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -19,12 +20,11 @@ from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
 from glmchat.engine.adapters.check import check_against, outline
 from glmchat.engine.adapters.lora import Change, match, read_changes
-from glmchat.engine.adapters.soundness import Names
 from glmchat.engine.families import Checkpoint
+from glmchat.engine.formats.companions import write_companions
+from glmchat.engine.formats.safetensors_writer import Layout, SafetensorsWriter
+from glmchat.engine.formats.weights import WeightSource
 from glmchat.engine.loading import match_names, open_weights
-from glmchat.engine.quantize.companions import write_companions
-from glmchat.engine.quantize.safetensors_writer import Layout, SafetensorsWriter
-from glmchat.engine.weights import WeightSource
 
 SHARD_BYTES = 2 * 2**30
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,7 +12,7 @@ from torch import nn
 
 from glmchat.engine.changes import changes
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.step import CompiledStep, NotCompiled, Parts
+from glmchat.engine.native.step import CompiledStep, NotCompiled, Parts
 
 
 @dataclass(frozen=True, slots=True)

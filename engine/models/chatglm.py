@@ -16,17 +16,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.config import flag, integer, number, token_ids
+from glmchat.checkpoints.generations import WORDS, generation
+from glmchat.checkpoints.vocabularies import published_vocabulary
 from glmchat.core.errors import Damaged, Usage
-from glmchat.core.generations import WORDS, generation
 from glmchat.core.language import tr
-from glmchat.core.model_config import flag, integer, number, token_ids
-from glmchat.core.vocabularies import published_vocabulary
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
-from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 # The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
@@ -324,7 +324,7 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts_chatglm import ChatGLMPrompt
+    from glmchat.engine.prompts.chatglm import ChatGLMPrompt
     from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 
     assert isinstance(tokenizer, ChatGLMTokenizer)

@@ -14,19 +14,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.config import flag, integer, number, require, token_ids
+from glmchat.checkpoints.generations import WORDS, generation
+from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary
 from glmchat.core.errors import Damaged
-from glmchat.core.generations import WORDS, generation
 from glmchat.core.language import tr
-from glmchat.core.model_config import flag, integer, number, require, token_ids
-from glmchat.core.vocabularies import check_rows, published_vocabulary
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import Block, RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
-from glmchat.engine.models.step import LayerParts, Parts
-from glmchat.engine.prompts import PromptFormat
+from glmchat.engine.native.step import LayerParts, Parts
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
@@ -279,8 +279,8 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt
-    from glmchat.engine.prompts_glm4 import GLM4Prompt
+    from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt
+    from glmchat.engine.prompts.glm4 import GLM4Prompt
 
     formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
     formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.config import integer, number, token_ids
+from glmchat.checkpoints.generations import WORDS, is_cpm
 from glmchat.core.errors import Damaged, DoesNotFit
-from glmchat.core.generations import WORDS, is_cpm
 from glmchat.core.language import tr
-from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.families import Family
+from glmchat.engine.formats.packed_format import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel
-from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.quantize.packed_format import is_ours_to_read
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 _TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
@@ -194,7 +194,7 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts_gpt2 import gpt2_prompt
+    from glmchat.engine.prompts.gpt2 import gpt2_prompt
 
     return gpt2_prompt(folder, tokenizer, spec)
 

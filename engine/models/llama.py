@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glmchat.checkpoints.config import integer, number, token_ids
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
-from glmchat.core.model_config import integer, number, token_ids
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
+from glmchat.engine.formats.packed_format import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
-from glmchat.engine.models.joined import joined
+from glmchat.engine.models.fused import joined
 from glmchat.engine.models.layers import (
     Block,
     RMSNorm,
@@ -35,9 +36,8 @@ from glmchat.engine.models.layers import (
     tied_logits,
 )
 from glmchat.engine.models.prefix import PrefixedModel
-from glmchat.engine.models.step import LayerParts, Parts
-from glmchat.engine.prompts import PromptFormat
-from glmchat.engine.quantize.packed_format import is_ours_to_read
+from glmchat.engine.native.step import LayerParts, Parts
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
@@ -339,7 +339,7 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.template_prompt import template_prompt
+    from glmchat.engine.prompts.template import template_prompt
 
     return template_prompt(folder, tokenizer, spec)
 

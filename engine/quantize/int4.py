@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from glmchat.engine.quantize.cpu_native import Found, search_native
-from glmchat.engine.weights import Int4
+from glmchat.engine.formats.weights import Int4
+from glmchat.engine.native.cpu import Found, search_native
 
 GROUP_SIZES = (128, 64, 32)
 STEPS = 15

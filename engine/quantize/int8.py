@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from glmchat.engine.quantize.cpu_native import Found, search_native
-from glmchat.engine.weights import Int8
+from glmchat.engine.formats.weights import Int8
+from glmchat.engine.native.cpu import Found, search_native
 
 LIMIT = 127
 # Shares of a row's largest weight that the search covers: from a little more down, while it does not get much worse.

@@ -84,9 +84,14 @@ class Kernel(ABC):
 
 # Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpu_native:NativeCpu", "cpu_aten:AtenCpu", "reference:Reference"),
-    "cuda": ("cuda:CpmKernels", "cuda:AtenCuda", "cuda:TritonCuda", "reference:Reference"),
-    "other": ("reference:Reference",),
+    "cpu": ("native.cpu:NativeCpu", "quantize.aten:AtenCpu", "quantize.reference:Reference"),
+    "cuda": (
+        "quantize.cuda:CpmKernels",
+        "quantize.cuda:AtenCuda",
+        "quantize.cuda:TritonCuda",
+        "quantize.reference:Reference",
+    ),
+    "other": ("quantize.reference:Reference",),
 }
 _PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
 _CHOSEN: dict[tuple[str, int], str] = {}
@@ -97,7 +102,7 @@ def _table(device: str) -> tuple[Kernel, ...]:
     made = []
     for entry in _TABLES.get(device, _TABLES["other"]):
         module, _, name = entry.partition(":")
-        made.append(getattr(import_module(f"glmchat.engine.quantize.{module}"), name)())
+        made.append(getattr(import_module(f"glmchat.engine.{module}"), name)())
     return tuple(made)
 
 

@@ -15,15 +15,15 @@ from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.formats.packed_format import is_ours_to_read, packed_width
+from glmchat.engine.formats.safetensors_writer import Layout, file_size
+from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.packed_format import is_ours_to_read, packed_width
 from glmchat.engine.quantize.replace import Recipe, quantisable
-from glmchat.engine.quantize.safetensors_writer import Layout, file_size
-from glmchat.engine.weights import Int4, Int8, WeightSource
 
 if TYPE_CHECKING:
-    from glmchat.engine.quantize.arriving import Announced
+    from glmchat.engine.quantize.streaming import Announced
 
 SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
 _SPARE = 64 * 2**20  # for config, tokenizer and the file system's own needs

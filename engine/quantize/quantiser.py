@@ -24,16 +24,16 @@ from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.formats.companions import write_companions
+from glmchat.engine.formats.packed_format import describe, pack, pack_points
+from glmchat.engine.formats.safetensors_writer import SafetensorsWriter
+from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
 from glmchat.engine.loading import open_weights
-from glmchat.engine.quantize.arriving import Arriving
-from glmchat.engine.quantize.companions import write_companions
 from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.packed_format import describe, pack, pack_points
 from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, shard_name
 from glmchat.engine.quantize.replace import not_finite
-from glmchat.engine.quantize.safetensors_writer import SafetensorsWriter
-from glmchat.engine.weights import Int4, Int8, Stored, WeightSource
+from glmchat.engine.quantize.streaming import Arriving
 
 _NOTE = "plan.json"  # in the growing folder: which plan its files belong to
 MANIFEST = "glmchat.json"

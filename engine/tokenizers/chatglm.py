@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 
-from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 EARLY_PIECES, SLIM_PIECES = 130_000, 130_344

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 PIECES = 64_789

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glmchat.core.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import SPACE, encodable, open_pieces
 
 PIECES = 30_000

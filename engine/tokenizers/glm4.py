@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tiktoken
 
+from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.vocabularies import read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import encodable
 
 RANKS = 151_329

@@ -9,11 +9,11 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from glmchat.checkpoints.vocabularies import check_rows, vocabulary_file
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.vocabularies import check_rows, vocabulary_file
-from glmchat.core.weight_files import refuse_pointer
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.cpm import CPMTokenizer
 from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Lower
 
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.weight_files import refuse_pointer
 
 _LARGEST = 256 * 2**20
 # What a template may mean by a token, even where the file does not mark it as special.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.gguf_file import open_gguf
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.tokenizers.base import Tokenizer
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import sentencepiece
 
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.core.weight_files import refuse_pointer
 
 
 class SentencePieceTokenizer:

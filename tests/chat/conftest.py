@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 
 sys.path.insert(0, str(Path(__file__).parent))  # speakers.py
 

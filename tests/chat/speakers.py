@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
-from glmchat.chat.endpoint import Progress, Stop
+from glmchat.chat.client.endpoint import Progress, Stop
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
 

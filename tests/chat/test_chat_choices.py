@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from glmchat.chat import context
+from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate, wanted_model
-from glmchat.chat.records import StoredMessage
 from glmchat.chat.sampling_choice import ORDER, choose_sampling, generation_config, ranks_for_launch
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, NotInstalled, ServerFailed, UnknownModel, Usage

@@ -11,11 +11,12 @@ import pytest
 from fake_server import fake_command
 from fakes import WEIGHTS
 
-from glmchat.chat import comparison_engines, connect, engine_process
-from glmchat.chat.compare import ColumnFailed, Comparison, Said, resume
-from glmchat.chat.comparison_columns import parse_columns
-from glmchat.chat.comparison_engines import OneByOne, Together
-from glmchat.chat.history import History
+from glmchat.chat import connect, engine_process
+from glmchat.chat.compare import engines
+from glmchat.chat.compare.columns import parse_columns
+from glmchat.chat.compare.compare import ColumnFailed, Comparison, Said, resume
+from glmchat.chat.compare.engines import OneByOne, Together
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
@@ -114,11 +115,11 @@ def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "llama"}')
         (folder / "model.safetensors").write_bytes(WEIGHTS)
-    monkeypatch.setattr(comparison_engines, "physical_cores", lambda: 8)
-    monkeypatch.setattr(comparison_engines, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(engines, "physical_cores", lambda: 8)
+    monkeypatch.setattr(engines, "available_memory", lambda: 10**9)
     columns = parse_columns([str(model), str(other)])
     first, *_ = Comparison(history, columns, Settings()).ask("hello")
-    monkeypatch.setattr(comparison_engines, "available_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr(engines, "available_memory", lambda: 5 * 10**8)
     comparison = Comparison(history, columns, Settings())
     second, *_ = comparison.ask("hello")
     assert first == Together(2, 4)

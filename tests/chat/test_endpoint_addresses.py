@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from glmchat.chat.endpoint import Endpoint
-from glmchat.chat.server_url import api_url
+from glmchat.chat.client.endpoint import Endpoint
+from glmchat.chat.client.server_url import api_url
 from glmchat.core.errors import Usage
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from glmchat.chat import preflight
 from glmchat.chat.folder_check import check_folder
+from glmchat.checkpoints.vocabularies import KNOWN
+from glmchat.checkpoints.weight_files import tensor_names
 from glmchat.core.errors import Damaged, Hostile, Usage
-from glmchat.core.vocabularies import KNOWN
-from glmchat.core.weight_files import tensor_names
 
 SIX = {"model_type": "chatglm", "hidden_size": 64, "inner_hidden_size": 256, "num_layers": 2, "num_attention_heads": 4}
 TWO = {"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 16,

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat import database
-from glmchat.chat.history import History
-from glmchat.chat.owners import is_alive, this_process
-from glmchat.chat.schema import prepare
+from glmchat.chat.history import database
+from glmchat.chat.history.history import History
+from glmchat.chat.history.owners import is_alive, this_process
+from glmchat.chat.history.schema import prepare
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.session import ChatSession
 sys.path.insert(0, sys.argv[2])
 from speakers import LocalSpeaker

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat.history import History
-from glmchat.chat.search import find_spans, match_expression, snippet, spaced
+from glmchat.chat.history.history import History
+from glmchat.chat.history.search import find_spans, match_expression, snippet, spaced
 
 
 def add(history: History, *texts: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat.history import History, title_from
-from glmchat.chat.records import ConversationSettings
+from glmchat.chat.history.history import History, title_from
+from glmchat.chat.history.rows import ConversationSettings
 from glmchat.core.errors import Failed, Usage
 
 
@@ -202,7 +202,7 @@ def test_what_another_part_changed_is_not_written_over(history: History) -> None
 
 def test_many_windows_open_a_new_history_at_once(history_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from glmchat.chat.history import History\n"
+        "import sys; from pathlib import Path; from glmchat.chat.history.history import History\n"
         "h = History.open(Path(sys.argv[1])); t = h.new()\n"
         "for i in range(20): h.append(t, 'user', str(i))\n"
         "print(h.saved, h.note, len(h.load(t.conversation.id).path()))"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from glmchat.chat.connect import connect, identity_of
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.replay import Outcome, run_replay
-from glmchat.chat.replay_plan import find_answer, plan_replay
+from glmchat.chat.replay.plan import find_answer, plan_replay
+from glmchat.chat.replay.replay import Outcome, run_replay
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession
 from glmchat.core.messages import Piece

@@ -10,7 +10,7 @@ import pytest
 from speakers import LocalSpeaker
 
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage

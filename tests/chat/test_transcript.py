@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from glmchat.chat.history import History
-from glmchat.chat.records import Tree
-from glmchat.chat.transcript import add_to_history, export, file_name, read_import, to_json
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import Tree
+from glmchat.chat.history.transcript import add_to_history, export, file_name, read_import, to_json
 from glmchat.core.errors import Damaged
 
 

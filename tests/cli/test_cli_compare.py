@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

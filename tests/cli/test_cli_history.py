@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glmchat.chat.history import History
-from glmchat.chat.records import StoredMessage
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage
 from glmchat.core import locations
 
 Argv = Callable[..., list[str]]

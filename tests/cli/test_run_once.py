@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.core import locations
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 
 Argv = Callable[..., list[str]]
 

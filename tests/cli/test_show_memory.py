@@ -14,7 +14,7 @@ from glmchat.chat import preflight
 from glmchat.cli.main import run
 from glmchat.engine.families import identify
 from glmchat.engine.loading import load_model
-from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
 from glmchat.engine.quantize.replace import Recipe

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from glmchat.engine.quantize import cpu_native
+from glmchat.engine.native import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,17 +43,17 @@ def builders() -> ModuleType:
 
 def _instruction_sets() -> list[str]:
     """Those of the C kernel that this processor has, the best first; none without the kernel."""
-    if cpu_native.NativeCpu().unavailable() is not None:
+    if cpu.NativeCpu().unavailable() is not None:
         return []
     names = ("avx512amx", "avx512vnni", "avx512", "avx2", "portable")
-    found = [name for name in names if cpu_native.choose_instructions(name)]
-    cpu_native.choose_instructions()
+    found = [name for name in names if cpu.choose_instructions(name)]
+    cpu.choose_instructions()
     return found
 
 
 @pytest.fixture(params=_instruction_sets())
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn."""
-    cpu_native.choose_instructions(request.param)
+    cpu.choose_instructions(request.param)
     yield request.param
-    cpu_native.choose_instructions()
+    cpu.choose_instructions()

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glmchat.checkpoints.model_names import canonical, other_model
 from glmchat.cli.adapters import add
 from glmchat.core.errors import Damaged, GlmchatError, Usage
-from glmchat.core.model_names import canonical, other_model
 from glmchat.engine import Engine
 from glmchat.hub.adapters import list_adapters
 

@@ -12,8 +12,8 @@ import torch
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.changes import note_change
-from glmchat.engine.models import step
-from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.native import step
+from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
 

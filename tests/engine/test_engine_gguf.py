@@ -13,12 +13,12 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glmchat.checkpoints.gguf_file import GGUFFile
 from glmchat.core.errors import Damaged, GlmchatError, Hostile
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
-from glmchat.engine.gguf_file import GGUFFile
-from glmchat.engine.gguf_weights import GGUFWeights, decode
-from glmchat.engine.weights import Int4, Int8
+from glmchat.engine.formats.gguf import GGUFWeights, decode
+from glmchat.engine.formats.weights import Int4, Int8
 
 IDS = [5, 9, 40, 41, 42, 8, 77]
 

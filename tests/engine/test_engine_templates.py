@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
 from glmchat.core.messages import Message
 from glmchat.engine import load_tokenizer
-from glmchat.engine.chat_template import ChatTemplate, folder_template
 from glmchat.engine.families import identify
-from glmchat.engine.prompts import NoChat
-from glmchat.engine.template_prompt import TemplatePrompt
+from glmchat.engine.prompts.base import NoChat
+from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
+from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.hf import HFTokenizer
 
 TALK = [{"role": "user", "content": "hi"}]

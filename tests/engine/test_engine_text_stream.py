@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmchat.engine import load_tokenizer
-from glmchat.engine.prompts_chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt
+from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt
 from glmchat.engine.text_stream import CleanUp, TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 

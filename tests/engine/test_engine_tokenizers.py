@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from glmchat.core.errors import Damaged
 from glmchat.core.messages import Message
 from glmchat.engine import load_tokenizer
-from glmchat.engine.chat_template import ChatTemplate
-from glmchat.engine.template_prompt import TemplatePrompt
+from glmchat.engine.prompts.chat_template import ChatTemplate
+from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.gguf_bpe import bpe_from_gguf
 from glmchat.engine.tokenizers.hf import HFTokenizer, wrap
 from glmchat.engine.tokenizers.spm import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf

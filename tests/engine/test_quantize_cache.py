@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from glmchat.core import locations
 from glmchat.engine import Engine
-from glmchat.engine.mapped_pages import let_go
-from glmchat.engine.quantize import packed_cache
-from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.formats import packed_cache
+from glmchat.engine.formats.mapped_pages import let_go
+from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.linear import QuantLinear
 
 pytestmark = pytest.mark.skipif(

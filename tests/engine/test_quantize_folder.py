@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
+from glmchat.engine.formats.packed_format import pack, pack_points, unpack, unpack_points
+from glmchat.engine.native.cpu import NativeCpu, search_native
 from glmchat.engine.quantize import int4, int8, quantiser
 from glmchat.engine.quantize import plan as planning
-from glmchat.engine.quantize.cpu_native import NativeCpu, search_native
 from glmchat.engine.quantize.int4 import quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.kept import kept_copy
-from glmchat.engine.quantize.packed_format import pack, pack_points, unpack, unpack_points
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
+from glmchat.engine.quantize.quantised_copy import kept_copy
 from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
 from glmchat.engine.quantize.replace import Recipe
 

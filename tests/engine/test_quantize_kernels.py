@@ -10,17 +10,18 @@ import threading
 import pytest
 import torch
 
-from glmchat.engine.quantize import cpu_native, kernels
-from glmchat.engine.quantize.cpu_aten import AtenCpu
-from glmchat.engine.quantize.cpu_native import NativeCpu
+from glmchat.engine.native import cpu
+from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.quantize import kernels
+from glmchat.engine.quantize.aten import AtenCpu
 from glmchat.engine.quantize.kernels import Kernel, Shape, choose, kernel_report, self_test
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 from glmchat.engine.quantize.reference import Reference
 
 NATIVE = NativeCpu().unavailable() is None
-HAS_AMX = NATIVE and cpu_native.choose_instructions("avx512amx") is not None
+HAS_AMX = NATIVE and cpu.choose_instructions("avx512amx") is not None
 if NATIVE:
-    cpu_native.choose_instructions()
+    cpu.choose_instructions()
 needs_native = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
 
 
@@ -104,9 +105,9 @@ def test_tiles_give_the_bits_that_vectors_give(
         x[2, 0], x[3, -1] = float("nan"), float("inf")
         found = []
         for name in ("avx512amx", "avx512vnni"):
-            assert cpu_native.choose_instructions(name) == name
+            assert cpu.choose_instructions(name) == name
             found.append(linear(x.to(dtype)))
-        cpu_native.choose_instructions()
+        cpu.choose_instructions()
         assert torch.equal(found[0].isnan(), found[1].isnan())
         assert torch.equal(found[0].nan_to_num(), found[1].nan_to_num())
 

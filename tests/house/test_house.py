@@ -18,7 +18,7 @@ import typer
 from glmchat.cli.command_table import COMMANDS, CommandTable
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "hub", "engine", "serve", "chat", "tui", "cli")
+ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
 
 
 def sources(room: str) -> Iterator[Path]:

@@ -16,7 +16,7 @@ from glmchat.cli.usage_words import SENTENCES
 from glmchat.core import language
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "hub", "chat", "tui", "cli", "serve", "engine")
+ROOMS = ("core", "checkpoints", "hub", "chat", "tui", "cli", "serve", "engine", "jobs")
 
 
 @pytest.fixture(autouse=True)

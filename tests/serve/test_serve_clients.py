@@ -15,7 +15,7 @@ import openai
 import pytest
 from fakes import FakeEngine
 
-from glmchat.chat.endpoint import Endpoint, Progress
+from glmchat.chat.client.endpoint import Endpoint, Progress
 from glmchat.core.errors import DoesNotFit, ServerFailed
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
 

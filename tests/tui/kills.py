@@ -24,8 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from glmchat.chat.history import History
-from glmchat.chat.records import StoredMessage
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage
 
 TESTS = Path(__file__).resolve().parents[1]
 PROMISE = 1.0  # seconds; what stood on the screen longer than that is in the database

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmchat.tui.blocks import CHUNK_LINES, Block, BlockSplitter, split_row
+from glmchat.tui.transcript.blocks import CHUNK_LINES, Block, BlockSplitter, split_row
 
 EVERYTHING = """# 标题 😀
 

@@ -14,8 +14,9 @@ from fakes import WEIGHTS
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
 from windows import Window, make_app, open_window
 
-from glmchat.chat import comparison_engines, connect, engine_process
-from glmchat.chat.history import History
+from glmchat.chat import connect, engine_process
+from glmchat.chat.compare import engines
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.hub import adapters
@@ -108,9 +109,9 @@ async def test_one_name_is_compared_with_the_model_that_runs_on_the_last_questio
 async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model_comes(
     launch: LaunchOptions, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison_engines, "physical_cores", lambda: 8)
-    monkeypatch.setattr(comparison_engines, "available_memory", lambda: 1000)
-    monkeypatch.setattr("glmchat.chat.compare.available_memory", lambda: 1000)
+    monkeypatch.setattr(engines, "physical_cores", lambda: 8)
+    monkeypatch.setattr(engines, "available_memory", lambda: 1000)
+    monkeypatch.setattr("glmchat.chat.compare.compare.available_memory", lambda: 1000)
     async with open_window(launch=launch) as window:
         await window.send(f"/compare {other}\nhello")
         await over(window)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmchat.tui import long_text, turn_layout
-from glmchat.tui.blocks import Block, BlockSplitter, code_blocks
-from glmchat.tui.long_text import LongText
 from glmchat.tui.theme import PALETTES
-from glmchat.tui.turn_layout import TurnLayout
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript import long_text, turn_layout
+from glmchat.tui.transcript.blocks import Block, BlockSplitter, code_blocks
+from glmchat.tui.transcript.long_text import LongText
+from glmchat.tui.transcript.turn_layout import TurnLayout
+from glmchat.tui.transcript.turns import Turn
 
 LINES = st.lists(
     st.sampled_from(

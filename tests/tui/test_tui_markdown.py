@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from glmchat.tui.blocks import BlockSplitter
-from glmchat.tui.highlight import highlight
-from glmchat.tui.markdown import Line, draw
 from glmchat.tui.theme import PALETTES
+from glmchat.tui.transcript.blocks import BlockSplitter
+from glmchat.tui.transcript.highlight import highlight
+from glmchat.tui.transcript.markdown import Line, draw
 
 P = PALETTES["dark"]
 

@@ -15,7 +15,7 @@ from glmchat.core import language
 from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.status import Facts
 
 ANSWER = (Path(__file__).parent / "answer.txt").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
 from glmchat.tui.theme import PALETTES
-from glmchat.tui.turn_layout import KEPT, TurnLayout
-from glmchat.tui.turns import FOLD_TO, Turn
-from glmchat.tui.widgets.transcript import Clicked, Transcript
+from glmchat.tui.transcript.transcript import Clicked, Transcript
+from glmchat.tui.transcript.turn_layout import KEPT, TurnLayout
+from glmchat.tui.transcript.turns import FOLD_TO, Turn
 
 
 class Reader(App[None]):

@@ -15,7 +15,7 @@ from textual.color import Color
 from textual.widgets import OptionList
 from windows import LAUNCH, Window, make_app, open_window
 
-from glmchat.chat.history import History
+from glmchat.chat.history.history import History
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import clipboard

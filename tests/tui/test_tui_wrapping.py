@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
-from glmchat.tui.wrapping import rows, slices
+from glmchat.tui.transcript.wrapping import rows, slices
 
 TEXT = st.text(alphabet=st.sampled_from("ab cd,.量化，。（）“”😀é\n-x"), max_size=80)
 

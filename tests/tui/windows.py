@@ -16,7 +16,7 @@ from fakes import FakeEngine
 from textual import events
 from textual.keys import _character_to_key
 
-from glmchat.chat.endpoint import Endpoint
+from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineOptions, start_engine
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.settings import Settings
@@ -25,7 +25,7 @@ from glmchat.serve.options import ServeOptions
 from glmchat.serve.run import make_server
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.turns import Turn
 
 LAUNCH = LaunchOptions(model="smollm2", folder=Path("/fake/model"), quant_label="q4_1", revision="b179c9523d0e")
 

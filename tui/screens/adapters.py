@@ -28,8 +28,8 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
 if TYPE_CHECKING:
+    from glmchat.chat.client.server_rows import ModelRow
     from glmchat.chat.launch import LaunchOptions
-    from glmchat.chat.server_rows import ModelRow
     from glmchat.chat.session import ChatSession
 
 STEP = 0.1  # of a weight

@@ -20,13 +20,13 @@ from glmchat.core.text import one_line
 from glmchat.tui import commands
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.reading import Reading
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.transcript import Transcript
+from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.status import StatusLine
 from glmchat.tui.widgets.suggestions import Suggestions
-from glmchat.tui.widgets.transcript import Transcript
 
 LOW = 16  # rows; below, the title is given up
 NARROW = 72  # columns; below, the sidebar takes the whole width

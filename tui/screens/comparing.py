@@ -10,8 +10,8 @@ from glmchat.core.language import tr
 from glmchat.tui.screens.commanding import Commanding
 
 if TYPE_CHECKING:
-    from glmchat.chat.compare import Comparison
-    from glmchat.chat.comparison_engines import Running
+    from glmchat.chat.compare.compare import Comparison
+    from glmchat.chat.compare.engines import Running
     from glmchat.chat.launch import LaunchOptions
 
 
@@ -22,8 +22,8 @@ class Comparing(Commanding):
         self.when_quiet(lambda: self._compare(argument))
 
     def _compare(self, argument: str) -> None:
-        from glmchat.chat import compare
-        from glmchat.chat.comparison_columns import beside
+        from glmchat.chat.compare import compare
+        from glmchat.chat.compare.columns import beside
         from glmchat.tui.screens.comparison import ComparisonScreen
 
         session = self._talk()
@@ -56,7 +56,7 @@ class Comparing(Commanding):
         return replace(self.launch, server=None, sampling=sampling, adapters=None)
 
     def _engine_here(self) -> Running | None:
-        from glmchat.chat.comparison_engines import Running
+        from glmchat.chat.compare.engines import Running
         from glmchat.chat.connect import Connection
 
         process = self.link.process
@@ -68,7 +68,7 @@ class Comparing(Commanding):
     def _compared(self, made: Comparison, column: int | None) -> None:
         """The comparison was left; column: the answer to go on with. Its model, adapters and settings come along."""
         from glmchat.chat import model_choice
-        from glmchat.chat.comparison_engines import engine_key
+        from glmchat.chat.compare.engines import engine_key
 
         session, answers = self._talk(), made.answers()
         if column is not None:

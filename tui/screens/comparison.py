@@ -24,8 +24,8 @@ from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
-    from glmchat.chat.compare import Comparison, ComparisonEvent
-    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.compare.compare import Comparison, ComparisonEvent
+    from glmchat.chat.history.rows import StoredMessage
 
 NARROWEST = 34  # cells of a column; where there is less room one is shown at a time
 _LOOK = 0.04  # seconds between two looks at what was said
@@ -157,8 +157,8 @@ class ComparisonScreen(Steady, Screen[int | None]):
         self.set_timer(_LOOK, self._listen)
 
     def _listen(self) -> None:
-        from glmchat.chat.compare import ColumnFailed, Loading, Said
-        from glmchat.chat.comparison_engines import OneByOne, Together
+        from glmchat.chat.compare.compare import ColumnFailed, Loading, Said
+        from glmchat.chat.compare.engines import OneByOne, Together
 
         columns = self.columns
         for event in self._ear.take():

@@ -15,7 +15,7 @@ from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import language, tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.tui.languages import advice_for_chinese
+from glmchat.tui.advice import advice_for_chinese
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import (
     STAGES,
@@ -32,10 +32,10 @@ from glmchat.tui.messages import (
     Weighed,
 )
 from glmchat.tui.steady import Steady
-from glmchat.tui.turns import Role, Turn
+from glmchat.tui.transcript.transcript import Transcript
+from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.status import StatusLine
-from glmchat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
@@ -117,7 +117,7 @@ class Connecting(Steady, Screen[None]):
 
     def _open_history(self) -> None:
         from glmchat.chat.connect import open_session
-        from glmchat.chat.history import History
+        from glmchat.chat.history.history import History
 
         launch = self.launch
         try:

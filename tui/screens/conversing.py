@@ -17,11 +17,11 @@ from glmchat.tui.conversation import speaker, state_note, turns_of
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import Ended, Heard
 from glmchat.tui.screens.connecting import Connecting
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.turns import Turn
 
 if TYPE_CHECKING:
-    from glmchat.chat.endpoint import Stop
-    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.client.endpoint import Stop
+    from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.session import ChatSession, SessionEvent
 
 
@@ -76,7 +76,7 @@ class Conversing(Connecting):
 
     def complete(self, text: str) -> None:
         """Let the model go on with a text. Shown, not stored: it belongs to no conversation."""
-        from glmchat.chat.endpoint import Stop
+        from glmchat.chat.client.endpoint import Stop
 
         session = self._talk()
         assert self._ready is not None
@@ -168,7 +168,7 @@ class Conversing(Connecting):
 
     def _heard(self, answering: Answering, event: SessionEvent) -> None:
         from glmchat.chat.answering import Begun, Done, Trimmed
-        from glmchat.chat.endpoint import Progress
+        from glmchat.chat.client.endpoint import Progress
 
         in_view = answering is self.answering
         match event:

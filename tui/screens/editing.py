@@ -15,13 +15,13 @@ from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes
 from glmchat.tui import clipboard
-from glmchat.tui.blocks import code_blocks
 from glmchat.tui.conversation import columns
 from glmchat.tui.screens.conversing import Conversing
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.blocks import code_blocks
+from glmchat.tui.transcript.turns import Turn
 
 if TYPE_CHECKING:
-    from glmchat.chat.records import StoredMessage
+    from glmchat.chat.history.rows import StoredMessage
 
 
 class Editing(Conversing):

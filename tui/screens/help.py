@@ -17,7 +17,7 @@ from glmchat.core.language import tr
 from glmchat.tui.commands import COMMANDS, GROUPS, key_name, summary, usage
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
-from glmchat.tui.wrapping import rows
+from glmchat.tui.transcript.wrapping import rows
 
 _KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send"),

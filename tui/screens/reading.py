@@ -6,10 +6,10 @@ from textual import events
 
 from glmchat.core.language import tr
 from glmchat.tui.screens.prompting import Prompting
-from glmchat.tui.turns import Turn
+from glmchat.tui.transcript.transcript import Clicked
+from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.actions import ACTIONS, TurnActions
 from glmchat.tui.widgets.suggestions import Suggestions
-from glmchat.tui.widgets.transcript import Clicked
 
 
 class Reading(Prompting):

@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from glmchat.chat.transcript import answered_by
+from glmchat.chat.history.transcript import answered_by
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece
@@ -21,14 +21,14 @@ from glmchat.core.text import one_line
 from glmchat.tui.conversation import state_note
 from glmchat.tui.presets import shown
 from glmchat.tui.theme import Palette
-from glmchat.tui.turns import Turn
-from glmchat.tui.widgets.transcript import Transcript
+from glmchat.tui.transcript.transcript import Transcript
+from glmchat.tui.transcript.turns import Turn
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import SessionEvent
-    from glmchat.chat.comparison_columns import Column
+    from glmchat.chat.compare.columns import Column
+    from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.launch import LaunchOptions
-    from glmchat.chat.records import StoredMessage
 
 _ALWAYS = ("temperature", "top_p")  # settings that are shown whatever their value
 _SILENT = {

@@ -23,9 +23,9 @@ from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 
 if TYPE_CHECKING:
-    from glmchat.chat.history import History
-    from glmchat.chat.records import Conversation
-    from glmchat.chat.search import Hit
+    from glmchat.chat.history.history import History
+    from glmchat.chat.history.rows import Conversation
+    from glmchat.chat.history.search import Hit
 
 _SHOWN = 500  # conversations in the list; older ones are found by searching
 
@@ -114,7 +114,7 @@ class Sidebar(Steady, Vertical):
         listing.clear_options()
         query = self.query_text
         if query:
-            from glmchat.chat.search import grouped  # not before the first frame
+            from glmchat.chat.history.search import grouped  # not before the first frame
 
             groups = grouped(self.history.search(query, limit=100))
             hits = [hit for group in groups for hit in group]

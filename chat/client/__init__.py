@@ -1,0 +1,1 @@
+"""The client of the OpenAI API that engines and foreign servers speak."""

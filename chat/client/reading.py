@@ -1,0 +1,213 @@
+"""Chunks of an answer as events: what OpenAI, vLLM, llama-server, Ollama, transformers and our own server send."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glmchat.chat.client.sse import Comment, EventParser, ServerEvent
+from glmchat.chat.client.words import error_of, in_stream
+from glmchat.core.errors import ServerFailed
+from glmchat.core.language import tr
+from glmchat.core.messages import Finished, FinishReason, Piece, Started, StreamEvent
+
+_REASONS: Mapping[str, FinishReason] = {"length": "length", "max_tokens": "length", "cancelled": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What happens before the first piece. waiting: how many are served first (0: it is our turn).
+
+    prefill_done of prefill_total: prompt tokens read so far.
+    """
+
+    waiting: int | None = None
+    prefill_done: int | None = None
+    prefill_total: int | None = None
+
+
+class AnswerReader:
+    """Turns the bytes of one answer into Started, Piece … and Finished. Times are measured from its construction."""
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None = None) -> None:
+        self.started = False
+        self.finished = False
+        self._parser = EventParser()
+        self._on_progress = on_progress
+        self._asked = time.monotonic()
+        self._first: float | None = None
+        self._reason: str | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._timings: Mapping[str, Any] = {}
+        self._facts: Mapping[str, Any] = {}
+        self._thinking = False
+
+    def feed(self, part: bytes) -> Iterator[StreamEvent]:
+        for event in self._parser.feed(part):
+            yield from self._event(event)
+            if self.finished:
+                return
+
+    def end(self) -> Iterator[StreamEvent]:
+        """The connection ended. Without [DONE] that is fine if the answer had an end, and a failure if it had none."""
+        if not self.finished:
+            for event in self._parser.end():
+                yield from self._event(event)
+        if self.finished:
+            return
+        if self._reason is None and not self._usage:
+            raise ServerFailed(
+                tr("the connection ended before the answer did"),
+                hint=tr("what it said so far is kept; try again"),
+                code="server.broke",
+            )
+        yield from self._finish()
+
+    def whole(self, data: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        """An answer that came in one piece, from a server that does not stream."""
+        yield from self._data(data)
+        if self._reason is None:
+            raise ServerFailed(
+                tr("the server's answer is not what the API promises"),
+                hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
+            )
+        yield from self._finish()
+
+    def cancelled(self) -> Finished:
+        self.finished = True
+        return replace(self._summary(), finish_reason="cancelled")
+
+    @staticmethod
+    def with_ignored(event: Finished, names: list[str]) -> Finished:
+        """Says which settings the server did not take: `facts["ignored"]`."""
+        return replace(event, facts={**event.facts, "ignored": names})
+
+    def _event(self, event: ServerEvent | Comment) -> Iterator[StreamEvent]:
+        if isinstance(event, Comment):
+            self._comment(event.text)
+            return
+        text = event.data.strip()
+        if text == "[DONE]":
+            yield from self._finish()
+            return
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ServerFailed(
+                tr("the server sent something that is not JSON"),
+                hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
+            ) from None
+        if isinstance(data, dict):
+            yield from self._data(data)
+
+    def _comment(self, text: str) -> None:
+        name, _, rest = text.partition(" ")
+        if name != "glmchat" or self._on_progress is None:
+            return
+        try:
+            data = json.loads(rest)
+            self._on_progress(Progress(data.get("waiting"), data.get("prefill"), data.get("of")))
+        except (ValueError, AttributeError):  # a comment may hold anything
+            return
+
+    def _data(self, data: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        if problem := error_of(data):
+            raise in_stream(problem)
+        if not self.started:
+            self.started = True
+            ids = _ids(data.get("prompt_token_ids"))
+            model = data.get("model")
+            yield Started(
+                model=model if isinstance(model, str) else None,
+                prompt_ids=ids or None,
+                prompt_tokens=len(ids) if ids else None,
+            )
+        for name, value in (("usage", "_usage"), ("timings", "_timings"), ("glmchat", "_facts")):
+            if isinstance(data.get(name), dict):
+                setattr(self, value, data[name])
+        choices = data.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            told = data.get("glmchat")
+            yield from self._choice(choices[0], told if isinstance(told, dict) else {})
+
+    def _choice(self, choice: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[StreamEvent]:
+        delta = choice.get("delta") or choice.get("message")
+        delta = delta if isinstance(delta, dict) else {}
+        said = delta.get("content", choice.get("text"))
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        text = self._with_thought(said if isinstance(said, str) else "", thought if isinstance(thought, str) else "")
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason:
+            self._reason = reason
+            if self._thinking:
+                text += self._close_thought()
+        ids = _ids(choice.get("token_ids"))
+        if text or ids:
+            self._first = self._first or time.monotonic()
+            yield Piece(text, ids, facts)
+
+    def _with_thought(self, said: str, thought: str) -> str:
+        """A reasoning model's thoughts come in a field of their own: shown the way models without one write them."""
+        text = ""
+        if thought:
+            text += thought if self._thinking else "<think>\n" + thought
+            self._thinking = True
+        if said and self._thinking:
+            text += self._close_thought()
+        return text + said
+
+    def _close_thought(self) -> str:
+        self._thinking = False
+        return "\n</think>\n\n"
+
+    def _finish(self) -> Iterator[StreamEvent]:
+        self.finished = True
+        if not self.started:
+            self.started = True
+            yield Started()
+        yield self._summary()
+
+    def _summary(self) -> Finished:
+        usage, timings, facts = self._usage, self._timings, self._facts
+        details = usage.get("prompt_tokens_details")
+        cached = facts.get("cached_n", details.get("cached_tokens") if isinstance(details, dict) else None)
+        load = _number(facts.get("load_ms"))
+        seed = _whole_number(facts.get("seed"))
+        rest = dict(facts)
+        if self._reason and self._reason not in ("stop", "length"):
+            rest["finish_reason"] = self._reason
+        return Finished(
+            finish_reason=None if self._reason is None else _REASONS.get(self._reason, "stop"),
+            prompt_tokens=_whole_number(usage.get("prompt_tokens")),
+            completion_tokens=_whole_number(usage.get("completion_tokens")),
+            cached_tokens=_whole_number(cached if cached is not None else timings.get("cache_n")),
+            ttft_seconds=None if self._first is None else self._first - self._asked,
+            prefill_tokens_per_second=_speed(timings.get("prompt_n"), timings.get("prompt_ms")),
+            # One token takes no time to decode: it came with the prefill.
+            decode_tokens_per_second=_speed(timings.get("predicted_n"), timings.get("predicted_ms"), least=2),
+            load_seconds=None if load is None else load / 1000,
+            seed=seed,
+            facts=rest,
+        )
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    return tuple(i for i in value if isinstance(i, int) and 0 <= i < 1 << 31) if isinstance(value, list) else ()
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _speed(count: Any, milliseconds: Any, least: int = 1) -> float | None:
+    tokens, time_taken = _number(count), _number(milliseconds)
+    return None if tokens is None or tokens < least or not time_taken else tokens * 1000 / time_taken

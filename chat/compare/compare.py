@@ -1,0 +1,279 @@
+"""One prompt to several models, quantisations, adapters or settings, side by side.
+
+    comparison = Comparison(history, parse_columns(["smollm2", "smollm2:int4,temp=0"]), settings)
+    for event in comparison.ask("hello"):       # Together or OneByOne, then for each column Loading…, Said…, Failed
+        ...
+    comparison.pick(1)                          # goes on with the second
+
+The answers are versions of one answer in the history: siblings below the question, each with its identity. Iterate in a
+worker thread; `stop()` may be called from any other. What was said when the process is killed is kept; `resume` brings
+what is missing.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glmchat.chat import connect as connecting
+from glmchat.chat.answering import SessionEvent
+from glmchat.chat.compare.columns import Column, launches, parse_columns
+from glmchat.chat.compare.engines import OneByOne, Running, Together, decide, group, needed
+from glmchat.chat.compare.session import DETAIL, ColumnSession
+from glmchat.chat.connect import Connection
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
+from glmchat.core.language import tr
+from glmchat.core.machine import available_memory
+from glmchat.core.settings import Settings
+
+_UNFINISHED = ("interrupted", "streaming", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    column: int
+    stage: str
+    done: float
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the session of a column says: Begun, Started, Piece …, Finished, Done."""
+
+    column: int
+    event: SessionEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFailed:
+    column: int
+    error: GlmchatError
+
+
+ComparisonEvent = Together | OneByOne | Loading | Said | ColumnFailed
+
+
+class Comparison:
+    """See the module. base: what all columns have in common; tree: a conversation to go on in (else a new one);
+    running: an engine that is there already and answers the columns of its model.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        columns: Sequence[Column],
+        settings: Settings,
+        *,
+        base: LaunchOptions | None = None,
+        tree: Tree | None = None,
+        running: Running | None = None,
+        one_by_one: bool = False,
+    ) -> None:
+        """Raises Usage for fewer than two columns, UnknownModel, NotInstalled for what is not here."""
+        if len(columns) < 2:
+            raise Usage(
+                tr("a comparison needs two columns or more"),
+                hint=tr("glmchat compare -p TEXT A B"),
+                code="compare.columns",
+            )
+        base = base or LaunchOptions()
+        self.history, self.columns, self.settings = history, tuple(columns), settings
+        self.launches = tuple(launches(columns, base))
+        self.tree = tree or history.new(self.launches[0].model, ConversationSettings(system=base.system))
+        self.question: StoredMessage | None = None
+        self._sampling = dict(base.sampling)
+        self._running = running
+        self._one_by_one = one_by_one
+        self._stopping = threading.Event()
+        self._sessions: dict[int, ColumnSession] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, text: str) -> Generator[ComparisonEvent, None, None]:
+        """Store the question, then let every column answer it. A column that fails does not stop the others."""
+        self.question = self.history.append(self.tree, "user", text, details=self._described())
+        yield from self._run(range(len(self.columns)))
+
+    def ask_again(self, question: StoredMessage) -> Generator[ComparisonEvent, None, None]:
+        """Let every column answer a question that was asked before; its earlier answers are kept."""
+        self.question = self.history.describe_answer(self.tree, question, self._described())
+        yield from self._run(range(len(self.columns)))
+
+    def _described(self) -> dict[str, Any]:
+        """What `resume` finds with the question."""
+        return {DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
+
+    def missing(self) -> list[int]:
+        """Columns without an answer, or whose answer was interrupted."""
+        answers = self.answers()
+        return [i for i in range(len(self.columns)) if i not in answers or answers[i].state in _UNFINISHED]
+
+    def go_on(self) -> Generator[ComparisonEvent, None, None]:
+        """Bring the answers that are missing; an interrupted one is continued from its last token."""
+        self._stopping.clear()
+        self._one_by_one = True  # a branch is open while its answer is continued
+        yield from self._run(self.missing())
+
+    def answers(self) -> dict[int, StoredMessage]:
+        """Column -> its last answer."""
+        question, found = self.question, dict[int, StoredMessage]()
+        for _, message in sorted(self.tree.messages.items()):
+            mark = message.details.get(DETAIL)
+            if question and message.parent == question.id and message.deletion is None and isinstance(mark, Mapping):
+                number, text = mark.get("column"), mark.get("text")
+                if isinstance(number, int) and number < len(self.columns) and self.columns[number].text == text:
+                    found[number] = message
+        return found
+
+    def pick(self, column: int) -> Tree:
+        """Go on with the answer of this column: its branch, model, adapters and settings. Raises Usage."""
+        answer = self.answers().get(column)
+        if answer is None:
+            raise Usage(tr("this column has no answer"), hint=tr("choose another"), code="compare.no_answer")
+        chosen = self.columns[column]
+        self.history.open_branch(self.tree, answer)
+        settings = self.tree.conversation.settings
+        settings = replace(settings, adapters=chosen.adapters, sampling={**settings.sampling, **chosen.sampling})
+        self.history.change(self.tree, model=self.launches[column].model, settings=settings)
+        return self.tree
+
+    def stop(self) -> None:
+        """End all running answers, and begin no other; what was said is kept."""
+        with self._lock:
+            self._stopping.set()
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.stop()
+
+    # Engines.
+
+    def _run(self, columns: Sequence[int]) -> Generator[ComparisonEvent, None, None]:
+        groups = group(self.launches, columns, self._running)
+        how = decide([self.launches[g[0]] for g in groups], self._running)
+        if self._one_by_one and len(groups) > 1:
+            how = OneByOne(tr("as asked"))
+        yield how
+        threads = how.threads if isinstance(how, Together) else None
+        events: queue.SimpleQueue[ComparisonEvent | None] = queue.SimpleQueue()
+        lots = [[g] for g in groups] if isinstance(how, Together) else [groups]
+        workers = [
+            threading.Thread(target=self._work, args=(lot, threads, events.put), daemon=True, name=f"column-{n}")
+            for n, lot in enumerate(lots)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            left = len(workers)
+            while left:
+                event = events.get()
+                if event is None:
+                    left -= 1
+                else:
+                    yield event
+        finally:
+            if any(worker.is_alive() for worker in workers):
+                self.stop()
+            for worker in workers:
+                worker.join(5.0)
+
+    def _work(
+        self, groups: Sequence[Sequence[int]], threads: int | None, put: Callable[[ComparisonEvent | None], None]
+    ) -> None:
+        """One thread: its engines one after the other, and the columns of each."""
+        try:
+            for group in groups:
+                if self._stopping.is_set():
+                    return
+                self._one_engine(group, threads, put)
+        finally:
+            put(None)
+
+    def _one_engine(self, group: Sequence[int], threads: int | None, put: Callable[[ComparisonEvent], None]) -> None:
+        launch = self.launches[group[0]]
+        if launch.threads is None and threads is not None:
+            launch = replace(launch, threads=threads)
+        waiting = list(group)
+        try:
+            if self._running is not None and self._running.answers(launch):
+                self._answers(waiting, self._running.connection, put)
+                return
+            self._make_room(launch)
+            connection = connecting.connect(
+                launch, lambda stage, done: put(Loading(group[0], stage, done)), self._stopping.is_set
+            )
+            with connection:
+                self._answers(waiting, connection, put)
+        except GlmchatError as error:
+            if not self._stopping.is_set():
+                for column in waiting:
+                    put(ColumnFailed(column, error))
+        except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell; the face shows it
+            failed = Failed(f"{type(error).__name__}: {error}", hint=tr("please report this"), code="compare.failed")
+            for column in waiting:
+                put(ColumnFailed(column, failed))
+
+    def _make_room(self, launch: LaunchOptions) -> None:
+        """Let the engine go that ran before the comparison, if its memory is needed; it has answered by then."""
+        size, free = needed(launch), available_memory()
+        if self._running is not None and size is not None and free is not None and size > free:
+            self._running.release()
+            self._running = None
+
+    def _answers(self, waiting: list[int], connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
+        """The columns of one engine, in turn; `waiting` loses each that has answered."""
+        while waiting and not self._stopping.is_set():
+            self._one_answer(waiting[0], connection, put)
+            waiting.pop(0)
+
+    def _one_answer(self, column: int, connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
+        """Raises EngineDied, as the columns behind it have no engine either; other errors are this column's own."""
+        session = ColumnSession(self, column, connection)
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._sessions[column] = session
+        try:
+            for event in session.answer():
+                put(Said(column, event))
+        except EngineDied as error:
+            raise connection.cause(error) from None
+        except GlmchatError as error:
+            put(ColumnFailed(column, error))
+        finally:
+            with self._lock:
+                del self._sessions[column]
+
+
+def asked_in(tree: Tree) -> StoredMessage | None:
+    """The last question of a conversation that was put to a comparison."""
+    marked = (m for m in tree.messages.values() if isinstance(m.details.get(DETAIL), list) and m.deletion is None)
+    return max(marked, key=lambda m: m.id, default=None)
+
+
+def resume(
+    history: History,
+    tree: Tree,
+    settings: Settings,
+    base: LaunchOptions | None = None,
+    running: Running | None = None,
+) -> Comparison:
+    """The last comparison of a conversation, to look at it or to bring what is missing. Raises Usage for none."""
+    question = asked_in(tree)
+    if question is None:
+        raise Usage(
+            tr("conversation {id} holds no comparison", id=tree.conversation.id),
+            hint=tr("glmchat compare -p TEXT A B"),
+            code="compare.none",
+        )
+    columns = parse_columns(question.details[DETAIL])
+    common = question.details.get("sampling") or {}
+    common = {name: tuple(value) if isinstance(value, list) else value for name, value in common.items()}
+    base = replace(base or LaunchOptions(), sampling=common)
+    comparison = Comparison(history, columns, settings, base=base, tree=tree, running=running)
+    comparison.question = question
+    return comparison

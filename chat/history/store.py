@@ -1,0 +1,236 @@
+"""The history's file from below: transactions, numbers, rows. A write that fails is a fact to report, not an end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.history import database, search
+from glmchat.chat.history import statements as sql
+from glmchat.chat.history.rows import Conversation, ConversationSettings, StoredMessage, TokenIds, dump, load_object
+from glmchat.core.language import tr
+
+# Ids given while the file cannot be asked; far above all others, so they stay right when it can be written again.
+_PROVISIONAL = 1 << 40
+
+
+class Store:
+    """One SQLite connection, used from any thread under one lock."""
+
+    def __init__(self, opened: database.Opened, path: Path | None) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.generation = 0  # grows when a damaged file is replaced by a new one
+        self._provisional = _PROVISIONAL
+        self._depth = 0
+        self._handed: list[bytes | None] = []
+        self._take(opened)
+
+    def _take(self, opened: database.Opened) -> None:
+        self._db = opened.connection
+        self._db.create_function("handed", 1, lambda number: self._handed[number])
+        self.journal = opened.journal
+        self.problem = opened.problem
+        self.note = opened.note
+
+    def close(self) -> None:
+        with self.lock:
+            self._db.close()
+
+    # -- reading
+
+    def rows(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows. Damage that shows here sets the file aside; then there is nothing to read."""
+        with self.lock:
+            try:
+                return self._db.execute(statement, parameters).fetchall()
+            except OverflowError:  # a number of more than 64 bits, typed by somebody: no row has it
+                return []
+            except sqlite3.DatabaseError as error:
+                if self._depth or not self._replace_if_damaged(error):
+                    raise
+                return []
+
+    def row(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...] | None:
+        return next(iter(self.rows(statement, parameters)), None)
+
+    # -- writing
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; one inside another belongs to the outer one."""
+        with self.lock:
+            if self._depth == 0:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+                if self._depth == 1:
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._depth == 1 and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    def run(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
+        """One statement inside a transaction."""
+        self._db.execute(statement, parameters)
+
+    def _run_long(self, statement: str, *values: Any) -> None:
+        """One statement inside a transaction, whose long values, as bytes, `handed(?)` takes.
+
+        A parameter would stay in the prepared statement, hence in memory, until that is used again.
+        """
+        self._handed = [value for value in values if isinstance(value, bytes)]
+        numbers = iter(range(len(self._handed)))
+        try:
+            self.run(statement, [next(numbers) if isinstance(value, bytes) else value for value in values])
+        finally:
+            self._handed = []
+
+    def run_all(self, statements: Iterable[str], parameters: dict[str, Any]) -> None:
+        for statement in statements:
+            self._db.execute(statement, {k: v for k, v in parameters.items() if f":{k}" in statement})
+
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Do a write; False, with `problem` saying why, if the file does not take it."""
+        with self.lock:
+            try:
+                with self.transaction():
+                    write()
+            except sqlite3.DatabaseError as error:
+                if self._depth:
+                    raise
+                if not self._replace_if_damaged(error):
+                    self.problem = tr("the history cannot be written: {reason}", reason=str(error))
+                return False
+            if self.path is not None and self.journal != "memory":  # memory in a file's place keeps its problem
+                self.problem = None
+            return True
+
+    def _replace_if_damaged(self, error: sqlite3.DatabaseError) -> bool:
+        if self.path is None or not database.is_damage(error):
+            return False
+        self._db.close()
+        self._take(database.replace_damaged(self.path))
+        self.generation += 1
+        return True
+
+    def reserve(self, name: str) -> int:
+        """The next number of a counter; a provisional one if the file cannot be written."""
+        with self.lock:
+            number = 0
+
+            def write() -> None:
+                nonlocal number
+                number = self.count_up(name)
+
+            if self.attempt(write):
+                return number
+            self._provisional += 1
+            return self._provisional
+
+    def count_up(self, name: str) -> int:
+        """The next number of a counter, inside a transaction."""
+        self._db.execute("UPDATE counter SET value = value + 1 WHERE name = ?", (name,))
+        return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
+
+    def secure_delete(self) -> None:
+        """What is deleted from now on is overwritten in the file."""
+        self.rows("PRAGMA secure_delete = ON")
+
+    # -- rows of the two tables
+
+    def write_head(self, c: Conversation, changed: Collection[str]) -> None:
+        settings = dump(c.settings.to_json())
+        self.run(
+            sql.write_head(changed),
+            (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
+        )
+        if c.renamed and "title" in changed:  # other titles are the first question, which is found itself
+            self._index(-c.id, c.title)
+
+    def write_message(self, m: StoredMessage) -> None:
+        self._run_long(
+            sql.WRITE_MESSAGE,
+            m.id,
+            m.conversation,
+            m.parent,
+            m.role,
+            m.text.encode(),
+            m.state,
+            m.created,
+            m.token_ids.packed,
+            dump(m.details),
+            m.chosen,
+            m.deletion,
+            m.owner,
+        )
+        self.run(sql.FORGET_PIECES, (m.id,))  # the whole text stands in the message now
+        if m.state != "streaming":
+            self._index(m.id, m.text)
+
+    def write_piece(self, message: int, text: str, token_ids: Sequence[int]) -> None:
+        self.run(sql.WRITE_PIECE, (message, text, TokenIds(token_ids).packed or None, message))
+
+    def _index(self, rowid: int, text: str) -> None:
+        spaced = search.spaced(text)
+        row = self._db.execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
+        if row is None and text:
+            self._run_long(sql.INDEX, rowid, spaced.encode())
+        elif row is not None and row[0] != spaced:
+            self._run_long(sql.INDEX_AGAIN, spaced.encode(), rowid)
+
+    def with_pieces(self, message: StoredMessage) -> StoredMessage:
+        """A streaming answer with what came since it was begun."""
+        rows = self.rows(sql.PIECES, (message.id,))
+        ids = message.token_ids + (i for row in rows for i in _ids(row[1]))
+        return replace(message, text=message.text + "".join(row[0] for row in rows), token_ids=ids)
+
+
+def _ids(cell: bytes | None) -> TokenIds:
+    """A damaged cell loses its last, cut number at most."""
+    return TokenIds(packed=cell[: len(cell) // 4 * 4] if cell else b"")
+
+
+def to_conversation(row: Sequence[Any]) -> Conversation:
+    id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
+    return Conversation(
+        id=id_,
+        title=title,
+        model=model,
+        created=created,
+        updated=updated,
+        sequence=sequence,
+        pinned=bool(pinned),
+        settings=ConversationSettings.from_json(load_object(settings)),
+        draft=draft,
+        leaf=leaf,
+        message_count=count,
+        renamed=bool(renamed),
+    )
+
+
+def to_message(row: Sequence[Any]) -> StoredMessage:
+    id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
+    return StoredMessage(
+        id=id_,
+        conversation=conversation,
+        parent=parent,
+        role=role,
+        text=text,
+        state=state,
+        created=created,
+        token_ids=_ids(ids),
+        details=load_object(details),
+        chosen=chosen,
+        deletion=deletion,
+        owner=owner,
+    )

@@ -1,0 +1,149 @@
+"""Replays of stored answers: what was recorded goes to a fresh engine, and what comes out is compared.
+
+The same ids are promised on the same kernels and threads only; everything that is not as it was is named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.jobs import child_events
+from glmchat.chat.replay.facts import Difference, differences
+from glmchat.chat.replay.plan import ReplayPlan, Stretch
+from glmchat.core.errors import NotInstalled
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.hub import installed
+
+_COMMAND = (sys.executable, "-P", "-m", "glmchat.jobs.replay")
+
+
+@dataclass(frozen=True, slots=True)
+class Replaying:
+    """A stretch begins. tokens: how many ids it has."""
+
+    number: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Identical, or where it parts. token counts from 0 through the whole answer; margin and distance are logits."""
+
+    identical: bool
+    tokens: int
+    differences: tuple[Difference, ...] = ()
+    token: int | None = None
+    stretch: int | None = None
+    then: int | None = None
+    now: int | None = None
+    then_text: str | None = None
+    now_text: str | None = None
+    margin: float | None = None
+    distance: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        told = {name: getattr(self, name) for name in Outcome.__slots__ if name != "differences"}
+        return {**told, "differences": [d.to_json() for d in self.differences]}
+
+
+@dataclass(slots=True)
+class _Engine:
+    """Stretches that one engine can say, one behind the other."""
+
+    stretches: list[tuple[int, Stretch]] = field(default_factory=list)
+
+
+def run_replay(plan: ReplayPlan, *, command: Sequence[str] = _COMMAND) -> Generator[Replaying | Outcome, None, None]:
+    """Say the answer again in fresh engine processes; the last event is the Outcome.
+
+    Close it to stop. Raises what loading raised (Damaged, DoesNotFit …), EngineDied, NotInstalled for a lost adapter.
+    """
+    found: list[Difference] = list(plan.changed)
+    for engine in _engines(plan.stretches):
+        for event in child_events(command, _request(plan, [s for _, s in engine.stretches])):
+            match event.get("event"):
+                case "facts":
+                    for difference in differences(engine.stretches[0][1].facts, event):
+                        if difference not in found:
+                            found.append(difference)
+                case "stretch":
+                    number, stretch = engine.stretches[int(event["number"])]
+                    yield Replaying(number, len(stretch.said))
+                case "parting":
+                    number, stretch = engine.stretches[int(event["number"])]
+                    yield Outcome(
+                        identical=False,
+                        tokens=plan.tokens,
+                        differences=tuple(found),
+                        token=stretch.start + int(event["position"]),
+                        stretch=number,
+                        **{k: event[k] for k in ("then", "now", "then_text", "now_text", "margin", "distance")},
+                    )
+                    return
+    yield Outcome(identical=True, tokens=plan.tokens, differences=tuple(found))
+
+
+_SAME_ENGINE = ("asked_dtype", "dtype", "device", "threads", "context", "weights", "template", "settings", "versions")
+
+
+def _engines(stretches: Sequence[Stretch]) -> list[_Engine]:
+    """One engine for as many stretches as it can say; an answer continued by another model needs two."""
+    engines: list[_Engine] = []
+    before: Any = None
+    for number, one in enumerate(stretches):
+        key = (one.folder, _quant(one), [one.facts.get(name) for name in _SAME_ENGINE])
+        if key != before:
+            engines.append(_Engine())
+            before = key
+        engines[-1].stretches.append((number, one))
+    return engines
+
+
+def _quant(one: Stretch) -> int | None:
+    launch = one.facts.get("launch")
+    quant = launch.get("quant") if isinstance(launch, Mapping) else None
+    return quant if isinstance(quant, int) else None
+
+
+def _request(plan: ReplayPlan, stretches: Sequence[Stretch]) -> dict[str, Any]:
+    facts = stretches[0].facts
+    weights = facts.get("weights") or {}
+    named = {a["name"]: a for s in stretches for a in s.facts.get("adapters") or ()}
+    return {
+        "folder": stretches[0].folder,
+        "quant": _quant(stretches[0]),
+        "asked_dtype": facts.get("asked_dtype"),
+        "dtype": facts.get("dtype"),
+        "device": facts.get("device"),
+        "threads": plan.threads or facts.get("threads"),
+        "context": facts.get("context"),
+        "weight_files": {name: digest for name, _, _, digest in weights.get("files") or ()},
+        "adapters": [{"name": name, "folder": str(_adapter_folder(name))} for name in named],
+        "stretches": [
+            {
+                "prompt": s.prompt,
+                "passes": s.passes,
+                "said": s.said,
+                "sampling": dict(s.sampling),
+                "seed": s.seed,
+                "adapters": list(s.facts.get("adapters") or ()),
+            }
+            for s in stretches
+        ],
+    }
+
+
+def _adapter_folder(name: str) -> Path:
+    row = installed.adapter_named(name)
+    if row is None:
+        raise NotInstalled(
+            tr("the adapter {name} of this answer is not here any more", name=one_line(name)),
+            hint=tr("`glmchat adapters list` shows those that are"),
+            code="replay.adapter_gone",
+        )
+    return row.path

@@ -1,0 +1,1 @@
+"""What a folder or a GGUF file says of itself, without torch."""

@@ -1,0 +1,166 @@
+"""adapter_config.json, read leniently where it does not matter and strictly where it changes the numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glmchat.checkpoints.config import integer, number
+from glmchat.core.errors import Damaged, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+LARGEST_RANK = 1 << 14
+GUIDE_ALPHA = 32.0  # what the ChatGLM guides train with; files that they save do not say it
+# Variants whose numbers need more than A and B. Absent, null, false and {} are all "not used".
+_NOT_READ = (
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "target_parameters",
+    "trainable_token_indices", "monteclora_config", "kasa_config", "velora_config",
+)  # fmt: skip
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What of a LoRA's configuration decides its numbers.
+
+    rank None: as the tensors say. targets: names, or None where the tensors alone say which (a regular expression, a
+    raw file). enable: the blocks of a fused projection that old MergedLinear layers trained.
+    """
+
+    rank: int | None = None
+    alpha: float = GUIDE_ALPHA
+    alpha_known: bool = False
+    rslora: bool = False
+    dora: bool = False
+    targets: tuple[str, ...] | None = None
+    all_linear: bool = False
+    excluded: tuple[str, ...] = ()
+    layers: frozenset[int] | None = None
+    saved: tuple[str, ...] = ()
+    enable: tuple[bool, ...] | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def rank_of(self, module: str) -> int | None:
+        return next((rank for key, rank in self.ranks.items() if _matches(key, module)), self.rank)
+
+    def scale_of(self, module: str, rank: int) -> float:
+        """alpha / r, or alpha / sqrt(r) with rank-stabilised scaling (Kalajdzievski 2023)."""
+        alpha = next((alpha for key, alpha in self.alphas.items() if _matches(key, module)), self.alpha)
+        return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSettings:
+    """Settings from adapter_config.json ({} for a raw file). alpha: overrides what it says.
+
+    Raises Damaged for a field that is absurd and Usage for a variant that changes the numbers in a way not read here.
+    """
+    for name in _NOT_READ:
+        if config.get(name):
+            raise _variant(name)
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
+        raise Usage(
+            tr("this adapter was begun with {start}, which changes the base model too", start=one_line(start, 40)),
+            hint=tr("convert it to plain LoRA: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"),
+            code="adapter.variant",
+        )
+    targets, all_linear = _targets(config.get("target_modules"))
+    known = alpha is not None or config.get("lora_alpha") is not None
+    rank = integer(config, "r", high=LARGEST_RANK) if config else None
+    given = alpha if alpha is not None else number(config, "lora_alpha", high=1e6, default=GUIDE_ALPHA)
+    return LoraSettings(
+        rank=rank,
+        alpha=given,
+        alpha_known=known,
+        rslora=config.get("use_rslora") is True,
+        dora=config.get("use_dora") is True,
+        targets=targets,
+        all_linear=all_linear,
+        excluded=_targets(config.get("exclude_modules"))[0] or (),
+        layers=_layers(config.get("layers_to_transform")),
+        saved=_names(config, "modules_to_save"),
+        enable=_enable(config.get("enable_lora")),
+        ranks={k: integer({k: v}, k, high=LARGEST_RANK) for k, v in _patterns(config, "rank_pattern").items()},
+        alphas={k: number({k: v}, k, high=1e6) for k, v in _patterns(config, "alpha_pattern").items()},
+    )
+
+
+def _variant(name: str) -> Usage:
+    return Usage(
+        tr("this adapter uses {name}, a LoRA variant that glmchat does not compute", name=name),
+        hint=tr("merge it with PEFT and use the merged model"),
+        code="adapter.variant",
+    )
+
+
+def _targets(value: Any) -> tuple[tuple[str, ...] | None, bool]:
+    if value is None or (isinstance(value, str) and value != "all-linear"):
+        return None, False  # a regular expression: the tensors say what it matched
+    if isinstance(value, str):
+        return None, True
+    if not isinstance(value, list) or len(value) > 10_000 or not all(isinstance(v, str) and v for v in value):
+        raise _absurd("target_modules", value, "a list of names, a pattern, or all-linear")
+    return tuple(value), False
+
+
+def _names(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = config.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > 1000 or not all(isinstance(v, str) for v in value):
+        raise _absurd(name, value, "a list of names")
+    return tuple(value)
+
+
+def _layers(value: Any) -> frozenset[int] | None:
+    if value is None:
+        return None
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1000 for v in values):
+        raise _absurd("layers_to_transform", value, "layer numbers")
+    return frozenset(values)
+
+
+def _enable(value: Any) -> tuple[bool, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 1 <= len(value) <= 16 or not all(isinstance(v, bool) for v in value):
+        raise _absurd("enable_lora", value, "a list of true and false")
+    return tuple(value)
+
+
+def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name) or {}
+    if not isinstance(value, Mapping) or len(value) > 10_000:
+        raise _absurd(name, value, "an object")
+    for key in value:
+        if not _is_simple(key):
+            raise _absurd(name, key, "names, or patterns without nested repetition")
+    return value
+
+
+def _is_simple(pattern: str) -> bool:
+    """Patterns come from outside: nested repetition can take for ever, so a group may not be repeated."""
+    if len(pattern) > 300 or re.search(r"\)[*+?{]|\(\?", pattern) or len(re.findall(r"[*+?{]", pattern)) > 3:
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _matches(pattern: str, module: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _absurd(name: str, value: Any, wanted: str) -> Damaged:
+    return Damaged(
+        tr("{name} is {value} in adapter_config.json", name=name, value=one_line(repr(value), 60)),
+        hint=tr("expected: {wanted}; the file is damaged", wanted=wanted),
+        code="adapter.config",
+    )

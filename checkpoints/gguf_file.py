@@ -1,0 +1,253 @@
+"""A GGUF file's header, read by us and believed only where it can be checked.
+
+Counts, lengths and offsets in a header are claims. Each is compared with the bytes that are really there before it is
+used, and everything kept from it is bounded, so a lying or truncated file is refused in well under a second without
+taking memory. Source: the GGUF specification in ggml's docs (version 2 and 3, little endian).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from glmchat.checkpoints.weight_files import refuse_pointer
+from glmchat.core.errors import Damaged, Hostile
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+
+# value type -> (numpy dtype, bytes); 8 is a string and 9 an array
+_SCALARS = {
+    0: ("<u1", 1), 1: ("<i1", 1), 2: ("<u2", 2), 3: ("<i2", 2), 4: ("<u4", 4), 5: ("<i4", 4), 6: ("<f4", 4),
+    7: ("?", 1), 10: ("<u8", 8), 11: ("<i8", 8), 12: ("<f8", 8),
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_MOST_STRINGS = 1_500_000  # the largest vocabularies hold 262,144 pieces and about twice as many merges
+_LONGEST_STRING = 16 * 2**20
+_MOST_FIELDS = 65_536
+_MOST_TENSORS = 100_000
+_MOST_ELEMENTS = 2**42
+
+# Types that are read without the gguf package: number -> (name, elements per block, bytes per block).
+NATIVE_TYPES: Mapping[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """Where one tensor lies. shape is in torch's order: rows first."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int  # GGML's number
+    type_name: str
+    offset: int  # from the start of the file
+    nbytes: int
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """The validated file; one that was opened a moment ago is not read again. Raises Damaged or Hostile."""
+    stat = path.stat()
+    return _opened(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, changed: int, size: int) -> GGUFFile:
+    return GGUFFile(path)
+
+
+class GGUFFile:
+    """A validated GGUF file: `metadata` (key -> value; arrays of numbers are numpy views), `tensors`, and its bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        refuse_pointer(path)
+        with path.open("rb") as file:
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._at = 0
+        self._strings = 0
+        self._read_header()
+
+    def data(self, tensor: GGUFTensor) -> memoryview:
+        """The stored bytes of one tensor, mapped, not copied."""
+        return memoryview(self.bytes)[tensor.offset : tensor.offset + tensor.nbytes]
+
+    # reading -------------------------------------------------------------------------------------------------------
+
+    def _read_header(self) -> None:
+        if self.bytes[:4] != b"GGUF":
+            raise Damaged(
+                tr("{name} is no GGUF file", name=one_line(self.path.name)),
+                hint=tr("pull the model again"),
+                code="gguf.magic",
+            )
+        self._at = 4
+        version = self._integer("<I", 4)
+        if version not in (2, 3):
+            raise Damaged(
+                tr(
+                    "{name} is GGUF version {version}",
+                    name=one_line(self.path.name),
+                    version=version if version < 1000 else "big-endian",
+                ),
+                hint=tr("version 2 and 3, little endian, can be read: convert the file again"),
+                code="gguf.version",
+            )
+        tensor_count, field_count = self._integer("<Q", 8), self._integer("<Q", 8)
+        left = self.size - self._at
+        # The smallest field takes 13 bytes and the smallest tensor record 32.
+        if field_count > min(_MOST_FIELDS, left // 13) or tensor_count > min(_MOST_TENSORS, left // 32):
+            self._lie(f"it claims {field_count} fields and {tensor_count} tensors")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(field_count):
+            key = self._string()
+            self.metadata[key] = self._value(self._integer("<I", 4), key, depth=0)
+        records = [self._tensor_record() for _ in range(tensor_count)]
+        self.tensors = self._placed(records)
+
+    def _placed(self, records: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, GGUFTensor]:
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 1 <= alignment <= 2**20 or alignment & (alignment - 1):
+            self._lie(f"its alignment is {one_line(repr(alignment), 40)}")
+        start = -(-self._at // alignment) * alignment
+        tensors: dict[str, GGUFTensor] = {}
+        for name, shape, kind, offset in records:
+            type_name, block, block_bytes = self._type(kind, name)
+            count = 1
+            for extent in shape:
+                count *= extent
+            if shape[-1] % block:
+                self._lie(f"the rows of {one_line(name, 60)} are no multiple of {block}")
+            nbytes = count // block * block_bytes
+            if name in tensors:
+                self._lie(f"{one_line(name, 60)} stands in it twice")
+            if offset % alignment or offset > self.size:
+                self._lie(f"{one_line(name, 60)} is said to lie at byte {offset} of {self.size}")
+            if start + offset + nbytes > self.size:
+                raise Damaged(
+                    tr(
+                        "{name} is truncated: {name2} ends at byte {start}, the file has {size} ({size2})",
+                        name=one_line(self.path.name),
+                        name2=one_line(name, 60),
+                        start=start + offset + nbytes,
+                        size=self.size,
+                        size2=human_bytes(self.size),
+                    ),
+                    hint=tr("the download broke off: pull the model again"),
+                    code="gguf.truncated",
+                )
+            tensors[name] = GGUFTensor(name, shape, kind, type_name, start + offset, nbytes)
+        end = 0
+        for tensor in sorted(tensors.values(), key=lambda t: t.offset):
+            if tensor.offset < end:
+                self._lie(f"{one_line(tensor.name, 60)} overlaps another tensor")
+            end = tensor.offset + tensor.nbytes
+        return tensors
+
+    def _type(self, kind: int, name: str) -> tuple[str, int, int]:
+        if kind in NATIVE_TYPES:
+            return NATIVE_TYPES[kind]
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        try:
+            known = GGMLQuantizationType(kind)
+            block, block_bytes = GGML_QUANT_SIZES[known]
+        except (ValueError, KeyError):
+            self._lie(f"{one_line(name, 60)} is of the unknown type {kind}")
+        return known.name, int(block), int(block_bytes)
+
+    def _tensor_record(self) -> tuple[str, tuple[int, ...], int, int]:
+        name = self._string()
+        dimensions = self._integer("<I", 4)
+        if not 1 <= dimensions <= 4:
+            self._lie(f"{one_line(name, 60)} has {dimensions} dimensions")
+        extents = [self._integer("<Q", 8) for _ in range(dimensions)]
+        elements = 1
+        for extent in extents:
+            elements *= extent
+        if not 1 <= elements <= _MOST_ELEMENTS:
+            self._lie(f"{one_line(name, 60)} has the shape {extents}")
+        kind, offset = self._integer("<I", 4), self._integer("<Q", 8)
+        return name, tuple(reversed(extents)), kind, offset
+
+    def _value(self, kind: int, key: str, depth: int) -> Any:
+        if kind in _SCALARS:
+            dtype, width = _SCALARS[kind]
+            return np.frombuffer(self._take(width), dtype)[0].item()
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY or depth > 2:
+            self._lie(f"the field {one_line(key, 60)} is of the unknown type {kind}")
+        inner, length = self._integer("<I", 4), self._integer("<Q", 8)
+        if inner in _SCALARS:
+            dtype, width = _SCALARS[inner]
+            if length > (self.size - self._at) // width:
+                self._lie(f"the field {one_line(key, 60)} claims {length} values")
+            at, self._at = self._at, self._at + length * width
+            return np.frombuffer(self.bytes, dtype, count=length, offset=at)
+        if length > min((self.size - self._at) // 8, _MOST_STRINGS - self._strings):
+            self._lie(f"the field {one_line(key, 60)} claims {length} entries")
+        if inner == _STRING:
+            return self._strings_of(length)
+        self._strings += length
+        return [self._value(inner, key, depth + 1) for _ in range(length)]
+
+    def _strings_of(self, count: int) -> list[str]:
+        """`count` strings in one tight loop: a vocabulary has a hundred thousand."""
+        self._strings += count
+        source, at, size, unpack = self.bytes, self._at, self.size, struct.Struct("<Q").unpack_from
+        found: list[str] = []
+        for _ in range(count):
+            if at + 8 > size:
+                self._short()
+            length = unpack(source, at)[0]
+            end = at + 8 + length
+            if length > _LONGEST_STRING or end > size:
+                self._short()
+            found.append(source[at + 8 : end].decode("utf-8", "replace"))
+            at = end
+        self._at = at
+        return found
+
+    def _string(self) -> str:
+        length = self._integer("<Q", 8)
+        if length > _LONGEST_STRING:
+            self._lie(f"a text in its header claims {length} bytes")
+        return self._take(length).decode("utf-8", "replace")
+
+    def _integer(self, form: str, width: int) -> int:
+        value: int = struct.unpack(form, self._take(width))[0]
+        return value
+
+    def _take(self, width: int) -> bytes:
+        if self._at + width > self.size:
+            self._short()
+        self._at += width
+        return self.bytes[self._at - width : self._at]
+
+    def _short(self) -> NoReturn:
+        raise Damaged(
+            tr(
+                "{name} ends in the middle of its header ({size})",
+                name=one_line(self.path.name),
+                size=human_bytes(self.size),
+            ),
+            hint=tr("the download broke off: pull the model again"),
+            code="gguf.truncated",
+        )
+
+    def _lie(self, what: str) -> NoReturn:
+        raise Hostile(
+            tr("{name} has a header that cannot be true: {what}", name=one_line(self.path.name), what=what),
+            hint=tr("the file is damaged or made to do harm: pull the model again from a source you trust"),
+            code="gguf.lie",
+        )

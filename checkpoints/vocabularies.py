@@ -1,0 +1,199 @@
+"""Whose vocabulary a file is, read from its bytes: what is beside the wrong config.json is refused by name.
+
+The published SentencePiece vocabularies are told apart by the number of their pieces, which is counted here without
+SentencePiece (protobuf, field 1 of ModelProto); GLM-4's is a tiktoken file, a base64 token and its rank on each line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmchat.checkpoints.config import integer
+from glmchat.checkpoints.generations import generation, is_cpm
+from glmchat.checkpoints.weight_files import refuse_pointer
+from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+_LARGEST = 64 * 2**20  # bytes
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """One published file. pieces: entries in it; tokens: ids that its model's code makes of them."""
+
+    name: str
+    file: str
+    pieces: int
+    tokens: int
+    size: int  # bytes
+    model: str
+
+
+KNOWN: Mapping[str, Vocabulary] = {
+    v.name: v
+    for v in (
+        Vocabulary("first", "ice_text.model", 130_000, 150_344, 2_699_926, "ChatGLM-6B of March 2023 (150,528 rows)"),
+        Vocabulary(
+            "slim", "ice_text.model", 130_344, 130_344, 2_706_249, "ChatGLM-6B of April 2023 and later (130,528 rows)"
+        ),
+        Vocabulary("chatglm2", "tokenizer.model", 64_789, 64_794, 1_018_370, "ChatGLM2-6B, ChatGLM3-6B"),
+        Vocabulary("glm4", "tokenizer.model", 151_329, 151_343, 2_623_634, "GLM-4"),
+        Vocabulary("cpm", "chinese_vocab.model", 30_000, 30_000, 713_229, "CPM's Chinese GPT-2"),
+    )
+}
+# Every name under which a vocabulary lies in a folder.
+FILES = (
+    "ice_text.model", "tokenizer.model", "chinese_vocab.model", "spiece.model", "tokenizer.json", "vocab.json",
+    "merges.txt",
+)  # fmt: skip
+
+
+def read_vocabulary(path: Path) -> bytes:
+    """The bytes of a vocabulary file. Raises Damaged for a pointer, an empty file, or one that is absurdly large."""
+    try:
+        refuse_pointer(path)
+        if path.stat().st_size > _LARGEST:
+            raise Damaged(
+                tr("{name} is larger than 64 MB", name=one_line(path.name)),
+                hint=tr("no vocabulary is: pull the model again"),
+                code="tokenizer.size",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(
+            tr("cannot read {name}: {reason}", name=one_line(path.name), reason=error.strerror),
+            hint=tr("pull the model again"),
+            code="tokenizer.unreadable",
+        ) from None
+
+
+def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
+    """The published vocabulary that `data` is, one of `wanted`. Raises Damaged that says whose it is instead."""
+    expected = [KNOWN[name] for name in wanted]
+    if _TIKTOKEN.match(data):
+        pieces, kind = data.count(b"\n") + (not data.endswith(b"\n")), "tiktoken"
+    else:
+        pieces, kind = _count_pieces(path, data), "SentencePiece"
+    for one in expected:
+        if pieces == one.pieces and (kind == "tiktoken") == (one.name == "glm4"):
+            return one
+    other = next((v for v in KNOWN.values() if v.pieces == pieces and (v.name == "glm4") == (kind == "tiktoken")), None)
+    whose = tr("is the vocabulary of {model}", model=other.model) if other else tr("is of no model that is known")
+    raise Damaged(
+        tr(
+            "{name} ({kind}, {pieces} pieces) {whose}; {wanted} is needed",
+            name=one_line(path.name),
+            kind=kind,
+            pieces=f"{pieces:,}",
+            whose=whose,
+            wanted=tr(" or ").join(tr("that of {model}", model=one.model) for one in expected),
+        ),
+        hint=tr(
+            "fetch the {file} of {size} bytes, or the config.json and weights that belong to this one",
+            file=expected[0].file,
+            size=f"{expected[0].size:,}",
+        ),
+        code="tokenizer.generation",
+    )
+
+
+def vocabulary_file(folder: Path, name: str, model: str) -> Path:
+    """The path of `name` in `folder`. Raises Damaged if it is absent, and names a stranger's file that is there."""
+    path = folder / name
+    if path.is_file():
+        return path
+    found = sorted(other for other in FILES if other != name and (folder / other).is_file())
+    beside = tr(" (there is {names}, which belongs to other models)", names=", ".join(found)) if found else ""
+    raise Damaged(
+        tr("{folder} has no {name}, the vocabulary of {model}", folder=one_line(str(folder)), name=name, model=model)
+        + beside,
+        hint=tr("fetch {name} from the repository that the weights are from", name=name),
+        code="tokenizer.missing",
+    )
+
+
+def check_rows(path: Path, tokens: int, rows: int) -> None:
+    """Raise Damaged if the vocabulary holds ids that the network has no rows for."""
+    if tokens > rows:
+        raise Damaged(
+            tr(
+                "{name} has {tokens} tokens, but config.json gives the network {rows} rows",
+                name=one_line(path.name),
+                tokens=f"{tokens:,}",
+                rows=f"{rows:,}",
+            ),
+            hint=tr("the vocabulary and the weights are of different models: fetch both from one repository"),
+            code="tokenizer.generation",
+        )
+
+
+def published_vocabulary(folder: Path, name: str, rows: int) -> Path:
+    """The path of that one of `KNOWN` in a folder whose network has `rows`. Raises Damaged for anything else there."""
+    wanted = KNOWN[name]
+    path = vocabulary_file(folder, wanted.file, wanted.model)
+    require_kind(path, read_vocabulary(path), name)
+    check_rows(path, wanted.tokens, rows)
+    return path
+
+
+def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise Damaged if the vocabulary beside a config.json is missing, damaged, or another generation's.
+
+    Where the family takes several forms of vocabulary (Llama, GPT-2), only pointers and empty files are found.
+    """
+    name = None
+    if config.get("model_type") == "chatglm":
+        name = generation(config).replace("chatglm3", "chatglm2")  # which have one file between them
+    elif is_cpm(config) and (folder / KNOWN["cpm"].file).is_file():
+        name = "cpm"
+    if name is not None:
+        published_vocabulary(
+            folder, name, integer(config, "padded_vocab_size", "vocab_size", default=KNOWN[name].tokens)
+        )
+        return
+    for file in FILES:
+        if (folder / file).is_file():
+            refuse_pointer(folder / file)
+
+
+def _count_pieces(path: Path, data: bytes) -> int:
+    """Pieces of a SentencePiece model. Raises Damaged if `data` is none, or is cut off."""
+    at, pieces, size = 0, 0, len(data)
+    try:
+        while at < size:
+            tag, at = _varint(data, at)
+            if tag & 7 == 2:
+                length, at = _varint(data, at)
+                pieces += tag == 0x0A
+                at += length
+            else:
+                break
+        if at > size or not pieces:
+            raise ValueError
+    except (IndexError, ValueError):
+        raise Damaged(
+            tr("{name} ({size} bytes) is no SentencePiece vocabulary", name=one_line(path.name), size=f"{size:,}"),
+            hint=tr("the download broke off or the file is another one: pull it again"),
+            code="tokenizer.damaged",
+        ) from None
+    return pieces
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf number and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError

@@ -1,0 +1,215 @@
+"""The weight files of a folder, looked at without torch: pointers, missing and cut-off shards, folders of one adapter.
+
+Nothing of a pickle is executed: the names in it are read off its opcodes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import re
+import shlex
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glmchat.checkpoints.config import read_json
+from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import human_bytes, one_line
+
+ADAPTER_CONFIG = "adapter_config.json"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
+PREFIX_ENCODER = "transformer.prefix_encoder."  # THUDM's P-Tuning v2
+_LARGEST_HEADER = 128 * 2**20  # bytes of a safetensors header, or of the names in a .bin
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise Damaged, with the real size, if `path` is a git-lfs pointer instead of what it stands for, or empty."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise Damaged(
+            tr("{name} is empty", name=one_line(path.name)),
+            hint=tr("pull the model again: the download broke off"),
+            code="file.empty",
+        )
+    if head.startswith(_POINTER):
+        size = re.search(rb"\nsize (\d{1,18})", head)
+        raise Damaged(
+            tr(
+                "{name} is a git-lfs pointer for a file of {size}, not the file itself",
+                name=one_line(path.name),
+                size=human_bytes(int(size[1])) if size else "?",
+            ),
+            hint=tr(
+                "fetch it with `glmchat pull --into {folder}`, or `git lfs pull` in the folder",
+                folder=shlex.quote(one_line(str(path.parent))),
+            ),
+            code="file.lfs_pointer",
+        )
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder, with the stop ids of generation_config.json.
+
+    Raises Damaged where there is none or it is damaged, Usage where the folder, or the newest checkpoint in
+    the output of a training, holds only an adapter.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        refuse_adapter_folder(folder, {})
+        hint = tr("a model folder holds config.json, weights and tokenizer files")
+        if inside := sorted(p for p in folder.glob("*.gguf") if p.is_file()):
+            hint = tr("give the GGUF file itself: {path}", path=one_line(str(inside[0])))
+        elif saved := checkpoints(folder):
+            own = saved[-1] / "config.json"
+            refuse_adapter_folder(saved[-1], read_json(own) if own.is_file() else {})
+            hint = tr("give the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
+        raise Damaged(
+            tr("{folder} has no config.json", folder=one_line(str(folder))), hint=hint, code="model.no_config"
+        )
+    refuse_pointer(file)
+    config = read_json(file)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        # Models stop on what this file names (Llama 3 and Qwen list several ids here and one in config.json).
+        eos = read_json(generation).get("eos_token_id")
+        if eos is not None:
+            config = {**config, "eos_token_id": eos}
+    return config
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What a training saved in its output folder, `checkpoint-500`, `checkpoint-1000`, …; the newest is the last."""
+    found = (p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,12}", p.name) and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights; safetensors before .bin. Raises Damaged with each missing shard named."""
+    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, single = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
+        if index.is_file():
+            refuse_pointer(index)
+            names = shards_of(index)
+        elif single.is_file():
+            names = [single.name]
+        else:
+            continue
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise Damaged(
+                tr(
+                    "{missing} of {all} weight files are missing: {names}",
+                    missing=len(missing),
+                    all=len(names),
+                    names=", ".join(missing),
+                ),
+                hint=tr("pull the model again: what is here is kept"),
+                code="weights.missing_shard",
+            )
+        paths = [folder / name for name in names]
+        for path in paths:
+            refuse_pointer(path)
+            refuse_cut(path)
+        return paths
+    raise Damaged(
+        tr("{folder} holds no weights", folder=one_line(str(folder))),
+        hint=tr("model.safetensors or pytorch_model.bin, or their shards with an index file, are expected"),
+        code="weights.none",
+    )
+
+
+def shards_of(index: Path) -> list[str]:
+    """The weight files that an index names, sorted. Raises Damaged, or Hostile for a name that is a path."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise Damaged(
+            tr("{name} has no weight_map", name=index.name), hint=tr("pull the model again"), code="weights.index"
+        )
+    names = sorted({name if isinstance(name, str) else "" for name in table.values()})
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise Hostile(
+                tr("{index} names the file {name}", index=index.name, name=one_line(repr(name), 80)),
+                hint=tr("an honest index names files beside it: do not use this model"),
+                code="weights.path",
+            )
+    return names
+
+
+def refuse_cut(path: Path) -> None:
+    """Raise Damaged if a weight file ends before it should, or is of another kind altogether."""
+    whole = _safetensors_is_whole(path) if path.suffix == ".safetensors" else _bin_is_whole(path)
+    if not whole:
+        raise Damaged(
+            tr(
+                "{name} ({size}) is cut off or damaged", name=one_line(path.name), size=human_bytes(path.stat().st_size)
+            ),
+            hint=tr("the download broke off, or the disk damaged it: `glmchat verify`, or pull it again"),
+            code="weights.damaged",
+        )
+
+
+def _safetensors_is_whole(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            return False
+        try:
+            table = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0) == size
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return False
+
+
+def _bin_is_whole(path: Path) -> bool:
+    """A zip archive has its table at the end; files of torch before 1.6 are pickles, which cannot be told from here."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head[:1] == b"\x80" or (head == b"PK" and zipfile.is_zipfile(path))
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The tensors that a .bin file names, in order; empty if it is no zip archive of torch."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = next((i for i in archive.infolist() if i.filename.endswith("/data.pkl")), None)
+            if inside is None or inside.file_size > _LARGEST_HEADER:
+                return []
+            words = [arg for op, arg, _ in pickletools.genops(archive.read(inside)) if op.name.endswith("UNICODE")]
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError):
+        return []
+    return [word for word in words if isinstance(word, str) and word.rpartition(".")[2] in ("weight", "bias")]
+
+
+def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterable[str] = ()) -> None:
+    """Raise Usage, with the base and the command, if a folder given as a model holds only a LoRA or a prefix.
+
+    names: the tensors there, where they are known already. THUDM's P-Tuning saves the prefix encoder and nothing else.
+    """
+    weights = folder / "pytorch_model.bin"
+    file = folder / ADAPTER_CONFIG
+    if file.is_file() and not (folder / "config.json").is_file():
+        base, what = read_json(file).get("base_model_name_or_path"), tr("an adapter (adapter_config.json)")
+    else:
+        if not (found := list(names)) and weights.is_file():
+            refuse_pointer(weights)
+            found = tensor_names(weights)
+        if not found or not all(name.startswith(PREFIX_ENCODER) for name in found):
+            return
+        base, what = config.get("_name_or_path"), tr("a P-Tuning prefix")
+    base = base if isinstance(base, str) else ""
+    path = one_line(str(folder))
+    word = base if re.fullmatch(r"[\w./~+-]+", base) else "BASE"
+    needed = one_line(base, 120) or tr("its base model, which it does not name")
+    raise Usage(
+        tr("{folder} holds only {what}; it needs {base}", folder=path, what=what, base=needed),
+        hint=f"glmchat run {word[:120]} --adapter {shlex.quote(path)}",
+        code="model.only_adapter",
+    )

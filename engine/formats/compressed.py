@@ -1,0 +1,119 @@
+"""Reads a folder in the compressed-tensors layout, ours or llm-compressor's, without going through 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.engine.formats.packed_format import SUFFIXES, is_ours_to_read, packed_width, unpack, unpack_points
+from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
+
+_PACKED = ".weight_packed"
+
+
+def open_compressed(source: WeightSource, config: Mapping[str, Any], folder: Path) -> WeightSource:
+    """`source` itself, or its packed matrices put together under the names `….weight`.
+
+    Raises Damaged if the tensors are packed and config.json says nothing that can be read, or the other way round.
+    """
+    names = [name for name in source.shapes() if name.endswith(_PACKED)]
+    described = config.get("quantization_config")
+    if not names and not is_ours_to_read(config):
+        return source
+    if not names or not is_ours_to_read(config):
+        kind = described.get("format") if isinstance(described, Mapping) else None
+        raise Damaged(
+            tr("the weights are packed, and config.json does not say how")
+            if described is None
+            else tr(
+                "the weights and the quantization_config {kind!r} do not belong together", kind=one_line(str(kind), 60)
+            ),
+            hint=tr("take config.json and weights from the same folder: `glmchat verify`, or quantise again"),
+            code="weights.packed",
+        )
+    return _Compressed(source, names, folder)
+
+
+class _Compressed:
+    def __init__(self, source: WeightSource, packed: list[str], folder: Path) -> None:
+        self._source = source
+        self._packed = {name.removesuffix("_packed"): name.removesuffix("weight_packed") for name in packed}
+        self._belonging = {f"{stem}{suffix}" for stem in self._packed.values() for suffix in SUFFIXES}
+        self._offsets = _offsets(folder)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        found = source.shapes()
+        for name, shape in found.items():
+            if name not in self._belonging:
+                self._shapes[name] = shape
+        for name, stem in self._packed.items():
+            if f"{stem}weight_scale" not in found or f"{stem}weight_shape" not in found:
+                raise _damaged(name, "its scales or its shape are missing")
+            self._shapes[name] = self._shape_of(name, stem)
+        # A packed matrix is [out, in] even in a family whose files hold [in, out].
+        self.upright = frozenset(self._packed)
+
+    def _shape_of(self, name: str, stem: str) -> tuple[int, ...]:
+        shape = tuple(int(n) for n in self._dense(f"{stem}weight_shape").flatten())
+        found = self._source.shapes()
+        words, scales = found[f"{stem}weight_packed"], found[f"{stem}weight_scale"]
+        fits = len(shape) == len(words) == len(scales) == 2 and words[0] == scales[0] == shape[0] > 0 < shape[1]
+        if not fits or shape[1] % scales[1] or words[1] not in (packed_width(shape[1], 4), packed_width(shape[1], 8)):
+            raise _damaged(name, f"{list(words)} words and {list(scales)} scales do not make {list(shape)}")
+        return shape
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def _dense(self, name: str) -> torch.Tensor:
+        tensor = self._source.read(name)
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    def read(self, name: str) -> Stored:
+        stem = self._packed.get(name)
+        if stem is None:
+            return self._source.read(name)
+        rows, columns = self._shapes[name]
+        words, scale = self._dense(f"{stem}weight_packed"), self._dense(f"{stem}weight_scale").float()
+        if words.dtype != torch.int32 or not bool(torch.isfinite(scale).all()):
+            raise _damaged(name, "its words are no int32, or a scale is not a finite number")
+        bits = 4 if words.shape[1] == packed_width(columns, 4) else 8
+        codes = unpack(words, bits, columns)
+        point_name = f"{stem}weight_zero_point"
+        if bits == 8:
+            if point_name in self._source.shapes():
+                raise _damaged(name, "eight bits with zero points are not supported")
+            return Int8((codes ^ 0x80).view(torch.int8), scale)
+        if point_name in self._source.shapes():
+            zero = (8.0 - unpack_points(self._dense(point_name), rows).float()) * scale
+        else:
+            zero = torch.zeros_like(scale)
+        if f"{stem}weight_offset" in self._offsets:
+            zero = zero + self._offsets[f"{stem}weight_offset"].get_tensor(f"{stem}weight_offset")
+        return Int4(codes, scale, zero)
+
+
+def _offsets(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("offsets-*.safetensors")):
+        try:
+            file: Any = safe_open(path, framework="pt")
+            found.update(dict.fromkeys(file.keys(), file))
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path.name, str(error).splitlines()[0]) from None
+    return found
+
+
+def _damaged(name: str, what: str) -> Damaged:
+    return Damaged(
+        tr("{name} cannot be unpacked: {what}", name=one_line(name), what=one_line(what, 160)),
+        hint=tr("the folder is damaged: `glmchat verify`, or quantise again"),
+        code="weights.packed",
+    )

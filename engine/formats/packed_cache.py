@@ -1,0 +1,226 @@
+"""Packed weights in the kernel's own layout, kept on disk and memory-mapped: the second load unpacks nothing.
+
+One file per checkpoint under `core.locations.packed_dir()`, never in a hub's snapshot; it may be deleted at any time.
+Its name comes from the content of the weight files as far as that is known without reading them: the sha256 in
+glmchat.json or in the name of a hub's blob, else size, time and inode. Processes share the mapped pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glmchat.core import locations
+from glmchat.core.errors import Failed
+from glmchat.engine.families import Checkpoint
+from glmchat.engine.native.cpu import LAYOUT, fits
+from glmchat.engine.quantize.kernels import Packed, Shape, choose
+from glmchat.engine.quantize.linear import QuantLinear
+
+log = logging.getLogger("glmchat.engine")
+
+FORMAT = 2  # of this file, and of how checkpoints become matrices
+_KINDS = (".safetensors", ".bin", ".gguf")
+_SMALLEST = 32 * 2**20  # below this unpacking is as fast as opening another file
+_OLD = 60 * 86400  # seconds after its last use at which a file is removed
+_TENSORS = ("codes", "scales")  # their sizes are multiples of a cache line
+_HEADER = 1 << 20  # bytes kept free for the header, which is some 100 for each tensor
+_DTYPES = {torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
+
+
+class PackedCache:
+    """The packed matrices of one checkpoint, by parameter name.
+
+    expected: bytes that they will take, roughly.
+    """
+
+    def __init__(self, path: Path, expected: int) -> None:
+        self._path = path
+        self._expected = expected
+        self._shapes: dict[str, list[Any]] = {}
+        self._file: Any = None
+        self._waiting: list[tuple[str, QuantLinear]] = []  # packed now, and together not yet worth a file
+        self._writer: _Writer | None = None
+        self._writes = True
+        if path.is_file():
+            try:
+                self._file = safe_open(path, framework="pt")
+                self._shapes = json.loads(self._file.metadata()["shapes"])
+                self._writes = False
+                os.utime(path)
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                log.warning("the packed weights in %s cannot be used and are made anew: %s", path, error)
+                self._file, self._shapes, self._writes = None, {}, True
+
+    def take(self, parameter: str) -> QuantLinear | None:
+        """The layer whose weights are cached under this name; its tensors are views of the file."""
+        if parameter not in self._shapes:
+            return None
+        try:
+            *measures, unit = self._shapes[parameter]
+            shape = Shape(*measures)
+            packed = {name: self._file.get_tensor(f"{parameter}.{name}") for name in _TENSORS}
+            packed["unit"] = torch.tensor(float(unit))
+            if not fits(shape, packed):  # the kernel trusts its sizes
+                raise ValueError(f"{parameter} has the wrong size")
+        except (SafetensorError, TypeError, ValueError) as error:
+            log.warning("the packed weights in %s cannot be used and are made anew: %s", self._path, error)
+            self._shapes = {}
+            self._path.unlink(missing_ok=True)  # the next load writes all of it again
+            return None
+        return QuantLinear(shape, choose(shape), packed)
+
+    def add(self, parameter: str, linear: QuantLinear) -> None:
+        """Write a layer that was packed now. From then on it lies in the file, mapped, and no longer in memory.
+
+        Nothing is written where all of it is not worth a file or the disk has not the room; failing only costs that.
+        """
+        if not self._writes or set(linear.packed) != {*_TENSORS, "unit"}:
+            return
+        self._waiting.append((parameter, linear))
+        if self._writer is None and sum(waiting.nbytes for _, waiting in self._waiting) < _SMALLEST:
+            return
+        try:
+            if self._writer is None:
+                self._writer = self._begin()
+            while self._waiting and self._writer is not None:
+                linear = self._waiting[0][1]
+                linear.hold(self._writer.add(self._waiting[0][0], linear.shape, linear.packed))
+                self._waiting.pop(0)
+        except (OSError, ValueError, Failed) as error:
+            self._give_up(error)
+
+    def save(self) -> None:
+        """Give the file its name, if there is one."""
+        if self._writer is not None:
+            try:
+                self._writer.finish(self._path)
+            except OSError as error:
+                self._give_up(error)
+        self._waiting.clear()
+
+    def _begin(self) -> _Writer | None:
+        locations.private_dir(locations.cache_dir())
+        locations.private_dir(self._path.parent)
+        _remove_old(self._path.parent)
+        if shutil.disk_usage(self._path.parent).free < 2 * self._expected:
+            log.info("no room to keep %d bytes of packed weights", self._expected)
+            self._writes = False
+            self._waiting.clear()
+            return None
+        return _Writer(self._path.with_name(f"{self._path.name}.{os.getpid()}.incomplete"), 2 * self._expected)
+
+    def _give_up(self, error: Exception) -> None:
+        """Layers that lie in the file keep it, nameless, for as long as they live."""
+        log.warning("packed weights are not kept: %s", error)
+        if self._writer is not None:
+            self._writer.path.unlink(missing_ok=True)
+        self._writer, self._writes = None, False
+        self._waiting.clear()
+
+
+class _Writer:
+    """A safetensors file that grows while it is mapped. Its header, at the front, comes last.
+
+    most: bytes of tensors at most; the map is made for so many, and the file cut to what there is at the end.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path = path
+        self._file = path.open("w+b")
+        self._end = _HEADER
+        self._header: dict[str, Any] = {}
+        self._shapes: dict[str, list[Any]] = {}
+        self._most = _HEADER + max(most, 2 * _SMALLEST)
+        self._file.truncate(self._most)  # costs no room on the disk: nothing is written there
+        self._map = mmap.mmap(self._file.fileno(), self._most, access=mmap.ACCESS_READ)
+        self._file.seek(_HEADER)
+
+    def add(self, parameter: str, shape: Shape, packed: Packed) -> Packed:
+        """Append one matrix; returns it as views of the file. Raises OSError, ValueError if it was not expected."""
+        if self._end + sum(packed[name].nbytes for name in _TENSORS) > self._most:
+            raise ValueError("there are more of them than the checkpoint's size lets expect")
+        mapped = {"unit": packed["unit"]}
+        for name in _TENSORS:
+            tensor = packed[name]
+            self._file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                view = torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=self._end)
+            mapped[name] = view.view(tensor.shape)
+            offsets = [self._end - _HEADER, self._end - _HEADER + tensor.nbytes]
+            kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+            self._header[f"{parameter}.{name}"] = kind
+            self._end += tensor.nbytes
+        self._file.flush()
+        measures = shape.out_features, shape.in_features, shape.bits, shape.group
+        self._shapes[parameter] = [*measures, float(packed["unit"])]
+        return mapped
+
+    def finish(self, path: Path) -> None:
+        """Write the header and give the file its name when all of it is on the disk. Raises OSError."""
+        self._header["__metadata__"] = {"format": "pt", "shapes": json.dumps(self._shapes)}
+        text = json.dumps(self._header, separators=(",", ":")).encode()
+        if len(text) > _HEADER - 8:
+            raise OSError(f"a header of {len(text)} bytes is too long")
+        self._file.seek(0)
+        self._file.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
+        self._file.truncate(self._end)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.path.replace(path)
+
+
+def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
+    """The cache of a checkpoint, empty on its first load. None where the kernel has no layout of its own."""
+    probe = choose(Shape(64, 64, 4, 64))
+    if not probe.name.startswith("native"):
+        return None
+    path = checkpoint.path
+    files = weight_files_of(path)
+    recorded = _recorded(path) if path.is_dir() else {}
+    words = [FORMAT, LAYOUT, checkpoint.family.name, *(_identity(file, recorded) for file in files)]
+    key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
+    return PackedCache(locations.packed_dir() / f"{key}.safetensors", sum(file.stat().st_size for file in files))
+
+
+def weight_files_of(path: Path) -> list[Path]:
+    """The files of a checkpoint that hold tensors."""
+    return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
+
+
+def _identity(file: Path, recorded: dict[str, tuple[int, str]]) -> list[Any]:
+    status = file.stat()
+    size, sha = recorded.get(file.name, (-1, ""))
+    if size == status.st_size and sha:
+        return [file.name, size, sha, status.st_mtime_ns]
+    if file.is_symlink():  # a hub's snapshot: the blob is named by its hash
+        return [file.name, status.st_size, file.resolve().name, status.st_mtime_ns]
+    return [file.name, status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _recorded(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name -> (size, sha256) from the folder's own glmchat.json."""
+    try:
+        data = json.loads((folder / "glmchat.json").read_text(encoding="utf-8"))
+        return {str(f["path"]): (int(f["size"]), str(f["sha256"] or "")) for f in data["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _remove_old(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        if time.time() - path.stat().st_mtime > (3600 if path.name.endswith(".incomplete") else _OLD):
+            path.unlink(missing_ok=True)

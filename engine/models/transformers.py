@@ -1,0 +1,305 @@
+"""Every other architecture: transformers' own implementation behind our face, with transformers' own cache.
+
+Nothing from the model folder runs: no remote code, no kernels that a config.json names, no network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from glmchat.checkpoints.config import integer, token_ids
+from glmchat.core.errors import Damaged, Failed
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.engine.families import Checkpoint, Family
+from glmchat.engine.formats.shards import open_folder
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.prompts.base import PromptFormat
+from glmchat.engine.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from glmchat.engine.tokenizers.hf import HFTokenizer
+
+# Fields by which a config.json reaches for code or kernels. They are dropped at every depth.
+_REACHING = (
+    "auto_map",
+    "attn_implementation",
+    "experts_implementation",
+    "use_kernels",
+    "kernel_config",
+    "custom_pipelines",
+)
+
+
+class TransformersCache(KVCache):
+    """transformers' cache with the measures our decode loop asks for; it grows as it is filled."""
+
+    def __init__(self, capacity: int, config: Any, can_go_back: bool) -> None:
+        """can_go_back: False for layers that remember more than keys and values, which can only start again."""
+        self._config, self._can_go_back = config, can_go_back
+        self.capacity = capacity
+        self.prefix = 0
+        self.layout = None
+        self._empty()
+
+    def _empty(self) -> None:
+        from transformers import DynamicCache
+
+        self.inner: Any = DynamicCache(config=self._config)
+        self.length = 0
+
+    def truncate(self, length: int) -> None:
+        if length <= 0 or (length < self.length and not self._can_go_back):
+            self._empty()
+        elif self._can_go_back:
+            for layer in self.inner.layers:  # one by one: a forward pass that was stopped has filled only the first
+                if (more := layer.get_seq_length() - length) > 0:
+                    layer.crop(-more)
+            self.length = min(self.length, length)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (getattr(layer, name, None) for layer in self.inner.layers for name in ("keys", "values"))
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+class Fallback(LanguageModel):
+    """One transformers model."""
+
+    def __init__(self, spec: ModelSpec, inner: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.inner = inner
+        self._between: Callable[[], None] | None = None
+        accepted = inspect.signature(inner.forward).parameters
+        self._short = "logits_to_keep" in accepted
+        self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
+        for layer in _layers(inner, spec.layers):
+            layer.register_forward_pre_hook(self._pass)
+
+    def _pass(self, module: nn.Module, arguments: Any) -> None:
+        if self._between is not None:
+            self._between()
+
+    def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        return TransformersCache(capacity, cast(Any, self.inner).config, self.spec.causal)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        between_layers: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        self._between = between_layers
+        options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._short else {}
+        try:
+            if isinstance(cache, TransformersCache):
+                found = self.inner(input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options)
+                cache.advance(ids.shape[0])
+            else:
+                found = self.inner(input_ids=ids[None], use_cache=False, **options)
+        finally:
+            self._between = None
+        logits: torch.Tensor = found.logits[0]
+        return (logits[-1:] if last_only else logits).float()
+
+
+def _layers(inner: nn.Module, count: int) -> list[nn.Module]:
+    """The decoder's layers: the first list of modules that is as long as the config says."""
+    lists = (module for module in inner.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    return list(next(lists, ()))
+
+
+def _clean(config: Any) -> Any:
+    """The configuration without the fields that reach for code."""
+    if isinstance(config, Mapping):
+        return {key: _clean(value) for key, value in config.items() if key.lstrip("_") not in _REACHING}
+    return config
+
+
+def _known_config(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    kind = str(config.get("model_type"))
+    clean = {key: value for key, value in _clean(config).items() if key not in ("model_type", "gguf")}
+    try:
+        return AutoConfig.for_model(kind, **clean)
+    except (ValueError, KeyError):
+        raise Damaged(
+            f"glmchat does not know this model: config.json names {one_line(kind, 80)}",
+            hint=tr(
+                "neither its own families nor the installed transformers know it; code from the folder is never run"
+            ),
+            code="model.unknown_family",
+        ) from None
+    except (TypeError, AttributeError) as error:
+        raise Damaged(
+            tr(
+                "config.json does not describe a {kind} model: {error}",
+                kind=one_line(kind, 40),
+                error=one_line(str(error), 100),
+            ),
+            hint=tr("pull the model again"),
+            code="config.damaged",
+        ) from None
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("model_type"), str) and not config.get("gguf")
+
+
+def parse(config: Mapping[str, Any]) -> ModelSpec:
+    """Measures as transformers names them. Raises Damaged for an architecture that it does not know either."""
+    known = _known_config(config)
+    text = known.get_text_config()
+    found = {
+        name: getattr(text, name, None)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                     "head_dim", "intermediate_size", "max_position_embeddings")
+    }  # fmt: skip
+    hidden = integer(found, "hidden_size", high=2**17)
+    heads = integer(found, "num_attention_heads", high=2048, default=1)
+    vocab = integer(found, "vocab_size", high=2**22)
+    head_dim = integer(found, "head_dim", high=2**13, default=max(hidden // heads, 1))
+    return ModelSpec(
+        family=str(config["model_type"]),
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(found, "num_hidden_layers", high=1000),
+        heads=heads,
+        kv_heads=integer(found, "num_key_value_heads", high=2048, default=heads),
+        head_dim=head_dim,
+        ffn_size=integer(found, "intermediate_size", high=2**20, default=4 * hidden),
+        context=integer(found, "max_position_embeddings", high=2**26, default=2048),
+        # A cache with windows or running states cannot be cut back to a common prefix.
+        causal=_can_go_back(text),
+        eos_ids=token_ids(config.get("eos_token_id", getattr(known, "eos_token_id", None)), vocab),
+        bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
+        generation="through transformers",
+    )
+
+
+def _can_go_back(config: Any) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    # Before its first use a cache without declared layers makes plain ones.
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
+    """Raises Damaged if weights are missing or damaged, Failed if transformers cannot run the model here."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    # Pointers, missing shards and paths that lead elsewhere are refused in our words.
+    open_folder(checkpoint.path)
+    config = _known_config(checkpoint.config)
+    try:
+        inner, info = AutoModelForCausalLM.from_pretrained(
+            str(checkpoint.path),
+            config=config,
+            dtype=dtype,
+            attn_implementation=_attention(config),
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise Failed(
+            tr(
+                "transformers cannot load this {family} model: {error}",
+                family=one_line(checkpoint.spec.family, 40),
+                error=one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160),
+            ),
+            hint=tr("verify the files; a model that needs its own code or another package cannot be run"),
+            code="fallback.load",
+        ) from None
+    missing = sorted(map(str, info["missing_keys"]))
+    if missing:
+        raise Damaged(
+            tr(
+                "{missing} tensors are missing: {missing2}",
+                missing=len(missing),
+                missing2=one_line(", ".join(missing), 100000),
+            ),
+            hint=tr("config.json and the weights are of different models: pull the model again"),
+            code="weights.names",
+        )
+    return Fallback(checkpoint.spec, cast(nn.Module, inner))
+
+
+def _attention(config: Any) -> str:
+    """torch's own attention where the model takes it, plain arithmetic else; never what a config.json asks for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        return "sdpa" if getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", False) else "eager"
+    except KeyError:
+        return "sdpa"
+
+
+def _build(spec: ModelSpec) -> LanguageModel:
+    raise AssertionError("the fallback loads itself")
+
+
+def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    from glmchat.engine.tokenizers.plain import load_plain_tokenizer
+
+    if (folder / "tokenizer.json").is_file() or not any(
+        (folder / name).is_file() for name in ("vocab.json", "vocab.txt")
+    ):
+        return load_plain_tokenizer(folder, spec)
+    return _converted(folder)
+
+
+def _converted(folder: Path) -> HFTokenizer:
+    """Older folders: vocab.json and merges.txt, put together by transformers."""
+    from transformers import AutoTokenizer
+
+    from glmchat.engine.tokenizers.hf import wrap
+
+    try:
+        found = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True, use_fast=True
+        )
+        return wrap(found.backend_tokenizer)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(
+            tr(
+                "the vocabulary in {folder} cannot be read: {error}",
+                folder=one_line(str(folder)),
+                error=one_line(str(error), 120),
+            ),
+            hint=tr("pull the model again; a tokenizer that needs its own code cannot be used"),
+            code="tokenizer.damaged",
+        ) from None
+
+
+def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    from glmchat.engine.prompts.template import template_prompt
+
+    return template_prompt(folder, tokenizer, spec)
+
+
+FAMILY = Family(
+    name="transformers",
+    matches=matches,
+    parse=parse,
+    build=_build,
+    rename=lambda name: name,
+    load_tokenizer=_load_tokenizer,
+    prompt=_prompt,
+    load=load,
+)

@@ -1,0 +1,353 @@
+"""The decoder step in C (quantize/step.h): one call for one token, where torch needs a dozen operations a layer.
+
+A model of the kind that it knows says which of its modules do what (`Parts`); the step keeps their addresses. Whatever
+it does not know (another device, float16, exact float32 products, foreign modules) is computed by torch as before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.fused import joined
+from glmchat.engine.models.layers import RMSNorm
+from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
+from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+
+if TYPE_CHECKING:
+    from glmchat.engine.models.base import LanguageModel, ModelSpec
+
+_WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
+_LARGEST_HEAD = 256
+_ALIGNMENT = 64
+_pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """One layer. project: queries, keys, values, or one matrix that is all three; widen: gate and up likewise."""
+
+    input_norm: nn.Module
+    project: Sequence[nn.Module]
+    output: nn.Module
+    second_norm: nn.Module
+    widen: Sequence[nn.Module]
+    narrow: nn.Module
+    query_norm: nn.Module | None = None
+    key_norm: nn.Module | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A causal decoder of RMSNorm, rotary grouped-query attention and SwiGLU, as the compiled step sees it.
+
+    frequencies: radians per position of each pair that turns. neighbours: pairs are neighbours, else two halves.
+    """
+
+    embedding: nn.Module
+    layers: Sequence[LayerParts]
+    last_norm: nn.Module
+    head: nn.Module
+    frequencies: torch.Tensor
+    eps: float
+    neighbours: bool = False
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("weight", Weight),
+        ("dense", _pointer),
+        ("gain", _pointer),
+        ("offset", _pointer),
+        ("down", _pointer),
+        ("up", _pointer),
+        ("rank", _size),
+        ("dense_bf16", _number),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", _pointer),
+        ("second_norm", _pointer),
+        ("query_norm", _pointer),
+        ("key_norm", _pointer),
+        ("project", _pointer),
+        ("output", _pointer),
+        ("widen", _pointer),
+        ("narrow", _pointer),
+        ("projects", _size),
+        ("widens", _size),
+    )
+
+
+class _Network(ctypes.Structure):
+    _fields_ = (
+        ("layer", _pointer),
+        ("embedding", _pointer),
+        ("head", _pointer),
+        ("last_norm", _pointer),
+        ("frequencies", _pointer),
+        ("layers", _size),
+        ("hidden", _size),
+        ("heads", _size),
+        ("kv_heads", _size),
+        ("head_dim", _size),
+        ("ffn", _size),
+        ("rotated", _size),
+        ("neighbours", _number),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = (
+        ("keys", _pointer),
+        ("values", _pointer),
+        ("capacity", _size),
+        ("length", _size),
+        ("bf16", _number),
+    )
+
+
+class NotCompiled(Exception):
+    """Why torch has to compute this model."""
+
+
+class CompiledStep:
+    """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know."""
+
+    def __init__(self, parts: Parts, spec: ModelSpec, *, tested: bool = True) -> None:
+        if tested and (reason := unavailable()):
+            raise NotCompiled(reason)
+        if spec.hidden_size % _WIDTH or spec.ffn_size % _WIDTH or spec.head_dim % _WIDTH:
+            raise NotCompiled("a width is not a multiple of 16")
+        if spec.head_dim > _LARGEST_HEAD:
+            raise NotCompiled(f"heads of {spec.head_dim}")
+        self._kept: list[Any] = []  # what the addresses point to
+        self.vocab = spec.vocab_size
+        self._embedding = parts.embedding
+        layers = [self._layer(layer) for layer in parts.layers]
+        self._network = _Network(
+            self._keep((_Layer * len(layers))(*layers)),
+            self._rows(parts.embedding),
+            self._products([parts.head]),
+            self._norm(parts.last_norm),
+            self._numbers(parts.frequencies),
+            len(layers),
+            spec.hidden_size,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.ffn_size,
+            len(parts.frequencies),
+            parts.neighbours,
+            parts.eps,
+        )
+        self._address = ctypes.addressof(self._network)
+        self._room = torch.empty(0, dtype=torch.uint8)
+        self._capacity = -1
+
+    def takes(self, cache: KVCache) -> bool:
+        keys = cache.keys[0]
+        return (
+            keys.device.type == "cpu"
+            and keys.dtype in (torch.float32, torch.bfloat16)
+            and cache.length < cache.capacity
+        )
+
+    def __call__(self, token: int, cache: KVCache, position: int) -> torch.Tensor:
+        """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
+        logits = torch.empty(self.vocab)
+        self._run(token, cache, position, logits.data_ptr(), self._network.layers)
+        return logits
+
+    def seconds(self, cache: KVCache, layers: int) -> float:
+        """What the first `layers` layers take for one token, for measuring."""
+        started = time.perf_counter()
+        self._run(0, cache, 0, None, min(layers, self._network.layers))
+        return time.perf_counter() - started
+
+    def _run(self, token: int, cache: KVCache, position: int, logits: int | None, layers: int) -> None:
+        if self._capacity != cache.capacity:
+            self._capacity = cache.capacity
+            size = native_library().glm_step_room(self._address, cache.capacity)
+            self._room = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        state = cache.addresses
+        if state is None:
+            pointers = [
+                (_pointer * len(rows))(*(row.data_ptr() for row in rows)) for rows in (cache.keys, cache.values)
+            ]
+            bf16 = cache.keys[0].dtype == torch.bfloat16
+            state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, bf16)
+            cache.addresses = state
+            state.kept = pointers
+        state.length = cache.length
+        row = None
+        if not self._network.embedding:
+            row = self._embedding(torch.tensor([token])).float().contiguous()
+        room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        native_library().glm_step_run(
+            self._address,
+            ctypes.addressof(state),
+            room,
+            token,
+            None if row is None else row.data_ptr(),
+            position,
+            logits,
+            layers,
+            torch.get_num_threads(),
+        )
+
+    def _layer(self, parts: LayerParts) -> _Layer:
+        for together in (parts.project, parts.widen):
+            if len(together) > 1:
+                joined(together)  # what torch joins for prompts must have moved before addresses are taken
+        return _Layer(
+            self._norm(parts.input_norm),
+            self._norm(parts.second_norm),
+            None if parts.query_norm is None else self._norm(parts.query_norm),
+            None if parts.key_norm is None else self._norm(parts.key_norm),
+            self._products(parts.project),
+            self._products([parts.output]),
+            self._products(parts.widen),
+            self._products([parts.narrow]),
+            len(parts.project),
+            len(parts.widen),
+        )
+
+    def _products(self, modules: Sequence[nn.Module]) -> int:
+        return self._keep((_Product * len(modules))(*(self._product(module) for module in modules)))
+
+    def _product(self, module: nn.Module) -> _Product:
+        base = bare(module)
+        known = type(module) in (nn.Linear, QuantLinear, AdaptedLinear) and type(base) in (nn.Linear, QuantLinear)
+        if not known or module._forward_hooks or base._forward_hooks:
+            raise NotCompiled(f"a layer is a {type(module).__name__}")
+        product = self._matrix(cast("nn.Linear | QuantLinear", base))
+        if isinstance(module, AdaptedLinear):
+            change = module.change
+            product.gain = None if change.gain is None else self._numbers(change.gain)
+            product.offset = None if change.offset is None else self._numbers(change.offset)
+            product.rank = change.down.shape[1]
+            up = functional.pad(change.up, (0, -change.up.shape[1] % ROWS))
+            up = up.view(len(up), -1, ROWS).transpose(0, 1)  # [blocks, rank, 32]
+            product.down, product.up = self._numbers(change.down.t()), self._numbers(up)
+        return product
+
+    def _matrix(self, base: nn.Linear | QuantLinear) -> _Product:
+        bias = None if base.bias is None else self._numbers(base.bias)
+        if base.in_features % _WIDTH:
+            raise NotCompiled(f"a matrix of {base.in_features} inputs")
+        if isinstance(base, QuantLinear):
+            if not isinstance(base.kernel, NativeCpu) or base.kernel.exact:
+                raise NotCompiled(
+                    "float32 is multiplied exactly" if base.kernel.exact else f"kernel {base.kernel.name}"
+                )
+            self._kept.append(base.packed)
+            weight = weight_of(base.shape, base.packed)
+            weight.bias = bias
+            return _Product(weight)
+        weight = Weight(bias=bias, outputs=base.out_features, inputs=base.in_features)
+        return self._dense(weight, base.weight)
+
+    def _dense(self, weight: Weight, values: torch.Tensor) -> _Product:
+        fits = values.device.type == "cpu" and values.is_contiguous()
+        if not fits or values.dtype not in (torch.float32, torch.bfloat16):
+            raise NotCompiled(f"dense weights in {values.dtype} on {values.device}")
+        self._kept.append(values)
+        return _Product(weight, dense=values.data_ptr(), dense_bf16=values.dtype == torch.bfloat16)
+
+    def _rows(self, embedding: nn.Module) -> int | None:
+        """The address of an embedding whose rows C looks up; None for one that torch does."""
+        if type(embedding) is QuantEmbedding and type(embedding.linear) is QuantLinear:
+            return self._keep((_Product * 1)(self._matrix(embedding.linear)))
+        if type(embedding) is nn.Embedding:
+            weight = Weight(outputs=embedding.num_embeddings, inputs=embedding.embedding_dim)
+            return self._keep((_Product * 1)(self._dense(weight, embedding.weight)))
+        return None
+
+    def _norm(self, norm: nn.Module) -> int:
+        if type(norm) is not RMSNorm:
+            raise NotCompiled(f"a norm is a {type(norm).__name__}")
+        return self._numbers(norm.weight)
+
+    def _numbers(self, values: torch.Tensor) -> int:
+        wide = values.detach().float().contiguous()
+        self._kept.append(wide)
+        return wide.data_ptr()
+
+    def _keep(self, made: Any) -> int:
+        self._kept.append(made)
+        return ctypes.addressof(made)
+
+
+@cache
+def unavailable() -> str | None:
+    """Why there is no compiled step on this machine, or None; compared with torch the first time it is asked for."""
+    return NativeCpu().unavailable() or self_test()
+
+
+def self_test() -> str | None:
+    """Compare a small network of each kind with torch, a few tokens long. Returns what is wrong, or None."""
+    from glmchat.engine.models import chatglm2, llama
+
+    sizes = {"vocab_size": 48, "hidden_size": 64, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    qwen = {"model_type": "qwen3", "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 96}
+    glm = {
+        "model_type": "chatglm",
+        "num_layers": 2,
+        "multi_query_group_num": 2,
+        "ffn_hidden_size": 96,
+        "kv_channels": 16,
+    }
+    spoken = {"multi_query_attention": True, "rmsnorm": True, "post_layer_norm": True, "padded_vocab_size": 48}
+    for config, family in (({**sizes, **qwen}, llama.FAMILY), ({**sizes, **glm, **spoken}, chatglm2.FAMILY)):
+        model = _small(family.build(family.parse(config)))
+        with torch.inference_mode():
+            error = _difference(model)
+        if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too
+            return f"a step of {model.spec.family} differs from torch by {error:.1%}"
+    return None
+
+
+def _small(model: LanguageModel) -> LanguageModel:
+    """Random weights, half of the matrices packed."""
+    noise = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.15 + ("norm" in name))
+    for owner in list(model.modules()):
+        for name, module in list(owner.named_children()):
+            if isinstance(module, nn.Linear) and module.in_features < 96:
+                q = torch.randint(0, 16, module.weight.shape, generator=noise, dtype=torch.uint8)
+                scale = torch.full((module.out_features, 2), 0.03)
+                setattr(owner, name, QuantLinear.from_int4(q, scale, scale / 2, module.bias))
+    model.prepare(torch.float32, "cpu")
+    return model
+
+
+def _difference(model: LanguageModel) -> float:
+    """Of the logits behind a prompt and four tokens, as a share of the largest."""
+    parts = model.parts()
+    assert parts is not None
+    step, cache = CompiledStep(parts, model.spec, tested=False), model.new_cache(16, torch.float32)
+    model(torch.arange(3, 11), cache, last_only=True)
+    worst = 0.0
+    for token in range(4):
+        found = step(token, cache, model.position(cache))
+        wanted = model(torch.tensor([token]), cache, last_only=True)[-1]
+        error = float((found - wanted).abs().max() / wanted.abs().max())
+        if not error <= worst:
+            worst = error
+    return worst

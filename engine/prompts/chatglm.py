@@ -1,0 +1,195 @@
+"""The conversations of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B, as their own code wrote them down.
+
+What a person typed is encoded as text in every family: `<|user|>`, `</s>` or `[gMASK]` in a question stays a string of
+characters, also where the original let it become a control token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import Message
+from glmchat.engine.prompts.base import PromptFormat
+from glmchat.engine.tokenizers import chatglm2
+from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
+
+_CJK = "([\u4e00-\u9fff])"
+_MARKS = tuple(zip(",!:;?", "，！：；？", strict=True))
+_TRAINING_TIME = ("[[训练时间]]", "2023年")  # a placeholder that the model learnt to write for its training date
+
+
+class _Cleaned(PromptFormat):
+    """What the three clean-ups have in common: how far into an unfinished answer they are settled."""
+
+    def settled(self, text: str) -> int:
+        """Up to the last place between two characters that are neither mark nor blank, outside a placeholder."""
+        cut = len(text) - 1
+        opened = text.rfind("[", max(0, len(text) - len(_TRAINING_TIME[0])))
+        if opened >= 0:
+            cut = min(cut, opened - (text[opened - 1 : opened] == "["))
+        while cut > 0 and not (_is_plain(text[cut - 1]) and _is_plain(text[cut])):
+            cut -= 1
+        return max(cut, 0)
+
+
+def _is_plain(character: str) -> bool:
+    return character not in ",!:;?[" and not character.isspace()
+
+
+def rounds(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
+    """(question, answer) pairs and the open question, for families that know nothing else.
+
+    A system prompt goes in front of the first question; a tool's answer counts as the person's words.
+    """
+    history: list[tuple[str, str]] = []
+    system = [m.content for m in messages if m.role == "system"]
+    question: str | None = None
+    for message in messages:
+        if message.role == "system":
+            continue
+        if message.role == "assistant":
+            history.append((question or "", message.content))
+            question = None
+        else:
+            question = message.content if question is None else f"{question}\n{message.content}"
+    if question is None:
+        raise Usage(
+            tr("the conversation does not end with a question"),
+            hint=tr("the last message must be the user's"),
+            code="prompt.no_question",
+        )
+    if system:
+        head = "\n".join(system)
+        if history:
+            history[0] = (f"{head}\n\n{history[0][0]}", history[0][1])
+        else:
+            question = f"{head}\n\n{question}"
+    return history, question
+
+
+class ChatGLMPrompt(_Cleaned):
+    """ChatGLM-6B: a bare first question, then numbered rounds from 0; [gMASK] and <sop> open the answer."""
+
+    has_system = False
+    tokenizer: ChatGLMTokenizer
+
+    def __init__(self, tokenizer: ChatGLMTokenizer, stop_ids: Sequence[int] = ()) -> None:
+        super().__init__(tokenizer, stop_ids or (tokenizer.eop_id,))
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        history, question = rounds(messages)
+        text = question
+        if history:
+            turns = [f"[Round {i}]\n问：{q}\n答：{a}\n" for i, (q, a) in enumerate(history)]
+            text = "".join(turns) + f"[Round {len(history)}]\n问：{question}\n答："
+        return [*self.tokenizer.encode(text), self.tokenizer.gmask_id, self.tokenizer.sop_id]
+
+    def complete(self, text: str) -> list[int]:
+        """Blank infilling: `[MASK]` in the text is filled in, `[gMASK]` or nothing is continued.
+
+        A text without a mask gets [gMASK]; one that does not end in its mask is closed by </s>; <sop> opens the answer,
+        unless the text brings it.
+        """
+        tokenizer = self.tokenizer
+        masks = {tokenizer.mask_id, tokenizer.gmask_id}
+        ids = tokenizer.encode_special(text)
+        if not masks.intersection(ids):
+            at = ids.index(tokenizer.sop_id) if tokenizer.sop_id in ids else len(ids)
+            ids.insert(at, tokenizer.gmask_id)
+        if tokenizer.sop_id not in ids:
+            if ids[-1] not in masks:
+                ids.append(tokenizer.end_id)
+            ids.append(tokenizer.sop_id)
+        return ids
+
+    def clean(self, text: str) -> str:
+        """Marks beside a Chinese character become full-width again: the vocabulary only has the half-width ones."""
+        text = text.strip().replace(*_TRAINING_TIME)
+        for half, full in _MARKS:
+            text = re.sub(_CJK + re.escape(half), rf"\1{full}", text)
+            text = re.sub(re.escape(half) + _CJK, rf"{full}\1", text)
+        return text
+
+
+class ChatGLM2Prompt(_Cleaned):
+    """ChatGLM2-6B: numbered rounds from 1, with blank lines, behind [gMASK] and sop."""
+
+    has_system = False
+    prefix = (chatglm2.GMASK, chatglm2.SOP)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        history, question = rounds(messages)
+        turns = [f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, 1)]
+        text = "".join(turns) + f"[Round {len(history) + 1}]\n\n问：{question}\n\n答："
+        return [*self.prefix, *self.tokenizer.encode(text)]
+
+    def complete(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode_special(text)
+        return ids if self.prefix[1] in ids else [*self.prefix, *ids]
+
+    def clean(self, text: str) -> str:
+        return text.strip().replace(*_TRAINING_TIME)
+
+
+class ChatGLM3Prompt(_Cleaned):
+    """ChatGLM3-6B: a role token, a header line and the content for each message; the header of a tool call is its name.
+
+    Header and content are encoded apart from each other, as the original does.
+    """
+
+    takes_tools = True
+    prefix: tuple[int, int] = (chatglm2.GMASK, chatglm2.SOP)
+
+    def role(self, message: Message) -> int:
+        """The id of the message's role token. Raises Usage for a role that the family does not have."""
+        return chatglm2.ROLES[role_name(message)]
+
+    def header(self, message: Message) -> str:
+        """The name of the tool in the model's own calls; everybody else has none."""
+        return message.name or "" if message.role == "assistant" else ""
+
+    def turn(self, message: Message) -> list[int]:
+        header, content = self.tokenizer.encode(f"{self.header(message)}\n"), message.content
+        if message.tools is not None:
+            content += "\n" + json.dumps(message.tools, indent=4, ensure_ascii=False)
+        return [self.role(message), *header, *self.tokenizer.encode(content)]
+
+    def _turns(self, messages: Sequence[Message]) -> list[int]:
+        return [*self.prefix, *(token for message in messages for token in self.turn(message))]
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        return [*self._turns(messages), self.role(Message("assistant", ""))]
+
+    def render_open(self, messages: Sequence[Message]) -> list[int]:
+        if not messages or messages[-1].role != "assistant" or not messages[-1].content:
+            return super().render_open(messages)
+        return self._turns(messages)  # the answer's header line stands before what there is of it
+
+    def complete(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode_special(text)
+        return ids if self.prefix[1] in ids else [*self.prefix, *ids]
+
+    def clean(self, text: str) -> str:
+        """The last part of the answer; a tool call keeps its header line and is shown as it is, never evaluated."""
+        part = text.split("<|assistant|>")[-1]
+        header, newline, content = part.partition("\n")
+        if not newline:
+            header, content = "", part
+        if header.strip():
+            return f"{header.strip()}\n{content}"
+        return content.strip().replace(*_TRAINING_TIME)
+
+
+def role_name(message: Message) -> str:
+    role = "observation" if message.role == "tool" else message.role
+    if role not in chatglm2.ROLES:
+        raise Usage(
+            tr("there is no role {role!r} in this family", role=role),
+            hint="system, user, assistant, tool",
+            code="prompt.role",
+        )
+    return role

@@ -1,0 +1,1 @@
+"""Programs that load torch for a while: each is a child that says JSON lines; imported by nobody."""

@@ -1,0 +1,1 @@
+"""The scrolling view of a conversation, drawn as lines."""
