@@ -1,7 +1,8 @@
-"""One answer on its way from the endpoint to the screen and into the history."""
+"""A stream read by a thread of its own, so that its reader can stop at once and act while nothing comes."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -11,9 +12,68 @@ from typing import Any, Protocol
 from glmchat.chat.client.endpoint import Progress, Stop
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import State, StoredMessage, Tree
-from glmchat.chat.pump import Ended, Pump
 from glmchat.chat.replay import record
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
+
+PumpEvent = StreamEvent | Progress
+Source = Callable[[Callable[[Progress], None]], Generator[StreamEvent, None, None]]
+
+
+class Ended(Exception):
+    """The stream is over."""
+
+
+class Pump:
+    """Opens and reads a stream in a thread. `open_stream` is given a function for what comes before the answer."""
+
+    def __init__(self, open_stream: Source) -> None:
+        self._open = open_stream
+        self._events: queue.Queue[PumpEvent | BaseException] = queue.Queue(maxsize=256)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="answer", daemon=True).start()
+
+    def get(self, timeout: float) -> PumpEvent | None:
+        """The next event; None if none came in time. Raises Ended, or what the stream raised."""
+        try:
+            event = self._events.get(timeout=max(timeout, 0.001))
+        except queue.Empty:
+            return None
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def stop(self) -> None:
+        """Nobody reads any more: the thread closes the stream at its next event and ends."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        last: BaseException = Ended()
+        source = None
+        try:
+            source = self._open(self._report)
+            for event in source:
+                if not self._offer(event):
+                    break
+        except Exception as error:  # noqa: BLE001  (handed to the reader, who raises it)
+            last = error
+        finally:
+            if source is not None:
+                source.close()
+        self._offer(last)
+
+    def _report(self, progress: Progress) -> None:
+        self._offer(progress)
+
+    def _offer(self, event: PumpEvent | BaseException) -> bool:
+        """Hand over one event, waiting for a slow reader; False once the reader has stopped."""
+        while not self._stopped.is_set():
+            try:
+                self._events.put(event, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
 
 FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second
 _POLL = 0.05  # how soon a stop is noticed while nothing comes
@@ -22,7 +82,7 @@ _STATES: Mapping[str | None, State] = {"length": "cut", "cancelled": "stopped"}
 
 
 class Speaker(Protocol):
-    """What a session needs of an endpoint (chat/endpoint.py has the real one)."""
+    """What a session needs of an endpoint (chat/client/endpoint.py has the real one)."""
 
     @property
     def is_local(self) -> bool: ...

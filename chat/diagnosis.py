@@ -19,8 +19,8 @@ from glmchat.chat.history.database import filesystem, is_network
 from glmchat.chat.resources import gpu_memory, total_memory
 from glmchat.core import locations, machine
 from glmchat.core.errors import GlmchatError
+from glmchat.core.http import ProxyRules, without_password
 from glmchat.core.language import language, tr
-from glmchat.core.proxies import ProxyRules, without_password
 from glmchat.core.sockets import socket_dir
 from glmchat.core.text import one_line
 

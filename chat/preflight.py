@@ -212,7 +212,7 @@ def _width(dtype: str | None, wide: int) -> int:
 def _packed_width(dtype: str | None, weights: int, cache: int) -> int:
     """Bytes of an activation beside packed weights: four, unless the float32 `cache` leaves too little room.
 
-    The engine decides by the same rule (engine/precision.py, settle_dtype) where the C kernel runs.
+    The engine decides by the same rule (engine/placement.py, settle_dtype) where the C kernel runs.
     """
     if dtype is not None:
         return 4 if dtype == "float32" else 2

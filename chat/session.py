@@ -15,12 +15,11 @@ from dataclasses import fields
 from typing import Any
 
 from glmchat.chat import context
-from glmchat.chat.answering import Answer, Begun, Done, SessionEvent, Speaker, Trimmed, Writing, relay
+from glmchat.chat.answering import Answer, Begun, Done, Pump, SessionEvent, Source, Speaker, Trimmed, Writing, relay
 from glmchat.chat.client.endpoint import Stop
 from glmchat.chat.conversing import Conversing, ModelIdentity, already_streaming
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
-from glmchat.chat.pump import Pump, Source
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.core.errors import GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr

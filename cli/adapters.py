@@ -320,7 +320,7 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove adapters from the store."""
-    from glmchat.cli.removing import carry_out
+    from glmchat.cli.asking import carry_out
     from glmchat.hub.adapters import find_adapter
     from glmchat.hub.removal import plan_removal
 

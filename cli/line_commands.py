@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from glmchat.chat.client.stop import Stop
+from glmchat.chat.client.request import Stop
 from glmchat.chat.connect import Connection
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -228,7 +228,7 @@ class LineCommands(LineTalk):
             output.say(tr("The context is full: the model no longer sees {n} messages.", n=len(request.unseen)))
 
     def _stats(self, _: str) -> None:
-        from glmchat.chat.details import details_of
+        from glmchat.chat.answer_words import details_of
 
         answer = next((m for m in reversed(self._session.tree.path()) if m.role == "assistant"), None)
         if answer is None:
@@ -282,7 +282,7 @@ class LineCommands(LineTalk):
         output.say(tr("/load NUMBER opens one; `glmchat history search WORDS` finds them."))
 
     def _export(self, words: str) -> None:
-        from glmchat.chat.history.export_file import write_export
+        from glmchat.chat.history.transcript import write_export
 
         output.say(tr("written to {path}", path=one_line(str(write_export(self._session.tree, words)), 400)))
 

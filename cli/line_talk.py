@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from glmchat.chat.answer_words import cut_note, system_note
 from glmchat.chat.answering import Answer, Trimmed
 from glmchat.chat.connect import Connection, connect
-from glmchat.chat.endings import cut_note, system_note
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
 from glmchat.cli import output

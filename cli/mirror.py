@@ -95,7 +95,7 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
 ) -> None:
     """Serve DIR as a hub, read-only: `hf download`, transformers and glmchat pull from it with HF_ENDPOINT."""
-    from glmchat.core.proxies import is_loopback
+    from glmchat.core.http import is_loopback
     from glmchat.hub.mirror_server import MirrorServer
 
     with MirrorServer(directory, host=host, port=port, log=None if quiet else output.say) as server:

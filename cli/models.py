@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
+from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_models
-from glmchat.cli.removing import carry_out
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line

@@ -88,7 +88,7 @@ def serve(
 def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | None, bool]:
     """The key, and whether it was made just now. Raises Usage for --no-api-key off loopback and for a bad key."""
     from glmchat.chat.connect import read_key
-    from glmchat.core.proxies import is_loopback
+    from glmchat.core.http import is_loopback
 
     if no_key:
         if file is not None:

@@ -14,18 +14,15 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.families import Checkpoint, identify
-from glmchat.engine.formats.mapped_pages import trim
-from glmchat.engine.generate import OnPrefill, Sequences, Stopped, generate
+from glmchat.engine.formats.weights import trim
+from glmchat.engine.generate import OnPrefill, Pass, Sequences, Stopped, generate
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
-from glmchat.engine.loops import goes_round
 from glmchat.engine.models.base import LanguageModel, ModelSpec
-from glmchat.engine.passes import Pass
-from glmchat.engine.placement import tune
-from glmchat.engine.precision import choose_dtype, multiply_exactly, settle_dtype
+from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
-from glmchat.engine.text_stream import TextStream
+from glmchat.engine.text_stream import TextStream, goes_round
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import tokenizer_of_files
 
@@ -43,8 +40,8 @@ class Chunk:
     """A piece of an answer: whole characters, and the ids they came from.
 
     Only the last one has a finish reason and all facts: prompt_n, cached_n, prompt_ms (reading what was not cached),
-    predicted_n, predicted_ms, ttft_ms, seed, passes (engine/passes.py), stopped_by ("eos", "stop", "length", "context",
-    "loop", "cancelled"). The first one has those that a replay needs, for whoever stops before the end.
+    predicted_n, predicted_ms, ttft_ms, seed, passes (engine/generate.py), stopped_by ("eos", "stop", "length",
+    "context", "loop", "cancelled"). The first one has those that a replay needs, for whoever stops before the end.
     """
 
     text: str

@@ -38,7 +38,7 @@ class Family:
     """How one architecture is recognised, built, named and spoken to.
 
     matches:        config (config.json, or GGUF metadata in config.json's words) -> is it ours
-    parse:          config -> measures, every one checked (core/model_config.py) before memory is taken
+    parse:          config -> measures, every one checked (checkpoints/config.py) before memory is taken
     build:          called under torch.device("meta"); parameter names are the checkpoint's own
     rename:         a checkpoint's tensor name -> the parameter's name, or None for a buffer that is ignored
     load_tokenizer: folder or GGUF file -> tokenizer; raises Damaged if it is damaged or of another generation

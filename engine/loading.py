@@ -13,18 +13,17 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from glmchat.checkpoints.generations import model_of_embedding
+from glmchat.checkpoints.vocabularies import model_of_embedding
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, refuse_adapter_folder
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.compressed import open_compressed
-from glmchat.engine.formats.mapped_pages import Sweep
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
 from glmchat.engine.formats.shards import open_folder
 from glmchat.engine.formats.thudm import open_official
-from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
+from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear

@@ -1,15 +1,124 @@
-"""Measured once at load: how many threads are fastest for this model on this machine."""
+"""How a checkpoint runs on this machine: on which device, in which number type, with how many threads."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 
-from glmchat.engine.cores import choose_threads
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.machine import available_memory, physical_cores
+from glmchat.engine.families import Checkpoint
 from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.quantize.linear import QuantLinear
+
+
+def choose_threads(asked: int | None, step: Callable[[], float]) -> int:
+    """Set torch's thread count to the one with which `step` (it returns the seconds it took) is fastest.
+
+    asked: taken as it is. Otherwise all cores are compared with one: two OpenMP threads on a machine whose second core
+    is busy can be 20 times slower than one, because each barrier waits for the core that does not come.
+    """
+    cores = physical_cores()
+    if asked is not None or cores == 1:
+        torch.set_num_threads(asked or 1)
+        return asked or 1
+    candidates: Sequence[int] = (cores, cores // 2, 1) if cores > 3 else (cores, 1)
+    best, best_seconds = 1, math.inf
+    for count in candidates:
+        torch.set_num_threads(count)
+        step()  # the pool is built and caches are warm
+        seconds = sorted(step() for _ in range(3))[1]
+        if seconds < best_seconds * 0.97:  # fewer threads must not win by noise, nor more
+            best, best_seconds = count, seconds
+    torch.set_num_threads(best)
+    return best
+
+
+def require_device(device: str) -> None:
+    """Raises Usage for a device that this machine, or this torch, does not have. "auto" and "cpu" are always there."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= count:
+            why = tr("this torch is built without CUDA") if torch.version.cuda is None else None
+            raise Usage(
+                tr("there is no device {device}", device=device) + (f": {why}" if why else ""),
+                hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
+                code="device.missing",
+            )
+    elif kind == "mps" and not torch.backends.mps.is_available():
+        raise Usage(
+            tr("there is no device {device}", device=device),
+            hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
+            code="device.missing",
+        )
+
+
+_ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torch.dtype:
+    """What was asked for; else float32 on a CPU without bfloat16 instructions where that fits easily, else bfloat16.
+
+    Raises Usage for a type that does not exist.
+    """
+    if asked is not None:
+        if asked not in _DTYPES:
+            raise Usage(
+                tr("dtype is {asked!r}", asked=asked),
+                hint=tr("one of {names}", names=", ".join(_DTYPES)),
+                code="dtype.unknown",
+            )
+        return _DTYPES[asked]
+    if device != "cpu":
+        return torch.bfloat16
+    spec = checkpoint.spec
+    # Measured without such instructions: 128 rows of 16384 x 4096 take 183 ms in float32 and 903 ms in bfloat16.
+    layer = spec.hidden_size * (spec.hidden_size * 2 + spec.kv_heads * spec.head_dim * 2 + spec.ffn_size * 3)
+    bytes_wide = 4 * (spec.layers * layer + 2 * spec.vocab_size * spec.hidden_size)
+    fits = checkpoint.gguf is not None or bytes_wide < psutil.virtual_memory().available * 0.4
+    return torch.float32 if fits and not _has_bf16() else torch.bfloat16
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def settle_dtype(model: LanguageModel, now: torch.dtype, device: str, context: int) -> torch.dtype:
+    """For quantised weights on a CPU: float32 where glmchat's own kernel multiplies them all, which is as fast in both
+    types while everything around it is faster in float32; else bfloat16, as ATen's int4 operator is 40 times slower in
+    float32. Bfloat16 too where a float32 cache of the whole context would take too much of what is free.
+
+    No measurement: one machine always decides alike, so that memory is predicted and answers can be repeated. The model
+    then has the type that is returned.
+    """
+    if device != "cpu" or stored_bits(model) is None:
+        return now
+    spec = model.spec
+    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * 4
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    free = available_memory()  # mapped weights count as free
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    roomy = free is None or weights + cache <= _ROOMY * free
+    dtype = torch.float32 if roomy and all(layer.kernel.any_dtype for layer in layers) else torch.bfloat16
+    set_dtype(model, dtype, device)
+    return dtype
+
+
+def multiply_exactly(model: LanguageModel) -> None:
+    """Who asks for float32 by name compares numbers: packed weights then multiply in plain float32 too."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.multiply_exactly()
+
 
 # Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
 # stay in a cache that the whole model does not fit, so all of them are taken, which is quick.

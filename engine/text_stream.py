@@ -1,4 +1,4 @@
-"""Ids to text, piece by piece: never half a character, never a stop string, and the pieces join to the whole."""
+"""Has an answer begun to say the same thing for ever?"""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from typing import Protocol
 
 from glmchat.engine.tokenizers.base import Tokenizer
 
+# An exact repetition this long is no list, no table and no refrain. Asked for 500 zeros, a model may give fewer.
+_LENGTH = 512
+_LONGEST_PERIOD = 64
+_EVERY = 32  # looked at this often
+
+
+def goes_round(ids: Sequence[int]) -> bool:
+    """True if the last 512 ids repeat a run of at most 64 of them exactly."""
+    if len(ids) < _LENGTH or len(ids) % _EVERY:
+        return False
+    tail = list(ids[-_LENGTH:])
+    return any(tail[period:] == tail[:-period] for period in range(1, _LONGEST_PERIOD + 1))
+
+
 _REPLACEMENT = "\ufffd"
 
 
 class CleanUp(Protocol):
-    """A family's clean-up of an answer: `engine/prompts.py` says what the two methods do."""
+    """A family's clean-up of an answer: `engine/prompts/base.py` says what the two methods do."""
 
     def clean(self, text: str) -> str: ...
     def settled(self, text: str) -> int: ...

@@ -20,9 +20,9 @@ from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import installed, manifests, store
-from glmchat.hub.hashing import sha256_of
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
+from glmchat.hub.store import sha256_of
 
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 # Beside the weights: what tells where they come from. Code and the rest of a training run stay behind.

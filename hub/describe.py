@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.generations import WORDS, generation, is_cpm
+from glmchat.checkpoints.vocabularies import WORDS, generation, is_cpm
 from glmchat.hub.installed import small_json
 from glmchat.hub.weight_counts import WeightCounts, count_weights, number
 

@@ -23,8 +23,8 @@ from glmchat.core.errors import Hostile
 from glmchat.core.http import host_of, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub.hashing import BLOCK
 from glmchat.hub.safe_paths import inside
+from glmchat.hub.store import BLOCK
 from glmchat.hub.wanted import Candidate
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import store
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
-from glmchat.hub.hashing import git_blob_of
 from glmchat.hub.lfs import pointer_blob
 from glmchat.hub.mirror_folder import FORMAT, MARKER, MirrorFile, MirrorFolder, Snapshot
 from glmchat.hub.plan import PlannedFile, PullOptions, PullPlan, plan_pull
 from glmchat.hub.pull import wanted_files
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
+from glmchat.hub.store import git_blob_of
 
 _README = """\
 This folder is a mirror of language models, written by glmchat.

@@ -234,7 +234,7 @@ def _lfs(file: MirrorFile) -> dict[str, Any]:
 
 def _directory(path: str) -> dict[str, Any]:
     # A tree's id would need git's own tree objects; the path's hash is as unique and is never compared by clients.
-    from glmchat.hub.hashing import git_blob_of_bytes
+    from glmchat.hub.store import git_blob_of_bytes
 
     return {"type": "directory", "oid": git_blob_of_bytes(path.encode()), "size": 0, "path": path}
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub.hashing import BLOCK
-from glmchat.hub.store import disk_error, stopped
+from glmchat.hub.store import BLOCK, disk_error, stopped
 
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 

@@ -20,11 +20,11 @@ from glmchat.core.text import human_bytes
 from glmchat.hub import installed, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
 from glmchat.hub.download import Candidate, FileGot, FileProgress, FileWanted, Progress, download
-from glmchat.hub.hashing import git_blob_of, sha256_of
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.plan import PlannedFile, PullPlan
 from glmchat.hub.sources import offline, token
+from glmchat.hub.store import git_blob_of, sha256_of
 
 OnProgress = Callable[[Progress], None]
 

@@ -15,12 +15,12 @@ from glmchat.core.settings import load_settings
 from glmchat.core.text import one_line
 from glmchat.hub import store
 from glmchat.hub.download import FileGot, FileWanted, Progress, download
-from glmchat.hub.hashing import git_blob_of, sha256_of
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord
 from glmchat.hub.plan import PlannedFile, PullPlan
 from glmchat.hub.pull import wanted_files
 from glmchat.hub.safe_paths import safe_path
+from glmchat.hub.store import git_blob_of, sha256_of
 
 
 def staging_folder(out: Path) -> Path:

@@ -1,6 +1,7 @@
 """Says an answer again, pass by pass, and tells where it parts from what it was.
 
-`python -P -m glmchat.jobs.replay` reads one JSON object from stdin and writes JSON lines; chat/replay.py asks it.
+`python -P -m glmchat.jobs.replay` reads one JSON object from stdin and writes JSON lines for
+chat/replay/replay.py.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
+from glmchat.engine.generate import parse_passes
 from glmchat.engine.identity import settings_of, template_of, versions, weights_now
-from glmchat.engine.passes import parse_passes
 
 
 @dataclass(frozen=True, slots=True)

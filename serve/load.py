@@ -11,8 +11,8 @@ from glmchat.serve.options import ServeOptions
 def engine_loader(options: ServeOptions) -> Load:
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
-        from glmchat.engine.devices import require_device
         from glmchat.engine.engine import Engine
+        from glmchat.engine.placement import require_device
 
         require_device(options.device)
         report("import", 1.0)

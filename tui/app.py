@@ -1,10 +1,12 @@
-"""The window. `run_window` is what `glmchat` and `glmchat run` call."""
+"""The window when its terminal goes away: what `GlmchatApp` needs of chat/hangup.py, and a screen that may vanish."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
@@ -17,10 +19,9 @@ from textual.screen import Screen
 from glmchat.chat import hangup
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import choose, chosen, tr
-from glmchat.core.memory import return_big_blocks
+from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui import commands
-from glmchat.tui.hangup import outlive_terminal
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.steady import Steady
@@ -28,6 +29,44 @@ from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, text
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
+
+
+class Vanishing:
+    """A stream whose terminal may be gone: what cannot be written is dropped, and what no screen is there for.
+
+    Textual's writing thread would end with the first failure, and the window then wait for it forever. Nothing is
+    buffered: with the hangup the kernel sends SIGCONT, at which Textual sets the terminal up anew, and a buffer would
+    keep what could not be written and put it into the log.
+    """
+
+    def __init__(self, stream: IO[str], is_gone: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._is_gone = is_gone
+
+    def write(self, text: str) -> int:
+        rest = text.encode("utf-8", "replace")
+        with suppress(OSError):
+            while rest and not self._is_gone():
+                rest = rest[os.write(self._stream.fileno(), rest) :]
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_terminal(driver: type[Driver], is_gone: Callable[[], bool]) -> type[Driver]:
+    """The same driver, writing through `Vanishing`."""
+
+    class Lasting(driver):  # type: ignore[valid-type, misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            if (stream := getattr(self, "_file", None)) is not None:
+                self._file = Vanishing(stream, is_gone)
+
+    return Lasting
 
 
 class GlmchatApp(Steady, App[int]):

@@ -15,11 +15,16 @@ from typing import Any
 import httpx2
 
 from glmchat.chat.client.reading import AnswerReader, Progress
-from glmchat.chat.client.request import EXTENSIONS, adapter_fields, messages_json, sampling_fields, whole_text
-from glmchat.chat.client.server_rows import Health, ModelRow, health_of, rows_of
-from glmchat.chat.client.server_url import api_url
-from glmchat.chat.client.stop import Stop
-from glmchat.chat.client.words import broken, error_of, status_error
+from glmchat.chat.client.request import (
+    EXTENSIONS,
+    Stop,
+    adapter_fields,
+    api_url,
+    messages_json,
+    sampling_fields,
+    whole_text,
+)
+from glmchat.chat.client.words import Health, ModelRow, broken, error_of, health_of, rows_of, status_error
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.http import make_client
 from glmchat.core.language import tr

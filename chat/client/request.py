@@ -1,11 +1,85 @@
-"""What is sent for an answer: OpenAI's fields to everybody, extensions to those who know them."""
+"""What a request is made of: the server's address, the body that it is sent, and a way to stop it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
+from glmchat.core.text import one_line
+
+
+class Stop:
+    """Stops one answer from any thread, also while nothing comes: the socket is shut down under the reader.
+
+    Use it once. `stream` then ends with `Finished(finish_reason="cancelled")`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = False
+        self._socket: socket.socket | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted
+
+    def now(self) -> None:
+        with self._lock:
+            self._wanted = True
+            self._shut()
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """httpcore's trace hook: remembers the socket as soon as there is one."""
+        # TLS wraps the socket in another one, and a proxy may do so twice: the last one is the one that is read.
+        if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
+            found = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._socket = found
+                if self._wanted:
+                    self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # closed already
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own would talk TLS first
+
+
+_KNOWN_TAILS = ("/chat/completions", "/completions", "/models", "/chat")
+
+
+def api_url(text: str) -> str:
+    """`gpu-box:8000`, `http://gpu-box:8000/`, `…/v1`, `…/v1/chat/completions` -> `http://gpu-box:8000/v1`.
+
+    A path that ends in a version of its own (`/api/v3`, `/compatible-mode/v1`) is left alone. Raises Usage.
+    """
+    given = text.strip()
+    address = given if "://" in given else f"http://{given}"
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", address):
+        raise Usage(
+            tr("{given!r} is no server address", given=one_line(given)),
+            hint=tr("for example http://gpu-box:8000/v1"),
+            code="server.url",
+        )
+    path = parts.path.rstrip("/")
+    for tail in _KNOWN_TAILS:
+        path = path.removesuffix(tail)
+    if not re.search(r"/v\d+[a-z0-9]*$", path):
+        path += "/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
 
 EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos")  # vLLM's and llama-server's, not OpenAI's
 _NEUTRAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)

@@ -1,14 +1,4 @@
-"""One prompt to several models, quantisations, adapters or settings, side by side.
-
-    comparison = Comparison(history, parse_columns(["smollm2", "smollm2:int4,temp=0"]), settings)
-    for event in comparison.ask("hello"):       # Together or OneByOne, then for each column Loading…, Said…, Failed
-        ...
-    comparison.pick(1)                          # goes on with the second
-
-The answers are versions of one answer in the history: siblings below the question, each with its identity. Iterate in a
-worker thread; `stop()` may be called from any other. What was said when the process is killed is kept; `resume` brings
-what is missing.
-"""
+"""The session of one column of a comparison."""
 
 from __future__ import annotations
 
@@ -16,21 +6,70 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmchat.chat import connect as connecting
 from glmchat.chat.answering import SessionEvent
 from glmchat.chat.compare.columns import Column, launches, parse_columns
 from glmchat.chat.compare.engines import OneByOne, Running, Together, decide, group, needed
-from glmchat.chat.compare.session import DETAIL, ColumnSession
 from glmchat.chat.connect import Connection
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.sampling_choice import ChosenSampling, ranks_for_launch
+from glmchat.chat.session import ChatSession
 from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
+
+if TYPE_CHECKING:
+    pass  # FIXME-empty-import
+
+DETAIL = "compare"  # in the details of a question: the columns; of an answer: which of them it is
+
+
+class ColumnSession(ChatSession):
+    """A session of one column. All columns share one tree; the conversation's own settings stay as they are."""
+
+    def __init__(self, comparison: Comparison, column: int, connection: Connection) -> None:
+        self._comparison, self._number = comparison, column
+        launch = comparison.launches[column]
+        folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
+        super().__init__(
+            comparison.history,
+            connection.endpoint,
+            comparison.tree.conversation.id,
+            identity=connection.identity,
+            ranks=ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder),
+            default_system=comparison.settings.system,
+            context_policy=comparison.settings.context_policy,
+        )
+
+    def open(self, conversation: int) -> Tree:
+        self.tree = self._comparison.tree
+        self.unseen = ()
+        return self.tree
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        return self._comparison.columns[self._number].adapters
+
+    def answer(self) -> Generator[SessionEvent, None, None]:
+        """A new answer, or the rest of one that was interrupted."""
+        question = self._comparison.question
+        assert question is not None
+        before = self._comparison.answers().get(self._number)
+        if before is not None and before.state == "interrupted" and before.can_continue:
+            self.history.open_branch(self.tree, before)
+            yield from self.continue_answer()
+        else:
+            yield from self.regenerate(message=question.id)
+
+    def _details(self, chosen: ChosenSampling) -> dict[str, Any]:
+        mark = {"column": self._number, "text": self._comparison.columns[self._number].text}
+        return {**super()._details(chosen), DETAIL: mark}
+
 
 _UNFINISHED = ("interrupted", "streaming", "failed")
 

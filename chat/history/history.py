@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.history import database, upkeep
+from glmchat.chat.history import database, store
 from glmchat.chat.history import statements as sql
 from glmchat.chat.history.reader import HistoryReader
 from glmchat.chat.history.rows import CLEAR, Conversation, ConversationSettings, State, StoredMessage, TokenIds, Tree
@@ -34,8 +34,8 @@ class History(HistoryReader):
             return History(database.open_in_memory(), None)
         history = History(database.open_database(path), path)
         if history.problem is None:
-            upkeep.mark_interrupted(history._store)
-            upkeep.purge_old(history._store)
+            store.mark_interrupted(history._store)
+            store.purge_old(history._store)
         return history
 
     @staticmethod
@@ -245,7 +245,7 @@ class History(HistoryReader):
     def purge(self, deletions: Collection[int] | None = None) -> int:
         """Remove deleted conversations and messages for good: all, or those given. Returns how many deletions."""
         wanted = [d for d, _ in self.deletions() if deletions is None or d in deletions]
-        upkeep.purge(self._store, wanted)
+        store.purge(self._store, wanted)
         return len(wanted)
 
     def _new_deletion(self, conversation: int, leaf: int | None) -> int:

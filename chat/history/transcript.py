@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from glmchat.chat.history.history import History, title_from
@@ -21,7 +22,7 @@ from glmchat.chat.history.rows import (
     TokenIds,
     Tree,
 )
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, short_name
 
@@ -296,3 +297,34 @@ def _bad(where: str, why: str) -> Damaged:
         hint=tr("an export of glmchat's in JSON, or a JSON list of objects with role and content"),
         code="history.import",
     )
+
+
+_FORMS: Mapping[str, Format] = {
+    "md": "markdown",
+    "markdown": "markdown",
+    "json": "json",
+    "txt": "text",
+    "text": "text",
+}
+
+
+def write_export(tree: Tree, argument: str) -> Path:
+    """The file that was written, named after the title unless a path was given. Raises Usage; replaces nothing."""
+    word, _, rest = argument.partition(" ")
+    form = _FORMS.get(word, "markdown")
+    name = rest.strip() if word in _FORMS else argument
+    path = Path(name).expanduser() if name else Path.cwd() / file_name(tree, form)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(export(tree, form))
+    except FileExistsError:
+        raise Usage(
+            tr("{path} is there already", path=str(path)), hint=tr("give another path"), code="export.exists"
+        ) from None
+    except OSError as error:
+        raise Usage(
+            tr("{path} cannot be written: {reason}", path=str(path), reason=str(error.strerror)),
+            hint=tr("give another path"),
+            code="export.unwritable",
+        ) from None
+    return path

@@ -12,7 +12,7 @@ from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.chat.model_choice import locate
 from glmchat.chat.replay import record
-from glmchat.chat.replay.facts import Difference
+from glmchat.chat.replay.record import Difference
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.jobs import child_events
-from glmchat.chat.replay.facts import Difference, differences
 from glmchat.chat.replay.plan import ReplayPlan, Stretch
+from glmchat.chat.replay.record import Difference, differences
 from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

@@ -1,7 +1,4 @@
-"""Adapters on a loaded model: attached once, switched by putting layers in the tree and taking them out again.
-
-Nothing of the base is copied or changed. With no adapter active the tree holds the very modules it was loaded with.
-"""
+"""Is this the model that the adapter was trained on? Asked before the model is touched."""
 
 from __future__ import annotations
 
@@ -13,20 +10,40 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from glmchat.checkpoints.model_names import names_of, other_model
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter, read_adapter
-from glmchat.engine.adapters.combine import Weighted, adapted_embedding, adapted_linear, replaced
-from glmchat.engine.adapters.identity import refuse_other_base
 from glmchat.engine.adapters.lora import Change, match, read_changes
+from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
+from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 if TYPE_CHECKING:
     from glmchat.engine.engine import Engine
+
+
+def refuse_other_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Raise Usage if the adapter names the model it was trained on, and that is another one."""
+    if adapter.base is None or adapter.forced:
+        return
+    said = checkpoint.gguf.metadata.get("general.name") if checkpoint.gguf is not None else None
+    here = other_model(adapter.base, names_of(checkpoint.path, checkpoint.config, said))
+    if here is None:
+        return
+    raise Usage(
+        tr(
+            "this adapter was trained on {base}, and the model here is {here}: the same shapes, other weights",
+            base=adapter.base,
+            here=here,
+        ),
+        hint=tr("use it with its own base, or attach it all the same with --force"),
+        code="adapter.other_base",
+    )
 
 
 @dataclass(slots=True)

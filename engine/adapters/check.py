@@ -11,8 +11,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
-from glmchat.engine.adapters.attach import modules_of
-from glmchat.engine.adapters.identity import refuse_other_base
+from glmchat.engine.adapters.attach import modules_of, refuse_other_base
 from glmchat.engine.adapters.lora import match
 from glmchat.engine.adapters.prefix_tuning import check_prefix
 from glmchat.engine.families import Checkpoint, identify

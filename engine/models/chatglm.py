@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.checkpoints.config import flag, integer, number, token_ids
-from glmchat.checkpoints.generations import WORDS, generation
-from glmchat.checkpoints.vocabularies import published_vocabulary
+from glmchat.checkpoints.vocabularies import WORDS, generation, published_vocabulary
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Family

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.checkpoints.config import flag, integer, number, require, token_ids
-from glmchat.checkpoints.generations import WORDS, generation
-from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary
+from glmchat.checkpoints.vocabularies import WORDS, check_rows, generation, published_vocabulary
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.engine.changes import note_change
@@ -279,8 +278,7 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt
-    from glmchat.engine.prompts.glm4 import GLM4Prompt
+    from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, GLM4Prompt
 
     formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
     formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}

@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.checkpoints.config import integer, number, token_ids
-from glmchat.checkpoints.generations import WORDS, is_cpm
+from glmchat.checkpoints.vocabularies import WORDS, is_cpm
 from glmchat.core.errors import Damaged, DoesNotFit
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
-from glmchat.engine.formats.packed_format import is_ours_to_read
+from glmchat.engine.formats.compressed import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
@@ -194,7 +194,7 @@ def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
 
 
 def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.gpt2 import gpt2_prompt
+    from glmchat.engine.prompts.template import gpt2_prompt
 
     return gpt2_prompt(folder, tokenizer, spec)
 

@@ -20,16 +20,16 @@ from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
-from glmchat.engine.formats.packed_format import is_ours_to_read
+from glmchat.engine.formats.compressed import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import ModelSpec
-from glmchat.engine.models.fused import joined
 from glmchat.engine.models.layers import (
     Block,
     RMSNorm,
     RotaryTable,
     attend,
     causal_mask,
+    joined,
     prepare_embedding,
     rotary_frequencies,
     tied_head,
@@ -333,7 +333,7 @@ def _rename_tied(name: str) -> str | None:
 
 
 def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.plain import load_plain_tokenizer
+    from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
     return load_plain_tokenizer(folder, spec)
 

@@ -255,7 +255,7 @@ def _build(spec: ModelSpec) -> LanguageModel:
 
 
 def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.plain import load_plain_tokenizer
+    from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
     if (folder / "tokenizer.json").is_file() or not any(
         (folder / name).is_file() for name in ("vocab.json", "vocab.txt")

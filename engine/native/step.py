@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.fused import joined
-from glmchat.engine.models.layers import RMSNorm
+from glmchat.engine.models.layers import RMSNorm, joined
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 

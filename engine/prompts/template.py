@@ -24,6 +24,7 @@ from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.prompts.base import NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.gpt2 import EOD, UNK, CPMTokenizer
 
 # Ends of a turn that files forget to list among their end tokens.
 _TURN_ENDS = (
@@ -180,3 +181,22 @@ def _gguf_template(path: Path) -> tuple[str | None, dict[str, str]]:
             tokens[name] = pieces[index]
     source = metadata.get("tokenizer.chat_template")
     return (source if isinstance(source, str) else None), tokens
+
+
+class CPMPrompt(NoChat):
+    """Completion with CPM's vocabulary: `<unk>` is never sampled, `<eod>` ends, a full length ends at a sentence."""
+
+    banned_ids = (UNK,)
+
+    def __init__(self, tokenizer: CPMTokenizer) -> None:
+        super().__init__(tokenizer, (EOD,))
+        self.sentence_ends = tokenizer.sentence_ends
+
+
+def gpt2_prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    """CPM's format for its vocabulary; for any other GPT-2 its own template, if it has one."""
+    if isinstance(tokenizer, CPMTokenizer):
+        return CPMPrompt(tokenizer)
+    pass  # FIXME-empty-import
+
+    return template_prompt(folder, tokenizer, spec)

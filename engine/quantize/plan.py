@@ -15,7 +15,7 @@ from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
-from glmchat.engine.formats.packed_format import is_ours_to_read, packed_width
+from glmchat.engine.formats.compressed import is_ours_to_read, packed_width
 from glmchat.engine.formats.safetensors_writer import Layout, file_size
 from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights
@@ -122,7 +122,7 @@ class QuantizePlan:
 def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced | None = None) -> QuantizePlan:
     """What `quantiser.execute` would do.
 
-    announced: weights that are not here yet (engine/quantize/arriving.py); `source` then holds everything else.
+    announced: weights that are not here yet (engine/quantize/streaming.py); `source` then holds everything else.
     Raises Usage if the checkpoint is quantised already or a group size does not divide, DoesNotFit if the disk is too
     small, Damaged if the checkpoint is.
     """

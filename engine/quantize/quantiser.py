@@ -25,7 +25,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.companions import write_companions
-from glmchat.engine.formats.packed_format import describe, pack, pack_points
+from glmchat.engine.formats.compressed import describe, pack, pack_points
 from glmchat.engine.formats.safetensors_writer import SafetensorsWriter
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
 from glmchat.engine.loading import open_weights

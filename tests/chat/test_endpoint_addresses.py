@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.client.server_url import api_url
+from glmchat.chat.client.request import api_url
 from glmchat.core.errors import Usage
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from glmchat.chat.client.endpoint import Endpoint, Stop
-from glmchat.chat.client.sse import Comment, EventParser, ServerEvent
+from glmchat.chat.client.reading import Comment, EventParser, ServerEvent
 from glmchat.core.errors import NetworkFailed, ServerFailed, Usage
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
 
@@ -315,7 +315,7 @@ def test_half_a_surrogate_from_a_terminal_is_replaced_before_it_is_sent(foreign)
 
 
 def test_a_line_without_an_end_is_refused(foreign, monkeypatch):
-    monkeypatch.setattr("glmchat.chat.client.sse.LINE_LIMIT", 1000)
+    monkeypatch.setattr("glmchat.chat.client.reading.LINE_LIMIT", 1000)
     with pytest.raises(ServerFailed, match="without an end"):
         ask(foreign.says("data: " + "x" * 5000))
 

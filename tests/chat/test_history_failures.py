@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from glmchat.chat.history import database
+from glmchat.chat.history.database import prepare
 from glmchat.chat.history.history import History
 from glmchat.chat.history.owners import is_alive, this_process
-from glmchat.chat.history.schema import prepare
 
 WRITER = """
 import sys, time

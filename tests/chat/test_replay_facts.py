@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glmchat.chat.replay.facts import differences
+from glmchat.chat.replay.record import differences
 
 FACTS: dict[str, Any] = {
     "weights": {"files": [["model.safetensors", 100, 5, "sha256:aa"]]},

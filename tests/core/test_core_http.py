@@ -16,8 +16,15 @@ import pytest
 
 from glmchat import __version__
 from glmchat.core.errors import NetworkFailed, Usage
-from glmchat.core.http import host_of, make_client, network_error
-from glmchat.core.proxies import ProxyRules, is_loopback, normal_proxy, without_password
+from glmchat.core.http import (
+    ProxyRules,
+    host_of,
+    is_loopback,
+    make_client,
+    network_error,
+    normal_proxy,
+    without_password,
+)
 
 
 class _Echo(BaseHTTPRequestHandler):

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from glmchat.checkpoints.generations import generation
+from glmchat.checkpoints.vocabularies import generation
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
 from glmchat.engine.families import identify
-from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt
-from glmchat.engine.prompts.glm4 import GLM4Prompt
+from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt, GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 from glmchat.engine.tokenizers.chatglm2 import ROLES, ChatGLM2Tokenizer
 from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer

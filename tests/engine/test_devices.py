@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glmchat.core.errors import Usage
-from glmchat.engine.devices import require_device
+from glmchat.engine.placement import require_device
 
 
 def test_what_is_always_there_is_accepted() -> None:

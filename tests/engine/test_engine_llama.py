@@ -10,7 +10,7 @@ import torch
 
 from glmchat.engine import Engine
 from glmchat.engine.models import layers
-from glmchat.engine.models.fused import joined
+from glmchat.engine.models.layers import joined
 from glmchat.engine.quantize.linear import QuantLinear
 
 IDS = [3, 17, 99, 4, 5, 200, 31, 8] * 6

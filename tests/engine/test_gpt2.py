@@ -14,7 +14,7 @@ import torch
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.messages import Message
 from glmchat.engine import Engine, Sampling, load_tokenizer
-from glmchat.engine.tokenizers.cpm import EOD, NEWLINE, SEP, UNK, CPMTokenizer, _cutter
+from glmchat.engine.tokenizers.gpt2 import EOD, NEWLINE, SEP, UNK, CPMTokenizer, _cutter
 
 TEXTS = (
     "家乡的四季,最美不过了",

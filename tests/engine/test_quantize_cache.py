@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from glmchat.core import locations
 from glmchat.engine import Engine
 from glmchat.engine.formats import packed_cache
-from glmchat.engine.formats.mapped_pages import let_go
+from glmchat.engine.formats.weights import let_go
 from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.linear import QuantLinear
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
-from glmchat.engine.formats.packed_format import pack, pack_points, unpack, unpack_points
+from glmchat.engine.formats.compressed import pack, pack_points, unpack, unpack_points
 from glmchat.engine.native.cpu import NativeCpu, search_native
 from glmchat.engine.quantize import int4, int8, quantiser
 from glmchat.engine.quantize import plan as planning

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.cli.main import run
-from glmchat.cli.usage_words import SENTENCES
+from glmchat.cli.main import SENTENCES, run
 from glmchat.core import language
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,16 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.text import human_bytes
-from glmchat.hub.lfs import Pointer, find_pointers, parse_pointer, parse_pointer_bytes, pointer_blob, pointer_text
-from glmchat.hub.lfs_batch import read_remote, web_address
+from glmchat.hub.lfs import (
+    Pointer,
+    find_pointers,
+    parse_pointer,
+    parse_pointer_bytes,
+    pointer_blob,
+    pointer_text,
+    read_remote,
+    web_address,
+)
 from glmchat.hub.pointers import describe_into, execute_into, plan_into
 from glmchat.hub.references import parse
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
-from glmchat.tui import clipboard, commands, messages
+from glmchat.tui import commands, messages, terminal
 from glmchat.tui.app import speak
 from glmchat.tui.model_rows import Row
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
@@ -65,7 +65,7 @@ def test_sentences_that_are_translated_by_a_variable_have_chinese_too() -> None:
 
 
 def test_a_copy_goes_to_the_terminal_and_to_a_private_file() -> None:
-    copied = clipboard.copy("量化", {})
+    copied = terminal.copy("量化", {})
     assert copied.sequence == f"\x1b]52;c;{base64.b64encode('量化'.encode()).decode()}\x07"
     assert copied.file is not None and copied.file.read_text() == "量化"
     assert copied.file.stat().st_mode & 0o077 == 0
@@ -73,22 +73,22 @@ def test_a_copy_goes_to_the_terminal_and_to_a_private_file() -> None:
 
 
 def test_inside_tmux_the_sequence_is_passed_through() -> None:
-    sequence = clipboard.osc52("x", {"TMUX": "/tmp/tmux"})
+    sequence = terminal.osc52("x", {"TMUX": "/tmp/tmux"})
     assert sequence is not None and "\x1bPtmux;\x1b\x1b]52;c;eA==\x07\x1b\\" in sequence
-    screen = clipboard.osc52("x" * 2000, {"STY": "1"})
+    screen = terminal.osc52("x" * 2000, {"STY": "1"})
     assert screen is not None and all(len(part) <= 516 for part in screen.split("\x1b\\"))
 
 
 def test_a_text_too_long_for_the_terminal_is_only_in_the_file_and_that_is_said() -> None:
     text = "量" * 30_000
-    copied = clipboard.copy(text, {})
+    copied = terminal.copy(text, {})
     assert copied.sequence is None
-    assert "too long" in copied.words() and str(clipboard.clipboard_file()) in copied.words()
+    assert "too long" in copied.words() and str(terminal.clipboard_file()) in copied.words()
 
 
 def test_a_home_that_cannot_be_written_still_copies_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLMCHAT_HOME", "/proc/nowhere")
-    copied = clipboard.copy("x", {})
+    copied = terminal.copy("x", {})
     assert copied.file is None and copied.sequence is not None
     assert locations.state_dir() == Path("/proc/nowhere/state")
 

@@ -18,7 +18,7 @@ from windows import LAUNCH, Window, make_app, open_window
 from glmchat.chat.history.history import History
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
-from glmchat.tui import clipboard
+from glmchat.tui import terminal
 from glmchat.tui.presets import PRESETS
 from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.sampling import SamplingScreen
@@ -650,7 +650,7 @@ async def test_what_can_be_done_with_a_turn_has_a_key_and_a_place_to_click() -> 
         await click("quote")
         assert window.chat.prompt.text.startswith("> ```python")
         await click("copy code")
-        assert clipboard.clipboard_file().read_text() == "x = 1"
+        assert terminal.clipboard_file().read_text() == "x = 1"
         await click("delete")
         await window.until(lambda: "deleted" in window.notices)
         assert len(window.said("assistant")) == 1 and "version" not in "".join(t.note for t in window.turns)

@@ -28,7 +28,7 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
 if TYPE_CHECKING:
-    from glmchat.chat.client.server_rows import ModelRow
+    from glmchat.chat.client.words import ModelRow
     from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession
 

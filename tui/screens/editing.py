@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from glmchat.chat.details import details_of
+from glmchat.chat.answer_words import details_of
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes
-from glmchat.tui import clipboard
+from glmchat.tui import terminal
 from glmchat.tui.conversation import columns
 from glmchat.tui.screens.conversing import Conversing
 from glmchat.tui.transcript.blocks import code_blocks
@@ -146,7 +146,7 @@ class Editing(Conversing):
 
     def copy_text(self, text: str) -> None:
         """To the terminal's clipboard and to a file; says which."""
-        copied = clipboard.copy(text)
+        copied = terminal.copy(text)
         if copied.sequence is not None:
             self.write_to_terminal(copied.sequence)
         self.notify(copied.words(), timeout=4)

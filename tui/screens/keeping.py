@@ -118,6 +118,6 @@ class Keeping(Editing):
         self.tell(tr("the conversation was deleted"), tr("/redo brings it back"))
 
     def command_export(self, argument: str) -> None:
-        from glmchat.chat.history.export_file import write_export
+        from glmchat.chat.history.transcript import write_export
 
         self.tell(tr("written to {path}", path=str(write_export(self._talk().tree, argument))))

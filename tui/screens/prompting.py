@@ -12,7 +12,7 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.tui import commands, editor
+from glmchat.tui import commands, terminal
 from glmchat.tui.completing import suggestions as suggestions_for
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.comparing import Comparing
@@ -173,7 +173,7 @@ class Prompting(Comparing):
         """Ctrl+G: the prompt in $VISUAL or $EDITOR; the window waits meanwhile."""
         try:
             with self.app.suspend():
-                text = editor.edit(self.prompt.text)
+                text = terminal.edit(self.prompt.text)
         except SuspendNotSupported:
             self.tell(tr("this terminal cannot be lent to an editor"), role="warning")
             return

@@ -21,10 +21,9 @@ from textual.strip import Strip
 from textual.timer import Timer
 
 from glmchat.tui.theme import PALETTES, Palette
-from glmchat.tui.transcript.cells import hits, link_at, painted
 from glmchat.tui.transcript.markdown import Line
 from glmchat.tui.transcript.page import Page, Position
-from glmchat.tui.transcript.selection import Selection
+from glmchat.tui.transcript.selection import Selection, hits, link_at, painted
 from glmchat.tui.transcript.turn_layout import TurnLayout
 from glmchat.tui.transcript.turns import Role, Turn
 

@@ -1,20 +1,38 @@
-"""Copying that works over SSH and inside tmux, and says what it did.
-
-OSC 52 asks the terminal to fill its clipboard; whether it did cannot be known. So every copy is also written to a file
-that anybody can read with `cat`, and the words for the user name both.
-"""
+"""What is asked of the terminal itself: its clipboard, and an editor that takes it over for a while."""
 
 from __future__ import annotations
 
 import base64
 import os
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import Failed, GlmchatError
 from glmchat.core.language import tr
+
+
+def edit(text: str) -> str | None:
+    """Open $VISUAL, $EDITOR or vi on `text`; what was saved, or None if it failed. Raises Failed without an editor."""
+    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    folder = locations.private_dir(locations.state_dir())
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        path = Path(private) / "prompt.md"
+        path.write_text(text, encoding="utf-8")
+        try:
+            code = subprocess.run([*command, str(path)], check=False).returncode
+        except OSError as error:
+            raise Failed(
+                tr("the editor {name} cannot be started: {reason}", name=command[0], reason=str(error.strerror)),
+                hint=tr("set EDITOR to one that is installed"),
+                code="editor.missing",
+            ) from None
+        return path.read_text(encoding="utf-8").rstrip("\n") if code == 0 else None
+
 
 # xterm takes 100,000 bytes of base64 by default in many builds, hterm and kitty less or more; tmux 1 MB. The smallest
 # that is in wide use counts, because a cut clipboard is worse than none.
