@@ -60,6 +60,12 @@ class PromptFormat(ABC):
         """How much of the beginning of an unfinished answer is cleaned up the same, whatever follows it."""
         return len(text)
 
+    def separable(self, text: str) -> int:
+        """How much of the beginning of a settled text is cleaned up by itself: clean(head) + clean(rest) is the whole
+        cleaned up, whatever follows it.
+        """
+        return len(text)
+
     def complete(self, text: str) -> list[int]:
         """Ids of raw text for completion mode; control tokens such as [MASK] are recognised here."""
         return self.tokenizer.encode_special(text)

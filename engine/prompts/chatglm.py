@@ -30,12 +30,18 @@ class _Cleaned(PromptFormat):
 
     def settled(self, text: str) -> int:
         """Up to the last place between two characters that are neither mark nor blank, outside a placeholder."""
-        cut = len(text) - 1
-        opened = text.rfind("[", max(0, len(text) - len(_TRAINING_TIME[0])))
+        cut, size = len(text) - 1, len(_TRAINING_TIME[0])
+        opened = text.rfind("[", max(0, len(text) - size))
         if opened >= 0:
             cut = min(cut, opened - (text[opened - 1 : opened] == "["))
-        while cut > 0 and not (_is_plain(text[cut - 1]) and _is_plain(text[cut])):
-            cut -= 1
+        while cut > 0:
+            placeholder = text.rfind(_TRAINING_TIME[0], max(0, cut - size + 1), cut + size - 1)
+            if placeholder >= 0:
+                cut = placeholder
+            elif _is_plain(text[cut - 1]) and _is_plain(text[cut]):
+                break
+            else:
+                cut -= 1
         return max(cut, 0)
 
 
@@ -185,6 +191,10 @@ class ChatGLM3Prompt(_Cleaned):
         if header.strip():
             return f"{header.strip()}\n{content}"
         return content.strip().replace(*_TRAINING_TIME)
+
+    def separable(self, text: str) -> int:
+        """Nothing: the first line decides how the rest is read, and a later part takes the place of an earlier one."""
+        return 0
 
 
 def role_name(message: Message) -> str:

@@ -16,6 +16,7 @@ from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 from glmchat.engine.tokenizers.chatglm2 import ChatGLM2Tokenizer
 from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer
+from glmchat.engine.tokenizers.gpt2 import CPMTokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 RECORDED = ("v1_old", "v1_new", "v2", "v3", "v3_32k")
@@ -36,6 +37,8 @@ def tokenizer(name: str) -> Any:
             return ChatGLM2Tokenizer(folder / "chatglm2" / "tokenizer.model", roles=False)
         case "glm4":
             return GLM4Tokenizer(folder / "glm4" / "tokenizer.model")
+        case "cpm":
+            return CPMTokenizer(folder / "cpm-gpt2" / "chinese_vocab.model")
     return ChatGLM2Tokenizer(folder / "chatglm3" / "tokenizer.model", roles=True)
 
 
@@ -125,6 +128,34 @@ def test_pieces_of_a_stream_join_to_the_whole_for_any_ids(name: str) -> None:
         assert "".join(pieces) + stream.finish() == known.decode(ids)
         whole = known.decode(ids)
         assert all("\ufffd" not in piece or "\ufffd" in whole for piece in pieces)
+
+
+LONG = [
+    "人工智能（AI）是研究、开发用于模拟人的智能的技术科学。它的目标是让机器能像人一样思考。\n" * 4,
+    "👨‍👩‍👧 😀🎉 𠀀龘㐂 🇨🇳🏳️‍🌈 é́ " * 6,
+    "```python\nclass Tree:\n    def walk(self):\n\t\tfor x in self:        \n            yield x  # π\n```\n\n\n" * 3,
+    "    " + "mixed 中文 and English，1,000 [Round 0]\n问：a  b" * 4,
+    " " * 300 + "x" + "\n" * 100 + "\t" * 50 + "。",
+]
+
+
+@pytest.mark.parametrize("name", [*RECORDED, "glm4", "cpm"])
+def test_pieces_of_a_long_stream_join_to_the_whole_at_every_split(name: str) -> None:
+    known: Tokenizer = tokenizer(name)
+    dice = random.Random(11)
+    samples = [known.encode(text) for text in LONG]
+    samples += [[dice.randrange(known.vocab_size) for _ in range(120)] for _ in range(3)]
+    scattered = [token for text in LONG[:2] for token in known.encode(text)]
+    samples += [[dice.choice(scattered) for _ in range(120)] for _ in range(3)]
+    for ids in samples:
+        for end in range(1, len(ids), 7):
+            stream = TextStream(known)
+            pieces = [stream.push(token) for token in ids[:end]]
+            assert "".join(pieces) + stream.finish() == known.decode(ids[:end])
+            before, after = TextStream(known), TextStream(known)
+            head = "".join([before.push(token) for token in ids[:end]])
+            after.resume(ids[:end])
+            assert head + "".join([after.push(token) for token in ids[end:]]) + after.finish() == known.decode(ids)
 
 
 def test_ordinary_pieces_decode_as_sentencepiece_decodes_them() -> None:

@@ -73,6 +73,48 @@ def test_no_piece_holds_half_a_character(tokenizer: Tokenizer, text: str) -> Non
     assert all(piece in text for piece in found)
 
 
+@given(raw=st.binary(max_size=200), text=st.text(max_size=40) | st.sampled_from(TEXTS), times=st.integers(1, 6))
+@settings(max_examples=150, deadline=None)
+def test_long_texts_and_bytes_that_are_none_join_to_the_decoded_whole(raw: bytes, text: str, times: int) -> None:
+    for said in (raw + (text * times).encode() + raw, (raw + text.encode()) * times, b" " * 50 + raw):
+        assert "".join(pieces(Whole(), list(said))) == Whole().decode(list(said))
+
+
+class Counting(Whole):
+    """Counts the ids that it was asked to decode."""
+
+    decoded = 0
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        self.decoded += len(ids)
+        return super().decode(ids)
+
+
+class CountingFormat(ChatGLMPrompt):
+    """Counts the characters that it was asked to clean up."""
+
+    def __init__(self) -> None:
+        self.cleaned = 0
+
+    def clean(self, text: str) -> str:
+        self.cleaned += len(text)
+        return super().clean(text)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "\ufffd", "天空是蓝色的, 因为!"])
+def test_an_id_costs_the_same_at_the_end_of_a_long_answer_as_at_its_beginning(text: str) -> None:
+    counts = []
+    for length in (4_000, 8_000):
+        tokenizer, clean_up = Counting(), CountingFormat()
+        stream = TextStream(tokenizer, ("STOP",), clean_up)
+        ids = tokenizer.encode(text * length)[:length]
+        shown = "".join([*(stream.push(token) for token in ids), stream.finish()])
+        assert shown == ChatGLMPrompt.clean(clean_up, Whole().decode(ids))
+        counts.append((tokenizer.decoded, clean_up.cleaned))
+    for once, twice in zip(*counts, strict=True):
+        assert twice <= 2.1 * once
+
+
 @given(raw=st.binary(max_size=40))
 @settings(max_examples=200, deadline=None)
 def test_bytes_that_are_no_text_come_out_as_in_decode(raw: bytes) -> None:
@@ -126,6 +168,42 @@ SAID = [
 def test_cleaned_pieces_join_to_the_cleaned_whole_and_nothing_is_taken_back(clean_up: CleanUp, text: str) -> None:
     stream = TextStream(Bytes(), (), clean_up)
     assert "".join([*(stream.push(t) for t in Bytes().encode(text)), stream.finish()]) == clean_up.clean(text)
+
+
+@pytest.mark.parametrize("clean_up", FORMATS.values(), ids=FORMATS)
+@given(parts=st.lists(st.sampled_from([*SAID, "天空是蓝色的因为阳光", "x" * 30, "[[训练时间]],,!"]), max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_so_they_do_where_old_text_was_forgotten_and_go_on_where_it_was_cut(
+    clean_up: CleanUp, parts: list[str]
+) -> None:
+    text = "\n" + "".join(parts)  # ChatGLM3 opens an answer with a header line, which is empty
+    ids = Bytes().encode(text)
+    stream = TextStream(Bytes(), (), clean_up)
+    assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == clean_up.clean(text)
+    stream = TextStream(Bytes(), (), clean_up)
+    said = text[: len(text) // 2]
+    stream.resume(Bytes().encode(said))
+    rest = "".join([*(stream.push(token) for token in Bytes().encode(text[len(said) :])), stream.finish()])
+    shown, whole = clean_up.clean(said), clean_up.clean(text)
+    if whole.startswith(shown):
+        assert shown + rest == whole
+
+
+@given(words=st.lists(st.sampled_from(["ST", "OP", "S", "天空是蓝色的因为", "x" * 70, "P\n"]), max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_a_stop_string_far_into_an_answer_never_shows(words: list[str]) -> None:
+    text = "".join(words)
+    stream = TextStream(Bytes(), ("STOP", "P\nS"))
+    shown = "".join([*(stream.push(token) for token in Bytes().encode(text)), stream.finish()])
+    ends = [(at + len(s), at) for s in ("STOP", "P\nS") if (at := text.find(s)) >= 0]
+    assert shown == (text[: min(ends)[1]] if ends else text)
+
+
+@pytest.mark.parametrize("clean_up", FORMATS.values(), ids=FORMATS)
+def test_a_placeholder_with_marks_behind_it_is_not_shown_in_halves(clean_up: CleanUp) -> None:
+    stream = TextStream(Bytes(), (), clean_up)
+    text = "它是[[训练时间]],,的"
+    assert "".join([*(stream.push(token) for token in Bytes().encode(text)), stream.finish()]) == clean_up.clean(text)
 
 
 @pytest.mark.parametrize("clean_up", [None, *FORMATS.values()], ids=["none", *FORMATS])
