@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 from glmchat.chat.client.request import Stop
 from glmchat.chat.connect import Connection
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
 from glmchat.cli import output
-from glmchat.cli.asking import decoded
 from glmchat.cli.line_talk import LineTalk
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Piece, parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
 
-_FILE_LIMIT = 4 * 1024 * 1024  # bytes
 _LISTED = 20  # conversations
 _BARE = ("clear", "stop", "exit", "quit", "help")  # words that other programs take as commands
 _WINDOW_ONLY = frozenset(
@@ -184,32 +181,17 @@ class LineCommands(LineTalk):
         output.say(tr("System prompt: {text}", text=self._session.system_prompt or tr("none")))
 
     def _file(self, name: str) -> None:
-        if not name:
-            raise Usage(tr("/file needs a path"), hint=tr("/file PATH"), code="chat.file")
-        path = Path(name).expanduser()
-        try:
-            size = path.stat().st_size
-            data = path.read_bytes() if path.is_file() and size <= _FILE_LIMIT else b""
-        except OSError as error:
-            raise Usage(
-                tr("{path} cannot be read: {reason}", path=one_line(name), reason=error.strerror or str(error)),
-                hint=tr("/file PATH"),
-                code="chat.file",
-            ) from None
-        text = decoded(data, one_line(name)).strip()
-        if not text:
-            raise Usage(
-                tr("{path} holds no text that can be sent", path=one_line(name)),
-                hint=tr("a text file of at most 4 MB"),
-                code="chat.file",
-            )
+        from glmchat.chat.text_file import read_text_file
+
+        file = read_text_file(name)
+        text = file.text.strip()
         request = self._session.measure(text)
         tokens = tr("unknown") if request.tokens is None else str(request.tokens)
         output.say(
             tr(
                 "{path}: {size} bytes; the request then has {tokens} tokens",
                 path=one_line(name),
-                size=size,
+                size=file.size,
                 tokens=tokens,
             )
         )

@@ -158,13 +158,19 @@ def test_a_dead_engine_is_told_and_started_again(plain: Callable[..., Terminal])
         assert [m.state for m in history.load(1).path()] == ["complete", "failed", "complete", "stopped"]
 
 
-def test_a_bare_word_of_the_demo_is_text_with_a_hint_and_file_asks_for_a_path(plain: Callable[..., Terminal]) -> None:
+def test_a_bare_word_of_the_demo_is_text_with_a_hint_and_file_asks_for_a_path_to_a_text_of_one_megabyte(
+    plain: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    large = tmp_path / "large.txt"
+    large.write_bytes(b"x" * 1_000_001)
     terminal = plain(echo=True)
     terminal.type("clear")
     terminal.wait_for("was sent as text; the command is /clear")
     terminal.wait_for("\nclear\n> ")
     terminal.type("/file")
     terminal.wait_for("/file needs a path")
+    terminal.type(f"/file {large}")
+    terminal.wait_for(f"{large} is no file or above 1.0 MB")
     terminal.type("/bye")
     assert terminal.end() == 0
 

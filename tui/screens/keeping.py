@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.text import human_bytes
 from glmchat.tui.messages import Weighed
 from glmchat.tui.screens.editing import Editing
 from glmchat.tui.widgets.sidebar import Sidebar
@@ -16,39 +15,18 @@ from glmchat.tui.widgets.sidebar import Sidebar
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
-_FILE_LIMIT = 1_000_000  # bytes of a file that goes into the prompt
-
 
 class Keeping(Editing):
     def command_file(self, argument: str) -> None:
-        if not argument:
-            raise Usage(tr("/file needs a path"), hint=tr("/file notes.txt"), code="file.empty")
-        path = Path(argument.strip("'\"")).expanduser()
-        try:
-            size = path.stat().st_size
-            data = path.read_bytes() if path.is_file() and size <= _FILE_LIMIT else None
-        except OSError as error:
-            raise Usage(
-                tr("{path} cannot be read: {reason}", path=one_line(argument), reason=str(error.strerror)),
-                hint=tr("give the path of a text file"), code="file.unreadable",
-            ) from None  # fmt: skip
-        if data is None:
-            raise Usage(
-                tr("{path} is no file or above {limit}", path=one_line(argument), limit=human_bytes(_FILE_LIMIT)),
-                hint=tr("give the path of a text file"), code="file.size",
-            )  # fmt: skip
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise Usage(
-                tr("{path} is not UTF-8 text", path=one_line(argument)), hint=tr("convert it first"), code="file.binary"
-            ) from None
+        from glmchat.chat.text_file import read_text_file
+
+        file = read_text_file(argument)
         before = self.prompt.text.rstrip()
-        fence = "````" if "```" in text else "```"
-        block = f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}\n"
+        fence = "````" if "```" in file.text else "```"
+        block = f"{file.name}:\n{fence}\n{file.text.rstrip()}\n{fence}\n"
         self.prompt.set_text(f"{before}\n\n{block}" if before else block)
         self.measure(self.prompt.text)
-        self._thread(lambda: self._weigh(path.name, len(data), block), "file")
+        self._thread(lambda: self._weigh(file.name, file.size, block), "file")
 
     def _weigh(self, name: str, size: int, text: str) -> None:
         """In a thread: how many tokens a file is, where the model is there to say so."""
