@@ -1,0 +1,15 @@
+PRAGMA user_version = 1;
+CREATE INDEX conversation_order ON conversation (pinned DESC, sequence DESC);
+CREATE INDEX message_conversation ON message (conversation, id);
+CREATE INDEX message_streaming ON message (state) WHERE state = 'streaming';
+CREATE TABLE conversation ( id INTEGER PRIMARY KEY, title TEXT NOT NULL DEFAULT '', renamed INTEGER NOT NULL DEFAULT 0, model TEXT, created REAL NOT NULL, updated REAL NOT NULL, sequence INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, settings TEXT NOT NULL DEFAULT '{}', draft TEXT NOT NULL DEFAULT '', leaf INTEGER, deletion INTEGER);
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE deletion ( id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, created REAL NOT NULL, leaf INTEGER);
+CREATE TABLE message ( id INTEGER PRIMARY KEY, conversation INTEGER NOT NULL, parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, token_ids BLOB, details TEXT NOT NULL DEFAULT '{}', chosen INTEGER, deletion INTEGER, owner TEXT);
+CREATE TABLE piece ( message INTEGER NOT NULL, number INTEGER NOT NULL, text TEXT NOT NULL, token_ids BLOB, PRIMARY KEY (message, number)) WITHOUT ROWID;
+CREATE VIRTUAL TABLE search USING fts5(text, prefix='2 3', tokenize='unicode61 remove_diacritics 2');
+CREATE TABLE 'search_config'(k PRIMARY KEY, v) WITHOUT ROWID;
+CREATE TABLE 'search_content'(id INTEGER PRIMARY KEY, c0);
+CREATE TABLE 'search_data'(id INTEGER PRIMARY KEY, block BLOB);
+CREATE TABLE 'search_docsize'(id INTEGER PRIMARY KEY, sz BLOB);
+CREATE TABLE 'search_idx'(segid, term, pgno, PRIMARY KEY(segid, term)) WITHOUT ROWID;
