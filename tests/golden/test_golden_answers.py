@@ -28,6 +28,7 @@ SAMPLED = Sampling(temperature=1.6, top_k=40, top_p=0.95, repetition_penalty=1.1
 # Sums are taken in another order on another processor; a packed matrix meets activations that are rounded to 16 bits
 # on some and are floats on others.
 CLOSE = {False: 2e-3, True: 1e-2}  # of logits between 2 and 15
+FOREIGN = 5e-2  # where the C kernel was not built: torch's operators round the activations to bfloat16
 STEADY = {False: (1e-2, 3e-4), True: (2e-2, 1e-3)}  # a greedy lead below the first is no record; noise a draw survives
 
 _V1 = {"hidden_size": 64, "inner_hidden_size": 96}
@@ -122,13 +123,16 @@ def test_a_tiny_checkpoint_answers_what_it_answered(golden: Golden, name: str, t
     assert expected.keys() == engines.keys()
     for quant, then in expected.items():
         engine, close = engines[quant], CLOSE[packed(name, quant)]
+        foreign = packed(name, quant) and not engine.facts()["kernel"].startswith("native")
         said = list(engine.generate(ids, replace(GREEDY, max_tokens=STEPS)))
         assert said[: len(then["greedy"])] == then["greedy"], (quant, "greedy")
-        assert list(engine.generate(ids, replace(SAMPLED, seed=then["seed"]))) == then["sampled"], (quant, "sampled")
+        if not foreign:
+            drawn = list(engine.generate(ids, replace(SAMPLED, seed=then["seed"])))
+            assert drawn == then["sampled"], (quant, "sampled")
         rows = engine.logits(ids)
         for at, logits in zip(POSITIONS, then["top"], strict=True):
             for i, logit in logits.items():
-                assert abs(float(rows[at][int(i)]) - logit) < close, (quant, at, i)
+                assert abs(float(rows[at][int(i)]) - logit) < (FOREIGN if foreign else close), (quant, at, i)
 
 
 def packed(name: str, quant: str) -> bool:

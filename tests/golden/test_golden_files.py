@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from golden_files import HERE, Golden
 
-from glmchat.chat.history import History
 from glmchat.cli.main import run
 from glmchat.core import locations
 
@@ -28,11 +27,11 @@ from loopback_hub import LoopbackHub  # noqa: E402
 HASH = re.compile(r"[0-9a-f]{32,64}")
 
 
+@pytest.fixture
 def database() -> Path:
-    """The history's file, wherever glmchat keeps it."""
-    with History.default() as history:
-        assert history.path is not None
-        return history.path
+    """The history's file, as the first command that needs it makes it."""
+    assert run(["history", "list"]) == 0
+    return locations.history_file()
 
 
 def schema(path: Path) -> str:
@@ -45,11 +44,11 @@ def schema(path: Path) -> str:
 # The history
 
 
-def test_the_history_keeps_its_tables(golden: Golden) -> None:
-    golden("history_schema.sql", schema(database()))
+def test_the_history_keeps_its_tables(golden: Golden, database: Path) -> None:
+    golden("history_schema.sql", schema(database))
 
 
-def talk(history: History) -> None:
+def talk(history: Any) -> None:
     """Two conversations with branches, a mark, a deletion, an answer with ids, and one that was being written."""
     tree = history.new("smollm2")
     question = history.append(tree, "user", "关于量化 and rounding")
@@ -92,15 +91,18 @@ def literal(value: Any) -> str:
     return "NULL" if value is None else repr(value)
 
 
-def test_a_history_that_was_written_once_is_read_as_it_was(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
-    place = database()
+def test_a_history_that_was_written_once_is_read_as_it_was(
+    golden: Golden, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if golden.writing:
+        from glmchat.chat.history.history import History
+
         with History.default() as history:
             talk(history)
-        golden.write("history.sql", dump(place))
-    for beside in place.parent.glob(f"{place.name}*"):
+        golden.write("history.sql", dump(database))
+    for beside in database.parent.glob(f"{database.name}*"):
         beside.unlink()
-    with closing(sqlite3.connect(place)) as rows:
+    with closing(sqlite3.connect(database)) as rows:
         rows.executescript((HERE / "history.sql").read_text(encoding="utf-8"))
     read: dict[str, Any] = {}
     for words in (["list"], ["show", "1"], ["search", "rounding"], ["search", "量化"], ["search", "gone"]):
@@ -187,7 +189,7 @@ def test_the_packed_cache_of_a_fixed_file_keeps_its_name_and_form(
     golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from glmchat.engine import Engine
-    from glmchat.engine.quantize import packed_cache
+    from glmchat.engine.formats import packed_cache
 
     monkeypatch.setattr(packed_cache, "_SMALLEST", 0)  # a tiny one is otherwise not worth a file
     source, made = llamas.write_folder(tmp_path / "tiny"), tmp_path / "int4"
