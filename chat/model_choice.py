@@ -15,8 +15,8 @@ from glmchat.core.quant import quant_bits
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import catalogue, installed, references
-from glmchat.hub.find import find_installed
 from glmchat.hub.installed import Installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.quantised_copies import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
 

@@ -381,7 +381,7 @@ def merge(
 
 
 def _model(name: str) -> Installed:
-    from glmchat.hub.find import find_installed
+    from glmchat.hub.lookup import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)

@@ -229,7 +229,7 @@ def add(
 ) -> None:
     """Make a folder known by a name, without copying it."""
     from glmchat.hub.references import parse
-    from glmchat.hub.register import register as register_folder
+    from glmchat.hub.registration import register as register_folder
     from glmchat.hub.store import stopped
 
     if name is not None and (parse(name).name != name):
@@ -261,8 +261,8 @@ def alias(
 ) -> None:
     """Give a model a name of your own; without arguments list the names."""
     from glmchat.hub import aliases
-    from glmchat.hub.find import find_installed
     from glmchat.hub.installed import list_installed
+    from glmchat.hub.lookup import find_installed
     from glmchat.hub.references import parse
 
     if name is None:
@@ -333,7 +333,7 @@ def _any(name: str, *, incomplete: bool = True) -> Installed:
 
 def _here(name: str, *, incomplete: bool = False) -> Installed:
     """The model of that name, or NotInstalled (exit 1) with the line to type."""
-    from glmchat.hub.find import find_installed
+    from glmchat.hub.lookup import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)

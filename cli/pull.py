@@ -36,7 +36,7 @@ def pull_into(
     """Plan, show, fetch, replace in place."""
     pass  # FIXME-empty-import
     from glmchat.hub import store
-    from glmchat.hub.pointers import describe_into, execute_into, plan_into
+    from glmchat.hub.pull_into import describe_into, execute_into, plan_into
     from glmchat.hub.references import parse
 
     plan = plan_into(folder, parse(name, revision=revision) if name else None, endpoints)

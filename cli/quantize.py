@@ -80,7 +80,7 @@ def quantize(
 
 def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     from glmchat.hub import references
-    from glmchat.hub.find import find_installed
+    from glmchat.hub.lookup import find_installed
 
     reference = references.parse(name)
     named = quant_bits(reference.quant) if reference.quant else None

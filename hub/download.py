@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.core.http import make_client
-from glmchat.hub.hosts import Patience, Shared
+from glmchat.hub.download_state import Patience, Shared
+from glmchat.hub.file_request import Candidate, FileGot, FileProgress, FileWanted, Progress
 from glmchat.hub.store import stopped
 from glmchat.hub.transfer import State, Transfer
-from glmchat.hub.wanted import Candidate, FileGot, FileProgress, FileWanted, Progress
 
 if TYPE_CHECKING:
     import httpx2

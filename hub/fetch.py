@@ -23,9 +23,9 @@ from glmchat.core.errors import Hostile
 from glmchat.core.http import host_of, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.hub.file_request import Candidate
 from glmchat.hub.safe_paths import inside
 from glmchat.hub.store import BLOCK
-from glmchat.hub.wanted import Candidate
 
 if TYPE_CHECKING:
     import httpx2

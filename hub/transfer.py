@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
+from glmchat.hub.download_state import Shared
 from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
-from glmchat.hub.hosts import Shared
+from glmchat.hub.file_request import Candidate, FileGot, FileWanted
 from glmchat.hub.partial import PartialFile
 from glmchat.hub.store import git_blob_of, sha256_of
-from glmchat.hub.wanted import Candidate, FileGot, FileWanted
 
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30_000  # under 1 kB/s for this long counts as a stall where there is another source
 _WORTH = 64_000  # bytes that a broken attempt must have brought for the same source to be asked again at once

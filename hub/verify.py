@@ -17,8 +17,8 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, selection
 from glmchat.hub.catalogue import Catalogue, Entry, KnownFile
+from glmchat.hub.git_lfs import parse_pointer
 from glmchat.hub.installed import Installed
-from glmchat.hub.lfs import parse_pointer
 from glmchat.hub.store import git_blob_of, sha256_of
 
 State = Literal["ok", "missing", "size", "hash", "pointer", "unknown"]

@@ -11,7 +11,7 @@ from hub_helpers import COMMIT_A, COMMIT_B, glmchat, hub_entry, last_json, user_
 
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.hub import catalogue
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 
 FIRST = "096f3de6b4959ce38bef7bb05f3129c931a3084e"

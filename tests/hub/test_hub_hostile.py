@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
 from glmchat.hub import installed, store
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 
 SECRET = "hf_thisMustNeverBeSeen"

@@ -24,7 +24,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
 from glmchat.hub import installed, manifests, store
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.references import parse
 

@@ -28,7 +28,7 @@ from loopback_hub import LoopbackHub, Synthetic
 from glmchat.core import locations
 from glmchat.hub import installed, manifests, store
 from glmchat.hub.catalogue import KnownFile
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.plan import plan_pull
 from glmchat.hub.references import parse
 from glmchat.hub.selection import needed

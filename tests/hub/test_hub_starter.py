@@ -20,7 +20,7 @@ from hub_helpers import glmchat, last_json, make_wheel, sha256, user_catalogue, 
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit
 from glmchat.hub import catalogue, installed, sources_pypi
-from glmchat.hub.find import find_installed
+from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 
 GGUF = b"GGUF" + random.Random(1).randbytes(300_000)

@@ -16,7 +16,7 @@ from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.text import human_bytes
-from glmchat.hub.lfs import (
+from glmchat.hub.git_lfs import (
     Pointer,
     find_pointers,
     parse_pointer,
@@ -26,7 +26,7 @@ from glmchat.hub.lfs import (
     read_remote,
     web_address,
 )
-from glmchat.hub.pointers import describe_into, execute_into, plan_into
+from glmchat.hub.pull_into import describe_into, execute_into, plan_into
 from glmchat.hub.references import parse
 
 SHARD, VOCABULARY = Synthetic(300_000, seed=3), b"sentencepiece " * 2000

@@ -19,10 +19,10 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import plan as planning
 from glmchat.hub import pull, references, removal, verify
+from glmchat.hub.file_request import Progress
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
-from glmchat.hub.wanted import Progress
 from glmchat.tui import plans
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import Steady

@@ -11,8 +11,8 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, installed, manifests, selection, store
 from glmchat.hub.catalogue import Entry
+from glmchat.hub.git_lfs import find_pointers
 from glmchat.hub.installed import Installed
-from glmchat.hub.lfs import find_pointers
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.store import sha256_of
 

@@ -19,7 +19,7 @@ from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, store
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
-from glmchat.hub.lfs import Pointer, Remote, ask_batch, find_pointers, objects_folder, read_remote
+from glmchat.hub.git_lfs import Pointer, Remote, ask_batch, find_pointers, objects_folder, read_remote
 from glmchat.hub.mirror_folder import folder_candidate
 from glmchat.hub.references import Reference
 from glmchat.hub.sources import Endpoint, endpoints, offline, token

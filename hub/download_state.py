@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glmchat.hub.fetch import source_name
+from glmchat.hub.file_request import Candidate
 from glmchat.hub.store import stopped
-from glmchat.hub.wanted import Candidate
 
 if TYPE_CHECKING:
     import httpx2

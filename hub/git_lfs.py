@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from glmchat.core.errors import GlmchatError
 from glmchat.core.http import host_of, make_client, network_error
+from glmchat.hub.file_request import Candidate
 from glmchat.hub.references import is_commit
 from glmchat.hub.store import git_blob_of_bytes
-from glmchat.hub.wanted import Candidate
 
 _MAX_BYTES = 1024  # the specification's own limit for a pointer
 _FORM = re.compile(
