@@ -21,12 +21,20 @@ Weighted = tuple[str, float]  # name in the store, weight
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
-    """`NAME[:WEIGHT]` (or `NAME=WEIGHT`) -> name, weight. Raises Usage for a weight that is no number."""
+    """`NAME[:WEIGHT]` (or `NAME=WEIGHT`) -> name, weight. Raises Usage without a name, and for what is no weight."""
+    name, weight = text, 1.0
     for sign in (":", "="):
-        name, found, weight = text.rpartition(sign)
-        if found and name:
-            return name, parse_weight(weight)
-    return text, 1.0
+        before, found, after = text.rpartition(sign)
+        if found:
+            name, weight = before, parse_weight(after)
+            break
+    if not name:
+        raise Usage(
+            tr("{text} names no adapter", text=repr(one_line(text, 40))),
+            hint=tr("NAME or NAME:WEIGHT, for example poet:0.8"),
+            code="adapter.unnamed",
+        )
+    return name, weight
 
 
 def parse_path(text: str) -> tuple[Path, float] | None:

@@ -260,7 +260,7 @@ def import_(
             raise Usage(
                 tr("{path} cannot be read: {reason}", path=one_line(str(file)), reason=error.strerror or str(error)),
                 hint=tr("give a JSON file"),
-                code="history.import",
+                code="history.unreadable",
             ) from None
         found += read_import(data, str(file))
     with _history() as history:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.cli import output
 from glmchat.core import locations
-from glmchat.core.errors import Failed, Usage
+from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -103,7 +103,7 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
     hashes = [(f.path, f.sha256 or f.git_blob) for f in plan.files]
     announced = Announced(identify(folder), index, repr((plan.repo, plan.revision, hashes)), sum(weights.values()))
     if lost := [file for file in dict.fromkeys(announced.files.values()) if file not in weights]:
-        raise Failed(
+        raise Damaged(
             tr("the index names {path}, which the repository does not have", path=one_line(lost[0])),
             hint=tr("name another revision, or choose files with --include"),
             code="pull.shards_missing",

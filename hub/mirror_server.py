@@ -63,7 +63,7 @@ class MirrorServer(ThreadingMixIn, TCPServer):
             raise Failed(
                 tr("cannot listen on {address}", address=f"{one_line(host)}:{port}") + f": {error.strerror}",
                 hint=tr("choose another one with --port"),
-                code="mirror.address",
+                code="mirror.port",
             ) from None
 
     @property

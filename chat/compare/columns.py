@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.adapter_fit import require_fit
+from glmchat.chat.adapters_choice import known, parse_adapter
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
@@ -31,7 +32,8 @@ class Column:
 
 
 def parse_columns(texts: Sequence[str]) -> list[Column]:
-    """Raises Usage for a setting that does not exist, a weight that is no number, or a first column without a name."""
+    """Raises Usage for a setting that does not exist, an adapter without a name or with a weight that is none, or a
+    first column without a name."""
     columns: list[Column] = []
     for text in texts:
         rest, settings = _settings(text)
@@ -44,7 +46,7 @@ def parse_columns(texts: Sequence[str]) -> list[Column]:
                 code="compare.column",
             )
         Sampling(**settings)  # the ranges, before anything is loaded
-        columns.append(Column(text, name, tuple(_adapter(part, text) for part in parts[1:]), settings))
+        columns.append(Column(text, name, tuple(parse_adapter(part) for part in parts[1:]), settings))
     return columns
 
 
@@ -63,18 +65,11 @@ def beside(model: str | None, adapters: Sequence[tuple[str, float]], texts: Sequ
 def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptions]:
     """What each column loads. base: what all have in common.
 
-    Raises UnknownModel, NotInstalled, Usage for an adapter that is not for the model.
+    Raises UnknownModel for a model or an adapter, NotInstalled, Usage for an adapter that is not for the model.
     """
-    known = {row.name for row in installed.list_installed() if row.kind == "adapter"}
     found = []
     for column in columns:
-        for name, _ in column.adapters:
-            if name not in known:
-                raise NotInstalled(
-                    tr("there is no adapter {name} in the store", name=one_line(name)),
-                    hint=tr("`glmchat adapters list` shows those that are"),
-                    code="adapter.unknown",
-                )
+        known(column.adapters)
         row, bits = locate(column.name)
         launch = launch_installed(base, row, bits)
         require_fit(column.adapters, launch.folder)
@@ -110,19 +105,3 @@ def _settings(text: str) -> tuple[str, dict[str, Any]]:
         found.setdefault(field_name, parse_sampling_value(field_name, value))
         text = before
     return text, found
-
-
-def _adapter(part: str, text: str) -> tuple[str, float]:
-    name, colon, weight = part.rpartition(":")
-    if not colon:
-        name, weight = part, "1"
-    try:
-        if not name:
-            raise ValueError
-        return name, float(weight)
-    except ValueError:
-        raise Usage(
-            tr("{text} names an adapter without a name or with a weight that is no number", text=repr(one_line(text))),
-            hint=tr("NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]"),
-            code="compare.column",
-        ) from None

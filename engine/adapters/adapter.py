@@ -108,7 +108,9 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     names = list(tensors.shapes())
     if not names:
         raise Damaged(
-            tr("{name} holds no tensors", name=one_line(path.name)), hint=tr("fetch it again"), code="adapter.empty"
+            tr("{name} holds no tensors", name=one_line(path.name)),
+            hint=tr("fetch it again"),
+            code="adapter.no_tensors",
         )
     base = config.get("base_model_name_or_path")
     found: dict[str, Any] = {

@@ -268,7 +268,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
                 heads=heads,
             ),
             hint=tr("fetch config.json again from the model's repository"),
-            code="config.value",
+            code="config.absurd",
         )
     slim = generation(config) == "slim"
     shift = IMAGE_TOKENS if slim else 0

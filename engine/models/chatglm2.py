@@ -229,7 +229,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
                 groups=groups,
             ),
             hint=tr("fetch config.json again from the model's repository"),
-            code="config.value",
+            code="config.absurd",
         )
     eos = token_ids(config.get("eos_token_id", 2), vocab)
     if family == "chatglm3":

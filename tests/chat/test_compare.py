@@ -19,7 +19,7 @@ from glmchat.chat.compare.engines import OneByOne, Together
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError, NotInstalled, Usage
+from glmchat.core.errors import GlmchatError, UnknownModel, Usage
 from glmchat.core.messages import Piece
 from glmchat.core.settings import Settings
 
@@ -62,7 +62,10 @@ def test_a_column_is_a_name_with_adapters_and_settings() -> None:
     assert third.sampling == {"seed": 3}
 
 
-@pytest.mark.parametrize("text", ["+poet", "a+poet:much", "a,colour=3", "a,temp=warm", "a,temp=9", "a+"])
+@pytest.mark.parametrize(
+    "text",
+    ["+poet", "a+poet:much", "a+poet:nan", "a+poet:inf", "a+poet:1e3", "a,colour=3", "a,temp=warm", "a,temp=9", "a+"],
+)
 def test_a_column_that_cannot_be_meant_is_refused(text: str) -> None:
     with pytest.raises(Usage):
         parse_columns([text])
@@ -193,8 +196,9 @@ def test_what_a_kill_left_missing_is_brought_and_what_stood_is_continued(
 
 
 def test_an_adapter_that_is_not_here_is_told_before_anything_loads(history: History, model: Path) -> None:
-    with pytest.raises(NotInstalled):
+    with pytest.raises(UnknownModel) as unknown:
         Comparison(history, parse_columns([str(model), "+nobody"]), Settings())
+    assert (unknown.value.code, unknown.value.exit) == ("adapter.unknown", 2)
     with pytest.raises(Usage):
         Comparison(history, parse_columns([str(model)]), Settings())
     assert json.loads((model / "config.json").read_text())

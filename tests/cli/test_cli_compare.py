@@ -36,7 +36,7 @@ def test_people_read_one_answer_after_the_other(glmchat: Run, model: Path) -> No
 
 def test_wrong_columns_are_refused_before_anything_loads(glmchat: Run, model: Path) -> None:
     assert glmchat("compare", "-p", "hello", model).returncode == 2
-    assert glmchat("compare", "-p", "hello", model, "+nobody").returncode == 1
+    assert glmchat("compare", "-p", "hello", model, "+nobody").returncode == 2
     assert glmchat("compare", "-p", "hello", model, ",colour=red").returncode == 2
     assert glmchat("compare", model, ",temp=0").returncode == 2
     assert glmchat("compare", "-p", "hello", model, "", "--pick", 3).returncode == 2

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from glmchat.cli.command_table import COMMANDS, CommandTable
+from glmchat.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
@@ -196,6 +197,23 @@ def test_every_child_that_is_python_is_kept_from_the_folder_one_stands_in() -> N
                     assert words[1:2] == ["'-P'"], f"{path.relative_to(ROOT)}:{node.lineno}"
                     children += 1
     assert children
+
+
+def test_every_error_code_has_one_class_and_so_one_exit_code() -> None:
+    kinds = {n: k for n, k in vars(errors).items() if isinstance(k, type) and issubclass(k, errors.GlmchatError)}
+    classes: dict[str, dict[str, str]] = {}  # code -> class -> where
+    for path in (path for room in ROOMS for path in sources(room)):
+        for node in ast.walk(tree_of(path)):
+            name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and name in kinds:
+                given = next((word.value for word in node.keywords if word.arg == "code"), None)
+                choices = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
+                codes = [c.value for c in choices if isinstance(c, ast.Constant)]
+                codes += [kinds[name].default_code] if given is None else []
+                for code in codes:
+                    classes.setdefault(str(code), {})[name] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    assert len(classes) > 200
+    assert {code: where for code, where in classes.items() if len(where) > 1} == {}
 
 
 def test_every_test_file_asserts_something() -> None:

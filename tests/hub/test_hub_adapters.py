@@ -171,8 +171,12 @@ def test_a_lock_file_names_no_folder_outside_the_store(
 
 def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any) -> None:
     assert [parse_adapter(t) for t in ("poet", "poet:0.5", "poet=-2")] == [("poet", 1), ("poet", 0.5), ("poet", -2)]
-    with pytest.raises(Usage, match="is no weight"):
-        parse_adapter("poet:much")
+    for text in ("poet:much", "poet:nan", "poet:inf", "poet:-1000", "poet:", ":much"):
+        with pytest.raises(Usage, match="is no weight"):
+            parse_adapter(text)
+    for text in ("", ":0.5", "=1"):
+        with pytest.raises(Usage, match="names no adapter"):
+            parse_adapter(text)
     with pytest.raises(UnknownModel, match="there is no adapter 'poet'"):
         known([("poet", 1.0)])
     with pytest.raises(Usage, match="is a path") as caught:

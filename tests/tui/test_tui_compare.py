@@ -175,7 +175,7 @@ async def test_names_are_completed_as_they_are_typed(launch: LaunchOptions) -> N
 
 async def test_what_cannot_be_compared_is_told_in_the_chat(launch: LaunchOptions) -> None:
     async with open_window(launch=launch) as window:
-        for words, told in (("+nobody", "no adapter nobody"), (",colour=1", "colour"), ("", "")):
+        for words, told in (("+nobody", "no adapter 'nobody'"), (",colour=1", "colour"), ("", "")):
             await window.send(f"/compare {words}")
             assert isinstance(window.app.screen, ChatScreen) and told in window.notices
         assert window.chat.prompt.text == "/compare "
