@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from glmchat.checkpoints.families import parse
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models import chatglm2
 from glmchat.engine.quantize.linear import QuantLinear
@@ -33,7 +34,7 @@ def network(shape: SimpleNamespace, layers: int, group: int) -> chatglm2.ChatGLM
         "ffn_hidden_size": shape.ffn, "padded_vocab_size": 64, "rmsnorm": True, "post_layer_norm": True,
     }  # fmt: skip
     with torch.device("meta"):
-        model = chatglm2.ChatGLM2(chatglm2.parse(config))
+        model = chatglm2.ChatGLM2(parse(config))
     noise = torch.Generator().manual_seed(1)
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):

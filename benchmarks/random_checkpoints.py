@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from glmchat.engine.families import families
-from glmchat.engine.models.base import ModelSpec
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.engine.families import family_of
 
 _V2 = {
     "model_type": "chatglm", "hidden_size": 4096, "num_layers": 28, "num_attention_heads": 32, "kv_channels": 128,
@@ -124,8 +124,7 @@ def write_checkpoint(
 
 def stored_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that the released files of this architecture hold, ignored buffers included."""
-    family = next(f for f in families() if f.matches(config))
-    spec = family.parse(config)
+    family, spec = family_of(config)
     with torch.device("meta"):
         model = family.build(spec)
     for name, parameter in model.named_parameters():
@@ -140,7 +139,7 @@ def stored_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, 
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    return next(f for f in families() if f.matches(config)).parse(config)
+    return family_of(config)[1]
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

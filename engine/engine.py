@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
@@ -18,7 +19,7 @@ from glmchat.engine.formats.weights import trim
 from glmchat.engine.generate import OnPrefill, Pass, Sequences, Stopped, generate
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without

@@ -1,61 +1,52 @@
-"""The one list of what we support, and which of it a checkpoint is.
+"""How the families of checkpoints/families.py are computed: what of each needs torch.
 
-An architecture is one `Family` record in its own model module, named in `FAMILIES`. Modules are imported when a
-checkpoint is identified, in this order; the first whose `matches` says yes takes it.
+An architecture is one `Family` record in the module of engine/models that bears the family's name; a module is imported
+when a checkpoint of it is identified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints import families
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.weight_files import folder_config
-from glmchat.core.errors import Damaged, NotInstalled
+from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from glmchat.checkpoints.gguf_file import GGUFFile
 
-# "module:attribute" of a Family, or of a tuple of them. The fallback takes what nobody else knows, so it stays last.
-FAMILIES: tuple[str, ...] = (
-    "glmchat.engine.models.chatglm:FAMILY",
-    "glmchat.engine.models.chatglm2:FAMILY",
-    "glmchat.engine.models.gpt2:FAMILY",
-    "glmchat.engine.models.llama:FAMILY",
-    "glmchat.engine.models.transformers:FAMILY",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one architecture is recognised, built, named and spoken to.
+    """How one architecture is built, named and spoken to.
 
-    matches:        config (config.json, or GGUF metadata in config.json's words) -> is it ours
-    parse:          config -> measures, every one checked (checkpoints/config.py) before memory is taken
     build:          called under torch.device("meta"); parameter names are the checkpoint's own
     rename:         a checkpoint's tensor name -> the parameter's name, or None for a buffer that is ignored
     load_tokenizer: folder or GGUF file -> tokenizer; raises Damaged if it is damaged or of another generation
     prompt:         the chat format
     transposed:     parameter name -> is it stored [in, out] (GPT-2's Conv1D) instead of [out, in]
     load:           for a family that loads itself (the fallback): replaces build and rename
+    parse:          for a family whose measures only its library knows (the fallback): config -> measures
     """
 
     name: str
-    matches: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Mapping[str, Any]], ModelSpec]
     build: Callable[[ModelSpec], LanguageModel]
     rename: Callable[[str], str | None]
     load_tokenizer: Callable[[Path, ModelSpec], Tokenizer]
     prompt: Callable[[Path, Tokenizer, ModelSpec], PromptFormat]
     transposed: Callable[[str], bool] | None = None
     load: Callable[[Checkpoint, Any], LanguageModel] | None = None  # (checkpoint, torch dtype)
+    parse: Callable[[Mapping[str, Any]], ModelSpec] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +60,11 @@ class Checkpoint:
     gguf: GGUFFile | None = None  # the validated file, if it is one
 
 
-def families() -> Iterator[Family]:
-    """Every family, in the order in which they are asked."""
-    for entry in FAMILIES:
-        module, _, attribute = entry.partition(":")
-        found = getattr(import_module(module), attribute)
-        yield from found if isinstance(found, tuple) else (found,)
+def family_of(config: Mapping[str, Any]) -> tuple[Family, ModelSpec]:
+    """How a configuration's network is computed, and its measures. Raises Damaged."""
+    described = families.family_of(config)
+    family: Family = import_module(f"glmchat.engine.models.{described.name}").FAMILY
+    return family, (family.parse or described.parse)(config)
 
 
 def identify(path: Path) -> Checkpoint:
@@ -98,12 +88,4 @@ def identify(path: Path) -> Checkpoint:
         config: Mapping[str, Any] = config_of(gguf)
     else:
         config = folder_config(path)
-    for family in families():
-        if family.matches(config):
-            return Checkpoint(path, config, family, family.parse(config), gguf)
-    kind = config.get("model_type") or config.get("architectures") or "no architecture"
-    raise Damaged(
-        f"glmchat does not know this model: config.json names {one_line(str(kind), 80)}",
-        hint=tr("`glmchat show` lists the families it runs"),
-        code="model.unknown_family",
-    )
+    return Checkpoint(path, config, *family_of(config), gguf)

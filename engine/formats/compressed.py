@@ -19,13 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
+from glmchat.checkpoints.compressed import FORMAT, METHOD, is_ours_to_read
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_offset")
-METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 
 
 def packed_width(inputs: int, bits: int) -> int:
@@ -90,29 +90,6 @@ def describe(schemes: Mapping[tuple[int, int, bool], Iterable[str]], dense: Iter
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
-
-
-def is_ours_to_read(config: Mapping[str, Any]) -> bool:
-    """True for a config.json whose weights are in this layout, with weights of 4 or 8 bits and plain activations."""
-    described = config.get("quantization_config")
-    if not isinstance(described, Mapping) or described.get("quant_method") != METHOD:
-        return False
-    groups = described.get("config_groups")
-    if described.get("format") != FORMAT or not isinstance(groups, Mapping) or not groups:
-        return False
-    return all(_readable(group) for group in groups.values())
-
-
-def _readable(group: Any) -> bool:
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    return (
-        isinstance(weights, Mapping)
-        and weights.get("type", "int") == "int"
-        and weights.get("num_bits") in (4, 8)
-        and weights.get("strategy") in ("group", "channel")
-        and not weights.get("actorder")
-        and not group.get("input_activations")
-    )
 
 
 _PACKED = ".weight_packed"

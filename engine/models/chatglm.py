@@ -7,22 +7,21 @@ the place in the answer, zero for the whole prompt (Du et al. 2022, GLM). Parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glmchat.checkpoints.config import flag, integer, number, token_ids
-from glmchat.checkpoints.vocabularies import WORDS, generation, published_vocabulary
-from glmchat.core.errors import Damaged, Usage
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import published_vocabulary
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.base import PromptFormat
@@ -30,7 +29,6 @@ from glmchat.engine.tokenizers.base import Tokenizer
 
 # The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
 ALPHA = 56.0**0.5
-IMAGE_TOKENS = 20000
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,67 +242,6 @@ class ChatGLM(PrefixedModel):
         return tied_logits(x, self.transformer.word_embeddings)
 
 
-def matches(config: Mapping[str, Any]) -> bool:
-    """All three generations call themselves "chatglm"; only the first is without grouped attention."""
-    return config.get("model_type") == "chatglm" and generation(config) in ("first", "slim")
-
-
-def parse(config: Mapping[str, Any]) -> ModelSpec:
-    """config.json -> measures. Absent ids follow the generation that the vocabulary belongs to."""
-    if config.get("quantization_embeddings"):
-        raise Damaged(
-            tr("this checkpoint has quantised embeddings (chatglm-6b-int4-qe), a layout that was never documented"),
-            hint=tr("take chatglm-6b-int4, or chatglm-6b with --quant 4"),
-            code="model.quantised_embeddings",
-        )
-    hidden = integer(config, "hidden_size", default=4096)
-    heads = integer(config, "num_attention_heads", default=32)
-    vocab = integer(config, "vocab_size", default=150528)
-    if hidden % heads or (hidden // heads) % 4:
-        raise Damaged(
-            tr(
-                "config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
-                hidden=hidden,
-                heads=heads,
-            ),
-            hint=tr("fetch config.json again from the model's repository"),
-            code="config.absurd",
-        )
-    slim = generation(config) == "slim"
-    shift = IMAGE_TOKENS if slim else 0
-    bos = integer(config, "bos_token_id", default=150004 - shift, low=0, high=vocab - 1)
-    # <eop> follows <sop> in every vocabulary. First-generation folders are about whose generation_config.json names the
-    # slim <eop>, an ordinary word there, and such a model would never end.
-    eop = token_ids(bos + 1, vocab)
-    named = token_ids(config.get("eos_token_id"), vocab)
-    return ModelSpec(
-        family="chatglm",
-        vocab_size=vocab,
-        hidden_size=hidden,
-        layers=integer(config, "num_layers", "num_hidden_layers", default=28),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn_size=integer(config, "inner_hidden_size", default=4 * hidden),
-        context=integer(config, "max_sequence_length", "seq_length", default=2048),
-        causal=False,
-        eos_ids=named if set(eop) <= set(named) else eop,
-        bos_id=bos,
-        generation=WORDS[generation(config)],
-        extra={
-            "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
-            "mask_id": integer(config, "mask_token_id", default=bos - 4, low=0, high=vocab - 1),
-            "gmask_id": integer(config, "gmask_token_id", default=bos - 3, low=0, high=vocab - 1),
-            # The revision of March 2023 fixed these ids in code; a config that names them came with later code.
-            "first_generation": not slim and config.get("gmask_token_id") is None,
-            "image_tokens": 0 if slim else IMAGE_TOKENS,
-            "two_positions": flag(config, "position_encoding_2d", True),
-            "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
-            "prefix_projection": flag(config, "prefix_projection", False),
-        },
-    )
-
-
 def rename(name: str) -> str | None:
     """Checkpoint name -> parameter name; None for what the original never uses.
 
@@ -332,8 +269,6 @@ def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat
 
 FAMILY = Family(
     name="chatglm",
-    matches=matches,
-    parse=parse,
     build=ChatGLM,
     rename=rename,
     load_tokenizer=_load_tokenizer,

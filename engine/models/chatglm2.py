@@ -6,29 +6,24 @@ names are the checkpoint's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glmchat.checkpoints.config import flag, integer, number, require, token_ids
-from glmchat.checkpoints.vocabularies import WORDS, check_rows, generation, published_vocabulary
-from glmchat.core.errors import Damaged
-from glmchat.core.language import tr
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import Block, RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.native.step import LayerParts, Parts
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
-
-CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
 
 
 def rotary_frequencies(spec: ModelSpec, device: torch.device) -> torch.Tensor:
@@ -204,62 +199,6 @@ def _parts(layer: Layer) -> LayerParts:
     )
 
 
-def matches(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "chatglm" and generation(config) not in ("first", "slim")
-
-
-def parse(config: Mapping[str, Any]) -> ModelSpec:
-    """config.json -> measures; variants of the architecture that were never released are refused by name."""
-    require(config, "multi_query_attention", True)
-    require(config, "rmsnorm", True)
-    require(config, "post_layer_norm", True)
-    require(config, "apply_residual_connection_post_layernorm", False)
-    family = generation(config)
-    hidden = integer(config, "hidden_size", default=4096)
-    heads = integer(config, "num_attention_heads", default=32)
-    groups = integer(config, "multi_query_group_num", default=2)
-    width = integer(config, "kv_channels", default=128)
-    vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024)
-    if heads % groups or width % 4:
-        raise Damaged(
-            tr(
-                "config.json: {heads} heads of {width} do not divide among {groups} groups",
-                heads=heads,
-                width=width,
-                groups=groups,
-            ),
-            hint=tr("fetch config.json again from the model's repository"),
-            code="config.absurd",
-        )
-    eos = token_ids(config.get("eos_token_id", 2), vocab)
-    if family == "chatglm3":
-        eos = tuple(dict.fromkeys((*eos, *(i for i in (CHATGLM3_ROLES[1], CHATGLM3_ROLES[3]) if i < vocab))))
-    context = integer(config, "seq_length", "max_position_embeddings", default=2048)
-    ratio = number(config, "rope_ratio", default=1.0, low=1e-3, high=1e6)
-    long = "" if family == "glm4" or ratio == 1.0 else f", rope_ratio {ratio:g}"
-    return ModelSpec(
-        family=family,
-        vocab_size=vocab,
-        hidden_size=hidden,
-        layers=integer(config, "num_layers", "num_hidden_layers", default=28),
-        heads=heads,
-        kv_heads=groups,
-        head_dim=width,
-        ffn_size=integer(config, "ffn_hidden_size", default=13696),
-        context=context,
-        eos_ids=eos,
-        generation=WORDS[family] + long,
-        extra={
-            "epsilon": number(config, "layernorm_epsilon", default=1e-5, low=1e-12, high=1.0),
-            "rope_ratio": ratio,
-            "linear_bias": flag(config, "add_bias_linear", False),
-            "qkv_bias": flag(config, "add_qkv_bias", True),
-            "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
-            "prefix_projection": flag(config, "prefix_projection", False),
-        },
-    )
-
-
 def rename(name: str) -> str | None:
     """Checkpoint name -> parameter name; None for the stored rotary frequencies, which the original never loads."""
     return None if name == "transformer.rotary_pos_emb.inv_freq" else name
@@ -287,8 +226,6 @@ def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat
 
 FAMILY = Family(
     name="chatglm2",
-    matches=matches,
-    parse=parse,
     build=ChatGLM2,
     rename=rename,
     load_tokenizer=_load_tokenizer,

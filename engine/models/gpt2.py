@@ -6,22 +6,19 @@ Checkpoints store the linear layers as [in, out]; here they are plain `Linear` u
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glmchat.checkpoints.config import integer, number, token_ids
-from glmchat.checkpoints.vocabularies import WORDS, is_cpm
-from glmchat.core.errors import Damaged, DoesNotFit
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
-from glmchat.engine.formats.compressed import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts.base import PromptFormat
@@ -126,55 +123,6 @@ class GPT2(PrefixedModel):
         return tied_logits(self.transformer.ln_f(x[-1:] if last_only else x), self.transformer.wte)
 
 
-def matches(config: Mapping[str, Any]) -> bool:
-    """GPT-2 with cross attention, or with a head of its own, goes to transformers."""
-    return (
-        config.get("model_type") == "gpt2"
-        and config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast")
-        and config.get("scale_attn_weights", True) is True
-        and not config.get("scale_attn_by_inverse_layer_idx")
-        and not config.get("add_cross_attention")
-        and config.get("tie_word_embeddings", True) is True
-        and (not config.get("quantization_config") or is_ours_to_read(config))
-    )
-
-
-def parse(config: Mapping[str, Any]) -> ModelSpec:
-    """Fields under GPT-2's own names or the general ones."""
-    hidden = integer(config, "n_embd", "hidden_size", default=768)
-    heads = integer(config, "n_head", "num_attention_heads", default=12)
-    vocab = integer(config, "vocab_size", default=50257)
-    if hidden % heads:
-        raise Damaged(
-            tr(
-                "the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
-                heads=heads,
-                hidden=hidden,
-            ),
-            hint=tr("pull the model again"),
-            code="config.absurd",
-        )
-    bos = token_ids(config.get("bos_token_id"), vocab)
-    return ModelSpec(
-        family="gpt2",
-        vocab_size=vocab,
-        hidden_size=hidden,
-        layers=integer(config, "n_layer", "num_hidden_layers", default=12),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn_size=integer(config, "n_inner", "intermediate_size", default=4 * hidden),
-        context=integer(config, "n_positions", "n_ctx", "max_position_embeddings", default=1024),
-        eos_ids=token_ids(config.get("eos_token_id"), vocab),  # CPM's config names 50256, which it does not have
-        bos_id=bos[0] if bos else None,
-        generation=WORDS["cpm"] if is_cpm(config) else None,
-        extra={
-            "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
-            "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",
-        },
-    )
-
-
 def rename(name: str) -> str | None:
     """Checkpoint name -> parameter name: causal masks are computed, the head is the embedding, `transformer.` is
     left out in OpenAI's own files."""
@@ -201,8 +149,6 @@ def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat
 
 FAMILY = Family(
     name="gpt2",
-    matches=matches,
-    parse=parse,
     build=GPT2,
     rename=rename,
     load_tokenizer=_load_tokenizer,

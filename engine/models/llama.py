@@ -15,14 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from glmchat.checkpoints.config import integer, number, token_ids
-from glmchat.core.errors import Damaged
-from glmchat.core.language import tr
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
-from glmchat.engine.formats.compressed import is_ours_to_read
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.models.layers import (
     Block,
     RMSNorm,
@@ -39,9 +35,6 @@ from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.native.step import LayerParts, Parts
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
-
-_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
-_ROPE_TYPES = ("default", "none", "linear", "llama3")
 
 
 class Attention(Block):
@@ -230,103 +223,6 @@ def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:
     return frequencies * (blend + (1 - blend) / factor)
 
 
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """transformers 5 writes `rope_parameters`, older ones `rope_scaling` beside `rope_theta`."""
-    for key in ("rope_parameters", "rope_scaling"):
-        value = config.get(key)
-        if isinstance(value, Mapping):
-            return value
-    return {}
-
-
-def _rope_type(config: Mapping[str, Any]) -> str:
-    rope = _rope(config)
-    return str(rope.get("rope_type") or rope.get("type") or "default")
-
-
-def matches(config: Mapping[str, Any]) -> bool:
-    """Variants that need more than this file computes go to transformers: sliding windows, experts, other scalings."""
-    kind = config.get("model_type")
-    sliding = config.get("sliding_window") and (kind == "mistral" or config.get("use_sliding_window"))
-    return (
-        kind in _TYPES
-        and not sliding
-        and not config.get("num_local_experts")
-        and config.get("hidden_act", "silu") in ("silu", "swish")
-        and not config.get("rope_interleaved")
-        and (not config.get("quantization_config") or is_ours_to_read(config))
-        and _rope_type(config) in _ROPE_TYPES
-    )
-
-
-def parse(config: Mapping[str, Any]) -> ModelSpec:
-    """Raises Damaged for a field that is missing or absurd."""
-    hidden = integer(config, "hidden_size", high=2**17)
-    heads = integer(config, "num_attention_heads", high=2048)
-    kv_heads = integer(config, "num_key_value_heads", high=2048, default=heads)
-    head_dim = integer(config, "head_dim", high=2**13, default=max(hidden // heads, 1))
-    if heads % kv_heads or head_dim % 2:
-        raise Damaged(
-            tr(
-                "{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
-                heads=heads,
-                head_dim=head_dim,
-                kv_heads=kv_heads,
-            ),
-            hint=tr("config.json is damaged: pull the model again"),
-            code="config.absurd",
-        )
-    rotated = integer(config, "rotary_dim", high=2**13, default=head_dim)
-    if rotated != head_dim:
-        raise Damaged(
-            tr("only {rotated} of {head_dim} dimensions of a head are rotated", rotated=rotated, head_dim=head_dim),
-            hint=tr("no model of the Llama family is like this"),
-            code="config.absurd",
-        )
-    vocab = integer(config, "vocab_size", high=2**22)
-    rope = _rope(config)
-    scaling: dict[str, float] = {}
-    if _rope_type(config) in ("linear", "llama3"):
-        scaling["factor"] = number(rope, "factor", low=1e-3, high=1e6)
-    if _rope_type(config) == "llama3":
-        scaling["low"] = number(rope, "low_freq_factor", low=1e-3, high=1e6)
-        scaling["high"] = number(rope, "high_freq_factor", low=scaling["low"] * 1.0001, high=1e6)
-        scaling["original"] = number(rope, "original_max_position_embeddings", low=1, high=1e9)
-    theta = number(
-        {**config, **{k: v for k, v in rope.items() if k == "rope_theta"}}, "rope_theta", low=1, default=10000.0
-    )
-    kind = str(config.get("model_type"))
-    tied = bool(config.get("tie_word_embeddings", False))
-    bias = bool(config.get("attention_bias", kind == "qwen2"))
-    return ModelSpec(
-        family="llama",
-        vocab_size=vocab,
-        hidden_size=hidden,
-        layers=integer(config, "num_hidden_layers", high=1000),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn_size=integer(config, "intermediate_size", high=2**20),
-        context=integer(config, "max_position_embeddings", high=2**26, default=2048),
-        eos_ids=token_ids(config.get("eos_token_id"), vocab),
-        bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
-        generation=None if kind == "llama" else kind,
-        extra={
-            "eps": number(config, "rms_norm_eps", high=1.0, default=1e-6),
-            "theta": theta,
-            "rope": scaling,
-            "rope_freqs": bool(config.get("rope_freqs")),
-            "qkv_bias": bias,
-            # Qwen2 has no bias on the output projection; Llama's attention_bias gives it one.
-            "output_bias": bool(config.get("attention_output_bias", bias and kind not in ("qwen2",))),
-            "ffn_bias": bool(config.get("mlp_bias", False)),
-            "head_norms": kind == "qwen3",
-            "tied": tied,
-            "ignored": ("lm_head.weight",) if tied else (),  # some files repeat the embedding under this name
-        },
-    )
-
-
 def _rename_tied(name: str) -> str | None:
     # Old checkpoints store the rotary frequencies, which are computed here.
     return None if name.endswith("rotary_emb.inv_freq") else name
@@ -346,8 +242,6 @@ def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat
 
 FAMILY = Family(
     name="llama",
-    matches=matches,
-    parse=parse,
     build=Llama,
     rename=_rename_tied,
     load_tokenizer=_load_tokenizer,

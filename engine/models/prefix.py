@@ -11,8 +11,9 @@ from typing import cast
 import torch
 from torch import nn
 
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import LanguageModel
 
 
 class PrefixEncoder(nn.Module):

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.config import integer, token_ids
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, Family
 from glmchat.engine.formats.shards import open_folder
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import LanguageModel, ModelSpec
+from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -151,10 +152,6 @@ def _known_config(config: Mapping[str, Any]) -> Any:
             hint=tr("pull the model again"),
             code="config.damaged",
         ) from None
-
-
-def matches(config: Mapping[str, Any]) -> bool:
-    return isinstance(config.get("model_type"), str) and not config.get("gguf")
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
@@ -295,11 +292,10 @@ def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat
 
 FAMILY = Family(
     name="transformers",
-    matches=matches,
-    parse=parse,
     build=_build,
     rename=lambda name: name,
     load_tokenizer=_load_tokenizer,
     prompt=_prompt,
     load=load,
+    parse=parse,
 )

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm, joined
@@ -24,7 +25,7 @@ from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, w
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 if TYPE_CHECKING:
-    from glmchat.engine.models.base import LanguageModel, ModelSpec
+    from glmchat.engine.models.base import LanguageModel
 
 _WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
 _LARGEST_HEAD = 256
@@ -299,6 +300,7 @@ def unavailable() -> str | None:
 
 def self_test() -> str | None:
     """Compare a small network of each kind with torch, a few tokens long. Returns what is wrong, or None."""
+    from glmchat.checkpoints.families import parse
     from glmchat.engine.models import chatglm2, llama
 
     sizes = {"vocab_size": 48, "hidden_size": 64, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
@@ -312,7 +314,7 @@ def self_test() -> str | None:
     }
     spoken = {"multi_query_attention": True, "rmsnorm": True, "post_layer_norm": True, "padded_vocab_size": 48}
     for config, family in (({**sizes, **qwen}, llama.FAMILY), ({**sizes, **glm, **spoken}, chatglm2.FAMILY)):
-        model = _small(family.build(family.parse(config)))
+        model = _small(family.build(parse(config)))
         with torch.inference_mode():
             error = _difference(model)
         if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glmchat.checkpoints.gguf_file import open_gguf
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import GlmchatError
 from glmchat.core.fingerprints import of_text
 from glmchat.core.messages import Message
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.prompts.base import NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.tokenizers.base import Tokenizer

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from glmchat.checkpoints.compressed import is_ours_to_read
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
-from glmchat.engine.formats.compressed import is_ours_to_read, packed_width
+from glmchat.engine.formats.compressed import packed_width
 from glmchat.engine.formats.safetensors_writer import Layout, file_size
 from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from glmchat.checkpoints.config import read_json
 from glmchat.checkpoints.gguf_file import open_gguf
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.models.base import ModelSpec
 from glmchat.engine.tokenizers.base import Tokenizer
 
 

@@ -12,7 +12,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from glmchat.engine.models.llama import Llama, parse
+from glmchat.checkpoints.families import parse
+from glmchat.engine.models.llama import Llama
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -193,7 +193,7 @@ def test_quantised_embeddings_are_refused_by_name(folder: Path) -> None:
 
 
 def test_fields_under_the_other_spelling_mean_the_same(random_checkpoints: ModuleType) -> None:
-    from glmchat.engine.models import chatglm, chatglm2
+    from glmchat.checkpoints import chatglm, chatglm2
 
     for parse, name in ((chatglm.parse, "chatglm-6b"), (chatglm2.parse, "chatglm2-6b")):
         config = dict(random_checkpoints.CONFIGS[name])

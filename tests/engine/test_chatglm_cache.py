@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glmchat.checkpoints.families import parse
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models import chatglm
@@ -138,7 +139,7 @@ def test_the_first_generation_with_gmask_freezes_its_position_only_while_it_deco
 def test_a_gmask_in_the_config_of_the_old_vocabulary_means_later_code(random_checkpoints: ModuleType) -> None:
     """A fine-tuned 150528-row checkpoint whose config.json names the ids was made with the later positions."""
     config = random_checkpoints.tiny("chatglm-6b-early", mask_token_id=150000, gmask_token_id=150001)
-    layout = chatglm.read_layout(torch.tensor([11, 150001, 150004, 12]), chatglm.parse(config))
+    layout = chatglm.read_layout(torch.tensor([11, 150001, 150004, 12]), parse(config))
     assert layout.positions(0, 4).tolist() == [[0, 1, 1, 1], [0, 0, 1, 2]]
 
 

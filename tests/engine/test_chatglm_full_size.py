@@ -10,20 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from glmchat.engine.families import Family, families
+from glmchat.checkpoints.families import parse
+from glmchat.engine.families import family_of
 from glmchat.engine.models import chatglm
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
 
 
-def family_of(config: dict[str, object]) -> Family:
-    return next(f for f in families() if f.matches(config))
-
-
 def build(config: dict[str, object]) -> LanguageModel:
-    family = family_of(config)
+    family, spec = family_of(config)
     with torch.device("meta"):
-        return family.build(family.parse(config))
+        return family.build(spec)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +37,7 @@ def test_every_name_of_the_released_index_has_its_place(shared: Path, folder: st
     source = shared / "tokenizers" / folder
     config = json.loads((source / "config.json").read_text())
     index = json.loads((source / "pytorch_model.bin.index.json").read_text())["weight_map"]
-    family, model = family_of(config), build(config)
+    (family, _), model = family_of(config), build(config)
     names = {name: family.rename(name) for name in index}
     assert {name for name, parameter in names.items() if parameter is None} == ignored
     assert {p for p in names.values() if p is not None} == {name for name, _ in model.named_parameters()}
@@ -99,7 +96,7 @@ def test_the_guides_example_has_its_ids_mask_and_positions(shared: Path, random_
     ids = tokenizer.encode(qa["prompt_pattern"].format(qa["question"])) + tokenizer.encode(qa["separator"])
     ids += [tokenizer.gmask_id, tokenizer.sop_id, *tokenizer.encode(qa["answer"]), tokenizer.eop_id]
     assert ids == qa["input_ids"]
-    spec = chatglm.parse(random_checkpoints.CONFIGS["chatglm-6b-early"])
+    spec = parse(random_checkpoints.CONFIGS["chatglm-6b-early"])
     layout = chatglm.read_layout(torch.tensor(ids), spec)
     # As the code of that revision counts: <sop> is position 1 of its block; the guide's printed row is one behind.
     assert layout.positions(0, 21).tolist() == [list(range(21)), [0] * 15 + [1, 2, 3, 4, 5, 6]]

@@ -35,11 +35,10 @@ NAMES = ["chatglm-6b-early", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "glm-4-
 def test_show_and_the_engine_agree(name: str, changes: dict[str, int], full_size: ModuleType) -> None:
     import torch
 
-    from glmchat.engine.families import families
+    from glmchat.engine.families import family_of
 
     config = {**full_size.CONFIGS[name], **({} if name == "cpm-gpt2" else changes)}
-    family = next(f for f in families() if f.matches(config))
-    spec = family.parse(config)
+    family, spec = family_of(config)
     with torch.device("meta"):
         model = family.build(spec)
     said = describe_config(config)
