@@ -17,11 +17,11 @@ from textual.notifications import SeverityLevel
 from textual.screen import Screen
 
 from glmchat.chat import hangup
+from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import choose, chosen, tr
 from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
-from glmchat.tui import commands
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.steady import Steady

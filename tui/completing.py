@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glmchat.chat.commands import table as commands
 from glmchat.core.errors import GlmchatError
 from glmchat.core.text import one_line
-from glmchat.tui import commands
 
 _MOST = 40
 

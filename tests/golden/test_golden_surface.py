@@ -15,9 +15,9 @@ import typer
 from golden_files import Golden
 
 import glmchat
+from glmchat.chat.commands.table import COMMANDS
 from glmchat.cli.main import build
 from glmchat.core import errors
-from glmchat.tui.commands import COMMANDS
 
 PACKAGE = Path(glmchat.__file__).resolve().parent
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from golden_files import HERE, Golden
 
+from glmchat.chat.commands.table import COMMANDS
 from glmchat.cli.main import run
-from glmchat.tui.commands import COMMANDS
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path += [str(TESTS), str(TESTS / "engine")]

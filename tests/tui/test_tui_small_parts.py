@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
-from glmchat.tui import commands, messages, terminal
+from glmchat.tui import messages, terminal
 from glmchat.tui.app import speak
 from glmchat.tui.model_rows import Row
 from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS

@@ -12,12 +12,12 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from glmchat.chat import hangup
+from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.tui import commands
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.reading import Reading
 from glmchat.tui.transcript.transcript import Transcript

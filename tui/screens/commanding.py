@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from glmchat.chat.commands import table as commands
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import sampling_name
-from glmchat.tui import commands
 from glmchat.tui.presets import PRESETS, shown
 from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.keeping import Keeping

@@ -13,8 +13,8 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from glmchat.chat.commands.table import COMMANDS, GROUPS, key_name, summary, usage
 from glmchat.core.language import tr
-from glmchat.tui.commands import COMMANDS, GROUPS, key_name, summary, usage
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.wrapping import rows

@@ -8,11 +8,12 @@ from textual.app import SuspendNotSupported
 from textual.timer import Timer
 from textual.widgets import Static, TextArea
 
+from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.tui import commands, terminal
+from glmchat.tui import terminal
 from glmchat.tui.completing import suggestions as suggestions_for
 from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.comparing import Comparing
