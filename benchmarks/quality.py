@@ -110,8 +110,7 @@ class Subject:
         for name, module in list(self.engine.model.named_modules()):
             if isinstance(module, QuantLinear) and name.startswith("model.layers"):
                 dense = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-                parent, _, leaf = name.rpartition(".")
-                setattr(self.engine.model.get_submodule(parent), leaf, dense)
+                self.engine.model.swap(name, dense)
                 stored = source.read(f"{name}.weight")
                 self.steps[name] = stored.scale.repeat_interleave(32, 1)  # type: ignore[union-attr]
                 self.weights[name] = stored.dequantise()  # type: ignore[union-attr]
@@ -125,6 +124,7 @@ class Subject:
     def with_change(self, change: Change, ends: bool = False) -> Engine:
         """The engine with every layer's matrices changed; ends: embedding and head requantised to INT8 per row."""
         self.embedding.linear = self.ends if ends else self.as_stored
+        self.engine.model.changed()
         for name, weight in self.weights.items():
             linear = self.engine.model.get_submodule(name)
             linear.weight = torch.nn.Parameter(change(weight), requires_grad=False)

@@ -112,8 +112,7 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
 
 
 def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[ArrivalPlan, Announced | None]:
-    from glmchat.engine.quantize.plan import incomplete
-    from glmchat.engine.quantize.streaming import files_needed
+    from glmchat.engine.quantize.plan import files_needed, incomplete
     from glmchat.hub import staging, store
 
     weights = _weights(plan)

@@ -20,6 +20,7 @@ from glmchat.engine.generate import OnPrefill, Pass, Sequences, Stopped, generat
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.self_test import step_fault
 from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
@@ -54,20 +55,17 @@ class Chunk:
 class Engine:
     """One loaded model. One answer at a time, from one thread; rendering and encoding may be asked for beside it."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, model: LanguageModel, dtype: torch.dtype, device: str, context: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, device: str, context: int) -> None:
         """Use `Engine.load`."""
         self.checkpoint = checkpoint
         self.model = model
-        self.dtype = dtype
         self.device = device
         self.context = context
         self.threads = torch.get_num_threads()
         self.load_seconds = 0.0
         self.asked_dtype: str | None = None
         self.identity: Identity | None = None  # started by `identify`
-        self._sequence = Sequences(model, context, dtype, device)
+        self.sequence = Sequences(model, context, device)
         self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
         self._adapters: AdapterSet | None = None
@@ -105,6 +103,7 @@ class Engine:
         report("tokenizer", 1.0)
         wanted = choose_dtype(dtype, checkpoint, device)
         model = load_model(checkpoint, dtype=wanted, quant=quant, device=device, on_progress=report)
+        model.step_fault = step_fault
         if dtype == "float32":
             multiply_exactly(model)
         report("warmup", 0.0)
@@ -112,7 +111,7 @@ class Engine:
             wanted = settle_dtype(model, wanted, device, room)
         count = tune(model, wanted, device, threads)
         trim()
-        engine = cls(checkpoint, model, wanted, device, room)
+        engine = cls(checkpoint, model, device, room)
         engine.threads, engine.asked_dtype = count, dtype
         engine._tokenizer, engine._prompt = tokenizer, prompt
         engine._name_kernels()
@@ -127,6 +126,11 @@ class Engine:
     @property
     def spec(self) -> ModelSpec:
         return self.checkpoint.spec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.model.dtype
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -147,6 +151,11 @@ class Engine:
     def speaks(self) -> bool:
         """The folder has a tokenizer, so text can be asked for."""
         return self._prompt is not None
+
+    @property
+    def template(self) -> str | None:
+        """What the chat format is, as a hash or a name; None without one."""
+        return None if self._prompt is None else self._prompt.identity
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -239,7 +248,7 @@ class Engine:
         seed = sampling.seed if sampling.seed is not None else new_seed()
         text = TextStream(self.tokenizer, sampling.stop, self._prompt if chat else None)
         text.resume(answer)
-        cached = self._sequence.held(ids)
+        cached = self.sequence.held(ids)
         started = time.perf_counter()
         steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed)
         said: list[int] = []
@@ -253,7 +262,7 @@ class Engine:
         try:
             for token in steps:
                 first = first or time.perf_counter()
-                opening = opening or {"seed": seed, "cached_n": cached, "passes": self._sequence.passes.to_json()}
+                opening = opening or {"seed": seed, "cached_n": cached, "passes": self.sequence.passes.to_json()}
                 said.append(token)
                 pending.append(token)
                 if token in ends:
@@ -306,7 +315,7 @@ class Engine:
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
         run_on = () if self._prompt is None else self._prompt.sentence_ends
         steps = generate(
-            self._sequence,
+            self.sequence,
             ids,
             self.sampler(sampling, seed, ids),
             stop_ids=() if sampling.ignore_eos else self.stop_ids,
@@ -326,18 +335,17 @@ class Engine:
     def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
         """Logits [vocab] behind `ids`, computed in the very passes that computed them once. For replays."""
         self._check(ids)
-        return self._sequence.rebuild(ids, passes)
+        return self.sequence.rebuild(ids, passes)
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute in this type from now on, as if the load had settled on it. For replays."""
         set_dtype(self.model, dtype, self.device)
-        self.dtype = dtype
-        self._sequence = Sequences(self.model, self.context, dtype, self.device)
+        self.sequence = Sequences(self.model, self.context, self.device)
         self._name_kernels()
 
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind one more id after `rebuild`."""
-        return self._sequence.advance(token)
+        return self.sequence.advance(token)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -375,16 +383,16 @@ class Engine:
 
     def _settle_cache(self, gone: str | None = None) -> None:
         """A cache belongs to the adapters that it was computed with; `gone` is a name that now means something else."""
-        self._sequence.switch(tuple(sorted(self._adapter_set().active.items())))
+        self.sequence.switch(tuple(sorted(self._adapter_set().active.items())))
         if gone is not None:
-            self._sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
+            self.sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
         self._name_kernels()
 
     def _adapter_set(self) -> AdapterSet:
         if self._adapters is None:
             from glmchat.engine.adapters.attach import AdapterSet
 
-            self._adapters = AdapterSet(self)
+            self._adapters = AdapterSet(self.model, self.checkpoint, self.device)
         return self._adapters
 
     # What it is and costs
@@ -393,7 +401,7 @@ class Engine:
         """Bytes of weights, cache (reserved; touched as it fills) and adapters."""
         weights = sum(t.nbytes for t in {t.data_ptr(): t for t in _tensors(self.model)}.values())
         adapters = self._adapters.nbytes if self._adapters is not None else 0
-        return {"weights": weights, "cache": self._sequence.cache_bytes, "adapters": adapters}
+        return {"weights": weights, "cache": self.sequence.cache_bytes, "adapters": adapters}
 
     def facts(self) -> dict[str, Any]:
         """What the server tells of the model with every answer. From any thread: nothing is built or waited for."""
@@ -414,7 +422,7 @@ class Engine:
 
     def identify(self) -> None:
         """From now on `facts` tell by hashes what was loaded, once these are computed: see `identified`."""
-        self.identity = Identity(self)
+        self.identity = Identity(self.checkpoint.path, self.template, self.asked_dtype)
 
     @property
     def identified(self) -> bool:
@@ -484,5 +492,5 @@ def _kernels(model: LanguageModel) -> str:
 
     names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
     if model.step() is not None:
-        names["step"] = None  # one token is one call (models/step.py)
+        names["step"] = None  # one token is one call (native/step.py)
     return "+".join(names) or "dense"

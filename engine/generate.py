@@ -99,11 +99,10 @@ class Stopped(Exception):
 class Sequences:
     """The one sequence a model works on: its cache, and the ids that the cache holds."""
 
-    def __init__(self, model: LanguageModel, context: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, model: LanguageModel, context: int, device: str) -> None:
         self.model = model
         self.context = context
         self.device = device
-        self._dtype = dtype
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
         self.passes = Passes()  # how it came there
@@ -126,12 +125,12 @@ class Sequences:
 
     def _allocate(self) -> KVCache:
         try:
-            return self.model.new_cache(self.context, self._dtype)
+            return self.model.new_cache(self.context, self.model.dtype)
         except (RuntimeError, MemoryError):
             if not self._kept:
                 raise
             self._kept.clear()
-            return self.model.new_cache(self.context, self._dtype)
+            return self.model.new_cache(self.context, self.model.dtype)
 
     @property
     def cache_bytes(self) -> int:

@@ -7,15 +7,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from glmchat import __version__
 from glmchat.core.fingerprints import FilePrint, fingerprint, look_again, of_text
-
-if TYPE_CHECKING:
-    from glmchat.engine.engine import Engine
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _SETTINGS = (".json", ".model", ".txt", ".jinja", ".vocab")
@@ -26,12 +23,12 @@ _LARGEST_SETTING = 64 * 2**20  # bytes
 class Identity:
     """The facts of one loaded engine that do not change. Its files are hashed in a thread: nobody waits for that."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._path = engine.checkpoint.path
+    def __init__(self, path: Path, template: str | None, asked_dtype: str | None) -> None:
+        self._path = path
         self._facts: dict[str, Any] = {
             "versions": versions(),
-            "template": template_of(engine),
-            "asked_dtype": engine.asked_dtype,
+            "template": template,
+            "asked_dtype": asked_dtype,
             "weights": None,
             "settings": None,
         }
@@ -60,10 +57,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
-
-
-def template_of(engine: Engine) -> str | None:
-    return engine.prompt.identity if engine.speaks else None
 
 
 def weight_files(path: Path) -> list[Path]:

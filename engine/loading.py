@@ -213,7 +213,7 @@ def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
 
 
 def _swap(
-    model: nn.Module, parameter: str, stored: Int4 | Int8 | QuantLinear, bias: Stored | None
+    model: LanguageModel, parameter: str, stored: Int4 | Int8 | QuantLinear, bias: Stored | None
 ) -> QuantLinear | None:
     """Put a layer with packed weights, and its bias, in the place of the one that `parameter` belongs to.
 
@@ -233,8 +233,7 @@ def _swap(
     else:
         linear = QuantLinear.from_int8(stored.q, stored.scale, dense)
     replacement: nn.Module = QuantEmbedding(linear) if isinstance(owner, nn.Embedding) else linear
-    holder_name, _, place = owner_name.rpartition(".")
-    setattr(model.get_submodule(holder_name), place, replacement)
+    model.swap(owner_name, replacement)
     return linear
 
 
@@ -267,6 +266,8 @@ def set_dtype(model: LanguageModel, dtype: torch.dtype, device: str) -> None:
     """Give every weight that is not quantised this type, and the model what it computes from it."""
     _cast(model, dtype, device)
     model.prepare(dtype, device)
+    model.dtype = dtype
+    model.changed()
 
 
 def _cast(model: nn.Module, dtype: torch.dtype, device: str) -> None:

@@ -118,6 +118,7 @@ def multiply_exactly(model: LanguageModel) -> None:
     for module in model.modules():
         if isinstance(module, QuantLinear):
             module.multiply_exactly()
+    model.changed()
 
 
 # Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would

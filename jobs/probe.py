@@ -16,7 +16,7 @@ def probe() -> dict[str, Any]:
     """
     import torch
 
-    from glmchat.engine.native.step import unavailable
+    from glmchat.engine.native.self_test import step_fault
     from glmchat.engine.quantize.kernels import kernel_report
 
     chosen, passed_over = _devices(torch)
@@ -26,7 +26,7 @@ def probe() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "cuda_built_for": torch.version.cuda,
-        "decode_step": "compiled" if (reason := unavailable()) is None else f"torch: {reason}",
+        "decode_step": "compiled" if (reason := step_fault()) is None else f"torch: {reason}",
         "kernels": [asdict(row) for row in kernel_report("cpu" if chosen == "cpu" else chosen.split(":")[0])],
     }
 

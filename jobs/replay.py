@@ -24,7 +24,7 @@ from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
 from glmchat.engine.generate import parse_passes
-from glmchat.engine.identity import settings_of, template_of, versions, weights_now
+from glmchat.engine.identity import settings_of, versions, weights_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def facts_now(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **engine.facts(),
         "versions": versions(),
-        "template": template_of(engine),
+        "template": engine.template,
         "asked_dtype": engine.asked_dtype,
         "weights": weights_now(path, recorded),
         "settings": settings_of(path),

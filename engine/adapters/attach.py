@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,12 +19,10 @@ from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
 from glmchat.engine.families import Checkpoint
+from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.quantize.linear import QuantEmbedding
-
-if TYPE_CHECKING:
-    from glmchat.engine.engine import Engine
 
 
 def refuse_other_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
@@ -60,17 +58,17 @@ class Ready:
 
 
 class AdapterSet:
-    """The adapters of one engine: attached by name, any number of them active with weights."""
+    """The adapters of one model: attached by name, any number of them active with weights."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._model = engine.model
-        self._device = engine.device
-        self._modules = modules_of(engine.model)
+    def __init__(self, model: LanguageModel, checkpoint: Checkpoint, device: str) -> None:
+        self._model = model
+        self._checkpoint = checkpoint
+        self._device = device
+        self._modules = modules_of(model)
         self._ready: dict[str, Ready] = {}
         self._active: dict[str, float] = {}
         self._installed: list[str] = []
-        self._own_prefix = getattr(engine.model, "prefix_key_values", None)
+        self._own_prefix = getattr(model, "prefix_key_values", None)
 
     @property
     def nbytes(self) -> int:
@@ -91,12 +89,12 @@ class AdapterSet:
         ready = Ready(adapter)
         if adapter.kind == "lora":
             matched = match(adapter, self._modules)
-            refuse_other_base(adapter, self._engine.checkpoint)
+            refuse_other_base(adapter, self._checkpoint)
             ready.changes = dict(read_changes(adapter, matched, self._device))
         else:
-            check_prefix(adapter, self._engine.spec, self._model)
-            refuse_other_base(adapter, self._engine.checkpoint)
-            ready.rows = read_prefix(adapter, self._engine.spec, self._device)
+            check_prefix(adapter, self._model.spec, self._model)
+            refuse_other_base(adapter, self._checkpoint)
+            ready.rows = read_prefix(adapter, self._model.spec, self._device)
         if name in self._active:
             self.activate({other: weight for other, weight in self._active.items() if other != name})
         self._ready[name] = ready
@@ -179,23 +177,16 @@ class AdapterSet:
 
     def _restore(self) -> None:
         for place in self._installed:
-            self._put(place, None if place == "lm_head" and _has_tied_head(self._model) else self._modules[place])
+            is_tied = place == "lm_head" and _has_tied_head(self._model)
+            self._model.swap(place, None if is_tied else self._modules[place])
         self._installed = []
         if isinstance(self._model, PrefixedModel):
-            self._model.prefix_key_values, self._model.prefix_shifts = self._own_prefix, False
+            self._model.set_prefix(self._own_prefix)
 
     def _install(self, layers: Mapping[str, nn.Module]) -> None:
         for place, layer in layers.items():
             self._installed.append(place)
-            self._put(place, layer)
-
-    def _put(self, place: str, layer: nn.Module | None) -> None:
-        holder, _, leaf = place.rpartition(".")
-        parent = self._model.get_submodule(holder)
-        if isinstance(parent, nn.ModuleList | nn.Sequential):
-            parent[int(leaf)] = cast(nn.Module, layer)
-        else:
-            setattr(parent, leaf, layer)
+            self._model.swap(place, layer)
 
     def _set_prefix(self, prefixes: list[tuple[Ready, float]], wanted: Mapping[str, float]) -> None:
         if not prefixes:
@@ -205,9 +196,9 @@ class AdapterSet:
         rows = sum(cast(torch.Tensor, r.rows) * w for r, w in prefixes) if len(prefixes) > 1 else first.rows
         rows = cast(torch.Tensor, rows)
         if first.adapter.kind == "prompt":
-            model.prefix_key_values = None  # the prompt is read by the network without one
-            rows = keys_of_prompt(model, rows, self._engine.dtype)
-        model.prefix_key_values, model.prefix_shifts = rows, first.adapter.form == "peft"
+            model.set_prefix(None)  # the prompt is read by the network without one
+            rows = keys_of_prompt(model, rows)
+        model.set_prefix(rows, shifts=first.adapter.form == "peft")
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -148,20 +148,18 @@ def _tensor(adapter: Adapter, name: str) -> torch.Tensor:
     return tensor.clone()
 
 
-def keys_of_prompt(model: LanguageModel, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def keys_of_prompt(model: LanguageModel, rows: torch.Tensor) -> torch.Tensor:
     """What the network's cache holds after reading virtual tokens rows [length, hidden], as `read_prefix` gives it."""
     name = next(name for name in _EMBEDDINGS if _has(model, name))
-    holder_name, _, leaf = name.rpartition(".")
-    holder = model.get_submodule(holder_name)
-    embedding = getattr(holder, leaf)
+    embedding = model.get_submodule(name)
     length = len(rows)
-    cache = KVCache(model.spec.layers, model.spec.kv_heads, model.spec.head_dim, length, dtype, str(rows.device))
-    setattr(holder, leaf, FixedRows(rows.to(dtype), embedding))
+    cache = KVCache(model.spec.layers, model.spec.kv_heads, model.spec.head_dim, length, model.dtype, str(rows.device))
+    model.swap(name, FixedRows(rows.to(model.dtype), embedding))
     try:
         with torch.inference_mode():
             model(torch.arange(length, device=rows.device), cache, last_only=True)
     finally:
-        setattr(holder, leaf, embedding)
+        model.swap(name, embedding)
     return torch.stack([torch.stack(pair) for pair in zip(cache.keys, cache.values, strict=True)]).float()
 
 

@@ -2,30 +2,69 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.engine.changes import changes
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.native.step import CompiledStep, NotCompiled, Parts
+
+
+class Block(nn.Module):
+    """A part of a layer that keeps what it derives from its modules, until one of the model's is swapped."""
+
+    derived: Any = None
 
 
 class LanguageModel(nn.Module):
     """A network for one sequence (no batches, on purpose).
 
     Parameter names are the checkpoint's own names. Linear layers are plain `nn.Linear`, so that quantisation and
-    adapters can swap them.
+    adapters can swap them, with `swap` and in no other way. What is derived from the modules (fused projections in each
+    `Block`, the compiled step) belongs to one `version` of the model and is derived anew for the next.
     """
 
     spec: ModelSpec
+    dtype = torch.float32  # of the activations
     compile_steps = True  # False: torch decodes too, for comparisons
+    step_fault: Callable[[], str | None] | None = None  # why this machine must not use the compiled step, asked once
     not_compiled = "not asked for yet"  # why torch decodes, for `glmchat bench` and whoever wonders
     _step: CompiledStep | None = None
-    _changes = -1
+    _step_version = -1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 0
+        self._lock = threading.RLock()  # a change waits for a step that is being built, and the other way round
+
+    def swap(self, path: str, module: nn.Module | None) -> None:
+        """Put `module` in the place of the one at `path` (dotted, as in `named_modules`), and drop what was derived.
+
+        None only for a place that may be empty, like the head of a model whose embedding is its head.
+        """
+        holder, _, leaf = path.rpartition(".")
+        with self._lock:
+            parent = self.get_submodule(holder)
+            if isinstance(parent, nn.ModuleList | nn.Sequential):
+                parent[int(leaf)] = cast(nn.Module, module)
+            else:
+                setattr(parent, leaf, module)
+            if isinstance(parent, Block):
+                parent.derived = None
+            self.version += 1
+
+    def changed(self) -> None:
+        """Say that modules are not what they were though none was swapped: other types, other products."""
+        with self._lock:
+            for module in self.modules():
+                if isinstance(module, Block):
+                    module.derived = None
+            self.version += 1
 
     def parts(self) -> Parts | None:
         """What the compiled step needs to know; None for an architecture that it does not compute."""
@@ -37,16 +76,24 @@ class LanguageModel(nn.Module):
 
     def step(self) -> CompiledStep | None:
         """The compiled step of this model as it is now; None where torch decodes. Asked by the thread that computes."""
-        count = changes()  # before the modules are read: what is swapped meanwhile makes the step stale
-        if self._changes != count:
-            try:
-                parts = self.parts()
-                self._step = None if parts is None else CompiledStep(parts, self.spec)
-                self.not_compiled = f"{self.spec.family} has no compiled step" if parts is None else ""
-            except NotCompiled as reason:
-                self._step, self.not_compiled = None, str(reason)
-            self._changes = count
+        if self._step_version != self.version:
+            with self._lock:
+                version = self.version  # before the modules are read: a swap among them makes the step stale
+                self._step, self.not_compiled = self._build_step()
+                self._step_version = version
         return self._step if self.compile_steps else None
+
+    def _build_step(self) -> tuple[CompiledStep | None, str]:
+        """The step, or None and why there is none."""
+        parts = self.parts()
+        if parts is None:
+            return None, f"{self.spec.family} has no compiled step"
+        if self.step_fault is not None and (fault := self.step_fault()):
+            return None, fault
+        try:
+            return CompiledStep(parts, self.spec), ""
+        except NotCompiled as reason:
+            return None, str(reason)
 
     def compiled(self, cache: KVCache) -> CompiledStep | None:
         """`step`, if it takes this cache."""

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary
-from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import Block, RMSNorm, attend, causal_mask, prepare_embedding
+from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.native.step import LayerParts, Parts
 from glmchat.engine.prompts.base import PromptFormat
@@ -52,7 +51,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((turned.to(x.dtype), x[..., half:]), dim=-1)
 
 
-class SelfAttention(Block):
+class SelfAttention(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.heads, self.groups, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
@@ -79,7 +78,7 @@ class SelfAttention(Block):
         return cast(torch.Tensor, self.dense(attend(query, key, value, mask)))
 
 
-class MLP(Block):
+class MLP(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         bias = spec.extra["linear_bias"]
@@ -91,7 +90,7 @@ class MLP(Block):
         return cast(torch.Tensor, self.dense_4h_to_h(F.silu(gate) * up))
 
 
-class Layer(Block):
+class Layer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
@@ -111,20 +110,20 @@ class Layer(Block):
         return cast(torch.Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
-class Embedding(Block):
+class Embedding(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
 
 
-class Encoder(Block):
+class Encoder(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
         self.final_layernorm = RMSNorm(spec.hidden_size, spec.extra["epsilon"])
 
 
-class Transformer(Block):
+class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.embedding = Embedding(spec)
@@ -147,7 +146,6 @@ class ChatGLM2(PrefixedModel):
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.embedding.word_embeddings, dtype)
         self.encode_prefix()
-        note_change()
 
     def position(self, cache: KVCache) -> int:
         return cache.length - cache.prefix  # the prefix shifts no positions

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from glmchat.engine.adapters.low_rank import bare, side_by_side
-from glmchat.engine.changes import note_change
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 
@@ -32,21 +31,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))
         return (wide * scale).to(x.dtype) * self.weight
-
-
-class Block(nn.Module):
-    """A part of a layer that keeps what it derives from its linear layers, and drops it when one of them is swapped.
-
-    Adapters and quantisation put other modules in the place of linear layers; `derived` is then computed again.
-    """
-
-    _derived: Any = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, nn.Module):
-            self.__dict__["_derived"] = None
-            note_change()
-        super().__setattr__(name, value)
 
 
 class RotaryTable:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.engine.changes import note_change
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import Block
 from glmchat.engine.models.layers import (
-    Block,
     RMSNorm,
     RotaryTable,
     attend,
@@ -60,9 +59,9 @@ class Attention(Block):
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
-        if self._derived is None:
-            self._derived = (joined((self.q_proj, self.k_proj, self.v_proj)), self.o_proj, self.q_norm, self.k_norm)
-        project, output, q_norm, k_norm = self._derived
+        if self.derived is None:
+            self.derived = (joined((self.q_proj, self.k_proj, self.v_proj)), self.o_proj, self.q_norm, self.k_norm)
+        project, output, q_norm, k_norm = self.derived
         heads = self.heads
         mixed = project(x).view(x.shape[0], -1, self.head_dim)  # [n, heads + 2 * kv_heads, head_dim]
         turned, value = mixed.split_with_sizes((heads + self.kv_heads, self.kv_heads), 1)
@@ -87,9 +86,9 @@ class FeedForward(Block):
         self.size = spec.ffn_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._derived is None:
-            self._derived = (joined((self.gate_proj, self.up_proj)), self.down_proj)
-        project, down = self._derived
+        if self.derived is None:
+            self.derived = (joined((self.gate_proj, self.up_proj)), self.down_proj)
+        project, down = self.derived
         both = project(x)
         found: torch.Tensor = down(functional.silu(both[:, : self.size]).mul_(both[:, self.size :]))
         return found
@@ -113,16 +112,16 @@ class Layer(Block):
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
-        if self._derived is None:
+        if self.derived is None:
             parts = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
-            self._derived = tuple(part.forward for part in parts)  # a module's call costs more than some operations
-        norm, attention, second_norm, feed_forward = self._derived
+            self.derived = tuple(part.forward for part in parts)  # a module's call costs more than some operations
+        norm, attention, second_norm, feed_forward = self.derived
         x = x + attention(norm(x), layer, cache, rotary, table, mask)
         found: torch.Tensor = x.add_(feed_forward(second_norm(x)))
         return found
 
 
-class Trunk(Block):
+class Trunk(nn.Module):
     """What checkpoints call `model`: embedding, layers, last norm."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -148,17 +147,11 @@ class Llama(PrefixedModel):
         self.rotary = RotaryTable(frequencies.to(device), dtype)
         prepare_embedding(self.model.embed_tokens, dtype)
         self._frequencies = frequencies.cpu()
-        note_change()
 
     def parts(self) -> Parts:
         head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
         layers = [_parts(cast(Layer, layer)) for layer in self.model.layers]
         return Parts(self.model.embed_tokens, layers, self.model.norm, head, self._frequencies, self.spec.extra["eps"])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "lm_head":  # an adapter may bring a head of its own
-            note_change()
-        super().__setattr__(name, value)
 
     def forward(
         self,

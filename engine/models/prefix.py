@@ -52,12 +52,17 @@ def key_values(encoder: PrefixEncoder, spec: ModelSpec) -> torch.Tensor:
 class PrefixedModel(LanguageModel):
     """A model whose cache can begin with a prefix.
 
-    `prefix_key_values` [layers, 2, kv_heads, length, head_dim] may be set, exchanged and removed at any time; caches
-    made before keep what they began with. prefix_shifts: whether it takes positions of the text.
+    `prefix_key_values` [layers, 2, kv_heads, length, head_dim] may be exchanged and removed at any time, with
+    `set_prefix`; caches made before keep what they began with. prefix_shifts: whether it takes positions of the text.
     """
 
     prefix_key_values: torch.Tensor | None = None
     prefix_shifts = False
+
+    def set_prefix(self, key_values: torch.Tensor | None, *, shifts: bool = False) -> None:
+        """Begin caches with these rows from now on; None with none."""
+        self.prefix_key_values, self.prefix_shifts = key_values, shifts
+        self.changed()
 
     def encode_prefix(self) -> None:
         """Compute the checkpoint's own prefix once, if it has one (pre_seq_len in config.json)."""

@@ -69,22 +69,28 @@ def choose_instructions(name: str | None = None) -> str | None:
     return None if found is None else str(found.decode())
 
 
+@cache
+def _best_instructions() -> str | None:
+    return choose_instructions()
+
+
 class NativeCpu(Kernel):
     name = "native"
     any_dtype = True
 
     def __init__(self) -> None:
         self.exact = False  # many rows: float32 products instead of int16 activations (native.c says what that costs)
+        self._fault: str | None = None
+        if os.environ.get("GLMCHAT_KERNEL", "native") != "native":
+            self._fault = "switched off by GLMCHAT_KERNEL"
+            return
+        try:
+            self.name = f"native-{_best_instructions()}"
+        except OSError as error:
+            self._fault = str(error)
 
     def unavailable(self) -> str | None:
-        if os.environ.get("GLMCHAT_KERNEL", "native") != "native":
-            return "switched off by GLMCHAT_KERNEL"
-        try:
-            instructions = choose_instructions()
-        except OSError as error:
-            return str(error)
-        self.name = f"native-{instructions}"
-        return None
+        return self._fault
 
     def accepts(self, shape: Shape) -> bool:
         width = 8 if shape.bits == 4 else 4

@@ -10,8 +10,7 @@ import ctypes
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,9 +22,6 @@ from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm, joined
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
-
-if TYPE_CHECKING:
-    from glmchat.engine.models.base import LanguageModel
 
 _WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
 _LARGEST_HEAD = 256
@@ -127,8 +123,8 @@ class NotCompiled(Exception):
 class CompiledStep:
     """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know."""
 
-    def __init__(self, parts: Parts, spec: ModelSpec, *, tested: bool = True) -> None:
-        if tested and (reason := unavailable()):
+    def __init__(self, parts: Parts, spec: ModelSpec) -> None:
+        if reason := NativeCpu().unavailable():
             raise NotCompiled(reason)
         if spec.hidden_size % _WIDTH or spec.ffn_size % _WIDTH or spec.head_dim % _WIDTH:
             raise NotCompiled("a width is not a multiple of 16")
@@ -290,65 +286,3 @@ class CompiledStep:
     def _keep(self, made: Any) -> int:
         self._kept.append(made)
         return ctypes.addressof(made)
-
-
-@cache
-def unavailable() -> str | None:
-    """Why there is no compiled step on this machine, or None; compared with torch the first time it is asked for."""
-    return NativeCpu().unavailable() or self_test()
-
-
-def self_test() -> str | None:
-    """Compare a small network of each kind with torch, a few tokens long. Returns what is wrong, or None."""
-    from glmchat.checkpoints.families import parse
-    from glmchat.engine.models import chatglm2, llama
-
-    sizes = {"vocab_size": 48, "hidden_size": 64, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
-    qwen = {"model_type": "qwen3", "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 96}
-    glm = {
-        "model_type": "chatglm",
-        "num_layers": 2,
-        "multi_query_group_num": 2,
-        "ffn_hidden_size": 96,
-        "kv_channels": 16,
-    }
-    spoken = {"multi_query_attention": True, "rmsnorm": True, "post_layer_norm": True, "padded_vocab_size": 48}
-    for config, family in (({**sizes, **qwen}, llama.FAMILY), ({**sizes, **glm, **spoken}, chatglm2.FAMILY)):
-        model = _small(family.build(parse(config)))
-        with torch.inference_mode():
-            error = _difference(model)
-        if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too
-            return f"a step of {model.spec.family} differs from torch by {error:.1%}"
-    return None
-
-
-def _small(model: LanguageModel) -> LanguageModel:
-    """Random weights, half of the matrices packed."""
-    noise = torch.Generator().manual_seed(3)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-        parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.15 + ("norm" in name))
-    for owner in list(model.modules()):
-        for name, module in list(owner.named_children()):
-            if isinstance(module, nn.Linear) and module.in_features < 96:
-                q = torch.randint(0, 16, module.weight.shape, generator=noise, dtype=torch.uint8)
-                scale = torch.full((module.out_features, 2), 0.03)
-                setattr(owner, name, QuantLinear.from_int4(q, scale, scale / 2, module.bias))
-    model.prepare(torch.float32, "cpu")
-    return model
-
-
-def _difference(model: LanguageModel) -> float:
-    """Of the logits behind a prompt and four tokens, as a share of the largest."""
-    parts = model.parts()
-    assert parts is not None
-    step, cache = CompiledStep(parts, model.spec, tested=False), model.new_cache(16, torch.float32)
-    model(torch.arange(3, 11), cache, last_only=True)
-    worst = 0.0
-    for token in range(4):
-        found = step(token, cache, model.position(cache))
-        wanted = model(torch.tensor([token]), cache, last_only=True)[-1]
-        error = float((found - wanted).abs().max() / wanted.abs().max())
-        if not error <= worst:
-            worst = error
-    return worst

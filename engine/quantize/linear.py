@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmchat.engine.changes import note_change
 from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, choose
 
 
@@ -101,12 +100,14 @@ class QuantLinear(nn.Module):
         return made
 
     def hold(self, packed: Packed) -> None:
-        """Keep these tensors, which must be the same numbers as before in another place."""
+        """Keep these tensors, which must be the same numbers as before in another place.
+
+        Nobody need be told: who took the address of the old ones (the compiled step) keeps them alive.
+        """
         self.packed = packed
         for name, tensor in packed.items():
             self.register_buffer(f"packed_{name}", tensor)
         self._multiply = self.kernel.bind(self.shape, packed)
-        note_change()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out] in x's dtype."""
@@ -116,12 +117,14 @@ class QuantLinear(nn.Module):
         return self._multiply(flat, self.bias).view(*x.shape[:-1], self.out_features)
 
     def multiply_exactly(self) -> None:
-        """From now on plain float32 products in float32, whatever faster way the kernel has; for reference runs."""
+        """From now on plain float32 products in float32, whatever faster way the kernel has; for reference runs.
+
+        The model that the layer belongs to is told with `changed`.
+        """
         kernel = copy(self.kernel)  # the kernel itself serves other models
         kernel.exact = True
         self.kernel = kernel
         self._multiply = kernel.bind(self.shape, self.packed)
-        note_change()
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""

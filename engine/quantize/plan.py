@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,7 @@ from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.replace import Recipe, quantisable
-
-if TYPE_CHECKING:
-    from glmchat.engine.quantize.streaming import Announced
+from glmchat.engine.quantize.streaming import Announced
 
 SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
 _SPARE = 64 * 2**20  # for config, tokenizer and the file system's own needs
@@ -187,7 +185,7 @@ def incomplete(out: Path) -> Path:
 def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> Iterator[TensorPlan]:
     with torch.device("meta"):
         model = checkpoint.family.build(checkpoint.spec)
-    places = {f"{name}.weight": (inputs, is_end) for _, name, inputs, is_end in quantisable(model)}
+    places = {f"{name}.weight": (inputs, is_end) for name, inputs, is_end in quantisable(model)}
     shapes = weights.shapes()
     transposed = checkpoint.family.transposed
     for parameter, name in match_names(model, weights, checkpoint).items():
@@ -244,6 +242,12 @@ def missing_shards(plan: QuantizePlan) -> list[int]:
     """The files of the growing folder that are not whole yet. All of them, if there is no folder."""
     folder, count = incomplete(plan.out), len(plan.shards)
     return [number for number in range(count) if not (folder / shard_name(number, count)).is_file()]
+
+
+def files_needed(plan: QuantizePlan, announced: Announced) -> list[str]:
+    """The files that a run of this plan would still ask for, in order; those of finished parts are not among them."""
+    numbers = missing_shards(plan)
+    return list(dict.fromkeys(announced.files[t.name] for n in numbers for t in plan.of_shard(n)))
 
 
 def _shards(tensors: tuple[TensorPlan, ...], files: Mapping[str, str]) -> Iterator[tuple[int, int]]:

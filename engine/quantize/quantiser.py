@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _write_shards(
             done += sum(_count(tensor) for tensor in tensors)
             continue
         if isinstance(weights, Arriving):
-            tensors = weights.as_stored(tensors)
+            tensors = tuple(_as_stored(tensor, weights) for tensor in tensors)
         offsets: dict[str, torch.Tensor] = {}
         layout = {entry: what for tensor in tensors for entry, what in tensor.layout().items()}
         with SafetensorsWriter(folder / name, layout) as writer:
@@ -150,6 +150,14 @@ def _write_shards(
         hashes[name] = writer.sha256
     report(QuantizeProgress(total, total, ""))
     return hashes
+
+
+def _as_stored(tensor: TensorPlan, weights: Arriving) -> TensorPlan:
+    """The same plan with the type that the file really has; config.json names one for all tensors."""
+    stored = None if tensor.bits else weights.read(tensor.name)
+    if not isinstance(stored, torch.Tensor):
+        return tensor
+    return replace(tensor, dtype=str(stored.dtype).removeprefix("torch."))
 
 
 def _write(

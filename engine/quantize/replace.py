@@ -109,23 +109,22 @@ def quantise_model(
     size = None if group_size == "auto" else int(group_size)
     recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family)
     places = list(quantisable(model))
-    for _, name, inputs, is_end in places:
+    for name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
-    for index, (parent, name, inputs, is_end) in enumerate(places):
-        leaf = name.rpartition(".")[2]
-        replaced = _replaced(getattr(parent, leaf), name, *recipe.choose(name, inputs, is_end), recipe)
-        if replaced is not None:
-            setattr(parent, leaf, replaced)
+    for index, (name, inputs, is_end) in enumerate(places):
+        packed = _packed(model.get_submodule(name), name, *recipe.choose(name, inputs, is_end), recipe)
+        if packed is not None:
+            model.swap(name, packed)
         if on_progress is not None:
             on_progress((index + 1) / len(places))
 
 
-def quantisable(model: LanguageModel) -> list[tuple[nn.Module, str, int, bool]]:
-    """(parent, dotted name, inputs, is embedding or head) of each dense matrix that may be packed.
+def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
+    """(dotted name, inputs, is embedding or head) of each dense matrix that may be packed.
 
     Position tables and P-Tuning encoders stay dense: they are small and used in full precision.
     """
-    found = []
+    places = []
     skipped: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, PrefixEncoder):
@@ -133,16 +132,15 @@ def quantisable(model: LanguageModel) -> list[tuple[nn.Module, str, int, bool]]:
     for name, module in model.named_modules():
         if module in skipped:
             continue
-        parent = model.get_submodule(name.rpartition(".")[0])
         words = model.spec.vocab_size
         if isinstance(module, nn.Linear):
-            found.append((parent, name, module.in_features, module.out_features == words))
+            places.append((name, module.in_features, module.out_features == words))
         elif isinstance(module, nn.Embedding) and module.num_embeddings == words:
-            found.append((parent, name, module.embedding_dim, True))
-    return found
+            places.append((name, module.embedding_dim, True))
+    return places
 
 
-def _replaced(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe) -> nn.Module | None:
+def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe) -> nn.Module | None:
     if bits == 0:
         return None
     weight = module.weight

@@ -7,7 +7,6 @@ before the first file is here. `bring` fetches a file when its first tensor is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.shards import open_files
 from glmchat.engine.formats.weights import Stored, WeightSource
-from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, missing_shards
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -110,25 +108,9 @@ class Arriving:
             )
         return self._source.read(name)
 
-    def as_stored(self, tensors: Iterable[TensorPlan]) -> tuple[TensorPlan, ...]:
-        """The same plans with the types that the file really has; config.json names one for all."""
-        found = []
-        for tensor in tensors:
-            stored = None if tensor.bits else self.read(tensor.name)
-            if isinstance(stored, torch.Tensor):
-                tensor = replace(tensor, dtype=str(stored.dtype).removeprefix("torch."))
-            found.append(tensor)
-        return tuple(found)
-
     def close(self) -> None:
         """Take the open file away; every tensor of it has been written."""
         if self._name is not None:
             self._source = None  # the mapping must be gone before the file is, or its blocks stay taken
             self._drop(self._name)
             self._name = None
-
-
-def files_needed(plan: QuantizePlan, announced: Announced) -> list[str]:
-    """The files that a run of this plan would still ask for, in order; those of finished parts are not among them."""
-    numbers = missing_shards(plan)
-    return list(dict.fromkeys(announced.files[t.name] for n in numbers for t in plan.of_shard(n)))

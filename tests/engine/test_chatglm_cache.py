@@ -105,8 +105,8 @@ def test_it_does_so_behind_a_prefix_that_was_attached(
     spec, model = engine.spec, cast(PrefixedModel, engine.model)
     bare = engine.logits(prompt)
     noise = torch.Generator().manual_seed(1)
-    model.prefix_key_values = torch.randn(spec.layers, 2, spec.kv_heads, 5, spec.head_dim, generator=noise)
-    model.prefix_shifts = shifts and name in ("cpm-gpt2", "llama")  # ChatGLM's own never do
+    rows = torch.randn(spec.layers, 2, spec.kv_heads, 5, spec.head_dim, generator=noise)
+    model.set_prefix(rows, shifts=shifts and name in ("cpm-gpt2", "llama"))  # ChatGLM's own never do
     assert (engine.logits(prompt) - bare).abs().max() > 1e-2
     every_split(engine, prompt)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 
 from glmchat.engine import Engine, Sampling
-from glmchat.engine.changes import note_change
-from glmchat.engine.native import step
+from glmchat.engine.native import self_test, step
 from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.placement import multiply_exactly
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {
 # Both sides round activations to 16 bits; a last bit of a norm or a softmax may move a number to the next step, which
 # is 2^-16 of a group's largest. A stage left out, or a head mixed up, is off by tens of percent.
 TOLERANCE = 1e-3
+QUERIES = "model.layers.1.self_attn.q_proj"
 SIZES = {"max_position_embeddings": 512}
 LLAMAS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -49,8 +52,8 @@ def llama(folder: Path, builders: ModuleType, quant: int | None, **changes: Any)
 def decoded(engine: Engine, compiled: bool, prompt: int, count: int = 4) -> torch.Tensor:
     """Logits behind each of `count` tokens that follow a prompt."""
     engine.model.compile_steps = compiled
-    engine._sequence.forget()
-    engine._sequence.prefill(ids(prompt))
+    engine.sequence.forget()
+    engine.sequence.prefill(ids(prompt))
     return torch.stack([engine.advance(token) for token in ids(prompt + count)[prompt:]])
 
 
@@ -99,10 +102,10 @@ def test_matrices_of_different_groups_do_not_share_their_activations(tmp_path: P
         ("model.layers.2", ("mlp.gate_proj",)),
     ):
         for name in names:
-            owner = engine.model.get_submodule(f"{layer}.{name.split('.')[0]}")
-            old = getattr(owner, name.split(".")[1])
+            old = engine.model.get_submodule(f"{layer}.{name}")
+            assert isinstance(old, QuantLinear)
             codes = quantise_int8(old.dequantise(), fast=True)
-            setattr(owner, name.split(".")[1], QuantLinear.from_int8(codes.q, codes.scale))
+            engine.model.swap(f"{layer}.{name}", QuantLinear.from_int8(codes.q, codes.scale))
     assert difference(engine) < TOLERANCE
 
 
@@ -122,14 +125,14 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path, builders: ModuleTy
 def test_a_cache_that_is_cut_back_decodes_the_same_again(tmp_path: Path, builders: ModuleType) -> None:
     engine = llama(tmp_path, builders, 4)
     once = decoded(engine, True, 150, 6)
-    engine._sequence._cut(150)
+    engine.sequence._cut(150)
     assert torch.equal(torch.stack([engine.advance(token) for token in ids(156)[150:]]), once)
 
 
 def test_a_replay_decodes_in_c_too(tmp_path: Path, builders: ModuleType) -> None:
     engine = llama(tmp_path, builders, 4)
     said = list(engine.generate(ids(20), Sampling(temperature=0, max_tokens=12, ignore_eos=True)))
-    passes = engine._sequence.passes
+    passes = engine.sequence.passes
     held = [*ids(20), *said[:-1]]
     once = engine.advance(said[-1])
     again = engine.rebuild([*held, said[-1]], [*passes._done])
@@ -157,26 +160,26 @@ def test_adapters_speak_in_c_and_off_is_the_base_bit_for_bit(
     engine.activate({"it": 1.0})
     assert difference(engine) < TOLERANCE
     assert float((decoded(engine, True, 9) - before).abs().max()) > 0.01
-    engine.activate({})
+    engine.detach("it")
     assert torch.equal(decoded(engine, True, 9), before)
+    assert engine.model.not_compiled == ""
 
 
 def test_a_module_that_c_does_not_know_is_left_to_torch_and_called(tmp_path: Path, builders: ModuleType) -> None:
     engine = llama(tmp_path, builders, 4)
     before = decoded(engine, True, 9)
-    attention = engine.model.get_submodule("model.layers.1.self_attn")
-    old = attention.q_proj
+    old = engine.model.get_submodule(QUERIES)
 
     class Doubled(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = old(x) * 2
             return found
 
-    attention.q_proj = Doubled()
+    engine.model.swap(QUERIES, Doubled())
     changed = decoded(engine, True, 9)
     assert engine.model.not_compiled == "a layer is a Doubled"
     assert torch.equal(changed, decoded(engine, False, 9))
-    attention.q_proj = old
+    engine.model.swap(QUERIES, old)
     assert torch.equal(decoded(engine, True, 9), before)
 
 
@@ -184,22 +187,71 @@ def test_a_layer_that_is_swapped_while_the_step_is_built_is_in_the_next_step(
     tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = llama(tmp_path, builders, 4)
-    attention = engine.model.get_submodule("model.layers.1.self_attn")
-    old = attention.q_proj
+    old = engine.model.get_submodule(QUERIES)
+    assert isinstance(old, QuantLinear)
     codes = quantise_int8(old.dequantise() * 2, fast=True)
     read = engine.model.parts
 
     def swapped_meanwhile() -> step.Parts | None:
         parts = read()
         monkeypatch.setattr(engine.model, "parts", read)
-        attention.q_proj = QuantLinear.from_int8(codes.q, codes.scale)
+        engine.model.swap(QUERIES, QuantLinear.from_int8(codes.q, codes.scale))
         return parts
 
-    note_change()
+    engine.model.changed()
     monkeypatch.setattr(engine.model, "parts", swapped_meanwhile)
     engine.model.step()
-    assert attention.q_proj is not old
+    assert engine.model.get_submodule(QUERIES) is not old
     assert difference(engine) < TOLERANCE
+
+
+def test_a_swap_from_another_thread_waits_for_the_step_that_is_built_and_is_in_the_next(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llama(tmp_path, builders, 4)
+    old = engine.model.get_submodule(QUERIES)
+    assert isinstance(old, QuantLinear)
+    codes = quantise_int8(old.dequantise() * 2, fast=True)
+    other = Thread(target=engine.model.swap, args=(QUERIES, QuantLinear.from_int8(codes.q, codes.scale)))
+    read = engine.model.parts
+    during: list[bool] = []
+
+    def swapped_beside() -> step.Parts | None:
+        monkeypatch.setattr(engine.model, "parts", read)
+        parts = read()
+        other.start()
+        other.join(0.2)
+        during.append(engine.model.get_submodule(QUERIES) is old)  # no half-swapped model is ever read
+        return parts
+
+    engine.model.changed()
+    monkeypatch.setattr(engine.model, "parts", swapped_beside)
+    engine.model.step()
+    other.join(10)
+    assert during == [True]
+    assert engine.model.get_submodule(QUERIES) is not old
+    assert difference(engine) < TOLERANCE
+
+
+def test_every_change_of_a_model_is_another_version_and_another_step(tmp_path: Path, builders: ModuleType) -> None:
+    engine = llama(tmp_path, builders, 4)
+    model = engine.model
+    seen, steps = [model.version], [model.step()]
+    adapters.write_peft(tmp_path, tmp_path / "lora")
+    engine.attach(tmp_path / "lora", "it")
+
+    def changes() -> Iterator[None]:
+        yield engine.activate({"it": 1.0})
+        yield engine.detach("it")
+        yield engine.use_dtype(torch.bfloat16)
+        yield multiply_exactly(model)
+        yield model.swap("lm_head", torch.nn.Linear(engine.spec.hidden_size, engine.spec.vocab_size))
+
+    for _ in changes():
+        seen.append(model.version)
+        steps.append(model.step())
+    assert seen == sorted(set(seen))
+    assert len({id(one) for one in steps if one is not None}) == len([one for one in steps if one is not None])
 
 
 def test_facts_build_no_step_and_name_the_one_of_the_last_answer(
@@ -214,12 +266,11 @@ def test_facts_build_no_step_and_name_the_one_of_the_last_answer(
         return read()
 
     monkeypatch.setattr(engine.model, "parts", counted)
-    note_change()
+    engine.model.changed()
     assert engine.facts()["kernel"].endswith("+step")
     assert builds == []
 
-    attention = engine.model.get_submodule("model.layers.1.self_attn")
-    attention.q_proj = torch.nn.Sequential(attention.q_proj)  # nothing that C knows
+    engine.model.swap(QUERIES, torch.nn.Sequential(engine.model.get_submodule(QUERIES)))  # nothing that C knows
     first = next(engine.stream_ids(ids(5), Sampling(temperature=0, max_tokens=3, ignore_eos=True)))
     assert first.token_ids
     assert builds == ["one"]
@@ -244,11 +295,11 @@ def test_a_step_that_computes_wrongly_is_passed_over_and_named(
 ) -> None:
     right = step.CompiledStep.__call__
     monkeypatch.setattr(step.CompiledStep, "__call__", lambda self, *given: right(self, *given) * 1.01)
-    step.unavailable.cache_clear()
+    self_test.step_fault.cache_clear()
     try:
         engine = llama(tmp_path, builders, 4)
         wanted = decoded(engine, False, 9)
         assert torch.equal(decoded(engine, True, 9), wanted)
         assert "differs from torch" in engine.model.not_compiled
     finally:
-        step.unavailable.cache_clear()
+        self_test.step_fault.cache_clear()

@@ -32,7 +32,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(engine: Engine, ids: list[int], sampling: Sampling = GREEDY) -> list[int]:
-    engine._sequence.forget()
+    engine.sequence.forget()
     return list(engine.generate(ids, sampling))
 
 
@@ -40,15 +40,15 @@ def test_cached_decoding_equals_an_uncached_pass_at_every_split(engine: Engine) 
     ids = PROMPT + fresh(engine, PROMPT)
     whole = engine.logits(ids)
     for split in range(1, len(ids)):
-        engine._sequence.forget()
-        rows = [engine._sequence.prefill(ids[:split])]
-        rows += [engine._sequence.advance(token) for token in ids[split:]]
+        engine.sequence.forget()
+        rows = [engine.sequence.prefill(ids[:split])]
+        rows += [engine.sequence.advance(token) for token in ids[split:]]
         assert torch.allclose(torch.stack(rows), whole[split - 1 :], atol=1e-4)
 
 
 def test_a_reused_prefix_gives_what_a_fresh_prompt_gives(engine: Engine) -> None:
     wanted = {length: fresh(engine, [*PROMPT[:length], 90, 91]) for length in range(1, len(PROMPT))}
-    engine._sequence.forget()
+    engine.sequence.forget()
     for length, answer in [*wanted.items(), *reversed(wanted.items())]:
         assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer
         assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer  # all of it is there already
@@ -58,7 +58,7 @@ def test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(eng
     wanted = fresh(engine, PROMPT)
     other = fresh(engine, PROMPT[:6])
     for asked in range(1, 14):
-        engine._sequence.forget()
+        engine.sequence.forget()
         list(engine.generate(PROMPT[:3], GREEDY))
         left = asked
 
@@ -101,7 +101,7 @@ def test_a_cancelled_stream_says_so_and_keeps_what_was_said(engine: Engine) -> N
 
 
 def test_prefill_tells_how_far_it_is(engine: Engine) -> None:
-    engine._sequence.forget()
+    engine.sequence.forget()
     told: list[tuple[int, int]] = []
     list(engine.stream_ids(PROMPT, GREEDY, on_prefill=lambda done, total: told.append((done, total))))
     assert told == sorted(told)

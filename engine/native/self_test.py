@@ -1,0 +1,81 @@
+"""The compiled step against torch, once a process: small networks of the kinds that it computes, a few tokens long."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import nn
+
+from glmchat.checkpoints.families import parse
+from glmchat.engine.models import chatglm2, llama
+from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.quantize.linear import QuantLinear
+
+_SIZES = {"vocab_size": 48, "hidden_size": 64, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+_QWEN3 = {
+    **_SIZES,
+    "model_type": "qwen3",
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}
+_CHATGLM3 = {
+    **_SIZES,
+    "model_type": "chatglm",
+    "num_layers": 2,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "ffn_hidden_size": 96,
+    "kv_channels": 16,
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "padded_vocab_size": 48,
+}
+
+
+@cache
+def step_fault() -> str | None:
+    """Why this machine must not use the compiled step, or None; the comparison is made when it is first asked for."""
+    if reason := NativeCpu().unavailable():
+        return reason
+    for config, family in ((_QWEN3, llama.FAMILY), (_CHATGLM3, chatglm2.FAMILY)):
+        model = small_model(family.build(parse(config)))
+        with torch.inference_mode():
+            error = difference(model)
+        if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too
+            return f"a step of {model.spec.family} differs from torch by {error:.1%}"
+    return None
+
+
+def small_model(model: LanguageModel) -> LanguageModel:
+    """Random weights, half of the matrices packed."""
+    noise = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.15 + ("norm" in name))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module.in_features < 96:
+            q = torch.randint(0, 16, module.weight.shape, generator=noise, dtype=torch.uint8)
+            scale = torch.full((module.out_features, 2), 0.03)
+            model.swap(name, QuantLinear.from_int4(q, scale, scale / 2, module.bias))
+    model.prepare(torch.float32, "cpu")
+    return model
+
+
+def difference(model: LanguageModel) -> float:
+    """Of the logits behind a prompt and four tokens, as a share of the largest."""
+    cache = model.new_cache(16, torch.float32)
+    step = model.compiled(cache)
+    if step is None:
+        return float("nan")
+    model(torch.arange(3, 11), cache, last_only=True)
+    worst = 0.0
+    for token in range(4):
+        compiled = step(token, cache, model.position(cache))
+        by_torch = model(torch.tensor([token]), cache, last_only=True)[-1]
+        error = float((compiled - by_torch).abs().max() / by_torch.abs().max())
+        if not error <= worst:
+            worst = error
+    return worst
