@@ -110,3 +110,12 @@ def generation_config(folder: Path | None) -> dict[str, Any]:
                 continue
             found.update(one)
     return found
+
+
+def value_text(value: Any) -> str:
+    """A setting as it is typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return "|".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 
-from glmchat.chat.connect import open_session
+from glmchat.chat.answer_words import cut_note, system_note
+from glmchat.chat.answering import Answer, Trimmed
+from glmchat.chat.client.request import Stop
+from glmchat.chat.commands import actions, table
+from glmchat.chat.commands.actions import Dialog
+from glmchat.chat.commands.table import COMMANDS, Command
+from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.sampling_choice import value_text
+from glmchat.chat.session import ChatSession
+from glmchat.chat.text_file import TextFile
 from glmchat.cli import output
-from glmchat.cli.line_commands import LineCommands
-from glmchat.cli.one_shot import loaded
+from glmchat.cli.one_shot import loaded, stopping_on_interrupt
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import EngineDied, GlmchatError, Usage
 from glmchat.core.language import tr
+from glmchat.core.messages import Finished, Piece
 from glmchat.core.settings import Settings
+from glmchat.core.text import one_line
 
 _HISTORY_LINES = 1000
+_LISTED = 20  # conversations
 
 
 def converse(history: History, launch: LaunchOptions, settings: Settings) -> int:
@@ -25,17 +38,208 @@ def converse(history: History, launch: LaunchOptions, settings: Settings) -> int
     session = open_session(history, launch, settings)
     with loaded(launch) as connection:
         session.reconnect(connection.endpoint, connection.identity)
-        talk = LineCommands(session, connection, launch)
-        talk.greet(resumed=launch.resume is not None)
+        face = LineFace(session, connection, launch)
+        face.greet()
         with _PromptHistory(), listening(session, finish_answer=launch.finish_on_hangup) as terminal:
             try:
-                while talk.going and not terminal.gone:
-                    talk.take(_read())
+                while face.going and not terminal.gone:
+                    face.take(_read())
             except EOFError:
                 output.say("")
             finally:
-                talk.close()
+                connection.close()
     return EXIT if terminal.gone else 0
+
+
+class LineFace:
+    """What the slash commands act on here (`chat/commands/actions.Face`): answers to stdout, all else to stderr."""
+
+    def __init__(self, chat: ChatSession, connection: Connection, launch: LaunchOptions) -> None:
+        self.going = True
+        self.chat = chat
+        self.launch = launch
+        self.deletions: list[tuple[int, int]] = []
+        self._connection = connection
+
+    def greet(self) -> None:
+        output.say(tr("{model} is ready. /help lists the commands.", model=one_line(self.chat.identity.model or "")))
+        if self.launch.resume is not None:
+            self.open("history")
+        elif (left := self.chat.history.interrupted()) is not None:
+            output.say(tr("An answer was interrupted: `glmchat run --resume {id}`, then /continue.", id=left.id))
+
+    def take(self, text: str) -> None:
+        """A message, or a command. A failure is shown, and the conversation goes on."""
+        if not text.strip():
+            return
+        kind, word, words = table.parse(text)
+        try:
+            if kind == "unknown":
+                raise table.unknown(word, words)
+            if kind == "command":
+                self._run(table.BY_NAME[word], words)
+                return
+            if note := table.bare_word_note(word):
+                output.say(note)
+            self.answer(self.chat.ask(word))
+        except GlmchatError as error:
+            output.error(error)
+
+    def _run(self, command: Command, words: str) -> None:
+        if command.run is None:
+            raise Usage(
+                tr("/{word} needs the window", word=command.name), hint=tr(command.instead), code="chat.window_only"
+            )
+        command.run(self, words)
+
+    # Answers
+
+    def answer(self, events: Answer) -> None:
+        if self._connection.process is not None and not self._connection.process.alive:
+            self._restart()
+        last = "\n"
+        try:
+            with stopping_on_interrupt(self.chat), closing(events):
+                for event in events:
+                    if isinstance(event, Trimmed) and event.unseen:
+                        output.say(
+                            tr("The context is full: the model no longer sees {n} messages.", n=len(event.unseen))
+                        )
+                    if isinstance(event, Piece) and event.text:
+                        output.data(event.text, end="")
+                        last = event.text[-1]
+                    if isinstance(event, Finished):
+                        if last != "\n":
+                            output.data("")
+                        self._end(event)
+        except EngineDied as error:
+            if last != "\n":
+                output.data("")
+            raise self._connection.cause(error) from None
+        if self.chat.history.path is not None and self.chat.history.problem:
+            output.say(tr("this conversation is not being saved: {why}", why=self.chat.history.problem))
+
+    def _end(self, event: Finished) -> None:
+        if event.finish_reason == "cancelled":
+            output.say(tr("Stopped. /continue goes on."))
+        elif event.finish_reason == "length":
+            output.say(f"{cut_note(event.facts)} · {tr('/continue goes on')}")
+        if note := system_note(event.facts):
+            output.say(note)
+
+    def _restart(self) -> None:
+        output.say(tr("Starting the model again…"))
+        self._connection.close()
+        fresh = connect(self.launch)
+        self._connection.endpoint, self._connection.process = fresh.endpoint, fresh.process
+        self.chat.reconnect(fresh.endpoint, fresh.identity)
+
+    def complete(self, text: str) -> None:
+        stop, chosen = Stop(), self.chat.sampling()
+        events = self._connection.endpoint.complete(
+            text, chosen.sampling, self.chat.adapters or None, asked=chosen.asked, stop=stop
+        )
+        try:
+            with closing(events):
+                for event in events:
+                    if isinstance(event, Piece):
+                        output.data(event.text, end="")
+        except KeyboardInterrupt:
+            stop.now()
+        output.data("")
+
+    def require_model(self) -> None:
+        """A dead engine is started again by the answer itself."""
+
+    def when_quiet(self, act: Callable[[], None]) -> None:
+        act()  # a line is read only when nothing is written any more
+
+    # What is shown
+
+    def tell(self, text: str, hint: str = "") -> None:
+        output.say(text)
+        if hint:
+            output.say(f"  {hint}")
+
+    def open(self, dialog: Dialog, words: str = "") -> None:
+        match dialog:
+            case "help":
+                for command in COMMANDS:
+                    if command.run is not None:
+                        usage = f": {table.usage(command)}" if command.argument else ""
+                        output.say(f"/{command.name}  {tr(command.lines or command.summary)}{usage}")
+            case "sampling":
+                chosen = self.chat.sampling()
+                for name, origin in chosen.origins.items():
+                    by_server = origin == "default" and self._connection.process is None
+                    value = tr("as the server likes") if by_server else value_text(getattr(chosen.sampling, name))
+                    output.say(f"{name}  {value}" + ("" if by_server else f"  ({tr(origin)})"))
+            case "adapters":
+                actions.tell_adapters(self)
+            case "conversations":
+                for row in self.chat.history.conversations(limit=_LISTED):
+                    if row.message_count:
+                        output.say(f"{row.id}  {one_line(row.title or tr('untitled'), 60)}")
+                output.say(tr("/load NUMBER opens one; `glmchat history search WORDS` finds them."))
+            case "history":
+                from glmchat.chat.history.transcript import export
+
+                output.data(export(self.chat.tree, "text"))
+
+    def turn_to(self, conversation: int | None) -> None:
+        if conversation is None:
+            self.chat.new()
+            output.say(tr("A new conversation."))
+        else:
+            self.chat.open(conversation)
+            self.open("history")
+
+    def show_conversation(self) -> None:
+        """What stands above cannot be changed; the command says what it did."""
+
+    def show_new_context(self, mark: StoredMessage) -> None:
+        output.say(tr("The model sees nothing of what stands above."))
+
+    def show_title(self) -> None:
+        title = self.chat.tree.conversation.title
+        output.say(tr("This conversation is called {title}.", title=one_line(title, 120)))
+
+    def show_adapters(self) -> None:
+        """Nothing here names them all the time."""
+
+    def show_details(self, rows: list[tuple[str, str]]) -> None:
+        for title, value in rows:
+            output.say(f"{title}: {one_line(value, 400)}")
+
+    def request_size(self) -> tuple[int | None, int | None]:
+        request = self.chat.measure()
+        if request.unseen:
+            output.say(tr("The context is full: the model no longer sees {n} messages.", n=len(request.unseen)))
+        return request.tokens, request.limit
+
+    # What is taken
+
+    def current(self, role: str) -> int | None:
+        return None
+
+    def edit(self, question: StoredMessage) -> None:
+        raise Usage(tr("there is nothing to edit"), hint=tr("/edit TEXT asks the last question anew"), code="chat.edit")
+
+    def take_file(self, file: TextFile) -> None:
+        request = self.chat.measure(file.text)
+        tokens = tr("unknown") if request.tokens is None else str(request.tokens)
+        output.say(
+            tr(
+                "{path}: {size} bytes; the request then has {tokens} tokens",
+                path=one_line(file.name),
+                size=file.size,
+                tokens=tokens,
+            )
+        )
+        self.answer(self.chat.ask(file.text))
+
+    def leave(self) -> None:
+        self.going = False
 
 
 def _read() -> str:

@@ -355,7 +355,7 @@ def _history(launch: LaunchOptions) -> History:
     if history.note:
         output.say(history.note)
     if launch.history and history.problem:
-        output.say(tr("what is said now is not saved: {why}", why=one_line(history.problem)))
+        output.say(tr("this conversation is not being saved: {why}", why=one_line(history.problem)))
     return history
 
 

@@ -30,12 +30,3 @@ EXPLAINED: Mapping[str, tuple[str, str]] = {
     "seed": ("0 and up, or none", "the same seed and settings give the same answer; none takes another each time"),
     "stop": ("texts parted by |", "the answer ends before any of these texts"),
 }
-
-
-def shown(value: Any) -> str:
-    """A setting as it is typed."""
-    if value is None:
-        return "none"
-    if isinstance(value, tuple):
-        return "|".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

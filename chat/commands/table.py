@@ -1,7 +1,6 @@
-"""The one table of commands: slash commands, keys, the palette and the help are made from it.
+"""The one table of commands: slash commands of both faces, keys, the palette and the help are made from it.
 
-`action` names the method of the chat screen, `command_<action>(argument)`. `key` is the default; the config's `[keys]`
-maps a command's name to another one.
+`key` is the default; the config's `[keys]` maps a command's name to another one.
 """
 
 from __future__ import annotations
@@ -9,66 +8,90 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from glmchat.chat.commands import actions
+from glmchat.chat.commands.actions import Action
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 Kind = Literal["command", "text", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
+    """run: None for what only the window can do; `instead` then says how the same is had without one.
+
+    The sentences are English and translated when shown. lines: the summary in plain mode, where it does something else.
+    """
+
     name: str
-    summary: str  # an English sentence, translated when shown
+    summary: str
     argument: str = ""  # how its argument is shown; "" takes none
     aliases: tuple[str, ...] = ()
     key: str = ""
     group: str = "Conversation"
-
-    @property
-    def action(self) -> str:
-        return "command_" + self.name
+    unlisted: tuple[str, ...] = ()  # aliases that the help leaves out
+    run: Action | None = None
+    lines: str = ""
+    instead: str = "`glmchat run -c` without --plain opens it"
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("help", "Keys and commands", aliases=("?",), key="f1", group="Window"),
-    Command("new", "Begin another conversation", key="ctrl+n"),
-    Command("clear", "Begin an empty context in this conversation; nothing is deleted", key="ctrl+l"),
-    Command("stop", "Stop the answer and keep what was said"),
-    Command("regen", "Answer the last question again", "[NAME=VALUE …]", ("retry",), "ctrl+t"),
-    Command("continue", "Go on with a stopped or cut answer from its last token"),
-    Command("undo", "Take back the last question and its answer"),
-    Command("redo", "Bring back what /undo took away"),
-    Command("edit", "Edit the last question and ask again; the old branch is kept"),
-    Command("copy", "Copy the last answer, or only its code", "[code|all]"),
+    Command("help", "Keys and commands", aliases=("?",), key="f1", group="Window", run=actions.show_help),
+    Command("new", "Begin another conversation", key="ctrl+n", run=actions.new),
+    Command("clear", "Begin an empty context in this conversation; nothing is deleted", key="ctrl+l",
+            run=actions.clear),
+    Command("stop", "Stop the answer and keep what was said", instead="Ctrl+C stops an answer"),
+    Command("regen", "Answer the last question again", "[NAME=VALUE …]", ("retry",), "ctrl+t",
+            run=actions.regen, unlisted=("regenerate",)),
+    Command("continue", "Go on with a stopped or cut answer from its last token", run=actions.continue_answer),
+    Command("undo", "Take back the last question and its answer", run=actions.undo),
+    Command("redo", "Bring back what /undo took away", run=actions.redo),
+    Command("edit", "Edit the last question and ask again; the old branch is kept", run=actions.edit,
+            lines="/edit TEXT: ask the last question in other words"),
+    Command("copy", "Copy the last answer, or only its code", "[code|all]",
+            instead="select with the terminal, or /export"),
     Command("quote", "Quote the last answer into the prompt"),
-    Command("set", "Show or change a sampling setting for the next answer", "[NAME VALUE]", key="f2", group="Model"),
-    Command("reset", "Forget what /set changed", "[NAME]", group="Model"),
-    Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model"),
-    Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model"),
-    Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model"),
+    Command("set", "Show or change a sampling setting for the next answer", "[NAME VALUE]", key="f2", group="Model",
+            run=actions.set_sampling),
+    Command("reset", "Forget what /set changed", "[NAME]", group="Model", run=actions.reset),
+    Command("preset", "Use a preset: precise, balanced, creative or model", "NAME", group="Model",
+            instead="/set temperature 0.2"),
+    Command("system", "Show or change the system prompt", "[TEXT|none]", group="Model", run=actions.system),
+    Command("model", "Show the models that are here, or switch to one", "[NAME]", key="f4", group="Model",
+            instead="`glmchat run NAME -c` goes on with another model"),
     Command("adapter", "Use adapters, change their weight, or none", "[NAME[:WEIGHT]…|weight W|off]", key="f7",
-            group="Model"),
+            group="Model", run=actions.adapter),
     Command(
         "compare", "Put one question to several models, adapters or settings, side by side",
         "[NAME[:int4][+ADAPTER][,SETTING=VALUE] …]", key="f6", group="Model",
     ),
-    Command("restart", "Start the engine again", key="f5", group="Model"),
-    Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model"),
-    Command("policy", "Change what happens when the context is full", "[drop|refuse]", key="f8", group="Model"),
-    Command("stats", "Tokens, speed and memory of the last answer", group="Model"),
-    Command("complete", "Let the model go on with a text, without a conversation", "TEXT", group="Model"),
-    Command("file", "Put a file into the prompt", "PATH"),
-    Command("save", "Name this conversation", "TITLE", ("rename",)),
-    Command("load", "Open an earlier conversation", "[NUMBER|WORDS]", ("resume",)),
-    Command("history", "Show or hide the conversations", aliases=("conversations",), key="ctrl+b", group="Window"),
-    Command("find", "Search every conversation", "[WORDS]", ("search",), "ctrl+f"),
-    Command("delete", "Delete this conversation (Ctrl+Z in the list brings it back)"),
-    Command("export", "Write this conversation to a file", "[md|json|txt] [PATH]"),
+    Command("restart", "Start the engine again", key="f5", group="Model",
+            instead="the next question starts the engine again"),
+    Command("context", "What the next request holds, or the policy when it is full", "[drop|refuse]", group="Model",
+            run=actions.context),
+    Command("policy", "Change what happens when the context is full", "[drop|refuse]", key="f8", group="Model",
+            run=actions.policy),
+    Command("stats", "Tokens, speed and memory of the last answer", group="Model", run=actions.stats),
+    Command("complete", "Let the model go on with a text, without a conversation", "TEXT", group="Model",
+            run=actions.complete),
+    Command("file", "Put a file into the prompt", "PATH", run=actions.file, lines="Send the text of a file"),
+    Command("save", "Name this conversation", "TITLE", ("rename",), run=actions.save),
+    Command("load", "Open an earlier conversation", "[NUMBER|WORDS]", ("resume",), run=actions.load),
+    Command("history", "Show or hide the conversations", aliases=("conversations",), key="ctrl+b", group="Window",
+            run=actions.history, lines="Show the conversation so far"),
+    Command("find", "Search every conversation", "[WORDS]", ("search",), "ctrl+f",
+            instead="glmchat history search WORDS"),
+    Command("delete", "Delete this conversation (Ctrl+Z in the list brings it back)",
+            instead="glmchat history rm NUMBER"),
+    Command("export", "Write this conversation to a file", "[md|json|txt] [PATH]", run=actions.export),
     Command("theme", "Change the colours", "[dark|light|contrast|ansi]", group="Window"),
     Command("editor", "Write the prompt in $EDITOR", key="ctrl+g", group="Window"),
-    Command("quit", "Leave", aliases=("bye", "exit"), key="ctrl+q", group="Window"),
+    Command("quit", "Leave", aliases=("bye", "exit"), key="ctrl+q", group="Window", run=actions.leave),
 )  # fmt: skip
-BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases, *command.unlisted)}
 GROUPS = ("Conversation", "Model", "Window")
+_BARE = ("clear", "stop", "exit", "quit", "help")  # words that other programs take as commands
 
 
 def parse(line: str) -> tuple[Kind, str, str]:
@@ -90,6 +113,22 @@ def parse(line: str) -> tuple[Kind, str, str]:
     if command is None:
         return "unknown", word, nearest(word)
     return "command", command.name, argument.strip()
+
+
+def unknown(word: str, near: str) -> Usage:
+    """For a line that is no command; near: what it may have meant, or ""."""
+    return Usage(
+        tr("there is no command /{word}", word=one_line(word, 40)),
+        hint=(tr("did you mean /{name}? ", name=near) if near else "")
+        + tr("/help lists them; // at the beginning sends a slash"),
+        code="chat.command",
+    )
+
+
+def bare_word_note(text: str) -> str:
+    """What is said beside a question that is a command in other programs; "" for all others."""
+    word = text.strip().lower()
+    return tr("“{word}” was sent as text; the command is /{word}", word=word) if word in _BARE else ""
 
 
 def nearest(word: str) -> str:

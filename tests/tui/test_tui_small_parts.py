@@ -52,13 +52,17 @@ def test_every_command_is_made_and_no_two_share_a_word_or_a_key() -> None:
     words = [word for c in commands.COMMANDS for word in (c.name, *c.aliases)]
     keys = [c.key for c in commands.COMMANDS if c.key]
     assert len(words) == len(set(words)) and len(keys) == len(set(keys))
-    assert all(hasattr(ChatScreen, c.action) for c in commands.COMMANDS)
+    assert all(hasattr(ChatScreen, f"command_{c.name}") for c in commands.COMMANDS)
     assert all(c.group in commands.GROUPS for c in commands.COMMANDS)
 
 
 def test_sentences_that_are_translated_by_a_variable_have_chinese_too() -> None:
     chinese = tomllib.loads((ROOT / "core" / "zh.toml").read_text(encoding="utf-8"))
-    used = {c.summary for c in commands.COMMANDS} | set(commands.GROUPS) | set(PRESET_WORDS.values())
+    used = (
+        {words for c in commands.COMMANDS for words in (c.summary, c.lines) if words}
+        | set(commands.GROUPS)
+        | set(PRESET_WORDS.values())
+    )
     used |= {word for pair in EXPLAINED.values() for word in pair} | {what for _, what in help._KEYS}
     used |= {action.word for action in actions.ACTIONS if action.word}
     used |= set(messages.STAGES.values()) | set(PRESETS) - {"model"}

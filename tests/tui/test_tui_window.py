@@ -682,7 +682,7 @@ async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
         await window.until(lambda: window.chat.status.facts.unsaved)
-        assert "is not saved" in window.notices and "not saved" in window.screen_text()
+        assert "is not being saved" in window.notices and "not saved" in window.screen_text()
         before = len(window.said("assistant")[-1])
         await window.until(lambda: len(window.said("assistant")[-1]) > before + 100)
         connection.execute("PRAGMA max_page_count = 1000000")

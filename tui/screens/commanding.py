@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glmchat.chat.commands import table as commands
+from glmchat.chat.sampling_choice import value_text
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import sampling_name
-from glmchat.tui.presets import PRESETS, shown
+from glmchat.tui.presets import PRESETS
 from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.keeping import Keeping
 from glmchat.tui.screens.sampling import SamplingScreen
@@ -29,7 +30,7 @@ class Commanding(Keeping):
 
     def run_command(self, name: str, argument: str = "") -> None:
         """Run a command by its name, from a slash line, a key, the palette or the mouse."""
-        action = commands.BY_NAME[name].action
+        action = f"command_{commands.BY_NAME[name].name}"
         self.guarded(lambda: getattr(self, action)(argument))
 
     # Model
@@ -46,12 +47,15 @@ class Commanding(Keeping):
         if len(words) == 1:
             chosen = session.sampling()
             self.tell(
-                f"{name} {shown(getattr(chosen.sampling, name))}", tr("from: {origin}", origin=tr(chosen.origins[name]))
+                f"{name} {value_text(getattr(chosen.sampling, name))}",
+                tr("from: {origin}", origin=tr(chosen.origins[name])),
             )
             return
         chosen = session.set(name, " ".join(words[1:]))
         self.tell(
-            tr("{name} is {value} from the next answer on", name=name, value=shown(getattr(chosen.sampling, name))),
+            tr(
+                "{name} is {value} from the next answer on", name=name, value=value_text(getattr(chosen.sampling, name))
+            ),
             tr("/reset {name} undoes it", name=name),
         )
 
@@ -172,9 +176,9 @@ class Commanding(Keeping):
             tr(
                 "the next request holds {used} of {limit} tokens", used=f"{facts.used:,}", limit=f"{facts.limit or 0:,}"
             ),
-            tr("when it is full the oldest turns are dropped, visibly; F8 refuses the question instead")
+            tr("when it is full the oldest turns are dropped, visibly; /policy refuses the question instead")
             if drops
-            else tr("when it is full the question is refused; F8 drops the oldest turns instead"),
+            else tr("when it is full the question is refused; /policy drops the oldest turns instead"),
         )
 
     def command_policy(self, argument: str) -> None:
@@ -185,7 +189,7 @@ class Commanding(Keeping):
             tr("a full context drops the oldest turns, visibly")
             if session.context_policy == "drop"
             else tr("a full context refuses the question"),
-            tr("F8 changes it"),
+            tr("/policy changes it, and F8 in the window"),
         )
 
     def command_complete(self, argument: str) -> None:

@@ -223,7 +223,7 @@ class Connecting(Steady, Screen[None]):
         if history is None or history.path is None or history.saved is not self.status.facts.unsaved:
             return
         if history.problem and not self.status.facts.unsaved:
-            self.tell(tr("what is said now is not saved: {why}", why=history.problem), role="warning")
+            self.tell(tr("this conversation is not being saved: {why}", why=history.problem), role="warning")
         elif history.saved:
             self.tell(tr("saved again, with what was said meanwhile"))
         self.status.show(unsaved=not history.saved)

@@ -22,7 +22,6 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.prompt import MAX_LINES, Prompt
 from glmchat.tui.widgets.suggestions import Suggestions
 
-_BARE = ("clear", "stop", "exit", "quit", "help")  # words that other programs take as commands
 _DRAFT_AFTER = 1.0
 _MEASURE_AFTER = 0.4
 
@@ -70,12 +69,7 @@ class Prompting(Comparing):
         self._save_draft()  # what was sent must not come back as a draft
         kind, word, argument = commands.parse(event.text)
         if kind == "unknown":
-            hint = tr("did you mean /{name}? ", name=argument) if argument else ""
-            self.tell(
-                tr("there is no command /{word}", word=one_line(word, 40)),
-                hint + tr("// at the beginning sends the slash"),
-                "warning",
-            )
+            self.complain(commands.unknown(word, argument))
             if not self.prompt.text:
                 self.prompt.set_text(event.text)  # to be mended
             return
@@ -87,8 +81,8 @@ class Prompting(Comparing):
             return
         self.transcript.make_current(None)
         self.ask(word)
-        if word.strip().lower() in _BARE:
-            self.tell(tr("“{word}” was sent as text; the command is /{word}", word=word.strip().lower()))
+        if note := commands.bare_word_note(word):
+            self.tell(note)
 
     def _send_edited(self, text: str, typed: str) -> None:
         """Without an engine it stays in the prompt, as it was typed: the queue is for new questions only."""

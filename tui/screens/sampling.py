@@ -14,9 +14,10 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
+from glmchat.chat.sampling_choice import value_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
-from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS, shown
+from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
@@ -111,7 +112,7 @@ class SamplingScreen(Steady, ModalScreen[None]):
         chosen = self._session.sampling()
         for name in EXPLAINED:
             field = self.query_one(f"#{name}", Input)
-            value = shown(getattr(chosen.sampling, name))
+            value = value_text(getattr(chosen.sampling, name))
             if field.value != value:
                 field.value = value
             self.query_one(f"#from-{name}", Label).update(tr(chosen.origins[name]))
@@ -140,7 +141,7 @@ class SamplingScreen(Steady, ModalScreen[None]):
     def _set(self, field: Input) -> bool:
         name = field.id or ""
         chosen = self._session.sampling()
-        if field.value.strip() == shown(getattr(chosen.sampling, name)):
+        if field.value.strip() == value_text(getattr(chosen.sampling, name)):
             return True
         try:
             self._session.set(name, field.value.strip())

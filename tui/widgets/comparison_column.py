@@ -14,12 +14,12 @@ from textual.message import Message
 from textual.widgets import Static
 
 from glmchat.chat.history.transcript import answered_by
+from glmchat.chat.sampling_choice import value_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece
 from glmchat.core.text import one_line
 from glmchat.tui.conversation import state_note
-from glmchat.tui.presets import shown
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.transcript import Transcript
 from glmchat.tui.transcript.turns import Turn
@@ -161,7 +161,7 @@ class ComparisonColumn(Vertical):
             value = tuple(value) if isinstance(value, list) else value
             text.append(" · " if number else "\n", p.faded)
             own = name in self.column.sampling  # set for this column: what it is compared for
-            text.append(f"{name.replace('_', ' ')} {shown(value)}", p.strong if own else p.quiet)
+            text.append(f"{name.replace('_', ' ')} {value_text(value)}", p.strong if own else p.quiet)
         self.query_one(".identity", Static).update(text)
 
     def on_click(self, event: events.Click) -> None:

@@ -1,0 +1,336 @@
+"""What the slash commands do that need no window: each takes the face it was typed in, and the words behind its name.
+
+They raise GlmchatError for what a person can mend; the face shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from glmchat.chat.sampling_choice import value_text
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import parse_sampling_value, sampling_name
+from glmchat.core.text import one_line
+
+if TYPE_CHECKING:
+    from glmchat.chat.answering import Answer
+    from glmchat.chat.history.rows import StoredMessage
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.session import ChatSession
+    from glmchat.chat.text_file import TextFile
+
+Dialog = Literal["help", "sampling", "adapters", "conversations", "history"]
+
+
+class Face(Protocol):
+    """What a command acts on: a conversation, and a place that shows lines, runs answers and opens dialogs.
+
+    deletions: (number for `restore`, conversation) of what was taken back, for /redo.
+    """
+
+    deletions: list[tuple[int, int]]
+
+    @property
+    def launch(self) -> LaunchOptions: ...
+
+    @property
+    def chat(self) -> ChatSession:
+        """The open conversation. Raises Usage while the history is still being opened."""
+        ...
+
+    def tell(self, text: str, hint: str = "") -> None:
+        """A line that is not part of the conversation."""
+
+    def open(self, dialog: Dialog, words: str = "") -> None: ...
+
+    def require_model(self) -> None:
+        """Raise Usage unless it can be asked."""
+
+    def when_quiet(self, act: Callable[[], None]) -> None:
+        """Do it now; where an answer is being written, once that has stopped."""
+
+    def answer(self, events: Answer) -> None:
+        """Show an answer while it is written. Raises Usage while another one is."""
+
+    def complete(self, text: str) -> None:
+        """Let the model go on with a text; nothing is stored."""
+
+    def turn_to(self, conversation: int | None) -> None:
+        """Another conversation comes into view; None: a new one. Raises Usage if it is unknown."""
+
+    def show_conversation(self) -> None:
+        """Messages went or came back."""
+
+    def show_new_context(self, mark: StoredMessage) -> None: ...
+
+    def show_title(self) -> None: ...
+
+    def show_adapters(self) -> None: ...
+
+    def show_details(self, rows: list[tuple[str, str]]) -> None:
+        """Facts of an answer: titles and values."""
+
+    def current(self, role: str) -> int | None:
+        """The message that the keyboard stands on, if it is of that role."""
+
+    def edit(self, question: StoredMessage) -> None:
+        """Let a question be put in other words."""
+
+    def take_file(self, file: TextFile) -> None: ...
+
+    def request_size(self) -> tuple[int | None, int | None]:
+        """Tokens of the next request, and the limit; None where the server does not say."""
+        ...
+
+    def leave(self) -> None: ...
+
+
+Action = Callable[[Face, str], None]
+
+
+# What was said
+
+
+def new(face: Face, words: str) -> None:
+    face.turn_to(None)
+
+
+def clear(face: Face, words: str) -> None:
+    face.when_quiet(lambda: _clear(face))
+
+
+def _clear(face: Face) -> None:
+    mark = face.chat.clear()
+    if mark is None:
+        face.tell(tr("the context is empty already"))
+    else:
+        face.show_new_context(mark)
+
+
+def regen(face: Face, words: str) -> None:
+    changes = {}
+    for pair in words.split():
+        word, _, value = pair.partition("=")
+        name = sampling_name(word)
+        changes[name] = parse_sampling_value(name, value)
+    face.chat.sampling(changes)  # complains of a value out of range before anything is stopped
+    face.require_model()
+    face.when_quiet(lambda: _regenerate(face, changes))
+
+
+def _regenerate(face: Face, changes: Mapping[str, Any]) -> None:
+    face.answer(face.chat.regenerate(changes or None, face.current("assistant")))
+
+
+def continue_answer(face: Face, words: str) -> None:
+    face.require_model()
+    face.answer(face.chat.continue_answer())
+
+
+def undo(face: Face, words: str) -> None:
+    face.when_quiet(lambda: show_deletion(face, face.chat.undo(), tr("taken back")))
+
+
+def show_deletion(face: Face, deletion: int, words: str) -> None:
+    """Messages of the open conversation were deleted, and can be brought back."""
+    face.deletions.append((deletion, face.chat.tree.conversation.id))
+    face.show_conversation()
+    face.tell(words, tr("/redo brings it back"))
+
+
+def redo(face: Face, words: str) -> None:
+    if not face.deletions:
+        raise Usage(
+            tr("nothing was taken back"), hint=tr("/undo takes back the last question"), code="chat.nothing_to_redo"
+        )
+    face.when_quiet(lambda: _redo(face))
+
+
+def _redo(face: Face) -> None:
+    """Bring back what was deleted last, in whichever conversation that was."""
+    chat = face.chat
+    deletion, conversation = face.deletions.pop()
+    if conversation == chat.tree.conversation.id:
+        chat.restore(deletion)
+        face.show_conversation()
+    else:
+        chat.history.restore(deletion)
+        face.turn_to(conversation)
+    face.tell(tr("brought back"))
+
+
+def edit(face: Face, words: str) -> None:
+    """With words the question is asked in those; without, the face lets it be edited."""
+    chosen = face.current("user")
+    path = face.chat.tree.path()
+    question = next((m for m in reversed(path) if m.role == "user" and (chosen is None or m.id == chosen)), None)
+    if question is None:
+        raise Usage(tr("there is no question to edit"), hint=tr("ask something first"), code="chat.nothing_to_edit")
+    if words:
+        number = question.id
+        face.require_model()
+        face.when_quiet(lambda: face.answer(face.chat.edit(number, words)))
+    else:
+        face.edit(question)
+
+
+def answer_meant(face: Face) -> StoredMessage:
+    """The answer that a command speaks of: the one the keyboard stands on, or the last. Raises Usage without one."""
+    chosen = face.current("assistant")
+    path = face.chat.tree.path()
+    answer = next((m for m in reversed(path) if m.role == "assistant" and (chosen is None or m.id == chosen)), None)
+    if answer is None:
+        raise Usage(tr("there is no answer yet"), hint=tr("ask something first"), code="chat.no_answer")
+    return answer
+
+
+def stats(face: Face, words: str) -> None:
+    from glmchat.chat.answer_words import details_of
+
+    face.show_details(details_of(answer_meant(face)))
+
+
+def complete(face: Face, words: str) -> None:
+    if not words:
+        raise Usage(tr("/complete needs a text"), hint=tr("/complete Once upon a time"), code="complete.empty")
+    face.require_model()
+    face.when_quiet(lambda: face.complete(words))
+
+
+# How it is answered
+
+
+def set_sampling(face: Face, words: str) -> None:
+    parts = words.replace("=", " ", 1).split(None, 1)
+    if parts and parts[0] in ("parameter", "param"):  # Ollama's way
+        parts = parts[1].split(None, 1) if len(parts) > 1 else []
+    if not parts:
+        face.open("sampling")
+        return
+    name = sampling_name(parts[0])
+    if len(parts) == 1:
+        chosen = face.chat.sampling()
+        value = value_text(getattr(chosen.sampling, name))
+        face.tell(f"{name} {value}", tr("from: {origin}", origin=tr(chosen.origins[name])))
+        return
+    chosen = face.chat.set(name, parts[1])
+    face.tell(
+        tr("{name} is {value} from the next answer on", name=name, value=value_text(getattr(chosen.sampling, name))),
+        tr("/reset {name} undoes it", name=name),
+    )
+
+
+def reset(face: Face, words: str) -> None:
+    name = sampling_name(words) if words else None
+    face.chat.reset(name)
+    face.tell(tr("{name} is what it was before /set", name=name or tr("every setting")))
+
+
+def system(face: Face, words: str) -> None:
+    if not words:
+        text = face.chat.system_prompt
+        face.tell(
+            tr("system prompt: {text}", text=text) if text else tr("no system prompt"),
+            tr("/system TEXT sets it, /system none removes it"),
+        )
+        return
+    none = words.lower() in ("none", "off")
+    face.chat.system("" if none else words)
+    face.tell(tr("no system prompt from the next answer on") if none else tr("the system prompt is set"))
+
+
+def adapter(face: Face, words: str) -> None:
+    from glmchat.chat import adapters_choice
+
+    if not words:
+        face.open("adapters")
+        return
+    adapters_choice.change(face.chat, words.split(), face.launch)
+    face.show_adapters()
+    tell_adapters(face)
+
+
+def tell_adapters(face: Face) -> None:
+    names = ", ".join(adapters_shown(face.chat))
+    face.tell(tr("adapters from the next answer on: {names}", names=names or tr("none")))
+
+
+def adapters_shown(chat: ChatSession) -> tuple[str, ...]:
+    """The adapters in use, with their weights."""
+    from glmchat.chat.adapters_choice import shown
+    from glmchat.hub.adapters import is_forced
+
+    return tuple(shown(name, scale, forced=is_forced(name)) for name, scale in chat.adapters)
+
+
+def context(face: Face, words: str) -> None:
+    if words:
+        policy(face, words)
+        return
+    used, limit = face.request_size()
+    if used is None:
+        face.tell(tr("the server does not say how many tokens the next request holds"))
+        return
+    drops = face.chat.context_policy == "drop"
+    face.tell(
+        tr("the next request holds {used} of {limit} tokens", used=f"{used:,}", limit=f"{limit or 0:,}"),
+        tr("when it is full the oldest turns are dropped, visibly; /policy refuses the question instead")
+        if drops
+        else tr("when it is full the question is refused; /policy drops the oldest turns instead"),
+    )
+
+
+def policy(face: Face, words: str) -> None:
+    """The other policy for a full context; with a word, that one."""
+    chat = face.chat
+    chat.set_context_policy(words.lower() or ("refuse" if chat.context_policy == "drop" else "drop"))
+    face.tell(
+        tr("a full context drops the oldest turns, visibly")
+        if chat.context_policy == "drop"
+        else tr("a full context refuses the question"),
+        tr("/policy changes it, and F8 in the window"),
+    )
+
+
+# Conversations and files
+
+
+def file(face: Face, words: str) -> None:
+    from glmchat.chat.text_file import read_text_file
+
+    face.take_file(read_text_file(words))
+
+
+def save(face: Face, words: str) -> None:
+    if not words:
+        face.tell(tr("every conversation is saved as it is written"), tr("/save TITLE gives this one a name"))
+        return
+    face.chat.history.rename(face.chat.tree, words)
+    face.show_title()
+
+
+def load(face: Face, words: str) -> None:
+    if words.isdigit():
+        face.turn_to(int(words))
+    else:
+        face.open("conversations", words)
+
+
+def export(face: Face, words: str) -> None:
+    from glmchat.chat.history.transcript import write_export
+
+    face.tell(tr("written to {path}", path=one_line(str(write_export(face.chat.tree, words)), 400)))
+
+
+def history(face: Face, words: str) -> None:
+    face.open("history")
+
+
+def show_help(face: Face, words: str) -> None:
+    face.open("help")
+
+
+def leave(face: Face, words: str) -> None:
+    face.leave()

@@ -1,0 +1,228 @@
+"""The slash commands on a face that notes what it is asked to show: no window, no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from speakers import LocalSpeaker
+
+from glmchat.chat.commands import table
+from glmchat.chat.commands.actions import Dialog, Face
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage
+from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.chat.text_file import TextFile
+from glmchat.core.errors import GlmchatError, Usage
+
+
+class NotingFace:
+    """Answers run at once; what would be shown is noted as (what, words)."""
+
+    def __init__(self, chat: ChatSession) -> None:
+        self.chat = chat
+        self.launch = LaunchOptions(model="m")
+        self.deletions: list[tuple[int, int]] = []
+        self.seen: list[tuple[str, object]] = []
+        self.is_ready = True
+
+    def run(self, line: str) -> None:
+        kind, name, words = table.parse(line)
+        assert kind == "command"
+        action = table.BY_NAME[name].run
+        assert action is not None
+        action(self, words)
+
+    def told(self, what: str) -> list[object]:
+        return [words for kind, words in self.seen if kind == what]
+
+    def tell(self, text: str, hint: str = "") -> None:
+        self.seen.append(("line", text))
+
+    def open(self, dialog: Dialog, words: str = "") -> None:
+        self.seen.append(("dialog", f"{dialog} {words}".strip()))
+
+    def require_model(self) -> None:
+        if not self.is_ready:
+            raise Usage("the model is not ready", hint="start it", code="chat.not_ready")
+
+    def when_quiet(self, act: Callable[[], None]) -> None:
+        act()
+
+    def answer(self, events: Iterable[object]) -> None:
+        self.seen += [("event", event) for event in events]
+
+    def complete(self, text: str) -> None:
+        self.seen.append(("completion", text))
+
+    def turn_to(self, conversation: int | None) -> None:
+        self.seen.append(("conversation", conversation))
+        self.chat.new() if conversation is None else self.chat.open(conversation)
+
+    def show_conversation(self) -> None:
+        self.seen.append(("messages", [m.text for m in self.chat.tree.path()]))
+
+    def show_new_context(self, mark: StoredMessage) -> None:
+        self.seen.append(("mark", mark.is_clear))
+
+    def show_title(self) -> None:
+        self.seen.append(("title", self.chat.tree.conversation.title))
+
+    def show_adapters(self) -> None:
+        self.seen.append(("adapters", self.chat.adapters))
+
+    def show_details(self, rows: list[tuple[str, str]]) -> None:
+        self.seen.append(("details", dict(rows)))
+
+    def current(self, role: str) -> int | None:
+        return None
+
+    def edit(self, question: StoredMessage) -> None:
+        self.seen.append(("edit", question.text))
+
+    def take_file(self, file: TextFile) -> None:
+        self.seen.append(("file", file.name))
+
+    def request_size(self) -> tuple[int | None, int | None]:
+        request = self.chat.measure()
+        return request.tokens, request.limit
+
+    def leave(self) -> None:
+        self.seen.append(("left", True))
+
+
+@pytest.fixture
+def face(history: History) -> NotingFace:
+    face = NotingFace(ChatSession(history, LocalSpeaker("an ", "answer"), identity=ModelIdentity("m", context=1000)))
+    as_face: Face = face  # the protocol, as mypy sees it
+    assert as_face.chat is face.chat
+    return face
+
+
+def messages(face: NotingFace) -> list[str]:
+    return [m.text for m in face.chat.tree.path()]
+
+
+def ask(face: NotingFace, text: str) -> None:
+    list(face.chat.ask(text))
+
+
+def test_what_undo_takes_redo_brings_back_also_from_another_conversation(face: NotingFace) -> None:
+    ask(face, "one")
+    first = face.chat.tree.conversation.id
+    face.run("/undo")
+    assert messages(face) == []
+    face.run("/redo")
+    assert messages(face) == ["one", "an answer"]
+    face.run("/undo")
+    face.run("/new")
+    ask(face, "two")
+    face.run("/redo")
+    assert face.chat.tree.conversation.id == first and messages(face) == ["one", "an answer"]
+    with pytest.raises(Usage, match="nothing was taken back"):
+        face.run("/redo")
+
+
+def test_regen_gives_another_version_with_settings_of_its_own(face: NotingFace) -> None:
+    ask(face, "one")
+    face.run("/regen temp=0.25 top-k=3")
+    versions, _ = face.chat.branches(face.chat.tree.path()[-1].id)
+    assert [m.details["sampling"]["temperature"] for m in versions] == [0.95, 0.25]
+    assert face.chat.sampling().sampling.temperature == 0.95
+    with pytest.raises(Usage):
+        face.run("/regen temp=99")
+    assert len(face.chat.branches(versions[0].id)[0]) == 2
+
+
+def test_edit_asks_in_the_given_words_or_lets_the_face_edit(face: NotingFace) -> None:
+    with pytest.raises(Usage, match="no question to edit"):
+        face.run("/edit")
+    ask(face, "one")
+    face.run("/edit")
+    assert face.told("edit") == ["one"]
+    face.run("/edit other words")
+    assert messages(face) == ["other words", "an answer"]
+
+
+@pytest.mark.parametrize("line", ["/regen", "/continue", "/edit other", "/complete Once"])
+def test_what_needs_a_model_changes_nothing_without_one(face: NotingFace, line: str) -> None:
+    ask(face, "one")
+    face.is_ready = False
+    with pytest.raises(Usage) as refused:
+        face.run(line)
+    assert refused.value.code == "chat.not_ready"
+    assert messages(face) == ["one", "an answer"] and not face.told("event") + face.told("completion")
+
+
+@pytest.mark.parametrize("line", ["/set temp 0.3", "/set temperature=0.3", "/set parameter temperature 0.3"])
+def test_a_setting_is_changed_shown_and_forgotten(face: NotingFace, line: str) -> None:
+    face.run("/set temp")
+    face.run(line)
+    face.run("/set temp")
+    face.run("/reset temp")
+    assert face.told("line") == [
+        "temperature 0.95", "temperature is 0.3 from the next answer on", "temperature 0.3",
+        "temperature is what it was before /set",
+    ]  # fmt: skip
+    assert face.chat.sampling().sampling.temperature == 0.95
+    face.run("/set")
+    assert face.told("dialog") == ["sampling"]
+
+
+def test_the_system_prompt_is_set_shown_and_removed(face: NotingFace) -> None:
+    face.run("/system Be brief.")
+    assert face.chat.system_prompt == "Be brief."
+    face.run("/system")
+    assert "system prompt: Be brief." in face.told("line")
+    face.run("/system none")
+    assert face.chat.system_prompt is None
+
+
+def test_the_context_is_measured_cleared_and_its_policy_changed(face: NotingFace) -> None:
+    face.run("/clear")
+    assert face.told("line") == ["the context is empty already"]
+    ask(face, "12345")
+    face.run("/context")
+    assert face.told("line")[-1] == "the next request holds 14 of 1,000 tokens"
+    face.run("/clear")
+    assert face.told("mark") == [True] and not face.chat.tree.context()
+    face.run("/policy")
+    assert face.chat.context_policy == "refuse"
+    face.run("/context drop")
+    assert face.chat.context_policy == "drop"
+
+
+def test_conversations_are_named_opened_and_exported(face: NotingFace, tmp_path: Path) -> None:
+    ask(face, "one")
+    number = face.chat.tree.conversation.id
+    face.run("/save 标题")
+    assert face.told("title") == ["标题"]
+    face.run("/new")
+    face.run(f"/load {number}")
+    assert messages(face) == ["one", "an answer"]
+    face.run("/load")
+    face.run("/load words of it")
+    assert face.told("dialog") == ["conversations", "conversations words of it"]
+    face.run(f"/export md {tmp_path / 'out.md'}")
+    assert "an answer" in (tmp_path / "out.md").read_text(encoding="utf-8")
+    with pytest.raises(GlmchatError):
+        face.run("/load 99")
+
+
+def test_the_details_of_an_answer_need_an_answer(face: NotingFace) -> None:
+    with pytest.raises(Usage, match="there is no answer yet"):
+        face.run("/stats")
+    ask(face, "one")
+    face.run("/stats")
+    (details,) = face.told("details")
+    assert isinstance(details, dict) and details["model"] == "m"
+
+
+def test_every_command_without_an_action_says_how_the_same_is_had_without_a_window() -> None:
+    window_only = {c.name for c in table.COMMANDS if c.run is None}
+    assert window_only == {
+        "stop", "copy", "quote", "preset", "model", "compare", "restart", "find", "delete", "theme", "editor"
+    }  # fmt: skip
+    assert all(c.instead for c in table.COMMANDS if c.run is None)
