@@ -1,117 +1,22 @@
-"""A stream read by a thread of its own, so that its reader can stop at once and act while nothing comes."""
+"""How one answer runs: sent, made shorter where the context is full, read, written down, stopped."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
+from glmchat.chat.answer_log import AnswerLog, facts_of
 from glmchat.chat.client.endpoint import Progress, Stop
-from glmchat.chat.history.history import History
+from glmchat.chat.context import ContextFit, Overflow, is_overflow, reserve, sizes, too_long
 from glmchat.chat.history.rows import State, StoredMessage, Tree
-from glmchat.chat.replay import record
-from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
+from glmchat.chat.stream import Ended, Pump, Source, Switch
+from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core.messages import Finished, Message, Piece, Started
 
-PumpEvent = StreamEvent | Progress
-Source = Callable[[Callable[[Progress], None]], Generator[StreamEvent, None, None]]
-
-
-class Ended(Exception):
-    """The stream is over."""
-
-
-class Pump:
-    """Opens and reads a stream in a thread. `open_stream` is given a function for what comes before the answer."""
-
-    def __init__(self, open_stream: Source) -> None:
-        self._open = open_stream
-        self._events: queue.Queue[PumpEvent | BaseException] = queue.Queue(maxsize=256)
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="answer", daemon=True).start()
-
-    def get(self, timeout: float) -> PumpEvent | None:
-        """The next event; None if none came in time. Raises Ended, or what the stream raised."""
-        try:
-            event = self._events.get(timeout=max(timeout, 0.001))
-        except queue.Empty:
-            return None
-        if isinstance(event, BaseException):
-            raise event
-        return event
-
-    def stop(self) -> None:
-        """Nobody reads any more: the thread closes the stream at its next event and ends."""
-        self._stopped.set()
-
-    def _run(self) -> None:
-        last: BaseException = Ended()
-        source = None
-        try:
-            source = self._open(self._report)
-            for event in source:
-                if not self._offer(event):
-                    break
-        except Exception as error:  # noqa: BLE001  (handed to the reader, who raises it)
-            last = error
-        finally:
-            if source is not None:
-                source.close()
-        self._offer(last)
-
-    def _report(self, progress: Progress) -> None:
-        self._offer(progress)
-
-    def _offer(self, event: PumpEvent | BaseException) -> bool:
-        """Hand over one event, waiting for a slow reader; False once the reader has stopped."""
-        while not self._stopped.is_set():
-            try:
-                self._events.put(event, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-
-FLUSH_SECONDS = 0.4  # a kill loses at most what was said since; the promise is one second
 _POLL = 0.05  # how soon a stop is noticed while nothing comes
 _LAST_WORDS = 1.0  # how long a stopped server may take to say what it counted
 _STATES: Mapping[str | None, State] = {"length": "cut", "cancelled": "stopped"}
-
-
-class Speaker(Protocol):
-    """What a session needs of an endpoint (chat/client/endpoint.py has the real one)."""
-
-    @property
-    def is_local(self) -> bool: ...
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        adapters: Sequence[tuple[str, float]] | None = None,
-        continue_final: bool = False,
-        *,
-        continue_ids: Sequence[int] = (),
-        asked: Collection[str] | None = None,
-        stop: Stop | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Generator[StreamEvent, None, None]: ...
-
-    def complete(
-        self,
-        prompt: str | Sequence[int],
-        sampling: Sampling,
-        adapters: Sequence[tuple[str, float]] | None = None,
-        *,
-        asked: Collection[str] | None = None,
-        stop: Stop | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> Generator[StreamEvent, None, None]: ...
-
-    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,142 +47,161 @@ SessionEvent = Begun | Trimmed | Progress | Started | Piece | Finished | Done
 Answer = Generator[SessionEvent, None, None]
 
 
-class Switch:
-    """The stop of a session: one answer at a time, stopped from any thread."""
+@dataclass(slots=True)
+class SeenContext:
+    """What the conversation knows of its context from one answer to the next.
 
-    def __init__(self) -> None:
-        self._busy = threading.Lock()
-        self._lock = threading.RLock()  # a signal handler may call `now` in the thread that holds it
-        self._wanted = False
+    unseen: ids of messages that the last request left out. overflow: the last request that was too long.
+    """
+
+    unseen: tuple[int, ...] = ()
+    overflow: Overflow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an answer answers. stored: the messages of the branch, from its last clear mark on.
+
+    fit: which of them are sent; None where `messages` go out as they are (nothing at all for a text to complete).
+    open_stream: sends a request with these messages; stopped by the Stop.
+    """
+
+    stored: Sequence[StoredMessage]
+    fit: ContextFit | None
+    messages: tuple[Message, ...]
+    open_stream: Callable[[tuple[Message, ...], Stop], Source]
+    is_chat: bool = True
+
+
+class AnswerRun:
+    """One answer. `events` runs it; the history holds what they say when it ends, however it ends."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        question: StoredMessage | None,
+        answer: StoredMessage,
+        prompt: Prompt,
+        log: AnswerLog,
+        switch: Switch,
+        seen: SeenContext,
+        *,
+        continued: StoredMessage | None = None,
+    ) -> None:
+        """question: None if nothing new was asked. continued: the answer that this is the rest of, as it stood."""
+        self._tree, self._question, self._answer, self._continued = tree, question, answer, continued
+        self._prompt, self._log, self._switch, self._seen = prompt, log, switch, seen
+        self._pump: Pump | None = None
         self._connection: Stop | None = None
+        self._deadline: float | None = None  # after a stop
 
-    @property
-    def busy(self) -> bool:
-        return self._busy.locked()
+    def events(self) -> Answer:
+        """Begun, perhaps Trimmed, Started, Piece …, Finished, Done. Raises GlmchatError; what was said is kept."""
+        log = self._log
+        try:
+            yield Begun(self._question, self._answer)
+            self._send()
+            finished: Finished | None = None
+            while finished is None:
+                event = self._next()
+                if isinstance(event, Started):
+                    if self._is_too_long(event.prompt_tokens):
+                        continue
+                    log.prompt_ids = event.prompt_ids
+                    log.details["prompt_tokens"] = event.prompt_tokens
+                    log.details["model"] = log.details["model"] or event.model
+                    if (trimmed := self._trimmed(event.prompt_tokens)) is not None:
+                        yield trimmed
+                elif isinstance(event, Piece):
+                    log.add(event)
+                elif isinstance(event, Finished):
+                    finished = event
+                    log.record(event.facts)
+                    log.end(_STATES.get(event.finish_reason, "complete"), facts_of(event))
+                yield event
+        except (GeneratorExit, KeyboardInterrupt):
+            self._hang_up()
+            log.end("stopped")
+            raise
+        except GlmchatError as error:
+            if self._continued is not None and not log.has_pieces:
+                log.end(self._continued.state)  # nothing has changed: it can be continued still
+            else:
+                log.end("failed", {"error": error.to_json()})
+            raise
+        except BaseException:
+            log.end("failed")
+            raise
+        finally:
+            if self._pump is not None:
+                self._pump.stop()
+        yield Done(self._tree.messages[self._answer.id])
 
-    @property
-    def wanted(self) -> bool:
-        return self._wanted
+    def _send(self) -> None:
+        fit, prompt = self._prompt.fit, self._prompt
+        unseen = self._unseen()
+        self._log.details["seen_from"] = next((m.id for m in prompt.stored if m.id not in unseen), None)
+        self._connection = self._switch.connection()
+        messages = prompt.messages if fit is None else fit.messages
+        self._pump = Pump(prompt.open_stream(messages, self._connection))
 
-    def take(self) -> bool:
-        """Begin an answer; False if one is running."""
-        if not self._busy.acquire(blocking=False):
+    def _hang_up(self) -> None:
+        if self._pump is not None and self._connection is not None:
+            self._pump.stop()
+            self._connection.now()
+
+    def _next(self) -> Progress | Started | Piece | Finished:
+        """The next event. Where the server refuses the request as too long, that of a shorter one."""
+        while True:
+            assert self._pump is not None
+            if self._switch.wanted and self._deadline is None:
+                self._deadline = time.monotonic() + _LAST_WORDS
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                return Finished("cancelled")
+            try:
+                event = self._pump.get(_POLL)
+            except Ended:
+                return Finished("cancelled" if self._switch.wanted else None)
+            except GlmchatError as error:
+                self._shorten(error)
+                self._send()
+                continue
+            if event is not None:
+                return event
+
+    def _shorten(self, error: GlmchatError) -> None:
+        """Drop turns if that is what `error` asks for; else raise it."""
+        fit, numbers = self._prompt.fit, sizes(error)
+        if self._log.has_pieces or not is_overflow(error) or not self._prompt.is_chat:
+            raise error
+        ours = isinstance(error, DoesNotFit)
+        if fit is None or not fit.can_drop:
+            raise too_long(*numbers) if ours and numbers is not None else error
+        tokens, limit = numbers or (None, None)
+        if ours and limit is not None:  # the refusal of a foreign server counts the room for the answer already
+            limit -= reserve(limit, fit.max_tokens)
+        fit.drop(tokens, limit)
+        self._seen.overflow = fit.overflow
+
+    def _is_too_long(self, tokens: int | None) -> bool:
+        """True if the prompt leaves too little room for an answer; then a shorter one is on its way."""
+        fit = self._prompt.fit
+        if fit is None or fit.accepts(tokens) or not fit.can_drop:
             return False
-        with self._lock:
-            self._wanted, self._connection = False, None
+        self._hang_up()
+        fit.drop(tokens, fit.most)
+        self._seen.overflow = fit.overflow
+        self._send()
         return True
 
-    def give_back(self) -> None:
-        self._busy.release()
+    def _unseen(self) -> tuple[int, ...]:
+        if self._prompt.fit is not None:
+            return self._prompt.fit.unseen
+        return () if self._prompt.is_chat else self._seen.unseen
 
-    def connection(self) -> Stop:
-        """The stop of one request; pulled at once if a stop is wanted already."""
-        with self._lock:
-            self._connection = Stop()
-            if self._wanted:
-                self._connection.now()
-            return self._connection
-
-    def now(self) -> None:
-        with self._lock:
-            if self._busy.locked():
-                self._wanted = True
-                if self._connection is not None:
-                    self._connection.now()
-
-
-class Writing:
-    """Gathers the pieces of an answer and flushes them into the history twice a second."""
-
-    def __init__(self, history: History, tree: Tree, answer: StoredMessage, details: dict[str, Any]) -> None:
-        self.details = details
-        self.said = False
-        self.ended = False
-        self.prompt_ids: tuple[int, ...] | None = None
-        self._stretch: dict[str, Any] | None = None
-        self._history, self._tree, self._answer = history, tree, answer
-        self._text: list[str] = []
-        self._ids: list[int] = []
-        self._flushed = time.monotonic()  # the wall clock may go backwards
-
-    def add(self, piece: Piece) -> None:
-        self.said = True
-        self.record(piece.facts)
-        self._text.append(piece.text)
-        self._ids.extend(piece.token_ids)
-
-    def record(self, facts: Mapping[str, Any]) -> None:
-        """What a replay of this stretch needs: at the first piece, at the end for an answer without a visible word.
-
-        Hashes that the server did not know then are added when it tells them.
-        """
-        if self.prompt_ids is None or not facts.get("passes"):
-            return
-        if self._stretch is None:
-            start, launch = len(self._answer.token_ids), self.details.get("launch")
-            self._stretch = record.stretch(start, self.prompt_ids, facts, launch)
-            self.details["stretches"] = [*(self.details.get("stretches") or []), self._stretch]
-        elif not record.add_hashes(self._stretch, facts):
-            return
-        self._history.describe_answer(self._tree, self._answer, self.details)
-
-    def due(self) -> float:
-        """Seconds until the next flush."""
-        return max(0.0, self._flushed + FLUSH_SECONDS - time.monotonic())
-
-    def flush(self) -> None:
-        if self._text or self._ids:
-            self._history.add_piece(self._tree, self._answer, "".join(self._text), self._ids)
-            self._text, self._ids = [], []
-        self._flushed = time.monotonic()
-
-    def end(self, state: State, details: Mapping[str, Any] | None = None) -> None:
-        """Once; later calls do nothing."""
-        if not self.ended:
-            self.ended = True
-            self.flush()
-            self._history.finish_answer(self._tree, self._answer, state, {**self.details, **(details or {})})
-
-
-def relay(pump: Pump, writing: Writing, switch: Switch) -> Answer:
-    """Pass events on and write them down until the answer ends or is stopped; `writing` has ended when this returns."""
-    finished: Finished | None = None
-    deadline: float | None = None
-    try:
-        while deadline is None or time.monotonic() < deadline:
-            if switch.wanted and deadline is None:
-                deadline = time.monotonic() + _LAST_WORDS
-            try:
-                event = pump.get(min(_POLL, max(writing.due(), 0.001)))
-            except Ended:
-                break
-            if isinstance(event, Finished):
-                finished = event
-                break
-            if isinstance(event, Piece):
-                writing.add(event)
-            elif isinstance(event, Started):
-                writing.prompt_ids = event.prompt_ids
-                writing.details["prompt_tokens"] = event.prompt_tokens
-                writing.details["model"] = writing.details["model"] or event.model
-            if writing.due() == 0.0:
-                writing.flush()
-            if event is not None:
-                yield event
-    finally:
-        pump.stop()
-    finished = finished or Finished("cancelled" if switch.wanted else None)
-    writing.record(finished.facts)
-    writing.end(_STATES.get(finished.finish_reason, "complete"), facts_of(finished))
-    yield finished
-
-
-def facts_of(finished: Finished) -> dict[str, Any]:
-    """What the server told of the answer, for its details; what it did not tell is left out."""
-    names = (
-        "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "ttft_seconds",
-        "prefill_tokens_per_second", "decode_tokens_per_second", "load_seconds", "seed",
-    )  # fmt: skip
-    told = {name: getattr(finished, name) for name in names if getattr(finished, name) is not None}
-    facts = {name: value for name, value in finished.facts.items() if name not in record.OWN}
-    return {**told, **({"facts": facts} if facts else {})}
+    def _trimmed(self, tokens: int | None) -> Trimmed | None:
+        unseen, fit = self._unseen(), self._prompt.fit
+        if unseen == self._seen.unseen:
+            return None
+        self._seen.unseen = unseen
+        return Trimmed(unseen, tokens, None if fit is None else fit.limit)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glmchat.chat.history.rows import StoredMessage
 from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
@@ -13,7 +14,6 @@ from glmchat.core.messages import Message
 
 COMPLETION = "completion"  # details["mode"] of a text that was completed, not asked: no part of any other request
 DEFAULT_ANSWER = 2048  # tokens an answer may have where nobody said
-Count = Callable[[Sequence[Message]], int | None]  # tokens of the rendered request; None if the server cannot say
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,56 +75,144 @@ def to_messages(system: str | None, stored: Sequence[StoredMessage]) -> tuple[Me
     return tuple(result)
 
 
-def fit(
-    system: str | None,
-    stored: Sequence[StoredMessage],
-    count: Count,
-    limit: int | None,
-    *,
-    max_tokens: int | None = None,
-    policy: str = "drop",
-    drop_at_least: int = 0,
-) -> Request:
-    """The request for this branch: everything, or without its oldest whole turns.
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A request that was too long: no later one that holds all of its messages fits. tokens None: nobody said."""
 
-    The system prompt and the last turn are never dropped. Where tokens cannot be counted nothing is dropped by guess.
-    drop_at_least: turns that a server has already refused. Raises DoesNotFit (policy "refuse", or one turn too long).
+    system: str | None
+    messages: frozenset[int]
+    tokens: int | None
+
+
+class ContextFit:
+    """Which turns a request holds: all, or all but as few of the oldest whole turns as it must do without.
+
+    How long a request is only the server knows, which renders it. So one is tried; `accepts` is asked with the count
+    that came back, and `drop` makes the next one shorter. The system prompt and the last turn are never dropped. Where
+    tokens cannot be counted nothing is dropped by guess.
     """
-    systems = [m for m in stored if m.role == "system"]
-    parts = turns(stored)
 
-    def without(dropped: int) -> tuple[Message, ...]:
-        return to_messages(system, [*systems, *(m for turn in parts[dropped:] for m in turn)])
+    def __init__(
+        self,
+        system: str | None,
+        stored: Sequence[StoredMessage],
+        limit: int | None,
+        *,
+        max_tokens: int | None = None,
+        policy: str = "drop",
+        overflow: Overflow | None = None,
+    ) -> None:
+        """limit: tokens of the context; None where the server does not tell. overflow: of an earlier request."""
+        self.limit, self.max_tokens = limit, max_tokens
+        self.most = None if limit is None else limit - reserve(limit, max_tokens)  # tokens of a prompt that leaves room
+        self.overflow: Overflow | None = None
+        self._system, self._policy = system, policy
+        self._systems = [m for m in stored if m.role == "system"]
+        self._turns = turns(stored)
+        self._last = max(0, len(self._turns) - 1)
+        self._dropped = 0
+        if overflow is not None and policy == "drop" and self._still_holds(overflow):
+            self.overflow = overflow
+            first = min(overflow.messages, default=0)
+            beyond = (n for n, turn in enumerate(self._turns) if turn[0].id > first)
+            self._dropped = min(next(beyond, self._last), self._last)
 
-    def request(dropped: int, tokens: int | None) -> Request:
-        unseen = tuple(m.id for turn in parts[:dropped] for m in turn)
-        return Request(without(dropped), unseen, tokens, limit)
+    def _still_holds(self, overflow: Overflow) -> bool:
+        here = {m.id for turn in self._turns for m in turn}
+        too_many = overflow.tokens is None or (self.most is not None and overflow.tokens > self.most)
+        return overflow.system == self._system and overflow.messages <= here and too_many
 
-    last = max(0, len(parts) - 1)
-    low = min(drop_at_least, last)
-    tokens = count(without(low))
-    if tokens is None or limit is None:
-        return request(low, tokens)
-    wanted = limit - reserve(limit, max_tokens)
-    if tokens <= wanted or (policy == "refuse" and tokens < limit):
-        return request(low, tokens)
-    if policy == "refuse":
-        raise too_long(tokens, limit)
-    # The count falls as turns go, so the fewest turns to drop are found by halving: each count is a request.
-    high = last
-    counted = {low: tokens}
-    while low < high:
-        middle = (low + high) // 2
-        counted[middle] = count(without(middle)) or 0
-        if counted[middle] <= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    if low not in counted:
-        counted[low] = count(without(low)) or 0
-    if counted[low] >= limit:  # even alone the last turn does not fit
-        raise too_long(counted[low], limit)
-    return request(low, counted[low])
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return to_messages(self._system, [*self._systems, *(m for turn in self._turns[self._dropped :] for m in turn)])
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        return tuple(m.id for turn in self._turns[: self._dropped] for m in turn)
+
+    def request(self, tokens: int | None) -> Request:
+        return Request(self.messages, self.unseen, tokens, self.limit)
+
+    def accepts(self, tokens: int | None) -> bool:
+        """True if a prompt of so many tokens may be answered; the last turn needs no more room than a token."""
+        if tokens is None or self.limit is None or self.most is None:
+            return True
+        return tokens < self.limit and (tokens <= self.most or not self.can_drop)
+
+    @property
+    def can_drop(self) -> bool:
+        return self._policy == "drop" and self._dropped < self._last
+
+    def drop(self, tokens: int | None, most: int | None) -> None:
+        """The request has `tokens`, and may have `most`: do without turns that surely make up the difference, or fewer.
+
+        One turn at least. Without numbers twice as many turns as before.
+        """
+        first = self._dropped
+        self.overflow = Overflow(self._system, frozenset(m.id for t in self._turns[first:] for m in t), tokens)
+        if tokens is None or most is None:
+            self._dropped = min(self._last, max(1, first * 2))
+            return
+        saved = 0
+        while self._dropped < self._last and (self._dropped == first or saved < tokens - most):
+            saved += sum(_most_tokens(m) for m in self._turns[self._dropped])
+            self._dropped += 1
+            if (exact := self._measured(first, self._dropped)) is not None:
+                saved = min(saved, exact)
+
+    def foresee(self) -> None:
+        """Drop what the counts of earlier answers show to be too long already, for a server that would cut it short.
+
+        An answer's own prompt, with that answer, is part of every later request that begins where it began.
+        """
+        if self._policy != "drop" or self.most is None:
+            return
+        begins = {turn[0].id: n for n, turn in enumerate(self._turns)}
+        for answer in (m for turn in self._turns for m in turn if m.details.get("system") == self._system):
+            start, tokens = begins.get(answer.details.get("seen_from") or -1), _prompt_tokens(answer)
+            if start is None or tokens is None or not self._dropped <= start < self._last:
+                continue
+            # A template may leave out what was thought, so such an answer counts for nothing.
+            tokens += 0 if "</think>" in answer.text else min(len(answer.text), _answer_tokens(answer))
+            if tokens > self.most:
+                self._dropped = start
+                self.drop(tokens, self.most)
+
+    def _measured(self, first: int, end: int) -> int | None:
+        """Tokens, at most, of the turns from `first` to before `end`, by the counts that came with their answers."""
+        question, before = self._turns[first][0], _counted(self._turns[first])
+        after = _counted(self._turns[end])
+        if before is None or after is None or before[1:] != after[1:]:
+            return None
+        return after[0] - before[0] + _most_tokens(question)
+
+
+_MARKS = 16  # tokens, at most, that a template sets around one message
+
+
+def _most_tokens(message: StoredMessage) -> int:
+    """No tokenizer makes more tokens than bytes."""
+    return len(message.text.encode("utf-8", "replace")) + _MARKS
+
+
+def _prompt_tokens(answer: StoredMessage) -> int | None:
+    """Of the request that the whole answer came from; a continued one had a part of the answer in its request."""
+    tokens = answer.details.get("prompt_tokens")
+    return tokens if isinstance(tokens, int) and len(answer.details.get("spans") or ()) < 2 else None
+
+
+def _answer_tokens(answer: StoredMessage) -> int:
+    tokens = answer.details.get("completion_tokens")
+    return tokens if isinstance(tokens, int) else len(answer.token_ids)
+
+
+def _counted(turn: Sequence[StoredMessage]) -> tuple[int, Any, Any, Any] | None:
+    """Prompt tokens of a turn's answer, and what they can only be compared under."""
+    for answer in reversed(turn):
+        if answer.role == "assistant" and (tokens := _prompt_tokens(answer)) is not None:
+            details = answer.details
+            return tokens, details.get("seen_from"), details.get("model"), details.get("system")
+    return None
 
 
 # How servers that are not ours say that a request is longer than their context.
@@ -138,8 +226,18 @@ _OVERFLOW = re.compile(
 def is_overflow(error: GlmchatError) -> bool:
     """True if the request was refused because it is too long."""
     if isinstance(error, DoesNotFit):
-        return True
+        return error.code.startswith("context.")
     return isinstance(error, ServerFailed) and _OVERFLOW.search(error.message) is not None
+
+
+def sizes(error: GlmchatError) -> tuple[int, int] | None:
+    """(tokens of the refused request, tokens of the context), where the refusal says both, in whatever words.
+
+    A refused request is longer than the context, so the two need no names.
+    """
+    words = re.sub(r"HTTP \d+", "", error.message)
+    numbers = [int(digits) for digits in re.findall(r"(?<![A-Za-z\d_.-])\d+(?![A-Za-z\d_]|\.\d)", words)][:2]
+    return (max(numbers), min(numbers)) if len(numbers) == 2 else None
 
 
 def too_long(tokens: int, limit: int) -> DoesNotFit:

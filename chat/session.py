@@ -11,31 +11,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from glmchat.chat import context
-from glmchat.chat.answering import Answer, Begun, Done, Pump, SessionEvent, Source, Speaker, Trimmed, Writing, relay
-from glmchat.chat.client.endpoint import Stop
-from glmchat.chat.conversing import Conversing, ModelIdentity, already_streaming
+from glmchat.chat.answer_log import AnswerLog
+from glmchat.chat.answering import Answer, AnswerRun, Begun, Done, Prompt, SeenContext, SessionEvent, Trimmed
+from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.history.history import History
-from glmchat.chat.history.rows import StoredMessage
+from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
-from glmchat.core.errors import GlmchatError, ServerFailed, Usage
+from glmchat.chat.stream import Source, Switch
+from glmchat.core.errors import ServerFailed, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling
+from glmchat.core.messages import Message, Sampling, parse_sampling_value, sampling_name
 from glmchat.hub.adapters import is_forced
 
-__all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Speaker", "Trimmed"]
+__all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed"]
 
 
-class ChatSession(Conversing):
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What answers, as far as it is known; goes into the details of each answer."""
+
+    model: str | None = None
+    revision: str | None = None
+    quant: str | None = None
+    context: int | None = None  # tokens the model's context holds
+    family: str | None = None
+    launch: Mapping[str, Any] | None = None  # of a model loaded here: folder and precision asked for, for replays
+
+
+class ChatSession:
     """See the module. `tree` is the open conversation; the window reads its messages from there."""
 
     def __init__(
         self,
         history: History,
-        endpoint: Speaker | None,
+        endpoint: Endpoint | None,
         conversation: int | None = None,
         *,
         identity: ModelIdentity | None = None,
@@ -49,22 +62,27 @@ class ChatSession(Conversing):
 
         system, adapters: from flags; they become the conversation's. default_system: from the config.
         """
-        super().__init__(
-            history,
-            conversation,
-            identity=identity,
-            ranks=ranks,
-            system=system,
-            default_system=default_system,
-            adapters=adapters,
-            context_policy=context_policy,
-        )
+        self.history = history
+        self.identity = identity or ModelIdentity()
+        self.ranks = ranks or SamplingRanks()
+        self.default_system = default_system
+        self.default_policy = context_policy
+        self.tree: Tree
         self._endpoint = endpoint
+        self._flag_system = system
+        self._flag_adapters = None if adapters is None else tuple(adapters)
         self._counts = True  # until the server says that it cannot count tokens
+        self._switch = Switch()
+        self._seen = SeenContext()
+        if conversation is None:
+            self.new()
+        else:
+            self.open(conversation)
 
-    def reconnect(self, endpoint: Speaker | None, identity: ModelIdentity | None = None) -> None:
+    def reconnect(self, endpoint: Endpoint | None, identity: ModelIdentity | None = None) -> None:
         """Another engine, or the same one started anew; the conversation stays."""
         self._endpoint = endpoint
+        self._seen.overflow = None
         self._counts = True
         if identity is not None:
             self.identity = identity
@@ -89,6 +107,208 @@ class ChatSession(Conversing):
             adapters=self._flag_adapters,
             context_policy=self.default_policy,
         )
+
+    @property
+    def streaming(self) -> bool:
+        return self._switch.busy
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Ids of the messages that the last request left out."""
+        return self._seen.unseen
+
+    # Which conversation.
+
+    def new(self) -> Tree:
+        """Another conversation; the one before stays in the history."""
+        self.ranks.asked.pop("set", None)
+        self.tree = self.history.new(self.identity.model)
+        self._opened()
+        return self.tree
+
+    def open(self, conversation: int) -> Tree:
+        """Go on with an earlier conversation, with its settings. Raises Usage if it is unknown."""
+        self.tree = self.history.load(conversation)
+        self.ranks.asked.pop("set", None)
+        self._opened()
+        return self.tree
+
+    def _opened(self) -> None:
+        self._seen = SeenContext(self._last_unseen())
+        settings = self.settings
+        if self._flag_system is not None:
+            settings = replace(settings, system=self._flag_system)
+        if self._flag_adapters is not None:
+            settings = replace(settings, adapters=self._flag_adapters)
+        self.ranks.asked["conversation"] = dict(settings.sampling)
+        self._change(settings)
+
+    def _last_unseen(self) -> tuple[int, ...]:
+        """What the last answer of the open branch was given without."""
+        seen = self.tree.context()
+        first = next((m.details.get("seen_from") for m in reversed(seen) if m.role == "assistant"), None)
+        ids = [m.id for m in seen]
+        return tuple(ids[: ids.index(first)]) if first in ids else ()
+
+    def refresh(self) -> bool:
+        """Take over what another window wrote to this conversation; True if anything changed."""
+        return not self.streaming and self.history.refresh(self.tree)
+
+    # Settings.
+
+    @property
+    def settings(self) -> ConversationSettings:
+        return self.tree.conversation.settings
+
+    def _change(self, settings: ConversationSettings) -> None:
+        if settings != self.settings:
+            self.history.change(self.tree, settings=settings)
+
+    def sampling(self, only_now: Mapping[str, Any] | None = None) -> ChosenSampling:
+        """The values the next answer is made with, and where each comes from."""
+        return self.ranks.choose(only_now)
+
+    def set(self, name: str, value: str | int | float | tuple[str, ...] | None) -> ChosenSampling:
+        """`/set top_p 0.8`: holds from the next answer on, for this conversation. Raises Usage, changing nothing.
+
+        The later word of the same person counts: a flag of the same name gives way.
+        """
+        field = sampling_name(name)
+        parsed = parse_sampling_value(field, value) if isinstance(value, str) else value
+        self.ranks.choose({field: parsed})
+        self.ranks.rank("flag").pop(field, None)
+        self.ranks.rank("set")[field] = parsed
+        self._change(replace(self.settings, sampling={**self.settings.sampling, field: parsed}))
+        return self.sampling()
+
+    def reset(self, name: str | None = None) -> ChosenSampling:
+        """Forget what was set in this conversation, one field or all; the lower ranks hold again."""
+        fields = None if name is None else {sampling_name(name)}
+        kept = {k: v for k, v in self.settings.sampling.items() if fields is not None and k not in fields}
+        for rank in (self.ranks.rank("set"), self.ranks.rank("conversation")):
+            for field in list(rank):
+                if fields is None or field in fields:
+                    del rank[field]
+        self._change(replace(self.settings, sampling=kept))
+        return self.sampling()
+
+    @property
+    def system_prompt(self) -> str | None:
+        own = self.settings.system
+        return (own or None) if own is not None else self.default_system
+
+    def system(self, text: str | None) -> None:
+        """`/system TEXT`; "" switches the config's off, None leaves the choice to the config."""
+        self._change(replace(self.settings, system=text))
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        return self.settings.adapters
+
+    def use_adapters(self, adapters: Sequence[tuple[str, float]]) -> None:
+        self._change(replace(self.settings, adapters=tuple(adapters)))
+
+    @property
+    def context_policy(self) -> str:
+        return self.settings.context_policy or self.default_policy
+
+    def set_context_policy(self, policy: str) -> None:
+        """ "drop" or "refuse". Raises Usage for another word."""
+        if policy not in ("drop", "refuse"):
+            raise Usage(
+                tr("there is no policy {policy!r}", policy=policy), hint=tr("drop or refuse"), code="context.policy"
+            )
+        self._change(replace(self.settings, context_policy=policy))
+
+    # Changes to what was said.
+
+    def undo(self) -> int:
+        """Take back the last question with its answer; the number is for `restore`. Raises Usage if there is none."""
+        self._must_be_quiet()
+        path = self.tree.path()
+        start = next((i for i in range(len(path) - 1, -1, -1) if path[i].role == "user"), None)
+        if start is None:
+            raise Usage(tr("there is nothing to undo"), hint=tr("ask something first"), code="chat.nothing_to_undo")
+        before = path[start - 1].id if start else None
+        return self.history.delete_messages(self.tree, path[start:], leaf=before)
+
+    def delete(self, message: int) -> int:
+        """Delete one message, a question with its answers. The number is for `restore`.
+
+        At the end of the conversation another version of it comes into view, if there is one.
+        """
+        self._must_be_quiet()
+        target = self._message(message)
+        doomed = [target]
+        if target.role == "user":
+            doomed += [m for m in self.tree.messages.values() if m.parent == target.id and m.role == "assistant"]
+        others = [m for m in self.tree.siblings(target) if m.id != target.id]
+        was_last = self.tree.leaf in {m.id for m in doomed}
+        deletion = self.history.delete_messages(self.tree, doomed, leaf=self.tree.leaf)
+        if was_last and others:
+            self.history.open_branch(self.tree, others[-1])
+        return deletion
+
+    def restore(self, deletion: int) -> None:
+        """Undo a deletion or an undo."""
+        self._must_be_quiet()
+        self.history.restore(deletion, self.tree)
+
+    def clear(self) -> StoredMessage | None:
+        """`/clear`: the model sees nothing above; nothing is deleted. None if the context is empty already."""
+        self._must_be_quiet()
+        if not self.tree.context():
+            return None
+        self._seen = SeenContext()
+        return self.history.append_clear(self.tree)
+
+    def branches(self, message: int) -> tuple[list[StoredMessage], int]:
+        """All versions of a message, oldest first, and which of them this one is."""
+        versions = self.tree.siblings(self._message(message))
+        return versions, [m.id for m in versions].index(message)
+
+    def switch(self, message: int) -> None:
+        """Open the branch through that version, as deep as it was left."""
+        self._must_be_quiet()
+        self.history.open_branch(self.tree, self._message(message))
+
+    # What the parts above share.
+
+    def _must_be_quiet(self) -> None:
+        if self.streaming:
+            raise already_streaming()
+
+    def _message(self, message: int, role: str | None = None) -> StoredMessage:
+        found = self.tree.messages.get(message)
+        if found is None or found.deletion is not None or (role is not None and found.role != role):
+            raise Usage(
+                tr("there is no such message in this conversation"),
+                hint=tr("choose one that is shown"),
+                code="chat.no_message",
+            )
+        return found
+
+    def _question(self, message: int | None) -> StoredMessage:
+        """The question that `message` answers; None: the last question of the open branch."""
+        if message is not None:
+            at: StoredMessage | None = self._message(message)
+            while at is not None and at.role != "user":
+                at = self.tree.messages.get(at.parent) if at.parent is not None else None
+        else:
+            at = next((m for m in reversed(self.tree.context()) if m.role == "user"), None)
+        if at is None:
+            raise Usage(
+                tr("there is no question to answer again"),
+                hint=tr("ask something first"),
+                code="chat.nothing_to_answer",
+            )
+        return at
+
+    def _branch(self, leaf: int) -> list[StoredMessage]:
+        """The branch that ends at `leaf`, from its last clear mark on."""
+        path = self.tree.path(leaf)
+        start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
+        return path[start:]
 
     # Answers.
 
@@ -158,53 +378,43 @@ class ChatSession(Conversing):
     def measure(self, draft: str = "") -> context.Request:
         """What the next request would hold, were `draft` sent now: exact tokens, and which messages fall out.
 
-        Asks the engine; call it from a worker. Raises DoesNotFit.
+        Asks the engine; call it from a worker. tokens is None where the server cannot count. Raises DoesNotFit.
         """
         stored = self.tree.context()
         if draft:
             stored = [*stored, StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft)]
-        return self._request(stored, self.sampling().sampling)
+        fit = self._fit(stored, self.sampling().sampling)
+        while not fit.accepts(tokens := self._count(fit.messages)) and tokens is not None:
+            if not fit.can_drop:
+                raise context.too_long(tokens, fit.limit or tokens)
+            fit.drop(tokens, fit.most)
+        return fit.request(tokens)
 
-    def _request(
-        self,
-        stored: Sequence[StoredMessage],
-        sampling: Sampling,
-        drop_at_least: int = 0,
-        *,
-        continue_final: bool = False,
-    ) -> context.Request:
-        return context.fit(
-            self.system_prompt,
-            stored,
-            lambda messages: self._count(messages, continue_final),
-            self.identity.context,
-            max_tokens=sampling.max_tokens,
-            policy=self.context_policy,
-            drop_at_least=drop_at_least,
-        )
-
-    def _as_given(self, messages: tuple[Message, ...]) -> context.Request:
-        tokens, limit = self._count(messages, False), self.identity.context
-        if tokens is not None and limit is not None and tokens >= limit:
-            raise context.too_long(tokens, limit)
-        return context.Request(messages, (), tokens, limit)
-
-    def _count(self, messages: Sequence[Message], continue_final: bool) -> int | None:
-        """Tokens of the rendered request; None once the server has said that it cannot count."""
+    def _count(self, messages: Sequence[Message]) -> int | None:
         endpoint = self._connected()
-        if not self._counts or not messages:
+        if not messages or not self._counts:
             return None
         try:
-            return len(endpoint.tokenize(messages, continue_final=continue_final))
+            return len(endpoint.tokenize(messages))
         except ServerFailed:
             if endpoint.is_local:
                 raise
             self._counts = False
             return None
 
-    # The stream.
+    def _fit(self, stored: Sequence[StoredMessage], sampling: Sampling) -> context.ContextFit:
+        return context.ContextFit(
+            self.system_prompt,
+            stored,
+            self.identity.context,
+            max_tokens=sampling.max_tokens,
+            policy=self.context_policy,
+            overflow=self._seen.overflow,
+        )
 
-    def _connected(self) -> Speaker:
+    # How an answer is made.
+
+    def _connected(self) -> Endpoint:
         if self._endpoint is None:
             raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
         return self._endpoint
@@ -233,26 +443,28 @@ class ChatSession(Conversing):
     ) -> Answer:
         """A new answer below `question`."""
         chosen = self.sampling(only_now)
-        details = self._details(chosen)
+        details = self.answer_details(chosen)
         if context.is_completion(question):
             details |= {"mode": context.COMPLETION, "system": None}
         answer = self.history.begin_answer(self.tree, parent=question.id, details=details)
-        stored = self._seen(question.id)
-        yield from self._run(question if asked else None, answer, stored, chosen, details, verbatim=verbatim)
+        prompt = self._prompt(self._branch(question.id), chosen, verbatim=verbatim)
+        log = AnswerLog(self.history, self.tree, answer, details)
+        return AnswerRun(self.tree, question if asked else None, answer, prompt, log, self._switch, self._seen).events()
 
     def _continue(self, unfinished: StoredMessage) -> Answer:
         """More of an answer that stands already."""
         chosen = self.sampling()
-        stored = self._seen(unfinished.id)
+        prompt = self._prompt(self._branch(unfinished.id), chosen, continued=unfinished)
         answer = self.history.reopen_answer(self.tree, unfinished)
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
         spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
-        details = {**answer.details, **self._details(chosen), "spans": spans}
-        yield from self._run(None, answer, stored, chosen, details, continued=unfinished)
+        details = {**answer.details, **self.answer_details(chosen), "spans": spans}
+        log = AnswerLog(self.history, self.tree, answer, details)
+        return AnswerRun(self.tree, None, answer, prompt, log, self._switch, self._seen, continued=unfinished).events()
 
-    def _details(self, chosen: ChosenSampling) -> dict[str, Any]:
+    def answer_details(self, chosen: ChosenSampling) -> dict[str, Any]:
         """What the answer is made with. What a server decides by itself is not known and not written down."""
-        told = [f.name for f in fields(Sampling) if self._decides or f.name in chosen.asked]
+        known = [f.name for f in fields(Sampling) if self._decides or f.name in chosen.asked]
         return {
             "model": self.identity.model,
             "revision": self.identity.revision,
@@ -262,107 +474,52 @@ class ChatSession(Conversing):
                 {"name": name, "scale": scale, **({"forced": True} if is_forced(name) else {})}
                 for name, scale in self.adapters
             ],
-            "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in told},
+            "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in known},
             "system": self.system_prompt,
             "launch": dict(self.identity.launch) if self.identity.launch else None,
         }
 
-    def _run(
+    def _prompt(
         self,
-        question: StoredMessage | None,
-        answer: StoredMessage,
         stored: Sequence[StoredMessage],
         chosen: ChosenSampling,
-        details: dict[str, Any],
+        *,
         continued: StoredMessage | None = None,
         verbatim: tuple[Message, ...] | None = None,
-    ) -> Answer:
-        writing = Writing(self.history, self.tree, answer, details)
-        try:
-            yield Begun(question, answer)
-            yield from self._stream(stored, chosen, writing, continued, verbatim)
-        except (GeneratorExit, KeyboardInterrupt):
-            writing.end("stopped")
-            raise
-        except GlmchatError as error:
-            if continued is not None and not writing.said:
-                writing.end(continued.state)  # nothing has changed: it can be continued still
-            else:
-                writing.end("failed", {"error": error.to_json()})
-            raise
-        except BaseException:
-            writing.end("failed")
-            raise
-        yield Done(self.tree.messages[answer.id])
-
-    def _stream(
-        self,
-        stored: Sequence[StoredMessage],
-        chosen: ChosenSampling,
-        writing: Writing,
-        continued: StoredMessage | None,
-        verbatim: tuple[Message, ...] | None,
-    ) -> Answer:
-        """Send the request; where a server that cannot count says it is too long, again without its oldest turns."""
-        endpoint = self._connected()
-        refused = 0
-        while True:
-            text = _completed_text(stored, continued)
-            if text is not None:
-                request = context.Request((), self.unseen)
-            elif verbatim is None:
-                request = self._request(stored, chosen.sampling, refused, continue_final=continued is not None)
-            else:
-                request = self._as_given(verbatim)
-            writing.details["seen_from"] = next((m.id for m in stored if m.id not in request.unseen), None)
-            if request.unseen != self.unseen:
-                self.unseen = request.unseen
-                yield Trimmed(request.unseen, request.tokens, request.limit)
-            connection = self._switch.connection()
-            pump = Pump(self._source(endpoint, request, chosen, connection, continued, text))
-            try:
-                yield from relay(pump, writing, self._switch)
-            except GlmchatError as error:
-                last = len(context.turns(stored)) - 1
-                again = context.is_overflow(error) and request.tokens is None and not writing.said
-                if not again or verbatim or self.context_policy != "drop" or refused >= last:
-                    raise
-                refused = min(last, max(1, refused * 2))
-            except (GeneratorExit, KeyboardInterrupt):
-                connection.now()
-                raise
-            else:
-                return
-
-    def _source(
-        self,
-        endpoint: Speaker,
-        request: context.Request,
-        chosen: ChosenSampling,
-        connection: Stop,
-        continued: StoredMessage | None,
-        text: str | None,
-    ) -> Source:
-        # A server that was asked for an adapter by model name keeps it.
-        adapters = self.adapters if self.adapters or endpoint.is_local else None
+    ) -> Prompt:
+        text = _completed_text(stored, continued)
+        fit = self._fit(stored, chosen.sampling) if text is None and verbatim is None else None
+        if fit is not None and not self._decides:
+            fit.foresee()
         sampling, asked = chosen.sampling, None if self._decides else chosen.asked
-        if text is not None:
-            return lambda report: endpoint.complete(
-                text, sampling, adapters, asked=asked, stop=connection, on_progress=report
-            )
         ids: Sequence[int] = ()
         if continued is not None and continued.details.get("model") == self.identity.model:
             ids = continued.token_ids  # another model's ids mean other words
-        return lambda report: endpoint.stream(
-            request.messages,
-            sampling,
-            adapters,
-            continued is not None,
-            continue_ids=ids,
-            asked=asked,
-            stop=connection,
-            on_progress=report,
-        )
+
+        def open_stream(messages: tuple[Message, ...], stop: Stop) -> Source:
+            endpoint = self._connected()
+            # A server that was asked for an adapter by model name keeps it.
+            adapters = self.adapters if self.adapters or endpoint.is_local else None
+            if text is not None:
+                return lambda report: endpoint.complete(
+                    text, sampling, adapters, asked=asked, stop=stop, on_progress=report
+                )
+            return lambda report: endpoint.stream(
+                messages,
+                sampling,
+                adapters,
+                continued is not None,
+                continue_ids=ids,
+                asked=asked,
+                stop=stop,
+                on_progress=report,
+            )
+
+        return Prompt(stored, fit, verbatim or (), open_stream, is_chat=text is None)
+
+
+def already_streaming() -> Usage:
+    return Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
 
 
 def _completed_text(stored: Sequence[StoredMessage], continued: StoredMessage | None) -> str | None:

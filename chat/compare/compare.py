@@ -1,4 +1,4 @@
-"""The session of one column of a comparison."""
+"""One question to several columns, whose answers are siblings below it in the history."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmchat.chat import connect as connecting
-from glmchat.chat.answering import SessionEvent
+from glmchat.chat.answering import SeenContext, SessionEvent
 from glmchat.chat.compare.columns import Column, launches, parse_columns
 from glmchat.chat.compare.engines import OneByOne, Running, Together, decide, group, needed
 from glmchat.chat.connect import Connection
@@ -22,9 +22,6 @@ from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
-
-if TYPE_CHECKING:
-    pass  # FIXME-empty-import
 
 DETAIL = "compare"  # in the details of a question: the columns; of an answer: which of them it is
 
@@ -48,7 +45,7 @@ class ColumnSession(ChatSession):
 
     def open(self, conversation: int) -> Tree:
         self.tree = self._comparison.tree
-        self.unseen = ()
+        self._seen = SeenContext()
         return self.tree
 
     @property
@@ -66,9 +63,9 @@ class ColumnSession(ChatSession):
         else:
             yield from self.regenerate(message=question.id)
 
-    def _details(self, chosen: ChosenSampling) -> dict[str, Any]:
+    def answer_details(self, chosen: ChosenSampling) -> dict[str, Any]:
         mark = {"column": self._number, "text": self._comparison.columns[self._number].text}
-        return {**super()._details(chosen), DETAIL: mark}
+        return {**super().answer_details(chosen), DETAIL: mark}
 
 
 _UNFINISHED = ("interrupted", "streaming", "failed")

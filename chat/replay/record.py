@@ -114,11 +114,10 @@ def stretch(
     }
 
 
-def add_hashes(stretch: dict[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Fill in the hashes that were not known when the stretch began; whether there were any."""
-    news = {name: facts[name] for name in _HASHES if stretch.get(name) is None and facts.get(name) is not None}
-    stretch.update(news)
-    return bool(news)
+def with_hashes(stretch: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the hashes that were not known when the stretch began and are now."""
+    hashes = {name: facts[name] for name in _HASHES if stretch.get(name) is None and facts.get(name) is not None}
+    return {**stretch, **hashes}
 
 
 def pack(ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A history on a disk of its own."""
+"""A history on a disk of its own, and a foreign server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from glmchat.chat.history.history import History
 
-sys.path.insert(0, str(Path(__file__).parent))  # speakers.py
+sys.path.insert(0, str(Path(__file__).parent))  # speakers.py, foreign_server.py
+from foreign_server import Foreign, serving
 
 
 @pytest.fixture
@@ -22,3 +23,9 @@ def history_path(tmp_path: Path) -> Path:
 def history(history_path: Path) -> Iterator[History]:
     with History.open(history_path) as opened:
         yield opened
+
+
+@pytest.fixture
+def foreign() -> Iterator[Foreign]:
+    with serving() as server:
+        yield server

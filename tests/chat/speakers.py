@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
-from glmchat.chat.client.endpoint import Progress, Stop
-from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed
+from glmchat.chat.client.endpoint import Endpoint, Progress, Stop
+from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, ServerFailed
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
 
 
-class LocalSpeaker:
+class LocalSpeaker(Endpoint):
     """Answers with `pieces`, one token each.
 
-    fail_after: raises `failure` after so many. counts: False if it has no /tokenize.
-    refuse_over: a server that refuses a longer request in its own words. Every request is kept in `asked`.
+    fail_after: raises `failure` after so many. counts: False if it has no /tokenize and tells no prompt's ids.
+    context: tokens; a prompt that fills it is refused as our own server does. refuse_over: a server that refuses a
+    longer request in its own words. Every request is kept in `asked`, every count in `counted`.
     """
 
     def __init__(
@@ -28,23 +29,32 @@ class LocalSpeaker:
         counts: bool = True,
         is_local: bool = True,
         refuse_over: int | None = None,
+        context: int | None = None,
         silent: bool = False,
     ) -> None:
+        super().__init__(uds="/nowhere")
         self.pieces = pieces or ("one ", "two")
         self.seconds = seconds
         self.finish = finish
         self.fail_after = fail_after
         self.failure = failure or EngineDied("the engine went away", hint="start it again")
         self.counts = counts
-        self.is_local = is_local
+        self.local = is_local
+        self.context = context
         self.refuse_over = refuse_over
         self.silent = silent
         self.asked: list[dict[str, Any]] = []
+        self.counted: list[int] = []
         self.closed = 0
+
+    @property
+    def is_local(self) -> bool:
+        return self.local
 
     def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
         if not self.counts:
             raise ServerFailed("no such address", hint="", code="server.not_found")
+        self.counted.append(count(text))
         return [0] * count(text)
 
     def stream(
@@ -71,8 +81,11 @@ class LocalSpeaker:
         )
         if self.refuse_over is not None and count(messages) > self.refuse_over:
             raise ServerFailed("This model's maximum context length is exceeded", hint="", code="server.refused")
+        if self.context is not None and count(messages) >= self.context:
+            words = f"the prompt has {count(messages)} tokens, the context holds {self.context}"
+            raise DoesNotFit(words, hint="shorten it", code="context.full")
         try:
-            yield Started("spoken-model", prompt_tokens=count(messages))
+            yield Started("spoken-model", prompt_tokens=count(messages) if self.counts else None)
             while self.silent and not (stop and stop.wanted):
                 time.sleep(0.01)
             for number, piece in enumerate(() if self.silent else self.pieces):

@@ -1,4 +1,4 @@
-"""Which sampling values hold, which model runs, and what fits into the context."""
+"""Which sampling values hold, and which model runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat import context
-from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate, wanted_model
 from glmchat.chat.sampling_choice import ORDER, choose_sampling, generation_config, ranks_for_launch
 from glmchat.core import locations
-from glmchat.core.errors import DoesNotFit, NotInstalled, ServerFailed, UnknownModel, Usage
-from glmchat.core.messages import Message
+from glmchat.core.errors import NotInstalled, UnknownModel, Usage
 from glmchat.core.settings import Settings, load_settings
 from glmchat.hub import installed
 
@@ -151,54 +148,3 @@ def test_a_fine_tuned_chatglm_is_sampled_as_its_family_was(
     (tmp_path / "config.json").write_text(json.dumps(config))
     row, bits = locate(str(tmp_path))
     assert dict(launch_installed(LaunchOptions(), row, bits).defaults) == sampling
-
-
-def stored(*texts: str) -> list[StoredMessage]:
-    return [StoredMessage(n, 1, n - 1 or None, "user" if n % 2 else "assistant", t) for n, t in enumerate(texts, 1)]
-
-
-def letters(messages: object) -> int:
-    return sum(len(m.content) for m in messages)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("turns", range(1, 12))
-def test_as_few_turns_as_possible_are_dropped_oldest_first(turns: int) -> None:
-    messages = stored(*["x" * 10] * (2 * turns - 1))
-    request = context.fit("S" * 5, messages, letters, 100, max_tokens=25)
-    assert request.tokens is not None and request.tokens <= 75
-    assert request.messages[0] == Message("system", "S" * 5) and request.messages[-1].content == "x" * 10
-    assert len(request.unseen) % 2 == 0 and request.unseen == tuple(range(1, len(request.unseen) + 1))
-    if request.unseen:
-        assert request.tokens + 20 > 75  # one turn more would not have fitted
-
-
-def test_one_turn_that_does_not_fit_is_refused_by_every_policy() -> None:
-    for policy in ("drop", "refuse"):
-        with pytest.raises(DoesNotFit) as wrong:
-            context.fit(None, stored("x" * 100), letters, 100, policy=policy)
-        assert wrong.value.exit == 4
-    assert context.fit(None, stored("x" * 99), letters, 100).tokens == 99  # little room is room
-
-
-def test_nothing_is_dropped_by_guess() -> None:
-    request = context.fit(None, stored(*["x" * 1000] * 9), lambda _: None, 100)
-    assert request.unseen == () and len(request.messages) == 9 and request.room is None
-
-
-def test_imported_system_messages_are_never_dropped() -> None:
-    messages = [StoredMessage(0, 1, None, "system", "from the import"), *stored(*["x" * 30] * 5)]
-    request = context.fit("own", messages, letters, 120, max_tokens=10)
-    assert request.messages[0] == Message("system", "own\n\nfrom the import") and request.unseen
-
-
-@pytest.mark.parametrize(
-    ("message", "overflow"),
-    [
-        ("This model's maximum context length is 4096 tokens. However, you requested 5000", True),
-        ("the request exceeds the available context size, try increasing it", True),
-        ("Requested tokens (600) exceed context window of 512", True),
-        ("the server refuses the key", False),
-    ],
-)
-def test_servers_words_for_too_long_are_understood(message: str, overflow: bool) -> None:
-    assert context.is_overflow(ServerFailed(message, hint="")) is overflow

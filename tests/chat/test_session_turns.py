@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable
+from typing import Any
 
 import pytest
 from speakers import LocalSpeaker
@@ -45,9 +46,9 @@ def test_the_question_is_on_the_disk_before_the_model_is_asked(history: History)
     seen: list[list[str]] = []
 
     class Looking(LocalSpeaker):
-        def tokenize(self, text, *, continue_final=False):  # type: ignore[no-untyped-def]
+        def stream(self, *args: Any, **options: Any) -> Generator[StreamEvent, None, None]:
             seen.append([m.text for m in history.load(1).path()])
-            return super().tokenize(text, continue_final=continue_final)
+            return super().stream(*args, **options)
 
     talk(ChatSession(history, Looking(), identity=ModelIdentity(context=1000)).ask("remember me"))
     assert seen[0][0] == "remember me"
@@ -266,9 +267,10 @@ def test_whole_messages_are_sent_as_they_are_and_kept(history: History) -> None:
     talk(session.ask_messages(given))
     assert speaker.asked[0]["messages"] == given
     assert [m.text for m in session.tree.path()] == ["S", "a", "b", "", "c", "d"]
-    small = ChatSession(history, LocalSpeaker(), identity=ModelIdentity(context=3))
-    with pytest.raises(DoesNotFit):
+    small = ChatSession(history, LocalSpeaker(context=3), identity=ModelIdentity(context=3))
+    with pytest.raises(DoesNotFit) as wrong:
         talk(small.ask_messages(given))
+    assert wrong.value.code == "context.exceeded"
 
 
 def test_tools_that_a_system_message_offered_are_offered_again_in_the_next_turn(history: History) -> None:
@@ -292,9 +294,8 @@ def test_without_a_model_the_question_is_kept_and_told(history: History) -> None
 
 
 def test_the_line_of_what_the_model_no_longer_sees_is_told_when_it_moves(history: History) -> None:
-    session = ChatSession(
-        history, speaker := LocalSpeaker("a" * 30), identity=ModelIdentity(context=120), system="S" * 10
-    )
+    speaker = LocalSpeaker("a" * 30, context=120)
+    session = ChatSession(history, speaker, identity=ModelIdentity(context=120), system="S" * 10)
     moved = []
     for number in range(4):
         moved.append([e for e in talk(session.ask(f"{number}" * 20)) if isinstance(e, Trimmed)])
@@ -312,7 +313,8 @@ def test_the_line_of_what_the_model_no_longer_sees_is_told_when_it_moves(history
 
 
 def test_the_refuse_policy_refuses_and_the_conversation_can_drop(history: History) -> None:
-    session = ChatSession(history, LocalSpeaker("a" * 30), identity=ModelIdentity(context=100), context_policy="refuse")
+    speaker = LocalSpeaker("a" * 30, context=100)
+    session = ChatSession(history, speaker, identity=ModelIdentity(context=100), context_policy="refuse")
     talk(session.ask("q" * 40))
     with pytest.raises(DoesNotFit) as wrong:
         talk(session.ask("q" * 40))
