@@ -9,37 +9,22 @@ Iterate in a worker thread; `stop()` may be called from any other. Closing the g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from glmchat.chat import context
-from glmchat.chat.answer_log import AnswerLog
-from glmchat.chat.answering import Answer, AnswerRun, Begun, Done, Prompt, SeenContext, SessionEvent, Trimmed
-from glmchat.chat.client.endpoint import Endpoint, Stop
+from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEvent, Trimmed
+from glmchat.chat.client.endpoint import Endpoint
+from glmchat.chat.context import COMPLETION, Request
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
-from glmchat.chat.stream import Source, Switch
-from glmchat.core.errors import ServerFailed, Usage
+from glmchat.chat.turns import AnswerSettings, ModelIdentity, Turns, already_streaming
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling, parse_sampling_value, sampling_name
-from glmchat.hub.adapters import is_forced
+from glmchat.core.messages import Message, parse_sampling_value, sampling_name
 
 __all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """What answers, as far as it is known; goes into the details of each answer."""
-
-    model: str | None = None
-    revision: str | None = None
-    quant: str | None = None
-    context: int | None = None  # tokens the model's context holds
-    family: str | None = None
-    launch: Mapping[str, Any] | None = None  # of a model loaded here: folder and precision asked for, for replays
 
 
 class ChatSession:
@@ -68,12 +53,9 @@ class ChatSession:
         self.default_system = default_system
         self.default_policy = context_policy
         self.tree: Tree
-        self._endpoint = endpoint
         self._flag_system = system
         self._flag_adapters = None if adapters is None else tuple(adapters)
-        self._counts = True  # until the server says that it cannot count tokens
-        self._switch = Switch()
-        self._seen = SeenContext()
+        self._turns = Turns(history, endpoint)
         if conversation is None:
             self.new()
         else:
@@ -81,9 +63,7 @@ class ChatSession:
 
     def reconnect(self, endpoint: Endpoint | None, identity: ModelIdentity | None = None) -> None:
         """Another engine, or the same one started anew; the conversation stays."""
-        self._endpoint = endpoint
-        self._seen.overflow = None
-        self._counts = True
+        self._turns.connect(endpoint)
         if identity is not None:
             self.identity = identity
             if self.tree.messages:
@@ -98,7 +78,7 @@ class ChatSession:
         """
         return ChatSession(
             self.history,
-            self._endpoint,
+            self._turns.endpoint,
             conversation,
             identity=self.identity,
             ranks=SamplingRanks({origin: dict(asked) for origin, asked in self.ranks.asked.items()}),
@@ -110,12 +90,12 @@ class ChatSession:
 
     @property
     def streaming(self) -> bool:
-        return self._switch.busy
+        return self._turns.switch.busy
 
     @property
     def unseen(self) -> tuple[int, ...]:
         """Ids of the messages that the last request left out."""
-        return self._seen.unseen
+        return self._turns.seen.unseen
 
     # Which conversation.
 
@@ -134,7 +114,7 @@ class ChatSession:
         return self.tree
 
     def _opened(self) -> None:
-        self._seen = SeenContext(self._last_unseen())
+        self._turns.seen = SeenContext(self._last_unseen())
         settings = self.settings
         if self._flag_system is not None:
             settings = replace(settings, system=self._flag_system)
@@ -238,7 +218,7 @@ class ChatSession:
         At the end of the conversation another version of it comes into view, if there is one.
         """
         self._must_be_quiet()
-        target = self._message(message)
+        target = self.tree.message(message)
         doomed = [target]
         if target.role == "user":
             doomed += [m for m in self.tree.messages.values() if m.parent == target.id and m.role == "assistant"]
@@ -259,18 +239,18 @@ class ChatSession:
         self._must_be_quiet()
         if not self.tree.context():
             return None
-        self._seen = SeenContext()
+        self._turns.seen = SeenContext()
         return self.history.append_clear(self.tree)
 
     def branches(self, message: int) -> tuple[list[StoredMessage], int]:
         """All versions of a message, oldest first, and which of them this one is."""
-        versions = self.tree.siblings(self._message(message))
+        versions = self.tree.siblings(self.tree.message(message))
         return versions, [m.id for m in versions].index(message)
 
     def switch(self, message: int) -> None:
         """Open the branch through that version, as deep as it was left."""
         self._must_be_quiet()
-        self.history.open_branch(self.tree, self._message(message))
+        self.history.open_branch(self.tree, self.tree.message(message))
 
     # What the parts above share.
 
@@ -278,104 +258,74 @@ class ChatSession:
         if self.streaming:
             raise already_streaming()
 
-    def _message(self, message: int, role: str | None = None) -> StoredMessage:
-        found = self.tree.messages.get(message)
-        if found is None or found.deletion is not None or (role is not None and found.role != role):
-            raise Usage(
-                tr("there is no such message in this conversation"),
-                hint=tr("choose one that is shown"),
-                code="chat.no_message",
-            )
-        return found
-
-    def _question(self, message: int | None) -> StoredMessage:
-        """The question that `message` answers; None: the last question of the open branch."""
-        if message is not None:
-            at: StoredMessage | None = self._message(message)
-            while at is not None and at.role != "user":
-                at = self.tree.messages.get(at.parent) if at.parent is not None else None
-        else:
-            at = next((m for m in reversed(self.tree.context()) if m.role == "user"), None)
-        if at is None:
-            raise Usage(
-                tr("there is no question to answer again"),
-                hint=tr("ask something first"),
-                code="chat.nothing_to_answer",
-            )
-        return at
-
-    def _branch(self, leaf: int) -> list[StoredMessage]:
-        """The branch that ends at `leaf`, from its last clear mark on."""
-        path = self.tree.path(leaf)
-        start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
-        return path[start:]
-
     # Answers.
 
     def stop(self) -> None:
         """End the running answer and keep what was said. May be called from any thread."""
-        self._switch.now()
+        self._turns.switch.now()
 
     def ask(self, text: str) -> Answer:
         """Store the question, then ask the model. Raises GlmchatError; what was said until then is kept."""
-        with self._speaking():
+        with self._turns.one_at_a_time():
             self.history.refresh(self.tree)
             question = self.history.append(self.tree, "user", text)
             self.history.save_draft(self.tree, "")
-            yield from self._answer(question, asked=True)
+            yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
 
     def ask_messages(self, messages: Sequence[Message]) -> Answer:
         """Ask with a whole conversation as it is given, nothing added, merged or dropped. Raises DoesNotFit."""
         if not messages:
             raise Usage(tr("there are no messages"), hint=tr("give at least one"), code="chat.no_messages")
-        with self._speaking():
+        with self._turns.one_at_a_time():
             stored = []
             for message in messages:
                 extra = {key: value for key, value in message.to_json().items() if key in ("name", "tools")}
                 stored.append(self.history.append(self.tree, message.role, message.content, details=extra or None))
-            yield from self._answer(stored[-1], asked=True, verbatim=tuple(messages))
+            yield from self._turns.answer(
+                self.tree, stored[-1], self.answer_settings(), asked=True, verbatim=tuple(messages)
+            )
 
     def complete(self, text: str) -> Answer:
         """Completion mode: the model goes on with this text, without chat template, system prompt or earlier turns."""
-        with self._speaking():
-            question = self.history.append(self.tree, "user", text, details={"mode": context.COMPLETION})
-            yield from self._answer(question, asked=True)
+        with self._turns.one_at_a_time():
+            question = self.history.append(self.tree, "user", text, details={"mode": COMPLETION})
+            yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
 
     def edit(self, message: int, text: str) -> Answer:
         """Ask an earlier question in other words, on a branch of its own; the old branch is kept."""
-        old = self._message(message, "user")
-        with self._speaking():
+        old = self.tree.message(message, "user")
+        with self._turns.one_at_a_time():
             if old.parent is None:
                 question = self.history.append_root(self.tree, "user", text)
             else:
                 question = self.history.append(self.tree, "user", text, parent=old.parent)
-            yield from self._answer(question, asked=True)
+            yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
 
     def regenerate(self, changes: Mapping[str, Any] | None = None, message: int | None = None) -> Answer:
         """Another answer to the last question (or the one that `message` answers), beside the old one.
 
         changes: sampling for this answer alone, field -> value.
         """
-        question = self._question(message)
-        with self._speaking():
-            yield from self._answer(question, asked=False, only_now=changes)
+        question = self.tree.question(message)
+        with self._turns.one_at_a_time():
+            yield from self._turns.answer(self.tree, question, self.answer_settings(changes), asked=False)
 
     def continue_answer(self, message: int | None = None) -> Answer:
         """Go on with a stopped, cut or interrupted answer from its last token. Raises Usage if there is none."""
         path = self.tree.path()
-        last = self._message(message, "assistant") if message is not None else (path[-1] if path else None)
+        last = self.tree.message(message, "assistant") if message is not None else (path[-1] if path else None)
         if last is None or not last.can_continue or not path or path[-1].id != last.id:
             raise Usage(
                 tr("there is no unfinished answer to continue"),
                 hint=tr("/regen asks for another answer"),
                 code="chat.nothing_to_continue",
             )
-        with self._speaking():
-            yield from self._continue(last)
+        with self._turns.one_at_a_time():
+            yield from self._turns.go_on(self.tree, last, self.answer_settings())
 
-    # Context.
+    # What the next answer is made with.
 
-    def measure(self, draft: str = "") -> context.Request:
+    def measure(self, draft: str = "") -> Request:
         """What the next request would hold, were `draft` sent now: exact tokens, and which messages fall out.
 
         Asks the engine; call it from a worker. tokens is None where the server cannot count. Raises DoesNotFit.
@@ -383,153 +333,10 @@ class ChatSession:
         stored = self.tree.context()
         if draft:
             stored = [*stored, StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft)]
-        fit = self._fit(stored, self.sampling().sampling)
-        while not fit.accepts(tokens := self._count(fit.messages)) and tokens is not None:
-            if not fit.can_drop:
-                raise context.too_long(tokens, fit.limit or tokens)
-            fit.drop(tokens, fit.most)
-        return fit.request(tokens)
+        return self._turns.measure(stored, self.answer_settings())
 
-    def _count(self, messages: Sequence[Message]) -> int | None:
-        endpoint = self._connected()
-        if not messages or not self._counts:
-            return None
-        try:
-            return len(endpoint.tokenize(messages))
-        except ServerFailed:
-            if endpoint.is_local:
-                raise
-            self._counts = False
-            return None
-
-    def _fit(self, stored: Sequence[StoredMessage], sampling: Sampling) -> context.ContextFit:
-        return context.ContextFit(
-            self.system_prompt,
-            stored,
-            self.identity.context,
-            max_tokens=sampling.max_tokens,
-            policy=self.context_policy,
-            overflow=self._seen.overflow,
+    def answer_settings(self, only_now: Mapping[str, Any] | None = None) -> AnswerSettings:
+        """What the next answer is made with; `only_now`: sampling of that answer alone."""
+        return AnswerSettings(
+            self.identity, self.sampling(only_now), self.system_prompt, self.adapters, self.context_policy
         )
-
-    # How an answer is made.
-
-    def _connected(self) -> Endpoint:
-        if self._endpoint is None:
-            raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
-        return self._endpoint
-
-    @property
-    def _decides(self) -> bool:
-        """True where our defaults hold: the model is loaded here. A server has its own."""
-        return self._endpoint is None or self._endpoint.is_local
-
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        if not self._switch.take():
-            raise already_streaming()
-        try:
-            yield
-        finally:
-            self._switch.give_back()
-
-    def _answer(
-        self,
-        question: StoredMessage,
-        *,
-        asked: bool,
-        only_now: Mapping[str, Any] | None = None,
-        verbatim: tuple[Message, ...] | None = None,
-    ) -> Answer:
-        """A new answer below `question`."""
-        chosen = self.sampling(only_now)
-        details = self.answer_details(chosen)
-        if context.is_completion(question):
-            details |= {"mode": context.COMPLETION, "system": None}
-        answer = self.history.begin_answer(self.tree, parent=question.id, details=details)
-        prompt = self._prompt(self._branch(question.id), chosen, verbatim=verbatim)
-        log = AnswerLog(self.history, self.tree, answer, details)
-        return AnswerRun(self.tree, question if asked else None, answer, prompt, log, self._switch, self._seen).events()
-
-    def _continue(self, unfinished: StoredMessage) -> Answer:
-        """More of an answer that stands already."""
-        chosen = self.sampling()
-        prompt = self._prompt(self._branch(unfinished.id), chosen, continued=unfinished)
-        answer = self.history.reopen_answer(self.tree, unfinished)
-        # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
-        spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
-        details = {**answer.details, **self.answer_details(chosen), "spans": spans}
-        log = AnswerLog(self.history, self.tree, answer, details)
-        return AnswerRun(self.tree, None, answer, prompt, log, self._switch, self._seen, continued=unfinished).events()
-
-    def answer_details(self, chosen: ChosenSampling) -> dict[str, Any]:
-        """What the answer is made with. What a server decides by itself is not known and not written down."""
-        known = [f.name for f in fields(Sampling) if self._decides or f.name in chosen.asked]
-        return {
-            "model": self.identity.model,
-            "revision": self.identity.revision,
-            "quant": self.identity.quant,
-            "family": self.identity.family,
-            "adapters": [
-                {"name": name, "scale": scale, **({"forced": True} if is_forced(name) else {})}
-                for name, scale in self.adapters
-            ],
-            "sampling": {name: _plain(getattr(chosen.sampling, name)) for name in known},
-            "system": self.system_prompt,
-            "launch": dict(self.identity.launch) if self.identity.launch else None,
-        }
-
-    def _prompt(
-        self,
-        stored: Sequence[StoredMessage],
-        chosen: ChosenSampling,
-        *,
-        continued: StoredMessage | None = None,
-        verbatim: tuple[Message, ...] | None = None,
-    ) -> Prompt:
-        text = _completed_text(stored, continued)
-        fit = self._fit(stored, chosen.sampling) if text is None and verbatim is None else None
-        if fit is not None and not self._decides:
-            fit.foresee()
-        sampling, asked = chosen.sampling, None if self._decides else chosen.asked
-        ids: Sequence[int] = ()
-        if continued is not None and continued.details.get("model") == self.identity.model:
-            ids = continued.token_ids  # another model's ids mean other words
-
-        def open_stream(messages: tuple[Message, ...], stop: Stop) -> Source:
-            endpoint = self._connected()
-            # A server that was asked for an adapter by model name keeps it.
-            adapters = self.adapters if self.adapters or endpoint.is_local else None
-            if text is not None:
-                return lambda report: endpoint.complete(
-                    text, sampling, adapters, asked=asked, stop=stop, on_progress=report
-                )
-            return lambda report: endpoint.stream(
-                messages,
-                sampling,
-                adapters,
-                continued is not None,
-                continue_ids=ids,
-                asked=asked,
-                stop=stop,
-                on_progress=report,
-            )
-
-        return Prompt(stored, fit, verbatim or (), open_stream, is_chat=text is None)
-
-
-def already_streaming() -> Usage:
-    return Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
-
-
-def _completed_text(stored: Sequence[StoredMessage], continued: StoredMessage | None) -> str | None:
-    """In completion mode the text to go on with; None for a chat turn."""
-    question = next((m for m in reversed(stored) if m.role == "user"), None)
-    if question is None or not context.is_completion(question):
-        return None
-    return question.text + (continued.text if continued else "")
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

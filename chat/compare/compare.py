@@ -16,8 +16,9 @@ from glmchat.chat.connect import Connection
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.sampling_choice import ChosenSampling, ranks_for_launch
+from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession
+from glmchat.chat.turns import AnswerSettings
 from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
@@ -45,7 +46,7 @@ class ColumnSession(ChatSession):
 
     def open(self, conversation: int) -> Tree:
         self.tree = self._comparison.tree
-        self._seen = SeenContext()
+        self._turns.seen = SeenContext()
         return self.tree
 
     @property
@@ -63,9 +64,9 @@ class ColumnSession(ChatSession):
         else:
             yield from self.regenerate(message=question.id)
 
-    def answer_details(self, chosen: ChosenSampling) -> dict[str, Any]:
+    def answer_settings(self, only_now: Mapping[str, Any] | None = None) -> AnswerSettings:
         mark = {"column": self._number, "text": self._comparison.columns[self._number].text}
-        return {**super().answer_details(chosen), DETAIL: mark}
+        return replace(super().answer_settings(only_now), mark={DETAIL: mark})
 
 
 _UNFINISHED = ("interrupted", "streaming", "failed")

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+
 State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cut"]
 # complete:    the model ended its answer, or a person wrote the message
 # streaming:   being written now, by the process named in `owner`
@@ -176,11 +179,38 @@ class Tree:
         found.reverse()
         return found
 
-    def context(self) -> list[StoredMessage]:
-        """What the open branch holds below the last clear mark."""
-        path = self.path()
+    def context(self, leaf: int | None = None) -> list[StoredMessage]:
+        """What the open branch, or the one that ends at `leaf`, holds below its last clear mark."""
+        path = self.path(leaf)
         start = max((i + 1 for i, m in enumerate(path) if m.is_clear), default=0)
         return path[start:]
+
+    def message(self, number: int, role: str | None = None) -> StoredMessage:
+        """The message of that number. Raises Usage if there is none, it is deleted, or another one said it."""
+        message = self.messages.get(number)
+        if message is None or message.deletion is not None or (role is not None and message.role != role):
+            raise Usage(
+                tr("there is no such message in this conversation"),
+                hint=tr("choose one that is shown"),
+                code="chat.no_message",
+            )
+        return message
+
+    def question(self, number: int | None) -> StoredMessage:
+        """The question that a message answers; None: the last one of the open branch. Raises Usage if there is none."""
+        if number is not None:
+            at: StoredMessage | None = self.message(number)
+            while at is not None and at.role != "user":
+                at = self.messages.get(at.parent) if at.parent is not None else None
+        else:
+            at = next((m for m in reversed(self.context()) if m.role == "user"), None)
+        if at is None:
+            raise Usage(
+                tr("there is no question to answer again"),
+                hint=tr("ask something first"),
+                code="chat.nothing_to_answer",
+            )
+        return at
 
     def siblings(self, message: StoredMessage) -> list[StoredMessage]:
         """The versions of one message, oldest first, itself among them."""

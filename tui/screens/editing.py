@@ -63,7 +63,7 @@ class Editing(Conversing):
         self.answer(self._talk().regenerate(changes or None, self._current_message("assistant")))
 
     def command_continue(self, argument: str) -> None:
-        from glmchat.chat.session import already_streaming
+        from glmchat.chat.turns import already_streaming
 
         if self.busy:
             raise already_streaming()

@@ -1,0 +1,236 @@
+"""From a conversation to requests: what an answer is made with, what is sent for it, and that one runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from glmchat.chat import context
+from glmchat.chat.answer_log import AnswerLog
+from glmchat.chat.answering import Answer, AnswerRun, Prompt, SeenContext
+from glmchat.chat.client.endpoint import Endpoint, Stop
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage, Tree
+from glmchat.chat.sampling_choice import ChosenSampling
+from glmchat.chat.stream import Source, Switch
+from glmchat.core.errors import ServerFailed, Usage
+from glmchat.core.language import tr
+from glmchat.core.messages import Message, Sampling
+from glmchat.hub.adapters import is_forced
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What answers, as far as it is known; goes into the details of each answer."""
+
+    model: str | None = None
+    revision: str | None = None
+    quant: str | None = None
+    context: int | None = None  # tokens the model's context holds
+    family: str | None = None
+    launch: Mapping[str, Any] | None = None  # of a model loaded here: folder and precision asked for, for replays
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """What an answer is made with. mark: further details of it."""
+
+    identity: ModelIdentity
+    sampling: ChosenSampling
+    system: str | None
+    adapters: tuple[tuple[str, float], ...]
+    context_policy: str
+    mark: Mapping[str, Any] = field(default_factory=dict)
+
+    def details(self, *, is_local: bool) -> dict[str, Any]:
+        """For the record of the answer. What a server decides by itself is not known and not written down."""
+        sampling = {
+            f.name: _plain(getattr(self.sampling.sampling, f.name))
+            for f in fields(Sampling)
+            if is_local or f.name in self.sampling.asked
+        }
+        return {
+            "model": self.identity.model,
+            "revision": self.identity.revision,
+            "quant": self.identity.quant,
+            "family": self.identity.family,
+            "adapters": [
+                {"name": name, "scale": scale, **({"forced": True} if is_forced(name) else {})}
+                for name, scale in self.adapters
+            ],
+            "sampling": sampling,
+            "system": self.system,
+            "launch": dict(self.identity.launch) if self.identity.launch else None,
+            **self.mark,
+        }
+
+
+class Turns:
+    """What answers in a conversation: the endpoint, and what is known from one answer to the next."""
+
+    def __init__(self, history: History, endpoint: Endpoint | None) -> None:
+        """endpoint None: not there yet."""
+        self.seen = SeenContext()
+        self.switch = Switch()
+        self._history = history
+        self._endpoint = endpoint
+        self._counts = True  # until the server says that it cannot count tokens
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        return self._endpoint
+
+    def connect(self, endpoint: Endpoint | None) -> None:
+        """Another engine, or the same one started anew."""
+        self._endpoint = endpoint
+        self._counts = True
+        self.seen.overflow = None
+
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Raises Usage while an answer is being written."""
+        if not self.switch.take():
+            raise already_streaming()
+        try:
+            yield
+        finally:
+            self.switch.give_back()
+
+    def answer(
+        self,
+        tree: Tree,
+        question: StoredMessage,
+        settings: AnswerSettings,
+        *,
+        asked: bool,
+        verbatim: tuple[Message, ...] | None = None,
+    ) -> Answer:
+        """A new answer below `question`. asked: it is a new one. verbatim: send these messages and nothing else."""
+        details = settings.details(is_local=self._decides)
+        if context.is_completion(question):
+            details |= {"mode": context.COMPLETION, "system": None}
+        answer = self._history.begin_answer(tree, parent=question.id, details=details)
+        prompt = self._prompt(tree.context(question.id), settings, verbatim=verbatim)
+        return self._run(tree, question if asked else None, answer, prompt, details)
+
+    def go_on(self, tree: Tree, unfinished: StoredMessage, settings: AnswerSettings) -> Answer:
+        """More of an answer that stands already."""
+        prompt = self._prompt(tree.context(unfinished.id), settings, continued=unfinished)
+        answer = self._history.reopen_answer(tree, unfinished)
+        # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
+        spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
+        details = {**answer.details, **settings.details(is_local=self._decides), "spans": spans}
+        return self._run(tree, None, answer, prompt, details, continued=unfinished)
+
+    def measure(self, stored: Sequence[StoredMessage], settings: AnswerSettings) -> context.Request:
+        """What a request for these messages would hold. tokens is None where the server cannot count.
+
+        Asks the server. Raises DoesNotFit.
+        """
+        fit = self._fit(stored, settings)
+        while not fit.accepts(tokens := self._count(fit.messages)) and tokens is not None:
+            if not fit.can_drop:
+                raise context.too_long(tokens, fit.limit or tokens)
+            fit.drop(tokens, fit.most)
+        return fit.request(tokens)
+
+    def _run(
+        self,
+        tree: Tree,
+        question: StoredMessage | None,
+        answer: StoredMessage,
+        prompt: Prompt,
+        details: dict[str, Any],
+        continued: StoredMessage | None = None,
+    ) -> Answer:
+        log = AnswerLog(self._history, tree, answer, details)
+        return AnswerRun(tree, question, answer, prompt, log, self.switch, self.seen, continued=continued).events()
+
+    @property
+    def _decides(self) -> bool:
+        """True where our defaults hold: the model is loaded here. A server has its own."""
+        return self._endpoint is None or self._endpoint.is_local
+
+    def _connected(self) -> Endpoint:
+        if self._endpoint is None:
+            raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
+        return self._endpoint
+
+    def _count(self, messages: Sequence[Message]) -> int | None:
+        endpoint = self._connected()
+        if not messages or not self._counts:
+            return None
+        try:
+            return len(endpoint.tokenize(messages))
+        except ServerFailed:
+            if endpoint.is_local:
+                raise
+            self._counts = False
+            return None
+
+    def _fit(self, stored: Sequence[StoredMessage], settings: AnswerSettings) -> context.ContextFit:
+        return context.ContextFit(
+            settings.system,
+            stored,
+            settings.identity.context,
+            max_tokens=settings.sampling.sampling.max_tokens,
+            policy=settings.context_policy,
+            overflow=self.seen.overflow,
+        )
+
+    def _prompt(
+        self,
+        stored: Sequence[StoredMessage],
+        settings: AnswerSettings,
+        *,
+        continued: StoredMessage | None = None,
+        verbatim: tuple[Message, ...] | None = None,
+    ) -> Prompt:
+        text = _completed_text(stored, continued)
+        fit = self._fit(stored, settings) if text is None and verbatim is None else None
+        if fit is not None and not self._decides:
+            fit.foresee()
+        sampling, asked = settings.sampling.sampling, None if self._decides else settings.sampling.asked
+        ids: Sequence[int] = ()
+        if continued is not None and continued.details.get("model") == settings.identity.model:
+            ids = continued.token_ids  # another model's ids mean other words
+
+        def open_stream(messages: tuple[Message, ...], stop: Stop) -> Source:
+            endpoint = self._connected()
+            # A server that was asked for an adapter by model name keeps it.
+            adapters = settings.adapters if settings.adapters or endpoint.is_local else None
+            if text is not None:
+                return lambda report: endpoint.complete(
+                    text, sampling, adapters, asked=asked, stop=stop, on_progress=report
+                )
+            return lambda report: endpoint.stream(
+                messages,
+                sampling,
+                adapters,
+                continued is not None,
+                continue_ids=ids,
+                asked=asked,
+                stop=stop,
+                on_progress=report,
+            )
+
+        return Prompt(stored, fit, verbatim or (), open_stream, is_chat=text is None)
+
+
+def already_streaming() -> Usage:
+    return Usage(tr("an answer is being written"), hint=tr("stop it first (Esc)"), code="chat.busy")
+
+
+def _completed_text(stored: Sequence[StoredMessage], continued: StoredMessage | None) -> str | None:
+    """In completion mode the text to go on with; None for a chat turn."""
+    question = next((m for m in reversed(stored) if m.role == "user"), None)
+    if question is None or not context.is_completion(question):
+        return None
+    return question.text + (continued.text if continued else "")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
