@@ -10,7 +10,7 @@ import pickletools
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,4 +212,43 @@ def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterab
         tr("{folder} holds only {what}; it needs {base}", folder=path, what=what, base=needed),
         hint=f"glmchat run {word[:120]} --adapter {shlex.quote(path)}",
         code="model.only_adapter",
+    )
+
+
+def refuse_names(
+    family: str, missing: Sequence[str], left_over: Sequence[str], misshapen: Sequence[str], other: str | None
+) -> None:
+    """Raise Damaged that names every tensor that is in the way, if there is one.
+
+    other: the published model whose embedding this is, where it is not this one's.
+    """
+    if not (missing or left_over or misshapen):
+        return
+    hint = tr("config.json and the weights are of different models or revisions: verify or pull the model again")
+    if other is not None:
+        hint = tr(
+            "these weights are of {other}: take config.json and vocabulary from there, or the other weights",
+            other=other,
+        )
+    elif not misshapen and all(name.startswith(PREFIX_ENCODER) for name in (*missing, *left_over)):
+        hint = tr("the weights hold a P-Tuning prefix: config.json must name its length as pre_seq_len")
+        if missing:
+            hint = tr(
+                "config.json names a pre_seq_len without a prefix to it: take it out, and give one with --adapter"
+            )
+    parts = []
+    if missing:
+        parts.append(tr("{n} tensors are missing: {names}", n=len(missing), names=", ".join(missing)))
+    if left_over:
+        parts.append(tr("{n} tensors belong to no part of it: {names}", n=len(left_over), names=", ".join(left_over)))
+    if misshapen:
+        parts.append(tr("{n} tensors have another shape: {names}", n=len(misshapen), names=", ".join(misshapen)))
+    raise Damaged(
+        tr(
+            "the weights do not fit a {family} model of these measures: {parts}",
+            family=family,
+            parts=one_line("; ".join(parts), 100_000),
+        ),
+        hint=hint,
+        code="weights.names",
     )

@@ -21,10 +21,11 @@ from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.self_test import step_fault
-from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
-from glmchat.engine.prompts.base import PromptFormat
+from glmchat.engine.placement import choose_device, choose_dtype, multiply_exactly, settle_dtype, tune
+from glmchat.engine.prompts.base import PromptFormat, read_messages
+from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
-from glmchat.engine.text_stream import TextStream, goes_round
+from glmchat.engine.text_stream import TextStream, repeats_itself
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import tokenizer_of_files
 
@@ -95,21 +96,20 @@ class Engine:
         report = on_progress or (lambda stage, done: None)
         checkpoint = identify(Path(folder))
         spec = checkpoint.spec
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
         room = _room(spec, context)
         report("tokenizer", 0.0)
         tokenizer, prompt = _load_text(checkpoint)
         report("tokenizer", 1.0)
-        wanted = choose_dtype(dtype, checkpoint, device)
-        model = load_model(checkpoint, dtype=wanted, quant=quant, device=device, on_progress=report)
+        activations = choose_dtype(dtype, checkpoint, device)
+        model = load_model(checkpoint, dtype=activations, quant=quant, device=device, on_progress=report)
         model.step_fault = step_fault
         if dtype == "float32":
             multiply_exactly(model)
         report("warmup", 0.0)
         if dtype is None:
-            wanted = settle_dtype(model, wanted, device, room)
-        count = tune(model, wanted, device, threads)
+            settle_dtype(model, device, room)
+        count = tune(model, device, threads)
         trim()
         engine = cls(checkpoint, model, device, room)
         engine.threads, engine.asked_dtype = count, dtype
@@ -165,11 +165,11 @@ class Engine:
 
     def render(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation, with everything the family puts around it and before the next answer."""
-        return self.prompt.render(_messages(messages, self.prompt))
+        return self.prompt.render(read_messages(messages, self.prompt))
 
     def render_open(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
-        return self.prompt.render_open(_messages(messages, self.prompt))
+        return self.prompt.render_open(read_messages(messages, self.prompt))
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         """Whether a system prompt was put in front of the first question here, for want of a place of its own."""
@@ -222,7 +222,7 @@ class Engine:
         on_prefill: OnPrefill | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
-        said = _messages(messages, self.prompt)
+        said = read_messages(messages, self.prompt)
         if continue_final:
             ids, answer = self.prompt.render_open(said), self.tokenizer.encode(said[-1].content)
         else:
@@ -276,7 +276,7 @@ class Engine:
                 if text.stopped:
                     reason, by = "stop", "stop"
                     break
-                if not sampling.ignore_eos and goes_round(said):
+                if not sampling.ignore_eos and repeats_itself(said):
                     reason, by = "length", "loop"
                     break
         except Stopped:
@@ -399,7 +399,8 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """Bytes of weights, cache (reserved; touched as it fills) and adapters."""
-        weights = sum(t.nbytes for t in {t.data_ptr(): t for t in _tensors(self.model)}.values())
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
         adapters = self._adapters.nbytes if self._adapters is not None else 0
         return {"weights": weights, "cache": self.sequence.cache_bytes, "adapters": adapters}
 
@@ -467,29 +468,7 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
     return asked
 
 
-def _messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFormat) -> list[Message]:
-    try:
-        said = [m if isinstance(m, Message) else Message.from_json(m) for m in messages]
-    except (AttributeError, ValueError):
-        raise Usage(
-            tr("a message needs a role and a content"), hint='{"role": "user", "content": "…"}', code="prompt.message"
-        ) from None
-    if not prompt.takes_tools and any(m.tools is not None for m in said):
-        raise Usage(
-            tr("this model's format has no place for tools"),
-            hint=tr("ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message"),
-            code="prompt.tools",
-        )
-    return said
-
-
-def _tensors(model: LanguageModel) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
 def _kernels(model: LanguageModel) -> str:
-    from glmchat.engine.quantize.linear import QuantLinear
-
     names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
     if model.step() is not None:
         names["step"] = None  # one token is one call (native/step.py)

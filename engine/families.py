@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmchat.checkpoints import families
+from glmchat.checkpoints.gguf_file import GGUFFile, open_gguf
+from glmchat.checkpoints.gguf_names import config_of
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import NotInstalled
@@ -21,9 +23,6 @@ from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
-
-if TYPE_CHECKING:
-    from glmchat.checkpoints.gguf_file import GGUFFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +80,6 @@ def identify(path: Path) -> Checkpoint:
         )
     gguf = None
     if path.is_file():
-        from glmchat.checkpoints.gguf_file import open_gguf
-        from glmchat.checkpoints.gguf_names import config_of
-
         gguf = open_gguf(path)
         config: Mapping[str, Any] = config_of(gguf)
     else:

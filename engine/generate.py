@@ -1,19 +1,20 @@
-"""How the content of a KV cache came to be: which forward pass computed which positions.
+"""The decode loop: read what the cache does not hold yet, choose an id, compute one more, and so on.
 
-The same position computed in a batch of other rows may differ in its last bits, and a sampled answer may then part from
-what it was. So each answer tells the passes behind its prompt, and a replay repeats them.
+The cache remembers which pass computed which of its positions: the same position computed in a batch of other rows may
+differ in its last bits, and a sampled answer may then part from what it was. So each answer tells the passes behind its
+prompt, and a replay repeats them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 
-from glmchat.core.errors import DoesNotFit, Usage
+from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.engine.formats.weights import trim
@@ -62,24 +63,6 @@ class Passes:
 
     def to_json(self) -> list[list[Any]]:
         return [one.to_json() for one in self._done]
-
-
-def parse_passes(data: Iterable[Any], length: int) -> list[Pass]:
-    """Passes from JSON. Raises Usage if they do not make up exactly `length` positions."""
-    found: list[Pass] = []
-    at = 0
-    try:
-        for start, end, kind, *rest in data:
-            dropped = tuple(int(i) for i in rest[0]) if rest else ()
-            if start != at or not start < end <= length or kind not in ("prefill", "decode"):
-                raise ValueError
-            found.append(Pass(start, end, kind, dropped))
-            at = end
-    except (TypeError, ValueError):
-        at = -1
-    if at != length or not found or found[-1].dropped:
-        raise Usage(tr("the record of this answer is damaged"), hint=tr("it cannot be replayed"), code="replay.record")
-    return found
 
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory

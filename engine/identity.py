@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glmchat import __version__
-from glmchat.core.fingerprints import FilePrint, fingerprint, look_again, of_text
+from glmchat.core.fingerprints import FilePrint, fingerprint, of_text
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _SETTINGS = (".json", ".model", ".txt", ".jinja", ".vocab")
@@ -89,9 +89,3 @@ def settings_of(path: Path) -> dict[str, str]:
         and p.stat().st_size <= _LARGEST_SETTING
     ]
     return {p.name: p.digest.partition(":")[2][:16] for p in fingerprint(found)}
-
-
-def weights_now(path: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
-    """Like `weights_json`, of the bytes as they are. recorded: file name -> digest, of the answer to compare with."""
-    prints = [look_again(file, recorded.get(file.name, "sha256:")) for file in weight_files(path)]
-    return weights_json(tuple(prints))

@@ -14,10 +14,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from glmchat.checkpoints.vocabularies import model_of_embedding
-from glmchat.checkpoints.weight_files import PREFIX_ENCODER, refuse_adapter_folder
-from glmchat.core.errors import Damaged, Usage
+from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.compressed import open_compressed
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
@@ -161,34 +160,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
     missing = [name for name in wanted if name not in table]
-    if missing or left_over or misshapen:
-        hint = "config.json and the weights are of different models or revisions: verify or pull the model again"
-        if other is not None:
-            hint = f"these weights are of {other}: take config.json and vocabulary from there, or the other weights"
-        elif not misshapen and all(name.startswith(PREFIX_ENCODER) for name in (*missing, *left_over)):
-            hint = "the weights hold a P-Tuning prefix: config.json must name its length as pre_seq_len"
-            if missing:
-                hint = (
-                    "config.json names a pre_seq_len without a prefix to it: take it out, and give one with --adapter"
-                )
-        parts = [
-            f"{len(names)} {what}: {', '.join(names)}"
-            for what, names in (
-                ("tensors are missing", missing),
-                ("tensors belong to no part of it", left_over),
-                ("tensors have another shape", misshapen),
-            )
-            if names
-        ]
-        raise Damaged(
-            tr(
-                "the weights do not fit a {family} model of these measures: {parts}",
-                family=family.name,
-                parts=one_line("; ".join(parts), 100_000),
-            ),
-            hint=hint,
-            code="weights.names",
-        )
+    refuse_names(family.name, missing, left_over, misshapen, other)
     return table
 
 

@@ -13,56 +13,41 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, physical_cores
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantLinear
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
+# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
+# stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
+_LAYERS = 4
+_NARROW = 1024
 
-def choose_threads(asked: int | None, step: Callable[[], float]) -> int:
-    """Set torch's thread count to the one with which `step` (it returns the seconds it took) is fastest.
 
-    asked: taken as it is. Otherwise all cores are compared with one: two OpenMP threads on a machine whose second core
-    is busy can be 20 times slower than one, because each barrier waits for the core that does not come.
-    """
-    cores = physical_cores()
-    if asked is not None or cores == 1:
-        torch.set_num_threads(asked or 1)
-        return asked or 1
-    candidates: Sequence[int] = (cores, cores // 2, 1) if cores > 3 else (cores, 1)
-    best, best_seconds = 1, math.inf
-    for count in candidates:
-        torch.set_num_threads(count)
-        step()  # the pool is built and caches are warm
-        seconds = sorted(step() for _ in range(3))[1]
-        if seconds < best_seconds * 0.97:  # fewer threads must not win by noise, nor more
-            best, best_seconds = count, seconds
-    torch.set_num_threads(best)
-    return best
+def choose_device(asked: str) -> str:
+    """The device that was asked for; "auto" takes a GPU if there is one."""
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def require_device(device: str) -> None:
     """Raises Usage for a device that this machine, or this torch, does not have. "auto" and "cpu" are always there."""
     kind, _, number = device.partition(":")
+    why = ""
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= count:
-            why = tr("this torch is built without CUDA") if torch.version.cuda is None else None
-            raise Usage(
-                tr("there is no device {device}", device=device) + (f": {why}" if why else ""),
-                hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
-                code="device.missing",
-            )
-    elif kind == "mps" and not torch.backends.mps.is_available():
-        raise Usage(
-            tr("there is no device {device}", device=device),
-            hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
-            code="device.missing",
-        )
-
-
-_ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if int(number or 0) < count:
+            return
+        why = ": " + tr("this torch is built without CUDA") if torch.version.cuda is None else ""
+    elif kind != "mps" or torch.backends.mps.is_available():
+        return
+    raise Usage(
+        tr("there is no device {device}", device=device) + why,
+        hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
+        code="device.missing",
+    )
 
 
 def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torch.dtype:
@@ -92,25 +77,23 @@ def _has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def settle_dtype(model: LanguageModel, now: torch.dtype, device: str, context: int) -> torch.dtype:
+def settle_dtype(model: LanguageModel, device: str, context: int) -> None:
     """For quantised weights on a CPU: float32 where glmchat's own kernel multiplies them all, which is as fast in both
     types while everything around it is faster in float32; else bfloat16, as ATen's int4 operator is 40 times slower in
     float32. Bfloat16 too where a float32 cache of the whole context would take too much of what is free.
 
-    No measurement: one machine always decides alike, so that memory is predicted and answers can be repeated. The model
-    then has the type that is returned.
+    No measurement: one machine always decides alike, so that memory is predicted and answers can be repeated.
     """
     if device != "cpu" or stored_bits(model) is None:
-        return now
+        return
     spec = model.spec
     cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * 4
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     free = available_memory()  # mapped weights count as free
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     roomy = free is None or weights + cache <= _ROOMY * free
-    dtype = torch.float32 if roomy and all(layer.kernel.any_dtype for layer in layers) else torch.bfloat16
-    set_dtype(model, dtype, device)
-    return dtype
+    fast = all(layer.kernel.any_dtype for layer in layers)
+    set_dtype(model, torch.float32 if roomy and fast else torch.bfloat16, device)
 
 
 def multiply_exactly(model: LanguageModel) -> None:
@@ -121,19 +104,42 @@ def multiply_exactly(model: LanguageModel) -> None:
     model.changed()
 
 
-# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
-# stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
-_LAYERS = 4
-_NARROW = 1024
+def tune(model: LanguageModel, device: str, threads: int | None) -> int:
+    """Choose and set the number of threads; returns it. A GPU keeps torch's own."""
+    if device != "cpu":
+        return torch.get_num_threads()
+    return choose_threads(threads, layer_timer(model, device))
+
+
+def choose_threads(asked: int | None, step: Callable[[], float]) -> int:
+    """Set torch's thread count to the one with which `step` (it returns the seconds it took) is fastest.
+
+    asked: taken as it is. Otherwise all cores are compared with one: two OpenMP threads on a machine whose second core
+    is busy can be 20 times slower than one, because each barrier waits for the core that does not come.
+    """
+    cores = physical_cores()
+    if asked is not None or cores == 1:
+        torch.set_num_threads(asked or 1)
+        return asked or 1
+    candidates: Sequence[int] = (cores, cores // 2, 1) if cores > 3 else (cores, 1)
+    best, best_seconds = 1, math.inf
+    for count in candidates:
+        torch.set_num_threads(count)
+        step()  # the pool is built and caches are warm
+        seconds = sorted(step() for _ in range(3))[1]
+        if seconds < best_seconds * 0.97:  # fewer threads must not win by noise, nor more
+            best, best_seconds = count, seconds
+    torch.set_num_threads(best)
+    return best
 
 
 class _Enough(Exception):
     """Ends a measured forward pass behind the first layers."""
 
 
-def layer_timer(model: LanguageModel, dtype: torch.dtype, device: str) -> Callable[[], float]:
+def layer_timer(model: LanguageModel, device: str) -> Callable[[], float]:
     """A function that decodes one token through the model's first layers and returns the seconds that took."""
-    cache: KVCache = model.new_cache(64, dtype)
+    cache = model.new_cache(64, model.dtype)
     model.open_for_measuring(cache)
     start = cache.length
     ids = torch.zeros(1, dtype=torch.int64, device=device)
@@ -162,10 +168,3 @@ def layer_timer(model: LanguageModel, dtype: torch.dtype, device: str) -> Callab
         return time.perf_counter() - started
 
     return step
-
-
-def tune(model: LanguageModel, dtype: torch.dtype, device: str, threads: int | None) -> int:
-    """Choose and set the number of threads; returns it. A GPU keeps torch's own."""
-    if device != "cpu":
-        return torch.get_num_threads()
-    return choose_threads(threads, layer_timer(model, dtype, device))

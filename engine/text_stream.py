@@ -1,4 +1,7 @@
-"""Has an answer begun to say the same thing for ever?"""
+"""What may be shown of an answer while it grows: whole characters, nothing behind a stop string, cleaned up for good.
+
+And whether it has begun to repeat itself for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,14 @@ from typing import Protocol
 
 from glmchat.engine.tokenizers.base import Tokenizer
 
-# An exact repetition this long is no list, no table and no refrain. Asked for 500 zeros, a model may give fewer.
-_LENGTH = 512
-_LONGEST_PERIOD = 64
-_EVERY = 32  # looked at this often
-
-
-def goes_round(ids: Sequence[int]) -> bool:
-    """True if the last 512 ids repeat a run of at most 64 of them exactly."""
-    if len(ids) < _LENGTH or len(ids) % _EVERY:
-        return False
-    tail = list(ids[-_LENGTH:])
-    return any(tail[period:] == tail[:-period] for period in range(1, _LONGEST_PERIOD + 1))
-
-
 _REPLACEMENT = "\ufffd"
 _HALF_CHARACTER = 3  # bytes at most, and so many U+FFFD at most that a later id can change
 _OVERLAP = 16  # ids that are decoded again beside new ones
 _SEGMENT = 64  # characters that are forgotten at once
+# An exact repetition this long is no list, no table and no refrain. Asked for 500 zeros, a model may give fewer.
+_REPETITION = 512
+_LONGEST_PERIOD = 64
+_EVERY = 32  # looked at this often
 
 
 class CleanUp(Protocol):
@@ -154,3 +147,11 @@ def _without_half_character(text: str) -> str:
     """Without the U+FFFD at its end that a later id may turn into a character."""
     held = min(len(text) - len(text.rstrip(_REPLACEMENT)), _HALF_CHARACTER)
     return text[: len(text) - held]
+
+
+def repeats_itself(ids: Sequence[int]) -> bool:
+    """True if the last 512 ids repeat a run of at most 64 of them exactly."""
+    if len(ids) < _REPETITION or len(ids) % _EVERY:
+        return False
+    tail = list(ids[-_REPETITION:])
+    return any(tail[period:] == tail[:-period] for period in range(1, _LONGEST_PERIOD + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from glmchat.core.errors import GlmchatError, Usage
-from glmchat.core.fingerprints import of_adapter
+from glmchat.core.fingerprints import look_again, of_adapter
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
-from glmchat.engine.generate import parse_passes
-from glmchat.engine.identity import settings_of, versions, weights_now
+from glmchat.engine.generate import Pass
+from glmchat.engine.identity import settings_of, versions, weight_files, weights_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,24 @@ def load(request: Mapping[str, Any]) -> Engine:
     return engine
 
 
+def parse_passes(data: Iterable[Any], length: int) -> list[Pass]:
+    """Passes from JSON. Raises Usage if they do not make up exactly `length` positions."""
+    found: list[Pass] = []
+    at = 0
+    try:
+        for start, end, kind, *rest in data:
+            dropped = tuple(int(i) for i in rest[0]) if rest else ()
+            if start != at or not start < end <= length or kind not in ("prefill", "decode"):
+                raise ValueError
+            found.append(Pass(start, end, kind, dropped))
+            at = end
+    except (TypeError, ValueError):
+        at = -1
+    if at != length or not found or found[-1].dropped:
+        raise Usage(tr("the record of this answer is damaged"), hint=tr("it cannot be replayed"), code="replay.record")
+    return found
+
+
 def facts_now(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of this engine, its files read anew."""
     recorded = {str(name): str(digest) for name, digest in request.get("weight_files", {}).items()}
@@ -94,6 +112,12 @@ def facts_now(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings_of(path),
         "adapter_hashes": {a["name"]: of_adapter(Path(a["folder"])) for a in request.get("adapters", ())},
     }
+
+
+def weights_now(path: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
+    """Like `weights_json`, of the bytes as they are. recorded: file name -> digest, of the answer to compare with."""
+    prints = [look_again(file, recorded.get(file.name, "sha256:")) for file in weight_files(path)]
+    return weights_json(tuple(prints))
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapte
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.quantize.linear import QuantEmbedding
@@ -203,17 +204,10 @@ class AdapterSet:
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by name. A tied head has no module of its own; a trained one needs a place, `lm_head`."""
-    found = dict(model.named_modules())
-    if not _has_tied_head(model):
-        return found
-    embedding = model.get_submodule("model.embed_tokens")
-    if isinstance(embedding, QuantEmbedding):
-        return {**found, "lm_head": embedding.linear}
-    weight = cast(nn.Embedding, embedding).weight
-    with torch.device("meta"):
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    head.weight = weight
-    return {**found, "lm_head": head}
+    modules = dict(model.named_modules())
+    if _has_tied_head(model):
+        modules["lm_head"] = tied_head(model.get_submodule("model.embed_tokens"))
+    return modules
 
 
 def _has_tied_head(model: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,15 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.checkpoints.vocabularies import published_vocabulary
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
-from glmchat.engine.prompts.base import PromptFormat
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.prompts.chatglm import chatglm_prompt
+from glmchat.engine.tokenizers.chatglm import load_chatglm_tokenizer
 
 # The residual is scaled by sqrt(2 * 28) whatever the depth: the released code never tells its blocks how many they are.
 ALPHA = 56.0**0.5
@@ -126,8 +124,8 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """x [length, hidden]; mask [length, seen] True where visible, or None for all."""
         fused = self.query_key_value(x).view(len(x), self.heads, 3, self.head_dim)  # each head: q, k, v
-        turned = rotate(fused[:, :, :2], *rotary)  # [length, heads, 2, head_dim]
-        query, key = turned[:, :, 0], turned[:, :, 1].transpose(0, 1)
+        rotated = rotate(fused[:, :, :2], *rotary)  # [length, heads, 2, head_dim]
+        query, key = rotated[:, :, 0], rotated[:, :, 1].transpose(0, 1)
         value = fused[:, :, 2].transpose(0, 1)  # [heads, length, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
@@ -208,8 +206,7 @@ class ChatGLM(PrefixedModel):
     ) -> torch.Tensor:
         """As in the base. A fresh cache takes the whole prompt, `<sop>` included, in one call."""
         generating = cache is not None
-        if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
-            cache = self.new_cache(len(ids))
+        cache = self.with_prefix(cache, len(ids))
         start = 0 if cache is None else cache.length - cache.prefix
         layout: Layout
         if start == 0:
@@ -252,25 +249,10 @@ def rename(name: str) -> str | None:
     return name
 
 
-def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-
-    path = published_vocabulary(folder, "first" if spec.extra["image_tokens"] else "slim", spec.vocab_size)
-    return ChatGLMTokenizer(path)
-
-
-def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.chatglm import ChatGLMPrompt
-    from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-
-    assert isinstance(tokenizer, ChatGLMTokenizer)
-    return ChatGLMPrompt(tokenizer, spec.eos_ids)
-
-
 FAMILY = Family(
     name="chatglm",
     build=ChatGLM,
     rename=rename,
-    load_tokenizer=_load_tokenizer,
-    prompt=_prompt,
+    load_tokenizer=load_chatglm_tokenizer,
+    prompt=chatglm_prompt,
 )

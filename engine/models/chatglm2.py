@@ -7,7 +7,6 @@ names are the checkpoint's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -15,20 +14,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.native.step import LayerParts, Parts
-from glmchat.engine.prompts.base import PromptFormat
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.prompts.chatglm import chatglm2_prompt
+from glmchat.engine.tokenizers.chatglm2 import load_chatglm2_tokenizer
 
 
 def rotary_frequencies(spec: ModelSpec, device: torch.device) -> torch.Tensor:
     """Radians per position [head_dim / 4].
 
-    For a longer context ChatGLM2-6B-32k draws the positions together; ChatGLM3-6B-32k and GLM-4 enlarge the base.
+    For a longer context ChatGLM2-6B-32k interpolates positions linearly (Chen et al. 2023); ChatGLM3-6B-32k and GLM-4
+    enlarge the base.
     """
     width, ratio = spec.head_dim // 2, spec.extra["rope_ratio"]
     base, step = (10000.0, ratio) if spec.family == "chatglm2" else (10000.0 * ratio, 1.0)
@@ -44,11 +43,12 @@ def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> t
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [length, heads, head_dim]: neighbours in the first half turn as pairs, the second half passes."""
+    """Interleaved partial rotary: in the first half of x [length, heads, head_dim] each two neighbours are a pair that
+    is rotated, the second half stays."""
     half = x.shape[-1] // 2
     even, odd = x[..., :half].float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((turned.to(x.dtype), x[..., half:]), dim=-1)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated.to(x.dtype), x[..., half:]), dim=-1)
 
 
 class SelfAttention(nn.Module):
@@ -70,8 +70,8 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """x [length, hidden]. The projection is all queries, then the keys, then the values of the groups."""
         fused = self.query_key_value(x).view(len(x), -1, self.head_dim)
-        turned = rotate(fused[:, : self.heads + self.groups], *rotary)
-        query, key = turned[:, : self.heads], turned[:, self.heads :].transpose(0, 1)
+        rotated = rotate(fused[:, : self.heads + self.groups], *rotary)
+        query, key = rotated[:, : self.heads], rotated[:, self.heads :].transpose(0, 1)
         value = fused[:, self.heads + self.groups :].transpose(0, 1)
         if cache is not None:
             key, value = cache.append(layer, key, value)
@@ -159,7 +159,7 @@ class ChatGLM2(PrefixedModel):
             network.output_layer,
             rotary_frequencies(self.spec, torch.device("cpu")),
             self.spec.extra["epsilon"],
-            neighbours=True,
+            interleaved=True,
         )
 
     def forward(
@@ -170,8 +170,7 @@ class ChatGLM2(PrefixedModel):
         last_only: bool = False,
         between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
-            cache = self.new_cache(len(ids))
+        cache = self.with_prefix(cache, len(ids))
         start = 0 if cache is None else self.position(cache)
         rotary = rotation(start, len(ids), self.spec, ids.device)
         mask = causal_mask(0 if cache is None else cache.length, len(ids), ids.device)  # a prefix is seen by all
@@ -189,11 +188,11 @@ class ChatGLM2(PrefixedModel):
 def _parts(layer: Layer) -> LayerParts:
     return LayerParts(
         input_norm=layer.input_layernorm,
-        project=(layer.self_attention.query_key_value,),
-        output=layer.self_attention.dense,
+        qkv=(layer.self_attention.query_key_value,),
+        o_proj=layer.self_attention.dense,
         second_norm=layer.post_attention_layernorm,
-        widen=(layer.mlp.dense_h_to_4h,),
-        narrow=layer.mlp.dense_4h_to_h,
+        gate_up=(layer.mlp.dense_h_to_4h,),
+        down_proj=layer.mlp.dense_4h_to_h,
     )
 
 
@@ -202,30 +201,10 @@ def rename(name: str) -> str | None:
     return None if name == "transformer.rotary_pos_emb.inv_freq" else name
 
 
-def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.chatglm2 import ChatGLM2Tokenizer
-    from glmchat.engine.tokenizers.glm4 import GLM4Tokenizer
-
-    path = published_vocabulary(folder, "glm4" if spec.family == "glm4" else "chatglm2", spec.vocab_size)
-    if spec.family == "glm4":
-        return GLM4Tokenizer(path)
-    tokenizer = ChatGLM2Tokenizer(path, roles=spec.family == "chatglm3")
-    check_rows(path, tokenizer.vocab_size, spec.vocab_size)
-    return tokenizer
-
-
-def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, GLM4Prompt
-
-    formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
-    formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}
-    return formats[spec.family](tokenizer, spec.eos_ids)
-
-
 FAMILY = Family(
     name="chatglm2",
     build=ChatGLM2,
     rename=rename,
-    load_tokenizer=_load_tokenizer,
-    prompt=_prompt,
+    load_tokenizer=load_chatglm2_tokenizer,
+    prompt=chatglm2_prompt,
 )

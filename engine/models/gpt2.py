@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -21,8 +20,8 @@ from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
 from glmchat.engine.models.prefix import PrefixedModel
-from glmchat.engine.prompts.base import PromptFormat
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.prompts.template import gpt2_prompt
+from glmchat.engine.tokenizers.gpt2 import load_gpt2_tokenizer
 
 _TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 _BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
@@ -97,8 +96,7 @@ class GPT2(PrefixedModel):
         between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """As in the base. Raises DoesNotFit past the last learnt position."""
-        if cache is None and self.prefix_key_values is not None:
-            cache = self.new_cache(len(ids))
+        cache = self.with_prefix(cache, len(ids))
         filled = 0 if cache is None else cache.length
         start = 0 if cache is None else cache.position
         if start + len(ids) > self.spec.context:
@@ -135,23 +133,11 @@ def transposed(parameter: str) -> bool:
     return _TRANSPOSED.fullmatch(parameter) is not None
 
 
-def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.gpt2 import load_gpt2_tokenizer
-
-    return load_gpt2_tokenizer(folder, spec.vocab_size)
-
-
-def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.template import gpt2_prompt
-
-    return gpt2_prompt(folder, tokenizer, spec)
-
-
 FAMILY = Family(
     name="gpt2",
     build=GPT2,
     rename=rename,
-    load_tokenizer=_load_tokenizer,
-    prompt=_prompt,
+    load_tokenizer=load_gpt2_tokenizer,
+    prompt=gpt2_prompt,
     transposed=transposed,
 )

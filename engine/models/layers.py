@@ -64,7 +64,7 @@ class RotaryTable:
         return self._cos[start:end], self._sin[start:end]
 
     def rotate(self, x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x [length, heads, head_dim] turned to its positions; `table` comes from `at`."""
+        """x [length, heads, head_dim] rotated to its positions; `table` comes from `at`."""
         cos, sin = table
         return torch.addcmul(x * cos, x.roll(self._half, -1), sin)
 
@@ -93,7 +93,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
             weights = torch.baddbmm(_NOTHING, grouped, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
             return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
         return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).view(1, -1)
-    mixed = functional.scaled_dot_product_attention(
+    attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],
         values[None],
@@ -101,7 +101,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
         is_causal=mask is None,
         enable_gqa=heads != kv_heads,
     )
-    return mixed[0].transpose(0, 1).reshape(length, -1)
+    return attended[0].transpose(0, 1).reshape(length, -1)
 
 
 def causal_mask(start: int, count: int, device: torch.device) -> torch.Tensor | None:
@@ -143,14 +143,14 @@ def tied_logits(x: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
-def joined(parts: Sequence[nn.Module]) -> Projection:
-    """x [n, in] -> the outputs of all `parts` side by side [n, sum of out].
+def fused(parts: Sequence[nn.Module]) -> Projection:
+    """x [n, in] -> the outputs of all `parts` side by side [n, sum of out]: query, key and value; gate and up.
 
     Packed layers of one kind become one product over one block of memory, of which they keep views; anything else is
     computed part by part. What adapters add to some of the parts is added to the whole.
     """
     bases = [bare(part) for part in parts]
-    project = _project(bases)
+    project = _fused_bases(bases)
     change = side_by_side(parts)
     if change is None:
         return project
@@ -161,8 +161,9 @@ def joined(parts: Sequence[nn.Module]) -> Projection:
     return changed
 
 
-def _project(parts: Sequence[nn.Module]) -> Projection:
-    whole = _packed_together(parts)
+def _fused_bases(parts: Sequence[nn.Module]) -> Projection:
+    linears = [part for part in parts if type(part) is QuantLinear]
+    whole = QuantLinear.fused(linears) if len(linears) == len(parts) else None
     if whole is not None:
         return whole.forward
 
@@ -170,10 +171,3 @@ def _project(parts: Sequence[nn.Module]) -> Projection:
         return torch.cat([part(x) for part in parts], -1)
 
     return project
-
-
-def _packed_together(parts: Sequence[nn.Module]) -> QuantLinear | None:
-    linears = [part for part in parts if type(part) is QuantLinear]
-    if len(linears) != len(parts):
-        return None
-    return QuantLinear.joined(linears)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -24,7 +23,7 @@ from glmchat.engine.models.layers import (
     RotaryTable,
     attend,
     causal_mask,
-    joined,
+    fused,
     prepare_embedding,
     rotary_frequencies,
     tied_head,
@@ -32,8 +31,8 @@ from glmchat.engine.models.layers import (
 )
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.native.step import LayerParts, Parts
-from glmchat.engine.prompts.base import PromptFormat
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.prompts.template import template_prompt
+from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
 
 class Attention(Block):
@@ -60,20 +59,18 @@ class Attention(Block):
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
         if self.derived is None:
-            self.derived = (joined((self.q_proj, self.k_proj, self.v_proj)), self.o_proj, self.q_norm, self.k_norm)
-        project, output, q_norm, k_norm = self.derived
+            self.derived = (fused((self.q_proj, self.k_proj, self.v_proj)), self.o_proj, self.q_norm, self.k_norm)
+        qkv, o_proj, q_norm, k_norm = self.derived
         heads = self.heads
-        mixed = project(x).view(x.shape[0], -1, self.head_dim)  # [n, heads + 2 * kv_heads, head_dim]
-        turned, value = mixed.split_with_sizes((heads + self.kv_heads, self.kv_heads), 1)
+        projected = qkv(x).view(x.shape[0], -1, self.head_dim)  # [n, heads + 2 * kv_heads, head_dim]
+        query_key, value = projected.split_with_sizes((heads + self.kv_heads, self.kv_heads), 1)
         if q_norm is not None:
-            turned = torch.cat((q_norm(turned[:, :heads]), k_norm(turned[:, heads:])), 1)
-        turned = rotary.rotate(turned, table)
-        query, key = turned.split_with_sizes((heads, self.kv_heads), 1)
+            query_key = torch.cat((q_norm(query_key[:, :heads]), k_norm(query_key[:, heads:])), 1)
+        query, key = rotary.rotate(query_key, table).split_with_sizes((heads, self.kv_heads), 1)
         key, value = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, n, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        found: torch.Tensor = output(attend(query, key, value, mask))
-        return found
+        return cast(torch.Tensor, o_proj(attend(query, key, value, mask)))
 
 
 class FeedForward(Block):
@@ -87,11 +84,10 @@ class FeedForward(Block):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.derived is None:
-            self.derived = (joined((self.gate_proj, self.up_proj)), self.down_proj)
-        project, down = self.derived
-        both = project(x)
-        found: torch.Tensor = down(functional.silu(both[:, : self.size]).mul_(both[:, self.size :]))
-        return found
+            self.derived = (fused((self.gate_proj, self.up_proj)), self.down_proj)
+        gate_up, down = self.derived
+        both = gate_up(x)
+        return cast(torch.Tensor, down(functional.silu(both[:, : self.size]).mul_(both[:, self.size :])))
 
 
 class Layer(Block):
@@ -117,8 +113,7 @@ class Layer(Block):
             self.derived = tuple(part.forward for part in parts)  # a module's call costs more than some operations
         norm, attention, second_norm, feed_forward = self.derived
         x = x + attention(norm(x), layer, cache, rotary, table, mask)
-        found: torch.Tensor = x.add_(feed_forward(second_norm(x)))
-        return found
+        return x.add_(feed_forward(second_norm(x)))
 
 
 class Trunk(nn.Module):
@@ -161,8 +156,7 @@ class Llama(PrefixedModel):
         last_only: bool = False,
         between_layers: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        if cache is None and self.prefix_key_values is not None:
-            cache = self.new_cache(ids.shape[0])
+        cache = self.with_prefix(cache, ids.shape[0])
         start, count = cache.length if cache is not None else 0, ids.shape[0]
         table = self.rotary.at(0 if cache is None else cache.position, count)
         mask = causal_mask(start, count, ids.device)
@@ -179,19 +173,18 @@ class Llama(PrefixedModel):
         """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
         if self.lm_head is None:
             return tied_logits(x, self.model.embed_tokens)
-        logits: torch.Tensor = self.lm_head(x)
-        return logits.float()
+        return cast(torch.Tensor, self.lm_head(x)).float()
 
 
 def _parts(layer: Layer) -> LayerParts:
     attention, feed_forward = layer.self_attn, layer.mlp
     return LayerParts(
         input_norm=layer.input_layernorm,
-        project=(attention.q_proj, attention.k_proj, attention.v_proj),
-        output=attention.o_proj,
+        qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
+        o_proj=attention.o_proj,
         second_norm=layer.post_attention_layernorm,
-        widen=(feed_forward.gate_proj, feed_forward.up_proj),
-        narrow=feed_forward.down_proj,
+        gate_up=(feed_forward.gate_proj, feed_forward.up_proj),
+        down_proj=feed_forward.down_proj,
         query_norm=attention.q_norm,
         key_norm=attention.k_norm,
     )
@@ -221,22 +214,10 @@ def _rename_tied(name: str) -> str | None:
     return None if name.endswith("rotary_emb.inv_freq") else name
 
 
-def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.loading import load_plain_tokenizer
-
-    return load_plain_tokenizer(folder, spec)
-
-
-def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.template import template_prompt
-
-    return template_prompt(folder, tokenizer, spec)
-
-
 FAMILY = Family(
     name="llama",
     build=Llama,
     rename=_rename_tied,
-    load_tokenizer=_load_tokenizer,
-    prompt=_prompt,
+    load_tokenizer=load_plain_tokenizer,
+    prompt=template_prompt,
 )

@@ -71,8 +71,13 @@ class PrefixedModel(LanguageModel):
             self.prefix_key_values = key_values(encoder, self.spec)
 
     def own_prefix_encoder(self) -> PrefixEncoder | None:
-        found = [m for m in self.modules() if isinstance(m, PrefixEncoder)]
-        return found[0] if found else None
+        return next((m for m in self.modules() if isinstance(m, PrefixEncoder)), None)
+
+    def with_prefix(self, cache: KVCache | None, length: int) -> KVCache | None:
+        """The cache of a forward pass; one that was asked for without gets a cache too if a prefix stands in front."""
+        if cache is None and (self.prefix_key_values is not None or self.own_prefix_encoder() is not None):
+            return self.new_cache(length)
+        return cache
 
     def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """As in the base; `capacity` counts tokens, the room for the prefix comes on top."""

@@ -22,8 +22,9 @@ from glmchat.engine.families import Checkpoint, Family
 from glmchat.engine.formats.shards import open_folder
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.prompts.base import PromptFormat
+from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
 if TYPE_CHECKING:
     from glmchat.engine.tokenizers.hf import HFTokenizer
@@ -252,8 +253,6 @@ def _build(spec: ModelSpec) -> LanguageModel:
 
 
 def _load_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
-    from glmchat.engine.tokenizers.loading import load_plain_tokenizer
-
     if (folder / "tokenizer.json").is_file() or not any(
         (folder / name).is_file() for name in ("vocab.json", "vocab.txt")
     ):
@@ -284,18 +283,12 @@ def _converted(folder: Path) -> HFTokenizer:
         ) from None
 
 
-def _prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
-    from glmchat.engine.prompts.template import template_prompt
-
-    return template_prompt(folder, tokenizer, spec)
-
-
 FAMILY = Family(
     name="transformers",
     build=_build,
     rename=lambda name: name,
     load_tokenizer=_load_tokenizer,
-    prompt=_prompt,
+    prompt=template_prompt,
     load=load,
     parse=parse,
 )

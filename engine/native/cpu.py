@@ -119,7 +119,7 @@ class NativeCpu(Kernel):
         native_library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())
         return packed
 
-    def join(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
+    def fuse(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
         measures = {(s.in_features, s.bits, s.group, p["scales"].dtype) for s, p in parts}
         if len(measures) > 1 or any(s.out_features % ROWS for s, _ in parts) or _padded(parts[0][0]) is not parts[0][0]:
             return None

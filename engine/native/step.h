@@ -25,8 +25,8 @@ typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) 
 typedef struct {
     const float *input_norm, *second_norm; /* [hidden] */
     const float *query_norm, *key_norm;    /* [head_dim] or NULL */
-    const glm_product *project, *output, *widen, *narrow;
-    int64_t projects, widens; /* how many products lie side by side: queries, keys, values; gate, up */
+    const glm_product *qkv, *o_proj, *gate_up, *down_proj;
+    int64_t qkv_count, gate_up_count; /* how many products lie side by side: queries, keys, values; gate, up */
 } glm_layer;
 
 typedef struct {
@@ -34,8 +34,8 @@ typedef struct {
     const glm_product *embedding, *head; /* embedding: a matrix whose rows are looked up, or NULL */
     const float *last_norm, *frequencies; /* frequencies [rotated]: radians a position */
     int64_t layers, hidden, heads, kv_heads, head_dim, ffn;
-    int64_t rotated;    /* pairs of a head that turn with the position */
-    int32_t neighbours; /* a pair is (2i, 2i + 1), else (i, i + head_dim / 2) */
+    int64_t rotated;    /* pairs of a head that are rotated */
+    int32_t interleaved; /* a pair is (2i, 2i + 1), else (i, i + head_dim / 2) */
     float eps;
 } glm_network;
 
@@ -45,7 +45,7 @@ typedef struct {
     int32_t bf16;
 } glm_cache;
 
-typedef enum { NOTHING, PROJECT, ATTEND, OUTPUT, WIDEN, NARROW, HEAD, LOW } glm_kind;
+typedef enum { NOTHING, QKV, ATTEND, O_PROJ, GATE_UP, DOWN, HEAD, LOW } glm_kind;
 
 typedef struct glm_stage {
     glm_kind begin, work; /* what is made for it before; what its blocks do */
@@ -64,7 +64,7 @@ typedef struct glm_step {
     int chunk_for; /* threads */
     _Atomic uint64_t ticket; /* stage << 32 | next block */
     _Atomic int64_t finished;
-    float *x, *source, *mixed, *wide, *low, *partial, *most, *sums, *cosines, *sines;
+    float *x, *source, *qkv, *gate_up, *low, *partial, *most, *sums, *cosines, *sines;
     glm_job rounded[MOST_PRODUCTS]; /* room for rounded activations: one for each size of group in a stage */
     glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share */
     void (*begin)(struct glm_step *, const glm_stage *);
@@ -114,7 +114,7 @@ static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_
                             const glm_product *products, int64_t count, float *y) {
     glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .number = number, .count = count};
     stage.blocks = rank_of(products, count);
-    stage.add = kind == OUTPUT || kind == NARROW;
+    stage.add = kind == O_PROJ || kind == DOWN;
     if (stage.blocks) {
         stages[at++] = stage;
         stage.begin = NOTHING;
@@ -138,16 +138,16 @@ static size_t lay_out(glm_step *step, const glm_network *net, int64_t capacity, 
     int64_t widest = most_of(most_of(net->hidden, net->ffn), net->heads * net->head_dim);
     for (int64_t i = 0; i < net->layers; i++) {
         const glm_layer *layer = &net->layer[i];
-        rank = most_of(rank, rank_of(layer->project, layer->projects));
-        rank = most_of(rank, rank_of(layer->widen, layer->widens));
-        rank = most_of(rank, most_of(layer->output->rank, layer->narrow->rank));
+        rank = most_of(rank, rank_of(layer->qkv, layer->qkv_count));
+        rank = most_of(rank, rank_of(layer->gate_up, layer->gate_up_count));
+        rank = most_of(rank, most_of(layer->o_proj->rank, layer->down_proj->rank));
     }
     size_t used = 0;
     step->stages = slice(room, &used, (net->layers * 9 + 2) * (int64_t)sizeof(glm_stage));
     step->x = slice(room, &used, net->hidden * 4);
     step->source = slice(room, &used, widest * 4);
-    step->mixed = slice(room, &used, (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
-    step->wide = slice(room, &used, 2 * net->ffn * 4);
+    step->qkv = slice(room, &used, (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
+    step->gate_up = slice(room, &used, 2 * net->ffn * 4);
     step->low = slice(room, &used, rank * 4);
     step->partial = slice(room, &used, splits * net->heads * net->head_dim * 4);
     step->most = slice(room, &used, splits * net->heads * 4);
@@ -187,12 +187,12 @@ EXPORT void glm_step_run(const glm_network *net, const glm_cache *cache, void *r
     int64_t at = 0, stretches = (step.total + STRETCH - 1) / STRETCH;
     for (int64_t i = 0; i < layers; i++) {
         const glm_layer *layer = &net->layer[i];
-        at = add_products(step.stages, at, PROJECT, i, layer, layer->project, layer->projects, step.mixed);
+        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, step.qkv);
         step.stages[at++] = (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
                                         .blocks = net->kv_heads * stretches};
-        at = add_products(step.stages, at, OUTPUT, i, layer, layer->output, 1, step.x);
-        at = add_products(step.stages, at, WIDEN, i, layer, layer->widen, layer->widens, step.wide);
-        at = add_products(step.stages, at, NARROW, i, layer, layer->narrow, 1, step.x);
+        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, step.x);
+        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, step.gate_up);
+        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, step.x);
     }
     if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, logits);
     step.stage_count = at;

@@ -1,4 +1,4 @@
-"""The decoder step in C (quantize/step.h): one call for one token, where torch needs a dozen operations a layer.
+"""The decoder step in C (step.h): one call for one token, where torch needs a dozen operations a layer.
 
 A model of the kind that it knows says which of its modules do what (`Parts`); the step keeps their addresses. Whatever
 it does not know (another device, float16, exact float32 products, foreign modules) is computed by torch as before.
@@ -19,7 +19,7 @@ from torch.nn import functional
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import RMSNorm, joined
+from glmchat.engine.models.layers import RMSNorm, fused
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
@@ -31,14 +31,14 @@ _pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """One layer. project: queries, keys, values, or one matrix that is all three; widen: gate and up likewise."""
+    """One layer. qkv: query, key, value, or one matrix that is all three; gate_up: gate and up likewise."""
 
     input_norm: nn.Module
-    project: Sequence[nn.Module]
-    output: nn.Module
+    qkv: Sequence[nn.Module]
+    o_proj: nn.Module
     second_norm: nn.Module
-    widen: Sequence[nn.Module]
-    narrow: nn.Module
+    gate_up: Sequence[nn.Module]
+    down_proj: nn.Module
     query_norm: nn.Module | None = None
     key_norm: nn.Module | None = None
 
@@ -47,7 +47,8 @@ class LayerParts:
 class Parts:
     """A causal decoder of RMSNorm, rotary grouped-query attention and SwiGLU, as the compiled step sees it.
 
-    frequencies: radians per position of each pair that turns. neighbours: pairs are neighbours, else two halves.
+    frequencies: radians per position of each pair that is rotated. interleaved: a pair are two neighbours, else one of
+    each half.
     """
 
     embedding: nn.Module
@@ -56,7 +57,7 @@ class Parts:
     head: nn.Module
     frequencies: torch.Tensor
     eps: float
-    neighbours: bool = False
+    interleaved: bool = False
 
 
 class _Product(ctypes.Structure):
@@ -78,12 +79,12 @@ class _Layer(ctypes.Structure):
         ("second_norm", _pointer),
         ("query_norm", _pointer),
         ("key_norm", _pointer),
-        ("project", _pointer),
-        ("output", _pointer),
-        ("widen", _pointer),
-        ("narrow", _pointer),
-        ("projects", _size),
-        ("widens", _size),
+        ("qkv", _pointer),
+        ("o_proj", _pointer),
+        ("gate_up", _pointer),
+        ("down_proj", _pointer),
+        ("qkv_count", _size),
+        ("gate_up_count", _size),
     )
 
 
@@ -101,7 +102,7 @@ class _Network(ctypes.Structure):
         ("head_dim", _size),
         ("ffn", _size),
         ("rotated", _size),
-        ("neighbours", _number),
+        ("interleaved", _number),
         ("eps", ctypes.c_float),
     )
 
@@ -147,7 +148,7 @@ class CompiledStep:
             spec.head_dim,
             spec.ffn_size,
             len(parts.frequencies),
-            parts.neighbours,
+            parts.interleaved,
             parts.eps,
         )
         self._address = ctypes.addressof(self._network)
@@ -206,20 +207,20 @@ class CompiledStep:
         )
 
     def _layer(self, parts: LayerParts) -> _Layer:
-        for together in (parts.project, parts.widen):
+        for together in (parts.qkv, parts.gate_up):
             if len(together) > 1:
-                joined(together)  # what torch joins for prompts must have moved before addresses are taken
+                fused(together)  # what torch fuses for prompts must have moved before addresses are taken
         return _Layer(
             self._norm(parts.input_norm),
             self._norm(parts.second_norm),
             None if parts.query_norm is None else self._norm(parts.query_norm),
             None if parts.key_norm is None else self._norm(parts.key_norm),
-            self._products(parts.project),
-            self._products([parts.output]),
-            self._products(parts.widen),
-            self._products([parts.narrow]),
-            len(parts.project),
-            len(parts.widen),
+            self._products(parts.qkv),
+            self._products([parts.o_proj]),
+            self._products(parts.gate_up),
+            self._products([parts.down_proj]),
+            len(parts.qkv),
+            len(parts.gate_up),
         )
 
     def _products(self, modules: Sequence[nn.Module]) -> int:
@@ -227,8 +228,8 @@ class CompiledStep:
 
     def _product(self, module: nn.Module) -> _Product:
         base = bare(module)
-        known = type(module) in (nn.Linear, QuantLinear, AdaptedLinear) and type(base) in (nn.Linear, QuantLinear)
-        if not known or module._forward_hooks or base._forward_hooks:
+        is_linear = type(module) in (nn.Linear, QuantLinear, AdaptedLinear) and type(base) in (nn.Linear, QuantLinear)
+        if not is_linear or module._forward_hooks or base._forward_hooks:
             raise NotCompiled(f"a layer is a {type(module).__name__}")
         product = self._matrix(cast("nn.Linear | QuantLinear", base))
         if isinstance(module, AdaptedLinear):

@@ -94,14 +94,14 @@ GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, 
     for (int64_t i = 0; i < w->inputs; i += GLM_LANES) *(LOOSE_F *)(out + i) = F(load)(row, i, embedding->dense_bf16);
 }
 
-/* Queries and keys are turned to their position; key and value go into the cache. */
+/* Queries and keys are rotated to their position; key and value go into the cache. */
 GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage) {
     const glm_network *net = step->net;
     const glm_cache *cache = step->cache;
-    int64_t width = net->head_dim, turned = net->heads + net->kv_heads;
-    int64_t stride = net->neighbours ? 2 : 1, apart = net->neighbours ? 1 : width / 2;
-    for (int64_t h = 0; h < turned; h++) {
-        float *head = step->mixed + h * width;
+    int64_t width = net->head_dim, rotated = net->heads + net->kv_heads;
+    int64_t stride = net->interleaved ? 2 : 1, apart = net->interleaved ? 1 : width / 2;
+    for (int64_t h = 0; h < rotated; h++) {
+        float *head = step->qkv + h * width;
         const float *norm = h < net->heads ? stage->layer->query_norm : stage->layer->key_norm;
         if (norm) F(rms_norm)(head, norm, width, net->eps, head);
         for (int64_t i = 0; i < net->rotated; i++) {
@@ -111,7 +111,7 @@ GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage) {
         }
     }
     for (int64_t h = 0; h < 2 * net->kv_heads; h++) {
-        const float *from = step->mixed + (net->heads + h) * width;
+        const float *from = step->qkv + (net->heads + h) * width;
         void *to = h < net->kv_heads ? cache->keys[stage->number] : cache->values[stage->number];
         int64_t at = (h % net->kv_heads * cache->capacity + cache->length) * width;
         if (!cache->bf16) memcpy((float *)to + at, from, (size_t)width * 4);
@@ -166,7 +166,7 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
                 const void *rows[4];
                 float found[4];
                 for (int64_t r = 0; r < 4; r++) rows[r] = keys + minimum(p + r, here - 1) * width;
-                F(dots4)(step->mixed + (first + q) * width, rows, width, 0, found);
+                F(dots4)(step->qkv + (first + q) * width, rows, width, 0, found);
                 memcpy(&scores[q][at + p], found, sizeof found); /* what is written beyond the end is not read */
             }
     }
@@ -226,14 +226,14 @@ GLM_TARGET static void F(gather)(glm_step *step) {
 GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
     const glm_network *net = step->net;
     switch (stage->begin) {
-    case PROJECT: F(rms_norm)(step->x, stage->layer->input_norm, net->hidden, net->eps, step->source); break;
-    case WIDEN: F(rms_norm)(step->x, stage->layer->second_norm, net->hidden, net->eps, step->source); break;
+    case QKV: F(rms_norm)(step->x, stage->layer->input_norm, net->hidden, net->eps, step->source); break;
+    case GATE_UP: F(rms_norm)(step->x, stage->layer->second_norm, net->hidden, net->eps, step->source); break;
     case HEAD: F(rms_norm)(step->x, net->last_norm, net->hidden, net->eps, step->source); break;
-    case OUTPUT: F(gather)(step); break;
+    case O_PROJ: F(gather)(step); break;
     case ATTEND: F(turn)(step, stage); return;
-    case NARROW:
+    case DOWN:
         for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
-            VF gate = *(const LOOSE_F *)(step->wide + i), up = *(const LOOSE_F *)(step->wide + net->ffn + i);
+            VF gate = *(const LOOSE_F *)(step->gate_up + i), up = *(const LOOSE_F *)(step->gate_up + net->ffn + i);
             *(LOOSE_F *)(step->source + i) = gate / (1.0f + F(exp)(-gate)) * up;
         }
         break;

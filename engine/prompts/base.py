@@ -7,7 +7,8 @@ so nobody can write `<|user|>` into a question and be taken for the template.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -82,3 +83,20 @@ class NoChat(PromptFormat):
             hint=tr("use `glmchat run --complete` or /complete, or pull an instruction-tuned model"),
             code="prompt.no_template",
         )
+
+
+def read_messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFormat) -> list[Message]:
+    """The conversation as messages. Raises Usage for what is none, and for tools where `prompt` takes none."""
+    try:
+        conversation = [m if isinstance(m, Message) else Message.from_json(m) for m in messages]
+    except (AttributeError, ValueError):
+        raise Usage(
+            tr("a message needs a role and a content"), hint='{"role": "user", "content": "…"}', code="prompt.message"
+        ) from None
+    if not prompt.takes_tools and any(m.tools is not None for m in conversation):
+        raise Usage(
+            tr("this model's format has no place for tools"),
+            hint=tr("ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message"),
+            code="prompt.tools",
+        )
+    return conversation

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
@@ -254,3 +256,15 @@ def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
         said = json.dumps(function, indent=4, ensure_ascii=False)
         text += f"\n\n## {function.get('name', '')}\n\n{said}{_CALL}"
     return text
+
+
+def chatglm_prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    assert isinstance(tokenizer, ChatGLMTokenizer)
+    return ChatGLMPrompt(tokenizer, spec.eos_ids)
+
+
+def chatglm2_prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
+    """The format of ChatGLM2, ChatGLM3 or GLM-4."""
+    formats: dict[str, type[ChatGLM2Prompt] | type[ChatGLM3Prompt]]
+    formats = {"chatglm2": ChatGLM2Prompt, "chatglm3": ChatGLM3Prompt, "glm4": GLM4Prompt}
+    return formats[spec.family](tokenizer, spec.eos_ids)

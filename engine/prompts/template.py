@@ -197,6 +197,4 @@ def gpt2_prompt(folder: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFo
     """CPM's format for its vocabulary; for any other GPT-2 its own template, if it has one."""
     if isinstance(tokenizer, CPMTokenizer):
         return CPMPrompt(tokenizer)
-    pass  # FIXME-empty-import
-
     return template_prompt(folder, tokenizer, spec)

@@ -67,7 +67,7 @@ class Kernel(ABC):
     def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [n, in] (float32, bfloat16 or float16) times the matrix, plus bias: [n, out] in x's dtype."""
 
-    def join(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
+    def fuse(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
         """Matrices that read the same input, below each other: the whole, and the parts as views into it.
 
         None if this kernel's layout, or these measures, do not allow it.

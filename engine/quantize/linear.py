@@ -30,8 +30,8 @@ class QuantLinear(nn.Module):
         self.shape = shape
         self.kernel = kernel
         self.register_buffer("bias", bias)
-        # What `joined` made of this layer and its neighbours; in a tuple, so that it is no part of this module.
-        self._whole: tuple[list[int], QuantLinear] | None = None
+        # What `fused` made of this layer and its neighbours; in a tuple, so that it is no part of this module.
+        self._fused: tuple[list[int], QuantLinear] | None = None
         self.hold(packed)
 
     @classmethod
@@ -69,25 +69,25 @@ class QuantLinear(nn.Module):
         return cls(shape, kernel, kernel.pack(shape, q, scale, minimum), bias)
 
     @classmethod
-    def joined(cls, parts: Sequence[QuantLinear]) -> QuantLinear | None:
+    def fused(cls, parts: Sequence[QuantLinear]) -> QuantLinear | None:
         """Layers that read the same input as one product: their outputs side by side, in the same bits.
 
-        The parts become views into the whole, so memory is held once, and joining them again gives the same whole. None
+        The parts become views into the whole, so memory is held once, and fusing them again gives the same whole. None
         where layouts or measures do not allow it.
         """
         first = parts[0]
-        if first._whole is not None and first._whole[0] == [id(part.packed) for part in parts]:
-            known = first._whole[1]
-            if known.kernel.exact == first.kernel.exact:
-                return known
+        if first._fused is not None and first._fused[0] == [id(part.packed) for part in parts]:
+            layer = first._fused[1]
+            if layer.kernel.exact == first.kernel.exact:
+                return layer
         if any(
             type(part.kernel) is not type(first.kernel) or part.kernel.exact != first.kernel.exact for part in parts
         ):
             return None
-        found = first.kernel.join([(part.shape, part.packed) for part in parts])
-        if found is None:
+        fusion = first.kernel.fuse([(part.shape, part.packed) for part in parts])
+        if fusion is None:
             return None
-        whole, views = found
+        whole, views = fusion
         for part, view in zip(parts, views, strict=True):
             part.hold(view)
         biases = None
@@ -95,9 +95,9 @@ class QuantLinear(nn.Module):
             biases = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts])
         outputs = sum(part.out_features for part in parts)
         shape = Shape(outputs, first.in_features, first.bits, first.group_size)
-        made = cls(shape, first.kernel, whole, biases)
-        first._whole = ([id(part.packed) for part in parts], made)
-        return made
+        layer = cls(shape, first.kernel, whole, biases)
+        first._fused = ([id(part.packed) for part in parts], layer)
+        return layer
 
     def hold(self, packed: Packed) -> None:
         """Keep these tensors, which must be the same numbers as before in another place.
@@ -128,8 +128,8 @@ class QuantLinear(nn.Module):
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Rows `ids` [...] of the matrix as [..., in]: an embedding lookup in the same packed weights."""
-        found = self.kernel.rows(self.shape, self.packed, ids.reshape(-1))
-        return found.view(*ids.shape, self.in_features).to(dtype)
+        rows = self.kernel.rows(self.shape, self.packed, ids.reshape(-1))
+        return rows.view(*ids.shape, self.in_features).to(dtype)
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The whole matrix [out, in]."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
 
-from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import published_vocabulary, read_vocabulary, require_kind
 from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 EARLY_PIECES, SLIM_PIECES = 130_000, 130_344
@@ -116,3 +117,9 @@ def _complete(data: bytes) -> bytes:
     model.trainer_spec.byte_fallback = True
     complete: bytes = model.SerializeToString()
     return complete
+
+
+def load_chatglm_tokenizer(folder: Path, spec: ModelSpec) -> ChatGLMTokenizer:
+    """The vocabulary of the folder's generation. Raises Damaged if it is missing or of another one."""
+    kind = "first" if spec.extra["image_tokens"] else "slim"
+    return ChatGLMTokenizer(published_vocabulary(folder, kind, spec.vocab_size))

@@ -6,7 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import check_rows, published_vocabulary, read_vocabulary, require_kind
+from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.glm4 import GLM4Tokenizer
 from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
 
 PIECES = 64_789
@@ -54,3 +57,13 @@ class ChatGLM2Tokenizer:
     def token_bytes(self, token: int) -> bytes | None:
         """None: a leading space depends on what stands before it."""
         return None
+
+
+def load_chatglm2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
+    """Of ChatGLM2, ChatGLM3 or GLM-4. Raises Damaged for a vocabulary that is missing or of another generation."""
+    path = published_vocabulary(folder, "glm4" if spec.family == "glm4" else "chatglm2", spec.vocab_size)
+    if spec.family == "glm4":
+        return GLM4Tokenizer(path)
+    tokenizer = ChatGLM2Tokenizer(path, roles=spec.family == "chatglm3")
+    check_rows(path, tokenizer.vocab_size, spec.vocab_size)
+    return tokenizer

@@ -17,6 +17,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import check_rows, read_vocabulary, require_kind, vocabulary_file
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
@@ -112,7 +113,7 @@ _CPM_FILES = ("chinese_vocab.model", "spiece.model")
 _END = "<|endoftext|>"
 
 
-def load_gpt2_tokenizer(folder: Path, rows: int) -> Tokenizer:
+def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
     """Raises Damaged if there is no vocabulary, it is damaged, or has ids that the network has no rows for."""
     tokenizer: Tokenizer
     path = next((folder / name for name in _CPM_FILES if (folder / name).is_file()), None)
@@ -127,7 +128,7 @@ def load_gpt2_tokenizer(folder: Path, rows: int) -> Tokenizer:
     else:
         path = vocabulary_file(folder, "chinese_vocab.model", "CPM's GPT-2")
         tokenizer = CPMTokenizer(path)
-    check_rows(path, tokenizer.vocab_size, rows)
+    check_rows(path, tokenizer.vocab_size, spec.vocab_size)
     return tokenizer
 
 

@@ -90,6 +90,4 @@ def tokenizer_of_files(folder: Path) -> Tokenizer:
 
         # Only ChatGLM3's file brings a chat template; its vocabulary is that of ChatGLM2 and the role tokens.
         return ChatGLM2Tokenizer(folder / "tokenizer.model", roles="chat_template" in read_json(settings))
-    pass  # FIXME-empty-import
-
     return load_plain_tokenizer(folder, None)

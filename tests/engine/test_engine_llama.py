@@ -10,7 +10,7 @@ import torch
 
 from glmchat.engine import Engine
 from glmchat.engine.models import layers
-from glmchat.engine.models.layers import joined
+from glmchat.engine.models.layers import fused
 from glmchat.engine.quantize.linear import QuantLinear
 
 IDS = [3, 17, 99, 4, 5, 200, 31, 8] * 6
@@ -53,7 +53,7 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_joined_products_are_the_products_side_by_side(rows: int) -> None:
+def test_fused_products_are_the_products_side_by_side(rows: int) -> None:
     noise = torch.Generator().manual_seed(5)
     parts = []
     for outputs in (64, 32, 32):
@@ -62,7 +62,7 @@ def test_joined_products_are_the_products_side_by_side(rows: int) -> None:
         parts.append(QuantLinear.from_int4(q, scale, scale * 2))
     x = torch.randn(rows, 64, generator=noise)
     wanted = torch.cat([part(x) for part in parts], -1)
-    found = joined(parts)(x)
+    found = fused(parts)(x)
     assert torch.equal(found, wanted)
     assert torch.equal(torch.cat([part(x) for part in parts], -1), wanted)  # the parts go on working
 
@@ -70,17 +70,17 @@ def test_joined_products_are_the_products_side_by_side(rows: int) -> None:
 def test_a_swapped_layer_is_used_at_once(tmp_path: Path, builders: Any) -> None:
     engine = Engine.load(builders.write_gguf(tmp_path / "t.gguf", "Q8_0"), threads=1)
     before = engine.logits(IDS)
-    attention = engine.model.get_submodule("model.layers.0.self_attn")
-    old = attention.q_proj
+    place = "model.layers.0.self_attn.q_proj"
+    old = engine.model.get_submodule(place)
 
     class Doubled(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = old(x) * 2
             return found
 
-    attention.q_proj = Doubled()
+    engine.model.swap(place, Doubled())
     assert not torch.equal(engine.logits(IDS), before)
-    attention.q_proj = old
+    engine.model.swap(place, old)
     assert torch.equal(engine.logits(IDS), before)
 
 

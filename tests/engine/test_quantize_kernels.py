@@ -236,9 +236,9 @@ def test_layers_that_read_one_input_are_one_product_in_the_same_bits() -> None:
     parts[1].bias = torch.randn(32, generator=noise(5))
     x = torch.randn(3, 192, generator=noise(6))
     expected = torch.cat([part(x) for part in parts], -1)
-    whole = QuantLinear.joined(parts)
+    whole = QuantLinear.fused(parts)
     if whole is None:
-        pytest.skip("this kernel's layout cannot be joined")
+        pytest.skip("this kernel's layout cannot be fused")
     assert torch.equal(whole(x), expected)
     assert torch.equal(torch.cat([part(x) for part in parts], -1), expected)
     storages = {t.untyped_storage().data_ptr() for part in parts for n, t in part.packed.items() if n == "codes"}
