@@ -238,7 +238,7 @@ class CompiledStep:
             product.offset = None if change.offset is None else self._numbers(change.offset)
             product.rank = change.down.shape[1]
             up = functional.pad(change.up, (0, -change.up.shape[1] % ROWS))
-            up = up.view(len(up), -1, ROWS).transpose(0, 1)  # [blocks, rank, 32]
+            up = up.view(len(up), up.shape[1] // ROWS, ROWS).transpose(0, 1)  # [blocks, rank, 32]; a bias has rank 0
             product.down, product.up = self._numbers(change.down.t()), self._numbers(up)
         return product
 

@@ -147,13 +147,14 @@ def test_a_replay_decodes_in_c_too(tmp_path: Path, builders: ModuleType) -> None
         pytest.param({"use_dora": True, "target_modules": ["q_proj", "down_proj"]}, id="dora"),
         pytest.param({"lora_bias": True, "target_modules": ["v_proj", "o_proj"]}, id="with a bias"),
         pytest.param({"target_modules": ["embed_tokens", "up_proj"]}, id="embedding"),
+        pytest.param({"bias": "all", "target_modules": ["v_proj", "o_proj"]}, id="nothing but a bias in some layers"),
     ],
 )
 @pytest.mark.parametrize("quant", [None, 4])
 def test_adapters_speak_in_c_and_off_is_the_base_bit_for_bit(
     settings: dict[str, Any], quant: int | None, tmp_path: Path, builders: ModuleType
 ) -> None:
-    engine = llama(tmp_path / "base", builders, quant)
+    engine = llama(tmp_path / "base", builders, quant, attention_bias="bias" in settings)
     before = decoded(engine, True, 9)
     adapters.write_peft(tmp_path / "base", tmp_path / "lora", **settings)
     engine.attach(tmp_path / "lora", "it")
