@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import stat
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from glmchat import __version__
-from glmchat.chat.engine_process import engine_environment
 from glmchat.chat.history.database import filesystem, is_network
+from glmchat.chat.jobs import run_job
 from glmchat.chat.resources import gpu_memory, total_memory
 from glmchat.core import locations, machine
 from glmchat.core.errors import GlmchatError
@@ -84,31 +83,14 @@ def _machine() -> dict[str, Any]:
 
 def _engine(trouble: Trouble) -> dict[str, Any]:
     """Devices and kernels, as the engine itself sees them."""
-    command = [sys.executable, "-P", "-m", "glmchat.jobs.probe"]
+    deadline = time.monotonic() + PROBE_SECONDS
     try:
-        done = subprocess.run(
-            command,
-            cwd="/",
-            env=engine_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        trouble(tr("the engine could not be asked: {reason}", reason=one_line(str(error))), tr("reinstall glmchat"))
+        *_, result = run_job("probe", {}, cancelled=lambda: time.monotonic() > deadline)
+    except (GlmchatError, OSError) as error:
+        reason = error.message if isinstance(error, GlmchatError) else str(error)
+        trouble(tr("the engine cannot start: {reason}", reason=one_line(reason)), tr("reinstall glmchat and torch"))
         return {}
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
-    try:
-        found = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        trouble(
-            tr("the engine cannot start: {reason}", reason=one_line(said[-1]) if said else f"code {done.returncode}"),
-            tr("reinstall glmchat and torch"),
-        )
-        return {}
-    return dict(found)
+    return {name: value for name, value in result.items() if name != "event"}
 
 
 def _paths(trouble: Trouble) -> dict[str, Any]:

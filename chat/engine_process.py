@@ -87,6 +87,41 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     return found
 
 
+def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: str | None = None) -> GlmchatError:
+    """Why a child that computes is gone. code: as Popen tells it. oom_before: kills counted when it was started.
+
+    smaller: the hint where memory was the cause.
+    """
+    smaller = smaller or tr("close other programs, or take a smaller model")
+    if code == -9:
+        after = oom_kills()
+        if after is not None and oom_before is not None and after > oom_before:
+            return DoesNotFit(
+                tr("the system ran out of memory and killed the engine"), hint=smaller, code="engine.out_of_memory"
+            )
+        return EngineDied(
+            tr("the engine was killed (signal 9): usually the system was out of memory"),
+            hint=smaller,
+            code="engine.killed",
+        )
+    if code < 0:
+        causes = {-4: "illegal instruction", -6: "aborted", -7: "bus error", -11: "segmentation fault"}
+        return EngineDied(
+            tr("the engine was ended by signal {signal} ({cause})", signal=-code, cause=causes.get(code, "-")),
+            hint=_log_hint(log_file),
+            code="engine.signal",
+        )
+    return EngineDied(
+        tr("the engine ended with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
+        hint=_log_hint(log_file),
+        code="engine.exit",
+    )
+
+
+def _log_hint(log_file: Path) -> str:
+    return tr("the engine's log: {path}", path=str(log_file))
+
+
 class EngineProcess:
     """A running engine. `endpoint` may be used once `wait_ready` has returned. Stop it, or use it in a `with` block."""
 
@@ -164,7 +199,7 @@ class EngineProcess:
             return "start", 0.0
         if health.status == "failed":
             self._load_error = health.error or EngineDied(
-                tr("the engine could not load the model"), hint=self._log_hint()
+                tr("the engine could not load the model"), hint=_log_hint(self.log_file)
             )
             self.stop()
             raise self._load_error
@@ -182,41 +217,8 @@ class EngineProcess:
                 code = self._process.wait(DYING_SECONDS)
         if code is None or self._stopped:
             return None
-        return self._words_for(code)
-
-    def _words_for(self, code: int) -> GlmchatError:
         smaller = smaller_hint(self.options.folder, self.options.quant, self.options.context)
-        if code == -9:
-            after = oom_kills()
-            if after is not None and self._oom_before is not None and after > self._oom_before:
-                return DoesNotFit(
-                    tr("the system ran out of memory and killed the engine"),
-                    hint=smaller or tr("close other programs, or take a smaller model"),
-                    code="engine.out_of_memory",
-                )
-            return EngineDied(
-                tr("the engine was killed (signal 9): usually the system was out of memory"),
-                hint=smaller or tr("close other programs, or take a smaller model"),
-                code="engine.killed",
-            )
-        said = last_words(self.log_file)
-        if code < 0:
-            cause = {-4: "illegal instruction", -6: "aborted", -7: "bus error", -11: "segmentation fault"}.get(
-                code, "-"
-            )
-            return EngineDied(
-                tr("the engine was ended by signal {signal} ({cause})", signal=-code, cause=cause),
-                hint=self._log_hint(),
-                code="engine.signal",
-            )
-        return EngineDied(
-            tr("the engine ended with code {code}: {said}", code=code, said=said or "-"),
-            hint=self._log_hint(),
-            code="engine.exit",
-        )
-
-    def _log_hint(self) -> str:
-        return tr("the engine's log: {path}", path=str(self.log_file))
+        return cause_of_death(code, self.log_file, self._oom_before, smaller)
 
     def stop(self) -> None:
         """End the engine, within two seconds. May be called twice, and from any thread."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.quant import parse_quant
@@ -359,25 +359,25 @@ def merge(
 ) -> None:
     """Write a model and an adapter as one model, in the original names."""
     bits = parse_quant(quant)
-    from glmchat.engine.adapters.adapter import read_adapter
-    from glmchat.engine.adapters.merge import merge as write_merged
+    from glmchat.chat.jobs import run_job
     from glmchat.hub import references
     from glmchat.hub.adapters import find_adapter
 
     path = Path(adapter).expanduser()
     if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
         path = find_adapter(adapter).path
-    read = read_adapter(path, alpha=alpha, force=force)
-    with nullcontext(None) if quiet else output.progress("steps") as meter:
-
-        def show_progress(done: int, total: int) -> None:
-            if meter is not None:
-                meter.update(tr("merging"), done, total)
-
-        place = write_merged(
-            read, _model(base).path, out.expanduser().absolute(), quant=bits, dtype=dtype, on_progress=show_progress
-        )
-    output.say(tr("done: {path}", path=one_line(str(place))))
+    request = {
+        "adapter": str(path.absolute()),
+        "base": str(_model(base).path),
+        "out": str(out.expanduser().absolute()),
+        "quant": bits,
+        "dtype": dtype,
+        "alpha": alpha,
+        "force": force,
+    }
+    with cancelled_by_interrupt() as cancelled, printed_events(as_json=False, quiet=quiet, unit="steps") as show:
+        result = follow_job(run_job("merge", request, cancelled=cancelled), show)
+    output.say(tr("done: {path}", path=one_line(result["path"])))
 
 
 def _model(name: str) -> Installed:

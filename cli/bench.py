@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.events import cancelled_by_interrupt
+from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.quant import parse_quant
@@ -32,7 +33,7 @@ def bench(
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
     from glmchat.chat import model_choice
-    from glmchat.chat.jobs import child_events
+    from glmchat.chat.jobs import run_job
     from glmchat.core.settings import load_settings
 
     asked = parse_quant(quant)
@@ -43,42 +44,49 @@ def bench(
             tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
         )
     row, bits = model_choice.locate(wanted.text, quant=asked)
-    options: dict[str, Any] = {
-        "--quant": bits, "--dtype": dtype, "--device": device, "--threads": threads or settings.threads,
-        "--context": context,
-    }  # fmt: skip
-    arguments = [word for key, value in options.items() if value is not None for word in (key, str(value))]
-    rows = []
-    for event in child_events([sys.executable, "-P", "-m", "glmchat.jobs.bench", str(row.path), *arguments]):
-        if as_json:
-            output.json_line({"model": row.name, "revision": row.revision, **event})
-            continue
-        if event["event"] == "bench.load":
-            output.say(
-                tr(
-                    "{name}: loaded in {seconds} s, {threads} threads, {kernel}",
-                    name=one_line(row.name),
-                    seconds=f"{event['load_seconds']:.1f}",
-                    threads=event["threads"],
-                    kernel=event["kernel"],
-                )
+    options = EngineOptions(
+        folder=row.path,
+        quant=bits,
+        dtype=parse_dtype(dtype),
+        device=parse_device(device),
+        threads=threads or settings.threads,
+        context=context,
+    )
+    rows: list[tuple[Any, ...]] = []
+    with cancelled_by_interrupt() as cancelled:
+        for event in run_job("bench", {}, arguments=options.to_arguments(), cancelled=cancelled):
+            if event["event"] == "plan":
+                continue
+            if event["event"] == "result":
+                event = {**event, "event": "bench.machine"}
+            if as_json:
+                output.json_line({"model": row.name, "revision": row.revision, **event})
+            else:
+                _show(event, row.name, rows)
+
+
+def _show(event: dict[str, Any], name: str, rows: list[tuple[Any, ...]]) -> None:
+    if event["event"] == "bench.load":
+        output.say(
+            tr(
+                "{name}: loaded in {seconds} s, {threads} threads, {kernel}",
+                name=one_line(name),
+                seconds=f"{event['load_seconds']:.1f}",
+                threads=event["threads"],
+                kernel=event["kernel"],
             )
-        elif event["event"] == "bench.length":
-            rows.append(
-                (
-                    event["prompt_tokens"],
-                    f"{event['prefill_tokens_per_second']:.1f}",
-                    f"{event['decode_tokens_per_second']:.1f}",
-                )
+        )
+    elif event["event"] == "bench.length":
+        speeds = (event["prefill_tokens_per_second"], event["decode_tokens_per_second"])
+        rows.append((event["prompt_tokens"], *(f"{speed:.1f}" for speed in speeds)))
+    else:
+        output.table((tr("prompt"), tr("prefill tok/s"), tr("decode tok/s")), rows, right=(0, 1, 2))
+        output.data(
+            tr(
+                "{threads} threads read {bus}/s from memory, decoding {percent} % of that; peak memory {peak}",
+                bus=human_bytes(event["read_bytes_per_second"]),
+                threads=event["threads"],
+                percent=f"{100 * event['decode_fraction']:.0f}",
+                peak=human_bytes(event["peak_rss_bytes"]),
             )
-        else:
-            output.table((tr("prompt"), tr("prefill tok/s"), tr("decode tok/s")), rows, right=(0, 1, 2))
-            output.data(
-                tr(
-                    "{threads} threads read {bus}/s from memory, decoding {percent} % of that; peak memory {peak}",
-                    bus=human_bytes(event["read_bytes_per_second"]),
-                    threads=event["threads"],
-                    percent=f"{100 * event['decode_fraction']:.0f}",
-                    peak=human_bytes(event["peak_rss_bytes"]),
-                )
-            )
+        )

@@ -85,10 +85,11 @@ def _offer_pull(text: str, revision: str | None) -> None:
     reference = references.parse(text, revision=revision)
     if not output.interactive():
         raise not_installed(reference)
-    from glmchat.cli.pull import describe, fetch
+    from glmchat.cli.pull import fetch
     from glmchat.hub.plan import plan_pull
 
-    output.say(describe(plan_pull(reference.base)))
+    for line in plan_pull(reference.base).lines():
+        output.say(line)
     if not output.confirm(tr("Pull it now?")):
         raise not_installed(reference)
     fetch(reference.base)

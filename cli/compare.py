@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing
+from typing import Annotated
 
 import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_columns
+from glmchat.cli.events import on_interrupt
 from glmchat.core.errors import Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
-
-if TYPE_CHECKING:
-    from glmchat.chat.compare.compare import Comparison
 
 
 def register(app: typer.Typer) -> None:
@@ -102,7 +98,13 @@ def compare(
                 tr("there are {n} columns", n=len(comparison.columns)), hint=tr("--pick N"), code="compare.pick"
             )
         printer = JsonPrinter(comparison) if as_json else TextPrinter(comparison)
-        with _stopping_on_interrupt(comparison) as stopped, closing(events):
+        stopped = threading.Event()
+
+        def stop() -> None:  # an answer keeps what was said
+            stopped.set()
+            threading.Thread(target=comparison.stop, daemon=True).start()  # a handler must not wait for a lock
+
+        with on_interrupt(stop), closing(events):
             for event in events:
                 printer.take(event)
         printer.end()
@@ -114,23 +116,3 @@ def compare(
         raise typer.Exit(Interrupted.exit)
     if printer.failed:
         raise typer.Exit(printer.failed[0].exit)
-
-
-@contextmanager
-def _stopping_on_interrupt(comparison: Comparison) -> Iterator[threading.Event]:
-    """The first Ctrl-C ends the answers and keeps what was said; the second ends everything."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stopped.set()
-        threading.Thread(target=comparison.stop, daemon=True).start()  # the handler must not wait for a lock
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

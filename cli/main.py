@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import re
 import sys
@@ -16,7 +15,7 @@ from glmchat.cli import output
 from glmchat.cli.command_table import CommandTable
 from glmchat.cli.completion import named_shell
 from glmchat.core import language
-from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Interrupted, Usage
+from glmchat.core.errors import GlmchatError, Interrupted, Usage, refusal
 from glmchat.core.language import tr
 
 # As Typer words them; each is a key of core/zh.toml. What is not here (a newer Typer's sentence) stays as it is.
@@ -51,10 +50,6 @@ def usage_words(said: str) -> str:
 @cache
 def _pattern(sentence: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(sentence)), re.DOTALL)
-
-
-# What a file system says to a user and not about a mistake of ours, wherever it says it.
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def _version(wanted: bool) -> None:
@@ -138,14 +133,11 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)
         return 1
-    except OSError as refused:
-        if refused.errno not in _REFUSALS:
+    except OSError as error:
+        if (refused := refusal(error)) is None:
             raise
-        kind = DoesNotFit if refused.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
-        where = f"{refused.filename}: " if refused.filename else ""
-        hint = tr("check the owner and the mode of it, and the disk")
-        output.error(kind(f"{where}{refused.strerror}", hint=hint, code="file.refused"), as_json=as_json)
-        return kind.exit
+        output.error(refused, as_json=as_json)
+        return refused.exit
 
 
 def main() -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from typer.core import TyperGroup
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.cli.pull import _reporter
+from glmchat.cli.events import printed_events
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -58,6 +57,7 @@ def write(
     from glmchat.core.settings import load_settings
     from glmchat.hub import mirror, store
     from glmchat.hub.plan import PullOptions
+    from glmchat.hub.progress_events import ProgressEvents
     from glmchat.hub.references import parse
 
     options = PullOptions(
@@ -69,13 +69,14 @@ def write(
     if dry_run and not as_json:
         rows = [(f.path, human_bytes(f.size) if f.size is not None else "?") for f in plan.files]
         output.table((tr("file"), tr("size")), rows, right=(1,))
-    output.say(mirror.describe_mirror(plan))
+    for line in plan.lines():
+        output.say(line)
     if dry_run or (plan.done and not check):
         return
     try:
-        with nullcontext() if quiet or as_json else output.progress() as meter:
+        with printed_events(as_json=as_json, quiet=quiet) as show:
             snapshot = mirror.execute_mirror(
-                plan, _reporter(meter, as_json), lambda: False, concurrency=load_settings().downloads
+                plan, ProgressEvents(show), lambda: False, concurrency=load_settings().downloads
             )
     except KeyboardInterrupt:
         raise store.stopped() from None

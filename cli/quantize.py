@@ -1,23 +1,23 @@
-"""`glmchat quantize`: plan, show, act. torch is imported when the command runs, not before."""
+"""`glmchat quantize`: what is to be quantised, and in words what jobs/quantise.py plans and does."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.quant import parse_quant, quant_bits
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.engine.quantize.plan import QuantizePlan
-    from glmchat.engine.quantize.replace import Recipe
     from glmchat.hub.installed import Installed
 
 
@@ -52,30 +52,44 @@ def quantize(
 ) -> None:
     """Make a 4 or 8 bit copy of a model that runs in a quarter or half of the memory."""
     row, asked = _source(name, parse_quant(bits, "--bits"))
-
-    from glmchat.engine.quantize.plan import plan_quantise
-    from glmchat.hub.quantised_copies import copy_folder
-
     recipe = _recipe(asked, group_size, embeddings, symmetric=symmetric, fast=fast)
     if row.quant.startswith(f"int{asked}") and not out:
         output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=asked))
         if as_json:
             output.json_line({"event": "done", "path": str(row.path), "quant": row.quant, "made": False})
         return
+    from glmchat.hub.quantised_copies import copy_folder, copy_manifest
+
     place = out.expanduser().absolute() if out else copy_folder(row, asked, _variant(recipe))
     if place.exists() and not out:
         output.say(tr("it is here already: {path}", path=str(place)))
         if as_json:
             output.json_line({"event": "done", "path": str(place), "made": False})
         return
-    plan = plan_quantise(row.path, place, recipe)
+    request = {"source": str(row.path), "out": str(place), "recipe": recipe, "stored": row.quant, "dry_run": dry_run}
+    result = _run({**request, "manifest": copy_manifest(row, asked)}, as_json=as_json, quiet=quiet)
+    if dry_run:
+        return
     if as_json:
-        output.json_line({"event": "plan", **plan.to_json()})
-    else:
-        for line in _describe(plan, row.quant):
-            output.say(line)
-    if not dry_run:
-        _execute(plan, row, as_json=as_json, quiet=quiet)
+        output.json_line({"event": "done", **result})
+        return
+    output.say(tr("done: {path}", path=one_line(result["path"])))
+    if place == copy_folder(row, asked):
+        output.say(f"glmchat run {shlex.quote(row.name)} --quant {asked}")
+
+
+def _run(request: dict[str, Any], *, as_json: bool, quiet: bool) -> dict[str, Any]:
+    from glmchat.chat.jobs import run_job
+
+    with cancelled_by_interrupt() as cancelled, printed_events(as_json=as_json, quiet=quiet, unit="steps") as show:
+
+        def show_event(event: Mapping[str, Any]) -> None:
+            if not as_json:
+                for line in event.get("words", ()):
+                    output.say(line)
+            show(event)
+
+        return follow_job(run_job("quantise", request, cancelled=cancelled), show_event)
 
 
 def _source(name: str, bits: int | None) -> tuple[Installed, int]:
@@ -100,9 +114,8 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     return row, asked
 
 
-def _recipe(bits: int, group_size: str, embeddings: str, *, symmetric: bool, fast: bool) -> Recipe:
-    from glmchat.engine.quantize.replace import Recipe
-
+def _recipe(bits: int, group_size: str, embeddings: str, *, symmetric: bool, fast: bool) -> dict[str, Any]:
+    """The fields of engine.quantize.replace.Recipe, which refuses what no kernel takes."""
     ends = {"auto": None, "4": 4, "8": 8, "16": 0}
     if embeddings not in ends:
         raise Usage(
@@ -117,71 +130,15 @@ def _recipe(bits: int, group_size: str, embeddings: str, *, symmetric: bool, fas
             code="quant.group",
         )
     group = None if group_size == "auto" else int(group_size)
-    return Recipe(bits, group, ends[embeddings], symmetric, fast)
+    return {"bits": bits, "group": group, "ends": ends[embeddings], "symmetric": symmetric, "fast": fast}
 
 
-def _variant(recipe: Recipe) -> str:
+def _variant(recipe: Mapping[str, Any]) -> str:
     """What sets a copy apart from the one with default settings, which is what `run --quant` looks for."""
     parts = []
-    if recipe.group:
-        parts.append(f"g{recipe.group}")
-    if recipe.ends is not None:
-        parts.append(f"ends{recipe.ends or 16}")
-    parts += ["symmetric"] * recipe.symmetric + ["fast"] * recipe.fast
+    if recipe["group"]:
+        parts.append(f"g{recipe['group']}")
+    if recipe["ends"] is not None:
+        parts.append(f"ends{recipe['ends'] or 16}")
+    parts += ["symmetric"] * recipe["symmetric"] + ["fast"] * recipe["fast"]
     return "-".join(parts)
-
-
-def _describe(plan: QuantizePlan, stored: str) -> list[str]:
-    """stored: the quantisation of the source."""
-    told = plan.to_json()
-    place = one_line(str(plan.out))
-    widths = ", ".join(f"{count} x {kind}" for kind, count in sorted(told["tensors"].items()))
-    lines = [
-        tr(
-            "{name} to {quant}: {before} become {after} ({free} are free)",
-            name=one_line(plan.source.name),
-            quant=plan.label,
-            before=human_bytes(plan.bytes_in),
-            after=human_bytes(plan.bytes_out),
-            free=human_bytes(plan.bytes_free),
-        ),
-        tr("tensors: {widths}", widths=widths),
-        tr("about {minutes} min, into {path}", minutes=f"{plan.seconds / 60:.1f}", path=place)
-        if plan.seconds >= 60
-        else tr("less than a minute, into {path}", path=place),
-    ]
-    if stored != "none" and plan.bytes_out > 0.9 * plan.bytes_in:
-        lines.append(tr("little is gained: it is {quant} already", quant=one_line(stored)))
-    return lines
-
-
-def _execute(plan: QuantizePlan, row: Installed, *, as_json: bool, quiet: bool) -> None:
-    from contextlib import nullcontext
-
-    from glmchat.core import locations
-    from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-    from glmchat.hub.quantised_copies import copy_folder, copy_manifest
-
-    if plan.out.parent == locations.models_dir():
-        locations.private_dir(locations.data_dir())
-        locations.private_dir(locations.models_dir())
-    shown = -1
-
-    def show(progress: QuantizeProgress) -> None:
-        nonlocal shown
-        percent = 100 * progress.done // max(progress.total, 1)
-        if as_json:
-            if percent != shown:
-                output.json_line({"event": "progress", "done": progress.done, "total": progress.total})
-        elif meter is not None:
-            meter.update(tr("quantising"), percent, 100)
-        shown = percent
-
-    with nullcontext(None) if as_json or quiet else output.progress("steps") as meter:
-        folder = execute(plan, manifest=copy_manifest(row, plan.recipe.bits), on_progress=show)
-    if as_json:
-        output.json_line({"event": "done", "path": str(folder), "quant": plan.label, "made": True})
-    else:
-        output.say(tr("done: {path}", path=one_line(str(folder))))
-        if folder == copy_folder(row, plan.recipe.bits):
-            output.say(f"glmchat run {shlex.quote(row.name)} --quant {plan.recipe.bits}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
-from glmchat.core.errors import Interrupted, Usage
+from glmchat.cli.events import cancelled_by_interrupt
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
@@ -52,15 +53,12 @@ def replay(
     else:
         output.say(_described(plan))
     outcome: Outcome | None = None
-    try:
-        with closing(run_replay(plan)) as events:
-            for event in events:
-                if isinstance(event, Replaying) and as_json:
-                    output.json_line({"event": "stretch", "number": event.number, "tokens": event.tokens})
-                elif isinstance(event, Outcome):
-                    outcome = event
-    except KeyboardInterrupt:
-        raise Interrupted(tr("the replay was stopped"), hint=tr("run it again"), code="replay.stopped") from None
+    with cancelled_by_interrupt() as cancelled, closing(run_replay(plan, cancelled)) as events:
+        for event in events:
+            if isinstance(event, Replaying) and as_json:
+                output.json_line({"event": "stretch", "number": event.number, "tokens": event.tokens})
+            elif isinstance(event, Outcome):
+                outcome = event
     assert outcome is not None
     if as_json:
         output.json_line({"event": "end", **outcome.to_json()})

@@ -15,7 +15,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
+
+from glmchat.core.language import tr
+
+# What a file system says to a user and not about a mistake of ours: no room, no right, read only.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class GlmchatError(Exception):
@@ -102,3 +108,13 @@ class DoesNotFit(GlmchatError):
 class Interrupted(GlmchatError):
     exit = 130
     default_code = "interrupted"
+
+
+def refusal(error: OSError) -> GlmchatError | None:
+    """What a file system refuses, in words, wherever that is met; None for an OSError that may be a mistake of ours."""
+    if error.errno not in _REFUSALS:
+        return None
+    kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
+    where = f"{error.filename}: " if error.filename else ""
+    hint = tr("check the owner and the mode of it, and the disk")
+    return kind(f"{where}{error.strerror}", hint=hint, code="file.refused")

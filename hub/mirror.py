@@ -76,6 +76,18 @@ class MirrorPlan:
             listed >= {file.path for file in self.files} and self.bytes_needed == 0
         )  # fmt: skip
 
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        name, where = f"{self.repo}@{self.commit[:12]}", one_line(str(self.directory))
+        if self.done:
+            size = human_bytes(self.bytes_total)
+            return [tr("{name} is in the mirror {path}, {size}", name=name, path=where, size=size)]
+        fetch = human_bytes(max(0, self.bytes_needed - self.bytes_local))
+        line = tr("{name} into the mirror {path}: {size} to fetch", name=name, path=where, size=fetch)
+        if self.bytes_local:
+            line += tr(", {size} from this machine", size=human_bytes(self.bytes_local))
+        return [line]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "repo": self.repo,
@@ -314,16 +326,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
-
-
-def describe_mirror(plan: MirrorPlan) -> str:
-    """The plan in one line."""
-    what = f"{plan.repo}@{plan.commit[:12]}"
-    where = one_line(str(plan.directory))
-    if plan.done:
-        return tr("{name} is in the mirror {path}, {size}", name=what, path=where, size=human_bytes(plan.bytes_total))
-    fetch = human_bytes(max(0, plan.bytes_needed - plan.bytes_local))
-    line = tr("{name} into the mirror {path}: {size} to fetch", name=what, path=where, size=fetch)
-    if plan.bytes_local:
-        line += tr(", {size} from this machine", size=human_bytes(plan.bytes_local))
-    return line

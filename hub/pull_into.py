@@ -45,6 +45,19 @@ class IntoPlan:
     def bytes_total(self) -> int:
         return sum(file.pointer.size for file in self.files)
 
+    def lines(self) -> list[str]:
+        """The plan for people: what, and which sources could not be asked."""
+        where = one_line(str(self.folder))
+        if not self.files:
+            return [tr("there are no git-lfs pointers in {path}", path=where), *self.problems]
+        line = tr(
+            "{count} git-lfs pointers in {path} stand for {size}",
+            count=len(self.files),
+            path=where,
+            size=human_bytes(self.bytes_total),
+        )
+        return [line, *self.problems]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "into": str(self.folder),
@@ -135,19 +148,6 @@ def execute_into(
             )
         )
     return download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
-
-
-def describe_into(plan: IntoPlan) -> str:
-    """The plan in one line."""
-    where = one_line(str(plan.folder))
-    if not plan.files:
-        return tr("there are no git-lfs pointers in {path}", path=where)
-    return tr(
-        "{count} git-lfs pointers in {path} stand for {size}",
-        count=len(plan.files),
-        path=where,
-        size=human_bytes(plan.bytes_total),
-    )
 
 
 def _local(folder: Path, pointer: Pointer) -> list[Candidate]:

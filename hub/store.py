@@ -237,6 +237,16 @@ def require_space(needed: int, where: Path) -> None:
         )
 
 
+def fits(needed: int, free: int) -> bool:
+    return needed == 0 or needed + SPARE <= free
+
+
+def space_lines(needed: int, free: int) -> list[str]:
+    """What a plan says of the disk, for people."""
+    lines = [tr("{needed} of {free} free on the disk", needed=human_bytes(needed), free=human_bytes(free))]
+    return lines if fits(needed, free) else [*lines, tr("it does not fit")]
+
+
 def disk_error(error: OSError, path: Path) -> Failed | DoesNotFit:
     """An OSError while writing `path`, in words: a full disk does not fit (exit 4), anything else failed (exit 1)."""
     where = one_line(str(path.parent))

@@ -1,26 +1,26 @@
 """What a model reaches on this machine: load, prefill, decode, memory, and the memory bus that bounds decoding.
 
-`python -P -m glmchat.jobs.bench FOLDER` writes one JSON object a line to stdout; `glmchat bench` draws them.
+`python -P -m glmchat.jobs.bench --folder=…` takes the options of an engine; `glmchat bench` draws what it tells.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import psutil
 import torch
 
-from glmchat.core.errors import GlmchatError
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.machine import available_memory
 from glmchat.core.messages import Sampling
 from glmchat.engine.engine import Engine
+from glmchat.jobs.lines import Request, Tell, run
 
 PROMPT_LENGTHS = (32, 128, 512, 2048)
 DECODED = 64  # tokens an answer is timed over
@@ -40,8 +40,10 @@ def read_bandwidth(threads: int) -> float:
     return block.nbytes / best
 
 
-def bench(engine: Engine, lengths: Sequence[int] = PROMPT_LENGTHS, decoded: int = DECODED) -> Iterator[dict[str, Any]]:
-    """Events "bench.length" for each prompt length that fits, then one "bench.machine".
+def bench(
+    engine: Engine, tell: Tell, lengths: Sequence[int] = PROMPT_LENGTHS, decoded: int = DECODED
+) -> dict[str, Any]:
+    """Tells "bench.length" for each prompt length that fits, and returns what the machine gave.
 
     decode_fraction: weight bytes read per second while decoding, over what the bus gives to the same threads. Each
     weight is read once a token; the embedding is not (one row of it is), the head is.
@@ -54,14 +56,9 @@ def bench(engine: Engine, lengths: Sequence[int] = PROMPT_LENGTHS, decoded: int 
             continue
         prefill, decode = _best(engine, length, decoded)
         best_decode = max(best_decode, decode)
-        yield {
-            "event": "bench.length",
-            "prompt_tokens": length,
-            "prefill_tokens_per_second": prefill,
-            "decode_tokens_per_second": decode,
-        }
-    yield {
-        "event": "bench.machine",
+        speeds = {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode}
+        tell({"event": "bench.length", "prompt_tokens": length, **speeds})
+    return {
         "threads": engine.threads,
         "weights_bytes": weights,
         "read_bytes_per_second": bus,
@@ -95,43 +92,17 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def main() -> int:
-    """The child process of `glmchat bench`. Errors are one JSON line and their exit code."""
-    parser = argparse.ArgumentParser(prog="glmchat.jobs.bench")
-    parser.add_argument("folder")
-    parser.add_argument("--quant", type=int)
-    parser.add_argument("--dtype")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--context", type=int)
-    parser.add_argument("--lengths", type=int, nargs="*", default=PROMPT_LENGTHS)
-    given = parser.parse_args()
+def work(request: Request, tell: Tell) -> dict[str, Any]:
+    """request: {"lengths": prompt lengths}, all optional. The result is what the machine gave."""
+    options = EngineOptions.from_arguments(sys.argv[1:])
+    lengths = request.get("lengths", PROMPT_LENGTHS)
+    tell({"event": "plan", "folder": str(options.folder), "lengths": lengths})
     base = psutil.Process().memory_info().rss
-    try:
-        engine = Engine.load(given.folder, given.quant, given.dtype, given.device, given.threads, context=given.context)
-        memory = engine.memory()
-        _line(
-            {
-                "event": "bench.load",
-                "load_seconds": engine.load_seconds,
-                "base_rss_bytes": base,
-                **engine.facts(),
-                "memory": memory,
-            }
-        )
-        for event in bench(engine, given.lengths):
-            _line(event)
-        engine.close()
-    except GlmchatError as problem:
-        _line({"event": "error", **problem.to_json()})
-        return problem.exit
-    return 0
-
-
-def _line(event: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    with closing(Engine.load(options.require_folder(), **options.for_load())) as engine:
+        loaded = {"load_seconds": engine.load_seconds, "base_rss_bytes": base, **engine.facts()}
+        tell({"event": "bench.load", **loaded, "memory": engine.memory()})
+        return bench(engine, tell, lengths)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(work))

@@ -1,14 +1,15 @@
-"""`python -P -m glmchat.jobs.probe`: devices and kernels as the engine sees them, one JSON object on stdout."""
+"""Devices and kernels as the engine sees them, for `glmchat doctor`. A job without a plan: it changes nothing."""
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import Any
 
+from glmchat.jobs.lines import Request, Tell, run
 
-def probe() -> dict[str, Any]:
+
+def probe(request: Request, tell: Tell) -> dict[str, Any]:
     """What there is and what is taken.
 
     device: what `--device auto` takes; not_chosen: the others, and why not. kernels: one per device and width.
@@ -51,4 +52,4 @@ def _devices(torch: Any) -> tuple[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(probe()) + "\n")
+    sys.exit(run(probe))

@@ -1,32 +1,38 @@
-"""`glmchat pull NAME --quant 4`: each weight file is quantised as it arrives and taken away again.
+"""A pull of which a quantised copy is made: each weight file is quantised as it arrives and taken away again.
 
-So a model of 13 GB needs the disk of its copy and of its largest file. A run that was killed goes on: finished parts of
-the copy are kept, and of the original only the file that is being worked on.
+So a model of 13 GB needs the disk of its copy and of its largest file. A run that was stopped or killed goes on:
+finished parts of the copy are kept, and of the original only the file that is being worked on.
+
+request: name and revision, or locked: {file, number} of a lock file's model; options: fields of hub.plan.PullOptions;
+bits; keep: the original stays; check: hash what is here; dry_run: the plan is all.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tempfile
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmchat.cli import output
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
+from glmchat.hub import installed, pull, selection, store
+from glmchat.hub.installed import Installed
+from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
+from glmchat.hub.progress_events import ProgressEvents
+from glmchat.hub.quantised_copies import copy_folder, copy_manifest
+from glmchat.hub.references import parse
+from glmchat.jobs import staging
+from glmchat.jobs.lines import Request, Tell, run
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is loaded when it is known that there is something to do
     from glmchat.engine.quantize.plan import QuantizePlan
-    from glmchat.engine.quantize.quantiser import QuantizeProgress
     from glmchat.engine.quantize.streaming import Announced
-    from glmchat.hub.download import Progress
-    from glmchat.hub.plan import PullPlan
-
 
 # Of the original's 16 bits, where the tensors are not known yet: codes, scales, and ends that stay at 8 or 16 bits.
 _SHARE = {4: 0.32, 8: 0.54}
@@ -46,44 +52,77 @@ class ArrivalPlan:
     disk_needed: int  # more than is taken now: the rest of the copy and the largest file
     disk_free: int
 
-    @property
-    def fits(self) -> bool:
-        from glmchat.hub.store import SPARE
-
-        return self.disk_needed == 0 or self.disk_needed + SPARE <= self.disk_free
-
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "out": str(self.out), "fits": self.fits}
+        return {**asdict(self), "out": str(self.out), "fits": store.fits(self.disk_needed, self.disk_free)}
+
+    def lines(self) -> list[str]:
+        line = tr(
+            "{name} to {quant}: {fetch} to fetch in {count} files, one after the other; {result} stay",
+            name=one_line(self.name),
+            quant=self.quant,
+            fetch=human_bytes(self.bytes_to_fetch),
+            count=len(self.files),
+            result=human_bytes(self.bytes_out),
+        )
+        return [line, *store.space_lines(self.disk_needed, self.disk_free)]
 
 
-def pull_quantised(
-    plan: PullPlan, bits: int, *, keep: bool, check: bool, dry_run: bool, as_json: bool, quiet: bool
-) -> None:
-    """Fetch and quantise what the plan names. Raises what pulling and quantising raise."""
-    from glmchat.cli.pull import say_waiting
-    from glmchat.hub import staging, store
-    from glmchat.hub.quantised_copies import copy_folder
-
+def work(request: Request, tell: Tell) -> dict[str, Any]:
+    """The result: the copy's row, and whether it was made now. Raises what pulling and quantising raise."""
+    bits: int = request["bits"]
+    plan = _pull_plan(request)
     out = copy_folder(staging.as_row(plan, plan.root), bits)
     if out.exists():
-        _ready(plan, out, as_json=as_json, made=False)
-        return
-    if keep or plan.done or plan.source == "pypi":
-        _with_original(plan, out, bits, check=check, dry_run=dry_run, as_json=as_json, quiet=quiet)
-        return
-    if dry_run:
+        return {"made": False, **_copy(plan, out).to_json()}
+    if request.get("keep") or plan.done or plan.source == "pypi":
+        return _beside_the_original(plan, out, request, tell)
+    if request.get("dry_run"):
         with tempfile.TemporaryDirectory(prefix="glmchat-") as passing:
-            _show(_arrival(plan, Path(passing), out, bits)[0], as_json)
-        return
+            arrival, _ = _arrival(plan, Path(passing), out, bits)
+            _tell_arrival(plan, arrival, tell)
+        return {"made": False}
     locations.private_dir(locations.data_dir())
     locations.private_dir(locations.models_dir())
     folder = staging.staging_folder(out)
     folder.mkdir(mode=0o700, exist_ok=True)
-    with store.alone(folder, lambda: False, waiting=say_waiting):
+    with store.alone(folder, lambda: False, waiting=lambda: _say_waiting(tell)):
         if not out.exists():  # another process may have made it while this one waited
-            _arrive(plan, folder, out, bits, as_json=as_json, quiet=quiet)
+            _arrive(plan, folder, out, bits, tell)
         shutil.rmtree(folder, ignore_errors=True)
-    _ready(plan, out, as_json=as_json, made=True)
+    return {"made": True, **_copy(plan, out).to_json()}
+
+
+def _pull_plan(request: Request) -> PullPlan:
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}
+    options = PullOptions(**given)
+    if (locked := request.get("locked")) is None:
+        return plan_pull(parse(request["name"], revision=request.get("revision")), options)
+    from glmchat.hub.lockfile import plan_locked, read_lock
+
+    return plan_locked(read_lock(Path(locked["file"])).models[locked["number"]], options)
+
+
+def _copy(plan: PullPlan, out: Path) -> Installed:
+    row = next((r for r in installed.list_installed() if r.path == out), None)
+    if row is None:
+        raise Failed(
+            tr("{name} vanished while it was pulled", name=plan.name), hint=tr("pull again"), code="pull.vanished"
+        )
+    installed.remember(row)
+    return row
+
+
+def _weights(plan: PullPlan) -> dict[str, int]:
+    """Path -> bytes of the weight files. Raises Usage for files that are quantised as they come."""
+    weights = {f.path: f.size or 0 for f in plan.files if selection.is_weights(f.path)}
+    packed = next((p for p in weights if p.endswith(".gguf") and not _DENSE_GGUF.search(p)), None)
+    if packed is not None:
+        raise Usage(
+            tr("{path} is quantised as it comes", path=one_line(packed)),
+            hint=tr("pull it without --quant"),
+            code="quant.already",
+        )
+    return weights
 
 
 def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Announced, QuantizePlan] | None:
@@ -92,7 +131,6 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.replace import Recipe
     from glmchat.engine.quantize.streaming import Announced, index_of
-    from glmchat.hub import staging
 
     weights = _weights(plan)
     small = [f.path for f in plan.files if f.path not in weights]
@@ -113,7 +151,6 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
 
 def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[ArrivalPlan, Announced | None]:
     from glmchat.engine.quantize.plan import files_needed, incomplete
-    from glmchat.hub import staging, store
 
     weights = _weights(plan)
     planned = _announce(plan, folder, out, bits)
@@ -140,164 +177,80 @@ def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Arriva
     return arrival, planned[0] if planned else None
 
 
-def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, *, as_json: bool, quiet: bool) -> None:
+def _tell_arrival(plan: PullPlan, arrival: ArrivalPlan, tell: Tell) -> None:
+    words = arrival.lines()
+    if plan.entry is not None and plan.entry.licence is not None:
+        words.append(f"{tr('licence')}: {plan.entry.licence.line()}")
+    tell({"event": "plan", **arrival.to_json(), "words": words})
+
+
+def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, tell: Tell) -> None:
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.quantiser import execute
     from glmchat.engine.quantize.replace import Recipe
     from glmchat.engine.quantize.streaming import Arriving
-    from glmchat.hub import installed, staging, store
-    from glmchat.hub.quantised_copies import copy_manifest
+    from glmchat.jobs.quantise import Quantising
 
     arrival, announced = _arrival(plan, folder, out, bits)
     store.require_space(arrival.disk_needed, out)
-    for line in _described(arrival):
-        output.say(line)
-    if plan.entry and plan.entry.licence:
-        output.say(f"{tr('licence')}: {plan.entry.licence.line()}")
-    if as_json:
-        output.json_line({"event": "plan", **arrival.to_json()})
+    _tell_arrival(plan, arrival, tell)
     for path in _weights(plan):  # of parts that an earlier run finished
         if path not in arrival.files:
             staging.drop(folder, path)
-    row = staging.as_row(plan, folder)
-    manifest = {**copy_manifest(row, bits), "asked": plan.reference}
-    with nullcontext() if quiet or as_json else output.progress() as meter:
-        report = _Reporter(meter, as_json, sum(_weights(plan).values()))
+    manifest = {**copy_manifest(staging.as_row(plan, folder), bits), "asked": plan.reference}
+    fetching = ProgressEvents(tell, for_programs=False)
+    quantising = Quantising(tell, shown=sum(_weights(plan).values()))
 
-        def bring(*paths: str) -> None:
-            for got in staging.bring(plan, paths, folder, report.fetching, lambda: False):
-                report.fetched(got.path, got.sha256, got.host)
+    def bring(*paths: str) -> None:
+        for got in staging.bring(plan, paths, folder, fetching, lambda: False):
+            tell({"event": "file", "path": got.path, "sha256": got.sha256, "host": got.host})
 
-        def bring_one(file: str) -> Path:
-            bring(file)
-            return folder / file
+    def bring_one(file: str) -> Path:
+        bring(file)
+        return folder / file
 
-        if announced is None:
-            bring(*arrival.files)
-            source = installed.engine_path(folder, arrival.files)
-            execute(plan_quantise(source, out, Recipe(bits)), manifest=manifest, on_progress=report.quantising)
-        else:
-            execute(
-                plan_quantise(folder, out, Recipe(bits), announced),
-                weights=Arriving(announced, bring_one, lambda file: staging.drop(folder, file)),
-                manifest=manifest,
-                on_progress=report.quantising,
-            )
-
-
-def _weights(plan: PullPlan) -> dict[str, int]:
-    """Path -> bytes of the weight files. Raises Usage for files that are quantised as they come."""
-    from glmchat.hub import selection
-
-    found = {f.path: f.size or 0 for f in plan.files if selection.is_weights(f.path)}
-    packed = next((p for p in found if p.endswith(".gguf") and not _DENSE_GGUF.search(p)), None)
-    if packed is not None:
-        raise Usage(
-            tr("{path} is quantised as it comes", path=one_line(packed)),
-            hint=tr("pull it without --quant"),
-            code="quant.already",
+    if announced is None:
+        bring(*arrival.files)
+        source = installed.engine_path(folder, arrival.files)
+        execute(plan_quantise(source, out, Recipe(bits)), manifest=manifest, on_progress=quantising)
+    else:
+        execute(
+            plan_quantise(folder, out, Recipe(bits), announced),
+            weights=Arriving(announced, bring_one, lambda file: staging.drop(folder, file)),
+            manifest=manifest,
+            on_progress=quantising,
         )
-    return found
 
 
-def _with_original(
-    plan: PullPlan, out: Path, bits: int, *, check: bool, dry_run: bool, as_json: bool, quiet: bool
-) -> None:
+def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell) -> dict[str, Any]:
     """The original comes whole and stays (or is here already); then it is quantised."""
-    from glmchat.cli.pull import _fetch, _show
-    from glmchat.hub import staging, store
-
+    bits, check = request["bits"], request.get("check", False)
     weights = _weights(plan)
     result = int(sum(weights.values()) * _SHARE[bits])
-    output.say(
-        tr(
-            "the original stays: {fetch} to fetch and about {result} for the copy are needed",
-            fetch=human_bytes(plan.disk_needed),
-            result=human_bytes(result),
-        )
+    line = tr(
+        "the original stays: {fetch} to fetch and about {result} for the copy are needed",
+        fetch=human_bytes(plan.disk_needed),
+        result=human_bytes(result),
     )
-    if dry_run:
-        _show(plan, as_json)
-        return
+    tell({"event": "plan", **plan.to_json(), "words": [line, *plan.lines()]})
+    if request.get("dry_run"):
+        return {"made": False}
     store.require_space(plan.disk_needed + result, out)
     if not plan.done or check:
-        _fetch(plan, as_json=as_json, quiet=quiet, check=check)
-    from glmchat.cli.quantize import _execute
+        got = pull.execute(plan, ProgressEvents(tell), lambda: False, check=check, waiting=lambda: _say_waiting(tell))
+        tell({"event": "done", **got.to_json()})
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.replace import Recipe
-    from glmchat.hub.installed import engine_path
+    from glmchat.jobs.quantise import write
 
-    row = staging.as_row(plan, engine_path(plan.root, weights))
-    _execute(plan_quantise(row.path, out, Recipe(bits)), row, as_json=as_json, quiet=quiet)
-
-
-def _ready(plan: PullPlan, out: Path, *, as_json: bool, made: bool) -> None:
-    from glmchat.hub import installed
-
-    row = next((r for r in installed.list_installed() if r.path == out), None)
-    if row is None:
-        raise Failed(
-            tr("{name} vanished while it was pulled", name=plan.name), hint=tr("pull again"), code="pull.vanished"
-        )
-    installed.remember(row)
-    if as_json:
-        output.json_line({"event": "done", "made": made, **row.to_json()})
-    else:
-        output.say(tr("{name} is ready: {path}", name=row.name, path=row.path))
+    row = staging.as_row(plan, installed.engine_path(plan.root, weights))
+    written = write(plan_quantise(row.path, out, Recipe(bits)), copy_manifest(row, bits), tell)
+    return {**_copy(plan, out).to_json(), **written}
 
 
-def _described(arrival: ArrivalPlan) -> list[str]:
-    return [
-        tr(
-            "{name} to {quant}: {fetch} to fetch in {count} files, one after the other; {result} stay",
-            name=one_line(arrival.name),
-            quant=arrival.quant,
-            fetch=human_bytes(arrival.bytes_to_fetch),
-            count=len(arrival.files),
-            result=human_bytes(arrival.bytes_out),
-        ),
-        tr(
-            "at most {needed} of disk are needed at {path}, {free} are free",
-            needed=human_bytes(arrival.disk_needed),
-            path=one_line(str(arrival.out.parent)),
-            free=human_bytes(arrival.disk_free),
-        ),
-    ]
+def _say_waiting(tell: Tell) -> None:
+    tell({"event": "say", "text": tr("another pull of the same files is at work; waiting for it")})
 
 
-def _show(arrival: ArrivalPlan, as_json: bool) -> None:
-    if as_json:
-        output.json_line(arrival.to_json())
-    for line in _described(arrival):
-        output.say(line)
-    if not arrival.fits:
-        output.say(tr("it does not fit"))
-
-
-class _Reporter:
-    """What arrives and what is quantised, as bars or as JSON lines. Quantising is shown in bytes of the original."""
-
-    def __init__(self, meter: output.Meter | None, as_json: bool, total: int) -> None:
-        self._meter, self._as_json, self._total = meter, as_json, total
-        self._percent, self._told = -1, {""}
-
-    def fetching(self, progress: Progress) -> None:
-        if progress.note not in self._told:
-            self._told.add(progress.note)
-            output.say(progress.note)
-        for file in progress.files:
-            if self._meter is not None and file.state != "waiting":
-                self._meter.update(file.path, file.done, file.total)
-
-    def fetched(self, path: str, sha256: str, host: str) -> None:
-        if self._as_json:
-            output.json_line({"event": "file", "path": path, "sha256": sha256, "host": host})
-
-    def quantising(self, progress: QuantizeProgress) -> None:
-        percent = 100 * progress.done // max(progress.total, 1)
-        if self._meter is not None:
-            done = self._total * progress.done // max(progress.total, 1)
-            self._meter.update(tr("quantising"), done, self._total)
-        elif self._as_json and percent != self._percent:
-            output.json_line({"event": "progress", "done": progress.done, "total": progress.total})
-        self._percent = percent
+if __name__ == "__main__":
+    sys.exit(run(work, store.stopped))

@@ -1,23 +1,21 @@
 """Says an answer again, pass by pass, and tells where it parts from what it was.
 
-`python -P -m glmchat.jobs.replay` reads one JSON object from stdin and writes JSON lines for
-chat/replay/replay.py.
+`python -P -m glmchat.jobs.replay --folder=…` takes the options of an engine; chat/replay/replay.py reads what it tells.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.engine_options import EngineOptions
+from glmchat.core.errors import Interrupted, Usage
 from glmchat.core.fingerprints import look_again, of_adapter
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
@@ -25,6 +23,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
 from glmchat.engine.generate import Pass
 from glmchat.engine.identity import settings_of, versions, weight_files, weights_json
+from glmchat.jobs.lines import Request, Tell, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +61,15 @@ def replay(
     return None
 
 
-def load(request: Mapping[str, Any]) -> Engine:
+def load(options: EngineOptions, request: Request) -> Engine:
     """The engine as it was: same precision, threads and context, adapters attached."""
-    engine = Engine.load(
-        request["folder"],
-        quant=request.get("quant"),
-        dtype=request.get("asked_dtype"),
-        device=request.get("device") or "cpu",
-        threads=request.get("threads"),
-        context=request.get("context"),
-    )
-    wanted = request.get("dtype")
-    if isinstance(wanted, str) and wanted != str(engine.dtype).removeprefix("torch."):
+    engine = Engine.load(options.require_folder(), **options.for_load())
+    dtype = request.get("dtype")
+    if isinstance(dtype, str) and dtype != str(engine.dtype).removeprefix("torch."):
         # What was measured to be faster then need not be so today.
-        engine.use_dtype(getattr(torch, wanted))
-    for adapter in request.get("adapters", ()):
-        engine.attach(adapter["folder"], adapter["name"])
+        engine.use_dtype(getattr(torch, dtype))
+    for name, folder in options.adapters:
+        engine.attach(folder, name)
     return engine
 
 
@@ -99,7 +91,7 @@ def parse_passes(data: Iterable[Any], length: int) -> list[Pass]:
     return found
 
 
-def facts_now(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
+def facts_now(engine: Engine, request: Request, adapters: Sequence[tuple[str, Path]]) -> dict[str, Any]:
     """The facts of this engine, its files read anew."""
     recorded = {str(name): str(digest) for name, digest in request.get("weight_files", {}).items()}
     path = engine.checkpoint.path
@@ -110,7 +102,7 @@ def facts_now(engine: Engine, request: Mapping[str, Any]) -> dict[str, Any]:
         "asked_dtype": engine.asked_dtype,
         "weights": weights_now(path, recorded),
         "settings": settings_of(path),
-        "adapter_hashes": {a["name"]: of_adapter(Path(a["folder"])) for a in request.get("adapters", ())},
+        "adapter_hashes": {name: of_adapter(folder) for name, folder in adapters},
     }
 
 
@@ -120,51 +112,39 @@ def weights_now(path: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
     return weights_json(tuple(prints))
 
 
-def main() -> int:
-    """The child process of a replay. Errors are one JSON line and their exit code."""
-    argparse.ArgumentParser(prog="glmchat.jobs.replay").parse_args()
+def work(request: Request, tell: Tell) -> dict[str, Any]:
+    """The result: {"identical": True}, or the parting with the number of its stretch."""
+    options = EngineOptions.from_arguments(sys.argv[1:])
     try:
-        request = json.load(sys.stdin)
-        with closing(load(request)) as engine:
-            _line({"event": "facts", **facts_now(engine, request)})
+        tell({"event": "plan", "folder": str(options.folder), "stretches": len(request["stretches"])})
+        with closing(load(options, request)) as engine:
+            tell({"event": "facts", **facts_now(engine, request, options.adapters)})
             for number, stretch in enumerate(request["stretches"]):
-                _line({"event": "stretch", "number": number, "tokens": len(stretch["said"])})
+                tell({"event": "stretch", "number": number, "tokens": len(stretch["said"])})
                 engine.activate({a["name"]: a["scale"] for a in stretch.get("adapters", ())})
                 sampling = Sampling(**{**stretch["sampling"], "stop": tuple(stretch["sampling"].get("stop", ()))})
                 parting = replay(
                     engine, stretch["prompt"], stretch["passes"], stretch["said"], sampling, stretch["seed"]
                 )
                 if parting is not None:
-                    told = {name: getattr(parting, name) for name in Parting.__slots__}
                     words = {"then_text": _text(engine, parting.then), "now_text": _text(engine, parting.now)}
-                    _line({"event": "parting", "number": number, **told, **words})
-                    return 0
-            _line({"event": "identical"})
-    except GlmchatError as problem:
-        return _failed(problem)
+                    return {"identical": False, "number": number, **asdict(parting), **words}
     except (KeyError, TypeError, ValueError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}", 200)
-        return _failed(
-            Usage(
-                tr("the record cannot be read: {reason}", reason=reason), hint=tr("it is damaged"), code="replay.record"
-            )
-        )
-    return 0
-
-
-def _failed(problem: GlmchatError) -> int:
-    _line({"event": "error", **problem.to_json()})
-    return problem.exit
+        raise Usage(
+            tr("the record cannot be read: {reason}", reason=one_line(f"{type(error).__name__}: {error}", 200)),
+            hint=tr("it is damaged"),
+            code="replay.record",
+        ) from None
+    return {"identical": True}
 
 
 def _text(engine: Engine, token: int) -> str | None:
     return engine.tokenizer.decode([token]) if engine.speaks and 0 <= token < engine.spec.vocab_size else None
 
 
-def _line(event: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+def _stopped() -> Interrupted:
+    return Interrupted(tr("the replay was stopped"), hint=tr("run it again"), code="replay.stopped")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(work, _stopped))

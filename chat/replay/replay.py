@@ -5,21 +5,19 @@ The same ids are promised on the same kernels and threads only; everything that 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.jobs import child_events
+from glmchat.chat.jobs import run_job
 from glmchat.chat.replay.plan import ReplayPlan, Stretch
 from glmchat.chat.replay.record import Difference, differences
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import installed
-
-_COMMAND = (sys.executable, "-P", "-m", "glmchat.jobs.replay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +56,38 @@ class _Engine:
     stretches: list[tuple[int, Stretch]] = field(default_factory=list)
 
 
-def run_replay(plan: ReplayPlan, *, command: Sequence[str] = _COMMAND) -> Generator[Replaying | Outcome, None, None]:
+def run_replay(
+    plan: ReplayPlan, cancelled: Callable[[], bool] | None = None
+) -> Generator[Replaying | Outcome, None, None]:
     """Say the answer again in fresh engine processes; the last event is the Outcome.
 
-    Close it to stop. Raises what loading raised (Damaged, DoesNotFit …), EngineDied, NotInstalled for a lost adapter.
+    Close it to stop. Raises what loading raised (Damaged, DoesNotFit …), EngineDied, Interrupted where it was
+    `cancelled`, NotInstalled for a lost adapter.
     """
-    found: list[Difference] = list(plan.changed)
+    otherwise: list[Difference] = list(plan.changed)
     for engine in _engines(plan.stretches):
-        for event in child_events(command, _request(plan, [s for _, s in engine.stretches])):
-            match event.get("event"):
-                case "facts":
-                    for difference in differences(engine.stretches[0][1].facts, event):
-                        if difference not in found:
-                            found.append(difference)
-                case "stretch":
-                    number, stretch = engine.stretches[int(event["number"])]
-                    yield Replaying(number, len(stretch.said))
-                case "parting":
-                    number, stretch = engine.stretches[int(event["number"])]
-                    yield Outcome(
-                        identical=False,
-                        tokens=plan.tokens,
-                        differences=tuple(found),
-                        token=stretch.start + int(event["position"]),
-                        stretch=number,
-                        **{k: event[k] for k in ("then", "now", "then_text", "now_text", "margin", "distance")},
-                    )
-                    return
-    yield Outcome(identical=True, tokens=plan.tokens, differences=tuple(found))
+        stretches = [stretch for _, stretch in engine.stretches]
+        arguments = _options(plan, stretches).to_arguments()
+        for event in run_job("replay", _request(stretches), arguments=arguments, cancelled=cancelled):
+            if event["event"] == "facts":
+                for difference in differences(engine.stretches[0][1].facts, event):
+                    if difference not in otherwise:
+                        otherwise.append(difference)
+            elif event["event"] == "stretch":
+                number, stretch = engine.stretches[int(event["number"])]
+                yield Replaying(number, len(stretch.said))
+            elif event["event"] == "result" and not event["identical"]:
+                number, stretch = engine.stretches[int(event["number"])]
+                yield Outcome(
+                    identical=False,
+                    tokens=plan.tokens,
+                    differences=tuple(otherwise),
+                    token=stretch.start + int(event["position"]),
+                    stretch=number,
+                    **{k: event[k] for k in ("then", "now", "then_text", "now_text", "margin", "distance")},
+                )
+                return
+    yield Outcome(identical=True, tokens=plan.tokens, differences=tuple(otherwise))
 
 
 _SAME_ENGINE = ("asked_dtype", "dtype", "device", "threads", "context", "weights", "template", "settings", "versions")
@@ -110,20 +112,26 @@ def _quant(one: Stretch) -> int | None:
     return quant if isinstance(quant, int) else None
 
 
-def _request(plan: ReplayPlan, stretches: Sequence[Stretch]) -> dict[str, Any]:
+def _options(plan: ReplayPlan, stretches: Sequence[Stretch]) -> EngineOptions:
+    facts = stretches[0].facts
+    names = dict.fromkeys(a["name"] for s in stretches for a in s.facts.get("adapters") or ())
+    return EngineOptions(
+        folder=Path(stretches[0].folder),
+        quant=_quant(stretches[0]),
+        dtype=facts.get("asked_dtype"),
+        device=facts.get("device") or "cpu",
+        threads=plan.threads or facts.get("threads"),
+        context=facts.get("context"),
+        adapters=tuple((name, _adapter_folder(name)) for name in names),
+    )
+
+
+def _request(stretches: Sequence[Stretch]) -> dict[str, Any]:
     facts = stretches[0].facts
     weights = facts.get("weights") or {}
-    named = {a["name"]: a for s in stretches for a in s.facts.get("adapters") or ()}
     return {
-        "folder": stretches[0].folder,
-        "quant": _quant(stretches[0]),
-        "asked_dtype": facts.get("asked_dtype"),
         "dtype": facts.get("dtype"),
-        "device": facts.get("device"),
-        "threads": plan.threads or facts.get("threads"),
-        "context": facts.get("context"),
         "weight_files": {name: digest for name, _, _, digest in weights.get("files") or ()},
-        "adapters": [{"name": name, "folder": str(_adapter_folder(name))} for name in named],
         "stretches": [
             {
                 "prompt": s.prompt,

@@ -117,6 +117,28 @@ class QuantizePlan:
             "seconds": round(self.seconds, 1),
         }
 
+    def lines(self, stored: str) -> list[str]:
+        """The plan for people. stored: the source's quantisation, "none" for dense weights."""
+        widths = ", ".join(f"{count} x {kind}" for kind, count in sorted(self.to_json()["tensors"].items()))
+        place = one_line(str(self.out))
+        lines = [
+            tr(
+                "{name} to {quant}: {before} become {after} ({free} are free)",
+                name=one_line(self.source.name),
+                quant=self.label,
+                before=human_bytes(self.bytes_in),
+                after=human_bytes(self.bytes_out),
+                free=human_bytes(self.bytes_free),
+            ),
+            tr("tensors: {widths}", widths=widths),
+            tr("about {minutes} min, into {path}", minutes=f"{self.seconds / 60:.1f}", path=place)
+            if self.seconds >= 60
+            else tr("less than a minute, into {path}", path=place),
+        ]
+        if stored != "none" and self.bytes_out > 0.9 * self.bytes_in:
+            lines.append(tr("little is gained: it is {quant} already", quant=one_line(stored)))
+        return lines
+
 
 def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced | None = None) -> QuantizePlan:
     """What `quantiser.execute` would do.

@@ -26,7 +26,7 @@ from glmchat.hub.git_lfs import (
     read_remote,
     web_address,
 )
-from glmchat.hub.pull_into import describe_into, execute_into, plan_into
+from glmchat.hub.pull_into import execute_into, plan_into
 from glmchat.hub.references import parse
 
 SHARD, VOCABULARY = Synthetic(300_000, seed=3), b"sentencepiece " * 2000
@@ -108,13 +108,13 @@ def test_a_half_replaced_folder_fetches_only_what_is_still_a_pointer(hub: Loopba
     assert run(folder, "tiny/model", hub.url) == ["ice_text.model"]
     assert is_whole(folder) and hub.sent_for("model.bin") == 0
     assert run(folder, "tiny/model", hub.url) == []
-    assert "no git-lfs pointers" in describe_into(plan_into(folder))
+    assert "no git-lfs pointers" in plan_into(folder).lines()[0]
 
 
 def test_a_clone_with_a_git_remote_needs_no_name(hub: LoopbackHub, tmp_path: Path) -> None:
     folder = clone(tmp_path / "chatglm", remote=f"{hub.url}/tiny/model")
     plan = plan_into(folder)
-    assert human_bytes(plan.bytes_total) in describe_into(plan)
+    assert human_bytes(plan.bytes_total) in plan.lines()[0]
     run(folder)
     assert is_whole(folder)
     assert len(hub.lfs_batches[-1]["objects"]) == 2

@@ -136,7 +136,7 @@ async def test_a_model_is_quantised_as_it_arrives_and_only_the_copy_stays(
             await window.press("f4")
             await window.until(lambda: "4 and 8 pull it" in shown(window))
             await window.press("4")
-            await window.until(lambda: "stay, at 4 bits" in shown(window), 60)
+            await window.until(lambda: "to int4" in shown(window), 60)
             assert not list_installed()
             await window.press("enter")
             await window.until(lambda: "Enter loads it" in shown(window), 60)

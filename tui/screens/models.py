@@ -222,8 +222,8 @@ class ModelScreen(Steady, ModalScreen[Installed | None]):
     def _pull_quantised(self, plan: plans.QuantisedPull) -> ModelScreen._Finished:
         self._tell(tr("starting"))
 
-        def tell(done: int, total: int | None) -> None:
-            words = human_bytes(done) + (f" / {human_bytes(total)}" if total else "")
+        def tell(what: str, done: int, total: int | None) -> None:
+            words = f"{one_line(what, 60)}: {human_bytes(done)}" + (f" / {human_bytes(total)}" if total else "")
             self._tell(words, done / total if total else None)
 
         name = plans.pull_quantised(plan, tell, lambda: self._cancelled)
@@ -290,7 +290,7 @@ class ModelScreen(Steady, ModalScreen[Installed | None]):
             self._keys()
         elif done.plan is not None:
             self._asked = done.plan
-            self._say(plans.told(done.plan, self.palette))
+            self._say(plans.draw_plan(done.plan, self.palette))
             self._keys()
         else:
             self._fill()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hub_helpers import glmchat, last_json
@@ -22,12 +23,13 @@ from safetensors.torch import load_file
 
 from glmchat.cli.main import run
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
 from glmchat.engine.quantize.replace import Recipe
+from glmchat.hub import store
+from glmchat.jobs import pull_quantised, staging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 REPO = "tiny/llama"
@@ -62,6 +64,11 @@ def hub(loopback_hub: LoopbackHub, checkpoint: Path, monkeypatch: pytest.MonkeyP
     loopback_hub.add(REPO, {p.name: p.read_bytes() for p in checkpoint.iterdir()})
     monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
     yield loopback_hub
+
+
+def pull(**request: Any) -> dict[str, Any]:
+    """The job's work in this process, where a test may look at its steps; -> its result."""
+    return pull_quantised.work({"name": REPO, "bits": 4, "options": {}, **request}, lambda event: None)
 
 
 def copy() -> Path:
@@ -104,10 +111,8 @@ def test_what_arrives_quantised_is_what_quantising_the_whole_makes(
 
 
 def test_never_more_than_one_file_of_the_original_lies_on_the_disk(
-    hub: LoopbackHub, checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glmchat.hub import staging
-
     bring, seen = staging.bring, []
 
     def watched(plan: Any, paths: Any, folder: Path, *rest: Any) -> Any:
@@ -116,7 +121,7 @@ def test_never_more_than_one_file_of_the_original_lies_on_the_disk(
         return got
 
     monkeypatch.setattr(staging, "bring", watched)
-    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+    assert pull()["made"] is True
     assert [len(names) for names in seen if names] == [1, 1, 1, 1]
 
 
@@ -132,19 +137,17 @@ def test_the_plan_shows_both_numbers_and_fetches_nothing_large(hub: LoopbackHub,
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_weights(
-    hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glmchat.hub import store
-
     monkeypatch.setattr(store, "free_bytes", lambda path: 64 * 2**20)
-    code, _, err = glmchat(capsys, "pull", REPO, "--quant", "4")
-    assert code == 4 and "are needed" in err
+    with pytest.raises(DoesNotFit, match="are needed"):
+        pull()
     assert not hub.requests_for("model-00001-of-00004.safetensors")
 
 
 @pytest.mark.parametrize("stops_at", range(0, 26, 5))
 def test_a_run_that_stopped_anywhere_goes_on_and_fetches_no_finished_file_again(
-    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, stops_at: int
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int
 ) -> None:
     from glmchat.engine.quantize import quantiser
 
@@ -159,8 +162,9 @@ def test_a_run_that_stopped_anywhere_goes_on_and_fetches_no_finished_file_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(quantiser, "_write", failing)
-        assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 1
-    assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
+        with pytest.raises(GlmchatError, match="the power went"):
+            pull()
+    assert pull()["made"] is True
     assert left_over() == []
     for number in range(1, 5):
         assert len(hub.requests_for(f"model-{number:05}-of-00004.safetensors")) == 1
@@ -168,47 +172,52 @@ def test_a_run_that_stopped_anywhere_goes_on_and_fetches_no_finished_file_again(
         assert same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
 
 
-def test_a_process_that_is_killed_goes_on_where_it_was(
-    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any
-) -> None:
+def begun(hub: LoopbackHub) -> subprocess.Popen[str]:
+    """`glmchat pull --quant` in a process of its own, in the middle of its second file."""
     hub.rate = 60_000
     command = [sys.executable, "-P", "-m", "glmchat", "pull", REPO, "--quant", "4", "-q"]
-    child = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command, env=dict(os.environ), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     deadline = time.monotonic() + 60
     while not hub.sent_for("model-00002-of-00004.safetensors") and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    return child
+
+
+def half_files() -> list[str]:
+    """Of the growing copy: what is neither whole nor known as half."""
+    return [p.name for p in locations.models_dir().glob("*.incomplete/*.incomplete") if "arriving" not in p.parent.name]
+
+
+def test_a_process_that_is_killed_goes_on_where_it_was(
+    hub: LoopbackHub, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    child = begun(hub)
+    (job,) = psutil.Process(child.pid).children()
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.communicate()
+    job.wait(20)  # the end of its stdin is its own
     hub.rate = None
-    assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")]
+    assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")] and half_files() == []
     assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
     assert len(hub.requests_for("model-00001-of-00004.safetensors")) == 1
     assert left_over() == [] and same_weights(copy(), made_from(checkpoint, tmp_path / "whole"))
 
 
-def test_ctrl_c_exits_130_and_the_same_command_goes_on(
-    hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from glmchat.hub import staging
-
-    bring = staging.bring
-
-    def interrupted(plan: Any, paths: Any, *rest: Any) -> Any:
-        if "model-00003-of-00004.safetensors" in paths:
-            raise KeyboardInterrupt
-        return bring(plan, paths, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(staging, "bring", interrupted)
-        code, _, err = glmchat(capsys, "pull", REPO, "--quant", "4")
-    assert code == 130 and "what is here already is kept" in err
+def test_ctrl_c_exits_130_and_the_same_command_goes_on(hub: LoopbackHub, capsys: Any) -> None:
+    child = begun(hub)
+    (job,) = psutil.Process(child.pid).children()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130 and "what is here already is kept" in err
+    assert not job.is_running() and half_files() == []
+    hub.rate = None
     assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
     assert len(hub.requests_for("model-00001-of-00004.safetensors")) == 1 and left_over() == []
 
 
 def test_a_second_pull_of_the_same_copy_says_that_it_waits(hub: LoopbackHub, capsys: Any) -> None:
-    from glmchat.hub import staging, store
-
     folder = staging.staging_folder(locations.private_dir(locations.models_dir()) / "tiny-llama-int4")
     folder.mkdir()
     codes: list[int] = []
@@ -250,8 +259,6 @@ def test_a_chatglm_in_bin_shards_arrives_as_quantising_the_whole_makes_it(
 ) -> None:
     from random_checkpoints import tiny, write_checkpoint
 
-    from glmchat.hub import staging
-
     folder, bring, seen = tmp_path / name, staging.bring, []
     config = tiny(name, **TINY_CHATGLM[name])
     shards = [p.name for p in write_checkpoint(folder, config, kind="bin", shard_bytes=20_000)]
@@ -265,8 +272,7 @@ def test_a_chatglm_in_bin_shards_arrives_as_quantising_the_whole_makes_it(
         return got
 
     monkeypatch.setattr(staging, "bring", watched)
-    code, _, err = glmchat(capsys, "pull", "tiny/glm", "--quant", "4", "--json")
-    assert code == 0, err
+    assert pull(name="tiny/glm")["made"] is True
     assert max(seen) == 1
     tied = ["pytorch_model-00006-of-00006.bin"] if name == "chatglm-6b-early" else []  # lm_head alone: never asked for
     assert [s for s in shards if len(loopback_hub.requests_for(s)) != 1] == tied

@@ -1,0 +1,118 @@
+"""What an engine is to load and how it is to run: written once, for the face that says it and the child that reads it.
+
+The standard library only: a child reads its command line before it imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _argument(read: Callable[[str], Any], write: Callable[[Any], str] = str, **more: Any) -> dict[str, Any]:
+    """What makes a field an option of the command line: how its text is read and written; more: for argparse."""
+    return {"write": write, "argument": {"type": read, **more}}
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    return name, Path(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Whatever is None is left to the engine. A new option is a line here, and a flag in cli/engine_flags.py."""
+
+    # A checkpoint folder or a GGUF file, absolute: children start from `/`. None: no model was chosen yet.
+    folder: Path | None = field(default=None, metadata=_argument(Path))
+    # The name that answers, clients and the window use.
+    model: str | None = field(default=None, metadata=_argument(str))
+    revision: str | None = field(default=None, metadata=_argument(str))
+    # Bits to quantise to at load; None: the weights as they are.
+    quant: int | None = field(default=None, metadata=_argument(int, choices=(4, 8)))
+    # How the weights are named: "q4_1", "int4-g128".
+    quant_label: str | None = field(default=None, metadata=_argument(str))
+    # Where the copy quantised at load is kept: {"out": folder, "manifest": {…}}; None: only in memory.
+    copy: Mapping[str, Any] | None = field(default=None, metadata=_argument(json.loads, json.dumps))
+    dtype: str | None = field(default=None, metadata=_argument(str, choices=DTYPES))
+    # "auto": a GPU where there is one.
+    device: str = field(default="auto", metadata=_argument(str))
+    threads: int | None = field(default=None, metadata=_argument(int))
+    # Tokens to hold.
+    context: int | None = field(default=None, metadata=_argument(int))
+    # (store name, folder) of adapters that may be asked for, beside those in the store's own folder.
+    adapters: tuple[tuple[str, Path], ...] = field(
+        default=(), metadata=_argument(_pair, "{0[0]}={0[1]}".format, action="append", metavar="NAME=FOLDER")
+    )
+    # Defaults for what a request leaves open: field of core.messages.Sampling -> value.
+    sampling: Mapping[str, Any] = field(default_factory=dict, metadata=_argument(json.loads, json.dumps))
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            object.__setattr__(self, "folder", self.folder.expanduser().absolute())
+
+    def to_arguments(self) -> list[str]:
+        """The command line that `from_arguments` reads as these options."""
+        arguments = []
+        for one in fields(self):
+            value, write = getattr(self, one.name), one.metadata["write"]
+            for part in value if one.name == "adapters" else () if value is None or value == {} else (value,):
+                arguments.append(f"{_flag(one.name)}={write(part)}")
+        return arguments
+
+    @staticmethod
+    def from_arguments(arguments: Sequence[str]) -> EngineOptions:
+        """Ends the process with argparse's words where they are none of ours."""
+        parser = argparse.ArgumentParser(prog="engine options", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for one in fields(EngineOptions):
+            parser.add_argument(_flag(one.name), dest=one.name, **one.metadata["argument"])
+        values = vars(parser.parse_args(arguments))
+        return EngineOptions(**{**values, "adapters": tuple(values.get("adapters", ()))})
+
+    def for_load(self) -> dict[str, Any]:
+        """The keywords of `Engine.load`."""
+        return {name: getattr(self, name) for name in ("quant", "dtype", "device", "threads", "context")}
+
+    def require_folder(self) -> Path:
+        """Raises Usage if no model was chosen."""
+        if self.folder is None:
+            raise Usage(tr("no model was chosen"), hint=tr("name one, or `glmchat list`"), code="model.none")
+        return self.folder
+
+
+def parse_device(text: str) -> str:
+    """ "auto", "cpu", "mps", "cuda" or "cuda:1", in small letters. Raises Usage for anything else."""
+    word = text.strip().lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", word):
+        raise Usage(
+            tr("{flag} cannot be {value}", flag="--device", value=repr(one_line(text, 60))),
+            hint="auto, cpu, cuda, cuda:N, mps",
+            code="usage.device",
+        )
+    return word
+
+
+def parse_dtype(text: str | None) -> str | None:
+    """One of DTYPES, or None where none was given. Raises Usage."""
+    if text is not None and text not in DTYPES:
+        raise Usage(
+            tr("{flag} cannot be {value}", flag="--dtype", value=repr(one_line(text))),
+            hint=", ".join(DTYPES),
+            code="usage.value",
+        )
+    return text
+
+
+def _flag(name: str) -> str:
+    return "--adapter" if name == "adapters" else "--" + name.replace("_", "-")

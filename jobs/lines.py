@@ -1,0 +1,92 @@
+"""How a job speaks: one request on stdin, JSON lines on stdout, one way to be stopped.
+
+    stdin    the request, one JSON object on the first line; then nothing, until the face goes away
+    stdout   {"event": "plan", …}       first: what will be done; "words" are the lines that people read
+             {"event": "progress", …}   and others that the job names; "say" and "meter" are for people alone
+             {"event": "result", …}     last, or {"event": "error", …}: an error of the tree, with its exit code
+
+SIGINT and the end of stdin stop a job: its work is left by KeyboardInterrupt, which puts down what can be gone on with
+(whole files) and takes away the rest. What it tells last is then an Interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+from glmchat.core.errors import GlmchatError, Interrupted, refusal
+from glmchat.core.language import tr
+
+Request = Mapping[str, Any]
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def run(work: Callable[[Request, Tell], Mapping[str, Any]], stopped: Callable[[], Interrupted] | None = None) -> int:
+    """The whole main program of a job; returns its exit code.
+
+    work: does what the request asks, tells its events and returns the result. stopped: the error for people who stopped
+    it. Any other exception keeps its traceback, on stderr.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    tell = _Lines(_only_lines())
+    try:
+        request = json.loads(sys.stdin.readline() or "{}")
+        threading.Thread(target=_watch_stdin, name="lifeline", daemon=True).start()
+        result = work(request, tell)
+    except KeyboardInterrupt:
+        return tell.error(stopped() if stopped is not None else _stopped())
+    except GlmchatError as problem:
+        return tell.error(problem)
+    except BrokenPipeError:  # nobody listens any more
+        return Interrupted.exit
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            raise
+        return tell.error(refused)
+    tell({"event": "result", **result})
+    return 0
+
+
+class _Lines:
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def error(self, problem: GlmchatError) -> int:
+        with suppress(BrokenPipeError):
+            self({"event": "error", **problem.to_json()})
+        return problem.exit
+
+
+def _only_lines() -> IO[str]:
+    """The real stdout; whatever a library prints goes to stderr instead of between the lines."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return stream
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not disturb the tidying up
+    raise KeyboardInterrupt
+
+
+def _watch_stdin() -> None:
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    main = threading.main_thread().ident
+    if main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # and not the process: the main thread may wait in the kernel
+
+
+def _stopped() -> Interrupted:
+    return Interrupted(tr("stopped"), hint=tr("run it again"))
