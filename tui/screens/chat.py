@@ -19,7 +19,7 @@ from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui.link import EngineLink
-from glmchat.tui.screens.reading import Reading
+from glmchat.tui.reading import Reading
 from glmchat.tui.transcript.transcript import Transcript
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.actions import TurnActions

@@ -16,7 +16,7 @@ from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes
 from glmchat.tui import terminal
 from glmchat.tui.conversation import columns
-from glmchat.tui.screens.conversing import Conversing
+from glmchat.tui.talk import Conversing
 from glmchat.tui.transcript.blocks import code_blocks
 from glmchat.tui.transcript.turns import Turn
 

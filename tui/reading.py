@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual import events
 
 from glmchat.core.language import tr
-from glmchat.tui.screens.prompting import Prompting
+from glmchat.tui.composer import Prompting
 from glmchat.tui.transcript.transcript import Clicked
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.actions import ACTIONS, TurnActions

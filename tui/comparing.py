@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.tui.screens.commanding import Commanding
+from glmchat.tui.face import Commanding
 
 if TYPE_CHECKING:
     from glmchat.chat.compare.compare import Comparison

@@ -14,9 +14,9 @@ from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui import terminal
+from glmchat.tui.comparing import Comparing
 from glmchat.tui.completing import suggestions as suggestions_for
 from glmchat.tui.link import EngineLink
-from glmchat.tui.screens.comparing import Comparing
 from glmchat.tui.screens.prompt_search import PromptSearch
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.prompt import MAX_LINES, Prompt

@@ -13,10 +13,10 @@ from glmchat.core.messages import Finished, Piece, Started
 from glmchat.core.settings import Settings
 from glmchat.core.text import is_chinese, one_line
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, Answering
+from glmchat.tui.connection import Connecting
 from glmchat.tui.conversation import speaker, state_note, turns_of
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import Ended, Heard
-from glmchat.tui.screens.connecting import Connecting
 from glmchat.tui.transcript.turns import Turn
 
 if TYPE_CHECKING:
