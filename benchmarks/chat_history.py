@@ -54,7 +54,7 @@ async def opened(conversation: int, last: str) -> float:
     """Seconds from the command to the end of the conversation on the screen."""
     async with open_window() as window:
         started = time.perf_counter()
-        window.chat.open_conversation(conversation)
+        window.chat.face.turn_to(conversation)
         while last not in window.screen_text():
             await asyncio.sleep(0.002)
         return time.perf_counter() - started

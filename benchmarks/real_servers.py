@@ -126,18 +126,18 @@ async def _window(url: str, model: str | None) -> str:
             return next((t.text for t in reversed(app.chat.transcript.turns) if t.role == "assistant"), "")
 
         await pilot.pause()
-        await until(lambda: app.chat.ready and app.chat.session is not None)
+        await until(lambda: app.chat.connection.ready and app.chat.talk.session is not None)
         app.chat.prompt.insert("Tell me a long story.")
         await pilot.press("enter")
         await until(lambda: len(answer()) > 3)
         await pilot.press("escape")
-        await until(lambda: not app.chat.busy)
-        assert app.chat.session is not None
-        stopped = app.chat.session.tree.path()[-1]
-        app.chat.run_command("continue")
+        await until(lambda: not app.chat.talk.busy)
+        assert app.chat.talk.session is not None
+        stopped = app.chat.talk.session.tree.path()[-1]
+        app.chat.face.run("continue")
         told = len(app.chat.transcript.turns)
-        await until(lambda: not app.chat.busy and app.chat.session.tree.path()[-1] is not stopped)
-        last = app.chat.session.tree.path()[-1]
+        await until(lambda: not app.chat.talk.busy and app.chat.talk.session.tree.path()[-1] is not stopped)
+        last = app.chat.talk.session.tree.path()[-1]
         if any("cannot go on with an unfinished answer" in t.text for t in app.chat.transcript.turns[told - 1 :]):
             assert (last.text, last.state) == (stopped.text, "stopped"), (stopped, last)
             return f"stopped after {len(stopped.text)} characters; the server cannot continue, and that is said"

@@ -195,7 +195,10 @@ class LineFace:
             self.open("history")
 
     def show_conversation(self) -> None:
-        """What stands above cannot be changed; the command says what it did."""
+        """What stands above cannot be changed."""
+
+    def show_restored(self) -> None:
+        output.say(tr("brought back"))
 
     def show_new_context(self, mark: StoredMessage) -> None:
         output.say(tr("The model sees nothing of what stands above."))

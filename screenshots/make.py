@@ -62,8 +62,8 @@ def save(app: GlmchatApp, out: Path, name: str, caption: str = "glmchat") -> Non
 async def ask(app: GlmchatApp, pilot: Any, text: str) -> None:
     app.chat.prompt.set_text(text)
     await pilot.press("enter")
-    await until(lambda: app.chat.busy or app.chat.transcript.last("assistant"))
-    await until(lambda: not app.chat.busy)
+    await until(lambda: app.chat.talk.busy or app.chat.transcript.last("assistant"))
+    await until(lambda: not app.chat.talk.busy)
     await pilot.pause()
 
 
@@ -72,7 +72,7 @@ async def draw(launch: LaunchOptions, out: Path) -> None:
     async with app.run_test(size=(104, 34)) as pilot:
         await pilot.pause()
         app.chat.prompt.cursor_blink = False
-        await until(lambda: app.chat.ready and app.chat.session)
+        await until(lambda: app.chat.connection.ready and app.chat.talk.session)
         await pilot.pause(2.5)  # the memory in the status line is read every two seconds
         save(app, out, "welcome")
         await ask(app, pilot, QUESTIONS[0])
@@ -136,7 +136,7 @@ async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
 
     await type_in(QUESTIONS[2].rstrip("."), "Enter sends", 4)
     await pilot.press("enter")
-    await until(lambda: app.chat.answering)
+    await until(lambda: app.chat.talk.answering)
     shown = -1
     while (said := len(app.chat.transcript.turns[-1].text)) < FILMED:
         if said - shown >= 14:
@@ -144,7 +144,7 @@ async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
             shown = said
         await asyncio.sleep(0.02)
     await pilot.press("escape")
-    await until(lambda: not app.chat.busy)
+    await until(lambda: not app.chat.talk.busy)
     await pilot.pause(0.3)
     film.add(app, "Esc stops it; what was said is kept", 2.2)
     await pilot.press("ctrl+f")

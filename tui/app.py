@@ -15,16 +15,18 @@ from textual.driver import Driver
 from textual.geometry import Offset
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
+from textual.worker import WorkerFailed
 
 from glmchat.chat import hangup
 from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import choose, chosen, tr
 from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui.link import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import Steady, SteadyScreen, toast
 from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
 
 if TYPE_CHECKING:
@@ -112,6 +114,16 @@ class GlmchatApp(Steady, App[int]):
         """Never as markup: titles and file names stand in what is said."""
         super().notify(message, title=title, severity=severity, timeout=timeout, markup=False)
 
+    def _handle_exception(self, error: Exception) -> None:
+        """Where everything comes that nobody caught; Textual ends the window here. What a person can mend is shown."""
+        cause = error.error if isinstance(error, WorkerFailed) else error
+        if not isinstance(cause, GlmchatError):
+            super()._handle_exception(error)
+        elif isinstance(screen := self.screen_stack[-1] if self.screen_stack else None, SteadyScreen):
+            screen.show_error(cause)
+        else:
+            toast(self, cause)
+
     @property
     def cursor_position(self) -> Offset:
         """Where the terminal's own cursor goes with each frame: an input method opens its window there.
@@ -158,7 +170,7 @@ class GlmchatApp(Steady, App[int]):
             self.chat.prompt.set_text(f"/{name} ")  # it needs an argument: the prompt asks for it
             self.chat.prompt.focus()
         else:
-            self.chat.run_command(name)
+            self.chat.face.run(name)
 
     def on_mount(self) -> None:
         if not self.is_headless:
@@ -169,12 +181,12 @@ class GlmchatApp(Steady, App[int]):
         """The terminal went away: save and leave; where it was asked for, the answer goes on without a screen."""
         self.terminal.let_go()
         chat = self.chat
-        for session in (answering.session for answering in chat.being_written):
+        for session in (answering.session for answering in chat.talk.being_written):
             if hangup.goes_on(session, self.launch.finish_on_hangup):
                 self.left_answering.append(session)
                 conversation = session.tree.conversation.id
                 self.terminal.to_log(f"conversation {conversation} is answered to its end without a screen")
-        chat.hang_up()
+        chat.leave_for_good()
         self.exit(hangup.EXIT)
 
     def on_unmount(self) -> None:

@@ -1,87 +1,99 @@
-"""The chat screen's `/compare`: opens the comparison, and goes on with the answer that was picked there."""
+"""`/compare` of the chat screen: opens the comparison, and goes on with the answer that was picked there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glmchat.core.errors import Usage
-from glmchat.core.language import tr
-from glmchat.tui.face import Commanding
+from glmchat.tui.connection import ModelConnection
+from glmchat.tui.talk import Talk
+from glmchat.tui.view import View
 
 if TYPE_CHECKING:
     from glmchat.chat.compare.compare import Comparison
     from glmchat.chat.compare.engines import Running
     from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.settings import Settings
+    from glmchat.hub.installed import Installed
 
 
-class Comparing(Commanding):
-    def command_compare(self, argument: str) -> None:
+class Comparing:
+    """switch_to: goes on with another model, which a person picked."""
+
+    def __init__(
+        self,
+        view: View,
+        talk: Talk,
+        connection: ModelConnection,
+        settings: Settings,
+        switch_to: Callable[[Installed, int | None], None],
+    ) -> None:
+        self._view = view
+        self._talk = talk
+        self._connection = connection
+        self._settings = settings
+        self._switch_to = switch_to
+
+    def open(self, words: str) -> None:
         """The first line names the columns; what follows is the question. Alone: the last comparison made here."""
-        self.stop_behind()
-        self.when_quiet(lambda: self._compare(argument))
-
-    def _compare(self, argument: str) -> None:
         from glmchat.chat.compare import compare
         from glmchat.chat.compare.columns import beside
         from glmchat.tui.screens.comparison import ComparisonScreen
 
-        session = self._talk()
-        if not self.ready and self.status.facts.activity:
-            raise Usage(tr("the model is still loading"), hint=tr("try again in a moment"), code="chat.loading")
-        names, _, text = argument.partition("\n")
-        base, running = self._common(), self._engine_here()
+        chat, launch = self._talk.chat, self._connection.launch
+        self._connection.require_loaded()
+        names, _, text = words.partition("\n")
+        shared, running = self._shared(), self._engine_here()
         if names.strip():
-            model = self.launch.model if self.launch.server is None else None
-            columns = beside(model, session.adapters, names.split())
-            made = compare.Comparison(
-                session.history, columns, self.settings, base=base, tree=session.tree, running=running
+            columns = beside(launch.model if launch.server is None else None, chat.adapters, names.split())
+            comparison = compare.Comparison(
+                chat.history, columns, self._settings, base=shared, tree=chat.tree, running=running
             )
-        elif compare.asked_in(session.tree) is not None:
-            made = compare.resume(session.history, session.tree, self.settings, base, running)
+        elif compare.asked_in(chat.tree) is not None:
+            comparison = compare.resume(chat.history, chat.tree, self._settings, shared, running)
         else:
-            self.prompt.set_text("/compare ")
-            self.prompt.focus()
+            self._view.prompt.set_text("/compare ")
+            self._view.prompt.focus()
             return
-        earlier = next((m for m in reversed(session.tree.context()) if m.role == "user"), None)
-        self.app.push_screen(
-            ComparisonScreen(made, earlier, text.strip()),
-            lambda column: self.guarded(lambda: self._compared(made, column)),
+        earlier = next((m for m in reversed(chat.tree.context()) if m.role == "user"), None)
+        self._view.app.push_screen(
+            ComparisonScreen(comparison, earlier, text.strip()), lambda column: self._left(comparison, column)
         )
 
-    def _common(self) -> LaunchOptions:
+    def _shared(self) -> LaunchOptions:
         """What all columns share: the flags of this window and the settings of this conversation."""
-        asked = self._talk().ranks.asked
+        asked = self._talk.chat.ranks.asked
         sampling = {**asked.get("conversation", {}), **asked.get("set", {}), **asked.get("flag", {})}
-        return replace(self.launch, server=None, sampling=sampling, adapters=None)
+        return replace(self._connection.launch, server=None, sampling=sampling, adapters=None)
 
     def _engine_here(self) -> Running | None:
         from glmchat.chat.compare.engines import Running
         from glmchat.chat.connect import Connection
 
-        process = self.link.process
-        if not self.ready or self._ready is None or process is None:
+        link, answers = self._connection.link, self._connection.answers
+        process = link.process
+        if not self._connection.ready or answers is None or process is None:
             return None
-        connection = Connection(self._ready.endpoint, self._ready.identity, process)
-        return Running(self.launch, connection, self.link.stop)
+        return Running(self._connection.launch, Connection(answers.endpoint, answers.identity, process), link.stop)
 
-    def _compared(self, made: Comparison, column: int | None) -> None:
-        """The comparison was left; column: the answer to go on with. Its model, adapters and settings come along."""
+    def _left(self, comparison: Comparison, column: int | None) -> None:
+        """column: the answer to go on with. Its model, adapters and settings come along."""
         from glmchat.chat import model_choice
         from glmchat.chat.compare.engines import engine_key
 
-        session, answers = self._talk(), made.answers()
+        chat, answers, launch = self._talk.chat, comparison.answers(), self._connection.launch
         if column is not None:
-            made.pick(column)
-            for name, value in made.columns[column].sampling.items():
-                session.set(name, value)
+            comparison.pick(column)
+            for name, value in comparison.columns[column].sampling.items():
+                chat.set(name, value)
         elif answers:
-            session.switch(answers[min(answers)].id)
-        self.show_conversation()
-        self.show_adapters()
-        if column is not None and engine_key(made.launches[column]) != engine_key(self.launch):
-            self._switch_to(*model_choice.locate(made.columns[column].name))
-        elif self.ready and self.launch.server is None and self.link.process is None:
-            self.connect()  # it had to go, so that another could be loaded
+            chat.switch(answers[min(answers)].id)
+        self._talk.show_conversation()
+        self._talk.show_adapters()
+        if column is not None and engine_key(comparison.launches[column]) != engine_key(launch):
+            self._switch_to(*model_choice.locate(comparison.columns[column].name))
+        elif self._connection.ready and launch.server is None and self._connection.link.process is None:
+            self._connection.connect()  # it had to go, so that another could be loaded
         else:
-            self.measure()
+            self._talk.measure()

@@ -1,176 +1,148 @@
-"""The chat screen's prompt: what it sends, suggests, recalls, keeps as a draft and lends to an editor."""
+"""The prompt with all that belongs to it: suggestions, what waits to be sent, drafts, earlier prompts, an editor."""
 
 from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.app import SuspendNotSupported
+from textual.containers import Vertical
 from textual.timer import Timer
-from textual.widgets import Static, TextArea
+from textual.widgets import Static
 
-from glmchat.chat.commands import table as commands
-from glmchat.chat.launch import LaunchOptions
 from glmchat.core.language import tr
-from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui import terminal
-from glmchat.tui.comparing import Comparing
-from glmchat.tui.completing import suggestions as suggestions_for
-from glmchat.tui.link import EngineLink
 from glmchat.tui.screens.prompt_search import PromptSearch
+from glmchat.tui.talk import Talk
 from glmchat.tui.theme import Palette
-from glmchat.tui.widgets.prompt import MAX_LINES, Prompt
-from glmchat.tui.widgets.suggestions import Suggestions
+from glmchat.tui.view import View
+from glmchat.tui.widgets.prompt import MAX_LINES
+from glmchat.tui.widgets.suggestions import Suggestions, suggestions_for
 
-_DRAFT_AFTER = 1.0
+_DRAFT_AFTER = 1.0  # seconds
 _MEASURE_AFTER = 0.4
+_LOW = 10  # rows; below, nothing is suggested
 
 
-class Prompting(Comparing):
-    """No layout: it asks the screen for its widgets."""
+class Composer:
+    """queue: where the waiting questions are listed. box: the frame around the prompt."""
 
-    def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:
-        super().__init__(launch, settings, link)
+    def __init__(self, view: View, talk: Talk, suggestions: Suggestions, queue: Static, box: Vertical) -> None:
+        self.suggestions = suggestions
+        self._view = view
+        self._talk = talk
+        self._queue = queue
+        self._box = box
         self._measure_timer: Timer | None = None
         self._draft_timer: Timer | None = None
 
-    @property
-    def palette(self) -> Palette:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        return palette
-
-    def queue_changed(self) -> None:
-        super().queue_changed()
-        box = self.query_one("#queue", Static)
-        box.display = bool(self.queue)
-        p = self.palette
-        text = Text()
-        for waiting in self.queue:
-            text.append("◦ ", p.style(p.user))
-            text.append(
-                set_cell_size(
-                    one_line(waiting, 400), min(cell_len(one_line(waiting, 400)), max(8, self.size.width - 12))
-                )
-            )
-            text.append("\n", p.quiet)
-        when = tr("sent when the answer has ended") if self.ready else tr("sent when the model is ready")
-        if self.status.facts.lost:
-            when = tr("F5 starts the engine, then it is sent")
-        text.append(f"{when} · {tr('↑ takes it back')}", p.faded)
-        box.update(text)
-
-    def show_prompt_state(self) -> None:
-        box = self.query_one("#prompt-box")
-        editing = self._editing is not None
-        box.set_class(editing, "editing")
-        box.border_title = tr("editing a question · Esc leaves it") if editing else ""
-
-    def on_prompt_sent(self, event: Prompt.Sent) -> None:
-        self._save_draft()  # what was sent must not come back as a draft
-        kind, word, argument = commands.parse(event.text)
-        if kind == "unknown":
-            self.complain(commands.unknown(word, argument))
-            if not self.prompt.text:
-                self.prompt.set_text(event.text)  # to be mended
-            return
-        if kind == "command":
-            self.run_command(word, argument)
-            return
-        if self._editing is not None:
-            self.guarded(lambda: self._send_edited(word, event.text))
-            return
-        self.transcript.make_current(None)
-        self.ask(word)
-        if note := commands.bare_word_note(word):
-            self.tell(note)
-
-    def _send_edited(self, text: str, typed: str) -> None:
-        """Without an engine it stays in the prompt, as it was typed: the queue is for new questions only."""
-        if not self.ready and not self.prompt.text:
-            self.prompt.set_text(typed)
-        self._must_be_ready()
-        self.ask_edited(text)
-
-    def on_prompt_leave(self) -> None:
-        self.leave()
-
-    def on_prompt_edge(self, event: Prompt.Edge) -> None:
-        if event.step < 0 and self.queue and not self.prompt.text:
-            self.prompt.set_text(self.queue.pop())
-            self.queue_changed()
-        elif not self.prompt.recall(event.step) and event.step < 0 and not self.prompt.text:
-            self._recall_from_history()
-
-    def _recall_from_history(self) -> None:
-        """The questions of this conversation are earlier prompts too."""
-        if not self.prompt.entered and self.session is not None:
-            for message in self.session.tree.path():
-                if message.role == "user":
-                    self.prompt.remember(message.text)
-            self.prompt.recall(-1)
-
-    def on_prompt_complete(self) -> None:
-        if (chosen := self.query_one(Suggestions).chosen) is not None:
-            self.prompt.set_text(chosen.text)
-
-    def on_prompt_choose(self, event: Prompt.Choose) -> None:
-        self.query_one(Suggestions).move(event.step)
-
-    def on_suggestions_taken(self, event: Suggestions.Taken) -> None:
-        self.prompt.set_text(event.suggestion.text)
-        self.prompt.focus()
-
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        if event.text_area is not self.prompt:
-            return
-        text = self.prompt.text
-        self._grow()
-        suggestions = self.query_one(Suggestions)
-        found = suggestions_for(text) if self.size.height >= 10 else []
-        exact = len(found) == 1 and text == found[0].shown
-        suggestions.suggest(found)
-        self.prompt.suggesting = bool(found) and not exact
+    def text_changed(self) -> None:
+        prompt = self._view.prompt
+        self.grow()
+        offered = suggestions_for(prompt.text) if prompt.screen.size.height >= _LOW else []
+        exact = len(offered) == 1 and prompt.text == offered[0].shown
+        self.suggestions.suggest(offered)
+        prompt.suggesting = bool(offered) and not exact
         if self._measure_timer is not None:
             self._measure_timer.stop()
         if self._draft_timer is not None:
             self._draft_timer.stop()
-        self._draft_timer = self.set_timer(_DRAFT_AFTER, self._save_draft)
-        if not text.startswith("/"):
-            self._measure_timer = self.set_timer(_MEASURE_AFTER, lambda: self.measure(self.prompt.text))
+        self._draft_timer = prompt.set_timer(_DRAFT_AFTER, self.save_draft)
+        if not prompt.text.startswith("/"):
+            self._measure_timer = prompt.set_timer(_MEASURE_AFTER, lambda: self._talk.measure(prompt.text))
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """As high as its text, up to ten lines and two fifths of the screen."""
-        prompt = self.prompt
+        prompt = self._view.prompt
         lines = prompt.wrapped_document.height if prompt.size.width else prompt.document.line_count
-        prompt.styles.height = max(1, min(lines, MAX_LINES, max(1, self.size.height * 2 // 5)))
+        prompt.styles.height = max(1, min(lines, MAX_LINES, max(1, prompt.screen.size.height * 2 // 5)))
 
-    def _save_draft(self) -> None:
-        if self.session is not None:
-            session, text = self.session, self.prompt.text
-            if session.tree.conversation.draft != text:
-                self._thread(lambda: session.history.save_draft(session.tree, text), "draft")
+    def fill(self, text: str) -> None:
+        """Put a text into the prompt, in place of what stands there."""
+        self._view.prompt.set_text(text)
+        self._view.prompt.focus()
 
-    def action_search_prompts(self) -> None:
-        earlier = list(dict.fromkeys(reversed([*self._questions(), *self.prompt.entered])))
+    # Suggestions
 
-        def chosen(text: str | None) -> None:
+    def take_suggestion(self) -> None:
+        if (chosen := self.suggestions.chosen) is not None:
+            self._view.prompt.set_text(chosen.text)
+
+    def hide_suggestions(self) -> bool:
+        """False if there are none."""
+        shown = bool(self.suggestions.offered)
+        self.suggestions.suggest([])
+        self._view.prompt.suggesting = False
+        return shown
+
+    # What waits, and what was sent before
+
+    def show_queue(self, palette: Palette, ready: bool) -> None:
+        queue = self._talk.queue
+        facts = self._view.status.facts
+        self._view.status.show(queued=len(queue))
+        self._queue.display = bool(queue)
+        text = Text()
+        for waiting in queue:
+            line = one_line(waiting, 400)
+            text.append("◦ ", palette.style(palette.user))
+            width = max(8, self._view.app.size.width - 12)
+            text.append(set_cell_size(line, min(cell_len(line), width)))
+            text.append("\n", palette.quiet)
+        when = tr("sent when the answer has ended") if ready else tr("sent when the model is ready")
+        if facts.lost:
+            when = tr("F5 starts the engine, then it is sent")
+        text.append(f"{when} · {tr('↑ takes it back')}", palette.faded)
+        self._queue.update(text)
+
+    def show_editing(self, is_editing: bool) -> None:
+        self._box.set_class(is_editing, "editing")
+        self._box.border_title = tr("editing a question · Esc leaves it") if is_editing else ""
+
+    def leave_edge(self, step: int) -> None:
+        """Up on the first line or Down on the last: a waiting question comes back, or an earlier prompt."""
+        prompt = self._view.prompt
+        if step < 0 and self._talk.queue and not prompt.text:
+            prompt.set_text(self._talk.queue.pop())
+            self._view.show_queue()
+        elif not prompt.recall(step) and step < 0 and not prompt.text and not prompt.entered:
+            for question in self._questions():  # of this conversation: they are earlier prompts too
+                prompt.remember(question)
+            prompt.recall(-1)
+
+    def search_prompts(self) -> None:
+        earlier = list(dict.fromkeys(reversed([*self._questions(), *self._view.prompt.entered])))
+
+        def take(text: str | None) -> None:
             if text is not None:
-                self.prompt.set_text(text)
+                self._view.prompt.set_text(text)
 
-        self.app.push_screen(PromptSearch(earlier), chosen)
+        self._view.app.push_screen(PromptSearch(earlier), take)
 
     def _questions(self) -> list[str]:
-        if self.session is None:
-            return []
-        return [m.text for m in self.session.tree.path() if m.role == "user"]
+        session = self._talk.session
+        return [m.text for m in session.tree.path() if m.role == "user"] if session is not None else []
+
+    # Drafts
+
+    def save_draft(self) -> None:
+        """In a thread."""
+        session, text = self._talk.session, self._view.prompt.text
+        if session is not None and session.tree.conversation.draft != text:
+            self._view.start_thread(lambda: session.history.save_draft(session.tree, text), "draft")
+
+    def restore_draft(self) -> None:
+        """What stood unsent in the prompt of this conversation, unless something else stands there."""
+        if not self._view.prompt.text:
+            self._view.prompt.set_text(self._talk.chat.tree.conversation.draft)
 
     def edit_in_editor(self) -> None:
-        """Ctrl+G: the prompt in $VISUAL or $EDITOR; the window waits meanwhile."""
+        """The prompt in $VISUAL or $EDITOR; the window waits meanwhile."""
         try:
-            with self.app.suspend():
-                text = terminal.edit(self.prompt.text)
+            with self._view.app.suspend():
+                text = terminal.edit(self._view.prompt.text)
         except SuspendNotSupported:
-            self.tell(tr("this terminal cannot be lent to an editor"), role="warning")
+            self._view.tell(tr("this terminal cannot be lent to an editor"), role="warning")
             return
         if text is not None:
-            self.prompt.set_text(text)
+            self._view.prompt.set_text(text)

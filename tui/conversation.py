@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -13,6 +14,7 @@ from glmchat.tui.transcript.wrapping import rows
 if TYPE_CHECKING:
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.session import ChatSession
+    from glmchat.tui.transcript.transcript import Transcript
 
 
 def turns_of(session: ChatSession) -> list[Turn]:
@@ -83,6 +85,27 @@ def _end_note(message: StoredMessage) -> str:
             )
         case _:
             return ""
+
+
+def note_of(session: ChatSession, answer: StoredMessage) -> str:
+    """What stands below an answer of the open branch."""
+    turn = next((t for t in turns_of(session) if t.key == str(answer.id)), None)
+    return turn.note if turn else state_note(answer)
+
+
+def mark_unseen(transcript: Transcript, unseen: Iterable[int]) -> None:
+    """Draw the line above which the model no longer sees."""
+    keys = {str(i) for i in unseen}
+    transcript.drop("unseen")
+    last = -1
+    for index, turn in enumerate(transcript.turns):
+        hidden = turn.key in keys
+        if hidden:
+            last = index
+        if hidden != turn.unseen:
+            transcript.change(turn.key, unseen=hidden)
+    if last >= 0:
+        transcript.insert(last + 1, Turn("unseen", "rule", tr("the model no longer sees what stands above")))
 
 
 def columns(pairs: list[tuple[str, str]], width: int) -> str:

@@ -1,226 +1,344 @@
-"""What each command does to the model and the window; `run_command` is the way to all of them.
+"""What the slash commands do in the window: the dialogs they open, the lines they show, and what only it can do.
 
-One method for each row of the table in `commands.py`: those on what was said stand in editing.py, those on
-conversations and files in keeping.py.
+`chat/commands` does what needs no window; it acts on `WindowFace`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from glmchat.chat.commands import table as commands
-from glmchat.chat.sampling_choice import value_text
-from glmchat.core.errors import Usage
+from glmchat.chat.commands import actions, table
+from glmchat.chat.commands.actions import Dialog
+from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import sampling_name
-from glmchat.tui.presets import PRESETS
+from glmchat.core.settings import Settings
+from glmchat.core.text import human_bytes
+from glmchat.tui import terminal
+from glmchat.tui.comparing import Comparing
+from glmchat.tui.composer import Composer
+from glmchat.tui.connection import ModelConnection
+from glmchat.tui.conversation import columns
+from glmchat.tui.messages import Weighed
 from glmchat.tui.screens.help import HelpScreen
-from glmchat.tui.screens.keeping import Keeping
-from glmchat.tui.screens.sampling import SamplingScreen
+from glmchat.tui.screens.sampling import PRESETS, SamplingScreen
+from glmchat.tui.talk import Talk
 from glmchat.tui.theme import THEME_NAMES
+from glmchat.tui.transcript.blocks import code_blocks
+from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.view import View
+from glmchat.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
+    from glmchat.chat.answering import Answer
+    from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.session import ChatSession
+    from glmchat.chat.text_file import TextFile
     from glmchat.hub.installed import Installed
 
 
-class Commanding(Keeping):
-    """Commands raise GlmchatError for what a person can mend; `run_command` shows it."""
+class WindowFace:
+    def __init__(
+        self,
+        view: View,
+        talk: Talk,
+        connection: ModelConnection,
+        composer: Composer,
+        sidebar: Sidebar,
+        settings: Settings,
+    ) -> None:
+        self.deletions: list[tuple[int, int]] = []
+        self._view = view
+        self._talk = talk
+        self._connection = connection
+        self._composer = composer
+        self._sidebar = sidebar
+        self._comparing = Comparing(view, talk, connection, settings, self._switch_to)
+        self._own: Mapping[str, Callable[[str], None]] = {
+            "stop": self._stop, "copy": self._copy, "quote": self._quote, "preset": self._preset, "model": self._model,
+            "compare": self._compare, "restart": self._restart, "find": sidebar.find, "delete": self._delete,
+            "theme": self._theme, "editor": lambda words: composer.edit_in_editor(),
+        }  # fmt: skip
 
-    def run_command(self, name: str, argument: str = "") -> None:
+    def run(self, name: str, words: str = "") -> None:
         """Run a command by its name, from a slash line, a key, the palette or the mouse."""
-        action = f"command_{commands.BY_NAME[name].name}"
-        self.guarded(lambda: getattr(self, action)(argument))
+        command = table.BY_NAME[name]
+        if command.run is not None:
+            command.run(self, words)
+        else:
+            self._own[command.name](words)
 
-    # Model
+    def take(self, text: str) -> None:
+        """What was sent from the prompt: a command, or a question."""
+        kind, word, words = table.parse(text)
+        if kind == "unknown":
+            if not self._view.prompt.text:
+                self._view.prompt.set_text(text)  # to be mended
+            raise table.unknown(word, words)
+        if kind == "command":
+            self.run(word, words)
+        elif self._talk.editing is not None:
+            self._ask_edited(word, text)
+        else:
+            self._view.transcript.make_current(None)
+            self._talk.ask(word)
+            if note := table.bare_word_note(word):
+                self.tell(note)
 
-    def command_set(self, argument: str) -> None:
-        session = self._talk()
-        words = argument.replace("=", " ", 1).split(None, 2)
-        if words and words[0] in ("parameter", "param"):
-            words = argument.replace("=", " ", 1).split(None, 1)[1].split(None, 1)
-        if not words:
-            self.app.push_screen(SamplingScreen(session))
+    def _ask_edited(self, question: str, typed: str) -> None:
+        """Without an engine it stays in the prompt, as it was typed: the queue is for new questions only."""
+        if not self._connection.ready and not self._view.prompt.text:
+            self._view.prompt.set_text(typed)
+        self.require_model()
+        self._talk.ask_edited(question)
+
+    # What chat/commands acts on
+
+    @property
+    def launch(self) -> LaunchOptions:
+        return self._connection.launch
+
+    @property
+    def chat(self) -> ChatSession:
+        return self._talk.chat
+
+    def tell(self, text: str, hint: str = "") -> None:
+        self._view.tell(text, hint)
+
+    def open(self, dialog: Dialog, words: str = "") -> None:
+        match dialog:
+            case "help":
+                self._view.app.push_screen(HelpScreen())
+            case "sampling":
+                self._view.app.push_screen(SamplingScreen(self.chat))
+            case "adapters":
+                self._open_adapters()
+            case "conversations":
+                self._open_conversations(words)
+            case "history":
+                self._sidebar.toggle()
+
+    def _open_adapters(self) -> None:
+        from glmchat.tui.screens.adapters import AdapterScreen
+
+        chat, answers = self.chat, self._connection.answers
+        before = chat.adapters
+
+        def tell(_: None) -> None:
+            if chat.adapters != before:
+                self.show_adapters()
+                actions.tell_adapters(self)
+
+        served = answers.endpoint.models if self.launch.server and answers else None
+        self._view.app.push_screen(AdapterScreen(chat, self.launch, served), tell)
+
+    def _open_conversations(self, words: str) -> None:
+        """Those that words are found in; without words the one that was interrupted, or the last."""
+        if words:
+            self._sidebar.find(words)
             return
-        name = sampling_name(words[0])
-        if len(words) == 1:
-            chosen = session.sampling()
-            self.tell(
-                f"{name} {value_text(getattr(chosen.sampling, name))}",
-                tr("from: {origin}", origin=tr(chosen.origins[name])),
-            )
-            return
-        chosen = session.set(name, " ".join(words[1:]))
-        self.tell(
-            tr(
-                "{name} is {value} from the next answer on", name=name, value=value_text(getattr(chosen.sampling, name))
-            ),
-            tr("/reset {name} undoes it", name=name),
-        )
+        earlier = self.chat.history.interrupted() or self.chat.history.last()
+        if earlier is None or earlier.id == self.chat.tree.conversation.id:
+            self._sidebar.toggle()
+        else:
+            self.turn_to(earlier.id)
 
-    def command_reset(self, argument: str) -> None:
-        name = sampling_name(argument) if argument else None
-        self._talk().reset(name)
-        self.tell(tr("{name} is what it was before /set", name=name or tr("every setting")))
+    def require_model(self) -> None:
+        self._connection.require_ready()
 
-    def command_preset(self, argument: str) -> None:
-        name = argument.lower()
+    def when_quiet(self, act: Callable[[], None]) -> None:
+        self._talk.when_quiet(act)
+
+    def answer(self, events: Answer) -> None:
+        self._talk.answer(events)
+
+    def complete(self, text: str) -> None:
+        self._talk.complete(text)
+
+    def turn_to(self, conversation: int | None) -> None:
+        self._talk.turn_to(conversation)
+        if conversation is not None:
+            self._composer.restore_draft()
+        self._talk.measure()
+
+    def show_conversation(self) -> None:
+        self._talk.show_conversation()
+        self._talk.measure()
+
+    def show_restored(self) -> None:
+        self.show_conversation()
+
+    def show_new_context(self, mark: StoredMessage) -> None:
+        self._view.transcript.drop("unseen")
+        self._view.transcript.add(Turn(str(mark.id), "rule", tr("new context")))
+        self._talk.measure()
+
+    def show_title(self) -> None:
+        self._view.show_title()
+
+    def show_adapters(self) -> None:
+        self._talk.show_adapters()
+
+    def show_details(self, rows: list[tuple[str, str]]) -> None:
+        if memory := self._view.status.facts.memory:
+            rows = [*rows, (tr("memory now"), human_bytes(memory))]
+        self.tell(tr("about this answer"), columns(rows, self._view.transcript.measure - 2))
+
+    def current(self, role: str) -> int | None:
+        turn = self._view.transcript.current
+        return int(turn.key) if turn is not None and turn.role == role and turn.key.isdigit() else None
+
+    def edit(self, question: StoredMessage) -> None:
+        self._talk.edit(question)
+
+    def take_file(self, file: TextFile) -> None:
+        """Into the prompt, fenced. How many tokens it is, a thread asks the model."""
+        before = self._view.prompt.text.rstrip()
+        fence = "````" if "```" in file.text else "```"
+        block = f"{file.name}:\n{fence}\n{file.text.rstrip()}\n{fence}\n"
+        self._view.prompt.set_text(f"{before}\n\n{block}" if before else block)
+        self._talk.measure(self._view.prompt.text)
+        self._view.start_thread(lambda: self._weigh(file, block), "file")
+
+    def _weigh(self, file: TextFile, block: str) -> None:
+        tokens = None
+        if self._connection.answers is not None:
+            with suppress(GlmchatError):
+                tokens = len(self._connection.answers.endpoint.tokenize(block))
+        self._view.post_message(Weighed(file.name, file.size, tokens))
+
+    def show_weight(self, news: Weighed) -> None:
+        size = human_bytes(news.size)
+        if news.tokens is not None:
+            size = tr("{size}, {n} tokens", size=size, n=f"{news.tokens:,}")
+        self.tell(tr("{name}: {size}, in the prompt; nothing is sent yet", name=news.name, size=size))
+
+    def request_size(self) -> tuple[int | None, int | None]:
+        return self._view.status.facts.used, self._view.status.facts.limit
+
+    def leave(self) -> None:
+        self._talk.stop_all()
+        self._composer.save_draft()
+        self._view.app.exit(0)
+
+    # What only the window can do
+
+    def _stop(self, words: str) -> None:
+        if not self._talk.stop() and not self._talk.stop_behind():
+            self.tell(tr("no answer is being written"))
+
+    def _copy(self, words: str) -> None:
+        word = words.lower()
+        if word == "all":
+            path = self.chat.tree.path()
+            text = "\n\n".join(f"{m.role}: {m.text}" for m in path if not m.is_clear)
+        else:
+            text = actions.answer_meant(self).text
+            if word == "code":
+                blocks = code_blocks(text)
+                if not blocks:
+                    raise Usage(
+                        tr("there is no code in that answer"), hint=tr("/copy copies all of it"), code="copy.no_code"
+                    )
+                text = "\n\n".join(blocks)
+        self.copy_text(text)
+
+    def copy_text(self, text: str) -> None:
+        """To the terminal's clipboard and to a file; says which."""
+        copied = terminal.copy(text)
+        driver = self._view.app._driver  # Textual offers no public way to write a sequence past its screen
+        if copied.sequence is not None and driver is not None and not self._view.app.is_headless:
+            driver.write(copied.sequence)
+            driver.flush()
+        self._view.notify(copied.words(), timeout=4)
+
+    def _quote(self, words: str) -> None:
+        quoted = "\n".join(f"> {line}" for line in actions.answer_meant(self).text.splitlines())
+        self._composer.fill(f"{quoted}\n\n{self._view.prompt.text}")
+
+    def _preset(self, words: str) -> None:
+        name = words.lower()
         if name not in PRESETS:
             raise Usage(
-                tr("there is no preset {name}", name=repr(argument)), hint=", ".join(PRESETS), code="sampling.preset"
+                tr("there is no preset {name}", name=repr(words)), hint=", ".join(PRESETS), code="sampling.preset"
             )
-        session = self._talk()
-        session.reset()
+        self.chat.reset()
         for field, value in PRESETS[name].items():
-            session.set(field, value)
+            self.chat.set(field, value)
         self.tell(tr("preset {name} from the next answer on", name=name))
 
-    def command_system(self, argument: str) -> None:
-        session = self._talk()
-        if not argument:
-            text = session.system_prompt
-            self.tell(
-                tr("system prompt: {text}", text=text) if text else tr("no system prompt"),
-                tr("/system TEXT sets it, /system none removes it"),
-            )
-            return
-        none = argument.lower() in ("none", "off")
-        session.system("" if none else argument)
-        self.tell(tr("no system prompt from the next answer on") if none else tr("the system prompt is set"))
-        self.measure()
-
-    def command_model(self, argument: str) -> None:
+    def _model(self, words: str) -> None:
         from glmchat.chat import model_choice
         from glmchat.tui.screens.models import ModelScreen
 
-        if argument:
-            self._switch_to(*model_choice.locate(argument))
-            return
-
-        def chosen(row: Installed | None) -> None:
+        def load(row: Installed | None) -> None:
             if row is not None:
-                self.guarded(lambda: self._switch_to(row, None))
+                self._switch_to(row, None)
 
-        self.app.push_screen(ModelScreen(self.launch.model if self.ready else None, self.unload), chosen)
+        if words:
+            self._switch_to(*model_choice.locate(words))
+        else:
+            current = self.launch.model if self._connection.ready else None
+            self._view.app.push_screen(ModelScreen(current, self._unload), load)
+
+    def _unload(self) -> None:
+        self._talk.stop_all()
+        self._talk.disconnect()
+        self._connection.unload()
 
     def _switch_to(self, row: Installed, bits: int | None) -> None:
+        """Another model for this conversation."""
         from glmchat.chat import model_choice
 
         launch = model_choice.launch_installed(replace(self.launch, server=None), row, bits)
-        self.stop_behind()
-        self.when_quiet(lambda: self._begin_switch(launch))
+        self._talk.stop_behind()
+        self.when_quiet(lambda: self._switch(launch))
 
-    def _begin_switch(self, launch: LaunchOptions) -> None:
+    def _switch(self, launch: LaunchOptions) -> None:
         from glmchat.chat import adapters_choice
+        from glmchat.chat.sampling_choice import ranks_for_launch
 
-        session, kept = self._talk(), ""
-        if session.tree.context():
-            kept = tr("the conversation is kept; {name} reads it anew, in its own template", name=launch.model or "")
-        self.tell(tr("switching to {name}", name=launch.model or ""), kept)
-        if lost := adapters_choice.keep_fitting(session, launch):
-            self.tell(tr("not for this model, and put away: {names}", names=", ".join(lost)), "/adapter", "warning")
-            self.show_adapters()
-        self.switch_model(launch)
-
-    def command_adapter(self, argument: str) -> None:
-        from glmchat.chat import adapters_choice
-        from glmchat.tui.screens.adapters import AdapterScreen
-
-        session = self._talk()
-        before = session.adapters
-
-        def tell(_: None = None) -> None:
-            if not argument and session.adapters == before:
-                return
-            self.show_adapters()
-            self.tell(tr("adapters from the next answer on: {names}", names=self._adapter_names() or tr("none")))
-
-        if argument:
-            adapters_choice.change(session, argument.split(), self.launch)
-            tell()
-        else:
-            served = self._ready.endpoint.models if self.launch.server and self._ready else None
-            self.app.push_screen(AdapterScreen(session, self.launch, served), tell)
-
-    def _adapter_names(self) -> str:
-        return ", ".join(self._adapters_shown())
-
-    def _adapters_shown(self) -> tuple[str, ...]:
-        from glmchat.chat.adapters_choice import shown
-        from glmchat.hub.adapters import is_forced
-
-        session = self._talk()
-        return tuple(shown(name, scale, forced=is_forced(name)) for name, scale in session.adapters)
-
-    def show_adapters(self) -> None:
-        self.status.show(adapters=self._adapters_shown())
-
-    def command_restart(self, argument: str) -> None:
-        if not self.link.has_target:
-            self.command_model("")
-            return
-        self.stop_behind()
-        self.when_quiet(self.connect)
-
-    def command_context(self, argument: str) -> None:
-        if argument:
-            self.command_policy(argument)
-            return
-        facts = self.status.facts
-        if facts.used is None:
-            self.tell(tr("the server does not say how many tokens the next request holds"))
-            return
-        drops = self._talk().context_policy == "drop"
-        self.tell(
-            tr(
-                "the next request holds {used} of {limit} tokens", used=f"{facts.used:,}", limit=f"{facts.limit or 0:,}"
-            ),
-            tr("when it is full the oldest turns are dropped, visibly; /policy refuses the question instead")
-            if drops
-            else tr("when it is full the question is refused; /policy drops the oldest turns instead"),
-        )
-
-    def command_policy(self, argument: str) -> None:
-        """The other policy for a full context; with an argument, that one."""
-        session = self._talk()
-        session.set_context_policy(argument.lower() or ("refuse" if session.context_policy == "drop" else "drop"))
-        self.tell(
-            tr("a full context drops the oldest turns, visibly")
-            if session.context_policy == "drop"
-            else tr("a full context refuses the question"),
-            tr("/policy changes it, and F8 in the window"),
-        )
-
-    def command_complete(self, argument: str) -> None:
-        if not argument:
-            raise Usage(tr("/complete needs a text"), hint=tr("/complete Once upon a time"), code="complete.empty")
-        self._must_be_ready()
-        self.when_quiet(lambda: self.complete(argument))
-
-    # Window
-
-    def command_help(self, argument: str) -> None:
-        self.app.push_screen(HelpScreen())
-
-    def command_theme(self, argument: str) -> None:
-        if argument and argument not in THEME_NAMES:
-            raise Usage(
-                tr("there is no theme {name}", name=repr(argument)), hint=", ".join(THEME_NAMES), code="theme.unknown"
+        chat, hint = self.chat, ""
+        if chat.tree.context():
+            hint = tr("the conversation is kept; {name} reads it anew, in its own template", name=launch.model or "")
+        self.tell(tr("switching to {name}", name=launch.model or ""), hint)
+        if lost := adapters_choice.keep_fitting(chat, launch):
+            self._view.tell(
+                tr("not for this model, and put away: {names}", names=", ".join(lost)), "/adapter", "warning"
             )
-        self.set_theme(argument)
+            self.show_adapters()
+        folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
+        ranks = ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder)
+        for origin in ("set", "conversation"):
+            ranks.asked[origin] = chat.ranks.rank(origin)
+        chat.ranks = ranks
+        self._connection.switch(launch)
 
-    def set_theme(self, name: str) -> None:
-        raise NotImplementedError
+    def _compare(self, words: str) -> None:
+        self._talk.stop_behind()
+        self.when_quiet(lambda: self._comparing.open(words))
 
-    def command_editor(self, argument: str) -> None:
-        self.edit_in_editor()
+    def _restart(self, words: str) -> None:
+        if not self._connection.link.has_target:
+            self._model("")
+            return
+        self._talk.stop_behind()
+        self.when_quiet(self._connection.connect)
 
-    def edit_in_editor(self) -> None:
-        raise NotImplementedError
+    def _delete(self, words: str) -> None:
+        conversation = self.chat.tree.conversation.id
+        self.deletions.append((self.chat.history.delete_conversation(conversation), conversation))
+        self._talk.stop()
+        self._talk.turn_to(None)
+        self.tell(tr("the conversation was deleted"), tr("/redo brings it back"))
 
-    def command_quit(self, argument: str) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        raise NotImplementedError
+    def _theme(self, words: str) -> None:
+        if words and words not in THEME_NAMES:
+            raise Usage(
+                tr("there is no theme {name}", name=repr(words)), hint=", ".join(THEME_NAMES), code="theme.unknown"
+            )
+        app: Any = self._view.app
+        app.change_theme(words)

@@ -9,15 +9,17 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from textual.message import Message
+
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.language import tr
-from glmchat.tui.messages import EngineLost, Loading, News, Ready, Resources
+from glmchat.tui.messages import EngineLost, Loading, Ready, Resources
 
 if TYPE_CHECKING:
     from glmchat.chat.engine_process import EngineOptions, EngineProcess
 
-Report = Callable[[News], None]
+Report = Callable[[Message], None]
 Start = Callable[["EngineOptions"], "EngineProcess"]
 
 

@@ -1,126 +1,115 @@
-"""The chat screen's transcript: the current turn, its keys, and what a click on it does."""
+"""The turn that one stands on: its keys, the row of what can be done with it, and its other versions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from textual import events
 
+from glmchat.chat.commands.actions import show_deletion
 from glmchat.core.language import tr
-from glmchat.tui.composer import Prompting
-from glmchat.tui.transcript.transcript import Clicked
+from glmchat.tui.face import WindowFace
+from glmchat.tui.talk import Talk
 from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.view import View
 from glmchat.tui.widgets.actions import ACTIONS, TurnActions
-from glmchat.tui.widgets.suggestions import Suggestions
 
 
-class Reading(Prompting):
-    """No layout: it asks the screen for its widgets."""
+class Reading:
+    """leave: what Esc does."""
 
-    def action_escape(self) -> None:
-        """Stop the answer; else leave, one after the other: editing, the current turn, the transcript's focus."""
-        if self.stop():
-            return
-        if self._editing is not None:
-            self.prompt.set_text("")
-            self._stop_editing()
-        elif self.transcript.current is not None or self.focused is not self.prompt:
-            self.transcript.make_current(None)
-            self.transcript.search("")
-            self.prompt.focus()
-        elif self.query_one(Suggestions).found:
-            self.query_one(Suggestions).suggest([])
-            self.prompt.suggesting = False
-        else:
-            self.stop_behind()
+    def __init__(
+        self, view: View, talk: Talk, face: WindowFace, actions: TurnActions, leave: Callable[[], None]
+    ) -> None:
+        self._view = view
+        self._talk = talk
+        self._face = face
+        self._actions = actions
+        self._leave = leave
 
-    def action_interrupt(self) -> None:
-        """Ctrl+C: a selection is copied, an answer is stopped, and an idle window says how to leave."""
-        if selected := self.transcript.selected_text:
-            self.copy_text(selected)
-            self.transcript.clear_selection()
-        elif self.prompt.has_focus and self.prompt.selected_text:
-            self.copy_text(self.prompt.selected_text)
-        elif not self.stop() and not self.stop_behind():
-            self.notify(tr("Ctrl+Q or /quit leaves"), timeout=3)
-
-    def action_step(self, step: int) -> None:
-        if self.transcript.move_current(step):
-            self.transcript.focus()
-        elif step > 0:
-            self.transcript.make_current(None)
-            self.prompt.focus()
-
-    def action_page(self, pages: int) -> None:
-        self.transcript.scroll_page(pages)
-
-    def action_end(self) -> None:
-        self.transcript.action_go_end()
-
-    def action_hit(self, step: int) -> None:
-        self.transcript.go_to_hit(step)
-
-    def on_key(self, event: events.Key) -> None:
+    def press(self, event: events.Key) -> None:
         """Keys on the current turn, while the transcript has the focus; other letters go to the prompt."""
-        if not self.transcript.has_focus:
-            return
-        turn = self.transcript.current
-        key = event.key
+        transcript, prompt = self._view.transcript, self._view.prompt
+        turn, key = transcript.current, event.key
         if turn is None:
             if event.is_printable and event.character:
-                self.prompt.focus()
-                self.prompt.insert(event.character)
+                prompt.focus()
+                prompt.insert(event.character)
                 event.stop()
             return
         act = next((a.act for a in ACTIONS if key in a.keys and turn.role in a.roles), None)
         if act is not None:
-            self._act(turn, act)
+            event.stop()
+            self.act(act)
         elif key in ("up", "k", "down", "j"):
-            self.action_step(-1 if key in ("up", "k") else 1)
+            event.stop()
+            self.step(-1 if key in ("up", "k") else 1)
         elif key == "enter":
-            self.transcript.toggle_fold(turn.key)
-        else:
-            return
-        event.stop()
+            event.stop()
+            transcript.toggle_fold(turn.key)
 
-    def _act(self, turn: Turn, act: str) -> None:
-        name, _, argument = act.partition(" ")
-        if act == "copy" and turn.role == "user":
-            self.copy_text(turn.text)
-        elif act == "leave":
-            self.action_escape()
-        elif act in ("previous", "next", "delete"):
-            if turn.key.isdigit():  # a question that is not stored yet has no versions
-                message = int(turn.key)
-                steps = {"previous": -1, "next": 1}
-                self.guarded(
-                    lambda: self.walk_branch(message, steps[act]) if act in steps else self.delete_message(message)
-                )
-        else:
-            self.run_command(name, argument)
+    def step(self, step: int) -> None:
+        """To the turn above or below; below the last one stands the prompt."""
+        transcript = self._view.transcript
+        if transcript.move_current(step):
+            transcript.focus()
+        elif step > 0:
+            transcript.make_current(None)
+            self._view.prompt.focus()
 
-    def on_turn_actions_chosen(self, event: TurnActions.Chosen) -> None:
-        if (turn := self.transcript.current) is not None:
-            self._act(turn, event.act)
-
-    def on_clicked(self, event: Clicked) -> None:
-        if event.name == "copy-code":
-            self.copy_text(event.argument)
-        elif event.name == "open-link":
-            # Opening would start a browser on the machine that glmchat runs on, which over SSH is the wrong one.
-            self.copy_text(event.argument)
-
-    def on_transcript_current_changed(self) -> None:
-        turn = self.transcript.current
+    def act(self, act: str) -> None:
+        """Do to the current turn what its row offers."""
+        turn = self._view.transcript.current
         if turn is None:
-            self.query_one(TurnActions).offer(())
             return
-        self.transcript.focus()
-        versions = self._versions(turn)
-        self.query_one(TurnActions).offer(
-            tuple(a for a in ACTIONS if turn.role in a.roles and (versions or a.act not in ("previous", "next")))
-        )
+        name, _, words = act.partition(" ")
+        if act == "copy" and turn.role == "user":
+            self._face.copy_text(turn.text)
+        elif act == "leave":
+            self._leave()
+        elif act not in ("previous", "next", "delete"):
+            self._face.run(name, words)
+        elif turn.key.isdigit():  # a question that is not stored yet has no versions
+            message = int(turn.key)
+            if act == "delete":
+                self._talk.when_quiet(lambda: self._delete(message))
+            else:
+                self._talk.when_quiet(lambda: self._walk(message, -1 if act == "previous" else 1))
 
-    def _versions(self, turn: Turn) -> bool:
-        """Are there other versions of this turn?"""
-        tree = self.session.tree if self.session is not None else None
+    def _delete(self, message: int) -> None:
+        show_deletion(self._face, self._talk.chat.delete(message), tr("deleted"))
+
+    def _walk(self, message: int, step: int) -> None:
+        """Open the next version of a message."""
+        versions, index = self._talk.chat.branches(message)
+        if len(versions) > 1:
+            self._open(versions[(index + step) % len(versions)].id)
+            self._talk.measure()
+
+    def show_message(self, message: int) -> None:
+        """Step onto a message, on whichever branch it is. One that is being written keeps its branch open."""
+        tree = self._talk.chat.tree
+        if message not in {m.id for m in tree.path()} and message in tree.messages and not self._talk.busy:
+            self._open(message)
+        else:
+            self._view.transcript.make_current(str(message))
+
+    def _open(self, message: int) -> None:
+        self._talk.chat.switch(message)
+        self._talk.show_conversation()
+        self._view.transcript.make_current(str(message))
+
+    def offer_actions(self) -> None:
+        """Another turn is the current one, or none."""
+        turn = self._view.transcript.current
+        if turn is None:
+            self._actions.offer(())
+            return
+        self._view.transcript.focus()
+        hidden = () if self._has_versions(turn) else ("previous", "next")
+        self._actions.offer(tuple(a for a in ACTIONS if turn.role in a.roles and a.act not in hidden))
+
+    def _has_versions(self, turn: Turn) -> bool:
+        tree = self._talk.session.tree if self._talk.session is not None else None
         message = tree.messages.get(int(turn.key)) if tree is not None and turn.key.isdigit() else None
         return message is not None and tree is not None and len(tree.siblings(message)) > 1

@@ -1,39 +1,53 @@
-"""The chat screen's conversation: ask, hear, end, and turn to another one. No layout and no keys."""
+"""The chat screen's conversation: ask, hear, end, and turn to another one."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from glmchat.chat.launch import LaunchOptions
-from glmchat.core.errors import GlmchatError
-from glmchat.core.language import tr
-from glmchat.core.messages import Finished, Piece, Started
-from glmchat.core.settings import Settings
+from glmchat.chat.commands.actions import adapters_shown
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.language import language, tr
 from glmchat.core.text import is_chinese, one_line
-from glmchat.tui.answering import PENDING, PENDING_ANSWER, Answering
-from glmchat.tui.connection import Connecting
-from glmchat.tui.conversation import speaker, state_note, turns_of
-from glmchat.tui.link import EngineLink
-from glmchat.tui.messages import Ended, Heard
+from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
+from glmchat.tui.connection import ModelConnection
+from glmchat.tui.conversation import note_of, turns_of
+from glmchat.tui.messages import Ended, Heard, Measured, Opened
 from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.view import View
 
 if TYPE_CHECKING:
-    from glmchat.chat.client.endpoint import Stop
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.session import ChatSession, SessionEvent
+    from glmchat.core.settings import Settings
 
 
-class Conversing(Connecting):
-    """`answering` is the answer in view. Those of conversations that were left go on in `behind`, each in its own."""
+class Talk:
+    """`answering` is the answer in view. Those of conversations that were left go on in `behind`, each in its own.
 
-    def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:
-        super().__init__(launch, settings, link)
+    session: None until the history is open. editing: the question whose new words stand in the prompt.
+    """
+
+    def __init__(self, view: View, connection: ModelConnection) -> None:
+        self.session: ChatSession | None = None
         self.queue: deque[str] = deque()
         self.answering: Answering | None = None
         self.behind: list[Answering] = []
+        self.editing: int | None = None
+        self._view = view
+        self._connection = connection
+        self._drawing = AnswerDrawing(view)
+        self._completions = 0
         self._then: Callable[[], None] | None = None  # what waits until the answer in view has stopped
+
+    @property
+    def chat(self) -> ChatSession:
+        if self.session is None:
+            raise Usage(tr("the history is still being opened"), hint=tr("try again in a moment"), code="chat.opening")
+        return self.session
 
     @property
     def busy(self) -> bool:
@@ -43,62 +57,144 @@ class Conversing(Connecting):
     def being_written(self) -> list[Answering]:
         return [*self.behind, *([self.answering] if self.answering is not None else [])]
 
+    # The history
+
+    def open_history(self, settings: Settings) -> None:
+        """Runs in a thread; `Opened` comes back."""
+        from glmchat.chat.connect import open_session
+        from glmchat.chat.history.history import History
+
+        launch = self._connection.launch
+        path = locations.history_file() if launch.history and settings.history else None
+        history = History.open(path)
+        session = open_session(history, launch, settings)
+        self._view.post_message(Opened(session, history.interrupted() if launch.resume is None else None))
+
+    def opened(self, news: Opened) -> None:
+        self.session = news.session
+        launch = self._connection.launch
+        for note in (launch.note, news.session.history.note):
+            if note:
+                self._view.tell(note, role="warning")
+        if news.interrupted is not None:
+            title = one_line(news.interrupted.title or tr("untitled"), 60)
+            self._view.tell(
+                tr("“{title}” was interrupted while it was answered", title=title),
+                tr("/resume opens it, /continue goes on"),
+            )
+        self._show_saving()
+        if launch.resume is not None:
+            self.show_conversation()
+
+    def meet(self) -> None:
+        """The history is open, or a model is ready. Once both are: go."""
+        answers = self._connection.answers
+        if self.session is None or answers is None or not self._connection.ready:
+            return
+        self.session.reconnect(answers.endpoint, answers.identity)
+        self.show_adapters()
+        if language() == "zh":
+            self._connection.advise_chinese()
+        self.measure()
+        self.send_queued()
+
+    def disconnect(self) -> None:
+        if self.session is not None:
+            self.session.reconnect(None)
+
+    def _show_saving(self) -> None:
+        """Say when what is written here stops being saved, and when it is saved again."""
+        history, facts = self.chat.history, self._view.status.facts
+        if history.path is None or history.saved is not facts.unsaved:
+            return
+        if history.problem and not facts.unsaved:
+            self._view.tell(tr("this conversation is not being saved: {why}", why=history.problem), role="warning")
+        elif history.saved:
+            self._view.tell(tr("saved again, with what was said meanwhile"))
+        self._view.status.show(unsaved=not history.saved)
+
     # Asking
 
     def ask(self, text: str) -> None:
         """Show the question at once and answer it; what cannot be asked yet waits in the queue."""
-        if self.session is None or not self.ready or self.busy:
+        if self.session is None or not self._connection.ready or self.busy:
             self.queue.append(text)
-            self.queue_changed()
+            self._view.show_queue()
             return
         if is_chinese(text):
-            self.advise_chinese()
-        self.transcript.drop("welcome")
-        self.transcript.add(Turn(PENDING, "user", text))
-        self.transcript.add(Turn(PENDING_ANSWER, "assistant", label=self.session.identity.model or "", state="waiting"))
+            self._connection.advise_chinese()
+        self._drawing.show_question(text, self.session.identity.model or "")
         self.answer(self.session.ask(text), question=text)
 
-    def answer(self, events: Iterable[SessionEvent], *, question: str = "", completion: Stop | None = None) -> None:
-        """Run an answer in a thread."""
-        answering = self.answering = Answering(self._talk(), question, completion)
-        self.status.show(activity=tr("thinking"), progress=None)
-        self._thread(lambda: self._speak(answering, events), "answer")
-
-    def _speak(self, answering: Answering, events: Iterable[SessionEvent]) -> None:
-        try:
-            for event in events:
-                if answering.ear.put(event):
-                    self._report(Heard(answering))
-        except GlmchatError as error:
-            self._report(Ended(answering, error))
-        else:
-            self._report(Ended(answering))
+    def answer(self, events: Iterable[SessionEvent], *, question: str = "") -> None:
+        """Run an answer in a thread. Raises Usage while another one is written."""
+        self._run(Answering(self.chat, question), events)
 
     def complete(self, text: str) -> None:
         """Let the model go on with a text. Shown, not stored: it belongs to no conversation."""
         from glmchat.chat.client.endpoint import Stop
 
-        session = self._talk()
-        assert self._ready is not None
-        self._notices += 1
-        key = f"notice-completion-{self._notices}"
-        label = tr("{model}, going on with a text", model=self._ready.identity.model or "")
-        self.transcript.drop("welcome")
-        self.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
+        session, answers = self.chat, self._connection.answers
+        if answers is None:
+            return
+        self._completions += 1
+        key = f"completion-{self._completions}"
+        label = tr("{model}, going on with a text", model=answers.identity.model or "")
+        self._view.transcript.drop("welcome")
+        self._view.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
         chosen, stop = session.sampling(), Stop()
-        events = self._ready.endpoint.complete(
+        events = answers.endpoint.complete(
             text, chosen.sampling, session.adapters or None, asked=chosen.asked, stop=stop
         )
-        self.answer(events, completion=stop)
-        assert self.answering is not None
-        self.answering.key = key
+        self._run(Answering(session, completion=stop, key=key), events)
+
+    def _run(self, answering: Answering, events: Iterable[SessionEvent]) -> None:
+        from glmchat.chat.turns import already_streaming
+
+        if self.busy:
+            raise already_streaming()
+        self.answering = answering
+        self._view.status.show(activity=tr("thinking"), progress=None)
+        self._view.start_thread(lambda: self._speak(answering, events), "answer")
+
+    def _speak(self, answering: Answering, events: Iterable[SessionEvent]) -> None:
+        try:
+            for event in events:
+                if answering.ear.put(event):
+                    self._view.post_message(Heard(answering))
+        except GlmchatError as error:
+            self._view.post_message(Ended(answering, error))
+        else:
+            self._view.post_message(Ended(answering))
+
+    def send_queued(self) -> None:
+        if self.queue and self._connection.ready and not self.busy:
+            text = self.queue.popleft()
+            self._view.show_queue()
+            self.ask(text)
+
+    def measure(self, draft: str = "") -> None:
+        """Count what the next request would hold, in a thread; the latest question counts."""
+        if self.session is not None and self._connection.ready and not self.busy:
+            session = self.session
+            self._view.start_thread(lambda: self._count(session, draft), "measure", exclusive=True)
+
+    def _count(self, session: ChatSession, draft: str) -> None:
+        with suppress(GlmchatError):  # the question itself will say so
+            self._view.post_message(Measured(session.measure(draft)))
+
+    def measured(self, news: Measured) -> None:
+        if not self.busy:
+            self._view.status.show(used=news.request.tokens, limit=news.request.limit)
+
+    # Stopping
 
     def stop(self) -> bool:
         """Stop the answer in view and keep what was said. False if none is written."""
         if self.answering is None:
             return False
         self.answering.stop()
-        self.status.show(activity=tr("stopping"), progress=None)
+        self._view.status.show(activity=tr("stopping"), progress=None)
         return True
 
     def stop_behind(self) -> bool:
@@ -119,168 +215,52 @@ class Conversing(Connecting):
         self._then = act
         self.stop()
 
-    def send_queued(self) -> None:
-        if self.queue and self.ready and not self.busy:
-            text = self.queue.popleft()
-            self.queue_changed()
-            self.ask(text)
+    # The answers
 
-    def queue_changed(self) -> None:
-        self.status.show(queued=len(self.queue))
+    def hear(self, answering: Answering) -> None:
+        """Everything that has come since the last look."""
+        self._drawing.hear(answering, in_view=answering is self.answering)
+        self._show_saving()
 
-    # Hearing
-
-    def _listen(self, answering: Answering) -> None:
-        text: list[str] = []
-        tokens = 0
-        for event in answering.ear.take():
-            if isinstance(event, Piece):
-                text.append(event.text)
-                tokens += max(1, len(event.token_ids))
-            else:
-                self._say(answering, text, tokens)
-                tokens = 0
-                self._heard(answering, event)
-        self._say(answering, text, tokens)
-
-    def _say(self, answering: Answering, text: list[str], tokens: int) -> None:
-        """Hand gathered pieces to the transcript; empties the list."""
-        if not text or answering.key is None:
-            return
-        if answering is self.answering and answering.first is None:
-            self.status.show(activity=tr("answering"), progress=None)
-        said = "".join(text)
-        answering.hear(said, tokens)
-        text.clear()
-        self._unsaved()
-        if answering is self.answering:
-            self.transcript.feed(answering.key, said)
-            self._show_speed(answering)
-
-    def _show_speed(self, answering: Answering) -> None:
-        if answering.first is not None:
-            self.status.facts.first_token = answering.first - answering.asked
-        if answering.speed is not None and not answering.stopping:
-            self.status.facts.speed = answering.speed
-        if answering.prompt_tokens is not None:
-            self.status.facts.used = answering.prompt_tokens + answering.tokens
-        self.status.show()
-
-    def _heard(self, answering: Answering, event: SessionEvent) -> None:
-        from glmchat.chat.answering import Begun, Done, Trimmed
-        from glmchat.chat.client.endpoint import Progress
-
-        in_view = answering is self.answering
-        match event:
-            case Begun(question, answer):
-                self._begun(answering, question, answer)
-            case Progress(waiting, done, total) if in_view:
-                if waiting:
-                    self.status.show(activity=self._stage("waiting"), progress=None)
-                elif total:
-                    self.status.show(activity=self._stage("prefill"), progress=(done or 0) / total)
-            case Started(_, _, prompt_tokens):
-                answering.prompt_tokens = prompt_tokens
-            case Trimmed() if in_view:
-                self._trimmed()
-            case Finished() as finished if in_view:
-                self._finished(finished)
-            case Done(answer) if in_view and answering.key is not None:
-                self.transcript.finish(answering.key, self._note(answer), text=answer.text)
-
-    def _begun(self, answering: Answering, question: StoredMessage | None, answer: StoredMessage) -> None:
-        answering.key = str(answer.id)
-        answering.question = ""
-        if answering is not self.answering:
-            answering.behind = answer.text
-            return
-        if self.transcript.layout_of(PENDING_ANSWER) is not None and question is not None:
-            # The turns that were shown at once become the stored ones.
-            self.transcript.rename(PENDING, str(question.id))
-            self.transcript.rename(PENDING_ANSWER, answering.key)
-            self.transcript.change(answering.key, label=speaker(answering.session, answer))
-        else:
-            self._show_answering(answering, answer.text)
-        self.refresh_title()
-
-    def _show_answering(self, answering: Answering, text: str) -> None:
-        """Draw the conversation whose last answer is being written; `text` is what was heard of it so far."""
-        turns = turns_of(answering.session)
-        for turn in turns:
-            if turn.key == answering.key:
-                # The thread is ahead of us: what it has written since comes as pieces.
-                turn.text, turn.note, turn.state = text, "", "streaming" if text else "waiting"
-        self.transcript.show(turns or [self.welcome()])
-
-    def _trimmed(self) -> None:
-        """Draw the line above which the model no longer sees."""
-        if self.session is None:
-            return
-        unseen = {str(i) for i in self.session.unseen}
-        self.transcript.drop("unseen")
-        last = -1
-        for index, turn in enumerate(self.transcript.turns):
-            hidden = turn.key in unseen
-            if hidden:
-                last = index
-            if hidden != turn.unseen:
-                self.transcript.change(turn.key, unseen=hidden)
-        if last >= 0:
-            rule = Turn("unseen", "rule", tr("the model no longer sees what stands above"))
-            self.transcript.insert(last + 1, rule)
-
-    def _finished(self, finished: Finished) -> None:
-        changes: dict[str, object] = {"activity": "", "progress": None}
-        if finished.decode_tokens_per_second is not None:
-            changes["speed"] = finished.decode_tokens_per_second
-        if finished.ttft_seconds is not None:
-            changes["first_token"] = finished.ttft_seconds
-        if finished.prompt_tokens is not None and finished.completion_tokens is not None:
-            changes["used"] = finished.prompt_tokens + finished.completion_tokens
-        self.status.show(**changes)
-
-    def _note(self, answer: StoredMessage) -> str:
-        turn = next((t for t in turns_of(self.session) if t.key == str(answer.id)), None) if self.session else None
-        return turn.note if turn else state_note(answer)
-
-    # The end of an answer
-
-    def _ended(self, answering: Answering, error: GlmchatError | None) -> None:
+    def end(self, answering: Answering, error: GlmchatError | None) -> None:
         """The thread of an answer is over."""
+        self.hear(answering)
         if answering.stopping and answering.key is not None:
             error = None  # a connection that we closed, or an engine that we ended
-        self._unsaved()
         if answering is not self.answering:
             self._ended_behind(answering, error)
             return
         self.answering = None
-        self.status.show(activity="", progress=None)
+        self._view.status.show(activity="", progress=None)
         then, self._then = self._then, None
         if error is not None:
             self._failed(answering, error)
         elif answering.completion is not None and answering.key is not None:
-            self.transcript.finish(answering.key, tr("stopped") if answering.stopping else "")
+            self._view.transcript.finish(answering.key, tr("stopped") if answering.stopping else "")
         else:
-            self.refresh_title()
+            self._view.show_title()
         if then is not None:
-            self.guarded(then)
+            then()
         elif error is None:
             self.measure()
             self.send_queued()
 
     def _failed(self, answering: Answering, error: GlmchatError) -> None:
         if answering.key is None:  # nothing was stored: the words go back to where they can be sent again
-            if not self.prompt.text:
-                self.prompt.set_text(answering.question)
-            self.transcript.drop(PENDING, PENDING_ANSWER)
+            if not self._view.prompt.text:
+                self._view.prompt.set_text(answering.question)
+            self._view.transcript.drop(PENDING, PENDING_ANSWER)
         else:
             stored = answering.session.tree.messages.get(int(answering.key)) if answering.completion is None else None
-            self.transcript.finish(answering.key, self._note(stored) if stored else "")
-        self._tell_failure(error)
+            self._view.transcript.finish(answering.key, note_of(self.chat, stored) if stored else "")
+        self._show_failure(error)
 
-    def _tell_failure(self, error: GlmchatError) -> None:
-        failure = self.link.failure() if self.ready else None
-        self._lost(failure) if failure is not None else self.complain(error)
+    def _show_failure(self, error: GlmchatError) -> None:
+        if (failure := self._connection.failure()) is not None:
+            self._connection.lost(failure)
+            self.disconnect()
+        else:
+            self._view.show_error(error)
 
     def _ended_behind(self, answering: Answering, error: GlmchatError | None) -> None:
         """An answer has ended in a conversation that is not in view."""
@@ -292,24 +272,24 @@ class Conversing(Connecting):
         if answering.question:
             session.history.save_draft(session.tree, answering.question)
         if error is not None:
-            self._tell_failure(error)
+            self._show_failure(error)
         elif not answering.stopping:
-            self.notify(tr("“{title}” is answered", title=title), timeout=6)
-        self.refresh_title()
+            self._view.notify(tr("“{title}” is answered", title=title), timeout=6)
+        self._view.show_title()
         self.send_queued()
 
     # Which conversation
 
-    def turn_to(self, conversation: int | None) -> ChatSession:
+    def turn_to(self, conversation: int | None) -> None:
         """Another conversation, or a new one, comes into view at once. Raises Usage if it is unknown.
 
         An answer that is being written goes on in the conversation it belongs to; what waited to be sent there becomes
         its draft. A completion belongs to none and is stopped.
         """
-        session, left = self._talk(), self.answering
+        session, left = self.chat, self.answering
         self._then = None
         if left is not None and conversation == session.tree.conversation.id:
-            return session
+            return
         back = next((a for a in self.behind if a.session.tree.conversation.id == conversation), None)
         if back is not None:
             self.session = back.session
@@ -322,43 +302,41 @@ class Conversing(Connecting):
         if self.queue:
             session.history.save_draft(session.tree, "\n\n".join(self.queue))
             self.queue.clear()
-            self.queue_changed()
+            self._view.show_queue()
         if left is not None:
             self._leave_behind(left)
         self.answering = None
-        self.status.show(activity="", progress=None, speed=None, first_token=None, used=None)
+        self._view.status.show(activity="", progress=None, speed=None, first_token=None, used=None)
         if back is not None:
             self._come_back(back)
         else:
             self.show_conversation()
         self._show_behind()
         self.show_adapters()
-        return self._talk()
+        self.stop_editing()
 
     def _leave_behind(self, answering: Answering) -> None:
-        layout = self.transcript.layout_of(answering.key or PENDING_ANSWER)
+        layout = self._view.transcript.layout_of(answering.key or PENDING_ANSWER)
         answering.behind = layout.turn.text if layout is not None else ""
         self.behind.append(answering)
         if answering.completion is not None:
             answering.stop()
         elif not answering.stopping:
-            self.notify(tr("“{title}” is answered meanwhile", title=self._title(answering)), timeout=6)
+            self._view.notify(tr("“{title}” is answered meanwhile", title=self._title(answering)), timeout=6)
 
     def _come_back(self, answering: Answering) -> None:
         self.behind.remove(answering)
         self.answering = answering
-        self._show_answering(answering, answering.behind or "")
+        self._drawing.show_conversation(answering, answering.behind or "")
         if answering.key is None:
-            self.transcript.drop("welcome")
-            self.transcript.add(Turn(PENDING, "user", answering.question))
-            self.transcript.add(Turn(PENDING_ANSWER, "assistant", state="waiting"))
+            self._drawing.show_question(answering.question)
         answering.behind = None
-        self.status.show(activity=tr("answering") if answering.first else tr("thinking"))
-        self._show_speed(answering)
-        self.refresh_title()
+        self._view.status.show(activity=tr("answering") if answering.first else tr("thinking"))
+        self._drawing.show_speed(answering)
+        self._view.show_title()
 
     def _show_behind(self) -> None:
-        self.status.show(behind=tuple(self._title(a) for a in self.behind if a.completion is None))
+        self._view.status.show(behind=tuple(self._title(a) for a in self.behind if a.completion is None))
 
     @staticmethod
     def _title(answering: Answering) -> str:
@@ -367,16 +345,43 @@ class Conversing(Connecting):
     def show_conversation(self) -> None:
         """Draw the open conversation anew."""
         if self.session is not None:
-            self.transcript.show(turns_of(self.session) or [self.welcome()])
-            self.refresh_title()
+            self._view.transcript.show(turns_of(self.session) or [self._view.welcome()])
+            self._view.show_title()
 
-    def restore_draft(self) -> None:
-        """What stood unsent in the prompt of this conversation, unless something else stands there."""
-        if self.session is not None and not self.prompt.text:
-            self.prompt.set_text(self.session.tree.conversation.draft)
+    def refresh(self) -> None:
+        """Conversations were changed or removed in the list of all."""
+        if self.session is None:
+            return
+        is_there, tree = self.session.history.find, self.session.tree
+        for other in self.behind:
+            if is_there(other.session.tree.conversation.id) is None:
+                other.stop()
+        if is_there(tree.conversation.id) is None and tree.messages:
+            self.stop()
+            self.turn_to(None)
+        else:
+            self.session.refresh()
+            self._view.show_title()
 
-    def welcome(self) -> Turn:
-        raise NotImplementedError
+    def show_adapters(self) -> None:
+        self._view.status.show(adapters=adapters_shown(self.chat))
 
-    def refresh_title(self) -> None:
-        raise NotImplementedError
+    # Editing
+
+    def edit(self, question: StoredMessage) -> None:
+        """The words of a question go into the prompt; what is sent next asks it anew."""
+        self.editing = question.id
+        self._view.prompt.set_text(question.text)
+        self._view.prompt.focus()
+        self._view.show_editing(True)
+
+    def stop_editing(self) -> None:
+        self.editing = None
+        self._view.show_editing(False)
+
+    def ask_edited(self, text: str) -> None:
+        """The question that was being edited, in other words, on a branch of its own."""
+        question = self.editing
+        assert question is not None
+        self.stop_editing()
+        self.when_quiet(lambda: self.answer(self.chat.edit(question, text)))

@@ -61,7 +61,10 @@ class Face(Protocol):
         """Another conversation comes into view; None: a new one. Raises Usage if it is unknown."""
 
     def show_conversation(self) -> None:
-        """Messages went or came back."""
+        """Messages are gone; the command says which."""
+
+    def show_restored(self) -> None:
+        """Messages are there again."""
 
     def show_new_context(self, mark: StoredMessage) -> None: ...
 
@@ -154,11 +157,10 @@ def _redo(face: Face) -> None:
     deletion, conversation = face.deletions.pop()
     if conversation == chat.tree.conversation.id:
         chat.restore(deletion)
-        face.show_conversation()
+        face.show_restored()
     else:
         chat.history.restore(deletion)
         face.turn_to(conversation)
-    face.tell(tr("brought back"))
 
 
 def edit(face: Face, words: str) -> None:

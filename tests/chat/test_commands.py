@@ -64,6 +64,9 @@ class NotingFace:
     def show_conversation(self) -> None:
         self.seen.append(("messages", [m.text for m in self.chat.tree.path()]))
 
+    def show_restored(self) -> None:
+        self.show_conversation()
+
     def show_new_context(self, mark: StoredMessage) -> None:
         self.seen.append(("mark", mark.is_clear))
 

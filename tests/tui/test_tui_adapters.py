@@ -14,8 +14,8 @@ from glmchat.tui.screens.adapters import AdapterScreen, WeightLine
 
 
 def used(window: Window) -> dict[str, float]:
-    assert window.chat.session is not None
-    return dict(window.chat.session.adapters)
+    assert window.chat.talk.session is not None
+    return dict(window.chat.talk.session.adapters)
 
 
 async def opened(window: Window) -> None:
@@ -134,7 +134,7 @@ async def test_changing_and_asking_looks_at_the_adapters_that_are_named_and_at_n
         await window.press("enter")
         await window.until(lambda: window.chat.status.facts.adapters == ("poet:0.5", "medical (forced)"))
         await window.ask("hi")
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         assert session.tree.path()[-1].details["adapters"] == [
             {"name": "poet", "scale": 0.5}, {"name": "medical", "scale": 1.0, "forced": True},

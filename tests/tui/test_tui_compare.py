@@ -20,6 +20,7 @@ from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
 from glmchat.hub import adapters
+from glmchat.tui.connection import ModelConnection
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.screens.comparison import ComparisonScreen
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
@@ -77,7 +78,7 @@ async def test_two_adapters_are_compared_on_the_engine_that_runs_and_one_is_pick
         assert "tiny + poet (forced)" in text and text.count("+ clerk:0.5") == 2, "above an answer too"
         await window.press("right", "enter")
         await window.until(lambda: isinstance(window.app.screen, ChatScreen))
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None and session.adapters == (("clerk", 0.5),)
         assert session.sampling().sampling.temperature == 0.2
         assert window.said("user") == ["before", "hello"] and window.said("assistant") == ["before", "hello"]
@@ -99,7 +100,7 @@ async def test_one_name_is_compared_with_the_model_that_runs_on_the_last_questio
         await over(window)
         await window.press("escape")
         await window.until(lambda: isinstance(window.app.screen, ChatScreen))
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None and window.said("user") == ["hello"]
         versions, index = session.branches(session.tree.path()[-1].id)
         assert len(versions) == 3 and index == 1  # the answer of before; then the columns, of which the first is open
@@ -117,9 +118,11 @@ async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model
         await over(window)
         text = window.screen_text()
         assert "one after the other: together they need" in text and "three four" in text and "one two" in text
-        assert window.chat.link.process is None
+        assert window.chat.connection.link.process is None
         await window.press("2", "enter")
-        await window.until(lambda: isinstance(window.app.screen, ChatScreen) and window.chat.launch.folder == other)
+        await window.until(
+            lambda: isinstance(window.app.screen, ChatScreen) and window.chat.connection.launch.folder == other
+        )
         await window.ready()
         assert window.said("assistant") == ["three four"]
 
@@ -142,7 +145,7 @@ async def test_escape_stops_what_runs_and_keeps_what_was_said(launch: LaunchOpti
 async def test_what_was_compared_is_shown_again_and_a_missing_answer_is_brought(launch: LaunchOptions) -> None:
     """As after a kill: the question and one answer stand in the history, the other answer was never begun."""
     async with open_window(launch=launch) as window:
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         columns = [launch.model, "+poet"]
         question = session.history.append(session.tree, "user", "hello", details={"compare": columns})
@@ -190,7 +193,7 @@ async def test_a_narrow_terminal_shows_one_column_at_a_time_and_a_click_takes_an
         await window.until(lambda: "+ clerk" in window.screen_text())
         await window.pilot.click(screen(window).columns[1].query_one(".pick"))
         await window.until(lambda: isinstance(window.app.screen, ChatScreen))
-        assert window.chat.session is not None and window.chat.session.adapters == (("clerk", 1.0),)
+        assert window.chat.talk.session is not None and window.chat.talk.session.adapters == (("clerk", 1.0),)
 
 
 @pytest.mark.parametrize("size", [(120, 26), (60, 20)], ids=["wide", "narrow"])
@@ -199,7 +202,7 @@ def test_two_adapters_and_a_quantisation(
     snap_compare: Any, launch: LaunchOptions, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], word: str
 ) -> None:
     """The screen after a comparison whose answers are stored; speeds are those of the record."""
-    monkeypatch.setattr(ChatScreen, "watch_engine", lambda self: None)
+    monkeypatch.setattr(ModelConnection, "watch", lambda self: None)
     files = {"config.json": CONFIG, "model.safetensors": b"weights" * 100}
     user_catalogue(hub_entry("smollm2", "owner/tiny", COMMIT_A, files))
     put_into_cache("owner/tiny", COMMIT_A, files)
@@ -211,7 +214,7 @@ def test_two_adapters_and_a_quantisation(
         async def prepare(pilot: Any) -> None:
             window = Window(app, pilot)
             await window.ready()
-            session = window.chat.session
+            session = window.chat.talk.session
             assert session is not None
             names = ["smollm2", "smollm2:int4+poet", "smollm2+clerk:0.5,temp=0.2"]
             session.history.append(session.tree, "user", "What is a tuple? 元组是什么？", details={"compare": names})

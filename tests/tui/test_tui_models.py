@@ -65,7 +65,7 @@ async def test_unloading_stops_the_engine_and_f5_starts_it_again() -> None:
         await window.press("f4", "u")
         await window.until(lambda: "is unloaded" in shown(window))
         await window.press("escape")
-        await window.until(lambda: window.chat.link.process is None)
+        await window.until(lambda: window.chat.connection.link.process is None)
         assert window.chat.status.facts.lost
         await window.press("f5")
         await window.ready()

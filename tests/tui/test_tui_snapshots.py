@@ -14,7 +14,7 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language
 from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
-from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.connection import ModelConnection
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.status import Facts
 
@@ -25,8 +25,8 @@ FACTS = Facts("smollm2", "b179c9523d0e", "q4_1", (), 41.2, 0.12, 312, 8192, 412_
 @pytest.fixture(autouse=True)
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing moves by itself: no engine, no watch, no blinking cursor."""
-    monkeypatch.setattr(ChatScreen, "watch_engine", lambda self: None)
-    monkeypatch.setattr(ChatScreen, "connect", lambda self: None)
+    monkeypatch.setattr(ModelConnection, "watch", lambda self: None)
+    monkeypatch.setattr(ModelConnection, "connect", lambda self: None)
     monkeypatch.setattr(model_rows, "available_memory", lambda: 8_000_000_000)
     monkeypatch.setattr(EngineInThread, "__init__", lambda *a, **k: None)
 
@@ -44,7 +44,7 @@ def showing(
         await pilot.pause()
         app.chat.prompt.cursor_blink = False
         for _ in range(500):
-            if app.chat.session is not None:
+            if app.chat.talk.session is not None:
                 break
             await asyncio.sleep(0.02)
         if theme:

@@ -15,13 +15,13 @@ from textual.color import Color
 from textual.widgets import OptionList
 from windows import LAUNCH, Window, make_app, open_window
 
+from glmchat.chat.commands.table import COMMANDS
 from glmchat.chat.history.history import History
 from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import terminal
-from glmchat.tui.presets import PRESETS
 from glmchat.tui.screens.help import HelpScreen
-from glmchat.tui.screens.sampling import SamplingScreen
+from glmchat.tui.screens.sampling import PRESETS, SamplingScreen
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.suggestions import Suggestions
@@ -45,12 +45,12 @@ async def test_a_question_is_answered_and_stored() -> None:
 
 async def test_the_window_is_drawn_and_takes_text_before_the_model_is_there() -> None:
     async with open_window(wait=False, seconds_to_load=1) as window:
-        assert not window.chat.ready
+        assert not window.chat.connection.ready
         await window.send("early")
-        assert list(window.chat.queue) == ["early"]
+        assert list(window.chat.talk.queue) == ["early"]
         await window.until(lambda: "early" in window.screen_text())
         await window.until(lambda: window.said("assistant") == ["one two"])
-        assert not window.chat.queue
+        assert not window.chat.talk.queue
 
 
 @pytest.mark.parametrize("key", ["escape", "ctrl+c"])
@@ -59,28 +59,28 @@ async def test_stopping_keeps_what_was_said_and_continue_goes_on(key: str) -> No
         await window.send("go")
         await window.until(lambda: "word" in window.said("assistant")[-1] if window.said("assistant") else False)
         await window.press(key)
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         said = window.said("assistant")[-1]
         assert said.startswith("word")
         assert "stopped" in window.turns[-1].note
         await window.send("/continue")
         await window.until(lambda: len(window.said("assistant")[-1]) > len(said))
         await window.press("escape")
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         assert window.said("user") == ["go"]
 
 
 async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once() -> None:
     async with open_window(**SLOW) as window:
         await window.send("go")
-        await window.until(lambda: window.chat.answering)
+        await window.until(lambda: window.chat.talk.answering)
         await window.send("next question")
-        assert list(window.chat.queue) == ["next question"]
+        assert list(window.chat.talk.queue) == ["next question"]
         await window.until(lambda: "next question" in window.screen_text())
         await window.send("/context refuse")
         assert "refuses" in window.notices
         await window.press("up")
-        await window.until(lambda: window.chat.prompt.text == "next question" and not window.chat.queue)
+        await window.until(lambda: window.chat.prompt.text == "next question" and not window.chat.talk.queue)
         await window.press("enter")
         await window.send("/stop")
         await window.until(lambda: window.said("user") == ["go", "next question"])
@@ -104,12 +104,18 @@ async def test_the_bare_words_of_other_programs_are_sent_as_text_with_a_hint() -
         assert "the command is /clear" in window.notices
 
 
+async def test_every_command_is_done_by_the_window() -> None:
+    async with open_window() as window:
+        window_only = {c.name for c in COMMANDS if c.run is None}
+        assert window_only == set(window.chat.face._own)
+
+
 async def test_clear_begins_an_empty_context_and_deletes_nothing() -> None:
     async with open_window(echo=True) as window:
         await window.ask("first")
         await window.press("ctrl+l")
         await window.ask("second")
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         assert [m.text for m in session.tree.context()] == ["second", "second"]
         assert window.said("user") == ["first", "second"]
@@ -150,7 +156,7 @@ async def test_a_killed_engine_is_told_and_restarted_with_the_conversation_kept(
     async with open_window(child=True, **SLOW) as window:
         await window.send("go")
         await window.until(lambda: "word" in window.said("assistant")[-1] if window.said("assistant") else False)
-        process = window.chat.link.process
+        process = window.chat.connection.link.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         await window.until(lambda: window.chat.status.facts.lost)
@@ -175,7 +181,7 @@ async def test_a_setting_changes_the_next_answer() -> None:
     async with open_window() as window:
         await window.send("/set temp 0.3")
         await window.send("/set top-p=0.5")
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         chosen = session.sampling()
         assert (chosen.sampling.temperature, chosen.sampling.top_p) == (0.3, 0.5)
@@ -194,7 +200,7 @@ async def test_the_sampling_panel_sets_explains_and_refuses() -> None:
         assert isinstance(panel, SamplingScreen)
         await window.until(lambda: panel.focused)
         await window.press(*"0.25", "enter")
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         await window.until(lambda: session.sampling().sampling.temperature == 0.25)
         await window.press(*"7", "enter")
@@ -209,7 +215,7 @@ async def test_regenerate_keeps_both_answers_and_one_walks_between_them() -> Non
     async with open_window(echo=True) as window:
         await window.ask("one")
         await window.send("/regen temp=0.1")
-        await window.until(lambda: not window.chat.busy and "version 2 of 2" in window.turns[-1].note)
+        await window.until(lambda: not window.chat.talk.busy and "version 2 of 2" in window.turns[-1].note)
         window.chat.transcript.make_current(window.turns[-1].key)
         await window.settle()
         await window.press("left")
@@ -223,7 +229,7 @@ async def test_an_edited_question_is_a_new_branch() -> None:
         assert window.chat.prompt.text == "first words"
         window.chat.prompt.set_text("other words")
         await window.press("enter")
-        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.talk.busy)
         assert window.said("user") == ["other words"]
         assert "version 2 of 2" in window.turns[0].note
 
@@ -232,19 +238,19 @@ async def test_an_edited_question_waits_in_the_prompt_while_no_engine_answers() 
     async with open_window(child=True, echo=True) as window:
         await window.ask("first words")
         await window.send("/edit")
-        process = window.chat.link.process
+        process = window.chat.connection.link.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         await window.until(lambda: window.chat.status.facts.lost)
         window.chat.prompt.set_text("other words")
         await window.press("enter")
         await window.until(lambda: "the model is not ready" in window.notices)
-        assert window.chat.prompt.text == "other words" and not window.chat.queue
+        assert window.chat.prompt.text == "other words" and not window.chat.talk.queue
         await window.until(lambda: "editing a question" in window.screen_text())
         await window.press("f5")
         await window.ready()
         await window.press("enter")
-        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.talk.busy)
         assert window.said("user") == ["other words"] and "version 2 of 2" in window.turns[0].note
 
 
@@ -260,11 +266,11 @@ async def test_a_question_edited_while_the_engine_loads_is_not_sent_as_a_new_one
         window.chat.prompt.set_text("other words")
         await window.press("enter")
         await window.until(lambda: "the model is still loading" in window.notices)
-        assert not window.chat.ready and not window.chat.queue
+        assert not window.chat.connection.ready and not window.chat.talk.queue
         assert window.chat.prompt.text == "other words"
         await window.ready()
         await window.press("enter")
-        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.busy)
+        await window.until(lambda: window.said("assistant") == ["other words"] and not window.chat.talk.busy)
         assert window.said("user") == ["other words"]
 
 
@@ -285,7 +291,7 @@ async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> No
         assert window.chat.prompt.size.height <= 12
         await window.press("enter")
         await window.until(lambda: window.said("user") == [text])
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         assert text.startswith(window.said("assistant")[0][:2000])
 
 
@@ -298,7 +304,7 @@ async def test_typing_a_slash_suggests_and_tab_takes() -> None:
         await window.until(lambda: window.chat.prompt.text == "/system " and not suggestions.display)
         await window.type("Be brief.")
         await window.press("enter")
-        assert window.chat.session is not None and window.chat.session.system_prompt == "Be brief."
+        assert window.chat.talk.session is not None and window.chat.talk.session.system_prompt == "Be brief."
 
 
 async def test_newlines_and_earlier_prompts() -> None:
@@ -323,11 +329,11 @@ async def test_enter_can_be_a_newline_for_people_who_write_with_an_input_method(
         assert window.chat.prompt.text == "你\n好"
         await window.press("alt+enter")
         await window.until(lambda: window.said("user") == ["你\n好"])
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         await window.type("再见")
         await window.press("f5")  # restarts the engine only where the prompt is empty
-        await window.until(lambda: window.said("user")[-1] == "再见" and not window.chat.busy)
-        assert window.chat.ready
+        await window.until(lambda: window.said("user")[-1] == "再见" and not window.chat.talk.busy)
+        assert window.chat.connection.ready
 
 
 async def test_keys_can_be_remapped_in_the_config() -> None:
@@ -350,7 +356,7 @@ async def test_an_interrupted_conversation_is_offered_in_one_line_and_continued(
         await window.send("/resume")
         assert window.said("assistant") == ["half an ans"]
         await window.send("/continue")
-        await window.until(lambda: not window.chat.busy and window.said("assistant") == ["half an ansone two"])
+        await window.until(lambda: not window.chat.talk.busy and window.said("assistant") == ["half an ansone two"])
 
 
 async def test_a_model_that_knows_only_english_says_so_once_to_a_chinese_question() -> None:
@@ -389,7 +395,7 @@ async def test_the_sidebar_finds_opens_renames_and_deletes_with_undo() -> None:
         await window.until(lambda: "量化是什么" in window.said("user"))
         await window.press("escape")
         await window.send("/save 新标题")
-        assert window.chat.session is not None and window.chat.session.tree.conversation.title == "新标题"
+        assert window.chat.talk.session is not None and window.chat.talk.session.tree.conversation.title == "新标题"
 
 
 @pytest.mark.parametrize("keys", [("d",), ("p",), ("r",), ("enter",)])
@@ -438,7 +444,7 @@ async def test_a_catalogue_that_cannot_be_read_is_told_and_the_window_stays() ->
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("models = 3 = 4")
         await window.press("f4")
-        await window.until(lambda: "mend the file or move it away" in window.toasts)
+        await window.until(lambda: "mend the file or move it away" in window.screen_text())
         await window.press("escape")
         await window.until(lambda: window.app.screen is window.chat)
         await window.ask("still here")
@@ -482,7 +488,7 @@ async def test_every_size_works_while_an_answer_streams(size: tuple[int, int]) -
         await window.pilot.pause(0.1)
         await window.pilot.resize_terminal(80, 24)
         await window.press("escape")
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         assert window.said("assistant")[0].startswith("**w** 量化 ")
         assert "stopped" in window.screen_text()
 
@@ -498,7 +504,7 @@ async def test_a_draft_is_there_again_after_the_window_was_closed() -> None:
     async with open_window() as window:
         await window.ask("one")
         await window.type("half a thought")
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         await window.until(lambda: session.tree.conversation.draft == "half a thought")
         conversation = session.tree.conversation.id
@@ -553,18 +559,18 @@ async def test_a_new_conversation_comes_at_once_and_the_answer_goes_on_in_its_ow
     async with open_window(**ENDLESS) as window:
         await window.send("first question")
         await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
-        first = window.chat.session
+        first = window.chat.talk.session
         await window.send("/new")
         assert window.turns[0].role == "welcome"
-        assert window.chat.session is not first and not window.chat.busy
+        assert window.chat.talk.session is not first and not window.chat.talk.busy
         assert first is not None and first.streaming
         assert window.chat.status.facts.behind == ("first question",)
         await window.send(f"/load {first.tree.conversation.id}")
         before = window.said("assistant")[-1]
-        assert window.chat.busy and before.startswith("word word ")
+        assert window.chat.talk.busy and before.startswith("word word ")
         await window.until(lambda: len(window.said("assistant")[-1]) > len(before) + 50)
         await window.press("escape")
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         answer = first.tree.path()[-1]
         assert answer.state == "stopped" and window.said("assistant")[-1] == answer.text
         assert "/continue" in window.turns[-1].note
@@ -578,14 +584,14 @@ async def test_a_question_in_another_conversation_waits_in_the_engines_line_and_
         await window.send("second")
         await window.until(lambda: "waiting" in window.chat.status.facts.activity)
         await window.send("/stop")
-        await window.until(lambda: not window.chat.busy)
+        await window.until(lambda: not window.chat.talk.busy)
         await window.press("escape")
-        await window.until(lambda: not window.chat.behind)
+        await window.until(lambda: not window.chat.talk.behind)
 
 
 async def test_what_changes_the_conversation_stops_its_answer_and_is_done() -> None:
     async with open_window(**ENDLESS) as window:
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         for command, is_done in (
             ("/clear", lambda: window.turns[-1].role == "rule"),
@@ -595,11 +601,11 @@ async def test_what_changes_the_conversation_stops_its_answer_and_is_done() -> N
             await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
             await window.send(command)
             await window.until(is_done, 3)
-            assert not window.chat.busy
+            assert not window.chat.talk.busy
         await window.send("/redo")
         assert session.tree.path()[-1].state == "stopped"
         await window.send("/regen")
-        await window.until(lambda: window.chat.busy and window.said("assistant")[-1])
+        await window.until(lambda: window.chat.talk.busy and window.said("assistant")[-1])
         await window.send("/regen temp=0.3")
         await window.until(lambda: len(session.branches(session.tree.path()[-1].id)[0]) == 3)
 
@@ -610,24 +616,24 @@ async def test_deleting_a_conversation_stops_its_answer_and_redo_opens_it_again(
         await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
         await window.send("/delete")
         assert window.turns[0].role == "welcome"
-        await window.until(lambda: not window.chat.behind)
+        await window.until(lambda: not window.chat.talk.behind)
         await window.send("/redo")
         assert window.said("user") == ["question"] and "stopped" in window.turns[-1].note
 
 
 async def test_what_waits_stays_with_the_conversation_it_was_written_in() -> None:
     async with open_window(**ENDLESS) as window:
-        first = window.chat.session
+        first = window.chat.talk.session
         await window.send("question")
-        await window.until(lambda: window.chat.answering)
+        await window.until(lambda: window.chat.talk.answering)
         await window.send("waiting")
         await window.press("ctrl+n")
-        assert not window.chat.queue and first is not None and first.tree.conversation.draft == "waiting"
+        assert not window.chat.talk.queue and first is not None and first.tree.conversation.draft == "waiting"
 
 
 async def test_one_key_changes_what_happens_when_the_context_is_full() -> None:
     async with open_window() as window:
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None and session.context_policy == "drop"
         await window.press("f8")
         assert session.context_policy == "refuse" and "refuses" in window.notices
@@ -639,7 +645,7 @@ async def test_what_can_be_done_with_a_turn_has_a_key_and_a_place_to_click() -> 
     async with open_window(pieces=["```python\nx = 1\n```\n"]) as window:
         await window.ask("question")
         await window.send("/regen")
-        await window.until(lambda: not window.chat.busy and "version 2 of 2" in window.turns[-1].note)
+        await window.until(lambda: not window.chat.talk.busy and "version 2 of 2" in window.turns[-1].note)
         await window.press("ctrl+up")
         offered = window.chat.query_one(TurnActions)
         await window.until(lambda: offered.display and "versions" in window.screen_text())
@@ -674,7 +680,7 @@ async def test_markup_in_a_question_is_shown_and_never_obeyed() -> None:
 
 async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_goes_on() -> None:
     async with open_window(**ENDLESS) as window:
-        session = window.chat.session
+        session = window.chat.talk.session
         assert session is not None
         await window.send("question")
         await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
@@ -687,7 +693,7 @@ async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_
         await window.until(lambda: len(window.said("assistant")[-1]) > before + 100)
         connection.execute("PRAGMA max_page_count = 1000000")
         await window.press("escape")
-        await window.until(lambda: not window.chat.busy and not window.chat.status.facts.unsaved)
+        await window.until(lambda: not window.chat.talk.busy and not window.chat.status.facts.unsaved)
         assert "saved again" in window.notices
         text = window.said("assistant")[-1]
         conversation = session.tree.conversation.id
@@ -701,7 +707,7 @@ async def test_a_damaged_history_is_set_aside_and_the_window_says_where() -> Non
     async with open_window() as window:
         assert "history.db.corrupt-" in window.notices
         await window.ask("question")
-        assert window.chat.session is not None and window.chat.session.history.saved
+        assert window.chat.talk.session is not None and window.chat.talk.session.history.saved
 
 
 async def test_what_was_said_before_the_window_stood_is_said_in_it() -> None:
@@ -713,7 +719,7 @@ async def test_a_home_that_takes_no_files_is_said_and_stays_said() -> None:
     locations.data_dir().parent.mkdir(parents=True, exist_ok=True)
     locations.data_dir().write_text("a file where a folder should be")
     async with open_window() as window:
-        assert "not saved" in window.notices
+        assert "not being saved" in window.notices
         await window.ask("question")
         assert window.chat.status.facts.unsaved
         assert "saved again" not in window.notices
@@ -722,8 +728,8 @@ async def test_a_home_that_takes_no_files_is_said_and_stays_said() -> None:
 async def test_two_windows_write_one_conversation_and_each_keeps_what_it_said() -> None:
     async with open_window(echo=True) as one:
         await one.ask("first")
-        assert one.chat.session is not None
-        number = one.chat.session.tree.conversation.id
+        assert one.chat.talk.session is not None
+        number = one.chat.talk.session.tree.conversation.id
         async with open_window(echo=True, launch=replace(LAUNCH, resume=number)) as two:
             assert two.said("user") == ["first"]
             await two.ask("second from two")
@@ -810,13 +816,12 @@ async def test_the_conversations_take_the_place_of_the_chat_in_a_narrow_window(w
     async with open_window(size=(width, 20)) as window:
         await window.press("ctrl+b")
         sidebar = window.chat.query_one(Sidebar)
-        await window.until(lambda: sidebar.display and sidebar.outer_size.width)
-        await window.pilot.pause(0.1)
-        assert (sidebar.outer_size.width == width) == alone
-        assert window.chat.query_one("#main").display != alone
+        main = window.chat.query_one("#main")
+        await window.until(lambda: sidebar.outer_size.width and (sidebar.outer_size.width == width) == alone)
+        assert main.display != alone
+        await window.until(lambda: window.app.focused is sidebar.query_one(OptionList))
         await window.press("escape")
-        await window.until(lambda: window.chat.query_one("#main").display)
-        assert window.app.focused is window.chat.prompt
+        await window.until(lambda: main.display and window.app.focused is window.chat.prompt)
 
 
 async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None:
@@ -828,6 +833,6 @@ async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None
         y = next(y for y, row in enumerate(rows) if "F3 creative" in row)
         assert "F1" not in rows[y]  # a second row of presets
         await window.pilot.click(offset=(rows[y].index("creative"), y))
-        await window.until(lambda: window.chat.session and window.chat.session.settings.sampling)
-        assert window.chat.session is not None
-        assert dict(window.chat.session.settings.sampling) == dict(PRESETS["creative"])
+        await window.until(lambda: window.chat.talk.session and window.chat.talk.session.settings.sampling)
+        assert window.chat.talk.session is not None
+        assert dict(window.chat.talk.session.settings.sampling) == dict(PRESETS["creative"])

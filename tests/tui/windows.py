@@ -101,7 +101,7 @@ class Window:
         raise AssertionError(f"waited in vain; turns: {self.turns}")
 
     async def ready(self) -> None:
-        await self.until(lambda: self.chat.ready and self.chat.session is not None)
+        await self.until(lambda: self.chat.connection.ready and self.chat.talk.session is not None)
 
     async def press(self, *keys: str) -> None:
         """As `pilot.press`, without its wait for an idle processor: an answer may be streaming."""
@@ -127,7 +127,7 @@ class Window:
         """Send, and wait for the whole answer."""
         before = len(self.said("assistant"))
         await self.send(text)
-        await self.until(lambda: len(self.said("assistant")) > before and not self.chat.busy)
+        await self.until(lambda: len(self.said("assistant")) > before and not self.chat.talk.busy)
 
     def screen_text(self) -> str:
         """What stands on the screen."""
@@ -153,5 +153,5 @@ async def open_window(
         if wait:
             await window.ready()
         yield window
-        if app.chat.session is not None:
-            app.chat.session.stop()
+        if app.chat.talk.session is not None:
+            app.chat.talk.session.stop()

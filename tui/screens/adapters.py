@@ -23,7 +23,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.adapters import facts_of, kind_words, list_adapters
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import Steady, SteadyScreen, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
@@ -60,7 +60,7 @@ class Row:
         return text.append(tr("forced") if self.forced else one_line(self.base, 60), p.quiet)
 
 
-class WeightLine(Static):
+class WeightLine(Steady, Static):
     """The weight of the highlighted adapter; a click on an arrow changes it."""
 
     def show(self, weight: float | None, p: Palette) -> None:
@@ -75,7 +75,7 @@ class WeightLine(Static):
             self.screen.action_weigh(-1 if event.x < 3 else 1 if event.x >= 9 else 0)
 
 
-class AdapterScreen(Steady, ModalScreen[None]):
+class AdapterScreen(SteadyScreen, ModalScreen[None]):
     """Changes hold from the next answer on, like those of the sampling panel; an answer that is written goes on.
 
     On a server the adapters are those it lists; they are asked for in a thread, and checked by the server.
@@ -143,7 +143,7 @@ class AdapterScreen(Steady, ModalScreen[None]):
     def on_adapter_screen__listed(self, listed: _Listed) -> None:
         self._list(listed.rows)
         if listed.error is not None:
-            self._complain(listed.error)
+            raise listed.error
 
     def _list(self, rows: Sequence[Row]) -> None:
         names = {row.name for row in rows}
@@ -177,11 +177,8 @@ class AdapterScreen(Steady, ModalScreen[None]):
         p = self.palette
         self.query_one("#work", Static).update(Text.assemble((text, p.body), ("\n" + hint if hint else "", p.quiet)))
 
-    def _complain(self, error: GlmchatError) -> None:
-        p = self.palette
-        self.query_one("#work", Static).update(
-            Text.assemble((error.message, p.style(p.error)), ("\n" + error.hint, p.quiet))
-        )
+    def show_error(self, error: GlmchatError) -> None:
+        self.query_one("#work", Static).update(error_text(error, self.palette))
 
     def _explain(self) -> None:
         """What stands below the list, and what the keys do, for the highlighted line."""
@@ -234,12 +231,8 @@ class AdapterScreen(Steady, ModalScreen[None]):
         self._list(store_rows(self._launch))
 
     def _use(self, wanted: dict[str, float], *, force: bool = False) -> None:
-        try:
-            adapters_choice.use(self._session, tuple(wanted.items()), self._launch, force=force)
-        except GlmchatError as error:
-            self._complain(error)
-        else:
-            self._draw()
+        adapters_choice.use(self._session, tuple(wanted.items()), self._launch, force=force)
+        self._draw()
 
     def action_leave(self) -> None:
         self.dismiss()

@@ -1,7 +1,8 @@
-"""The chat screen: layout, keys, mouse, and what the prompt sends."""
+"""The chat screen: it puts its parts together, draws its layout, binds keys, and hands what happens to the parts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from rich.text import Text
@@ -9,19 +10,27 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Static
+from textual.screen import Screen
+from textual.widgets import Static, TextArea
 
 from glmchat.chat import hangup
-from glmchat.chat.commands import table as commands
+from glmchat.chat.commands import table
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
+from glmchat.tui.composer import Composer
+from glmchat.tui.connection import ModelConnection
+from glmchat.tui.face import WindowFace
 from glmchat.tui.link import EngineLink
+from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Opened, Ready, Resources, Weighed
 from glmchat.tui.reading import Reading
-from glmchat.tui.transcript.transcript import Transcript
-from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.steady import SteadyScreen
+from glmchat.tui.talk import Talk
+from glmchat.tui.theme import Palette
+from glmchat.tui.transcript.transcript import Clicked, Transcript
+from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar
@@ -32,11 +41,16 @@ LOW = 16  # rows; below, the title is given up
 NARROW = 72  # columns; below, the sidebar takes the whole width
 
 
-class ChatScreen(Reading):
+class ChatScreen(SteadyScreen, Screen[None]):
+    """talk: the conversation. connection: what answers. composer: the prompt and what surrounds it. face: the commands.
+
+    reading: the turn one stands on. The transcript draws. Each part has the screen as a `View`.
+    """
+
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(c.key, f"command('{c.name}')", c.summary, id=c.name, show=False, priority=True)
-            for c in commands.COMMANDS
+            for c in table.COMMANDS
             if c.key
         ),
         Binding("escape", "escape", show=False),
@@ -54,58 +68,121 @@ class ChatScreen(Reading):
     ]
 
     def __init__(self, launch: LaunchOptions, settings: Settings, link: EngineLink) -> None:
-        super().__init__(launch, settings, link)
-        self._deletions = []
-        self._editing = None
+        super().__init__()
+        self.settings = settings
+        self.headline = Static("", id="title")
+        self.sidebar = Sidebar(id="sidebar")
+        self.transcript = Transcript(id="transcript")
+        self.turn_actions = TurnActions(id="actions")
+        self.suggestions = Suggestions(id="suggestions")
+        self.queue_box = Static("", id="queue")
+        self.prompt = Prompt(enter_sends=settings.enter_sends, id="prompt")
+        self.prompt_box = Vertical(self.prompt, id="prompt-box")
+        self.status = StatusLine(id="status")
+        self.connection = ModelConnection(self, launch, link)
+        self.talk = Talk(self, self.connection)
+        self.composer = Composer(self, self.talk, self.suggestions, self.queue_box, self.prompt_box)
+        self.face = WindowFace(self, self.talk, self.connection, self.composer, self.sidebar, settings)
+        self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
+        self._notices = 0
 
     def compose(self) -> ComposeResult:
-        yield Static("", id="title")
+        yield self.headline
         with Horizontal(id="body"):
-            yield Sidebar(id="sidebar")
+            yield self.sidebar
             with Vertical(id="main"):
-                yield Transcript(self.palette, id="transcript")
-                yield TurnActions(id="actions")
-                yield Suggestions(id="suggestions")
-                yield Static("", id="queue")
-                with Vertical(id="prompt-box"):
-                    yield Prompt(enter_sends=self.settings.enter_sends, id="prompt")
-                yield StatusLine(id="status")
+                yield self.transcript
+                yield self.turn_actions
+                yield self.suggestions
+                yield self.queue_box
+                yield self.prompt_box
+                yield self.status
 
     def on_mount(self) -> None:
+        launch = self.connection.launch
         self.prompt.placeholder = tr("Ask anything · / for commands")
-        if self.launch.prompt:
-            self.prompt.set_text(self.launch.prompt)
+        if launch.prompt:
+            self.prompt.set_text(launch.prompt)
         self.prompt.focus()
-        self.status.show(model=self.launch.model, quant=self.launch.quant_label, revision=self.launch.revision)
+        self.status.show(model=launch.model, quant=launch.quant_label, revision=launch.revision)
         self.apply_palette()
         self.transcript.show([self.welcome()])
-        self.refresh_title()
-        self.set_interval(2.0, self.watch_engine)
+        self.show_title()
+        self.set_interval(2.0, self.connection.watch)
         # The first frame is drawn before anything is loaded.
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
-        self.begin()
-        if not self.link.has_target:
-            self.run_command("model")
+        """Open the history and start the engine, both in threads; without a model the list of them opens."""
+        self.start_thread(lambda: self.talk.open_history(self.settings), "history")
+        if self.connection.link.has_target:
+            self.connection.connect()
+        else:
+            self.face.run("model")
+
+    @property
+    def palette(self) -> Palette:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        return palette
 
     def apply_palette(self) -> None:
-        for widget in (self.status, self.query_one(Suggestions), self.query_one(TurnActions), self.query_one(Sidebar)):
+        for widget in (self.status, self.suggestions, self.turn_actions, self.sidebar):
             widget.palette = self.palette
             widget.refresh()
         self.transcript.set_palette(self.palette)
-        self.query_one(Sidebar).reload()
+        self.sidebar.reload()
 
     def on_resize(self, event: events.Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
-        low = event.size.height < LOW
-        self.query_one("#title").display = not low
-        box = self.query_one("#prompt-box")
+        self.headline.display = event.size.height >= LOW
         # Where rows are few the prompt gives up its frame.
-        box.styles.border = ("none", "transparent") if event.size.height < 8 else None
-        self._grow()
+        self.prompt_box.styles.border = ("none", "transparent") if event.size.height < 8 else None
+        self.composer.grow()
 
-    # What the base classes leave to the layout
+    def leave_for_good(self) -> None:
+        """The terminal is gone: what stood in the prompt or waited is kept; the answer ends unless it is left to go on.
+
+        Nothing else of the screen is touched any more.
+        """
+        session = self.talk.session
+        if session is None:
+            return
+        unsent = "\n\n".join([*self.talk.queue, *([self.prompt.text] if self.prompt.text else [])])
+        session.history.save_draft(session.tree, unsent)
+        for answering in self.talk.being_written:
+            if not hangup.goes_on(answering.session, self.connection.launch.finish_on_hangup):
+                answering.stop()
+
+    # What the parts have of the screen (`View`)
+
+    def start_thread(self, work: Callable[[], None], group: str, *, exclusive: bool = False) -> None:
+        self.run_worker(work, thread=True, group=group, exclusive=exclusive, exit_on_error=True)
+
+    def tell(self, text: str, hint: str = "", role: Role = "notice") -> None:
+        self._notices += 1
+        self.transcript.add(Turn(f"notice-{self._notices}", role, text, hint=hint))
+
+    def show_error(self, error: GlmchatError) -> None:
+        if self.has_class("narrow") and self.sidebar.display:
+            super().show_error(error)  # the list stands before the transcript
+        else:
+            self.tell(error.message, error.hint, "warning" if error.exit == 2 else "error")
+
+    def show_title(self) -> None:
+        session = self.talk.session
+        title = session.tree.conversation.title if session else ""
+        if session is not None:
+            self.sidebar.history = session.history
+            self.sidebar.open_id = session.tree.conversation.id
+        self.sidebar.reload()
+        self.headline.update(Text(one_line(title or tr("new conversation"), 200)))
+        self.app.title = f"glmchat · {one_line(title, 60)}" if title else "glmchat"
+
+    def show_queue(self) -> None:
+        self.composer.show_queue(self.palette, self.connection.ready)
+
+    def show_editing(self, is_editing: bool) -> None:
+        self.composer.show_editing(is_editing)
 
     def welcome(self) -> Turn:
         keys = [
@@ -116,41 +193,68 @@ class ChatScreen(Reading):
             ("Ctrl+P", tr("everything else")),
             ("Ctrl+Q", tr("leave")),
         ]
-        return Turn(
-            "welcome", "welcome", "\n".join(f"{k}\t{v}" for k, v in keys), label=one_line(self.launch.model or "", 40)
-        )
+        model = one_line(self.connection.launch.model or "", 40)
+        return Turn("welcome", "welcome", "\n".join(f"{k}\t{v}" for k, v in keys), label=model)
 
-    def refresh_title(self) -> None:
-        title = self.session.tree.conversation.title if self.session else ""
-        sidebar = self.query_one(Sidebar)
-        if self.session is not None:
-            sidebar.history = self.session.history
-            sidebar.open_id = self.session.tree.conversation.id
-        sidebar.reload()
-        self.query_one("#title", Static).update(Text(one_line(title or tr("new conversation"), 200)))
-        self.app.title = f"glmchat · {one_line(title, 60)}" if title else "glmchat"
+    # News of the threads
 
-    def set_theme(self, name: str) -> None:
-        self.app.change_theme(name)  # type: ignore[attr-defined]
+    def on_opened(self, news: Opened) -> None:
+        self.talk.opened(news)
+        if self.connection.launch.resume is not None:
+            self.composer.restore_draft()
+        self.talk.meet()
 
-    def leave(self) -> None:
-        self.stop_all()
-        self._save_draft()
-        self.app.exit(0)
+    def on_loading(self, news: Loading) -> None:
+        self.connection.loading(news)
 
-    def hang_up(self) -> None:
-        """The terminal is gone: what stood in the prompt or waited is kept; the answer ends unless it is left to go on.
+    def on_ready(self, news: Ready) -> None:
+        self.connection.connected(news)
+        self.talk.meet()
 
-        Nothing else of the screen is touched any more.
-        """
-        session = self.session
-        if session is None:
-            return
-        unsent = "\n\n".join([*self.queue, *([self.prompt.text] if self.prompt.text else [])])
-        session.history.save_draft(session.tree, unsent)
-        for answering in self.being_written:
-            if not hangup.goes_on(answering.session, self.launch.finish_on_hangup):
-                answering.stop()
+    def on_engine_lost(self, news: EngineLost) -> None:
+        if not self.talk.busy:  # else the end of the answer says it
+            self.connection.lost(news.error)
+            self.talk.disconnect()
+
+    def on_resources(self, news: Resources) -> None:
+        self.connection.show_resources(news)
+
+    def on_heard(self, news: Heard) -> None:
+        self.talk.hear(news.answering)
+
+    def on_ended(self, news: Ended) -> None:
+        self.talk.end(news.answering, news.error)
+
+    def on_measured(self, news: Measured) -> None:
+        self.talk.measured(news)
+
+    def on_weighed(self, news: Weighed) -> None:
+        self.face.show_weight(news)
+
+    # The prompt
+
+    def on_prompt_sent(self, event: Prompt.Sent) -> None:
+        self.composer.save_draft()  # what was sent must not come back as a draft
+        self.face.take(event.text)
+
+    def on_prompt_leave(self) -> None:
+        self.face.leave()
+
+    def on_prompt_edge(self, event: Prompt.Edge) -> None:
+        self.composer.leave_edge(event.step)
+
+    def on_prompt_complete(self) -> None:
+        self.composer.take_suggestion()
+
+    def on_prompt_choose(self, event: Prompt.Choose) -> None:
+        self.suggestions.move(event.step)
+
+    def on_suggestions_taken(self, event: Suggestions.Taken) -> None:
+        self.composer.fill(event.suggestion.text)
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        if event.text_area is self.prompt:
+            self.composer.text_changed()
 
     # Keys
 
@@ -161,34 +265,78 @@ class ChatScreen(Reading):
         return super().check_action(action, parameters)
 
     def action_command(self, name: str) -> None:
-        self.run_command(name)
+        self.face.run(name)
+
+    def action_escape(self) -> None:
+        """Stop the answer; else leave, one after the other: editing, the current turn, the transcript's focus."""
+        if self.talk.stop():
+            return
+        if self.talk.editing is not None:
+            self.prompt.set_text("")
+            self.talk.stop_editing()
+        elif self.transcript.current is not None or self.focused is not self.prompt:
+            self.transcript.make_current(None)
+            self.transcript.search("")
+            self.prompt.focus()
+        elif not self.composer.hide_suggestions():
+            self.talk.stop_behind()
+
+    def action_interrupt(self) -> None:
+        """Ctrl+C: a selection is copied, an answer is stopped, and an idle window says how to leave."""
+        if selected := self.transcript.selected_text:
+            self.face.copy_text(selected)
+            self.transcript.clear_selection()
+        elif self.prompt.has_focus and self.prompt.selected_text:
+            self.face.copy_text(self.prompt.selected_text)
+        elif not self.talk.stop() and not self.talk.stop_behind():
+            self.notify(tr("Ctrl+Q or /quit leaves"), timeout=3)
+
+    def action_search_prompts(self) -> None:
+        self.composer.search_prompts()
+
+    def action_step(self, step: int) -> None:
+        self.reading.step(step)
+
+    def action_page(self, pages: int) -> None:
+        self.transcript.scroll_page(pages)
+
+    def action_end(self) -> None:
+        self.transcript.action_go_end()
+
+    def action_hit(self, step: int) -> None:
+        self.transcript.go_to_hit(step)
+
+    def on_key(self, event: events.Key) -> None:
+        if self.transcript.has_focus:
+            self.reading.press(event)
+
+    # The transcript and the conversations
+
+    def on_turn_actions_chosen(self, event: TurnActions.Chosen) -> None:
+        self.reading.act(event.act)
+
+    def on_clicked(self, event: Clicked) -> None:
+        # A link is copied too. Opening would start a browser where glmchat runs, which over SSH is the wrong machine.
+        self.face.copy_text(event.argument)
+
+    def on_transcript_current_changed(self) -> None:
+        self.reading.offer_actions()
 
     def on_sidebar_open(self, event: Sidebar.Open) -> None:
         try:
-            self.open_conversation(event.conversation, event.message)
-        except GlmchatError as error:  # another window removed it
-            self.complain(error)
-            self.query_one(Sidebar).reload()
-            return
+            self.face.turn_to(event.conversation)
+        finally:
+            self.sidebar.reload()  # another window may have removed it
+        if event.message is not None:
+            self.reading.show_message(event.message)
         self.transcript.search(event.query)
         if self.has_class("narrow"):
-            self.query_one(Sidebar).action_close()
+            self.sidebar.action_close()
         elif event.message is None:
             self.prompt.focus()
 
     def on_sidebar_changed(self) -> None:
-        if self.session is None:
-            return
-        is_there = self.session.history.find
-        for other in self.behind:
-            if is_there(other.session.tree.conversation.id) is None:
-                other.stop()
-        if is_there(self.session.tree.conversation.id) is None and self.session.tree.messages:
-            self.stop()
-            self.turn_to(None)
-        else:
-            self.session.refresh()
-            self.refresh_title()
+        self.talk.refresh()
 
     def on_sidebar_closed(self) -> None:
         self.prompt.focus()

@@ -16,22 +16,23 @@ from textual.widgets import Static
 
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
+from glmchat.core.messages import Piece
 from glmchat.core.text import one_line
-from glmchat.tui.messages import STAGES, Ear
-from glmchat.tui.steady import Steady
+from glmchat.tui.answering import Ear
+from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.prompt import Prompt
+from glmchat.tui.widgets.status import stage_words
 
 if TYPE_CHECKING:
     from glmchat.chat.compare.compare import Comparison, ComparisonEvent
     from glmchat.chat.history.rows import StoredMessage
 
 NARROWEST = 34  # cells of a column; where there is less room one is shown at a time
-_LOOK = 0.04  # seconds between two looks at what was said
 
 
-class ComparisonScreen(Steady, Screen[int | None]):
+class ComparisonScreen(SteadyScreen, Screen[int | None]):
     """Returns the column whose answer the conversation goes on with, or None. What was said is in the history anyway.
 
     The comparison is iterated in a worker thread; it speaks through an `Ear`, and only handlers touch widgets.
@@ -154,14 +155,15 @@ class ComparisonScreen(Steady, Screen[int | None]):
     # Hearing
 
     def on_comparison_screen__heard(self) -> None:
-        self.set_timer(_LOOK, self._listen)
+        self._listen()
 
     def _listen(self) -> None:
         from glmchat.chat.compare.compare import ColumnFailed, Loading, Said
         from glmchat.chat.compare.engines import OneByOne, Together
 
-        columns = self.columns
+        columns, has_news = self.columns, False
         for event in self._ear.take():
+            has_news = has_news or not (isinstance(event, Said) and isinstance(event.event, Piece))
             match event:
                 case OneByOne(reason):
                     self._said = tr("one after the other: {why}", why=reason)
@@ -170,21 +172,26 @@ class ComparisonScreen(Steady, Screen[int | None]):
                 case Together(engines, threads):
                     self._said = tr("{n} engines answer at once, {threads} threads each", n=engines, threads=threads)
                 case Loading(number, stage, done):
-                    columns[number].load(tr(STAGES.get(stage, "starting the engine")), done)
+                    columns[number].load(stage_words(stage), done)
                 case ColumnFailed(number, error):
                     columns[number].fail(error)
                 case Said(number, said):
                     columns[number].hear(said)
-        self._show()
+        if has_news:  # pieces are drawn by their column
+            self._show()
 
     def on_comparison_screen__over(self, over: _Over) -> None:
         self._listen()
         self._at_work = False
-        if over.error is not None:
-            self._said = f"{over.error.message} · {over.error.hint}"
         for column in self.columns:
             if column.state == "":
                 column.note(tr("stopped before its turn") if self._stopping else tr("no answer"))
+        self._show()
+        if over.error is not None:
+            raise over.error
+
+    def show_error(self, error: GlmchatError) -> None:
+        self._said = f"{error.message} · {error.hint}"
         self._show()
 
     # Keys and mouse

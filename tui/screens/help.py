@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from glmchat.chat.commands.table import COMMANDS, GROUPS, key_name, summary, usage
 from glmchat.core.language import tr
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.wrapping import rows
 
@@ -37,7 +37,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
 )
 
 
-class HelpScreen(Steady, ModalScreen[None]):
+class HelpScreen(SteadyScreen, ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1,enter,ctrl+q", "dismiss", show=False)]
 
     def compose(self) -> ComposeResult:

@@ -25,12 +25,12 @@ from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
 from glmchat.tui import plans
 from glmchat.tui.model_rows import Row, all_rows
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import SteadyScreen, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
 
-class ModelScreen(Steady, ModalScreen[Installed | None]):
+class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
     """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
 
     Everything that takes time runs in one worker thread; only `_Told` and `_Finished` come back from it. A plan is
@@ -131,6 +131,9 @@ class ModelScreen(Steady, ModalScreen[Installed | None]):
             return None
         key = options.get_option_at_index(options.highlighted).id
         return self._rows[int(key)] if key and key.isdigit() else None
+
+    def show_error(self, error: GlmchatError) -> None:
+        self._say(error_text(error, self.palette))
 
     def _say(self, text: str | Text) -> None:
         self.query_one("#work", Static).update(text if isinstance(text, Text) else Text(text, self.palette.body))
@@ -283,12 +286,11 @@ class ModelScreen(Steady, ModalScreen[Installed | None]):
     def on_model_screen__finished(self, done: _Finished) -> None:
         self._working = False
         if done.error is not None:
-            hint = done.error.hint
-            if isinstance(done.error, Interrupted):
-                hint = tr("Enter goes on from there")
-            self._say(Text.assemble((done.error.message, self.palette.strong), "\n", (hint, self.palette.quiet)))
             self._keys()
-        elif done.plan is not None:
+            if isinstance(done.error, Interrupted):
+                raise Interrupted(done.error.message, hint=tr("Enter goes on from there"), code=done.error.code)
+            raise done.error
+        if done.plan is not None:
             self._asked = done.plan
             self._say(plans.draw_plan(done.plan, self.palette))
             self._keys()

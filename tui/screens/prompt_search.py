@@ -16,10 +16,10 @@ from textual.widgets.option_list import Option
 
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import SteadyScreen
 
 
-class PromptSearch(Steady, ModalScreen[str | None]):
+class PromptSearch(SteadyScreen, ModalScreen[str | None]):
     """prompts: newest first. Returns the chosen one, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+q", "leave", show=False)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -17,8 +17,7 @@ from textual.widgets import Input, Label, Static
 from glmchat.chat.sampling_choice import value_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
-from glmchat.tui.presets import EXPLAINED, PRESET_WORDS, PRESETS
-from glmchat.tui.steady import Steady
+from glmchat.tui.steady import Steady, SteadyScreen, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
@@ -26,10 +25,36 @@ if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 
+# Values for the four settings that shape an answer; "model" means: whatever the model's own files say.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "precise": {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
+    "balanced": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
+    "creative": {"temperature": 1.1, "top_p": 1.0, "top_k": 0, "min_p": 0.05},
+    "model": {},
+}
+PRESET_WORDS: Mapping[str, str] = {
+    "precise": "close to the likeliest words: facts, code, extraction",
+    "balanced": "for conversation",
+    "creative": "for stories and ideas",
+    "model": "what the model's makers recommend",
+}
+
+# Field -> (range, what it does).
+EXPLAINED: Mapping[str, tuple[str, str]] = {
+    "temperature": ("0 to 5", "0 always takes the likeliest token; 0.2 to 0.7 is sober, above 1 it wanders"),
+    "top_p": ("0 to 1", "only the likeliest tokens that together reach this share; 1 switches it off"),
+    "top_k": ("0 and up", "only this many of the likeliest tokens; 0 switches it off"),
+    "min_p": ("0 to 1", "only tokens at least this share as likely as the likeliest; 0 switches it off"),
+    "repetition_penalty": ("0.1 to 10", "above 1 makes tokens that were said less likely; 1 switches it off"),
+    "max_tokens": ("1 and up, or none", "how long an answer may get; none is 2,048 or what the context leaves"),
+    "seed": ("0 and up, or none", "the same seed and settings give the same answer; none takes another each time"),
+    "stop": ("texts parted by |", "the answer ends before any of these texts"),
+}
+
 _GAP = "   "  # between two presets
 
 
-class PresetLine(Static):
+class PresetLine(Steady, Static):
     """The presets by number, the one that holds marked; a click takes one."""
 
     _active: str | None = None
@@ -70,7 +95,7 @@ def _label(name: str) -> str:
     return tr("the model's own") if name == "model" else tr(name)
 
 
-class SamplingScreen(Steady, ModalScreen[None]):
+class SamplingScreen(SteadyScreen, ModalScreen[None]):
     AUTO_FOCUS = ""  # too early: focusing selects the value, and the values come later
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+q", "leave", show=False),
@@ -119,6 +144,14 @@ class SamplingScreen(Steady, ModalScreen[None]):
         said = dict(self._session.settings.sampling)
         self.query_one(PresetLine).show(next((name for name, values in PRESETS.items() if values == said), None))
 
+    def show_error(self, error: GlmchatError) -> None:
+        field = self.focused
+        if isinstance(field, Input) and field.id:
+            self._explain(field.id, error.message)
+        else:
+            p: Palette = self.app.palette  # type: ignore[attr-defined]
+            self.query_one("#explained", Static).update(error_text(error, p))
+
     def _explain(self, name: str, problem: str = "") -> None:
         p: Palette = self.app.palette  # type: ignore[attr-defined]
         reach, what = EXPLAINED[name]
@@ -131,25 +164,19 @@ class SamplingScreen(Steady, ModalScreen[None]):
             self._explain(event.widget.id)
 
     def on_descendant_blur(self, event: events.DescendantBlur) -> None:
-        if isinstance(event.widget, Input):
+        if isinstance(event.widget, Input) and self.is_current:
             self._set(event.widget)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if self._set(event.input):
-            self.app.action_focus_next()
+        self._set(event.input)
+        self.app.action_focus_next()
 
-    def _set(self, field: Input) -> bool:
+    def _set(self, field: Input) -> None:
         name = field.id or ""
         chosen = self._session.sampling()
-        if field.value.strip() == value_text(getattr(chosen.sampling, name)):
-            return True
-        try:
+        if field.value.strip() != value_text(getattr(chosen.sampling, name)):
             self._session.set(name, field.value.strip())
-        except GlmchatError as error:
-            self._explain(name, error.message)
-            return False
-        self._show()
-        return True
+            self._show()
 
     def use_preset(self, name: str) -> None:
         p: Palette = self.app.palette  # type: ignore[attr-defined]
@@ -176,6 +203,8 @@ class SamplingScreen(Steady, ModalScreen[None]):
             self._reset((event.widget.id or "").removeprefix("from-"))
 
     def action_leave(self) -> None:
-        if isinstance(self.focused, Input):
-            self._set(self.focused)
-        self.dismiss()
+        try:
+            if isinstance(self.focused, Input):
+                self._set(self.focused)
+        finally:
+            self.dismiss()

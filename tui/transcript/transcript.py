@@ -20,6 +20,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
 
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 from glmchat.tui.transcript.markdown import Line
 from glmchat.tui.transcript.page import Page, Position
@@ -39,7 +40,7 @@ class Clicked(Message):
         self.name, self.key, self.argument = name, key, argument
 
 
-class Transcript(ScrollView, can_focus=True):
+class Transcript(Steady, ScrollView, can_focus=True):
     """Shows turns. `feed` and `finish` stream into one; the view stays at the end unless it was scrolled up."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

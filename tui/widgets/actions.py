@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from glmchat.core.language import tr
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 
 _GAP = 3  # cells between two
@@ -42,7 +43,7 @@ ACTIONS = (
 )
 
 
-class TurnActions(Widget):
+class TurnActions(Steady, Widget):
     """Hidden until `offer` is given something."""
 
     class Chosen(Message):

@@ -20,6 +20,7 @@ from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece
 from glmchat.core.text import one_line
 from glmchat.tui.conversation import state_note
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.transcript import Transcript
 from glmchat.tui.transcript.turns import Turn
@@ -42,7 +43,7 @@ _SILENT = {
 }
 
 
-class ComparisonColumn(Vertical):
+class ComparisonColumn(Steady, Vertical):
     """Feed it the events of its session. A click makes it the current one; its last row picks it."""
 
     class Chosen(Message):

@@ -10,11 +10,12 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from glmchat.core.text import show_controls
+from glmchat.tui.steady import Steady
 
 MAX_LINES = 10
 
 
-class Prompt(TextArea):
+class Prompt(Steady, TextArea):
     """Posts `Sent` with the text. Keys that belong to the screen while the prompt is focused are left to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -16,7 +16,6 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
 from glmchat.tui.steady import Steady
@@ -183,10 +182,12 @@ class Sidebar(Steady, Vertical):
         event.stop()
         if self._renaming is not None and self.history is not None:
             history, renaming, title = self.history, self._renaming, event.value.strip()
-            if title:
-                self._change(lambda: history.rename(history.load(renaming), title))
-            self._end_renaming()
-            self.post_message(self.Changed())
+            try:
+                if title:
+                    history.rename(history.load(renaming), title)
+            finally:
+                self._end_renaming()
+                self.post_message(self.Changed())
         elif self._targets:
             self.query_one(OptionList).focus()
 
@@ -223,7 +224,6 @@ class Sidebar(Steady, Vertical):
             def pin() -> None:
                 tree = history.load(chosen)
                 history.pin(tree, not tree.conversation.pinned)
-                self.reload()
 
             self._change(pin)
 
@@ -233,7 +233,6 @@ class Sidebar(Steady, Vertical):
 
             def delete() -> None:
                 self._deleted.append(history.delete_conversation(chosen))
-                self.reload()
 
             self._change(delete)
             if chosen == self.open_id:
@@ -243,14 +242,12 @@ class Sidebar(Steady, Vertical):
         if self._deleted and self.history is not None:
             history = self.history
             self._change(lambda: history.restore(self._deleted.pop()))
-            self.reload()
 
     def _change(self, act: Callable[[], None]) -> None:
-        """Do it. What another window removed meanwhile is told, and leaves the list."""
+        """Do it. What another window removed meanwhile leaves the list."""
         try:
             act()
-        except GlmchatError as error:
-            self.notify(error.message, severity="warning")
+        finally:
             self.reload()
 
 

@@ -9,11 +9,28 @@ from rich.text import Text
 from textual.widget import Widget
 
 from glmchat.core.language import tr
+from glmchat.core.messages import Finished
 from glmchat.core.text import human_bytes, one_line, short_name
 from glmchat.tui.theme import PALETTES, Palette
 
 _BAR = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+STAGES = {  # of an engine's loading and of an answer, in words
+    "start": "starting the engine",
+    "import": "starting the engine",
+    "quantize": "quantising, once",
+    "tokenizer": "reading the vocabulary",
+    "weights": "loading the weights",
+    "warmup": "warming up",
+    "waiting": "waiting in the server's line",
+    "prefill": "reading the prompt",
+}
+
+
+def stage_words(stage: str) -> str:
+    return tr(STAGES.get(stage, "starting the engine"))
 
 
 @dataclass(slots=True)
@@ -50,6 +67,17 @@ class StatusLine(Widget):
         for name, value in changes.items():
             setattr(self.facts, name, value)
         self.refresh()
+
+    def show_finished(self, answer: Finished) -> None:
+        """The numbers of an answer that has ended, as far as the server sent them."""
+        changes: dict[str, object] = {"activity": "", "progress": None}
+        if answer.decode_tokens_per_second is not None:
+            changes["speed"] = answer.decode_tokens_per_second
+        if answer.ttft_seconds is not None:
+            changes["first_token"] = answer.ttft_seconds
+        if answer.prompt_tokens is not None and answer.completion_tokens is not None:
+            changes["used"] = answer.prompt_tokens + answer.completion_tokens
+        self.show(**changes)
 
     def render(self) -> Text:
         return status_text(self.facts, self.size.width, self.palette)

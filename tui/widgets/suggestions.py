@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-from glmchat.tui.completing import Suggestion
+from glmchat.chat.commands import table
+from glmchat.core.errors import GlmchatError
+from glmchat.core.text import one_line
+from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 
-_MOST = 7
+_MOST = 7  # rows
+_NAMES = 40  # that are suggested at once
 
 
-class Suggestions(Widget):
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """text: what the prompt becomes; shown, argument and summary: how it is listed."""
+
+    text: str
+    shown: str
+    argument: str = ""
+    summary: str = ""
+
+
+class Suggestions(Steady, Widget):
     """Shows suggestions, one of them chosen. Hidden when there is nothing to suggest."""
 
     class Taken(Message):
@@ -25,34 +41,34 @@ class Suggestions(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.palette: Palette = PALETTES["dark"]
-        self.found: list[Suggestion] = []
+        self.offered: list[Suggestion] = []
         self.at = 0
         self.display = False
 
     @property
     def chosen(self) -> Suggestion | None:
-        return self.found[self.at] if self.found else None
+        return self.offered[self.at] if self.offered else None
 
-    def suggest(self, found: list[Suggestion]) -> None:
-        if found != self.found:
-            self.found, self.at = found, 0
-        self.display = bool(found)
-        self.styles.height = min(len(found), _MOST)
+    def suggest(self, offered: list[Suggestion]) -> None:
+        if offered != self.offered:
+            self.offered, self.at = offered, 0
+        self.display = bool(offered)
+        self.styles.height = min(len(offered), _MOST)
         self.refresh()
 
     def move(self, step: int) -> None:
-        if self.found:
-            self.at = (self.at + step) % len(self.found)
+        if self.offered:
+            self.at = (self.at + step) % len(self.offered)
             self.refresh()
 
     @property
     def _first(self) -> int:
-        return max(0, min(self.at - _MOST // 2, len(self.found) - _MOST))
+        return max(0, min(self.at - _MOST // 2, len(self.offered) - _MOST))
 
     def render(self) -> Text:
         p = self.palette
         rows: list[Text] = []
-        shown = self.found[self._first : self._first + _MOST]
+        shown = self.offered[self._first : self._first + _MOST]
         widest = max((cell_len(f"{s.shown} {s.argument}".rstrip()) for s in shown), default=0)
         column = min(widest + 2, max(12, self.size.width // 2))
         for index, one in enumerate(shown, self._first):
@@ -70,5 +86,34 @@ class Suggestions(Widget):
 
     def on_click(self, event: events.Click) -> None:
         index = self._first + event.y
-        if index < len(self.found):
-            self.post_message(self.Taken(self.found[index]))
+        if index < len(self.offered):
+            self.post_message(self.Taken(self.offered[index]))
+
+
+def suggestions_for(text: str) -> list[Suggestion]:
+    """For a prompt that holds `text`; empty where nothing is to be completed."""
+    commands = [
+        Suggestion(f"/{c.name} " if c.argument else f"/{c.name}", f"/{c.name}", c.argument, table.summary(c))
+        for c in table.completions(text)
+    ]
+    return commands or _names(text)
+
+
+def _names(text: str) -> list[Suggestion]:
+    """Names for the last word of `/model`, `/adapter` and `/compare`."""
+    if not text.startswith("/") or text.startswith("//") or "\n" in text or " " not in text:
+        return []
+    command = table.BY_NAME.get(text[1:].split(" ", 1)[0].lower())
+    if command is None or command.name not in ("model", "adapter", "compare"):
+        return []
+    from glmchat.chat.compare import columns
+
+    before, _, word = text.rpartition(" ")
+    try:
+        if command.name == "adapter":
+            words = [name[1:] for name in columns.completions(f"+{word}")]
+        else:
+            words = columns.completions(word)
+    except GlmchatError:  # a catalogue that cannot be read: the command itself says so
+        return []
+    return [Suggestion(f"{before} {name}", one_line(name, 60)) for name in words[:_NAMES] if name != word]
