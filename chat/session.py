@@ -295,10 +295,7 @@ class ChatSession:
         """Ask an earlier question in other words, on a branch of its own; the old branch is kept."""
         old = self.tree.message(message, "user")
         with self._turns.one_at_a_time():
-            if old.parent is None:
-                question = self.history.append_root(self.tree, "user", text)
-            else:
-                question = self.history.append(self.tree, "user", text, parent=old.parent)
+            question = self.history.append(self.tree, "user", text, parent=old.parent, root=old.parent is None)
             yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
 
     def regenerate(self, changes: Mapping[str, Any] | None = None, message: int | None = None) -> Answer:

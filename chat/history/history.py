@@ -10,32 +10,50 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.history import database, store
+from glmchat.chat.history import database, deletions, owners
 from glmchat.chat.history import statements as sql
-from glmchat.chat.history.reader import HistoryReader
-from glmchat.chat.history.rows import CLEAR, Conversation, ConversationSettings, State, StoredMessage, TokenIds, Tree
+from glmchat.chat.history.rows import (
+    CLEAR,
+    Conversation,
+    ConversationSettings,
+    State,
+    StoredMessage,
+    TokenIds,
+    Tree,
+    title_from,
+    to_conversation,
+    to_message,
+)
+from glmchat.chat.history.search import Hit, count_hits, find_hits
+from glmchat.chat.history.store import HEAD_FIELDS, Store
 from glmchat.core import locations
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
-_HEAD_FIELDS = {f.name for f in fields(Conversation)}
 
-
-class History(HistoryReader):
+class History:
     """Use `History.default()`, or `History.open(None)` for one that is forgotten (--no-history)."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.path = store.path
+        self._lock = store.lock
+        self._me = owners.this_process()
 
     @staticmethod
     def open(path: Path | None) -> History:
         """Open or create the file; None keeps everything in memory. Raises Failed only for a newer schema."""
         if path is None:
-            return History(database.open_in_memory(), None)
-        history = History(database.open_database(path), path)
+            return History(Store(database.open_in_memory(), None))
+        history = History(Store(database.open_database(path), path))
         if history.problem is None:
-            store.mark_interrupted(history._store)
-            store.purge_old(history._store)
+            owners.mark_interrupted(history.store)
+            deletions.purge_old(history.store)
         return history
 
     @staticmethod
@@ -43,7 +61,7 @@ class History(HistoryReader):
         return History.open(locations.history_file())
 
     def close(self) -> None:
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> History:
         return self
@@ -51,19 +69,96 @@ class History(HistoryReader):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is being saved, in one line; None while all is well."""
+        return self.store.problem
+
+    @property
+    def saved(self) -> bool:
+        """True if what is said now is on the disk. Always False for a history in memory."""
+        return self.path is not None and self.problem is None
+
+    @property
+    def note(self) -> str | None:
+        """One sentence to tell once ("the history was damaged …"); it may appear later too."""
+        return self.store.note
+
+    @property
+    def journal(self) -> str:
+        """ "wal", "delete" (network file systems), "read-only" or "memory"."""
+        return self.store.journal
+
     # Conversations.
+
+    def conversations(self, *, limit: int = -1, offset: int = 0) -> list[Conversation]:
+        """Pinned ones first, then the last changed first. Deleted ones are left out."""
+        return [to_conversation(row) for row in self.store.rows(sql.LIST_HEADS, (limit, offset))]
+
+    def find(self, conversation: int) -> Conversation | None:
+        row = self.store.row(sql.ONE_HEAD, (conversation,))
+        return to_conversation(row) if row else None
+
+    def conversation_of(self, message: int) -> int | None:
+        """The conversation that holds this message; None if there is no such message."""
+        row = self.store.row("SELECT conversation FROM message WHERE id = ? AND deletion IS NULL", (message,))
+        return int(row[0]) if row and self.find(int(row[0])) is not None else None
+
+    def last(self) -> Conversation | None:
+        """The conversation changed last that holds a message; pins do not matter. What `run -c` continues."""
+        row = self.store.row(sql.LAST_HEAD)
+        return to_conversation(row) if row else None
+
+    def interrupted(self) -> Conversation | None:
+        """The last conversation, if its open branch ends in an answer that was interrupted: one to offer."""
+        head = self.last()
+        row = self.store.row("SELECT state FROM message WHERE id = ?", (head.leaf,)) if head else None
+        return head if row and row[0] == "interrupted" else None
+
+    def load(self, conversation: int) -> Tree:
+        """The conversation with all its messages. Raises Usage if there is none of that number."""
+        with self._lock:
+            head = self.find(conversation)
+            if head is None:
+                raise Usage(
+                    tr("there is no conversation {id}", id=conversation),
+                    hint=tr("`glmchat history list` shows them"),
+                    code="history.unknown",
+                )
+            messages = {m.id: m for m in map(to_message, self.store.rows(sql.MESSAGES, (conversation,)))}
+            for message in list(messages.values()):
+                if message.state == "streaming":
+                    messages[message.id] = self.store.with_pieces(message)
+        return Tree(head, messages, generation=self.store.generation)
+
+    def refresh(self, tree: Tree) -> bool:
+        """Take over what another window wrote to this conversation; True if anything changed.
+
+        While changes of ours could not be saved, the tree is left as it is.
+        """
+        with self._lock:
+            head = self.find(tree.conversation.id)
+            if head is None or tree.unsaved or tree.head_unsaved:
+                return False
+            streams = any(m.state == "streaming" and m.owner != self._me for m in tree.messages.values())
+            if head == tree.conversation and not streams:
+                return False
+            fresh = self.load(head.id)
+            changed = fresh.messages != tree.messages or fresh.conversation != tree.conversation
+            tree.conversation, tree.messages = fresh.conversation, fresh.messages
+        return changed
 
     def new(self, model: str | None = None, settings: ConversationSettings | None = None) -> Tree:
         """A new conversation. It reaches the file with its first message or draft, so empty ones leave no trace."""
         now = time.time()
         head = Conversation(
-            id=self._store.reserve("conversation"),
+            id=self.store.reserve("conversation"),
             model=model,
             created=now,
             updated=now,
             settings=settings or ConversationSettings(),
         )
-        return Tree(head, head_unsaved=_HEAD_FIELDS.copy(), generation=self._store.generation)
+        return Tree(head, head_unsaved=set(HEAD_FIELDS), generation=self.store.generation)
 
     def change(self, tree: Tree, **values: Any) -> None:
         """Set fields of the head: model, settings, pinned, draft, title."""
@@ -71,7 +166,7 @@ class History(HistoryReader):
             tree.change_head(**values)
             if tree.messages or tree.conversation.draft:
                 # A pin or a draft does not make a conversation the last one used.
-                self._save(tree, touch=bool(values.keys() - {"draft", "pinned"}))
+                self.store.save(tree, touch=bool(values.keys() - {"draft", "pinned"}))
 
     def rename(self, tree: Tree, title: str) -> None:
         self.change(tree, title=one_line(title.strip(), 120), renamed=True)
@@ -96,35 +191,15 @@ class History(HistoryReader):
         details: Mapping[str, Any] | None = None,
         token_ids: Sequence[int] = (),
         created: float | None = None,
+        root: bool = False,
     ) -> StoredMessage:
-        """Add a message below `parent` (None: below the open leaf) and open the branch there."""
-        below = tree.leaf if parent is None else parent
-        return self._add(tree, below, role, text, state, details, token_ids, created)
-
-    def append_root(self, tree: Tree, role: str, text: str, created: float | None = None) -> StoredMessage:
-        """A message beside the first one: the first question, asked in other words."""
-        return self._add(tree, None, role, text, "complete", None, (), created)
-
-    def append_clear(self, tree: Tree) -> StoredMessage:
-        """The rule that /clear draws: the model sees nothing above it."""
-        return self.append(tree, CLEAR)
-
-    def _add(
-        self,
-        tree: Tree,
-        parent: int | None,
-        role: str,
-        text: str,
-        state: State,
-        details: Mapping[str, Any] | None,
-        token_ids: Sequence[int],
-        created: float | None,
-    ) -> StoredMessage:
+        """Add a message below `parent` (None: below the open leaf; root: below none) and open the branch there."""
+        below = None if root else tree.leaf if parent is None else parent
         with self._lock:
             message = StoredMessage(
-                id=self._store.reserve("message"),
+                id=self.store.reserve("message"),
                 conversation=tree.conversation.id,
-                parent=parent,
+                parent=below,
                 role=role,
                 text=text,
                 state=state,
@@ -138,8 +213,12 @@ class History(HistoryReader):
             title = head.title if head.title or role != "user" else title_from(text)
             count = head.message_count + (role != CLEAR)
             tree.change_head(leaf=message.id, title=title, message_count=count, updated=message.created)
-            self._save(tree)
+            self.store.save(tree)
         return message
+
+    def append_clear(self, tree: Tree) -> StoredMessage:
+        """The rule that /clear draws: the model sees nothing above it."""
+        return self.append(tree, CLEAR)
 
     def begin_answer(
         self, tree: Tree, *, parent: int | None = None, details: Mapping[str, Any] | None = None
@@ -153,7 +232,7 @@ class History(HistoryReader):
             now = tree.messages[message.id]
             details = {k: v for k, v in now.details.items() if k not in ("error", "finish_reason")}
             changed = tree.put(replace(now, state="streaming", owner=self._me, details=details))
-            self._save(tree)
+            self.store.save(tree)
         return changed
 
     def add_piece(self, tree: Tree, message: StoredMessage, text: str, token_ids: Sequence[int] = ()) -> StoredMessage:
@@ -162,11 +241,11 @@ class History(HistoryReader):
             now = tree.messages[message.id]
             grown = replace(now, text=now.text + text, token_ids=now.token_ids + token_ids)
             tree.messages[message.id] = grown
-            whole = self._behind(tree)
-            if whole or not self._store.attempt(lambda: self._store.write_piece(message.id, text, token_ids)):
+            whole = self.store.is_behind(tree)
+            if whole or not self.store.attempt(lambda: self.store.write_piece(message.id, text, token_ids)):
                 # The message is not in the file as it should be; all of it goes there as soon as that works.
                 tree.unsaved.add(message.id)
-                self._save(tree)
+                self.store.save(tree)
         return grown
 
     def describe_answer(self, tree: Tree, message: StoredMessage, details: Mapping[str, Any]) -> StoredMessage:
@@ -174,7 +253,7 @@ class History(HistoryReader):
         with self._lock:
             now = tree.messages[message.id]
             described = tree.put(replace(now, details={**now.details, **details}))
-            self._save(tree, touch=False)
+            self.store.save(tree, touch=False)
         return described
 
     def finish_answer(
@@ -185,7 +264,7 @@ class History(HistoryReader):
             now = tree.messages[message.id]
             done = tree.put(replace(now, state=state, details={**now.details, **(details or {})}, owner=None))
             tree.change_head(updated=time.time())
-            self._save(tree)
+            self.store.save(tree)
         return done
 
     def open_branch(self, tree: Tree, message: StoredMessage) -> None:
@@ -196,35 +275,54 @@ class History(HistoryReader):
             while at.parent is not None and at.parent in tree.messages:
                 tree.choose(tree.messages[at.parent], at.id)
                 at = tree.messages[at.parent]
-            self._save(tree)
+            self.store.save(tree)
+
+    # Other windows.
+
+    def writer_elsewhere(self, tree: Tree) -> str | None:
+        """The other living process that streams an answer in this conversation now, as `host pid start`."""
+        return owners.writer_elsewhere(self.store, tree.conversation.id)
+
+    def answered_elsewhere(self) -> list[int]:
+        """Conversations that other living processes answer now, the last asked first."""
+        return owners.answered_elsewhere(self.store)
+
+    # Searching.
+
+    def search(self, query: str, *, limit: int = 50, offset: int = 0) -> list[Hit]:
+        """Messages and given titles that hold every word of `query`, the newest first."""
+        return find_hits(self.store.rows, query, limit, offset)
+
+    def count_hits(self, query: str) -> int:
+        return count_hits(self.store.rows, query)
 
     # Deleting.
 
     def delete_messages(self, tree: Tree, messages: Sequence[StoredMessage], *, leaf: int | None) -> int:
         """Hide messages and open the branch that ends at `leaf`; the number is what `restore` takes."""
         with self._lock:
-            deletion = self._new_deletion(tree.conversation.id, tree.leaf)
+            deletion = deletions.add_deletion(self.store, tree.conversation.id, tree.leaf)
             for message in messages:
                 tree.put(replace(tree.messages[message.id], deletion=deletion))
             count = tree.conversation.message_count - sum(not m.is_clear for m in messages)
             tree.change_head(leaf=leaf, message_count=count)
-            self._save(tree)
+            self.store.save(tree)
         return deletion
 
     def delete_conversation(self, conversation: int) -> int:
         """Hide a conversation; after a week it is gone. The number is what `restore` takes. Raises Usage if unknown."""
         with self._lock:
             self.load(conversation)
-            deletion = self._new_deletion(conversation, None)
+            deletion = deletions.add_deletion(self.store, conversation, None)
             statement = "UPDATE conversation SET deletion = ? WHERE id = ?"
-            self._store.attempt(lambda: self._store.run(statement, (deletion, conversation)))
+            self.store.attempt(lambda: self.store.run(statement, (deletion, conversation)))
         return deletion
 
     def restore(self, deletion: int, tree: Tree | None = None) -> None:
         """Undo a deletion. `tree`: its conversation, if it is open."""
         with self._lock:
-            row = self._store.row("SELECT leaf, conversation FROM deletion WHERE id = ?", (deletion,))
-            self._store.attempt(lambda: self._store.run_all(sql.RESTORE, {"id": deletion}))
+            row = self.store.row("SELECT leaf, conversation FROM deletion WHERE id = ?", (deletion,))
+            self.store.attempt(lambda: self.store.run_all(sql.RESTORE, {"id": deletion}))
             if tree is None:
                 if row is None or (head := self.find(int(row[1]))) is None or row[0] is None:
                     return
@@ -235,62 +333,19 @@ class History(HistoryReader):
             leaf = row[0] if row and row[0] in tree.messages else max((m.id for m in hidden), default=tree.leaf)
             count = tree.conversation.message_count + sum(not m.is_clear for m in hidden)
             tree.change_head(leaf=leaf, message_count=count)
-            self._save(tree)
+            self.store.save(tree)
 
     def deletions(self) -> list[tuple[int, int]]:
         """(deletion, conversation) of everything that can still be undone, the newest first."""
-        rows = self._store.rows("SELECT id, conversation FROM deletion ORDER BY id DESC")
+        rows = self.store.rows("SELECT id, conversation FROM deletion ORDER BY id DESC")
         return [(int(deletion), int(conversation)) for deletion, conversation in rows]
 
-    def purge(self, deletions: Collection[int] | None = None) -> int:
+    def purge(self, only: Collection[int] | None = None) -> int:
         """Remove deleted conversations and messages for good: all, or those given. Returns how many deletions."""
-        wanted = [d for d, _ in self.deletions() if deletions is None or d in deletions]
-        store.purge(self._store, wanted)
-        return len(wanted)
-
-    def _new_deletion(self, conversation: int, leaf: int | None) -> int:
-        deletion = self._store.reserve("deletion")
-        values = (deletion, conversation, time.time(), leaf)
-        self._store.attempt(lambda: self._store.run("INSERT INTO deletion VALUES (?, ?, ?, ?)", values))
-        return deletion
-
-    # Writing.
+        numbers = [d for d, _ in self.deletions() if only is None or d in only]
+        deletions.purge(self.store, numbers)
+        return len(numbers)
 
     def batch(self) -> AbstractContextManager[None]:
         """Many changes in one transaction (imports); a failure in it is raised."""
-        return self._store.transaction()
-
-    def _behind(self, tree: Tree) -> bool:
-        """True if the file lacks something of the tree, or is a new one that has none of it."""
-        if tree.generation != self._store.generation:
-            tree.unsaved = set(tree.messages)
-            tree.head_unsaved = _HEAD_FIELDS.copy()
-            tree.generation = self._store.generation
-        return bool(tree.head_unsaved or tree.unsaved)
-
-    def _save(self, tree: Tree, *, touch: bool = True) -> None:
-        """Write everything of the tree that the file does not have yet; what fails stays marked as unsaved."""
-
-        def write() -> None:
-            if touch:
-                tree.change_head(sequence=self._store.count_up("sequence"))
-            if tree.head_unsaved:
-                self._store.write_head(tree.conversation, tree.head_unsaved)
-            for message in sorted(tree.unsaved):
-                self._store.write_message(tree.messages[message])
-
-        # Twice at most: the first write may find the file damaged, the second then goes to the new one.
-        while self._behind(tree) or touch:
-            generation = self._store.generation
-            if self._store.attempt(write):
-                tree.unsaved.clear()
-                tree.head_unsaved.clear()
-                return
-            if self._store.generation == generation:
-                return
-
-
-def title_from(question: str) -> str:
-    """The first line of the first question that says something."""
-    line = next((line.strip() for line in question.splitlines() if line.strip()), "")
-    return one_line(line, 60)
+        return self.store.transaction()

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import psutil
+
+from glmchat.chat.history import statements as sql
+from glmchat.chat.history.rows import to_message
+from glmchat.chat.history.store import Store
+
+FOREIGN_OWNER_SECONDS = 600.0  # a writer on another machine cannot be asked; it counts as alive this long
 
 
 @cache
@@ -53,3 +61,29 @@ def is_alive(owner: str | None) -> bool | None:
         # The same host after a restart: all its processes are gone.
         return False if machine.partition("/")[0] == _machine().partition("/")[0] else None
     return _start(int(pid)) == start
+
+
+def writer_elsewhere(store: Store, conversation: int) -> str | None:
+    """The other living process that streams an answer in this conversation now, as `host pid start`."""
+    owners = [owner for (owner,) in store.rows(sql.STREAM_OWNERS, (conversation,))]
+    return next((o for o in owners if o != this_process() and is_alive(o) is not False), None)
+
+
+def answered_elsewhere(store: Store) -> list[int]:
+    """Conversations that other living processes answer now, the last asked first."""
+    rows = store.rows(sql.ALL_STREAMS)
+    return list(dict.fromkeys(int(c) for c, o in rows if o != this_process() and is_alive(o) is not False))
+
+
+def mark_interrupted(store: Store) -> int:
+    """Answers whose writer is gone keep what was said and are marked; those of living windows are left alone."""
+    marked = 0
+    for *columns, updated in store.rows(sql.STREAMING):
+        message = to_message(columns)
+        alive = is_alive(message.owner)
+        if alive is None:
+            alive = abs(time.time() - float(updated or 0.0)) < FOREIGN_OWNER_SECONDS
+        if not alive:
+            whole = replace(store.with_pieces(message), state="interrupted", owner=None)
+            marked += store.attempt(lambda whole=whole: store.write_message(whole))  # type: ignore[misc]
+    return marked

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cut"]
 # complete:    the model ended its answer, or a person wrote the message
@@ -252,3 +253,53 @@ class Tree:
     def change_head(self, **values: Any) -> None:
         self.head_unsaved |= {name for name, value in values.items() if value != getattr(self.conversation, name)}
         self.conversation = replace(self.conversation, **values)
+
+
+def title_from(question: str) -> str:
+    """The first line of the first question that says something."""
+    line = next((line.strip() for line in question.splitlines() if line.strip()), "")
+    return one_line(line, 60)
+
+
+# The rows of the two tables, as statements.py selects them.
+
+
+def ids_of(cell: bytes | None) -> TokenIds:
+    """A damaged cell loses its last, cut number at most."""
+    return TokenIds(packed=cell[: len(cell) // 4 * 4] if cell else b"")
+
+
+def to_conversation(row: Sequence[Any]) -> Conversation:
+    id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
+    return Conversation(
+        id=id_,
+        title=title,
+        model=model,
+        created=created,
+        updated=updated,
+        sequence=sequence,
+        pinned=bool(pinned),
+        settings=ConversationSettings.from_json(load_object(settings)),
+        draft=draft,
+        leaf=leaf,
+        message_count=count,
+        renamed=bool(renamed),
+    )
+
+
+def to_message(row: Sequence[Any]) -> StoredMessage:
+    id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
+    return StoredMessage(
+        id=id_,
+        conversation=conversation,
+        parent=parent,
+        role=role,
+        text=text,
+        state=state,
+        created=created,
+        token_ids=ids_of(ids),
+        details=load_object(details),
+        chosen=chosen,
+        deletion=deletion,
+        owner=owner,
+    )

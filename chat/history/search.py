@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from glmchat.chat.history import statements as sql
 
 # Bopomofo, kana, Hangul, Han with its extensions: the scripts written without spaces, and Korean, whose endings stick.
 _CJK = (
@@ -20,6 +23,7 @@ _CJK = (
 _SET_OFF = re.compile(f"([{_CJK}])")
 _TOKEN = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
 CONTEXT = 60  # characters around a hit in its snippet
+Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]  # what a statement with these values selects
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +118,29 @@ def snippet(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, tuple[tup
     shift = len(before) - start
     inside = tuple((max(a, start) + shift, min(b, end) + shift) for a, b in spans if a < end and b > start)
     return before + body + after, inside
+
+
+def find_hits(rows: Rows, query: str, limit: int, offset: int) -> list[Hit]:
+    """Messages and given titles that hold every word of `query`, the newest first."""
+    query = query.strip()
+    if not query:
+        return []
+    expression = match_expression(query)
+    # Nothing but signs (an emoji, "->") is not in the index: every text is looked through.
+    statement = sql.SCAN if expression is None else sql.HITS
+    hits = []
+    for conversation, title, message, role, text, created in rows(statement, (expression or query, limit, offset)):
+        spans = find_spans(text, query)
+        around, inside = snippet(text, spans)
+        first = spans[0][0] if spans else 0
+        hits.append(Hit(conversation, message, role, title, created, around, inside, first))
+    return hits
+
+
+def count_hits(rows: Rows, query: str) -> int:
+    query = query.strip()
+    if not query:
+        return 0
+    expression = match_expression(query)
+    statement = sql.COUNT_SCAN if expression is None else sql.COUNT_HITS
+    return int(rows(statement, (expression or query,))[0][0])

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from glmchat.chat.history import database, search
 from glmchat.chat.history import statements as sql
-from glmchat.chat.history.owners import is_alive
-from glmchat.chat.history.rows import Conversation, ConversationSettings, StoredMessage, TokenIds, dump, load_object
+from glmchat.chat.history.rows import Conversation, StoredMessage, TokenIds, Tree, dump, ids_of
 from glmchat.core.language import tr
 
 # Ids given while the file cannot be asked; far above all others, so they stay right when it can be written again.
 _PROVISIONAL = 1 << 40
+HEAD_FIELDS = frozenset(f.name for f in fields(Conversation))
 
 
 class Store:
@@ -148,6 +147,40 @@ class Store:
         """What is deleted from now on is overwritten in the file."""
         self.rows("PRAGMA secure_delete = ON")
 
+    # -- a whole conversation
+
+    def is_behind(self, tree: Tree) -> bool:
+        """True if the file lacks something of the tree, or is a new one that has none of it."""
+        if tree.generation != self.generation:
+            tree.unsaved = set(tree.messages)
+            tree.head_unsaved = set(HEAD_FIELDS)
+            tree.generation = self.generation
+        return bool(tree.head_unsaved or tree.unsaved)
+
+    def save(self, tree: Tree, *, touch: bool = True) -> None:
+        """Write everything of the tree that the file does not have yet; what fails stays marked as unsaved.
+
+        touch: the conversation becomes the last one used.
+        """
+
+        def write() -> None:
+            if touch:
+                tree.change_head(sequence=self.count_up("sequence"))
+            if tree.head_unsaved:
+                self.write_head(tree.conversation, tree.head_unsaved)
+            for message in sorted(tree.unsaved):
+                self.write_message(tree.messages[message])
+
+        # Twice at most: the first write may find the file damaged, the second then goes to the new one.
+        while self.is_behind(tree) or touch:
+            generation = self.generation
+            if self.attempt(write):
+                tree.unsaved.clear()
+                tree.head_unsaved.clear()
+                return
+            if self.generation == generation:
+                return
+
     # -- rows of the two tables
 
     def write_head(self, c: Conversation, changed: Collection[str]) -> None:
@@ -193,91 +226,5 @@ class Store:
     def with_pieces(self, message: StoredMessage) -> StoredMessage:
         """A streaming answer with what came since it was begun."""
         rows = self.rows(sql.PIECES, (message.id,))
-        ids = message.token_ids + (i for row in rows for i in _ids(row[1]))
+        ids = message.token_ids + (i for row in rows for i in ids_of(row[1]))
         return replace(message, text=message.text + "".join(row[0] for row in rows), token_ids=ids)
-
-
-def _ids(cell: bytes | None) -> TokenIds:
-    """A damaged cell loses its last, cut number at most."""
-    return TokenIds(packed=cell[: len(cell) // 4 * 4] if cell else b"")
-
-
-def to_conversation(row: Sequence[Any]) -> Conversation:
-    id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
-    return Conversation(
-        id=id_,
-        title=title,
-        model=model,
-        created=created,
-        updated=updated,
-        sequence=sequence,
-        pinned=bool(pinned),
-        settings=ConversationSettings.from_json(load_object(settings)),
-        draft=draft,
-        leaf=leaf,
-        message_count=count,
-        renamed=bool(renamed),
-    )
-
-
-def to_message(row: Sequence[Any]) -> StoredMessage:
-    id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
-    return StoredMessage(
-        id=id_,
-        conversation=conversation,
-        parent=parent,
-        role=role,
-        text=text,
-        state=state,
-        created=created,
-        token_ids=_ids(ids),
-        details=load_object(details),
-        chosen=chosen,
-        deletion=deletion,
-        owner=owner,
-    )
-
-
-KEPT_DELETED_DAYS = 7.0  # how long a deletion can be undone
-FOREIGN_OWNER_SECONDS = 600.0  # a writer on another machine cannot be asked; it counts as alive this long
-
-
-def mark_interrupted(store: Store) -> int:
-    """Answers whose writer is gone keep what was said and are marked; those of living windows are left alone."""
-    marked = 0
-    for *columns, updated in store.rows(sql.STREAMING):
-        message = to_message(columns)
-        alive = is_alive(message.owner)
-        if alive is None:
-            alive = abs(time.time() - float(updated or 0.0)) < FOREIGN_OWNER_SECONDS
-        if not alive:
-            whole = replace(store.with_pieces(message), state="interrupted", owner=None)
-            marked += store.attempt(lambda whole=whole: store.write_message(whole))  # type: ignore[misc]
-    return marked
-
-
-def purge_old(store: Store) -> None:
-    limit = time.time() - KEPT_DELETED_DAYS * 86400
-    old = [int(i) for (i,) in store.rows("SELECT id FROM deletion WHERE created < ?", (limit,))]
-    if old:
-        purge(store, old)
-
-
-def purge(store: Store, deletions: Collection[int]) -> None:
-    """Remove what these deletions hide, in one transaction, overwritten in the file."""
-    store.secure_delete()
-
-    def write() -> None:
-        for deletion in deletions:
-            for (conversation,) in store.rows("SELECT id FROM conversation WHERE deletion = ?", (deletion,)):
-                store.run_all(sql.PURGE_CONVERSATION, {"id": conversation})
-            # The newest first: each one's children are gone or moved before it goes itself.
-            doomed = store.rows("SELECT id, parent FROM message WHERE deletion = ? ORDER BY id DESC", (deletion,))
-            for message, parent in doomed:
-                store.run_all(sql.PURGE_MESSAGE, {"id": message, "parent": parent})
-            store.run("DELETE FROM deletion WHERE id = ?", (deletion,))
-        # The index keeps the words of a deleted row until its segments are merged.
-        store.run("INSERT INTO search (search) VALUES ('optimize')")
-
-    if deletions and store.attempt(write) and store.journal == "wal":
-        store.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old pages

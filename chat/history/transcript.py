@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from glmchat.chat.history.history import History, title_from
+from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import (
     CLEAR,
     NO_IDS,
@@ -21,6 +21,7 @@ from glmchat.chat.history.rows import (
     StoredMessage,
     TokenIds,
     Tree,
+    title_from,
 )
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
@@ -200,10 +201,9 @@ def add_to_history(history: History, conversations: Iterable[Mapping[str, Any]])
             ids: dict[int, int] = {}
             for m in one["messages"]:
                 parent = ids.get(m["parent"]) if m["parent"] is not None else None
-                if parent is None:
-                    added = history.append_root(tree, m["role"], m["text"], m["created"])
-                else:
-                    added = history.append(tree, m["role"], m["text"], parent=parent, created=m["created"])
+                added = history.append(
+                    tree, m["role"], m["text"], parent=parent, root=parent is None, created=m["created"]
+                )
                 ids[m["id"]] = added.id
                 rest = {"state": m["state"], "token_ids": m["token_ids"], "details": m["details"]}
                 tree.put(replace(added, **rest))

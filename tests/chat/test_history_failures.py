@@ -68,7 +68,7 @@ def test_kill_9_while_an_answer_streams_loses_at_most_the_last_second(history_pa
             assert answer.text.startswith(older), attempt
             assert len(answer.token_ids) == answer.text.count(" ")
             assert answer.can_continue or not answer.text
-            assert history._store.rows("PRAGMA integrity_check") == [("ok",)]
+            assert history.store.rows("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_an_answer_that_another_living_window_streams_is_left_alone(history_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
 
 def limit_pages(history: History, pages: int) -> None:
     """The real SQLITE_FULL: as if the disk had room for so many more pages."""
-    (count,) = history._store.rows("PRAGMA page_count")[0]
-    history._store.rows(f"PRAGMA max_page_count = {count + pages}")
+    (count,) = history.store.rows("PRAGMA page_count")[0]
+    history.store.rows(f"PRAGMA max_page_count = {count + pages}")
 
 
 def test_a_full_disk_while_an_answer_streams_costs_only_the_saving(history: History, history_path: Path) -> None:
@@ -127,16 +127,16 @@ def test_a_full_disk_while_an_answer_streams_costs_only_the_saving(history: Hist
         found = again.load(tree.conversation.id)
         assert found.messages == tree.messages
         assert [h.message for h in again.search("still talking")] == [extra.id]
-        assert again._store.rows("PRAGMA integrity_check") == [("ok",)]
+        assert again.store.rows("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_conversation_begun_on_a_full_disk_is_saved_later(history: History, history_path: Path) -> None:
-    history._store.rows("PRAGMA query_only = ON")  # every write fails
+    history.store.rows("PRAGMA query_only = ON")  # every write fails
     tree = history.new()
     history.append(tree, "user", "first")
     history.append(tree, "assistant", "second")
     assert not history.saved
-    history._store.rows("PRAGMA query_only = OFF")
+    history.store.rows("PRAGMA query_only = OFF")
     history.append(tree, "user", "third")
     assert history.saved
     other = history.new()
@@ -215,12 +215,12 @@ def test_damage_that_shows_in_the_middle_loses_nothing_of_the_open_conversation(
         tree = history.new()
         for number in range(300):
             history.append(tree, "user", f"message {number} " * 30)
-        history._store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        history.store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
         size = history_path.stat().st_size
         with history_path.open("r+b") as file:
             file.seek(4096)
             file.write(os.urandom(size - 4096))
-        history._store.rows("PRAGMA shrink_memory")
+        history.store.rows("PRAGMA shrink_memory")
         with sqlite3.connect(history_path) as other:  # makes the first connection drop its cached pages
             other.execute("PRAGMA user_version")
         for number in range(3):
@@ -247,7 +247,7 @@ def test_wal_is_used_here_and_a_rollback_journal_on_a_network_disk(
 def test_a_lock_that_is_held_too_long_is_told_and_waited_out(
     history: History, history_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    history._store.rows("PRAGMA busy_timeout = 50")
+    history.store.rows("PRAGMA busy_timeout = 50")
     tree = history.new()
     history.append(tree, "user", "before")
     with sqlite3.connect(history_path, isolation_level=None) as other:

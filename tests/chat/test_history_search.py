@@ -115,18 +115,19 @@ def test_a_large_history_is_searched_and_opened(tmp_path: Path) -> None:
     """The size is the point; times are reported, not asserted (the benchmark measures them on a quiet machine)."""
     with History.open(tmp_path / "history.db") as history:
         tree = history.new()
-        with history._store.transaction():
+        with history.store.transaction():
             message = history.append(tree, "user", "量化是什么")
             rows = (
                 (n, 1, n - 1, "user" if n % 2 else "assistant", f"第{n}条 message about 量化 and models {n % 97}")
                 for n in range(2, 20_001)
             )
-            history._store._db.executemany(
-                "INSERT INTO message (id, conversation, parent, role, text, state, created)"
-                " VALUES (?, ?, ?, ?, ?, 'complete', 0)",
-                rows,
-            )
-            history._store._db.execute("INSERT INTO search (rowid, text) SELECT id, text FROM message WHERE id > 1")
+            for row in rows:
+                history.store.run(
+                    "INSERT INTO message (id, conversation, parent, role, text, state, created)"
+                    " VALUES (?, ?, ?, ?, ?, 'complete', 0)",
+                    row,
+                )
+            history.store.run("INSERT INTO search (rowid, text) SELECT id, text FROM message WHERE id > 1")
         began = time.perf_counter()
         hits = history.search("models 42", limit=50)
         print(f"search: {time.perf_counter() - began:.3f} s")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from glmchat.chat.history.history import History, title_from
-from glmchat.chat.history.rows import ConversationSettings
+from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import ConversationSettings, title_from
 from glmchat.core.errors import Failed, Usage
 
 
@@ -103,7 +103,7 @@ def test_an_edited_question_opens_a_branch_and_both_can_be_walked(history: Histo
     assert [m.id for m in tree.siblings(other)] == [follow.id, other.id]
     history.open_branch(tree, follow)
     assert [m.text for m in tree.path()][-2:] == ["and Rome?", "Italy."]
-    root = history.append_root(tree, "user", "Lyon?")
+    root = history.append(tree, "user", "Lyon?", root=True)
     assert [m.text for m in tree.path()] == ["Lyon?"]
     assert [m.id for m in tree.siblings(root)] == [first.id, root.id]
     history.open_branch(tree, tree.messages[first.id])  # as deep as it was left

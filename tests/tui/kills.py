@@ -138,7 +138,7 @@ class Life:
 def answer_in(home: Path) -> StoredMessage:
     """The last answer as the database has it; the file is whole."""
     with History.open(home / "data" / "history.db") as history:
-        assert history._store.rows("PRAGMA integrity_check") == [("ok",)]
+        assert history.store.rows("PRAGMA integrity_check") == [("ok",)]
         head = history.last()
         assert head is not None
         return history.load(head.id).path()[-1]

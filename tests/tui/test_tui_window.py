@@ -684,14 +684,14 @@ async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_
         assert session is not None
         await window.send("question")
         await window.until(lambda: window.said("assistant")[-1:] and window.said("assistant")[-1])
-        connection = session.history._store._db
-        pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        connection.execute(f"PRAGMA max_page_count = {pages}")
+        store = session.history.store
+        pages = store.rows("PRAGMA page_count")[0][0]
+        store.rows(f"PRAGMA max_page_count = {pages}")
         await window.until(lambda: window.chat.status.facts.unsaved)
         assert "is not being saved" in window.notices and "not saved" in window.screen_text()
         before = len(window.said("assistant")[-1])
         await window.until(lambda: len(window.said("assistant")[-1]) > before + 100)
-        connection.execute("PRAGMA max_page_count = 1000000")
+        store.rows("PRAGMA max_page_count = 1000000")
         await window.press("escape")
         await window.until(lambda: not window.chat.talk.busy and not window.chat.status.facts.unsaved)
         assert "saved again" in window.notices
