@@ -65,7 +65,7 @@ def int4_whole(group: int) -> Change:
     """Whole zero points even where free ones pay, as `quantize` writes when another program is to read the folder."""
 
     def change(weight: torch.Tensor) -> torch.Tensor:
-        codes, scale, low, _ = search(weight.reshape(-1, group), whole=True)
+        codes, scale, low, _ = search(weight.reshape(-1, group), integer_zero=True)
         return (codes * scale[:, None] + low[:, None]).view(weight.shape)
 
     return change

@@ -50,12 +50,12 @@ def unpack(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     return codes[:, :columns].contiguous()
 
 
-def pack_points(points: torch.Tensor) -> torch.Tensor:
+def pack_zero_points(points: torch.Tensor) -> torch.Tensor:
     """Four-bit zero points uint8 [out, groups] -> int32 [ceil(out / 8), groups]."""
     return pack(points.T.contiguous(), 4).T.contiguous()
 
 
-def unpack_points(words: torch.Tensor, rows: int) -> torch.Tensor:
+def unpack_zero_points(words: torch.Tensor, rows: int) -> torch.Tensor:
     return unpack(words.T.contiguous(), 4, rows).T.contiguous()
 
 
@@ -169,7 +169,7 @@ class _Compressed:
                 raise _damaged(name, "eight bits with zero points are not supported")
             return Int8((codes ^ 0x80).view(torch.int8), scale)
         if point_name in self._source.shapes():
-            zero = (8.0 - unpack_points(self._dense(point_name), rows).float()) * scale
+            zero = (8.0 - unpack_zero_points(self._dense(point_name), rows).float()) * scale
         else:
             zero = torch.zeros_like(scale)
         if f"{stem}weight_offset" in self._offsets:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import mmap
 import os
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.engine.families import Checkpoint
+from glmchat.engine.formats.safetensors_writer import MappedWriter
 from glmchat.engine.native.cpu import LAYOUT, fits
-from glmchat.engine.quantize.kernels import Packed, Shape, choose
+from glmchat.engine.quantize.kernels import Shape, choose
 from glmchat.engine.quantize.linear import QuantLinear
 
 log = logging.getLogger("glmchat.engine")
@@ -35,8 +34,6 @@ _KINDS = (".safetensors", ".bin", ".gguf")
 _SMALLEST = 32 * 2**20  # below this unpacking is as fast as opening another file
 _OLD = 60 * 86400  # seconds after its last use at which a file is removed
 _TENSORS = ("codes", "scales")  # their sizes are multiples of a cache line
-_HEADER = 1 << 20  # bytes kept free for the header, which is some 100 for each tensor
-_DTYPES = {torch.int32: "I32", torch.float16: "F16", torch.float32: "F32"}
 
 
 class PackedCache:
@@ -48,10 +45,11 @@ class PackedCache:
     def __init__(self, path: Path, expected: int) -> None:
         self._path = path
         self._expected = expected
-        self._shapes: dict[str, list[Any]] = {}
+        self._shapes: dict[str, list[Any]] = {}  # parameter -> out, in, bits, group, unit
+        self._written: dict[str, list[Any]] = {}
         self._file: Any = None
         self._waiting: list[tuple[str, QuantLinear]] = []  # packed now, and together not yet worth a file
-        self._writer: _Writer | None = None
+        self._writer: MappedWriter | None = None
         self._writes = True
         if path.is_file():
             try:
@@ -95,22 +93,29 @@ class PackedCache:
             if self._writer is None:
                 self._writer = self._begin()
             while self._waiting and self._writer is not None:
-                linear = self._waiting[0][1]
-                linear.hold(self._writer.add(self._waiting[0][0], linear.shape, linear.packed))
+                self._write(self._writer, *self._waiting[0])
                 self._waiting.pop(0)
         except (OSError, ValueError, Failed) as error:
             self._give_up(error)
+
+    def _write(self, writer: MappedWriter, parameter: str, linear: QuantLinear) -> None:
+        """Put a layer's tensors into the file, from which it then works."""
+        packed, shape = linear.packed, linear.shape
+        views = writer.write({f"{parameter}.{name}": packed[name] for name in _TENSORS})
+        linear.hold({**{name: views[f"{parameter}.{name}"] for name in _TENSORS}, "unit": packed["unit"]})
+        measures = shape.out_features, shape.in_features, shape.bits, shape.group
+        self._written[parameter] = [*measures, float(packed["unit"])]
 
     def save(self) -> None:
         """Give the file its name, if there is one."""
         if self._writer is not None:
             try:
-                self._writer.finish(self._path)
+                self._writer.finish(self._path, {"shapes": json.dumps(self._written)})
             except OSError as error:
                 self._give_up(error)
         self._waiting.clear()
 
-    def _begin(self) -> _Writer | None:
+    def _begin(self) -> MappedWriter | None:
         locations.private_dir(locations.cache_dir())
         locations.private_dir(self._path.parent)
         _remove_old(self._path.parent)
@@ -119,7 +124,9 @@ class PackedCache:
             self._writes = False
             self._waiting.clear()
             return None
-        return _Writer(self._path.with_name(f"{self._path.name}.{os.getpid()}.incomplete"), 2 * self._expected)
+        return MappedWriter(
+            self._path.with_name(f"{self._path.name}.{os.getpid()}.incomplete"), max(2 * self._expected, 2 * _SMALLEST)
+        )
 
     def _give_up(self, error: Exception) -> None:
         """Layers that lie in the file keep it, nameless, for as long as they live."""
@@ -128,59 +135,6 @@ class PackedCache:
             self._writer.path.unlink(missing_ok=True)
         self._writer, self._writes = None, False
         self._waiting.clear()
-
-
-class _Writer:
-    """A safetensors file that grows while it is mapped. Its header, at the front, comes last.
-
-    most: bytes of tensors at most; the map is made for so many, and the file cut to what there is at the end.
-    """
-
-    def __init__(self, path: Path, most: int) -> None:
-        self.path = path
-        self._file = path.open("w+b")
-        self._end = _HEADER
-        self._header: dict[str, Any] = {}
-        self._shapes: dict[str, list[Any]] = {}
-        self._most = _HEADER + max(most, 2 * _SMALLEST)
-        self._file.truncate(self._most)  # costs no room on the disk: nothing is written there
-        self._map = mmap.mmap(self._file.fileno(), self._most, access=mmap.ACCESS_READ)
-        self._file.seek(_HEADER)
-
-    def add(self, parameter: str, shape: Shape, packed: Packed) -> Packed:
-        """Append one matrix; returns it as views of the file. Raises OSError, ValueError if it was not expected."""
-        if self._end + sum(packed[name].nbytes for name in _TENSORS) > self._most:
-            raise ValueError("there are more of them than the checkpoint's size lets expect")
-        mapped = {"unit": packed["unit"]}
-        for name in _TENSORS:
-            tensor = packed[name]
-            self._file.write(tensor.view(-1).view(torch.uint8).numpy().data)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given buffer is not writable")
-                view = torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=self._end)
-            mapped[name] = view.view(tensor.shape)
-            offsets = [self._end - _HEADER, self._end - _HEADER + tensor.nbytes]
-            kind = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-            self._header[f"{parameter}.{name}"] = kind
-            self._end += tensor.nbytes
-        self._file.flush()
-        measures = shape.out_features, shape.in_features, shape.bits, shape.group
-        self._shapes[parameter] = [*measures, float(packed["unit"])]
-        return mapped
-
-    def finish(self, path: Path) -> None:
-        """Write the header and give the file its name when all of it is on the disk. Raises OSError."""
-        self._header["__metadata__"] = {"format": "pt", "shapes": json.dumps(self._shapes)}
-        text = json.dumps(self._header, separators=(",", ":")).encode()
-        if len(text) > _HEADER - 8:
-            raise OSError(f"a header of {len(text)} bytes is too long")
-        self._file.seek(0)
-        self._file.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
-        self._file.truncate(self._end)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self.path.replace(path)
 
 
 def open_cache(checkpoint: Checkpoint) -> PackedCache | None:

@@ -1,10 +1,16 @@
-"""Writes a safetensors file tensor by tensor, so that no more than one tensor is in memory."""
+"""Writes safetensors files tensor by tensor, so that no more than one tensor is in memory.
+
+`SafetensorsWriter` where all shapes are known before; `MappedWriter` where they are not, and what is written is to be
+used from the file at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +26,7 @@ _DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
+_ROOM_FOR_HEADER = 1 << 20  # bytes kept free in front of a mapped file; a header is some 100 for each tensor
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -35,15 +42,18 @@ def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return count
 
 
-def _header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:
+def _header(layout: Layout, metadata: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
+    """length: in bytes; None takes what is needed, so that what is mapped begins on a cache line."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, (dtype, shape) in layout.items():
         start, end = end, end + _size(dtype, shape)
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % 64)  # what is mapped begins on a cache line
-    return len(text).to_bytes(8, "little") + text
+    if length is not None and len(text) > length - 8:
+        raise OSError(f"a header of {len(text)} bytes is too long")
+    length = len(text) + 8 + -(len(text) + 8) % 64 if length is None else length
+    return (length - 8).to_bytes(8, "little") + text.ljust(length - 8)
 
 
 class SafetensorsWriter:
@@ -93,3 +103,44 @@ class SafetensorsWriter:
     def sha256(self) -> str:
         """Of the whole file, once everything is written."""
         return self._hash.hexdigest()
+
+
+class MappedWriter:
+    """A file that grows while it is mapped: a tensor comes back as a view of it. The header, in front, comes last."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        """most: bytes of tensors; the map is made for so many, and the file cut to what there is at the end."""
+        self.path = path
+        self._file = path.open("w+b")
+        self._end = _ROOM_FOR_HEADER
+        self._layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self._most = _ROOM_FOR_HEADER + most
+        self._file.truncate(self._most)  # costs no room on the disk: nothing is written there
+        self._map = mmap.mmap(self._file.fileno(), self._most, access=mmap.ACCESS_READ)
+        self._file.seek(_ROOM_FOR_HEADER)
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Append these, each some cache lines long. Raises OSError, or ValueError if `most` did not expect them."""
+        if self._end + sum(tensor.nbytes for tensor in tensors.values()) > self._most:
+            raise ValueError("there are more of them than the checkpoint's size lets expect")
+        views = {}
+        for name, tensor in tensors.items():
+            self._file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                view = torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=self._end)
+            views[name] = view.view(tensor.shape)
+            self._layout[name] = (tensor.dtype, tuple(tensor.shape))
+            self._end += tensor.nbytes
+        self._file.flush()
+        return views
+
+    def finish(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the header and give the file its name when all of it is on the disk. Raises OSError."""
+        self._file.seek(0)
+        self._file.write(_header(self._layout, metadata, _ROOM_FOR_HEADER))
+        self._file.truncate(self._end)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.path.replace(path)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Int8:
         return Int8(self.q[order], self.scale[order])
 
 
-Stored: TypeAlias = "torch.Tensor | Int4 | Int8"
+Stored: TypeAlias = torch.Tensor | Int4 | Int8
 
 
 class WeightSource(Protocol):
@@ -79,16 +78,37 @@ def let_go(paths: Iterable[Path]) -> None:
 
     Nothing may have been written to such a map: what was is lost.
     """
-    advise = _madvise()
-    if advise is None:
-        return
     names = {str(path.resolve()) for path in paths}
+    for start, end, access, name in _mapped_files():
+        if name in names and access.endswith("p"):
+            _give_back(start, end)
+
+
+def let_go_of(stored: Stored) -> None:
+    """The same for one tensor that is mapped; one that lies in memory stays: its pages would come back as zeros."""
+    if not isinstance(stored, torch.Tensor):
+        return
+    start, end = stored.data_ptr(), stored.data_ptr() + stored.nbytes
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    for first, last, _, _ in _mapped_files() if start < end else ():
+        if first <= start < last:
+            _give_back(start, min(end, last))
+
+
+def _mapped_files() -> Iterator[tuple[int, int, str, str]]:
+    """First address, the one behind the last, access ("r--p"), and file of every map of a file in this process."""
     with suppress(OSError):
         for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-            span, access, _, _, _, *name = line.split(maxsplit=5)
-            if name and name[0] in names and access.endswith("p"):
-                start, end = (int(part, 16) for part in span.split("-"))
-                advise(start, end - start, mmap.MADV_DONTNEED)
+            span, access, _, _, inode, *name = line.split(maxsplit=5)
+            if name and inode != "0":
+                start, _, end = span.partition("-")
+                yield int(start, 16), int(end, 16), access, name[0]
+
+
+def _give_back(start: int, end: int) -> None:
+    advise = _madvise()
+    if advise is not None:
+        advise(start, end - start, mmap.MADV_DONTNEED)
 
 
 class Sweep:

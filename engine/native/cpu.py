@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,11 +18,12 @@ from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
 VERSION = 4  # of the structs and functions of the library
 ROWS = 32
-_PART = 1 << 18  # weights that a thread searches at a time
 
 
 class Weight(ctypes.Structure):
     """glm_weight: one packed matrix."""
+
+    packed: Packed  # what it points into
 
     _fields_ = (
         ("codes", ctypes.c_void_p),
@@ -42,12 +42,12 @@ class Weight(ctypes.Structure):
 def native_library() -> ctypes.CDLL:
     """The compiled functions. Raises OSError with the reason if there is none that fits."""
     folder = Path(__file__).parent
-    found = [p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()]
-    if not found:
+    files = [p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()]
+    if not files:
         raise OSError("not built: there was no C compiler when glmchat was installed")
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(files[0]))
     if library.glm_version() != VERSION:
-        raise OSError(f"{found[0].name} was built from another version: install glmchat again")
+        raise OSError(f"{files[0].name} was built from another version: install glmchat again")
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.glm_linear.argtypes = (pointer, pointer, pointer, size, number, number, number)
     library.glm_rows.argtypes = (pointer, pointer, size, pointer)
@@ -65,8 +65,8 @@ def native_library() -> ctypes.CDLL:
 
 def choose_instructions(name: str | None = None) -> str | None:
     """Use "avx512amx", "avx512vnni", "avx512", "avx2" or "portable", or the best (None). None: this CPU has it not."""
-    found = native_library().glm_choose(None if name is None else name.encode())
-    return None if found is None else str(found.decode())
+    chosen = native_library().glm_choose(None if name is None else name.encode())
+    return None if chosen is None else str(chosen.decode())
 
 
 @cache
@@ -162,81 +162,26 @@ class NativeCpu(Kernel):
         weight = weight_of(padded, packed)
         address = ctypes.addressof(weight)
         call = native_library().glm_linear
-        # The structure points into these: they live as long as the closure does.
-        kept: list[object] = [weight, packed, None, None]
+        bound: torch.Tensor | None = None  # the bias that the structure points to, as it was given
+        wide: torch.Tensor | None = None  # and in float32, which must live as long as the pointer
 
         def multiply(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            wanted = x.dtype
-            if wanted not in (torch.float32, torch.bfloat16):
+            nonlocal bound, wide
+            dtype = x.dtype
+            if dtype not in (torch.float32, torch.bfloat16):
                 x = x.float()  # no call of itself: that would be a cycle, and keep the weights until it is collected
-            if bias is not kept[2]:
-                wide = None if bias is None else bias.detach().float().contiguous()
+            if bias is not bound:
+                bound, wide = bias, None if bias is None else bias.detach().float().contiguous()
                 weight.bias = None if wide is None else wide.data_ptr()
-                kept[2:] = bias, wide
             x = functional.pad(x, (0, fill)) if fill else x.contiguous()
             y = torch.empty(x.shape[0], shape.out_features, dtype=x.dtype)
             half = x.dtype == torch.bfloat16
             threads = torch.get_num_threads()
             if call(address, x.data_ptr(), y.data_ptr(), x.shape[0], half, self.exact, threads):
                 raise MemoryError(f"no memory for the activations of {x.shape[0]} rows")
-            return y if y.dtype == wanted else y.to(wanted)
+            return y if y.dtype == dtype else y.to(dtype)
 
         return multiply
-
-
-class _Search(ctypes.Structure):
-    _fields_ = (
-        ("values", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("low", ctypes.c_void_p),
-        ("error", ctypes.c_void_p),
-        ("codes", ctypes.c_void_p),
-        ("groups", ctypes.c_int64),
-        ("group", ctypes.c_int64),
-        ("kind", ctypes.c_int),
-        ("lanes", ctypes.c_int),
-        ("whole", ctypes.c_int),
-        ("symmetric", ctypes.c_int),
-        ("fast", ctypes.c_int),
-    )
-
-
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@cache
-def _available() -> bool:
-    return NativeCpu().unavailable() is None
-
-
-def search_native(
-    values: torch.Tensor, bits: int, *, whole: bool = True, symmetric: bool = True, fast: bool = False, lanes: int = 0
-) -> Found | None:
-    """int4.search or int8.search in C (search.c): codes [n, group]; scale, low, error [n]. None where it is not built.
-
-    lanes: numbers in a vector register at most, for tests; 0 takes what the CPU has.
-    """
-    if values.dtype not in _KINDS or not values.numel() or not _available():
-        return None
-    values = values.contiguous()
-    count, group = values.shape
-    scale, low, error = (torch.zeros(count) for _ in range(3))
-    codes = torch.empty(values.shape, dtype=torch.uint8 if bits == 4 else torch.int8)
-    run = native_library().glm_search4 if bits == 4 else native_library().glm_search8
-
-    def part(start: int) -> int:
-        tensors = (tensor[start:] for tensor in (values, scale, low, error, codes))
-        call = _Search(
-            *(tensor.data_ptr() for tensor in tensors), min(step, count - start), group,
-            _KINDS[values.dtype], lanes, whole, symmetric, fast,
-        )  # fmt: skip
-        return int(run(ctypes.byref(call)))
-
-    step = -(-max(16, _PART // group) // 16) * 16
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # ctypes lets go of the interpreter
-        refused = any(list(pool.map(part, range(0, count, step))))
-    return None if refused else (codes, scale, low, error)
 
 
 def fits(shape: Shape, packed: Packed) -> bool:
@@ -274,9 +219,9 @@ def _unit(scales: torch.Tensor) -> float:
 
 
 def weight_of(shape: Shape, packed: Packed) -> Weight:
-    """Points into the packed tensors, which must outlive it. The bias is the caller's to set."""
+    """Points into the packed tensors, which it keeps alive. The bias is the caller's to set."""
     scales = packed["scales"]
-    return Weight(
+    weight = Weight(
         packed["codes"].data_ptr(),
         scales.data_ptr(),
         None,
@@ -287,3 +232,5 @@ def weight_of(shape: Shape, packed: Packed) -> Weight:
         scales.dtype == torch.float32,
         float(packed["unit"]),
     )
+    weight.packed = packed
+    return weight

@@ -22,7 +22,7 @@ typedef struct {
     int64_t groups, group;
     int kind;           /* of the values: 0 float32, 1 float16, 2 bfloat16 */
     int lanes;          /* at most so many in a register; 0: as many as the CPU has */
-    int whole, symmetric, fast; /* whole: the zero point is a whole number of steps */
+    int integer_zero, symmetric, fast; /* integer_zero: the zero point is an integer, as in compressed-tensors */
 } glm_search;
 
 /* Shares of a group's range that are tried, as cuts at its low and high end; cutting makes the steps between finer. */
@@ -194,16 +194,16 @@ TARGET static void F(search4)(const glm_search *s, int64_t first) {
         total += weights[i];
         moment += weights[i] * values[i];
     }
-    if (s->whole) low = SMALLER(low, ALL(0)), high = LARGER(high, ALL(0)); /* zero is a code */
+    if (s->integer_zero) low = SMALLER(low, ALL(0)), high = LARGER(high, ALL(0)); /* zero is a code */
     if (s->symmetric) high = LARGER(high, -low), low = -high;
     VF range = high - low;
-    F(choice) best = {ALL(1), s->whole ? ALL(0) : F(half_rounded)(low), ALL(__builtin_inff())};
-    int shifts = s->whole && !s->symmetric && !s->fast ? 1 : 0;
+    F(choice) best = {ALL(1), s->integer_zero ? ALL(0) : F(half_rounded)(low), ALL(__builtin_inff())};
+    int shifts = s->integer_zero && !s->symmetric && !s->fast ? 1 : 0;
     for (int cut = 0; cut < (s->fast ? 1 : CUTS); cut++)
         for (int shift = -shifts; shift <= shifts; shift++) {
             float left = 1 - cuts[cut][0] - cuts[cut][1];
             VF scale = F(half_rounded)(range * (left / 15)), point = {0}, start;
-            if (s->whole) {
+            if (s->integer_zero) {
                 point = ROUNDED(-low * (1 - 2 * cuts[cut][0]) / WHERE(scale > 0, scale, ALL(1))) + (float)shift;
                 point = SMALLER(LARGER(point, ALL(0)), ALL(15));
                 if (s->symmetric) point = ALL(8);
@@ -214,7 +214,7 @@ TARGET static void F(search4)(const glm_search *s, int64_t first) {
             for (int round = 0; round < (s->fast ? 1 : ROUNDS); round++) {
                 F(sums) sums = F(offer)(values, weights, group, scale, start, &best);
                 VF fitted, moved = start;
-                if (s->whole) { /* codes - point times the values, over codes - point squared */
+                if (s->integer_zero) { /* codes - point times the values, over codes - point squared */
                     VF squares = sums.squares - 2 * point * sums.codes + point * point * total;
                     fitted = (sums.products - point * moment) / squares;
                 } else {
@@ -224,7 +224,7 @@ TARGET static void F(search4)(const glm_search *s, int64_t first) {
                 }
                 VI good = (fitted > 0) & (fitted < 2 * scale); /* else one code only, or nothing to divide by */
                 scale = WHERE(good, F(half_rounded)(fitted), ALL(0));
-                start = s->whole ? -point * scale : WHERE(good, F(half_rounded)(moved), start);
+                start = s->integer_zero ? -point * scale : WHERE(good, F(half_rounded)(moved), start);
             }
         }
     VF inverse = 1 / best.scale;

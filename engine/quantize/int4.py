@@ -1,8 +1,8 @@
 """Four-bit codes for a matrix: one scale and one zero point for each group of inputs, chosen to lose least.
 
-weight = (code - point) * scale, code and point whole numbers in 0..15: what the compressed-tensors format stores and
-every other reader understands. Where a zero that is no multiple of the scale loses much less (weights that lie on or
-near a grid of that kind, such as GGUF's Q4_1), the matrix gets one: `offset` is what the whole-number point leaves.
+weight = (code - zero point) * scale, code and zero point integers in 0..15: what the compressed-tensors format stores
+and every other reader understands. Where a float zero, which is no multiple of the scale, loses much less (weights that
+lie on or near a grid of that kind, such as GGUF's Q4_1), the matrix gets one: `offset` is what the integer leaves.
 
 Errors are weighted by the weights' own size (|w| + rms of the group), as large weights move the output more. With plain
 squared errors the search clips too much: measured on SmolLM2, its perplexity is then worse than rounding to nearest.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from glmchat.engine.formats.weights import Int4
-from glmchat.engine.native.cpu import Found, search_native
+from glmchat.engine.native.search import SearchResult, search_native
 
 GROUP_SIZES = (128, 64, 32)
 STEPS = 15
@@ -24,18 +24,18 @@ _CUTS = ((0.0, 0.0), (-0.025, -0.025), (0.02, 0.02), (0.04, 0.04), (0.06, 0.06))
 _ROUNDS = 2  # a choice, then what fits its codes best
 _CHUNK = 1 << 18  # weights worked on at a time: what is made of them fits the second-level cache
 _SAMPLE = 64  # rows by which a matrix is judged
-# Where other programs read the folder too, which do not know free zeros, one is taken only if it leaves less than this
+# Where other programs read the folder too, which do not know float zeros, one is taken only if it leaves less than this
 # share of the error. Weights without any grid are at 0.88 (groups of 32) to 0.95 (groups of 128).
 _WORTH = 0.86
 
 
 @dataclass(frozen=True, slots=True)
 class Codes4:
-    """A quantised matrix [out, in]: weight = (q - point) * scale + offset."""
+    """A quantised matrix [out, in]: weight = (q - zero_point) * scale + offset."""
 
     q: torch.Tensor  # uint8 [out, in], 0..15
     scale: torch.Tensor  # float32 [out, groups], every value exact in float16
-    point: torch.Tensor  # uint8 [out, groups], 0..15
+    zero_point: torch.Tensor  # uint8 [out, groups], 0..15
     offset: torch.Tensor | None = None  # float32 [out, groups]
 
     @property
@@ -44,7 +44,7 @@ class Codes4:
 
     def stored(self) -> Int4:
         """As the engine takes it: weight = (q - 8) * scale + zero."""
-        zero = (8.0 - self.point.float()) * self.scale
+        zero = (8.0 - self.zero_point.float()) * self.scale
         return Int4(self.q, self.scale, zero if self.offset is None else zero + self.offset)
 
 
@@ -59,62 +59,64 @@ def quantise_int4(
     """Codes for weight [out, in] (any float dtype); `group` divides in.
 
     The scale and zero of each group are searched for the smallest error, without calibration data; `fast` rounds to
-    nearest over the full range instead. symmetric: every zero point is 8. portable: programs that know only whole zero
-    points are to read it too. Raises ValueError for NaN or infinity.
+    nearest over the full range instead. symmetric: every zero point is 8. portable: programs that know only integer
+    zero points are to read it too. Raises ValueError for NaN or infinity.
     """
     rows, columns = weight.shape
     shape = (rows, columns // group)
-    whole = fast or symmetric
-    if not whole and portable:
-        whole = not _free_zero_pays(weight[:: max(1, rows // _SAMPLE)][:_SAMPLE], group)
-    q, scale, low, error = search(weight.reshape(-1, group), whole=whole, symmetric=symmetric, fast=fast)
+    integer_zero = fast or symmetric
+    if not integer_zero and portable:
+        integer_zero = not _float_zero_pays(weight[:: max(1, rows // _SAMPLE)][:_SAMPLE], group)
+    q, scale, low, error = search(weight.reshape(-1, group), integer_zero=integer_zero, symmetric=symmetric, fast=fast)
     if bool(error.isnan().any()):
         raise ValueError("a weight is not a finite number, or too large for a float16 scale")
     scale, low = scale.view(shape), low.view(shape)
     point = (-low / scale).round_().clamp_(0, STEPS)
-    return Codes4(q.view(rows, columns), scale, point.byte(), None if whole else low + point * scale)
+    return Codes4(q.view(rows, columns), scale, point.byte(), None if integer_zero else low + point * scale)
 
 
-def _free_zero_pays(rows: torch.Tensor, group: int) -> bool:
+def _float_zero_pays(rows: torch.Tensor, group: int) -> bool:
     values = rows.reshape(-1, group)
-    errors = [float(search(values, whole=whole)[3].sum()) for whole in (False, True)]
+    errors = [float(search(values, integer_zero=integer_zero)[3].sum()) for integer_zero in (False, True)]
     return errors[0] < _WORTH * errors[1]
 
 
-def search(values: torch.Tensor, *, whole: bool, symmetric: bool = False, fast: bool = False) -> Found:
+def search(values: torch.Tensor, *, integer_zero: bool, symmetric: bool = False, fast: bool = False) -> SearchResult:
     """values [n, group] -> codes uint8 [n, group]; scale, low, weighted error [n]: value = code * scale + low.
 
-    whole: low is a whole number of steps between -15 and 0. Scales (and a free low) are float16 numbers in float32. The
-    error of a group with a value that is not finite is NaN.
+    integer_zero: low is a multiple of scale, 0 to -15 times; else any float16 number, as every scale is one. The error
+    of a group with a value that is not finite is NaN.
     """
-    found = search_native(values, 4, whole=whole, symmetric=symmetric, fast=fast)
-    if found is not None:
-        return found
+    result = search_native(values, 4, integer_zero=integer_zero, symmetric=symmetric, fast=fast)
+    if result is not None:
+        return result
     step = max(1, _CHUNK // values.shape[1])
     parts = (values[start : start + step].float() for start in range(0, len(values), step))
-    made = [search_torch(part, whole=whole, symmetric=symmetric, fast=fast) for part in parts]
+    made = [search_torch(part, integer_zero=integer_zero, symmetric=symmetric, fast=fast) for part in parts]
     codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))
     return codes, scale, low, error
 
 
-def search_torch(values: torch.Tensor, *, whole: bool, symmetric: bool = False, fast: bool = False) -> Found:
+def search_torch(
+    values: torch.Tensor, *, integer_zero: bool, symmetric: bool = False, fast: bool = False
+) -> SearchResult:
     """The same without the C kernel: values float32; the steps are those of search.c."""
     low, high = values.aminmax(dim=-1)
-    if whole:
+    if integer_zero:
         low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
     weights = values.abs() + values.square().mean(-1, keepdim=True).sqrt_()
-    best = _Best(values, weights, torch.ones_like(low), torch.zeros_like(low) if whole else low.half().float())
+    best = _Best(values, weights, torch.ones_like(low), torch.zeros_like(low) if integer_zero else low.half().float())
     for cut_low, cut_high in _CUTS[:1] if fast else _CUTS:
         scale = ((high - low) * ((1 - cut_low - cut_high) / STEPS)).half().float()
         nearest = torch.where(scale > 0, -low * (1 - 2 * cut_low) / scale, 0).round_()
-        for shift in (0,) if fast or symmetric or not whole else (-1, 0, 1):
+        for shift in (0,) if fast or symmetric or not integer_zero else (-1, 0, 1):
             point = torch.full_like(low, 8) if symmetric else (nearest + shift).clamp_(0, STEPS)
-            choice = (scale, -point * scale if whole else (low + (high - low) * cut_low).half().float())
+            choice = (scale, -point * scale if integer_zero else (low + (high - low) * cut_low).half().float())
             for _ in range(1 if fast else _ROUNDS):
-                choice = best.offer(*choice, point if whole else None)
+                choice = best.offer(*choice, point if integer_zero else None)
     sound = torch.isfinite(values.square().sum(-1)) & (high - low < STEPS * 65504.0)
     error = best.error.where(best.error.isfinite(), 0).where(sound, torch.nan)
     return best.codes(), best.scale, best.low, error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from glmchat.engine.formats.weights import Int8
-from glmchat.engine.native.cpu import Found, search_native
+from glmchat.engine.native.search import SearchResult, search_native
 
 LIMIT = 127
 # Shares of a row's largest weight that the search covers: from a little more down, while it does not get much worse.
@@ -42,21 +42,21 @@ def quantise_int8(weight: torch.Tensor, *, fast: bool = False) -> Codes8:
     return Codes8(q, scale[:, None])
 
 
-def search(rows: torch.Tensor, *, fast: bool = False) -> Found:
+def search(rows: torch.Tensor, *, fast: bool = False) -> SearchResult:
     """rows [n, in] -> codes int8 [n, in]; scale, zeros, squared error [n]: value = code * scale.
 
     The error of a row with a value that is not finite is NaN.
     """
-    found = search_native(rows, 8, fast=fast)
-    if found is not None:
-        return found
+    result = search_native(rows, 8, fast=fast)
+    if result is not None:
+        return result
     step = max(1, _CHUNK // rows.shape[1])
     made = [search_torch(rows[start : start + step].float(), fast=fast) for start in range(0, len(rows), step)]
     codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))
     return codes, scale, low, error
 
 
-def search_torch(rows: torch.Tensor, *, fast: bool = False) -> Found:
+def search_torch(rows: torch.Tensor, *, fast: bool = False) -> SearchResult:
     """The same without the C kernel: rows float32; the steps are those of search.c."""
     largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
     best, chosen = torch.full_like(largest, torch.inf), torch.ones_like(largest)

@@ -6,12 +6,10 @@ run that was killed goes on with the first file that is missing. At the end the 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,9 +23,9 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.companions import write_companions
-from glmchat.engine.formats.compressed import describe, pack, pack_points
+from glmchat.engine.formats.compressed import describe, pack, pack_zero_points
 from glmchat.engine.formats.safetensors_writer import SafetensorsWriter
-from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
+from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource, let_go_of
 from glmchat.engine.loading import open_weights
 from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
@@ -171,7 +169,7 @@ def _write(
     stored = weights.read(tensor.name)
     for entry, value in _packed(tensor, stored, plan, offsets).items():
         writer.write(entry, value)
-    _release(stored)
+    let_go_of(stored)  # a mapping of the whole model would otherwise count as our memory
 
 
 def _count(tensor: TensorPlan) -> int:
@@ -204,7 +202,7 @@ def _packed(
 
 
 def _codes(stored: Int4) -> Codes4:
-    """Codes that the file holds already, with the nearest whole zero point and what that leaves over."""
+    """Codes that the file holds already, with the nearest integer zero point and what that leaves over."""
     point = (8 - stored.zero / stored.scale.where(stored.scale != 0, 1)).round().clamp(0, 15)
     offset = stored.zero - (8 - point) * stored.scale
     return Codes4(stored.q, stored.scale, point.byte(), offset if bool(offset.any()) else None)
@@ -217,7 +215,7 @@ def _four(tensor: TensorPlan, codes: Codes4, offsets: dict[str, torch.Tensor]) -
         f"{tensor.stem}weight_shape": torch.tensor(codes.q.shape),
     }
     if not tensor.symmetric:
-        entries[f"{tensor.stem}weight_zero_point"] = pack_points(codes.point)
+        entries[f"{tensor.stem}weight_zero_point"] = pack_zero_points(codes.zero_point)
     if codes.offset is not None:
         offsets[f"{tensor.stem}weight_offset"] = codes.offset
     return entries
@@ -239,28 +237,6 @@ def _where(source: Path, name: str) -> str:
         if isinstance(table, Mapping) and isinstance(table.get(name), str):
             return f"{name} in {table[name]}"
     return name
-
-
-def _release(stored: Stored) -> None:
-    """Give the mapped pages of a tensor back: a mapping of the whole model would otherwise count as our memory."""
-    if not isinstance(stored, torch.Tensor) or not sys.platform.startswith("linux"):
-        return
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = -(-stored.data_ptr() // page) * page
-    length = (stored.data_ptr() + stored.nbytes - start) // page * page
-    if length > 0 and _is_mapped_file(start):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), 4)  # MADV_DONTNEED
-
-
-def _is_mapped_file(address: int) -> bool:
-    """Only pages of a file come back as they were; pages of memory would come back as zeros."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123 - a virtual file, read line by line
-        for line in maps:
-            span, _, _, _, inode, *_ = line.split()
-            low, _, high = span.partition("-")
-            if int(low, 16) <= address < int(high, 16):
-                return inode != "0"
-    return False
 
 
 def _finish(

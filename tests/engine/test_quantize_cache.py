@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from glmchat.core import locations
 from glmchat.engine import Engine
 from glmchat.engine.formats import packed_cache
+from glmchat.engine.formats.safetensors_writer import MappedWriter
 from glmchat.engine.formats.weights import let_go
 from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.linear import QuantLinear
@@ -89,15 +90,15 @@ def test_a_disk_that_fills_while_the_cache_is_written_costs_only_the_cache(
 ) -> None:
     expected = load(starter_model).logits(IDS)
     files()[0].unlink()
-    real, calls = packed_cache._Writer.add, []
+    real, calls = MappedWriter.write, []
 
-    def add(writer: Any, *given: Any) -> Any:
+    def write(writer: Any, *given: Any) -> Any:
         calls.append(given)
         if len(calls) > 20:
             raise OSError(28, "No space left on device")
         return real(writer, *given)
 
-    monkeypatch.setattr(packed_cache._Writer, "add", add)
+    monkeypatch.setattr(MappedWriter, "write", write)
     assert torch.equal(load(starter_model).logits(IDS), expected)
     assert files() == [] and len(calls) == 21
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
-from glmchat.engine.formats.compressed import pack, pack_points, unpack, unpack_points
-from glmchat.engine.native.cpu import NativeCpu, search_native
+from glmchat.engine.formats.compressed import pack, pack_zero_points, unpack, unpack_zero_points
+from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.native.search import search_native
 from glmchat.engine.quantize import int4, int8, quantiser
 from glmchat.engine.quantize import plan as planning
 from glmchat.engine.quantize.int4 import quantise_int4
@@ -148,8 +149,10 @@ def test_the_words_are_packed_as_compressed_tensors_packs_them() -> None:
         assert torch.equal(pack(codes, bits), helpers.pack_to_int32(signed, bits))
         assert torch.equal(unpack(pack(codes, bits), bits, columns), codes)
     points = torch.randint(0, 16, (37, 3), dtype=torch.uint8)
-    assert torch.equal(pack_points(points), helpers.pack_to_int32((points.int() - 8).to(torch.int8), 4, packed_dim=0))
-    assert torch.equal(unpack_points(pack_points(points), 37), points)
+    assert torch.equal(
+        pack_zero_points(points), helpers.pack_to_int32((points.int() - 8).to(torch.int8), 4, packed_dim=0)
+    )
+    assert torch.equal(unpack_zero_points(pack_zero_points(points), 37), points)
 
 
 def test_a_gguf_is_repacked_without_losing_a_bit(starter_model: Path, tmp_path: Path) -> None:
@@ -217,10 +220,10 @@ def test_the_search_in_c_and_in_torch_agree(lanes: int, dtype: torch.dtype) -> N
     ):
         given = wide.view(-1, group).to(dtype)
         values = given.float()
-        one = search_native(given, bits, whole=whole, symmetric=symmetric, fast=fast, lanes=lanes)
+        one = search_native(given, bits, integer_zero=whole, symmetric=symmetric, fast=fast, lanes=lanes)
         assert one is not None
         if bits == 4:
-            two = int4.search_torch(values, whole=whole, symmetric=symmetric, fast=fast)
+            two = int4.search_torch(values, integer_zero=whole, symmetric=symmetric, fast=fast)
         else:
             two = int8.search_torch(values, fast=fast)
         sound = torch.isfinite(values).all(1)
