@@ -60,11 +60,11 @@ def chatglm3(folder: Path) -> Path:
 
 
 def compare(folder: Path, quant: int | None, context: int) -> dict[str, object]:
-    from glmchat.chat import preflight
     from glmchat.chat.engine_process import EngineOptions, start_engine
+    from glmchat.checkpoints import fit
     from glmchat.core.messages import Sampling
 
-    expected = preflight.estimate(folder, quant, context=context)
+    expected = fit.estimate(folder, quant, context=context)
     assert expected is not None
     options = EngineOptions(folder, folder.name, quant=quant, context=context)
     with start_engine(options) as first:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmchat.chat.adapter_fit import require_fit
+from glmchat.checkpoints.adapter_fit import require_fit
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

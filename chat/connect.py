@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat import preflight
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.checkpoints import fit
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
@@ -82,7 +82,7 @@ def connect(
     if launch.server is not None:
         return _to_server(launch)
     options = engine_options(launch)
-    preflight.check(options.model, options.folder, options.quant, options.dtype, options.context)
+    fit.check(options.model, options.folder, options.quant, options.dtype, options.context)
     process = start_engine(options)
     try:
         process.wait_ready(on_progress, cancelled)

@@ -18,7 +18,7 @@ from typing import Any
 
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_log import last_words, new_log
-from glmchat.chat.preflight import smaller_hint
+from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted
 from glmchat.core.language import language, tr
 from glmchat.core.machine import oom_kills, physical_cores

@@ -93,7 +93,7 @@ def add(
 
 def _check(adapter: Adapter, facts: dict[str, Any], model: Installed) -> None:
     """Raise what attaching would raise: at once what names and measures tell, then tensor by tensor."""
-    from glmchat.chat.adapter_fit import Base, misfit
+    from glmchat.checkpoints.adapter_fit import Base, misfit
 
     if (found := misfit(facts, adapter.base, Base.of(model.path))) is not None:
         raise found.error(adapter.path.name)
@@ -107,7 +107,7 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
 
     model: the folder or GGUF file it is to be used with. Says what was done.
     """
-    from glmchat.chat.adapter_fit import Base, misfit
+    from glmchat.checkpoints.adapter_fit import Base, misfit
     from glmchat.engine.adapters.adapter import read_adapter
     from glmchat.hub import adapters
 

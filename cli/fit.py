@@ -12,13 +12,13 @@ from glmchat.core.text import human_bytes
 
 def fit_json(path: Path) -> list[dict[str, Any]]:
     """The lines of the table, for `--json`."""
-    from glmchat.chat.preflight import fit_table
+    from glmchat.checkpoints.fit import fit_table
 
     return [row.to_json() for row in fit_table(path)]
 
 
 def show_fit(path: Path) -> None:
-    from glmchat.chat.preflight import fit_table
+    from glmchat.checkpoints.fit import fit_table
 
     rows = fit_table(path)
     if not rows:

@@ -131,7 +131,8 @@ def _options(
     host: str,
     port: int,
 ) -> ServeOptions:
-    from glmchat.chat import model_choice, preflight
+    from glmchat.chat import model_choice
+from glmchat.checkpoints import fit
     from glmchat.chat.connect import engine_options
     from glmchat.chat.launch import LaunchOptions
     from glmchat.core.settings import load_settings
@@ -154,7 +155,7 @@ def _options(
         bits,
     )
     engine = engine_options(launch)
-    preflight.check(engine.model, engine.folder, engine.quant, engine.dtype, engine.context)
+    fit.check(engine.model, engine.folder, engine.quant, engine.dtype, engine.context)
     return ServeOptions(
         folder=engine.folder,
         # A path is of no use to clients, and says more of this machine than they need to know.

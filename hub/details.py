@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.describe import Architecture, describe, memory_of
 from glmchat.hub import selection
 from glmchat.hub.catalogue import Catalogue, Entry
-from glmchat.hub.describe import Architecture, describe, memory_of
 from glmchat.hub.installed import Installed, small_json
 from glmchat.hub.manifests import FileRecord
 from glmchat.hub.weight_counts import guess_weights, stored_width

@@ -121,7 +121,7 @@ def engine_path(root: Path, files: Iterable[str]) -> Path:
 
 def family_of(config: dict[str, Any]) -> str | None:
     """The family as the engine will call it, as far as a config.json tells it."""
-    from glmchat.hub.describe import describe_config
+    from glmchat.checkpoints.describe import describe_config
 
     said = describe_config(config)
     return one_line(said.family, 40) if said else None

@@ -85,7 +85,7 @@ def stored_width(config: Mapping[str, Any]) -> int:
 
 
 def count_weights(family: str, config: Mapping[str, Any]) -> WeightCounts | None:
-    """family: as hub/describe.py names it. None for a family that is not counted, or a config that says too little."""
+    """family: as checkpoints/describe.py names it. None for a family that is not counted, or a config that says too little."""
     layers = number(config, "num_layers", "num_hidden_layers", "n_layer")
     hidden, heads = number(config, "hidden_size", "n_embd"), number(config, "num_attention_heads", "n_head")
     vocabulary = number(config, "padded_vocab_size", "vocab_size")

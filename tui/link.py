@@ -53,13 +53,13 @@ class EngineLink:
         return Ready(connection.endpoint, connection.identity)
 
     def _start_engine(self, report: Report) -> Ready:
-        from glmchat.chat import preflight
         from glmchat.chat.connect import engine_options, identity_of
         from glmchat.chat.engine_process import start_engine
+        from glmchat.checkpoints import fit
 
         options = engine_options(self.launch)
         self.stop()  # first, so that its memory is free
-        preflight.check(options.model, options.folder, options.quant, options.dtype, options.context)
+        fit.check(options.model, options.folder, options.quant, options.dtype, options.context)
         with self._lock:
             if self._closed:
                 raise Interrupted(tr("the window was closed"), hint=tr("open it again"), code="chat.closed")

@@ -8,7 +8,8 @@ from typing import Literal
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from glmchat.chat import model_choice, preflight
+from glmchat.chat import model_choice
+from glmchat.checkpoints import fit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes, one_line
@@ -85,12 +86,12 @@ def _size(entry: Entry) -> int:
 
 
 def _fits_here(row: Installed, free: int | None) -> Fits:
-    needed = preflight.estimate(row.path)
+    needed = fit.estimate(row.path)
     if needed is None or free is None:
         return "unknown"
     if needed.total <= free:
         return "yes"
-    smaller = preflight.estimate(row.path, 4)
+    smaller = fit.estimate(row.path, 4)
     return "quantised" if smaller is not None and smaller.total < needed.total and smaller.total <= free else "no"
 
 
@@ -99,8 +100,8 @@ def fits_before_pull(entry: Entry, free: int | None) -> Fits:
     size = _size(entry)
     if not size or free is None:
         return "unknown"
-    if size + preflight.RUNTIME <= free:
+    if size + fit.RUNTIME <= free:
         return "yes"
-    if entry.quant == "none" and entry.parameters and entry.parameters * 0.56 + preflight.RUNTIME <= free:
+    if entry.quant == "none" and entry.parameters and entry.parameters * 0.56 + fit.RUNTIME <= free:
         return "quantised"
     return "no"

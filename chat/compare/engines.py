@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glmchat.chat.connect import Connection
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.preflight import estimate
+from glmchat.checkpoints.fit import estimate
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, physical_cores
 from glmchat.core.text import human_bytes

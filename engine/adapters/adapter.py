@@ -66,7 +66,7 @@ class Adapter:
 
 
 def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> dict[str, Any]:
-    """What tells which models an adapter can fit, from its tensors alone; chat/adapter_fit.py compares it with them.
+    """What tells which models an adapter can fit, from its tensors alone; checkpoints/adapter_fit.py compares it with them.
 
     layers: the highest one and one. shapes: last part of a layer's name -> [out, in] that its LoRA changes. vocabulary:
     rows of a trained embedding or head. width: numbers that a prefix has for each position.

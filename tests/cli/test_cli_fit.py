@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from glmchat.chat import preflight
+from glmchat.checkpoints import fit
 from glmchat.cli.main import run
 
 
@@ -24,8 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "pytorch_model.bin").open("wb") as file:
         file.truncate(12_346_621_952)
-    monkeypatch.setattr(preflight, "available_memory", lambda: 8_000_000_000)
-    monkeypatch.setattr(preflight, "has_bf16", lambda: False)
+    monkeypatch.setattr(fit, "available_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr(fit, "has_bf16", lambda: False)
     return folder
 
 

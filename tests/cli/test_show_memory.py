@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from glmchat.chat import preflight
+from glmchat.checkpoints import fit
 from glmchat.cli.main import run
 from glmchat.engine.families import identify
 from glmchat.engine.loading import load_model
@@ -42,8 +42,8 @@ def config_of(name: str, **changes: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def a_machine_where_activations_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "has_bf16", lambda: True)
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1)
+    monkeypatch.setattr(fit, "has_bf16", lambda: True)
+    monkeypatch.setattr(fit, "available_memory", lambda: 1)
 
 
 def shown(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[dict[str, Any], dict[str, int]]:

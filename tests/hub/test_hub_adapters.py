@@ -12,8 +12,8 @@ import hub_helpers as helpers
 import pytest
 import torch
 
-from glmchat.chat.adapter_fit import Base, misfit
 from glmchat.chat.adapters_choice import known, parse_adapter, require_usable, shown
+from glmchat.checkpoints.adapter_fit import Base, misfit
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.hub.adapters import Origin, by_name, find_adapter, keep, list_adapters

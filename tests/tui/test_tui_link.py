@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from windows import LAUNCH
 
-from glmchat.chat import preflight
+from glmchat.checkpoints import fit
 from glmchat.core.errors import DoesNotFit, EngineDied
 from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import EngineLost
@@ -25,7 +25,7 @@ def test_what_does_not_fit_is_told_in_the_window_and_no_engine_is_started(
         file.truncate(12_000_000_000 - 22)
         file.seek(0, 2)
         file.write(b"PK\x05\x06" + bytes(18))  # the end of a zip archive without entries
-    monkeypatch.setattr(preflight, "available_memory", lambda: 6_000_000_000)
+    monkeypatch.setattr(fit, "available_memory", lambda: 6_000_000_000)
     started: list[Any] = []
     link = EngineLink(replace(LAUNCH, folder=tmp_path), start=lambda options: started.append(options))  # type: ignore[arg-type, return-value]
     told: list[Any] = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from glmchat.chat import preflight
+from glmchat.checkpoints import fit
 from glmchat.core.errors import DoesNotFit
 
 GB = 10**9
@@ -25,69 +25,69 @@ def chatglm(tmp_path, monkeypatch):
         file.truncate(12_346_621_952 - 22)
         file.seek(0, 2)
         file.write(b"PK\x05\x06" + bytes(18))  # the end of a zip archive without entries
-    monkeypatch.setattr(preflight, "has_bf16", lambda: True)
+    monkeypatch.setattr(fit, "has_bf16", lambda: True)
     return tmp_path
 
 
 def test_the_words_name_what_is_needed_what_is_free_and_what_fits():
-    error = preflight.memory_words(
+    error = fit.memory_words(
         "chatglm-6b", int(13.4 * GB), 8 * GB, [("--quant 8", 9 * GB), ("--quant 4", int(4.1 * GB))]
     )
     assert error.message == "chatglm-6b needs 13.4 GB, 8.0 GB free"
     assert error.hint == "try `--quant 4`, needs 4.1 GB"
     assert error.exit == 4 and error.code == "memory.preflight"
-    assert "smaller model" in preflight.memory_words("m", 9 * GB, GB, [("--quant 4", 4 * GB)]).hint
+    assert "smaller model" in fit.memory_words("m", 9 * GB, GB, [("--quant 4", 4 * GB)]).hint
 
 
 def test_weights_cache_and_scratch_are_counted_from_the_config_alone(chatglm, monkeypatch):
-    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
-    whole = preflight.estimate(chatglm)
+    monkeypatch.setattr(fit, "available_memory", lambda: 8 * GB)
+    whole = fit.estimate(chatglm)
     assert whole.weights == 12_346_621_952
     assert whole.cache == 2 * 28 * 4096 * 2048 * 2
     assert 13.2 * GB < whole.total < 14.2 * GB
-    assert preflight.estimate(chatglm, context=8192).cache == 4 * whole.cache
-    assert 3.5 * GB < preflight.estimate(chatglm, 4).total < 5.5 * GB
-    assert preflight.estimate(chatglm, 8).total < whole.total * 0.6
-    assert preflight.estimate(chatglm, dtype="float32").weights == 2 * whole.weights
+    assert fit.estimate(chatglm, context=8192).cache == 4 * whole.cache
+    assert 3.5 * GB < fit.estimate(chatglm, 4).total < 5.5 * GB
+    assert fit.estimate(chatglm, 8).total < whole.total * 0.6
+    assert fit.estimate(chatglm, dtype="float32").weights == 2 * whole.weights
 
 
 def test_a_model_with_few_key_heads_has_a_small_cache(tmp_path, chatglm):
     config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "multi_query_attention": True,
               "multi_query_group_num": 2, "kv_channels": 128, "seq_length": 8192}  # fmt: skip
     (chatglm / "config.json").write_text(json.dumps(config))
-    assert preflight.estimate(chatglm).cache == 2 * 28 * 2 * 128 * 8192 * 2
+    assert fit.estimate(chatglm).cache == 2 * 28 * 2 * 128 * 8192 * 2
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(chatglm, monkeypatch):
-    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
+    monkeypatch.setattr(fit, "available_memory", lambda: 8 * GB)
     with pytest.raises(DoesNotFit, match=r"8[.]0 GB free") as refused:
-        preflight.check("chatglm-6b", chatglm)
+        fit.check("chatglm-6b", chatglm)
     assert "--quant" in refused.value.hint
-    assert preflight.check("chatglm-6b", chatglm, quant=4).total < 8 * GB
-    monkeypatch.setattr(preflight, "available_memory", lambda: GB)
+    assert fit.check("chatglm-6b", chatglm, quant=4).total < 8 * GB
+    monkeypatch.setattr(fit, "available_memory", lambda: GB)
     with pytest.raises(DoesNotFit) as refused:
-        preflight.check("chatglm-6b", chatglm)
+        fit.check("chatglm-6b", chatglm)
     assert "smaller model" in refused.value.hint
 
 
 def test_an_engine_that_was_killed_for_memory_gets_the_next_step(chatglm):
-    assert "--quant 4" in preflight.smaller_hint(chatglm, None, None)
-    assert preflight.smaller_hint(chatglm, 4, None) is None
+    assert "--quant 4" in fit.smaller_hint(chatglm, None, None)
+    assert fit.smaller_hint(chatglm, 4, None) is None
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]", '{"num_layers": -1}', '{"num_layers": "many"}'])
 def test_a_folder_that_says_too_little_is_no_reason_to_refuse(tmp_path, config):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    assert preflight.estimate(tmp_path) is None
-    assert preflight.estimate(tmp_path / "absent") is None
+    assert fit.estimate(tmp_path) is None
+    assert fit.estimate(tmp_path / "absent") is None
 
 
 def test_int4_of_six_billion_weights_fits_a_limit_of_six_gigabytes_with_a_cache_of_two_bytes(chatglm, monkeypatch):
-    monkeypatch.setattr(preflight, "available_memory", lambda: 6 * GB)
-    assert preflight.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 2
-    monkeypatch.setattr(preflight, "available_memory", lambda: 20 * GB)
-    assert preflight.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 4
+    monkeypatch.setattr(fit, "available_memory", lambda: 6 * GB)
+    assert fit.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 2
+    monkeypatch.setattr(fit, "available_memory", lambda: 20 * GB)
+    assert fit.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 4
 
 
 def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
@@ -106,34 +106,34 @@ def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
     writer.add_tensor("q6_k", np.zeros((1, 210), np.uint8), raw_dtype=GGMLQuantizationType.Q6_K)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    found = preflight.estimate(file, dtype="bfloat16")
+    found = fit.estimate(file, dtype="bfloat16")
     assert found.weights == 64 * 32 * 4 + 2 * 20 + 256 * 2, "a K-quantised tensor is dequantised to 16 bits"
     assert found.cache == 2 * 2 * 2 * 16 * 128 * 2
     for length in range(0, 400, 7):  # cut anywhere: no estimate, or one from the file's size, but never a crash
         (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:length])
-        preflight.estimate(tmp_path / "cut.gguf")
+        fit.estimate(tmp_path / "cut.gguf")
 
 
 def test_the_starter_models_estimate_is_near_its_file(starter_model):
-    found = preflight.estimate(starter_model, dtype="bfloat16", context=2048)
+    found = fit.estimate(starter_model, dtype="bfloat16", context=2048)
     assert 0.9 < found.weights / starter_model.stat().st_size < 1.1
     assert found.cache == 2 * 30 * 3 * 64 * 2048 * 2
 
 
 def test_where_bfloat16_is_slow_activations_take_four_bytes_unless_memory_is_short(chatglm, monkeypatch):
-    narrow = preflight.estimate(chatglm)
-    monkeypatch.setattr(preflight, "has_bf16", lambda: False)
-    monkeypatch.setattr(preflight, "available_memory", lambda: 100 * GB)
-    assert preflight.estimate(chatglm).weights == 2 * narrow.weights
-    assert preflight.estimate(chatglm).cache == 2 * narrow.cache
-    monkeypatch.setattr(preflight, "available_memory", lambda: 20 * GB)
-    assert preflight.estimate(chatglm) == narrow
-    assert preflight.estimate(chatglm, 4).cache == 2 * narrow.cache  # packed weights: float32 around them
+    narrow = fit.estimate(chatglm)
+    monkeypatch.setattr(fit, "has_bf16", lambda: False)
+    monkeypatch.setattr(fit, "available_memory", lambda: 100 * GB)
+    assert fit.estimate(chatglm).weights == 2 * narrow.weights
+    assert fit.estimate(chatglm).cache == 2 * narrow.cache
+    monkeypatch.setattr(fit, "available_memory", lambda: 20 * GB)
+    assert fit.estimate(chatglm) == narrow
+    assert fit.estimate(chatglm, 4).cache == 2 * narrow.cache  # packed weights: float32 around them
 
 
 def test_the_table_has_a_line_for_each_width_and_context_and_says_what_fits(chatglm, monkeypatch):
-    monkeypatch.setattr(preflight, "available_memory", lambda: 8 * GB)
-    table = preflight.fit_table(chatglm, (1024, 8192))
+    monkeypatch.setattr(fit, "available_memory", lambda: 8 * GB)
+    table = fit.fit_table(chatglm, (1024, 8192))
     assert [(row.quant, row.context) for row in table] == [
         (quant, context) for quant in ("float16", "int8", "int4") for context in (1024, 2048)
     ]
@@ -144,4 +144,4 @@ def test_the_table_has_a_line_for_each_width_and_context_and_says_what_fits(chat
 
 
 def test_a_model_with_its_own_bits_has_one_width_in_the_table(starter_model):
-    assert {row.quant for row in preflight.fit_table(starter_model)} == {"as it is"}
+    assert {row.quant for row in fit.fit_table(starter_model)} == {"as it is"}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import refuse_absurd
+from glmchat.checkpoints.describe import describe_config
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
-from glmchat.hub.describe import describe_config
 
 _LEAST = 0.5  # bytes of a weight in the tightest format there is
 

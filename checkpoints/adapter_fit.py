@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.preflight import measures
+from glmchat.checkpoints.describe import describe_config
+from glmchat.checkpoints.fit import measures
 from glmchat.checkpoints.model_names import names_of, other_model
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
-from glmchat.hub.describe import describe_config
 from glmchat.hub.installed import Installed
 
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3")

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.folder_check import check_folder
 from glmchat.chat.gguf_sizes import gguf_sizes
+from glmchat.checkpoints.describe import counts_of
+from glmchat.checkpoints.folder_check import check_folder
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
-from glmchat.hub.describe import counts_of
 from glmchat.hub.weight_counts import guess_weights, number, stored_width
 
 # Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what
@@ -159,7 +159,7 @@ def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | 
 def check(
     model: str, folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model (chat/folder_check.py), DoesNotFit
+    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model (checkpoints/folder_check.py), DoesNotFit
     with the numbers and the nearest thing that fits (exit 4)."""
     check_folder(folder)
     needed, free = estimate(folder, quant, dtype, context), available_memory()

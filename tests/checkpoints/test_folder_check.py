@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 
-from glmchat.chat import preflight
-from glmchat.chat.folder_check import check_folder
+from glmchat.checkpoints import fit
+from glmchat.checkpoints.folder_check import check_folder
 from glmchat.checkpoints.vocabularies import KNOWN
 from glmchat.checkpoints.weight_files import tensor_names
 from glmchat.core.errors import Damaged, Hostile, Usage
@@ -65,7 +65,7 @@ def whole(folder, shared):
 
 def refused(folder, kind=Damaged):
     with pytest.raises(kind) as caught:
-        preflight.check("m", folder)
+        fit.check("m", folder)
     error = caught.value
     assert error.exit == (2 if kind is Usage else 3) and error.hint and "\n" not in error.message
     return error
@@ -76,7 +76,7 @@ def pointer(size):
 
 
 def test_a_sound_folder_passes_and_torch_is_not_loaded(whole):
-    code = "import sys; from pathlib import Path; from glmchat.chat.folder_check import check_folder as c; "
+    code = "import sys; from pathlib import Path; from glmchat.checkpoints.folder_check import check_folder as c; "
     code += f"c(Path({str(whole)!r})); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
@@ -161,7 +161,7 @@ def test_an_index_that_names_a_path_is_hostile(whole):
      {"hidden_size": 10**9}, {"padded_vocab_size": 2**40}, {"seq_length": 10**12}, {"pre_seq_len": 10**7}],
 )  # fmt: skip
 def test_an_absurd_config_is_called_absurd_and_not_too_large_for_the_memory(change, whole, monkeypatch):
-    monkeypatch.setattr(preflight, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(fit, "available_memory", lambda: 10**9)
     write_config(whole, {**CONFIGS["chatglm2"], **change})
     assert refused(whole).code == "config.absurd"
 
