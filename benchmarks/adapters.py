@@ -27,6 +27,7 @@ from random_checkpoints import CONFIGS, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
 from glmchat.engine.adapters.attach import modules_of
@@ -34,7 +35,6 @@ from glmchat.engine.adapters.lora import measures
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
-from glmchat.engine.quantize.replace import Recipe
 
 
 def make(folder: Path, name: str) -> None:

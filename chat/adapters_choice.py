@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmchat.checkpoints.adapter_fit import require_fit
+from glmchat.checkpoints.adapter_fit import Base, Misfit, misfit
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
+from glmchat.hub.installed import Installed
 
 if TYPE_CHECKING:
     from glmchat.chat.launch import LaunchOptions
@@ -95,6 +96,34 @@ def require_usable(wanted: Sequence[Weighted], folder: Path | None, *, force: bo
         row = adapters.find_adapter(name)
         if not adapters.facts_of(row).get("forced"):
             adapters.change_force(row, True)
+
+
+def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, force: bool = False) -> None:
+    """Raise Usage with the reason if these adapters of the store cannot be right for the model in `folder`.
+
+    wanted: (name, weight). folder: None for a model that is not known yet. force: names prove nothing, measures do.
+    Raises UnknownModel for a name that is not in the store.
+    """
+    rows = [(adapters.find_adapter(name), weight) for name, weight in wanted]
+    base = Base.of(folder) if folder is not None and rows else None
+    for row, _ in rows:
+        found = unfit(row, base)
+        if found is not None and not (force and found.forceable):
+            raise found.error(row.name)
+    prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
+    if prefixes and abs(sum(prefixes) - 1) > 1e-6:
+        raise Usage(
+            tr("the weights of the prefixes add up to {sum}", sum=f"{sum(prefixes):g}"),
+            hint=tr("a prefix stands before the conversation or it does not: its weight is 1; a mixture's add up to 1"),
+            code="adapter.prefixes",
+        )
+
+
+def unfit(row: Installed, base: Base | None) -> Misfit | None:
+    """Why this adapter of the store cannot be used, with this model if one is known."""
+    if not row.complete:
+        return Misfit(tr("its files are not all here"), tr("glmchat verify {name} says which", name=row.name))
+    return misfit(adapters.facts_of(row), row.base, base) if base is not None else None
 
 
 def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) -> None:

@@ -5,7 +5,6 @@ flag > /set > conversation > GLMCHAT_* > config > models.toml > generation_confi
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from glmchat.core.errors import Usage
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.settings import load_settings
@@ -91,14 +91,7 @@ def generation_config(folder: Path | None) -> dict[str, Any]:
     `do_sample: false` is the format's default and is what most files leave out while they mean to be sampled from, so
     only values that are there count.
     """
-    if folder is None or not (path := folder / "generation_config.json").is_file() or path.stat().st_size > 1 << 20:
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(data, dict):
-        return {}
+    data = small_json(folder / "generation_config.json") if folder is not None else {}
     found: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         value = data.get(name)

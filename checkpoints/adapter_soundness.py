@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from glmchat.checkpoints.adapter_settings import LoraSettings
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-
-if TYPE_CHECKING:
-    import torch
 
 _KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pretrained_model.")
@@ -117,13 +113,3 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
             code="adapter.rank",
         )
     return out, width
-
-
-def require_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise Damaged for NaN or infinity."""
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise Damaged(
-            tr("{name} holds numbers that are not finite (NaN or infinity)", name=one_line(name, 120)),
-            hint=tr("the training broke: use an earlier checkpoint"),
-            code="adapter.not_finite",
-        )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.config import flag, integer, number, token_ids
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm, prefix_encoder
 from glmchat.checkpoints.vocabularies import WORDS, generation
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -72,4 +72,29 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
             "prefix_projection": flag(config, "prefix_projection", False),
         },
+        layout=layout,
+    )
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """The head is the embedding matrix, whatever the file holds."""
+    hidden, ffn, prefix = spec.hidden_size, spec.ffn_size, spec.prefix_width
+    projected = spec.extra["prefix_projection"]
+    encoder = (spec.prefix_length, prefix, hidden if projected else prefix, hidden if projected else None)
+    return Layout(
+        "transformer.layers",
+        {
+            **norm("input_layernorm", hidden, True),
+            **linear("attention.query_key_value", 3 * hidden, hidden, True),
+            **linear("attention.dense", hidden, hidden, True),
+            **norm("post_attention_layernorm", hidden, True),
+            **linear("mlp.dense_h_to_4h", ffn, hidden, True),
+            **linear("mlp.dense_4h_to_h", hidden, ffn, True),
+        },
+        {
+            "transformer.word_embeddings.weight": (spec.vocab_size, hidden),
+            **norm("transformer.final_layernorm", hidden, True),
+            **prefix_encoder("transformer.prefix_encoder", *encoder),
+        },
+        ("transformer.word_embeddings.weight",),
     )

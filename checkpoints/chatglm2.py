@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.config import flag, integer, number, require, token_ids
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm, prefix_encoder
 from glmchat.checkpoints.vocabularies import WORDS, generation
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -67,4 +67,32 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "prefix_length": integer(config, "pre_seq_len", default=0, low=0),
             "prefix_projection": flag(config, "prefix_projection", False),
         },
+        layout=layout,
+    )
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """All three generations have the same tensors."""
+    hidden, ffn, bias = spec.hidden_size, spec.ffn_size, spec.extra["linear_bias"]
+    queries, fused = spec.heads * spec.head_dim, (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    projected = hidden if spec.extra["prefix_projection"] else None
+    ends = ("transformer.embedding.word_embeddings.weight", "transformer.output_layer.weight")
+    return Layout(
+        "transformer.encoder.layers",
+        {
+            **norm("input_layernorm", hidden, False),
+            **linear("self_attention.query_key_value", fused, hidden, bias or spec.extra["qkv_bias"]),
+            **linear("self_attention.dense", hidden, queries, bias),
+            **norm("post_attention_layernorm", hidden, False),
+            **linear("mlp.dense_h_to_4h", 2 * ffn, hidden, bias),
+            **linear("mlp.dense_4h_to_h", hidden, ffn, bias),
+        },
+        {
+            **dict.fromkeys(ends, (spec.vocab_size, hidden)),
+            **norm("transformer.encoder.final_layernorm", hidden, False),
+            **prefix_encoder(
+                "transformer.prefix_encoder", spec.prefix_length, spec.prefix_width, spec.prefix_width, projected
+            ),
+        },
+        ends,
     )

@@ -5,16 +5,13 @@ Face and engine read it here, so that what the one refuses before anything is lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
-_LARGEST_CONFIG = 16 * 2**20  # bytes
 # The most that a measure may be, with room above every network there is; in each family's spelling.
 _LARGEST = {
     **dict.fromkeys(("num_layers", "num_hidden_layers", "n_layer"), 1024),
@@ -28,36 +25,6 @@ _LARGEST = {
 }
 _MAY_BE_NONE_AT_ALL = ("pre_seq_len",)
 _ANY = 2**24
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises Damaged if it is anything else, or a git-lfs pointer, or over 16 MB."""
-    name = one_line(str(path))
-    try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise Damaged(
-                tr("{name} is larger than 16 MB", name=name),
-                hint=tr("no honest file of this kind is"),
-                code="config.size",
-            )
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Damaged(
-            tr("cannot read {name}: {reason}", name=name, reason=error.strerror),
-            hint=tr("pull the model again"),
-            code="config.unreadable",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise Damaged(
-            tr("{name} is not JSON: {reason}", name=name, reason=one_line(str(error), 80)),
-            hint=tr("pull the model again"),
-            code="config.damaged",
-        ) from None
-    if not isinstance(data, dict):
-        raise Damaged(
-            tr("{name} holds no JSON object", name=name), hint=tr("pull the model again"), code="config.damaged"
-        )
-    return data
 
 
 def integer(

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.vocabularies import WORDS, generation, is_cpm
-from glmchat.hub.installed import small_json
-from glmchat.hub.weight_counts import WeightCounts, count_weights, number
+from glmchat.checkpoints.families import spec_of
+from glmchat.checkpoints.recipe import Recipe
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import WORDS, generation
+from glmchat.core.json_files import small_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +24,16 @@ class Architecture:
 
     family: str
     generation: str | None
-    layers: int | None
-    hidden_size: int | None
-    heads: int | None
-    kv_heads: int | None
-    vocabulary: int | None
-    context: int | None
-    parameters: int | None
-    stored_bits: int | None  # 4 or 8: THUDM's packed checkpoints
-    prefix_length: int | None  # a P-Tuning prefix is part of the checkpoint
-    memory: Mapping[str, int] | None
+    layers: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    vocabulary: int | None = None
+    context: int | None = None
+    parameters: int | None = None
+    stored_bits: int | None = None  # 4 or 8: THUDM's packed checkpoints
+    prefix_length: int | None = None  # a P-Tuning prefix is part of the checkpoint
+    memory: Mapping[str, int] | None = None
     ignored_code: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -49,48 +51,34 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return None
-    hidden, heads = number(config, "hidden_size", "n_embd"), number(config, "num_attention_heads", "n_head")
-    family, words = _generation(kind, config)
-    grouped = family in ("chatglm2", "chatglm3", "glm4")
-    groups = number(config, "multi_query_group_num") if grouped else number(config, "num_key_value_heads")
-    layers = number(config, "num_layers", "num_hidden_layers", "n_layer")
-    vocabulary = number(config, "padded_vocab_size", "vocab_size")
-    counts = count_weights(family, config)
-    bits = config.get("quantization_bit")
+    bits, code = config.get("quantization_bit"), _code(config)
+    stored_bits = bits if bits in (4, 8) else None
+    spec = spec_of(config)
+    if spec is None:
+        words = WORDS[generation(config)] if kind == "chatglm" else None
+        return Architecture(kind, words, stored_bits=stored_bits, ignored_code=code)
     return Architecture(
-        family=family,
-        generation=words,
-        layers=layers,
-        hidden_size=hidden,
-        heads=heads,
-        kv_heads=groups or heads,
-        vocabulary=vocabulary,
-        context=number(config, "max_sequence_length", "seq_length", "max_position_embeddings", "n_positions", "n_ctx"),
-        parameters=None if counts is None else counts.parameters,
-        stored_bits=bits if bits in (4, 8) else None,
-        prefix_length=number(config, "pre_seq_len"),
-        memory=None if counts is None else memory_of(counts),
-        ignored_code=_code(config),
+        family=spec.family,
+        generation=spec.generation,
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        vocabulary=spec.vocab_size,
+        context=spec.context,
+        parameters=spec.parameters(),
+        stored_bits=stored_bits,
+        prefix_length=spec.prefix_length or None,
+        memory=memory_of(spec),
+        ignored_code=code,
     )
 
 
-def memory_of(counts: WeightCounts) -> dict[str, int]:
-    """Bytes of the weights alone, in 16 bits and quantised."""
-    return {name: counts.bytes_in_memory(bits) for name, bits in (("float16", None), ("int8", 8), ("int4", 4))}
-
-
-def counts_of(config: Mapping[str, Any]) -> WeightCounts | None:
-    """The weights of the network that a config.json names; None where it is not known."""
-    kind = config.get("model_type")
-    return count_weights(_generation(kind, config)[0], config) if isinstance(kind, str) else None
-
-
-def _generation(kind: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Family, and the generation in words."""
-    if kind != "chatglm":
-        return kind, WORDS["cpm"] if is_cpm(config) else None
-    which = generation(config)
-    return "chatglm" if which in ("first", "slim") else which, WORDS[which]
+def memory_of(spec: ModelSpec) -> dict[str, int] | None:
+    """Bytes of the weights alone, in 16 bits and quantised; None for a network whose tensors are not known."""
+    widths = {"float16": None, "int8": Recipe(8), "int4": Recipe(4)}
+    sizes = {name: spec.weight_bytes(recipe) for name, recipe in widths.items()}
+    return {name: size for name, size in sizes.items() if size is not None} or None
 
 
 def _code(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from glmchat.checkpoints import chatglm, chatglm2, gpt2, llama, transformers
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -53,3 +53,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """The measures that a configuration tells. Raises Damaged."""
     return family_of(config).parse(config)
+
+
+def spec_of(config: Mapping[str, Any]) -> ModelSpec | None:
+    """As `parse`; None where a configuration tells too little or nothing that can be. Never raises."""
+    try:
+        return parse(config)
+    except GlmchatError:
+        return None

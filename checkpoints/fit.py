@@ -13,20 +13,23 @@ since the cache beside packed weights is counted in the type that the engine set
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.gguf_sizes import gguf_sizes
-from glmchat.checkpoints.describe import counts_of
+from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.folder_check import check_folder
-from glmchat.core.errors import DoesNotFit
+from glmchat.checkpoints.gguf_file import PACKED, open_gguf
+from glmchat.checkpoints.gguf_names import config_of
+from glmchat.checkpoints.recipe import Recipe, packed_bytes
+from glmchat.checkpoints.spec import Layout, ModelSpec
+from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
-from glmchat.hub.weight_counts import guess_weights, number, stored_width
 
 # Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what
 # the allocator keeps of freed scratch, some 15 MB (torch 2.13, x86-64); then the process that renders chat templates,
@@ -35,11 +38,11 @@ RUNTIME = 320_000_000
 HELPER = 20_000_000
 _NO_TEMPLATE = ("chatglm", "gpt2")
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
-LONGEST_CONTEXT = 32_768  # tokens; the engine reserves no more unless it is asked for
-DEFAULT_CONTEXT = 4096  # tokens, where the config names none
+LONGEST_CONTEXT = 32_768  # tokens of what a model allows, unless more is asked for: the cache is reserved in one piece
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-_EASILY = 0.4  # of the free memory: what float32 weights may take before the engine chooses bfloat16
-_ROOMY = 0.7  # of the free memory: what packed weights and a full float32 cache may take before it does
+_EASILY = 0.4  # of the free memory: what dense float32 weights may take before bfloat16 is chosen
+_ROOMY = 0.7  # of the free memory: what packed weights and a full float32 cache may take before it is
+_USUAL_INPUTS = 4096  # of a matrix of which only the number of weights is known
 FIT_CONTEXTS = (2048, 8192, 32768)
 
 
@@ -87,9 +90,9 @@ def fit_table(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[Fit]
 
     Weights that are quantised already have one way. Empty where the files say too little.
     """
-    config = measures(folder)
-    own = _length(config)
-    lengths = sorted({min(c, own) for c in contexts} | {min(own, LONGEST_CONTEXT)})
+    config, spec = config_at(folder), spec_at(folder)
+    own = min(spec.context, LONGEST_CONTEXT) if spec is not None else LONGEST_CONTEXT
+    lengths = sorted({min(length, own) for length in contexts} | {own})
     free = available_memory()
     rows = []
     for quant in (None, *(() if _is_quantised(folder, config) else (8, 4))):
@@ -121,28 +124,40 @@ def estimate(
     folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
     """What loading `folder` (or a GGUF file) takes; None where its files say too little."""
-    stored = _stored(folder)
+    stored = stored_bytes(folder)
     if not stored:
         return None
-    config = measures(folder)
-    length = context or min(_length(config), LONGEST_CONTEXT)
-    sizes = gguf_sizes(folder) if folder.is_file() else None
-    counts = counts_of(config) or guess_weights(stored // stored_width(config), config)
-    wide = _width(dtype, 4 * counts.parameters)
-    if sizes is not None:
-        weights = sizes.weights
-        width = _packed_width(dtype, weights, _cache(config, length, 4))
-    elif _is_quantised(folder, config):
-        weights = stored
-        width = _packed_width(dtype, weights, _cache(config, length, 4))
-    elif quant is not None:
-        width = _packed_width(dtype, counts.bytes_in_memory(quant, wide), _cache(config, length, 4))
-        weights = counts.bytes_in_memory(quant, width)
+    config, spec = config_at(folder), spec_at(folder)
+    length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
+    counted = counted_spec(spec, config, stored)
+    free, wide_cache = available_memory(), counted.cache_bytes(length, 4)
+    packed, wide = _packed_weights(folder, config, stored, 4), counted.weight_bytes(width=4) or 0
+    if packed is None and quant is not None:
+        packed = counted.weight_bytes(Recipe(quant), 4)
+    if dtype is not None:
+        width = 4 if dtype == "float32" else 2
+    elif packed is not None:
+        width = 4 if packed_fits_in_float32(packed, wide_cache, free) else 2
     else:
-        width = wide
-        weights = counts.bytes_in_memory(None, width)
+        width = 4 if not has_bf16() and (folder.is_file() or fits_in_float32(wide, free)) else 2
+    weights = _packed_weights(folder, config, stored, width)
+    if weights is None:
+        weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
-    return Memory(weights, _cache(config, length, width), _scratch(config, length, width), runtime)
+    return Memory(weights, counted.cache_bytes(length, width), _scratch(counted, length, width), runtime)
+
+
+def fits_in_float32(weights: int, free: int | None) -> bool:
+    """The rule by which a CPU without bfloat16 instructions computes dense weights in float32, where it is faster.
+
+    weights: bytes of them in float32.
+    """
+    return free is None or weights < _EASILY * free
+
+
+def packed_fits_in_float32(weights: int, cache: int, free: int | None) -> bool:
+    """The same for activations beside packed weights. cache: bytes of the whole context in float32."""
+    return free is None or weights + cache <= _ROOMY * free
 
 
 def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | None:
@@ -159,7 +174,7 @@ def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | 
 def check(
     model: str, folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model (checkpoints/folder_check.py), DoesNotFit
+    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model, DoesNotFit
     with the numbers and the nearest thing that fits (exit 4)."""
     check_folder(folder)
     needed, free = estimate(folder, quant, dtype, context), available_memory()
@@ -174,7 +189,7 @@ def check(
     raise memory_words(model, needed.total, free, others)
 
 
-def _stored(folder: Path) -> int:
+def stored_bytes(folder: Path) -> int:
     """Bytes of the weight files."""
     if folder.is_file():
         return folder.stat().st_size
@@ -184,67 +199,72 @@ def _stored(folder: Path) -> int:
     return sum(f.stat().st_size for f in files)
 
 
-def measures(folder: Path) -> dict[str, Any]:
-    """config.json, or the same names from a GGUF file's header."""
-    if folder.is_file():
-        return dict(sizes.config) if (sizes := gguf_sizes(folder)) is not None else {}
-    try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+def config_at(path: Path) -> dict[str, Any]:
+    """config.json of a folder, or a GGUF file's header in the same words; {} where neither can be read."""
+    if path.is_file():
+        try:
+            return config_of(open_gguf(path))
+        except (GlmchatError, OSError):
+            return {}
+    return small_json(path / "config.json")
 
 
-def _is_quantised(folder: Path, config: dict[str, Any]) -> bool:
+def spec_at(path: Path) -> ModelSpec | None:
+    """The measures of the network in a folder or GGUF file; None where its files say too little."""
+    return spec_of(config_at(path))
+
+
+def counted_spec(spec: ModelSpec | None, config: Mapping[str, Any], stored: int) -> ModelSpec:
+    """A spec whose weights can be counted: of a network that is not known, from the bytes of its files.
+
+    Then the embedding and the head are taken out, and the rest is one matrix of a usual width.
+    """
+    if spec is not None and spec.layout is not None:
+        return spec
+    return guess_spec(spec, config, stored // (4 if config.get("torch_dtype", config.get("dtype")) == "float32" else 2))
+
+
+def guess_spec(spec: ModelSpec | None, config: Mapping[str, Any], parameters: int) -> ModelSpec:
+    """As `counted_spec`, where the number of weights is known."""
+    if spec is None:
+        spec = ModelSpec(str(config.get("model_type") or ""), 0, 0, 0, 0, 0, 0, 0, LONGEST_CONTEXT)
+    matrix, layers = (spec.vocab_size, spec.hidden_size), max(spec.layers, 1)
+    count = min(1 if config.get("tie_word_embeddings") else 2, parameters // (prod(matrix) or parameters + 1))
+    left = parameters - count * prod(matrix)
+    rows = left // layers // _USUAL_INPUTS
+    ends = {f"ends.{number}.weight": matrix for number in range(count)}
+    rest = {**ends, "rest": (left - layers * rows * _USUAL_INPUTS,)}
+    guess = Layout("layers", {"linear.weight": (rows, _USUAL_INPUTS)}, rest, tuple(ends))
+    return replace(spec, layers=layers, layout=lambda _: guess)
+
+
+def _is_quantised(folder: Path, config: Mapping[str, Any]) -> bool:
     if folder.is_file() or any(folder.glob("*.gguf")):
         return True
     return "quantization_config" in config or bool(config.get("quantization_bit"))
 
 
-def _width(dtype: str | None, wide: int) -> int:
-    """Bytes of an activation. wide: dense weights in float32, taken where bfloat16 is slow and they fit easily."""
-    if dtype is not None:
-        return 4 if dtype == "float32" else 2
-    free = available_memory()
-    return 2 if has_bf16() or (free is not None and wide > _EASILY * free) else 4
+def _packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: int) -> int | None:
+    """Bytes in memory of weights that their file holds quantised; None where it holds none.
 
-
-def _packed_width(dtype: str | None, weights: int, cache: int) -> int:
-    """Bytes of an activation beside packed weights: four, unless the float32 `cache` leaves too little room.
-
-    The engine decides by the same rule (engine/placement.py, settle_dtype) where the C kernel runs.
+    width: bytes of an activation, in which everything else is kept.
     """
-    if dtype is not None:
-        return 4 if dtype == "float32" else 2
-    free = available_memory()
-    return 2 if free is not None and weights + cache > _ROOMY * free else 4
+    if not path.is_file():
+        return stored if _is_quantised(path, config) else None
+    try:
+        file = open_gguf(path)
+    except (GlmchatError, OSError):
+        return stored
+    tensors = list(file.tensors.values())
+    packed = [tensor for tensor in tensors if tensor.type_name in PACKED and len(tensor.shape) == 2]
+    dense = width * (sum(prod(t.shape) for t in tensors) - sum(prod(t.shape) for t in packed))
+    held = (packed_bytes(t.shape[0], t.shape[1], PACKED[t.type_name], 32) for t in packed)
+    return dense + sum(held) if packed else None
 
 
-def _length(config: dict[str, Any]) -> int:
-    """Tokens of the model's own context."""
-    names = ("seq_length", "max_sequence_length", "max_position_embeddings", "n_positions")
-    return number(config, *names) or DEFAULT_CONTEXT
-
-
-def _cache(config: dict[str, Any], context: int, width: int) -> int:
-    layers = number(config, "num_hidden_layers", "num_layers", "n_layer")
-    heads = number(config, "num_attention_heads", "n_head")
-    hidden = number(config, "hidden_size", "n_embd")
-    if not (layers and heads and hidden):
-        return 0
-    groups = number(config, "multi_query_group_num") if config.get("multi_query_attention") else None
-    groups = groups or number(config, "num_key_value_heads") or heads
-    head = number(config, "head_dim", "kv_channels") or hidden // heads
-    return 2 * layers * groups * head * context * width
-
-
-def _scratch(config: dict[str, Any], context: int, width: int) -> int:
+def _scratch(spec: ModelSpec, context: int, width: int) -> int:
     """One piece of a prompt on its way through a layer: the attention's scores, or what the feed-forward part holds."""
-    ffn = number(config, "intermediate_size", "inner_hidden_size", "ffn_hidden_size", "n_inner")
-    hidden = number(config, "hidden_size", "n_embd") or 1024
-    heads = number(config, "num_attention_heads", "n_head") or 1
-    vocabulary = number(config, "padded_vocab_size", "vocab_size") or 65_000
     rows = min(SCRATCH_TOKENS, context)
-    scores = rows * context * heads * 4
-    feeding = rows * 2 * (ffn or 4 * hidden) * width
-    return max(scores, feeding) + vocabulary * 4 * 4
+    scores = rows * context * (spec.heads or 1) * 4
+    feeding = rows * 2 * (spec.ffn_size or 4096) * width
+    return max(scores, feeding) + (spec.vocab_size or 65_000) * 4 * 4

@@ -1,6 +1,6 @@
 """Folders that cannot be run are refused before the engine is started, without torch: in a blink, not in seconds.
 
-The engine would refuse them too, by the same functions of core/, and also what only torch can tell (shapes, a pickle
+The engine would refuse them too, by the same functions, and also what only torch can tell (shapes, a pickle
 that holds more than tensors).
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import refuse_absurd
-from glmchat.checkpoints.describe import describe_config
+from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
 from glmchat.core.errors import Damaged
@@ -37,11 +37,11 @@ def check_folder(folder: Path) -> None:
 
 def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
     """A network that could not be in these files even at four bits is not the one they hold."""
-    network = describe_config(config)
-    if network is None or not network.layers or not network.hidden_size:
+    network = spec_of(config)
+    if network is None:
         return
     # Families whose parameters are not counted have at least one square matrix in each layer.
-    least = _LEAST * (network.parameters or network.layers * network.hidden_size**2)
+    least = _LEAST * (network.parameters() or network.layers * network.hidden_size**2)
     held = sum(file.stat().st_size for file in files)
     if least > held:
         raise Damaged(

@@ -13,19 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import Any, NoReturn, cast
 
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
-# value type -> (numpy dtype, bytes); 8 is a string and 9 an array
+# value type -> (its letter in `struct`, bytes); 8 is a string and 9 an array
 _SCALARS = {
-    0: ("<u1", 1), 1: ("<i1", 1), 2: ("<u2", 2), 3: ("<i2", 2), 4: ("<u4", 4), 5: ("<i4", 4), 6: ("<f4", 4),
-    7: ("?", 1), 10: ("<u8", 8), 11: ("<i8", 8), 12: ("<f8", 8),
+    0: ("B", 1), 1: ("b", 1), 2: ("H", 2), 3: ("h", 2), 4: ("I", 4), 5: ("i", 4), 6: ("f", 4), 7: ("?", 1),
+    10: ("Q", 8), 11: ("q", 8), 12: ("d", 8),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MOST_STRINGS = 1_500_000  # the largest vocabularies hold 262,144 pieces and about twice as many merges
@@ -34,11 +32,18 @@ _MOST_FIELDS = 65_536
 _MOST_TENSORS = 100_000
 _MOST_ELEMENTS = 2**42
 
-# Types that are read without the gguf package: number -> (name, elements per block, bytes per block).
-NATIVE_TYPES: Mapping[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
-    30: ("BF16", 1, 2),
+# GGML's number of a type -> (name, elements in a block, bytes of a block); tests compare it with the gguf package.
+TYPES: Mapping[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
+PACKED: Mapping[str, int] = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}  # types that stay packed in memory -> bits; groups of 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def _opened(path: Path, changed: int, size: int) -> GGUFFile:
 
 
 class GGUFFile:
-    """A validated GGUF file: `metadata` (key -> value; arrays of numbers are numpy views), `tensors`, and its bytes."""
+    """A validated GGUF file: `metadata` (key -> value; arrays of numbers as views), `tensors`, its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,16 +159,9 @@ class GGUFFile:
         return tensors
 
     def _type(self, kind: int, name: str) -> tuple[str, int, int]:
-        if kind in NATIVE_TYPES:
-            return NATIVE_TYPES[kind]
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        try:
-            known = GGMLQuantizationType(kind)
-            block, block_bytes = GGML_QUANT_SIZES[known]
-        except (ValueError, KeyError):
+        if kind not in TYPES:
             self._lie(f"{one_line(name, 60)} is of the unknown type {kind}")
-        return known.name, int(block), int(block_bytes)
+        return TYPES[kind]
 
     def _tensor_record(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
@@ -181,19 +179,19 @@ class GGUFFile:
 
     def _value(self, kind: int, key: str, depth: int) -> Any:
         if kind in _SCALARS:
-            dtype, width = _SCALARS[kind]
-            return np.frombuffer(self._take(width), dtype)[0].item()
+            letter, width = _SCALARS[kind]
+            return struct.unpack(f"<{letter}", self._take(width))[0]
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY or depth > 2:
             self._lie(f"the field {one_line(key, 60)} is of the unknown type {kind}")
         inner, length = self._integer("<I", 4), self._integer("<Q", 8)
         if inner in _SCALARS:
-            dtype, width = _SCALARS[inner]
+            letter, width = _SCALARS[inner]
             if length > (self.size - self._at) // width:
                 self._lie(f"the field {one_line(key, 60)} claims {length} values")
             at, self._at = self._at, self._at + length * width
-            return np.frombuffer(self.bytes, dtype, count=length, offset=at)
+            return memoryview(self.bytes)[at : self._at].cast(cast(Any, letter))  # mapped, not copied
         if length > min((self.size - self._at) // 8, _MOST_STRINGS - self._strings):
             self._lie(f"the field {one_line(key, 60)} claims {length} entries")
         if inner == _STRING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from glmchat.checkpoints.compressed import is_ours_to_read
 from glmchat.checkpoints.config import integer, number, token_ids
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.checkpoints.vocabularies import WORDS, is_cpm
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -59,4 +59,27 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
             "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",
         },
+        layout=layout,
+    )
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """The head is the embedding matrix. Files hold the linear layers as [in, out]."""
+    hidden, ffn = spec.hidden_size, spec.ffn_size
+    return Layout(
+        "transformer.h",
+        {
+            **norm("ln_1", hidden, True),
+            **linear("attn.c_attn", 3 * hidden, hidden, True),
+            **linear("attn.c_proj", hidden, hidden, True),
+            **norm("ln_2", hidden, True),
+            **linear("mlp.c_fc", ffn, hidden, True),
+            **linear("mlp.c_proj", hidden, ffn, True),
+        },
+        {
+            "transformer.wte.weight": (spec.vocab_size, hidden),
+            "transformer.wpe.weight": (spec.context, hidden),
+            **norm("transformer.ln_f", hidden, True),
+        },
+        ("transformer.wte.weight",),
     )

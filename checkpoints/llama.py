@@ -7,11 +7,11 @@ from typing import Any
 
 from glmchat.checkpoints.compressed import is_ours_to_read
 from glmchat.checkpoints.config import integer, number, token_ids
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 
-_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
 _ROPE_TYPES = ("default", "none", "linear", "llama3")
 
 
@@ -34,7 +34,7 @@ def matches(config: Mapping[str, Any]) -> bool:
     kind = config.get("model_type")
     sliding = config.get("sliding_window") and (kind == "mistral" or config.get("use_sliding_window"))
     return (
-        kind in _TYPES
+        kind in TYPES
         and not sliding
         and not config.get("num_local_experts")
         and config.get("hidden_act", "silu") in ("silu", "swish")
@@ -109,4 +109,34 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             "tied": tied,
             "ignored": ("lm_head.weight",) if tied else (),  # some files repeat the embedding under this name
         },
+        layout=layout,
+    )
+
+
+def layout(spec: ModelSpec) -> Layout:
+    """Of all that the family's configurations can say."""
+    extra, hidden, ffn, head = spec.extra, spec.hidden_size, spec.ffn_size, spec.head_dim
+    queries, keys = spec.heads * head, spec.kv_heads * head
+    norms = norm("self_attn.q_norm", head, False) | norm("self_attn.k_norm", head, False)
+    ends = ("model.embed_tokens.weight",) if extra["tied"] else ("model.embed_tokens.weight", "lm_head.weight")
+    return Layout(
+        "model.layers",
+        {
+            **norm("input_layernorm", hidden, False),
+            **linear("self_attn.q_proj", queries, hidden, extra["qkv_bias"]),
+            **linear("self_attn.k_proj", keys, hidden, extra["qkv_bias"]),
+            **linear("self_attn.v_proj", keys, hidden, extra["qkv_bias"]),
+            **linear("self_attn.o_proj", hidden, queries, extra["output_bias"]),
+            **(norms if extra["head_norms"] else {}),
+            **norm("post_attention_layernorm", hidden, False),
+            **linear("mlp.gate_proj", ffn, hidden, extra["ffn_bias"]),
+            **linear("mlp.up_proj", ffn, hidden, extra["ffn_bias"]),
+            **linear("mlp.down_proj", hidden, ffn, extra["ffn_bias"]),
+        },
+        {
+            **dict.fromkeys(ends, (spec.vocab_size, hidden)),
+            **norm("model.norm", hidden, False),
+            **({"model.rope_freqs": (head // 2,)} if extra["rope_freqs"] else {}),
+        },
+        ends,
     )

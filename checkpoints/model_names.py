@@ -5,12 +5,12 @@ Shapes cannot tell two models of one architecture apart; the names that trainers
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
 
 BESIDE = "glmchat.json"  # the note beside a model that glmchat made or stored
@@ -28,7 +28,7 @@ def names_of(path: Path, config: Mapping[str, Any], *others: object) -> list[str
     for part in path.parts:
         if part.startswith("models--"):  # the hub's cache
             found.append(part.removeprefix("models--").replace("--", "/", 1))
-    note = _note(path if path.is_dir() else path.parent)
+    note = small_json((path if path.is_dir() else path.parent) / BESIDE)
     found += [note.get("repo"), note.get("base"), note.get("name")]
     found += [config.get("_name_or_path"), config.get("name_or_path"), path.name, *others]
     return list(dict.fromkeys(one_line(name, 120) for name in found if isinstance(name, str) and name.strip("./")))
@@ -56,11 +56,3 @@ def canonical(name: str) -> str:
 def is_telling(name: str) -> bool:
     """The name holds a model's size, and so is more than the name of somebody's folder."""
     return bool(_SIZE.search(re.split(r"[/\\]", name.rstrip("/\\"))[-1].replace("_", "-")))
-
-
-def _note(folder: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads((folder / BESIDE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -6,8 +6,10 @@ What a config.json leaves to transformers' own defaults is not known here; the e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from glmchat.checkpoints import llama
 from glmchat.checkpoints.config import integer, token_ids
 from glmchat.checkpoints.spec import ModelSpec
 
@@ -17,7 +19,12 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
-    """Raises Damaged where the configuration says too little, or something absurd."""
+    """Raises Damaged where the configuration says too little, or something absurd.
+
+    Llamas that are computed elsewhere (sliding windows, other scalings) have the tensors of Llamas all the same.
+    """
+    if config["model_type"] in llama.TYPES and not config.get("num_local_experts"):
+        return replace(llama.parse(config), family=config["model_type"], generation="through transformers")
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) else config  # models that also see or hear
     hidden = integer(text, "hidden_size", "n_embd", "d_model")

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import read_json
 from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 

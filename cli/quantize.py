@@ -115,7 +115,7 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
 
 
 def _recipe(bits: int, group_size: str, embeddings: str, *, symmetric: bool, fast: bool) -> dict[str, Any]:
-    """The fields of engine.quantize.replace.Recipe, which refuses what no kernel takes."""
+    """The fields of checkpoints.recipe.Recipe, which refuses what no kernel takes."""
     ends = {"auto": None, "4": 4, "8": 8, "16": 0}
     if embeddings not in ends:
         raise Usage(

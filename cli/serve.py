@@ -132,9 +132,9 @@ def _options(
     port: int,
 ) -> ServeOptions:
     from glmchat.chat import model_choice
-from glmchat.checkpoints import fit
     from glmchat.chat.connect import engine_options
     from glmchat.chat.launch import LaunchOptions
+    from glmchat.checkpoints import fit
     from glmchat.core.settings import load_settings
     from glmchat.serve.options import ServeOptions
 

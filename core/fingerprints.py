@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
+from glmchat.core.json_files import small_json
 
 SMALL = 512 * 2**20  # bytes; up to here a file is hashed whole, once
 _BLOCK = 64 * 1024
@@ -53,7 +54,7 @@ class FilePrint:
 
 def fingerprint(paths: Iterable[Path]) -> tuple[FilePrint, ...]:
     """One print for each file, believing what is known of files that have not changed since. Raises OSError."""
-    noted = _load()
+    noted = small_json(_notes())
     fresh: dict[str, Any] = {}
     prints = []
     for path in paths:
@@ -129,8 +130,7 @@ def _known(path: Path, real: Path, told: os.stat_result) -> str | None:
     manifest = path.parent / _MANIFEST
     try:
         written = manifest.stat().st_mtime_ns
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-        files = data["files"]
+        files = small_json(manifest)["files"]
         entry = next(f for f in files if f["path"] == path.name)
         same = entry["size"] == told.st_size and told.st_mtime_ns <= written
         return f"sha256:{entry['sha256']}" if same and entry.get("sha256") else None
@@ -140,14 +140,6 @@ def _known(path: Path, real: Path, told: os.stat_result) -> str | None:
 
 def _notes() -> Path:
     return locations.state_dir() / "fingerprints.json"
-
-
-def _load() -> dict[str, Any]:
-    try:
-        data = json.loads(_notes().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _save(notes: Mapping[str, Any]) -> None:

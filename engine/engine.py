@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
-LONGEST_CONTEXT = 32_768  # of what a model allows, unless more is asked for: the cache is reserved in one piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def fill(
     Tensors are taken in the order of the files and brought to `dtype` one by one, so that the working set is the result
     and one shard.
     """
-    table = match_names(model, source, checkpoint)
+    table = match_names(source, checkpoint)
     kept = _in_float32(model)
     cache = open_cache(checkpoint)
     sweep = Sweep(weight_files_of(checkpoint.path))
@@ -137,10 +137,10 @@ def _in_float32(model: nn.Module) -> set[str]:
     }
 
 
-def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
+def match_names(source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
     """Parameter -> checkpoint name, for all of them. Raises Damaged that names each tensor that is in the way."""
     family = checkpoint.family
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    shapes = checkpoint.spec.shapes()
     table: dict[str, str] = {}
     left_over: list[str] = []
     misshapen: list[str] = []
@@ -149,7 +149,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
         parameter = family.rename(name)
         if parameter is None or parameter in checkpoint.spec.extra.get("ignored", ()):
             continue
-        expected = wanted.get(parameter)
+        expected = shapes.get(parameter)
         if expected is None:
             left_over.append(name)
             continue
@@ -159,7 +159,7 @@ def match_names(model: nn.Module, source: WeightSource, checkpoint: Checkpoint) 
             other = model_of_embedding(shape) if "word_embeddings" in name else other
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
-    missing = [name for name in wanted if name not in table]
+    missing = [name for name in shapes if name not in table]
     refuse_names(family.name, missing, left_over, misshapen, other)
     return table
 

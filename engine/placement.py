@@ -6,19 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import psutil
 import torch
 
+from glmchat.checkpoints.fit import counted_spec, fits_in_float32, packed_fits_in_float32, stored_bytes
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory, physical_cores
+from glmchat.core.machine import available_memory, has_bf16, physical_cores
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.quantize.linear import QuantLinear
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ROOMY = 0.7  # of the free memory: what weights and a full float32 cache may take; chat/preflight.py counts with it too
 # Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
 # stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
 _LAYERS = 4
@@ -65,16 +64,10 @@ def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torc
         return _DTYPES[asked]
     if device != "cpu":
         return torch.bfloat16
-    spec = checkpoint.spec
     # Measured without such instructions: 128 rows of 16384 x 4096 take 183 ms in float32 and 903 ms in bfloat16.
-    layer = spec.hidden_size * (spec.hidden_size * 2 + spec.kv_heads * spec.head_dim * 2 + spec.ffn_size * 3)
-    bytes_wide = 4 * (spec.layers * layer + 2 * spec.vocab_size * spec.hidden_size)
-    fits = checkpoint.gguf is not None or bytes_wide < psutil.virtual_memory().available * 0.4
-    return torch.float32 if fits and not _has_bf16() else torch.bfloat16
-
-
-def _has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    weights = counted_spec(checkpoint.spec, checkpoint.config, stored_bytes(checkpoint.path)).weight_bytes(width=4) or 0
+    fits = checkpoint.gguf is not None or fits_in_float32(weights, available_memory())
+    return torch.float32 if fits and not has_bf16() else torch.bfloat16
 
 
 def settle_dtype(model: LanguageModel, device: str, context: int) -> None:
@@ -86,12 +79,10 @@ def settle_dtype(model: LanguageModel, device: str, context: int) -> None:
     """
     if device != "cpu" or stored_bits(model) is None:
         return
-    spec = model.spec
-    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * 4
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     free = available_memory()  # mapped weights count as free
+    roomy = packed_fits_in_float32(weights, model.spec.cache_bytes(context, 4), free)
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    roomy = free is None or weights + cache <= _ROOMY * free
     fast = all(layer.kernel.any_dtype for layer in layers)
     set_dtype(model, torch.float32 if roomy and fast else torch.bfloat16, device)
 

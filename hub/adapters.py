@@ -17,6 +17,7 @@ from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed, UnknownModel, Usage
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import installed, manifests, store
@@ -156,7 +157,7 @@ def companions(source: Path) -> list[Path]:
 
 def facts_of(row: Installed) -> dict[str, Any]:
     """What was noted when the adapter was added; {} for a folder that was put there by hand."""
-    noted = installed.small_json(row.path / BESIDE).get("adapter")
+    noted = small_json(row.path / BESIDE).get("adapter")
     return noted if isinstance(noted, dict) else {}
 
 
@@ -182,7 +183,7 @@ def to_json(row: Installed) -> dict[str, Any]:
 def change_force(row: Installed, forced: bool) -> None:
     """Note that the adapter may (or may no longer) be attached to a base it does not name."""
     file = row.path / BESIDE
-    note = installed.small_json(file)
+    note = small_json(file)
     note["adapter"] = {**facts_of(row), "forced": forced}
     store.write_whole(file, json.dumps(note, ensure_ascii=False, indent=1).encode(), mode=0o600)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.hub import catalogue, manifests, store
 from glmchat.hub.references import Reference, parse
@@ -16,13 +17,13 @@ from glmchat.hub.references import Reference, parse
 def load() -> dict[str, str]:
     """Alias -> reference. Raises Damaged if the file is no longer what glmchat wrote."""
     path = _file()
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()):
+    try:
+        data = read_json(path)
+    except Damaged as error:
+        raise _damaged(path, error.message) from None
+    if not all(isinstance(v, str) for v in data.values()):
         raise _damaged(path, "not a table of names")
     return data
 

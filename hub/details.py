@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.describe import Architecture, describe, memory_of
+from glmchat.checkpoints.fit import config_at, counted_spec, guess_spec, spec_at
 from glmchat.hub import selection
 from glmchat.hub.catalogue import Catalogue, Entry
-from glmchat.hub.installed import Installed, small_json
+from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord
-from glmchat.hub.weight_counts import guess_weights, stored_width
 
 
 def details(row: Installed, known: Catalogue) -> dict[str, Any]:
@@ -53,9 +53,10 @@ def _memory(row: Installed, entry: Entry | None, network: Architecture | None) -
         return {row.quant: weights}
     if network is not None and network.memory is not None:
         return {"none": weights, **network.memory}
-    config = small_json(row.path / "config.json") if row.path.is_dir() else {}
-    parameters = (entry.parameters if entry else None) or weights // stored_width(config)
-    return {"none": weights, **memory_of(guess_weights(parameters, config))}
+    config, spec = config_at(row.path), spec_at(row.path)
+    known = entry.parameters if entry else None
+    counted = counted_spec(spec, config, weights) if known is None else guess_spec(spec, config, known)
+    return {"none": weights, **(memory_of(counted) or {})}
 
 
 def _weight_bytes(row: Installed) -> int:

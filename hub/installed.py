@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.describe import describe_config
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
+from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, manifests, selection, store
 from glmchat.hub.catalogue import Catalogue
@@ -104,9 +106,8 @@ def remember(row: Installed) -> None:
 def last_used() -> Installed | None:
     """The model last pulled or run, if it is still here."""
     try:
-        noted = json.loads(_marker().read_text(encoding="utf-8"))
-        path = Path(noted["path"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        path = Path(small_json(_marker())["path"])
+    except (KeyError, TypeError):
         return None
     return next((r for r in list_installed() if r.path == path and r.complete and r.kind != "adapter"), None)
 
@@ -121,8 +122,6 @@ def engine_path(root: Path, files: Iterable[str]) -> Path:
 
 def family_of(config: dict[str, Any]) -> str | None:
     """The family as the engine will call it, as far as a config.json tells it."""
-    from glmchat.checkpoints.describe import describe_config
-
     said = describe_config(config)
     return one_line(said.family, 40) if said else None
 
@@ -323,14 +322,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None
-
-
-def small_json(path: Path) -> dict[str, Any]:
-    """A small JSON object, or {} if it is none. Configs over a megabyte are no configs."""
-    try:
-        if path.stat().st_size > 1_000_000:
-            return {}
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glmchat.core.errors import GlmchatError, UnknownModel, Usage
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, manifests, store
@@ -15,7 +16,6 @@ from glmchat.hub.installed import (
     folder_size,
     list_installed,
     quant_of_folder,
-    small_json,
 )
 from glmchat.hub.manifests import BESIDE
 from glmchat.hub.references import Reference

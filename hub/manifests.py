@@ -15,6 +15,7 @@ from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Hostile
+from glmchat.core.json_files import small_json
 from glmchat.hub import store
 from glmchat.hub.safe_paths import safe_path
 
@@ -90,13 +91,7 @@ def remove(manifest: Manifest) -> None:
 def read(path: Path, *, root: Path | None = None) -> Manifest | None:
     """One manifest, or None if it is not there or is none. `root` overrides the folder written in it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(data, dict):
-        return None
-    try:
-        return _manifest(data, root)
+        return _manifest(small_json(path), root)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, Hostile):
         return None
 

@@ -14,7 +14,6 @@ something a stranger wrote: names are checked, links that leave the folder are r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.file_request import Candidate
@@ -222,23 +222,18 @@ def _file(item: Mapping[str, Any]) -> MirrorFile:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file of the mirror; None if there is no such file. A link is refused: it may lead anywhere."""
-    try:
-        if path.is_symlink():
-            raise Hostile(
-                tr("{path} is a link", path=one_line(str(path))),
-                hint=tr("a mirror holds plain files only"),
-                code="mirror.link",
-            )
-        if path.stat().st_size > _MAX_JSON:
-            raise _unreadable(path)
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if path.is_symlink():
+        raise Hostile(
+            tr("{path} is a link", path=one_line(str(path))),
+            hint=tr("a mirror holds plain files only"),
+            code="mirror.link",
+        )
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError):
+    try:
+        return read_json(path, _MAX_JSON)
+    except Damaged:
         raise _unreadable(path) from None
-    if not isinstance(data, dict):
-        raise _unreadable(path)
-    return data
 
 
 def _unreadable(path: Path) -> Damaged:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, installed, manifests, selection, store
@@ -42,7 +43,7 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     entry = _recognised(records)
     made = manifests.read(root / manifests.BESIDE, root=root)  # a quantised copy of ours, brought from elsewhere
     known = entry or made
-    config = installed.small_json(root / "config.json")
+    config = small_json(root / "config.json")
     manifest = Manifest(
         name=name or (entry.reference if entry else _free_name(path)),
         kind=made.kind if made else "model",

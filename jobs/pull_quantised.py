@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.language import tr
@@ -34,8 +35,6 @@ if TYPE_CHECKING:  # torch is loaded when it is known that there is something to
     from glmchat.engine.quantize.plan import QuantizePlan
     from glmchat.engine.quantize.streaming import Announced
 
-# Of the original's 16 bits, where the tensors are not known yet: codes, scales, and ends that stay at 8 or 16 bits.
-_SHARE = {4: 0.32, 8: 0.54}
 _DENSE_GGUF = re.compile(r"(?i)[-.](bf16|f16|f32)[-.]")
 
 
@@ -127,9 +126,9 @@ def _weights(plan: PullPlan) -> dict[str, int]:
 
 def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Announced, QuantizePlan] | None:
     """Fetch what is small, and plan. None: the weights are one file, which must be here before it can be looked at."""
+    from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.families import identify
     from glmchat.engine.quantize.plan import plan_quantise
-    from glmchat.engine.quantize.replace import Recipe
     from glmchat.engine.quantize.streaming import Announced, index_of
 
     weights = _weights(plan)
@@ -155,7 +154,7 @@ def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Arriva
     weights = _weights(plan)
     planned = _announce(plan, folder, out, bits)
     if planned is None:
-        files, bytes_out, quant, written = list(weights), int(sum(weights.values()) * _SHARE[bits]), f"int{bits}", 0
+        files, bytes_out, quant, written = list(weights), usual_bytes(sum(weights.values()) // 2, bits), f"int{bits}", 0
     else:
         announced, quantised = planned
         files, bytes_out, quant = files_needed(quantised, announced), quantised.bytes_out, quantised.label
@@ -185,9 +184,9 @@ def _tell_arrival(plan: PullPlan, arrival: ArrivalPlan, tell: Tell) -> None:
 
 
 def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, tell: Tell) -> None:
+    from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.quantiser import execute
-    from glmchat.engine.quantize.replace import Recipe
     from glmchat.engine.quantize.streaming import Arriving
     from glmchat.jobs.quantise import Quantising
 
@@ -226,7 +225,7 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
     """The original comes whole and stays (or is here already); then it is quantised."""
     bits, check = request["bits"], request.get("check", False)
     weights = _weights(plan)
-    result = int(sum(weights.values()) * _SHARE[bits])
+    result = usual_bytes(sum(weights.values()) // 2, bits)
     line = tr(
         "the original stays: {fetch} to fetch and about {result} for the copy are needed",
         fetch=human_bytes(plan.disk_needed),
@@ -239,8 +238,8 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
     if not plan.done or check:
         got = pull.execute(plan, ProgressEvents(tell), lambda: False, check=check, waiting=lambda: _say_waiting(tell))
         tell({"event": "done", **got.to_json()})
+    from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.quantize.plan import plan_quantise
-    from glmchat.engine.quantize.replace import Recipe
     from glmchat.jobs.quantise import write
 
     row = staging.as_row(plan, installed.engine_path(plan.root, weights))

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import Interrupted
 from glmchat.core.language import tr
 from glmchat.engine.quantize.plan import QuantizePlan, plan_quantise
 from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-from glmchat.engine.quantize.replace import Recipe
 from glmchat.hub.progress_events import Meter
 from glmchat.jobs.lines import Request, Tell, run
 

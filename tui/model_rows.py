@@ -10,6 +10,7 @@ from rich.text import Text
 
 from glmchat.chat import model_choice
 from glmchat.checkpoints import fit
+from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes, one_line
@@ -96,12 +97,12 @@ def _fits_here(row: Installed, free: int | None) -> Fits:
 
 
 def fits_before_pull(entry: Entry, free: int | None) -> Fits:
-    """From the size of the files alone: weights as they are, or at four and a half bits, and the program."""
+    """From the size of the files alone: weights as they are, or as they usually are at four bits, and the program."""
     size = _size(entry)
     if not size or free is None:
         return "unknown"
     if size + fit.RUNTIME <= free:
         return "yes"
-    if entry.quant == "none" and entry.parameters and entry.parameters * 0.56 + fit.RUNTIME <= free:
+    if entry.quant == "none" and entry.parameters and usual_bytes(entry.parameters, 4) + fit.RUNTIME <= free:
         return "quantised"
     return "no"

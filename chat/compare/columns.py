@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.adapters_choice import known, parse_adapter
+from glmchat.chat.adapters_choice import known, parse_adapter, require_fit
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate
-from glmchat.checkpoints.adapter_fit import require_fit
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
 from glmchat.checkpoints.adapter_soundness import check_lora
-from glmchat.checkpoints.config import integer, number, read_json
+from glmchat.checkpoints.config import integer, number
 from glmchat.checkpoints.model_names import BESIDE
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import open_tensors
@@ -66,7 +67,7 @@ class Adapter:
 
 
 def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> dict[str, Any]:
-    """What tells which models an adapter can fit, from its tensors alone; checkpoints/adapter_fit.py compares it with them.
+    """What tells which models an adapter can fit, from its tensors alone; checkpoints/adapter_fit.py compares it.
 
     layers: the highest one and one. shapes: last part of a layer's name -> [out, in] that its LoRA changes. vocabulary:
     rows of a trained embedding or head. width: numbers that a prefix has for each position.

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from glmchat.checkpoints.adapter_soundness import require_finite
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of, refuse_other_base
-from glmchat.engine.adapters.lora import match
+from glmchat.engine.adapters.lora import match, require_finite
 from glmchat.engine.adapters.prefix_tuning import check_prefix
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel

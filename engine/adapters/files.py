@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.config import read_json
 from glmchat.checkpoints.weight_files import checkpoints, refuse_pointer
 from glmchat.core.errors import Damaged, NotInstalled, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.formats.shards import load_bin, open_folder

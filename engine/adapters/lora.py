@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_settings import LoraSettings
-from glmchat.checkpoints.adapter_soundness import Names, changed_shape, require_finite, split_name
+from glmchat.checkpoints.adapter_soundness import Names, changed_shape, split_name
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -239,3 +239,13 @@ def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> 
     tensor = tensor.to(device=device, dtype=tensor.dtype if keep else torch.float32, copy=True).contiguous()
     require_finite(name, tensor)
     return tensor
+
+
+def require_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise Damaged for NaN or infinity."""
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise Damaged(
+            tr("{name} holds numbers that are not finite (NaN or infinity)", name=one_line(name, 120)),
+            hint=tr("the training broke: use an earlier checkpoint"),
+            code="adapter.not_finite",
+        )

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_soundness import Names
 from glmchat.core.errors import Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
@@ -94,9 +94,9 @@ def merge(
 
 
 def _quantise(merged: Path, out: Path, bits: int) -> None:
+    from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.quantize.plan import plan_quantise
     from glmchat.engine.quantize.quantiser import execute
-    from glmchat.engine.quantize.replace import Recipe
 
     execute(plan_quantise(merged, out, Recipe(bits)))
 
@@ -108,7 +108,7 @@ def _write(
     model = outline(checkpoint)
     modules = modules_of(model)
     matched = match(adapter, modules) if adapter.kind == "lora" else {}
-    tensors = list(_tensors(checkpoint, model, weights, matched, dtype))
+    tensors = list(_tensors(checkpoint, weights, matched, dtype))
     tensors += [
         _Tensor(name, shape, torch.float32, "", "", source=None)
         for name, shape in (adapter.tensors.shapes().items() if adapter.kind != "lora" else ())
@@ -135,28 +135,26 @@ def _write(
 
 def _tensors(
     checkpoint: Checkpoint,
-    model: nn.Module,
     weights: WeightSource,
     matched: Mapping[str, Names],
     dtype: torch.dtype | None,
 ) -> Iterator[_Tensor]:
     turned = checkpoint.family.transposed
     upright = getattr(weights, "upright", ())
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for parameter, name in match_names(model, weights, checkpoint).items():
+    shapes = checkpoint.spec.shapes()
+    for parameter, name in match_names(weights, checkpoint).items():
         stored = weights.read(name)
         own = stored.dtype if isinstance(stored, torch.Tensor) and stored.is_floating_point() else torch.float16
         module, _, leaf = parameter.rpartition(".")
         lies = turned is not None and turned(parameter)
-        shape = tuple(parameters[parameter].shape)
+        shape = shapes[parameter]
         yield _Tensor(
             name, shape[::-1] if lies else shape, dtype or own, module, leaf, lies and name not in upright, name
         )
-    if "lm_head" in matched and "lm_head.weight" not in parameters:
-        rows = parameters["model.embed_tokens.weight"]
+    if "lm_head" in matched and "lm_head.weight" not in shapes:
         embedding = weights.read(_embedding_name(weights))
         own = embedding.dtype if isinstance(embedding, torch.Tensor) else torch.float16
-        yield _Tensor("lm_head.weight", tuple(rows.shape), dtype or own, "lm_head", "weight")
+        yield _Tensor("lm_head.weight", shapes["model.embed_tokens.weight"], dtype or own, "lm_head", "weight")
 
 
 def _shards(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
@@ -216,7 +214,7 @@ def _embedding_name(weights: WeightSource) -> str:
 
 
 def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.dtype) -> None:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     config.pop("quantization_config", None)
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     if untied:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_soundness import require_finite
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
+from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixedModel

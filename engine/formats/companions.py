@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import read_json
 from glmchat.core.errors import Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
@@ -80,5 +80,5 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """GGUF metadata brings numpy numbers and arrays."""
-    return value.tolist()
+    """GGUF metadata brings views of arrays."""
+    return list(value)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glmchat.checkpoints.gguf_file import NATIVE_TYPES, GGUFFile, GGUFTensor
+from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor
 from glmchat.checkpoints.gguf_names import checkpoint_name
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -64,7 +64,7 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(raw, dtype=_DENSE[tensor.type_name]).view(tensor.shape)
-    if tensor.type in NATIVE_TYPES and len(tensor.shape) == 2:
+    if tensor.type_name in PACKED and len(tensor.shape) == 2:
         return _packed(np.frombuffer(raw, np.uint8), tensor)
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -88,7 +88,7 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
 
 def _packed(raw: np.ndarray[Any, np.dtype[np.uint8]], tensor: GGUFTensor) -> Stored:
     out, width = tensor.shape
-    _, block, block_bytes = NATIVE_TYPES[tensor.type]
+    _, block, block_bytes = TYPES[tensor.type]
     blocks = raw.reshape(out, width // block, block_bytes)
     scale = torch.from_numpy(blocks[..., :2].copy().view(np.float16)[..., 0].astype(np.float32))
     if tensor.type_name == "Q8_0":

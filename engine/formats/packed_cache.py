@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed
+from glmchat.core.json_files import small_json
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.safetensors_writer import MappedWriter
 from glmchat.engine.native.cpu import LAYOUT, fits
@@ -168,9 +169,9 @@ def _identity(file: Path, recorded: dict[str, tuple[int, str]]) -> list[Any]:
 def _recorded(folder: Path) -> dict[str, tuple[int, str]]:
     """Name -> (size, sha256) from the folder's own glmchat.json."""
     try:
-        data = json.loads((folder / "glmchat.json").read_text(encoding="utf-8"))
-        return {str(f["path"]): (int(f["size"]), str(f["sha256"] or "")) for f in data["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        files = small_json(folder / "glmchat.json")["files"]
+        return {str(f["path"]): (int(f["size"]), str(f["sha256"] or "")) for f in files}
+    except (ValueError, KeyError, TypeError):
         return {}
 
 

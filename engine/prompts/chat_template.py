@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import read_json
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 

@@ -17,7 +17,6 @@ import torch
 from glmchat.engine.formats.weights import Int4
 from glmchat.engine.native.search import SearchResult, search_native
 
-GROUP_SIZES = (128, 64, 32)
 STEPS = 15
 # What the search cuts off a group's range at its low and high end, as shares of it; cutting makes the steps finer.
 _CUTS = ((0.0, 0.0), (-0.025, -0.025), (0.02, 0.02), (0.04, 0.04), (0.06, 0.06))
@@ -46,11 +45,6 @@ class Codes4:
         """As the engine takes it: weight = (q - 8) * scale + zero."""
         zero = (8.0 - self.zero_point.float()) * self.scale
         return Int4(self.q, self.scale, zero if self.offset is None else zero + self.offset)
-
-
-def group_size(inputs: int) -> int | None:
-    """The largest of 128, 64 and 32 that divides `inputs`, or None."""
-    return next((size for size in GROUP_SIZES if inputs % size == 0), None)
 
 
 def quantise_int4(

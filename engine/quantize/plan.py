@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from glmchat.checkpoints.compressed import is_ours_to_read
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -21,7 +22,7 @@ from glmchat.engine.formats.safetensors_writer import Layout, file_size
 from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.replace import Recipe, quantisable
+from glmchat.engine.quantize.replace import four_bits
 from glmchat.engine.quantize.streaming import Announced
 
 SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
@@ -205,12 +206,10 @@ def incomplete(out: Path) -> Path:
 
 
 def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> Iterator[TensorPlan]:
-    with torch.device("meta"):
-        model = checkpoint.family.build(checkpoint.spec)
-    places = {f"{name}.weight": (inputs, is_end) for name, inputs, is_end in quantisable(model)}
+    places = checkpoint.spec.matrices()
     shapes = weights.shapes()
     transposed = checkpoint.family.transposed
-    for parameter, name in match_names(model, weights, checkpoint).items():
+    for parameter, name in match_names(weights, checkpoint).items():
         stored = weights.read(name)
         turned = transposed is not None and transposed(parameter)
         shape = shapes[name][::-1] if turned else shapes[name]
@@ -320,7 +319,7 @@ def _speed(sample: torch.Tensor, bits: int, recipe: Recipe) -> float:
     for _ in range(2):
         started = time.perf_counter()
         if bits == 4:
-            recipe.four_bits(sample, recipe.group or 128)
+            four_bits(recipe, sample, recipe.group or 128)
         else:
             quantise_int8(sample, fast=recipe.fast)
         seconds = time.perf_counter() - started

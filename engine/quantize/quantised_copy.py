@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
-from glmchat.engine.quantize.replace import Recipe
 
 Report = Callable[[str, float], None]
 

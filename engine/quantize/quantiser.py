@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
@@ -30,7 +31,7 @@ from glmchat.engine.loading import open_weights
 from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, shard_name
-from glmchat.engine.quantize.replace import not_finite
+from glmchat.engine.quantize.replace import four_bits, not_finite
 from glmchat.engine.quantize.streaming import Arriving
 
 _NOTE = "plan.json"  # in the growing folder: which plan its files belong to
@@ -191,7 +192,7 @@ def _packed(
                 return {tensor.name: stored}
             stored = stored.T if tensor.transposed else stored
             if tensor.bits == 4:
-                return _four(tensor, plan.recipe.four_bits(stored, tensor.group), offsets)
+                return _four(tensor, four_bits(plan.recipe, stored, tensor.group), offsets)
             eight = quantise_int8(stored, fast=plan.recipe.fast)
             return _eight(tensor, Int8(eight.q, eight.scale))
         if not bool(torch.isfinite(stored.scale).all()):
@@ -233,7 +234,7 @@ def _eight(tensor: TensorPlan, stored: Int8) -> dict[str, torch.Tensor]:
 def _where(source: Path, name: str) -> str:
     """The tensor, and the shard it stands in if an index says."""
     for index in sorted(source.glob("*.index.json")) if source.is_dir() else []:
-        table = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        table = small_json(index).get("weight_map")
         if isinstance(table, Mapping) and isinstance(table.get(name), str):
             return f"{name} in {table[name]}"
     return name

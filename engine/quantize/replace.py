@@ -3,93 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from glmchat.core.errors import Damaged, Usage
+from glmchat.checkpoints.recipe import Recipe
+from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
-from glmchat.engine.quantize.int4 import GROUP_SIZES, Codes4, group_size, quantise_int4
+from glmchat.engine.quantize.int4 import Codes4, quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a model is quantised.
-
-    bits: of the layers' matrices. group: inputs that share a scale at 4 bits; None takes the largest of 128, 64 and 32
-    that divides a matrix's inputs. ends: bits of the embedding and the head; 0 leaves them as they are, None takes 8
-    unless other programs could then not read the folder (`settled`). portable: zero points are whole numbers wherever
-    that costs little, as other programs know no others; None decides by the family.
-    """
-
-    bits: int
-    group: int | None = None
-    ends: int | None = None
-    symmetric: bool = False
-    fast: bool = False
-    portable: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise Usage(f"{self.bits} bits", hint=tr("4 and 8 are the widths there are"), code="quant.bits")
-        if self.ends not in (None, 0, 4, 8):
-            raise Usage(
-                tr("{ends} bits for embedding and head", ends=self.ends),
-                hint=tr("4, 8, or 0 to leave them"),
-                code="quant.bits",
-            )
-        if self.group is not None and self.group not in GROUP_SIZES:
-            raise Usage(
-                tr("a group size of {group}", group=self.group),
-                hint=tr("128, 64 and 32 are the sizes that every kernel takes, or auto"),
-                code="quant.group",
-            )
-
-    def settled(self, family: str) -> Recipe:
-        """With everything decided. transformers and vLLM read Llamas; the ChatGLM families only glmchat reads.
-
-        transformers decodes a folder with one width for all its matrices, so a four-bit Llama keeps embedding and head
-        in 16 bits.
-        """
-        shared = family == "llama"
-        ends = (0 if self.bits == 4 and shared else 8) if self.ends is None else self.ends
-        return replace(self, ends=ends, portable=shared if self.portable is None else self.portable)
-
-    def four_bits(self, weight: torch.Tensor, group: int) -> Codes4:
-        return quantise_int4(
-            weight, group, fast=self.fast, symmetric=self.symmetric, portable=self.portable is not False
-        )
-
-    def choose(self, name: str, inputs: int, is_end: bool) -> tuple[int, int]:
-        """(bits, group) of one matrix; bits 0 leaves it, group 0 means one scale for each row.
-
-        Raises Usage, with the sizes that divide, if an explicit group size does not.
-        """
-        bits = (8 if self.ends is None else self.ends) if is_end else self.bits
-        if bits != 4:
-            return bits, 0
-        if self.group is None:
-            found = group_size(inputs)
-            return (4, found) if found else (8, 0)  # no group fits: eight bits lose less than padding would cost
-        if inputs % self.group:
-            fitting = ", ".join(str(size) for size in GROUP_SIZES if inputs % size == 0) or "none; use auto"
-            raise Usage(
-                tr(
-                    "a group size of {group} does not divide the {inputs} inputs of {name}",
-                    group=self.group,
-                    inputs=inputs,
-                    name=one_line(name),
-                ),
-                hint=tr("sizes that do: {fitting}", fitting=fitting),
-                code="quant.group",
-            )
-        return 4, self.group
+def four_bits(recipe: Recipe, weight: torch.Tensor, group: int) -> Codes4:
+    """The codes of one matrix [out, in] by the recipe."""
+    return quantise_int4(
+        weight, group, fast=recipe.fast, symmetric=recipe.symmetric, portable=recipe.portable is not False
+    )
 
 
 def quantise_model(
@@ -147,7 +80,7 @@ def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe)
     assert isinstance(weight, torch.Tensor)
     try:
         if bits == 4:
-            four = recipe.four_bits(weight, group).stored()
+            four = four_bits(recipe, weight, group).stored()
             linear = QuantLinear.from_int4(four.q, four.scale, four.zero)
         else:
             eight = quantise_int8(weight, fast=recipe.fast)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from glmchat.checkpoints.config import read_json
 from glmchat.checkpoints.weight_files import shards_of
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
@@ -60,9 +60,7 @@ class Announced:
 
 
 def _shapes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = checkpoint.family.build(checkpoint.spec)
-    known = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    known = checkpoint.spec.shapes()
     transposed = checkpoint.family.transposed
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:

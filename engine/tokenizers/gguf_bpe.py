@@ -37,7 +37,7 @@ def bpe_from_gguf(metadata: Mapping[str, Any]) -> HFTokenizer:
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not isinstance(merges, list) or not tokens:
         raise _broken("it has no tokens or no merges")
-    kinds = [1] * len(tokens) if types is None else types.tolist()
+    kinds = [1] * len(tokens) if types is None else list(types)
     if len(kinds) != len(tokens):
         raise _broken(f"{len(tokens)} tokens have {len(kinds)} types")
     pairs = [tuple(merge.split(" ")) for merge in merges]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from glmchat.checkpoints.config import read_json
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import Tokenizer

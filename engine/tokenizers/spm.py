@@ -110,10 +110,10 @@ def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
             code="tokenizer.damaged",
         )
     model = proto.ModelProto()
-    for text, score, kind in zip(tokens, scores.tolist(), types.tolist(), strict=True):
+    for text, score, kind in zip(tokens, scores, types, strict=True):
         model.pieces.add(piece=text, score=score, type=kind if kind in (1, 2, 3, 4, 5, 6) else 1)
     model.trainer_spec.model_type = proto.TrainerSpec.BPE
-    model.trainer_spec.byte_fallback = bool((types == 6).any())
+    model.trainer_spec.byte_fallback = 6 in types
     for field, key in (("unk_id", "unknown"), ("bos_id", "bos"), ("eos_id", "eos"), ("pad_id", "padding")):
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
         setattr(model.trainer_spec, field, value if isinstance(value, int) and value < len(tokens) else -1)

@@ -6,18 +6,25 @@ import json
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES
 
 from glmchat.checkpoints import fit
 from glmchat.core.errors import DoesNotFit
+from glmchat.engine.families import identify
+from glmchat.engine.loading import load_model
+from glmchat.engine.native.cpu import NativeCpu
 
 GB = 10**9
+NO_KERNEL = NativeCpu().unavailable()
 
 
 @pytest.fixture
 def chatglm(tmp_path, monkeypatch):
     """The measures of ChatGLM-6B, without its weights: a sparse file of their size."""
-    config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 130528,
+    config = {"model_type": "chatglm", "num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32,
+              "vocab_size": 130528, "bos_token_id": 130004,
               "inner_hidden_size": 16384, "max_sequence_length": 2048, "torch_dtype": "float16"}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
@@ -26,6 +33,7 @@ def chatglm(tmp_path, monkeypatch):
         file.seek(0, 2)
         file.write(b"PK\x05\x06" + bytes(18))  # the end of a zip archive without entries
     monkeypatch.setattr(fit, "has_bf16", lambda: True)
+    monkeypatch.setattr(fit, "check_folder", lambda folder: None)  # whose vocabulary would be asked for too
     return tmp_path
 
 
@@ -42,17 +50,18 @@ def test_the_words_name_what_is_needed_what_is_free_and_what_fits():
 def test_weights_cache_and_scratch_are_counted_from_the_config_alone(chatglm, monkeypatch):
     monkeypatch.setattr(fit, "available_memory", lambda: 8 * GB)
     whole = fit.estimate(chatglm)
-    assert whole.weights == 12_346_621_952
+    assert whole.weights == 2 * 6_173_286_400  # as published
     assert whole.cache == 2 * 28 * 4096 * 2048 * 2
     assert 13.2 * GB < whole.total < 14.2 * GB
     assert fit.estimate(chatglm, context=8192).cache == 4 * whole.cache
-    assert 3.5 * GB < fit.estimate(chatglm, 4).total < 5.5 * GB
+    assert 3.5 * GB < fit.estimate(chatglm, 4, "bfloat16").total < 5.5 * GB
     assert fit.estimate(chatglm, 8).total < whole.total * 0.6
     assert fit.estimate(chatglm, dtype="float32").weights == 2 * whole.weights
 
 
 def test_a_model_with_few_key_heads_has_a_small_cache(tmp_path, chatglm):
-    config = {"num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32, "multi_query_attention": True,
+    config = {"model_type": "chatglm", "num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32,
+              "multi_query_attention": True, "rmsnorm": True, "padded_vocab_size": 65024,
               "multi_query_group_num": 2, "kv_channels": 128, "seq_length": 8192}  # fmt: skip
     (chatglm / "config.json").write_text(json.dumps(config))
     assert fit.estimate(chatglm).cache == 2 * 28 * 2 * 128 * 8192 * 2
@@ -90,28 +99,59 @@ def test_int4_of_six_billion_weights_fits_a_limit_of_six_gigabytes_with_a_cache_
     assert fit.check("chatglm-6b", chatglm, quant=4).cache == 2 * 28 * 4096 * 2048 * 4
 
 
-def test_a_gguf_file_counts_what_it_will_be_in_memory(tmp_path):
-    from gguf import GGUFWriter
+KINDS = {
+    "token_embd": "Q8_0", "ffn_gate": "Q4_0", "ffn_up": "Q4_1", "ffn_down": "Q8_0", "attn_q": "Q6_K", "attn_k": "F16",
+}  # fmt: skip
 
-    file = tmp_path / "m.gguf"
-    writer = GGUFWriter(file, "llama")
-    writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_embedding_length(64)
-    writer.add_context_length(128)
-    writer.add_token_list(["a", "b"])
-    writer.add_tensor("f32", np.zeros((64, 32), np.float32))
-    writer.add_tensor("q4_1", np.zeros((2, 20), np.uint8), raw_dtype=GGMLQuantizationType.Q4_1)
-    writer.add_tensor("q6_k", np.zeros((1, 210), np.uint8), raw_dtype=GGMLQuantizationType.Q6_K)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
-    found = fit.estimate(file, dtype="bfloat16")
-    assert found.weights == 64 * 32 * 4 + 2 * 20 + 256 * 2, "a K-quantised tensor is dequantised to 16 bits"
-    assert found.cache == 2 * 2 * 2 * 16 * 128 * 2
-    for length in range(0, 400, 7):  # cut anywhere: no estimate, or one from the file's size, but never a crash
-        (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:length])
-        fit.estimate(tmp_path / "cut.gguf")
+
+@pytest.fixture
+def gguf(tmp_path):
+    """Writes a Llama of one layer and of zeros, whose matrices are packed, dense, or of a type that is dequantised."""
+
+    def write(kinds):
+        writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+        writer.add_block_count(1)
+        writer.add_head_count(4)
+        writer.add_head_count_kv(2)
+        writer.add_embedding_length(256)
+        writer.add_feed_forward_length(512)
+        writer.add_context_length(128)
+        writer.add_layer_norm_rms_eps(1e-5)
+        ffn = {"ffn_gate": (512, 256), "ffn_up": (512, 256), "ffn_down": (256, 512)}
+        heads = {"attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256), "attn_output": (256, 256)}
+        layer = {f"blk.0.{name}": shape for name, shape in (ffn | heads).items()}
+        norms = dict.fromkeys(("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"), (256,))
+        for name, shape in {"token_embd": (320, 256), **layer, **norms}.items():
+            kind = GGMLQuantizationType[kinds.get(name.rpartition(".")[2], "F32")]
+            block, size = GGML_QUANT_SIZES[kind]
+            raw = np.zeros((*shape[:-1], shape[-1] // block * size), np.uint8)
+            writer.add_tensor(f"{name}.weight", raw, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / "m.gguf"
+
+    return write
+
+
+@pytest.mark.skipif(NO_KERNEL is not None, reason=f"the C kernel, whose layout is counted, is not here: {NO_KERNEL}")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kinds", [{}, KINDS, dict.fromkeys(KINDS, "Q4_0"), dict.fromkeys(KINDS, "F16")])
+def test_a_gguf_file_takes_the_bytes_in_memory_that_were_told(gguf, kinds, dtype):
+    file = gguf(kinds)
+    model = load_model(identify(file), dtype=getattr(torch, dtype))
+    memory = fit.estimate(file, dtype=dtype)
+    assert memory.weights == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    assert memory.cache == 2 * 2 * 64 * 128 * (2 if dtype == "bfloat16" else 4)
+
+
+def test_a_gguf_file_that_is_cut_off_is_weighed_by_its_size_or_not_at_all(gguf, tmp_path):
+    data = gguf(KINDS).read_bytes()
+    for length in range(0, 1200, 13):
+        (tmp_path / "cut.gguf").write_bytes(data[:length])
+        memory = fit.estimate(tmp_path / "cut.gguf")
+        assert memory is None if length == 0 else memory.weights <= 4 * length
 
 
 def test_the_starter_models_estimate_is_near_its_file(starter_model):

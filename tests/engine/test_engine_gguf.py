@@ -9,11 +9,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmchat.checkpoints.gguf_file import GGUFFile
+from glmchat.checkpoints.gguf_file import TYPES, GGUFFile
 from glmchat.core.errors import Damaged, GlmchatError, Hostile
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
@@ -204,3 +204,7 @@ def test_a_file_that_hides_a_program_in_its_template_is_stopped(tmp_path: Path, 
     with pytest.raises(Hostile):
         engine.render([{"role": "user", "content": "a"}])
     assert list(engine.generate(IDS, Sampling(temperature=0, max_tokens=2)))
+
+
+def test_the_sizes_of_every_type_are_those_of_the_gguf_package() -> None:
+    assert {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()} == TYPES

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
 from glmchat.engine.formats.compressed import pack, pack_zero_points, unpack, unpack_zero_points
@@ -28,7 +29,6 @@ from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
 from glmchat.engine.quantize.quantised_copy import kept_copy
 from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-from glmchat.engine.quantize.replace import Recipe
 
 IDS = [1, 5, 9, 200, 33, 7]
 
@@ -384,7 +384,7 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_final_name_and_the_next_r
         "import sys, time\nfrom pathlib import Path\nfrom dataclasses import replace\n"
         "from glmchat.engine.quantize.plan import plan_quantise\n"
         "from glmchat.engine.quantize.quantiser import execute\n"
-        "from glmchat.engine.quantize.replace import Recipe\n"
+        "from glmchat.checkpoints.recipe import Recipe\n"
         f"plan = plan_quantise(Path({str(llama)!r}), Path({str(out)!r}), Recipe(4))\n"
         "count = len(plan.tensors)\n"
         "plan = replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))\n"

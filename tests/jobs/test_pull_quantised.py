@@ -21,12 +21,12 @@ from hub_helpers import glmchat, last_json
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.cli.main import run
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
-from glmchat.engine.quantize.replace import Recipe
 from glmchat.hub import store
 from glmchat.jobs import pull_quantised, staging
 

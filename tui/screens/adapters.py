@@ -18,7 +18,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from glmchat.chat import adapters_choice
-from glmchat.checkpoints.adapter_fit import Base, Misfit, unfit
+from glmchat.chat.adapters_choice import unfit
+from glmchat.checkpoints.adapter_fit import Base, Misfit
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
