@@ -33,6 +33,11 @@ class Names:
         (self.tensors if kind.startswith("lora_") else self.replaced)[kind] = name
 
 
+def incomplete_adapter(sentence: str, hint: str) -> Damaged:
+    """The error for an adapter of which a part is missing, or of which two parts do not belong together."""
+    return Damaged(sentence, hint=hint, code="adapter.incomplete")
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight" or "bias"."""
     for wrapper in _WRAPPERS:
@@ -65,15 +70,14 @@ def check_lora(shapes: Mapping[str, Shape], settings: LoraSettings) -> None:
                 changed_shape(layer, shapes[names.tensors[one]], shapes[names.tensors[other]], settings)
             elif one in names.tensors or other in names.tensors:
                 there, lacking = (one, other) if one in names.tensors else (other, one)
-                raise Damaged(
+                raise incomplete_adapter(
                     tr(
                         "the adapter holds {there} of {layer} and lacks its {lacking}",
                         there=there,
                         layer=one_line(layer, 120),
                         lacking=lacking,
                     ),
-                    hint=tr("the file is incomplete: fetch it again"),
-                    code="adapter.incomplete",
+                    tr("the file is incomplete: fetch it again"),
                 )
 
 

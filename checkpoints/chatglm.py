@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.config import flag, integer, number, token_ids
+from glmchat.checkpoints.config import absurd, flag, integer, number, token_ids
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm, prefix_encoder
 from glmchat.checkpoints.vocabularies import WORDS, generation
 from glmchat.core.errors import Damaged
@@ -31,14 +31,13 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     heads = integer(config, "num_attention_heads", default=32)
     vocab = integer(config, "vocab_size", default=150528)
     if hidden % heads or (hidden // heads) % 4:
-        raise Damaged(
+        raise absurd(
             tr(
                 "config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
                 hidden=hidden,
                 heads=heads,
             ),
-            hint=tr("fetch config.json again from the model's repository"),
-            code="config.absurd",
+            tr("fetch config.json again from the model's repository"),
         )
     slim = generation(config) == "slim"
     shift = IMAGE_TOKENS if slim else 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.config import flag, integer, number, require, token_ids
+from glmchat.checkpoints.config import absurd, flag, integer, number, require, token_ids
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm, prefix_encoder
 from glmchat.checkpoints.vocabularies import WORDS, generation
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 
 CHATGLM3_ROLES = (64794, 64795, 64796, 64797)  # <|system|> <|user|> <|assistant|> <|observation|>
@@ -31,15 +30,14 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     width = integer(config, "kv_channels", default=128)
     vocab = integer(config, "padded_vocab_size", "vocab_size", default=65024)
     if heads % groups or width % 4:
-        raise Damaged(
+        raise absurd(
             tr(
                 "config.json: {heads} heads of {width} do not divide among {groups} groups",
                 heads=heads,
                 width=width,
                 groups=groups,
             ),
-            hint=tr("fetch config.json again from the model's repository"),
-            code="config.absurd",
+            tr("fetch config.json again from the model's repository"),
         )
     eos = token_ids(config.get("eos_token_id", 2), vocab)
     if family == "chatglm3":

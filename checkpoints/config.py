@@ -27,6 +27,11 @@ _MAY_BE_NONE_AT_ALL = ("pre_seq_len",)
 _ANY = 2**24
 
 
+def absurd(sentence: str, hint: str) -> Damaged:
+    """The error for a configuration whose numbers cannot be: `sentence` says which."""
+    return Damaged(sentence, hint=hint, code="config.absurd")
+
+
 def integer(
     config: Mapping[str, Any], *names: str, low: int = 1, high: int | None = None, default: int | None = None
 ) -> int:
@@ -40,14 +45,13 @@ def integer(
             continue
         most = _LARGEST.get(name, _ANY) if high is None else high
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
-            raise Damaged(
+            raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-                hint=tr(
+                tr(
                     "a whole number between {low} and {high} is expected: the file is damaged or no model",
                     low=low,
                     high=most,
                 ),
-                code="config.absurd",
             )
         return value
     if default is not None:
@@ -75,10 +79,9 @@ def number(
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise Damaged(
+            raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-                hint=tr("a number between {low:g} and {high:g} is expected", low=low, high=high),
-                code="config.absurd",
+                tr("a number between {low:g} and {high:g} is expected", low=low, high=high),
             )
         return float(value)
     if default is not None:
@@ -96,10 +99,9 @@ def flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise Damaged(
+        raise absurd(
             tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-            hint=tr("true or false is expected: the file is damaged or no model"),
-            code="config.absurd",
+            tr("true or false is expected: the file is damaged or no model"),
         )
     return value
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import refuse_absurd
+from glmchat.checkpoints.config import absurd, refuse_absurd
 from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 
@@ -44,7 +43,7 @@ def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
     least = _LEAST * (network.parameters() or network.layers * network.hidden_size**2)
     held = sum(file.stat().st_size for file in files)
     if least > held:
-        raise Damaged(
+        raise absurd(
             tr(
                 "config.json describes {layers} layers of width {width}, at least {least}; the weights are {held}",
                 layers=network.layers,
@@ -52,6 +51,5 @@ def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
                 least=human_bytes(int(least)),
                 held=human_bytes(held),
             ),
-            hint=tr("config.json is damaged or of another model: fetch it again"),
-            code="config.absurd",
+            tr("config.json is damaged or of another model: fetch it again"),
         )

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.compressed import is_ours_to_read
-from glmchat.checkpoints.config import integer, number, token_ids
+from glmchat.checkpoints.config import absurd, integer, number, token_ids
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.checkpoints.vocabularies import WORDS, is_cpm
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 
 
@@ -32,14 +31,13 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     heads = integer(config, "n_head", "num_attention_heads", default=12)
     vocab = integer(config, "vocab_size", default=50257)
     if hidden % heads:
-        raise Damaged(
+        raise absurd(
             tr(
                 "the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
                 heads=heads,
                 hidden=hidden,
             ),
-            hint=tr("pull the model again"),
-            code="config.absurd",
+            tr("pull the model again"),
         )
     bos = token_ids(config.get("bos_token_id"), vocab)
     return ModelSpec(

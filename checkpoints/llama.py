@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.compressed import is_ours_to_read
-from glmchat.checkpoints.config import integer, number, token_ids
+from glmchat.checkpoints.config import absurd, integer, number, token_ids
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
@@ -51,22 +50,20 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     kv_heads = integer(config, "num_key_value_heads", high=2048, default=heads)
     head_dim = integer(config, "head_dim", high=2**13, default=max(hidden // heads, 1))
     if heads % kv_heads or head_dim % 2:
-        raise Damaged(
+        raise absurd(
             tr(
                 "{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
                 heads=heads,
                 head_dim=head_dim,
                 kv_heads=kv_heads,
             ),
-            hint=tr("config.json is damaged: pull the model again"),
-            code="config.absurd",
+            tr("config.json is damaged: pull the model again"),
         )
     rotated = integer(config, "rotary_dim", high=2**13, default=head_dim)
     if rotated != head_dim:
-        raise Damaged(
+        raise absurd(
             tr("only {rotated} of {head_dim} dimensions of a head are rotated", rotated=rotated, head_dim=head_dim),
-            hint=tr("no model of the Llama family is like this"),
-            code="config.absurd",
+            tr("no model of the Llama family is like this"),
         )
     vocab = integer(config, "vocab_size", high=2**22)
     rope = _rope(config)

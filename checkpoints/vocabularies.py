@@ -34,6 +34,11 @@ _MODELS = {
 _LONG = {16.0: "chatglm2", 50.0: "chatglm3"}  # rope_ratio of chatglm2-6b-32k and of chatglm3-6b-32k, as published
 
 
+def damaged_vocabulary(sentence: str, hint: str) -> Damaged:
+    """The error for a file that is no vocabulary, or not all of one."""
+    return Damaged(sentence, hint=hint, code="tokenizer.damaged")
+
+
 def generation(config: Mapping[str, Any]) -> str:
     """A key of WORDS; "first" and "slim" are the two of ChatGLM-6B. Never raises.
 
@@ -232,10 +237,9 @@ def _count_pieces(path: Path, data: bytes) -> int:
         if at > size or not pieces:
             raise ValueError
     except (IndexError, ValueError):
-        raise Damaged(
+        raise damaged_vocabulary(
             tr("{name} ({size} bytes) is no SentencePiece vocabulary", name=one_line(path.name), size=f"{size:,}"),
-            hint=tr("the download broke off or the file is another one: pull it again"),
-            code="tokenizer.damaged",
+            tr("the download broke off or the file is another one: pull it again"),
         ) from None
     return pieces
 

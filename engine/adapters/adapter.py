@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
-from glmchat.checkpoints.adapter_soundness import check_lora
+from glmchat.checkpoints.adapter_soundness import check_lora, incomplete_adapter
 from glmchat.checkpoints.config import integer, number
 from glmchat.checkpoints.model_names import BESIDE
 from glmchat.core.errors import Damaged, Usage
@@ -154,10 +154,9 @@ def _thudm(found: dict[str, Any]) -> Adapter:
     shapes = found["tensors"].shapes()
     shape = shapes.get(f"{PREFIX}embedding.weight", ())
     if len(shape) != 2:
-        raise Damaged(
+        raise incomplete_adapter(
             tr("this P-Tuning prefix has no embedding"),
-            hint=tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX),
-            code="adapter.incomplete",
+            tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX),
         )
     length = shape[0]
     path: Path = found["path"]
@@ -180,9 +179,7 @@ def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
     length = integer(found["config"], "num_virtual_tokens", high=1 << 16)
     shape = shapes.get("prompt_embeddings", ())
     if len(shape) != 2:
-        raise Damaged(
-            tr("this adapter holds no prompt_embeddings"), hint=tr("the file is incomplete"), code="adapter.incomplete"
-        )
+        raise incomplete_adapter(tr("this adapter holds no prompt_embeddings"), tr("the file is incomplete"))
     if shape[0] != length:
         raise Damaged(
             tr(

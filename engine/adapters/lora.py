@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_settings import LoraSettings
-from glmchat.checkpoints.adapter_soundness import Names, changed_shape, split_name
+from glmchat.checkpoints.adapter_soundness import Names, changed_shape, incomplete_adapter, split_name
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -130,15 +130,14 @@ def _check_complete(found: Mapping[str, Names], modules: Modules, settings: Lora
     wanted = [name for name, module in modules.items() if _is_target(name, module, settings)]
     missing = [name for name in wanted if name not in found or not found[name].tensors]
     if missing:
-        raise Damaged(
+        raise incomplete_adapter(
             tr(
                 "the adapter holds nothing for {n} of the {total} layers that it targets: {names}",
                 n=len(missing),
                 total=len(wanted),
                 names=one_line(", ".join(missing[:3]), 200),
             ),
-            hint=tr("the file is incomplete, or was trained on a model of fewer layers"),
-            code="adapter.incomplete",
+            tr("the file is incomplete, or was trained on a model of fewer layers"),
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from glmchat.checkpoints.adapter_soundness import incomplete_adapter
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
@@ -86,18 +87,15 @@ def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> No
     inner = sizes.get("trans.0.weight", ())
     wanted = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
     if set(sizes) != wanted or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
-        raise Damaged(
+        raise incomplete_adapter(
             tr(
                 "the prefix encoder's parts do not belong together: {parts}",
                 parts=", ".join(f"{k} {list(v)}" for k, v in sizes.items()),
             ),
-            hint=tr("the file is incomplete, or of two trainings"),
-            code="adapter.incomplete",
+            tr("the file is incomplete, or of two trainings"),
         )
     if sizes["trans.0.bias"] != (outer[1],) or sizes["trans.2.bias"] != (outer[0],):
-        raise Damaged(
-            tr("the prefix encoder's biases do not fit"), hint=tr("the file is damaged"), code="adapter.incomplete"
-        )
+        raise incomplete_adapter(tr("the prefix encoder's biases do not fit"), tr("the file is damaged"))
     _expect(outer[0], width, _what(spec))
 
 

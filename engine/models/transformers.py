@@ -15,6 +15,7 @@ from torch import nn
 
 from glmchat.checkpoints.config import integer, token_ids
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.errors import Damaged, Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -272,14 +273,13 @@ def _converted(folder: Path) -> HFTokenizer:
         )
         return wrap(found.backend_tokenizer)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
-        raise Damaged(
+        raise damaged_vocabulary(
             tr(
                 "the vocabulary in {folder} cannot be read: {error}",
                 folder=one_line(str(folder)),
                 error=one_line(str(error), 120),
             ),
-            hint=tr("pull the model again; a tokenizer that needs its own code cannot be used"),
-            code="tokenizer.damaged",
+            tr("pull the model again; a tokenizer that needs its own code cannot be used"),
         ) from None
 
 

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Lower
 from tokenizers.models import BPE
 
+from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -83,8 +84,6 @@ def _cutter(pre: Any, space: bool) -> Any:
 
 
 def _broken(what: str) -> Damaged:
-    return Damaged(
-        tr("the vocabulary in this GGUF file is broken: {what}", what=what),
-        hint=tr("pull the model again"),
-        code="tokenizer.damaged",
+    return damaged_vocabulary(
+        tr("the vocabulary in this GGUF file is broken: {what}", what=what), tr("pull the model again")
     )

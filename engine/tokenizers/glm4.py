@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tiktoken
 
-from glmchat.checkpoints.vocabularies import read_vocabulary, require_kind
+from glmchat.checkpoints.vocabularies import damaged_vocabulary, read_vocabulary, require_kind
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -76,8 +76,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 
 def _damaged(path: Path, data: bytes) -> Damaged:
-    return Damaged(
+    return damaged_vocabulary(
         tr("{name} ({data:,} bytes) is no tiktoken vocabulary", name=one_line(path.name), data=len(data)),
-        hint=tr("fetch tokenizer.model again from THUDM/glm-4-9b-chat"),
-        code="tokenizer.damaged",
+        tr("fetch tokenizer.model again from THUDM/glm-4-9b-chat"),
     )

@@ -18,9 +18,14 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.checkpoints.vocabularies import check_rows, read_vocabulary, require_kind, vocabulary_file
+from glmchat.checkpoints.vocabularies import (
+    check_rows,
+    damaged_vocabulary,
+    read_vocabulary,
+    require_kind,
+    vocabulary_file,
+)
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -138,15 +143,14 @@ def _byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
     try:
         lower = Lower(BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:  # noqa: BLE001 - the tokenizers package raises plain Exception
-        raise Damaged(
+        raise damaged_vocabulary(
             tr(
                 "{name} and {name2} are no GPT-2 vocabulary: {error}",
                 name=one_line(vocabulary.name),
                 name2=merges.name,
                 error=one_line(str(error), 120),
             ),
-            hint=tr("pull the model again"),
-            code="tokenizer.damaged",
+            tr("pull the model again"),
         ) from None
     lower.pre_tokenizer = ByteLevel(add_prefix_space=False)
     lower.decoder = ByteLevelDecoder()

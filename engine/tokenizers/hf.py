@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Lower
 
+from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -106,14 +106,13 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
             raise ValueError("it is larger than 256 MB")
         return wrap(Lower.from_file(str(path)))
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
-        raise Damaged(
+        raise damaged_vocabulary(
             tr(
                 "tokenizer.json in {folder} cannot be read: {error}",
                 folder=one_line(str(folder)),
                 error=one_line(str(error), 120),
             ),
-            hint=tr("pull the model again, or verify it"),
-            code="tokenizer.damaged",
+            tr("pull the model again, or verify it"),
         ) from None
 
 

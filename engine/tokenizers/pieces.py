@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from glmchat.core.errors import Damaged
+from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -34,10 +34,9 @@ def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError, TypeError):
-        raise Damaged(
+        raise damaged_vocabulary(
             tr("{name} ({data:,} bytes) is no SentencePiece vocabulary", name=one_line(path.name), data=len(data)),
-            hint=tr("the download broke off or the file is another one: pull it again"),
-            code="tokenizer.damaged",
+            tr("the download broke off or the file is another one: pull it again"),
         ) from None
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import sentencepiece
 
+from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -88,10 +88,9 @@ def _processor(serialized: bytes, where: str, add_bos: bool = True) -> SentenceP
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
     except (RuntimeError, OSError, ValueError) as error:
-        raise Damaged(
+        raise damaged_vocabulary(
             tr("the vocabulary {where} cannot be read: {error}", where=where, error=one_line(str(error), 120)),
-            hint=tr("pull the model again, or verify it"),
-            code="tokenizer.damaged",
+            tr("pull the model again, or verify it"),
         ) from None
     bos = processor.bos_id()
     return SentencePieceTokenizer(processor, bos if add_bos and bos >= 0 else None)
@@ -104,10 +103,9 @@ def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     tokens, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or scores is None or types is None or not len(tokens) == len(scores) == len(types):
-        raise Damaged(
+        raise damaged_vocabulary(
             tr("the vocabulary in this GGUF file is broken: pieces, scores and types do not fit together"),
-            hint=tr("pull the model again"),
-            code="tokenizer.damaged",
+            tr("pull the model again"),
         )
     model = proto.ModelProto()
     for text, score, kind in zip(tokens, scores, types, strict=True):
