@@ -110,9 +110,10 @@ def window(url: str, model: str | None) -> str:
 
 async def _window(url: str, model: str | None) -> str:
     from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.engine_options import EngineOptions
     from glmchat.tui.app import GlmchatApp
 
-    app = GlmchatApp(LaunchOptions(server=url, model=model, sampling={"max_tokens": 60}))
+    app = GlmchatApp(LaunchOptions(EngineOptions(model=model), server=url, sampling={"max_tokens": 60}))
     async with app.run_test(size=(100, 30)) as pilot:
 
         async def until(true: Callable[[], object], seconds: float = 90) -> None:

@@ -57,9 +57,11 @@ from pathlib import Path
 from fake_server import fake_command
 from glmchat.chat.engine_process import start_engine
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.engine_options import EngineOptions
 from glmchat.tui.app import GlmchatApp
 behaviour = json.loads({behaviour!r})
-app = GlmchatApp(LaunchOptions(model="fake", folder=Path("/fake/model"), sampling={{"max_tokens": 10_000_000}}),
+engine = EngineOptions(folder=Path("/fake/model"), model="fake")
+app = GlmchatApp(LaunchOptions(engine, sampling={{"max_tokens": 10_000_000}}),
                  start=lambda options: start_engine(options, command=fake_command(**behaviour)))
 app.run()
 """

@@ -148,7 +148,7 @@ def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) ->
 def use(session: ChatSession, wanted: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
     """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
     if launch.server is None:
-        require_usable(wanted, launch.folder, force=force)
+        require_usable(wanted, launch.engine.folder, force=force)
     session.use_adapters(wanted)
 
 
@@ -159,7 +159,7 @@ def keep_fitting(session: ChatSession, launch: LaunchOptions) -> tuple[str, ...]
     for one in session.adapters:
         try:
             known((one,))
-            require_fit((one,), launch.folder)
+            require_fit((one,), launch.engine.folder)
             kept.append(one)
         except GlmchatError:
             lost.append(one[0])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
+from glmchat.chat.engine_process import EngineProcess, start_engine
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.checkpoints import fit
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
@@ -51,23 +52,15 @@ class Connection:
 
 def engine_options(launch: LaunchOptions) -> EngineOptions:
     """Raises Usage if no model was chosen. Every adapter in the store may be asked for later."""
-    if launch.folder is None:
-        raise Usage(tr("no model was chosen"), hint=tr("name one, or `glmchat list`"), code="model.none")
+    folder = launch.engine.require_folder()
     adapters = tuple((row.name, row.path) for row in installed.list_adapters())
-    return EngineOptions(
-        folder=launch.folder,
-        model=launch.model or launch.folder.name,
-        revision=launch.revision,
-        quant=launch.quant,
-        quant_label=launch.quant_label,
-        copy=launch.copy,
-        dtype=launch.dtype,
-        device=launch.device or "auto",
-        threads=launch.threads,
-        context=launch.context,
-        adapters=adapters,
-        sampling=dict(launch.defaults),
-    )
+    return replace(launch.engine, model=launch.engine.model or folder.name, adapters=adapters)
+
+
+def require_fit(options: EngineOptions) -> None:
+    """Raises what tells beforehand that a load would fail: DoesNotFit, Damaged, NotInstalled …"""
+    folder = options.require_folder()
+    fit.check(options.model or folder.name, folder, options.quant, options.dtype, options.context)
 
 
 def connect(
@@ -82,7 +75,7 @@ def connect(
     if launch.server is not None:
         return _to_server(launch)
     options = engine_options(launch)
-    fit.check(options.model, options.folder, options.quant, options.dtype, options.context)
+    require_fit(options)
     process = start_engine(options)
     try:
         process.wait_ready(on_progress, cancelled)
@@ -93,8 +86,8 @@ def connect(
 
 
 def _to_server(launch: LaunchOptions) -> Connection:
-    endpoint = Endpoint(launch.server, key=launch.api_key, model=launch.model)
-    if launch.model is None:
+    endpoint = Endpoint(launch.server, key=launch.api_key, model=launch.engine.model)
+    if launch.engine.model is None:
         endpoint.choose_model()
     return Connection(endpoint, identity_of(launch, endpoint))
 
@@ -114,8 +107,8 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
 
     return ModelIdentity(
         model=endpoint.model,
-        revision=launch.revision or told("revision"),
-        quant=launch.quant_label or told("quant"),
+        revision=launch.engine.revision or told("revision"),
+        quant=launch.engine.quant_label or told("quant"),
         context=row.context if row else None,
         family=told("family") or launch.family,
         launch=None if launch.server is not None else _loaded(launch),
@@ -124,13 +117,13 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
 
 def _loaded(launch: LaunchOptions) -> dict[str, Any]:
     """What the engine was told to load, so that a replay can load it again."""
-    copied = launch.copy is not None and launch.quant is not None
-    folder = Path(launch.copy["out"]) if launch.copy is not None and copied else launch.folder
+    copied = launch.engine.copy is not None and launch.engine.quant is not None
+    folder = Path(launch.engine.copy["out"]) if launch.engine.copy is not None and copied else launch.engine.folder
     return {
         "folder": str(folder.expanduser().absolute()) if folder else None,
-        "quant": None if copied else launch.quant,
-        "device": launch.device,
-        "context": launch.context,
+        "quant": None if copied else launch.engine.quant,
+        "device": launch.engine.device,
+        "context": launch.engine.context,
     }
 
 
@@ -141,13 +134,13 @@ def open_session(
 
     Raises Usage for an unknown conversation, a setting out of range or a broken config.
     """
-    folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
+    folder = launch.engine.files_folder
     return ChatSession(
         history,
         connection.endpoint if connection else None,
         launch.resume,
-        identity=connection.identity if connection else ModelIdentity(model=launch.model, family=launch.family),
-        ranks=ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder),
+        identity=connection.identity if connection else ModelIdentity(model=launch.engine.model, family=launch.family),
+        ranks=ranks_for_launch(launch.sampling, catalogue=launch.engine.sampling, folder=folder),
         system=launch.system,
         default_system=settings.system,
         adapters=launch.adapters,

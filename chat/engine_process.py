@@ -12,13 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_log import last_words, new_log
 from glmchat.checkpoints.fit import smaller_hint
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted
 from glmchat.core.language import language, tr
 from glmchat.core.machine import oom_kills, physical_cores
@@ -28,44 +27,6 @@ STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this 
 DYING_SECONDS = 1.0
 POLL_SECONDS = 0.03
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "GLMCHAT_API_KEY")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What to load. folder: a checkpoint folder or GGUF file; model: the name answers and the window show.
-
-    quant: 4 or 8, or None for the weights as they are; quant_label: how the weights are named ("q4_1", "int4-g128").
-    adapters: (store name, folder) of adapters that may be asked for; sampling: defaults for what a request leaves open.
-    """
-
-    folder: Path
-    model: str
-    revision: str | None = None
-    quant: int | None = None
-    quant_label: str | None = None
-    copy: Mapping[str, Any] | None = None  # where the quantised copy is kept: {"out": folder, "manifest": {…}}
-    dtype: str | None = None
-    device: str | None = None  # None: a GPU where there is one
-    threads: int | None = None
-    context: int | None = None
-    adapters: tuple[tuple[str, Path], ...] = ()
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_arguments(self, uds: Path) -> list[str]:
-        """The command line of `python -m glmchat.serve`, as serve/options.py reads it."""
-        import json
-
-        arguments = [f"--folder={self.folder.expanduser().absolute()}", f"--model={self.model}"]
-        arguments += [f"--uds={uds}", "--lifeline"]
-        for name in ("device", "revision", "quant", "quant_label", "dtype", "threads", "context"):
-            if (value := getattr(self, name)) is not None:
-                arguments.append(f"--{name.replace('_', '-')}={value}")
-        if self.copy is not None:
-            arguments.append("--copy=" + json.dumps(dict(self.copy)))
-        arguments += [f"--adapter={name}={folder}" for name, folder in self.adapters]
-        if self.sampling:
-            arguments.append("--sampling=" + json.dumps(dict(self.sampling)))
-        return arguments
 
 
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -130,14 +91,13 @@ class EngineProcess:
         self.socket_path = new_socket_path()
         self.log_file, log = new_log()
         self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
-        self._command = tuple(command)
         self._oom_before = oom_kills()
         self._stopped = False
         self._load_error: GlmchatError | None = None
         self._lock = threading.Lock()
         with log:
             self._process = subprocess.Popen(
-                [*command, *options.to_arguments(self.socket_path)],
+                [*command, f"--uds={self.socket_path}", "--lifeline", *options.to_arguments()],
                 cwd="/",
                 env=engine_environment(),
                 stdin=subprocess.PIPE,
@@ -217,7 +177,7 @@ class EngineProcess:
                 code = self._process.wait(DYING_SECONDS)
         if code is None or self._stopped:
             return None
-        smaller = smaller_hint(self.options.folder, self.options.quant, self.options.context)
+        smaller = smaller_hint(self.options.require_folder(), self.options.quant, self.options.context)
         return cause_of_death(code, self.log_file, self._oom_before, smaller)
 
     def stop(self) -> None:
@@ -237,11 +197,6 @@ class EngineProcess:
                 ):  # in uninterruptible sleep: the kernel ends it later
                     self._process.wait(0.5)
             self.socket_path.unlink(missing_ok=True)
-
-    def restart(self) -> EngineProcess:
-        """A new engine with the same options; this one is stopped first."""
-        self.stop()
-        return start_engine(self.options, command=self._command)
 
 
 def start_engine(options: EngineOptions, *, command: Sequence[str] | None = None) -> EngineProcess:

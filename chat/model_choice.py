@@ -98,17 +98,17 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
     copy = None
     if bits is not None and options.keep_copy:
         copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
-    return replace(
-        options,
+    engine = replace(
+        options.engine,
         model=name,
         folder=row.path,
         revision=row.revision,
-        family=row.family,
         quant=bits,
         copy=copy,
         quant_label=f"int{bits}" if bits else quantised,
-        defaults=defaults_of(row),
+        sampling=dict(defaults_of(row)),
     )
+    return replace(options, engine=engine, family=row.family)
 
 
 def _stored_bits(quant: str) -> int | None:

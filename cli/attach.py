@@ -77,9 +77,17 @@ def attach(
     found = _read_along(conversation)
     if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
         return
+    from glmchat.cli.engine_flags import EngineFlags
     from glmchat.cli.run import run
 
-    run(resume=found, plain=plain, server=server, api_key_file=api_key_file, finish_on_hangup=True)
+    run(
+        resume=found,
+        plain=plain,
+        server=server,
+        api_key_file=api_key_file,
+        finish_on_hangup=True,
+        engine=EngineFlags(),
+    )
 
 
 def _to_stop(owner: str | None) -> str:

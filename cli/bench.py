@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.cli.events import cancelled_by_interrupt
-from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 
 def register(app: typer.Typer) -> None:
-    app.command("bench")(bench)
+    app.command("bench")(with_engine_flags(bench, without=("revision",)))
 
 
 def bench(
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
     ] = None,
-    quant: Annotated[str | None, typer.Option(metavar="4|8", help="4 or 8 bits.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of context.", min=16)] = None,
+    engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
@@ -36,7 +33,7 @@ def bench(
     from glmchat.chat.jobs import run_job
     from glmchat.core.settings import load_settings
 
-    asked = parse_quant(quant)
+    asked = engine.bits
     settings = load_settings()
     wanted = model_choice.wanted_model(name, settings)
     if wanted is None:
@@ -44,14 +41,7 @@ def bench(
             tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
         )
     row, bits = model_choice.locate(wanted.text, quant=asked)
-    options = EngineOptions(
-        folder=row.path,
-        quant=bits,
-        dtype=parse_dtype(dtype),
-        device=parse_device(device),
-        threads=threads or settings.threads,
-        context=context,
-    )
+    options = replace(engine.options(settings), folder=row.path, quant=bits, context=engine.context)
     rows: list[tuple[Any, ...]] = []
     with cancelled_by_interrupt() as cancelled:
         for event in run_job("bench", {}, arguments=options.to_arguments(), cancelled=cancelled):

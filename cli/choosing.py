@@ -28,7 +28,7 @@ def choose_model(
 ) -> LaunchOptions:
     """The options with the model in them; the choice is named on stderr where the user did not name it."""
     if launch.server is not None:
-        return replace(launch, model=name)
+        return replace(launch, engine=replace(launch.engine, model=name))
     from glmchat.chat.model_choice import launch_installed, locate, wanted_model
     from glmchat.hub import installed
 
@@ -56,10 +56,10 @@ def choose_model(
     with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
         installed.remember(row)
     launch = launch_installed(launch, row, quantised)
-    if quantised is not None and launch.quant is None:
+    if quantised is not None and launch.engine.quant is None:
         output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))
-    elif launch.copy is not None:
-        output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.copy["out"]))))
+    elif launch.engine.copy is not None:
+        output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
     return launch
 
 

@@ -10,6 +10,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_columns
+from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.cli.events import on_interrupt
 from glmchat.core.errors import Interrupted, Usage
 from glmchat.core.language import tr
@@ -17,10 +18,11 @@ from glmchat.core.messages import Sampling
 
 
 def register(app: typer.Typer) -> None:
-    app.command("compare")(compare)
+    app.command("compare")(with_engine_flags(compare, without=("quant", "revision", "dtype", "device")))
 
 
 def compare(
+    *,
     columns: Annotated[
         list[str] | None,
         typer.Argument(
@@ -34,8 +36,7 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A sampling setting of all; repeatable.")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each engine.")] = None,
-    context: Annotated[int | None, typer.Option("--context", min=16, help="Tokens of context to hold.")] = None,
+    engine: EngineFlags,
     one_by_one: Annotated[
         bool, typer.Option("--one-by-one", help="Never two engines at once: speeds can be compared.")
     ] = False,
@@ -68,13 +69,7 @@ def compare(
     settings = load_settings()
     sampling = sampling_changes(setting or [])
     Sampling(**sampling)
-    base = LaunchOptions(
-        sampling=sampling,
-        system=system,
-        device="auto",
-        threads=threads or settings.threads,
-        context=context or settings.context,
-    )
+    base = LaunchOptions(engine=engine.options(settings), sampling=sampling, system=system)
     if resume is not None and (columns or prompt is not None or no_history):
         raise Usage(
             tr("--resume takes columns and prompt from the history"),

@@ -116,9 +116,9 @@ class JsonPrinter:
             {
                 "column": i,
                 "text": c.text,
-                "model": launch.model,
-                "quant": launch.quant_label,
-                "revision": launch.revision,
+                "model": launch.engine.model,
+                "quant": launch.engine.quant_label,
+                "revision": launch.engine.revision,
             }
             for i, (c, launch) in enumerate(zip(comparison.columns, comparison.launches, strict=True))
         ]

@@ -78,7 +78,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
         if not shown:
             bars = output.progress("steps", passing=True)
             shown.extend((bars, bars.__enter__()))
-        shown[1].update(tr("Loading {model}", model=launch.model or ""), round(done * 100), 100)
+        shown[1].update(tr("Loading {model}", model=launch.engine.model or ""), round(done * 100), 100)
 
     try:
         connection = connect(launch, on_progress)

@@ -13,25 +13,26 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.choosing import choose_model
 from glmchat.cli.completion import complete_models
+from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
-from glmchat.core.quant import parse_quant
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
     from glmchat.chat.history.history import History
     from glmchat.chat.launch import LaunchOptions
 
-_SAMPLING, _MODEL, _CHAT = "Sampling", "Model", "Conversation"
+_SAMPLING, _MODEL, _CHAT = "Sampling", "Model", "Conversation"  # the panels of its help
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run")(run)
-    app.command("chat", hidden=True)(run)
+    app.command("run")(with_engine_flags(run))
+    app.command("chat", hidden=True)(with_engine_flags(run))
 
 
 def run(
+    *,
     name: Annotated[
         str | None,
         typer.Argument(
@@ -81,15 +82,10 @@ def run(
         list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", rich_help_panel=_SAMPLING)
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", hidden=True)] = False,
-    quant: Annotated[
-        str | None, typer.Option("--quant", metavar="4|8", help="Run a quantised copy.", rich_help_panel=_MODEL)
-    ] = None,
+    engine: EngineFlags,
     no_keep: Annotated[
         bool, typer.Option("--no-keep", help="With --quant: in memory only, keep no copy.", rich_help_panel=_MODEL)
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Commit, branch or tag.", rich_help_panel=_MODEL)
-    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,16 +99,6 @@ def run(
         bool,
         typer.Option("--force", help="Adapters of another base too; answers say so.", rich_help_panel=_MODEL),
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_MODEL)
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MODEL)
-    ] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, rich_help_panel=_MODEL)] = None,
-    context: Annotated[
-        int | None, typer.Option("--context", min=16, help="Tokens of context to hold.", rich_help_panel=_MODEL)
-    ] = None,
     server: Annotated[
         str | None,
         typer.Option(
@@ -148,16 +134,13 @@ def run(
     ] = False,
 ) -> None:
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
-    from glmchat.chat.launch import LaunchOptions, device_word
+    from glmchat.chat.launch import LaunchOptions
     from glmchat.core.settings import load_settings
 
-    _contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
+    _refuse_contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
+    bits = engine.bits
     if server is not None:
-        _server_loads_nothing(
-            {"--quant": quant, "--revision": revision, "--dtype": dtype, "--threads": threads, "--context": context}
-        )
-    bits = parse_quant(quant)
-    settings = load_settings()
+        _refuse_engine_flags(engine)
     flags: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
@@ -171,18 +154,16 @@ def run(
     }
     sampling = {field: value for field, value in flags.items() if value is not None}
     Sampling(**sampling)  # the ranges, before anything is loaded
+    settings = load_settings()
     launch = LaunchOptions(
+        engine=engine.options(settings),
         keep_copy=not no_keep,
-        dtype=_one_of("--dtype", dtype, ("float32", "bfloat16", "float16")),
-        device=device_word(device),
-        threads=threads or settings.threads,
-        context=context or settings.context,
         server=server,
         api_key=_key(api_key_file) if server else None,
         sampling=sampling,
         system=system,
         history=settings.history and not no_history,
-        theme=_one_of("--theme", theme, ("dark", "light", "contrast", "ansi")),
+        theme=_theme(theme),
         finish_on_hangup=finish_on_hangup,
     )
     question = _Question.of(prompt if prompt is not None else text, messages)
@@ -191,23 +172,17 @@ def run(
         question = question.with_stdin()
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
-        launch = choose_model(launch, name or model, settings, spoken_with, bits, revision, mode)
+        launch = choose_model(launch, name or model, settings, spoken_with, bits, engine.revision, mode)
         if adapter is not None:
             launch = _adapters(launch, adapter, force=force)
         if mode == "once":
             from glmchat.cli.one_shot import answer_once
 
-            raise typer.Exit(
-                answer_once(
-                    history,
-                    launch,
-                    settings,
-                    question.content,
-                    as_json=as_json,
-                    stream=not no_stream,
-                    complete=complete,
-                )
+            stream = not no_stream
+            code = answer_once(
+                history, launch, settings, question.content, as_json=as_json, stream=stream, complete=complete
             )
+            raise typer.Exit(code)
         if mode == "plain":
             from glmchat.cli.line_mode import converse
 
@@ -218,7 +193,7 @@ def run(
 
 def open_window() -> None:
     """Bare `glmchat`: the window with the model last used, or its picker; plain lines where it cannot be shown."""
-    run()
+    run(engine=EngineFlags())
 
 
 def _window(launch: LaunchOptions) -> None:
@@ -267,7 +242,7 @@ def _mode(question: _Question, *, plain: bool, as_json: bool) -> str:
     return "plain" if plain or os.environ.get("TERM") in ("dumb", "unknown", "", None) else "window"
 
 
-def _contradictions(
+def _refuse_contradictions(
     name: str | None,
     prompt: str | None,
     text: str | None,
@@ -300,24 +275,25 @@ def _contradictions(
             )
 
 
-def _server_loads_nothing(given: dict[str, object]) -> None:
-    for flag, value in given.items():
-        if value is not None:
+def _refuse_engine_flags(given: EngineFlags) -> None:
+    for name in ("quant", "revision", "dtype", "threads", "context"):
+        if getattr(given, name) is not None:
             raise Usage(
-                tr("{flag} is for a model loaded here, --server has loaded its own", flag=flag),
+                tr("{flag} is for a model loaded here, --server has loaded its own", flag=f"--{name}"),
                 hint=tr("leave one of them away"),
                 code="usage.contradiction",
             )
 
 
-def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
-    if value is not None and value not in allowed:
+def _theme(name: str | None) -> str | None:
+    themes = ("dark", "light", "contrast", "ansi")
+    if name is not None and name not in themes:
         raise Usage(
-            tr("{flag} cannot be {value}", flag=flag, value=repr(one_line(value))),
-            hint=", ".join(allowed),
+            tr("{flag} cannot be {value}", flag="--theme", value=repr(one_line(name))),
+            hint=", ".join(themes),
             code="usage.value",
         )
-    return value
+    return name
 
 
 def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> LaunchOptions:
@@ -330,10 +306,12 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> Launch
         return replace(launch, adapters=tuple(parse_adapter(text) for text in given))
     wanted = []
     for text in given:
-        found = parse_path(text)
-        name, weight = parse_adapter(text) if found is None else (bring_in(found[0], launch.folder, force), found[1])
-        wanted.append((name, weight))
-    require_usable(wanted, launch.folder, force=force)
+        path = parse_path(text)
+        if path is None:
+            wanted.append(parse_adapter(text))
+        else:
+            wanted.append((bring_in(path[0], launch.engine.folder, force), path[1]))
+    require_usable(wanted, launch.engine.folder, force=force)
     for name, _ in wanted:
         if is_forced(name):
             output.say(

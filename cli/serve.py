@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,22 +13,22 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
+from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import parse_quant
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.launch import LaunchOptions
-    from glmchat.serve.options import ServeOptions
     from glmchat.serve.run import Server
 
 
 def register(app: typer.Typer) -> None:
-    app.command("serve")(serve)
+    app.command("serve")(with_engine_flags(serve))
 
 
 def serve(
+    *,
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
     ] = None,
@@ -43,36 +44,25 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
-    quant: Annotated[str | None, typer.Option(metavar="4|8", help="4 or 8 bits.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of context.", min=16)] = None,
+    engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="Tell in JSON lines on stdout.")] = False,
 ) -> None:
     """Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."""
     from glmchat.chat.engine_process import engine_environment
-    from glmchat.chat.launch import device_word
     from glmchat.core.sockets import bind_tcp
 
-    bits = parse_quant(quant)
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise Usage(
-            tr("--dtype is {value}", value=one_line(dtype)), hint="float32, bfloat16, float16", code="usage.dtype"
-        )
-    device = None if device is None else device_word(device)
     key, is_new = choose_key(host, api_key_file, no_key=no_api_key)
-    options = _options(name, revision, bits, dtype, device, threads, context, host, port)
+    options = _options(name, engine)
     listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once
     os.environ.update(engine_environment())  # before torch is imported, which reads it once
 
     from glmchat.serve.load import engine_loader
     from glmchat.serve.run import make_server
 
-    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=tuple(allow_host or ()))
+    names = (host, *(allow_host or ()))
+    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=names)
     url = _url(host, listener.getsockname()[1])
-    output.say(tr("{model} at {url}", model=one_line(options.model), url=url))
+    output.say(tr("{model} at {url}", model=one_line(options.model or ""), url=url))
     if is_new:
         output.say(tr("key (shown only now): {key}", key=key))
     if key is None:
@@ -120,59 +110,28 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
     return key, False
 
 
-def _options(
-    name: str | None,
-    revision: str | None,
-    quant: int | None,
-    dtype: str | None,
-    device: str | None,
-    threads: int | None,
-    context: int | None,
-    host: str,
-    port: int,
-) -> ServeOptions:
+def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
     from glmchat.chat import model_choice
-    from glmchat.chat.connect import engine_options
+    from glmchat.chat.connect import engine_options, require_fit
     from glmchat.chat.launch import LaunchOptions
-    from glmchat.checkpoints import fit
     from glmchat.core.settings import load_settings
-    from glmchat.serve.options import ServeOptions
 
+    bits = flags.bits
     settings = load_settings()
+    launch = LaunchOptions(engine=flags.options(settings))
     wanted = model_choice.wanted_model(name, settings)
     if wanted is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat serve NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(wanted.text, revision=revision, quant=quant)
+    row, bits = model_choice.locate(wanted.text, revision=flags.revision, quant=bits)
     if wanted.origin != "argument":
         output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=wanted.origin))
-    launch: LaunchOptions = model_choice.launch_installed(
-        LaunchOptions(
-            dtype=dtype, device=device, threads=threads or settings.threads, context=context or settings.context
-        ),
-        row,
-        bits,
-    )
-    engine = engine_options(launch)
-    fit.check(engine.model, engine.folder, engine.quant, engine.dtype, engine.context)
-    return ServeOptions(
-        folder=engine.folder,
-        # A path is of no use to clients, and says more of this machine than they need to know.
-        model=engine.folder.name if engine.model == str(engine.folder) else engine.model,
-        revision=engine.revision,
-        quant=engine.quant,
-        quant_label=engine.quant_label,
-        copy=engine.copy,
-        dtype=engine.dtype,
-        device=engine.device or "auto",
-        threads=engine.threads,
-        context=engine.context,
-        adapters=dict(engine.adapters),
-        sampling=engine.sampling,
-        host=host,
-        port=port,
-    )
+    options = engine_options(model_choice.launch_installed(launch, row, bits))
+    require_fit(options)
+    folder = options.require_folder()
+    # A path is of no use to clients, and says more of this machine than they need to know.
+    return replace(options, model=folder.name if options.model == str(folder) else options.model)
 
 
 def _url(host: str, port: int) -> str:

@@ -64,11 +64,12 @@ class EngineOptions:
 
     def to_arguments(self) -> list[str]:
         """The command line that `from_arguments` reads as these options."""
-        arguments = []
+        arguments, untouched = [], EngineOptions()
         for one in fields(self):
             value, write = getattr(self, one.name), one.metadata["write"]
-            for part in value if one.name == "adapters" else () if value is None or value == {} else (value,):
-                arguments.append(f"{_flag(one.name)}={write(part)}")
+            if value != getattr(untouched, one.name):
+                parts = value if one.name == "adapters" else (value,)
+                arguments += [f"{_flag(one.name)}={write(part)}" for part in parts]
         return arguments
 
     @staticmethod
@@ -83,6 +84,11 @@ class EngineOptions:
     def for_load(self) -> dict[str, Any]:
         """The keywords of `Engine.load`."""
         return {name: getattr(self, name) for name in ("quant", "dtype", "device", "threads", "context")}
+
+    @property
+    def files_folder(self) -> Path | None:
+        """Where files beside the weights are, like generation_config.json."""
+        return self.folder if self.folder is None or self.folder.is_dir() else self.folder.parent
 
     def require_folder(self) -> Path:
         """Raises Usage if no model was chosen."""

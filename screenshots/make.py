@@ -21,6 +21,7 @@ from typing import Any
 from glmchat.chat import model_choice
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.comparison import ComparisonScreen
@@ -43,7 +44,9 @@ def find_model(name: str | None) -> LaunchOptions:
     """The installed starter model, a named one, or a GGUF file."""
     options = LaunchOptions(sampling={"temperature": 0.2, "seed": 7, "max_tokens": 400})
     if name is not None and Path(name).is_file():
-        return LaunchOptions(model="smollm2", folder=Path(name), quant_label="q4_1", sampling=options.sampling)
+        return LaunchOptions(
+            EngineOptions(folder=Path(name), model="smollm2", quant_label="q4_1"), sampling=options.sampling
+        )
     return model_choice.launch_installed(options, *model_choice.locate(name or "smollm2"))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from glmchat.core.engine_options import EngineOptions
 from glmchat.serve.face import EngineFace, Load, Report
-from glmchat.serve.options import ServeOptions
 
 
-def engine_loader(options: ServeOptions) -> Load:
+def engine_loader(options: EngineOptions) -> Load:
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
         from glmchat.engine.engine import Engine
@@ -16,21 +17,14 @@ def engine_loader(options: ServeOptions) -> Load:
 
         require_device(options.device)
         report("import", 1.0)
-        folder, quant = options.folder, options.quant
-        if quant is not None and options.copy is not None:
+        if options.quant is not None and options.copy is not None:
             from glmchat.engine.quantize.quantised_copy import kept_copy
 
-            folder = kept_copy(folder, quant, Path(options.copy["out"]), options.copy["manifest"], report)
-            quant = None
-        engine = Engine.load(
-            folder,
-            quant=quant,
-            dtype=options.dtype,
-            device=options.device,
-            threads=options.threads,
-            context=options.context,
-            on_progress=report,
-        )
+            out = Path(options.copy["out"])
+            kept_copy(options.require_folder(), options.quant, out, options.copy["manifest"], report)
+            engine = Engine.load(out, **replace(options, quant=None).for_load(), on_progress=report)
+        else:
+            engine = Engine.load(options.require_folder(), **options.for_load(), on_progress=report)
         engine.identify()
         return engine
 

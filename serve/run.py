@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -16,12 +17,12 @@ from types import FrameType
 import uvicorn
 
 from glmchat.core import locations
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.sockets import bind_unix
 from glmchat.serve.app import build_app
 from glmchat.serve.face import Load
 from glmchat.serve.guard import own_names
 from glmchat.serve.host import Host
-from glmchat.serve.options import ServeOptions
 from glmchat.serve.patience import PatientProtocol
 
 END_OF_LIFELINE = 0
@@ -83,24 +84,24 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    options: ServeOptions, load: Load, *, over_tcp: bool, key: str | None = None, allow_hosts: tuple[str, ...] = ()
+    options: EngineOptions, load: Load, *, over_tcp: bool, key: str | None = None, allow_hosts: tuple[str, ...] = ()
 ) -> Server:
     """A server that has not begun yet. `serve_on` begins.
 
     over_tcp: Host headers are checked. key: asked of every request; None asks for none (a Unix socket, or loopback by
-    the user's own wish). allow_hosts: further names by which clients may call this machine.
+    the user's own wish). allow_hosts: the address it listens at, and names by which clients may call this machine.
     """
     host = Host(
         load,
-        options.model,
+        options.model or options.require_folder().name,
         revision=options.revision,
         quant=options.quant_label,
-        adapters=options.adapters,
+        adapters=dict(options.adapters),
         find_adapter=store_adapter,
         sampling=options.sampling,
     )
     config = uvicorn.Config(
-        build_app(host, key=key, hosts=own_names((options.host, *allow_hosts)) if over_tcp else None),
+        build_app(host, key=key, hosts=own_names(allow_hosts) if over_tcp else None),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -114,22 +115,21 @@ def make_server(
     return Server(config, host)
 
 
-def main(arguments: list[str], load_with: Callable[[ServeOptions], Load]) -> int:
+def main(arguments: list[str], load_with: Callable[[EngineOptions], Load]) -> int:
     """A face's child: `python -P -m glmchat.serve …`. Its log is stderr, which the face has pointed at a file."""
-    from glmchat.serve.options import parse_options
-
-    options = parse_options(arguments)
+    parser = argparse.ArgumentParser(prog="python -m glmchat.serve", allow_abbrev=False)
+    parser.add_argument("--uds", type=Path, required=True, help="the Unix socket; for TCP there is `glmchat serve`")
+    parser.add_argument("--lifeline", action="store_true", help="end when stdin does")
+    own, rest = parser.parse_known_args(arguments)
+    options = EngineOptions.from_arguments(rest)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if options.uds is None:
-        sys.stderr.write("a child listens on a Unix socket: --uds PATH; for TCP there is `glmchat serve`\n")
-        return 2
-    listener = bind_unix(options.uds)  # before any thread exists: umask belongs to the whole process
-    if options.lifeline:
+    listener = bind_unix(own.uds)  # before any thread exists: umask belongs to the whole process
+    if own.lifeline:
         watch_lifeline()
     try:
         make_server(options, load_with(options), over_tcp=False).serve_on(listener)
     finally:
         with suppress(FileNotFoundError):
-            options.uds.unlink()
+            own.uds.unlink()
     logging.shutdown()
     return 0

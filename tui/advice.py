@@ -20,11 +20,11 @@ def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
     from glmchat.chat.resources import total_memory
     from glmchat.hub import catalogue, references
 
-    if launch.model is None or launch.server is not None:
+    if launch.engine.model is None or launch.server is not None:
         return None
     try:
         known = catalogue.load()
-        entry = known.find(references.parse(launch.model))
+        entry = known.find(references.parse(launch.engine.model))
     except GlmchatError:
         return None
     if entry is None or not entry.languages or "zh" in entry.languages:

@@ -46,7 +46,7 @@ class Comparing:
         names, _, text = words.partition("\n")
         shared, running = self._shared(), self._engine_here()
         if names.strip():
-            columns = beside(launch.model if launch.server is None else None, chat.adapters, names.split())
+            columns = beside(launch.engine.model if launch.server is None else None, chat.adapters, names.split())
             comparison = compare.Comparison(
                 chat.history, columns, self._settings, base=shared, tree=chat.tree, running=running
             )

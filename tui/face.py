@@ -281,7 +281,7 @@ class WindowFace:
         if words:
             self._switch_to(*model_choice.locate(words))
         else:
-            current = self.launch.model if self._connection.ready else None
+            current = self.launch.engine.model if self._connection.ready else None
             self._view.app.push_screen(ModelScreen(current, self._unload), load)
 
     def _unload(self) -> None:
@@ -301,17 +301,17 @@ class WindowFace:
         from glmchat.chat import adapters_choice
         from glmchat.chat.sampling_choice import ranks_for_launch
 
-        chat, hint = self.chat, ""
+        chat, hint, name = self.chat, "", launch.engine.model or ""
         if chat.tree.context():
-            hint = tr("the conversation is kept; {name} reads it anew, in its own template", name=launch.model or "")
-        self.tell(tr("switching to {name}", name=launch.model or ""), hint)
+            hint = tr("the conversation is kept; {name} reads it anew, in its own template", name=name)
+        self.tell(tr("switching to {name}", name=name), hint)
         if lost := adapters_choice.keep_fitting(chat, launch):
             self._view.tell(
                 tr("not for this model, and put away: {names}", names=", ".join(lost)), "/adapter", "warning"
             )
             self.show_adapters()
-        folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
-        ranks = ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder)
+        folder = launch.engine.files_folder
+        ranks = ranks_for_launch(launch.sampling, catalogue=launch.engine.sampling, folder=folder)
         for origin in ("set", "conversation"):
             ranks.asked[origin] = chat.ranks.rank(origin)
         chat.ranks = ranks

@@ -17,7 +17,8 @@ from glmchat.core.language import tr
 from glmchat.tui.messages import EngineLost, Loading, Ready, Resources
 
 if TYPE_CHECKING:
-    from glmchat.chat.engine_process import EngineOptions, EngineProcess
+    from glmchat.chat.engine_process import EngineProcess
+    from glmchat.core.engine_options import EngineOptions
 
 Report = Callable[[Message], None]
 Start = Callable[["EngineOptions"], "EngineProcess"]
@@ -35,7 +36,7 @@ class EngineLink:
 
     @property
     def has_target(self) -> bool:
-        return self.launch.server is not None or self.launch.folder is not None
+        return self.launch.server is not None or self.launch.engine.folder is not None
 
     def connect(self, report: Report) -> None:
         """Start or find it, report how far it is, then Ready or EngineLost."""
@@ -53,13 +54,12 @@ class EngineLink:
         return Ready(connection.endpoint, connection.identity)
 
     def _start_engine(self, report: Report) -> Ready:
-        from glmchat.chat.connect import engine_options, identity_of
+        from glmchat.chat.connect import engine_options, identity_of, require_fit
         from glmchat.chat.engine_process import start_engine
-        from glmchat.checkpoints import fit
 
         options = engine_options(self.launch)
         self.stop()  # first, so that its memory is free
-        fit.check(options.model, options.folder, options.quant, options.dtype, options.context)
+        require_fit(options)
         with self._lock:
             if self._closed:
                 raise Interrupted(tr("the window was closed"), hint=tr("open it again"), code="chat.closed")

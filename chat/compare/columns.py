@@ -71,7 +71,7 @@ def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptio
         known(column.adapters)
         row, bits = locate(column.name)
         launch = launch_installed(base, row, bits)
-        require_fit(column.adapters, launch.folder)
+        require_fit(column.adapters, launch.engine.folder)
         sampling = {**base.sampling, **column.sampling}
         found.append(replace(launch, adapters=column.adapters, sampling=sampling))
     return found

@@ -33,13 +33,13 @@ class ColumnSession(ChatSession):
     def __init__(self, comparison: Comparison, column: int, connection: Connection) -> None:
         self._comparison, self._number = comparison, column
         launch = comparison.launches[column]
-        folder = launch.folder if launch.folder is None or launch.folder.is_dir() else launch.folder.parent
+        folder = launch.engine.files_folder
         super().__init__(
             comparison.history,
             connection.endpoint,
             comparison.tree.conversation.id,
             identity=connection.identity,
-            ranks=ranks_for_launch(launch.sampling, catalogue=launch.defaults, folder=folder),
+            ranks=ranks_for_launch(launch.sampling, catalogue=launch.engine.sampling, folder=folder),
             default_system=comparison.settings.system,
             context_policy=comparison.settings.context_policy,
         )
@@ -122,7 +122,7 @@ class Comparison:
         base = base or LaunchOptions()
         self.history, self.columns, self.settings = history, tuple(columns), settings
         self.launches = tuple(launches(columns, base))
-        self.tree = tree or history.new(self.launches[0].model, ConversationSettings(system=base.system))
+        self.tree = tree or history.new(self.launches[0].engine.model, ConversationSettings(system=base.system))
         self.question: StoredMessage | None = None
         self._sampling = dict(base.sampling)
         self._running = running
@@ -176,7 +176,7 @@ class Comparison:
         self.history.open_branch(self.tree, answer)
         settings = self.tree.conversation.settings
         settings = replace(settings, adapters=chosen.adapters, sampling={**settings.sampling, **chosen.sampling})
-        self.history.change(self.tree, model=self.launches[column].model, settings=settings)
+        self.history.change(self.tree, model=self.launches[column].engine.model, settings=settings)
         return self.tree
 
     def stop(self) -> None:
@@ -232,8 +232,8 @@ class Comparison:
 
     def _one_engine(self, group: Sequence[int], threads: int | None, put: Callable[[ComparisonEvent], None]) -> None:
         launch = self.launches[group[0]]
-        if launch.threads is None and threads is not None:
-            launch = replace(launch, threads=threads)
+        if launch.engine.threads is None and threads is not None:
+            launch = replace(launch, engine=replace(launch.engine, threads=threads))
         waiting = list(group)
         try:
             if self._running is not None and self._running.answers(launch):

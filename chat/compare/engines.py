@@ -43,9 +43,9 @@ class Running:
 
 def engine_key(launch: LaunchOptions) -> tuple[Path | None, int | None]:
     """Equal for columns that one engine can answer: adapters and settings are changed between two answers."""
-    if launch.copy is not None and launch.quant is not None:
-        return Path(launch.copy["out"]), None  # quantised as it was loaded, and kept there
-    return launch.folder, launch.quant
+    if launch.engine.copy is not None and launch.engine.quant is not None:
+        return Path(launch.engine.copy["out"]), None  # quantised as it was loaded, and kept there
+    return launch.engine.folder, launch.engine.quant
 
 
 def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Running | None) -> list[list[int]]:
@@ -58,7 +58,8 @@ def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Ru
 
 def needed(launch: LaunchOptions) -> int | None:
     """Bytes that loading it takes; None where its files say too little."""
-    size = estimate(launch.folder, launch.quant, launch.dtype, launch.context) if launch.folder is not None else None
+    engine = launch.engine
+    size = None if engine.folder is None else estimate(engine.folder, engine.quant, engine.dtype, engine.context)
     return size.total if size is not None else None
 
 

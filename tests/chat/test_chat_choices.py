@@ -100,9 +100,14 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     row, bits = locate(str(tmp_path), quant=4)
     launch = launch_installed(LaunchOptions(), row, bits)
-    assert (launch.folder, launch.quant, launch.quant_label, launch.family) == (tmp_path, 4, "int4", "llama")
+    assert (launch.engine.folder, launch.engine.quant, launch.engine.quant_label, launch.family) == (
+        tmp_path,
+        4,
+        "int4",
+        "llama",
+    )
     row, bits = locate(str(tmp_path))
-    assert launch_installed(LaunchOptions(), row, bits).quant is None
+    assert launch_installed(LaunchOptions(), row, bits).engine.quant is None
     installed.remember(row)
 
 
@@ -121,7 +126,7 @@ def test_a_folder_with_its_own_bits_is_not_quantised_again(tmp_path: Path, confi
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     row, bits = locate(str(tmp_path), quant=4)
     launch = launch_installed(LaunchOptions(), row, bits)
-    assert (launch.quant, launch.quant_label) == (None, "int4")
+    assert (launch.engine.quant, launch.engine.quant_label) == (None, "int4")
     with pytest.raises(Usage, match="cannot be brought to 8"):
         launch_installed(LaunchOptions(), row, 8)
 
@@ -147,4 +152,4 @@ def test_a_fine_tuned_chatglm_is_sampled_as_its_family_was(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     row, bits = locate(str(tmp_path))
-    assert dict(launch_installed(LaunchOptions(), row, bits).defaults) == sampling
+    assert dict(launch_installed(LaunchOptions(), row, bits).engine.sampling) == sampling

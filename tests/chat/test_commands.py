@@ -15,6 +15,7 @@ from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.chat.text_file import TextFile
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError, Usage
 
 
@@ -23,7 +24,7 @@ class NotingFace:
 
     def __init__(self, chat: ChatSession) -> None:
         self.chat = chat
-        self.launch = LaunchOptions(model="m")
+        self.launch = LaunchOptions(EngineOptions(model="m"))
         self.deletions: list[tuple[int, int]] = []
         self.seen: list[tuple[str, object]] = []
         self.is_ready = True

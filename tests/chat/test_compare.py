@@ -19,6 +19,7 @@ from glmchat.chat.compare.engines import OneByOne, Together
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError, UnknownModel, Usage
 from glmchat.core.messages import Piece
 from glmchat.core.settings import Settings
@@ -151,7 +152,7 @@ def test_a_model_that_does_not_load_is_told_and_the_other_answers(
     (other / "model.safetensors").write_bytes(WEIGHTS)
     broken = GlmchatError("no weights", hint="", code="x").to_json()
 
-    def start(options: engine_process.EngineOptions) -> engine_process.EngineProcess:
+    def start(options: EngineOptions) -> engine_process.EngineProcess:
         behaviour = {"load_failure": broken} if options.folder == model else {}
         return engine_process.start_engine(options, command=fake_command(**behaviour))
 

@@ -19,12 +19,13 @@ from glmchat.chat import context
 from glmchat.chat.answering import Trimmed
 from glmchat.chat.client import endpoint as client
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import EngineOptions, EngineProcess, start_engine
+from glmchat.chat.engine_process import EngineProcess, start_engine
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core import language
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
 from glmchat.core.messages import Message, Piece, Started
 

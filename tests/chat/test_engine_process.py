@@ -17,10 +17,10 @@ import pytest
 from fake_server import fake_command
 
 from glmchat.chat import engine_process
-from glmchat.chat.engine_process import EngineOptions, EngineProcess, engine_environment, start_engine
+from glmchat.chat.engine_process import EngineProcess, engine_environment, start_engine
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Interrupted
 from glmchat.core.messages import Finished, Message, Piece, Sampling
-from glmchat.serve.options import parse_options
 
 TESTS = Path(__file__).resolve().parent.parent
 HELLO = [Message("user", "hi")]
@@ -88,7 +88,7 @@ def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start, how):
     assert isinstance(failure, EngineDied) and failure.hint
     assert failure.code == {signal.SIGKILL: "engine.killed", signal.SIGSEGV: "engine.signal"}[how]
     assert f"signal {int(how)}" in failure.message
-    again = process.restart()
+    again = start(pieces=["x", "y", "z"])
     try:
         again.wait_ready()
         events = again.endpoint.stream(HELLO, Sampling(max_tokens=2))
@@ -167,7 +167,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from fake_server import fake_command
-from glmchat.chat.engine_process import EngineOptions, start_engine
+from glmchat.chat.engine_process import start_engine
+from glmchat.core.engine_options import EngineOptions
 process = start_engine(EngineOptions(Path("/"), "fake"), command=fake_command(**{behaviour!r}))
 if {ready}:
     process.wait_ready()
@@ -202,19 +203,6 @@ def test_its_surroundings_are_quiet_offline_and_without_secrets():
     assert not {"HTTPS_PROXY", "no_proxy"} & set(found) and "secret" not in found.values()
     assert 1 <= int(engine_environment({})["OMP_NUM_THREADS"]) <= (os.cpu_count() or 1)
     assert engine_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
-
-
-def test_the_child_reads_its_options_as_they_were_meant(tmp_path):
-    options = EngineOptions(
-        tmp_path / "a folder", "名字", revision="r", quant=4, quant_label="int4-g128", dtype="bfloat16", device="cpu",
-        threads=2, context=2048, adapters=(("poet", tmp_path / "p=q"),), sampling={"top_k": 3, "stop": ["=", "\n"]},
-    )  # fmt: skip
-    read = parse_options(options.to_arguments(tmp_path / "s.sock"))
-    for name in ("folder", "model", "revision", "quant", "quant_label", "dtype", "device", "threads", "context"):
-        assert getattr(read, name) == getattr(options, name)
-    assert read.adapters == dict(options.adapters) and read.sampling == options.sampling
-    assert read.lifeline and read.uds == tmp_path / "s.sock"
-    assert parse_options(EngineOptions(tmp_path, "--evil").to_arguments(tmp_path)).model == "--evil"
 
 
 def test_old_logs_do_not_pile_up():

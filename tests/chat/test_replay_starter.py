@@ -17,6 +17,7 @@ from glmchat.chat.replay.plan import find_answer, plan_replay
 from glmchat.chat.replay.replay import Outcome, run_replay
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.messages import Piece
 
 
@@ -28,7 +29,7 @@ def spoken(starter_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("GLMCHAT_HOME", str(home))
         model = home / "smol.gguf"
         shutil.copyfile(starter_model, model)
-        launch = LaunchOptions(model=str(model), folder=model, threads=1, context=512)
+        launch = LaunchOptions(EngineOptions(folder=model, model=str(model), threads=1, context=512))
         answers = []
         with History.open(home / "history.db") as history, connect(launch) as connection:
             ranks = SamplingRanks({"flag": {"temperature": 0.9, "top_p": 0.95, "max_tokens": 14, "seed": 11}})

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from fakes import FakeEngine
 
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.sockets import bind_tcp, bind_unix
 from glmchat.serve.host import Host
-from glmchat.serve.options import ServeOptions
 from glmchat.serve.run import Server, make_server
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
@@ -63,8 +63,10 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         **options: Any,
     ) -> Running:
         engine = engine or (None if load else FakeEngine())
-        chosen = ServeOptions(tmp_path, options.pop("model", "fake"), **options)
-        server = make_server(chosen, load or (lambda report: engine), over_tcp=tcp, key=key, allow_hosts=allow_hosts)
+        chosen = EngineOptions(tmp_path, options.pop("model", "fake"), **options)
+        server = make_server(
+            chosen, load or (lambda report: engine), over_tcp=tcp, key=key, allow_hosts=("127.0.0.1", *allow_hosts)
+        )
         path = tmp_path / f"{len(all_running)}.sock"
         listener = bind_tcp("127.0.0.1", 0) if tcp else bind_unix(path)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}" if tcp else "http://localhost"

@@ -11,6 +11,7 @@ import pytest
 from fakes import WEIGHTS
 
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.engine_options import EngineOptions
 from glmchat.hub import adapters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `from windows import open_window`
@@ -41,4 +42,4 @@ def adapters_here(tmp_path: Path) -> LaunchOptions:
     _keep(tmp_path, "medical", base="me/Other-7M")
     _keep(tmp_path, "wide", shapes={"q_proj": [128, 128]})
     _keep(tmp_path, "chatglm", shapes={"query_key_value": [12288, 4096]})
-    return LaunchOptions(model="Tiny-7M", folder=folder)
+    return LaunchOptions(EngineOptions(folder=folder, model="Tiny-7M"))

@@ -36,13 +36,15 @@ from pathlib import Path
 from fake_server import fake_command
 from glmchat.chat.engine_process import start_engine
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.engine_options import EngineOptions
 from glmchat.tui.app import GlmchatApp
 letters = iter({letters!r})
 def start(options):
     letter = next(letters)
     pieces = [f"{{letter}}{{n}} " for n in range(4000)]
     return start_engine(options, command=fake_command(pieces=pieces, seconds_per_token=0.005, context=1_000_000))
-GlmchatApp(LaunchOptions(model="fake", folder=Path("/no"), sampling={{"max_tokens": 1_000_000}}), start=start).run()
+engine = EngineOptions(folder=Path("/no"), model="fake")
+GlmchatApp(LaunchOptions(engine, sampling={{"max_tokens": 1_000_000}}), start=start).run()
 """
 
 

@@ -19,6 +19,7 @@ from glmchat.chat.compare import engines
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
+from glmchat.core.engine_options import EngineOptions
 from glmchat.hub import adapters
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.screens.chat import ChatScreen
@@ -36,7 +37,9 @@ def launch(tmp_path: Path) -> LaunchOptions:
         adapter = locations.adapters_dir() / name
         adapter.mkdir(parents=True)
         (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
-    return LaunchOptions(model=str(model_in(tmp_path / "tiny")), folder=tmp_path / "tiny", sampling={"seed": 5})
+    return LaunchOptions(
+        EngineOptions(folder=tmp_path / "tiny", model=str(model_in(tmp_path / "tiny"))), sampling={"seed": 5}
+    )
 
 
 def model_in(folder: Path) -> Path:
@@ -121,7 +124,7 @@ async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model
         assert window.chat.connection.link.process is None
         await window.press("2", "enter")
         await window.until(
-            lambda: isinstance(window.app.screen, ChatScreen) and window.chat.connection.launch.folder == other
+            lambda: isinstance(window.app.screen, ChatScreen) and window.chat.connection.launch.engine.folder == other
         )
         await window.ready()
         assert window.said("assistant") == ["three four"]
@@ -147,9 +150,9 @@ async def test_what_was_compared_is_shown_again_and_a_missing_answer_is_brought(
     async with open_window(launch=launch) as window:
         session = window.chat.talk.session
         assert session is not None
-        columns = [launch.model, "+poet"]
+        columns = [launch.engine.model, "+poet"]
         question = session.history.append(session.tree, "user", "hello", details={"compare": columns})
-        mark = {"compare": {"column": 0, "text": launch.model}, "model": launch.model}
+        mark = {"compare": {"column": 0, "text": launch.engine.model}, "model": launch.engine.model}
         session.history.append(session.tree, "assistant", "zero ", state="interrupted", details=mark)
         await window.press("f6")
         await window.until(lambda: isinstance(window.app.screen, ComparisonScreen) and "zero" in window.screen_text())
@@ -206,7 +209,7 @@ def test_two_adapters_and_a_quantisation(
     files = {"config.json": CONFIG, "model.safetensors": b"weights" * 100}
     user_catalogue(hub_entry("smollm2", "owner/tiny", COMMIT_A, files))
     put_into_cache("owner/tiny", COMMIT_A, files)
-    launch = replace(launch, model="smollm2")
+    launch = replace(launch, engine=replace(launch.engine, model="smollm2"))
     language.choose("zh" if word == "zh" else None)
     try:
         app = make_app(launch)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from textual import events
 from textual.keys import _character_to_key
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import EngineOptions, start_engine
+from glmchat.chat.engine_process import start_engine
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.settings import Settings
 from glmchat.core.sockets import bind_unix, new_socket_path
-from glmchat.serve.options import ServeOptions
 from glmchat.serve.run import make_server
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.transcript.turns import Turn
 
-LAUNCH = LaunchOptions(model="smollm2", folder=Path("/fake/model"), quant_label="q4_1", revision="b179c9523d0e")
+LAUNCH = LaunchOptions(
+    EngineOptions(folder=Path("/fake/model"), model="smollm2", quant_label="q4_1", revision="b179c9523d0e")
+)
 
 
 class EngineInThread:
@@ -36,7 +39,7 @@ class EngineInThread:
     def __init__(self, options: EngineOptions, seconds_to_load: float = 0.0, **behaviour: Any) -> None:
         self.socket_path = new_socket_path()
         load = FakeEngine.loader(seconds_to_load=seconds_to_load, **behaviour)
-        chosen = ServeOptions(options.folder, options.model, revision=options.revision)
+        chosen = replace(options, adapters=(), sampling={}, quant_label=None)
         self.server = make_server(chosen, load, over_tcp=False)
         self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
         self.thread = threading.Thread(target=self.server.serve_on, args=(bind_unix(self.socket_path),), daemon=True)

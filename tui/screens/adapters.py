@@ -115,7 +115,7 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
-        model = one_line(self._launch.model or "", 40)
+        model = one_line(self._launch.engine.model or "", 40)
         panel.border_title = tr("Adapters for {model}, from the next answer on", model=model)
         self.query_one(OptionList).focus()
         if self._served is None:
@@ -241,7 +241,7 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
 
 def store_rows(launch: LaunchOptions) -> list[Row]:
     """The store's adapters, each with why it does not fit the model of these options."""
-    base = Base.of(launch.folder) if launch.folder is not None else None
+    base = Base.of(launch.engine.folder) if launch.engine.folder is not None else None
     rows = []
     for found in list_adapters():
         facts = facts_of(found)

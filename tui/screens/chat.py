@@ -104,7 +104,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if launch.prompt:
             self.prompt.set_text(launch.prompt)
         self.prompt.focus()
-        self.status.show(model=launch.model, quant=launch.quant_label, revision=launch.revision)
+        self.status.show(model=launch.engine.model, quant=launch.engine.quant_label, revision=launch.engine.revision)
         self.apply_palette()
         self.transcript.show([self.welcome()])
         self.show_title()
@@ -193,7 +193,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             ("Ctrl+P", tr("everything else")),
             ("Ctrl+Q", tr("leave")),
         ]
-        model = one_line(self.connection.launch.model or "", 40)
+        model = one_line(self.connection.launch.engine.model or "", 40)
         return Turn("welcome", "welcome", "\n".join(f"{k}\t{v}" for k, v in keys), label=model)
 
     # News of the threads

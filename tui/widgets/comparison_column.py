@@ -78,7 +78,8 @@ class ComparisonColumn(Steady, Vertical):
 
     def on_mount(self) -> None:
         self.border_title = Text(self.title)
-        self._identify(self.launch.model, self.launch.revision, self.launch.quant_label, dict(self.launch.sampling))
+        engine = self.launch.engine
+        self._identify(engine.model, engine.revision, engine.quant_label, dict(self.launch.sampling))
         self.note(tr("not asked yet"))
 
     def note(self, text: str) -> None:

@@ -1,0 +1,81 @@
+"""The options of an engine: what one process writes another reads, and people can say whatever they may decide."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmchat.cli.command_table import CommandTable
+from glmchat.cli.engine_flags import EngineFlags
+from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype
+from glmchat.core.errors import Usage
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+PATHS = WORDS.map(lambda text: Path("/", text))
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner, max_size=3))
+OBJECTS = st.dictionaries(WORDS, JSON, max_size=3)
+NAMES = st.from_regex(r"\w[\w.+-]{0,20}", fullmatch=True)  # of adapters in the store
+
+EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
+    "folder": PATHS,
+    "model": WORDS,
+    "revision": WORDS,
+    "quant": st.sampled_from((4, 8)),
+    "quant_label": WORDS,
+    "copy": OBJECTS,
+    "dtype": st.sampled_from(DTYPES),
+    "device": st.sampled_from(("auto", "cpu", "cuda:1")),
+    "threads": st.integers(1, 512),
+    "context": st.integers(16, 1 << 20),
+    "adapters": st.lists(st.tuples(NAMES, PATHS), max_size=3).map(tuple),
+    "sampling": OBJECTS,
+}
+
+
+def test_every_field_is_tried() -> None:
+    assert set(EVERY_FIELD) == {field.name for field in fields(EngineOptions)}
+
+
+@given(st.fixed_dictionaries({}, optional=EVERY_FIELD))
+def test_a_child_reads_the_options_as_they_were_meant(values: dict[str, Any]) -> None:
+    options = EngineOptions(**values)
+    assert EngineOptions.from_arguments(options.to_arguments()) == options
+
+
+def test_a_relative_folder_is_found_from_wherever_the_child_starts(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert EngineOptions(Path("model")).to_arguments() == [f"--folder={tmp_path / 'model'}"]
+
+
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
+    """The other fields come from the model that is chosen, and from `--adapter` and the flags of sampling."""
+    of_the_model = {"folder", "model", "quant_label", "copy", "adapters", "sampling"}
+    flags = {field.name for field in fields(EngineFlags)}
+    assert flags == {field.name for field in fields(EngineOptions)} - of_the_model
+    context = typer.Context(CommandTable().commands[command])
+    assert {f"--{flag}" for flag in flags} <= {name for one in context.command.params for name in one.opts}
+
+
+@pytest.mark.parametrize("word", ["auto", "cpu", "mps", "cuda", "cuda:1", " CUDA:0 "])
+def test_known_devices_are_taken_in_small_letters(word: str) -> None:
+    assert parse_device(word) == word.strip().lower()
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "cuda:0;\x1b[31m"])
+def test_any_other_device_is_refused_with_those_there_are(word: str) -> None:
+    with pytest.raises(Usage) as refused:
+        parse_device(word)
+    assert "cuda:N" in refused.value.hint and "\x1b" not in refused.value.message
+
+
+def test_an_unknown_dtype_is_refused_with_those_there_are() -> None:
+    with pytest.raises(Usage) as refused:
+        parse_dtype("float8")
+    assert all(name in refused.value.hint for name in DTYPES)
