@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.checkpoints.adapter_fit import Base, Misfit, misfit
+from glmchat.checkpoints.peft_kinds import refuse_together
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -110,6 +111,8 @@ def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, for
         found = unfit(row, base)
         if found is not None and not (force and found.forceable):
             raise found.error(row.name)
+    facts = [(adapters.facts_of(row), weight) for row, weight in rows]
+    refuse_together((str(said.get("kind")), said.get("takes_weight") is not False, weight) for said, weight in facts)
     prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
     if prefixes and abs(sum(prefixes) - 1) > 1e-6:
         raise Usage(

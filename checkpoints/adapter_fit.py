@@ -13,6 +13,7 @@ from typing import Any
 
 from glmchat.checkpoints.fit import config_at, spec_at
 from glmchat.checkpoints.model_names import names_of, other_model
+from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -73,6 +74,12 @@ def _by_measures(facts: Mapping[str, Any], model: ModelSpec | None) -> Misfit | 
         return None
     if kind == "lora":
         return _lora(facts, model)
+    if kind in KINDS:
+        return Misfit(
+            tr("a {kind} needs PEFT, and glmchat computes {family} models itself", kind=KINDS[kind].name,
+               family=model.family),
+            tr("LoRA, DoRA, prefixes and virtual tokens run here; models through transformers take the rest"),
+        )  # fmt: skip
     if facts.get("form") == "thudm" and model.family not in _CHATGLM:
         return Misfit(
             tr("a P-Tuning prefix for ChatGLM, and the model here is of the family {family}", family=model.family),

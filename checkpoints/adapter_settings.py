@@ -58,9 +58,7 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
 
     Raises Damaged for a field that is absurd and Usage for a variant that changes the numbers in a way not read here.
     """
-    for name in _NOT_READ:
-        if config.get(name):
-            raise _variant(name)
+    refuse_variants(config)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise Usage(
@@ -89,12 +87,15 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
     )
 
 
-def _variant(name: str) -> Usage:
-    return Usage(
-        tr("this adapter uses {name}, a LoRA variant that glmchat does not compute", name=name),
-        hint=tr("merge it with PEFT and use the merged model"),
-        code="adapter.variant",
-    )
+def refuse_variants(config: Mapping[str, Any]) -> None:
+    """Raise Usage for a setting that changes the numbers in a way not read here."""
+    for name in _NOT_READ:
+        if config.get(name):
+            raise Usage(
+                tr("this adapter uses {name}, a LoRA variant that glmchat does not compute", name=name),
+                hint=tr("merge it with PEFT and use the merged model"),
+                code="adapter.variant",
+            )
 
 
 def _targets(value: Any) -> tuple[tuple[str, ...] | None, bool]:
@@ -103,7 +104,7 @@ def _targets(value: Any) -> tuple[tuple[str, ...] | None, bool]:
     if isinstance(value, str):
         return None, True
     if not isinstance(value, list) or len(value) > 10_000 or not all(isinstance(v, str) and v for v in value):
-        raise _absurd("target_modules", value, "a list of names, a pattern, or all-linear")
+        raise absurd("target_modules", value, "a list of names, a pattern, or all-linear")
     return tuple(value), False
 
 
@@ -112,7 +113,7 @@ def _names(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) > 1000 or not all(isinstance(v, str) for v in value):
-        raise _absurd(name, value, "a list of names")
+        raise absurd(name, value, "a list of names")
     return tuple(value)
 
 
@@ -121,7 +122,7 @@ def _layers(value: Any) -> frozenset[int] | None:
         return None
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1000 for v in values):
-        raise _absurd("layers_to_transform", value, "layer numbers")
+        raise absurd("layers_to_transform", value, "layer numbers")
     return frozenset(values)
 
 
@@ -129,21 +130,21 @@ def _enable(value: Any) -> tuple[bool, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not 1 <= len(value) <= 16 or not all(isinstance(v, bool) for v in value):
-        raise _absurd("enable_lora", value, "a list of true and false")
+        raise absurd("enable_lora", value, "a list of true and false")
     return tuple(value)
 
 
 def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = config.get(name) or {}
     if not isinstance(value, Mapping) or len(value) > 10_000:
-        raise _absurd(name, value, "an object")
+        raise absurd(name, value, "an object")
     for key in value:
-        if not _is_simple(key):
-            raise _absurd(name, key, "names, or patterns without nested repetition")
+        if not is_simple(key):
+            raise absurd(name, key, "names, or patterns without nested repetition")
     return value
 
 
-def _is_simple(pattern: str) -> bool:
+def is_simple(pattern: str) -> bool:
     """Patterns come from outside: nested repetition can take for ever, so a group may not be repeated."""
     if len(pattern) > 300 or re.search(r"\)[*+?{]|\(\?", pattern) or len(re.findall(r"[*+?{]", pattern)) > 3:
         return False
@@ -158,7 +159,8 @@ def _matches(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-def _absurd(name: str, value: Any, wanted: str) -> Damaged:
+def absurd(name: str, value: Any, wanted: str) -> Damaged:
+    """A field of adapter_config.json that cannot be right."""
     return Damaged(
         tr("{name} is {value} in adapter_config.json", name=name, value=one_line(repr(value), 60)),
         hint=tr("expected: {wanted}; the file is damaged", wanted=wanted),

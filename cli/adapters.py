@@ -43,7 +43,7 @@ Force = Annotated[bool, typer.Option("--force", help="Also on a base that it was
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="LoRA and P-Tuning adapters: add, list, show, rm, verify, merge.", no_args_is_help=True)
+    group = typer.Typer(help="LoRA and other adapters: add, list, show, rm, verify, merge.", no_args_is_help=True)
     group.command("add")(add)
     group.command("list")(list_all)
     group.command("ls", hidden=True)(list_all)
@@ -64,7 +64,10 @@ def add(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an adapter into the store: checked, copied, hashed."""
+    """Bring an adapter into the store: checked, copied, hashed.
+
+    LoRA, P-Tuning v2, prefixes, virtual tokens; LoHa, LoKr, IA3, VeRA, OFT … for models that go through transformers.
+    """
     from glmchat.engine.adapters.adapter import read_adapter
     from glmchat.hub import adapters
 

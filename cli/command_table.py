@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("models", "Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."),
     "quantize": ("quantize", "Make a 4 or 8 bit copy of a model that runs in a quarter or half of the memory."),
     "quantise": ("quantize", ""),
-    "adapters": ("adapters", "LoRA and P-Tuning adapters: add, list, show, rm, verify, merge."),
+    "adapters": ("adapters", "LoRA and other adapters: add, list, show, rm, verify, merge."),
     "history": ("history", "Conversations: list, show, search, export, import, delete."),
     "replay": ("replay", "Repeat a stored answer with its weights, seed and passes, and compare the token ids."),
     "compare": ("compare", "Ask several models, quantisations, adapters or settings the same, side by side."),

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.core import locations
 from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.json_files import small_json
@@ -162,7 +163,7 @@ def facts_of(row: Installed) -> dict[str, Any]:
 
 
 def kind_words(facts: Mapping[str, Any]) -> str:
-    """ "LoRA of rank 8", "prefix of 128 positions"."""
+    """ "LoRA of rank 8", "prefix of 128 positions", "IA3"."""
     kind = facts.get("kind")
     if kind == "lora":
         return tr("LoRA of rank {rank}", rank=facts.get("rank") or "?")
@@ -170,6 +171,9 @@ def kind_words(facts: Mapping[str, Any]) -> str:
         return tr("prefix of {length} positions", length=facts.get("length"))
     if kind == "prompt":
         return tr("{length} virtual tokens", length=facts.get("length"))
+    if isinstance(kind, str) and kind in KINDS:
+        rank, name = facts.get("rank"), KINDS[kind].name
+        return tr("{kind} of rank {rank}", kind=name, rank=rank) if rank else tr(name)
     return tr("not checked yet")
 
 

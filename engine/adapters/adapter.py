@@ -12,6 +12,7 @@ from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
 from glmchat.checkpoints.adapter_soundness import check_lora, incomplete_adapter
 from glmchat.checkpoints.config import integer, number
 from glmchat.checkpoints.model_names import BESIDE
+from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
@@ -30,9 +31,10 @@ _PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # PEFT saves both as the embeddings of
 class Adapter:
     """A recognised adapter; of its tensors only names and shapes have been read.
 
-    kind: "lora", "prefix" (keys and values in front of the cache) or "prompt" (virtual tokens). form: who wrote it,
-    "peft", "merged-linear", "raw" or "thudm". length: virtual tokens. forced: the user attached it in spite of a base
-    that does not match; every answer then says so.
+    kind: "lora", "prefix" (keys and values in front of the cache), "prompt" (virtual tokens), or one that only PEFT
+    computes ("loha", "ia3", …: checkpoints/peft_kinds.py). form: who wrote it, "peft", "merged-linear", "raw" or
+    "thudm". length: virtual tokens. forced: the user attached it in spite of a base that does not match; every answer
+    then says so.
     """
 
     path: Path
@@ -50,7 +52,13 @@ class Adapter:
         """For `glmchat adapters show`, and for the store's note."""
         told: dict[str, Any] = {"kind": self.kind, "form": self.form, "base": self.base, "revision": self.revision}
         shapes = self.tensors.shapes()
-        told |= {"forced": self.forced, "tensors": len(shapes), **measures(shapes, self.lora)}
+        told |= {"forced": self.forced, "tensors": len(shapes)}
+        if self.kind in KINDS:
+            mark = KINDS[self.kind].mark
+            layers = sorted({name.split(f".{mark}")[0].rpartition(".")[2] for name in shapes if f".{mark}" in name})
+            weighed = takes_weight(self.kind, self.config)
+            return {**told, "rank": rank_of(self.config), "targets": layers, "takes_weight": weighed}
+        told |= measures(shapes, self.lora)
         if self.kind != "lora":
             return {**told, "length": self.length}
         ranks = sorted({shape[0] for name, shape in shapes.items() if ".lora_A" in name and shape})
@@ -123,12 +131,11 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
         "forced": force or note.get("forced") is True,
     }
     kind = config.get("peft_type")
+    if (by_peft := kind_of(config)) is not None:
+        check_peft(by_peft, config, tensors.shapes())
+        return Adapter(**found, kind=by_peft, form="peft")
     if kind is not None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
-        raise Usage(
-            tr("this is an adapter of the type {kind}, which glmchat does not know", kind=one_line(repr(kind), 40)),
-            hint=tr("LoRA, prefix tuning, prompt tuning and THUDM's P-Tuning v2 are read"),
-            code="adapter.type",
-        )
+        raise refusal(kind)
     if kind in ("PREFIX_TUNING", *_PROMPTS):
         return _virtual_tokens(found, "prefix" if kind == "PREFIX_TUNING" else "prompt")
     if any(name.startswith(PREFIX) for name in names):

@@ -11,18 +11,21 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.model_names import names_of, other_model
+from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import Adapter, read_adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
+from glmchat.engine.adapters.peft_layers import PeftWeights, read_weights, require_transformers, stand_in
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.transformers import Fallback
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -52,10 +55,14 @@ class Ready:
     adapter: Adapter
     changes: dict[str, Change] = field(default_factory=dict)  # layer -> what it changes there
     rows: torch.Tensor | None = None  # a prefix, or the embeddings of a prompt
+    peft: PeftWeights | None = None  # of a kind that PEFT computes
 
     @property
     def nbytes(self) -> int:
-        return sum(c.nbytes for c in self.changes.values()) + (0 if self.rows is None else self.rows.nbytes)
+        """Of what is read; PEFT's layers hold the same tensors."""
+        rows = 0 if self.rows is None else self.rows.nbytes
+        peft = 0 if self.peft is None else sum(t.nbytes for t in self.peft.tensors.values())
+        return sum(c.nbytes for c in self.changes.values()) + rows + peft
 
 
 class AdapterSet:
@@ -92,6 +99,10 @@ class AdapterSet:
             matched = match(adapter, self._modules)
             refuse_other_base(adapter, self._checkpoint)
             ready.changes = dict(read_changes(adapter, matched, self._device))
+        elif adapter.kind in KINDS:
+            require_transformers(adapter, self._model)
+            refuse_other_base(adapter, self._checkpoint)
+            ready.peft = read_weights(adapter, self._model)
         else:
             check_prefix(adapter, self._model.spec, self._model)
             refuse_other_base(adapter, self._checkpoint)
@@ -118,9 +129,12 @@ class AdapterSet:
             self._known(name)
         layers = self._layers(wanted)
         prefixes = self._prefixes(wanted)
+        other = self._stand_in(wanted)
         self._restore()
         try:
             self._install(layers)
+            if other is not None:
+                cast(Fallback, self._model).compute_with(other)
             self._set_prefix(prefixes, wanted)
         except BaseException:
             self._restore()
@@ -176,7 +190,18 @@ class AdapterSet:
             )
         return found
 
+    def _stand_in(self, wanted: Mapping[str, float]) -> nn.Module | None:
+        """The network with the layers that PEFT computes; in the order of the names, as some kinds do not commute."""
+        parts = [(peft, w) for n, w in sorted(wanted.items()) if (peft := self._ready[n].peft) is not None]
+        if not parts:
+            return None
+        ready = [(self._ready[name].adapter, weight) for name, weight in wanted.items()]
+        refuse_together((a.kind, a.kind in KINDS and takes_weight(a.kind, a.config), w) for a, w in ready)
+        return stand_in(cast(Fallback, self._model), parts)
+
     def _restore(self) -> None:
+        if isinstance(self._model, Fallback):
+            self._model.compute_with(None)
         for place in self._installed:
             is_tied = place == "lm_head" and _has_tied_head(self._model)
             self._model.swap(place, None if is_tied else self._modules[place])

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of, refuse_other_base
 from glmchat.engine.adapters.lora import match, require_finite
+from glmchat.engine.adapters.peft_layers import require_transformers
 from glmchat.engine.adapters.prefix_tuning import check_prefix
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
@@ -22,7 +24,9 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
     description."""
     checkpoint = identify(base)
     model = outline(checkpoint)
-    if adapter.kind == "lora":
+    if adapter.kind in KINDS:
+        require_transformers(adapter, model)
+    elif adapter.kind == "lora":
         match(adapter, modules_of(model))
     else:
         check_prefix(adapter, checkpoint.spec, model)

@@ -20,7 +20,7 @@ from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.transformers import Fallback
 
 _EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
                "transformer.embedding.word_embeddings")  # fmt: skip
@@ -29,12 +29,13 @@ _WORDS = ("transformer.word_embeddings.weight", "transformer.embedding.word_embe
 
 def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> None:
     """Raise Usage or Damaged if the prefix does not fit this model. Reads no numbers."""
-    if not isinstance(model, PrefixedModel):
+    if isinstance(model, Fallback) and not spec.causal:
         raise Usage(
-            tr("models of the family {family} take no prefix in glmchat", family=spec.family),
-            hint=tr("ChatGLM, Llama, Mistral, Qwen and GPT-2 do"),
+            tr("the cache of this {family} model holds more than keys and values: it takes no prefix",
+               family=spec.family),
+            hint=tr("a LoRA, or an adapter of another kind"),
             code="adapter.family",
-        )
+        )  # fmt: skip
     shapes = adapter.tensors.shapes()
     if adapter.form == "thudm":
         if not spec.family.startswith("chatglm"):
@@ -148,6 +149,8 @@ def _tensor(adapter: Adapter, name: str) -> torch.Tensor:
 
 def keys_of_prompt(model: LanguageModel, rows: torch.Tensor) -> torch.Tensor:
     """What the network's cache holds after reading virtual tokens rows [length, hidden], as `read_prefix` gives it."""
+    if isinstance(model, Fallback):
+        return model.keys_of(rows.to(model.dtype))
     name = next(name for name in _EMBEDDINGS if _has(model, name))
     embedding = model.get_submodule(name)
     length = len(rows)

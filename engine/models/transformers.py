@@ -23,6 +23,8 @@ from glmchat.engine.families import Checkpoint, Family
 from glmchat.engine.formats.shards import open_folder
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.layers import prepare_embedding
+from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
@@ -44,11 +46,12 @@ _REACHING = (
 class TransformersCache(KVCache):
     """transformers' cache with the measures our decode loop asks for; it grows as it is filled."""
 
-    def __init__(self, capacity: int, config: Any, can_go_back: bool) -> None:
-        """can_go_back: False for layers that remember more than keys and values, which can only start again."""
-        self._config, self._can_go_back = config, can_go_back
-        self.capacity = capacity
-        self.prefix = 0
+    def __init__(self, capacity: int, config: Any, can_go_back: bool, prefix: torch.Tensor | None = None) -> None:
+        """can_go_back: False for layers that remember more than keys and values, which can only start again.
+        prefix: [layers, 2, kv_heads, length, head_dim] that every beginning begins with."""
+        self._config, self._can_go_back, self._rows = config, can_go_back, prefix
+        self.prefix = self.shift = 0 if prefix is None else prefix.shape[3]
+        self.capacity = capacity + self.prefix
         self.layout = None
         self._empty()
 
@@ -56,10 +59,12 @@ class TransformersCache(KVCache):
         from transformers import DynamicCache
 
         self.inner: Any = DynamicCache(config=self._config)
-        self.length = 0
+        self.length = self.prefix
+        for layer, (keys, values) in enumerate(() if self._rows is None else self._rows):
+            self.inner.update(keys[None], values[None], layer)
 
     def truncate(self, length: int) -> None:
-        if length <= 0 or (length < self.length and not self._can_go_back):
+        if length <= self.prefix or (length < self.length and not self._can_go_back):
             self._empty()
         elif self._can_go_back:
             for layer in self.inner.layers:  # one by one: a forward pass that was stopped has filled only the first
@@ -73,7 +78,7 @@ class TransformersCache(KVCache):
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
-class Fallback(LanguageModel):
+class Fallback(PrefixedModel):
     """One transformers model."""
 
     def __init__(self, spec: ModelSpec, inner: nn.Module) -> None:
@@ -81,6 +86,7 @@ class Fallback(LanguageModel):
         self.spec = spec
         self.inner = inner
         self._between: Callable[[], None] | None = None
+        self._compute: Callable[..., Any] = inner.__call__
         accepted = inspect.signature(inner.forward).parameters
         self._short = "logits_to_keep" in accepted
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
@@ -91,8 +97,25 @@ class Fallback(LanguageModel):
         if self._between is not None:
             self._between()
 
+    def compute_with(self, stand_in: nn.Module | None) -> None:
+        """From now on this module computes, with the same face as `inner`; None: `inner` itself again."""
+        self._compute = (self.inner if stand_in is None else stand_in).__call__
+
+    def prepare(self, dtype: torch.dtype, device: str) -> None:
+        for module in self.inner.modules():
+            prepare_embedding(module, dtype)
+
     def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        return TransformersCache(capacity, cast(Any, self.inner).config, self.spec.causal)
+        rows = self.prefix_key_values
+        prefix = None if rows is None else rows.to(dtype or self.dtype)
+        return TransformersCache(capacity, cast(Any, self.inner).config, self.spec.causal, prefix)
+
+    def keys_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """What a cache holds after reading embeddings [length, hidden]: [layers, 2, kv_heads, length, head_dim]."""
+        cache = TransformersCache(len(rows), cast(Any, self.inner).config, self.spec.causal)
+        with torch.inference_mode():
+            self._compute(inputs_embeds=rows[None], use_cache=True, **{self._cache_name: cache.inner})
+        return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.inner.layers]).float()
 
     def forward(
         self,
@@ -104,12 +127,14 @@ class Fallback(LanguageModel):
     ) -> torch.Tensor:
         self._between = between_layers
         options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._short else {}
+        if cache is None and self.prefix_key_values is not None:
+            cache = self.new_cache(len(ids))
         try:
             if isinstance(cache, TransformersCache):
-                found = self.inner(input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options)
+                found = self._compute(input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options)
                 cache.advance(ids.shape[0])
             else:
-                found = self.inner(input_ids=ids[None], use_cache=False, **options)
+                found = self._compute(input_ids=ids[None], use_cache=False, **options)
         finally:
             self._between = None
         logits: torch.Tensor = found.logits[0]

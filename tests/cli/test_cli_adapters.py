@@ -83,7 +83,7 @@ def test_a_training_that_went_on_gets_a_name_of_its_own(
     [
         ({}, 128, "q_proj is 128 × 128 in it, 64 × 64 in the model here", "other measures"),
         ({"base_model_name_or_path": "me/Other-7M"}, 64, "trained on me/Other-7M, and the model here is", "--force"),
-        ({"peft_type": "IA3"}, 64, "'IA3', which glmchat does not know", "LoRA"),
+        ({"peft_type": "NEW"}, 64, "'NEW', which glmchat does not know", "LoHa"),
     ],
 )
 def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
@@ -123,7 +123,7 @@ def test_the_names_of_a_server_are_the_servers(glmchat: Run, tmp_path: Path) -> 
 
 def test_refusals_do_not_wait_for_torch(base: Path, tmp_path: Path) -> None:
     wrong = write_lora(tmp_path / "wrong", width=128)
-    unknown = write_lora(tmp_path / "unknown", peft_type="IA3")
+    unknown = write_lora(tmp_path / "unknown", peft_type="NEW")
     lines = [
         ["run", str(base), "hi", "--adapter", str(wrong)],
         ["adapters", "add", str(unknown)],
@@ -135,4 +135,48 @@ def test_refusals_do_not_wait_for_torch(base: Path, tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", code, json.dumps(lines)], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("q_proj is 128 × 128") == 2 and "'IA3'" in done.stderr
+    assert done.stderr.count("q_proj is 128 × 128") == 2 and "'NEW'" in done.stderr
+
+
+def write_loha(folder: Path, *, mark: str = "hada", **config: Any) -> Path:
+    """A LoHa of one layer, made by hand: a 1 × 1 matrix each."""
+    parts = ("w1_a", "w1_b", "w2_a", "w2_b")
+    names = [f"base_model.model.gpt_neox.layers.0.attention.dense.{mark}_{part}" for part in parts]
+    header = {n: {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * i, 4 * i + 4]} for i, n in enumerate(names)}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    settings = {"peft_type": "LOHA", "r": 1, "alpha": 1, "target_modules": ["dense"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_kind_of_peft_is_added_listed_and_shown_by_its_name(glmchat: Run, tmp_path: Path) -> None:
+    done = glmchat("adapters", "add", write_loha(tmp_path / "poet"))
+    assert done.returncode == 0 and "poet is ready: LoHa of rank 1" in done.stderr
+    assert "LoHa of rank 1" in glmchat("adapters", "list").stdout
+    told = json.loads(glmchat("adapters", "show", "poet", "--json").stdout)["adapter"]
+    assert (told["kind"], told["form"], told["rank"], told["targets"]) == ("loha", "peft", 1, ["dense"])
+    assert told["takes_weight"] is True and "kind: LoHa of rank 1" in glmchat("adapters", "show", "poet").stdout
+
+
+@pytest.mark.parametrize(
+    ("mark", "config", "code", "reason"),
+    [
+        ("hada", {"r": 40}, 3, "says r 40, no tensor is that long"),
+        ("lokr", {}, 3, "says LoHa, and none of the 4 tensors belongs to one"),
+        ("hada", {"peft_type": "POLY"}, 2, "the number of a task with every question"),
+        ("hada", {"target_modules": "(a+)+b"}, 3, "target_modules is"),
+    ],
+)
+def test_a_kind_of_peft_that_no_model_could_take_never_comes_into_the_store(
+    glmchat: Run, tmp_path: Path, mark: str, config: dict[str, Any], code: int, reason: str
+) -> None:
+    done = glmchat("adapters", "add", write_loha(tmp_path / "poet", mark=mark, **config))
+    assert done.returncode == code and reason in done.stderr and list_adapters() == []
+
+
+def test_a_kind_of_peft_is_refused_on_a_model_that_glmchat_computes(glmchat: Run, base: Path, tmp_path: Path) -> None:
+    done = glmchat("run", base, "hi", "--adapter", write_loha(tmp_path / "poet"))
+    assert done.returncode == 2 and "a LoHa needs PEFT, and glmchat computes llama models itself" in done.stderr
+    assert "models through transformers take the rest" in done.stderr

@@ -115,7 +115,7 @@ def bare_pickle(folder: Path) -> None:
 
 
 def unknown_type(folder: Path) -> None:
-    adapters.write_lora(folder, adapters.factors(3), peft_type="IA3")
+    adapters.write_lora(folder, adapters.factors(3), peft_type="NEW")
 
 
 def unknown_variant(folder: Path) -> None:
@@ -199,7 +199,7 @@ REFUSED: list[tuple[Callable[[Path], None], int, str]] = [
     (stretched_storage, 3, "do not multiply"),
     (pickle_with_code, 3, "holds more than tensors"),
     (bare_pickle, 3, "adapter.pt"),
-    (unknown_type, 2, "'IA3', which glmchat does not know"),
+    (unknown_type, 2, "'NEW', which glmchat does not know"),
     (unknown_variant, 2, "layer_replication"),
     (begun_with_pissa, 2, "changes the base model"),
     (empty_folder, 2, "holds no adapter"),

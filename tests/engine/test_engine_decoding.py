@@ -177,3 +177,12 @@ def test_the_fallback_stops_and_reuses_like_the_others(by_transformers: Engine) 
     test_cached_decoding_equals_an_uncached_pass_at_every_split(by_transformers)
     test_a_reused_prefix_gives_what_a_fresh_prompt_gives(by_transformers)
     test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(by_transformers)
+
+
+def test_a_quantised_model_through_transformers_computes_in_the_type_it_was_settled_on(by_transformers: Engine) -> None:
+    engine = Engine.load(by_transformers.checkpoint.path, quant=8, dtype="bfloat16", threads=1)
+    for dtype in (torch.bfloat16, torch.float32):
+        engine.use_dtype(dtype)
+        cache = engine.model.new_cache(16)
+        engine.model(torch.tensor(PROMPT), cache)
+        assert {layer.keys.dtype for layer in cache.inner.layers} == {dtype}

@@ -201,6 +201,7 @@ def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any
         ({"kind": "lora", "shapes": {"q_proj": [64, 64]}, "layers": 4}, "trained on 4 layers, the model here has 3"),
         ({"kind": "lora", "vocabulary": 300}, "its vocabulary has 300 rows, the model's 272"),
         ({"kind": "lora", "shapes": {"c_attn": [192, 64]}}, "changes layers called c_attn"),
+        ({"kind": "loha", "form": "peft"}, "a LoHa needs PEFT, and glmchat computes llama models itself"),
         ({}, None),
     ],
 )
@@ -223,6 +224,38 @@ def test_a_prefix_has_the_weight_one(lora: Path) -> None:
     require_usable([("before", 1.0)], None)
     with pytest.raises(Usage, match=r"add up to 0\.5"):
         require_usable([("before", 0.5)], None)
+
+
+def test_a_kind_of_peft_fits_a_model_that_goes_through_transformers(tmp_path: Path) -> None:
+    config = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert misfit({"kind": "loha", "form": "peft"}, None, Base.of(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "weights", "reason"),
+    [
+        ([{"kind": "loha", "takes_weight": True}] * 2, (0.5, -1), None),
+        ([{"kind": "ia3", "takes_weight": False}], (1,), None),
+        ([{"kind": "ia3", "takes_weight": False}], (0.5,), r"this IA3 is active or it is not.*0\.5"),
+        ([{"kind": "loha", "takes_weight": False}], (0.5,), r"this LoHa is active or it is not.*0\.5"),
+        ([{"kind": "loha"}, {"kind": "vera"}], (1, 1), r"cannot be active at once: LoHa \+ VeRA"),
+        ([{"kind": "lora"}, {"kind": "vera"}], (1, 1), r"cannot be active at once: LoRA \+ VeRA"),
+        ([{"kind": "lora"}, {"kind": "vera"}], (1, 0), None),
+        ([{"kind": "lora"}, {"kind": "prefix"}], (0.5, 1), None),
+    ],
+)
+def test_what_cannot_be_used_together_is_refused_before_the_engine_starts(
+    lora: Path, facts: list[dict[str, Any]], weights: tuple[float, ...], reason: str | None
+) -> None:
+    for number, said in enumerate(facts):
+        keep(f"a{number}", [lora / "adapter_model.safetensors"], said, Origin("here"), base=None)
+    chosen = [(f"a{number}", weight) for number, weight in enumerate(weights)]
+    if reason is None:
+        require_usable(chosen, None)
+        return
+    with pytest.raises(Usage, match=reason):
+        require_usable(chosen, None)
 
 
 def test_an_adapter_has_the_name_of_its_folder_and_is_found_by_it(lora: Path) -> None:
