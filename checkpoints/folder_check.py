@@ -12,8 +12,9 @@ from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd
 from glmchat.checkpoints.families import spec_of
+from glmchat.checkpoints.lfs_pointer import refuse_pointer
 from glmchat.checkpoints.vocabularies import check_vocabulary
-from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
+from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, weight_files
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 

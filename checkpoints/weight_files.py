@@ -14,42 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.lfs_pointer import refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
 ADAPTER_CONFIG = "adapter_config.json"
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
 PREFIX_ENCODER = "transformer.prefix_encoder."  # THUDM's P-Tuning v2
 _LARGEST_HEADER = 128 * 2**20  # bytes of a safetensors header, or of the names in a .bin
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raise Damaged, with the real size, if `path` is a git-lfs pointer instead of what it stands for, or empty."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise Damaged(
-            tr("{name} is empty", name=one_line(path.name)),
-            hint=tr("pull the model again: the download broke off"),
-            code="file.empty",
-        )
-    if head.startswith(_POINTER):
-        size = re.search(rb"\nsize (\d{1,18})", head)
-        raise Damaged(
-            tr(
-                "{name} is a git-lfs pointer for a file of {size}, not the file itself",
-                name=one_line(path.name),
-                size=human_bytes(int(size[1])) if size else "?",
-            ),
-            hint=tr(
-                "fetch it with `glmchat pull --into {folder}`, or `git lfs pull` in the folder",
-                folder=shlex.quote(one_line(str(path.parent))),
-            ),
-            code="file.lfs_pointer",
-        )
 
 
 def folder_config(folder: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from glmchat import __version__
+from glmchat.checkpoints.lfs_pointer import Pointer, pointer_text
 from glmchat.core.errors import GlmchatError, Hostile, Usage
 from glmchat.core.language import tr
-from glmchat.hub.git_lfs import Pointer, pointer_text
 from glmchat.hub.mirror_folder import MirrorFile, MirrorFolder, Snapshot
 from glmchat.hub.safe_paths import safe_path
 

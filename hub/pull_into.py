@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.lfs_pointer import Pointer
 from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -19,7 +20,7 @@ from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, store
 from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
-from glmchat.hub.git_lfs import Pointer, Remote, ask_batch, find_pointers, objects_folder, read_remote
+from glmchat.hub.git_lfs import Remote, ask_batch, find_pointers, objects_folder, read_remote
 from glmchat.hub.mirror_folder import folder_candidate
 from glmchat.hub.references import Reference
 from glmchat.hub.sources import Endpoint, endpoints, offline, token

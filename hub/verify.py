@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from glmchat.checkpoints.lfs_pointer import parse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, selection
 from glmchat.hub.catalogue import Catalogue, Entry, KnownFile
-from glmchat.hub.git_lfs import parse_pointer
 from glmchat.hub.installed import Installed
 from glmchat.hub.store import git_blob_of, sha256_of
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.weight_files import checkpoints, refuse_pointer
+from glmchat.checkpoints.lfs_pointer import refuse_pointer
+from glmchat.checkpoints.weight_files import checkpoints
 from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.weight_files import refuse_cut, refuse_pointer, weight_files
+from glmchat.checkpoints.lfs_pointer import refuse_pointer
+from glmchat.checkpoints.weight_files import refuse_cut, weight_files
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Lower
 
+from glmchat.checkpoints.lfs_pointer import refuse_pointer
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
-from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 

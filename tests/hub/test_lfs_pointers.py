@@ -14,18 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import LoopbackHub, Synthetic
 
+from glmchat.checkpoints.lfs_pointer import Pointer, parse_pointer, parse_pointer_bytes, pointer_text, refuse_pointer
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.text import human_bytes
-from glmchat.hub.git_lfs import (
-    Pointer,
-    find_pointers,
-    parse_pointer,
-    parse_pointer_bytes,
-    pointer_blob,
-    pointer_text,
-    read_remote,
-    web_address,
-)
+from glmchat.hub.git_lfs import find_pointers, pointer_blob, read_remote, web_address
 from glmchat.hub.pull_into import execute_into, plan_into
 from glmchat.hub.references import parse
 
@@ -211,3 +203,14 @@ def test_the_command_line_replaces_pointers_and_says_so(hub: LoopbackHub, tmp_pa
 def test_files_put_in_place_are_not_quantised_and_that_is_said(more: list[str], tmp_path: Path, capsys: Any) -> None:
     code, out, err = glmchat(capsys, "pull", "--into", str(tmp_path), *more)
     assert code == 2 and out == "" and f"then glmchat quantize {tmp_path}" in err
+
+
+@pytest.mark.parametrize("host", ["git-lfs.github.com", "hawser.github.com"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_pointer_of_either_age_and_with_either_line_end_is_refused_with_its_size(
+    tmp_path: Path, host: str, end: str
+) -> None:
+    lines = (f"version https://{host}/spec/v1", f"oid sha256:{'ab' * 32}", "size 12000000", "")
+    (tmp_path / "p").write_bytes(end.join(lines).encode())
+    with pytest.raises(Damaged, match="12"):
+        refuse_pointer(tmp_path / "p")

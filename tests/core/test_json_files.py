@@ -1,0 +1,44 @@
+"""JSON files are read within bounds, and what cannot be read never hangs and never raises anything else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from glmchat.core.errors import Damaged
+from glmchat.core.json_files import LARGEST, read_json, small_json
+
+
+def test_an_object_is_read_by_both(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"name": "词"}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == small_json(tmp_path / "a.json") == {"name": "词"}
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": 1} {'])
+def test_what_is_no_object_is_refused_by_one_and_empty_for_the_other(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    assert small_json(tmp_path / "a.json") == {}
+    with pytest.raises(Damaged) as refused:
+        read_json(tmp_path / "a.json")
+    assert refused.value.code == "config.damaged" and refused.value.hint
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "absent", tmp_path / "absent" / "below"):
+        assert small_json(path) == {}
+        with pytest.raises(Damaged) as refused:
+            read_json(path)
+        assert refused.value.code == "config.unreadable"
+
+
+def test_a_file_over_the_bound_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as file:
+        file.write(b"{}")
+        file.truncate(LARGEST + 1)
+    assert small_json(tmp_path / "a.json") == {}
+    with pytest.raises(Damaged) as refused:
+        read_json(tmp_path / "a.json")
+    assert refused.value.code == "config.size" and "16 MB" in refused.value.message
