@@ -26,8 +26,8 @@ def parse_adapter(text: str) -> tuple[str, float]:
     """`NAME[:WEIGHT]` (or `NAME=WEIGHT`) -> name, weight. Raises Usage without a name, and for what is no weight."""
     name, weight = text, 1.0
     for sign in (":", "="):
-        before, found, after = text.rpartition(sign)
-        if found:
+        before, is_weighted, after = text.rpartition(sign)
+        if is_weighted:
             name, weight = before, parse_weight(after)
             break
     if not name:
@@ -67,13 +67,13 @@ def parse_weight(text: str) -> float:
     return weight
 
 
-def known(wanted: Iterable[Weighted]) -> tuple[Weighted, ...]:
+def require_known(chosen: Iterable[Weighted]) -> tuple[Weighted, ...]:
     """The same, every name in the store.
 
     Raises UnknownModel with the names there are, and Usage for a path, with the command that brings it in.
     """
-    found = tuple(wanted)
-    for name, _ in found:
+    adapters_named = tuple(chosen)
+    for name, _ in adapters_named:
         if name.startswith((".", "/", "~")) or "/" in name:
             raise Usage(
                 tr("adapters are named as the store knows them, and {path} is a path", path=one_line(name, 120)),
@@ -81,18 +81,18 @@ def known(wanted: Iterable[Weighted]) -> tuple[Weighted, ...]:
                 code="adapter.path",
             )
         adapters.find_adapter(name)
-    return found
+    return adapters_named
 
 
-def require_usable(wanted: Sequence[Weighted], folder: Path | None, *, force: bool = False) -> None:
+def require_usable(chosen: Sequence[Weighted], folder: Path | None, *, force: bool = False) -> None:
     """Raise Usage or UnknownModel unless these can be used together, with the model in `folder` if that is known.
 
     force: take those that name another base too, and note in the store that their answers have to say so.
     """
-    names = [name for name, _ in known(wanted)]
+    names = [name for name, _ in require_known(chosen)]
     if len(set(names)) < len(names):
         raise Usage(tr("an adapter is named twice"), hint=tr("once each, as NAME:WEIGHT"), code="adapter.twice")
-    require_fit(wanted, folder, force=force)
+    require_fit(chosen, folder, force=force)
     for name in names if force else ():
         row = adapters.find_adapter(name)
         if not adapters.facts_of(row).get("forced"):
@@ -142,32 +142,32 @@ def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) ->
         weight = parse_weight(words[1])
         if not session.adapters:
             raise Usage(tr("no adapter is in use"), hint="/adapter NAME", code="adapter.none")
-        wanted = tuple((name, weight) for name, _ in session.adapters)
+        chosen = tuple((name, weight) for name, _ in session.adapters)
     else:
-        wanted = tuple(parse_adapter(word) for word in words if word != "--force")
-    use(session, wanted, launch, force="--force" in words)
+        chosen = tuple(parse_adapter(word) for word in words if word != "--force")
+    use(session, chosen, launch, force="--force" in words)
 
 
-def use(session: ChatSession, wanted: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
+def use(session: ChatSession, chosen: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
     """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
     if launch.server is None:
-        require_usable(wanted, launch.engine.folder, force=force)
-    session.use_adapters(wanted)
+        require_usable(chosen, launch.engine.folder, force=force)
+    session.use_adapters(chosen)
 
 
 def keep_fitting(session: ChatSession, launch: LaunchOptions) -> tuple[str, ...]:
     """The conversation goes on with another model: adapters that are not for it are put away. Returns their names."""
-    kept: list[Weighted] = []
+    fitting: list[Weighted] = []
     lost: list[str] = []
     for one in session.adapters:
         try:
-            known((one,))
+            require_known((one,))
             require_fit((one,), launch.engine.folder)
-            kept.append(one)
+            fitting.append(one)
         except GlmchatError:
             lost.append(one[0])
     if lost:
-        session.use_adapters(kept)
+        session.use_adapters(fitting)
     return tuple(lost)
 
 

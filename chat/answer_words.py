@@ -32,11 +32,11 @@ def system_note(facts: Mapping[str, Any]) -> str:
 def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     """Titles and values, for /stats. What the server did not send is left out."""
     d: Mapping[str, Any] = message.details
-    found: list[tuple[str, str]] = []
+    table: list[tuple[str, str]] = []
 
     def row(title: str, name: str, form: str = "{}") -> None:
         if d.get(name) is not None:
-            found.append((title, form.format(d[name])))
+            table.append((title, form.format(d[name])))
 
     row(tr("model"), "model")
     row(tr("revision"), "revision")
@@ -52,10 +52,10 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     sampling = d.get("sampling") or {}
     if sampling:
         shown = [f"{k} {v:g}" for k, v in sampling.items() if isinstance(v, int | float) and not isinstance(v, bool)]
-        found.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
+        table.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
     for name, value in (d.get("facts") or {}).items():
         if name in ("threads", "kernel", "device", "dtype") and value is not None:
-            found.append((str(name), str(value)))
+            table.append((str(name), str(value)))
     if d.get("stretches"):
-        found.append((tr("say it again"), f"glmchat replay m{message.id}"))
-    return found
+        table.append((tr("say it again"), f"glmchat replay m{message.id}"))
+    return table

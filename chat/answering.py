@@ -154,14 +154,14 @@ class AnswerRun:
         """The next event. Where the server refuses the request as too long, that of a shorter one."""
         while True:
             assert self._pump is not None
-            if self._switch.wanted and self._deadline is None:
+            if self._switch.is_set and self._deadline is None:
                 self._deadline = time.monotonic() + _LAST_WORDS
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 return Finished("cancelled")
             try:
                 event = self._pump.get(_POLL)
             except Ended:
-                return Finished("cancelled" if self._switch.wanted else None)
+                return Finished("cancelled" if self._switch.is_set else None)
             except GlmchatError as error:
                 self._shorten(error)
                 self._send()

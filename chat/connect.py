@@ -39,9 +39,9 @@ class Connection:
         if self.process is None or not isinstance(error, EngineDied):
             return error
         deadline = time.monotonic() + 1.0
-        while (found := self.process.failure()) is None and time.monotonic() < deadline:
+        while (failure := self.process.failure()) is None and time.monotonic() < deadline:
             time.sleep(0.02)  # the connection breaks a moment before the process can be asked
-        return found or error
+        return failure or error
 
     def __enter__(self) -> Connection:
         return self
@@ -101,16 +101,16 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
     row = next((r for r in rows if r.name == endpoint.model), rows[0] if len(rows) == 1 else None)
     facts = row.facts if row else {}
 
-    def told(name: str) -> str | None:
+    def fact(name: str) -> str | None:
         value = facts.get(name)
         return value if isinstance(value, str) else None
 
     return ModelIdentity(
         model=endpoint.model,
-        revision=launch.engine.revision or told("revision"),
-        quant=launch.engine.quant_label or told("quant"),
+        revision=launch.engine.revision or fact("revision"),
+        quant=launch.engine.quant_label or fact("quant"),
         context=row.context if row else None,
-        family=told("family") or launch.family,
+        family=fact("family") or launch.family,
         launch=None if launch.server is not None else _loaded(launch),
     )
 

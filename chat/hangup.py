@@ -74,9 +74,9 @@ def watch(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
         loop.add_signal_handler(signal.SIGHUP, act)
 
 
-def goes_on(session: ChatSession | None, wanted: bool) -> bool:
+def goes_on(session: ChatSession | None, finish_answer: bool) -> bool:
     """True if there is an answer to finish without a screen. One that nobody could read later is not worth it."""
-    return wanted and session is not None and session.streaming and session.history.path is not None
+    return finish_answer and session is not None and session.streaming and session.history.path is not None
 
 
 def finish(session: ChatSession) -> None:

@@ -113,8 +113,8 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
 
 def _stored_bits(quant: str) -> int | None:
     """ "int4-g128", "q4_1", "q8_0" -> the bits of the weights as they are; None for weights of 16 bits and more."""
-    found = re.match(r"(?:int|i?q)(\d)", quant)
-    return int(found[1]) if found else None
+    match = re.match(r"(?:int|i?q)(\d)", quant)
+    return int(match[1]) if match else None
 
 
 def defaults_of(row: Installed) -> Mapping[str, Any]:
@@ -122,13 +122,13 @@ def defaults_of(row: Installed) -> Mapping[str, Any]:
 
     A ChatGLM that it does not know (a fine-tuned folder) is sampled as its family's own code did by default.
     """
-    known = catalogue.load()
-    entry = known.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+    entries = catalogue.load()
+    entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else None
     if entry is None:
         names = {row.name.lower(), (row.base or "").lower()}
-        entry = next((e for e in known if e.reference.lower() in names), None)
+        entry = next((e for e in entries if e.reference.lower() in names), None)
     if entry is None and (row.family or "").startswith("chatglm"):
-        entry = next((e for e in known if e.family == row.family), None)
+        entry = next((e for e in entries if e.family == row.family), None)
     return entry.sampling if entry else {}
 
 

@@ -92,7 +92,7 @@ def generation_config(folder: Path | None) -> dict[str, Any]:
     only values that are there count.
     """
     data = small_json(folder / "generation_config.json") if folder is not None else {}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
         value = data.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -101,8 +101,8 @@ def generation_config(folder: Path | None) -> dict[str, Any]:
                 Sampling(**one)
             except Usage:
                 continue
-            found.update(one)
-    return found
+            values.update(one)
+    return values
 
 
 def value_text(value: Any) -> str:

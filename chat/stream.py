@@ -75,7 +75,7 @@ class Switch:
     def __init__(self) -> None:
         self._busy = threading.Lock()
         self._lock = threading.RLock()  # a signal handler may call `now` in the thread that holds it
-        self._wanted = False
+        self._is_set = False
         self._connection: Stop | None = None
 
     @property
@@ -83,15 +83,15 @@ class Switch:
         return self._busy.locked()
 
     @property
-    def wanted(self) -> bool:
-        return self._wanted
+    def is_set(self) -> bool:
+        return self._is_set
 
     def take(self) -> bool:
         """Begin an answer; False if one is running."""
         if not self._busy.acquire(blocking=False):
             return False
         with self._lock:
-            self._wanted, self._connection = False, None
+            self._is_set, self._connection = False, None
         return True
 
     def give_back(self) -> None:
@@ -101,13 +101,13 @@ class Switch:
         """The stop of one request; pulled at once if a stop is wanted already."""
         with self._lock:
             self._connection = Stop()
-            if self._wanted:
+            if self._is_set:
                 self._connection.now()
             return self._connection
 
     def now(self) -> None:
         with self._lock:
             if self._busy.locked():
-                self._wanted = True
+                self._is_set = True
                 if self._connection is not None:
                     self._connection.now()

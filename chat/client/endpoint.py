@@ -14,12 +14,13 @@ from typing import Any
 
 import httpx2
 
-from glmchat.chat.client.reading import AnswerReader, Progress
+from glmchat.chat.client.reading import AnswerReader, Progress, json_object, read_body
 from glmchat.chat.client.request import (
     EXTENSIONS,
     Stop,
     adapter_fields,
     api_url,
+    header_key,
     messages_json,
     sampling_fields,
     whole_text,
@@ -35,7 +36,6 @@ __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 
 ASK_SECONDS = 15.0  # for a question that costs a server nothing
 SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
-ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
 
 
 class Endpoint:
@@ -53,7 +53,7 @@ class Endpoint:
         self.uds = uds
         self.url = "http://localhost/v1" if uds else api_url(str(base_url))
         self.model = model
-        self._key = _usable(key)
+        self._key = header_key(key)
         self.broke = False  # a connection to our own engine broke: it may be dying
         self._ours: bool | None = True if uds else None  # None: not asked yet
 
@@ -88,21 +88,21 @@ class Endpoint:
                 answer = client.get(self._root + "/health", headers=self._headers())
         except (httpx2.HTTPError, OSError, GlmchatError) as error:
             raise self._broken(error, answering=False) from None
-        return health_of(_object(answer.content), answer.status_code)
+        return health_of(json_object(answer.content), answer.status_code)
 
     def models(self, stop: Stop | None = None) -> list[ModelRow]:
         """What `/v1/models` lists. Raises ServerFailed or NetworkFailed."""
-        found = rows_of(self._ask("GET", self.url + "/models", timeout=ASK_SECONDS, stop=stop))
+        rows = rows_of(self._ask("GET", self.url + "/models", timeout=ASK_SECONDS, stop=stop))
         if self._ours is None:
-            self._ours = any(row.owner == "glmchat" for row in found)
-        return found
+            self._ours = any(row.owner == "glmchat" for row in rows)
+        return rows
 
-    def choose_model(self, wanted: str | None = None) -> str:
+    def choose_model(self, name: str | None = None) -> str:
         """The model to ask for: the one named, else the only base model that the server has. Remembers it.
 
         A name that the list does not hold is believed: servers have aliases. Raises Usage where there is a choice.
         """
-        if wanted is None:
+        if name is None:
             names = [row.name for row in self.models() if row.parent is None]
             if len(names) != 1:
                 shown = ", ".join(one_line(n, 60) for n in names[:20]) or tr("none")
@@ -111,9 +111,9 @@ class Endpoint:
                     hint=tr("it has: {names}", names=shown),
                     code="server.choose_model",
                 )
-            wanted = names[0]
-        self.model = wanted
-        return wanted
+            name = names[0]
+        self.model = name
+        return name
 
     def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
         """Ids of a text, or of a rendered conversation. Our own server only (and vLLM's). Raises ServerFailed."""
@@ -210,12 +210,12 @@ class Endpoint:
     ) -> Generator[StreamEvent, None, None]:
         reader = AnswerReader(on_progress)
         try:
-            if self._ours is None and not stop.wanted:
+            if self._ours is None and not stop.is_set:
                 self._greet(stop)
         except GlmchatError:
-            if not stop.wanted:
+            if not stop.is_set:
                 raise
-        if stop.wanted:
+        if stop.is_set:
             yield reader.cancelled()
             return
         body = make_body()
@@ -251,27 +251,27 @@ class Endpoint:
         try:
             with client, self._open(client, path, body, stop) as answer:
                 if answer.status_code != 200:
-                    text = _read(answer)
+                    text = read_body(answer)
                     error = status_error(answer.status_code, answer.headers, text, self.url)
                     if answer.status_code in (400, 422):
                         raise _Refused(error, text.decode("utf-8", "replace"))
                     raise error
                 kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if kind == "application/json":  # a server that does not stream answers at once
-                    yield from reader.whole(_object(_read(answer)))
+                    yield from reader.whole(json_object(read_body(answer)))
                     return
                 if "html" in kind:
-                    raise status_error(200, answer.headers, _read(answer), self.url)
+                    raise status_error(200, answer.headers, read_body(answer), self.url)
                 for part in answer.iter_bytes():
                     for event in reader.feed(part):
                         yield event
-                        if stop.wanted and not reader.finished:
+                        if stop.is_set and not reader.finished:
                             yield reader.cancelled()
                     if reader.finished:
                         return
                 yield from reader.end()
         except (httpx2.HTTPError, httpx2.StreamError, OSError, ServerFailed) as error:
-            if stop.wanted:
+            if stop.is_set:
                 yield reader.cancelled()
                 return
             if isinstance(error, _Refused):
@@ -322,12 +322,12 @@ class Endpoint:
                 self._client(timeout) as client,
                 client.stream(method, url, content=content, headers=headers, extensions=trace) as answer,
             ):
-                text = _read(answer)
+                text = read_body(answer)
                 if answer.status_code != 200 or text.lstrip()[:1] == b"<":
                     raise status_error(answer.status_code, answer.headers, text, self.url)
         except (httpx2.HTTPError, OSError) as error:
             raise self._broken(error, answering=False) from None
-        data = _object(text)
+        data = json_object(text)
         if problem := error_of(data):
             raise problem
         return data
@@ -339,34 +339,3 @@ class _Refused(ServerFailed):
     def __init__(self, error: GlmchatError, text: str) -> None:
         super().__init__(error.message, hint=error.hint, code=error.code)
         self.error, self.text = error, text
-
-
-def _usable(key: str | None) -> str | None:
-    """A key as it can stand in a header: a file's last newline is no part of it. Raises Usage, without the key."""
-    key = key.strip() if key else None
-    if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise Usage(
-            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
-        )
-    return key or None
-
-
-def _read(answer: httpx2.Response) -> bytes:
-    body = bytearray()
-    for part in answer.iter_bytes():
-        body += part
-        if len(body) > ANSWER_LIMIT:
-            raise ServerFailed(
-                tr("the server's answer has no end"),
-                hint=tr("is this an OpenAI-compatible server?"),
-                code="server.form",
-            )
-    return bytes(body)
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

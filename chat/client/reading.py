@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx2
+
 from glmchat.chat.client.words import error_of, in_stream
 from glmchat.core.errors import ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, FinishReason, Piece, Started, StreamEvent
 
+ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; a first chunk with the ids of a million-token prompt takes 8 MB
 
 
@@ -219,15 +222,17 @@ class AnswerReader:
                 setattr(self, value, data[name])
         choices = data.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            told = data.get("glmchat")
-            yield from self._choice(choices[0], told if isinstance(told, dict) else {})
+            facts = data.get("glmchat")
+            yield from self._choice(choices[0], facts if isinstance(facts, dict) else {})
 
     def _choice(self, choice: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[StreamEvent]:
         delta = choice.get("delta") or choice.get("message")
         delta = delta if isinstance(delta, dict) else {}
-        said = delta.get("content", choice.get("text"))
+        content = delta.get("content", choice.get("text"))
         thought = delta.get("reasoning_content") or delta.get("reasoning")
-        text = self._with_thought(said if isinstance(said, str) else "", thought if isinstance(thought, str) else "")
+        text = self._with_thought(
+            content if isinstance(content, str) else "", thought if isinstance(thought, str) else ""
+        )
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             self._reason = reason
@@ -238,15 +243,15 @@ class AnswerReader:
             self._first = self._first or time.monotonic()
             yield Piece(text, ids, facts)
 
-    def _with_thought(self, said: str, thought: str) -> str:
+    def _with_thought(self, content: str, thought: str) -> str:
         """A reasoning model's thoughts come in a field of their own: shown the way models without one write them."""
         text = ""
         if thought:
             text += thought if self._thinking else "<think>\n" + thought
             self._thinking = True
-        if said and self._thinking:
+        if content and self._thinking:
             text += self._close_thought()
-        return text + said
+        return text + content
 
     def _close_thought(self) -> str:
         self._thinking = False
@@ -298,3 +303,26 @@ def _whole_number(value: Any) -> int | None:
 def _speed(count: Any, milliseconds: Any, least: int = 1) -> float | None:
     tokens, time_taken = _number(count), _number(milliseconds)
     return None if tokens is None or tokens < least or not time_taken else tokens * 1000 / time_taken
+
+
+def read_body(answer: httpx2.Response) -> bytes:
+    """The whole body, where it has an end. Raises ServerFailed."""
+    body = bytearray()
+    for part in answer.iter_bytes():
+        body += part
+        if len(body) > ANSWER_LIMIT:
+            raise ServerFailed(
+                tr("the server's answer has no end"),
+                hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
+            )
+    return bytes(body)
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Empty for what is no JSON object."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

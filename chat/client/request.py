@@ -24,26 +24,26 @@ class Stop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted = False
+        self._is_set = False
         self._socket: socket.socket | None = None
 
     @property
-    def wanted(self) -> bool:
-        return self._wanted
+    def is_set(self) -> bool:
+        return self._is_set
 
     def now(self) -> None:
         with self._lock:
-            self._wanted = True
+            self._is_set = True
             self._shut()
 
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
         """httpcore's trace hook: remembers the socket as soon as there is one."""
         # TLS wraps the socket in another one, and a proxy may do so twice: the last one is the one that is read.
         if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
-            found = info["return_value"].get_extra_info("socket")
+            raw = info["return_value"].get_extra_info("socket")
             with self._lock:
-                self._socket = found
-                if self._wanted:
+                self._socket = raw
+                if self._is_set:
                     self._shut()
 
     def _shut(self) -> None:
@@ -119,3 +119,13 @@ def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def whole_text(text: str) -> str:
     """Half a surrogate pair (a terminal may hand one over) is no character and cannot be sent."""
     return text.encode("utf-8", "replace").decode()
+
+
+def header_key(key: str | None) -> str | None:
+    """A key as it can stand in a header: a file's last newline is no part of it. Raises Usage, without the key."""
+    key = key.strip() if key else None
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise Usage(
+            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
+        )
+    return key or None

@@ -24,10 +24,10 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
             hint=tr("give the address of the API, usually http://HOST:PORT/v1"),
             code="server.html",
         )
-    found = error_of(_json(body))
-    said = found.message if found else one_line(body.decode("utf-8", "replace"), 300)
-    if found and found.hint and status != 401:  # ours; its hint on keys is for those who write programs
-        return found
+    reported = error_of(_json(body))
+    words = reported.message if reported else one_line(body.decode("utf-8", "replace"), 300)
+    if reported and reported.hint and status != 401:  # ours; its hint on keys is for those who write programs
+        return reported
     if status in (301, 302, 303, 307, 308):
         where = one_line(headers.get("location", ""), 120)
         return ServerFailed(
@@ -37,31 +37,31 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
         )
     if status in (401, 403):
         return ServerFailed(
-            tr("the server refuses the key: {said}", said=said or f"HTTP {status}"),
+            tr("the server refuses the key: {said}", said=words or f"HTTP {status}"),
             hint=tr("put it into OPENAI_API_KEY or give --api-key-file"),
             code="server.auth",
         )
     if status == 404:
         return ServerFailed(
-            tr("the server does not know that model or address: {said}", said=said or "HTTP 404"),
+            tr("the server does not know that model or address: {said}", said=words or "HTTP 404"),
             hint=tr("check the address ({url}) and the model's name", url=one_line(url)),
             code="server.not_found",
         )
     if status == 429:
         wait = one_line(headers.get("retry-after", ""), 20)
         return ServerFailed(
-            tr("the server is busy: {said}", said=said or "HTTP 429"),
+            tr("the server is busy: {said}", said=words or "HTTP 429"),
             hint=tr("try again in {wait} seconds", wait=wait) if wait else tr("try again later"),
             code="server.busy",
         )
     if status >= 500:
         return ServerFailed(
-            tr("the server failed (HTTP {status}): {said}", status=status, said=said or "-"),
+            tr("the server failed (HTTP {status}): {said}", status=status, said=words or "-"),
             hint=tr("its log should say why; try again later"),
             code="server.failed",
         )
     return ServerFailed(
-        tr("the server refused the request (HTTP {status}): {said}", status=status, said=said or "-"),
+        tr("the server refused the request (HTTP {status}): {said}", status=status, said=words or "-"),
         hint=tr("change what it names, or reset the sampling settings"),
         code="server.refused",
     )
@@ -164,12 +164,12 @@ class ModelRow:
 
 def health_of(data: Mapping[str, Any], status: int) -> Health:
     """Our server's `/health`; a foreign one is "ok" if it answers at all, and "loading" while it says 503."""
-    said = data.get("status")
-    if said not in ("loading", "failed"):
+    state = data.get("status")
+    if state not in ("loading", "failed"):
         return Health("loading" if status == 503 else "ok")
     stage, done, problem = data.get("stage"), data.get("done"), data.get("error")
     return Health(
-        str(said),
+        str(state),
         stage=stage if isinstance(stage, str) else None,
         done=float(done) if isinstance(done, int | float) else None,
         error=GlmchatError.from_json(problem) if isinstance(problem, dict) else None,
@@ -178,11 +178,11 @@ def health_of(data: Mapping[str, Any], status: int) -> Health:
 
 def rows_of(data: Mapping[str, Any]) -> list[ModelRow]:
     """The rows of `/v1/models`; what is no row is passed over."""
-    found, rows = [], data.get("data")
+    models, rows = [], data.get("data")
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and isinstance(row.get("id"), str):
             context = row.get("max_model_len")
-            found.append(
+            models.append(
                 ModelRow(
                     row["id"],
                     parent=row.get("parent") if isinstance(row.get("parent"), str) else None,
@@ -191,4 +191,4 @@ def rows_of(data: Mapping[str, Any]) -> list[ModelRow]:
                     facts=row,
                 )
             )
-    return found
+    return models

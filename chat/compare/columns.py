@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.adapters_choice import known, parse_adapter, require_fit
+from glmchat.chat.adapters_choice import parse_adapter, require_fit, require_known
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate
 from glmchat.core.errors import Usage
@@ -66,15 +66,15 @@ def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptio
 
     Raises UnknownModel for a model or an adapter, NotInstalled, Usage for an adapter that is not for the model.
     """
-    found = []
+    options = []
     for column in columns:
-        known(column.adapters)
+        require_known(column.adapters)
         row, bits = locate(column.name)
         launch = launch_installed(base, row, bits)
         require_fit(column.adapters, launch.engine.folder)
         sampling = {**base.sampling, **column.sampling}
-        found.append(replace(launch, adapters=column.adapters, sampling=sampling))
-    return found
+        options.append(replace(launch, adapters=column.adapters, sampling=sampling))
+    return options
 
 
 def completions(word: str) -> list[str]:
@@ -94,13 +94,13 @@ def completions(word: str) -> list[str]:
 
 def _settings(text: str) -> tuple[str, dict[str, Any]]:
     """What stands before the settings, and the settings."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     while "," in text:
         before, _, last = text.rpartition(",")
         name, equals, value = last.partition("=")
         if not equals:
             break
         field_name = sampling_name(name)
-        found.setdefault(field_name, parse_sampling_value(field_name, value))
+        settings.setdefault(field_name, parse_sampling_value(field_name, value))
         text = before
-    return text, found
+    return text, settings

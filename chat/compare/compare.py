@@ -24,7 +24,7 @@ from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
 
-DETAIL = "compare"  # in the details of a question: the columns; of an answer: which of them it is
+COMPARE_KEY = "compare"  # in the details of a question: the columns; of an answer: which of them it is
 
 
 class ColumnSession(ChatSession):
@@ -66,7 +66,7 @@ class ColumnSession(ChatSession):
 
     def answer_settings(self, only_now: Mapping[str, Any] | None = None) -> AnswerSettings:
         mark = {"column": self._number, "text": self._comparison.columns[self._number].text}
-        return replace(super().answer_settings(only_now), mark={DETAIL: mark})
+        return replace(super().answer_settings(only_now), mark={COMPARE_KEY: mark})
 
 
 _UNFINISHED = ("interrupted", "streaming", "failed")
@@ -143,7 +143,7 @@ class Comparison:
 
     def _described(self) -> dict[str, Any]:
         """What `resume` finds with the question."""
-        return {DETAIL: [column.text for column in self.columns], "sampling": self._sampling}
+        return {COMPARE_KEY: [column.text for column in self.columns], "sampling": self._sampling}
 
     def missing(self) -> list[int]:
         """Columns without an answer, or whose answer was interrupted."""
@@ -158,14 +158,14 @@ class Comparison:
 
     def answers(self) -> dict[int, StoredMessage]:
         """Column -> its last answer."""
-        question, found = self.question, dict[int, StoredMessage]()
+        question, answers = self.question, dict[int, StoredMessage]()
         for _, message in sorted(self.tree.messages.items()):
-            mark = message.details.get(DETAIL)
+            mark = message.details.get(COMPARE_KEY)
             if question and message.parent == question.id and message.deletion is None and isinstance(mark, Mapping):
                 number, text = mark.get("column"), mark.get("text")
                 if isinstance(number, int) and number < len(self.columns) and self.columns[number].text == text:
-                    found[number] = message
-        return found
+                    answers[number] = message
+        return answers
 
     def pick(self, column: int) -> Tree:
         """Go on with the answer of this column: its branch, model, adapters and settings. Raises Usage."""
@@ -288,7 +288,7 @@ class Comparison:
 
 def asked_in(tree: Tree) -> StoredMessage | None:
     """The last question of a conversation that was put to a comparison."""
-    marked = (m for m in tree.messages.values() if isinstance(m.details.get(DETAIL), list) and m.deletion is None)
+    marked = (m for m in tree.messages.values() if isinstance(m.details.get(COMPARE_KEY), list) and m.deletion is None)
     return max(marked, key=lambda m: m.id, default=None)
 
 
@@ -307,7 +307,7 @@ def resume(
             hint=tr("glmchat compare -p TEXT A B"),
             code="compare.none",
         )
-    columns = parse_columns(question.details[DETAIL])
+    columns = parse_columns(question.details[COMPARE_KEY])
     common = question.details.get("sampling") or {}
     common = {name: tuple(value) if isinstance(value, list) else value for name, value in common.items()}
     base = replace(base or LaunchOptions(), sampling=common)

@@ -50,10 +50,10 @@ def engine_key(launch: LaunchOptions) -> tuple[Path | None, int | None]:
 
 def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Running | None) -> list[list[int]]:
     """Columns by engine: the one that runs already first, the others in the order of their first column."""
-    found: dict[tuple[Path | None, int | None], list[int]] = {}
+    groups: dict[tuple[Path | None, int | None], list[int]] = {}
     for index in columns:
-        found.setdefault(engine_key(launches[index]), []).append(index)
-    return sorted(found.values(), key=lambda g: running is None or not running.answers(launches[g[0]]))
+        groups.setdefault(engine_key(launches[index]), []).append(index)
+    return sorted(groups.values(), key=lambda g: running is None or not running.answers(launches[g[0]]))
 
 
 def needed(launch: LaunchOptions) -> int | None:
@@ -71,12 +71,12 @@ def decide(engines: Sequence[LaunchOptions], running: Running | None) -> Togethe
     if cores < 2 * count and cores < 4:
         return OneByOne(tr("{cores} cores are too few for {count} engines at once", cores=cores, count=count))
     sizes = [needed(one) for one in engines if running is None or not running.answers(one)]
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes):
+    bytes_needed = [size for size in sizes if size is not None]
+    if len(bytes_needed) < len(sizes):
         return OneByOne(tr("it is not known how much memory they need"))
     free = available_memory()
-    if free is not None and sum(known) > free:
-        total = human_bytes(sum(known))
+    if free is not None and sum(bytes_needed) > free:
+        total = human_bytes(sum(bytes_needed))
         return OneByOne(
             tr("together they need {needed} of memory, {free} are free", needed=total, free=human_bytes(free))
         )

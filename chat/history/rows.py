@@ -168,17 +168,17 @@ class Tree:
 
     def path(self, leaf: int | None = None) -> list[StoredMessage]:
         """The open branch from the first message to the last, clear marks in it, deleted messages left out."""
-        found: list[StoredMessage] = []
+        branch: list[StoredMessage] = []
         seen: set[int] = set()
         at = self.leaf if leaf is None else leaf
         while at is not None and at in self.messages and at not in seen:  # a damaged file may hold a ring
             seen.add(at)
             message = self.messages[at]
             if message.deletion is None:
-                found.append(message)
+                branch.append(message)
             at = message.parent
-        found.reverse()
-        return found
+        branch.reverse()
+        return branch
 
     def context(self, leaf: int | None = None) -> list[StoredMessage]:
         """What the open branch, or the one that ends at `leaf`, holds below its last clear mark."""
@@ -238,10 +238,10 @@ class Tree:
 
     def put(self, message: StoredMessage) -> StoredMessage:
         """Add or replace a message; its parent remembers it as the open one."""
-        known = message.id in self.messages
+        is_here = message.id in self.messages
         self.messages[message.id] = message
         self.unsaved.add(message.id)
-        if not known and message.parent in self.messages:
+        if not is_here and message.parent in self.messages:
             self.choose(self.messages[message.parent], message.id)
         return message
 

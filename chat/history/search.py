@@ -87,7 +87,7 @@ def _folded(text: str) -> tuple[str, list[int]]:
 def find_spans(text: str, query: str) -> list[tuple[int, int]]:
     """Where the words of `query` stand in `text`: [start, end) of characters, in order, not overlapping."""
     folded, places = _folded(text)
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     patterns = [r"[\W_]*".join(re.escape(_folded(token)[0]) for token in tokens) for tokens in _phrases(query)] or [
         re.escape(_folded(query.strip())[0])
     ]
@@ -98,9 +98,9 @@ def find_spans(text: str, query: str) -> list[tuple[int, int]]:
         bounded = pattern if _SET_OFF.match(pattern[0]) or not pattern[0].isalnum() else rf"(?<![^\W_{_CJK}]){pattern}"
         for match in re.finditer(bounded, folded):
             if match.end() > match.start():
-                found.append((places[match.start()], places[match.end() - 1] + 1))
+                spans.append((places[match.start()], places[match.end() - 1] + 1))
     merged: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:

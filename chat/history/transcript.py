@@ -141,8 +141,8 @@ def answered_by(message: StoredMessage, otherwise: str = "") -> str:
     from glmchat.chat.adapters_choice import shown  # here, because a list of conversations needs none of the hub
 
     model = str(message.details.get("model") or otherwise)
-    told = [a for a in message.details.get("adapters") or () if isinstance(a, dict)]
-    adapters = [shown(str(a.get("name")), float(a.get("scale") or 1), forced=a.get("forced") is True) for a in told]
+    records = [a for a in message.details.get("adapters") or () if isinstance(a, dict)]
+    adapters = [shown(str(a.get("name")), float(a.get("scale") or 1), forced=a.get("forced") is True) for a in records]
     return " + ".join([short_name(model), *adapters]) if model else ""
 
 
@@ -181,14 +181,14 @@ def read_import(data: bytes, where: str) -> list[dict[str, Any]]:
     if isinstance(value, dict) and "glmchat_history" in value:
         if value["glmchat_history"] != FORMAT_VERSION:
             raise _bad(where, f"format {value['glmchat_history']!r} is not known")
-        found = value.get("conversations")
+        conversations = value.get("conversations")
     elif isinstance(value, list) and value and all(isinstance(v, dict) and _is_message(v) for v in value):
-        found = [{"messages": value}]
+        conversations = [{"messages": value}]
     else:
-        found = value if isinstance(value, list) else [value]
-    if not isinstance(found, list) or not found:
+        conversations = value if isinstance(value, list) else [value]
+    if not isinstance(conversations, list) or not conversations:
         raise _bad(where, "it holds no conversation")
-    return [_checked(one, where, number) for number, one in enumerate(found)]
+    return [_checked(one, where, number) for number, one in enumerate(conversations)]
 
 
 def add_to_history(history: History, conversations: Iterable[Mapping[str, Any]]) -> list[Tree]:
@@ -225,13 +225,13 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
     if not isinstance(one, dict) or not isinstance(messages, list) or not messages:
         raise _bad(where, f"conversation {number + 1} has no messages")
     checked: list[dict[str, Any]] = []
-    known: set[int] = set()
+    ids: set[int] = set()
     for place, raw in enumerate(messages):
         message = _checked_message(raw, f"{where}, {number + 1}.{place + 1}", checked[-1]["id"] if checked else None)
         # A parent stands before its children, so no ring can come in.
-        if message["id"] in known or (message["parent"] is not None and message["parent"] not in known):
+        if message["id"] in ids or (message["parent"] is not None and message["parent"] not in ids):
             raise _bad(where, f"message {place + 1} of conversation {number + 1} hangs on none before it")
-        known.add(message["id"])
+        ids.add(message["id"])
         checked.append(message)
     settings = one.get("settings")
     try:

@@ -25,7 +25,7 @@ class Stretch:
 
     start: int
     prompt: tuple[int, ...]
-    said: tuple[int, ...]
+    token_ids: tuple[int, ...]
     passes: tuple[Any, ...]
     facts: Mapping[str, Any]
     sampling: Mapping[str, Any]
@@ -34,17 +34,17 @@ class Stretch:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`: which spans of the prompt were read, spoken earlier, or kept from an earlier turn."""
-        kept = int(self.facts.get("cached_n") or 0)
+        cached = int(self.facts.get("cached_n") or 0)
         spans = [
-            {"from": start, "to": end, "computed": kind, "reused": end <= kept}
+            {"from": start, "to": end, "computed": kind, "reused": end <= cached}
             for start, end, kind, *_ in self.passes
             if isinstance(start, int) and isinstance(end, int)
         ]
         return {
             "start": self.start,
             "prompt_tokens": len(self.prompt),
-            "tokens": len(self.said),
-            "cached_tokens": kept,
+            "tokens": len(self.token_ids),
+            "cached_tokens": cached,
             "spans": spans,
             "seed": self.seed,
             "sampling": dict(self.sampling),
@@ -64,7 +64,7 @@ class ReplayPlan:
 
     @property
     def tokens(self) -> int:
-        return sum(len(s.said) for s in self.stretches)
+        return sum(len(s.token_ids) for s in self.stretches)
 
 
 def find_answer(history: History, target: str) -> tuple[Tree, StoredMessage]:
@@ -72,15 +72,15 @@ def find_answer(history: History, target: str) -> tuple[Tree, StoredMessage]:
 
     Raises Usage.
     """
-    found = re.fullmatch(r"(m?)(\d{1,18})", target.strip())
-    if found is None:
+    match = re.fullmatch(r"(m?)(\d{1,18})", target.strip())
+    if match is None:
         raise Usage(
             tr("{id} is no number of an answer or a conversation", id=repr(one_line(target, 40))),
             hint=tr("12 is a conversation from `glmchat history list`, m34 an answer in it"),
             code="replay.target",
         )
-    number = int(found[2])
-    if not found[1] and history.find(number) is not None:
+    number = int(match[2])
+    if not match[1] and history.find(number) is not None:
         tree = history.load(number)
         last = next((m for m in reversed(tree.path()) if m.role == "assistant"), None)
     else:
@@ -108,11 +108,11 @@ def plan_replay(
     tree, answer = find_answer(history, target)
     stretches = _stretches(answer)
     changed: dict[str, Difference] = {}
-    wanted = {sampling_name(name): value for name, value in (changes or {}).items()}
-    done = []
+    overrides = {sampling_name(name): value for name, value in (changes or {}).items()}
+    done = []  # what was drawn stands in `seed`, not in the settings
     for one in stretches:
-        sampling = {k: v for k, v in {**one.sampling, **wanted}.items() if k != "seed"}  # what was drawn stands in seed
-        seed = one.seed if wanted.get("seed") is None else int(wanted["seed"])
+        sampling = {k: v for k, v in {**one.sampling, **overrides}.items() if k != "seed"}
+        seed = one.seed if overrides.get("seed") is None else int(overrides["seed"])
         Sampling(**{**sampling, "stop": tuple(sampling.get("stop") or ())})
         for name, now in (*sampling.items(), ("seed", seed)):
             then = one.seed if name == "seed" else one.sampling.get(name)
@@ -138,17 +138,17 @@ def _stretches(answer: StoredMessage) -> list[Stretch]:
             hint=tr("answers of foreign servers and of older versions have none"),
             code="replay.no_record",
         )
-    found = []
+    stretches = []
     try:
         starts = [int(r["start"]) for r in records]
         if starts[0] != 0 or starts != sorted(starts):
             raise ValueError
         for one, start, end in zip(records, starts, [*starts[1:], len(answer.token_ids)], strict=True):
-            found.append(
+            stretches.append(
                 Stretch(
                     start=start,
                     prompt=tuple(record.unpack(one["prompt"])),
-                    said=answer.token_ids[start:end],
+                    token_ids=answer.token_ids[start:end],
                     passes=tuple(one["passes"]),
                     facts=dict(one),
                     sampling=dict(one["sampling"]),
@@ -160,15 +160,15 @@ def _stretches(answer: StoredMessage) -> list[Stretch]:
         raise Usage(
             tr("the record of this answer is damaged"), hint=tr("it cannot be replayed"), code="replay.record"
         ) from None
-    return found
+    return stretches
 
 
 def _folder(one: Mapping[str, Any]) -> str:
     """Where the weights lie: where they lay, else where the model of that name is now. Raises NotInstalled."""
     launch = one.get("launch")
-    known = launch.get("folder") if isinstance(launch, Mapping) else None
-    if isinstance(known, str) and Path(known).exists():
-        return known
+    folder = launch.get("folder") if isinstance(launch, Mapping) else None
+    if isinstance(folder, str) and Path(folder).exists():
+        return folder
     name = str(one.get("model") or "")
     try:
         return str(locate(name, revision=None)[0].path)

@@ -34,15 +34,15 @@ class Difference:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """What of `then` (the record of a stretch) is otherwise in `now` (facts of an engine), as far as both know it."""
-    found = [*_weights(then.get("weights"), now.get("weights"))]
-    found += _table("adapter", then.get("adapter_hashes"), now.get("adapter_hashes"))
+    changes = [*_weights(then.get("weights"), now.get("weights"))]
+    changes += _table("adapter", then.get("adapter_hashes"), now.get("adapter_hashes"))
     if then.get("template") != now.get("template"):
-        found.append(Difference("template", then.get("template"), now.get("template")))
-    found += _table("file", then.get("settings"), now.get("settings"))
-    found += [
+        changes.append(Difference("template", then.get("template"), now.get("template")))
+    changes += _table("file", then.get("settings"), now.get("settings"))
+    changes += [
         Difference(name, then[name], now.get(name)) for name in _PLAIN if name in then and then[name] != now.get(name)
     ]
-    return found + _table("version", then.get("versions"), now.get("versions"))
+    return changes + _table("version", then.get("versions"), now.get("versions"))
 
 
 def _weights(then: Any, now: Any) -> Iterator[Difference]:

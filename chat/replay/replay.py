@@ -45,8 +45,8 @@ class Outcome:
     distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in Outcome.__slots__ if name != "differences"}
-        return {**told, "differences": [d.to_json() for d in self.differences]}
+        values = {name: getattr(self, name) for name in Outcome.__slots__ if name != "differences"}
+        return {**values, "differences": [d.to_json() for d in self.differences]}
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ def run_replay(
                         otherwise.append(difference)
             elif event["event"] == "stretch":
                 number, stretch = engine.stretches[int(event["number"])]
-                yield Replaying(number, len(stretch.said))
+                yield Replaying(number, len(stretch.token_ids))
             elif event["event"] == "result" and not event["identical"]:
                 number, stretch = engine.stretches[int(event["number"])]
                 yield Outcome(
@@ -136,7 +136,7 @@ def _request(stretches: Sequence[Stretch]) -> dict[str, Any]:
             {
                 "prompt": s.prompt,
                 "passes": s.passes,
-                "said": s.said,
+                "said": s.token_ids,
                 "sampling": dict(s.sampling),
                 "seed": s.seed,
                 "adapters": list(s.facts.get("adapters") or ()),

@@ -86,16 +86,16 @@ class LocalSpeaker(Endpoint):
             raise DoesNotFit(words, hint="shorten it", code="context.full")
         try:
             yield Started("spoken-model", prompt_tokens=count(messages) if self.counts else None)
-            while self.silent and not (stop and stop.wanted):
+            while self.silent and not (stop and stop.is_set):
                 time.sleep(0.01)
             for number, piece in enumerate(() if self.silent else self.pieces):
-                if stop and stop.wanted:
+                if stop and stop.is_set:
                     break
                 if number == self.fail_after:
                     raise self.failure
                 time.sleep(self.seconds)
                 yield Piece(piece, (number,))
-            reason: Any = "cancelled" if stop and stop.wanted else self.finish
+            reason: Any = "cancelled" if stop and stop.is_set else self.finish
             yield Finished(reason, completion_tokens=len(self.pieces), seed=7, facts={"kernel": "spoken"})
         finally:
             self.closed += 1

@@ -12,7 +12,7 @@ import hub_helpers as helpers
 import pytest
 import torch
 
-from glmchat.chat.adapters_choice import known, parse_adapter, require_usable, shown
+from glmchat.chat.adapters_choice import parse_adapter, require_known, require_usable, shown
 from glmchat.checkpoints.adapter_fit import Base, misfit
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
@@ -178,9 +178,9 @@ def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any
         with pytest.raises(Usage, match="names no adapter"):
             parse_adapter(text)
     with pytest.raises(UnknownModel, match="there is no adapter 'poet'"):
-        known([("poet", 1.0)])
+        require_known([("poet", 1.0)])
     with pytest.raises(Usage, match="is a path") as caught:
-        known([("./poet", 1.0)])
+        require_known([("./poet", 1.0)])
     assert caught.value.hint == "glmchat adapters add ./poet"
     helpers.glmchat(capsys, "adapters", "add", str(lora), "--name", "poet")
     require_usable([("poet", 0.5)], None, force=True)
