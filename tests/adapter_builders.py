@@ -119,7 +119,7 @@ def write_kind(base: Path, folder: Path, peft_type: str, seed: int = 1, safe: bo
     if peft_type in VIRTUAL_TOKENS:
         chosen |= {"num_virtual_tokens": 5}
     else:
-        chosen |= {"target_modules": ["query_key_value", "dense_h_to_4h"], **PEFT_SETTINGS[peft_type]}
+        chosen |= {"target_modules": ["query_key_value", "dense_h_to_4h"], **PEFT_SETTINGS.get(peft_type, {})}
     config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](**{**chosen, **settings})
     base_model = GPTNeoXForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     with warnings.catch_warnings():

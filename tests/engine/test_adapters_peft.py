@@ -82,6 +82,17 @@ def test_every_kind_gives_pefts_logits_and_detaching_gives_the_base_again(
     assert torch.equal(engine.logits(IDS), bare)
 
 
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}, {"bias": "lora_only"}])
+def test_a_lora_needs_no_peft_here_and_gives_its_logits(
+    base: Path, engine: Engine, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    reference = adapters.peft_logits(adapters.write_kind(base, tmp_path / "one", "LORA", **settings), IDS)
+    engine.attach(tmp_path / "one", "one")
+    engine.activate({"one": 1.0})
+    assert differs(engine.logits(IDS), reference) < 1e-4
+    engine.detach("one")
+
+
 @pytest.mark.parametrize(
     ("peft_type", "linear"),
     [
