@@ -43,26 +43,26 @@ class Passes:
     """The passes that made what a cache holds now, in order and without gaps."""
 
     def __init__(self) -> None:
-        self._done: list[Pass] = []
+        self.done: list[Pass] = []
 
     def add(self, start: int, end: int, kind: str) -> None:
-        last = self._done[-1] if self._done else None
+        last = self.done[-1] if self.done else None
         if last is not None and kind == last.kind == "decode":
-            self._done[-1] = replace(last, end=end)
+            self.done[-1] = replace(last, end=end)
         else:
-            self._done.append(Pass(start, end, kind))
+            self.done.append(Pass(start, end, kind))
 
     def cut(self, length: int, ids: Sequence[int]) -> None:
         """The cache keeps its first `length` positions; ids: what stood in all of them."""
-        while self._done and self._done[-1].start >= length:
-            self._done.pop()
-        if self._done and self._done[-1].end > length:
-            last = self._done[-1]
+        while self.done and self.done[-1].start >= length:
+            self.done.pop()
+        if self.done and self.done[-1].end > length:
+            last = self.done[-1]
             dropped = (*ids[length : last.end], *last.dropped) if last.kind == "prefill" else ()
-            self._done[-1] = replace(last, end=length, dropped=tuple(dropped))
+            self.done[-1] = replace(last, end=length, dropped=tuple(dropped))
 
     def to_json(self) -> list[list[Any]]:
-        return [one.to_json() for one in self._done]
+        return [one.to_json() for one in self.done]
 
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
@@ -175,7 +175,7 @@ class Sequences:
                 code="context.full",
             )
         start = first = self.held(ids)
-        self._cut(start)
+        self.cut(start)
         cache = self.cache
         if not self.model.spec.causal:
             cache.layout = None
@@ -216,11 +216,11 @@ class Sequences:
                     logits = self.advance(token)
                 continue
             logits = self._forward((*ids[one.start : one.end], *one.dropped), None)
-            self._cut(one.end)
+            self.cut(one.end)
         assert logits is not None
         return logits
 
-    def _cut(self, length: int) -> None:
+    def cut(self, length: int) -> None:
         """Keep the first `length` ids."""
         self.cache.truncate(self.cache.prefix + length)
         self.passes.cut(length, self._ids)

@@ -125,7 +125,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path, builders: ModuleTy
 def test_a_cache_that_is_cut_back_decodes_the_same_again(tmp_path: Path, builders: ModuleType) -> None:
     engine = llama(tmp_path, builders, 4)
     once = decoded(engine, True, 150, 6)
-    engine.sequence._cut(150)
+    engine.sequence.cut(150)
     assert torch.equal(torch.stack([engine.advance(token) for token in ids(156)[150:]]), once)
 
 
@@ -135,7 +135,7 @@ def test_a_replay_decodes_in_c_too(tmp_path: Path, builders: ModuleType) -> None
     passes = engine.sequence.passes
     held = [*ids(20), *said[:-1]]
     once = engine.advance(said[-1])
-    again = engine.rebuild([*held, said[-1]], [*passes._done])
+    again = engine.rebuild([*held, said[-1]], [*passes.done])
     assert torch.equal(once, again)
 
 

@@ -21,13 +21,10 @@ ENGINE_CORE = (
 ENGINE_CORE_LINES = 3000
 # Files that import each other nevertheless.
 MEANT: tuple[frozenset[str], ...] = (
-    frozenset({"glmchat.hub.describe", "glmchat.hub.installed"}),
     frozenset({"glmchat.hub.mirror_folder", "glmchat.hub.sources"}),
-    frozenset({"glmchat.tui.answering", "glmchat.tui.messages"}),
     frozenset({"glmchat.tui.transcript.markdown", "glmchat.tui.transcript.tables"}),
-    frozenset({"glmchat.cli.pull", "glmchat.cli.pull_quant"}),
 )
-SINGLE_USERS = 66
+SINGLE_USERS = 56
 FRAGMENT = 39  # lines; a shorter file with one user belongs into its user
 
 
@@ -95,6 +92,7 @@ def test_a_circle_is_found_wherever_one_enters_it() -> None:
 def test_no_files_import_each_other_in_a_circle() -> None:
     unmeant = [sorted(group) for group in circles(arrows()) if group not in MEANT]
     assert not unmeant, "\n".join(map(str, unmeant))
+    assert len(MEANT) <= 2
 
 
 def test_the_core_of_the_engine_can_be_read_in_an_afternoon() -> None:
