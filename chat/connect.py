@@ -19,7 +19,7 @@ from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
-from glmchat.hub import installed
+from glmchat.hub import adapters as adapter_store
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class Connection:
 def engine_options(launch: LaunchOptions) -> EngineOptions:
     """Raises Usage if no model was chosen. Every adapter in the store may be asked for later."""
     folder = launch.engine.require_folder()
-    adapters = tuple((row.name, row.path) for row in installed.list_adapters())
+    adapters = tuple((row.name, row.path) for row in adapter_store.list_adapters())
     return replace(launch.engine, model=launch.engine.model or folder.name, adapters=adapters)
 
 

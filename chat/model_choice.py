@@ -14,10 +14,9 @@ from glmchat.core.language import tr
 from glmchat.core.quant import quant_bits
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
-from glmchat.hub import catalogue, installed, references
-from glmchat.hub.installed import Installed
+from glmchat.hub import catalogue, lookup, references
+from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.lookup import find_installed
-from glmchat.hub.quantised_copies import copy_folder, copy_manifest
 from glmchat.hub.references import Reference
 
 Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]
@@ -43,7 +42,7 @@ def wanted_model(
         environ = os.environ if environ is None else environ
         named = environ.get("GLMCHAT_MODEL") or environ.get("GLMCHAT_DEFAULT_MODEL")
         return ModelWanted(settings.default_model, "GLMCHAT_MODEL" if named else "config")
-    if (last := installed.last_used()) is not None:
+    if (last := lookup.last_used()) is not None:
         return ModelWanted(last.name, "last used")
     return None
 
@@ -134,4 +133,4 @@ def defaults_of(row: Installed) -> Mapping[str, Any]:
 
 def pickable() -> list[Installed]:
     """What a picker shows: whole models and quantised copies on this machine."""
-    return [row for row in installed.list_installed() if row.kind != "adapter" and row.complete]
+    return [row for row in lookup.list_installed() if row.kind != "adapter" and row.complete]

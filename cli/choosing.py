@@ -30,7 +30,7 @@ def choose_model(
     if launch.server is not None:
         return replace(launch, engine=replace(launch.engine, model=name))
     from glmchat.chat.model_choice import launch_installed, locate, wanted_model
-    from glmchat.hub import installed
+    from glmchat.hub import lookup
 
     wanted = wanted_model(name, settings, conversation=spoken_with)
     if wanted is not None and wanted.origin == "conversation":
@@ -54,7 +54,7 @@ def choose_model(
             tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
         )
     with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
-        installed.remember(row)
+        lookup.remember(row)
     launch = launch_installed(launch, row, quantised)
     if quantised is not None and launch.engine.quant is None:
         output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))

@@ -40,7 +40,7 @@ def named_shell(arguments: Sequence[str]) -> bool:
 
 def complete_models(incomplete: str) -> list[str]:
     """Names that begin with what was typed: models here, aliases, the catalogue's."""
-    from glmchat.hub.installed import complete_names
+    from glmchat.hub.lookup import complete_names
 
     return complete_names(incomplete)
 

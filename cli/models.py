@@ -45,7 +45,7 @@ def list_models(
     known: Annotated[bool, typer.Option("--known", help="What the catalogue knows, here or not.")] = False,
 ) -> None:
     """List the models on this machine."""
-    from glmchat.hub.installed import list_installed
+    from glmchat.hub.lookup import list_installed
 
     if known:
         _list_known(as_json)
@@ -197,7 +197,7 @@ def verify(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Hash every file of a model or an adapter and compare with what it should be. Needs no network."""
-    from glmchat.hub.installed import list_installed
+    from glmchat.hub.lookup import list_installed
     from glmchat.hub.store import stopped
     from glmchat.hub.verify import verify as check
 
@@ -261,8 +261,7 @@ def alias(
 ) -> None:
     """Give a model a name of your own; without arguments list the names."""
     from glmchat.hub import aliases
-    from glmchat.hub.installed import list_installed
-    from glmchat.hub.lookup import find_installed
+    from glmchat.hub.lookup import by_name, find_installed
     from glmchat.hub.references import parse
 
     if name is None:
@@ -280,10 +279,9 @@ def alias(
         raise Usage(tr("what should {name} mean?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target")
     else:
         find_installed(parse(target), incomplete=True)  # a name that nobody knows is refused, one not here is fine
-        taken = next((row for row in list_installed() if row.name.lower() == name.lower()), None)
-        if taken is not None:  # else `glmchat rm NAME` would take another model than the list shows
+        if taken := by_name(name):  # else `glmchat rm NAME` would take another model than the list shows
             raise Usage(
-                tr("{name} is already {path}", name=name, path=taken.path),
+                tr("{name} is already {path}", name=name, path=taken[0].path),
                 hint=tr("choose another name: {command}", command="glmchat alias NAME MODEL"),
                 code="alias.taken",
             )
@@ -300,8 +298,8 @@ def lock(
     """Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."""
     import json
 
-    from glmchat.hub.installed import list_installed
     from glmchat.hub.lockfile import lock as lock_models
+    from glmchat.hub.lookup import list_installed
 
     kinds = ("model", "adapter")
     rows = [_any(n, incomplete=False) for n in names] if names else [r for r in list_installed() if r.kind in kinds]

@@ -58,7 +58,7 @@ def quantize(
         if as_json:
             output.json_line({"event": "done", "path": str(row.path), "quant": row.quant, "made": False})
         return
-    from glmchat.hub.quantised_copies import copy_folder, copy_manifest
+    from glmchat.hub.installed import copy_folder, copy_manifest
 
     place = out.expanduser().absolute() if out else copy_folder(row, asked, _variant(recipe))
     if place.exists() and not out:

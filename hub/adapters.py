@@ -17,7 +17,7 @@ from typing import Any
 
 from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.core import locations
-from glmchat.core.errors import Failed, UnknownModel, Usage
+from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -45,12 +45,16 @@ class Origin:
 
 
 def list_adapters() -> list[Installed]:
-    return installed.list_adapters()
+    """The adapters of the store. Reads their folders and nothing else."""
+    rows = [row for folder in installed.adapter_folders() if (row := installed.row_of_adapter(folder)) is not None]
+    return sorted(rows, key=lambda row: row.name.lower())
 
 
 def by_name(name: str) -> Installed | None:
-    """The adapter of that name. Looks at its folder alone, so that the window may ask."""
-    return installed.adapter_named(name)
+    """The adapter of that name; a path is no name. Looks at its folder alone, so that the window may ask."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        return None
+    return installed.row_of_adapter(locations.adapters_dir() / name)
 
 
 def is_forced(name: str) -> bool:
@@ -144,10 +148,7 @@ def keep(
         raise store.disk_error(error, place) from None
     finally:
         shutil.rmtree(growing, ignore_errors=True)
-    row = by_name(name)
-    if row is None:
-        raise Failed(tr("{name} vanished while it was added", name=name), hint=tr("add it again"), code="adapter.lost")
-    return row
+    return installed.row_of_made(place, replace(manifest, root=place))
 
 
 def companions(source: Path) -> list[Path]:

@@ -1,24 +1,23 @@
-"""What is on this machine: pulled, quantised, registered, and whatever else the Hugging Face cache already holds.
+"""One model, copy or adapter on this machine, and how its row is read from the place where it lies.
 
 Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub import.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.describe import describe_config
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError
 from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
-from glmchat.hub import aliases, catalogue, manifests, selection, store
-from glmchat.hub.catalogue import Catalogue
+from glmchat.hub import manifests, selection, store
+from glmchat.hub.catalogue import Catalogue, Entry
 from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
 
 
@@ -58,58 +57,26 @@ class Installed:
         }
 
 
-def list_installed() -> list[Installed]:
-    """Everything on this machine, half downloads too (`complete` False), models before what is made from them."""
-    known = catalogue.load()
-    kept = manifests.read_all()
-    found = [row for m in kept if (row := _from_manifest(m, known)) is not None]
-    paths = {m.root for m in kept}
-    found += [row for folder in _entries(locations.models_dir()) if (row := _made(folder)) is not None]
-    found += _in_known_folders(known, paths)
-    found += [row for row in _cached(known) if row.path not in paths and row.path.parent not in paths]
-    found += list_adapters()
-    order = {"model": 0, "quantized": 1, "adapter": 2}
-    return sorted(_distinct(found), key=lambda row: (order.get(row.kind, 3), row.name.lower()))
+def copy_folder(row: Installed, bits: int, variant: str = "") -> Path:
+    """The folder of the copy with `bits` in the store. variant: settings that differ from the default ("g32-fast")."""
+    stem = re.sub(r"[^\w.@+-]", "-", row.name.partition(":")[0]).strip(".-") or "model"
+    if row.source == "path":  # two folders of one name are two models
+        stem = re.sub(r"[^\w.@+-]", "-", row.path.stem if row.path.is_file() else row.path.name).strip(".-") or "model"
+    return locations.models_dir() / f"{stem}-int{bits}{'-' + variant if variant else ''}"
 
 
-def list_adapters() -> list[Installed]:
-    """The adapters of the store. Reads their folders and nothing else."""
-    folders = _entries(locations.adapters_dir())
-    rows = [row for folder in folders if folder.name[0] != "." and (row := _adapter(folder)) is not None]
-    return sorted(rows, key=lambda row: row.name.lower())
-
-
-def adapter_named(name: str) -> Installed | None:
-    """The adapter of that name; reads its folder alone. A name that is a path is none."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        return None
-    return _adapter(locations.adapters_dir() / name)
-
-
-def complete_names(beginning: str = "") -> list[str]:
-    """Names for shell completion: what is here, the aliases, what the catalogue knows."""
-    try:
-        words = [r.name for r in list_installed() if r.kind != "adapter"]
-        words += [*aliases.load(), *catalogue.load().names()]
-    except GlmchatError:  # completion has no place for a message
-        return []
-    return [w for w in dict.fromkeys(words) if w.lower().startswith(beginning.lower())]
-
-
-def remember(row: Installed) -> None:
-    """Note this model as the one last pulled or run."""
-    locations.private_dir(locations.state_dir())
-    content = {"name": row.name, "path": str(row.path)}
-    store.write_whole(_marker(), manifests.as_bytes(json.dumps(content, ensure_ascii=False)), mode=0o600)
-
-
-def last_used() -> Installed | None:
-    """The model last pulled or run, if it is still here."""
-    try:
-        path = Path(small_json(_marker())["path"])
-    except (KeyError, TypeError):
-        return None
-    return next((r for r in list_installed() if r.path == path and r.complete and r.kind != "adapter"), None)
+def copy_manifest(row: Installed, bits: int) -> dict[str, Any]:
+    """What the store wants to know of the copy; the quantiser adds files, hashes and settings."""
+    return {
+        "name": f"{row.name}:int{bits}",
+        "base": row.name,
+        "repo": row.repo,
+        "revision": row.revision,
+        **({"family": row.family} if row.family else {}),
+        "asked": str(row.path),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parent_files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in row.files],
+    }
 
 
 def engine_path(root: Path, files: Iterable[str]) -> Path:
@@ -122,8 +89,8 @@ def engine_path(root: Path, files: Iterable[str]) -> Path:
 
 def family_of(config: dict[str, Any]) -> str | None:
     """The family as the engine will call it, as far as a config.json tells it."""
-    said = describe_config(config)
-    return one_line(said.family, 40) if said else None
+    network = describe_config(config)
+    return one_line(network.family, 40) if network else None
 
 
 def quant_of(config: dict[str, Any]) -> str:
@@ -141,27 +108,21 @@ def quant_of_folder(folder: Path) -> str:
     """The quantisation of a checkpoint: from its config, or from the name of its GGUF file (`…Q4_K_M.gguf`)."""
     quant = quant_of(small_json(folder / "config.json"))
     if quant == "none" and (file := next(iter(sorted(folder.glob("*.gguf"))), None)):
-        found = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file.name)
-        quant = found[1].lower() if found else "gguf"
+        label = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file.name)
+        quant = label[1].lower() if label else "gguf"
     return "none" if quant in ("f16", "bf16", "f32") else quant
 
 
-def _marker() -> Path:
-    return locations.state_dir() / "last-model.json"
-
-
-def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
-    """The row of a manifest; None if none of its bytes is here, whole or half."""
+def row_of_manifest(manifest: Manifest, known: Catalogue) -> Installed:
+    """The row of what was pulled or registered. Of size 0 if none of its bytes is here, whole or half."""
     sizes = [_size(manifest.root / f.path) for f in manifest.files]
     whole = bool(sizes) and all(size == f.size for size, f in zip(sizes, manifest.files, strict=True))
     on_disk = sum(size for size in sizes if size is not None)
     if not whole and manifest.source in ("hf", "modelscope") and manifest.repo:
         on_disk += sum(_half(manifest.repo, f) for f, size in zip(manifest.files, sizes, strict=True) if size is None)
-    if not whole and not on_disk:
-        return None
     entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
     return Installed(
-        name=entry.reference if entry and manifest.source != "path" else manifest.name,
+        name=manifest_name(manifest, known),
         kind=manifest.kind,
         path=engine_path(manifest.root, [f.path for f in manifest.files]),
         repo=manifest.repo,
@@ -178,11 +139,14 @@ def _from_manifest(manifest: Manifest, known: Catalogue) -> Installed | None:
     )
 
 
-def _made(folder: Path) -> Installed | None:
-    """A model or adapter that glmchat made, in a folder with its own glmchat.json. None without one."""
-    manifest = manifests.read(folder / BESIDE, root=folder)
-    if manifest is None or manifest.kind not in ("quantized", "adapter", "model"):
-        return None
+def manifest_name(manifest: Manifest, known: Catalogue) -> str:
+    """The name of its row: the catalogue's, where the catalogue knows the revision."""
+    entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
+    return entry.reference if entry and manifest.source != "path" else manifest.name
+
+
+def row_of_made(folder: Path, manifest: Manifest) -> Installed:
+    """The row of a model or an adapter that glmchat made: a folder with its own glmchat.json."""
     sizes = [_size(folder / f.path) for f in manifest.files]
     whole = manifest.complete and all(s == f.size for s, f in zip(sizes, manifest.files, strict=True))
     on_disk = sum(s for s in sizes if s is not None) if sizes else folder_size(folder)
@@ -203,57 +167,41 @@ def _made(folder: Path) -> Installed | None:
     )
 
 
-def _in_known_folders(known: Catalogue, manifested: set[Path]) -> list[Installed]:
-    """Models without a manifest in folders that the catalogue tells: where `pull` puts the file of a package (it may
-    have been put there by hand), and the folders that a user's models.toml names as a source."""
-    rows = []
-    places = [(e, s, locations.models_dir() / e.name) for e in known for s in e.sources if s.kind == "pypi"]
-    places += [(e, s, Path(s.repo).expanduser()) for e in known for s in e.sources if s.kind == "path"]
-    for entry, source, folder in places:
-        if folder in manifested or not entry.files:
-            continue
-        if all(_size(folder / f.path) == f.size for f in entry.files):
-            records = tuple(FileRecord(f.path, f.size or 0, f.sha256, f.git_blob) for f in entry.files)
-            rows.append(
-                Installed(
-                    name=entry.reference,
-                    kind="model",
-                    path=engine_path(folder, [f.path for f in entry.files]),
-                    revision=entry.revision,
-                    family=entry.family,
-                    quant=entry.quant,
-                    size_bytes=sum(f.size for f in records),
-                    source=source.kind,
-                    files=records,
-                )
-            )
-    return rows
+def made_manifest(folder: Path) -> Manifest | None:
+    """The glmchat.json of a folder that glmchat made; None without one."""
+    manifest = manifests.read(folder / BESIDE, root=folder)
+    return manifest if manifest is not None and manifest.kind in ("quantized", "adapter", "model") else None
 
 
-def _cached(known: Catalogue) -> list[Installed]:
-    """Snapshots in the Hugging Face cache that hold a model, whoever put them there."""
-    cache = locations.hf_cache()
-    rows = []
-    for folder in sorted(cache.glob("models--*/snapshots/*")) if cache.is_dir() else []:
-        try:
-            row = _cached_row(folder, known)
-        except PermissionError:  # a cache that several users share: what we may not read is not there for us
-            continue
-        if row is not None:
-            rows.append(row)
-    return rows
+def row_of_entry(entry: Entry, source: str, folder: Path) -> Installed | None:
+    """A model of the catalogue that lies in a folder which its entry names, without a manifest. None: not whole."""
+    if not entry.files or any(_size(folder / f.path) != f.size for f in entry.files):
+        return None
+    records = tuple(FileRecord(f.path, f.size or 0, f.sha256, f.git_blob) for f in entry.files)
+    return Installed(
+        name=entry.reference,
+        kind="model",
+        path=engine_path(folder, [f.path for f in entry.files]),
+        revision=entry.revision,
+        family=entry.family,
+        quant=entry.quant,
+        size_bytes=sum(f.size for f in records),
+        source=source,
+        files=records,
+    )
 
 
-def _cached_row(folder: Path, known: Catalogue) -> Installed | None:
-    repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+def row_of_snapshot(folder: Path, known: Catalogue) -> Installed | None:
+    """A snapshot in the Hugging Face cache, whoever put it there; None if it holds no model. Raises PermissionError."""
+    repo = snapshot_repo(folder)
     names = sorted(_inside(folder))
     weights = [n for n in names if selection.is_weights(n)]
     if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
         return None
     entry = known.of_repo(repo, folder.name)
     config = small_json(folder / "config.json")
-    wanted = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
-    whole = all(n in names for n in wanted) and not selection.missing_shards(weights)
+    needed = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
+    whole = all(n in names for n in needed) and not selection.missing_shards(weights)
     return Installed(
         name=entry.reference if entry else _name_of(repo, folder.name),
         kind="model",
@@ -267,11 +215,16 @@ def _cached_row(folder: Path, known: Catalogue) -> Installed | None:
     )
 
 
-def _adapter(folder: Path) -> Installed | None:
+def snapshot_repo(folder: Path) -> str:
+    """The repository of a snapshot's folder: models--owner--name/snapshots/COMMIT."""
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def row_of_adapter(folder: Path) -> Installed | None:
     """An adapter of the store: of its folder's name, which a folder that was copied or renamed by hand has too."""
-    row = _made(folder)
-    if row is not None:
-        return replace(row, name=folder.name, kind="adapter")
+    manifest = made_manifest(folder)
+    if manifest is not None:
+        return replace(row_of_made(folder, manifest), name=folder.name, kind="adapter")
     config = small_json(folder / "adapter_config.json")
     if not config:
         return None
@@ -286,8 +239,13 @@ def _adapter(folder: Path) -> Installed | None:
     )
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries_of(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def adapter_folders() -> list[Path]:
+    """The folders of the store of adapters. A hidden one is an adapter that is being added."""
+    return [folder for folder in entries_of(locations.adapters_dir()) if not folder.name.startswith(".")]
 
 
 def _name_of(repo: str, commit: str) -> str:
@@ -301,10 +259,6 @@ def _half(repo: str, file: FileRecord) -> int:
     """Bytes of a file that a broken-off pull left: half of it, or all of it without its link."""
     etag = file.git_blob or file.sha256
     return (_size(store.partial(repo, etag)) or _size(store.blob(repo, etag)) or 0) if etag else 0
-
-
-def _distinct(rows: Iterable[Installed]) -> list[Installed]:
-    return list({(row.path, row.kind): row for row in reversed(list(rows))}.values())
 
 
 def _inside(folder: Path) -> list[str]:

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from glmchat.core import locations
-from glmchat.core.errors import Failed, NetworkFailed
+from glmchat.core.errors import NetworkFailed
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
-from glmchat.hub import installed, manifests, sources_pypi, store
+from glmchat.hub import catalogue, installed, lookup, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
 from glmchat.hub.download import Candidate, FileGot, FileProgress, FileWanted, Progress, download
 from glmchat.hub.installed import Installed
@@ -64,15 +64,9 @@ def execute(
             plan = planning.refreshed(plan)  # another process may have finished meanwhile
             planning.require_fit(plan)
             manifest = _run(plan, on_progress, cancelled, check)
-    row = next((r for r in installed.list_installed() if r.manifest == manifest), None)
-    if row is None:
-        raise Failed(
-            tr("{name} vanished while it was pulled", name=plan.name),
-            hint=tr("pull again"),
-            code="pull.vanished",
-        )
+    row = installed.row_of_manifest(manifest, catalogue.load())
     if note:
-        installed.remember(row)
+        lookup.remember(row)
     return row
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub import aliases, catalogue, installed, manifests, selection, store
+from glmchat.hub import aliases, catalogue, installed, lookup, manifests, selection, store
 from glmchat.hub.catalogue import Entry
 from glmchat.hub.git_lfs import find_pointers
 from glmchat.hub.installed import Installed
@@ -65,7 +66,7 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
             hint=tr("choose another name: glmchat add PATH --name NAME"),
             code="add.taken",
         )
-    taken = next((r for r in installed.list_installed() if r.name == manifest.name and r.path != path), None)
+    taken = next((r for r in lookup.by_name(manifest.name) if r.name == manifest.name and r.path != path), None)
     if taken is not None:
         raise Usage(
             tr("{name} is already {path}", name=manifest.name, path=taken.path),
@@ -76,8 +77,8 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     for other in manifests.read_all():  # added before under another name: one folder has one name, the last given
         if other.source == "path" and other.root == root and other.name != manifest.name and _same(other, manifest):
             manifests.remove(other)
-    row = next(r for r in installed.list_installed() if r.manifest == manifest)
-    installed.remember(row)
+    row = installed.row_of_manifest(manifest, catalogue.load())
+    lookup.remember(row)
     return row
 
 
@@ -147,10 +148,10 @@ def _recognised(records: tuple[FileRecord, ...]) -> Entry | None:
 
 def _free_name(path: Path) -> str:
     base = re.sub(r"[^\w.+-]+", "-", path.stem if path.is_file() else path.absolute().name).strip("-.") or "model"
-    taken = {r.name for r in installed.list_installed() if r.path != path} | set(catalogue.load().names())
-    number = 1
-    name = base
-    while name in taken:
-        number += 1
-        name = f"{base}-{number}"
-    return name
+    names = catalogue.load().names()
+    candidates = (base if number == 1 else f"{base}-{number}" for number in count(1))
+    return next(
+        name
+        for name in candidates
+        if name not in names and all(r.name != name or r.path == path for r in lookup.by_name(name))
+    )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
-from glmchat.hub import installed, manifests, store
+from glmchat.hub import lookup, manifests, store
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import Manifest
 
@@ -62,21 +62,19 @@ def plan_removal(rows: Sequence[Installed]) -> RemovalPlan:
     """What removing these would delete and free. Raises Failed if one of them is being pulled right now."""
     steps: list[Step] = []
     keeps: list[str] = []
-    everything = installed.list_installed()
     for row in rows:
         steps += _steps(row)
         if row.source == "path":
             keeps.append(tr("the folder {path} stays; it is only forgotten", path=row.path))
-        for made in everything:
-            if made.kind == "quantized" and made.base in (row.name, row.repo) and made not in rows:
-                keeps.append(tr("{name}, made from it, stays", name=made.name))
+        copies = (copy for copy in lookup.made_from(row.name, row.repo) if copy not in rows)
+        keeps += [tr("{name}, made from it, stays", name=copy.name) for copy in copies]
     return RemovalPlan(tuple(r.name for r in rows), tuple(steps), sum(s.size_bytes for s in steps), tuple(keeps))
 
 
 def plan_prune() -> RemovalPlan:
     """What nothing refers to: half downloads that nobody continues, blobs without a link, manifests without a model."""
     steps = [*_half_downloads(), *_loose_blobs(), *_left_behind()]
-    rows = {r.manifest.file for r in installed.list_installed() if r.manifest}
+    rows = {r.manifest.file for r in lookup.list_installed() if r.manifest}
     gone = {s.path for s in steps}
     for manifest in manifests.read_all():
         gone_too = not manifest.complete and manifest.source == "hf" and _nothing_stays(manifest, gone)

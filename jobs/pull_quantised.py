@@ -22,11 +22,10 @@ from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import installed, pull, selection, store
-from glmchat.hub.installed import Installed
+from glmchat.hub import installed, lookup, pull, selection, store
+from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
 from glmchat.hub.progress_events import ProgressEvents
-from glmchat.hub.quantised_copies import copy_folder, copy_manifest
 from glmchat.hub.references import parse
 from glmchat.jobs import staging
 from glmchat.jobs.lines import Request, Tell, run
@@ -102,12 +101,12 @@ def _pull_plan(request: Request) -> PullPlan:
 
 
 def _copy(plan: PullPlan, out: Path) -> Installed:
-    row = next((r for r in installed.list_installed() if r.path == out), None)
+    row = lookup.by_path(out)
     if row is None:
         raise Failed(
             tr("{name} vanished while it was pulled", name=plan.name), hint=tr("pull again"), code="pull.vanished"
         )
-    installed.remember(row)
+    lookup.remember(row)
     return row
 
 

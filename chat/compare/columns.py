@@ -17,7 +17,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
-from glmchat.hub import installed
+from glmchat.hub import adapters, lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ def completions(word: str) -> list[str]:
         return [f"{rest},{f.name}=" for f in fields(Sampling) if f.name.startswith(setting)]
     rest, plus, name = word.rpartition("+")
     if plus:
-        return [f"{rest}+{row.name}" for row in installed.list_adapters() if row.name.startswith(name)]
+        return [f"{rest}+{row.name}" for row in adapters.list_adapters() if row.name.startswith(name)]
     name, colon, quant = word.partition(":")
     if colon:
         return [f"{name}:{kind}" for kind in ("int4", "int8") if kind.startswith(quant)]
-    rows = installed.list_installed()
+    rows = lookup.list_installed()
     return [row.name for row in rows if row.kind != "adapter" and row.name.lower().startswith(word.lower())]
 
 

@@ -17,7 +17,7 @@ from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub import installed
+from glmchat.hub import adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _request(stretches: Sequence[Stretch]) -> dict[str, Any]:
 
 
 def _adapter_folder(name: str) -> Path:
-    row = installed.adapter_named(name)
+    row = adapters.by_name(name)
     if row is None:
         raise NotInstalled(
             tr("the adapter {name} of this answer is not here any more", name=one_line(name)),

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from speakers import LocalSpeaker
 
+from glmchat.chat.adapters_choice import change
+from glmchat.chat.answering import Done
+from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate, wanted_model
 from glmchat.chat.sampling_choice import ORDER, choose_sampling, generation_config, ranks_for_launch
+from glmchat.chat.session import ChatSession
 from glmchat.core import locations
 from glmchat.core.errors import NotInstalled, UnknownModel, Usage
 from glmchat.core.settings import Settings, load_settings
-from glmchat.hub import installed
+from glmchat.hub import installed, lookup
+from glmchat.hub.installed import Installed
 
 
 def test_the_higher_rank_decides_each_field_alone() -> None:
@@ -108,7 +115,7 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
     )
     row, bits = locate(str(tmp_path))
     assert launch_installed(LaunchOptions(), row, bits).engine.quant is None
-    installed.remember(row)
+    lookup.remember(row)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +160,30 @@ def test_a_fine_tuned_chatglm_is_sampled_as_its_family_was(
     (tmp_path / "config.json").write_text(json.dumps(config))
     row, bits = locate(str(tmp_path))
     assert dict(launch_installed(LaunchOptions(), row, bits).engine.sampling) == sampling
+
+
+def test_a_swap_of_adapters_and_an_answer_look_at_no_model_and_at_no_other_adapter(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("poet", "bard", "other"):
+        (folder := locations.adapters_dir() / name).mkdir(parents=True)
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/one"}')
+    seen: list[str] = []
+    row_of_adapter = installed.row_of_adapter
+
+    def note(folder: Path) -> Installed | None:
+        seen.append(folder.name)
+        return row_of_adapter(folder)
+
+    def scan() -> NoReturn:
+        raise AssertionError("the whole store was looked at")
+
+    monkeypatch.setattr(installed, "row_of_adapter", note)
+    monkeypatch.setattr(lookup, "list_installed", scan)
+    session = ChatSession(history, LocalSpeaker("Hel", "lo"))
+    change(session, ["poet:0.5"], LaunchOptions())
+    change(session, ["weight", "0.25"], LaunchOptions())
+    change(session, ["bard"], LaunchOptions())
+    answer = list(session.ask("hi"))[-1]
+    assert isinstance(answer, Done) and answer.answer.text == "Hello"
+    assert set(seen) == {"poet", "bard"}

