@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -183,3 +184,25 @@ class FakeEngine:
         with suppress(IndexError):
             text = text.rsplit("<user>", 1)[1].removesuffix("<assistant>")
         return tuple(text)
+
+
+class GatedEngine(FakeEngine):
+    """A fake engine that answers only when `gate` is set."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.gate = threading.Event()
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        **rest: Any,
+    ) -> Generator[FakeChunk, None, None]:
+        while not self.gate.wait(0.005):
+            if cancelled():
+                self.stopped += 1
+                return
+        yield from super().stream_ids(ids, sampling, cancelled=cancelled, **rest)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ class Foreign:
 
     url: str = ""
     parts: list[bytes] = field(default_factory=list)
-    pause: float = 0.0
+    silent: bool = False  # after the parts nothing comes, and the connection stays
     status: str = "200 OK"
     kind: str = "text/event-stream"
     headers: dict[str, str] = field(default_factory=dict)
@@ -69,7 +68,8 @@ def serving() -> Iterator[Foreign]:
                 for part in parts:
                     self.wfile.write(part)
                     self.wfile.flush()
-                    time.sleep(0 if special else state.pause)
+                if state.silent and not special:
+                    self.rfile.read(1)  # until the client hangs up
             except OSError:
                 state.hung_up.set()
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
+from polling import wait_until
+
 from glmchat.chat.client.endpoint import Endpoint, Progress, Stop
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, ServerFailed
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
@@ -86,8 +88,7 @@ class LocalSpeaker(Endpoint):
             raise DoesNotFit(words, hint="shorten it", code="context.full")
         try:
             yield Started("spoken-model", prompt_tokens=count(messages) if self.counts else None)
-            while self.silent and not (stop and stop.is_set):
-                time.sleep(0.01)
+            wait_until(lambda: not self.silent or (stop and stop.is_set))
             for number, piece in enumerate(() if self.silent else self.pieces):
                 if stop and stop.is_set:
                     break

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from foreign_server import chunk
+from polling import SECONDS, wait_until
 
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.client.reading import Comment, EventParser, ServerEvent
@@ -17,6 +18,9 @@ from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
 
 HELLO = [Message("user", "你好")]
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
+
+
+ENDLESS = [(chunk("x") + "\n\n").encode()] * 100_000  # more than the buffers between two sockets hold
 
 
 def text_of(events: list[Any]) -> str:
@@ -214,26 +218,33 @@ def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
 
 
 def test_closing_the_generator_closes_the_connection(foreign):
-    endpoint = foreign.says(b"", pause=0.01)
-    foreign.parts = [(chunk("x") + "\n\n").encode()] * 10_000
+    endpoint = foreign.says(b"")
+    foreign.parts = ENDLESS
     answer = endpoint.stream(HELLO, PLAIN)
     assert [type(next(answer)) for _ in range(3)] == [Started, Piece, Piece]
     answer.close()
-    assert foreign.hung_up.wait(10)
+    assert foreign.hung_up.wait(SECONDS)
 
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_stop_from_another_thread_ends_it_even_while_nothing_comes(foreign, silent):
-    endpoint = foreign.says(b"", pause=60 if silent else 0.01)
-    foreign.parts = [b": hello\n\n"] if silent else [(chunk("x") + "\n\n").encode()] * 10_000
-    stop = Stop()
-    threading.Timer(0.3, stop.now).start()
-    events = ask(endpoint, stop=stop)
+    endpoint = foreign.says(b": hello\n\n", silent=silent)
+    if not silent:
+        foreign.parts = ENDLESS
+    stop, events = Stop(), []
+
+    def stop_it() -> None:
+        wait_until(lambda: foreign.asked if silent else events)
+        stop.now()
+
+    threading.Thread(target=stop_it).start()
+    for event in endpoint.stream(HELLO, PLAIN, stop=stop):
+        events.append(event)
     assert events[-1].finish_reason == "cancelled" and sum(isinstance(e, Finished) for e in events) == 1
 
 
 def test_a_stop_before_the_start_is_a_stop_too(foreign):
-    endpoint = foreign.says(b"", pause=60)
+    endpoint = foreign.says(b"", silent=True)
     stop = Stop()
     stop.now()
     assert [type(e) for e in ask(endpoint, stop=stop)] == [Finished]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from fake_server import fake_command
+from polling import wait_until
 
 from glmchat.chat import engine_process
 from glmchat.chat.engine_process import EngineProcess, engine_environment, start_engine
@@ -43,13 +44,8 @@ def start(tmp_path) -> Iterator:
         assert not process.alive
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
+def wait_gone(pid: int) -> None:
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 def said(process: EngineProcess) -> str:
@@ -102,10 +98,8 @@ def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, mon
     monkeypatch.setattr(engine_process, "oom_kills", lambda: next(counts))
     process = start()
     os.kill(process.pid, signal.SIGKILL)
-    assert gone(process.pid)
-    deadline = time.monotonic() + 10  # a thread of the engine may be ending still: then nobody can wait for it yet
-    while (failure := process.failure()) is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_gone(process.pid)
+    failure = wait_until(process.failure)  # a thread of it may be ending still: then nobody can wait for it yet
     assert isinstance(failure, DoesNotFit) and "out of memory" in failure.message
 
 
@@ -133,9 +127,9 @@ def test_an_engine_that_ends_at_once_is_quoted(start):
 
 def test_waiting_can_be_given_up(start):
     process = start(wait=False, seconds_to_load=60)
-    begun = time.monotonic()
+    looks = itertools.count()
     with pytest.raises(Interrupted):
-        process.wait_ready(cancelled=lambda: time.monotonic() - begun > 0.2)
+        process.wait_ready(cancelled=lambda: next(looks) > 3)
     assert not process.alive
 
 
@@ -151,7 +145,7 @@ def test_an_engine_started_by_a_thread_outlives_the_thread(start):
     thread = threading.Thread(target=lambda: found.append(start()))
     thread.start()
     thread.join()
-    time.sleep(0.2)
+    wait_until(lambda: thread.native_id not in {one.id for one in psutil.Process().threads()})
     assert found[0].alive and said(found[0]) == "one two"
 
 
@@ -163,7 +157,7 @@ def test_two_engines_live_side_by_side(start):
 
 
 PARENT = """
-import sys, time
+import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from fake_server import fake_command
@@ -173,7 +167,7 @@ process = start_engine(EngineOptions(Path("/"), "fake"), command=fake_command(**
 if {ready}:
     process.wait_ready()
 print(process.pid, process.socket_path, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -181,17 +175,19 @@ time.sleep(60)
 def test_a_killed_face_takes_its_engine_with_it(ready):
     behaviour = {"seconds_to_load": 0 if ready else 60}
     script = PARENT.format(tests=str(TESTS), behaviour=behaviour, ready=ready)
-    with subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-P", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         pid, path = parent.stdout.readline().split()
         assert psutil.pid_exists(int(pid))
         parent.kill()
-    assert gone(int(pid))
+    wait_gone(int(pid))
     from glmchat.core.sockets import new_socket_path
 
-    end = time.monotonic() + 10
-    while Path(path).exists() and time.monotonic() < end:  # the last thread of the dead may still hold it for a moment
+    def swept() -> bool:
         new_socket_path()  # the next start sweeps up what the dead could not
-    assert not Path(path).exists()
+        return not Path(path).exists()
+
+    wait_until(swept)  # the last thread of the dead may still hold it for a moment
 
 
 def test_its_surroundings_are_quiet_offline_and_without_secrets():

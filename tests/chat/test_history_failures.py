@@ -9,9 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from polling import wait_until
 
 from glmchat.chat.history import database
 from glmchat.chat.history.database import prepare
@@ -23,7 +25,7 @@ import sys, time
 from pathlib import Path
 from glmchat.chat.history.history import History
 from glmchat.chat.session import ChatSession
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from speakers import LocalSpeaker
 from glmchat.core.messages import Piece
 history = History.open(Path(sys.argv[1]))
@@ -36,18 +38,19 @@ for event in session.ask("question"):
 
 
 def start_writer(path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-c", WRITER, str(path), str(Path(__file__).parent)]
+    command = [sys.executable, "-P", "-c", WRITER, str(path), *map(str, Path(__file__).parents[:2])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
 
-def kill(process: subprocess.Popen[str]) -> tuple[float, list[tuple[float, str]]]:
-    """kill -9; returns when, and what had been said by then."""
+def kill(process: subprocess.Popen[str], begin: Sequence[str] = ()) -> tuple[float, list[tuple[float, str]]]:
+    """kill -9; returns when, and what had been said by then: `begin`, which was read already, and the rest."""
     process.send_signal(signal.SIGKILL)
     died = time.monotonic()
     assert process.stdout is not None
-    lines = [line.split(" ", 1) for line in process.stdout.read().splitlines() if line.endswith(" ")]
+    whole = "".join(begin) + process.stdout.read()
+    lines = [line.split(" ", 1) for line in whole.splitlines() if line.endswith(" ")]
     process.wait()
     process.stdout.close()
     return died, [(float(when), text) for when, text in lines]
@@ -56,8 +59,9 @@ def kill(process: subprocess.Popen[str]) -> tuple[float, list[tuple[float, str]]
 def test_kill_9_while_an_answer_streams_loses_at_most_the_last_second(history_path: Path) -> None:
     for attempt in range(3):
         process = start_writer(history_path)
-        time.sleep(random.uniform(0.3, 1.2))
-        died, said = kill(process)
+        assert process.stdout is not None
+        begin = [process.stdout.readline() for _ in range(random.randrange(100, 600))]  # some 2 ms each
+        died, said = kill(process, begin)
         with History.open(history_path) as history:
             head = history.last()
             assert head is not None
@@ -74,16 +78,14 @@ def test_kill_9_while_an_answer_streams_loses_at_most_the_last_second(history_pa
 def test_an_answer_that_another_living_window_streams_is_left_alone(history_path: Path) -> None:
     process = start_writer(history_path)
     try:
-        time.sleep(0.7)
         with History.open(history_path) as history:
+            wait_until(lambda: history.last() and history.load(1).path()[-1].state == "streaming")
             tree = history.load(1)
-            assert tree.path()[-1].state == "streaming" and history.interrupted() is None
+            assert history.interrupted() is None
             owner = history.writer_elsewhere(tree)
             assert owner is not None and f" {process.pid} " in owner
             before = len(tree.path()[-1].text)
-            deadline = time.monotonic() + 10
-            while not history.refresh(tree) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            wait_until(lambda: history.refresh(tree))
             assert len(tree.path()[-1].text) > before  # it can be followed from here
     finally:
         kill(process)

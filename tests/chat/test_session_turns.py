@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 import pytest
+from polling import wait_until
 from speakers import LocalSpeaker
 
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
@@ -58,10 +59,18 @@ def test_the_question_is_on_the_disk_before_the_model_is_asked(history: History)
 def test_stop_from_another_thread_ends_at_once_and_keeps_what_was_said(history: History, silent: bool) -> None:
     speaker = LocalSpeaker(*["word "] * 1000, seconds=0.02, silent=silent)
     session = ChatSession(history, speaker)
-    threading.Timer(0.2, session.stop).start()
-    began = time.monotonic()
-    events = talk(session.ask("go on"))
-    assert time.monotonic() - began < 5
+    events: list[SessionEvent] = []
+    stopped: list[float] = []
+
+    def stop() -> None:
+        wait_until(lambda: speaker.asked if silent else any(isinstance(e, Piece) for e in events))
+        stopped.append(time.monotonic())
+        session.stop()
+
+    threading.Thread(target=stop).start()
+    for event in session.ask("go on"):
+        events.append(event)
+    assert time.monotonic() - stopped[0] < 5
     finished = next(e for e in events if isinstance(e, Finished))
     assert finished.finish_reason == "cancelled"
     pieces = "".join(e.text for e in events if isinstance(e, Piece))

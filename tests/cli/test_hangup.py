@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from polling import wait_until
 
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
@@ -156,10 +157,7 @@ def test_an_answer_is_finished_without_its_terminal_and_attach_reads_along(
 
 
 def wait_for_log() -> list[Path]:
-    deadline = time.monotonic() + 15
-    while not (found := list(locations.logs_dir().glob("chat-*.log"))) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return found
+    return wait_until(lambda: list(locations.logs_dir().glob("chat-*.log")))
 
 
 def test_attach_takes_the_conversation_over_when_the_answer_is_finished(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polling import wait_until
 
 from glmchat.chat.history.history import History
 from glmchat.core import locations
@@ -194,10 +195,7 @@ def test_ctrl_c_while_loading_exits_130(fake_argv: Argv, model: Path) -> None:
     process = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )
-    deadline = time.monotonic() + 20
-    while not list(locations.logs_dir().glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    wait_until(lambda: list(locations.logs_dir().glob("*")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and out == "" and "Traceback" not in err

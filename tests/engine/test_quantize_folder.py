@@ -381,25 +381,25 @@ def test_a_kill_in_the_middle_leaves_nothing_under_the_final_name_and_the_next_r
 ) -> None:
     out = tmp_path / "q"
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom dataclasses import replace\n"
+        "import sys\nfrom pathlib import Path\nfrom dataclasses import replace\n"
         "from glmchat.engine.quantize.plan import plan_quantise\n"
-        "from glmchat.engine.quantize.quantiser import execute\n"
+        "from glmchat.engine.quantize.quantiser import execute, incomplete\n"
         "from glmchat.checkpoints.recipe import Recipe\n"
         f"plan = plan_quantise(Path({str(llama)!r}), Path({str(out)!r}), Recipe(4))\n"
         "count = len(plan.tensors)\n"
         "plan = replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))\n"
-        "def show(p):\n    print(p.name, flush=True)\n    time.sleep(0.05 if p.done else 0)\n"
+        "def show(p):\n"
+        "    if len(list(incomplete(plan.out).glob('model-*.safetensors'))) == 2:\n"
+        "        print('two are written', flush=True)\n"
+        "        sys.stdin.read()\n"
         "execute(plan, on_progress=show)\n"
     )
-    child = subprocess.Popen([sys.executable, "-P", "-c", script], stdout=subprocess.PIPE, text=True, cwd="/")
-    assert child.stdout is not None
-    for _ in range(6):
-        child.stdout.readline()
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    command = [sys.executable, "-P", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as child:
+        assert child.stdout is not None and child.stdout.readline() == "two are written\n"
+        child.send_signal(signal.SIGKILL)
     assert not out.exists()
-    assert list(incomplete(out).glob("model-*.safetensors"))
+    assert len(list(incomplete(out).glob("model-*.safetensors"))) == 2
     started = time.time()
     done = execute(small_shards(plan_quantise(llama, out, Recipe(4))))
     assert done == out

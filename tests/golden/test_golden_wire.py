@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import httpx2
 import pytest
 from fake_server import fake_command
 from golden_files import Golden
+from polling import wait_until
 
 ASK = {"messages": [{"role": "user", "content": "hi"}], "seed": 5}
 JSON = {"Content-Type": "application/json"}
@@ -82,9 +82,7 @@ def serving(adapter: Path, **behaviour: Any) -> Iterator[Wire]:
         command = (*fake_command(**behaviour), *arguments, "--uds", str(socket), "--adapter", f"poet={adapter}")
         child = subprocess.Popen([*command, "--lifeline"], stdin=subprocess.PIPE, cwd="/", stderr=subprocess.DEVNULL)
         try:
-            until = time.monotonic() + 30
-            while not socket.exists() and time.monotonic() < until and child.poll() is None:
-                time.sleep(0.02)
+            wait_until(lambda: socket.exists() or child.poll() is not None)
             transport = httpx2.HTTPTransport(uds=str(socket), retries=5)
             with httpx2.Client(transport=transport, base_url="http://localhost", timeout=20, trust_env=False) as client:
                 yield Wire(client)
@@ -95,11 +93,8 @@ def serving(adapter: Path, **behaviour: Any) -> Iterator[Wire]:
 
 
 def health_until(wire: Wire, statuses: tuple[str, ...]) -> httpx2.Response:
-    until = time.monotonic() + 30
-    while (answer := wire.client.get("/health")).json()["status"] not in statuses:
-        assert time.monotonic() < until, answer.text
-        time.sleep(0.02)
-    return answer
+    wait_until(lambda: wire.client.get("/health").json()["status"] in statuses)
+    return wire.client.get("/health")
 
 
 @pytest.fixture

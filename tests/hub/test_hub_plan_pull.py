@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hub_helpers import (
     user_catalogue,
 )
 from loopback_hub import LoopbackHub, Synthetic
+from polling import wait_until
 
 from glmchat.core import locations
 from glmchat.hub import lookup, manifests, store
@@ -246,10 +246,7 @@ def test_a_killed_pull_is_listed_as_half_here_and_goes_on(hub: LoopbackHub, caps
     hub.add("tiny/model", {"config.json": CONFIG, "model.safetensors": Synthetic(20_000_000, 3)})
     hub.rate = 8_000_000
     pull = subprocess.Popen([sys.executable, "-P", "-m", "glmchat", "pull", "tiny/model", "-q"], cwd="/")
-    for _ in range(600):
-        if hub.sent_for("model.safetensors") > 3_000_000:
-            break
-        time.sleep(0.05)
+    wait_until(lambda: hub.sent_for("model.safetensors") > 3_000_000)
     pull.kill()
     pull.wait()
     row = json.loads(glmchat(capsys, "list", "--json")[1])[0]
@@ -270,10 +267,7 @@ def test_ctrl_c_exits_130_and_keeps_what_arrived(hub: LoopbackHub) -> None:
         [sys.executable, "-P", "-m", "glmchat", "pull", "tiny/model", "--json"],
         cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for _ in range(600):
-        if hub.sent_for("model.safetensors") > 2_000_000:
-            break
-        time.sleep(0.05)
+    wait_until(lambda: hub.sent_for("model.safetensors") > 2_000_000)
     pull.send_signal(signal.SIGINT)
     out, _ = pull.communicate(timeout=30)
     assert pull.returncode == 130

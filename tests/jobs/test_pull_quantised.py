@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import torch
 from hub_helpers import glmchat, last_json
 from loopback_hub import LoopbackHub
+from polling import wait_until
 from safetensors.torch import load_file
 
 from glmchat.checkpoints.recipe import Recipe
@@ -179,9 +179,7 @@ def begun(hub: LoopbackHub) -> subprocess.Popen[str]:
     child = subprocess.Popen(
         command, env=dict(os.environ), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-    deadline = time.monotonic() + 60
-    while not hub.sent_for("model-00002-of-00004.safetensors") and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: hub.sent_for("model-00002-of-00004.safetensors") or child.poll() is not None, 60)
     return child
 
 
@@ -224,8 +222,7 @@ def test_a_second_pull_of_the_same_copy_says_that_it_waits(hub: LoopbackHub, cap
     second = threading.Thread(target=lambda: codes.append(run(["pull", REPO, "--quant", "4"])))
     with store.alone(folder, lambda: False):
         second.start()
-        while "waiting for it" not in capsys.readouterr().err:
-            time.sleep(0.01)
+        wait_until(lambda: "waiting for it" in capsys.readouterr().err)
         assert not hub.requests_for("model-00001-of-00004.safetensors")
     second.join()
     assert codes == [0] and copy().is_dir() and left_over() == []

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from fakes import FakeEngine
+from polling import wait_until
 
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.sockets import bind_tcp, bind_unix
@@ -76,8 +77,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         running.client = running.another()
         all_running.append(running)
         if load is None:
-            while running.client.get("/health", headers=_key(key)).status_code == 503:
-                pass
+            wait_until(lambda: running.client.get("/health", headers=_key(key)).status_code != 503)
         return running
 
     yield start

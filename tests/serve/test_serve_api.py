@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeEngine
+from polling import SECONDS, wait_until
 
 from glmchat.core.errors import Damaged
 
@@ -188,19 +189,18 @@ def test_health_goes_from_loading_to_ok(serve):
 
     def load(report):
         report("weights", 0.42)
-        assert gate.wait(20)
+        assert gate.wait(SECONDS)
         return FakeEngine()
 
     running = serve(load=load)
-    while (seen := running.client.get("/health")).json().get("stage") != "weights":
-        assert seen.status_code == 503
+    wait_until(lambda: running.client.get("/health").json().get("stage") == "weights")
+    seen = running.client.get("/health")
     assert seen.status_code == 503 and seen.json() == {"status": "loading", "stage": "weights", "done": 0.42}
     early = running.ask()
     assert early.status_code == 503 and early.json()["error"]["code"] == "server.loading"
     assert early.headers["retry-after"] == "1"
     gate.set()
-    while running.client.get("/health").status_code == 503:
-        pass
+    wait_until(lambda: running.client.get("/health").status_code != 503)
     assert running.client.get("/health").json() == {"status": "ok"}
 
 
@@ -210,8 +210,8 @@ def test_health_tells_why_the_load_failed(serve, failure):
         raise failure
 
     running = serve(load=load)
-    while (answer := running.client.get("/health")).status_code == 503:
-        pass
+    wait_until(lambda: running.client.get("/health").status_code != 503)
+    answer = running.client.get("/health")
     error = answer.json()["error"]
     assert answer.status_code == 500 and answer.json()["status"] == "failed"
     assert set(error) >= {"code", "message", "hint"} and str(failure.args[0]) in error["message"]

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 from fakes import FakeEngine
+from polling import wait_until
 
 from glmchat.chat.client.endpoint import Endpoint, Progress
 from glmchat.core.errors import DoesNotFit, ServerFailed
@@ -61,9 +61,7 @@ def test_a_stream_that_the_openai_package_closes_stops_the_engine(serve):
         stream = client.chat.completions.create(model="fake", messages=QUESTION, stream=True)
         assert any(c.choices[0].delta.content for c in stream)  # the engine is speaking
         stream.close()
-    end = time.monotonic() + 10
-    while running.engine.stopped == 0 and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: running.engine.stopped)
     assert running.engine.stopped == 1
 
 

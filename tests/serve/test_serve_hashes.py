@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,9 +104,7 @@ def test_hashes_that_become_known_in_the_middle_of_an_answer_come_with_its_next_
         def stream_ids(self, *given: Any, **named: Any) -> Any:
             for number, chunk in enumerate(super().stream_ids(*given, **named)):
                 if number == 3:
-                    end = time.monotonic() + SECONDS
-                    while not seen.is_set() and time.monotonic() < end:
-                        time.sleep(0.01)
+                    assert seen.wait(SECONDS)
                     self.identified = True
                 facts = chunk.facts if number else {"passes": [[0, 2]]}
                 yield FakeChunk(chunk.text, chunk.token_ids, chunk.finish_reason, facts)

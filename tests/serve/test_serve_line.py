@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from fakes import FakeEngine
+from fakes import FakeEngine, GatedEngine
+from polling import SECONDS, wait_until
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
 
@@ -32,86 +34,72 @@ class Asking(threading.Thread):
                 if self.leave.is_set():
                     return
 
-    def saw(self, text: str, seconds: float = 20) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if any(text in line for line in list(self.lines)):
-                return True
-            time.sleep(0.01)
-        return False
+    def sees(self, text: str) -> None:
+        """Wait for a line with this text."""
+        wait_until(lambda: any(text in line for line in list(self.lines)), else_=lambda: self.lines)
 
 
-def held(**options):
-    """An engine that answers only when it is let go."""
-    gate = threading.Event()
-
-    class Held(FakeEngine):
-        def stream_ids(self, ids, sampling, *, cancelled, on_prefill, **rest):
-            while not gate.wait(0.005):
-                if cancelled():
-                    self.stopped += 1
-                    return
-            yield from super().stream_ids(ids, sampling, cancelled=cancelled, on_prefill=on_prefill)
-
-    return Held(**options), gate
-
-
-def until(condition, seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
+@contextmanager
+def asked_and_unread(running, question: dict[str, object]) -> Iterator[None]:
+    """A connection over which a question was sent and no answer is read."""
+    body = json.dumps(question).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        yield
 
 
 def test_requests_wait_in_order_and_see_their_place(serve):
-    engine, gate = held()
+    engine = GatedEngine()
     running = serve(engine)
     askers = []
     for name in "abc":
         askers.append(Asking(running, name))
-        assert until(lambda: len(running.host.line) == len(askers))
-    assert askers[1].saw(': glmchat {"waiting":1}') and askers[2].saw(': glmchat {"waiting":2}')
-    gate.set()
+        wait_until(lambda: len(running.host.line) == len(askers))
+    askers[1].sees(': glmchat {"waiting":1}')
+    askers[2].sees(': glmchat {"waiting":2}')
+    engine.gate.set()
     for asker in askers:
-        asker.join(20)
+        asker.join(SECONDS)
         assert any("[DONE]" in line for line in asker.lines)
-    assert askers[2].saw(': glmchat {"waiting":1}') and askers[2].saw(': glmchat {"waiting":0}')
+    for ahead in (1, 0):
+        assert any(f': glmchat {{"waiting":{ahead}}}' in line for line in askers[2].lines)
     assert [chr(ids[6]) for ids, _ in engine.asked] == ["a", "b", "c"]
 
 
 def test_the_tenth_request_is_told_when_to_come_back(serve):
-    engine, gate = held()
+    engine = GatedEngine()
     running = serve(engine)
     askers = [Asking(running, str(n)) for n in range(9)]
-    assert until(lambda: len(running.host.line) == 9)
+    wait_until(lambda: len(running.host.line) == 9)
     refused = running.ask()
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     error = refused.json()["error"]
     assert error["code"] == "server.busy" and error["type"] == "rate_limit_error" and error["hint"]
     assert running.client.get("/health").status_code == 200, "health is answered while all places are taken"
-    gate.set()
+    engine.gate.set()
     for asker in askers:
-        asker.join(20)
+        asker.join(SECONDS)
     assert running.ask().status_code == 200
 
 
 def test_a_client_that_leaves_the_line_makes_room(serve):
-    engine, gate = held()
+    engine = GatedEngine()
     running = serve(engine)
     first = Asking(running, "1")
-    assert until(lambda: len(running.host.line) == 1)
+    wait_until(lambda: len(running.host.line) == 1)
     second = Asking(running, "2")
-    assert until(lambda: len(running.host.line) == 2)
+    wait_until(lambda: len(running.host.line) == 2)
     third = Asking(running, "3")
-    assert third.saw('"waiting":2')
+    third.sees('"waiting":2')
     second.leave.set()  # it reads a heartbeat, then closes its connection
-    assert until(lambda: len(running.host.line) == 2)
-    assert third.saw('"waiting":1')
-    gate.set()
-    first.join(20)
-    third.join(20)
+    wait_until(lambda: len(running.host.line) == 2)
+    third.sees('"waiting":1')
+    engine.gate.set()
+    first.join(SECONDS)
+    third.join(SECONDS)
     assert [chr(ids[6]) for ids, _ in engine.asked] == ["1", "3"]
 
 
@@ -119,8 +107,8 @@ def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve):
     running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
     with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
         assert any('"content":"x"' in line for line in answer.iter_lines())  # the engine is speaking
-    assert until(lambda: running.engine.stopped == 1)
-    assert until(lambda: len(running.host.line) == 0)
+    wait_until(lambda: running.engine.stopped == 1)
+    wait_until(lambda: len(running.host.line) == 0)
     assert running.ask(max_tokens=1).status_code == 200
 
 
@@ -130,23 +118,14 @@ def test_a_client_that_leaves_during_the_prefill_stops_it(serve):
         for line in answer.iter_lines():
             if '"prefill":' in line:
                 break
-    assert until(lambda: running.engine.stopped == 1)
+    wait_until(lambda: running.engine.stopped == 1)
 
 
 def test_a_client_that_does_not_stream_and_leaves_stops_its_answer_too(serve):
-    running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
-    client = running.another()
-
-    def ask() -> None:
-        try:
-            client.post("/v1/chat/completions", json={**QUESTION, "stream": False}, timeout=0.3)
-        except Exception as error:  # the timeout is the point
-            assert "timed out" in str(error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join(20)
-    assert until(lambda: running.engine.stopped == 1)
+    running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005), tcp=True)
+    with asked_and_unread(running, {**QUESTION, "stream": False}):
+        wait_until(lambda: running.engine.asked)
+    wait_until(lambda: running.engine.stopped == 1)
 
 
 def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve):
@@ -159,20 +138,15 @@ def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve
 def test_the_server_ends_while_an_answer_runs_and_says_so(serve):
     running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
     asker = Asking(running, "a")
-    assert asker.saw('"content":"x"')
+    asker.sees('"content":"x"')
     running.server.stop()
-    asker.join(20)
+    asker.join(SECONDS)
     assert any("server.stopping" in line for line in asker.lines)
-    assert until(lambda: not running.thread.is_alive())
+    wait_until(lambda: not running.thread.is_alive())
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(serve):
     running = serve(FakeEngine(["x" * 20_000], repeat=500), tcp=True)
-    body = json.dumps({**QUESTION, "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
-        slow.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        assert until(lambda: len(running.engine.asked) == 1)
+    with asked_and_unread(running, {**QUESTION, "stream": True}):
+        wait_until(lambda: len(running.engine.asked) == 1)
         assert running.ask(max_tokens=1).status_code == 200

@@ -23,11 +23,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pyte
+from polling import wait_until
 
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
 
 TESTS = Path(__file__).resolve().parents[1]
+SIZE = (100, 30)  # columns and rows of the terminal
+EMPTY = "Ask anything"  # stands in a prompt in which nothing stands
 PROMISE = 1.0  # seconds; what stood on the screen longer than that is in the database
 CHILD = """
 import itertools, sys
@@ -54,61 +58,67 @@ class Life:
     def __init__(self, home: Path, letters: str) -> None:
         self.home, self.letters = home, letters
         self.seen: list[tuple[float, str, int]] = []  # when, letter, number of a word on the screen
-        self.written = b""
+        self.screen = pyte.Screen(*SIZE)
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
+            columns, rows = SIZE
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
             os.environ.update(GLMCHAT_HOME=str(home), GLMCHAT_LANG="en", TERM="xterm-256color")
             code = CHILD.format(tests=str(TESTS), letters=letters)
             os.execv(sys.executable, [sys.executable, "-P", "-c", code])
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self) -> None:
+        stream = pyte.ByteStream(self.screen)
         with suppress(OSError):  # the terminal's other end is gone
             while True:
                 if not select.select([self.terminal], [], [], 0.1)[0]:
                     continue
                 data = os.read(self.terminal, 65536)
                 now = time.monotonic()
-                self.written = (self.written + data)[-200_000:]
+                stream.feed(data)
                 for letter in self.letters:
                     if found := re.findall(rb"\b%s(\d+)" % letter.encode(), data):
                         self.seen.append((now, letter, max(map(int, found))))
 
-    def until(self, true: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-        end = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > end:
-                raise AssertionError(f"{what}: waited in vain; the window wrote {self.written[-3000:]!r}")
-            time.sleep(0.01)
+    def until(self, holds: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+        wait_until(
+            holds, seconds, else_=lambda: f"{what}: waited in vain; on the screen stands {self.screen.display!r}"
+        )
+
+    def shows(self, text: str) -> bool:
+        return any(text in row for row in self.screen.display)
 
     def keys(self, text: str) -> None:
-        self.written = b""
         os.write(self.terminal, text.encode())
 
     def say(self, line: str) -> None:
-        self.keys("\x15")  # Ctrl+U: a draft may stand there, unsent when the window before was killed
-        time.sleep(0.2)  # a binding acts a moment later than letters do
+        if not self.shows(EMPTY):  # a draft, unsent when the window before was killed
+            self.keys("\x15")  # Ctrl+U
+            self.ready()
         self.keys(line)
-        self.until(lambda: line[-3:].encode() in self.written, f"the echo of {line}")
+        self.until(lambda: any(row.strip(" │") == line for row in self.screen.display), f"the echo of {line}")
         self.keys("\r")
 
     def ready(self) -> None:
-        self.until(lambda: b"Ask anything" in self.written, "the first frame")
+        self.until(lambda: self.shows(EMPTY), "an empty prompt")
 
     def go_on(self, letter: str) -> None:
         """/continue, again until the model is there."""
-        end = time.monotonic() + 60
-        while not any(s == letter for _, s, _ in self.seen):
-            if time.monotonic() > end:
-                raise AssertionError(f"/continue never went on; the window wrote {self.written[-3000:]!r}")
+
+        def goes_on() -> bool:
             self.say("/continue")
             with suppress(AssertionError):
-                self.until(lambda: any(s == letter for _, s, _ in self.seen), "words", 1.0)
+                self.streams(letter, seconds=1.0)
+                return True
+            return False
 
-    def streams(self, letter: str) -> None:
-        self.until(lambda: any(s == letter for _, s, _ in self.seen), f"words of {letter}")
+        self.until(goes_on, "/continue")
+
+    def streams(self, letter: str, number: int = 0, seconds: float = 60.0) -> None:
+        """Until this word of that letter was on the screen."""
+        self.until(lambda: any(s == letter and n >= number for _, s, n in self.seen), f"{letter}{number}", seconds)
 
     def _children(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -164,20 +174,20 @@ def live_and_die(home: Path, letters: str, before: str, chance: random.Random) -
     try:
         life.ready()
         if before:
-            life.until(lambda: b"was interrupted" in life.written, "the offer to go on")
+            life.until(lambda: life.shows("was interrupted"), "the offer to go on")
             life.say("/resume")
+            life.until(lambda: not life.shows("new conversation"), "the old conversation")
             life.go_on(first)
         else:
             life.say("question")
-            life.streams(first)
-        time.sleep(chance.uniform(0.05, 1.5))
+        life.streams(first, chance.randrange(10, 300))  # a word every 5 ms
         died = life.kill_engine()
         life.until(lambda: answer_in(home).state == "failed", "the answer's end")
         text = answer_in(home).text
         losses = [check(answer_in(home), before, life, first, died)]
         life.keys("\x1b[15~")  # F5
         life.go_on(second)
-        time.sleep(chance.uniform(0.05, 1.5))
+        life.streams(second, chance.randrange(10, 300))
     except BaseException:
         life.kill()
         raise

@@ -238,7 +238,7 @@ def test_two_adapters_and_a_quantisation(
             await window.until(lambda: all(column.state == "done" for column in screen(window).columns))
             await window.press("right")
             await window.until(lambda: screen(window).columns[1].has_class("current"))
-            await pilot.pause(0.2)
+            await pilot.pause()
 
         assert snap_compare(app, run_before=prepare, terminal_size=size)
     finally:

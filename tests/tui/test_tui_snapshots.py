@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from polling import eventually
 from windows import LAUNCH, EngineInThread, make_app
 
 from glmchat.chat.launch import LaunchOptions
@@ -43,10 +43,7 @@ def showing(
     async def prepare(pilot: Any) -> None:
         await pilot.pause()
         app.chat.prompt.cursor_blink = False
-        for _ in range(500):
-            if app.chat.talk.session is not None:
-                break
-            await asyncio.sleep(0.02)
+        await eventually(lambda: app.chat.talk.session is not None)
         if theme:
             app.change_theme(theme)
         app.chat.status.facts = FACTS

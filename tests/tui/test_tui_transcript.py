@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from polling import eventually
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
@@ -42,18 +43,29 @@ def screen(transcript: Transcript) -> list[str]:
     return [transcript.render_line(y).text.rstrip() for y in range(transcript.size.height)]
 
 
+async def shows(transcript: Transcript, text: str) -> None:
+    await eventually(lambda: any(text in line for line in screen(transcript)))
+
+
+async def resize(transcript: Transcript, pilot: Any, width: int, height: int = 20) -> None:
+    """Another size of the terminal, and the text wrapped for it."""
+    await pilot.resize_terminal(width, height)
+    await eventually(lambda: transcript.outer_size == (width, height))
+    await eventually(
+        lambda: transcript.virtual_size.width == transcript.size.width - transcript.scrollbar_size_vertical
+    )
+
+
 def long_answer(key: str = "a", lines: int = 100) -> Turn:
     return Turn(key, "assistant", "\n\n".join(f"line {i}" for i in range(lines)), "m")
 
 
 async def test_the_view_stays_at_the_end_while_text_streams_in() -> None:
-    async with reader(Turn("a", "assistant", "", "m", state="waiting")) as (transcript, pilot):
+    async with reader(Turn("a", "assistant", "", "m", state="waiting")) as (transcript, _):
         for i in range(60):
             transcript.feed("a", f"paragraph {i}\n\n")
-            if i % 20 == 0:
-                await pilot.pause(0.06)
-        await pilot.pause(0.15)
-        assert any("paragraph 59" in line for line in screen(transcript))
+            if i % 20 == 19:
+                await shows(transcript, f"paragraph {i}")
         assert transcript.scroll_offset.y == transcript.max_scroll_y
 
 
@@ -63,8 +75,9 @@ async def test_who_scrolled_up_stays_where_he_reads_while_text_streams_in() -> N
         await pilot.pause()
         before = screen(transcript)[:-1]
         for _ in range(10):
+            before_it = transcript.virtual_size
             transcript.feed("b", "more text\n\n" * 5)
-            await pilot.pause(0.06)
+            await eventually(lambda before_it=before_it: transcript.virtual_size != before_it)
         assert screen(transcript)[:-1] == before
         assert "End" in screen(transcript)[-1], "a sign says that there is more below"
         transcript.action_go_end()
@@ -75,15 +88,13 @@ async def test_who_scrolled_up_stays_where_he_reads_while_text_streams_in() -> N
 async def test_a_resize_wraps_again_and_keeps_the_text_that_was_read_at_the_top() -> None:
     words = " ".join(f"word{i}" for i in range(3000))
     async with reader(Turn("a", "assistant", words, "m"), long_answer("b")) as (transcript, pilot):
-        transcript._go(50)
+        transcript.scroll_to(y=50, animate=False, force=True)
         await pilot.pause()
         for width in (100, 30, 58):
-            await pilot.resize_terminal(width, 20)
-            await pilot.pause(0.1)
+            await resize(transcript, pilot, width)
             for y in range(transcript.size.height):
                 assert cell_len(transcript.render_line(y).text) == transcript.size.width
-        await pilot.resize_terminal(60, 20)
-        await pilot.pause(0.1)
+        await resize(transcript, pilot, 60)
         assert "word" in screen(transcript)[0]
 
 
@@ -92,7 +103,7 @@ async def test_streamed_text_ends_as_it_would_have_been_loaded() -> None:
     async with reader(Turn("a", "assistant", "", "m", state="waiting"), size=(60, 40)) as (transcript, pilot):
         for character in text:
             transcript.feed("a", character)
-            transcript._tick()
+            transcript.tick()
         transcript.finish("a")
         await pilot.pause()
         streamed = screen(transcript)
@@ -112,10 +123,10 @@ async def test_two_thousand_messages_open_without_drawing_them_all() -> None:
         )
     ]
     async with reader(*turns) as (transcript, pilot):
-        drawn = sum(layout._said is not None for layout in transcript._page)
-        assert drawn < 20
+        layouts = [transcript.layout_of(turn.key) for turn in turns]
+        assert 0 < sum(layout is not None and layout.is_split for layout in layouts) < 20
         for y in (0, 900, 3000, transcript.max_scroll_y):
-            transcript._go(y)
+            transcript.scroll_to(y=y, animate=False, force=True)
             await pilot.pause()
             assert all(cell_len(transcript.render_line(row).text) == transcript.size.width for row in range(20))
 
@@ -200,8 +211,7 @@ async def test_any_size_is_survived(size: tuple[int, int]) -> None:
     turns.append(Turn("r", "rule", "new context"))
     async with reader(*turns, size=size) as (transcript, pilot):
         transcript.feed("a", "x")
-        await pilot.resize_terminal(60, 20)
-        await pilot.pause(0.1)
+        await resize(transcript, pilot, 60)
         assert len(screen(transcript)) == 20
 
 
@@ -214,12 +224,12 @@ async def test_hostile_answers_are_drawn_while_the_window_stays_alive(hostile: s
     async with reader(Turn("a", "assistant", "", "m", state="waiting")) as (transcript, pilot):
         for at in range(0, len(hostile), 50_000):
             transcript.feed("a", hostile[at : at + 50_000])
-            transcript._tick()
+            transcript.tick()
         transcript.finish("a")
         await pilot.pause()
         transcript.action_go_top()
         await pilot.pause()
-        transcript._go(transcript.max_scroll_y // 2)
+        transcript.scroll_to(y=transcript.max_scroll_y // 2, animate=False, force=True)
         await pilot.pause()
         assert any(screen(transcript))
 
@@ -232,7 +242,7 @@ def test_an_answer_that_streams_by_keeps_few_of_its_drawn_lines_and_draws_them_a
         if n % 5 == 0:
             layout.update()
             layout.realise(layout.height - 20, layout.height)
-    assert sum(map(len, layout._drawn.values())) < KEPT + 50
+    assert layout.drawn_lines < KEPT + 50
     assert layout.height > 2 * KEPT - 20  # of nothing the height is forgotten
     layout.realise(0, 20)
     first = layout.line(1, 0)

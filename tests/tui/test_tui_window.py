@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.color import Color
+from textual.geometry import Offset
 from textual.widgets import OptionList
 from windows import LAUNCH, Window, make_app, open_window
 
@@ -21,7 +22,7 @@ from glmchat.core import language, locations
 from glmchat.core.settings import Settings
 from glmchat.tui import terminal
 from glmchat.tui.screens.help import HelpScreen
-from glmchat.tui.screens.sampling import PRESETS, SamplingScreen
+from glmchat.tui.screens.sampling import PRESETS, PresetLine, SamplingScreen
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.suggestions import Suggestions
@@ -383,14 +384,14 @@ async def test_the_sidebar_finds_opens_renames_and_deletes_with_undo() -> None:
         await window.ask("weather")
         await window.press("ctrl+b")
         sidebar = window.chat.query_one(Sidebar)
-        assert len(sidebar._targets) == 2
+        assert len(sidebar.targets) == 2
         await window.press("d")
-        assert len(sidebar._targets) == 1
+        assert len(sidebar.targets) == 1
         await window.press("u")
-        assert len(sidebar._targets) == 2
+        assert len(sidebar.targets) == 2
         await window.press("escape")
         await window.send("/find 量化")
-        await window.until(lambda: sidebar._targets)
+        await window.until(lambda: sidebar.targets)
         await window.press("enter", "enter")
         await window.until(lambda: "量化是什么" in window.said("user"))
         await window.press("escape")
@@ -407,12 +408,12 @@ async def test_a_conversation_that_another_window_removed_is_told_and_leaves_the
         await window.press("ctrl+b")
         sidebar = window.chat.query_one(Sidebar)
         listing = sidebar.query_one(OptionList)
-        await window.until(lambda: len(sidebar._targets) == 2 and listing.has_focus)
+        await window.until(lambda: len(sidebar.targets) == 2 and listing.has_focus)
         listing.highlighted = 1
         with History.default() as elsewhere:
-            elsewhere.delete_conversation(sidebar._targets[1][0])
+            elsewhere.delete_conversation(sidebar.targets[1][0])
         await window.press(*keys)
-        await window.until(lambda: len(sidebar._targets) == 1)
+        await window.until(lambda: len(sidebar.targets) == 1)
         await window.until(lambda: "there is no conversation" in window.toasts + window.notices)
         assert window.said("user") == ["stays"]
         await window.press("escape")
@@ -428,13 +429,13 @@ async def test_a_conversation_that_is_removed_while_its_title_is_written_is_told
         await window.press("ctrl+b")
         sidebar = window.chat.query_one(Sidebar)
         listing = sidebar.query_one(OptionList)
-        await window.until(lambda: len(sidebar._targets) == 2 and listing.has_focus)
+        await window.until(lambda: len(sidebar.targets) == 2 and listing.has_focus)
         listing.highlighted = 1
         await window.press("r", "x")
         with History.default() as elsewhere:
-            elsewhere.delete_conversation(sidebar._targets[1][0])
+            elsewhere.delete_conversation(sidebar.targets[1][0])
         await window.press("enter")
-        await window.until(lambda: len(sidebar._targets) == 1 and listing.has_focus)
+        await window.until(lambda: len(sidebar.targets) == 1 and listing.has_focus)
         await window.until(lambda: "there is no conversation" in window.toasts + window.notices)
 
 
@@ -485,7 +486,9 @@ async def test_every_size_works_while_an_answer_streams(size: tuple[int, int]) -
         await window.send("go")
         await window.until(lambda: any(window.said("assistant")))
         await window.pilot.resize_terminal(*size)
-        await window.pilot.pause(0.1)
+        await window.until(lambda: window.app.screen.size == size)
+        before = len(window.said("assistant")[0])
+        await window.until(lambda: len(window.said("assistant")[0]) > before + 50)
         await window.pilot.resize_terminal(80, 24)
         await window.press("escape")
         await window.until(lambda: not window.chat.talk.busy)
@@ -651,7 +654,7 @@ async def test_what_can_be_done_with_a_turn_has_a_key_and_a_place_to_click() -> 
         await window.until(lambda: offered.display and "versions" in window.screen_text())
 
         async def click(act: str) -> None:
-            row, column = next((y, x) for y, x, a in offered._places(offered.content_size.width) if a.act == act)
+            row, column = next((y, x) for y, x, a in offered.places(offered.content_size.width) if a.act == act)
             await window.pilot.click(TurnActions, offset=(column + offered.styles.padding.left, row))
 
         await click("previous")
@@ -753,16 +756,19 @@ async def test_the_sidebar_shows_a_title_once_above_the_hits_of_its_conversation
         await window.ask("鲸鱼吃什么")
         await window.send("/find 鲸鱼")
         sidebar = window.chat.query_one(Sidebar)
-        await window.until(lambda: len(sidebar._targets) == 4)
-        await window.pilot.pause(0.1)
-        rows = [row[:34] for row in window.screen_text().split("\n")]
-        titled = [row for row in rows if ":" in row and "鲸鱼在哪里" in row]  # the time stands before the title
-        assert len(titled) == 1
-        assert len({message for _, message in sidebar._targets}) == 4
+        await window.until(lambda: len(sidebar.targets) == 4)
+
+        def titled() -> list[str]:
+            rows = [row[:34] for row in window.screen_text().split("\n")]
+            return [row for row in rows if ":" in row and "鲸鱼在哪里" in row]  # the time stands before the title
+
+        await window.until(titled)
+        assert len(titled()) == 1
+        assert len({message for _, message in sidebar.targets}) == 4
         await window.press("enter", "down", "enter")
         await window.until(lambda: window.chat.transcript.current)
         assert window.chat.transcript.current is not None
-        assert window.chat.transcript.current.key == str(sidebar._targets[1][1])
+        assert window.chat.transcript.current.key == str(sidebar.targets[1][1])
 
 
 @pytest.mark.parametrize("key", ["", "ctrl+r", "ctrl+f", "ctrl+p", "f2"], ids=str)
@@ -773,15 +779,12 @@ async def test_the_terminals_cursor_stands_in_the_input_that_has_the_focus(key: 
         if key:
             await window.press(key)
         await window.until(lambda: not key or window.app.focused not in (None, window.chat.prompt))
-        await window.settle()
-        await window.pilot.pause(0.2)
         widget = window.app.focused
         assert widget is not None
-        assert widget.content_region.area
-        assert widget.content_region.contains_point(window.app.cursor_position)
+        await window.until(lambda: widget.content_region.area)
+        await window.until(lambda: widget.content_region.contains_point(window.app.cursor_position))
         if not key:
-            left, top = widget.content_region.offset
-            assert window.app.cursor_position == (left + 6, top + 1)
+            await window.until(lambda: window.app.cursor_position == widget.content_region.offset + Offset(6, 1))
 
 
 @pytest.mark.parametrize(("width", "below"), [(45, True), (120, False)])
@@ -790,10 +793,9 @@ async def test_the_keys_of_a_dialog_can_be_read_in_a_narrow_window(width: int, b
     async with open_window(size=(width, 30)) as window:
         await window.press(key)
         await window.until(lambda: window.app.screen.query("#keys"))
-        await window.pilot.pause(0.2)
         line = window.app.screen.query_one("#keys")
-        assert line.display == below
-        assert "Esc" in window.screen_text() and "closes" in window.screen_text()
+        await window.until(lambda: line.display == below)
+        await window.until(lambda: "Esc" in window.screen_text() and "closes" in window.screen_text())
 
 
 @pytest.mark.parametrize("size", [(45, 20), (60, 20)])
@@ -802,13 +804,11 @@ async def test_nothing_of_a_dialog_is_out_of_sight_in_a_low_window(size: tuple[i
     async with open_window(size=size) as window:
         await window.press(key)
         await window.until(lambda: window.app.screen.query("#keys"))
-        await window.pilot.pause(0.2)
         panel = window.app.screen.query_one("#panel")
         keys = window.app.screen.query_one("#keys")
-        assert not keys.display or panel.content_region.contains_region(keys.region)
-        assert "Esc" in window.screen_text() and "closes" in window.screen_text()
-        if key == "f2":
-            assert "range: 0 to 5" in window.screen_text() and "default" in window.screen_text()
+        await window.until(lambda: not keys.display or panel.content_region.contains_region(keys.region))
+        words = ["Esc", "closes"] + (["range: 0 to 5", "default"] if key == "f2" else [])
+        await window.until(lambda: all(word in window.screen_text() for word in words))
 
 
 @pytest.mark.parametrize(("width", "alone"), [(45, True), (120, False)])
@@ -828,11 +828,14 @@ async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None
     async with open_window(size=(45, 30)) as window:
         await window.press("f2")
         await window.until(lambda: "the model's own" in window.screen_text())
-        await window.pilot.pause(0.2)  # until the panel stands where it will
-        rows = window.screen_text().split("\n")
-        y = next(y for y, row in enumerate(rows) if "F3 creative" in row)
-        assert "F1" not in rows[y]  # a second row of presets
-        await window.pilot.click(offset=(rows[y].index("creative"), y))
+        line = window.app.screen.query_one(PresetLine)
+
+        def rows() -> list[str]:
+            region = line.content_region
+            return [row[region.x :] for row in window.screen_text().split("\n")[region.y : region.bottom]]
+
+        await window.until(lambda: len(rows()) == 2 and rows()[1].startswith("F3 creative"))
+        await window.pilot.click(PresetLine, offset=(len("F3 c"), 1))
         await window.until(lambda: window.chat.talk.session and window.chat.talk.session.settings.sampling)
         assert window.chat.talk.session is not None
         assert dict(window.chat.talk.session.settings.sampling) == dict(PRESETS["creative"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 from fake_server import fake_command
 from fakes import FakeEngine
+from polling import SECONDS, eventually, wait_until
 from textual import events
 from textual.keys import _character_to_key
 
@@ -28,6 +27,7 @@ from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.transcript.turns import Turn
 
+HOPS = 8  # from a key to the widget, up to the screen that acts, and down to those that draw
 LAUNCH = LaunchOptions(
     EngineOptions(folder=Path("/fake/model"), model="smollm2", quant_label="q4_1", revision="b179c9523d0e")
 )
@@ -48,9 +48,12 @@ class EngineInThread:
         self.alive = True
 
     def wait_ready(self, on_progress: Callable[[str, float], None], cancelled: Callable[[], bool]) -> None:
-        while (health := self.endpoint.health()).status != "ok" and not cancelled():
+        def ready() -> bool:
+            health = self.endpoint.health()
             on_progress(health.stage or "start", health.done or 0.0)
-            time.sleep(0.05)
+            return health.status == "ok" or cancelled()
+
+        wait_until(ready)
 
     def failure(self) -> None:
         return None
@@ -95,13 +98,9 @@ class Window:
     def toasts(self) -> str:
         return "\n".join(notification.message for notification in self.app._notifications)
 
-    async def until(self, true: Callable[[], object], seconds: float = 12.0) -> None:
+    async def until(self, holds: Callable[[], object], seconds: float = SECONDS) -> None:
         """Wait until something is true; the test fails with the turns if it never is."""
-        for _ in range(round(seconds / 0.02)):
-            if true():
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(f"waited in vain; turns: {self.turns}")
+        await eventually(holds, seconds, else_=lambda: f"waited in vain; turns: {self.turns}")
 
     async def ready(self) -> None:
         await self.until(lambda: self.chat.connection.ready and self.chat.talk.session is not None)
@@ -114,9 +113,9 @@ class Window:
             await self.settle()
 
     async def settle(self) -> None:
-        """Until every widget has handled what was sent to it."""
-        await self.pilot._wait_for_screen()
-        await asyncio.sleep(0.01)
+        """Until every widget has handled what was sent to it, and what that made it send to others."""
+        for _ in range(HOPS):
+            await self.pilot._wait_for_screen()
 
     async def type(self, text: str) -> None:
         self.chat.prompt.insert(text)

@@ -253,7 +253,7 @@ class Transcript(Steady, ScrollView, can_focus=True):
 
     def on_mount(self) -> None:
         self._refresh_scrollbars()
-        self._timer = self.set_interval(_TICK, self._tick, pause=True)
+        self._timer = self.set_interval(_TICK, self.tick, pause=True)
         self._arrange()
 
     def action_go_top(self) -> None:
@@ -278,7 +278,8 @@ class Transcript(Steady, ScrollView, can_focus=True):
         if self._timer is not None:
             self._timer.resume()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Draw what was fed since the last one."""
         self._ticks += 1
         busy = False
         for key in list(self._dirty):

@@ -35,7 +35,7 @@ class TurnLayout:
         self._heights = array("l")  # of every piece; empty: not laid out yet
         self._tops = array("l", [0])  # where each piece begins, as far as it is known
         self._drawn: dict[int, list[Line]] = {}  # the longest drawn first
-        self._kept = 0  # lines in these
+        self.drawn_lines = 0  # in these
         self._said: LongText | None = None  # the blocks of an answer
         self._tail: list[Block] = []  # what more text may change
         self._guess: int | None = None  # the height of what is not laid out
@@ -67,7 +67,7 @@ class TurnLayout:
         """What was drawn is not right any more."""
         self._tops = array("l", [0])
         self._drawn.clear()
-        self._kept = 0
+        self.drawn_lines = 0
         if self.turn.role != "assistant":
             self._forget()
 
@@ -77,6 +77,11 @@ class TurnLayout:
         return self._look
 
     # Pieces
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its text was read yet: an answer far from the view is not."""
+        return self._said is not None
 
     @property
     def height(self) -> int:
@@ -119,12 +124,12 @@ class TurnLayout:
         while index < len(self._heights) and tops[index] < bottom:
             if index not in self._drawn:
                 lines = self._drawn[index] = self._draw(index)
-                self._kept += len(lines)
+                self.drawn_lines += len(lines)
                 if len(lines) != self._heights[index]:
                     self._heights[index] = len(lines)
                     changed = index if changed is None else changed
             index += 1
-        if self._kept > KEPT:
+        if self.drawn_lines > KEPT:
             self._let_go(range(first, index))
         if changed is not None:
             del self._tops[changed + 1 :]
@@ -133,8 +138,8 @@ class TurnLayout:
     def _let_go(self, in_view: range) -> None:
         """Forget half of the lines, those that were drawn long ago."""
         for piece in [piece for piece in self._drawn if piece not in in_view]:
-            self._kept -= len(self._drawn.pop(piece))
-            if self._kept <= KEPT // 2:
+            self.drawn_lines -= len(self._drawn.pop(piece))
+            if self.drawn_lines <= KEPT // 2:
                 break
 
     def locate(self, y: int) -> tuple[int, int]:
@@ -214,7 +219,7 @@ class TurnLayout:
     def _cut(self, count: int) -> None:
         """Keep the first pieces only."""
         for piece in [piece for piece in self._drawn if piece >= count]:
-            self._kept -= len(self._drawn.pop(piece))
+            self.drawn_lines -= len(self._drawn.pop(piece))
         del self._heights[count:]
         del self._tops[count + 1 :]
 

@@ -62,7 +62,7 @@ class TurnActions(Steady, Widget):
         self.display = bool(actions)
         self.refresh(layout=True)
 
-    def _places(self, width: int) -> list[tuple[int, int, Action]]:
+    def places(self, width: int) -> list[tuple[int, int, Action]]:
         """(row, column, action), as many in a row as fit."""
         places, x, y = [], 0, 0
         for action in self.actions:
@@ -78,13 +78,13 @@ class TurnActions(Steady, Widget):
         return f"{action.sign} {tr(action.word)}" if action.word else action.sign
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return max((y for y, _, _ in self._places(width)), default=-1) + 1
+        return max((y for y, _, _ in self.places(width)), default=-1) + 1
 
     def render(self) -> Text:
         p = self.palette
         text = Text()
         row = column = 0
-        for y, x, action in self._places(self.content_size.width):
+        for y, x, action in self.places(self.content_size.width):
             if y > row:
                 text.append("\n")
                 row, column = y, 0
@@ -98,6 +98,6 @@ class TurnActions(Steady, Widget):
         at = event.get_content_offset(self)
         if at is None:
             return
-        for y, x, action in self._places(self.content_size.width):
+        for y, x, action in self.places(self.content_size.width):
             if y == at.y and x <= at.x < x + cell_len(self._shown(action)):
                 self.post_message(self.Chosen(action.act))

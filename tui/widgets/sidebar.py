@@ -59,7 +59,7 @@ class Sidebar(Steady, Vertical):
         self.palette: Palette = PALETTES["dark"]
         self.history: History | None = None
         self.open_id: int | None = None
-        self._targets: list[tuple[int, int | None]] = []
+        self.targets: list[tuple[int, int | None]] = []
         self._deleted: list[int] = []
         self._renaming: int | None = None
         self.display = False
@@ -117,7 +117,7 @@ class Sidebar(Steady, Vertical):
 
             groups = grouped(self.history.search(query, limit=100))
             hits = [hit for group in groups for hit in group]
-            self._targets = [(hit.conversation, hit.message) for hit in hits]
+            self.targets = [(hit.conversation, hit.message) for hit in hits]
             for group in groups:
                 listing.add_options([Option(self._hit(hit, first=hit is group[0])) for hit in group])
             hint = tr("{n} hits · Enter opens", n=len(hits)) if hits else tr("nothing found")
@@ -125,7 +125,7 @@ class Sidebar(Steady, Vertical):
                 hint = tr("1 hit · Enter opens")
         else:
             rows = [c for c in self.history.conversations(limit=_SHOWN) if c.message_count or c.id == self.open_id]
-            self._targets = [(c.id, None) for c in rows]
+            self.targets = [(c.id, None) for c in rows]
             now = time.time()
             listing.add_options([Option(self._row(c, now)) for c in rows])
             hint = tr("Enter opens · r rename · p pin · d delete · / search")
@@ -133,8 +133,8 @@ class Sidebar(Steady, Vertical):
                 hint = tr("deleted · u brings it back")
             ids = [c.id for c in rows]
             at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
-        if self._targets:
-            listing.highlighted = min(at or 0, len(self._targets) - 1)
+        if self.targets:
+            listing.highlighted = min(at or 0, len(self.targets) - 1)
         self.query_one("#sidebar-hint", Static).update(Text(hint, self.palette.quiet))
 
     def _row(self, c: Conversation, now: float) -> Text:
@@ -166,11 +166,11 @@ class Sidebar(Steady, Vertical):
     @property
     def _chosen(self) -> int | None:
         at = self.query_one(OptionList).highlighted
-        return self._targets[at][0] if at is not None and at < len(self._targets) else None
+        return self.targets[at][0] if at is not None and at < len(self.targets) else None
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        conversation, message = self._targets[event.option_index]
+        conversation, message = self.targets[event.option_index]
         self.post_message(self.Open(conversation, message, self.query_text))
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -188,7 +188,7 @@ class Sidebar(Steady, Vertical):
             finally:
                 self._end_renaming()
                 self.post_message(self.Changed())
-        elif self._targets:
+        elif self.targets:
             self.query_one(OptionList).focus()
 
     # Changes
