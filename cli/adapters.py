@@ -17,7 +17,7 @@ from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
-    from glmchat.engine.adapters.adapter import Adapter
+    from glmchat.engine.adapters.files import Adapter
     from glmchat.hub.adapters import Origin
     from glmchat.hub.installed import Installed
     from glmchat.hub.lockfile import LockedAdapter
@@ -68,7 +68,7 @@ def add(
 
     LoRA, P-Tuning v2, prefixes, virtual tokens; LoHa, LoKr, IA3, VeRA, OFT … for models that go through transformers.
     """
-    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
 
     if name is not None:
@@ -111,7 +111,7 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
     model: the folder or GGUF file it is to be used with. Says what was done.
     """
     from glmchat.checkpoints.adapter_fit import Base, misfit
-    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
 
     path = path.absolute()
@@ -139,8 +139,8 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
 
 def _digest(path: Path) -> str:
     """Of the weights and the configuration at `path`, to know an adapter again; large files are sampled."""
+    from glmchat.checkpoints.adapter_files import CONFIG, weight_files
     from glmchat.core.fingerprints import fingerprint, of_text
-    from glmchat.engine.adapters.files import CONFIG, weight_files
 
     config = (path if path.is_dir() else path.parent) / CONFIG
     files = [*weight_files(path), *([config] if config.is_file() else [])]
@@ -196,17 +196,19 @@ def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:
 
 def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:
     """Put an adapter into the store, whichever way it came. Raises Damaged for numbers that are not finite."""
-    from glmchat.engine.adapters.adapter import PREFIX
+    from glmchat.checkpoints.adapter_files import weight_files
+    from glmchat.checkpoints.weight_files import PREFIX_ENCODER
     from glmchat.engine.adapters.check import check_numbers
-    from glmchat.engine.adapters.files import weight_files
     from glmchat.hub import adapters
 
     check_numbers(adapter)
     facts["digest"] = _digest(path)
     small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
     names = adapter.tensors.shapes()
-    if adapter.form == "thudm" and any(not n.startswith(PREFIX) for n in names):  # the older form, a whole checkpoint
-        facts["extracted"] = True  # what is kept is no file of the origin
+    if adapter.form == "thudm" and any(
+        not n.startswith(PREFIX_ENCODER) for n in names
+    ):  # the older form, a whole checkpoint
+        facts["extracted"] = True  # from a whole checkpoint, the older form: what is kept is no file of the origin
 
         def write(folder: Path) -> None:
             from glmchat.engine.adapters.merge import write_prefix
@@ -223,7 +225,7 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
 
     One that is there already with these hashes stays. Raises Usage if another one has its name.
     """
-    from glmchat.engine.adapters.adapter import read_adapter
+    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
     from glmchat.hub.lockfile import plan_locked
 

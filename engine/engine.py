@@ -31,8 +31,8 @@ from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import tokenizer_of_files
 
 if TYPE_CHECKING:
-    from glmchat.engine.adapters.adapter import Adapter
     from glmchat.engine.adapters.attach import AdapterSet
+    from glmchat.engine.adapters.files import Adapter
 
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest

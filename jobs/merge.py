@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.language import tr
-from glmchat.engine.adapters.adapter import read_adapter
+from glmchat.engine.adapters.files import read_adapter
 from glmchat.engine.adapters.merge import merge
 from glmchat.hub.progress_events import Meter
 from glmchat.jobs.lines import Request, Tell, run

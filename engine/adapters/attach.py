@@ -15,7 +15,7 @@ from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import Adapter, read_adapter
+from glmchat.engine.adapters.files import Adapter, read_adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
 from glmchat.engine.adapters.peft_layers import PeftWeights, read_weights, require_transformers, stand_in

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from glmchat.checkpoints.peft_kinds import KINDS
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of, refuse_other_base
+from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import match, require_finite
 from glmchat.engine.adapters.peft_layers import require_transformers
 from glmchat.engine.adapters.prefix_tuning import check_prefix
@@ -37,7 +38,7 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
 def check_numbers(adapter: Adapter) -> None:
     """Raise Damaged for a tensor of the adapter that is not finite: reads them all, one at a time."""
     for name in adapter.tensors.shapes():
-        if adapter.form == "thudm" and not name.startswith(PREFIX):
+        if adapter.form == "thudm" and not name.startswith(PREFIX_ENCODER):
             continue  # the rest of an older full checkpoint
         stored = adapter.tensors.read(name)
         if isinstance(stored, torch.Tensor):

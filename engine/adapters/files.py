@@ -1,110 +1,49 @@
-"""The files of an adapter as people have them: a PEFT folder, THUDM's prefix folder, a training output, one file.
+"""An adapter with its tensors: safetensors, what torch saved, or the shards of a model's folder.
 
-Only names and shapes are read here, so a wrong adapter is known before any of its numbers are.
+Only names and shapes are read until a tensor is asked for.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise
 from glmchat.checkpoints.lfs_pointer import refuse_pointer
-from glmchat.checkpoints.weight_files import checkpoints
-from glmchat.core.errors import Damaged, NotInstalled, Usage
-from glmchat.core.json_files import read_json
+from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.formats.shards import load_bin, open_folder
-from glmchat.engine.formats.weights import WeightSource
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG = "adapter_config.json"
-_PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-_MODEL_NAMES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-)
-_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
-# What a training run leaves beside its weights.
-_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|\w+_states|global_step\w*)\.\w+")
+    from glmchat.engine.formats.weights import WeightSource
+
 _LARGEST_UNMAPPED = 2 * 2**30  # files of torch before 1.6 cannot be mapped and are read whole
 
 
-def open_tensors(path: Path) -> tuple[WeightSource, Path, dict[str, Any]]:
-    """The tensors of the adapter at `path`, the file or folder they stand in, and its config ({} if it has none).
+@dataclass(frozen=True, slots=True)
+class Adapter(AdapterFacts):
+    """A recognised adapter with its tensors, of which none has been read yet."""
 
-    Raises NotInstalled if nothing is there, Damaged, Hostile, or Usage for a folder that holds no adapter or several.
+    tensors: WeightSource = field(repr=False, kw_only=True)
+
+
+def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
+    """Recognise the adapter at `path` (a folder or a file) from its configuration and the names of its tensors.
+
+    alpha: for a raw file that does not say it. Raises NotInstalled, Usage, Damaged or Hostile.
     """
-    if not path.exists():
-        raise NotInstalled(
-            tr("there is no adapter at {path}", path=one_line(str(path))),
-            hint="glmchat adapters list",
-            code="adapter.no_path",
-        )
-    if path.is_file():
-        beside = path.parent / CONFIG
-        named = path.name in _PEFT_NAMES or len(_weight_files(path.parent)) == 1
-        return _open_file(path), path, read_json(beside) if named and beside.is_file() else {}
-    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
-    for name in _PEFT_NAMES:
-        if (path / name).is_file():
-            return _open_file(path / name), path / name, config
-    if any((path / name).is_file() for name in _MODEL_NAMES):
-        return open_folder(path), path, config
-    files = _weight_files(path)
-    if len(files) == 1:
-        return _open_file(files[0]), files[0], config
-    raise _no_adapter(path, files)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The files that `open_tensors` reads the weights of this adapter from."""
-    if path.is_file():
-        return [path]
-    for name in _PEFT_NAMES:
-        if (path / name).is_file():
-            return [path / name]
-    named = [path / name for name in _MODEL_NAMES if (path / name).is_file()]
-    if named and named[0].suffix == ".json":
-        table = read_json(named[0]).get("weight_map")
-        return [named[0], *sorted({path / str(name) for name in table.values()})] if isinstance(table, dict) else named
-    return named[:1] or _weight_files(path)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.is_file() and p.suffix in _SUFFIXES and not _TRAINING.fullmatch(p.name)
-    )
-
-
-def _no_adapter(folder: Path, files: list[Path]) -> Usage:
-    name = one_line(str(folder))
-    if files:
-        names = ", ".join(one_line(p.name, 60) for p in files[:4])
-        return Usage(
-            tr("{name} holds several files of weights: {names}", name=name, names=names),
-            hint=tr("name one of them"),
-            code="adapter.several",
-        )
-    if saved := checkpoints(folder):
-        return Usage(
-            tr("{name} is a training output with {saved}", name=name, saved=", ".join(p.name for p in saved[-4:])),
-            hint=tr("name one of them: {saved}", saved=one_line(str(saved[-1]))),
-            code="adapter.several",
-        )
-    return Usage(
-        tr("{name} holds no adapter: no weights are there", name=name),
-        hint=tr("adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or one .pt file is expected"),
-        code="adapter.empty",
-    )
+    path = path.expanduser().absolute()
+    file, config = find_weights(path)
+    tensors = open_folder(file) if file.is_dir() else _open_file(file)
+    facts = recognise(path, tensors.shapes(), config, alpha=alpha, force=force)
+    return Adapter(**{each.name: getattr(facts, each.name) for each in fields(facts)}, tensors=tensors)
 
 
 def _open_file(path: Path) -> WeightSource:

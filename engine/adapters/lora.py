@@ -16,7 +16,7 @@ from glmchat.checkpoints.adapter_soundness import Names, changed_shape, incomple
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import Adapter
+from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")

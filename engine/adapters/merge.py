@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_soundness import Names
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import PREFIX, Adapter
 from glmchat.engine.adapters.attach import modules_of
 from glmchat.engine.adapters.check import check_against, outline
+from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.companions import write_companions
@@ -112,7 +113,7 @@ def _write(
     tensors += [
         _Tensor(name, shape, torch.float32, "", "", source=None)
         for name, shape in (adapter.tensors.shapes().items() if adapter.kind != "lora" else ())
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX_ENCODER)
     ]
     shards = list(_shards(tensors))
     table: dict[str, str] = {}
@@ -221,13 +222,13 @@ def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.d
         config["tie_word_embeddings"] = False
     if adapter.form == "thudm":
         config["pre_seq_len"] = adapter.length
-        config["prefix_projection"] = f"{PREFIX}trans.0.weight" in adapter.tensors.shapes()
+        config["prefix_projection"] = f"{PREFIX_ENCODER}trans.0.weight" in adapter.tensors.shapes()
     path.write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def write_prefix(adapter: Adapter, file: Path) -> None:
     """Only the prefix of an older full checkpoint, as a safetensors file: 13 GB of base weights need no second copy."""
-    shapes = {name: shape for name, shape in adapter.tensors.shapes().items() if name.startswith(PREFIX)}
+    shapes = {name: shape for name, shape in adapter.tensors.shapes().items() if name.startswith(PREFIX_ENCODER)}
     layout: Layout = {name: (torch.float32, shape) for name, shape in shapes.items()}
     with SafetensorsWriter(file, layout) as writer:
         for name in shapes:

@@ -22,7 +22,7 @@ from glmchat.checkpoints.peft_kinds import KINDS, settings
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.adapter import Adapter
+from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.transformers import Fallback

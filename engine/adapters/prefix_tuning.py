@@ -14,9 +14,10 @@ from torch import nn
 
 from glmchat.checkpoints.adapter_soundness import incomplete_adapter
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
-from glmchat.engine.adapters.adapter import PREFIX, Adapter
+from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
@@ -78,7 +79,9 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
 
 
 def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> None:
-    sizes = {name.removeprefix(PREFIX): shape for name, shape in shapes.items() if name.startswith(PREFIX)}
+    sizes = {
+        name.removeprefix(PREFIX_ENCODER): shape for name, shape in shapes.items() if name.startswith(PREFIX_ENCODER)
+    }
     width = _width(spec)
     embedded = sizes["embedding.weight"][1]
     if len(sizes) == 1:
@@ -124,9 +127,9 @@ def read_prefix(adapter: Adapter, spec: ModelSpec, device: str) -> torch.Tensor:
     """
     if adapter.form == "thudm":
         parts = {
-            name.removeprefix(PREFIX): _tensor(adapter, name)
+            name.removeprefix(PREFIX_ENCODER): _tensor(adapter, name)
             for name in adapter.tensors.shapes()
-            if name.startswith(PREFIX)
+            if name.startswith(PREFIX_ENCODER)
         }
         rows = parts["embedding.weight"]
         if "trans.0.weight" in parts:

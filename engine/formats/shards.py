@@ -16,10 +16,11 @@ from glmchat.checkpoints.weight_files import refuse_cut, weight_files
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.formats.weights import Stored, WeightSource
 
 if TYPE_CHECKING:
     import torch
+
+    from glmchat.engine.formats.weights import Stored, WeightSource
 
 
 def open_folder(folder: Path) -> WeightSource:

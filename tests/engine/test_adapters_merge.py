@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from glmchat.core.errors import Usage
 from glmchat.engine import Engine
-from glmchat.engine.adapters.adapter import read_adapter
+from glmchat.engine.adapters.files import read_adapter
 from glmchat.engine.adapters.merge import merge
 
 IDS = [1, 40, 77, 105, 9]

@@ -1,4 +1,8 @@
-"""What an adapter says of itself, before anything of it is computed."""
+"""What an adapter says of itself: the files that people have of one, its configuration, names and shapes.
+
+A PEFT folder, THUDM's prefix folder, a training output, or one file. No numbers are read here, so a wrong adapter is
+known before any of its own are.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,37 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
-from glmchat.checkpoints.adapter_soundness import check_lora, incomplete_adapter
+from glmchat.checkpoints.adapter_soundness import Shape, check_lora, incomplete_adapter
 from glmchat.checkpoints.config import integer, number
 from glmchat.checkpoints.model_names import BESIDE
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
-from glmchat.core.errors import Damaged, Usage
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
+from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.files import open_tensors
 
-if TYPE_CHECKING:
-    from glmchat.engine.formats.weights import WeightSource
-
-PREFIX = "transformer.prefix_encoder."
+CONFIG = "adapter_config.json"
+_PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+_MODEL_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+# What a training run leaves beside its weights.
+_TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|\w+_states|global_step\w*)\.\w+")
 _VOCABULARY = re.compile(r"\b(embed_tokens|wte|word_embeddings|lm_head|output_layer)\b")
 _PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # PEFT saves both as the embeddings of virtual tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """A recognised adapter; of its tensors only names and shapes have been read.
+class AdapterFacts:
+    """A recognised adapter, by the names and shapes of its tensors.
 
     kind: "lora", "prefix" (keys and values in front of the cache), "prompt" (virtual tokens), or one that only PEFT
     computes ("loha", "ia3", …: checkpoints/peft_kinds.py). form: who wrote it, "peft", "merged-linear", "raw" or
@@ -40,7 +51,7 @@ class Adapter:
     path: Path
     kind: str
     form: str
-    tensors: WeightSource = field(repr=False)
+    shapes: Mapping[str, Shape] = field(repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     base: str | None = None
     revision: str | None = None
@@ -51,7 +62,7 @@ class Adapter:
     def to_json(self) -> dict[str, Any]:
         """For `glmchat adapters show`, and for the store's note."""
         told: dict[str, Any] = {"kind": self.kind, "form": self.form, "base": self.base, "revision": self.revision}
-        shapes = self.tensors.shapes()
+        shapes = self.shapes
         told |= {"forced": self.forced, "tensors": len(shapes)}
         if self.kind in KINDS:
             mark = KINDS[self.kind].mark
@@ -93,9 +104,9 @@ def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> d
             changed[stem.rpartition(".")[2]] = [out, shape[1]]
         elif ".lora_" not in name and len(shape) == 2 and _VOCABULARY.search(name):
             found["vocabulary"] = shape[0]
-        elif name in (f"{PREFIX}embedding.weight", "prompt_embeddings") and len(shape) == 2:
+        elif name in (f"{PREFIX_ENCODER}embedding.weight", "prompt_embeddings") and len(shape) == 2:
             found.setdefault("width", shape[1])
-        elif name == f"{PREFIX}trans.2.weight":
+        elif name == f"{PREFIX_ENCODER}trans.2.weight":
             found["width"] = shape[0]
     if changed:
         found["shapes"] = changed
@@ -104,17 +115,88 @@ def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> d
     return found
 
 
-def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False) -> Adapter:
-    """Recognise the adapter at `path` (a folder or a file) from its configuration and the names of its tensors.
+def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of an adapter's weights (the folder, where they lie as a model's do), and its config ({} without one).
 
-    alpha: for a raw file that does not say it. Raises NotInstalled, Usage, Damaged or Hostile.
+    Raises NotInstalled if nothing is there, Damaged, or Usage for a folder that holds no adapter or several.
     """
-    path = path.expanduser().absolute()
+    if not path.exists():
+        raise NotInstalled(
+            tr("there is no adapter at {path}", path=one_line(str(path))),
+            hint="glmchat adapters list",
+            code="adapter.no_path",
+        )
+    if path.is_file():
+        beside = path.parent / CONFIG
+        named = path.name in _PEFT_NAMES or len(_weight_files(path.parent)) == 1
+        return path, read_json(beside) if named and beside.is_file() else {}
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    for name in _PEFT_NAMES:
+        if (path / name).is_file():
+            return path / name, config
+    if any((path / name).is_file() for name in _MODEL_NAMES):
+        return path, config
+    files = _weight_files(path)
+    if len(files) == 1:
+        return files[0], config
+    raise _no_adapter(path, files)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that the weights of this adapter are read from."""
+    if path.is_file():
+        return [path]
+    for name in _PEFT_NAMES:
+        if (path / name).is_file():
+            return [path / name]
+    named = [path / name for name in _MODEL_NAMES if (path / name).is_file()]
+    if named and named[0].suffix == ".json":
+        table = read_json(named[0]).get("weight_map")
+        return [named[0], *sorted({path / str(name) for name in table.values()})] if isinstance(table, dict) else named
+    return named[:1] or _weight_files(path)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix in _SUFFIXES and not _TRAINING.fullmatch(p.name)
+    )
+
+
+def _no_adapter(folder: Path, files: list[Path]) -> Usage:
+    name = one_line(str(folder))
+    if files:
+        names = ", ".join(one_line(p.name, 60) for p in files[:4])
+        return Usage(
+            tr("{name} holds several files of weights: {names}", name=name, names=names),
+            hint=tr("name one of them"),
+            code="adapter.several",
+        )
+    if saved := checkpoints(folder):
+        return Usage(
+            tr("{name} is a training output with {saved}", name=name, saved=", ".join(p.name for p in saved[-4:])),
+            hint=tr("name one of them: {saved}", saved=one_line(str(saved[-1]))),
+            code="adapter.several",
+        )
+    return Usage(
+        tr("{name} holds no adapter: no weights are there", name=name),
+        hint=tr("adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or one .pt file is expected"),
+        code="adapter.empty",
+    )
+
+
+def recognise(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    *,
+    alpha: float | None = None,
+    force: bool = False,
+) -> AdapterFacts:
+    """What the adapter at `path` is. alpha: for a raw file that does not say it. Raises Usage or Damaged."""
     note = _note(path)
     if alpha is None and note.get("alpha") is not None:
         alpha = number(note, "alpha", high=1e6)
-    tensors, _, config = open_tensors(path)
-    names = list(tensors.shapes())
+    names = list(shapes)
     if not names:
         raise Damaged(
             tr("{name} holds no tensors", name=one_line(path.name)),
@@ -124,7 +206,7 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     base = config.get("base_model_name_or_path")
     found: dict[str, Any] = {
         "path": path,
-        "tensors": tensors,
+        "shapes": shapes,
         "config": config,
         "base": one_line(base, 200) if isinstance(base, str) and base else None,
         "revision": one_line(str(config["revision"]), 100) if config.get("revision") else None,
@@ -132,19 +214,19 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     }
     kind = config.get("peft_type")
     if (by_peft := kind_of(config)) is not None:
-        check_peft(by_peft, config, tensors.shapes())
-        return Adapter(**found, kind=by_peft, form="peft")
+        check_peft(by_peft, config, shapes)
+        return AdapterFacts(**found, kind=by_peft, form="peft")
     if kind is not None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
         raise refusal(kind)
     if kind in ("PREFIX_TUNING", *_PROMPTS):
         return _virtual_tokens(found, "prefix" if kind == "PREFIX_TUNING" else "prompt")
-    if any(name.startswith(PREFIX) for name in names):
+    if any(name.startswith(PREFIX_ENCODER) for name in names):
         return _thudm(found)
     if any(".lora_" in name for name in names):
         settings = parse_lora(config, alpha)
-        check_lora(tensors.shapes(), settings)
+        check_lora(shapes, settings)
         form = "merged-linear" if settings.enable else "peft" if config else "raw"
-        return Adapter(**found, kind="lora", form=form, lora=settings)
+        return AdapterFacts(**found, kind="lora", form=form, lora=settings)
     raise Usage(
         tr(
             "{name} holds no adapter: none of its {names} tensors belongs to a LoRA or a prefix ({names2}, …)",
@@ -157,13 +239,13 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     )
 
 
-def _thudm(found: dict[str, Any]) -> Adapter:
-    shapes = found["tensors"].shapes()
-    shape = shapes.get(f"{PREFIX}embedding.weight", ())
+def _thudm(found: dict[str, Any]) -> AdapterFacts:
+    shapes = found["shapes"]
+    shape = shapes.get(f"{PREFIX_ENCODER}embedding.weight", ())
     if len(shape) != 2:
         raise incomplete_adapter(
             tr("this P-Tuning prefix has no embedding"),
-            tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX),
+            tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX_ENCODER),
         )
     length = shape[0]
     path: Path = found["path"]
@@ -178,11 +260,11 @@ def _thudm(found: dict[str, Any]) -> Adapter:
     base = config.get("_name_or_path")
     if isinstance(base, str) and base:
         found["base"] = one_line(base, 200)
-    return Adapter(**found, kind="prefix", form="thudm", length=length)
+    return AdapterFacts(**found, kind="prefix", form="thudm", length=length)
 
 
-def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
-    shapes = found["tensors"].shapes()
+def _virtual_tokens(found: dict[str, Any], kind: str) -> AdapterFacts:
+    shapes = found["shapes"]
     length = integer(found["config"], "num_virtual_tokens", high=1 << 16)
     shape = shapes.get("prompt_embeddings", ())
     if len(shape) != 2:
@@ -197,7 +279,7 @@ def _virtual_tokens(found: dict[str, Any], kind: str) -> Adapter:
             hint=tr("the files are of two different trainings"),
             code="adapter.length",
         )
-    return Adapter(**found, kind=kind, form="peft", length=length)
+    return AdapterFacts(**found, kind=kind, form="peft", length=length)
 
 
 def _note(path: Path) -> Mapping[str, Any]:
