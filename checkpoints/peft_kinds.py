@@ -30,7 +30,6 @@ class PeftKind:
 KINDS: Mapping[str, PeftKind] = {
     "adalora": PeftKind("AdaLoRA", "lora_", "scaling"),
     "beft": PeftKind("BEFT", "beft_"),
-    "boft": PeftKind("BOFT", "boft_"),
     "c3a": PeftKind("C3A", "c3a_"),
     "deft": PeftKind("DEFT", "deft_"),
     "delora": PeftKind("DeLoRA", "delora_"),
@@ -78,6 +77,8 @@ def refusal(peft_type: Any) -> Usage:
         reason = tr("it decomposes every matrix of the base again at each load")
     elif peft_type in ("SHIRA", "SUPERTUNING"):
         reason = tr("its file says where in the matrices of the base it writes")
+    elif peft_type == "BOFT":
+        reason = tr("PEFT runs a compiler for it, and computes something else where that fails")
     elif peft_type == "ADAPTION_PROMPT":
         reason = tr("it takes the place of Llama's attention, which glmchat computes itself")
     else:

@@ -71,7 +71,6 @@ def factors(layers: int, width: int = 64, out: int = 64, rank: int = 4, seed: in
 PEFT_SETTINGS: dict[str, dict[str, Any]] = {
     "ADALORA": {"init_r": 4, "target_r": 2, "lora_alpha": 8, "total_step": 10},
     "BEFT": {},
-    "BOFT": {"boft_block_size": 4},
     "C3A": {"block_size": 8},
     "DEFT": {},
     "DELORA": {"r": 4},

@@ -277,6 +277,7 @@ def test_a_wrong_adapter_is_refused_with_the_reason(base: Path, engine: Engine, 
         pytest.param({"target_modules": ["nothing"]}, "PEFT does not take this LoHa", id="no-layer"),
         pytest.param({"peft_type": "IA3"}, "says IA3, and none of the 16 tensors belongs to one", id="other-kind"),
         pytest.param({"peft_type": "XLORA"}, "further models or adapters", id="mixture-of-others"),
+        pytest.param({"peft_type": "BOFT"}, "runs a compiler", id="compiled"),
         pytest.param({"peft_type": "QUANTUM"}, "'QUANTUM', which glmchat does not know", id="unknown"),
     ],
 )
