@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmchat.core.http import make_client
-from glmchat.hub.download_state import Patience, Shared
-from glmchat.hub.file_request import Candidate, FileGot, FileProgress, FileWanted, Progress
+from glmchat.hub.download_state import DownloadState, RetryPolicy
+from glmchat.hub.file_request import Candidate, FetchedFile, FileProgress, FileRequest, Progress
 from glmchat.hub.store import stopped
 from glmchat.hub.transfer import State, Transfer
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Candidate", "FileGot", "FileProgress", "FileWanted", "Patience", "Progress", "download"]
+__all__ = ["Candidate", "FetchedFile", "FileProgress", "FileRequest", "Progress", "RetryPolicy", "download"]
 
 _TICK = 0.1  # seconds between two looks at the threads, at `cancelled` and at the progress
 _GRACE = 0.6  # seconds that threads get to end after a cancel
@@ -28,22 +28,22 @@ _SPEED_WINDOW = 5.0  # seconds
 
 
 def download(
-    files: Sequence[FileWanted],
+    files: Sequence[FileRequest],
     *,
     on_progress: Callable[[Progress], None],
     cancelled: Callable[[], bool],
     concurrency: int = 4,
-    patience: Patience | None = None,
-) -> list[FileGot]:
-    """Bring all `files` home, `concurrency` at a time; -> one FileGot per file, in order.
+    retry: RetryPolicy | None = None,
+) -> list[FetchedFile]:
+    """Bring all `files` home, `concurrency` at a time; -> one FetchedFile per file, in order.
 
     on_progress and cancelled are called in this thread, some ten times a second. A file that is already whole at its
     destination is only hashed. Raises the first failure after stopping the others: NetworkFailed, Failed, Damaged,
     DoesNotFit; Interrupted when `cancelled` says so or on Ctrl-C, within a second. What has arrived is kept.
     """
-    patience = patience or Patience()
-    with make_client(timeout=_timeout(patience.stall)) as client:
-        return _Run(files, Shared(client, patience)).go(on_progress, cancelled, max(1, min(concurrency, 32)))
+    retry = retry or RetryPolicy()
+    with make_client(timeout=_timeout(retry.stall)) as client:
+        return _Run(files, DownloadState(client, retry)).go(on_progress, cancelled, max(1, min(concurrency, 32)))
 
 
 def _timeout(stall: float) -> httpx2.Timeout:
@@ -55,10 +55,10 @@ def _timeout(stall: float) -> httpx2.Timeout:
 class _Run:
     """The threads of one download and what they have brought so far."""
 
-    def __init__(self, files: Sequence[FileWanted], shared: Shared) -> None:
+    def __init__(self, files: Sequence[FileRequest], shared: DownloadState) -> None:
         self.files, self.shared = files, shared
         self.states = [State(total=one.size) for one in files]
-        self.got: list[FileGot | None] = [None] * len(files)
+        self.got: list[FetchedFile | None] = [None] * len(files)
         self.failure: BaseException | None = None
         self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._speed = _Speed()
@@ -70,7 +70,7 @@ class _Run:
 
     def go(
         self, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool], concurrency: int
-    ) -> list[FileGot]:
+    ) -> list[FetchedFile]:
         # Daemon threads: one that hangs in a connect must not keep the process after Ctrl-C.
         threads = [
             threading.Thread(target=self._work, name=f"download-{number}", daemon=True)

@@ -1,4 +1,4 @@
-"""What the transfers of one download share: patience, the cancel signal, and how each source has behaved so far."""
+"""What the transfers of one download share: how to retry, the cancel signal, and how each source has behaved so far."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FAILURES = 2  # in a row; then the source goes to the end of every file's list,
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long to put up with what. Seconds."""
 
     stall: float = 20.0  # without a byte
@@ -31,12 +31,12 @@ class Patience:
     unreached_rounds: int = 2  # the same while no server has been reached at all: then there is no network
 
 
-class Shared:
+class DownloadState:
     """What all transfers of one download share: the client, the hosts' records, the cancel signal, open connections."""
 
-    def __init__(self, client: httpx2.Client, patience: Patience) -> None:
+    def __init__(self, client: httpx2.Client, retry: RetryPolicy) -> None:
         self.client = client
-        self.patience = patience
+        self.retry = retry
         self.hosts = Hosts()
         self.note = ""
         self.reached = False  # some server has answered something

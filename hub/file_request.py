@@ -19,7 +19,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class FileWanted:
+class FileRequest:
     """One file. What is None is unknown; at least one of sha256 and git_blob must be known unless a host is trusted."""
 
     path: str  # name in the repository, for messages and progress
@@ -33,7 +33,7 @@ class FileWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class FileGot:
+class FetchedFile:
     """One file that is whole and verified on disk."""
 
     path: str

@@ -21,11 +21,12 @@ from glmchat.core.http import make_client
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import store
-from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
+from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, download
 from glmchat.hub.git_lfs import pointer_blob
 from glmchat.hub.mirror_folder import FORMAT, MARKER, MirrorFile, MirrorFolder, Snapshot
-from glmchat.hub.plan import PlannedFile, PullOptions, PullPlan, plan_pull
-from glmchat.hub.pull import wanted_files
+from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
+from glmchat.hub.planned_files import PlannedFile
+from glmchat.hub.pull import file_requests
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
 from glmchat.hub.store import git_blob_of
@@ -173,9 +174,9 @@ def execute_mirror(
     return snapshot
 
 
-def _wanted(plan: MirrorPlan, repo: Path) -> list[FileWanted]:
+def _wanted(plan: MirrorPlan, repo: Path) -> list[FileRequest]:
     """The pull's own questions with other destinations, and with this machine's copies as first candidates."""
-    from_hubs = {one.path: one for one in wanted_files(plan.pull, check=True)}
+    from_hubs = {one.path: one for one in file_requests(plan.pull, check=True)}
     twins = _same_content(plan, repo)
     wanted = []
     for file in plan.files:
@@ -221,7 +222,7 @@ def _link(existing: Path, destination: Path) -> None:
         return
 
 
-def _snapshot(plan: MirrorPlan, repo: Path, wanted: Sequence[FileWanted], got: Iterable[FileGot]) -> Snapshot:
+def _snapshot(plan: MirrorPlan, repo: Path, wanted: Sequence[FileRequest], got: Iterable[FetchedFile]) -> Snapshot:
     files: dict[str, MirrorFile] = {}
     mirror = MirrorFolder(plan.directory)
     if plan.commit in mirror.commits(plan.repo):  # an earlier run took other files of the same commit

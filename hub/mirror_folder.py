@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
 from glmchat.core.json_files import read_json
@@ -27,9 +27,6 @@ from glmchat.core.text import one_line
 from glmchat.hub.file_request import Candidate
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
-
-if TYPE_CHECKING:
-    from glmchat.hub.sources import Endpoint, Listing
 
 MARKER = "glmchat-mirror.json"
 FORMAT = 1
@@ -169,33 +166,6 @@ class MirrorFolder:
         """The file for the downloader, which checks the link again when it opens it."""
         place = self.folder(repo) / commit / path
         return Candidate(place.as_uri(), label=str(self.root), folder=self.root)
-
-
-def read_folder_listing(place: Endpoint, repo: str, revision: str | None) -> Listing:
-    """What a folder endpoint holds of `repo`. Raises Usage, Failed, Damaged, Hostile."""
-    from glmchat.hub.catalogue import KnownFile
-    from glmchat.hub.sources import Listing
-
-    mirror = MirrorFolder(Path(place.address))
-    name = mirror.find(repo)
-    commit = mirror.resolve(name, revision) if name else None
-    if name is None or commit is None:
-        what = repo if name is None else f"{repo}@{one_line(revision or 'main', 80)}"
-        raise Failed(
-            tr("the mirror {path} has no {what}", path=one_line(place.address), what=what),
-            hint=tr("it has {names}; `glmchat mirror NAME DIR` adds more", names=", ".join(mirror.repos()[:8]) or "–"),
-            code="mirror.missing",
-        )
-    known = tuple(
-        KnownFile(f.path, f.size, f.sha256, None if f.lfs else f.git_blob) for f in mirror.snapshot(name, commit).files
-    )
-    return Listing(repo, commit, known, place, "" if name == repo else name)
-
-
-def folder_candidate(place: Endpoint, repo: str, commit: str, path: str, *, trusted: bool = False) -> Candidate:
-    """The file on a folder endpoint. Where the mirror has not got that commit, opening it says so."""
-    mirror = MirrorFolder(Path(place.address))
-    return replace(mirror.candidate(mirror.find(repo) or repo, commit, path), trusted=trusted)
 
 
 def checked(repo: str) -> str:

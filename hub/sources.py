@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,6 +19,8 @@ from glmchat.core.http import host_of, make_client, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
+from glmchat.hub.file_request import Candidate
+from glmchat.hub.mirror_folder import MirrorFolder
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
 
@@ -31,7 +33,7 @@ _TIMEOUT = 15.0  # seconds for a listing
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class HubEndpoint:
     """One place that serves repositories."""
 
     kind: str  # "hf" | "modelscope" | "folder"
@@ -56,15 +58,15 @@ class Listing:
     repo: str  # the name asked for
     commit: str  # full commit; for ModelScope the revision asked for
     files: tuple[KnownFile, ...]
-    endpoint: Endpoint
+    endpoint: HubEndpoint
     canonical: str = ""  # the repository's present name, if it was renamed
 
 
-def parse_endpoint(text: str) -> Endpoint:
+def parse_endpoint(text: str) -> HubEndpoint:
     """An --endpoint or a line of the config: an address, a folder, or the word `modelscope`. Raises Usage."""
     text = text.strip()
     if text.lower() == "modelscope":
-        return Endpoint("modelscope", MODELSCOPE)
+        return HubEndpoint("modelscope", MODELSCOPE)
     if re.match(r"https?://", text):
         try:
             host = urlsplit(text).hostname or ""
@@ -72,11 +74,11 @@ def parse_endpoint(text: str) -> Endpoint:
             host = ""
         if host:
             kind = "modelscope" if host.endswith(("modelscope.cn", "modelscope.ai")) else "hf"
-            return Endpoint(kind, text.rstrip("/"), sends_token=_gets_token(text))
+            return HubEndpoint(kind, text.rstrip("/"), sends_token=_gets_token(text))
     elif text and "://" not in text:
         folder = Path(text.removeprefix("file:")).expanduser()
         if folder.is_dir():
-            return Endpoint("folder", str(folder.absolute()))
+            return HubEndpoint("folder", str(folder.absolute()))
         raise Usage(
             tr("there is no folder {path} to pull from", path=one_line(text)),
             hint=tr("an endpoint is https://host, a mirror folder, or modelscope"),
@@ -89,7 +91,7 @@ def parse_endpoint(text: str) -> Endpoint:
     )
 
 
-def endpoints(explicit: Sequence[str], configured: Sequence[str]) -> list[Endpoint]:
+def endpoints(explicit: Sequence[str], configured: Sequence[str]) -> list[HubEndpoint]:
     """The places to ask, in order: --endpoint, else the config's list, else $HF_ENDPOINT, else the hub itself.
 
     With --endpoint nobody else is asked: a machine in a rack must not reach for the internet.
@@ -99,7 +101,7 @@ def endpoints(explicit: Sequence[str], configured: Sequence[str]) -> list[Endpoi
         return _distinct(chosen)
     chosen = chosen or [parse_endpoint(os.environ.get("HF_ENDPOINT") or DEFAULT)]
     if os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes", "on"):
-        chosen.insert(0, Endpoint("modelscope", MODELSCOPE))
+        chosen.insert(0, HubEndpoint("modelscope", MODELSCOPE))
     return _distinct(chosen)
 
 
@@ -116,7 +118,7 @@ def token() -> str | None:
     return get_token()
 
 
-def read_listing(places: Sequence[Endpoint], repo: str, revision: str | None) -> Listing:
+def read_listing(places: Sequence[HubEndpoint], repo: str, revision: str | None) -> Listing:
     """Ask the endpoints in order what `repo` holds; the first that answers decides.
 
     Raises NetworkFailed (nobody could be reached), Failed (nobody has it, or it needs a token), Damaged (nonsense).
@@ -139,11 +141,9 @@ def read_listing(places: Sequence[Endpoint], repo: str, revision: str | None) ->
     raise type(worst)("; ".join(p.message for p in problems), hint=worst.hint, code=worst.code)
 
 
-def _ask(place: Endpoint, repo: str, revision: str | None) -> Listing:
+def _ask(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     if place.kind == "folder":
-        from glmchat.hub.mirror_folder import read_folder_listing
-
-        return read_folder_listing(place, repo, revision)
+        return _ask_folder(place, repo, revision)
     listing = _ask_modelscope(place, repo, revision) if place.kind == "modelscope" else _ask_hf(place, repo, revision)
     check_listing((f.path for f in listing.files), source=place.label)
     if not listing.files:
@@ -155,7 +155,31 @@ def _ask(place: Endpoint, repo: str, revision: str | None) -> Listing:
     return listing
 
 
-def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
+def _ask_folder(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
+    """What a folder endpoint holds of `repo`. Raises Usage, Failed, Damaged, Hostile."""
+    mirror = MirrorFolder(Path(place.address))
+    name = mirror.find(repo)
+    commit = mirror.resolve(name, revision) if name else None
+    if name is None or commit is None:
+        what = repo if name is None else f"{repo}@{one_line(revision or 'main', 80)}"
+        raise Failed(
+            tr("the mirror {path} has no {what}", path=one_line(place.address), what=what),
+            hint=tr("it has {names}; `glmchat mirror NAME DIR` adds more", names=", ".join(mirror.repos()[:8]) or "–"),
+            code="mirror.missing",
+        )
+    files = tuple(
+        KnownFile(f.path, f.size, f.sha256, None if f.lfs else f.git_blob) for f in mirror.snapshot(name, commit).files
+    )
+    return Listing(repo, commit, files, place, "" if name == repo else name)
+
+
+def folder_candidate(place: HubEndpoint, repo: str, commit: str, path: str, *, trusted: bool = False) -> Candidate:
+    """The file on a folder endpoint. Where the mirror has not got that commit, opening it says so."""
+    mirror = MirrorFolder(Path(place.address))
+    return replace(mirror.candidate(mirror.find(repo) or repo, commit, path), trusted=trusted)
+
+
+def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     import httpx2
     from huggingface_hub import HfApi, constants, set_client_factory
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -192,7 +216,7 @@ def _ask_hf(place: Endpoint, repo: str, revision: str | None) -> Listing:
     return Listing(repo, commit, files, place, checked_repo(renamed) if renamed else "")
 
 
-def _from_tree(place: Endpoint, api: HfApi, repo: str, commit: str) -> tuple[KnownFile, ...]:
+def _from_tree(place: HubEndpoint, api: HfApi, repo: str, commit: str) -> tuple[KnownFile, ...]:
     """The files with hashes as the tree tells them, where a mirror's model info leaves them out; () if it has none."""
     import httpx2
     from huggingface_hub import RepoFile
@@ -205,7 +229,7 @@ def _from_tree(place: Endpoint, api: HfApi, repo: str, commit: str) -> tuple[Kno
         return ()  # the names are known; files whose hash nobody knows are refused or trusted later
 
 
-def _hf_file(place: Endpoint, repo: str, path: Any, size: Any, blob_id: Any, lfs: Any) -> KnownFile:
+def _hf_file(place: HubEndpoint, repo: str, path: Any, size: Any, blob_id: Any, lfs: Any) -> KnownFile:
     """One file of a hub's answer. Sizes and hashes become path names and bounds, so each is checked."""
     sha256 = lfs.get("sha256") if isinstance(lfs, Mapping) else None
     if isinstance(lfs, Mapping) and isinstance(lfs.get("size"), int):
@@ -222,7 +246,7 @@ def _hf_file(place: Endpoint, repo: str, path: Any, size: Any, blob_id: Any, lfs
     return KnownFile(path, size, sha256, git_blob)
 
 
-def _ask_modelscope(place: Endpoint, repo: str, revision: str | None) -> Listing:
+def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     """ModelScope's own listing: its repositories have their own owners, branches (`master`) and no commits to pin."""
     import httpx2
 
@@ -244,7 +268,7 @@ def _ask_modelscope(place: Endpoint, repo: str, revision: str | None) -> Listing
     return Listing(repo, wanted, files, place)
 
 
-def _modelscope_file(place: Endpoint, repo: str, item: Mapping[str, Any]) -> KnownFile:
+def _modelscope_file(place: HubEndpoint, repo: str, item: Mapping[str, Any]) -> KnownFile:
     path, size, sha256 = item["Path"], item.get("Size"), item.get("Sha256") or None
     if not isinstance(path, str) or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(sha256))):
         raise _nonsense(place, repo, tr("size or hash of {path} is none", path=one_line(str(path), 60)))
@@ -258,11 +282,11 @@ def _gets_token(address: str) -> bool:
     return host == "huggingface.co" or host.endswith(".huggingface.co") or (bool(own) and address.rstrip("/") == own)
 
 
-def _distinct(places: Sequence[Endpoint]) -> list[Endpoint]:
+def _distinct(places: Sequence[HubEndpoint]) -> list[HubEndpoint]:
     return list({p.address: p for p in places}.values())
 
 
-def _nonsense(place: Endpoint, repo: str, why: str = "") -> Damaged:
+def _nonsense(place: HubEndpoint, repo: str, why: str = "") -> Damaged:
     return Damaged(
         tr("{host} answers about {repo} with something that is no listing", host=place.label, repo=repo)
         + (f": {why}" if why else ""),
@@ -271,7 +295,7 @@ def _nonsense(place: Endpoint, repo: str, why: str = "") -> Damaged:
     )
 
 
-def _no_repo(place: Endpoint, repo: str) -> Failed:
+def _no_repo(place: HubEndpoint, repo: str) -> Failed:
     return Failed(
         tr("{host} has no model {repo} that you may see", host=place.label, repo=repo),
         hint=tr("check the name; a private or gated model needs `hf auth login` or HF_TOKEN"),
@@ -279,7 +303,7 @@ def _no_repo(place: Endpoint, repo: str) -> Failed:
     )
 
 
-def _no_revision(place: Endpoint, repo: str, revision: str | None) -> Failed:
+def _no_revision(place: HubEndpoint, repo: str, revision: str | None) -> Failed:
     return Failed(
         tr(
             "{host} has no revision {revision} of {repo}",
@@ -292,7 +316,7 @@ def _no_revision(place: Endpoint, repo: str, revision: str | None) -> Failed:
     )
 
 
-def _needs_token(place: Endpoint, repo: str) -> Failed:
+def _needs_token(place: HubEndpoint, repo: str) -> Failed:
     return Failed(
         tr("{host} gives {repo} only to those who accepted its terms", host=place.label, repo=repo),
         hint=tr("accept them on the model's page, then `hf auth login` or HF_TOKEN"),
@@ -300,7 +324,7 @@ def _needs_token(place: Endpoint, repo: str) -> Failed:
     )
 
 
-def _status(place: Endpoint, repo: str, status: int) -> Failed:
+def _status(place: HubEndpoint, repo: str, status: int) -> Failed:
     if status in (401, 403):
         return _needs_token(place, repo)
     return NetworkFailed(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub.download_state import Shared
+from glmchat.hub.download_state import DownloadState
 from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
-from glmchat.hub.file_request import Candidate, FileGot, FileWanted
+from glmchat.hub.file_request import Candidate, FetchedFile, FileRequest
 from glmchat.hub.partial import PartialFile
 from glmchat.hub.store import git_blob_of, sha256_of
 
@@ -39,38 +39,38 @@ class _Changed(Exception):
 class Transfer:
     """`run` brings one file home. Raises the error tree's errors; what has arrived stays in the partial."""
 
-    def __init__(self, wanted: FileWanted, state: State, shared: Shared) -> None:
-        self.wanted, self.state, self.shared = wanted, state, shared
-        self.sha256, self.git_blob, self.size = wanted.sha256, wanted.git_blob, wanted.size
-        self._alive = list(wanted.candidates)
+    def __init__(self, request: FileRequest, state: State, shared: DownloadState) -> None:
+        self.request, self.state, self.shared = request, state, shared
+        self.sha256, self.git_blob, self.size = request.sha256, request.git_blob, request.size
+        self._alive = list(request.candidates)
         self._reasons: dict[str, Broken | Refused] = {}
         self._senders: set[str] = set()  # whose bytes the partial holds; "" is an earlier run
         self._etags: dict[str, str | None] = {}  # by source: what the partial's bytes belong to
         self._restarts = 0
-        state.total = wanted.size
+        state.total = request.size
 
-    def run(self) -> FileGot:
+    def run(self) -> FetchedFile:
         begun = time.monotonic()
-        if self.wanted.destination.is_file() and (got := self._what_is_there(begun)):
+        if self.request.destination.is_file() and (got := self._what_is_there(begun)):
             return got
-        with PartialFile(self.wanted.partial) as part:
+        with PartialFile(self.request.partial) as part:
             self.state.state = "checking"
             resumed = part.take_over(self.size, self._count_old, lambda: self.shared.cancelled)
             self.state.done = part.length
             if resumed:
                 self._senders.add("")
             host = self._until_whole(part)
-            part.finish(self.wanted.destination)
+            part.finish(self.request.destination)
             self.state.done = self.state.total = part.length
             self.state.state = "done"
             return self._got(part.length, part.sha256, host, begun, resumed)
 
-    def _got(self, size: int, sha256: str, host: str, begun: float, resumed: int) -> FileGot:
-        return FileGot(self.wanted.path, size, sha256, host, time.monotonic() - begun, resumed)
+    def _got(self, size: int, sha256: str, host: str, begun: float, resumed: int) -> FetchedFile:
+        return FetchedFile(self.request.path, size, sha256, host, time.monotonic() - begun, resumed)
 
-    def _what_is_there(self, begun: float) -> FileGot | None:
+    def _what_is_there(self, begun: float) -> FetchedFile | None:
         """The destination, if it is already what is wanted: another process was faster, or a run was repeated."""
-        there = self.wanted.destination
+        there = self.request.destination
         size = there.stat().st_size
         if (self.size is not None and size != self.size) or not (self.sha256 or self.git_blob):
             return None
@@ -101,14 +101,14 @@ class Transfer:
                 if self._ask(candidate, part):
                     return source_name(candidate)
             rounds = 0 if part.length > before else rounds + 1
-            patience = self.shared.patience
-            if not self._alive or rounds >= (patience.rounds if self.shared.reached else patience.unreached_rounds):
+            retry = self.shared.retry
+            if not self._alive or rounds >= (retry.rounds if self.shared.reached else retry.unreached_rounds):
                 raise self._failure(part)
             self._wait(rounds, part)
 
     def _wait(self, rounds: int, part: PartialFile) -> None:
-        patience = self.shared.patience
-        pause = min(patience.longest_pause, patience.first_pause * 2 ** max(0, rounds - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
+        retry = self.shared.retry
+        pause = min(retry.longest_pause, retry.first_pause * 2 ** max(0, rounds - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
         asked = min(self.shared.hosts.seconds_until(one) for one in self._alive)
         if asked > _MAX_WAIT:
             raise self._failure(part)
@@ -192,7 +192,7 @@ class Transfer:
             self._receive(reply, expected, name, part)
 
     def _bound_to(self, name: str) -> str | None:
-        return self._etags.get(name, self.wanted.etag if "" in self._senders else None)
+        return self._etags.get(name, self.request.etag if "" in self._senders else None)
 
     def _compare(self, reply: Reply, candidate: Candidate, name: str) -> None:
         """What the answer says about the file against what is known; learn a hash that a hub vouches for."""
@@ -271,11 +271,11 @@ class Transfer:
         self.state.done = 0
 
     def _say(self, text: str) -> None:
-        self.shared.note = one_line(f"{self.wanted.path}: {text}")
+        self.shared.note = one_line(f"{self.request.path}: {text}")
 
     def _failure(self, part: PartialFile) -> GlmchatError:
         """The one error for a file that no source gives."""
-        path = one_line(self.wanted.path)
+        path = one_line(self.request.path)
         said = "; ".join(_told(name, reason) for name, reason in self._reasons.items()) or tr("no source is known")
         kept = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
         whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}

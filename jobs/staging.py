@@ -14,11 +14,12 @@ from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import one_line
 from glmchat.hub import store
-from glmchat.hub.download import FileGot, FileWanted, Progress, download
+from glmchat.hub.download import FetchedFile, FileRequest, Progress, download
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord
-from glmchat.hub.plan import PlannedFile, PullPlan
-from glmchat.hub.pull import wanted_files
+from glmchat.hub.plan import PullPlan
+from glmchat.hub.planned_files import PlannedFile
+from glmchat.hub.pull import file_requests
 from glmchat.hub.safe_paths import safe_path
 from glmchat.hub.store import git_blob_of, sha256_of
 
@@ -49,7 +50,7 @@ def bring(
     folder: Path,
     on_progress: Callable[[Progress], None],
     cancelled: Callable[[], bool],
-) -> list[FileGot]:
+) -> list[FetchedFile]:
     """Put these files of the plan into `folder`, each whole and verified; a link to what this machine has already.
 
     Raises what downloading raises; what arrived stays and is not fetched again.
@@ -60,7 +61,7 @@ def bring(
     if not missing:
         return []
     asked = replace(plan, files=tuple(replace(f, state="missing") for f in missing))
-    files = [_into(one, folder) for one in wanted_files(asked)]
+    files = [_into(one, folder) for one in file_requests(asked)]
     return download(files, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
 
 
@@ -110,6 +111,6 @@ def _linked(plan: PullPlan, file: PlannedFile, folder: Path, cancelled: Callable
     return True
 
 
-def _into(one: FileWanted, folder: Path) -> FileWanted:
+def _into(one: FileRequest, folder: Path) -> FileRequest:
     place = folder / safe_path(one.path, source="the plan")
     return replace(one, destination=place, partial=place.with_name(place.name + store.PARTIAL))

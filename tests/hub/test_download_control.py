@@ -21,21 +21,21 @@ from loopback_hub import LoopbackHub, Synthetic
 from polling import SECONDS, wait_until
 
 from glmchat.core.errors import Damaged, DoesNotFit, Failed, Interrupted, NetworkFailed
-from glmchat.hub.download import Candidate, FileGot, FileWanted, Patience, Progress, download
+from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, RetryPolicy, download
 from glmchat.hub.fetch import retry_after
 from glmchat.hub.store import disk_error
 
-FAST = Patience(stall=0.5, first_pause=0.01, longest_pause=0.05, rounds=3)
+FAST = RetryPolicy(stall=0.5, first_pause=0.01, longest_pause=0.05, rounds=3)
 BIG = 24_000_000
 
 # One pull in a process of its own, to be killed.
 PULL = """
 import sys
 from pathlib import Path
-from glmchat.hub.download import Candidate, FileWanted, download
+from glmchat.hub.download import Candidate, FileRequest, download
 url, folder, size, sha = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 places = folder / "big.bin", folder / "big.glmchat.incomplete"
-want = FileWanted("big.bin", *places, [Candidate(url)], size=size, sha256=sha)
+want = FileRequest("big.bin", *places, [Candidate(url)], size=size, sha256=sha)
 download([want], on_progress=lambda _: None, cancelled=lambda: False)
 """
 
@@ -50,15 +50,15 @@ except OSError:
 """
 
 
-def one(hub: LoopbackHub, folder: Path, name: str = "big.bin", **more: object) -> FileWanted:
+def one(hub: LoopbackHub, folder: Path, name: str = "big.bin", **more: object) -> FileRequest:
     file = hub.file("tiny/model", name)
     candidate = Candidate(f"{hub.url}/tiny/model/resolve/main/{name}", **more)  # type: ignore[arg-type]
     partial = folder / f"{name}.glmchat.incomplete"
-    return FileWanted(name, folder / name, partial, [candidate], size=len(file.content), sha256=file.sha256)
+    return FileRequest(name, folder / name, partial, [candidate], size=len(file.content), sha256=file.sha256)
 
 
-def fetch(*files: FileWanted) -> list[FileGot]:
-    return download(files, on_progress=lambda _: None, cancelled=lambda: False, patience=FAST)
+def fetch(*files: FileRequest) -> list[FetchedFile]:
+    return download(files, on_progress=lambda _: None, cancelled=lambda: False, retry=FAST)
 
 
 def test_eight_kills_cost_at_most_a_megabyte_each(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_ctrl_c_ends_within_a_second_and_keeps_what_came(tmp_path: Path) -> None
                 [one(hub, tmp_path), one(hub, tmp_path, "stalled.bin")],
                 on_progress=lambda _: None,
                 cancelled=cancelled,
-                patience=Patience(stall=60),
+                retry=RetryPolicy(stall=60),
             )
         assert time.monotonic() - asked[0] < 1.0
         assert caught.value.exit == 130
@@ -155,7 +155,7 @@ def test_a_redirect_within_the_host_keeps_the_token(tmp_path: Path) -> None:
         file = hub.file("new/model", "big.bin")
         headers = {"Authorization": "Bearer hf_secret"}
         candidate = Candidate(f"{hub.url}/tiny/model/resolve/main/big.bin", headers)
-        want = FileWanted("big.bin", tmp_path / "b", tmp_path / "p", [candidate], sha256=file.sha256)
+        want = FileRequest("big.bin", tmp_path / "b", tmp_path / "p", [candidate], sha256=file.sha256)
         fetch(want)
         assert (tmp_path / "b").stat().st_size == 300_000
 
@@ -167,7 +167,7 @@ def test_no_error_shows_a_token_a_password_or_a_signature(tmp_path: Path) -> Non
         want = one(hub, tmp_path, headers={"Authorization": "Bearer hf_secret"})
         with_password = Candidate(want.candidates[0].url.replace("http://", "http://me:pa55@"))
         for candidates in (want.candidates, [with_password]):
-            again = FileWanted("big.bin", want.destination, want.partial, candidates, sha256=want.sha256)
+            again = FileRequest("big.bin", want.destination, want.partial, candidates, sha256=want.sha256)
             with pytest.raises(NetworkFailed) as caught:
                 fetch(again)
             said = f"{caught.value.message} {caught.value.hint}"
@@ -280,7 +280,7 @@ def test_two_names_of_one_blob_are_fetched_once(tmp_path: Path) -> None:
     with LoopbackHub() as hub:
         hub.add("tiny/model", {"a.bin": b"same" * 1000, "b.bin": b"same" * 1000})
         a = one(hub, tmp_path, "a.bin")
-        b = FileWanted("b.bin", a.destination, a.partial, one(hub, tmp_path, "b.bin").candidates, sha256=a.sha256)
+        b = FileRequest("b.bin", a.destination, a.partial, one(hub, tmp_path, "b.bin").candidates, sha256=a.sha256)
         got = fetch(a, b)
         assert [file.path for file in got] == ["a.bin", "b.bin"]
         assert len(hub.requests) == 1

@@ -10,13 +10,13 @@ import pytest
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
-from glmchat.hub.download import Candidate, FileGot, FileWanted, Patience, Progress, download
+from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, RetryPolicy, download
 from glmchat.hub.fetch import retry_after
 
 DATA = Synthetic(1_500_000, seed=7)
 BYTES = b"".join(DATA.read(at, 1 << 20) for at in range(0, len(DATA), 1 << 20))
 SHA = hashlib.sha256(BYTES).hexdigest()
-FAST = Patience(stall=0.4, first_pause=0.01, longest_pause=0.05, rounds=3)
+FAST = RetryPolicy(stall=0.4, first_pause=0.01, longest_pause=0.05, rounds=3)
 NAME = "model.bin"
 
 
@@ -37,9 +37,9 @@ def url(hub: LoopbackHub, path: str = NAME) -> str:
     return f"{hub.url}/tiny/model/resolve/main/{path}"
 
 
-def wanted(folder: Path, *hubs: LoopbackHub, path: str = NAME, **known: object) -> FileWanted:
+def wanted(folder: Path, *hubs: LoopbackHub, path: str = NAME, **known: object) -> FileRequest:
     facts: dict[str, object] = {"size": len(DATA), "sha256": SHA, **known}
-    return FileWanted(
+    return FileRequest(
         path=path,
         destination=folder / "blobs" / "whole",
         partial=folder / "blobs" / f"{SHA}.glmchat.incomplete",
@@ -48,11 +48,11 @@ def wanted(folder: Path, *hubs: LoopbackHub, path: str = NAME, **known: object) 
     )
 
 
-def fetch(*files: FileWanted, patience: Patience = FAST) -> list[FileGot]:
-    return download(files, on_progress=lambda _: None, cancelled=lambda: False, patience=patience)
+def fetch(*files: FileRequest, retry: RetryPolicy = FAST) -> list[FetchedFile]:
+    return download(files, on_progress=lambda _: None, cancelled=lambda: False, retry=retry)
 
 
-def refused(want: FileWanted, kind: type[GlmchatError]) -> GlmchatError:
+def refused(want: FileRequest, kind: type[GlmchatError]) -> GlmchatError:
     with pytest.raises(kind) as caught:
         fetch(want)
     assert not want.destination.exists()
@@ -118,7 +118,7 @@ def test_a_server_that_ignores_range_is_compared_and_not_written_twice(hub: Loop
     want.partial.write_bytes(BYTES[:500_000])
     hub.fault(NAME, ignore_range=True)
     seen: list[Progress] = []
-    download([want], on_progress=seen.append, cancelled=lambda: False, patience=FAST)
+    download([want], on_progress=seen.append, cancelled=lambda: False, retry=FAST)
     assert want.destination.read_bytes() == BYTES
     done = [one.done for one in seen]
     assert done == sorted(done) and done[-1] == len(BYTES), "progress went backwards"
@@ -272,7 +272,7 @@ def test_a_file_whose_hash_nobody_knows_is_refused_unless_the_host_is_trusted(hu
     want = wanted(tmp_path, hub, size=None, sha256=None)
     error = refused(want, Damaged)
     assert error.code == "pull.unknown_hash" and "--trust-host" in error.hint
-    trusted = FileWanted(NAME, want.destination, want.partial, [Candidate(url(hub), trusted=True)])
+    trusted = FileRequest(NAME, want.destination, want.partial, [Candidate(url(hub), trusted=True)])
     (got,) = fetch(trusted)
     assert want.destination.read_bytes() == BYTES and got.sha256 == SHA
 
@@ -305,7 +305,7 @@ def test_without_a_hash_a_changed_file_is_never_mixed(hub: LoopbackHub, tmp_path
     hub.fault(NAME, etag="v2", omit=gone, times=None)
     facts = {} if known else {"size": None, "sha256": None}
     want = wanted(tmp_path, hub, **facts)
-    want = FileWanted(
+    want = FileRequest(
         NAME, want.destination, want.partial, [Candidate(url(hub), trusted=True)], size=want.size, sha256=want.sha256
     )
     fetch(want)
@@ -335,7 +335,7 @@ def test_a_failing_source_is_asked_last_for_the_files_that_follow(
         one.add("tiny/model", dict(files))
     hub.fault("*", status=503, times=None)
     wants = [
-        FileWanted(
+        FileRequest(
             name,
             tmp_path / name,
             tmp_path / f"{name}.glmchat.incomplete",
@@ -345,7 +345,7 @@ def test_a_failing_source_is_asked_last_for_the_files_that_follow(
         )
         for name in files
     ]
-    got = download(wants, on_progress=lambda _: None, cancelled=lambda: False, patience=FAST, concurrency=1)
+    got = download(wants, on_progress=lambda _: None, cancelled=lambda: False, retry=FAST, concurrency=1)
     assert [one.path for one in got] == list(files), "the order of the answer is the order of the question"
     assert all(one.host in other.url for one in got)
     assert len(hub.requests) == 2, "a source that failed twice was asked again before the one that works"

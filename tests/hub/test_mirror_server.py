@@ -21,7 +21,7 @@ from loopback_hub import LoopbackHub, Synthetic
 from polling import wait_until
 
 from glmchat.core.errors import Failed, Usage
-from glmchat.hub.download import Candidate, FileWanted, download
+from glmchat.hub.download import Candidate, FileRequest, download
 from glmchat.hub.mirror import execute_mirror, plan_mirror
 from glmchat.hub.mirror_server import MirrorServer
 from glmchat.hub.plan import PullOptions
@@ -238,7 +238,7 @@ def test_glmchats_own_downloader_resumes_from_it(server: MirrorServer, tmp_path:
     sha = hashlib.sha256(WEIGHTS.read(0, len(WEIGHTS))).hexdigest()
     (tmp_path / "p").write_bytes(WEIGHTS.read(0, 500_000))
     url = f"{server.url}/tiny/model/resolve/v1.0/model.safetensors"
-    want = FileWanted("w", tmp_path / "w", tmp_path / "p", [Candidate(url)], size=len(WEIGHTS), sha256=sha)
+    want = FileRequest("w", tmp_path / "w", tmp_path / "p", [Candidate(url)], size=len(WEIGHTS), sha256=sha)
     (got,) = download([want], on_progress=lambda _: None, cancelled=lambda: False)
     assert got.resumed_from == 500_000
 
