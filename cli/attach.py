@@ -102,7 +102,6 @@ def _to_stop(owner: str | None) -> str:
 
 def _read_along(wanted: int | None) -> int:
     """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
-    pass  # FIXME-empty-import
     from glmchat.chat.history.history import History
     from glmchat.chat.history.owners import is_alive
 
