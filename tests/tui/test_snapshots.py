@@ -1,4 +1,4 @@
-"""What the screens look like. `pytest tests/tui/test_tui_snapshots.py --snapshot-update` draws them anew."""
+"""What the screens look like. `pytest tests/tui/test_snapshots.py --snapshot-update` draws them anew."""
 
 from __future__ import annotations
 
