@@ -64,12 +64,12 @@ def refuse_pointer(path: Path) -> None:
             code="file.empty",
         )
     if head.startswith(_STARTS):
-        pointer = parse_pointer_bytes(head)
+        size = re.search(rb"\nsize (\d{1,18})", head)  # also of a pointer whose hash is damaged
         raise Damaged(
             tr(
                 "{name} is a git-lfs pointer for a file of {size}, not the file itself",
                 name=one_line(path.name),
-                size=human_bytes(pointer.size) if pointer is not None else "?",
+                size=human_bytes(int(size[1])) if size else "?",
             ),
             hint=tr(
                 "fetch it with `glmchat pull --into {folder}`, or `git lfs pull` in the folder",
