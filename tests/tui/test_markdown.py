@@ -8,7 +8,8 @@ from rich.cells import cell_len
 from glmchat.tui.theme import PALETTES
 from glmchat.tui.transcript.blocks import BlockSplitter
 from glmchat.tui.transcript.highlight import highlight
-from glmchat.tui.transcript.markdown import Line, draw
+from glmchat.tui.transcript.markdown import draw
+from glmchat.tui.transcript.wrapping import Line
 
 P = PALETTES["dark"]
 

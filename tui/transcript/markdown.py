@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.blocks import Block
 from glmchat.tui.transcript.highlight import code_language, highlight
 from glmchat.tui.transcript.tables import table_lines
-from glmchat.tui.transcript.wrapping import Span, rows, slices
+from glmchat.tui.transcript.wrapping import Line, Span, rows, slices
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -30,32 +29,6 @@ if TYPE_CHECKING:
 _BULLETS = ("•", "◦", "▪")
 _URL = re.compile(r"https?://[^\s<>\"'`|，。！？；：、）】》]*[^\s<>\"'`|，。！？；：、）】》.,;:!?)\]}]")
 _CLICKABLE = ("http://", "https://", "mailto:")
-
-
-Action = tuple[int, int, str, str]
-
-
-@dataclass(slots=True)
-class Line:
-    """One row of the transcript, without the margin.
-
-    lead: cells of decoration at its left. text: what copying gives, cell for cell after the lead. joint: what stands
-    between it and the next row when both are copied. mark: what copying the lead gives ("- " for a drawn bullet).
-    action: what a click does, as (from cell, to cell, name, argument).
-    """
-
-    segments: list[Segment]
-    lead: int
-    text: str
-    joint: str = "\n"
-    mark: str = ""
-    action: Action | None = None
-
-    def after(self, head: Segment, mark: str) -> Line:
-        """The same line moved right behind `head`."""
-        cells = head.cell_length
-        action = self.action and (self.action[0] + cells, self.action[1] + cells, *self.action[2:])
-        return Line([head, *self.segments], self.lead + cells, self.text, self.joint, mark + self.mark, action)
 
 
 @lru_cache(maxsize=1)

@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from glmchat.tui.theme import Palette
-from glmchat.tui.transcript.markdown import Line
 from glmchat.tui.transcript.turn_layout import TurnLayout
 from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.transcript.wrapping import Line
 
 
 class Position(NamedTuple):

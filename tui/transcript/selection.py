@@ -9,8 +9,8 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from glmchat.tui.transcript.markdown import Line
 from glmchat.tui.transcript.page import Page, Position
+from glmchat.tui.transcript.wrapping import Line
 
 
 def cut(text: str, start: int, end: int) -> str:

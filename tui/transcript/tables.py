@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -12,10 +11,7 @@ from rich.style import Style
 
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.blocks import Block, split_row
-from glmchat.tui.transcript.wrapping import Span, rows, slices
-
-if TYPE_CHECKING:
-    from glmchat.tui.transcript.markdown import Line
+from glmchat.tui.transcript.wrapping import Line, Span, rows, slices
 
 Inline = Callable[[str, Palette, Style], list[Span]]
 _GAP = 3  # cells between two columns
@@ -24,8 +20,6 @@ _LEAST = 4  # a column is never narrower, if its text is not
 
 def table_lines(block: Block, width: int, palette: Palette, inline: Inline) -> list[Line]:
     """The lines of a table or of a later part of one; widths come from the first part, so that all parts agree."""
-    from glmchat.tui.transcript.markdown import Line
-
     head = block.first.lines
     aligns = [_align(cell) for cell in split_row(head[1])] if len(head) > 1 else []
     columns = max(1, len(aligns))
@@ -68,8 +62,6 @@ def _natural(head: tuple[str, ...], columns: int, palette: Palette, inline: Inli
 
 def _stacked(block: Block, titles: list[str], columns: int, width: int, palette: Palette, inline: Inline) -> list[Line]:
     """A table with more columns than fit side by side: each row as a small list of title and value."""
-    from glmchat.tui.transcript.markdown import Line
-
     lines: list[Line] = []
     for index, source in enumerate(block.lines):
         if not block.part and index < 2:

@@ -16,8 +16,9 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.transcript import turns
 from glmchat.tui.transcript.blocks import Block, Kind
 from glmchat.tui.transcript.long_text import STRETCH_CHARACTERS, LongText
-from glmchat.tui.transcript.markdown import Line, draw
+from glmchat.tui.transcript.markdown import draw
 from glmchat.tui.transcript.turns import COMPACT_ROWS, FOLD_TO, INDENT, Look, Turn
+from glmchat.tui.transcript.wrapping import Line
 
 KEPT = 1_000  # drawn lines of a turn; a long answer that streams by would otherwise keep all of them
 _LONG = 50_000  # characters; a longer text is not split anew for another width before it is looked at

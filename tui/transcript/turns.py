@@ -12,7 +12,8 @@ from rich.style import Style
 from glmchat.core.language import tr
 from glmchat.core.text import show_controls
 from glmchat.tui.theme import Palette
-from glmchat.tui.transcript.markdown import Line, text_lines
+from glmchat.tui.transcript.markdown import text_lines
+from glmchat.tui.transcript.wrapping import Line
 
 FOLD_AFTER = 24  # lines of a question; a longer one is folded
 FOLD_TO = 12

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.cells import cell_len, split_graphemes
@@ -14,6 +15,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 Span = tuple[str, Style]
+Action = tuple[int, int, str, str]
 
 _CLOSING = "，。！？；：、）】》〉」』”’…％,.!?;:)\\]}%"
 _OPENING = "（【《〈「『“‘(\\[{"
@@ -22,6 +24,29 @@ _WIDE = (  # scripts that break between any two characters: Han, kana, bopomofo,
     "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
 )
 _ATOM = re.compile(rf"\s+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}]+[{_CLOSING}]*|\S")
+
+
+@dataclass(slots=True)
+class Line:
+    """One row of the transcript, without the margin.
+
+    lead: cells of decoration at its left. text: what copying gives, cell for cell after the lead. joint: what stands
+    between it and the next row when both are copied. mark: what copying the lead gives ("- " for a drawn bullet).
+    action: what a click does, as (from cell, to cell, name, argument).
+    """
+
+    segments: list[Segment]
+    lead: int
+    text: str
+    joint: str = "\n"
+    mark: str = ""
+    action: Action | None = None
+
+    def after(self, head: Segment, mark: str) -> Line:
+        """The same line moved right behind `head`."""
+        cells = head.cell_length
+        action = self.action and (self.action[0] + cells, self.action[1] + cells, *self.action[2:])
+        return Line([head, *self.segments], self.lead + cells, self.text, self.joint, mark + self.mark, action)
 
 
 class Row(NamedTuple):
