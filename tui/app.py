@@ -177,6 +177,10 @@ class GlmchatApp(Steady, App[int]):
             hangup.watch(asyncio.get_running_loop(), self.hang_up)
         self.call_after_refresh(return_big_blocks)
 
+    async def action_quit(self) -> None:
+        """Textual's own Ctrl+Q, which it looks at before any screen's."""
+        self.chat.face.leave()
+
     def hang_up(self) -> None:
         """The terminal went away: save and leave; where it was asked for, the answer goes on without a screen."""
         self.terminal.let_go()

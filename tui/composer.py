@@ -131,6 +131,12 @@ class Composer:
         if session is not None and session.tree.conversation.draft != text:
             self._view.start_thread(lambda: session.history.save_draft(session.tree, text), "draft")
 
+    def keep_unsent(self) -> None:
+        """At the end, at once: what stands in the prompt or waits becomes the draft."""
+        session, text = self._talk.session, self._view.prompt.text
+        if session is not None:
+            session.history.save_draft(session.tree, "\n\n".join([*self._talk.queue, *([text] if text else [])]))
+
     def restore_draft(self) -> None:
         """What stood unsent in the prompt of this conversation, unless something else stands there."""
         if not self._view.prompt.text:

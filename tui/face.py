@@ -220,9 +220,11 @@ class WindowFace:
         return self._view.status.facts.used, self._view.status.facts.limit
 
     def leave(self) -> None:
-        self._talk.stop_all()
-        self._composer.save_draft()
-        self._view.app.exit(0)
+        try:
+            self._talk.stop_all()
+            self._composer.keep_unsent()
+        finally:
+            self._view.app.exit(0)
 
     # What only the window can do
 

@@ -146,6 +146,26 @@ async def test_quitting_needs_a_word_or_a_key_of_its_own() -> None:
         await window.until(lambda: not window.app.is_running)
 
 
+async def test_the_earlier_conversations_are_listed_before_anything_is_asked() -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("an earlier one")
+    async with open_window(echo=True) as window:
+        await window.press("ctrl+b")
+        await window.until(lambda: "an earlier one" in window.screen_text())
+
+
+@pytest.mark.parametrize("keys", [("ctrl+q",), ("f1", "ctrl+q"), ("f2", "ctrl+q"), ("f4", "ctrl+q")], ids=str)
+async def test_ctrl_q_leaves_from_everywhere_and_keeps_what_stands_in_the_prompt(keys: tuple[str, ...]) -> None:
+    async with open_window(echo=True) as window:
+        await window.ask("one")
+        await window.type("half a thought")
+        session = window.chat.talk.session
+        assert session is not None
+        await window.press(*keys)
+        await window.until(lambda: window.app.return_value == 0)
+        await window.until(lambda: session.tree.conversation.draft == "half a thought")
+
+
 @pytest.mark.parametrize("line", ["/quit", "/bye", "/exit"])
 async def test_the_words_for_leaving(line: str) -> None:
     async with open_window() as window:

@@ -144,11 +144,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
         Nothing else of the screen is touched any more.
         """
-        session = self.talk.session
-        if session is None:
-            return
-        unsent = "\n\n".join([*self.talk.queue, *([self.prompt.text] if self.prompt.text else [])])
-        session.history.save_draft(session.tree, unsent)
+        self.composer.keep_unsent()
         for answering in self.talk.being_written:
             if not hangup.goes_on(answering.session, self.connection.launch.finish_on_hangup):
                 answering.stop()

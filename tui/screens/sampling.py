@@ -146,7 +146,7 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
 
     def show_error(self, error: GlmchatError) -> None:
         field = self.focused
-        if isinstance(field, Input) and field.id:
+        if isinstance(field, Input) and field.id and error.code.startswith("sampling."):
             self._explain(field.id, error.message)
         else:
             p: Palette = self.app.palette  # type: ignore[attr-defined]
