@@ -85,6 +85,8 @@ class Talk:
         self._show_saving()
         if launch.resume is not None:
             self.show_conversation()
+        else:
+            self._view.show_title()
 
     def meet(self) -> None:
         """The history is open, or a model is ready. Once both are: go."""
@@ -160,6 +162,8 @@ class Talk:
     def _speak(self, answering: Answering, events: Iterable[SessionEvent]) -> None:
         try:
             for event in events:
+                if answering.stopping:  # asked for before the session had begun, which heard nothing of it
+                    answering.session.stop()
                 if answering.ear.put(event):
                     self._view.post_message(Heard(answering))
         except GlmchatError as error:

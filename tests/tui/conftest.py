@@ -16,6 +16,7 @@ from glmchat.hub import adapters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `from windows import open_window`
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))  # a hub on loopback to pull from
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "chat"))  # an endpoint without a process
 
 _LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
