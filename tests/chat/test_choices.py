@@ -1,4 +1,7 @@
-"""Which sampling values hold, and which model runs."""
+"""Which sampling values hold, and which model runs.
+
+Covers chat/sampling_choice.py, chat/model_choice.py, chat/adapters_choice.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The slash commands on a face that notes what it is asked to show: no window, no terminal."""
+"""The slash commands on a face that notes what it is asked to show: no window, no terminal.
+
+Covers chat/commands/table.py, chat/commands/actions.py.
+"""
 
 from __future__ import annotations
 

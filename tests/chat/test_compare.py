@@ -1,4 +1,7 @@
-"""Comparisons: columns in words, answers side by side in one tree, failures, stops and kills."""
+"""Comparisons: columns in words, answers side by side in one tree, failures, stops and kills.
+
+Covers chat/compare/columns.py, chat/compare/engines.py.
+"""
 
 from __future__ import annotations
 

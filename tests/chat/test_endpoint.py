@@ -1,4 +1,7 @@
-"""Answers as foreign servers really send them, cut anywhere; stops, failures, and what is not known."""
+"""Answers as foreign servers really send them, cut anywhere; stops, failures, and what is not known.
+
+Covers chat/client/reading.py, chat/client/words.py.
+"""
 
 from __future__ import annotations
 

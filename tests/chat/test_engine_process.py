@@ -1,4 +1,7 @@
-"""The engine as a child: started, watched, stopped; never an orphan, and never a riddle when it dies."""
+"""The engine as a child: started, watched, stopped; never an orphan, and never a riddle when it dies.
+
+Covers chat/engine_log.py.
+"""
 
 from __future__ import annotations
 

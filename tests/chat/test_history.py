@@ -1,4 +1,7 @@
-"""What was said is on the disk, in order, as a tree, and only for its owner."""
+"""What was said is on the disk, in order, as a tree, and only for its owner.
+
+Covers chat/history/rows.py, chat/history/store.py, chat/history/statements.py, chat/history/deletions.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A bad disk costs the saving, never the conversation; a crash costs at most the last second."""
+"""A bad disk costs the saving, never the conversation; a crash costs at most the last second.
+
+Covers chat/history/database.py, chat/history/owners.py.
+"""
 
 from __future__ import annotations
 

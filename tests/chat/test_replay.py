@@ -1,7 +1,11 @@
-"""Replays of the real starter model: three turns, one stop, one continue, then fresh processes."""
+"""Replays of the real starter model: three turns, one stop, one continue, then fresh processes.
+
+Covers chat/replay/plan.py, jobs/replay.py, cli/replay.py.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -17,6 +21,8 @@ from glmchat.chat.replay.plan import find_answer, plan_replay
 from glmchat.chat.replay.replay import Outcome, run_replay
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession
+from glmchat.cli.main import run
+from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.messages import Piece
 
@@ -71,6 +77,22 @@ def test_every_answer_is_the_same_in_a_fresh_process(spoken: tuple[Path, Path, l
         _, other = find_answer(history, "1")
         assert other.id == answers[3] and other.details["stretches"][0]["cached_n"] > 0
         assert any(len(p) == 4 for p in other.details["stretches"][0]["passes"])  # a batch of which a row was cut off
+
+
+def test_the_command_says_identical_and_exits_0_and_names_the_setting_that_differs(
+    spoken: tuple[Path, Path, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _, answers = spoken
+    with closing(sqlite3.connect(source)) as rows:
+        rows.execute("VACUUM INTO ?", (str(locations.private_dir(locations.data_dir()) / "history.db"),))
+    assert run(["replay", f"m{answers[0]}", "--json"]) == 0
+    start, *_, end = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (start["event"], start["message"]) == ("start", answers[0])
+    assert (end["event"], end["identical"], end["differences"]) == ("end", True, [])
+    code = run(["replay", f"m{answers[0]}", "--set", "temperature=0"])
+    told = capsys.readouterr().out
+    assert code == (0 if told.startswith("identical: 14 tokens") else 1) and "setting temperature" in told
+    assert run(["replay", f"m{answers[0]}", "--set", "hotter"]) == 2
 
 
 def test_a_seed_that_was_drawn_is_no_difference_and_zero_is_a_seed(

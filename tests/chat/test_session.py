@@ -1,4 +1,7 @@
-"""A turn: stored before it is asked, streamed, stopped, continued, branched, undone."""
+"""A turn: stored before it is asked, streamed, stopped, continued, branched, undone.
+
+Covers chat/turns.py, chat/answering.py, chat/stream.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What cannot be run is refused before the engine starts: in one line, with a hint, a code, and the right exit code."""
+"""What cannot be run is refused before the engine starts: in one line, with a hint, a code, and the right exit code.
+
+Covers checkpoints/vocabularies.py, checkpoints/weight_files.py.
+"""
 
 from __future__ import annotations
 

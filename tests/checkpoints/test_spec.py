@@ -1,4 +1,8 @@
-"""One ModelSpec counts: what it says of tensors, weights and caches is what the engine then allocates."""
+"""One ModelSpec counts: what it says of tensors, weights and caches is what the engine then allocates.
+
+Covers checkpoints/recipe.py, checkpoints/families.py, checkpoints/chatglm.py, checkpoints/chatglm2.py,
+checkpoints/llama.py, checkpoints/gpt2.py, checkpoints/config.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`run --adapter`: by name, by folder, with weights; a wrong one is refused before anything heavy is imported."""
+"""`run --adapter`: by name, by folder, with weights; a wrong one is refused before anything heavy is imported.
+
+Covers cli/choosing.py.
+"""
 
 from __future__ import annotations
 

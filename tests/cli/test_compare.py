@@ -1,4 +1,7 @@
-"""`glmchat compare` as scripts and people see it."""
+"""`glmchat compare` as scripts and people see it.
+
+Covers cli/compare_output.py.
+"""
 
 from __future__ import annotations
 

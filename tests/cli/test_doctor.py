@@ -1,4 +1,7 @@
-"""`glmchat doctor`: facts, and problems with a hint each."""
+"""`glmchat doctor`: facts, and problems with a hint each.
+
+Covers chat/diagnosis.py, jobs/probe.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The terminal goes away in the middle of an answer: a real pseudo-terminal is closed under the real program."""
+"""The terminal goes away in the middle of an answer: a real pseudo-terminal is closed under the real program.
+
+Covers chat/hangup.py, cli/attach.py.
+"""
 
 from __future__ import annotations
 

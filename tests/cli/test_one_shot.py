@@ -1,4 +1,7 @@
-"""One answer on stdout and nothing else there; every ending has its exit code."""
+"""One answer on stdout and nothing else there; every ending has its exit code.
+
+Covers cli/run.py, cli/asking.py, cli/events.py, chat/connect.py, chat/answer_words.py, cli/output.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`--quant`: one set of words in every command, read before any network is asked and before torch is loaded."""
+"""`--quant`: one set of words in every command, read before any network is asked and before torch is loaded.
+
+Covers cli/engine_flags.py, cli/quantize.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`glmchat show` and `show --fit` tell one truth: transformers' count of parameters, and the bytes the engine holds."""
+"""`glmchat show` and `show --fit` tell one truth: transformers' count of parameters, and the bytes the engine holds.
+
+Covers cli/models.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Settings: the file, the environment above it, and errors that name the key."""
+"""Settings: the file, the environment above it, and errors that name the key.
+
+Covers core/messages.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Prefixes and LoRAs of the ChatGLM families: the recorded P-Tuning goldens, PEFT's layers, old MergedLinear files."""
+"""Prefixes and LoRAs of the ChatGLM families: the recorded P-Tuning goldens, PEFT's layers, old MergedLinear files.
+
+Covers engine/adapters/prefix_tuning.py, engine/models/prefix.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Wrong, damaged and hostile adapters: each is refused with its reason, and the model answers as before."""
+"""Wrong, damaged and hostile adapters: each is refused with its reason, and the model answers as before.
+
+Covers engine/adapters/check.py, engine/adapters/files.py, checkpoints/adapter_files.py,
+checkpoints/adapter_settings.py, checkpoints/adapter_soundness.py, checkpoints/model_names.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Folders that are not what they seem: each is refused in one line, with a hint, a code and exit 3; none runs code."""
+"""Folders that are not what they seem: each is refused in one line, with a hint, a code and exit 3; none runs code.
+
+Covers engine/formats/thudm.py, checkpoints/vocabularies.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The specification's arithmetic written a second time, in float64 and loops, for configurations nobody recorded."""
+"""The specification's arithmetic written a second time, in float64 and loops, for configurations nobody recorded.
+
+Covers engine/models/chatglm.py, engine/models/chatglm2.py.
+"""
 
 from __future__ import annotations
 

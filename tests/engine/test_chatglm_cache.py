@@ -1,4 +1,7 @@
-"""Cached decoding against one uncached pass, at every split; and a stop in the middle of a prefill."""
+"""Cached decoding against one uncached pass, at every split; and a stop in the middle of a prefill.
+
+Covers engine/kv_cache.py.
+"""
 
 from __future__ import annotations
 

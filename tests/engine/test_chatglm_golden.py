@@ -1,4 +1,7 @@
-"""What the original code computed, recorded on tiny checkpoints of the original format (../shared/reference)."""
+"""What the original code computed, recorded on tiny checkpoints of the original format (../shared/reference).
+
+Covers engine/models/chatglm.py, engine/models/chatglm2.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Conversations and the clean-up of answers, against what the original code built; GLM-4 against texts by hand."""
+"""Conversations and the clean-up of answers, against what the original code built; GLM-4 against texts by hand.
+
+Covers engine/prompts/chatglm.py, engine/prompts/base.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The vocabularies against what the original tokenizers did, and against each other's files."""
+"""The vocabularies against what the original tokenizers did, and against each other's files.
+
+Covers engine/tokenizers/chatglm.py, engine/tokenizers/chatglm2.py, engine/tokenizers/glm4.py.
+"""
 
 from __future__ import annotations
 

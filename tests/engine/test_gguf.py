@@ -1,4 +1,7 @@
-"""GGUF files: read exactly, and refused where their headers lie."""
+"""GGUF files: read exactly, and refused where their headers lie.
+
+Covers checkpoints/gguf_file.py, checkpoints/gguf_names.py, engine/formats/companions.py.
+"""
 
 from __future__ import annotations
 

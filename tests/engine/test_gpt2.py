@@ -1,4 +1,7 @@
-"""GPT-2 against transformers, and the Chinese GPT-2 of CPM: its vocabulary and its way of completing a text."""
+"""GPT-2 against transformers, and the Chinese GPT-2 of CPM: its vocabulary and its way of completing a text.
+
+Covers engine/models/gpt2.py, engine/tokenizers/gpt2.py.
+"""
 
 from __future__ import annotations
 

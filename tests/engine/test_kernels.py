@@ -1,4 +1,8 @@
-"""Packed products against their definition, on every kernel this machine has."""
+"""Packed products against their definition, on every kernel this machine has.
+
+Covers engine/quantize/aten.py, engine/quantize/reference.py, engine/quantize/int4.py, engine/quantize/int8.py,
+engine/quantize/linear.py, engine/quantize/cuda.py, engine/native/cpu.py.
+"""
 
 from __future__ import annotations
 

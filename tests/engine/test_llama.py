@@ -1,4 +1,7 @@
-"""The Llama family against transformers' own implementation, on random weights."""
+"""The Llama family against transformers' own implementation, on random weights.
+
+Covers engine/models/base.py, engine/models/layers.py.
+"""
 
 from __future__ import annotations
 

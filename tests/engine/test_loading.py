@@ -1,4 +1,7 @@
-"""Folders that are not what they claim: each refused with its reason before memory is taken."""
+"""Folders that are not what they claim: each refused with its reason before memory is taken.
+
+Covers engine/formats/weights.py, engine/formats/shards.py, engine/families.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LoRA folders as PEFT writes them give PEFT's own logits, on dense and on packed bases, alone and together."""
+"""LoRA folders as PEFT writes them give PEFT's own logits, on dense and on packed bases, alone and together.
+
+Covers engine/adapters/low_rank.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Packed weights on disk: made once, mapped afterwards, never trusted blindly."""
+"""Packed weights on disk: made once, mapped afterwards, never trusted blindly.
+
+Covers engine/formats/safetensors_writer.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Checkpoints quantised on disk: what comes back, who else can read it, and what a kill or a bad file does."""
+"""Checkpoints quantised on disk: what comes back, who else can read it, and what a kill or a bad file does.
+
+Covers engine/quantize/plan.py, engine/quantize/streaming.py, engine/quantize/quantised_copy.py,
+engine/formats/compressed.py, engine/native/search.py, engine/quantize/replace.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One token in C against the same token in torch: every family, type, length, thread count and instruction set."""
+"""One token in C against the same token in torch: every family, type, length, thread count and instruction set.
+
+Covers engine/native/self_test.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Chat templates: rendered as their authors meant, in a cage, and a person's text never becomes a control token."""
+"""Chat templates: rendered as their authors meant, in a cage, and a person's text never becomes a control token.
+
+Covers engine/prompts/chat_template.py, engine/prompts/template_process.py.
+"""
 
 from __future__ import annotations
 

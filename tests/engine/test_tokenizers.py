@@ -1,4 +1,8 @@
-"""Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens."""
+"""Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens.
+
+Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/gguf_bpe.py, engine/tokenizers/pieces.py,
+engine/tokenizers/loading.py.
+"""
 
 from __future__ import annotations
 

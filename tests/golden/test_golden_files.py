@@ -1,4 +1,7 @@
-"""What lies on the disk: the history, records of answers, manifests, lock files, quantised folders, packed caches."""
+"""What lies on the disk: the history, records of answers, manifests, lock files, quantised folders, packed caches.
+
+Covers jobs/quantise.py.
+"""
 
 from __future__ import annotations
 

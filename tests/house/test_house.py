@@ -1,4 +1,7 @@
-"""What ARCHITECTURE.md says about the house, asserted: who imports whom, what ships, what a start loads."""
+"""What ARCHITECTURE.md says about the house, asserted: who imports whom, what ships, what a start loads.
+
+Covers cli/command_table.py, cli/main.py, core/errors.py.
+"""
 
 from __future__ import annotations
 

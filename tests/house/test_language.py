@@ -1,4 +1,7 @@
-"""The interface is complete in both languages."""
+"""The interface is complete in both languages.
+
+Covers core/language.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The store of adapters: added from a folder or a hub, listed with what they are, verified, removed."""
+"""The store of adapters: added from a folder or a hub, listed with what they are, verified, removed.
+
+Covers checkpoints/adapter_fit.py.
+"""
 
 from __future__ import annotations
 

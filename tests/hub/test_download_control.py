@@ -1,4 +1,7 @@
-"""What holds whatever happens meanwhile: kills, Ctrl-C, full disks, tokens, many files, honest progress."""
+"""What holds whatever happens meanwhile: kills, Ctrl-C, full disks, tokens, many files, honest progress.
+
+Covers hub/download.py, hub/fetch.py, hub/partial.py, hub/download_state.py, hub/progress_events.py, hub/transfer.py.
+"""
 
 from __future__ import annotations
 

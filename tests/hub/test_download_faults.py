@@ -1,4 +1,7 @@
-"""What servers get wrong, each against a real one: the file arrives whole, or is refused with the reason."""
+"""What servers get wrong, each against a real one: the file arrives whole, or is refused with the reason.
+
+Covers hub/fetch.py, hub/file_request.py, hub/transfer.py.
+"""
 
 from __future__ import annotations
 

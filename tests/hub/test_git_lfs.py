@@ -1,4 +1,7 @@
-"""Clones without git-lfs: pointers are recognised, and replaced in place by exactly the objects they name."""
+"""Clones without git-lfs: pointers are recognised, and replaced in place by exactly the objects they name.
+
+Covers checkpoints/lfs_pointer.py, hub/pull_into.py.
+"""
 
 from __future__ import annotations
 

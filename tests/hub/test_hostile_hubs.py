@@ -1,4 +1,7 @@
-"""Hubs that lie, answer with something else, or try to write where they should not; and what a token never reaches."""
+"""Hubs that lie, answer with something else, or try to write where they should not; and what a token never reaches.
+
+Covers hub/sources.py, hub/safe_paths.py, hub/planned_files.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is kept, named and taken away: rm, prune, add, alias, lock, quantised copies."""
+"""What is kept, named and taken away: rm, prune, add, alias, lock, quantised copies.
+
+Covers hub/removal.py, hub/aliases.py, hub/lockfile.py, hub/registration.py, hub/store.py.
+"""
 
 from __future__ import annotations
 

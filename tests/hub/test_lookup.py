@@ -1,4 +1,7 @@
-"""A lookup finds the row that the list shows, for every kind of row, and looks at no other model's files."""
+"""A lookup finds the row that the list shows, for every kind of row, and looks at no other model's files.
+
+Covers hub/installed.py, hub/manifests.py, hub/details.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`glmchat mirror NAME DIR`: complete, self-describing, resumable, verified; and read with suspicion."""
+"""`glmchat mirror NAME DIR`: complete, self-describing, resumable, verified; and read with suspicion.
+
+Covers hub/mirror.py, cli/mirror.py.
+"""
 
 from __future__ import annotations
 

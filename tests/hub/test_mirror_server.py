@@ -1,4 +1,7 @@
-"""`glmchat mirror serve`: the hub's protocol, asked by hand and by the real clients; nothing outside the folder."""
+"""`glmchat mirror serve`: the hub's protocol, asked by hand and by the real clients; nothing outside the folder.
+
+Covers hub/mirror_protocol.py.
+"""
 
 from __future__ import annotations
 

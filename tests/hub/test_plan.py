@@ -1,4 +1,7 @@
-"""Plans and pulls against a real server: what is fetched, what is reused, what ends up in the cache."""
+"""Plans and pulls against a real server: what is fetched, what is reused, what ends up in the cache.
+
+Covers hub/pull.py, hub/selection.py, cli/pull.py.
+"""
 
 from __future__ import annotations
 

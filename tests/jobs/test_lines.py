@@ -1,4 +1,7 @@
-"""How jobs speak and how they are started and stopped: the same for every job and for both faces."""
+"""How jobs speak and how they are started and stopped: the same for every job and for both faces.
+
+Covers chat/jobs.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`pull --quant`: weights are quantised as they arrive, and only the copy stays."""
+"""`pull --quant`: weights are quantised as they arrive, and only the copy stays.
+
+Covers jobs/staging.py.
+"""
 
 from __future__ import annotations
 

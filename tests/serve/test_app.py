@@ -1,4 +1,7 @@
-"""The API as clients see it: answers whole and streamed, lists, counts, health, errors."""
+"""The API as clients see it: answers whole and streamed, lists, counts, health, errors.
+
+Covers serve/answer.py, serve/render.py, serve/face.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Real clients against the real server: the `openai` package, our own endpoint, `glmchat serve` as a process."""
+"""Real clients against the real server: the `openai` package, our own endpoint, `glmchat serve` as a process.
+
+Covers serve/run.py.
+"""
 
 from __future__ import annotations
 

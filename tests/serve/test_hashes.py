@@ -1,4 +1,7 @@
-"""An engine whose weights lie on a slow disk: while they are hashed, everything else is answered."""
+"""An engine whose weights lie on a slow disk: while they are hashed, everything else is answered.
+
+Covers engine/identity.py, core/fingerprints.py, serve/host.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where the engine listens: nobody else gets in, and nothing is taken from others."""
+"""Where the engine listens: nobody else gets in, and nothing is taken from others.
+
+Covers core/sockets.py.
+"""
 
 from __future__ import annotations
 

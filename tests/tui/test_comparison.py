@@ -1,4 +1,7 @@
-"""The comparison in the window: columns that stream, stop, pick, what is kept, and what the screen looks like."""
+"""The comparison in the window: columns that stream, stop, pick, what is kept, and what the screen looks like.
+
+Covers tui/comparing.py, tui/widgets/comparison_column.py.
+"""
 
 from __future__ import annotations
 

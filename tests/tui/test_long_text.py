@@ -1,4 +1,7 @@
-"""However long a text is, its blocks are those of the splitter, and few of them are kept."""
+"""However long a text is, its blocks are those of the splitter, and few of them are kept.
+
+Covers tui/transcript/turn_layout.py.
+"""
 
 from __future__ import annotations
 

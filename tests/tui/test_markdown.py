@@ -1,4 +1,7 @@
-"""Drawing: exact widths, inert text, links whose target is seen, code that keeps its text."""
+"""Drawing: exact widths, inert text, links whose target is seen, code that keeps its text.
+
+Covers tui/transcript/tables.py, tui/transcript/highlight.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong."""
+"""The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong.
+
+Covers tui/model_rows.py, tui/plans.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands, clipboard, status line, themes, languages: the parts without a screen."""
+"""Commands, clipboard, status line, themes, languages: the parts without a screen.
+
+Covers tui/theme.py, tui/terminal.py, tui/widgets/status.py, tui/app.py.
+"""
 
 from __future__ import annotations
 
