@@ -21,7 +21,7 @@ from glmchat.engine.generate import OnPrefill, Pass, Sequences, Stopped, generat
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.native.self_test import step_fault
+from glmchat.engine.native.self_test import card_step, step_fault
 from glmchat.engine.placement import choose_device, choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
@@ -104,6 +104,8 @@ class Engine:
         activations = choose_dtype(dtype, checkpoint, device)
         model = load_model(checkpoint, dtype=activations, quant=quant, device=device, on_progress=report)
         model.step_fault = step_fault
+        if device.startswith("cuda"):
+            model.make_step, model.step_fault = card_step()
         if dtype == "float32":
             multiply_exactly(model)
         report("warmup", 0.0)

@@ -201,7 +201,7 @@ class Sequences:
         if step is None:
             return self._forward((token,), None, "decode")
         with torch.inference_mode():
-            logits = step(token, cache, self.model.position(cache))
+            logits: torch.Tensor = step(token, cache, *self.model.positions(cache))
         cache.advance(1)
         self._note((token,), "decode")
         return logits

@@ -62,13 +62,14 @@ def load_model(
     else:
         with torch.device("meta"), _Uninitialised():
             model = family.build(spec)
-        # Weights that will be quantised keep the file's own precision until then.
+        # Weights that will be quantised keep the file's own precision until then, and the machine's memory.
         wanted = dtype if quant is None else None
-        fill(model, open_weights(checkpoint), checkpoint, lambda done: report("weights", done * 0.9), wanted)
+        source = open_weights(checkpoint)
+        fill(model, source, checkpoint, lambda done: report("weights", done * 0.9), wanted, device if wanted else "cpu")
     model.requires_grad_(False)
     model.eval()
     if quant is not None:
-        _quantise(model, quant)
+        _quantise(model, quant, device)
     set_dtype(model, dtype, device)
     report("weights", 1.0)
     return model
@@ -91,15 +92,16 @@ def fill(
     checkpoint: Checkpoint,
     report: Callable[[float], None],
     dtype: torch.dtype | None = None,
+    device: str = "cpu",
 ) -> None:
     """Put every tensor of `source` in its place in `model`, or raise Damaged and say everything that does not fit.
 
-    Tensors are taken in the order of the files and brought to `dtype` one by one, so that the working set is the result
-    and one shard.
+    Tensors are taken in the order of the files and brought to `dtype` and `device` one by one, so that the working set
+    is the result and one shard. Quantised ones are packed there: every device has a layout of its own.
     """
     table = match_names(source, checkpoint)
     kept = _in_float32(model)
-    cache = open_cache(checkpoint)
+    cache = open_cache(checkpoint) if device == "cpu" else None  # it holds the CPU kernel's layout
     sweep = Sweep(weight_files_of(checkpoint.path))
     for index, (parameter, name) in enumerate(table.items()):
         cached = cache.take(parameter) if cache is not None else None
@@ -114,10 +116,10 @@ def fill(
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
             stored = stored.to(dtype) if stored.is_floating_point() else stored
         if isinstance(stored, torch.Tensor):
-            _assign(model, parameter, stored)
+            _assign(model, parameter, stored.to(device))
         else:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
-            linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
+            linear = _swap(model, parameter, stored.to(device), None if bias is None else source.read(bias))
             if cache is not None and linear is not None:
                 cache.add(parameter, linear)
         sweep.read(stored.nbytes if isinstance(stored, torch.Tensor) else stored.q.nbytes)
@@ -194,6 +196,8 @@ def _swap(
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
     dense = bias if isinstance(bias, torch.Tensor) or bias is None else bias.dequantise()
+    if dense is not None and not isinstance(stored, QuantLinear):
+        dense = dense.to(stored.q.device)
     if not isinstance(owner, nn.Linear | nn.Embedding):
         setattr(owner, leaf, nn.Parameter(stored.dequantise(), requires_grad=False))
         return None
@@ -218,14 +222,14 @@ def stored_bits(model: nn.Module) -> int | None:
     return max(sizes, key=lambda bits: sizes[bits]) if sizes else None
 
 
-def _quantise(model: LanguageModel, bits: int) -> None:
+def _quantise(model: LanguageModel, bits: int, device: str) -> None:
     from glmchat.engine.quantize.replace import quantise_model
 
     if bits not in (4, 8):
         raise Usage(tr("quant is {bits}", bits=bits), hint=tr("4 and 8 are the widths there are"), code="quant.bits")
     have = stored_bits(model)
     if have is None:
-        quantise_model(model, bits)
+        quantise_model(model, bits, device=device)
     elif have != bits:
         raise Usage(
             tr("this model is quantised to {have} bits already and cannot be brought to {bits}", have=have, bits=bits),
@@ -245,11 +249,15 @@ def set_dtype(model: LanguageModel, dtype: torch.dtype, device: str) -> None:
 def _cast(model: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Every floating-point parameter in `dtype`; one that has it already stays the file's memory map."""
     kept = _in_float32(model)
+    cast: dict[int, nn.Parameter] = {}  # a matrix that is head and embedding stays one
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.dtype.is_floating_point or f"{path}.{name}" in kept:
                 continue
-            if parameter.dtype != dtype or str(parameter.device) != device:
-                module._parameters[name] = nn.Parameter(parameter.data.to(device, dtype), requires_grad=False)
+            if id(parameter) not in cast:
+                data = parameter.data.to(device, dtype)
+                same = data is parameter.data
+                cast[id(parameter)] = parameter if same else nn.Parameter(data, requires_grad=False)
+            module._parameters[name] = cast[id(parameter)]
     if device != "cpu":
         model.to(device)

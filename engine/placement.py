@@ -15,6 +15,7 @@ from glmchat.core.machine import available_memory, has_bf16, physical_cores
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.step import CompiledStep
 from glmchat.engine.quantize.linear import QuantLinear
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -136,7 +137,7 @@ def layer_timer(model: LanguageModel, device: str) -> Callable[[], float]:
     ids = torch.zeros(1, dtype=torch.int64, device=device)
 
     def step() -> float:
-        compiled = model.compiled(cache)
+        compiled: CompiledStep | None = model.compiled(cache)
         if compiled is not None:
             return compiled.seconds(cache, model.spec.layers if model.spec.hidden_size <= _NARROW else _LAYERS)
         passed = 0

@@ -40,9 +40,8 @@ def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = ())
     said: list[int] = sorted(set(context_ids)) if penalty != 1.0 else []
 
     def sample(logits: torch.Tensor) -> int:
-        best = float(logits.max())
-        _refuse_not_finite(best)
-        logits = logits.float().cpu()
+        logits = logits.float().cpu()  # from a card: the one copy that a token costs
+        _refuse_not_finite(float(logits.max()))
         if penalty != 1.0 and said:
             logits = penalise(logits, said, penalty)
         values, ids = _candidates(logits / sampling.temperature, sampling)
@@ -82,7 +81,10 @@ def penalise(logits: torch.Tensor, said: Sequence[int], penalty: float) -> torch
 
 
 def _argmax(logits: torch.Tensor) -> int:
-    best, index = logits.max(-1)  # NaN counts as the largest, so one look at it is enough
+    chosen = getattr(logits, "chosen", None)  # a card's step brings its best candidate along
+    best, index = chosen or logits.max(-1)  # NaN counts as the largest, so one look at it is enough
+    if chosen is None and logits.device.type != "cpu":
+        best, index = torch.stack((best, index.to(best.dtype))).cpu()  # one copy; ids are exact below 2**24
     _refuse_not_finite(float(best))
     return int(index)
 

@@ -17,17 +17,18 @@ def probe(request: Request, tell: Tell) -> dict[str, Any]:
     """
     import torch
 
-    from glmchat.engine.native.self_test import step_fault
+    from glmchat.engine.native.self_test import card_fault, step_fault
     from glmchat.engine.quantize.kernels import kernel_report
 
     chosen, passed_over = _devices(torch)
+    fault = step_fault if chosen == "cpu" else card_fault
     return {
         "device": chosen,
         "not_chosen": passed_over,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "cuda_built_for": torch.version.cuda,
-        "decode_step": "compiled" if (reason := step_fault()) is None else f"torch: {reason}",
+        "decode_step": "compiled" if (reason := fault()) is None else f"torch: {reason}",
         "kernels": [asdict(row) for row in kernel_report("cpu" if chosen == "cpu" else chosen.split(":")[0])],
     }
 

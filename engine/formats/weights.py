@@ -33,6 +33,9 @@ class Int4:
         q = self.q.view(out, self.scale.shape[1], -1).float() - 8
         return (q * self.scale[..., None] + self.zero[..., None]).view(out, width)
 
+    def to(self, device: str) -> Int4:
+        return self if device == "cpu" else Int4(self.q.to(device), self.scale.to(device), self.zero.to(device))
+
     def rows(self, order: torch.Tensor) -> Int4:
         """The same matrix with its rows in another order; groups lie along the inputs, so this is exact."""
         return Int4(self.q[order], self.scale[order], self.zero[order])
@@ -49,6 +52,9 @@ class Int8:
         out, width = self.q.shape
         scale = self.scale.view(out, -1, 1)
         return (self.q.view(out, scale.shape[1], -1).float() * scale).view(out, width)
+
+    def to(self, device: str) -> Int8:
+        return self if device == "cpu" else Int8(self.q.to(device), self.scale.to(device))
 
     def rows(self, order: torch.Tensor) -> Int8:
         """The same matrix with its rows in another order."""

@@ -12,7 +12,8 @@ from torch import nn
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.native.step import CompiledStep, NotCompiled, Parts
+from glmchat.engine.models.parts import NotCompiled, Parts
+from glmchat.engine.native.step import CompiledStep
 
 
 class Block(nn.Module):
@@ -32,9 +33,10 @@ class LanguageModel(nn.Module):
     spec: ModelSpec
     dtype = torch.float32  # of the activations
     compile_steps = True  # False: torch decodes too, for comparisons
+    make_step: Callable[[Parts, ModelSpec], Any] = CompiledStep  # what computes a token at once on the model's device
     step_fault: Callable[[], str | None] | None = None  # why this machine must not use the compiled step, asked once
     not_compiled = "not asked for yet"  # why torch decodes, for `glmchat bench` and whoever wonders
-    _step: CompiledStep | None = None
+    _step: Any = None
     _step_version = -1
 
     def __init__(self) -> None:
@@ -74,7 +76,11 @@ class LanguageModel(nn.Module):
         """The rotary position of the token behind what the cache holds."""
         return cache.position
 
-    def step(self) -> CompiledStep | None:
+    def positions(self, cache: KVCache) -> tuple[int, int]:
+        """`position`, and the second one of a network whose heads are rotated by two."""
+        return self.position(cache), 0
+
+    def step(self) -> Any:
         """The compiled step of this model as it is now; None where torch decodes. Asked by the thread that computes."""
         if self._step_version != self.version:
             with self._lock:
@@ -83,7 +89,7 @@ class LanguageModel(nn.Module):
                 self._step_version = version
         return self._step if self.compile_steps else None
 
-    def _build_step(self) -> tuple[CompiledStep | None, str]:
+    def _build_step(self) -> tuple[Any, str]:
         """The step, or None and why there is none."""
         parts = self.parts()
         if parts is None:
@@ -91,11 +97,11 @@ class LanguageModel(nn.Module):
         if self.step_fault is not None and (fault := self.step_fault()):
             return None, fault
         try:
-            return CompiledStep(parts, self.spec), ""
+            return self.make_step(parts, self.spec), ""
         except NotCompiled as reason:
             return None, str(reason)
 
-    def compiled(self, cache: KVCache) -> CompiledStep | None:
+    def compiled(self, cache: KVCache) -> Any:
         """`step`, if it takes this cache."""
         step = self.step()
         return step if step is not None and step.takes(cache) else None

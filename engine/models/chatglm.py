@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
@@ -21,6 +22,7 @@ from glmchat.core.language import tr
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
+from glmchat.engine.models.parts import Parts, chatglm_parts
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.chatglm import chatglm_prompt
 from glmchat.engine.tokenizers.chatglm import load_chatglm_tokenizer
@@ -39,13 +41,15 @@ class Layout:
     visible: int  # columns before this index are seen by every token
     frozen: bool  # whether the first position stops at the mask token (False: first generation with [gMASK])
 
-    def positions(self, start: int, count: int, two_rows: bool = True) -> torch.Tensor:
+    def positions(
+        self, start: int, count: int, two_rows: bool = True, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         """[2, count] (or [1, count] without the second row) for the tokens from index `start` on."""
-        index = torch.arange(start, start + count)
+        index = torch.arange(start, start + count, device=device)
         behind = index >= self.context
         frozen = self.frozen or start > 0  # decode steps of the first generation freeze it too
         if not two_rows:
-            return index.where(~behind | torch.tensor(self.is_gmask), self.mask_position)[None]
+            return (index if self.is_gmask else index.where(~behind, self.mask_position))[None]
         first = index.where(~behind, self.mask_position) if frozen else index
         return torch.stack((first, (index - self.context + 1).clamp(min=0)))
 
@@ -93,9 +97,14 @@ def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.T
     The frequencies are rounded to float16 and used in float32: that is what the released checkpoints were run with, and
     at position 300 it already moves cos by 0.04.
     """
-    frequencies = (1.0 / 10000 ** (torch.arange(0, width, 2).float() / width)).half().float()
-    angles = positions.T[..., None].float() * frequencies.to(positions.device)
+    angles = positions.T[..., None].float() * frequencies(width, positions.device)
     return angles.cos(), angles.sin()
+
+
+@cache
+def frequencies(width: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Radians per position of each of the width / 2 pairs, rounded to float16."""
+    return (1.0 / 10000 ** (torch.arange(0, width, 2).float() / width)).half().float().to(device)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -196,6 +205,14 @@ class ChatGLM(PrefixedModel):
         cache.layout = Layout(context=1, mask_position=0, is_gmask=True, visible=1, frozen=True)
         cache.advance(2)
 
+    def positions(self, cache: KVCache) -> tuple[int, int]:
+        row = cache.layout.positions(cache.length - cache.prefix, 1, self.spec.extra["two_positions"])
+        return int(row[0, 0]), int(row[-1, 0])
+
+    def parts(self) -> Parts:
+        width = self.spec.head_dim // (2 if self.spec.extra["two_positions"] else 1)
+        return chatglm_parts(self.transformer, self.spec, frequencies(width), ALPHA)
+
     def forward(
         self,
         ids: torch.Tensor,
@@ -220,7 +237,7 @@ class ChatGLM(PrefixedModel):
                 raise ValueError("a bidirectional prompt cannot be continued from its middle: start a fresh prefill")
         device = ids.device
         two_rows = self.spec.extra["two_positions"]
-        positions = layout.positions(start, len(ids), two_rows).to(device)
+        positions = layout.positions(start, len(ids), two_rows, device)
         rotary = rotation(positions, self.spec.head_dim // len(positions))
         mask = None
         if len(ids) > 1:

@@ -17,8 +17,8 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
+from glmchat.engine.models.parts import Parts, chatglm2_layer
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
-from glmchat.engine.native.step import LayerParts, Parts
 from glmchat.engine.prompts.chatglm import chatglm2_prompt
 from glmchat.engine.tokenizers.chatglm2 import load_chatglm2_tokenizer
 
@@ -154,12 +154,12 @@ class ChatGLM2(PrefixedModel):
         network = self.transformer
         return Parts(
             network.embedding.word_embeddings,
-            [_parts(cast(Layer, layer)) for layer in network.encoder.layers],
+            [chatglm2_layer(layer) for layer in network.encoder.layers],
             network.encoder.final_layernorm,
             network.output_layer,
             rotary_frequencies(self.spec, torch.device("cpu")),
             self.spec.extra["epsilon"],
-            interleaved=True,
+            rotary="interleaved",
         )
 
     def forward(
@@ -183,17 +183,6 @@ class ChatGLM2(PrefixedModel):
             cache.advance(len(ids))
         x = self.transformer.encoder.final_layernorm(x[-1:] if last_only else x)
         return cast(torch.Tensor, self.transformer.output_layer(x).float())
-
-
-def _parts(layer: Layer) -> LayerParts:
-    return LayerParts(
-        input_norm=layer.input_layernorm,
-        qkv=(layer.self_attention.query_key_value,),
-        o_proj=layer.self_attention.dense,
-        second_norm=layer.post_attention_layernorm,
-        gate_up=(layer.mlp.dense_h_to_4h,),
-        down_proj=layer.mlp.dense_4h_to_h,
-    )
 
 
 def rename(name: str) -> str | None:

@@ -19,6 +19,7 @@ from glmchat.core.language import tr
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
+from glmchat.engine.models.parts import Parts, gpt2_parts
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts.template import gpt2_prompt
 from glmchat.engine.tokenizers.gpt2 import load_gpt2_tokenizer
@@ -86,6 +87,9 @@ class GPT2(PrefixedModel):
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.wte, dtype)
+
+    def parts(self) -> Parts | None:
+        return gpt2_parts(self.transformer, self.spec) if self.spec.extra["gelu"] == "tanh" else None
 
     def forward(
         self,

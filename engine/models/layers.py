@@ -74,9 +74,6 @@ def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
 
 
-_NOTHING = torch.zeros(1)
-
-
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Grouped-query attention of one sequence.
 
@@ -90,9 +87,10 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
         # The heads that share a key head are its rows, so the cache is read once and never expanded.
         grouped = query.view(kv_heads, heads // kv_heads, head_dim)
         if query.dtype == torch.float32:  # without bfloat16 instructions two products beat the fused operator
-            weights = torch.baddbmm(_NOTHING, grouped, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
+            weights = torch.baddbmm(query.new_empty(1), grouped, keys.transpose(1, 2), beta=0, alpha=head_dim**-0.5)
             return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
-        return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).view(1, -1)
+        # Not `view`: the memory-efficient kernel of older cards gives its result transposed.
+        return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).reshape(1, -1)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],

@@ -29,8 +29,8 @@ from glmchat.engine.models.layers import (
     tied_head,
     tied_logits,
 )
+from glmchat.engine.models.parts import Parts, llama_layer
 from glmchat.engine.models.prefix import PrefixedModel
-from glmchat.engine.native.step import LayerParts, Parts
 from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
@@ -145,7 +145,7 @@ class Llama(PrefixedModel):
 
     def parts(self) -> Parts:
         head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
-        layers = [_parts(cast(Layer, layer)) for layer in self.model.layers]
+        layers = [llama_layer(layer) for layer in self.model.layers]
         return Parts(self.model.embed_tokens, layers, self.model.norm, head, self._frequencies, self.spec.extra["eps"])
 
     def forward(
@@ -174,20 +174,6 @@ class Llama(PrefixedModel):
         if self.lm_head is None:
             return tied_logits(x, self.model.embed_tokens)
         return cast(torch.Tensor, self.lm_head(x)).float()
-
-
-def _parts(layer: Layer) -> LayerParts:
-    attention, feed_forward = layer.self_attn, layer.mlp
-    return LayerParts(
-        input_norm=layer.input_layernorm,
-        qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
-        o_proj=attention.o_proj,
-        second_norm=layer.post_attention_layernorm,
-        gate_up=(feed_forward.gate_proj, feed_forward.up_proj),
-        down_proj=feed_forward.down_proj,
-        query_norm=attention.q_norm,
-        key_norm=attention.k_norm,
-    )
 
 
 def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:

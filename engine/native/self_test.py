@@ -1,8 +1,11 @@
-"""The compiled step against torch, once a process: small networks of the kinds that it computes, a few tokens long."""
+"""A step against torch, once a process: small networks of the kinds that it computes, a few tokens long."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,10 +41,32 @@ _CHATGLM3 = {
 @cache
 def step_fault() -> str | None:
     """Why this machine must not use the compiled step, or None; the comparison is made when it is first asked for."""
-    if reason := NativeCpu().unavailable():
-        return reason
+    return NativeCpu().unavailable() or _fault("cpu")
+
+
+def card_step() -> tuple[Callable[..., Any], Callable[[], str | None]]:
+    """What computes a token on an NVIDIA card, and why this machine must not use it (None: it may)."""
+    from glmchat.engine.gpu.step import CardSteps
+
+    return CardSteps, card_fault
+
+
+@cache
+def card_fault() -> str | None:
+    """Like `step_fault`, for the current card. Whatever Triton, its compiler or the driver raise is the reason."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        return _fault("cuda")
+    except Exception as error:  # noqa: BLE001 - no compiler for the launcher, too old a card, a broken driver …
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _fault(device: str) -> str | None:
     for config, family in ((_QWEN3, llama.FAMILY), (_CHATGLM3, chatglm2.FAMILY)):
-        model = small_model(family.build(parse(config)))
+        model = small_model(family.build(parse(config)), device)
+        if device != "cpu":
+            model.make_step = card_step()[0]
         with torch.inference_mode():
             error = difference(model)
         if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too
@@ -49,18 +74,20 @@ def step_fault() -> str | None:
     return None
 
 
-def small_model(model: LanguageModel) -> LanguageModel:
+def small_model(model: LanguageModel, device: str = "cpu") -> LanguageModel:
     """Random weights, half of the matrices packed."""
     noise = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
         parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.15 + ("norm" in name))
+    model.to(device)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module.in_features < 96:
             q = torch.randint(0, 16, module.weight.shape, generator=noise, dtype=torch.uint8)
             scale = torch.full((module.out_features, 2), 0.03)
-            model.swap(name, QuantLinear.from_int4(q, scale, scale / 2, module.bias))
-    model.prepare(torch.float32, "cpu")
+            packed = (q.to(device), scale.to(device), (scale / 2).to(device))
+            model.swap(name, QuantLinear.from_int4(*packed, module.bias))
+    model.prepare(torch.float32, device)
     return model
 
 
@@ -70,11 +97,12 @@ def difference(model: LanguageModel) -> float:
     step = model.compiled(cache)
     if step is None:
         return float("nan")
-    model(torch.arange(3, 11), cache, last_only=True)
+    device = cache.keys[0].device
+    model(torch.arange(3, 11, device=device), cache, last_only=True)
     worst = 0.0
     for token in range(4):
-        compiled = step(token, cache, model.position(cache))
-        by_torch = model(torch.tensor([token]), cache, last_only=True)[-1]
+        compiled = step(token, cache, *model.positions(cache)).clone()
+        by_torch = model(torch.tensor([token], device=device), cache, last_only=True)[-1]
         error = float((compiled - by_torch).abs().max() / by_torch.abs().max())
         if not error <= worst:
             worst = error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import RMSNorm, fused
+from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
@@ -27,37 +27,6 @@ _WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
 _LARGEST_HEAD = 256
 _ALIGNMENT = 64
 _pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-
-
-@dataclass(frozen=True, slots=True)
-class LayerParts:
-    """One layer. qkv: query, key, value, or one matrix that is all three; gate_up: gate and up likewise."""
-
-    input_norm: nn.Module
-    qkv: Sequence[nn.Module]
-    o_proj: nn.Module
-    second_norm: nn.Module
-    gate_up: Sequence[nn.Module]
-    down_proj: nn.Module
-    query_norm: nn.Module | None = None
-    key_norm: nn.Module | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A causal decoder of RMSNorm, rotary grouped-query attention and SwiGLU, as the compiled step sees it.
-
-    frequencies: radians per position of each pair that is rotated. interleaved: a pair are two neighbours, else one of
-    each half.
-    """
-
-    embedding: nn.Module
-    layers: Sequence[LayerParts]
-    last_norm: nn.Module
-    head: nn.Module
-    frequencies: torch.Tensor
-    eps: float
-    interleaved: bool = False
 
 
 class _Product(ctypes.Structure):
@@ -117,16 +86,17 @@ class _Cache(ctypes.Structure):
     )
 
 
-class NotCompiled(Exception):
-    """Why torch has to compute this model."""
-
-
 class CompiledStep:
     """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know."""
 
     def __init__(self, parts: Parts, spec: ModelSpec) -> None:
         if reason := NativeCpu().unavailable():
             raise NotCompiled(reason)
+        if next(parts.last_norm.parameters()).device.type != "cpu":
+            raise NotCompiled("the model lies on a card")
+        frequencies = parts.frequencies
+        if frequencies is None or parts.alpha is not None or parts.rotary == "two positions" or not parts.gated:
+            raise NotCompiled(f"{spec.family} has no compiled step")
         if spec.hidden_size % _WIDTH or spec.ffn_size % _WIDTH or spec.head_dim % _WIDTH:
             raise NotCompiled("a width is not a multiple of 16")
         if spec.head_dim > _LARGEST_HEAD:
@@ -140,15 +110,15 @@ class CompiledStep:
             self._rows(parts.embedding),
             self._products([parts.head]),
             self._norm(parts.last_norm),
-            self._numbers(parts.frequencies),
+            self._numbers(frequencies),
             len(layers),
             spec.hidden_size,
             spec.heads,
             spec.kv_heads,
             spec.head_dim,
             spec.ffn_size,
-            len(parts.frequencies),
-            parts.interleaved,
+            len(frequencies),
+            parts.rotary == "interleaved",
             parts.eps,
         )
         self._address = ctypes.addressof(self._network)
@@ -163,7 +133,7 @@ class CompiledStep:
             and cache.length < cache.capacity
         )
 
-    def __call__(self, token: int, cache: KVCache, position: int) -> torch.Tensor:
+    def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
         """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
         logits = torch.empty(self.vocab)
         self._run(token, cache, position, logits.data_ptr(), self._network.layers)

@@ -85,12 +85,7 @@ class Kernel(ABC):
 # Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
 _TABLES: dict[str, tuple[str, ...]] = {
     "cpu": ("native.cpu:NativeCpu", "quantize.aten:AtenCpu", "quantize.reference:Reference"),
-    "cuda": (
-        "quantize.cuda:CpmKernels",
-        "quantize.cuda:AtenCuda",
-        "quantize.cuda:TritonCuda",
-        "quantize.reference:Reference",
-    ),
+    "cuda": ("quantize.cuda:CpmKernels", "gpu.words:CardWords", "quantize.reference:Reference"),
     "other": ("quantize.reference:Reference",),
 }
 _PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
@@ -113,8 +108,8 @@ def _works(kernel: Kernel, device: str, bits: int) -> bool:
     if reason is None:
         try:
             reason = self_test(kernel, device, bits)
-        except (RuntimeError, NotImplementedError, OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        except Exception as error:  # noqa: BLE001 - Triton's compiler, its launcher's missing gcc: all mean "not this one"
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     if reason is not None:
         _PASSED_OVER.setdefault((device, bits), {})[kernel.name] = reason
     return reason is None

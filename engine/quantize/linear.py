@@ -92,7 +92,10 @@ class QuantLinear(nn.Module):
             part.hold(view)
         biases = None
         if any(part.bias is not None for part in parts):
-            biases = torch.cat([torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts])
+            there = next(part.bias for part in parts if part.bias is not None)
+            biases = torch.cat(
+                [there.new_zeros(part.out_features) if part.bias is None else part.bias for part in parts]
+            )
         outputs = sum(part.out_features for part in parts)
         shape = Shape(outputs, first.in_features, first.bits, first.group_size)
         layer = cls(shape, first.kernel, whole, biases)
@@ -137,7 +140,13 @@ class QuantLinear(nn.Module):
         return self.rows(torch.arange(self.out_features, device=device), dtype)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantLinear:
-        """`model.to(dtype)` leaves packed weights as they are: their dtypes are a layout, not a precision."""
+        """`model.to(dtype)` leaves packed weights as they are: their dtypes are a layout, not a precision.
+
+        Raises RuntimeError for another device: each has a layout of its own, so weights are packed where they will run.
+        """
+        lies = next(iter(self.packed.values()))[:0]
+        if fn(lies).device != lies.device:
+            raise RuntimeError("packed weights are not moved: pack them on the device where they will run")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -32,12 +33,13 @@ def quantise_model(
     group_size: int | str = "auto",
     ends: int = 8,
     fast: bool = False,
+    device: str = "cpu",
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Replace every linear layer and the word embedding by packed ones, in place and one at a time.
 
-    Peak memory is the model plus one matrix. Adapters must not be attached. Raises Usage if `group_size` does not fit,
-    Damaged with its name for a matrix that holds NaN or infinity.
+    Peak memory is the model plus one matrix. device: where the packed layers will run. Adapters must not be attached.
+    Raises Usage if `group_size` does not fit, Damaged with its name for a matrix that holds NaN or infinity.
     """
     size = None if group_size == "auto" else int(group_size)
     recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family)
@@ -45,7 +47,7 @@ def quantise_model(
     for name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
     for index, (name, inputs, is_end) in enumerate(places):
-        packed = _packed(model.get_submodule(name), name, *recipe.choose(name, inputs, is_end), recipe)
+        packed = _packed(model.get_submodule(name), name, *recipe.choose(name, inputs, is_end), recipe, device)
         if packed is not None:
             model.swap(name, packed)
         if on_progress is not None:
@@ -73,23 +75,24 @@ def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
     return places
 
 
-def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe) -> nn.Module | None:
+def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe, device: str) -> nn.Module | None:
     if bits == 0:
         return None
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     try:
         if bits == 4:
-            four = four_bits(recipe, weight, group).stored()
+            four = four_bits(recipe, weight, group).stored().to(device)
             linear = QuantLinear.from_int4(four.q, four.scale, four.zero)
         else:
             eight = quantise_int8(weight, fast=recipe.fast)
-            linear = QuantLinear.from_int8(eight.q, eight.scale)
+            linear = QuantLinear.from_int8(eight.q.to(device), eight.scale.to(device))
     except ValueError as error:
         raise not_finite(f"{name}.weight", error) from None
     if isinstance(module, nn.Embedding):
         return QuantEmbedding(linear, weight.dtype)
-    linear.bias = module.bias  # type: ignore[assignment]
+    bias = cast("torch.Tensor | None", module.bias)
+    linear.bias = None if bias is None else bias.to(device)
     return linear
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden_files import Golden
+from tiny_checkpoints import NAMES, build, prompt_of
 
 from glmchat.engine import Engine, Sampling
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "engine")]
-
-import engine_builders as llamas  # noqa: E402
-import random_checkpoints as originals  # noqa: E402
-from golden_files import Golden  # noqa: E402
-
-PROMPT = (5, 9, 17, 200, 33, 7, 150)
 STEPS = 12
 TOP = 5
 POSITIONS = (-1, 4)
@@ -30,52 +23,6 @@ SAMPLED = Sampling(temperature=1.6, top_k=40, top_p=0.95, repetition_penalty=1.1
 CLOSE = {False: 2e-3, True: 1e-2}  # of logits between 2 and 15
 FOREIGN = 5e-2  # where the C kernel was not built: torch's operators round the activations to bfloat16
 STEADY = {False: (1e-2, 3e-4), True: (2e-2, 1e-3)}  # a greedy lead below the first is no record; noise a draw survives
-
-_V1 = {"hidden_size": 64, "inner_hidden_size": 96}
-_V2 = {"padded_vocab_size": 400, "hidden_size": 64, "ffn_hidden_size": 96, "kv_channels": 16}
-_ORIGINALS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chatglm-early": ("chatglm-6b-early", _V1),
-    "chatglm": ("chatglm-6b", _V1),
-    "chatglm2": ("chatglm2-6b", _V2),
-    "chatglm3": ("chatglm3-6b", _V2),
-    "glm4": ("glm-4-9b-chat", _V2),
-    "gpt2": ("cpm-gpt2", {"vocab_size": 300, "n_embd": 64, "n_head": 4}),
-}
-_LLAMAS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
-    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
-}
-NAMES = (*_ORIGINALS, *_LLAMAS, "gguf", "fallback")
-
-
-def prompt_of(name: str) -> list[int]:
-    """ChatGLM-6B reads up to its mask and begins behind it."""
-    if name == "chatglm-early":
-        return [*PROMPT, 150001, 150004]
-    return [*PROMPT, 130001, 130004] if name == "chatglm" else list(PROMPT)
-
-
-def build(name: str, folder: Path) -> Path:
-    if name in _ORIGINALS:
-        config, changes = _ORIGINALS[name]
-        originals.write_checkpoint(folder, originals.tiny(config, **changes), dtype=torch.float32)
-        return folder
-    if name in _LLAMAS:
-        return llamas.write_folder(folder, **_LLAMAS[name])
-    if name == "gguf":
-        folder.mkdir()
-        return llamas.write_gguf(folder / "tiny.gguf", "Q4_0")
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=272, max_position_embeddings=256, **sizes))
-    noise = torch.Generator().manual_seed(11)
-    for label, parameter in sorted(model.named_parameters()):
-        drawn = 0.2 * torch.randn(parameter.shape, generator=noise)
-        parameter.data = 1 + drawn if "norm.weight" in label else drawn
-    model.save_pretrained(folder)
-    return folder
 
 
 def margins(rows: torch.Tensor) -> list[float]:

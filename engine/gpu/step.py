@@ -1,0 +1,434 @@
+"""One token through a whole network on a card: a fixed list of kernel launches over fixed addresses.
+
+A list without a decision, an allocation or a wait in it can be captured once as a CUDA graph and replayed for each
+token: what a token costs is then what its bytes cost. A model of a kind that is known says which of its modules do what
+(`Parts`); whatever is not known is computed by torch as before. For a layer: product of queries, keys and values with
+the norm inside, attention of a split of the cache, merge of the splits, output product with the residual, gate and up
+with norm and activation inside, down with the residual. Without a card the same list runs in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from glmchat.checkpoints.spec import ModelSpec
+from glmchat.engine.adapters.low_rank import AdaptedLinear, bare, side_by_side
+from glmchat.engine.gpu.words import BLOCK, CardWords, kernels, rows_of_a_program
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
+from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+
+SPLIT, ATTEND_BLOCK, MERGE_BLOCK = 128, 64, 8  # positions of a split, of a step inside it; splits merged at a time
+TOP = 64  # candidates that come back with each token
+_WIDEST_SORT = 4096  # numbers that one program sorts
+_STATE = 8
+
+
+@dataclass(slots=True)
+class Launch:
+    """One kernel with its grid and everything that it is given."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+    def __call__(self) -> None:
+        getattr(kernels(), self.kernel)[self.grid](*self.arguments, **self.constants)
+
+    def addresses(self) -> tuple[Any, ...]:
+        """What it reads and writes, for comparing two runs."""
+        return (
+            self.kernel,
+            self.grid,
+            tuple(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in self.arguments),
+            tuple(sorted(self.constants.items())),
+        )
+
+
+@dataclass(slots=True)
+class _Matrix:
+    """Rows of one or several layers below each other, as `product` reads them."""
+
+    words: torch.Tensor
+    pairs: torch.Tensor
+    bias: torch.Tensor | None
+    outputs: int
+    inputs: int
+    bits: int
+    group: int
+    bfloat: bool = False
+    down: _Matrix | None = None  # the active adapters' first matrices
+    up: torch.Tensor | None = None
+    hidden: torch.Tensor | None = field(default=None, repr=False)  # what `down` made of the input
+
+    @property
+    def planes(self) -> int:
+        return 32 // self.bits
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.up is None else self.up.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a token's choice needs, from one small copy: the largest logits with their ids, and the log-sum-exp of all.
+
+    row: the whole logits [vocab], still on the card, for a choice that the candidates do not decide.
+    """
+
+    values: torch.Tensor  # float32 [TOP], descending; equal ones by id
+    ids: torch.Tensor  # int64 [TOP]
+    total: torch.Tensor  # float32 []
+    row: torch.Tensor
+
+
+class CardSteps:
+    """The steps of one model as it is now, over whichever cache it works on: each cache has addresses of its own.
+
+    Raises NotCompiled with the reason if there is something unknown to them.
+    """
+
+    def __init__(self, parts: Parts, spec: ModelSpec) -> None:
+        self._parts, self._spec = parts, spec
+        self._device = next(parts.last_norm.parameters()).device
+        self._step: CardStep | None = None
+        measures = (spec.layers, spec.kv_heads, spec.head_dim)
+        CardStep(parts, spec, KVCache(*measures, SPLIT, torch.float32, str(self._device)))  # refuses what it must
+
+    def takes(self, cache: KVCache) -> bool:
+        return cache.keys[0].device == self._device and cache.length < cache.capacity
+
+    def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
+        """float32 logits [vocab] behind `token`, still on the card, with the best of them in `chosen`."""
+        if self._step is None or not self._step.takes(cache):
+            self._step = CardStep(self._parts, self._spec, cache)
+        found = self._step(token, cache, position, second_position)
+        row = found.row.view(-1)  # a view of its own, so that what is told of it is of this token
+        row.chosen = found.values[0], found.ids[0]  # type: ignore[attr-defined]
+        return row
+
+
+class CardStep:
+    """One model as it is now over one cache. Raises NotCompiled with the reason if there is something unknown to it."""
+
+    def __init__(self, parts: Parts, spec: ModelSpec, cache: KVCache) -> None:
+        self._spec, self._parts, self._cache = spec, parts, cache
+        self._device = cache.keys[0].device
+        self._launches: list[Launch] = []
+        self._graph: Any = None
+        self._unused = torch.zeros(1, device=self._device)
+        heads, kv_heads, size = spec.heads, spec.kv_heads, spec.head_dim
+        if size > 256 or heads % kv_heads:
+            raise NotCompiled(f"{heads} heads of {size} over {kv_heads}")
+        self._splits = -(-cache.capacity // SPLIT)
+        self._state = self._empty(_STATE, torch.int32)
+        self._state_host = torch.zeros(_STATE, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        self._maxima, self._sums = self._empty(heads * self._splits), self._empty(heads * self._splits)
+        self._partial = self._empty(heads * self._splits * size)
+        self._tables = self._rotary()
+        layers = [self._matrices(layer) for layer in parts.layers]
+        head = self._fused([parts.head])
+        hidden = spec.hidden_size
+        x, h = self._empty(hidden), self._empty(hidden)
+        normed = [self._empty(hidden), self._empty(hidden)] if parts.alpha is not None else None
+        qkv, attended = self._empty((heads + 2 * kv_heads) * size), self._empty(heads * size)
+        inner, self.logits = self._empty(layers[0][3].inputs), self._empty(spec.vocab_size)
+        self._embed(parts, x, layers[0][0].planes)
+        for number, (layer, matrices) in enumerate(zip(parts.layers, layers, strict=True)):
+            first, output, second, down = matrices
+            following = layers[number + 1][0] if number + 1 < len(layers) else head
+            self._product(first, x, qkv, norm=layer.input_norm, keep=normed[0] if normed else None)
+            self._attention(layer, number, qkv, attended, output.planes)
+            self._product(
+                output, attended, h, planes=second.planes,
+                residual=(normed[0] if normed else x, first.planes),
+            )  # fmt: skip
+            self._product(
+                second, h, inner, planes=down.planes, norm=layer.second_norm, keep=normed[1] if normed else None,
+                activation=parts.activation, gated=parts.gated,
+            )  # fmt: skip
+            self._product(
+                down, inner, x, planes=following.planes,
+                residual=(normed[1] if normed else h, second.planes),
+            )  # fmt: skip
+        self._product(head, x, self.logits, norm=parts.last_norm)
+        self._choice(spec.vocab_size)
+
+    # Running
+
+    def takes(self, cache: KVCache) -> bool:
+        return cache is self._cache and cache.length < cache.capacity
+
+    def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> Candidates:
+        """What follows `token`; its keys and values are in the cache, whose length has not moved."""
+        for place, value in enumerate((token, cache.length, position, second_position)):
+            self._state_host[place] = value
+        self._state.copy_(self._state_host, non_blocking=True)
+        if self._device.type == "cuda":
+            self._replay()
+        else:
+            for launch in self._launches:
+                launch()
+        result = self._result.cpu() if self._result_host is None else self._fetched()
+        count = min(TOP, self._spec.vocab_size)
+        return Candidates(result[2 : 2 + count], result[2 + TOP : 2 + TOP + count].long(), result[1], self.logits)
+
+    def launches(self) -> list[Launch]:
+        """What one token runs, in order."""
+        return list(self._launches)
+
+    def _replay(self) -> None:
+        """The graph of all launches; captured at its first token, after one run that compiles what is new."""
+        if self._graph is None:
+            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(stream):
+                for launch in self._launches:
+                    launch()
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for launch in self._launches:
+                    launch()
+            self._graph = graph
+        self._graph.replay()
+
+    def _fetched(self) -> torch.Tensor:
+        assert self._result_host is not None
+        self._result_host.copy_(self._result, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
+        return self._result_host.clone()
+
+    # Building
+
+    def _empty(self, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=self._device)
+
+    def _add(self, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        given = tuple(self._unused if argument is None else argument for argument in arguments)
+        self._launches.append(Launch(kernel, grid, given, constants))
+
+    def _matrices(self, layer: LayerParts) -> tuple[_Matrix, _Matrix, _Matrix, _Matrix]:
+        return (
+            self._fused(layer.qkv, layer.qkv_order),
+            self._fused([layer.o_proj]),
+            self._fused(layer.gate_up),
+            self._fused([layer.down_proj]),
+        )
+
+    def _fused(self, modules: Sequence[nn.Module], order: torch.Tensor | None = None) -> _Matrix:
+        """Layers that read one input below each other. order: of the rows, where the file has another one."""
+        bases = [bare(module) for module in modules]
+        if any(type(module) not in (nn.Linear, QuantLinear, AdaptedLinear) for module in modules):
+            raise NotCompiled(f"a layer is a {type(modules[0]).__name__}")
+        if len(bases) > 1 and all(isinstance(base, QuantLinear) for base in bases):
+            whole = QuantLinear.fused(cast("list[QuantLinear]", bases))
+            if whole is None:
+                raise NotCompiled("matrices of one input are packed in different ways")
+            matrix = self._of(whole)
+        elif len(bases) == 1:
+            matrix = self._of(bases[0])
+        else:
+            linears = cast("list[nn.Linear]", bases)
+            if any(type(base) is not nn.Linear for base in linears):
+                raise NotCompiled("matrices of one input are packed and not")
+            whole_weight = torch.cat([base.weight for base in linears])
+            bias = None
+            if any(base.bias is not None for base in linears):
+                bias = torch.cat(
+                    [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in linears]
+                )
+            matrix = self._dense(whole_weight, bias)
+        change = side_by_side(modules)
+        if change is not None:
+            if change.gain is not None or change.offset is not None:
+                raise NotCompiled("an adapter scales or shifts its layer")
+            if change.down.shape[1]:
+                padded = torch.nn.functional.pad(change.down.t(), (0, -change.down.shape[0] % 32))
+                matrix.down = self._dense(padded.contiguous().float().to(self._device), None)
+                matrix.up = change.up.t().contiguous().float().to(self._device)
+                matrix.hidden = self._empty(matrix.rank)
+        if order is not None:
+            order = order.to(self._device)
+            matrix.words = matrix.words[order].contiguous()
+            matrix.pairs = matrix.pairs[order].contiguous() if matrix.bits < 16 else matrix.pairs
+            matrix.bias = None if matrix.bias is None else matrix.bias[order].contiguous()
+            matrix.up = None if matrix.up is None else matrix.up[order].contiguous()
+        return matrix
+
+    def _of(self, base: nn.Module) -> _Matrix:
+        if isinstance(base, QuantLinear):
+            if not isinstance(base.kernel, CardWords):
+                raise NotCompiled(f"kernel {base.kernel.name}")
+            bias = None if base.bias is None else base.bias.float()
+            shape = base.shape
+            words, pairs = base.packed["codes"], base.packed["pairs"]
+            return _Matrix(words, pairs, bias, shape.out_features, shape.in_features, shape.bits, shape.group)
+        linear = cast(nn.Linear, base)
+        return self._dense(linear.weight, linear.bias)
+
+    def _dense(self, weight: torch.Tensor, bias: torch.Tensor | None) -> _Matrix:
+        outputs, inputs = weight.shape
+        bits = 8 * weight.element_size()
+        if inputs % 32 or not weight.is_contiguous() or bits not in (16, 32):
+            raise NotCompiled(f"a matrix of {inputs} inputs in {weight.dtype}")
+        words = weight.detach().view(torch.int32)
+        wide = None if bias is None else bias.detach().float()
+        bfloat = weight.dtype == torch.bfloat16
+        return _Matrix(words, self._unused, wide, outputs, inputs, bits, inputs, bfloat)
+
+    def _planes(self, vector: torch.Tensor, planes: int) -> torch.Tensor:
+        return vector.detach().float().view(-1, planes).t().contiguous().view(-1).to(self._device)
+
+    def _product(
+        self,
+        matrix: _Matrix,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        planes: int = 1,
+        norm: nn.Module | None = None,
+        keep: torch.Tensor | None = None,
+        activation: str | None = None,
+        gated: bool = False,
+        residual: tuple[torch.Tensor, int] | None = None,
+    ) -> None:
+        """planes: of the output, which are those of its reader. keep: where the normalised input is written."""
+        kind, gain, shift, eps = self._norm(norm, matrix.planes)
+        if matrix.down is not None:
+            assert matrix.hidden is not None
+            if matrix.down.planes != matrix.planes:
+                matrix.down = self._in_planes_of(matrix.down, matrix.planes)
+            self._launch(matrix.down, x, matrix.hidden, kind, gain, shift, eps)
+        outputs = matrix.outputs // (2 if gated else 1)
+        rows = rows_of_a_program(outputs)
+        programs = -(-outputs // rows)
+        self._launch(
+            matrix, x, y, kind, gain, shift, eps, planes=planes, gated=gated, activation=activation, residual=residual,
+            normed=keep, kept=_power(-(-matrix.inputs // programs)) if keep is not None else 0,
+        )  # fmt: skip
+
+    def _launch(
+        self,
+        matrix: _Matrix,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        kind: int,
+        gain: torch.Tensor | None,
+        shift: torch.Tensor | None,
+        eps: float,
+        *,
+        planes: int = 1,
+        gated: bool = False,
+        activation: str | None = None,
+        residual: tuple[torch.Tensor, int] | None = None,
+        normed: torch.Tensor | None = None,
+        kept: int = 0,
+    ) -> None:
+        outputs = matrix.outputs // (2 if gated else 1)
+        rows = rows_of_a_program(outputs)
+        added, added_planes = residual or (None, 1)
+        alpha = 1.0 if self._parts.alpha is None else self._parts.alpha
+        self._add(
+            "product", (-(-outputs // rows),), x, matrix.words, matrix.pairs, matrix.bias, gain, shift, added,
+            matrix.hidden, matrix.up, y, normed, matrix.inputs, outputs, eps, alpha, BITS=matrix.bits,
+            BFLOAT=matrix.bfloat, GROUP=matrix.group, GROUPS=matrix.inputs // matrix.group, NORM=kind,
+            KEEP_NORMED=kept, GATED=gated, ACTIVATION={None: 0, "silu": 1, "gelu": 2}[activation],
+            HAS_BIAS=matrix.bias is not None, HAS_RESIDUAL=added is not None, RANK=matrix.rank,
+            RANK_BLOCK=_power(max(matrix.rank, 1)), OUT_PLANES=planes, RESIDUAL_PLANES=added_planes, ROWS=rows,
+            BLOCK=BLOCK,
+        )  # fmt: skip
+
+    def _in_planes_of(self, down: _Matrix, planes: int) -> _Matrix:
+        """An adapter's first matrix for an input in other planes: its columns in that order, read as if in one."""
+        weight = down.words.view(torch.float32)
+        ordered = weight.view(weight.shape[0], -1, planes).transpose(1, 2).reshape(weight.shape).contiguous()
+        return self._dense(ordered, None)
+
+    def _norm(self, norm: nn.Module | None, planes: int) -> tuple[int, torch.Tensor | None, torch.Tensor | None, float]:
+        if norm is None:
+            return 0, None, None, 0.0
+        gain = self._planes(cast(torch.Tensor, norm.weight), planes)
+        if isinstance(norm, nn.LayerNorm):
+            bias = norm.bias if norm.bias is not None else torch.zeros_like(norm.weight)
+            return 2, gain, self._planes(bias, planes), norm.eps
+        return 1, gain, None, cast(float, norm.eps)
+
+    def _rotary(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [positions, pairs] of every position that the cache can hold, as torch's forward has them."""
+        frequencies = self._parts.frequencies
+        if frequencies is None:
+            return self._unused, self._unused
+        positions = torch.arange(self._cache.capacity + 1, dtype=torch.float32)
+        angles = torch.outer(positions, frequencies.float().cpu())
+        return angles.cos().to(self._device), angles.sin().to(self._device)
+
+    def _attention(self, layer: LayerParts, number: int, qkv: torch.Tensor, y: torch.Tensor, planes: int) -> None:
+        spec, parts = self._spec, self._parts
+        group, size = spec.heads // spec.kv_heads, spec.head_dim
+        keys, values = self._cache.keys[number], self._cache.values[number]
+        norms = layer.query_norm is not None
+        gains = [
+            None if norm is None else cast(torch.Tensor, norm.weight).float()
+            for norm in (layer.query_norm, layer.key_norm)
+        ]
+        eps = 0.0 if layer.query_norm is None else cast(float, layer.query_norm.eps)
+        rotated = 0 if parts.frequencies is None else 2 * len(parts.frequencies)
+        kinds = {None: 0, "halves": 1, "interleaved": 2, "two positions": 3}
+        wide = keys.dtype == torch.float32 or keys.device.type == "cpu"  # the interpreter has no bfloat16 products
+        self._add(
+            "attend", (spec.kv_heads, self._splits), qkv, *self._tables, keys, values, *gains, self._state,
+            self._maxima, self._sums, self._partial, self._cache.capacity, self._splits, size**-0.5, eps,
+            HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=size, D_BLOCK=_power(size), GROUP=group,
+            GROUP_BLOCK=1 if group == 1 else max(16, _power(group)), ROTARY=kinds[parts.rotary], ROTATED=rotated,
+            NORMED=norms, WIDE=wide, SPLIT=SPLIT, BLOCK=ATTEND_BLOCK,
+        )  # fmt: skip
+        self._add(
+            "merge", (spec.heads,), self._maxima, self._sums, self._partial, y, self._state, self._splits,
+            HEADS=spec.heads, D=size, D_BLOCK=_power(size), SPLIT=SPLIT, OUT_PLANES=planes, BLOCK=MERGE_BLOCK,
+        )  # fmt: skip
+
+    def _embed(self, parts: Parts, x: torch.Tensor, planes: int) -> None:
+        embedding = parts.embedding
+        if type(embedding) is QuantEmbedding:
+            matrix = self._of(embedding.linear)
+        elif type(embedding) is nn.Embedding:
+            matrix = self._dense(embedding.weight, None)
+        else:
+            raise NotCompiled(f"an embedding is a {type(embedding).__name__}")
+        learnt = None if parts.positions is None else cast(torch.Tensor, parts.positions.weight).float().contiguous()
+        words = matrix.inputs // matrix.planes
+        block = min(256, _power(words))
+        self._add(
+            "embed", (-(-words // block),), matrix.words, matrix.pairs, learnt, self._state, x, matrix.inputs,
+            BITS=matrix.bits, BFLOAT=matrix.bfloat, GROUP=matrix.group, GROUPS=matrix.inputs // matrix.group,
+            HAS_POSITIONS=learnt is not None, OUT_PLANES=planes, BLOCK=block,
+        )  # fmt: skip
+
+    def _choice(self, vocab: int) -> None:
+        block = max(256, _power(-(-vocab * TOP // _WIDEST_SORT)))
+        programs = -(-vocab // block)
+        best = self._empty(programs * TOP, torch.int64)
+        exponents = self._empty(2 * programs)
+        self._result = self._empty(2 + 2 * TOP)
+        self._result_host = torch.empty(2 + 2 * TOP, pin_memory=True) if self._device.type == "cuda" else None
+        self._add(
+            "candidates", (programs,), self.logits, None, None, best, exponents, vocab, PENALISED=False, TOP=TOP,
+            BLOCK=block,
+        )  # fmt: skip
+        self._add(
+            "choose_best", (1,), best, exponents, self._result, programs, TOP=TOP, PROGRAMS_BLOCK=_power(programs),
+            BLOCK=_power(programs * TOP),
+        )  # fmt: skip
+
+
+def _power(number: int) -> int:
+    """The next power of two, which Triton's ranges need."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,100 @@
+"""Packed matrices as a card multiplies them: the words of the file, and a pair (scale, low) for each group.
+
+A weight is `code * scale + low`. Eight INT4 codes or four INT8 codes (as code + 128) stand in each int32 word, the
+first in its lowest bits, row after row: byte for byte what compressed-tensors folders hold. One row of input goes
+through `kernels.product`; more rows are multiplied by the vendor's own product after `kernels.unpack` wrote the weights
+in the activations' type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from glmchat.engine.quantize.kernels import Kernel, Packed, Shape
+from glmchat.engine.quantize.reference import half_if_exact
+
+ROWS, BLOCK = 8, 128  # of a program of `product`: output rows, words of a row at a time
+_UNPACK_ROWS, _UNPACK_BLOCK = 4, 256
+_FEW = 1  # rows of input that go through `product`
+
+
+def kernels() -> Any:
+    """The Triton kernels, imported when a card is first used: their import decides who runs them."""
+    return import_module("glmchat.engine.gpu.kernels")
+
+
+def rows_of_a_program(outputs: int) -> int:
+    """Output rows of a program: enough programs to fill a card, few enough to share what they read of the input."""
+    return 4 if outputs < 4096 else 8 if outputs < 32768 else 16
+
+
+class CardWords(Kernel):
+    """`packed` holds "codes" int32 [out, in / codes of a word] and "pairs" [out, groups, 2]."""
+
+    name = "triton"
+
+    def unavailable(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        return None if find_spec("triton") else "triton is not installed"
+
+    def accepts(self, shape: Shape) -> bool:
+        per_word = 32 // shape.bits
+        return shape.in_features % 32 == 0 and shape.group % per_word == 0
+
+    def pack(
+        self, shape: Shape, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        low = minimum
+        if low is None:
+            codes, low = (codes.to(torch.int16) + 128).to(torch.uint8), -128 * scale
+        if shape.bits == 4:
+            codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        pairs = half_if_exact(torch.stack((scale, low), -1))
+        return {"codes": codes.contiguous().view(torch.int32), "pairs": pairs.contiguous()}
+
+    def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
+        return self._unpacked(shape, packed["codes"][ids], packed["pairs"][ids], torch.float32)
+
+    def _unpacked(self, shape: Shape, words: torch.Tensor, pairs: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+        out = torch.empty(words.shape[0], shape.in_features, dtype=kind, device=words.device)
+        grid = (-(-words.shape[0] // _UNPACK_ROWS), -(-words.shape[1] // _UNPACK_BLOCK))
+        kernels().unpack[grid](
+            words, pairs, out, words.shape[0], shape.in_features, BITS=shape.bits, GROUP=shape.group,
+            GROUPS=shape.groups, ROWS=_UNPACK_ROWS, BLOCK=_UNPACK_BLOCK,
+        )  # fmt: skip
+        return out
+
+    def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if x.shape[0] > _FEW:
+            weight = self._unpacked(shape, packed["codes"], packed["pairs"], x.dtype)
+            return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        per_word = 32 // shape.bits
+        planes = x.float().view(-1, per_word).t().contiguous().view(-1)
+        y = torch.empty(shape.out_features, dtype=torch.float32, device=x.device)
+        rows = rows_of_a_program(shape.out_features)
+        unused = y  # a pointer for what this form of the kernel does not read
+        kernels().product[(-(-shape.out_features // rows),)](
+            planes, packed["codes"], packed["pairs"], unused if bias is None else bias, unused, unused, unused, unused,
+            unused, y, unused, shape.in_features, shape.out_features, 0.0, 1.0, BITS=shape.bits, BFLOAT=False,
+            GROUP=shape.group, GROUPS=shape.groups, NORM=0, KEEP_NORMED=0, GATED=False, ACTIVATION=0,
+            HAS_BIAS=bias is not None, HAS_RESIDUAL=False, RANK=0, RANK_BLOCK=1, OUT_PLANES=1, RESIDUAL_PLANES=1,
+            ROWS=rows, BLOCK=BLOCK,
+        )  # fmt: skip
+        return y.to(x.dtype).view(1, -1)
+
+    def fuse(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
+        first = parts[0][0]
+        if any((shape.in_features, shape.bits, shape.group) != (first.in_features, first.bits, first.group)
+               for shape, _ in parts) or len({packed["pairs"].dtype for _, packed in parts}) > 1:  # fmt: skip
+            return None
+        whole = {name: torch.cat([packed[name] for _, packed in parts]) for name in ("codes", "pairs")}
+        heights = [shape.out_features for shape, _ in parts]
+        views = zip(*(torch.split(whole[name], heights) for name in ("codes", "pairs")), strict=True)
+        return whole, [{"codes": codes, "pairs": pairs} for codes, pairs in views]

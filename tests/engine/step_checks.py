@@ -1,0 +1,96 @@
+"""The card's step against the model's own forward, in Triton's interpreter: test_gpu_kernels.py starts this program.
+
+`python -P step_checks.py FAMILY[:BITS] ...`: tiny networks with random weights, dense or packed; logits, candidates and
+what stands in the cache after each token; the list of launches is the same for every token.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmchat.engine.families import family_of
+from glmchat.engine.gpu.step import CardStep
+from glmchat.engine.gpu.words import CardWords
+from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.quantize.kernels import Shape
+from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+
+_SIZES = {"vocab_size": 200, "hidden_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+_GLM = {**_SIZES, "model_type": "chatglm", "num_layers": 2, "num_attention_heads": 4}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_SIZES, "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2,
+              "intermediate_size": 96, "tie_word_embeddings": True},
+    "qwen2": {**_SIZES, "model_type": "qwen2", "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 96},
+    "qwen3": {**_SIZES, "model_type": "qwen3", "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 32},
+    "chatglm": {**_GLM, "inner_hidden_size": 128, "position_encoding_2d": True},
+    "chatglm2": {**_GLM, "multi_query_group_num": 2, "ffn_hidden_size": 96, "kv_channels": 32, "rmsnorm": True,
+                 "multi_query_attention": True, "post_layer_norm": True, "padded_vocab_size": 200,
+                 "add_qkv_bias": True},
+    "gpt2": {**_SIZES, "model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64},
+}  # fmt: skip
+CONFIGS["chatglm"] |= {"vocab_size": 200, "bos_token_id": 130, "eos_token_id": 131, "mask_token_id": 126,
+                       "gmask_token_id": 127}  # fmt: skip
+PROMPT = (3, 4, 5, 6, 7, 127, 130)  # [gMASK] and <sop> at its end, which only ChatGLM-6B minds
+
+
+def random_model(config: dict[str, Any], bits: int) -> LanguageModel:
+    """The network with random weights; bits 4 or 8: its matrices packed as a card holds them."""
+    family, spec = family_of(config)
+    model = family.build(spec)
+    noise = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.15 + ("norm" in name or "ln_" in name))
+    for path, module in list(model.named_modules()):
+        if bits and isinstance(module, nn.Linear | nn.Embedding) and "wpe" not in path:
+            outputs, inputs = module.weight.shape
+            shape, kernel = Shape(outputs, inputs, bits, 32), CardWords()
+            codes = torch.randint(0, 1 << bits, (outputs, inputs), generator=noise)
+            scale = (torch.rand(outputs, inputs // 32, generator=noise) + 0.5) * (0.04 if bits == 4 else 0.002)
+            if bits == 4:
+                packed = kernel.pack(shape, codes.to(torch.uint8), scale, -7.3 * scale)
+            else:
+                packed = kernel.pack(shape, (codes - 128).to(torch.int8), scale, None)
+            layer = QuantLinear(shape, kernel, packed, getattr(module, "bias", None))
+            model.swap(path, layer if isinstance(module, nn.Linear) else QuantEmbedding(layer))
+    model.prepare(torch.float32, "cpu")
+    return model
+
+
+def check(config: dict[str, Any], bits: int) -> None:
+    model = random_model(config, bits)
+    cache = model.new_cache(48, torch.float32)
+    model(torch.tensor(PROMPT), cache, last_only=True)
+    parts = model.parts()
+    assert parts is not None
+    step = CardStep(parts, model.spec, cache)
+    listed = [launch.addresses() for launch in step.launches()]
+    assert len(listed) == 6 * model.spec.layers + 4
+    for token in (9, 44):
+        found = step(token, cache, *model.positions(cache))
+        assert [launch.addresses() for launch in step.launches()] == listed
+        length = cache.length
+        written = [(k[:, length].clone(), v[:, length].clone()) for k, v in zip(cache.keys, cache.values, strict=True)]
+        right = model(torch.tensor([token]), cache, last_only=True)[-1]
+        name = (config["model_type"], bits, token)
+        assert float((found.row - right).abs().max() / right.abs().max()) < 2e-5, name
+        values, ids = torch.sort(found.row, descending=True, stable=True)
+        assert torch.equal(found.ids, ids[:64]), name
+        assert torch.equal(found.values, values[:64]), name
+        for (key, value), keys, old in zip(written, cache.keys, cache.values, strict=True):
+            assert float((key - keys[:, length]).abs().max()) < 2e-5, name
+            assert float((value - old[:, length]).abs().max()) < 2e-5, name
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        for name in sys.argv[1:]:
+            family, _, bits = name.partition(":")
+            check(CONFIGS[family], int(bits or 0))
+    print("right")

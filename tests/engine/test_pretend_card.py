@@ -1,0 +1,67 @@
+"""Every family on a pretend card: what it computes, that nothing lies on the other side, and what a token costs.
+
+The card (tests/fake_card.py) computes on the CPU, refuses what a real one refuses, and counts waits and crossings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake_card
+import pytest
+import torch
+from tiny_checkpoints import NAMES, build, prompt_of
+
+from glmchat.engine import Engine, Sampling
+from glmchat.engine.quantize import linear
+from glmchat.engine.quantize.reference import Reference
+
+GREEDY = Sampling(temperature=0, max_tokens=6, ignore_eos=True)
+WAYS = {"as it is": None, "int8": 8, "int4": 4}
+
+
+def crossings(log: list[tuple[str, int]]) -> tuple[int, int]:
+    """Copies to the card, and whatever brings something back or makes the host wait for it."""
+    return sum(what == "to card" for what, _ in log), sum(what != "to card" for what, _ in log)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_what_the_processor_says(
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both multiply by the definition: the processor's own kernel keeps the minimum of a group in 16 bits.
+    monkeypatch.setattr(linear, "choose", lambda shape, device: Reference())
+    if name == "gguf" and way != "as it is":
+        pytest.skip("the file has 4 bits already")
+    folder = build(name, tmp_path / name)
+    ids = prompt_of(name)
+    here = Engine.load(folder, quant=WAYS[way], dtype="float32", device="cpu", threads=1)
+    there = Engine.load(folder, quant=WAYS[way], dtype="float32", device=fake_card.NAME)
+    assert {tensor.device.type for tensor in there.model.state_dict().values()} == {fake_card.NAME}
+    ours, right = there.logits(ids), here.logits(ids)
+    error = float((ours - right).abs().max() / right.abs().max())
+    assert error < 1e-4
+    assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decoded_token_crosses_once_in_each_direction(name: str, tmp_path: Path) -> None:
+    engine = Engine.load(build(name, tmp_path / name), dtype="float32", device=fake_card.NAME)
+    steps = engine.generate(prompt_of(name), Sampling(temperature=0, max_tokens=8, ignore_eos=True))
+    next(steps)
+    next(steps)
+    for _ in range(3):
+        with fake_card.record() as log:
+            next(steps)
+        to_card, to_host = crossings(log)
+        assert to_card <= 1, log
+        assert to_host <= 1, log
+    steps.close()
+
+
+def test_packed_weights_are_not_moved_behind_their_layouts_back(tmp_path: Path) -> None:
+    engine = Engine.load(build("gguf", tmp_path / "gguf"), dtype="float32", device="cpu", threads=1)
+    with pytest.raises(RuntimeError, match="pack them on the device"):
+        engine.model.to(fake_card.DEVICE)
+    assert torch.isfinite(engine.logits(prompt_of("gguf"))).all()
