@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,6 +93,9 @@ def execute(
             hint=tr("choose another place with --out"),
             code="quant.write",
         ) from None
+    finally:
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [_NOTE]:  # nothing to go on with
+            shutil.rmtree(folder)
     return plan.out
 
 

@@ -339,6 +339,12 @@ def small_shards(plan: QuantizePlan) -> QuantizePlan:
     return replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))
 
 
+def test_a_run_that_is_stopped_before_its_first_whole_file_leaves_nothing(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        execute(small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4))), cancelled=lambda: True)
+    assert not list(tmp_path.glob("q*"))
+
+
 def test_a_disk_that_fills_up_stops_with_a_word_and_the_next_run_goes_on(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
