@@ -47,10 +47,10 @@ def complete_models(incomplete: str) -> list[str]:
 
 def complete_columns(incomplete: str) -> list[str]:
     """A column of a comparison: models here, `+` adapters, `,` settings."""
-    from glmchat.chat.compare.columns import completions
+    from glmchat.chat.compare.columns import completions, store_names
     from glmchat.core.errors import GlmchatError
 
     try:
-        return completions(incomplete)
+        return completions(incomplete, store_names())
     except GlmchatError:  # completion has no place for a message
         return []

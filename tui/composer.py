@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.app import SuspendNotSupported
@@ -9,15 +11,20 @@ from textual.containers import Vertical
 from textual.timer import Timer
 from textual.widgets import Static
 
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tui import terminal
+from glmchat.tui.messages import Names
 from glmchat.tui.screens.prompt_search import PromptSearch
 from glmchat.tui.talk import Talk
 from glmchat.tui.theme import Palette
 from glmchat.tui.view import View
 from glmchat.tui.widgets.prompt import MAX_LINES
-from glmchat.tui.widgets.suggestions import Suggestions, suggestions_for
+from glmchat.tui.widgets.suggestions import Suggestions, suggestions_for, wants_names
+
+if TYPE_CHECKING:  # the store's rooms are loaded by the thread that reads it
+    from glmchat.chat.compare.columns import StoreNames
 
 _DRAFT_AFTER = 1.0  # seconds
 _MEASURE_AFTER = 0.4
@@ -35,14 +42,20 @@ class Composer:
         self._box = box
         self._measure_timer: Timer | None = None
         self._draft_timer: Timer | None = None
+        self._names: StoreNames | None = None  # of the store, as last read
+        self._names_asked = False  # since the prompt began to want them
+        self._is_hidden = False
 
     def text_changed(self) -> None:
         prompt = self._view.prompt
         self.grow()
-        offered = suggestions_for(prompt.text) if prompt.screen.size.height >= _LOW else []
-        exact = len(offered) == 1 and prompt.text == offered[0].shown
-        self.suggestions.suggest(offered)
-        prompt.suggesting = bool(offered) and not exact
+        self._is_hidden = False
+        self._suggest()
+        if not wants_names(prompt.text):
+            self._names_asked = False
+        elif not self._names_asked:
+            self._names_asked = True
+            self._view.start_thread(self._read_names, "names", exclusive=True)
         if self._measure_timer is not None:
             self._measure_timer.stop()
         if self._draft_timer is not None:
@@ -64,6 +77,29 @@ class Composer:
 
     # Suggestions
 
+    def _suggest(self) -> None:
+        prompt = self._view.prompt
+        offered = suggestions_for(prompt.text, self._names) if prompt.screen.size.height >= _LOW else []
+        exact = len(offered) == 1 and prompt.text == offered[0].shown
+        self.suggestions.suggest(offered)
+        prompt.suggesting = bool(offered) and not exact
+
+    def _read_names(self) -> None:
+        """In a thread."""
+        from glmchat.chat.compare.columns import store_names
+
+        try:
+            names = store_names()
+        except GlmchatError:  # a catalogue that cannot be read: the command itself says so
+            names = None
+        self._view.post_message(Names(names))
+
+    def names_read(self, news: Names) -> None:
+        if news.names is not None and news.names != self._names:
+            self._names = news.names
+            if wants_names(self._view.prompt.text) and not self._is_hidden:
+                self._suggest()
+
     def take_suggestion(self) -> None:
         if (chosen := self.suggestions.chosen) is not None:
             self._view.prompt.set_text(chosen.text)
@@ -71,6 +107,7 @@ class Composer:
     def hide_suggestions(self) -> bool:
         """False if there are none."""
         shown = bool(self.suggestions.offered)
+        self._is_hidden = True
         self.suggestions.suggest([])
         self._view.prompt.suggesting = False
         return shown

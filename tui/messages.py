@@ -11,6 +11,7 @@ from glmchat.core.errors import GlmchatError
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
     from glmchat.chat.client.endpoint import Endpoint
+    from glmchat.chat.compare.columns import StoreNames
     from glmchat.chat.context import Request
     from glmchat.chat.history.rows import Conversation
     from glmchat.chat.session import ChatSession, ModelIdentity
@@ -76,6 +77,13 @@ class Resources(Message, bubble=False):
 
     memory: int | None
     gpu: tuple[int, int] | None = None
+
+
+@dataclass
+class Names(Message, bubble=False):
+    """What the store holds, for completing a word; None where it could not be read."""
+
+    names: StoreNames | None
 
 
 @dataclass

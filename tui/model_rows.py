@@ -68,14 +68,14 @@ def all_rows() -> list[Row]:
     """Models here first, then the catalogue's others."""
     free = available_memory()
     here = model_choice.pickable()
-    known = catalogue.load()
+    entries = catalogue.load()
     rows = []
     for row in here:
-        entry = known.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+        entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else None
         languages = entry.languages if entry else ()
         rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free), row))
     names = {row.name for row in here}
-    for entry in sorted(known, key=_size):
+    for entry in sorted(entries, key=_size):
         if entry.default and entry.reference not in names:
             size = _size(entry)
             rows.append(Row(entry.reference, size, entry.quant, entry.languages, fits_before_pull(entry, free)))

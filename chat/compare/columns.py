@@ -77,19 +77,33 @@ def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptio
     return options
 
 
-def completions(word: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class StoreNames:
+    """What a column may name."""
+
+    models: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+
+
+def store_names() -> StoreNames:
+    """Looks through the whole store. Raises a GlmchatError for a catalogue that cannot be read."""
+    rows = lookup.list_installed()
+    names = tuple(row.name for row in rows if row.kind != "adapter")
+    return StoreNames(names, tuple(row.name for row in adapters.list_adapters()))
+
+
+def completions(word: str, names: StoreNames) -> list[str]:
     """What an unfinished column may become: names of models, behind `+` of adapters, behind a comma of settings."""
     rest, comma, setting = word.rpartition(",")
     if comma:
         return [f"{rest},{f.name}=" for f in fields(Sampling) if f.name.startswith(setting)]
     rest, plus, name = word.rpartition("+")
     if plus:
-        return [f"{rest}+{row.name}" for row in adapters.list_adapters() if row.name.startswith(name)]
+        return [f"{rest}+{adapter}" for adapter in names.adapters if adapter.startswith(name)]
     name, colon, quant = word.partition(":")
     if colon:
         return [f"{name}:{kind}" for kind in ("int4", "int8") if kind.startswith(quant)]
-    rows = lookup.list_installed()
-    return [row.name for row in rows if row.kind != "adapter" and row.name.lower().startswith(word.lower())]
+    return [model for model in names.models if model.lower().startswith(word.lower())]
 
 
 def _settings(text: str) -> tuple[str, dict[str, Any]]:

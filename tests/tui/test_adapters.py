@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from windows import Window, open_window
+from windows import Window, hold_reading, open_window
 
+from glmchat.chat.compare import columns
 from glmchat.chat.launch import LaunchOptions
-from glmchat.hub import adapters, manifests
+from glmchat.hub import adapters, manifests, removal
 from glmchat.hub.manifests import Manifest
+from glmchat.tui.screens import adapters as adapters_screen
 from glmchat.tui.screens.adapters import AdapterScreen, WeightLine
 
 
@@ -108,9 +110,7 @@ async def test_one_that_was_removed_meanwhile_is_shown_and_can_be_taken_away(
     async with open_window(launch=adapters_here) as window:
         await window.send("/adapter poet")
         await window.until(lambda: used(window) == {"poet": 1.0})
-        from glmchat.hub.removal import execute, plan_removal
-
-        execute(plan_removal([adapters.find_adapter("poet")]))
+        removal.execute(removal.plan_removal([adapters.find_adapter("poet")]))
         await window.press("f7")
         await window.until(lambda: "not in the store any more" in window.screen_text())
         await window.press("space")
@@ -129,7 +129,9 @@ async def test_changing_and_asking_looks_at_the_adapters_that_are_named_and_at_n
             return read(path, root=root)
 
         await window.send("/adapter medical --force")
-        await window.type("/adapter poet:0.5 medical")  # the names of all are offered meanwhile
+        await window.type("/adapter poet:0.5 medica")  # the names of all are read for completing it
+        await window.until(lambda: window.chat.suggestions.offered)
+        await window.type("l")
         monkeypatch.setattr(manifests, "read", watched)
         await window.press("enter")
         await window.until(lambda: window.chat.status.facts.adapters == ("poet:0.5", "medical (forced)"))
@@ -140,3 +142,40 @@ async def test_changing_and_asking_looks_at_the_adapters_that_are_named_and_at_n
             {"name": "poet", "scale": 0.5}, {"name": "medical", "scale": 1.0, "forced": True},
         ]  # fmt: skip
         assert looked_at == {"poet", "medical"}
+
+
+async def test_keys_typed_while_the_adapters_are_read_act_when_the_list_stands(
+    adapters_here: LaunchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read = hold_reading(monkeypatch, adapters_screen, "list_adapters")
+    async with open_window(launch=adapters_here) as window:
+        await window.press("f7", "down", "space", "left")
+        await window.until(lambda: "reading which adapters are here" in window.screen_text())
+        assert used(window) == {}
+        await window.press("f7")
+        await window.until(lambda: not isinstance(window.app.screen, AdapterScreen))
+        await window.press("f7", "down", "space", "left")
+        may_read.set()
+        await window.until(lambda: used(window) == {"calm": 0.9})
+
+
+async def test_names_are_completed_from_what_was_read_last_while_the_store_is_read_again(
+    adapters_here: LaunchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered(window: Window) -> list[str]:
+        return [suggestion.shown for suggestion in window.chat.suggestions.offered]
+
+    async with open_window(launch=adapters_here) as window:
+        may_read = hold_reading(monkeypatch, columns, "store_names")
+        await window.type("/adapter p")
+        assert window.chat.prompt.text == "/adapter p" and offered(window) == []
+        may_read.set()
+        await window.until(lambda: offered(window) == ["poet"])
+        window.chat.prompt.set_text("")
+        await window.settle()
+        may_read.clear()
+        removal.execute(removal.plan_removal([adapters.find_adapter("poet")]))
+        await window.type("/adapter p")
+        assert offered(window) == ["poet"]
+        may_read.set()
+        await window.until(lambda: offered(window) == [])

@@ -1,6 +1,6 @@
 """The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong.
 
-Covers tui/model_rows.py, tui/plans.py.
+Covers tui/list_screen.py, tui/model_rows.py, tui/plans.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
 from loopback_hub import LoopbackHub
-from windows import Window, open_window
+from windows import Window, hold_reading, open_window
 
+from glmchat.chat import model_choice
 from glmchat.hub.catalogue import Entry, KnownFile
 from glmchat.hub.lookup import list_installed
 from glmchat.tui import model_rows
@@ -144,3 +145,30 @@ async def test_a_model_is_quantised_as_it_arrives_and_only_the_copy_stays(
             await window.press("enter")
             await window.until(lambda: "Enter loads it" in shown(window), 60)
     assert [row.quant[:4] for row in list_installed()] == ["int4"]
+
+
+async def test_the_window_answers_keys_while_the_models_are_read_and_those_keys_act_when_the_list_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny_model_is_here()
+    may_read = hold_reading(monkeypatch, model_choice, "pickable")
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "reading which models are here" in shown(window))
+        await window.press("escape")
+        await window.until(lambda: not isinstance(window.app.screen, ModelScreen))
+        await window.type("still here")
+        assert window.chat.prompt.text == "still here"
+        await window.press("f4", "v")
+        await window.until(lambda: "reading which models are here" in shown(window))
+        may_read.set()
+        await window.until(lambda: "2 files of tiny are right" in shown(window))
+
+
+async def test_a_store_that_cannot_be_read_is_an_error_in_the_dialog() -> None:
+    user_catalogue("not [toml")
+    async with open_window() as window:
+        await window.press("f4")
+        await window.until(lambda: "models.toml" in shown(window) and "reading" not in shown(window))
+        await window.press("escape")
+        await window.until(lambda: not isinstance(window.app.screen, ModelScreen))

@@ -15,6 +15,7 @@ from glmchat.core import language
 from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.connection import ModelConnection
+from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.status import Facts
 
@@ -53,6 +54,8 @@ def showing(
         app.chat.prompt.set_text(prompt)
         for key in keys:
             await pilot.press(key)
+            if isinstance(app.screen, ListScreen):
+                await eventually(lambda: not app.screen.reading)
         await pilot.pause()
 
     return app, prepare

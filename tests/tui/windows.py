@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_server import fake_command
 from fakes import FakeEngine
 from polling import SECONDS, eventually, wait_until
@@ -64,6 +65,18 @@ class EngineInThread:
             self.server.stop()
             self.thread.join(10)
             self.socket_path.unlink(missing_ok=True)
+
+
+def hold_reading(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> threading.Event:
+    """A slow disk: what this function lists does not come before the event is set."""
+    event, listing = threading.Event(), getattr(module, function)
+
+    def slow() -> Any:
+        event.wait(SECONDS)
+        return listing()
+
+    monkeypatch.setattr(module, function, slow)
+    return event
 
 
 def make_app(

@@ -12,8 +12,6 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -24,7 +22,8 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.adapters import facts_of, kind_words, list_adapters
-from glmchat.tui.steady import Steady, SteadyScreen, error_text
+from glmchat.tui.list_screen import ListScreen
+from glmchat.tui.steady import Steady, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
@@ -76,11 +75,13 @@ class WeightLine(Steady, Static):
             self.screen.action_weigh(-1 if event.x < 3 else 1 if event.x >= 9 else 0)
 
 
-class AdapterScreen(SteadyScreen, ModalScreen[None]):
+class AdapterScreen(ListScreen[None]):
     """Changes hold from the next answer on, like those of the sampling panel; an answer that is written goes on.
 
-    On a server the adapters are those it lists; they are asked for in a thread, and checked by the server.
+    On a server the adapters are those it lists, and the server checks them.
     """
+
+    LEAVING = ListScreen.LEAVING | {"f7"}
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f7,ctrl+q", "leave", show=False),
@@ -90,11 +91,6 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
         Binding("o", "off", show=False),
         Binding("f", "force", show=False),
     ]
-
-    class _Listed(Message):
-        def __init__(self, rows: list[Row], error: GlmchatError | None = None) -> None:
-            super().__init__()
-            self.rows, self.error = rows, error
 
     def __init__(
         self, session: ChatSession, launch: LaunchOptions, served: Callable[[], list[ModelRow]] | None = None
@@ -118,12 +114,8 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
         model = one_line(self._launch.engine.model or "", 40)
         panel.border_title = tr("Adapters for {model}, from the next answer on", model=model)
         self.query_one(OptionList).focus()
-        if self._served is None:
-            self._list(store_rows(self._launch))
-        else:
-            served = self._served
-            self._say(tr("asking the server"))
-            self.run_worker(lambda: self._ask(served), thread=True)
+        self._draw()
+        self._read()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
@@ -133,18 +125,16 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
         palette: Palette = self.app.palette  # type: ignore[attr-defined]
         return palette
 
-    def _ask(self, served: Callable[[], list[ModelRow]]) -> None:
-        try:
-            rows = [Row(one_line(row.name, 80)) for row in served() if row.parent]
-        except GlmchatError as error:
-            self.post_message(self._Listed([], error))
+    def _read(self) -> None:
+        if self._served is None:
+            self.read_list(lambda: store_rows(self._launch), self._list)
+            line = tr("reading which adapters are here")
         else:
-            self.post_message(self._Listed(rows))
-
-    def on_adapter_screen__listed(self, listed: _Listed) -> None:
-        self._list(listed.rows)
-        if listed.error is not None:
-            raise listed.error
+            served = self._served
+            self.read_list(lambda: server_rows(served()), self._list)
+            line = tr("asking the server")
+        self._explain()
+        self._say(line)
 
     def _list(self, rows: Sequence[Row]) -> None:
         names = {row.name for row in rows}
@@ -191,7 +181,9 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
         else:
             self._say("")
         words = tr("Enter uses only this · Space adds it or takes it away · o none · Esc closes")
-        if row is not None and row.misfit is not None:
+        if self.reading:
+            words = tr("Esc closes")
+        elif row is not None and row.misfit is not None:
             words = tr("f attaches it all the same · Esc closes") if row.misfit.forceable else tr("Esc closes")
         self.query_one(KeyLine).say(words)
 
@@ -229,10 +221,10 @@ class AdapterScreen(SteadyScreen, ModalScreen[None]):
         if row is None or row.misfit is None or not row.misfit.forceable:
             return
         self._use({row.name: 1.0}, force=True)
-        self._list(store_rows(self._launch))
+        self._read()
 
-    def _use(self, wanted: dict[str, float], *, force: bool = False) -> None:
-        adapters_choice.use(self._session, tuple(wanted.items()), self._launch, force=force)
+    def _use(self, chosen: dict[str, float], *, force: bool = False) -> None:
+        adapters_choice.use(self._session, tuple(chosen.items()), self._launch, force=force)
         self._draw()
 
     def action_leave(self) -> None:
@@ -243,8 +235,13 @@ def store_rows(launch: LaunchOptions) -> list[Row]:
     """The store's adapters, each with why it does not fit the model of these options."""
     base = Base.of(launch.engine.folder) if launch.engine.folder is not None else None
     rows = []
-    for found in list_adapters():
-        facts = facts_of(found)
-        why, is_forced = unfit(found, base), facts.get("forced") is True
-        rows.append(Row(found.name, kind_words(facts), found.size_bytes, found.base or "", why, is_forced))
+    for adapter in list_adapters():
+        facts = facts_of(adapter)
+        why, is_forced = unfit(adapter, base), facts.get("forced") is True
+        rows.append(Row(adapter.name, kind_words(facts), adapter.size_bytes, adapter.base or "", why, is_forced))
     return rows
+
+
+def server_rows(models: Sequence[ModelRow]) -> list[Row]:
+    """The adapters among what a server lists."""
+    return [Row(one_line(row.name, 80)) for row in models if row.parent]

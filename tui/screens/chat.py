@@ -24,7 +24,7 @@ from glmchat.tui.composer import Composer
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.face import WindowFace
 from glmchat.tui.link import EngineLink
-from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Opened, Ready, Resources, Weighed
+from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Names, Opened, Ready, Resources, Weighed
 from glmchat.tui.reading import Reading
 from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
@@ -226,6 +226,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_weighed(self, news: Weighed) -> None:
         self.face.show_weight(news)
+
+    def on_names(self, news: Names) -> None:
+        self.composer.names_read(news)
 
     # The prompt
 

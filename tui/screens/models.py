@@ -10,7 +10,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -24,18 +23,21 @@ from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
 from glmchat.tui import plans
+from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.model_rows import Row, all_rows
-from glmchat.tui.steady import SteadyScreen, error_text
+from glmchat.tui.steady import error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.key_line import KeyLine
 
 
-class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
+class ModelScreen(ListScreen[Installed | None]):
     """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
 
-    Everything that takes time runs in one worker thread; only `_Told` and `_Finished` come back from it. A plan is
-    shown before it is carried out, and Enter is the answer.
+    Everything that takes time runs in worker threads; only `Read`, `_Step` and `_Finished` come back from them. A plan
+    is shown before it is carried out, and Enter is the answer.
     """
+
+    LEAVING = ListScreen.LEAVING | {"f4"}
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f4,ctrl+q", "leave", show=False),
@@ -46,7 +48,7 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
         Binding("8", "quantise(8)", show=False),
     ]
 
-    class _Told(Message):
+    class _Step(Message):
         def __init__(self, line: str, share: float | None = None) -> None:
             super().__init__()
             self.line, self.share = line, share
@@ -81,8 +83,9 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
             yield KeyLine()
 
     def on_mount(self) -> None:
-        self._fill()
+        self.query_one("#panel").border_title = tr("Models on this machine")
         self.query_one(OptionList).focus()
+        self._read(tr("reading which models are here"))
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
@@ -92,10 +95,16 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
         palette: Palette = self.app.palette  # type: ignore[attr-defined]
         return palette
 
-    def _fill(self) -> None:
+    def _read(self, line: str, then: str = "") -> None:
+        """line: said meanwhile; then: said when the list stands."""
+        self._say(line)
+        self.read_list(all_rows, lambda rows: self._show_rows(rows, then))
+        self._keys()
+
+    def _show_rows(self, rows: list[Row], line: str) -> None:
         options = self.query_one(OptionList)
         chosen = self._chosen()
-        self._rows = all_rows()
+        self._rows = rows
         here = [row for row in self._rows if row.installed is not None]
         before = chosen.name if chosen else next((r.name for r in here if r.name == self._current), None)
         options.clear_options()
@@ -105,18 +114,23 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
             current = row.installed is not None and row.name == self._current
             options.add_option(Option(row.drawn(self.palette, current=current), id=str(number)))
         same = (n for n, row in enumerate(self._rows) if row.name == before)
-        if (kept := next(same, None)) is not None:
-            options.highlighted = options.get_option_index(str(kept))
+        if (number_before := next(same, None)) is not None:
+            options.highlighted = options.get_option_index(str(number_before))
         else:
             options.action_first()
         panel = self.query_one("#panel")
         panel.border_title = tr("Models on this machine") if here else tr("No model is here yet")
+        now = self._chosen()
+        self._at = now.name if now else ""
+        self._say(line)
         self._keys()
 
     def _keys(self) -> None:
         """What the keys do at this moment."""
         if self._working:
             words = tr("Esc stops it; what has arrived is kept")
+        elif self.reading:
+            words = tr("Esc closes")
         elif self._asked is not None:
             words = tr("Enter does it · Esc does not")
         elif (row := self._chosen()) is not None and row.installed is not None:
@@ -149,7 +163,7 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
 
     def on_option_list_option_selected(self) -> None:
         row = self._chosen()
-        if self._working or row is None:
+        if self._working or self.reading or row is None:
             return
         if self._asked is not None:
             plan, self._asked = self._asked, None
@@ -198,9 +212,9 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
     def action_unload(self) -> None:
         if self._unload is not None and self._current is not None and not self._working:
             self._unload()
-            self._say(tr("{name} is unloaded; its memory is free", name=self._current))
+            line = tr("{name} is unloaded; its memory is free", name=self._current)
             self._current = None
-            self._fill()
+            self._read(line, line)
 
     # Work
 
@@ -270,18 +284,18 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
         self._tell(" · ".join(facts), now.done / now.total if now.total else None)
 
     def _tell(self, line: str, share: float | None = None) -> None:
-        self.post_message(self._Told(line, share))
+        self.post_message(self._Step(line, share))
 
-    def on_model_screen__told(self, told: _Told) -> None:
+    def on_model_screen__step(self, step: _Step) -> None:
         if not self._working or self._cancelled:
             return
         text = Text()
-        if told.share is not None:
-            full = round(40 * min(1.0, told.share))
+        if step.share is not None:
+            full = round(40 * min(1.0, step.share))
             text.append("━" * full, self.palette.accented)
             text.append("━" * (40 - full), self.palette.faded)
-            text.append(f" {told.share:4.0%}\n", self.palette.strong)
-        self._say(text.append(told.line, self.palette.quiet))
+            text.append(f" {step.share:4.0%}\n", self.palette.strong)
+        self._say(text.append(step.line, self.palette.quiet))
 
     def on_model_screen__finished(self, done: _Finished) -> None:
         self._working = False
@@ -295,5 +309,4 @@ class ModelScreen(SteadyScreen, ModalScreen[Installed | None]):
             self._say(plans.draw_plan(done.plan, self.palette))
             self._keys()
         else:
-            self._fill()
-            self._say(done.line)
+            self._read(done.line, done.line)

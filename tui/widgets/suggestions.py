@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -11,13 +12,16 @@ from textual.message import Message
 from textual.widget import Widget
 
 from glmchat.chat.commands import table
-from glmchat.core.errors import GlmchatError
 from glmchat.core.text import one_line
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
 
+if TYPE_CHECKING:  # the store's rooms are loaded by the thread that reads it
+    from glmchat.chat.compare.columns import StoreNames
+
 _MOST = 7  # rows
 _NAMES = 40  # that are suggested at once
+_NAMING = ("model", "adapter", "compare")  # commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +94,29 @@ class Suggestions(Steady, Widget):
             self.post_message(self.Taken(self.offered[index]))
 
 
-def suggestions_for(text: str) -> list[Suggestion]:
-    """For a prompt that holds `text`; empty where nothing is to be completed."""
+def suggestions_for(text: str, names: StoreNames | None) -> list[Suggestion]:
+    """For a prompt that holds `text`; empty where nothing is to be completed. names: of the store, as last read."""
     commands = [
         Suggestion(f"/{c.name} " if c.argument else f"/{c.name}", f"/{c.name}", c.argument, table.summary(c))
         for c in table.completions(text)
     ]
-    return commands or _names(text)
+    return commands or (_names(text, names) if names is not None and wants_names(text) else [])
 
 
-def _names(text: str) -> list[Suggestion]:
-    """Names for the last word of `/model`, `/adapter` and `/compare`."""
+def wants_names(text: str) -> bool:
+    """Whether the last word is a name of the store: behind `/model`, `/adapter` and `/compare`."""
     if not text.startswith("/") or text.startswith("//") or "\n" in text or " " not in text:
-        return []
+        return False
     command = table.BY_NAME.get(text[1:].split(" ", 1)[0].lower())
-    if command is None or command.name not in ("model", "adapter", "compare"):
-        return []
-    from glmchat.chat.compare import columns
+    return command is not None and command.name in _NAMING
+
+
+def _names(text: str, names: StoreNames) -> list[Suggestion]:
+    from glmchat.chat.compare.columns import completions
 
     before, _, word = text.rpartition(" ")
-    try:
-        if command.name == "adapter":
-            words = [name[1:] for name in columns.completions(f"+{word}")]
-        else:
-            words = columns.completions(word)
-    except GlmchatError:  # a catalogue that cannot be read: the command itself says so
-        return []
+    if table.BY_NAME[text[1:].split(" ", 1)[0].lower()].name == "adapter":
+        words = [name[1:] for name in completions(f"+{word}", names)]
+    else:
+        words = completions(word, names)
     return [Suggestion(f"{before} {name}", one_line(name, 60)) for name in words[:_NAMES] if name != word]
