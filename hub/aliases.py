@@ -51,23 +51,23 @@ def set_alias(name: str, target: str) -> Reference:
 
 
 def remove_alias(name: str) -> None:
-    known = load()
-    if name not in known:
+    aliases = load()
+    if name not in aliases:
         raise Usage(
             tr("there is no alias {name}", name=repr(name)),
-            hint=tr("known: {names}", names=", ".join(sorted(known)) or tr("none")),
+            hint=tr("known: {names}", names=", ".join(sorted(aliases)) or tr("none")),
             code="alias.unknown",
         )
-    _write({k: v for k, v in known.items() if k != name})
+    _write({k: v for k, v in aliases.items() if k != name})
 
 
 def expand(reference: Reference) -> Reference:
     """What the reference means when its name is an alias; a revision or quantisation given with it stands."""
-    known = load()
-    for _ in range(len(known)):
-        if reference.name is None or reference.name not in known:
+    aliases = load()
+    for _ in range(len(aliases)):
+        if reference.name is None or reference.name not in aliases:
             break
-        target = parse(known[reference.name])
+        target = parse(aliases[reference.name])
         reference = replace(
             target,
             revision=reference.revision or target.revision,
@@ -80,9 +80,9 @@ def _file() -> Path:
     return locations.data_dir() / "aliases.json"
 
 
-def _write(known: dict[str, str]) -> None:
+def _write(aliases: dict[str, str]) -> None:
     locations.private_dir(locations.data_dir())
-    store.write_whole(_file(), manifests.as_bytes(json.dumps(known, ensure_ascii=False, indent=1)), mode=0o600)
+    store.write_whole(_file(), manifests.as_bytes(json.dumps(aliases, ensure_ascii=False, indent=1)), mode=0o600)
 
 
 def _damaged(path: Path, why: str) -> Damaged:

@@ -120,11 +120,11 @@ class Entry:
 
     def answers_to(self, revision: str) -> bool:
         """True if `revision` is this entry's label, or at least four digits of its commit's beginning."""
-        wanted = revision.lower()
-        if wanted == self.label.lower() or any(s.revision and wanted == s.revision.lower() for s in self.sources):
+        text = revision.lower()
+        if text == self.label.lower() or any(s.revision and text == s.revision.lower() for s in self.sources):
             return True
         commit = next((s.revision for s in self.sources if s.kind == "hf"), "")
-        return len(wanted) >= 4 and commit.startswith(wanted)
+        return len(text) >= 4 and commit.startswith(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +143,9 @@ class Catalogue:
         An `owner/repo` that is not listed is no error (a hub may know it), nor is an unlisted revision of a known one.
         Raises UnknownModel, with the nearest name, for a bare name that nobody knows.
         """
-        wanted = (reference.name or reference.repo or "").lower()
-        found = [e for e in self.entries if wanted in _words(e)] if wanted else []
-        name = next((e.name for e in found), None)
+        word = (reference.name or reference.repo or "").lower()
+        matches = [e for e in self.entries if word in _words(e)] if word else []
+        name = next((e.name for e in matches), None)
         candidates = [e for e in self.entries if e.name == name]
         if not candidates:
             if reference.name:
@@ -189,9 +189,9 @@ def load(user_file: Path | None = None) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         raise Usage(f"{path}: {error}", hint=tr("mend the file or move it away"), code="catalogue.broken") from None
     own = read(text, str(path))
-    kept = [e for e in entries if (e.name, e.label) not in {(o.name, o.label) for o in own}]
+    others = [e for e in entries if (e.name, e.label) not in {(o.name, o.label) for o in own}]
     own_defaults = {o.name for o in own}
-    merged = own + [_not_default(e) if e.name in own_defaults else e for e in kept]
+    merged = own + [_not_default(e) if e.name in own_defaults else e for e in others]
     return Catalogue(tuple(merged))
 
 
@@ -287,12 +287,12 @@ def _entry(raw: dict[str, Any], *, first: bool) -> Entry:
             raise _Wrong(str(error), str(error).partition(" ")[0], "source", index) from None
     files = []
     for index, item in enumerate(values.pop("file", [])):
-        known = _typed(item, _FILE_KEYS, ("path",), "file", index)
+        file = _typed(item, _FILE_KEYS, ("path",), "file", index)
         try:
-            safe_path(known["path"], source="models.toml")
+            safe_path(file["path"], source="models.toml")
         except Hostile as error:
             raise _Wrong(f"path is refused: {error}", "path", "file", index) from None
-        files.append(KnownFile(**known))
+        files.append(KnownFile(**file))
     licence = values.pop("licence", None)
     if licence is not None and (
         not licence.get("name")
@@ -329,8 +329,8 @@ def _broken(where: str, text: str, line: int, words: str) -> Usage:
 def _line_of_key(text: str, key: str, start: int = 0, stop: int | None = None) -> int:
     lines = text.splitlines()
     pattern = re.compile(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
-    found = next((i for i in range(start, stop or len(lines)) if pattern.match(lines[i])), start)
-    return found + 1
+    line = next((i for i in range(start, stop or len(lines)) if pattern.match(lines[i])), start)
+    return line + 1
 
 
 def _line(text: str, model: int, table: str, index: int, key: str) -> int:

@@ -14,14 +14,14 @@ from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord
 
 
-def details(row: Installed, known: Catalogue) -> dict[str, Any]:
+def details(row: Installed, entries: Catalogue) -> dict[str, Any]:
     """`files`, `memory`, `architecture` and `licence` of `glmchat show --json`.
 
     files: with hash and origin where a manifest has them, else what lies in the folder. memory: bytes of the weights
     alone, as they are ("none", "int4", "q4_1"…) and, for unquantised weights, in 16 bits, as int8 and as int4. The KV
     cache and the program come on top.
     """
-    entry, network = entry_of(row, known), describe(row.path)
+    entry, network = entry_of(row, entries), describe(row.path)
     return {
         "files": [asdict(f) for f in row.files or _files_in(row.path)] or None,
         "memory": _memory(row, entry, network),
@@ -30,17 +30,17 @@ def details(row: Installed, known: Catalogue) -> dict[str, Any]:
     }
 
 
-def entry_of(row: Installed, known: Catalogue) -> Entry | None:
+def entry_of(row: Installed, entries: Catalogue) -> Entry | None:
     """The catalogue's entry behind a row; for a quantised copy that of its base."""
-    if row.repo and row.revision and (entry := known.of_repo(row.repo, row.revision)):
+    if row.repo and row.revision and (entry := entries.of_repo(row.repo, row.revision)):
         return entry
     names = {row.name, row.base}
-    return next((e for e in known if e.reference in names), None)
+    return next((e for e in entries if e.reference in names), None)
 
 
 def _files_in(folder: Path) -> list[FileRecord]:
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [FileRecord(p.name, p.stat().st_size) for p in found if p.is_file() and not p.name.startswith(".")]
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [FileRecord(p.name, p.stat().st_size) for p in paths if p.is_file() and not p.name.startswith(".")]
 
 
 def _memory(row: Installed, entry: Entry | None, network: Architecture | None) -> dict[str, int] | None:
@@ -54,8 +54,8 @@ def _memory(row: Installed, entry: Entry | None, network: Architecture | None) -
     if network is not None and network.memory is not None:
         return {"none": weights, **network.memory}
     config, spec = config_at(row.path), spec_at(row.path)
-    known = entry.parameters if entry else None
-    counted = counted_spec(spec, config, weights) if known is None else guess_spec(spec, config, known)
+    parameters = entry.parameters if entry else None
+    counted = counted_spec(spec, config, weights) if parameters is None else guess_spec(spec, config, parameters)
     return {"none": weights, **(memory_of(counted) or {})}
 
 

@@ -116,8 +116,8 @@ class _Run:
     def progress(self) -> Progress:
         states = [self.states[same] for same in self._same_as]
         files = tuple(
-            FileProgress(wanted.path, state.done, state.total, state.state, state.host)
-            for wanted, state in zip(self.files, states, strict=True)
+            FileProgress(file.path, state.done, state.total, state.state, state.host)
+            for file, state in zip(self.files, states, strict=True)
         )
         done = sum(one.done for one in files)
         totals = [one.total for one in files]

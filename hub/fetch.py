@@ -169,11 +169,11 @@ def _understand(
         _verdict(response, candidate)
     start, total = 0, _number(headers.get("content-length"))
     if status == 206:
-        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("content-range", "").strip())
-        if not found:
+        match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("content-range", "").strip())
+        if not match:
             raise Refused(tr("answers with a piece and does not say which"), "wrong")
-        start = int(found.group(1))
-        total = None if found.group(3) == "*" else int(found.group(3))
+        start = int(match.group(1))
+        total = None if match.group(3) == "*" else int(match.group(3))
         if start > offset:
             raise Refused(
                 tr("sends bytes from {start} when asked for those from {offset}", start=start, offset=offset), "wrong"
@@ -245,8 +245,8 @@ def _straight(response: httpx2.Response, length: int, url: str) -> Iterator[byte
 def _verdict(response: httpx2.Response, candidate: Candidate) -> None:
     """Every status but 200, 206 and 416. Always raises."""
     status = response.status_code
-    said = one_line(response.headers.get("x-error-message", ""), 120)
-    words = tr("answered {status}", status=status) + (f" ({said})" if said else "")
+    reason = one_line(response.headers.get("x-error-message", ""), 120)
+    words = tr("answered {status}", status=status) + (f" ({reason})" if reason else "")
     if status in (408, 425, 429) or status >= 500:
         raise Broken(words, retry_after=retry_after(response.headers.get("retry-after")))
     if status in (401, 403):
@@ -283,8 +283,8 @@ def _number(text: str | None) -> int | None:
 
 
 def _unsatisfied_total(content_range: str | None) -> int | None:
-    found = re.fullmatch(r"bytes \*/(\d{1,18})", (content_range or "").strip())
-    return int(found.group(1)) if found else None
+    match = re.fullmatch(r"bytes \*/(\d{1,18})", (content_range or "").strip())
+    return int(match.group(1)) if match else None
 
 
 @contextlib.contextmanager

@@ -69,12 +69,12 @@ def read_remote(folder: Path) -> Remote | None:
     remotes: dict[str, str] = {}
     section = ""
     for line in config.splitlines():
-        if found := re.fullmatch(r'\s*\[\s*remote\s+"([^"]*)"\s*\]\s*', line):
-            section = found.group(1)
+        if match := re.fullmatch(r'\s*\[\s*remote\s+"([^"]*)"\s*\]\s*', line):
+            section = match.group(1)
         elif re.match(r"\s*\[", line):
             section = ""
-        elif section and (found := re.fullmatch(r"\s*url\s*=\s*(\S+)\s*", line)):
-            remotes.setdefault(section, found.group(1))
+        elif section and (match := re.fullmatch(r"\s*url\s*=\s*(\S+)\s*", line)):
+            remotes.setdefault(section, match.group(1))
     address = remotes.get("origin") or next(iter(remotes.values()), "")
     url = web_address(address)
     return Remote(url, _head(git)) if url else None
@@ -89,8 +89,8 @@ def objects_folder(folder: Path) -> Path | None:
 def web_address(remote: str) -> str | None:
     """`git@host:owner/name.git`, `ssh://…` and `https://user:token@host/…` as a plain https (or http) address."""
     ssh = r"ssh://(?:[\w.-]+@)?([\w.-]+)(?::\d+)?/([\w./-]+)|[\w.-]+@([\w.-]+):([\w./-]+)"
-    if found := re.fullmatch(ssh, remote):
-        host, path = found.group(1) or found.group(3), found.group(2) or found.group(4)
+    if match := re.fullmatch(ssh, remote):
+        host, path = match.group(1) or match.group(3), match.group(2) or match.group(4)
         return f"https://{host}/{path.strip('/').removesuffix('.git')}"
     try:
         parts = urlsplit(remote)
@@ -107,12 +107,12 @@ def ask_batch(
     """(oid -> where it is served, what went wrong): one request for all objects. Never raises for the network."""
     import httpx2
 
-    wanted = list({one.oid: one for one in pointers}.values())
+    distinct = list({one.oid: one for one in pointers}.values())
     body = {
         "operation": "download",
         "transfers": ["basic"],
         "hash_algo": "sha256",
-        "objects": [{"oid": one.oid, "size": one.size} for one in wanted],
+        "objects": [{"oid": one.oid, "size": one.size} for one in distinct],
     }
     try:
         with make_client(timeout=15.0, follow_redirects=True) as client:
@@ -120,14 +120,14 @@ def ask_batch(
         if answer.status_code != 200:
             return {}, f"{host_of(url)} answered {answer.status_code}"
         objects = answer.json()["objects"]
-        found = {one.oid: candidate for one in wanted if (candidate := _download(one, objects)) is not None}
+        candidates = {one.oid: candidate for one in distinct if (candidate := _download(one, objects)) is not None}
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return {}, network_error(error, url).message
     except GlmchatError as error:
         return {}, error.message
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}, f"{host_of(url)} does not speak the LFS batch API"
-    return found, None
+    return candidates, None
 
 
 def _download(pointer: Pointer, objects: Any) -> Candidate | None:
@@ -144,8 +144,8 @@ def _git_folder(folder: Path) -> Path | None:
     git = folder / ".git"
     if git.is_dir():
         return git
-    if found := re.fullmatch(r"gitdir: (.+)\n?", _text(git)):
-        target = (folder / found.group(1)).resolve()
+    if match := re.fullmatch(r"gitdir: (.+)\n?", _text(git)):
+        target = (folder / match.group(1)).resolve()
         return target if target.is_dir() else None
     return None
 

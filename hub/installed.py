@@ -113,16 +113,16 @@ def quant_of_folder(folder: Path) -> str:
     return "none" if quant in ("f16", "bf16", "f32") else quant
 
 
-def row_of_manifest(manifest: Manifest, known: Catalogue) -> Installed:
+def row_of_manifest(manifest: Manifest, entries: Catalogue) -> Installed:
     """The row of what was pulled or registered. Of size 0 if none of its bytes is here, whole or half."""
     sizes = [_size(manifest.root / f.path) for f in manifest.files]
     whole = bool(sizes) and all(size == f.size for size, f in zip(sizes, manifest.files, strict=True))
     on_disk = sum(size for size in sizes if size is not None)
     if not whole and manifest.source in ("hf", "modelscope") and manifest.repo:
         on_disk += sum(_half(manifest.repo, f) for f, size in zip(manifest.files, sizes, strict=True) if size is None)
-    entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
+    entry = entries.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
     return Installed(
-        name=manifest_name(manifest, known),
+        name=manifest_name(manifest, entries),
         kind=manifest.kind,
         path=engine_path(manifest.root, [f.path for f in manifest.files]),
         repo=manifest.repo,
@@ -139,9 +139,9 @@ def row_of_manifest(manifest: Manifest, known: Catalogue) -> Installed:
     )
 
 
-def manifest_name(manifest: Manifest, known: Catalogue) -> str:
+def manifest_name(manifest: Manifest, entries: Catalogue) -> str:
     """The name of its row: the catalogue's, where the catalogue knows the revision."""
-    entry = known.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
+    entry = entries.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
     return entry.reference if entry and manifest.source != "path" else manifest.name
 
 
@@ -191,14 +191,14 @@ def row_of_entry(entry: Entry, source: str, folder: Path) -> Installed | None:
     )
 
 
-def row_of_snapshot(folder: Path, known: Catalogue) -> Installed | None:
+def row_of_snapshot(folder: Path, entries: Catalogue) -> Installed | None:
     """A snapshot in the Hugging Face cache, whoever put it there; None if it holds no model. Raises PermissionError."""
     repo = snapshot_repo(folder)
     names = sorted(_inside(folder))
     weights = [n for n in names if selection.is_weights(n)]
     if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
         return None
-    entry = known.of_repo(repo, folder.name)
+    entry = entries.of_repo(repo, folder.name)
     config = small_json(folder / "config.json")
     needed = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
     whole = all(n in names for n in needed) and not selection.missing_shards(weights)

@@ -41,9 +41,9 @@ def lock(rows: Sequence[Installed]) -> tuple[dict[str, Any], list[str]]:
     """The content of a lock file for these models and adapters, and the names of those that cannot be had elsewhere."""
     content: dict[str, Any] = {"format": FORMAT, "models": [], "adapters": []}
     left_out = []
-    known = catalogue.load()
+    entries = catalogue.load()
     for row in rows:
-        source = _source(row, known)
+        source = _source(row, entries)
         hashed = all(f.sha256 or f.git_blob for f in row.files)
         if source is None or not row.files or not hashed or not row.complete:
             left_out.append(row.name)
@@ -81,15 +81,15 @@ def read_lock(path: Path) -> Locked:
         raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
     try:
         models = tuple(_entry(raw) for raw in data["models"])
-        found = tuple(_adapter(raw) for raw in data.get("adapters", ()))
+        adapter_entries = tuple(_adapter(raw) for raw in data.get("adapters", ()))
     except (Hostile, Usage):
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = tr("something in it is missing or wrong: {what}", what=one_line(repr(error), 80))
         raise _broken(path, why) from None
-    for entry in (*models, *(adapter.entry for adapter in found)):
+    for entry in (*models, *(adapter.entry for adapter in adapter_entries)):
         check_listing((f.path for f in entry.files), source=str(path))
-    return Locked(models, found)
+    return Locked(models, adapter_entries)
 
 
 def plan_locked(entry: Entry, options: PullOptions) -> PullPlan:
@@ -97,13 +97,13 @@ def plan_locked(entry: Entry, options: PullOptions) -> PullPlan:
     return plan_entry(entry, options)
 
 
-def _source(row: Installed, known: catalogue.Catalogue) -> Source | None:
+def _source(row: Installed, entries: catalogue.Catalogue) -> Source | None:
     if row.kind == "adapter":
         if not row.repo or not is_commit(row.revision or "") or adapters.facts_of(row).get("extracted"):
             return None
         return Source("hf", row.repo, row.revision or "")
     if row.source == "pypi":
-        entry = next((e for e in known if e.reference == row.name), None)
+        entry = next((e for e in entries if e.reference == row.name), None)
         return next((s for s in entry.sources if s.kind == "pypi"), None) if entry else None
     if row.source in ("hf", "path") and row.repo and row.revision and is_commit(row.revision):
         return Source("hf", row.repo, row.revision)

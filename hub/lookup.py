@@ -80,9 +80,9 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
     if reference.path is not None:
         row = _at_path(reference.path)
         return _copy_of(row, reference.quant) if reference.quant else row
-    known = catalogue.load()
-    entry, is_known = _entry(reference, known)
-    places = _places(known)
+    entries = catalogue.load()
+    entry, is_known = _entry(reference, entries)
+    places = _places(entries)
     rows = _rows(places, lambda place: _may_mean(reference, place, entry))
     names = {row.name for row in rows}
     if reference.quant and any(place.base in names for place in places):
@@ -91,7 +91,7 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
     if exact := next((r for r in rows if r.name.lower() == str(reference).lower()), None):
         return exact
     if not is_known and not any(_is_local(reference, row) for row in rows):
-        _refuse_unknown(reference.name or "", known, incomplete=incomplete)
+        _refuse_unknown(reference.name or "", entries, incomplete=incomplete)
     return _pick(reference, rows, entry)
 
 
@@ -129,32 +129,32 @@ def _marker() -> Path:
 # Places and rows
 
 
-def _places(known: Catalogue) -> list[_Place]:
+def _places(entries: Catalogue) -> list[_Place]:
     """Every place that may hold a row; of two that hold the same, the first counts."""
     records = manifests.read_all()
     return [
-        *(_manifest_place(record, known) for record in records),
+        *(_manifest_place(record, entries) for record in records),
         *_made_places(),
-        *_source_places(known, {record.root for record in records}),
-        *_snapshot_places(known, {record.root for record in records}),
+        *_source_places(entries, {record.root for record in records}),
+        *_snapshot_places(entries, {record.root for record in records}),
         *_adapter_places(),
     ]
 
 
-def _manifest_place(record: Manifest, known: Catalogue) -> _Place:
+def _manifest_place(record: Manifest, entries: Catalogue) -> _Place:
     return _Place(
-        name=installed.manifest_name(record, known),
+        name=installed.manifest_name(record, entries),
         root=record.root,
         path=installed.engine_path(record.root, [f.path for f in record.files]),
-        look=partial(_manifest_row, record, known),
+        look=partial(_manifest_row, record, entries),
         repo=record.repo,
         revision=record.revision,
         base=record.base,
     )
 
 
-def _manifest_row(record: Manifest, known: Catalogue) -> Installed | None:
-    row = installed.row_of_manifest(record, known)
+def _manifest_row(record: Manifest, entries: Catalogue) -> Installed | None:
+    row = installed.row_of_manifest(record, entries)
     return row if row.size_bytes else None  # none of its bytes is here, whole or half
 
 
@@ -168,11 +168,11 @@ def _made_places() -> list[_Place]:
     return places
 
 
-def _source_places(known: Catalogue, roots: set[Path]) -> list[_Place]:
+def _source_places(entries: Catalogue, roots: set[Path]) -> list[_Place]:
     """Models without a manifest in folders that the catalogue tells: where `pull` puts the file of a package (it may
     have been put there by hand), and the folders that a user's models.toml names as a source."""
-    folders = [(e, s.kind, locations.models_dir() / e.name) for e in known for s in e.sources if s.kind == "pypi"]
-    folders += [(e, s.kind, Path(s.repo).expanduser()) for e in known for s in e.sources if s.kind == "path"]
+    folders = [(e, s.kind, locations.models_dir() / e.name) for e in entries for s in e.sources if s.kind == "pypi"]
+    folders += [(e, s.kind, Path(s.repo).expanduser()) for e in entries for s in e.sources if s.kind == "path"]
     places = []
     for entry, kind, folder in folders:
         if entry.files and folder not in roots:
@@ -182,22 +182,22 @@ def _source_places(known: Catalogue, roots: set[Path]) -> list[_Place]:
     return places
 
 
-def _snapshot_places(known: Catalogue, roots: set[Path]) -> list[_Place]:
+def _snapshot_places(entries: Catalogue, roots: set[Path]) -> list[_Place]:
     """Snapshots in the Hugging Face cache without a manifest, whoever put them there."""
     cache = locations.hf_cache()
     places = []
     for folder in sorted(cache.glob("models--*/snapshots/*")) if cache.is_dir() else []:
         if folder not in roots:
             repo = installed.snapshot_repo(folder)
-            entry = known.of_repo(repo, folder.name)
-            look = partial(_snapshot_row, folder, known, roots)
+            entry = entries.of_repo(repo, folder.name)
+            look = partial(_snapshot_row, folder, entries, roots)
             places.append(_Place(entry.reference if entry else repo, folder, folder, look, repo, folder.name))
     return places
 
 
-def _snapshot_row(folder: Path, known: Catalogue, roots: set[Path]) -> Installed | None:
+def _snapshot_row(folder: Path, entries: Catalogue, roots: set[Path]) -> Installed | None:
     try:
-        row = installed.row_of_snapshot(folder, known)
+        row = installed.row_of_snapshot(folder, entries)
     except PermissionError:  # a cache that several users share: what we may not read is not there for us
         return None
     return None if row is None or row.path in roots or row.path.parent in roots else row
@@ -227,10 +227,10 @@ def _stem(name: str) -> str:
 # References
 
 
-def _entry(reference: Reference, known: Catalogue) -> tuple[Entry | None, bool]:
+def _entry(reference: Reference, entries: Catalogue) -> tuple[Entry | None, bool]:
     """The catalogue's entry, and whether the catalogue knows the name; a repository may be known to a hub alone."""
     try:
-        return known.find(reference.base), True
+        return entries.find(reference.base), True
     except UnknownModel:
         return None, False
 
@@ -260,7 +260,7 @@ def _pick(reference: Reference, rows: Sequence[Installed], entry: Entry | None) 
     return next((r for r in fits if r.kind == "model"), fits[0] if fits else None)
 
 
-def _refuse_unknown(name: str, known: Catalogue, *, incomplete: bool) -> NoReturn:
+def _refuse_unknown(name: str, entries: Catalogue, *, incomplete: bool) -> NoReturn:
     """Raises UnknownModel: it is an adapter, or nobody knows it; then it names the nearest of all that are here."""
     if any(row.kind == "adapter" and row.name == name for row in by_name(name)):
         raise UnknownModel(
@@ -269,7 +269,7 @@ def _refuse_unknown(name: str, known: Catalogue, *, incomplete: bool) -> NoRetur
             code="model.adapter",
         )
     here = [r.name for r in list_installed() if r.kind != "adapter" and (r.complete or incomplete)]
-    raise known.unknown(name, also=[*here, *aliases.load()])
+    raise entries.unknown(name, also=[*here, *aliases.load()])
 
 
 def _is_local(reference: Reference, row: Installed) -> bool:
@@ -299,11 +299,11 @@ def _made_from(row: Installed, fits: Sequence[Installed], entry: Entry | None) -
     return (entry is not None and _based_on(row, entry)) or any(row.base == f.name for f in fits)
 
 
-def _at_revision(row: Installed, wanted: str) -> bool:
-    revision = row.revision or ""
-    if len(wanted) >= 4 and revision.startswith(wanted.lower()):
+def _at_revision(row: Installed, revision: str) -> bool:
+    commit = row.revision or ""
+    if len(revision) >= 4 and commit.startswith(revision.lower()):
         return True
-    return row.repo is not None and store.ref(row.repo, wanted) == revision
+    return row.repo is not None and store.ref(row.repo, revision) == commit
 
 
 def _at_path(path: Path) -> Installed:

@@ -165,20 +165,20 @@ def execute_mirror(
         raise store.disk_error(error, repo) from None
     _write_marker(plan.directory)
     with store.alone(repo, cancelled):
-        wanted = _wanted(plan, repo)
-        got = download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=concurrency)
-        snapshot = _snapshot(plan, repo, wanted, got)
+        requests = _requests(plan, repo)
+        got = download(requests, on_progress=on_progress, cancelled=cancelled, concurrency=concurrency)
+        snapshot = _snapshot(plan, repo, requests, got)
         _write_listing(repo, snapshot)
         _write_refs(repo, plan)
         _tidy(repo / ".partial")
     return snapshot
 
 
-def _wanted(plan: MirrorPlan, repo: Path) -> list[FileRequest]:
+def _requests(plan: MirrorPlan, repo: Path) -> list[FileRequest]:
     """The pull's own questions with other destinations, and with this machine's copies as first candidates."""
     from_hubs = {one.path: one for one in file_requests(plan.pull, check=True)}
     twins = _same_content(plan, repo)
-    wanted = []
+    requests = []
     for file in plan.files:
         destination = repo / plan.commit / file.path
         if file.sha256 in twins and not destination.exists():
@@ -189,7 +189,7 @@ def _wanted(plan: MirrorPlan, repo: Path) -> list[FileRequest]:
             "copy": file.local,
         }.get(file.state)
         first = (Candidate(local.absolute().as_uri(), label=tr("this machine")),) if local is not None else ()
-        wanted.append(
+        requests.append(
             replace(
                 from_hubs[file.path],
                 destination=destination,
@@ -197,19 +197,19 @@ def _wanted(plan: MirrorPlan, repo: Path) -> list[FileRequest]:
                 candidates=(*first, *from_hubs[file.path].candidates),
             )
         )
-    return wanted
+    return requests
 
 
 def _same_content(plan: MirrorPlan, repo: Path) -> dict[str | None, Path]:
     """sha256 -> the file in another commit of this repository in the mirror."""
     mirror = MirrorFolder(plan.directory)
-    found: dict[str | None, Path] = {}
+    paths: dict[str | None, Path] = {}
     for commit in mirror.commits(plan.repo):
         if commit != plan.commit:
             for file in mirror.snapshot(plan.repo, commit).files:
                 if file.size > 0:
-                    found[file.sha256] = repo / commit / file.path
-    return found
+                    paths[file.sha256] = repo / commit / file.path
+    return paths
 
 
 def _link(existing: Path, destination: Path) -> None:
@@ -222,13 +222,13 @@ def _link(existing: Path, destination: Path) -> None:
         return
 
 
-def _snapshot(plan: MirrorPlan, repo: Path, wanted: Sequence[FileRequest], got: Iterable[FetchedFile]) -> Snapshot:
+def _snapshot(plan: MirrorPlan, repo: Path, requests: Sequence[FileRequest], got: Iterable[FetchedFile]) -> Snapshot:
     files: dict[str, MirrorFile] = {}
     mirror = MirrorFolder(plan.directory)
     if plan.commit in mirror.commits(plan.repo):  # an earlier run took other files of the same commit
         files = {file.path: file for file in mirror.snapshot(plan.repo, plan.commit).files}
     lfs = {file.path: file.git_blob is None for file in plan.files}
-    for want, one in zip(wanted, got, strict=True):
+    for want, one in zip(requests, got, strict=True):
         blob = pointer_blob(one.sha256, one.size) if lfs[one.path] else git_blob_of(want.destination)
         files[one.path] = MirrorFile(one.path, one.size, one.sha256, blob, lfs[one.path])
     sources = ", ".join(place.label for place in plan.pull.places)
@@ -296,12 +296,12 @@ def _hub_names(pull: PullPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _pointing(data: Any, key: str, commit: str) -> tuple[str, ...]:
     items = data.get(key) if isinstance(data, Mapping) else None
-    found = []
+    branches = []
     for item in items if isinstance(items, list) else []:
         name = item.get("name") if isinstance(item, Mapping) else None
         if isinstance(name, str) and item.get("targetCommit") == commit and re.fullmatch(r"[\w][\w./+-]{0,199}", name):
-            found.append(name)
-    return tuple(found[:100])
+            branches.append(name)
+    return tuple(branches[:100])
 
 
 def _made_up_commit(pull: PullPlan) -> str:

@@ -93,12 +93,12 @@ class MirrorFolder:
 
     def repos(self) -> list[str]:
         """Names of all repositories with at least one complete commit."""
-        found = []
+        names = []
         for folder in sorted(self.root.iterdir()):
             name = folder.name.replace("--", "/", 1)
             if folder.is_dir() and _is_repo(name) and self.commits(name):
-                found.append(name)
-        return found
+                names.append(name)
+        return names
 
     def find(self, repo: str) -> str | None:
         """The name under which `repo` is here, upper and lower case aside."""
@@ -131,8 +131,8 @@ class MirrorFolder:
         if revision is None:
             return branches.get("main") or branches.get("master") or (commits[0] if len(commits) == 1 else None)
         name = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-        if found := branches.get(name) or tags.get(name):
-            return found
+        if tip := branches.get(name) or tags.get(name):
+            return tip
         started = [commit for commit in commits if len(revision) >= 7 and commit.startswith(revision)]
         return started[0] if len(started) == 1 else None
 

@@ -99,10 +99,10 @@ class MirrorProtocol:
         if what == "refs":
             branches, tags = self._mirror.refs(name)
             return _json({"branches": _refs(branches, "heads"), "tags": _refs(tags, "tags"), "converts": []})
-        found = self._snapshot(name, rest[0] if rest else "main")
-        if found is None:
+        contents = self._snapshot(name, rest[0] if rest else "main")
+        if contents is None:
             return _no_revision(name, rest[0] if rest else "main")
-        snapshot, files = found
+        snapshot, files = contents
         if what == "tree":
             return _tree(snapshot, "/".join(rest[1:]).strip("/"), _is_true(query.get("recursive")))
         if what == "paths-info":
@@ -131,10 +131,10 @@ class MirrorProtocol:
         name = self._mirror.find(repo)
         if name is None:
             return _no_repo(repo)
-        found = self._snapshot(name, revision)
-        if found is None:
+        contents = self._snapshot(name, revision)
+        if contents is None:
             return _no_revision(name, revision)
-        snapshot, files = found
+        snapshot, files = contents
         file = files.get(safe_path("/".join(path), source="the request"))
         commit = {"X-Repo-Commit": snapshot.commit}
         if file is None:
@@ -201,13 +201,13 @@ def _tree(snapshot: Snapshot, folder: str, recursive: bool) -> HttpAnswer:
 
 
 def _paths_info(paths: list[str], files: Mapping[str, MirrorFile]) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for path in paths:
         if path in files:
-            found.append(_entry(files[path]))
+            entries.append(_entry(files[path]))
         elif any(name.startswith(f"{path.strip('/')}/") for name in files):
-            found.append(_directory(path.strip("/")))
-    return found
+            entries.append(_directory(path.strip("/")))
+    return entries
 
 
 def _asked_paths(headers: Mapping[str, str], body: bytes) -> list[str]:

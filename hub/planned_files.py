@@ -31,22 +31,22 @@ class PlannedFile:
         return max((self.size or 0) - self.have, 0) if self.state in ("partial", "missing") else 0
 
 
-def file_state(repo: str, commit: str, known: KnownFile, sources: tuple[Source, ...]) -> PlannedFile:
+def file_state(repo: str, commit: str, file: KnownFile, sources: tuple[Source, ...]) -> PlannedFile:
     """The file as it stands in the Hugging Face cache, or elsewhere on this machine."""
-    etag = known.etag or made_up_etag(repo, commit, known.path)
-    planned = PlannedFile(known.path, known.size, known.sha256, known.git_blob, etag, "missing")
+    etag = file.etag or made_up_etag(repo, commit, file.path)
+    planned = PlannedFile(file.path, file.size, file.sha256, file.git_blob, etag, "missing")
     blob_size = size_of(store.blob(repo, etag))
-    linked = size_of(store.snapshot(repo, commit) / known.path)
-    if known.size is None:
+    linked = size_of(store.snapshot(repo, commit) / file.path)
+    if file.size is None:
         return replace(planned, state="here" if linked is not None else "missing", size=linked)
-    if linked == known.size:
+    if linked == file.size:
         return replace(planned, state="here")
-    if blob_size == known.size:
+    if blob_size == file.size:
         return replace(planned, state="linked")
-    if local := elsewhere(repo, known, sources):
+    if local := elsewhere(repo, file, sources):
         return replace(planned, state="copy", local=local)
     if have := size_of(store.partial(repo, etag)):
-        return replace(planned, state="partial", have=min(have, known.size))
+        return replace(planned, state="partial", have=min(have, file.size))
     return planned
 
 

@@ -137,7 +137,7 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
     old = [m for m in manifests.read_all() if m.root == plan.root]
     before = {f.path: f for m in old for f in m.files}
     asked = {f.path for f in plan.files}
-    kept = next((m for m in old if m.complete and plan.done and asked <= {f.path for f in m.files}), None)
+    whole = next((m for m in old if m.complete and plan.done and asked <= {f.path for f in m.files}), None)
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,10 +146,12 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
     if not plan.done or check:
         manifests.write(draft)
     plan = replace(plan, files=tuple(_reused(plan, f, cancelled) for f in plan.files))
-    wanted = file_requests(plan, check=check)
+    requests = file_requests(plan, check=check)
     got = {}
-    if wanted:
-        received = download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
+    if requests:
+        received = download(
+            requests, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads
+        )
         got = {g.path: g for g in received}
     if plan.source == "hf":
         for file in plan.files:
@@ -158,9 +160,9 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
         if plan.ref:
             store.write_ref(plan.repo, plan.ref, plan.revision)
     manifest = _manifest(plan, got, before, complete=True)
-    if kept is not None and not check:
+    if whole is not None and not check:
         # Nothing came, so who served what and when stays. `owner/repo` is a better name than one with a commit.
-        manifest = replace(kept, name=min(kept.name, manifest.name, key=len))
+        manifest = replace(whole, name=min(whole.name, manifest.name, key=len))
     manifests.write(manifest)
     return manifest
 

@@ -94,14 +94,14 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
             hint=tr("--into names the folder of a model that was cloned without git-lfs"),
             code="lfs.no_folder",
         )
-    found = list(find_pointers(folder))
+    pointers = list(find_pointers(folder))
     plan = IntoPlan(folder, (), store.free_bytes(folder))
-    if not found:
+    if not pointers:
         return plan
     remote = read_remote(folder)
-    candidates = {path: _local(folder, pointer) for path, pointer in found}
+    candidates = {path: _local(folder, pointer) for path, pointer in pointers}
     problems: list[str] = []
-    left = [(path, pointer) for path, pointer in found if not candidates[path]]
+    left = [(path, pointer) for path, pointer in pointers if not candidates[path]]
     homes = _homes(reference, [pointer for _, pointer in left], remote, explicit) if left else []
     key = token() if left and any(p.sends_token for home in homes for p in home.places) else None
     for home in homes:
@@ -114,14 +114,14 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
             problems += [problem] if problem and problem not in problems else []
             for path, pointer in left:
                 candidates[path] += [served[pointer.oid]] if pointer.oid in served else []
-    if lost := [path for path, _ in found if not candidates[path]]:
+    if lost := [path for path, _ in pointers if not candidates[path]]:
         raise Usage(
             tr("nobody is known to have {path}", path=one_line(lost[0]))
             + ("; " + "; ".join(problems[:2]) if problems else ""),
             hint=tr("name the model: glmchat pull NAME --into {path}", path=one_line(str(folder))),
             code="lfs.no_source",
         )
-    files = tuple(PointerFile(path, pointer, tuple(candidates[path])) for path, pointer in found)
+    files = tuple(PointerFile(path, pointer, tuple(candidates[path])) for path, pointer in pointers)
     return replace(plan, files=files, problems=tuple(problems))
 
 
@@ -134,10 +134,10 @@ def execute_into(
     Raises DoesNotFit before the first byte, and what `download` raises.
     """
     store.require_space(plan.bytes_total, plan.folder)
-    wanted = []
+    requests = []
     for file in plan.files:
         place = plan.folder / file.path
-        wanted.append(
+        requests.append(
             FileRequest(
                 path=file.path,
                 destination=place,
@@ -147,7 +147,7 @@ def execute_into(
                 sha256=file.pointer.oid,
             )
         )
-    return download(wanted, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
+    return download(requests, on_progress=on_progress, cancelled=cancelled, concurrency=load_settings().downloads)
 
 
 def _local(folder: Path, pointer: Pointer) -> list[Candidate]:
@@ -167,9 +167,9 @@ def _homes(
     """Repositories to ask, most certain first."""
     places = tuple(p for p in endpoints(explicit, load_settings().endpoints) if p.kind != "modelscope")
     homes: list[_Home] = []
-    known = catalogue.load()
+    entries = catalogue.load()
     if reference is not None and reference.path is None:
-        entry = known.find(reference)
+        entry = entries.find(reference)
         repo = reference.repo or (entry.repo if entry else None)
         if repo is None:
             raise Usage(
@@ -180,7 +180,7 @@ def _homes(
         revision = entry.revision if entry and entry.repo == repo else reference.revision
         homes.append(_Home(repo, revision or (remote.commit if remote else None) or "main", places))
     for pointer in pointers:
-        for entry, _ in known.owners_of(pointer.oid):
+        for entry, _ in entries.owners_of(pointer.oid):
             if entry.repo and entry.revision:
                 homes.append(_Home(entry.repo, entry.revision, places))
     if remote is not None and (remote.is_hub or explicit):
@@ -194,23 +194,23 @@ def _served(home: _Home, path: str, pointer: Pointer, key: str | None) -> list[C
         (entry.repo, entry.revision): file.path for entry, file in catalogue.load().owners_of(pointer.oid) if entry.repo
     }
     name = by_hash.get((home.repo, home.revision), path)
-    found = []
+    candidates = []
     for place in home.places:
         if place.kind == "folder":
-            found.append(folder_candidate(place, home.repo, home.revision, name))
+            candidates.append(folder_candidate(place, home.repo, home.revision, name))
         else:
             headers = {"Authorization": f"Bearer {key}"} if place.sends_token and key else {}
-            found.append(Candidate(place.url(home.repo, home.revision, name), headers, label=place.label))
-    return found
+            candidates.append(Candidate(place.url(home.repo, home.revision, name), headers, label=place.label))
+    return candidates
 
 
 def _batches(homes: Sequence[_Home], remote: Remote | None) -> list[tuple[str, bool]]:
     """(address of a batch API, may it have the token): of each repository on each hub, and of the clone's remote."""
-    found: dict[str, bool] = {}
+    addresses: dict[str, bool] = {}
     for home in homes:
         for place in home.places:
             if place.kind == "hf":
-                found[f"{place.address}/{home.repo}.git/info/lfs/objects/batch"] = place.sends_token
+                addresses[f"{place.address}/{home.repo}.git/info/lfs/objects/batch"] = place.sends_token
     if remote is not None:
-        found.setdefault(remote.batch_url, remote.is_hub and remote.url.startswith("https://"))
-    return list(found.items())
+        addresses.setdefault(remote.batch_url, remote.is_hub and remote.url.startswith("https://"))
+    return list(addresses.items())

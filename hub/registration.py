@@ -43,17 +43,17 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     records = tuple(_record(root, n, on_bytes, cancelled) for n in names)
     entry = _recognised(records)
     made = manifests.read(root / manifests.BESIDE, root=root)  # a quantised copy of ours, brought from elsewhere
-    known = entry or made
+    origin = entry or made
     config = small_json(root / "config.json")
     manifest = Manifest(
         name=name or (entry.reference if entry else _free_name(path)),
         kind=made.kind if made else "model",
         source="path",
         root=root,
-        repo=known.repo if known else None,
-        revision=known.revision if known else None,
-        family=known.family if known else installed.family_of(config),
-        quant=known.quant if known else installed.quant_of_folder(root),
+        repo=origin.repo if origin else None,
+        revision=origin.revision if origin else None,
+        family=origin.family if origin else installed.family_of(config),
+        quant=origin.quant if origin else installed.quant_of_folder(root),
         base=made.base if made else None,
         asked=str(path),
         date=store.now(),
@@ -98,7 +98,7 @@ def _contents(path: Path) -> tuple[Path, list[str]]:
             code="add.path",
         )
     there = sorted(p.name for p in path.iterdir() if p.is_file())
-    known = [catalogue.KnownFile(n) for n in there]
+    files = [catalogue.KnownFile(n) for n in there]
     weights = [n for n in there if selection.is_weights(n)]
     if not weights or not ("config.json" in there or any(w.endswith(".gguf") for w in weights)):
         raise Usage(
@@ -106,8 +106,8 @@ def _contents(path: Path) -> tuple[Path, list[str]]:
             hint=tr("name the folder that holds them; an adapter goes in with `glmchat adapters add`"),
             code="add.no_model",
         )
-    chosen = {f.path for f in known if selection.is_weights(f.path) or f.path.endswith(".index.json")}
-    chosen |= {f.path for f in selection.needed(known)}
+    chosen = {f.path for f in files if selection.is_weights(f.path) or f.path.endswith(".index.json")}
+    chosen |= {f.path for f in selection.needed(files)}
     return path.absolute(), sorted(chosen)
 
 

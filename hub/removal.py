@@ -148,9 +148,9 @@ def _partials_of(row: Installed) -> list[Step]:
     for other in manifests.read_all():
         if other.repo == row.repo and other.revision != row.revision and not other.complete:
             mine -= {f.git_blob or f.sha256 for f in other.files}
-    wanted = sorted(e for e in mine if e)
+    etags = sorted(e for e in mine if e)
     used = _linked(store.repo_folder(row.repo))
-    paths = [store.partial(row.repo, e) for e in wanted] + [store.blob(row.repo, e) for e in wanted if e not in used]
+    paths = [store.partial(row.repo, e) for e in etags] + [store.blob(row.repo, e) for e in etags if e not in used]
     return [Step("file", p, p.stat().st_size) for p in paths if p.is_file() and not p.is_symlink()]
 
 
@@ -235,7 +235,7 @@ def _loose_blobs() -> Iterable[Step]:
 def _left_behind() -> Iterable[Step]:
     """Working folders of pulls, quantisations and removals that were killed."""
     folder = locations.models_dir()
-    found = [*folder.glob("*/.pull-*"), *folder.glob("*.incomplete"), *folder.glob(".gone-*")]
-    for path in found if folder.is_dir() else []:
+    paths = [*folder.glob("*/.pull-*"), *folder.glob("*.incomplete"), *folder.glob(".gone-*")]
+    for path in paths if folder.is_dir() else []:
         if time.time() - path.stat().st_mtime > _FOREIGN_AGE or path.name.startswith(".gone-"):
             yield Step("folder", path, sum(p.stat().st_size for p in path.rglob("*") if p.is_file()))

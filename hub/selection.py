@@ -71,10 +71,10 @@ def missing_shards(paths: Sequence[str]) -> list[str]:
     present = set(paths)
     missing: set[str] = set()
     for path in paths:
-        if found := _SHARD.fullmatch(path):
-            count = int(found["count"])
+        if match := _SHARD.fullmatch(path):
+            count = int(match["count"])
             if count <= 10_000:
-                names = (f"{found['stem']}-{i:05d}-of-{found['count']}{found['suffix']}" for i in range(1, count + 1))
+                names = (f"{match['stem']}-{i:05d}-of-{match['count']}{match['suffix']}" for i in range(1, count + 1))
                 missing.update(name for name in names if name not in present)
     return sorted(missing)
 
@@ -89,12 +89,12 @@ def _is_small_need(path: str) -> bool:
 
 def _weights(files: Sequence[KnownFile]) -> list[KnownFile]:
     for kind, pattern in _FORMATS:
-        found = [f for f in files if pattern.fullmatch(f.path) and (kind == "gguf" or "/" not in f.path)]
-        if not any(is_weights(f.path) for f in found):
+        weights = [f for f in files if pattern.fullmatch(f.path) and (kind == "gguf" or "/" not in f.path)]
+        if not any(is_weights(f.path) for f in weights):
             continue
         if kind == "gguf":
-            found = _one_gguf(found)
-        if missing := missing_shards([f.path for f in found]):
+            weights = _one_gguf(weights)
+        if missing := missing_shards([f.path for f in weights]):
             raise Damaged(
                 tr(
                     "the repository lacks {count} of its weight files, {name} for one",
@@ -104,7 +104,7 @@ def _weights(files: Sequence[KnownFile]) -> list[KnownFile]:
                 hint=tr("name another revision, or choose files with --include"),
                 code="pull.shards_missing",
             )
-        return found
+        return weights
     return []
 
 

@@ -250,11 +250,11 @@ def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> List
     """ModelScope's own listing: its repositories have their own owners, branches (`master`) and no commits to pin."""
     import httpx2
 
-    wanted = revision or "master"
+    branch = revision or "master"
     url = f"{place.address}/api/v1/models/{quote(repo)}/repo/files"
     try:
         with make_client(timeout=_TIMEOUT, follow_redirects=True) as client:
-            answer = client.get(url, params={"Revision": wanted, "Recursive": "true"})
+            answer = client.get(url, params={"Revision": branch, "Recursive": "true"})
         if answer.status_code == 404:
             raise _no_repo(place, repo)
         if answer.status_code != 200:
@@ -265,7 +265,7 @@ def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> List
         raise network_error(error, place.address, code="pull.network") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _nonsense(place, repo) from None
-    return Listing(repo, wanted, files, place)
+    return Listing(repo, branch, files, place)
 
 
 def _modelscope_file(place: HubEndpoint, repo: str, item: Mapping[str, Any]) -> KnownFile:

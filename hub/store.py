@@ -148,11 +148,11 @@ def locked(
 
     The locks are taken in sorted order, so that two pulls that share files cannot wait for each other for ever.
     """
-    said: list[bool] = []
+    notices: list[bool] = []
 
     def say() -> None:
-        if not said:
-            said.append(True)
+        if not notices:
+            notices.append(True)
             waiting()
 
     with ExitStack() as held:
@@ -177,7 +177,7 @@ def alone(folder: Path, cancelled: Callable[[], bool], waiting: Callable[[], Non
 def _held(path: Path, cancelled: Callable[[], bool], waiting: Callable[[], None]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    said = False
+    is_announced = False
     with ExitStack() as held:
         while True:
             if cancelled():
@@ -186,9 +186,9 @@ def _held(path: Path, cancelled: Callable[[], bool], waiting: Callable[[], None]
                 held.enter_context(FileLock(path).acquire(timeout=0.2))
                 break
             except Timeout:
-                if not said:
+                if not is_announced:
                     waiting()
-                    said = True
+                    is_announced = True
             except NotImplementedError:  # a file system without flock: the rename at the end is atomic anyway
                 break
             except OSError as error:

@@ -127,7 +127,7 @@ class Transfer:
                 self._reasons[name] = refusal
                 self._alive.remove(candidate)
                 hosts.failed(candidate, at_once=refusal.why in ("html", "wrong"))
-                self._say(_told(name, refusal))
+                self._say(_in_words(name, refusal))
                 return False
             except _Changed as change:
                 self._restarts += 1
@@ -144,7 +144,7 @@ class Transfer:
                 if failure.unreached:
                     self.shared.note = one_line(failure.reason)  # true of every file
                 else:
-                    self._say(_told(name, failure))
+                    self._say(_in_words(name, failure))
                 if part.length - before < _WORTH or failure.stalled or failure.retry_after is not None:
                     hosts.failed(candidate, retry_after=failure.retry_after)
                     return False
@@ -153,10 +153,10 @@ class Transfer:
                     hosts.worked(candidate)
                     self.shared.note = ""
                     return True
-                alone, found = self._senders <= {name}, part.sha256
+                alone, digest = self._senders <= {name}, part.sha256
                 self._restart(part)  # what an earlier run or another source left may be to blame: once more from zero
                 if alone:
-                    self._reasons[name] = Refused(tr("sent another file (sha256 {hash}…)", hash=found[:12]), "wrong")
+                    self._reasons[name] = Refused(tr("sent another file (sha256 {hash}…)", hash=digest[:12]), "wrong")
                     self._alive.remove(candidate)
                     hosts.failed(candidate, at_once=True)
                     return False
@@ -166,8 +166,8 @@ class Transfer:
     def _attempt(self, candidate: Candidate, part: PartialFile) -> None:
         """One request. Returns when the source has nothing more to send; raises Refused or Broken."""
         name, shared = source_name(candidate), self.shared
-        known = bool(self.sha256 or self.git_blob)
-        if not known and part.length and not self._bound_to(name):
+        has_hash = bool(self.sha256 or self.git_blob)
+        if not has_hash and part.length and not self._bound_to(name):
             self._restart(part)
         self.state.state, self.state.host = "loading", name
         with open_reply(
@@ -175,13 +175,13 @@ class Transfer:
             candidate,
             part.length,
             size=self.size,
-            if_range=None if known else self._bound_to(name),
+            if_range=None if has_hash else self._bound_to(name),
             watch=shared.watch,
         ) as reply:
             shared.reached = True
             self._compare(reply, candidate, name)
             changed = name in self._etags and reply.etag != self._etags[name]
-            if part.length and changed and (not known or not self._restarts):  # some stores have an ETag per machine
+            if part.length and changed and (not has_hash or not self._restarts):  # some stores have an ETag per machine
                 self._restart(part)
                 raise _Changed(tr("changed the file meanwhile: starting it over"))
             self._etags[name] = reply.etag
@@ -202,13 +202,13 @@ class Transfer:
                 "wrong",
             )
         if tag := reply.linked_etag:
-            for known, length in ((self.sha256, 64), (self.git_blob, 40)):
-                if known and len(tag) == length and tag != known and _is_hex(tag):
+            for expected, length in ((self.sha256, 64), (self.git_blob, 40)):
+                if expected and len(tag) == length and tag != expected and _is_hex(tag):
                     raise Refused(
                         tr(
                             "has another version of the file ({found}…, {expected}… is expected)",
                             found=tag[:12],
-                            expected=known[:12],
+                            expected=expected[:12],
                         ),
                         "wrong",
                     )
@@ -276,41 +276,41 @@ class Transfer:
     def _failure(self, part: PartialFile) -> GlmchatError:
         """The one error for a file that no source gives."""
         path = one_line(self.request.path)
-        said = "; ".join(_told(name, reason) for name, reason in self._reasons.items()) or tr("no source is known")
-        kept = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
+        why = "; ".join(_in_words(name, reason) for name, reason in self._reasons.items()) or tr("no source is known")
+        remainder = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
         whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}
         if self._alive or not whys:
             return NetworkFailed(
-                tr("cannot fetch {path}: {said}", path=path, said=said),
-                hint=kept + tr("run the same command again later, or name a mirror with --endpoint"),
+                tr("cannot fetch {path}: {said}", path=path, said=why),
+                hint=remainder + tr("run the same command again later, or name a mirror with --endpoint"),
                 code="pull.network",
             )
         if "wrong" in whys:
             return Damaged(
-                tr("no source has the right {path}: {said}", path=path, said=said),
+                tr("no source has the right {path}: {said}", path=path, said=why),
                 hint=tr("it was not kept; try another mirror with --endpoint, or another revision"),
                 code="pull.wrong_file",
             )
         if "untrusted" in whys:
             return Damaged(
-                tr("{path} is refused: {said}", path=path, said=said),
+                tr("{path} is refused: {said}", path=path, said=why),
                 hint=tr("use a source that names hashes, or --trust-host to take the file unchecked"),
                 code="pull.unknown_hash",
             )
         if "denied" in whys:
             return Failed(
-                tr("cannot fetch {path}: {said}", path=path, said=said),
+                tr("cannot fetch {path}: {said}", path=path, said=why),
                 hint=tr("accept the model's terms on its page, then `hf auth login` or set HF_TOKEN"),
                 code="pull.denied",
             )
         if "html" in whys:
             return NetworkFailed(
-                tr("cannot fetch {path}: {said}", path=path, said=said),
+                tr("cannot fetch {path}: {said}", path=path, said=why),
                 hint=tr("a login page of the network or a mirror that is none: open the address in a browser"),
                 code="pull.html",
             )
         return Failed(
-            tr("cannot fetch {path}: {said}", path=path, said=said),
+            tr("cannot fetch {path}: {said}", path=path, said=why),
             hint=tr("check the name and the revision"),
             code="pull.missing",
         )
@@ -322,7 +322,7 @@ class _Again:
     def __init__(self, count: int, part: PartialFile) -> None:
         import hashlib
 
-        self._left, self._digest, self._wanted = count, hashlib.sha256(), part.sha256
+        self._left, self._digest, self._expected = count, hashlib.sha256(), part.sha256
         self._whole_prefix = count == part.length
         self.differs = False
 
@@ -333,11 +333,11 @@ class _Again:
         self._digest.update(head)
         self._left -= len(head)
         if self._left == 0 and self._whole_prefix:
-            self.differs = self._digest.hexdigest() != self._wanted
+            self.differs = self._digest.hexdigest() != self._expected
         return rest
 
 
-def _told(name: str, problem: Broken | Refused) -> str:
+def _in_words(name: str, problem: Broken | Refused) -> str:
     """What a source did, with its name once."""
     return problem.reason if name in problem.reason else f"{name} {problem.reason}"
 

@@ -44,10 +44,10 @@ class Verdict:
     def sentence(self) -> str:
         """What is wrong with the file and what was expected, in one line."""
         size = human_bytes(self.expected.size) if self.expected.size is not None else "?"
-        wanted = (self.expected.sha256 or self.expected.git_blob or "?")[:16]
+        expected = (self.expected.sha256 or self.expected.git_blob or "?")[:16]
         match self.state:
             case "missing":
-                return tr("{path} is missing ({size}, {hash}…)", path=self.path, size=size, hash=wanted)
+                return tr("{path} is missing ({size}, {hash}…)", path=self.path, size=size, hash=expected)
             case "pointer":
                 return tr(
                     "{path} is a git-lfs pointer of {found} bytes; the real file has {expected} bytes",
@@ -62,7 +62,7 @@ class Verdict:
                     found=self.size,
                     found_hash=(self.sha256 or "?")[:16],
                     expected=self.expected.size,
-                    hash=wanted,
+                    hash=expected,
                 )
                 if self.belongs_to:
                     name = f" ({self.as_file})" if self.as_file else ""
@@ -130,21 +130,21 @@ def verify(
     row: Installed, on_bytes: OnBytes = lambda *_: None, cancelled: Callable[[], bool] = lambda: False
 ) -> Report:
     """Hash every file of a model and compare. Opens no socket. Raises Interrupted."""
-    known = catalogue.load()
+    entries = catalogue.load()
     root = row.path if row.path.is_dir() else row.path.parent
     if row.manifest is not None:
         root = row.manifest.root
-    expected, against = _expected(row, root, known)
+    expected, against = _expected(row, root, entries)
     if not expected:
-        return _resembling(row, root, known, on_bytes, cancelled)
-    files = tuple(_verdict(root, e, known, on_bytes, cancelled) for e in expected)
+        return _resembling(row, root, entries, on_bytes, cancelled)
+    files = tuple(_verdict(root, e, entries, on_bytes, cancelled) for e in expected)
     return Report(row.name, root, against, files, row.kind)
 
 
-def _expected(row: Installed, root: Path, known: Catalogue) -> tuple[list[KnownFile], str]:
+def _expected(row: Installed, root: Path, entries: Catalogue) -> tuple[list[KnownFile], str]:
     if row.files:
         return [KnownFile(f.path, f.size, f.sha256, f.git_blob) for f in row.files], "manifest"
-    if row.repo and row.revision and (entry := known.of_repo(row.repo, row.revision)):
+    if row.repo and row.revision and (entry := entries.of_repo(row.repo, row.revision)):
         return _needed_or_there(entry, root), entry.reference
     if row.source == "hf" and row.repo:
         return _by_blob_names(root), "cache"
@@ -153,40 +153,40 @@ def _expected(row: Installed, root: Path, known: Catalogue) -> tuple[list[KnownF
 
 def _by_blob_names(snapshot: Path) -> list[KnownFile]:
     """In a Hugging Face cache every link leads to a blob that is named by its hash."""
-    found = []
+    files = []
     for place in sorted(snapshot.rglob("*")):
         if place.is_dir():
             continue
         name = place.readlink().name if place.is_symlink() else ""
-        found.append(
+        files.append(
             KnownFile(
                 place.relative_to(snapshot).as_posix(),
                 sha256=name if re.fullmatch(r"[0-9a-f]{64}", name) else None,
                 git_blob=name if re.fullmatch(r"[0-9a-f]{40}", name) else None,
             )
         )
-    return found
+    return files
 
 
 def _resembling(
-    row: Installed, root: Path, known: Catalogue, on_bytes: OnBytes, cancelled: Callable[[], bool]
+    row: Installed, root: Path, entries: Catalogue, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> Report:
     """A folder of unknown origin: hash what could be a known file, then compare with the revision it resembles most."""
-    names = {f.path for e in known for f in e.files if not f.path.endswith(".py")}
+    names = {f.path for e in entries for f in e.files if not f.path.endswith(".py")}
     single = row.path.name if row.path.is_file() else None
     there = [p for p in sorted(names) if (root / p).is_file() and (single is None or p == single)]
-    seen = {p: _verdict(root, KnownFile(p), known, on_bytes, cancelled) for p in there}
-    entry = max(known, key=lambda e: _likeness(e, seen), default=None)
+    seen = {p: _verdict(root, KnownFile(p), entries, on_bytes, cancelled) for p in there}
+    entry = max(entries, key=lambda e: _likeness(e, seen), default=None)
     if entry is None or _likeness(entry, seen) == (0, 0, 0):
         others = (p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file())
-        found = [
-            _verdict(root, KnownFile(p), known, on_bytes, cancelled) for p in others if single is None or p == single
+        verdicts = [
+            _verdict(root, KnownFile(p), entries, on_bytes, cancelled) for p in others if single is None or p == single
         ]
-        lost = selection.missing_shards([v.path for v in found])
-        found += [Verdict(p, "missing", KnownFile(p)) for p in lost]
-        return Report(row.name, root, "nothing", tuple(found))
+        lost = selection.missing_shards([v.path for v in verdicts])
+        verdicts += [Verdict(p, "missing", KnownFile(p)) for p in lost]
+        return Report(row.name, root, "nothing", tuple(verdicts))
     expected = [f for f in _needed_or_there(entry, root) if single is None or f.path == single]
-    return Report(row.name, root, entry.reference, tuple(_judge(e, seen.get(e.path), known) for e in expected))
+    return Report(row.name, root, entry.reference, tuple(_judge(e, seen.get(e.path), entries) for e in expected))
 
 
 def _likeness(entry: Entry, seen: dict[str, Verdict]) -> tuple[int, int, int]:
@@ -210,7 +210,7 @@ def _needed_or_there(entry: Entry, root: Path) -> list[KnownFile]:
 
 
 def _verdict(
-    root: Path, expected: KnownFile, known: Catalogue, on_bytes: OnBytes, cancelled: Callable[[], bool]
+    root: Path, expected: KnownFile, entries: Catalogue, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> Verdict:
     path = root / expected.path
     if not path.is_file():
@@ -220,7 +220,7 @@ def _verdict(
         real = replace(expected, size=expected.size or pointer.size, sha256=expected.sha256 or pointer.oid)
         if not (expected.size == size and expected.sha256 is None):
             return Verdict(expected.path, "pointer", real, size)
-    if expected.size is not None and size != expected.size and not _known_size(known, size):
+    if expected.size is not None and size != expected.size and not _known_size(entries, size):
         return Verdict(expected.path, "size", expected, size)  # no use in reading gigabytes to say "wrong" once more
     done = 0
 
@@ -234,11 +234,11 @@ def _verdict(
     seen = Verdict(expected.path, "unknown", expected, size, digest)
     if not expected.sha256 and expected.git_blob:
         good = git_blob_of(path) == expected.git_blob
-        return replace(seen, state="ok") if good else _judge(expected, seen, known, differs=True)
-    return _judge(expected, seen, known)
+        return replace(seen, state="ok") if good else _judge(expected, seen, entries, differs=True)
+    return _judge(expected, seen, entries)
 
 
-def _judge(expected: KnownFile, seen: Verdict | None, known: Catalogue, *, differs: bool = False) -> Verdict:
+def _judge(expected: KnownFile, seen: Verdict | None, entries: Catalogue, *, differs: bool = False) -> Verdict:
     """The verdict on a file whose content is known (`seen`), against what is expected now."""
     if seen is None:
         return Verdict(expected.path, "missing", expected)
@@ -248,7 +248,7 @@ def _judge(expected: KnownFile, seen: Verdict | None, known: Catalogue, *, diffe
         if expected.size is not None and seen.size != expected.size:
             return replace(seen, state="size", expected=expected)
         return replace(seen, state="ok" if expected.sha256 else "unknown", expected=expected)
-    owners = known.owners_of(seen.sha256 or "") if seen.sha256 else []
+    owners = entries.owners_of(seen.sha256 or "") if seen.sha256 else []
     names = tuple(dict.fromkeys(f"{e.name}@{(e.revision or e.label)[:12]}" for e, _ in owners))
     other = next((f.path for _, f in owners if f.path != expected.path), "") if owners else ""
     if any(f.path == expected.path for _, f in owners):
@@ -257,8 +257,8 @@ def _judge(expected: KnownFile, seen: Verdict | None, known: Catalogue, *, diffe
     return replace(seen, state=state, expected=expected, belongs_to=names, as_file=other)
 
 
-def _known_size(known: Iterable[Entry], size: int) -> bool:
-    return any(f.size == size for e in known for f in e.files)
+def _known_size(entries: Iterable[Entry], size: int) -> bool:
+    return any(f.size == size for e in entries for f in e.files)
 
 
 def unknown_files(report: Report) -> Sequence[Verdict]:
