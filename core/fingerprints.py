@@ -59,17 +59,17 @@ def fingerprint(paths: Iterable[Path]) -> tuple[FilePrint, ...]:
     prints = []
     for path in paths:
         real = path.resolve()
-        told = real.stat()
-        state = [told.st_size, told.st_mtime_ns, told.st_ino]
-        digest = _known(path, real, told)
+        status = real.stat()
+        state = [status.st_size, status.st_mtime_ns, status.st_ino]
+        digest = _written_hash(path, real, status)
         if digest is None:
             old = noted.get(str(real))
             if isinstance(old, list) and len(old) == 4 and old[:3] == state:
                 digest = str(old[3])
             else:
-                digest = whole(real) if told.st_size <= SMALL else sampled(real)
+                digest = whole(real) if status.st_size <= SMALL else sampled(real)
                 fresh[str(real)] = [*state, digest]
-        prints.append(FilePrint(path.name, told.st_size, told.st_mtime_ns, digest))
+        prints.append(FilePrint(path.name, status.st_size, status.st_mtime_ns, digest))
     if fresh:
         _save({**noted, **fresh})
     return tuple(prints)
@@ -77,9 +77,9 @@ def fingerprint(paths: Iterable[Path]) -> tuple[FilePrint, ...]:
 
 def look_again(path: Path, recorded: str) -> FilePrint:
     """The print as the bytes are now, believing nothing. recorded: decides between the whole and samples."""
-    told = path.stat()
+    status = path.stat()
     digest = sampled(path) if recorded.startswith("sample:") else whole(path)
-    return FilePrint(path.name, told.st_size, told.st_mtime_ns, digest)
+    return FilePrint(path.name, status.st_size, status.st_mtime_ns, digest)
 
 
 def of_adapter(path: Path) -> str:
@@ -96,10 +96,10 @@ def state_of(path: Path) -> State:
     """
     try:
         files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _ADAPTER)
-        told = [(p.name, p.stat()) for p in files]
+        states = [(p.name, p.stat()) for p in files]
     except OSError:
         return ()
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in told)
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in states)
 
 
 def whole(path: Path) -> str:
@@ -123,7 +123,7 @@ def of_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _known(path: Path, real: Path, told: os.stat_result) -> str | None:
+def _written_hash(path: Path, real: Path, status: os.stat_result) -> str | None:
     """The hash that somebody who had all the bytes wrote down, if the file is still the one he had."""
     if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
         return f"sha256:{real.name}"
@@ -132,7 +132,7 @@ def _known(path: Path, real: Path, told: os.stat_result) -> str | None:
         written = manifest.stat().st_mtime_ns
         files = small_json(manifest)["files"]
         entry = next(f for f in files if f["path"] == path.name)
-        same = entry["size"] == told.st_size and told.st_mtime_ns <= written
+        same = entry["size"] == status.st_size and status.st_mtime_ns <= written
         return f"sha256:{entry['sha256']}" if same and entry.get("sha256") else None
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
         return None
@@ -143,10 +143,10 @@ def _notes() -> Path:
 
 
 def _save(notes: Mapping[str, Any]) -> None:
-    kept = dict(list(notes.items())[-_REMEMBERED:])
+    latest = dict(list(notes.items())[-_REMEMBERED:])
     with suppress(OSError):  # a home that takes no files costs a second look, nothing else
         folder = _notes().parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = folder / f".fingerprints.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
+        temporary.write_text(json.dumps(latest), encoding="utf-8")
         temporary.replace(_notes())

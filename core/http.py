@@ -51,9 +51,9 @@ def normal_proxy(value: str, name: str, *, bare: str = "http") -> str:
     """
     text = value.strip().strip("'\"")
     shown = one_line(without_password(text))
-    found = _WITH_SCHEME.match(text)
-    scheme = found.group(1).lower() if found else bare
-    rest = text[found.end() :] if found else text
+    match = _WITH_SCHEME.match(text)
+    scheme = match.group(1).lower() if match else bare
+    rest = text[match.end() :] if match else text
     hint = tr("for example {name}=http://proxy.example:3128; unset {name} to go without", name=name)
     if scheme not in _SCHEMES:
         raise Usage(
@@ -92,17 +92,17 @@ class ProxyRules:
     def from_environment(environ: Mapping[str, str] | None = None) -> ProxyRules:
         """Read `*_proxy` and NO_PROXY. In a CGI process (REQUEST_METHOD) HTTP_PROXY is a request header: ignored."""
         environ = os.environ if environ is None else environ
-        found: dict[str, tuple[str, str]] = {}
+        proxies: dict[str, tuple[str, str]] = {}
         for scheme in ("http", "https", "all", "socks"):
             for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY"):
                 if name == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
                     continue
                 if name in environ:  # an empty lower-case value switches the upper-case one off
                     if environ[name].strip():
-                        found[scheme] = (name, environ[name])
+                        proxies[scheme] = (name, environ[name])
                     break
         listed = environ.get("no_proxy", environ.get("NO_PROXY", ""))
-        return ProxyRules(found, tuple(part for part in re.split(r"[,\s]+", listed.lower()) if part))
+        return ProxyRules(proxies, tuple(part for part in re.split(r"[,\s]+", listed.lower()) if part))
 
     def choose(self, scheme: str, host: str, port: int | None = None) -> str | None:
         """The proxy's URL for one request, or None for a direct connection. Raises Usage for a broken value."""
@@ -124,9 +124,9 @@ def _covers(entry: str, name: str, port: int | None) -> bool:
     entry = entry.rpartition("://")[2]
     if entry == "*":
         return True
-    if found := re.fullmatch(r"(\[[^\]]*\]|[^:]*):(\d+)", entry):
-        entry = found.group(1)
-        if port != int(found.group(2)):
+    if match := re.fullmatch(r"(\[[^\]]*\]|[^:]*):(\d+)", entry):
+        entry = match.group(1)
+        if port != int(match.group(2)):
             return False
     entry = entry.strip("[]")
     try:

@@ -50,7 +50,7 @@ def _sysctl(name: str) -> int | None:
 
 def cpu_quota() -> float | None:
     """CPUs' worth of time that the cgroup allows, the tightest on the way to the root; None without a limit."""
-    found = []
+    quotas = []
     for folder in _groups("cpu"):
         if text := _read(folder / "cpu.max"):  # v2: "200000 100000" or "max 100000"
             quota, _, period = text.partition(" ")
@@ -58,8 +58,8 @@ def cpu_quota() -> float | None:
             quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
         with suppress(ValueError, ZeroDivisionError):
             if (value := int(quota) / int(period)) > 0:
-                found.append(value)
-    return min(found, default=None)
+                quotas.append(value)
+    return min(quotas, default=None)
 
 
 @cache
@@ -74,13 +74,13 @@ def has_bf16() -> bool:
 
 def memory_limit() -> int | None:
     """Bytes the cgroup allows, the tightest on the way to the root; None without a limit."""
-    found = []
+    limits = []
     for folder in _groups("memory"):
         with suppress(ValueError):
             value = int(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes"))
             if value < _UNLIMITED:
-                found.append(value)
-    return min(found, default=None)
+                limits.append(value)
+    return min(limits, default=None)
 
 
 def available_memory() -> int | None:
@@ -129,31 +129,31 @@ def oom_kills() -> int | None:
 
 def _groups(controller: str) -> list[Path]:
     """Folders of this process's cgroup for a controller, from its own up to the root."""
-    found: list[Path] = []
+    groups: list[Path] = []
     for root, own in _memberships(controller):
         # Inside a container the path is often the host's and not there: then the mount's root is our group.
         inner = root / own.lstrip("/")
         folder = inner if inner.is_dir() and ".." not in own else root
         while True:
-            found.append(folder)
+            groups.append(folder)
             if folder == root or root not in folder.parents:
                 break
             folder = folder.parent
-    return found
+    return groups
 
 
 @cache
 def _memberships(controller: str) -> tuple[tuple[Path, str], ...]:
-    found = []
+    memberships = []
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             unified = CGROUPS / "unified"
-            found.append((unified if unified.is_dir() else CGROUPS, path))
+            memberships.append((unified if unified.is_dir() else CGROUPS, path))
         elif controller in controllers.split(","):
-            found.append((CGROUPS / controller, path))
-    return tuple(found)
+            memberships.append((CGROUPS / controller, path))
+    return tuple(memberships)
 
 
 def _read(path: Path) -> str:

@@ -102,11 +102,11 @@ def sampling_name(word: str) -> str:
     """ "top-p", "temp", "num_predict" -> the field of `Sampling`. Raises Usage for any other word."""
     name = word.strip().lower().replace("-", "_")
     name = SAMPLING_ALIASES.get(name, name)
-    known = [f.name for f in fields(Sampling)]
-    if name not in known:
+    names = [f.name for f in fields(Sampling)]
+    if name not in names:
         raise Usage(
             tr("there is no sampling setting {word!r}", word=word),
-            hint=tr("known: {names}", names=", ".join(n for n in known if n != "ignore_eos")),
+            hint=tr("known: {names}", names=", ".join(n for n in names if n != "ignore_eos")),
             code="sampling.unknown",
         )
     return name

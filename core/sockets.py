@@ -37,24 +37,24 @@ def socket_dir() -> Path:
             folder = Path("/tmp") / f"glmchat-{os.getuid()}"  # noqa: S108 (owner and mode are checked below)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         raise Failed(
             tr("cannot create {folder}: {strerror}", folder=one_line(str(folder)), strerror=error.strerror),
             hint=tr("set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.folder",
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise Hostile(
             tr(
                 "{folder} is owned by someone else (user {st_uid}), who could listen in",
                 folder=one_line(str(folder)),
-                st_uid=found.st_uid,
+                st_uid=status.st_uid,
             ),
             hint=tr("have it removed, or set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.folder_owner",
         )
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
 

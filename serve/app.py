@@ -42,7 +42,7 @@ def build_app(host: Host, *, key: str | None = None, hosts: Iterable[str] | None
             Route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
         ],
-        exception_handlers={GlmchatError: _told, HTTPException: _http_told, Exception: _unexpected},
+        exception_handlers={GlmchatError: _refusal, HTTPException: _http_refusal, Exception: _unexpected},
     )
     return Guard(app, key, hosts)
 
@@ -51,7 +51,7 @@ def _json(data: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(to_bytes(data), status, {"Server": f"glmchat/{__version__}", **(headers or {})}, "application/json")
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, GlmchatError)
     headers = {}
     if isinstance(error, Busy):
@@ -61,7 +61,7 @@ async def _told(request: Request, error: Exception) -> Response:
     return _json(error_json(error), status_of(error), headers)
 
 
-async def _http_told(request: Request, error: Exception) -> Response:
+async def _http_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     words = {
         404: (
@@ -72,8 +72,8 @@ async def _http_told(request: Request, error: Exception) -> Response:
         413: ("the body is too large", f"at most {wire.BODY_LIMIT // 2**20} MiB"),
     }
     message, hint = words.get(error.status_code, (str(error.detail), ""))
-    told = Usage(message, hint=hint, code=f"request.http_{error.status_code}")
-    return _json(error_json(told), error.status_code, error.headers)
+    usage = Usage(message, hint=hint, code=f"request.http_{error.status_code}")
+    return _json(error_json(usage), error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -161,19 +161,19 @@ class _Routes:
     async def _generate(self, request: Request, parse: Parse) -> Any:
         host = self._host
         host.ready()
-        wanted = parse(await _body(request), host.sampling)
-        adapters = self._adapters(wanted)
+        generation = parse(await _body(request), host.sampling)
+        adapters = self._adapters(generation)
         place = host.line.join()
         try:
-            ids, continued = await self._ids(wanted)
+            ids, continued = await self._ids(generation)
             _check_length(len(ids), host.ready().context)
-            return _Response(Answer(host, place, wanted, ids, adapters, continued), request)
+            return _Response(Answer(host, place, generation, ids, adapters, continued), request)
         except BaseException:
             place.leave()
             raise
 
-    def _adapters(self, wanted: GenerationRequest) -> dict[str, float]:
-        host, name = self._host, wanted.model
+    def _adapters(self, generation: GenerationRequest) -> dict[str, float]:
+        host, name = self._host, generation.model
         if (
             name is not None
             and name not in (host.model, f"{host.model}@{host.revision}")
@@ -184,31 +184,31 @@ class _Routes:
                 hint=tr("served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
                 code="model_not_found",
             )
-        if wanted.adapters is not None:
-            for adapter in wanted.adapters:
+        if generation.adapters is not None:
+            for adapter in generation.adapters:
                 if not host.has_adapter(adapter):
                     raise UnknownModel(
                         tr("there is no adapter {adapter} in the store", adapter=one_line(repr(adapter), 80)),
                         hint=tr("known: {names}", names=one_line(", ".join(host.adapters())) or tr("none")),
                         code="adapter.unknown",
                     )
-            return dict(wanted.adapters)
+            return dict(generation.adapters)
         named = name is not None and name not in (host.model, f"{host.model}@{host.revision}")
         return {str(name): 1.0} if named else {}
 
-    async def _ids(self, wanted: GenerationRequest) -> tuple[list[int], int]:
+    async def _ids(self, generation: GenerationRequest) -> tuple[list[int], int]:
         """The prompt's ids, and how many at the end are the answer so far."""
-        engine, messages = self._host.ready(), wanted.messages
-        if wanted.prompt_ids is not None:
-            return list(wanted.prompt_ids), 0
+        engine, messages = self._host.ready(), generation.messages
+        if generation.prompt_ids is not None:
+            return list(generation.prompt_ids), 0
         if messages is None:
-            text = wanted.prompt or ""
+            text = generation.prompt or ""
             return await self._text(lambda: engine.complete(text)), 0
-        if not wanted.continue_final:
+        if not generation.continue_final:
             return await self._text(lambda: engine.render(messages)), 0
-        if wanted.continue_ids:
+        if generation.continue_ids:
             before = await self._text(lambda: engine.render(messages[:-1]))
-            return before + list(wanted.continue_ids), len(wanted.continue_ids)
+            return before + list(generation.continue_ids), len(generation.continue_ids)
         opened = await self._text(lambda: engine.render_open(messages))
         before = await self._text(lambda: engine.render(messages[:-1]))
         return opened, max(0, len(opened) - len(before))
@@ -291,5 +291,5 @@ class _Response:
                     self._rendering.piece(event)
                     last = event if event.finish_reason is not None else last
         except GlmchatError as error:
-            return await _told(self._request, error)
+            return await _refusal(self._request, error)
         return None if last is None else _json(self._rendering.whole(last))

@@ -55,7 +55,7 @@ class Host:
         self.loaded = threading.Event()  # set once `engine` or `error` is
         self.stopping = threading.Event()
         self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
-        self._known = dict(adapters or {})
+        self._folders = dict(adapters or {})
         self._find_adapter = find_adapter or (lambda name: None)
         self._attached: dict[str, State] = {}  # name -> its files as they were read
         self.digests: dict[str, str] = {}  # of the adapters that are attached
@@ -145,15 +145,15 @@ class Host:
     # Adapters. `adapters()` is asked from the event loop; the rest runs in the engine's thread.
 
     def adapters(self) -> list[str]:
-        return sorted(name for name in {*self._known, *self._attached} if self.has_adapter(name))
+        return sorted(name for name in {*self._folders, *self._attached} if self.has_adapter(name))
 
     def has_adapter(self, name: str) -> bool:
         return self._folder(name) is not None
 
     def _folder(self, name: str) -> Path | None:
         """Where the adapter lies now; the store is asked anew, since adapters come and go while the engine runs."""
-        known = self._known.get(name)
-        return known if known is not None and known.exists() else self._find_adapter(name)
+        folder = self._folders.get(name)
+        return folder if folder is not None and folder.exists() else self._find_adapter(name)
 
     def attach(self, name: str) -> None:
         """Attach by store name what lies there now. Raises UnknownModel for a name that the store does not know.
@@ -170,16 +170,16 @@ class Host:
         state = state_of(folder)
         if self._attached.get(name) == state:
             return
-        found = self.ready().attach(folder, name)
+        adapter = self.ready().attach(folder, name)
         self._attached[name] = state
         self._active.pop(name, None)  # what was active under this name were other numbers
         self.forced.discard(name)
-        if getattr(found, "forced", False):
+        if getattr(adapter, "forced", False):
             self.forced.add(name)
         self.digests.pop(name, None)
         with suppress(OSError):  # taken away meanwhile: what is not known is not told
             self.digests[name] = of_adapter(folder)
-        self._known[name] = folder
+        self._folders[name] = folder
 
     def detach(self, name: str) -> None:
         if name not in self._attached:

@@ -242,14 +242,14 @@ def _adapters(value: Any) -> dict[str, float] | None:
     form = '[{"name": "my-lora", "scale": 1.0}]'
     if not isinstance(value, list):
         raise invalid("adapters must be a list", form)
-    found: dict[str, float] = {}
+    scales: dict[str, float] = {}
     for item in value:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise invalid("each of adapters must be an object with a name", form)
         scale = item.get("scale", 1.0)
         if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not -100 <= scale <= 100:
             raise invalid("the scale of an adapter must be a number between -100 and 100", form)
-        if item["name"] in found:
+        if item["name"] in scales:
             raise invalid(f"the adapter {one_line(repr(item['name']), 60)} is named twice", form)
-        found[item["name"]] = float(scale)
-    return found
+        scales[item["name"]] = float(scale)
+    return scales
