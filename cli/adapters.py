@@ -98,8 +98,8 @@ def _check(adapter: Adapter, facts: dict[str, Any], model: Installed) -> None:
     """Raise what attaching would raise: at once what names and measures tell, then tensor by tensor."""
     from glmchat.checkpoints.adapter_fit import Base, misfit
 
-    if (found := misfit(facts, adapter.base, Base.of(model.path))) is not None:
-        raise found.error(adapter.path.name)
+    if (problem := misfit(facts, adapter.base, Base.of(model.path))) is not None:
+        raise problem.error(adapter.path.name)
     from glmchat.engine.adapters.check import check_against
 
     check_against(adapter, model.path)
@@ -117,8 +117,8 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
     path = path.absolute()
     adapter = read_adapter(path, force=force)
     facts = adapter.to_json()
-    if model is not None and (found := misfit(facts, adapter.base, Base.of(model))) is not None:
-        raise found.error(path.name)
+    if model is not None and (problem := misfit(facts, adapter.base, Base.of(model))) is not None:
+        raise problem.error(path.name)
     digest = _digest(path)
     same = next((r.name for r in adapters.list_adapters() if adapters.facts_of(r).get("digest") == digest), None)
     if same is not None:
@@ -229,9 +229,9 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
     from glmchat.hub import adapters
     from glmchat.hub.lockfile import plan_locked
 
-    wanted = {f.path: f.sha256 for f in locked.entry.files}
+    hashes = {f.path: f.sha256 for f in locked.entry.files}
     here = adapters.by_name(locked.entry.name)
-    if here is not None and {f.path: f.sha256 for f in here.files} == wanted:
+    if here is not None and {f.path: f.sha256 for f in here.files} == hashes:
         output.say(tr("{name} is here, {size}", name=here.name, size=human_bytes(here.size_bytes)))
         row = here
     else:

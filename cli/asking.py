@@ -109,8 +109,8 @@ def carry_out(plan: RemovalPlan, *, yes: bool, dry_run: bool, as_json: bool) -> 
         for step in plan.steps:
             size = human_bytes(step.size_bytes) if step.size_bytes else ""
             output.data(f"{step.path}  {size}".rstrip())
-    for kept in plan.keeps:
-        output.say(kept)
+    for sentence in plan.keeps:
+        output.say(sentence)
     if not plan.steps:
         output.say(tr("there is nothing to remove"))
         return

@@ -74,14 +74,14 @@ def attach(
     Its answer is shown while it is written, and when it is finished the conversation goes on here. Ctrl-C only stops
     looking. Off a terminal the answer is printed to its end.
     """
-    found = _read_along(conversation)
+    number = _read_along(conversation)
     if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
         return
     from glmchat.cli.engine_flags import EngineFlags
     from glmchat.cli.run import run
 
     run(
-        resume=found,
+        resume=number,
         plain=plain,
         server=server,
         api_key_file=api_key_file,
@@ -100,7 +100,7 @@ def _to_stop(owner: str | None) -> str:
     return tr("`glmchat attach` reads on; `kill {pid}` ends the answer, what was said is kept", pid=pid)
 
 
-def _read_along(wanted: int | None) -> int:
+def _read_along(conversation: int | None) -> int:
     """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
     from glmchat.chat.history.history import History
     from glmchat.chat.history.owners import is_alive
@@ -108,21 +108,21 @@ def _read_along(wanted: int | None) -> int:
     with History.default() as history:
         answered = history.answered_elsewhere()
         last = history.last()
-        found = wanted or (answered[0] if answered else last.id if last is not None else None)
-        if found is None:
+        number = conversation or (answered[0] if answered else last.id if last is not None else None)
+        if number is None:
             raise Usage(
                 tr("there is no conversation to continue"), hint=tr("glmchat run NAME begins one"), code="history.empty"
             )
-        if wanted is None and len(answered) > 1:
+        if conversation is None and len(answered) > 1:
             others = ", ".join(str(c) for c in answered[1:])
             output.say(tr("also being answered: {ids}; `glmchat attach ID` opens them", ids=others))
-        tree = history.load(found)
+        tree = history.load(number)
         title = one_line(tree.conversation.title or tr("untitled"), 60)
         answer = answer_elsewhere(history, tree)
         if answer is None:
-            output.say(tr("conversation {id}, “{title}”: no answer is being written", id=found, title=title))
-            return found
-        output.say(tr("conversation {id}, “{title}”: reading along; Ctrl-C stops looking", id=found, title=title))
+            output.say(tr("conversation {id}, “{title}”: no answer is being written", id=number, title=title))
+            return number
+        output.say(tr("conversation {id}, “{title}”: reading along; Ctrl-C stops looking", id=number, title=title))
         question = tree.messages.get(answer.parent) if answer.parent is not None else None
         if question is not None:
             output.say("> " + one_line(question.text, 400))
@@ -148,4 +148,4 @@ def _read_along(wanted: int | None) -> int:
             output.say(tr("the process that wrote it is gone; /continue goes on"))
         owner = answer.owner
         wait_until_gone(lambda: is_alive(owner) is True)
-    return found
+    return number

@@ -35,12 +35,12 @@ def bench(
 
     asked = engine.bits
     settings = load_settings()
-    wanted = model_choice.wanted_model(name, settings)
-    if wanted is None:
+    choice = model_choice.wanted_model(name, settings)
+    if choice is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(wanted.text, quant=asked)
+    row, bits = model_choice.locate(choice.text, quant=asked)
     options = replace(engine.options(settings), folder=row.path, quant=bits, context=engine.context)
     rows: list[tuple[Any, ...]] = []
     with cancelled_by_interrupt() as cancelled:

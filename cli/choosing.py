@@ -32,23 +32,23 @@ def choose_model(
     from glmchat.chat.model_choice import launch_installed, locate, wanted_model
     from glmchat.hub import lookup
 
-    wanted = wanted_model(name, settings, conversation=spoken_with)
-    if wanted is not None and wanted.origin == "conversation":
+    choice = wanted_model(name, settings, conversation=spoken_with)
+    if choice is not None and choice.origin == "conversation":
         try:
-            locate(wanted.text, revision=revision, quant=bits)
+            locate(choice.text, revision=revision, quant=bits)
         except (NotInstalled, UnknownModel, Usage):  # a server's model, or one that was removed
-            wanted = wanted_model(None, settings)
-    if wanted is None:
+            choice = wanted_model(None, settings)
+    if choice is None:
         if mode == "window":
             return launch  # the window has its own picker
-        wanted = _pick()
-    elif wanted.origin != "argument":
-        output.say(tr("model: {name} ({origin})", name=one_line(wanted.text), origin=tr(wanted.origin)))
+        choice = _pick()
+    elif choice.origin != "argument":
+        output.say(tr("model: {name} ({origin})", name=one_line(choice.text), origin=tr(choice.origin)))
     try:
-        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+        row, quantised = locate(choice.text, revision=revision, quant=bits)
     except NotInstalled:
-        _offer_pull(wanted.text, revision)
-        row, quantised = locate(wanted.text, revision=revision, quant=bits)
+        _offer_pull(choice.text, revision)
+        row, quantised = locate(choice.text, revision=revision, quant=bits)
     if not row.complete:
         raise NotInstalled(
             tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"

@@ -92,23 +92,23 @@ class JsonPrinter:
             self.failed.append(event.error)
             output.json_line({"event": "failed", "column": event.column, "error": event.error.to_json()})
         elif isinstance(event, Said):
-            said = event.event
-            if isinstance(said, Begun):
+            news = event.event
+            if isinstance(news, Begun):
                 self._ids[event.column] = []
                 names = ("model", "revision", "quant", "adapters", "sampling")
-                told = {name: said.answer.details.get(name) for name in names}
-                output.json_line({"event": "column", "column": event.column, "message": said.answer.id, **told})
-            elif isinstance(said, Piece):
-                self._ids[event.column].extend(said.token_ids)
-                output.json_line({"event": "text", "column": event.column, "text": said.text})
-            elif isinstance(said, Finished):
-                output.json_line({"event": "end", "column": event.column, **_numbers(said, self._ids[event.column])})
-            elif isinstance(said, Done):
-                facts = said.answer.details.get("stretches") or [{}]
+                row = {name: news.answer.details.get(name) for name in names}
+                output.json_line({"event": "column", "column": event.column, "message": news.answer.id, **row})
+            elif isinstance(news, Piece):
+                self._ids[event.column].extend(news.token_ids)
+                output.json_line({"event": "text", "column": event.column, "text": news.text})
+            elif isinstance(news, Finished):
+                output.json_line({"event": "end", "column": event.column, **_numbers(news, self._ids[event.column])})
+            elif isinstance(news, Done):
+                facts = news.answer.details.get("stretches") or [{}]
                 weights = facts[-1].get("weights") or {}
                 hashes = {"weights": weights.get("hash"), "adapter_hashes": facts[-1].get("adapter_hashes")}
-                told = {"message": said.answer.id, "state": said.answer.state, **hashes}
-                output.json_line({"event": "stored", "column": event.column, **told})
+                row = {"message": news.answer.id, "state": news.answer.state, **hashes}
+                output.json_line({"event": "stored", "column": event.column, **row})
 
     def _start(self, reason: str | None) -> None:
         comparison = self._comparison
@@ -123,8 +123,8 @@ class JsonPrinter:
             for i, (c, launch) in enumerate(zip(comparison.columns, comparison.launches, strict=True))
         ]
         question = comparison.question.id if comparison.question else None
-        told = {"conversation": comparison.tree.conversation.id, "question": question, "one_by_one": reason}
-        output.json_line({"event": "start", **told, "columns": columns})
+        row = {"conversation": comparison.tree.conversation.id, "question": question, "one_by_one": reason}
+        output.json_line({"event": "start", **row, "columns": columns})
 
     def end(self) -> None:
         output.json_line({"event": "done", "conversation": self._comparison.tree.conversation.id})

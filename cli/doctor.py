@@ -22,18 +22,18 @@ def doctor(
     """Report versions, devices, kernels, threads, memory, paths, database, proxies and the terminal."""
     from glmchat.chat.diagnosis import diagnose
 
-    found = diagnose(on_wait=lambda: output.say(tr("asking the engine about devices and kernels…")))
+    report = diagnose(on_wait=lambda: output.say(tr("asking the engine about devices and kernels…")))
     if as_json:
-        output.json_line(found)
+        output.json_line(report)
         return
-    for section, rows in found.items():
+    for section, rows in report.items():
         if section == "problems":
             continue
         output.data(f"{tr(section)}")
         for name, value in rows.items():
             for line in _lines(name, value):
                 output.data(f"  {line}")
-    problems: list[dict[str, str]] = found["problems"]
+    problems: list[dict[str, str]] = report["problems"]
     output.data(tr("problems") if problems else tr("no problems found"))
     for problem in problems:
         output.data(f"  {problem['message']}")

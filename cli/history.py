@@ -78,14 +78,14 @@ def list_(
 ) -> None:
     """Conversations, pinned ones first, then the last used first."""
     with _history() as history:
-        found = history.conversations(limit=limit or -1)
+        conversations = history.conversations(limit=limit or -1)
     if as_json:
-        output.json_line([_row(c) for c in found])
+        output.json_line([_row(c) for c in conversations])
         return
-    if not found:
+    if not conversations:
         output.say(tr("There are no conversations yet."))
         return
-    rows = [(c.id, "*" if c.pinned else "", _when(c.updated), c.message_count, c.model, c.title) for c in found]
+    rows = [(c.id, "*" if c.pinned else "", _when(c.updated), c.message_count, c.model, c.title) for c in conversations]
     columns = ("ID", "", tr("LAST USED"), tr("MESSAGES"), tr("MODEL"), tr("TITLE"))
     output.table(columns, rows, right=(0, 3))
 
@@ -174,8 +174,8 @@ def export(
     folder = destination is not None and (destination.is_dir() or str(target).endswith("/"))
     chosen = _format(form, None if folder else destination)
     with _history() as history:
-        wanted = conversations or [c.id for c in reversed(history.conversations())]
-        trees = [history.load(number) for number in wanted]
+        numbers = conversations or [c.id for c in reversed(history.conversations())]
+        trees = [history.load(number) for number in numbers]
     if destination is not None and (folder or (len(trees) > 1 and chosen != "json")):
         _one_file_each(trees, chosen, destination, force)
         return
@@ -252,7 +252,7 @@ def import_(
     """Bring conversations in from JSON: an export of glmchat's, a list of messages, or ShareGPT's form."""
     from glmchat.chat.history.transcript import add_to_history, read_import
 
-    found = []
+    incoming = []
     for file in files:
         try:
             data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -262,10 +262,10 @@ def import_(
                 hint=tr("give a JSON file"),
                 code="history.unreadable",
             ) from None
-        found += read_import(data, str(file))
+        incoming += read_import(data, str(file))
     with _history() as history:
         _writable(history)
-        trees = add_to_history(history, found)
+        trees = add_to_history(history, incoming)
         rows = [c for tree in trees if (c := history.find(tree.conversation.id))]
     if as_json:
         output.json_line([_row(c) for c in rows])

@@ -36,15 +36,15 @@ SENTENCES = (
 )
 
 
-def usage_words(said: str) -> str:
-    """The same sentence in the chosen language; `said` itself where there is none."""
+def usage_words(text: str) -> str:
+    """The same sentence in the chosen language; `text` itself where there is none."""
     for sentence in SENTENCES:
-        if found := _pattern(sentence).fullmatch(said):
-            values = found.groupdict()
+        if match := _pattern(sentence).fullmatch(text):
+            values = match.groupdict()
             if "reason" in values:
                 values["reason"] = usage_words(values["reason"])
             return tr(sentence, **values)
-    return said
+    return text
 
 
 @cache
@@ -52,8 +52,8 @@ def _pattern(sentence: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(sentence)), re.DOTALL)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_set: bool) -> None:
+    if is_set:
         from glmchat import __version__
 
         output.data(f"glmchat {__version__}")
@@ -104,9 +104,9 @@ def _language_first(arguments: Sequence[str]) -> list[str]:
     rest = list(arguments)
     options = rest[: rest.index("--")] if "--" in rest else rest
     for at, word in enumerate(options):
-        wanted = options[at : at + 2] if word == "--lang" else [word]
-        if wanted in (["--lang", "en"], ["--lang", "zh"], ["--lang=en"], ["--lang=zh"]):
-            return [*wanted, *rest[:at], *rest[at + len(wanted) :]]
+        words = options[at : at + 2] if word == "--lang" else [word]
+        if words in (["--lang", "en"], ["--lang", "zh"], ["--lang=en"], ["--lang=zh"]):
+            return [*words, *rest[:at], *rest[at + len(words) :]]
     return rest
 
 
@@ -127,8 +127,8 @@ def run(arguments: Sequence[str]) -> int:
         )
         return Interrupted.exit
     except typer.TyperException as wrong:
-        said = usage_words(wrong.format_message())
-        output.error(Usage(said, hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
+        text = usage_words(wrong.format_message())
+        output.error(Usage(text, hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
         return Usage.exit
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)

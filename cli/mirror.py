@@ -122,26 +122,27 @@ def list_mirror(
     from glmchat.hub.mirror_folder import MirrorFolder
 
     mirror = MirrorFolder(directory)
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for name in mirror.repos():
         branches, tags = mirror.refs(name)
         for commit in mirror.commits(name):
             snapshot = mirror.snapshot(name, commit)
             names = [ref for ref, target in (branches | tags).items() if target == commit]
             size = sum(file.size for file in snapshot.files)
-            found.append(
+            entries.append(
                 {"repo": name, "revision": commit, "names": names, "files": len(snapshot.files), "bytes": size}
             )
     if as_json:
-        output.json_line(found)
+        output.json_line(entries)
         return
-    if not found:
+    if not entries:
         raise Usage(
             tr("the mirror {path} is empty", path=one_line(str(directory))),
             hint=tr("glmchat mirror NAME DIR adds a model"),
             code="mirror.empty",
         )
     rows = [
-        (m["repo"], str(m["revision"])[:12], ", ".join(m["names"]), m["files"], human_bytes(m["bytes"])) for m in found
+        (m["repo"], str(m["revision"])[:12], ", ".join(m["names"]), m["files"], human_bytes(m["bytes"]))
+        for m in entries
     ]
     output.table((tr("model"), tr("revision"), tr("names"), tr("files"), tr("size")), rows, right=(3, 4))

@@ -265,11 +265,11 @@ def alias(
     from glmchat.hub.references import parse
 
     if name is None:
-        known = aliases.load()
+        names = aliases.load()
         if as_json:
-            output.json_line(known)
-        elif known:
-            output.table((tr("name"), tr("means")), sorted(known.items()))
+            output.json_line(names)
+        elif names:
+            output.table((tr("name"), tr("means")), sorted(names.items()))
         else:
             output.say(tr("there are no aliases; `glmchat alias NAME MODEL` makes one"))
     elif remove:
@@ -323,10 +323,10 @@ def _any(name: str, *, incomplete: bool = True) -> Installed:
     try:
         return _here(name, incomplete=incomplete)
     except (UnknownModel, NotInstalled):
-        found = by_name(name)
-        if found is None:
+        row = by_name(name)
+        if row is None:
             raise
-        return found
+        return row
 
 
 def _here(name: str, *, incomplete: bool = False) -> Installed:

@@ -48,8 +48,8 @@ def replay(
         plan = plan_replay(history, target, changes=sampling_changes(setting or []), threads=threads)
     if as_json:
         stretches = [s.to_json() for s in plan.stretches]
-        told = {"message": plan.message, "conversation": plan.conversation, "model": plan.model}
-        output.json_line({"event": "start", **told, "tokens": plan.tokens, "stretches": stretches})
+        facts = {"message": plan.message, "conversation": plan.conversation, "model": plan.model}
+        output.json_line({"event": "start", **facts, "tokens": plan.tokens, "stretches": stretches})
     else:
         output.say(_described(plan))
     outcome: Outcome | None = None
@@ -69,7 +69,7 @@ def replay(
 
 def sampling_changes(given: list[str]) -> dict[str, Any]:
     """What `--set NAME=VALUE …` asks for: field -> value. Raises Usage."""
-    found = {}
+    changes = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
@@ -79,8 +79,8 @@ def sampling_changes(given: list[str]) -> dict[str, Any]:
                 code="replay.set",
             )
         field = sampling_name(name)
-        found[field] = parse_sampling_value(field, value)
-    return found
+        changes[field] = parse_sampling_value(field, value)
+    return changes
 
 
 def _described(plan: ReplayPlan) -> str:

@@ -304,20 +304,20 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> Launch
 
     if launch.server is not None:  # its own store knows them
         return replace(launch, adapters=tuple(parse_adapter(text) for text in given))
-    wanted = []
+    chosen = []
     for text in given:
         path = parse_path(text)
         if path is None:
-            wanted.append(parse_adapter(text))
+            chosen.append(parse_adapter(text))
         else:
-            wanted.append((bring_in(path[0], launch.engine.folder, force), path[1]))
-    require_usable(wanted, launch.engine.folder, force=force)
-    for name, _ in wanted:
+            chosen.append((bring_in(path[0], launch.engine.folder, force), path[1]))
+    require_usable(chosen, launch.engine.folder, force=force)
+    for name, _ in chosen:
         if is_forced(name):
             output.say(
                 tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
             )
-    return replace(launch, adapters=tuple(wanted))
+    return replace(launch, adapters=tuple(chosen))
 
 
 def _key(file: Path | None) -> str | None:

@@ -119,14 +119,14 @@ def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
     bits = flags.bits
     settings = load_settings()
     launch = LaunchOptions(engine=flags.options(settings))
-    wanted = model_choice.wanted_model(name, settings)
-    if wanted is None:
+    choice = model_choice.wanted_model(name, settings)
+    if choice is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat serve NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(wanted.text, revision=flags.revision, quant=bits)
-    if wanted.origin != "argument":
-        output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=wanted.origin))
+    row, bits = model_choice.locate(choice.text, revision=flags.revision, quant=bits)
+    if choice.origin != "argument":
+        output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=choice.origin))
     options = engine_options(model_choice.launch_installed(launch, row, bits))
     require_fit(options)
     folder = options.require_folder()
