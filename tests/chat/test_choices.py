@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from speakers import LocalSpeaker
@@ -17,7 +17,7 @@ from glmchat.chat.answering import Done
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.model_choice import launch_installed, locate, wanted_model
-from glmchat.chat.sampling_choice import ORDER, choose_sampling, generation_config, ranks_for_launch
+from glmchat.chat.sampling_choice import ORDER, Origin, choose_sampling, generation_config, ranks_for_launch
 from glmchat.chat.session import ChatSession
 from glmchat.core import locations
 from glmchat.core.errors import NotInstalled, UnknownModel, Usage
@@ -27,7 +27,9 @@ from glmchat.hub.installed import Installed
 
 
 def test_the_higher_rank_decides_each_field_alone() -> None:
-    asked = {origin: {"temperature": 0.1 * (n + 1)} for n, origin in enumerate(ORDER) if origin != "default"}
+    asked: dict[Origin, dict[str, Any]] = {
+        origin: {"temperature": 0.1 * (n + 1)} for n, origin in enumerate(ORDER) if origin != "default"
+    }
     for origin in ORDER[:-1]:
         chosen = choose_sampling(asked)
         assert chosen.origins["temperature"] == origin
@@ -58,7 +60,7 @@ def test_the_ranks_below_a_conversation_come_from_their_files(tmp_path: Path, mo
         json.dumps({"top_k": 7, "temperature": 0.9, "min_p": "x", "do_sample": False, "repetition_penalty": -1})
     )
     chosen = ranks_for_launch({"seed": 1}, catalogue={"repetition_penalty": 1.1}, folder=tmp_path).choose()
-    assert chosen.origins | {"stop": "default"} == {
+    assert {**chosen.origins, "stop": "default"} == {
         "temperature": "config", "top_k": "generation_config", "top_p": "environment", "min_p": "config",
         "repetition_penalty": "catalogue", "seed": "flag", "max_tokens": "default", "stop": "default",
         "ignore_eos": "default",

@@ -11,13 +11,13 @@ import threading
 from typing import Any
 
 import pytest
-from foreign_server import chunk
+from foreign_server import Foreign, chunk
 from polling import SECONDS, wait_until
 
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.client.reading import Comment, EventParser, ServerEvent
 from glmchat.core.errors import NetworkFailed, ServerFailed, Usage
-from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
+from glmchat.core.messages import Finished, Message, Piece, Sampling, Started, StreamEvent
 
 HELLO = [Message("user", "你好")]
 PLAIN = Sampling(temperature=1.0, top_p=1.0)
@@ -43,7 +43,7 @@ FULL = (
 ).encode()
 
 
-def test_events_come_out_the_same_wherever_their_bytes_are_cut():
+def test_events_come_out_the_same_wherever_their_bytes_are_cut() -> None:
     whole = list(EventParser().feed(FULL))
     assert sum(isinstance(e, ServerEvent) for e in whole) == 6 and whole[0] == Comment("keep-alive")
     for cut in range(len(FULL) + 1):
@@ -53,7 +53,7 @@ def test_events_come_out_the_same_wherever_their_bytes_are_cut():
     assert [e for byte in FULL for e in parser.feed(bytes([byte]))] == whole
 
 
-def test_an_answer_arrives_whole_from_single_bytes(foreign):
+def test_an_answer_arrives_whole_from_single_bytes(foreign: Foreign) -> None:
     endpoint = foreign.says(b"")
     foreign.parts = [bytes([b]) for b in FULL]
     events = ask(endpoint)
@@ -85,17 +85,17 @@ def test_an_answer_arrives_whole_from_single_bytes(foreign):
         'data: {"choices": []}\n\ndata: null\n\n' + chunk("ab", "stop") + "\n\n",
     ],
 )
-def test_small_print_of_servers_is_taken_as_meant(foreign, text):
+def test_small_print_of_servers_is_taken_as_meant(foreign: Foreign, text: str) -> None:
     events = ask(foreign.says(text))
     assert text_of(events) == "ab" and events[-1].finish_reason == "stop"
 
 
-def test_content_null_is_no_text(foreign):
+def test_content_null_is_no_text(foreign: Foreign) -> None:
     text = 'data: {"choices":[{"delta":{"role":"assistant","content":null},"finish_reason":null}]}\n\n'
     assert text_of(ask(foreign.says(text + chunk("x", "length") + "\n\n"))) == "x"
 
 
-def test_thoughts_are_shown_as_models_write_them(foreign):
+def test_thoughts_are_shown_as_models_write_them(foreign: Foreign) -> None:
     def thought(text: str) -> str:
         return "data: " + json.dumps({"choices": [{"delta": {"reasoning_content": text, "content": None}}]}) + "\n\n"
 
@@ -103,14 +103,14 @@ def test_thoughts_are_shown_as_models_write_them(foreign):
     assert text_of(events) == "<think>\nlet me see\n</think>\n\n42"
 
 
-def test_a_server_that_does_not_stream_is_heard_too(foreign):
+def test_a_server_that_does_not_stream_is_heard_too(foreign: Foreign) -> None:
     choice = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
     whole = {"choices": [choice], "usage": {"completion_tokens": 1}}
     events = ask(foreign.says(json.dumps(whole), kind="application/json; charset=utf-8"))
     assert text_of(events) == "hi" and events[-1].completion_tokens == 1
 
 
-def test_llama_servers_timings_become_speeds(foreign):
+def test_llama_servers_timings_become_speeds(foreign: Foreign) -> None:
     timings = {"prompt_n": 10, "prompt_ms": 100.0, "predicted_n": 20, "predicted_ms": 1000.0, "cache_n": 3}
     last = ask(foreign.says(chunk("x", "stop", timings=timings) + "\n\n"))[-1]
     assert (last.prefill_tokens_per_second, last.decode_tokens_per_second, last.cached_tokens) == (100.0, 20.0, 3)
@@ -126,7 +126,9 @@ def test_llama_servers_timings_become_speeds(foreign):
         ("", "before the answer did"),
     ],
 )
-def test_an_answer_that_breaks_off_is_told_and_never_passed_off_as_finished(foreign, text, word):
+def test_an_answer_that_breaks_off_is_told_and_never_passed_off_as_finished(
+    foreign: Foreign, text: str, word: Any
+) -> None:
     seen = []
     with pytest.raises(ServerFailed, match=word) as raised:
         for event in foreign.says(text).stream(HELLO, PLAIN):
@@ -152,7 +154,9 @@ def test_an_answer_that_breaks_off_is_told_and_never_passed_off_as_finished(fore
         ("422 Unprocessable", "application/json", '{"detail": [{"msg": "x"}]}', "server.refused", "msg"),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_has_its_own_words_and_a_hint(foreign, status, kind, body, code, word):
+def test_what_is_no_answer_has_its_own_words_and_a_hint(
+    foreign: Foreign, status: int, kind: str, body: Any, code: str, word: Any
+) -> None:
     headers = {"Retry-After": "17", "Location": "http://elsewhere/"}
     with pytest.raises(ServerFailed) as raised:
         ask(foreign.says(body, status=status, kind=kind, headers=headers))
@@ -161,14 +165,14 @@ def test_what_is_no_answer_has_its_own_words_and_a_hint(foreign, status, kind, b
     assert "\x1b" not in raised.value.message
 
 
-def test_nobody_there_is_one_clear_sentence():
+def test_nobody_there_is_one_clear_sentence() -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         port = server.server_address[1]
     with pytest.raises(NetworkFailed, match=f"nobody answers at http://127.0.0.1:{port}/v1"):
         ask(Endpoint(f"127.0.0.1:{port}", model="m"))
 
 
-def test_a_key_is_sent_as_given_and_never_shown(foreign):
+def test_a_key_is_sent_as_given_and_never_shown(foreign: Foreign) -> None:
     endpoint = Endpoint(foreign.url, key="sk-secret", model="m")
     foreign.says(chunk("x", "stop") + "\n\n")
     ask(endpoint)
@@ -182,7 +186,7 @@ def test_a_key_is_sent_as_given_and_never_shown(foreign):
         assert bad not in str(refused.value)
 
 
-def test_a_foreign_server_is_sent_openais_fields_and_no_more_unless_asked(foreign):
+def test_a_foreign_server_is_sent_openais_fields_and_no_more_unless_asked(foreign: Foreign) -> None:
     endpoint = foreign.says(chunk("x", "stop") + "\n\n")
     ask(endpoint, Sampling(temperature=0.5, top_p=0.9, max_tokens=7, stop=("#",)))
     body = foreign.asked[-1][2]
@@ -192,7 +196,7 @@ def test_a_foreign_server_is_sent_openais_fields_and_no_more_unless_asked(foreig
     assert foreign.asked[-1][2]["top_k"] == 40 and foreign.asked[-1][2]["seed"] == 3
 
 
-def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign):
+def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign: Foreign) -> None:
     endpoint = foreign.says(chunk("x", "stop") + "\n\n")
     ask(endpoint, Sampling(temperature=0.95, top_k=0), asked={"top_k"})
     body = foreign.asked[-1][2]
@@ -201,7 +205,7 @@ def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign):
     assert set(foreign.asked[-1][2]) == {"stream", "stream_options", "model", "prompt"}
 
 
-def test_a_server_that_cannot_continue_an_answer_is_told_apart_from_a_bad_request(foreign):
+def test_a_server_that_cannot_continue_an_answer_is_told_apart_from_a_bad_request(foreign: Foreign) -> None:
     detail = json.dumps({"detail": "Unexpected fields: {'continue_final_message'}"}).encode()
     endpoint = foreign.says("", answer_with=lambda path, body: ("422 No", "application/json", detail) if body else None)
     with pytest.raises(ServerFailed, match="cannot go on") as raised:
@@ -209,7 +213,7 @@ def test_a_server_that_cannot_continue_an_answer_is_told_apart_from_a_bad_reques
     assert raised.value.code == "server.cannot_continue" and "/regen" in raised.value.hint
 
 
-def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
+def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign: Foreign) -> None:
     def strict(path: str, body: Any) -> tuple[str, str, bytes] | None:
         extra = {"top_k", "min_p", "stream_options"} & set(body or {})
         detail = json.dumps({"detail": f"Unexpected fields in the request: {extra}"}).encode()
@@ -220,7 +224,7 @@ def test_a_setting_that_the_server_does_not_know_is_left_out_and_said(foreign):
     assert text_of(events) == "x" and sorted(events[-1].facts["ignored"]) == ["min_p", "top_k"]
 
 
-def test_closing_the_generator_closes_the_connection(foreign):
+def test_closing_the_generator_closes_the_connection(foreign: Foreign) -> None:
     endpoint = foreign.says(b"")
     foreign.parts = ENDLESS
     answer = endpoint.stream(HELLO, PLAIN)
@@ -230,11 +234,12 @@ def test_closing_the_generator_closes_the_connection(foreign):
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_stop_from_another_thread_ends_it_even_while_nothing_comes(foreign, silent):
+def test_a_stop_from_another_thread_ends_it_even_while_nothing_comes(foreign: Foreign, silent: bool) -> None:
     endpoint = foreign.says(b": hello\n\n", silent=silent)
     if not silent:
         foreign.parts = ENDLESS
-    stop, events = Stop(), []
+    stop = Stop()
+    events: list[StreamEvent] = []
 
     def stop_it() -> None:
         wait_until(lambda: foreign.asked if silent else events)
@@ -243,29 +248,30 @@ def test_a_stop_from_another_thread_ends_it_even_while_nothing_comes(foreign, si
     threading.Thread(target=stop_it).start()
     for event in endpoint.stream(HELLO, PLAIN, stop=stop):
         events.append(event)
-    assert events[-1].finish_reason == "cancelled" and sum(isinstance(e, Finished) for e in events) == 1
+    (finished,) = (e for e in events if isinstance(e, Finished))
+    assert finished is events[-1] and finished.finish_reason == "cancelled"
 
 
-def test_a_stop_before_the_start_is_a_stop_too(foreign):
+def test_a_stop_before_the_start_is_a_stop_too(foreign: Foreign) -> None:
     endpoint = foreign.says(b"", silent=True)
     stop = Stop()
     stop.now()
     assert [type(e) for e in ask(endpoint, stop=stop)] == [Finished]
 
 
-def test_half_a_surrogate_from_a_terminal_is_replaced_before_it_is_sent(foreign):
+def test_half_a_surrogate_from_a_terminal_is_replaced_before_it_is_sent(foreign: Foreign) -> None:
     endpoint = foreign.says(chunk("x", "stop") + "\n\n")
     list(endpoint.stream([Message("user", "a\udce4b")], PLAIN))
     assert foreign.asked[-1][2]["messages"][0]["content"] == "a?b"
 
 
-def test_a_line_without_an_end_is_refused(foreign, monkeypatch):
+def test_a_line_without_an_end_is_refused(foreign: Foreign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glmchat.chat.client.reading.LINE_LIMIT", 1000)
     with pytest.raises(ServerFailed, match="without an end"):
         ask(foreign.says("data: " + "x" * 5000))
 
 
-def test_the_only_model_is_taken_and_among_several_one_must_be_named(foreign):
+def test_the_only_model_is_taken_and_among_several_one_must_be_named(foreign: Foreign) -> None:
     def listing(names: list[str]) -> bytes:
         return json.dumps({"object": "list", "data": [{"id": n} for n in names]}).encode()
 
@@ -280,7 +286,7 @@ def test_the_only_model_is_taken_and_among_several_one_must_be_named(foreign):
     assert endpoint.choose_model("a:latest") == "a:latest"
 
 
-def test_proxies_are_not_asked_for_loopback(foreign, monkeypatch):
+def test_proxies_are_not_asked_for_loopback(foreign: Foreign, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "socks://127.0.0.1:1")
     assert text_of(ask(foreign.says(chunk("x", "stop") + "\n\n"))) == "x"

@@ -12,8 +12,9 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,13 +29,14 @@ from glmchat.core.messages import Finished, Message, Piece, Sampling
 
 TESTS = Path(__file__).resolve().parent.parent
 HELLO = [Message("user", "hi")]
+Start = Callable[..., EngineProcess]
 
 
 @pytest.fixture
-def start(tmp_path) -> Iterator:
+def start(tmp_path: Path) -> Iterator[Start]:
     started: list[EngineProcess] = []
 
-    def begin(*, wait: bool = True, **behaviour) -> EngineProcess:
+    def begin(*, wait: bool = True, **behaviour: Any) -> EngineProcess:
         process = start_engine(EngineOptions(tmp_path, "fake"), command=fake_command(**behaviour))
         started.append(process)
         if wait:
@@ -55,7 +57,7 @@ def said(process: EngineProcess) -> str:
     return "".join(e.text for e in process.endpoint.stream(HELLO, Sampling()) if isinstance(e, Piece))
 
 
-def test_it_loads_visibly_answers_and_leaves_nothing_behind(start):
+def test_it_loads_visibly_answers_and_leaves_nothing_behind(start: Start) -> None:
     seen: list[tuple[str, float]] = []
     process = start(wait=False, seconds_to_load=0.6)
     process.wait_ready(lambda stage, done: seen.append((stage, done)))
@@ -70,13 +72,13 @@ def test_it_loads_visibly_answers_and_leaves_nothing_behind(start):
     assert process.failure() is None, "what we stopped did not fail"
 
 
-def test_it_is_out_of_reach_of_ctrl_c_on_the_terminal(start):
+def test_it_is_out_of_reach_of_ctrl_c_on_the_terminal(start: Start) -> None:
     process = start()
     assert os.getsid(process.pid) == process.pid != os.getsid(0)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start, how):
+def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start: Start, how: signal.Signals) -> None:
     process = start(pieces=["x"], repeat=100_000, seconds_per_token=0.01)
     answer = process.endpoint.stream(HELLO, Sampling())
     next(answer)
@@ -96,7 +98,9 @@ def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start, how):
         again.stop()
 
 
-def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, monkeypatch):
+def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = iter([3, 4])
     monkeypatch.setattr(engine_process, "oom_kills", lambda: next(counts))
     process = start()
@@ -106,13 +110,13 @@ def test_a_kill_for_memory_is_told_as_such_where_the_cgroup_counts_it(start, mon
     assert isinstance(failure, DoesNotFit) and "out of memory" in failure.message
 
 
-def test_a_kill_while_loading_ends_the_waiting(start):
+def test_a_kill_while_loading_ends_the_waiting(start: Start) -> None:
     process = start(wait=False, seconds_to_load=60)
     with pytest.raises(EngineDied, match="signal 9"):
-        process.wait_ready(lambda stage, done: stage == "import" and os.kill(process.pid, signal.SIGKILL))
+        process.wait_ready(lambda stage, done: os.kill(process.pid, signal.SIGKILL) if stage == "import" else None)
 
 
-def test_what_the_load_raised_arrives_as_it_was(start):
+def test_what_the_load_raised_arrives_as_it_was(start: Start) -> None:
     error = Damaged("weights are cut", hint="pull again", code="gguf.cut")
     process = start(wait=False, load_failure=error.to_json())
     with pytest.raises(Damaged, match="weights are cut") as raised:
@@ -121,14 +125,14 @@ def test_what_the_load_raised_arrives_as_it_was(start):
     assert not process.alive
 
 
-def test_an_engine_that_ends_at_once_is_quoted(start):
+def test_an_engine_that_ends_at_once_is_quoted(start: Start) -> None:
     process = start(wait=False, exit_at_start=3)
     with pytest.raises(EngineDied, match="code 3: the fake was told to exit at once") as raised:
         process.wait_ready()
     assert str(process.log_file) in raised.value.hint
 
 
-def test_waiting_can_be_given_up(start):
+def test_waiting_can_be_given_up(start: Start) -> None:
     process = start(wait=False, seconds_to_load=60)
     looks = itertools.count()
     with pytest.raises(Interrupted):
@@ -136,14 +140,14 @@ def test_waiting_can_be_given_up(start):
     assert not process.alive
 
 
-def test_an_engine_that_hangs_is_stopped_all_the_same(start):
+def test_an_engine_that_hangs_is_stopped_all_the_same(start: Start) -> None:
     process = start()
     os.kill(process.pid, signal.SIGSTOP)
     process.stop()
     assert not process.alive
 
 
-def test_an_engine_started_by_a_thread_outlives_the_thread(start):
+def test_an_engine_started_by_a_thread_outlives_the_thread(start: Start) -> None:
     found: list[EngineProcess] = []
     thread = threading.Thread(target=lambda: found.append(start()))
     thread.start()
@@ -152,7 +156,7 @@ def test_an_engine_started_by_a_thread_outlives_the_thread(start):
     assert found[0].alive and said(found[0]) == "one two"
 
 
-def test_two_engines_live_side_by_side(start):
+def test_two_engines_live_side_by_side(start: Start) -> None:
     first, second = start(pieces=["first"]), start(pieces=["second"])
     assert (said(first), said(second)) == ("first", "second")
     first.stop()
@@ -175,11 +179,12 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_a_killed_face_takes_its_engine_with_it(ready):
+def test_a_killed_face_takes_its_engine_with_it(ready: bool) -> None:
     behaviour = {"seconds_to_load": 0 if ready else 60}
     script = PARENT.format(tests=str(TESTS), behaviour=behaviour, ready=ready)
     command = [sys.executable, "-P", "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
         pid, path = parent.stdout.readline().split()
         assert psutil.pid_exists(int(pid))
         parent.kill()
@@ -193,7 +198,7 @@ def test_a_killed_face_takes_its_engine_with_it(ready):
     wait_until(swept)  # the last thread of the dead may still hold it for a moment
 
 
-def test_its_surroundings_are_quiet_offline_and_without_secrets():
+def test_its_surroundings_are_quiet_offline_and_without_secrets() -> None:
     given = {"OMP_NUM_THREADS": "7", "HF_TOKEN": "secret", "HTTPS_PROXY": "socks://x", "no_proxy": "y", "PATH": "/bin"}
     given |= {"GLMCHAT_API_KEY": "secret", "OPENAI_API_KEY": "secret"}
     found = engine_environment(given)
@@ -204,7 +209,7 @@ def test_its_surroundings_are_quiet_offline_and_without_secrets():
     assert engine_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
-def test_old_logs_do_not_pile_up():
+def test_old_logs_do_not_pile_up() -> None:
     from glmchat.chat.engine_log import KEPT, new_log
 
     for _ in range(KEPT + 5):
@@ -213,6 +218,6 @@ def test_old_logs_do_not_pile_up():
     assert len(list(path.parent.glob("engine-*.log"))) == KEPT and path.exists()
 
 
-def test_the_finished_event_says_how_long_the_load_took(start):
+def test_the_finished_event_says_how_long_the_load_took(start: Start) -> None:
     last = list(start(seconds_to_load=0.2).endpoint.stream(HELLO, Sampling()))[-1]
-    assert isinstance(last, Finished) and last.load_seconds >= 0.2
+    assert isinstance(last, Finished) and (last.load_seconds or 0) >= 0.2

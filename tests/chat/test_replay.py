@@ -36,7 +36,6 @@ def spoken(starter_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         model = home / "smol.gguf"
         shutil.copyfile(starter_model, model)
         launch = LaunchOptions(EngineOptions(folder=model, model=str(model), threads=1, context=512))
-        answers = []
         with History.open(home / "history.db") as history, connect(launch) as connection:
             ranks = SamplingRanks({"flag": {"temperature": 0.9, "top_p": 0.95, "max_tokens": 14, "seed": 11}})
             identity = identity_of(launch, connection.endpoint)
@@ -47,7 +46,6 @@ def spoken(starter_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 said += isinstance(event, Piece)
                 if said == 5:
                     session.stop()
-            answers.append(session.tree.leaf)
             assert session.tree.path()[-1].state == "stopped"
             list(session.continue_answer())
             list(session.ask("And the others?"))

@@ -27,20 +27,20 @@ from glmchat.core.errors import Usage
         ("http://h/v1?x=1#y", "http://h/v1"),
     ],
 )
-def test_an_address_is_completed(typed, meant):
+def test_an_address_is_completed(typed: str, meant: str) -> None:
     assert api_url(typed) == meant
 
 
 @pytest.mark.parametrize(
     "typed", ["", "http://", "ftp://h", "http://h:99999", "http://h:0", "unix:///s", "http://a b", "http://[::1"]
 )
-def test_what_is_no_address_is_refused_with_an_example(typed):
+def test_what_is_no_address_is_refused_with_an_example(typed: str) -> None:
     with pytest.raises(Usage) as refused:
         api_url(typed)
     assert "http://gpu-box:8000/v1" in refused.value.hint
 
 
-def test_an_endpoint_is_a_url_or_a_socket():
+def test_an_endpoint_is_a_url_or_a_socket() -> None:
     for wrong in ({}, {"base_url": "h", "uds": "/s"}):
         with pytest.raises(Usage):
             Endpoint(**wrong)

@@ -16,6 +16,7 @@ from speakers import LocalSpeaker
 
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
 from glmchat.chat.history.history import History
+from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage
@@ -24,6 +25,12 @@ from glmchat.core.messages import Finished, Message, Piece, Started, StreamEvent
 
 def talk(events: Iterable[SessionEvent]) -> list[SessionEvent]:
     return list(events)
+
+
+def answer_of(events: Iterable[SessionEvent]) -> StoredMessage:
+    done = talk(events)[-1]
+    assert isinstance(done, Done)
+    return done.answer
 
 
 def said(session: ChatSession) -> list[tuple[str, str, str]]:
@@ -404,22 +411,22 @@ def test_what_the_model_did_not_see_is_known_again_when_the_conversation_is_open
     assert ChatSession(history, None, session.tree.conversation.id).unseen == session.unseen
 
 
-def test_a_server_decides_what_nobody_set_and_nothing_is_made_up_for_the_record(history):
+def test_a_server_decides_what_nobody_set_and_nothing_is_made_up_for_the_record(history: History) -> None:
     ranks = SamplingRanks({"config": {"temperature": 0.1}})
     speaker = LocalSpeaker(is_local=False)
     session = ChatSession(history, speaker, ranks=ranks)
-    answer = talk(session.ask("hello"))[-1].answer
+    answer = answer_of(session.ask("hello"))
     assert speaker.asked[0]["asked"] == {"temperature"}
     assert answer.details["sampling"] == {"temperature": 0.1}
     ours = LocalSpeaker()
     session.reconnect(ours)
-    answer = talk(session.ask("hello"))[-1].answer
+    answer = answer_of(session.ask("hello"))
     assert ours.asked[0]["asked"] is None and answer.details["sampling"]["top_p"] == 0.7
 
 
-def test_a_continuation_that_is_refused_leaves_the_answer_as_it_was(history):
+def test_a_continuation_that_is_refused_leaves_the_answer_as_it_was(history: History) -> None:
     session = ChatSession(history, LocalSpeaker("half ", finish="length"))
-    cut = talk(session.ask("hello"))[-1].answer
+    cut = answer_of(session.ask("hello"))
     session.reconnect(LocalSpeaker(refuse_over=0))
     with pytest.raises(ServerFailed):
         talk(session.continue_answer())

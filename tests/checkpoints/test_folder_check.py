@@ -11,6 +11,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ from glmchat.checkpoints import fit
 from glmchat.checkpoints.folder_check import check_folder
 from glmchat.checkpoints.vocabularies import KNOWN
 from glmchat.checkpoints.weight_files import tensor_names
-from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
 
 SIX = {"model_type": "chatglm", "hidden_size": 64, "inner_hidden_size": 256, "num_layers": 2, "num_attention_heads": 4}
 TWO = {"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 16,
@@ -34,22 +37,24 @@ REAL = {"first": "chatglm-6b-early", "slim": "chatglm-6b", "chatglm2": "chatglm3
 PARAMETERS = 12_000_000  # more than any of these describes
 
 
-def vocabulary(shared, name):
+def vocabulary(shared: Path, name: str) -> Path:
     return shared / "tokenizers" / REAL[name] / KNOWN[name].file
 
 
-def write_config(folder, config):
+def write_config(folder: Path, config: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_bin(path, names=("transformer.word_embeddings.weight",), size=2 * PARAMETERS):
+def write_bin(
+    path: Path, names: Sequence[str] = ("transformer.word_embeddings.weight",), size: int = 2 * PARAMETERS
+) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names, 0), protocol=2))
         archive.writestr("archive/data/0", bytes(size))
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """A ChatGLM3 of two layers in shards, as far as anybody can see without reading tensors. No vocabulary yet."""
     write_config(tmp_path, CONFIGS["chatglm2"])
     shards = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
@@ -61,12 +66,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def whole(folder, shared):
+def whole(folder: Path, shared: Path) -> Path:
     shutil.copy(vocabulary(shared, "chatglm2"), folder)
     return folder
 
 
-def refused(folder, kind=Damaged):
+def refused(folder: Path, kind: type[GlmchatError] = Damaged) -> GlmchatError:
     with pytest.raises(kind) as caught:
         fit.check("m", folder)
     error = caught.value
@@ -74,11 +79,11 @@ def refused(folder, kind=Damaged):
     return error
 
 
-def pointer(size):
+def pointer(size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n".encode()
 
 
-def test_a_sound_folder_passes_and_torch_is_not_loaded(whole):
+def test_a_sound_folder_passes_and_torch_is_not_loaded(whole: Path) -> None:
     code = "import sys; from pathlib import Path; from glmchat.checkpoints.folder_check import check_folder as c; "
     code += f"c(Path({str(whole)!r})); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
@@ -86,7 +91,9 @@ def test_a_sound_folder_passes_and_torch_is_not_loaded(whole):
 
 @pytest.mark.parametrize("beside", CONFIGS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_vocabulary_passes_beside_its_own_config_and_no_other(name, beside, folder, shared):
+def test_each_vocabulary_passes_beside_its_own_config_and_no_other(
+    name: str, beside: str, folder: Path, shared: Path
+) -> None:
     write_config(folder, CONFIGS[beside])
     shutil.copy(vocabulary(shared, name), folder / KNOWN[beside].file)
     if name == beside:
@@ -98,7 +105,7 @@ def test_each_vocabulary_passes_beside_its_own_config_and_no_other(name, beside,
     assert f"{KNOWN[beside].size:,}" in error.hint
 
 
-def test_a_vocabulary_that_is_absent_or_under_another_models_name_is_told(folder, shared):
+def test_a_vocabulary_that_is_absent_or_under_another_models_name_is_told(folder: Path, shared: Path) -> None:
     shutil.copy(vocabulary(shared, "slim"), folder)
     error = refused(folder)
     assert error.code == "tokenizer.missing" and "ice_text.model, which belongs to other models" in error.message
@@ -108,14 +115,14 @@ def test_a_vocabulary_that_is_absent_or_under_another_models_name_is_told(folder
     ("content", "code"),
     [(b"", "file.empty"), (pointer(1_018_370), "file.lfs_pointer"), (b"<html>404</html>", "tokenizer.damaged")],
 )
-def test_a_vocabulary_that_is_none_is_told(content, code, folder):
+def test_a_vocabulary_that_is_none_is_told(content: bytes, code: str, folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(content)
     assert refused(folder).code == code
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_vocabulary_that_was_cut_off_is_told(name, kept, folder, shared):
+def test_a_vocabulary_that_was_cut_off_is_told(name: str, kept: float, folder: Path, shared: Path) -> None:
     write_config(folder, CONFIGS[name])
     data = vocabulary(shared, name).read_bytes()
     (folder / KNOWN[name].file).write_bytes(data[: int(len(data) * kept)])
@@ -123,13 +130,13 @@ def test_a_vocabulary_that_was_cut_off_is_told(name, kept, folder, shared):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer.model"])
-def test_pointers_are_found_in_vocabularies_of_every_family(name, folder):
+def test_pointers_are_found_in_vocabularies_of_every_family(name: str, folder: Path) -> None:
     write_config(folder, {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2})
     (folder / name).write_bytes(pointer(2_000_000))
     assert "2.0 MB" in refused(folder).message
 
 
-def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole):
+def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole: Path) -> None:
     shard = whole / "pytorch_model-00002-of-00002.bin"
     data = shard.read_bytes()
     for content, code in ((pointer(10**9), "file.lfs_pointer"), (b"", "file.empty"), (data[:-30], "weights.damaged")):
@@ -142,7 +149,7 @@ def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole):
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_safetensors_of_the_wrong_length_are_told(change, whole):
+def test_safetensors_of_the_wrong_length_are_told(change: int, whole: Path) -> None:
     for file in whole.glob("*.bin*"):
         file.unlink()
     header = json.dumps({"a": {"dtype": "F16", "shape": [PARAMETERS], "data_offsets": [0, 2 * PARAMETERS]}}).encode()
@@ -153,7 +160,7 @@ def test_safetensors_of_the_wrong_length_are_told(change, whole):
     assert refused(whole).code == "weights.damaged"
 
 
-def test_an_index_that_names_a_path_is_hostile(whole):
+def test_an_index_that_names_a_path_is_hostile(whole: Path) -> None:
     (whole / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     assert refused(whole, Hostile).code == "weights.path"
 
@@ -163,19 +170,21 @@ def test_an_index_that_names_a_path_is_hostile(whole):
     [{"num_layers": 10**6}, {"num_layers": 1000}, {"num_layers": "28"}, {"num_layers": 0}, {"hidden_size": 65536},
      {"hidden_size": 10**9}, {"padded_vocab_size": 2**40}, {"seq_length": 10**12}, {"pre_seq_len": 10**7}],
 )  # fmt: skip
-def test_an_absurd_config_is_called_absurd_and_not_too_large_for_the_memory(change, whole, monkeypatch):
+def test_an_absurd_config_is_called_absurd_and_not_too_large_for_the_memory(
+    change: Any, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fit, "available_memory", lambda: 10**9)
     write_config(whole, {**CONFIGS["chatglm2"], **change})
     assert refused(whole).code == "config.absurd"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
-def test_a_config_that_is_no_json_object_is_told(text, whole):
+def test_a_config_that_is_no_json_object_is_told(text: str, whole: Path) -> None:
     (whole / "config.json").write_text(text, encoding="latin-1")
     assert refused(whole).code == "config.damaged"
 
 
-def test_a_folder_without_config_or_weights_is_told(whole):
+def test_a_folder_without_config_or_weights_is_told(whole: Path) -> None:
     for file in whole.glob("*.bin*"):
         file.unlink()
     assert refused(whole).code == "weights.none"
@@ -183,7 +192,9 @@ def test_a_folder_without_config_or_weights_is_told(whole):
     assert refused(whole).code == "model.no_config"
 
 
-def test_a_folder_that_holds_only_a_lora_or_a_prefix_names_its_base_and_the_command(whole, tmp_path):
+def test_a_folder_that_holds_only_a_lora_or_a_prefix_names_its_base_and_the_command(
+    whole: Path, tmp_path: Path
+) -> None:
     for file in whole.glob("*.bin*"):
         file.unlink()
     write_config(whole, {**CONFIGS["chatglm2"], "_name_or_path": "THUDM/chatglm2-6b"})
@@ -196,7 +207,7 @@ def test_a_folder_that_holds_only_a_lora_or_a_prefix_names_its_base_and_the_comm
     assert "glmchat run BASE " in refused(whole, Usage).hint
 
 
-def test_the_output_of_a_training_names_its_newest_checkpoint_and_the_command(tmp_path):
+def test_the_output_of_a_training_names_its_newest_checkpoint_and_the_command(tmp_path: Path) -> None:
     for number in (500, 3000, 1000):
         (tmp_path / f"checkpoint-{number}").mkdir()
     newest = tmp_path / "checkpoint-3000"
@@ -214,9 +225,9 @@ def test_the_output_of_a_training_names_its_newest_checkpoint_and_the_command(tm
     assert refused(tmp_path, Usage).hint == f"glmchat run THUDM/chatglm3-6b --adapter {newest}"
 
 
-def test_names_are_read_off_a_pickle_without_running_it(tmp_path):
+def test_names_are_read_off_a_pickle_without_running_it(tmp_path: Path) -> None:
     class Bomb:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return (tmp_path / "canary").touch, ()
 
     with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
@@ -225,6 +236,6 @@ def test_names_are_read_off_a_pickle_without_running_it(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_gguf_pointer_is_told(tmp_path):
+def test_a_gguf_pointer_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(pointer(10**8))
     assert refused(tmp_path / "model.gguf").code == "file.lfs_pointer"

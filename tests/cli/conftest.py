@@ -54,6 +54,6 @@ def glmchat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
             code = cli.run([str(a) for a in arguments])
         out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
+        return subprocess.CompletedProcess([*map(str, arguments)], code, out, err)
 
     return run

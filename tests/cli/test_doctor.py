@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,17 +19,17 @@ from glmchat.core import locations
 
 
 @pytest.fixture
-def without_engine(monkeypatch):
+def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The part that imports torch has a test of its own; the others need not wait for it."""
     monkeypatch.setattr(diagnosis, "_engine", lambda trouble: {"device": "cpu"})
 
 
-def doctor(capsys) -> dict:
+def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert run(["doctor", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys):
+def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     found = doctor(capsys)
     assert set(found) == {"versions", "machine", "engine", "paths", "history", "proxies", "terminal", "problems"}
     assert found["versions"]["glmchat"] and found["versions"]["torch"]
@@ -41,13 +42,15 @@ def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys):
     assert found["problems"] == []
 
 
-def test_for_people_it_is_plain_lines_on_stdout(without_engine, capsys):
+def test_for_people_it_is_plain_lines_on_stdout(without_engine: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert "no problems found" in out and "glmchat:" in out and "Traceback" not in out + err
 
 
-def test_kernels_and_devices_are_sentences_not_tables_of_words(monkeypatch, capsys):
+def test_kernels_and_devices_are_sentences_not_tables_of_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     passed_over = {"native-avx512": "this CPU has no AVX-512\x1b[31m"}
     kernels = [{"device": "cpu", "bits": 4, "kernel": "native-avx2", "passed_over": passed_over}]
     found = {"device": "cpu", "not_chosen": {"cuda": "no driver answers"}, "kernels": kernels}
@@ -59,7 +62,9 @@ def test_kernels_and_devices_are_sentences_not_tables_of_words(monkeypatch, caps
     assert lines[at + 1].startswith("    not native-avx512: this CPU has no AVX-512") and "\x1b" not in lines[at + 1]
 
 
-def test_open_folders_and_broken_proxies_are_problems_with_hints(without_engine, capsys, monkeypatch):
+def test_open_folders_and_broken_proxies_are_problems_with_hints(
+    without_engine: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     locations.data_dir().mkdir(parents=True)
     locations.data_dir().chmod(0o755)
     locations.history_file().write_bytes(b"this is no database, but something else entirely")
@@ -72,7 +77,9 @@ def test_open_folders_and_broken_proxies_are_problems_with_hints(without_engine,
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-def test_a_socket_folder_of_somebody_else_is_told(without_engine, capsys, monkeypatch):
+def test_a_socket_folder_of_somebody_else_is_told(
+    without_engine: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(tempfile.mkdtemp(prefix="rt"))
     (folder / "glmchat").mkdir()
     os.chown(folder / "glmchat", 12345, 12345)
@@ -90,12 +97,14 @@ def test_a_socket_folder_of_somebody_else_is_told(without_engine, capsys, monkey
         ({"TERM": "xterm-256color", "NO_COLOR": ""}, "none"),
     ],
 )
-def test_the_terminal_is_read_from_what_it_says_of_itself(environ, colours):
+def test_the_terminal_is_read_from_what_it_says_of_itself(environ: Any, colours: Any) -> None:
     assert diagnosis.terminal(environ)["colours"] == colours
     assert diagnosis.terminal({**environ, "TMUX": "/tmp/x", "SSH_TTY": "/dev/pts/1"})["tmux"] is True
 
 
-def test_an_engine_that_cannot_start_is_a_problem_and_not_a_crash(monkeypatch, capsys):
+def test_an_engine_that_cannot_start_is_a_problem_and_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(diagnosis.sys, "executable", "/bin/false")
     found = doctor(capsys)
     assert found["engine"] == {} and any("cannot start" in p["message"] for p in found["problems"])

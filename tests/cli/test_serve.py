@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import WEIGHTS
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_port_in_use_is_one_line_with_a_hint_and_exit_1(model, capsys):
+def test_a_port_in_use_is_one_line_with_a_hint_and_exit_1(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve(model, "--port", str(port), "--json") == 1
@@ -40,12 +41,12 @@ def test_a_port_in_use_is_one_line_with_a_hint_and_exit_1(model, capsys):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "gpu-box"])
-def test_without_a_key_only_loopback_is_served(host, capsys):
+def test_without_a_key_only_loopback_is_served(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve("x", "--host", host, "--no-api-key") == 2
     assert "without a key" in capsys.readouterr().err
 
 
-def test_a_key_comes_from_the_file_the_environment_or_is_made(tmp_path, monkeypatch):
+def test_a_key_comes_from_the_file_the_environment_or_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
     file.write_text("from-file\n")
     monkeypatch.setenv("GLMCHAT_API_KEY", "from-environment")
@@ -54,10 +55,12 @@ def test_a_key_comes_from_the_file_the_environment_or_is_made(tmp_path, monkeypa
     assert choose_key("127.0.0.1", None, no_key=True) == (None, False)
     monkeypatch.delenv("GLMCHAT_API_KEY")
     made, is_new = choose_key("127.0.0.1", None, no_key=False)
-    assert is_new and len(made) > 30 and made != choose_key("127.0.0.1", None, no_key=False)[0]
+    assert is_new and made is not None and len(made) > 30 and made != choose_key("127.0.0.1", None, no_key=False)[0]
 
 
-def test_a_key_that_no_client_can_send_is_refused_without_showing_it(tmp_path, monkeypatch):
+def test_a_key_that_no_client_can_send_is_refused_without_showing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GLMCHAT_API_KEY", "schlüssel")
     with pytest.raises(Usage) as refused:
         choose_key("127.0.0.1", None, no_key=False)
@@ -81,12 +84,12 @@ def test_a_key_that_no_client_can_send_is_refused_without_showing_it(tmp_path, m
         ([], "no model"),
     ],
 )
-def test_wrong_words_are_exit_2(arguments, word, capsys):
+def test_wrong_words_are_exit_2(arguments: list[str], word: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve(*arguments) == 2
     assert word in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_own_exit_code(tmp_path):
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_own_exit_code(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\xff" * 200)
     command = [sys.executable, "-P", "-m", "glmchat", "serve", str(broken), "--port", "0"]

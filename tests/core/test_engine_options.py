@@ -16,7 +16,7 @@ from glmchat.cli.engine_flags import EngineFlags
 from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype
 from glmchat.core.errors import Usage
 
-WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 PATHS = WORDS.map(lambda text: Path("/", text))
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner, max_size=3))
 OBJECTS = st.dictionaries(WORDS, JSON, max_size=3)

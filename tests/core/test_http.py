@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import httpx2
 import pytest
@@ -58,7 +59,8 @@ class _Socks(socketserver.BaseRequestHandler):
 
 def _served(server: socketserver.BaseServer) -> Iterator[int]:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server.server_address[1]
+    _, port, *_ = cast(tuple[str, int], server.server_address)
+    yield port
     server.shutdown()
     server.server_close()
 

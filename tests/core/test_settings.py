@@ -63,7 +63,7 @@ def test_sampling_settings_have_the_names_that_users_know(word: str, name: str) 
 @pytest.mark.parametrize(("name", "value"), [("temperature", -0.1), ("top_p", 1.5), ("temperature", float("nan"))])
 def test_a_value_outside_its_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(Usage, match=name):
-        Sampling(**{name: value})
+        Sampling(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_value_that_is_no_number_is_refused_with_an_example() -> None:

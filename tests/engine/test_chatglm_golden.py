@@ -145,6 +145,7 @@ def test_the_prefix_encoder_yields_the_recorded_prefix(recorded: Recorded) -> No
     if "prefix_key_values" not in recorded.tensors:
         pytest.skip("this variant has no prefix")
     prefix = recorded.engine.model.prefix_key_values  # [layers, 2, kv_heads, length, head_dim]
+    assert isinstance(prefix, torch.Tensor)
     assert differs(prefix.transpose(2, 3), recorded.tensors["prefix_key_values"]) < 1e-5
     assert prefix.dtype == torch.float32
 

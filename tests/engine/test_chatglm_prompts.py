@@ -231,9 +231,9 @@ def test_an_answer_that_was_cut_off_is_continued(
         assert prompt.render_open(cut) == prompt.render(cut[:1]) + prompt.tokenizer.encode("天空")
     assert three.render_open(cut)[-3:] == [13, *three.tokenizer.encode("天空")][-3:]
     assert four.render_open(cut) == four.render(cut)[:-1]
-    for prompt in (slim, two, three, four):
+    for each in (slim, two, three, four):
         with pytest.raises(Usage):
-            prompt.render_open(cut[:1])
+            each.render_open(cut[:1])
 
 
 def test_a_conversation_without_a_question_is_refused(slim: ChatGLMPrompt, two: ChatGLM2Prompt) -> None:

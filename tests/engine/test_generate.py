@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -183,6 +184,6 @@ def test_a_quantised_model_through_transformers_computes_in_the_type_it_was_sett
     engine = Engine.load(by_transformers.checkpoint.path, quant=8, dtype="bfloat16", threads=1)
     for dtype in (torch.bfloat16, torch.float32):
         engine.use_dtype(dtype)
-        cache = engine.model.new_cache(16)
+        cache: Any = engine.model.new_cache(16)
         engine.model(torch.tensor(PROMPT), cache)
         assert {layer.keys.dtype for layer in cache.inner.layers} == {dtype}

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ class Liar(Reference):
 
     name = "liar"
 
-    def linear(self, shape, packed, x, bias):  # type: ignore[no-untyped-def]
+    def linear(self, shape: Any, packed: Any, x: Any, bias: Any):  # type: ignore[no-untyped-def]
         return super().linear(shape, packed, x, bias) * 1.5
 
 

@@ -132,7 +132,7 @@ def test_a_packed_base_gives_what_its_dequantised_matrices_give(
     for name, module in engine.model.named_modules():
         if isinstance(module, QuantLinear) and not name.startswith("model.embed_tokens"):
             plain.get_submodule(name).weight.data = module.dequantise()
-    plain.model.embed_tokens.weight.data = engine.model.model.embed_tokens(torch.arange(272)).float()
+    plain.model.embed_tokens.weight.data = engine.model.get_submodule("model.embed_tokens")(torch.arange(272)).float()
     plain.tie_weights()
     reference = PeftModel.from_pretrained(plain, tmp_path / "lora").eval()
     before = engine.logits(IDS)

@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -352,7 +353,7 @@ def test_a_disk_that_fills_up_stops_with_a_word_and_the_next_run_goes_on(
     real = quantiser.SafetensorsWriter.write
     written: list[str] = []
 
-    def write(self, name, tensor):  # type: ignore[no-untyped-def]
+    def write(self, name: Any, tensor: Any):  # type: ignore[no-untyped-def]
         written.append(name)
         if len(written) == 20:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,7 +5,7 @@ Covers engine/native/self_test.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -244,14 +244,15 @@ def test_every_change_of_a_model_is_another_version_and_another_step(tmp_path: P
     adapters.write_peft(tmp_path, tmp_path / "lora")
     engine.attach(tmp_path / "lora", "it")
 
-    def changes() -> Iterator[None]:
-        yield engine.activate({"it": 1.0})
-        yield engine.detach("it")
-        yield engine.use_dtype(torch.bfloat16)
-        yield multiply_exactly(model)
-        yield model.swap("lm_head", torch.nn.Linear(engine.spec.hidden_size, engine.spec.vocab_size))
-
-    for _ in changes():
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: engine.activate({"it": 1.0}),
+        lambda: engine.detach("it"),
+        lambda: engine.use_dtype(torch.bfloat16),
+        lambda: multiply_exactly(model),
+        lambda: model.swap("lm_head", torch.nn.Linear(engine.spec.hidden_size, engine.spec.vocab_size)),
+    )
+    for change in changes:
+        change()
         seen.append(model.version)
         steps.append(model.step())
     assert seen == sorted(set(seen))
@@ -289,7 +290,7 @@ def test_float32_by_name_is_multiplied_exactly_by_torch(tmp_path: Path, builders
 
 def test_numbers_that_are_none_stay_none(tmp_path: Path, builders: ModuleType) -> None:
     engine = llama(tmp_path, builders, 4)
-    engine.model.get_submodule("model.layers.0.input_layernorm").weight[3] = float("nan")  # type: ignore[index]
+    engine.model.get_parameter("model.layers.0.input_layernorm.weight").data[3] = float("nan")
     engine.use_dtype(torch.float32)
     assert bool(decoded(engine, True, 9).isnan().all())
 

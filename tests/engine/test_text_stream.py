@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -34,7 +35,7 @@ class Bytes:
 
     encode_special = encode
 
-    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes | None:
@@ -44,7 +45,7 @@ class Bytes:
 class Whole(Bytes):
     """A vocabulary that cannot say what a single id stands for, and drops the first blank."""
 
-    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         text = super().decode(ids)
         return text[1:] if text.startswith(" ") else text
 
@@ -85,7 +86,7 @@ class Counting(Whole):
 
     decoded = 0
 
-    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         self.decoded += len(ids)
         return super().decode(ids)
 

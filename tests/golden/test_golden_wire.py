@@ -17,7 +17,7 @@ from fake_server import fake_command
 from golden_files import Golden
 from polling import wait_until
 
-ASK = {"messages": [{"role": "user", "content": "hi"}], "seed": 5}
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 5}
 JSON = {"Content-Type": "application/json"}
 VOLATILE = ("id", "created", "prompt_ms", "predicted_ms", "load_ms")
 FIELDS: dict[str, Any] = {  # what a request may say, with a value that changes nothing else of the answer
@@ -114,7 +114,7 @@ def wire(adapter: Path) -> Iterator[Wire]:
 
 def test_streams_and_answers_keep_their_form(golden: Golden, wire: Wire) -> None:
     chat, complete = "/v1/chat/completions", "/v1/completions"
-    ids = {"return_token_ids": True}
+    ids: dict[str, Any] = {"return_token_ids": True}
     golden("wire_answers.json", {
         "chat, streamed": wire.stream(),
         "chat, streamed with ids": wire.stream(**ids),

@@ -195,7 +195,9 @@ def test_every_child_that_is_python_is_kept_from_the_folder_one_stands_in() -> N
     for room in ROOMS:
         for path in sources(room):
             for node in ast.walk(tree_of(path)):
-                words = [ast.unparse(word) for word in node.elts] if isinstance(node, ast.List | ast.Tuple) else []
+                if not isinstance(node, ast.List | ast.Tuple):
+                    continue
+                words = [ast.unparse(word) for word in node.elts]
                 if words[:1] == ["sys.executable"]:
                     assert words[1:2] == ["'-P'"], f"{path.relative_to(ROOT)}:{node.lineno}"
                     children += 1

@@ -36,7 +36,7 @@ def sentences() -> set[str]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "tr" and node.args:
                     first = node.args[0]
-                    if isinstance(first, ast.Constant):
+                    if isinstance(first, ast.Constant) and isinstance(first.value, str):
                         found.add(first.value)
     return found
 

@@ -318,9 +318,10 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if what == "refs" and name in hub.repos:
             repo = hub.repos[name]
-            made = lambda refs, kind: [  # noqa: E731
-                {"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": c} for n, c in refs.items()
-            ]
+
+            def made(refs: dict[str, str], kind: str) -> list[dict[str, str]]:
+                return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": c} for n, c in refs.items()]
+
             return self._json({"branches": made(repo.refs, "heads"), "tags": made(repo.tags, "tags"), "converts": []})
         found_commit = hub.find(name, revision or "main")
         if isinstance(found_commit, str):

@@ -18,6 +18,7 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback_hub import LoopbackHub, Synthetic
@@ -64,6 +65,11 @@ def fetch(*files: FileRequest) -> list[FetchedFile]:
     return download(files, on_progress=lambda _: None, cancelled=lambda: False, retry=FAST)
 
 
+def wait_sent(hub: LoopbackHub, path: str, count: int, child: subprocess.Popen[Any]) -> None:
+    """Until so many bytes of a file went to the child, or it ended."""
+    wait_until(lambda: hub.sent_for(path) >= count or child.poll() is not None)
+
+
 def test_eight_kills_cost_at_most_a_megabyte_each(tmp_path: Path) -> None:
     """A small form of benchmarks/kill_pull.py; slow enough that a busy test machine keeps up with the server."""
     chance, size = random.Random(8), 16_000_000
@@ -75,7 +81,7 @@ def test_eight_kills_cost_at_most_a_megabyte_each(tmp_path: Path) -> None:
         for kill in range(8):
             child = subprocess.Popen(command, cwd="/")
             enough = hub.sent_for("big.bin") + chance.randrange(1, size // 9)
-            wait_until(lambda enough=enough, child=child: hub.sent_for("big.bin") >= enough or child.poll() is not None)
+            wait_sent(hub, "big.bin", enough, child)
             child.kill()
             child.wait()
             assert not (tmp_path / "big.bin").exists(), f"whole after kill {kill}"
@@ -131,7 +137,7 @@ def test_sigint_on_the_command_line_exits_130_in_time(tmp_path: Path) -> None:
         hub.add("tiny/model", {"config.json": b"{}", "model.safetensors": Synthetic(BIG)})
         command = [sys.executable, "-P", "-m", "glmchat", "pull", "tiny/model", "--endpoint", hub.url]
         child = subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: hub.sent_for("model.safetensors") >= 300_000 or child.poll() is not None)
+        wait_sent(hub, "model.safetensors", 300_000, child)
         child.send_signal(signal.SIGINT)
         at = time.monotonic()
         _, said = child.communicate(timeout=30)

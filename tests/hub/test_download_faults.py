@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback_hub import LoopbackHub, Synthetic
@@ -306,7 +307,7 @@ def test_without_a_hash_a_changed_file_is_never_mixed(hub: LoopbackHub, tmp_path
     gone = ("x-linked-etag", "x-repo-commit", "x-linked-size")
     hub.fault(NAME, content=b"old" * 500_000, etag="v1", cut_after=700_000, omit=gone)
     hub.fault(NAME, etag="v2", omit=gone, times=None)
-    facts = {} if known else {"size": None, "sha256": None}
+    facts: dict[str, Any] = {} if known else {"size": None, "sha256": None}
     want = wanted(tmp_path, hub, **facts)
     want = FileRequest(
         NAME, want.destination, want.partial, [Candidate(url(hub), trusted=True)], size=want.size, sha256=want.sha256

@@ -184,7 +184,7 @@ def test_with_an_endpoint_the_hub_library_asks_nobody_else_and_tells_nothing_of_
 def test_a_token_is_in_no_error_message(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     for body in ((401, {}, b""), (500, {}, b""), (200, {}, b"<html>"), (403, {"X-Error-Message": SECRET}, b"")):
-        with server(lambda _, body=body: body) as (address, seen):  # type: ignore[misc]
+        with server(lambda _, body=body: body) as (address, seen):
             monkeypatch.setenv("HF_ENDPOINT", address)
             _, out, err = glmchat(capsys, "pull", "a/b", "--json")
         assert any(one.get("authorization") == f"Bearer {SECRET}" for one in seen)

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hub_helpers import glmchat
@@ -218,7 +218,8 @@ def test_a_huge_or_endless_request_is_turned_away(server: MirrorServer) -> None:
 
 
 def test_silent_clients_do_not_keep_others_out(server: MirrorServer) -> None:
-    idle = [socket.create_connection(server.server_address[:2]) for _ in range(70)]
+    host, port = cast(tuple[str, int], server.server_address[:2])
+    idle = [socket.create_connection((host, port)) for _ in range(70)]
     path = "/tiny/model/resolve/main/config.json"
     wait_until(lambda: ask(server, path)[0] == 503)
     for one in idle:

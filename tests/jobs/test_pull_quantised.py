@@ -51,7 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_folder(tmp_path_factory.mktemp("tiny") / "llama", torch_dtype="float16")
     tensors = {k: v if "norm" in k else v.half() for k, v in load_file(folder / "model.safetensors").items()}
     (folder / "model.safetensors").unlink()
-    names, table = list(tensors), {}
+    names = list(tensors)
+    table: dict[str, str] = {}
     for number in range(4):
         file = f"model-{number + 1:05}-of-00004.safetensors"
         part = {n: tensors[n].contiguous() for n in names[number::4]}

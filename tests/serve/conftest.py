@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from fakes import FakeEngine
 from polling import wait_until
 
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.sockets import bind_tcp, bind_unix
-from glmchat.serve.host import Host
-from glmchat.serve.run import Server, make_server
+from glmchat.serve.run import make_server
 
-QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-
-@dataclass
-class Running:
-    server: Server
-    client: httpx2.Client
-    url: str
-    uds: str | None
-    engine: FakeEngine | None
-    thread: threading.Thread
-    clients: list[httpx2.Client] = field(default_factory=list)
-
-    @property
-    def host(self) -> Host:
-        return self.server.engine_host
-
-    def another(self) -> httpx2.Client:
-        """A client with a connection of its own."""
-        transport = httpx2.HTTPTransport(uds=self.uds) if self.uds else None
-        client = httpx2.Client(base_url=self.url, transport=transport, timeout=20, trust_env=False)
-        self.clients.append(client)
-        return client
-
-    def ask(self, **fields: Any) -> httpx2.Response:
-        return self.client.post("/v1/chat/completions", json={**QUESTION, **fields})
-
-
-Serve = Callable[..., Running]
+from running import Running, Serve
 
 
 @pytest.fixture
@@ -63,17 +35,17 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         allow_hosts: tuple[str, ...] = (),
         **options: Any,
     ) -> Running:
-        engine = engine or (None if load else FakeEngine())
+        fake = engine or FakeEngine()
         chosen = EngineOptions(tmp_path, options.pop("model", "fake"), **options)
         server = make_server(
-            chosen, load or (lambda report: engine), over_tcp=tcp, key=key, allow_hosts=("127.0.0.1", *allow_hosts)
+            chosen, load or (lambda report: fake), over_tcp=tcp, key=key, allow_hosts=("127.0.0.1", *allow_hosts)
         )
         path = tmp_path / f"{len(all_running)}.sock"
         listener = bind_tcp("127.0.0.1", 0) if tcp else bind_unix(path)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}" if tcp else "http://localhost"
         thread = threading.Thread(target=server.serve_on, args=(listener,), daemon=True)
         thread.start()
-        running = Running(server, None, url, None if tcp else str(path), engine, thread)  # type: ignore[arg-type]
+        running = Running(server, None, url, None if tcp else str(path), fake, thread)  # type: ignore[arg-type]
         running.client = running.another()
         all_running.append(running)
         if load is None:

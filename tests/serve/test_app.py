@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeEngine
 from polling import SECONDS, wait_until
+from running import Serve
 
 from glmchat.core.errors import Damaged
+
+Report = Callable[[str, float], None]
 
 
 def events(text: str) -> list[Any]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
 
 
-def test_an_answer_has_its_text_and_what_is_known_of_it(serve):
+def test_an_answer_has_its_text_and_what_is_known_of_it(serve: Serve) -> None:
     running = serve(FakeEngine(["one ", "two"]), revision="abc", quant_label="q4_1")
     answer = running.ask(seed=5, return_token_ids=True).json()
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "one two"}
@@ -34,7 +39,7 @@ def test_an_answer_has_its_text_and_what_is_known_of_it(serve):
     assert {"adapters", "cached_n", "threads", "kernel", "load_ms"} <= set(facts)
 
 
-def test_a_stream_carries_the_prompts_ids_first_and_the_facts_last(serve):
+def test_a_stream_carries_the_prompts_ids_first_and_the_facts_last(serve: Serve) -> None:
     running = serve(FakeEngine(["你好", "，world"]))
     text = running.ask(stream=True, return_token_ids=True).text
     chunks = events(text)
@@ -49,28 +54,28 @@ def test_a_stream_carries_the_prompts_ids_first_and_the_facts_last(serve):
     assert len({c["id"] for c in chunks}) == 1
 
 
-def test_without_being_asked_a_stream_holds_no_ids_but_still_its_facts(serve):
+def test_without_being_asked_a_stream_holds_no_ids_but_still_its_facts(serve: Serve) -> None:
     chunks = events(serve().ask(stream=True).text)
     assert "prompt_token_ids" not in chunks[0]
     assert all("token_ids" not in c["choices"][0] for c in chunks)
     assert chunks[-1]["usage"]["total_tokens"] == len("<user>hi<assistant>") + 2
 
 
-def test_include_usage_puts_the_usage_into_a_chunk_without_choices(serve):
+def test_include_usage_puts_the_usage_into_a_chunk_without_choices(serve: Serve) -> None:
     chunks = events(serve().ask(stream=True, stream_options={"include_usage": True}).text)
     assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["usage"] is None
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 2
     assert chunks[-1]["timings"]["predicted_n"] == 2
 
 
-def test_half_a_character_is_no_chunk_but_its_ids_are_not_lost(serve):
+def test_half_a_character_is_no_chunk_but_its_ids_are_not_lost(serve: Serve) -> None:
     running = serve(FakeEngine(["", "好"]))
     assert [c["choices"][0]["delta"].get("content") for c in events(running.ask(stream=True).text)] == ["", "好", None]
     with_ids = events(running.ask(stream=True, return_token_ids=True).text)
     assert [i for c in with_ids for i in c["choices"][0]["token_ids"]] == [0, 1]
 
 
-def test_max_tokens_cuts_and_says_length(serve):
+def test_max_tokens_cuts_and_says_length(serve: Serve) -> None:
     answer = serve(FakeEngine(["a"] * 9)).ask(max_completion_tokens=3).json()
     assert answer["choices"][0] | {"logprobs": None} == {
         "index": 0,
@@ -80,7 +85,7 @@ def test_max_tokens_cuts_and_says_length(serve):
     }
 
 
-def test_a_completion_continues_a_text_or_ids(serve):
+def test_a_completion_continues_a_text_or_ids(serve: Serve) -> None:
     running = serve()
     answer = running.client.post("/v1/completions", json={"prompt": "abc"}).json()
     assert answer["object"] == "text_completion" and answer["choices"][0]["text"] == "one two"
@@ -90,7 +95,7 @@ def test_a_completion_continues_a_text_or_ids(serve):
     assert [ids for ids, _ in running.engine.asked] == [[97, 98, 99], [5, 6], [120]]
 
 
-def test_the_sampling_of_a_request_reaches_the_engine_and_the_rest_comes_from_the_model(serve):
+def test_the_sampling_of_a_request_reaches_the_engine_and_the_rest_comes_from_the_model(serve: Serve) -> None:
     running = serve(sampling={"temperature": 0.5, "top_k": 7})
     running.ask(top_p=0.9, min_p=0.1, repetition_penalty=1.2, seed=3, stop="###", max_tokens=9, ignore_eos=True)
     used = running.engine.asked[-1][1]
@@ -99,7 +104,7 @@ def test_the_sampling_of_a_request_reaches_the_engine_and_the_rest_comes_from_th
     assert used.ignore_eos
 
 
-def test_an_unfinished_answer_is_continued_from_its_last_token(serve):
+def test_an_unfinished_answer_is_continued_from_its_last_token(serve: Serve) -> None:
     running = serve()
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "so f"}]
     running.client.post("/v1/chat/completions", json={"messages": messages, "continue_final": True})
@@ -111,13 +116,13 @@ def test_an_unfinished_answer_is_continued_from_its_last_token(serve):
     assert running.engine.asked[1][0] == [*prompt, 1, 2]
 
 
-def test_models_lists_the_base_and_the_adapters(serve, tmp_path):
+def test_models_lists_the_base_and_the_adapters(serve: Serve, tmp_path: Path) -> None:
     rows = serve(adapters={"poet": tmp_path}).client.get("/v1/models").json()["data"]
     assert [(r["id"], r["parent"]) for r in rows] == [("fake", None), ("poet", "fake")]
     assert rows[0]["max_model_len"] == 4096 and rows[0]["owned_by"] == "glmchat"
 
 
-def test_an_adapter_is_chosen_by_model_name_or_by_list_and_off_again(serve, tmp_path):
+def test_an_adapter_is_chosen_by_model_name_or_by_list_and_off_again(serve: Serve, tmp_path: Path) -> None:
     running = serve(adapters={"poet": tmp_path})
     active = []
     for fields in ({"model": "poet"}, {}, {"adapters": [{"name": "poet", "scale": 0.5}]}, {"model": "fake"}):
@@ -127,7 +132,7 @@ def test_an_adapter_is_chosen_by_model_name_or_by_list_and_off_again(serve, tmp_
     assert active[2][1] == [{"name": "poet", "scale": 0.5}]
 
 
-def test_adapters_are_loaded_by_store_name_and_never_by_path(serve, tmp_path):
+def test_adapters_are_loaded_by_store_name_and_never_by_path(serve: Serve, tmp_path: Path) -> None:
     running = serve(adapters={"poet": tmp_path})
 
     def post(what: str, **body: Any) -> int:
@@ -141,7 +146,7 @@ def test_adapters_are_loaded_by_store_name_and_never_by_path(serve, tmp_path):
     assert post("unload", lora_name="poet") == 404
 
 
-def test_an_adapter_of_the_store_is_found_by_name(serve):
+def test_an_adapter_of_the_store_is_found_by_name(serve: Serve) -> None:
     from glmchat.core.locations import adapters_dir
 
     (adapters_dir() / "haiku").mkdir(parents=True)
@@ -150,7 +155,9 @@ def test_an_adapter_of_the_store_is_found_by_name(serve):
     assert running.engine.active == {"haiku": 1.0}
 
 
-def test_an_adapter_that_was_replaced_under_its_name_is_read_again_and_a_removed_one_is_forgotten(serve, tmp_path):
+def test_an_adapter_that_was_replaced_under_its_name_is_read_again_and_a_removed_one_is_forgotten(
+    serve: Serve, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
 
     def put(number: int) -> None:
@@ -175,7 +182,7 @@ def test_an_adapter_that_was_replaced_under_its_name_is_read_again_and_a_removed
     assert [row["id"] for row in running.client.get("/v1/models").json()["data"]] == ["fake"]
 
 
-def test_tokenize_counts_text_and_messages(serve):
+def test_tokenize_counts_text_and_messages(serve: Serve) -> None:
     client = serve().client
     for body in ({"prompt": "héllo"}, {"text": "héllo"}, {"content": "héllo"}):
         assert client.post("/tokenize", json=body).json() == {
@@ -187,10 +194,10 @@ def test_tokenize_counts_text_and_messages(serve):
     assert rendered["count"] == len("<user>hi<assistant>")
 
 
-def test_health_goes_from_loading_to_ok(serve):
+def test_health_goes_from_loading_to_ok(serve: Serve) -> None:
     gate = threading.Event()
 
-    def load(report):
+    def load(report: Report) -> FakeEngine:
         report("weights", 0.42)
         assert gate.wait(SECONDS)
         return FakeEngine()
@@ -208,8 +215,8 @@ def test_health_goes_from_loading_to_ok(serve):
 
 
 @pytest.mark.parametrize("failure", [Damaged("w is cut", hint="pull it", code="gguf.cut"), RuntimeError("odd")])
-def test_health_tells_why_the_load_failed(serve, failure):
-    def load(report):
+def test_health_tells_why_the_load_failed(serve: Serve, failure: Any) -> None:
+    def load(report: Report) -> FakeEngine:
         raise failure
 
     running = serve(load=load)
@@ -221,7 +228,7 @@ def test_health_tells_why_the_load_failed(serve, failure):
     assert running.ask().status_code == 500
 
 
-def test_an_engine_that_fails_in_the_middle_is_told_and_serves_the_next(serve):
+def test_an_engine_that_fails_in_the_middle_is_told_and_serves_the_next(serve: Serve) -> None:
     engine = FakeEngine(["a", "b", "c"], fail_after=1)
     running = serve(engine)
     chunks = events(running.ask(stream=True).text)
@@ -231,19 +238,19 @@ def test_an_engine_that_fails_in_the_middle_is_told_and_serves_the_next(serve):
     assert running.ask().json()["choices"][0]["message"]["content"] == "abc"
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(serve):
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(serve: Serve) -> None:
     answer = serve(FakeEngine(context=10)).ask(stream=True)
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["code"] == "context.full"
     assert "19" in error["message"] and "10" in error["message"] and error["exit"] == 4
 
 
-def test_an_unknown_model_is_refused_with_those_that_are_there(serve):
+def test_an_unknown_model_is_refused_with_those_that_are_there(serve: Serve) -> None:
     answer = serve().ask(model="gpt-4")
     assert answer.status_code == 404 and "fake" in answer.json()["error"]["hint"]
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/completions", 405)])
-def test_wrong_addresses_are_told_in_the_apis_own_form(serve, method, path, status):
+def test_wrong_addresses_are_told_in_the_apis_own_form(serve: Serve, method: str, path: str, status: int) -> None:
     answer = serve().client.request(method, path)
     assert answer.status_code == status and answer.json()["error"]["message"]

@@ -12,26 +12,28 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from fakes import FakeEngine
 from polling import wait_until
+from running import Running, Serve
 
 from glmchat.chat.client.endpoint import Endpoint, Progress
 from glmchat.core.errors import DoesNotFit, ServerFailed
 from glmchat.core.messages import Finished, Message, Piece, Sampling, Started
 
 KEY = "sk-test"
-QUESTION = [{"role": "user", "content": "hi"}]
+QUESTION: list[Any] = [{"role": "user", "content": "hi"}]
 HELLO = [Message("user", "hi")]
 
 
-def client_of(running) -> openai.OpenAI:
+def client_of(running: Running) -> openai.OpenAI:
     return openai.OpenAI(base_url=running.url + "/v1", api_key=KEY, max_retries=0)
 
 
-def test_the_openai_package_streams_lists_and_is_told_of_errors(serve):
+def test_the_openai_package_streams_lists_and_is_told_of_errors(serve: Serve) -> None:
     running = serve(FakeEngine(["你好，", "🌍", "!"], seconds_per_prefill=0.3), tcp=True, key=KEY)
     with client_of(running) as client:
         assert [m.id for m in client.models.list()] == ["fake"]
@@ -44,7 +46,8 @@ def test_the_openai_package_streams_lists_and_is_told_of_errors(serve):
         )
         chunks = list(stream)
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "你好，🌍!"
-        assert chunks[-1].usage.completion_tokens == 3
+        usage = chunks[-1].usage
+        assert usage is not None and usage.completion_tokens == 3
         whole = client.chat.completions.create(model="fake", messages=QUESTION, max_tokens=2)
         assert whole.choices[0].message.content == "你好，🌍" and whole.choices[0].finish_reason == "length"
         text = client.completions.create(model="fake", prompt="abc")
@@ -58,7 +61,7 @@ def test_the_openai_package_streams_lists_and_is_told_of_errors(serve):
         stranger.models.list()
 
 
-def test_a_stream_that_the_openai_package_closes_stops_the_engine(serve):
+def test_a_stream_that_the_openai_package_closes_stops_the_engine(serve: Serve) -> None:
     running = serve(FakeEngine(["x"], repeat=100_000, seconds_per_token=0.005), tcp=True, key=KEY)
     with client_of(running) as client:
         stream = client.chat.completions.create(model="fake", messages=QUESTION, stream=True)
@@ -68,7 +71,7 @@ def test_a_stream_that_the_openai_package_closes_stops_the_engine(serve):
     assert running.engine.stopped == 1
 
 
-def test_our_own_endpoint_finds_all_that_our_server_says(serve, tmp_path):
+def test_our_own_endpoint_finds_all_that_our_server_says(serve: Serve, tmp_path: Path) -> None:
     engine = FakeEngine(["one ", "two"], seconds_per_prefill=0.5)
     running = serve(engine, tcp=True, key=KEY, adapters={"poet": tmp_path}, revision="r1")
     endpoint = Endpoint(running.url, key=KEY)
@@ -97,7 +100,7 @@ def test_our_own_endpoint_finds_all_that_our_server_says(serve, tmp_path):
     endpoint.unload_adapter("poet")
 
 
-def test_our_servers_errors_come_back_as_they_were_raised(serve):
+def test_our_servers_errors_come_back_as_they_were_raised(serve: Serve) -> None:
     running = serve(FakeEngine(context=10), tcp=True, key=KEY)
     with pytest.raises(DoesNotFit) as raised:
         list(Endpoint(running.url, key=KEY).stream(HELLO, Sampling()))
@@ -108,13 +111,14 @@ def test_our_servers_errors_come_back_as_they_were_raised(serve):
 
 
 @pytest.fixture
-def glmchat_serve(starter_model: Path) -> Iterator:
+def glmchat_serve(starter_model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`glmchat serve` with the real starter model; gives (process, url)."""
     command = [sys.executable, "-P", "-m", "glmchat", "serve", str(starter_model), "--port", "0", "--json"]
     environment = {**os.environ, "GLMCHAT_API_KEY": KEY}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", env=environment
     ) as process:
+        assert process.stdout is not None
         listening = json.loads(process.stdout.readline())
         assert listening["event"] == "listening" and listening["key_needed"]
         assert json.loads(process.stdout.readline())["event"] == "ready"
@@ -122,7 +126,9 @@ def glmchat_serve(starter_model: Path) -> Iterator:
         process.kill()
 
 
-def test_the_openai_package_streams_from_glmchat_serve_with_a_real_model(glmchat_serve):
+def test_the_openai_package_streams_from_glmchat_serve_with_a_real_model(
+    glmchat_serve: tuple[subprocess.Popen[str], str],
+) -> None:
     process, url = glmchat_serve
     with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
         model = client.models.list().data[0].id
@@ -136,7 +142,8 @@ def test_the_openai_package_streams_from_glmchat_serve_with_a_real_model(glmchat
         )
         chunks = list(stream)
     assert "Paris" in "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert chunks[-1].usage.completion_tokens >= 3
+    usage = chunks[-1].usage
+    assert usage is not None and usage.completion_tokens >= 3
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
-    assert KEY not in process.stderr.read()
+    assert process.stderr is not None and KEY not in process.stderr.read()

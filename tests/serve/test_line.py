@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from fakes import FakeEngine, GatedEngine
 from polling import SECONDS, wait_until
+from running import Running, Serve
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
 
@@ -17,7 +18,7 @@ QUESTION = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
 class Asking(threading.Thread):
     """One streaming client. `comments` and `text` are what it has received so far."""
 
-    def __init__(self, running, name: str) -> None:
+    def __init__(self, running: Running, name: str) -> None:
         super().__init__(daemon=True)
         self.client = running.another()
         self.body = {**QUESTION, "messages": [{"role": "user", "content": name}]}
@@ -40,7 +41,7 @@ class Asking(threading.Thread):
 
 
 @contextmanager
-def asked_and_unread(running, question: dict[str, object]) -> Iterator[None]:
+def asked_and_unread(running: Running, question: dict[str, object]) -> Iterator[None]:
     """A connection over which a question was sent and no answer is read."""
     body = json.dumps(question).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
@@ -51,7 +52,7 @@ def asked_and_unread(running, question: dict[str, object]) -> Iterator[None]:
         yield
 
 
-def test_requests_wait_in_order_and_see_their_place(serve):
+def test_requests_wait_in_order_and_see_their_place(serve: Serve) -> None:
     engine = GatedEngine()
     running = serve(engine)
     askers = []
@@ -69,7 +70,7 @@ def test_requests_wait_in_order_and_see_their_place(serve):
     assert [chr(ids[6]) for ids, _ in engine.asked] == ["a", "b", "c"]
 
 
-def test_the_tenth_request_is_told_when_to_come_back(serve):
+def test_the_tenth_request_is_told_when_to_come_back(serve: Serve) -> None:
     engine = GatedEngine()
     running = serve(engine)
     askers = [Asking(running, str(n)) for n in range(9)]
@@ -85,7 +86,7 @@ def test_the_tenth_request_is_told_when_to_come_back(serve):
     assert running.ask().status_code == 200
 
 
-def test_a_client_that_leaves_the_line_makes_room(serve):
+def test_a_client_that_leaves_the_line_makes_room(serve: Serve) -> None:
     engine = GatedEngine()
     running = serve(engine)
     first = Asking(running, "1")
@@ -103,7 +104,7 @@ def test_a_client_that_leaves_the_line_makes_room(serve):
     assert [chr(ids[6]) for ids, _ in engine.asked] == ["1", "3"]
 
 
-def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve):
+def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve: Serve) -> None:
     running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
     with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
         assert any('"content":"x"' in line for line in answer.iter_lines())  # the engine is speaking
@@ -112,7 +113,7 @@ def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve):
     assert running.ask(max_tokens=1).status_code == 200
 
 
-def test_a_client_that_leaves_during_the_prefill_stops_it(serve):
+def test_a_client_that_leaves_during_the_prefill_stops_it(serve: Serve) -> None:
     running = serve(FakeEngine(seconds_per_prefill=60, prefill_steps=6000))
     with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
         for line in answer.iter_lines():
@@ -121,21 +122,21 @@ def test_a_client_that_leaves_during_the_prefill_stops_it(serve):
     wait_until(lambda: running.engine.stopped == 1)
 
 
-def test_a_client_that_does_not_stream_and_leaves_stops_its_answer_too(serve):
+def test_a_client_that_does_not_stream_and_leaves_stops_its_answer_too(serve: Serve) -> None:
     running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005), tcp=True)
     with asked_and_unread(running, {**QUESTION, "stream": False}):
         wait_until(lambda: running.engine.asked)
     wait_until(lambda: running.engine.stopped == 1)
 
 
-def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve):
+def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve: Serve) -> None:
     running = serve(FakeEngine(seconds_per_prefill=0.6, prefill_steps=4))
     text = running.ask(stream=True).text
     shown = [line for line in text.splitlines() if line.startswith(": glmchat") and "prefill" in line]
     assert shown[-1] == ': glmchat {"prefill":19,"of":19}' and len(shown) == 4
 
 
-def test_the_server_ends_while_an_answer_runs_and_says_so(serve):
+def test_the_server_ends_while_an_answer_runs_and_says_so(serve: Serve) -> None:
     running = serve(FakeEngine(["x"] * 100_000, seconds_per_token=0.005))
     asker = Asking(running, "a")
     asker.sees('"content":"x"')
@@ -145,7 +146,7 @@ def test_the_server_ends_while_an_answer_runs_and_says_so(serve):
     wait_until(lambda: not running.thread.is_alive())
 
 
-def test_a_client_that_does_not_read_keeps_nobody_waiting(serve):
+def test_a_client_that_does_not_read_keeps_nobody_waiting(serve: Serve) -> None:
     running = serve(FakeEngine(["x" * 20_000], repeat=500), tcp=True)
     with asked_and_unread(running, {**QUESTION, "stream": True}):
         wait_until(lambda: len(running.engine.asked) == 1)

@@ -8,6 +8,7 @@ import socket
 import pytest
 from fakes import GatedEngine
 from polling import SECONDS, wait_until
+from running import Serve
 
 from glmchat.serve.patience import PatientProtocol
 
@@ -22,7 +23,9 @@ ASKED = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     ids=["nothing", "a word", "a head", "half a body"],
 )
 @pytest.mark.parametrize("before", [b"", ASKED], ids=["first", "second"])
-def test_half_a_request_is_hung_up_on(serve, monkeypatch, said, before):
+def test_half_a_request_is_hung_up_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, said: bytes, before: bytes
+) -> None:
     running = serve(tcp=True)
     port = int(running.url.rpartition(":")[2])
     if not before:
@@ -40,7 +43,7 @@ def test_half_a_request_is_hung_up_on(serve, monkeypatch, said, before):
     assert running.client.get("/health").status_code == 200
 
 
-def test_an_answer_may_take_longer_than_its_question(serve, monkeypatch):
+def test_an_answer_may_take_longer_than_its_question(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = GatedEngine()
     running = serve(engine, tcp=True)
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))

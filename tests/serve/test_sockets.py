@@ -18,7 +18,7 @@ from glmchat.core.errors import Failed, Hostile
 
 
 @pytest.fixture
-def runtime(monkeypatch, tmp_path_factory) -> Path:
+def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="rt"))  # pytest's own are too deep for a socket
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     return folder
@@ -28,7 +28,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def test_the_socket_is_0600_in_a_folder_of_0700_whatever_the_umask(runtime):
+def test_the_socket_is_0600_in_a_folder_of_0700_whatever_the_umask(runtime: Path) -> None:
     before = os.umask(0)
     try:
         path = sockets.new_socket_path()
@@ -41,14 +41,14 @@ def test_the_socket_is_0600_in_a_folder_of_0700_whatever_the_umask(runtime):
     assert len(os.fsencode(path)) < 100
 
 
-def test_an_open_folder_of_ones_own_is_closed(runtime):
+def test_an_open_folder_of_ones_own_is_closed(runtime: Path) -> None:
     (runtime / "glmchat").mkdir()
     (runtime / "glmchat").chmod(0o777)
     assert mode(sockets.socket_dir()) == 0o700
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_somebody_else_is_refused(runtime):
+def test_a_folder_of_somebody_else_is_refused(runtime: Path) -> None:
     (runtime / "glmchat").mkdir()
     os.chown(runtime / "glmchat", 12345, 12345)
     with pytest.raises(Hostile, match="someone else") as refused:
@@ -56,20 +56,22 @@ def test_a_folder_of_somebody_else_is_refused(runtime):
     assert refused.value.exit == 3 and "12345" in str(refused.value) and refused.value.hint
 
 
-def test_a_link_to_another_folder_is_refused(runtime, tmp_path):
+def test_a_link_to_another_folder_is_refused(runtime: Path, tmp_path: Path) -> None:
     (runtime / "glmchat").symlink_to(tmp_path)
     with pytest.raises(Hostile):
         sockets.socket_dir()
 
 
-def test_a_file_in_the_folders_place_is_told(runtime):
+def test_a_file_in_the_folders_place_is_told(runtime: Path) -> None:
     (runtime / "glmchat").write_text("")
     with pytest.raises(Failed, match="cannot create"):
         sockets.socket_dir()
 
 
 @pytest.mark.parametrize("given", [None, "/nonexistent/folder", "/" + "x" * 90])
-def test_without_a_usable_runtime_folder_a_private_one_in_the_temporary_directory_serves(monkeypatch, given):
+def test_without_a_usable_runtime_folder_a_private_one_in_the_temporary_directory_serves(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
     temporary = tempfile.mkdtemp(prefix="t")
     monkeypatch.setattr(tempfile, "tempdir", temporary)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -79,7 +81,7 @@ def test_without_a_usable_runtime_folder_a_private_one_in_the_temporary_director
     assert mode(sockets.socket_dir()) == 0o700
 
 
-def test_a_very_deep_temporary_directory_is_not_used(monkeypatch, tmp_path):
+def test_a_very_deep_temporary_directory_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 80)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
@@ -87,7 +89,7 @@ def test_a_very_deep_temporary_directory_is_not_used(monkeypatch, tmp_path):
     assert len(os.fsencode(sockets.new_socket_path())) < 100
 
 
-def test_sockets_of_the_dead_are_swept_and_those_of_the_living_stay(runtime):
+def test_sockets_of_the_dead_are_swept_and_those_of_the_living_stay(runtime: Path) -> None:
     folder = sockets.socket_dir()
     dead = folder / "999999999-aaaa.sock"
     answering = folder / "999999998-bbbb.sock"
@@ -99,13 +101,13 @@ def test_sockets_of_the_dead_are_swept_and_those_of_the_living_stay(runtime):
         assert not dead.exists() and answering.exists() and ours.exists()
 
 
-def test_a_taken_path_is_told(runtime):
+def test_a_taken_path_is_told(runtime: Path) -> None:
     path = sockets.new_socket_path()
     with sockets.bind_unix(path), pytest.raises(Failed, match="cannot listen"):
         sockets.bind_unix(path)
 
 
-def test_a_port_in_use_is_one_line_with_a_way_out():
+def test_a_port_in_use_is_one_line_with_a_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(Failed, match=f"port {port} is in use") as refused:
@@ -114,7 +116,7 @@ def test_a_port_in_use_is_one_line_with_a_way_out():
 
 
 @pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 80), ("127.0.0.1", 70000), ("8.8.8.8", 0)])
-def test_an_address_that_is_not_ours_is_told(host, port):
+def test_an_address_that_is_not_ours_is_told(host: str, port: int) -> None:
     with pytest.raises(Failed) as refused:
         sockets.bind_tcp(host, port)
     assert refused.value.hint

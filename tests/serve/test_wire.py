@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from running import Serve
 
 from glmchat.core.errors import Usage
 from glmchat.serve import wire
@@ -23,7 +26,7 @@ USER = {"role": "user", "content": "hi"}
         ('{"seed": ' + "9" * 5000 + "}", "not JSON"),
     ],
 )
-def test_what_is_no_json_object_is_refused(body, word):
+def test_what_is_no_json_object_is_refused(body: Any, word: Any) -> None:
     with pytest.raises(Usage, match=word) as refused:
         wire.parse_json(body.encode())
     assert refused.value.code == "request.invalid" and refused.value.hint
@@ -70,13 +73,13 @@ def test_what_is_no_json_object_is_refused(body, word):
           "continue_token_ids": [-1]}, "continue_token_ids"),
     ],
 )  # fmt: skip
-def test_a_field_that_is_wrong_is_named(fields, word):
+def test_a_field_that_is_wrong_is_named(fields: Any, word: Any) -> None:
     with pytest.raises(Usage, match=word) as refused:
         wire.parse_chat({"messages": [USER], **fields}, {})
     assert refused.value.hint
 
 
-def test_what_clients_send_by_habit_is_harmless():
+def test_what_clients_send_by_habit_is_harmless() -> None:
     request = wire.parse_chat(
         {
             "messages": [{"role": "developer", "content": [{"type": "text", "text": t} for t in "ab"]}],
@@ -85,17 +88,18 @@ def test_what_clients_send_by_habit_is_harmless():
         },
         {},
     )  # fmt: skip
+    assert request.messages is not None
     assert request.messages[0].role == "system" and request.messages[0].content == "ab"
     assert request.sampling.top_k == 0 and request.sampling.seed is None and request.sampling.max_tokens == 5
 
 
 @pytest.mark.parametrize("prompt", [None, [], {}, ["a", "b"], [[1], [2]], [1, "a"], [-1], "\udfff"])
-def test_a_completion_takes_one_prompt(prompt):
+def test_a_completion_takes_one_prompt(prompt: Any) -> None:
     with pytest.raises(Usage):
         wire.parse_completion({"prompt": prompt}, {})
 
 
-def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve):
+def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve: Serve) -> None:
     running = serve()
     for body in (b"{", b"\xff", b'{"messages": 3}', json.dumps({"messages": [USER], "n": 3}).encode()):
         answer = running.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
@@ -105,11 +109,13 @@ def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve):
     assert running.ask().status_code == 200
 
 
-def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(serve, monkeypatch):
+def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire, "BODY_LIMIT", 1000)
     running = serve()
 
-    def parts():
+    def parts() -> Iterator[bytes]:
         for _ in range(100):
             yield b" " * 100
 
@@ -119,7 +125,7 @@ def test_a_body_over_the_limit_is_refused_whether_its_length_is_declared_or_not(
     assert running.ask().status_code == 200
 
 
-def test_a_message_brings_its_tools_and_the_name_of_its_call():
+def test_a_message_brings_its_tools_and_the_name_of_its_call() -> None:
     tool = {"type": "function", "function": {"name": "weather"}}
     said = [{"role": "system", "content": "", "tools": [tool]}, {"role": "assistant", "content": "{}", "metadata": "f"}]
     system, call = wire.parse_messages({"messages": said})

@@ -169,7 +169,7 @@ def check(answer: StoredMessage, before: str, life: Life, letter: str, died: flo
 def live_and_die(home: Path, letters: str, before: str, chance: random.Random) -> tuple[str, list[float]]:
     """One window: it goes on with the answer `before` (asks, if that is empty), its engine is killed, it goes on, it is
     killed. Returns the answer as it stands then, and how much was lost each time, in seconds. Two kills."""
-    first, second = letters
+    first, second = tuple(letters)
     life = Life(home, letters)
     try:
         life.ready()

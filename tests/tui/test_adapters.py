@@ -84,6 +84,10 @@ async def test_the_mouse_does_what_the_keys_do(adapters_here: LaunchOptions) -> 
         assert used(window) == {}
 
 
+async def told(window: Window, words: str) -> None:
+    await window.until(lambda: words in window.notices)
+
+
 async def test_a_wrong_one_is_refused_where_it_is_typed_and_nothing_changes(adapters_here: LaunchOptions) -> None:
     async with open_window(launch=adapters_here) as window:
         for line, reason in (
@@ -93,7 +97,7 @@ async def test_a_wrong_one_is_refused_where_it_is_typed_and_nothing_changes(adap
             ("/adapter nobody", "there is no adapter 'nobody'"),
         ):
             await window.send(line)
-            await window.until(lambda reason=reason: reason in window.notices)
+            await told(window, reason)
             assert used(window) == {}
         (adapters.find_adapter("calm").path / "adapter_model.safetensors").unlink()
         await window.send("/adapter calm")

@@ -18,7 +18,7 @@ async def test_the_status_line_follows_the_loading() -> None:
         stage.connection.connect()
         await stage.until(lambda: stage.link.started)
         facts = stage.status.facts
-        assert facts.activity == "starting the engine" and facts.progress is None
+        assert (facts.activity, facts.progress) == ("starting the engine", None)
         stage.connection.loading(Loading("weights", 0.4))
         assert (facts.activity, facts.progress) == ("loading the weights", 0.4)
         stage.connection.loading(Loading("tokenizer", 0.1))

@@ -26,8 +26,9 @@ def test_what_does_not_fit_is_told_in_the_window_and_no_engine_is_started(
         file.seek(0, 2)
         file.write(b"PK\x05\x06" + bytes(18))  # the end of a zip archive without entries
     monkeypatch.setattr(fit, "available_memory", lambda: 6_000_000_000)
+    launch = replace(LAUNCH, engine=replace(LAUNCH.engine, folder=tmp_path))
     started: list[Any] = []
-    link = EngineLink(replace(LAUNCH, folder=tmp_path), start=lambda options: started.append(options))  # type: ignore[arg-type, return-value]
+    link = EngineLink(launch, start=lambda options: started.append(options))  # type: ignore[arg-type, return-value]
     told: list[Any] = []
     link.connect(told.append)
     assert not started and isinstance(told[0], EngineLost) and isinstance(told[0].error, DoesNotFit)

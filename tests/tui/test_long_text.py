@@ -5,6 +5,8 @@ Covers tui/transcript/turn_layout.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,7 +80,7 @@ def streamed(text: str, cut: int) -> LongText:
 
 @given(LINES, st.integers(1, 40), st.randoms())
 @settings(max_examples=200, deadline=None)
-def test_the_blocks_are_the_splitters_in_whatever_order_they_are_asked_for(lines, cut, random) -> None:  # type: ignore[no-untyped-def]
+def test_the_blocks_are_the_splitters_in_whatever_order_they_are_asked_for(lines: Any, cut: Any, random: Any) -> None:
     text = "\n".join(lines)
     expected, found = plain(text), streamed(text, cut)
     numbers = list(range(len(expected)))
@@ -131,7 +133,9 @@ ACTS = st.lists(
 
 @given(ACTS, st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_whatever_happened_while_it_streamed_an_answer_ends_as_it_would_have_been_loaded(acts, whole) -> None:  # type: ignore[no-untyped-def]
+def test_whatever_happened_while_it_streamed_an_answer_ends_as_it_would_have_been_loaded(
+    acts: Any, whole: bool
+) -> None:
     turn, width, palette = Turn("a", "assistant", state="waiting"), 40, "dark"
     layout = laid_out(turn, width)
     for act, value in acts:

@@ -70,6 +70,10 @@ QUIET = {  # commands and keys that ask nothing of the conversation
 ARGUMENTS = {"preset": "precise", "save": "title", "reset": "temperature", "load": "1", "adapter": "off"}
 
 
+async def told_again(window: Window, before: int) -> None:
+    await window.until(lambda: window.notices.count("it is broken") > before)
+
+
 async def test_no_command_closes_the_window_whatever_the_conversation_raises() -> None:
     async with open_window(echo=True) as window:
         session = window.chat.talk.session
@@ -80,7 +84,7 @@ async def test_no_command_closes_the_window_whatever_the_conversation_raises() -
                 continue
             before = window.notices.count("it is broken")
             await window.send(f"/{command.name} {ARGUMENTS.get(command.name, '')}".rstrip())
-            await window.until(lambda before=before: window.notices.count("it is broken") > before)
+            await told_again(window, before)
             window.chat.prompt.set_text("")
         await still_answers(window, session)
 

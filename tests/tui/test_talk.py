@@ -22,7 +22,7 @@ def history() -> Iterator[History]:
 
 
 def session_over(history: History, speaker: LocalSpeaker) -> ChatSession:
-    return ChatSession(history, speaker, identity=ModelIdentity("m", context=10_000))  # type: ignore[arg-type]
+    return ChatSession(history, speaker, identity=ModelIdentity("m", context=10_000))
 
 
 def begin(stage: Stage, history: History, *pieces: str, **how: Any) -> ChatSession:
@@ -131,7 +131,7 @@ async def test_an_engine_that_died_with_its_answer_is_lost_once_and_what_waits_s
         assert [error.message for error in stage.errors] == ["killed (signal 9)"]
         assert stage.status.facts.lost and not stage.connection.ready and list(stage.talk.queue) == ["and then"]
         speaker = LocalSpeaker("again")
-        stage.connection.connected(Ready(speaker, session.identity))  # type: ignore[arg-type]
+        stage.connection.connected(Ready(speaker, session.identity))
         stage.talk.meet()
         await stage.until(lambda: stage.said("assistant") == ["some words ", "again"])
 

@@ -13,6 +13,7 @@ import pytest
 from polling import eventually
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
+from textual.geometry import Size
 
 from glmchat.tui.theme import PALETTES
 from glmchat.tui.transcript.transcript import Clicked, Transcript
@@ -50,6 +51,10 @@ async def shows(transcript: Transcript, text: str) -> None:
     await eventually(lambda: any(text in line for line in screen(transcript)))
 
 
+async def grows(transcript: Transcript, before: Size) -> None:
+    await eventually(lambda: transcript.virtual_size != before)
+
+
 async def resize(transcript: Transcript, pilot: Any, width: int, height: int = 20) -> None:
     """Another size of the terminal, and the text wrapped for it."""
     await pilot.resize_terminal(width, height)
@@ -80,7 +85,7 @@ async def test_who_scrolled_up_stays_where_he_reads_while_text_streams_in() -> N
         for _ in range(10):
             before_it = transcript.virtual_size
             transcript.feed("b", "more text\n\n" * 5)
-            await eventually(lambda before_it=before_it: transcript.virtual_size != before_it)
+            await grows(transcript, before_it)
         assert screen(transcript)[:-1] == before
         assert "End" in screen(transcript)[-1], "a sign says that there is more below"
         transcript.action_go_end()

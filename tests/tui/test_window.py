@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.suggestions import Suggestions
 
-SLOW = {"pieces": ["word "] * 400, "seconds_per_token": 0.02}
+SLOW: dict[str, Any] = {"pieces": ["word "] * 400, "seconds_per_token": 0.02}
 
 
 async def test_a_question_is_answered_and_stored() -> None:
@@ -478,7 +479,7 @@ async def test_a_catalogue_that_cannot_be_read_is_told_and_the_window_stays() ->
         assert window.said("assistant") == ["still here"]
 
 
-async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path) -> None:  # type: ignore[no-untyped-def]
+async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path: Path) -> None:
     note = tmp_path / "笔记.txt"
     note.write_text("hello ``` world")
     blob = tmp_path / "x.bin"
