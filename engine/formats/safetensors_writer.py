@@ -88,15 +88,15 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            if self._waiting:
-                raise ValueError(f"{self._waiting[0][0]} was not written")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
+        try:
+            if kind is None:
+                if self._waiting:
+                    raise ValueError(f"{self._waiting[0][0]} was not written")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._partial.replace(self._path)
+        finally:  # Ctrl-C may come while the disk is waited for
+            self._file.close()
             self._partial.unlink(missing_ok=True)
 
     @property

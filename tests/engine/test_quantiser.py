@@ -340,6 +340,18 @@ def small_shards(plan: QuantizePlan) -> QuantizePlan:
     return replace(plan, shards=tuple((n, min(n + 2, count)) for n in range(0, count, 2)))
 
 
+def test_ctrl_c_while_the_disk_is_waited_for_leaves_no_half_file(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(number: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glmchat.engine.formats.safetensors_writer.os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4))))
+    assert not list(tmp_path.rglob("*.safetensors*"))
+
+
 def test_a_run_that_is_stopped_before_its_first_whole_file_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         execute(small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4))), cancelled=lambda: True)
