@@ -32,7 +32,11 @@ def _pair(text: str) -> tuple[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Whatever is None is left to the engine. A new option is a line here, and a flag in cli/engine_flags.py."""
+    """Whatever is None is left to the engine.
+
+    A new option is a field here and in `EngineFlags`, whose `options` hands it on; one for a load also stands in
+    `for_load`.
+    """
 
     # A checkpoint folder or a GGUF file, absolute: children start from `/`. None: no model was chosen yet.
     folder: Path | None = field(default=None, metadata=_argument(Path))

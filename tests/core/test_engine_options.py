@@ -60,7 +60,8 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     flags = {field.name for field in fields(EngineFlags)}
     assert flags == {field.name for field in fields(EngineOptions)} - of_the_model
     context = typer.Context(CommandTable().commands[command])
-    assert {f"--{flag}" for flag in flags} <= {name for one in context.command.params for name in one.opts}
+    typed = {"--" + flag.replace("_", "-") for flag in flags}
+    assert typed <= {name for one in context.command.params for name in one.opts}
 
 
 @pytest.mark.parametrize("word", ["auto", "cpu", "mps", "cuda", "cuda:1", " CUDA:0 "])
