@@ -32,7 +32,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
             break
     if not name:
         raise Usage(
-            tr("{text} names no adapter", text=repr(one_line(text, 40))),
+            tr("{text} does not name an adapter", text=repr(one_line(text, 40))),
             hint=tr("NAME or NAME:WEIGHT, for example poet:0.8"),
             code="adapter.unnamed",
         )
@@ -60,7 +60,7 @@ def parse_weight(text: str) -> float:
         weight = math.nan
     if not -100 <= weight <= 100:
         raise Usage(
-            tr("{text} is no weight", text=repr(one_line(text, 40))),
+            tr("{text} is not a valid weight", text=repr(one_line(text, 40))),
             hint=tr("a number, for example NAME:0.8"),
             code="adapter.scale",
         )
@@ -76,7 +76,7 @@ def require_known(chosen: Iterable[Weighted]) -> tuple[Weighted, ...]:
     for name, _ in adapters_named:
         if name.startswith((".", "/", "~")) or "/" in name:
             raise Usage(
-                tr("adapters are named as the store knows them, and {path} is a path", path=one_line(name, 120)),
+                tr("adapters are named as in the store, but {path} is a path", path=one_line(name, 120)),
                 hint=f"glmchat adapters add {one_line(name, 120)}",
                 code="adapter.path",
             )
@@ -91,7 +91,9 @@ def require_usable(chosen: Sequence[Weighted], folder: Path | None, *, force: bo
     """
     names = [name for name, _ in require_known(chosen)]
     if len(set(names)) < len(names):
-        raise Usage(tr("an adapter is named twice"), hint=tr("once each, as NAME:WEIGHT"), code="adapter.twice")
+        raise Usage(
+            tr("an adapter is named twice"), hint=tr("name each one once, as NAME:WEIGHT"), code="adapter.twice"
+        )
     require_fit(chosen, folder, force=force)
     for name in names if force else ():
         row = adapters.find_adapter(name)
@@ -117,7 +119,7 @@ def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, for
     if prefixes and abs(sum(prefixes) - 1) > 1e-6:
         raise Usage(
             tr("the weights of the prefixes add up to {sum}", sum=f"{sum(prefixes):g}"),
-            hint=tr("a prefix stands before the conversation or it does not: its weight is 1; a mixture's add up to 1"),
+            hint=tr("a prefix is either there or not, so its weight is 1; the weights of a mixture add up to 1"),
             code="adapter.prefixes",
         )
 
@@ -125,7 +127,7 @@ def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, for
 def unfit(row: Installed, base: Base | None) -> Misfit | None:
     """Why this adapter of the store cannot be used, with this model if one is known."""
     if not row.complete:
-        return Misfit(tr("its files are not all here"), tr("glmchat verify {name} says which", name=row.name))
+        return Misfit(tr("some of its files are missing"), tr("glmchat verify {name} shows which", name=row.name))
     return misfit(adapters.facts_of(row), row.base, base) if base is not None else None
 
 

@@ -15,18 +15,18 @@ def cut_note(facts: Mapping[str, Any]) -> str:
     """For an answer whose finish reason is "length": what the engine said of the limit it met."""
     match facts.get("stopped_by"):
         case "loop":
-            return tr("the answer went round in circles and was ended")
+            return tr("the answer kept repeating itself and was stopped")
         case "context":
             return tr("the context is full")
         case _:
-            return tr("the limit of tokens was reached; --max-tokens or /set max_tokens raises it")
+            return tr("the token limit was reached; raise it with --max-tokens or /set max_tokens")
 
 
 def system_note(facts: Mapping[str, Any]) -> str:
     """For the first answer of a family that knows no system prompt; "" for all others."""
     if facts.get("system_prepended") is not True:
         return ""
-    return tr("this model knows no system prompt: it was put before the first question")
+    return tr("this model has no system prompt: it was put before the first question")
 
 
 def details_of(message: StoredMessage) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     row(tr("first token"), "ttft_seconds", "{:.2f} s")
     row(tr("reading"), "prefill_tokens_per_second", "{:,.0f} tok/s")
     row(tr("writing"), "decode_tokens_per_second", "{:,.1f} tok/s")
-    row(tr("ended by"), "finish_reason")
+    row(tr("end reason"), "finish_reason")
     row(tr("seed"), "seed")
     sampling = d.get("sampling") or {}
     if sampling:
@@ -57,5 +57,5 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
         if name in ("threads", "kernel", "device", "dtype") and value is not None:
             table.append((str(name), str(value)))
     if d.get("stretches"):
-        table.append((tr("say it again"), f"glmchat replay m{message.id}"))
+        table.append((tr("replay"), f"glmchat replay m{message.id}"))
     return table

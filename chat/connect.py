@@ -158,13 +158,13 @@ def read_key(file: Path | None, environ_key: str | None) -> str | None:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise Usage(
             tr("the key file {path} cannot be read: {reason}", path=str(file), reason=str(reason)),
-            hint=tr("one line with the key, readable by you"),
+            hint=tr("the file must contain one line with the key, and you must be able to read it"),
             code="server.key_file",
         ) from None
     if not lines:
         raise Usage(
             tr("the key file {path} is empty", path=str(file)),
-            hint=tr("one line with the key, readable by you"),
+            hint=tr("the file must contain one line with the key, and you must be able to read it"),
             code="server.key_file",
         )
     return lines[0]

@@ -242,7 +242,7 @@ def sizes(error: GlmchatError) -> tuple[int, int] | None:
 
 def too_long(tokens: int, limit: int) -> DoesNotFit:
     return DoesNotFit(
-        tr("the prompt has {tokens} tokens, the context holds {limit}", tokens=tokens, limit=limit),
-        hint=tr("shorten it, begin anew with /clear, or raise --context where the model allows it"),
+        tr("the prompt has {tokens} tokens, but the context holds only {limit}", tokens=tokens, limit=limit),
+        hint=tr("shorten it, start over with /clear, or raise --context if the model allows it"),
         code="context.exceeded",
     )

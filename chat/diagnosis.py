@@ -110,7 +110,7 @@ def _paths(trouble: Trouble) -> dict[str, Any]:
         if path.is_dir() and not os.access(path, os.W_OK):
             trouble(
                 tr("{path} cannot be written", path=one_line(str(path))),
-                tr("set GLMCHAT_HOME to a folder you can write"),
+                tr("set GLMCHAT_HOME to a folder that you can write to"),
             )
     try:
         found["sockets"] = _path(socket_dir())
@@ -156,7 +156,7 @@ def _history(trouble: Trouble) -> dict[str, Any]:
     if whole != "ok":
         trouble(
             tr("the history is damaged: {reason}", reason=one_line(whole)),
-            tr("the next start sets it aside and begins a new one"),
+            tr("the next start moves it aside and begins a new one"),
         )
     if path.stat().st_mode & 0o077:
         trouble(tr("{path} can be read by others", path=one_line(str(path))), f"chmod 600 {one_line(str(path))}")

@@ -36,7 +36,7 @@ def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
     except OSError as error:
         raise Failed(
             tr("cannot write {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror),
-            hint=tr("set GLMCHAT_HOME to a folder you can write"),
+            hint=tr("set GLMCHAT_HOME to a folder that you can write to"),
             code="home.unwritable",
         ) from None
     return path, os.fdopen(descriptor, "wb", buffering=0)

@@ -53,7 +53,7 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
 
     smaller: the hint where memory was the cause.
     """
-    smaller = smaller or tr("close other programs, or take a smaller model")
+    smaller = smaller or tr("close other programs, or use a smaller model")
     if code == -9:
         after = oom_kills()
         if after is not None and oom_before is not None and after > oom_before:
@@ -68,12 +68,12 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
     if code < 0:
         causes = {-4: "illegal instruction", -6: "aborted", -7: "bus error", -11: "segmentation fault"}
         return EngineDied(
-            tr("the engine was ended by signal {signal} ({cause})", signal=-code, cause=causes.get(code, "-")),
+            tr("the engine was terminated by signal {signal} ({cause})", signal=-code, cause=causes.get(code, "-")),
             hint=_log_hint(log_file),
             code="engine.signal",
         )
     return EngineDied(
-        tr("the engine ended with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
+        tr("the engine exited with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
         hint=_log_hint(log_file),
         code="engine.exit",
     )
@@ -135,7 +135,7 @@ class EngineProcess:
             if cancelled is not None and cancelled():
                 self.stop()
                 raise Interrupted(
-                    tr("loading was stopped"), hint=tr("start it again when you like"), code="engine.cancelled"
+                    tr("loading was cancelled"), hint=tr("you can start it again at any time"), code="engine.cancelled"
                 )
             stage, done = self._look()
             if stage == "ok":

@@ -69,7 +69,7 @@ def run_job(
         if finished:
             return
         if cancelled is not None and cancelled():
-            hint = tr("run the same command again to go on")
+            hint = tr("run the same command again to resume")
             raise Interrupted(tr("stopped"), hint=hint, code="pull.stopped" if pulls else "interrupted")
         raise cause_of_death(child.returncode, _log(stderr), oom_before)
 

@@ -56,7 +56,7 @@ def locate(text: str, *, revision: str | None = None, quant: int | None = None) 
     reference = references.parse(text, revision=revision)
     if quant is not None and reference.quant and quant_bits(reference.quant) != quant:
         raise Usage(
-            tr("{name} and --quant {quant} contradict each other", name=one_line(text), quant=quant),
+            tr("{name} and --quant {quant} conflict", name=one_line(text), quant=quant),
             hint=tr("give one of them"),
             code="model.quant",
         )
@@ -83,12 +83,12 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
         if bits != stored:
             raise Usage(
                 tr(
-                    "{name} has {stored} bits already and cannot be brought to {bits}",
+                    "{name} already has {stored} bits and cannot be converted to {bits}",
                     name=row.name,
                     stored=stored,
                     bits=bits,
                 ),
-                hint=tr("leave --quant away, or quantise the original weights"),
+                hint=tr("leave out --quant, or quantise the original weights"),
                 code="quant.already",
             )
         bits = None

@@ -35,7 +35,7 @@ def read_text_file(argument: str) -> TextFile:
         ) from None
     if data is None:
         raise Usage(
-            tr("{path} is no file or above {limit}", path=shown, limit=human_bytes(LIMIT)),
+            tr("{path} is not a file, or it is larger than {limit}", path=shown, limit=human_bytes(LIMIT)),
             hint=tr("give the path of a text file"),
             code="file.size",
         )
@@ -49,7 +49,7 @@ def read_text_file(argument: str) -> TextFile:
         ) from None
     if not text.strip():
         raise Usage(
-            tr("{path} holds no text that can be sent", path=shown),
+            tr("{path} contains no text to send", path=shown),
             hint=tr("give the path of a text file"),
             code="file.no_text",
         )

@@ -167,7 +167,7 @@ def _no_adapter(folder: Path, files: list[Path]) -> Usage:
     if files:
         names = ", ".join(one_line(p.name, 60) for p in files[:4])
         return Usage(
-            tr("{name} holds several files of weights: {names}", name=name, names=names),
+            tr("{name} contains several weight files: {names}", name=name, names=names),
             hint=tr("name one of them"),
             code="adapter.several",
         )
@@ -178,8 +178,8 @@ def _no_adapter(folder: Path, files: list[Path]) -> Usage:
             code="adapter.several",
         )
     return Usage(
-        tr("{name} holds no adapter: no weights are there", name=name),
-        hint=tr("adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or one .pt file is expected"),
+        tr("{name} contains no adapter: there are no weights", name=name),
+        hint=tr("expected adapter_model.safetensors, adapter_model.bin, pytorch_model.bin or a single .pt file"),
         code="adapter.empty",
     )
 
@@ -199,7 +199,7 @@ def recognise(
     names = list(shapes)
     if not names:
         raise Damaged(
-            tr("{name} holds no tensors", name=one_line(path.name)),
+            tr("{name} contains no tensors", name=one_line(path.name)),
             hint=tr("fetch it again"),
             code="adapter.no_tensors",
         )
@@ -229,7 +229,7 @@ def recognise(
         return AdapterFacts(**found, kind="lora", form=form, lora=settings)
     raise Usage(
         tr(
-            "{name} holds no adapter: none of its {names} tensors belongs to a LoRA or a prefix ({names2}, …)",
+            "{name} contains no adapter: none of its {names} tensors belongs to a LoRA or a prefix ({names2}, …)",
             name=one_line(path.name),
             names=len(names),
             names2=one_line(names[0], 80),
@@ -245,7 +245,7 @@ def _thudm(found: dict[str, Any]) -> AdapterFacts:
     if len(shape) != 2:
         raise incomplete_adapter(
             tr("this P-Tuning prefix has no embedding"),
-            tr("{PREFIX}embedding.weight is expected: the file is incomplete", PREFIX=PREFIX_ENCODER),
+            tr("expected {PREFIX}embedding.weight: the file is incomplete", PREFIX=PREFIX_ENCODER),
         )
     length = shape[0]
     path: Path = found["path"]
@@ -253,8 +253,8 @@ def _thudm(found: dict[str, Any]) -> AdapterFacts:
     config = read_json(beside) if beside.is_file() else {}
     if config.get("pre_seq_len") is not None and (said := integer(config, "pre_seq_len", high=1 << 16)) != length:
         raise Damaged(
-            tr("config.json says pre_seq_len {said}, the prefix has {length} positions", said=said, length=length),
-            hint=tr("the files are of two different trainings"),
+            tr("config.json gives pre_seq_len {said}, but the prefix has {length} positions", said=said, length=length),
+            hint=tr("the files come from two different training runs"),
             code="adapter.pre_seq_len",
         )
     base = config.get("_name_or_path")
@@ -268,15 +268,15 @@ def _virtual_tokens(found: dict[str, Any], kind: str) -> AdapterFacts:
     length = integer(found["config"], "num_virtual_tokens", high=1 << 16)
     shape = shapes.get("prompt_embeddings", ())
     if len(shape) != 2:
-        raise incomplete_adapter(tr("this adapter holds no prompt_embeddings"), tr("the file is incomplete"))
+        raise incomplete_adapter(tr("this adapter contains no prompt_embeddings"), tr("the file is incomplete"))
     if shape[0] != length:
         raise Damaged(
             tr(
-                "adapter_config.json says {length} virtual tokens, the file holds {shape}",
+                "adapter_config.json gives {length} virtual tokens, but the file contains {shape}",
                 length=length,
                 shape=shape[0],
             ),
-            hint=tr("the files are of two different trainings"),
+            hint=tr("the files come from two different training runs"),
             code="adapter.length",
         )
     return AdapterFacts(**found, kind=kind, form="peft", length=length)

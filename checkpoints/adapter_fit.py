@@ -62,8 +62,8 @@ def misfit(facts: Mapping[str, Any], trained_on: str | None, base: Base) -> Misf
     if here is None:
         return None
     return Misfit(
-        tr("trained on {base}, and the model here is {here}", base=one_line(trained_on, 80), here=one_line(here, 80)),
-        tr("use it with its own base, or attach it all the same with --force"),
+        tr("trained on {base}, but this model is {here}", base=one_line(trained_on, 80), here=one_line(here, 80)),
+        tr("use it with its own base, or attach it anyway with --force"),
         forceable=True,
     )
 
@@ -78,19 +78,20 @@ def _by_measures(facts: Mapping[str, Any], model: ModelSpec | None) -> Misfit | 
         return Misfit(
             tr("a {kind} needs PEFT, and glmchat computes {family} models itself", kind=KINDS[kind].name,
                family=model.family),
-            tr("LoRA, DoRA, prefixes and virtual tokens run here; models through transformers take the rest"),
+            tr("LoRA, DoRA, prefixes and virtual tokens run here; the other kinds need a model that runs "
+"through transformers"),
         )  # fmt: skip
     if facts.get("form") == "thudm" and model.family not in _CHATGLM:
         return Misfit(
-            tr("a P-Tuning prefix for ChatGLM, and the model here is of the family {family}", family=model.family),
+            tr("a P-Tuning prefix for ChatGLM, but this model is of the family {family}", family=model.family),
             tr("use it with the ChatGLM model it was trained on"),
         )
     wanted, width = model.hidden_size if kind == "prompt" else model.prefix_width, facts.get("width")
     if width is None or width == wanted:
         return None
     return Misfit(
-        tr("made for a model of width {theirs}, here it is {ours}", theirs=width, ours=wanted),
-        tr("it was trained on a model of other measures"),
+        tr("made for a model of width {theirs}, but this one has {ours}", theirs=width, ours=wanted),
+        tr("it was trained on a model of a different size"),
     )
 
 
@@ -103,7 +104,7 @@ def _lora(facts: Mapping[str, Any], model: ModelSpec) -> Misfit | None:
         if name not in here:
             return Misfit(
                 tr(
-                    "changes layers called {name}, and the {family} model here has none",
+                    "changes layers called {name}, but this {family} model has none",
                     name=one_line(str(name), 40),
                     family=model.family,
                 ),
@@ -112,19 +113,21 @@ def _lora(facts: Mapping[str, Any], model: ModelSpec) -> Misfit | None:
         if tuple(shape) not in here[name]:
             ours = tr(" or ").join(f"{outputs} × {inputs}" for outputs, inputs in here[name])
             return Misfit(
-                tr("{name} is {theirs} in it, {here} in the model here", name=one_line(str(name), 40),
+                tr("{name} is {theirs} in the adapter, but {here} in this model", name=one_line(str(name), 40),
                    theirs=" × ".join(map(str, shape)), here=ours),
-                tr("it was trained on a model of other measures"),
+                tr("it was trained on a model of a different size"),
             )  # fmt: skip
     layers, vocabulary = facts.get("layers") or 0, facts.get("vocabulary")
     if layers > model.layers:
         return Misfit(
-            tr("trained on {theirs} layers, the model here has {ours}", theirs=layers, ours=model.layers),
-            tr("it was trained on a model of more layers"),
+            tr("trained on {theirs} layers, but this model has {ours}", theirs=layers, ours=model.layers),
+            tr("it was trained on a model with more layers"),
         )
     if vocabulary and vocabulary != model.vocab_size:
         return Misfit(
-            tr("its vocabulary has {theirs} rows, the model's {ours}", theirs=vocabulary, ours=model.vocab_size),
+            tr(
+                "its vocabulary has {theirs} rows, but the model's has {ours}", theirs=vocabulary, ours=model.vocab_size
+            ),
             tr("it was trained on another vocabulary"),
         )
     return None

@@ -62,7 +62,9 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise Usage(
-            tr("this adapter was begun with {start}, which changes the base model too", start=one_line(start, 40)),
+            tr(
+                "this adapter was initialised with {start}, which changes the base model too", start=one_line(start, 40)
+            ),
             hint=tr("convert it to plain LoRA: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"),
             code="adapter.variant",
         )

@@ -72,7 +72,7 @@ def check_lora(shapes: Mapping[str, Shape], settings: LoraSettings) -> None:
                 there, lacking = (one, other) if one in names.tensors else (other, one)
                 raise incomplete_adapter(
                     tr(
-                        "the adapter holds {there} of {layer} and lacks its {lacking}",
+                        "the adapter has {there} of {layer} but lacks its {lacking}",
                         there=there,
                         layer=one_line(layer, 120),
                         lacking=lacking,
@@ -87,8 +87,8 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
     flat = b[:2] if settings.enable is not None and len(b) == 3 and b[2] == 1 else b  # of a convolution of width 1
     if len(a) != 2 or len(flat) != 2 or not groups or a[0] != flat[1] * groups or flat[0] % groups:
         raise Damaged(
-            tr("A {a} and B {b} of {layer} do not multiply", a=list(a), b=list(b), layer=one_line(layer, 120)),
-            hint=tr("the ranks of the two differ: the file is damaged, or of two trainings"),
+            tr("A {a} and B {b} of {layer} cannot be multiplied", a=list(a), b=list(b), layer=one_line(layer, 120)),
+            hint=tr("their ranks differ: the file is damaged, or comes from two training runs"),
             code="adapter.rank",
         )
     rank, out, width = flat[1], flat[0] // groups * blocks, a[1]
@@ -96,12 +96,12 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
     if declared is not None and declared != rank:
         raise Damaged(
             tr(
-                "adapter_config.json says rank {declared}, {layer} has {rank}",
+                "adapter_config.json gives rank {declared}, but {layer} has {rank}",
                 declared=declared,
                 layer=one_line(layer, 120),
                 rank=rank,
             ),
-            hint=tr("configuration and weights are of two different trainings"),
+            hint=tr("the configuration and the weights come from two different training runs"),
             code="adapter.rank",
         )
     if not 0 < rank <= min(out, width):
@@ -113,7 +113,7 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
                 out=out,
                 width=width,
             ),
-            hint=tr("no LoRA is like this: the file is damaged"),
+            hint=tr("no LoRA looks like this: the file is damaged"),
             code="adapter.rank",
         )
     return out, width

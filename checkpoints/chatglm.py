@@ -24,7 +24,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if config.get("quantization_embeddings"):
         raise Damaged(
             tr("this checkpoint has quantised embeddings (chatglm-6b-int4-qe), a layout that was never documented"),
-            hint=tr("take chatglm-6b-int4, or chatglm-6b with --quant 4"),
+            hint=tr("use chatglm-6b-int4, or chatglm-6b with --quant 4"),
             code="model.quantised_embeddings",
         )
     hidden = integer(config, "hidden_size", default=4096)
@@ -33,7 +33,8 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if hidden % heads or (hidden // heads) % 4:
         raise absurd(
             tr(
-                "config.json: hidden_size {hidden} does not divide into {heads} heads of a multiple of four",
+                "config.json: hidden_size {hidden} cannot be divided into {heads} heads whose width is a "
+                "multiple of four",
                 hidden=hidden,
                 heads=heads,
             ),

@@ -32,7 +32,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if heads % groups or width % 4:
         raise absurd(
             tr(
-                "config.json: {heads} heads of {width} do not divide among {groups} groups",
+                "config.json: {heads} heads of width {width} cannot be divided among {groups} groups",
                 heads=heads,
                 width=width,
                 groups=groups,

@@ -48,7 +48,7 @@ def integer(
             raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
                 tr(
-                    "a whole number between {low} and {high} is expected: the file is damaged or no model",
+                    "expected a whole number between {low} and {high}: the file is damaged or not a model",
                     low=low,
                     high=most,
                 ),
@@ -57,8 +57,8 @@ def integer(
     if default is not None:
         return default
     raise Damaged(
-        tr("the model's configuration names no {names}", names=names[0]),
-        hint=tr("the folder holds another kind of model, or config.json is incomplete"),
+        tr("the model's configuration has no {names}", names=names[0]),
+        hint=tr("the folder contains another kind of model, or config.json is incomplete"),
         code="config.missing",
     )
 
@@ -81,13 +81,13 @@ def number(
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-                tr("a number between {low:g} and {high:g} is expected", low=low, high=high),
+                tr("expected a number between {low:g} and {high:g}", low=low, high=high),
             )
         return float(value)
     if default is not None:
         return default
     raise Damaged(
-        tr("the model's configuration names no {names}", names=names[0]),
+        tr("the model's configuration has no {names}", names=names[0]),
         hint=tr("config.json is incomplete"),
         code="config.missing",
     )
@@ -101,7 +101,7 @@ def flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise absurd(
             tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-            tr("true or false is expected: the file is damaged or no model"),
+            tr("expected true or false: the file is damaged or not a model"),
         )
     return value
 

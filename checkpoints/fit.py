@@ -112,9 +112,14 @@ def memory_words(model: str, needed: int, free: int, smaller: Sequence[tuple[str
     if fitting:
         hint = tr("try `{flags}`, needs {size}", flags=fitting[0], size=human_bytes(fitting[1]))
     else:
-        hint = tr("close other programs, or take a smaller model")
+        hint = tr("close other programs, or use a smaller model")
     return DoesNotFit(
-        tr("{model} needs {needed}, {free} free", model=model, needed=human_bytes(needed), free=human_bytes(free)),
+        tr(
+            "{model} needs {needed}, but only {free} are free",
+            model=model,
+            needed=human_bytes(needed),
+            free=human_bytes(free),
+        ),
         hint=hint,
         code="memory.preflight",
     )

@@ -46,11 +46,12 @@ def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
     if least > held:
         raise absurd(
             tr(
-                "config.json describes {layers} layers of width {width}, at least {least}; the weights are {held}",
+                "config.json describes {layers} layers of width {width}, at least {least}; the weights "
+                "have only {held}",
                 layers=network.layers,
                 width=network.hidden_size,
                 least=human_bytes(int(least)),
                 held=human_bytes(held),
             ),
-            tr("config.json is damaged or of another model: fetch it again"),
+            tr("config.json is damaged or belongs to another model: fetch it again"),
         )

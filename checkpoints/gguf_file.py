@@ -91,7 +91,7 @@ class GGUFFile:
     def _read_header(self) -> None:
         if self.bytes[:4] != b"GGUF":
             raise Damaged(
-                tr("{name} is no GGUF file", name=one_line(self.path.name)),
+                tr("{name} is not a GGUF file", name=one_line(self.path.name)),
                 hint=tr("pull the model again"),
                 code="gguf.magic",
             )
@@ -104,7 +104,7 @@ class GGUFFile:
                     name=one_line(self.path.name),
                     version=version if version < 1000 else "big-endian",
                 ),
-                hint=tr("version 2 and 3, little endian, can be read: convert the file again"),
+                hint=tr("only little-endian versions 2 and 3 can be read: convert the file again"),
                 code="gguf.version",
             )
         tensor_count, field_count = self._integer("<Q", 8), self._integer("<Q", 8)
@@ -147,7 +147,7 @@ class GGUFFile:
                         size=self.size,
                         size2=human_bytes(self.size),
                     ),
-                    hint=tr("the download broke off: pull the model again"),
+                    hint=tr("the download was interrupted: pull the model again"),
                     code="gguf.truncated",
                 )
             tensors[name] = GGUFTensor(name, shape, kind, type_name, start + offset, nbytes)
@@ -239,13 +239,13 @@ class GGUFFile:
                 name=one_line(self.path.name),
                 size=human_bytes(self.size),
             ),
-            hint=tr("the download broke off: pull the model again"),
+            hint=tr("the download was interrupted: pull the model again"),
             code="gguf.truncated",
         )
 
     def _lie(self, what: str) -> NoReturn:
         raise Hostile(
-            tr("{name} has a header that cannot be true: {what}", name=one_line(self.path.name), what=what),
-            hint=tr("the file is damaged or made to do harm: pull the model again from a source you trust"),
+            tr("{name} has an impossible header: {what}", name=one_line(self.path.name), what=what),
+            hint=tr("the file is damaged or malicious: pull the model again from a source you trust"),
             code="gguf.lie",
         )

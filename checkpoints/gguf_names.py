@@ -53,20 +53,20 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     architecture = meta.get("general.architecture")
     if not isinstance(architecture, str):
         raise Damaged(
-            tr("{name} does not say which architecture it holds", name=one_line(file.path.name)),
-            hint=tr("it is an adapter or a vocabulary, or damaged"),
+            tr("{name} does not say which architecture it contains", name=one_line(file.path.name)),
+            hint=tr("it is an adapter or a vocabulary, or it is damaged"),
             code="gguf.no_architecture",
         )
     config: dict[str, Any] = {"model_type": architecture, "gguf": True}
     if architecture not in ARCHITECTURES:
         raise Damaged(
             tr(
-                "{name} holds a model of the architecture {architecture}, which glmchat does not read from GGUF",
+                "{name} contains a model of the architecture {architecture}, which glmchat does not read from GGUF",
                 name=one_line(file.path.name),
                 architecture=one_line(architecture, 40),
             ),
             hint=tr(
-                "GGUF of {names} can be read; take the Hugging Face folder of this model",
+                "GGUF files of {names} can be read; for this model, use the Hugging Face folder",
                 names=", ".join(ARCHITECTURES),
             ),
             code="gguf.architecture",

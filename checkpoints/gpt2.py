@@ -33,7 +33,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if hidden % heads:
         raise absurd(
             tr(
-                "the model's configuration gives {heads} heads a width of {hidden}, which does not divide",
+                "the model's configuration divides a width of {hidden} among {heads} heads, which is not possible",
                 heads=heads,
                 hidden=hidden,
             ),

@@ -60,7 +60,7 @@ def refuse_pointer(path: Path) -> None:
     if not head:
         raise Damaged(
             tr("{name} is empty", name=one_line(path.name)),
-            hint=tr("pull the model again: the download broke off"),
+            hint=tr("the download was interrupted: pull the model again"),
             code="file.empty",
         )
     if head.startswith(_STARTS):

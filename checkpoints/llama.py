@@ -52,7 +52,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if heads % kv_heads or head_dim % 2:
         raise absurd(
             tr(
-                "{heads} attention heads of {head_dim} cannot share {kv_heads} key heads",
+                "{heads} attention heads of width {head_dim} cannot share {kv_heads} key heads",
                 heads=heads,
                 head_dim=head_dim,
                 kv_heads=kv_heads,
@@ -63,7 +63,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     if rotated != head_dim:
         raise absurd(
             tr("only {rotated} of {head_dim} dimensions of a head are rotated", rotated=rotated, head_dim=head_dim),
-            tr("no model of the Llama family is like this"),
+            tr("no model of the Llama family looks like this"),
         )
     vocab = integer(config, "vocab_size", high=2**22)
     rope = _rope(config)

@@ -70,23 +70,26 @@ _RANKS = {"r": LARGEST_RANK, "init_r": LARGEST_RANK, "n_frequency": 1 << 24}
 def refusal(peft_type: Any) -> Usage:
     """Why an adapter of this type cannot be used at all."""
     if peft_type in ("POLY", "MULTITASK_PROMPT_TUNING"):
-        reason = tr("it needs the number of a task with every question")
+        reason = tr("it needs a task number with every question")
     elif peft_type in ("XLORA", "SHADOW"):
-        reason = tr("it needs further models or adapters, which are not in its folder")
+        reason = tr("it needs other models or adapters, which are not in its folder")
     elif peft_type in ("OSF", "FROD", "PSOFT"):
         reason = tr("it decomposes every matrix of the base again at each load")
     elif peft_type in ("SHIRA", "SUPERTUNING"):
-        reason = tr("its file says where in the matrices of the base it writes")
+        reason = tr("its file decides where it writes in the matrices of the base model")
     elif peft_type == "BOFT":
         reason = tr("PEFT runs a compiler for it, and computes something else where that fails")
     elif peft_type == "ADAPTION_PROMPT":
-        reason = tr("it takes the place of Llama's attention, which glmchat computes itself")
+        reason = tr("it replaces Llama's attention, which glmchat computes itself")
     else:
         return Usage(
             tr(
-                "this is an adapter of the type {kind}, which glmchat does not know", kind=one_line(repr(peft_type), 40)
+                "this is an adapter of the type {kind}, which glmchat does not support",
+                kind=one_line(repr(peft_type), 40),
             ),
-            hint=tr("LoRA, prefixes, virtual tokens and kinds of PEFT like LoHa, LoKr, IA3, VeRA, OFT … are read"),
+            hint=tr(
+                "supported: LoRA, prefixes, virtual tokens and PEFT adapters such as LoHa, LoKr, IA3, VeRA and OFT"
+            ),
             code="adapter.type",
         )
     return Usage(
@@ -112,7 +115,7 @@ def check_peft(kind: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]
                 n=len(shapes),
                 names=one_line(next(iter(shapes), "?"), 80),
             ),
-            hint=tr("configuration and weights are of two different trainings"),
+            hint=tr("the configuration and the weights come from two different training runs"),
             code="adapter.contents",
         )
     settings(kind, config, shapes)
@@ -137,8 +140,8 @@ def settings(kind: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) 
         rank = integer(plain, name, low=0, high=most, default=0)
         if kind not in ("lokr", "oft") and rank > longest:
             raise Damaged(
-                tr("adapter_config.json says {name} {rank}, no tensor is that long", name=name, rank=rank),
-                hint=tr("configuration and weights are of two different trainings"),
+                tr("adapter_config.json gives {name} {rank}, but no tensor is that long", name=name, rank=rank),
+                hint=tr("the configuration and the weights come from two different training runs"),
                 code="adapter.rank",
             )
     return plain
@@ -167,9 +170,9 @@ def refuse_together(parts: Iterable[tuple[str, bool, float]]) -> None:
     for kind, scalable, weight in active:
         if kind != "lora" and weight != 1 and not scalable:
             raise Usage(
-                tr("this {kind} is active or it is not: its weight cannot be {weight}", kind=KINDS[kind].name,
+                tr("this {kind} can only be on or off: its weight cannot be {weight}", kind=KINDS[kind].name,
                    weight=f"{weight:g}"),
-                hint=tr("leave the weight away; it is 1 then"),
+                hint=tr("leave out the weight; it is 1 by default"),
                 code="adapter.weight",
             )  # fmt: skip
 

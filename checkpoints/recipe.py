@@ -31,7 +31,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
-            raise Usage(f"{self.bits} bits", hint=tr("4 and 8 are the widths there are"), code="quant.bits")
+            raise Usage(f"{self.bits} bits", hint=tr("the supported widths are 4 and 8"), code="quant.bits")
         if self.ends not in (None, 0, 4, 8):
             raise Usage(
                 tr("{ends} bits for embedding and head", ends=self.ends),
@@ -41,7 +41,7 @@ class Recipe:
         if self.group is not None and self.group not in GROUP_SIZES:
             raise Usage(
                 tr("a group size of {group}", group=self.group),
-                hint=tr("128, 64 and 32 are the sizes that every kernel takes, or auto"),
+                hint=tr("128, 64 and 32 are the sizes that every kernel supports, or auto"),
                 code="quant.group",
             )
 
@@ -75,7 +75,7 @@ class Recipe:
                     inputs=inputs,
                     name=one_line(name),
                 ),
-                hint=tr("sizes that do: {fitting}", fitting=fitting),
+                hint=tr("these sizes do: {fitting}", fitting=fitting),
                 code="quant.group",
             )
         return 4, self.group

@@ -121,7 +121,7 @@ def read_vocabulary(path: Path) -> bytes:
         if path.stat().st_size > _LARGEST:
             raise Damaged(
                 tr("{name} is larger than 64 MB", name=one_line(path.name)),
-                hint=tr("no vocabulary is: pull the model again"),
+                hint=tr("no vocabulary is that large: pull the model again"),
                 code="tokenizer.size",
             )
         return path.read_bytes()
@@ -144,7 +144,7 @@ def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
         if pieces == one.pieces and (kind == "tiktoken") == (one.name == "glm4"):
             return one
     other = next((v for v in KNOWN.values() if v.pieces == pieces and (v.name == "glm4") == (kind == "tiktoken")), None)
-    whose = tr("is the vocabulary of {model}", model=other.model) if other else tr("is of no model that is known")
+    whose = tr("is the vocabulary of {model}", model=other.model) if other else tr("does not belong to any known model")
     raise Damaged(
         tr(
             "{name} ({kind}, {pieces} pieces) {whose}; {wanted} is needed",
@@ -188,7 +188,7 @@ def check_rows(path: Path, tokens: int, rows: int) -> None:
                 tokens=f"{tokens:,}",
                 rows=f"{rows:,}",
             ),
-            hint=tr("the vocabulary and the weights are of different models: fetch both from one repository"),
+            hint=tr("the vocabulary and the weights belong to different models: fetch both from the same repository"),
             code="tokenizer.generation",
         )
 
@@ -238,8 +238,8 @@ def _count_pieces(path: Path, data: bytes) -> int:
             raise ValueError
     except (IndexError, ValueError):
         raise damaged_vocabulary(
-            tr("{name} ({size} bytes) is no SentencePiece vocabulary", name=one_line(path.name), size=f"{size:,}"),
-            tr("the download broke off or the file is another one: pull it again"),
+            tr("{name} ({size} bytes) is not a SentencePiece vocabulary", name=one_line(path.name), size=f"{size:,}"),
+            tr("the download was interrupted, or this is a different file: pull it again"),
         ) from None
     return pieces
 

@@ -37,11 +37,11 @@ def folder_config(folder: Path) -> dict[str, Any]:
         refuse_adapter_folder(folder, {})
         hint = tr("a model folder holds config.json, weights and tokenizer files")
         if inside := sorted(p for p in folder.glob("*.gguf") if p.is_file()):
-            hint = tr("give the GGUF file itself: {path}", path=one_line(str(inside[0])))
+            hint = tr("name the GGUF file itself: {path}", path=one_line(str(inside[0])))
         elif saved := checkpoints(folder):
             own = saved[-1] / "config.json"
             refuse_adapter_folder(saved[-1], read_json(own) if own.is_file() else {})
-            hint = tr("give the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
+            hint = tr("name the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
         raise Damaged(
             tr("{folder} has no config.json", folder=one_line(str(folder))), hint=hint, code="model.no_config"
         )
@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
                     all=len(names),
                     names=", ".join(missing),
                 ),
-                hint=tr("pull the model again: what is here is kept"),
+                hint=tr("pull the model again: what was downloaded is kept"),
                 code="weights.missing_shard",
             )
         paths = [folder / name for name in names]
@@ -91,8 +91,8 @@ def weight_files(folder: Path) -> list[Path]:
             refuse_cut(path)
         return paths
     raise Damaged(
-        tr("{folder} holds no weights", folder=one_line(str(folder))),
-        hint=tr("model.safetensors or pytorch_model.bin, or their shards with an index file, are expected"),
+        tr("{folder} contains no weights", folder=one_line(str(folder))),
+        hint=tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file"),
         code="weights.none",
     )
 
@@ -109,7 +109,7 @@ def shards_of(index: Path) -> list[str]:
         if not _PLAIN_NAME.fullmatch(name):
             raise Hostile(
                 tr("{index} names the file {name}", index=index.name, name=one_line(repr(name), 80)),
-                hint=tr("an honest index names files beside it: do not use this model"),
+                hint=tr("a legitimate index names only files in its own folder: do not use this model"),
                 code="weights.path",
             )
     return names
@@ -121,9 +121,11 @@ def refuse_cut(path: Path) -> None:
     if not whole:
         raise Damaged(
             tr(
-                "{name} ({size}) is cut off or damaged", name=one_line(path.name), size=human_bytes(path.stat().st_size)
+                "{name} ({size}) is truncated or damaged",
+                name=one_line(path.name),
+                size=human_bytes(path.stat().st_size),
             ),
-            hint=tr("the download broke off, or the disk damaged it: `glmchat verify`, or pull it again"),
+            hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
             code="weights.damaged",
         )
 
@@ -183,7 +185,7 @@ def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterab
     word = base if re.fullmatch(r"[\w./~+-]+", base) else "BASE"
     needed = one_line(base, 120) or tr("its base model, which it does not name")
     raise Usage(
-        tr("{folder} holds only {what}; it needs {base}", folder=path, what=what, base=needed),
+        tr("{folder} contains only {what}; it needs {base}", folder=path, what=what, base=needed),
         hint=f"glmchat run {word[:120]} --adapter {shlex.quote(path)}",
         code="model.only_adapter",
     )
@@ -198,17 +200,17 @@ def refuse_names(
     """
     if not (missing or left_over or misshapen):
         return
-    hint = tr("config.json and the weights are of different models or revisions: verify or pull the model again")
+    hint = tr("config.json and the weights belong to different models or revisions: verify the model, or pull it again")
     if other is not None:
         hint = tr(
-            "these weights are of {other}: take config.json and vocabulary from there, or the other weights",
+            "these weights belong to {other}: use its config.json and vocabulary, or the matching weights",
             other=other,
         )
     elif not misshapen and all(name.startswith(PREFIX_ENCODER) for name in (*missing, *left_over)):
-        hint = tr("the weights hold a P-Tuning prefix: config.json must name its length as pre_seq_len")
+        hint = tr("the weights contain a P-Tuning prefix: config.json must give its length as pre_seq_len")
         if missing:
             hint = tr(
-                "config.json names a pre_seq_len without a prefix to it: take it out, and give one with --adapter"
+                "config.json has a pre_seq_len but there is no prefix: remove it, and name a prefix with --adapter"
             )
     parts = []
     if missing:
@@ -216,10 +218,10 @@ def refuse_names(
     if left_over:
         parts.append(tr("{n} tensors belong to no part of it: {names}", n=len(left_over), names=", ".join(left_over)))
     if misshapen:
-        parts.append(tr("{n} tensors have another shape: {names}", n=len(misshapen), names=", ".join(misshapen)))
+        parts.append(tr("{n} tensors have a different shape: {names}", n=len(misshapen), names=", ".join(misshapen)))
     raise Damaged(
         tr(
-            "the weights do not fit a {family} model of these measures: {parts}",
+            "the weights do not fit a {family} model of this size: {parts}",
             family=family,
             parts=one_line("; ".join(parts), 100_000),
         ),

@@ -38,8 +38,8 @@ def complete_adapters(incomplete: str) -> list[str]:
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter.", autocompletion=complete_adapters)]
-Alpha = Annotated[float | None, typer.Option(help="lora_alpha of a raw LoRA file, which does not say it.")]
-Force = Annotated[bool, typer.Option("--force", help="Also on a base that it was not trained on; answers say so.")]
+Alpha = Annotated[float | None, typer.Option(help="lora_alpha for a raw LoRA file that does not give it.")]
+Force = Annotated[bool, typer.Option("--force", help="Use it even on a base it was not trained on; answers say so.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 def add(
     source: Annotated[str, typer.Argument(metavar="PATH|REPO[@REV]", help="A folder, a file, or owner/repo.")],
-    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The name to give it.")] = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Check it against this model.", autocompletion=complete_models)
     ] = None,
@@ -89,7 +89,10 @@ def add(
     output.say(tr("{name} is ready: {what}", name=row.name, what=adapters.kind_words(facts)))
     if adapter.kind == "lora" and not facts["alpha_known"]:
         output.say(
-            tr("the file does not say lora_alpha; {alpha} is taken, --alpha gives another", alpha=f"{facts['alpha']:g}")
+            tr(
+                "the file does not give lora_alpha; {alpha} is used, --alpha sets another value",
+                alpha=f"{facts['alpha']:g}",
+            )
         )
     output.say(tr("glmchat run MODEL --adapter {name}, or /adapter {name} in the chat", name=row.name))
 
@@ -156,7 +159,7 @@ def _fetch(source: str) -> tuple[Path, Origin]:
         return reference.path, adapters.Origin(str(reference.path))
     if reference.repo is None:
         raise Usage(
-            tr("{name} is no folder, file or repository", name=repr(one_line(source, 80))),
+            tr("{name} is not a folder, a file or a repository", name=repr(one_line(source, 80))),
             hint=tr("write ./folder, or owner/repo"),
             code="adapter.source",
         )
@@ -232,7 +235,7 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
     hashes = {f.path: f.sha256 for f in locked.entry.files}
     here = adapters.by_name(locked.entry.name)
     if here is not None and {f.path: f.sha256 for f in here.files} == hashes:
-        output.say(tr("{name} is here, {size}", name=here.name, size=human_bytes(here.size_bytes)))
+        output.say(tr("{name} is already here, {size}", name=here.name, size=human_bytes(here.size_bytes)))
         row = here
     else:
         adapters.free_name(locked.entry.name)
@@ -265,7 +268,7 @@ def list_all(
         for row in rows:
             output.data(row.name)
     elif not rows:
-        output.say(tr("no adapter is here yet; `glmchat adapters add PATH` brings one"))
+        output.say(tr("there are no adapters yet; `glmchat adapters add PATH` adds one"))
     else:
         output.table(
             (tr("name"), tr("kind"), tr("base"), tr("size"), ""),
@@ -347,7 +350,7 @@ def verify(
         for file in report.wrong:
             output.data(f"{report.name}: {file.sentence()}")
         if not as_json and not report.wrong:
-            output.say(tr("{name} is right", name=report.name))
+            output.say(tr("{name} is intact", name=report.name))
     for report in reports:
         report.require_good()
 
@@ -355,9 +358,9 @@ def verify(
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", autocompletion=complete_models)],
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name in the store, a folder or a file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
     quant: Annotated[str | None, typer.Option(metavar="4|8", help="Write it quantised.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; else as the base has it.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: that of the base.")] = None,
     alpha: Alpha = None,
     force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -31,7 +31,7 @@ def read_stdin(*, wait: bool) -> str | None:
     if output.is_terminal(sys.stdin):
         if not wait:
             return None
-        output.say(tr("Type the prompt, end with Ctrl+D."))
+        output.say(tr("Type the prompt, then press Ctrl+D."))
     try:
         data = sys.stdin.buffer.read(_LIMIT + 1)
     except OSError:  # a descriptor that was open for writing only
@@ -42,7 +42,7 @@ def read_stdin(*, wait: bool) -> str | None:
 def decoded(data: bytes, where: str) -> str:
     """UTF-8 text; a byte order mark is taken off. Raises Usage that says where it goes wrong."""
     if len(data) > _LIMIT:
-        raise Usage(tr("{where} is too long", where=where), hint=tr("give less text"), code="input.too_long")
+        raise Usage(tr("{where} is too long", where=where), hint=tr("send less text"), code="input.too_long")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,7 +78,7 @@ def read_messages(path: Path) -> tuple[Message, ...]:
     if isinstance(data, dict):
         data = data.get("messages")
     if not isinstance(data, list) or not data:
-        raise _wrong(path, tr("a list of messages is needed"))
+        raise _wrong(path, tr("expected a list of messages"))
     return tuple(_message(item, number, path) for number, item in enumerate(data, 1))
 
 

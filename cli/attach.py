@@ -59,11 +59,11 @@ def register(app: typer.Typer) -> None:
 
 def attach(
     conversation: Annotated[
-        int | None, typer.Argument(metavar="[ID]", help="Default: the one that is answered now, else the last one.")
+        int | None, typer.Argument(metavar="[ID]", help="Default: the one being answered now, else the last one.")
     ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Go on in lines instead of the window.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue in plain lines instead of the window.")] = False,
     server: Annotated[
-        str | None, typer.Option("--server", "--base-url", metavar="URL", help="Go on with this server's model.")
+        str | None, typer.Option("--server", "--base-url", metavar="URL", help="Continue with this server's model.")
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="Its key; default: $OPENAI_API_KEY.")
@@ -97,7 +97,7 @@ def _to_stop(owner: str | None) -> str:
     pid = pid_of(owner)
     if pid is None:
         return "glmchat attach"
-    return tr("`glmchat attach` reads on; `kill {pid}` ends the answer, what was said is kept", pid=pid)
+    return tr("`glmchat attach` follows it; `kill {pid}` stops the answer and keeps what was written", pid=pid)
 
 
 def _read_along(conversation: int | None) -> int:
@@ -111,7 +111,7 @@ def _read_along(conversation: int | None) -> int:
         number = conversation or (answered[0] if answered else last.id if last is not None else None)
         if number is None:
             raise Usage(
-                tr("there is no conversation to continue"), hint=tr("glmchat run NAME begins one"), code="history.empty"
+                tr("there is no conversation to continue"), hint=tr("glmchat run NAME starts one"), code="history.empty"
             )
         if conversation is None and len(answered) > 1:
             others = ", ".join(str(c) for c in answered[1:])
@@ -122,7 +122,13 @@ def _read_along(conversation: int | None) -> int:
         if answer is None:
             output.say(tr("conversation {id}, “{title}”: no answer is being written", id=number, title=title))
             return number
-        output.say(tr("conversation {id}, “{title}”: reading along; Ctrl-C stops looking", id=number, title=title))
+        output.say(
+            tr(
+                "conversation {id}, “{title}”: following the answer; press Ctrl-C to stop following",
+                id=number,
+                title=title,
+            )
+        )
         question = tree.messages.get(answer.parent) if answer.parent is not None else None
         if question is not None:
             output.say("> " + one_line(question.text, 400))
@@ -138,14 +144,14 @@ def _read_along(conversation: int | None) -> int:
         except KeyboardInterrupt:
             output.say("")
             raise Interrupted(
-                tr("no longer reading along; the answer is still written"),
+                tr("no longer following; the answer is still being written"),
                 hint=_to_stop(answer.owner),
                 code="attach.left",
             ) from None
         if last_character != "\n":
             output.data("")
         if finished.state in ("streaming", "failed"):
-            output.say(tr("the process that wrote it is gone; /continue goes on"))
+            output.say(tr("the process that was writing it has ended; /continue resumes"))
         owner = answer.owner
         wait_until_gone(lambda: is_alive(owner) is True)
     return number

@@ -26,7 +26,7 @@ def bench(
         str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
     ] = None,
     engine: EngineFlags,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
     from glmchat.chat import model_choice

@@ -51,13 +51,13 @@ def choose_model(
         row, quantised = locate(choice.text, revision=revision, quant=bits)
     if not row.complete:
         raise NotInstalled(
-            tr("{name} is only partly here", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
+            tr("{name} is only partly downloaded", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
         )
     with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
         lookup.remember(row)
     launch = launch_installed(launch, row, quantised)
     if quantised is not None and launch.engine.quant is None:
-        output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=quantised))
+        output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=quantised))
     elif launch.engine.copy is not None:
         output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
     return launch
@@ -69,7 +69,7 @@ def _pick() -> ModelWanted:
     rows = pickable()
     if not rows:
         raise Usage(
-            tr("no model was named and none is on this machine"),
+            tr("no model was named, and there are none on this machine"),
             hint=tr("glmchat pull smollm2 fetches a small one (98 MB)"),
             code="model.none",
         )

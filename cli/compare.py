@@ -27,29 +27,30 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]…",
-            help="Two or more. An empty NAME is the model before: `smollm2 +poet ,temp=0`.",
+            help="Two or more. An empty NAME repeats the model before it: `smollm2 +poet ,temp=0`.",
             autocompletion=complete_columns,
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Default: stdin.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A sampling setting of all; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A sampling setting for all columns; repeatable."),
     ] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     engine: EngineFlags,
     one_by_one: Annotated[
-        bool, typer.Option("--one-by-one", help="Never two engines at once: speeds can be compared.")
+        bool, typer.Option("--one-by-one", help="Never run two engines at once, so that speeds can be compared.")
     ] = False,
     pick: Annotated[
-        int | None, typer.Option("--pick", metavar="N", min=1, help="Go on with the Nth answer (`run -c`).")
+        int | None, typer.Option("--pick", metavar="N", min=1, help="Continue with the Nth answer (`run -c`).")
     ] = None,
     resume: Annotated[
-        int | None, typer.Option("--resume", metavar="ID", help="Bring the answers that a kill left missing.")
+        int | None, typer.Option("--resume", metavar="ID", help="Get the answers that are missing after a kill.")
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout, each with its column.")] = False,
 ) -> None:
-    """Ask several models, quantisations, adapters or settings the same, side by side.
+    """Ask several models, quantisations, adapters or settings the same question, side by side.
 
     The answers are stored as versions of one answer, each with its identity. Engines answer at the same time where
     cores and memory allow it, else one after the other.
@@ -72,8 +73,8 @@ def compare(
     base = LaunchOptions(engine=engine.options(settings), sampling=sampling, system=system)
     if resume is not None and (columns or prompt is not None or no_history):
         raise Usage(
-            tr("--resume takes columns and prompt from the history"),
-            hint=tr("give --resume alone"),
+            tr("--resume takes the columns and the prompt from the history"),
+            hint=tr("use --resume alone"),
             code="compare.resume",
         )
     if resume is None:

@@ -31,7 +31,7 @@ class TextPrinter:
         from glmchat.chat.compare.engines import OneByOne
 
         if isinstance(event, OneByOne):
-            output.say(tr("one after the other: {why}", why=event.reason))
+            output.say(tr("one after another: {why}", why=event.reason))
         elif isinstance(event, ColumnFailed):
             self.failed.append(event.error)
             self._notes[event.column] = f"{event.error.message} ({event.error.hint})"
@@ -68,7 +68,7 @@ class TextPrinter:
             self._notes.setdefault(column, tr("no answer"))
         self._print()
         output.say(
-            tr("conversation {id}; --pick N goes on with the Nth answer", id=self._comparison.tree.conversation.id)
+            tr("conversation {id}; --pick N continues with the Nth answer", id=self._comparison.tree.conversation.id)
         )
 
 

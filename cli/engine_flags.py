@@ -38,7 +38,7 @@ class EngineFlags:
     )
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", rich_help_panel=_PANEL)] = None
     context: Annotated[
-        int | None, typer.Option("--context", min=16, help="Tokens of context to hold.", rich_help_panel=_PANEL)
+        int | None, typer.Option("--context", min=16, help="Context size in tokens.", rich_help_panel=_PANEL)
     ] = None
 
     @property

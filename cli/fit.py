@@ -22,7 +22,7 @@ def show_fit(path: Path) -> None:
 
     rows = fit_table(path)
     if not rows:
-        output.say(tr("its files do not say enough to tell"))
+        output.say(tr("its files do not contain enough information to tell"))
         return
     words = {True: tr("yes"), False: tr("no"), None: "?"}
     sizes = (tr("weights"), tr("KV cache"), tr("scratch"), tr("program"), tr("together"))

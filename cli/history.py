@@ -74,7 +74,7 @@ def _row(c: Conversation) -> dict[str, Any]:
 
 def list_(
     as_json: Json = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=2**31, help="The newest N only; 0 is all.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=2**31, help="Only the newest N; 0 shows all.")] = 0,
 ) -> None:
     """Conversations, pinned ones first, then the last used first."""
     with _history() as history:
@@ -128,9 +128,9 @@ def _message(m: StoredMessage) -> dict[str, Any]:
 
 
 def search(
-    query: Annotated[str, typer.Argument(help='Words that all must be there; "in quotes" as one phrase.')],
+    query: Annotated[str, typer.Argument(help='Words that must all occur; "in quotes" as one phrase.')],
     as_json: Json = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=2**31, help="At most N hits.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=2**31, help="At most N results.")] = 50,
 ) -> None:
     """Search everything that was said, newest first. Chinese words of any length are found."""
     from glmchat.chat.history.search import grouped
@@ -150,13 +150,15 @@ def search(
             who = {"user": tr("You"), "assistant": tr("Assistant")}.get(hit.role or "", hit.role or tr("TITLE"))
             output.marked(f"    {_when(hit.created)}  {who}: ", hit.snippet, hit.spans if bold else ())
     if total > len(hits):
-        output.say(tr("{shown} of {total} hits; --limit shows more", shown=len(hits), total=total))
+        output.say(tr("{shown} of {total} results; --limit shows more", shown=len(hits), total=total))
     elif not hits:
-        output.say(tr("Nothing was found."))
+        output.say(tr("Nothing found."))
 
 
 def export(
-    conversations: Annotated[list[int] | None, typer.Argument(metavar="[ID...]", help="None: all of them.")] = None,
+    conversations: Annotated[
+        list[int] | None, typer.Argument(metavar="[ID...]", help="Without one: all of them.")
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option("--format", "-f", help="markdown, json or text. Default: from --output, else markdown."),
@@ -165,7 +167,7 @@ def export(
         str | None,
         typer.Option("--output", "-o", metavar="PATH", help="A file, or a folder for one file each. Default: stdout."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Write conversations as Markdown, text, or JSON (which `import` reads)."""
     from glmchat.chat.history import transcript
@@ -228,7 +230,7 @@ def _write(path: Path, text: str, force: bool) -> None:
             file.write(text)
     except FileExistsError:
         raise Usage(
-            tr("{path} is there already", path=one_line(str(path))),
+            tr("{path} already exists", path=one_line(str(path))),
             hint=tr("--force overwrites it"),
             code="history.exists",
         ) from None
@@ -240,7 +242,7 @@ def _write(path: Path, text: str, force: bool) -> None:
 def _unwritable(path: Path, error: OSError) -> Failed:
     return Failed(
         tr("{path} cannot be written: {reason}", path=one_line(str(path)), reason=error.strerror or str(error)),
-        hint=tr("choose another place with --output"),
+        hint=tr("choose another path with --output"),
         code="history.unwritable",
     )
 
@@ -278,7 +280,7 @@ def rm(
     conversations: Ids,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     forever: Annotated[
-        bool, typer.Option("--forever", help="At once and for good; otherwise it can be undone for a week.")
+        bool, typer.Option("--forever", help="Delete permanently; otherwise it can be undone for a week.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -296,7 +298,7 @@ def rm(
     if as_json:
         output.json_line([{"id": c.id, "forever": forever} for c in heads])
     elif forever:
-        output.say(tr("Deleted for good."))
+        output.say(tr("Deleted permanently."))
     else:
         numbers = " ".join(str(c.id) for c in heads)
         output.say(tr("Deleted. Within a week `glmchat history restore {ids}` brings it back.", ids=numbers))
@@ -311,8 +313,8 @@ def restore(conversations: Ids, as_json: Json = False) -> None:
             deletion = by_conversation.get(number)
             if deletion is None or history.find(number) is not None:
                 raise Usage(
-                    tr("conversation {id} is not among the deleted ones", id=number),
-                    hint=tr("a week after deletion it is gone"),
+                    tr("conversation {id} is not deleted", id=number),
+                    hint=tr("a conversation can be restored for a week after it was deleted"),
                     code="history.not_deleted",
                 )
             history.restore(deletion)

@@ -88,7 +88,9 @@ class LineFace:
     def _run(self, command: Command, words: str) -> None:
         if command.run is None:
             raise Usage(
-                tr("/{word} needs the window", word=command.name), hint=tr(command.instead), code="chat.window_only"
+                tr("/{word} only works in the window", word=command.name),
+                hint=tr(command.instead),
+                code="chat.window_only",
             )
         command.run(self, words)
 
@@ -103,7 +105,10 @@ class LineFace:
                 for event in events:
                     if isinstance(event, Trimmed) and event.unseen:
                         output.say(
-                            tr("The context is full: the model no longer sees {n} messages.", n=len(event.unseen))
+                            tr(
+                                "The context is full: the model no longer sees the first {n} messages.",
+                                n=len(event.unseen),
+                            )
                         )
                     if isinstance(event, Piece) and event.text:
                         output.data(event.text, end="")
@@ -121,9 +126,9 @@ class LineFace:
 
     def _end(self, event: Finished) -> None:
         if event.finish_reason == "cancelled":
-            output.say(tr("Stopped. /continue goes on."))
+            output.say(tr("Stopped. /continue resumes."))
         elif event.finish_reason == "length":
-            output.say(f"{cut_note(event.facts)} · {tr('/continue goes on')}")
+            output.say(f"{cut_note(event.facts)} · {tr('/continue resumes')}")
         if note := system_note(event.facts):
             output.say(note)
 
@@ -172,7 +177,7 @@ class LineFace:
                 chosen = self.chat.sampling()
                 for name, origin in chosen.origins.items():
                     by_server = origin == "default" and self._connection.process is None
-                    value = tr("as the server likes") if by_server else value_text(getattr(chosen.sampling, name))
+                    value = tr("chosen by the server") if by_server else value_text(getattr(chosen.sampling, name))
                     output.say(f"{name}  {value}" + ("" if by_server else f"  ({tr(origin)})"))
             case "adapters":
                 actions.tell_adapters(self)
@@ -198,10 +203,10 @@ class LineFace:
         """What stands above cannot be changed."""
 
     def show_restored(self) -> None:
-        output.say(tr("brought back"))
+        output.say(tr("restored"))
 
     def show_new_context(self, mark: StoredMessage) -> None:
-        output.say(tr("The model sees nothing of what stands above."))
+        output.say(tr("The model does not see anything above this line."))
 
     def show_title(self) -> None:
         title = self.chat.tree.conversation.title
@@ -217,7 +222,9 @@ class LineFace:
     def request_size(self) -> tuple[int | None, int | None]:
         request = self.chat.measure()
         if request.unseen:
-            output.say(tr("The context is full: the model no longer sees {n} messages.", n=len(request.unseen)))
+            output.say(
+                tr("The context is full: the model no longer sees the first {n} messages.", n=len(request.unseen))
+            )
         return request.tokens, request.limit
 
     # What is taken
@@ -226,14 +233,18 @@ class LineFace:
         return None
 
     def edit(self, question: StoredMessage) -> None:
-        raise Usage(tr("there is nothing to edit"), hint=tr("/edit TEXT asks the last question anew"), code="chat.edit")
+        raise Usage(
+            tr("there is nothing to edit"),
+            hint=tr("/edit TEXT asks the last question again in other words"),
+            code="chat.edit",
+        )
 
     def take_file(self, file: TextFile) -> None:
         request = self.chat.measure(file.text)
         tokens = tr("unknown") if request.tokens is None else str(request.tokens)
         output.say(
             tr(
-                "{path}: {size} bytes; the request then has {tokens} tokens",
+                "{path}: {size} bytes; the request would have {tokens} tokens",
                 path=one_line(file.name),
                 size=file.size,
                 tokens=tokens,

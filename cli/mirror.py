@@ -41,14 +41,14 @@ def write(
         str,
         typer.Argument(metavar="NAME[@REVISION]", help="A name or owner/repo.", autocompletion=complete_models),
     ],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The mirror folder; made if it is not there.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The mirror folder; created if it does not exist.")],
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
     endpoint: Annotated[
         list[str] | None, typer.Option(help="Hub address or mirror folder to copy from; may be repeated, in order.")
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this pattern.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No files that match this pattern.")] = None,
-    check: Annotated[bool, typer.Option(help="Hash every file again, also of a complete mirror.")] = False,
+    exclude: Annotated[list[str] | None, typer.Option(help="Skip files that match this pattern.")] = None,
+    check: Annotated[bool, typer.Option(help="Hash every file again, even in a complete mirror.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -84,16 +84,16 @@ def write(
         output.json_line({"event": "done", **snapshot.to_json()})
     else:
         output.say(
-            tr("{name} is in the mirror, {count} files, every one verified", name=plan.repo, count=len(snapshot.files))
+            tr("{name} is in the mirror: {count} files, all verified", name=plan.repo, count=len(snapshot.files))
         )
         output.say(tr("pull from it with --endpoint {path}, or serve it: glmchat mirror serve {path}", path=directory))
 
 
 def serve(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `glmchat mirror` wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder created by `glmchat mirror`.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8090,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line per request.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8090,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print a line for each request.")] = False,
 ) -> None:
     """Serve DIR as a hub, read-only: `hf download`, transformers and glmchat pull from it with HF_ENDPOINT."""
     from glmchat.core.http import is_loopback
@@ -103,11 +103,11 @@ def serve(
         address = server.url
         output.data(address)
         if not is_loopback(host):
-            output.say(tr("everybody who reaches this machine can read these models"))
+            output.say(tr("everyone who can reach this machine can read these models"))
         output.say(
             tr("on other machines: HF_ENDPOINT={address}, or glmchat pull --endpoint {address}", address=address)
         )
-        output.say(tr("Ctrl-C ends it"))
+        output.say(tr("press Ctrl-C to stop"))
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
@@ -115,7 +115,7 @@ def serve(
 
 
 def list_mirror(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `glmchat mirror` wrote.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder created by `glmchat mirror`.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """What a mirror folder holds."""

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def list_models(
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names only.")] = False,
-    known: Annotated[bool, typer.Option("--known", help="What the catalogue knows, here or not.")] = False,
+    known: Annotated[bool, typer.Option("--known", help="Everything in the catalogue, pulled or not.")] = False,
 ) -> None:
     """List the models on this machine."""
     from glmchat.hub.lookup import list_installed
@@ -57,7 +57,7 @@ def list_models(
         for row in rows:
             output.data(row.name)
     elif not rows:
-        output.say(tr("no model is here yet; `glmchat pull smollm2` fetches the small one to start with"))
+        output.say(tr("there are no models yet; `glmchat pull smollm2` downloads a small one to start with"))
     else:
         output.table(
             (tr("name"), tr("kind"), tr("family"), tr("quant"), tr("size"), tr("revision"), ""),
@@ -69,7 +69,7 @@ def list_models(
                     r.quant,
                     human_bytes(r.size_bytes),
                     (r.revision or "")[:12],
-                    "" if r.complete else tr("half here"),
+                    "" if r.complete else tr("incomplete"),
                 )
                 for r in rows
             ],
@@ -79,10 +79,12 @@ def list_models(
 
 def show(
     name: Name,
-    fit: Annotated[bool, typer.Option("--fit", help="What it takes on this machine, and what fits.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="How much memory it needs on this machine, and what fits.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one model: where it is, its files and who served them, memory it needs, licence."""
+    """Show a model: where it is, its files and where they came from, the memory it needs, its licence."""
     from glmchat.hub import catalogue
     from glmchat.hub.details import details
 
@@ -109,7 +111,7 @@ def show(
         (tr("revision"), row.revision),
         (tr("made from"), row.base),
         (tr("path"), row.path),
-        (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('half here')})")),
+        (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('incomplete')})")),
     ]
     if facts["licence"]:
         lines.append((tr("licence"), catalogue.Licence(**facts["licence"]).line()))
@@ -165,14 +167,14 @@ def _network(facts: Any) -> list[tuple[str, Any]]:
 
 
 def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove models. Other revisions and everything they share stay."""
+    """Remove models. Other revisions, and everything they share, stay."""
     from glmchat.hub.removal import plan_removal
 
     rows = [_here(name, incomplete=True) for name in names]
     for row in rows:
         if row.source == "path" and row.manifest is None:
             raise Usage(
-                tr("{path} is a folder of yours; glmchat does not delete it", path=row.path),
+                tr("{path} is your own folder; glmchat does not delete it", path=row.path),
                 hint=tr("delete it yourself"),
                 code="rm.folder",
             )
@@ -180,7 +182,7 @@ def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson 
 
 
 def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove what nothing refers to: half downloads, blobs without a link, manifests without a model."""
+    """Remove what nothing refers to: partial downloads, blobs without a link, manifests without a model."""
     from glmchat.hub.removal import plan_prune
 
     carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)
@@ -190,7 +192,9 @@ def verify(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME…]", help="Models, adapters or folders; all without one.", autocompletion=complete_models
+            metavar="[NAME…]",
+            help="Models, adapters or folders; without one, all of them.",
+            autocompletion=complete_models,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -217,17 +221,17 @@ def verify(
         else:
             _tell(report)
     if not reports:
-        output.say(tr("no model is here yet; `glmchat pull smollm2` fetches the small one to start with"))
+        output.say(tr("there are no models yet; `glmchat pull smollm2` downloads a small one to start with"))
     for report in reports:
         report.require_good()
 
 
 def add(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A model folder or a .gguf file.")],
-    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The name to give it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a folder known by a name, without copying it."""
+    """Give a model folder a name, without copying it."""
     from glmchat.hub.references import parse
     from glmchat.hub.registration import register as register_folder
     from glmchat.hub.store import stopped
@@ -235,7 +239,7 @@ def add(
     if name is not None and (parse(name).name != name):
         raise Usage(
             tr("{name} cannot be a name", name=repr(name)),
-            hint=tr("a plain name without /, @ and :, that is no folder here"),
+            hint=tr("use a plain name without /, @ or : that is not a folder here"),
             code="add.name",
         )
     try:
@@ -254,9 +258,9 @@ def add(
 def alias(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The new name.")] = None,
     target: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="What it means.", autocompletion=complete_models)
+        str | None, typer.Argument(metavar="[MODEL]", help="The model it stands for.", autocompletion=complete_models)
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Forget the name.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the name.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Give a model a name of your own; without arguments list the names."""
@@ -269,14 +273,16 @@ def alias(
         if as_json:
             output.json_line(names)
         elif names:
-            output.table((tr("name"), tr("means")), sorted(names.items()))
+            output.table((tr("name"), tr("stands for")), sorted(names.items()))
         else:
-            output.say(tr("there are no aliases; `glmchat alias NAME MODEL` makes one"))
+            output.say(tr("there are no aliases; `glmchat alias NAME MODEL` creates one"))
     elif remove:
         aliases.remove_alias(name)
-        output.say(tr("{name} is forgotten", name=name))
+        output.say(tr("{name} is no longer registered", name=name))
     elif target is None:
-        raise Usage(tr("what should {name} mean?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target")
+        raise Usage(
+            tr("what should {name} stand for?", name=name), hint="glmchat alias NAME MODEL", code="alias.no_target"
+        )
     else:
         find_installed(parse(target), incomplete=True)  # a name that nobody knows is refused, one not here is fine
         if taken := by_name(name):  # else `glmchat rm NAME` would take another model than the list shows
@@ -286,13 +292,15 @@ def alias(
                 code="alias.taken",
             )
         meant = aliases.set_alias(name, target)
-        output.say(tr("{name} now means {target}", name=name, target=str(meant)))
+        output.say(tr("{name} now stands for {target}", name=name, target=str(meant)))
 
 
 def lock(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME…]", help="Models, adapters; all without one.", autocompletion=complete_models),
+        typer.Argument(
+            metavar="[NAME…]", help="Models or adapters; without one, all of them.", autocompletion=complete_models
+        ),
     ] = None,
 ) -> None:
     """Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."""
@@ -305,7 +313,7 @@ def lock(
     rows = [_any(n, incomplete=False) for n in names] if names else [r for r in list_installed() if r.kind in kinds]
     content, left_out = lock_models(rows)
     for one in left_out:
-        output.say(tr("left out: {name}, it has no source or no hashes", name=one))
+        output.say(tr("left out: {name} has no source or no hashes", name=one))
     if names and left_out:
         raise Usage(
             tr("{name} cannot be locked", name=left_out[0]),
@@ -378,10 +386,10 @@ def _tell(report: Report) -> None:
     for file in report.wrong:
         output.data(f"{report.name}: {file.sentence()}")
     right = sum(f.state == "ok" for f in report.files)
-    against = {"manifest": tr("its manifest"), "cache": tr("the names of its blobs"), "nothing": tr("nothing known")}
+    against = {"manifest": tr("its manifest"), "cache": tr("the names of its blobs"), "nothing": tr("no reference")}
     output.say(
         tr(
-            "{name}: {right} of {count} files are right, compared with {against}",
+            "{name}: {right} of {count} files are intact, compared with {against}",
             name=report.name,
             right=right,
             count=len(report.files),
@@ -389,7 +397,7 @@ def _tell(report: Report) -> None:
         )
     )
     if unknown := unknown_files(report):
-        output.say(tr("{count} files could not be checked: nobody knows their hash", count=len(unknown)))
+        output.say(tr("{count} files could not be checked: their hashes are not known", count=len(unknown)))
 
 
 def _to(meter: output.Meter | None) -> Callable[[str, int, int | None], None]:

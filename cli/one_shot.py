@@ -83,7 +83,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
     try:
         connection = connect(launch, on_progress)
     except KeyboardInterrupt:
-        raise Interrupted(tr("stopped while loading"), hint=tr("run it again"), code="interrupted") from None
+        raise Interrupted(tr("cancelled while loading"), hint=tr("run it again"), code="interrupted") from None
     finally:
         if shown:
             shown[0].__exit__(None, None, None)
@@ -144,13 +144,13 @@ class _TextPrinter:
         if event.finish_reason == "cancelled":
             self.cancelled = True
             if self._saved:
-                output.say(tr("stopped; `glmchat run -c` goes on with the conversation"))
+                output.say(tr("stopped; `glmchat run -c` continues the conversation"))
         elif event.finish_reason == "length":
             output.say(cut_note(event.facts))
         if note := system_note(event.facts):
             output.say(note)
         if ignored := event.facts.get("ignored"):
-            output.say(tr("the server did not take: {names}", names=", ".join(map(str, ignored))))
+            output.say(tr("the server ignored: {names}", names=", ".join(map(str, ignored))))
 
 
 class _JsonPrinter:

@@ -48,7 +48,7 @@ def _write(stream: IO[str] | None, text: str) -> None:
         kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
         raise kind(
             tr("the output cannot be written: {reason}", reason=error.strerror or str(error)),
-            hint=tr("make room on that disk, or send the output elsewhere"),
+            hint=tr("free some space on that disk, or send the output elsewhere"),
             code="output.write",
         ) from None
 
@@ -102,8 +102,8 @@ def confirm(question: str, *, assume_yes: bool = False) -> bool:
         return True
     if not interactive():
         raise Usage(
-            tr("a question needs a terminal: {question}", question=question),
-            hint=tr("say --yes to agree beforehand"),
+            tr("this question can only be answered in a terminal: {question}", question=question),
+            hint=tr("add --yes to agree in advance"),
             code="question.no_terminal",
         )
     say(f"{question} [y/N] ", end="")
@@ -114,7 +114,7 @@ def choose(question: str, options: Sequence[str]) -> int:
     """A numbered list on the terminal; returns the index chosen. Raises Usage without a terminal or a valid number."""
     if not interactive():
         raise Usage(
-            tr("a question needs a terminal: {question}", question=question),
+            tr("this question can only be answered in a terminal: {question}", question=question),
             hint=tr("name it on the command line"),
             code="question.no_terminal",
         )
@@ -124,7 +124,7 @@ def choose(question: str, options: Sequence[str]) -> int:
     answer = sys.stdin.readline().strip()
     if answer.isdecimal() and 1 <= int(answer) <= len(options):
         return int(answer) - 1
-    raise Usage(tr("nothing was chosen"), hint=tr("give a number from the list"), code="question.unanswered")
+    raise Usage(tr("nothing was selected"), hint=tr("give a number from the list"), code="question.unanswered")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()) -> None:

@@ -32,7 +32,9 @@ def pull(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME[@REVISION]…", help="A name, owner/repo, or a page's address.", autocompletion=complete_models
+            metavar="NAME[@REVISION]…",
+            help="A name, owner/repo, or the address of a model page.",
+            autocompletion=complete_models,
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
@@ -40,15 +42,16 @@ def pull(
         list[str] | None, typer.Option(help="Hub address, mirror folder, or `modelscope`; may be repeated, in order.")
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this pattern.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No files that match this pattern.")] = None,
-    all_files: Annotated[bool, typer.Option("--all", help="Every file of the revision, code too.")] = False,
-    trust_host: Annotated[bool, typer.Option("--trust-host", help="Take files whose hash nobody knows.")] = False,
+    exclude: Annotated[list[str] | None, typer.Option(help="Skip files that match this pattern.")] = None,
+    all_files: Annotated[bool, typer.Option("--all", help="Every file of the revision, including code.")] = False,
+    trust_host: Annotated[bool, typer.Option("--trust-host", help="Accept files without a known hash.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Hash what is here already, and fetch again what is wrong.")
+        bool, typer.Option("--check", help="Hash the files on this machine, and fetch the damaged ones again.")
     ] = False,
-    locked: Annotated[Path | None, typer.Option(metavar="FILE", help="Pull exactly what a lock file says.")] = None,
+    locked: Annotated[Path | None, typer.Option(metavar="FILE", help="Pull exactly what a lock file lists.")] = None,
     into: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Replace the git-lfs pointers of this folder by the real files.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Replace the git-lfs pointers in this folder with the real files."),
     ] = None,
     quant: Annotated[
         str | None,
@@ -59,7 +62,7 @@ def pull(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Fetch a model: resumable, verified, into the cache that all Hugging Face tools share."""
+    """Download a model: resumable, verified, into the cache that all Hugging Face tools share."""
     from glmchat.hub.plan import PullOptions
     from glmchat.hub.store import stopped
 
@@ -103,22 +106,22 @@ def _refuse_contradictions(
 
     if into is not None:
         if locked is not None or len(names) > 1:
-            raise wrong(tr("--into goes with one name at most"), tr("glmchat pull NAME --into {path}", path=into))
+            raise wrong(tr("--into works with at most one name"), tr("glmchat pull NAME --into {path}", path=into))
         if quantised or keep:
             raise wrong(
-                tr("--into puts files where their pointers are, and quantises none"),
+                tr("--into puts files where their pointers are and does not quantise"),
                 tr("glmchat pull --into {path}, then glmchat quantize {path}", path=into.absolute()),
             )
         return
     if keep and not quantised:
-        raise wrong(tr("--keep goes with --quant"), tr("glmchat pull NAME --quant 4 --keep"))
+        raise wrong(tr("--keep only works with --quant"), tr("glmchat pull NAME --quant 4 --keep"))
     if bool(names) == (locked is not None):
         raise wrong(
-            tr("names and --locked exclude each other") if names else tr("nothing to pull was named"),
+            tr("names and --locked cannot be used together") if names else tr("no model to pull was named"),
             tr("glmchat pull NAME, for example glmchat pull smollm2"),
         )
     if locked is None and revision is not None and len(names) > 1:
-        raise wrong(tr("--revision goes with one name"), tr("write NAME@REVISION for each"))
+        raise wrong(tr("--revision works with one name only"), tr("write NAME@REVISION for each"))
 
 
 def _planners(
@@ -172,7 +175,7 @@ def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check:
 
 
 def _say_waiting() -> None:
-    output.say(tr("another pull of the same files is at work; waiting for it"))
+    output.say(tr("another process is pulling the same files; waiting for it"))
 
 
 def _show(plan: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
@@ -184,7 +187,7 @@ def _show(plan: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
             "here": tr("here"),
             "linked": tr("here"),
             "copy": tr("on this machine"),
-            "partial": tr("half here"),
+            "partial": tr("incomplete"),
             "missing": tr("to fetch"),
         }
         rows = [
@@ -258,7 +261,7 @@ def _pull_into(
         files = [{"path": one.path, "size": one.size, "sha256": one.sha256, "host": one.host} for one in got]
         output.json_line({"event": "done", "into": str(plan.folder), "files": files})
     else:
-        output.say(tr("{count} files are in their place, every one verified", count=len(got)))
+        output.say(tr("{count} files are in place, all verified", count=len(got)))
 
 
 def _locked_adapters(file: Path, options: PullOptions, *, dry_run: bool, as_json: bool) -> None:

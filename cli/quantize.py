@@ -33,28 +33,29 @@ def quantize(
             metavar="NAME[:int4|:int8]", help="A model on this machine, or a folder.", autocompletion=complete_models
         ),
     ],
-    bits: Annotated[str | None, typer.Option("--bits", "-b", metavar="4|8", help="Bits of a weight.")] = None,
+    bits: Annotated[str | None, typer.Option("--bits", "-b", metavar="4|8", help="Bits per weight.")] = None,
     group_size: Annotated[
         str, typer.Option(metavar="auto|N", help="Inputs that share a scale at 4 bits: 128, 64 or 32.")
     ] = "auto",
     embeddings: Annotated[
         str,
         typer.Option(
-            metavar="auto|4|8|16", help="Bits of embedding and head; auto: 8, or 16 for a 4-bit Llama that others read."
+            metavar="auto|4|8|16",
+            help="Bits for embedding and head; auto: 8, or 16 for a 4-bit Llama that other programs can read.",
         ),
     ] = "auto",
     symmetric: Annotated[bool, typer.Option("--symmetric", help="No zero points at 4 bits.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Round to nearest instead of searching scales.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write it there.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Round to nearest instead of searching for scales.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Make a 4 or 8 bit copy of a model that runs in a quarter or half of the memory."""
+    """Make a 4-bit or 8-bit copy of a model that needs a quarter or half of the memory."""
     row, asked = _source(name, parse_quant(bits, "--bits"))
     recipe = _recipe(asked, group_size, embeddings, symmetric=symmetric, fast=fast)
     if row.quant.startswith(f"int{asked}") and not out:
-        output.say(tr("{name} has {bits} bits already: nothing to do", name=one_line(row.name), bits=asked))
+        output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=asked))
         if as_json:
             output.json_line({"event": "done", "path": str(row.path), "quant": row.quant, "made": False})
         return
@@ -62,7 +63,7 @@ def quantize(
 
     place = out.expanduser().absolute() if out else copy_folder(row, asked, _variant(recipe))
     if place.exists() and not out:
-        output.say(tr("it is here already: {path}", path=str(place)))
+        output.say(tr("it already exists: {path}", path=str(place)))
         if as_json:
             output.json_line({"event": "done", "path": str(place), "made": False})
         return
@@ -100,7 +101,7 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     named = quant_bits(reference.quant) if reference.quant else None
     if bits is not None and named is not None and bits != named:
         raise Usage(
-            tr("{name} and --bits {bits} contradict each other", name=one_line(name), bits=bits),
+            tr("{name} and --bits {bits} conflict", name=one_line(name), bits=bits),
             hint=tr("give one of them"),
             code="quant.bits",
         )

@@ -74,7 +74,7 @@ def sampling_changes(given: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise Usage(
-                tr("{text} sets nothing", text=repr(one_line(text, 60))),
+                tr("{text} does not set anything", text=repr(one_line(text, 60))),
                 hint=tr("--set NAME=VALUE, for example --set temperature=0"),
                 code="replay.set",
             )
@@ -86,7 +86,7 @@ def sampling_changes(given: list[str]) -> dict[str, Any]:
 def _described(plan: ReplayPlan) -> str:
     reused = sum(int(s.facts.get("cached_n") or 0) for s in plan.stretches)
     return tr(
-        "{model}: {tokens} tokens, stretches: {stretches}; of the prompts {read} tokens were read, {reused} reused",
+        "{model}: {tokens} tokens in {stretches} segments; {read} prompt tokens read, {reused} reused",
         model=one_line(plan.model or "?"),
         tokens=plan.tokens,
         stretches=len(plan.stretches),
@@ -101,7 +101,7 @@ def _tell(outcome: Outcome) -> None:
     else:
         output.data(
             tr(
-                "it parts at token {token} of {tokens}: {then} then, {now} now",
+                "first difference at token {token} of {tokens}: {then} then, {now} now",
                 token=outcome.token,
                 tokens=outcome.tokens,
                 then=_word(outcome.then, outcome.then_text),
@@ -118,7 +118,7 @@ def _tell(outcome: Outcome) -> None:
     for difference in outcome.differences:
         output.data(difference.sentence())
     if not outcome.differences and not outcome.identical:
-        output.data(tr("no recorded fact differs"))
+        output.data(tr("nothing in the record differs"))
 
 
 def _word(token: int | None, text: str | None) -> str:

@@ -37,15 +37,15 @@ def run(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="The model. Default: $GLMCHAT_MODEL, default_model in the config, the one last used.",
+            help="The model. Default: $GLMCHAT_MODEL, else default_model in the config, else the one last used.",
             autocompletion=complete_models,
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="Answer this and end. Stdin is appended to it.")
+        str | None, typer.Argument(metavar="[PROMPT]", help="Answer this and exit. Stdin is appended to it.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt, without a NAME.")
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt, when no NAME is given.")
     ] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", hidden=True, autocompletion=complete_models)] = None,
     messages: Annotated[
@@ -54,15 +54,15 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Go on with the text instead of answering it (base models).")
+        bool, typer.Option("--complete", help="Continue the text instead of answering it (base models).")
     ] = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     plain: Annotated[
-        bool, typer.Option("--plain", help="A conversation in lines, for screen readers and simple terminals.")
+        bool, typer.Option("--plain", help="A conversation in plain lines, for screen readers and simple terminals.")
     ] = False,
     temperature: Annotated[
         float | None,
-        typer.Option("--temp", "--temperature", help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING),
+        typer.Option("--temp", "--temperature", help="0 always picks the likeliest token.", rich_help_panel=_SAMPLING),
     ] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", "--top_p", rich_help_panel=_SAMPLING)] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", "--top_k", help="0: off.", rich_help_panel=_SAMPLING)] = None,
@@ -75,11 +75,16 @@ def run(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", "--max_tokens", "--max-new-tokens", "-n", help="Longest answer.", rich_help_panel=_SAMPLING
+            "--max-tokens",
+            "--max_tokens",
+            "--max-new-tokens",
+            "-n",
+            help="Longest answer, in tokens.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", rich_help_panel=_SAMPLING)
+        list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.", rich_help_panel=_SAMPLING)
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", hidden=True)] = False,
     engine: EngineFlags,
@@ -91,13 +96,15 @@ def run(
         typer.Option(
             "--adapter",
             metavar="NAME[:WEIGHT]",
-            help="An adapter of the store, or a folder of one; repeatable.",
+            help="An adapter in the store, or its folder; repeatable.",
             rich_help_panel=_MODEL,
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Adapters of another base too; answers say so.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--force", help="Use adapters trained on another base too; answers say so.", rich_help_panel=_MODEL
+        ),
     ] = False,
     server: Annotated[
         str | None,
@@ -115,10 +122,10 @@ def run(
         str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.", rich_help_panel=_CHAT)
     ] = None,
     last: Annotated[
-        bool, typer.Option("--continue", "-c", help="Go on with the last conversation.", rich_help_panel=_CHAT)
+        bool, typer.Option("--continue", "-c", help="Continue the last conversation.", rich_help_panel=_CHAT)
     ] = False,
     resume: Annotated[
-        int | None, typer.Option("--resume", metavar="ID", help="Go on with this one.", rich_help_panel=_CHAT)
+        int | None, typer.Option("--resume", metavar="ID", help="Continue this conversation.", rich_help_panel=_CHAT)
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.", rich_help_panel=_CHAT)] = False,
     theme: Annotated[
@@ -128,7 +135,7 @@ def run(
         bool,
         typer.Option(
             "--finish-on-hangup",
-            help="When the terminal goes away, write the answer to its end (see `glmchat attach`).",
+            help="If the terminal goes away, finish the answer (see `glmchat attach`).",
             rich_help_panel=_CHAT,
         ),
     ] = False,
@@ -269,7 +276,7 @@ def _refuse_contradictions(
     for wrong, one, other in pairs:
         if wrong:
             raise Usage(
-                tr("{one} and {other} contradict each other", one=one, other=other),
+                tr("{one} and {other} conflict", one=one, other=other),
                 hint=tr("give one of them"),
                 code="usage.contradiction",
             )
@@ -279,8 +286,11 @@ def _refuse_engine_flags(given: EngineFlags) -> None:
     for name in ("quant", "revision", "dtype", "threads", "context"):
         if getattr(given, name) is not None:
             raise Usage(
-                tr("{flag} is for a model loaded here, --server has loaded its own", flag=f"--{name}"),
-                hint=tr("leave one of them away"),
+                tr(
+                    "{flag} applies to a model loaded on this machine; with --server the model is already loaded",
+                    flag=f"--{name}",
+                ),
+                hint=tr("leave out one of them"),
                 code="usage.contradiction",
             )
 
@@ -345,7 +355,7 @@ def _conversation(
         head = history.last()
         if head is None:
             raise Usage(
-                tr("there is no conversation to continue"), hint=tr("glmchat run NAME begins one"), code="history.empty"
+                tr("there is no conversation to continue"), hint=tr("glmchat run NAME starts one"), code="history.empty"
             )
     elif resume is not None:
         head = history.load(resume).conversation

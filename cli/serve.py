@@ -32,20 +32,20 @@ def serve(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The key clients must send; else $GLMCHAT_API_KEY, else a new one."),
     ] = None,
     no_api_key: Annotated[
-        bool, typer.Option("--no-api-key", help="Loopback only: every user of this machine may use the model.")
+        bool, typer.Option("--no-api-key", help="Loopback only: every user of this machine can use the model.")
     ] = False,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
     ] = None,
     engine: EngineFlags,
-    as_json: Annotated[bool, typer.Option("--json", help="Tell in JSON lines on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
     """Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."""
     from glmchat.chat.engine_process import engine_environment
@@ -66,7 +66,7 @@ def serve(
     if is_new:
         output.say(tr("key (shown only now): {key}", key=key))
     if key is None:
-        output.say(tr("no key: every user and every program of this machine can use the model and fill its memory"))
+        output.say(tr("no key: every user and every program on this machine can use the model and fill its memory"))
     if as_json:
         output.json_line({"event": "listening", "url": url, "model": options.model, "key_needed": key is not None})
     threading.Thread(target=_tell, args=(server, as_json), daemon=True).start()
@@ -83,7 +83,7 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
     if no_key:
         if file is not None:
             raise Usage(
-                tr("--no-api-key and --api-key-file contradict each other"),
+                tr("--no-api-key and --api-key-file conflict"),
                 hint=tr("give one of them"),
                 code="usage.contradiction",
             )
@@ -91,10 +91,10 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
         if not is_loopback(host) or host.strip("[]") in ("", "0.0.0.0", "::", "0"):  # noqa: S104
             raise Usage(
                 tr(
-                    "without a key only this machine itself may be served, and {host} is more than that",
+                    "without a key the server may only listen on this machine, and {host} is open to others",
                     host=one_line(host),
                 ),
-                hint=tr("leave --no-api-key out: a key is made and shown"),
+                hint=tr("leave out --no-api-key: a key is generated and shown"),
                 code="serve.no_key",
             )
         return None, False
@@ -103,8 +103,8 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
         return "glmchat-" + secrets.token_urlsafe(24), True
     if not key.isascii() or not key.isprintable() or " " in key:
         raise Usage(
-            tr("the key holds spaces or characters outside ASCII, which no client can send"),
-            hint=tr("take letters, digits and -_"),
+            tr("the key contains spaces or non-ASCII characters, which no client can send"),
+            hint=tr("use only letters, digits and -_"),
             code="serve.key_form",
         )
     return key, False
@@ -147,6 +147,6 @@ def _tell(server: Server, as_json: bool) -> None:
         server.stop()
         return
     seconds = (host.load_ms or 0) / 1000
-    output.say(tr("ready after {seconds} s; Ctrl-C ends it", seconds=f"{seconds:.1f}"))
+    output.say(tr("ready after {seconds} s; press Ctrl-C to stop", seconds=f"{seconds:.1f}"))
     if as_json:
         output.json_line({"event": "ready", "load_seconds": seconds})

@@ -116,5 +116,5 @@ def refusal(error: OSError) -> GlmchatError | None:
         return None
     kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
     where = f"{error.filename}: " if error.filename else ""
-    hint = tr("check the owner and the mode of it, and the disk")
+    hint = tr("check its owner and permissions, and the disk")
     return kind(f"{where}{error.strerror}", hint=hint, code="file.refused")

@@ -54,11 +54,11 @@ def normal_proxy(value: str, name: str, *, bare: str = "http") -> str:
     match = _WITH_SCHEME.match(text)
     scheme = match.group(1).lower() if match else bare
     rest = text[match.end() :] if match else text
-    hint = tr("for example {name}=http://proxy.example:3128; unset {name} to go without", name=name)
+    hint = tr("for example {name}=http://proxy.example:3128; unset {name} to use no proxy", name=name)
     if scheme not in _SCHEMES:
         raise Usage(
             tr(
-                "{name} is {value}: there is no way to use a {scheme} proxy",
+                "{name} is {value}: {scheme} proxies are not supported",
                 name=name,
                 value=repr(shown),
                 scheme=one_line(scheme, 20),
@@ -74,7 +74,7 @@ def normal_proxy(value: str, name: str, *, bare: str = "http") -> str:
         host, port = None, None
     if not host or port == 0 or not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.%]+", host) or re.search(r"[\s\x00-\x1f]", url):
         raise Usage(
-            tr("{name} is {value}, which is no proxy address", name=name, value=repr(shown)),
+            tr("{name} is {value}, which is not a proxy address", name=name, value=repr(shown)),
             hint=hint,
             code="proxy.broken",
         )
@@ -227,7 +227,7 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
     detail = one_line(str(error) or type(error).__name__, 160)
     proxy = _proxy_for(url)
     through = tr(" through the proxy {proxy}", proxy=proxy) if proxy else ""
-    hint = tr("check the connection, then run the same command again: what is here already is kept")
+    hint = tr("check the connection, then run the same command again: the files downloaded so far are kept")
     match error:
         case httpx2.ProxyError():
             words = tr("the proxy {proxy} refused: {reason}", proxy=proxy or "?", reason=detail)
@@ -237,7 +237,7 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
         case httpx2.TimeoutException():
             words = tr("{host} stopped sending", host=host) + through
         case httpx2.ConnectError() if "certificate" in detail.lower():
-            words = tr("{host} cannot prove who it is: {reason}", host=host, reason=detail)
+            words = tr("the identity of {host} could not be verified: {reason}", host=host, reason=detail)
             hint = tr("behind a company proxy, set SSL_CERT_FILE to the company's certificates")
         case httpx2.ConnectError():
             words = tr("cannot reach {host}{through}: {reason}", host=host, through=through, reason=detail)
@@ -245,11 +245,13 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
                 hint = tr("check HTTPS_PROXY, ALL_PROXY and NO_PROXY")
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
             words, hint = (
-                tr("{url} is no address: {reason}", url=repr(one_line(without_password(url))), reason=detail),
+                tr("{url} is not a valid address: {reason}", url=repr(one_line(without_password(url))), reason=detail),
                 tr("it starts with https:// or http://"),
             )
         case _:
-            words = tr("the connection to {host} broke{through}: {reason}", host=host, through=through, reason=detail)
+            words = tr(
+                "the connection to {host} was lost{through}: {reason}", host=host, through=through, reason=detail
+            )
     return NetworkFailed(words, hint=hint, code=code)
 
 

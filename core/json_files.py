@@ -28,7 +28,7 @@ def read_json(path: Path, most: int = LARGEST) -> dict[str, Any]:
     except OverflowError:
         raise Damaged(
             tr("{name} is larger than {most} MB", name=name, most=most >> 20),
-            hint=tr("no honest file of this kind is"),
+            hint=tr("no genuine file of this kind is that large"),
             code="config.size",
         ) from None
     except (ValueError, RecursionError) as error:
@@ -39,7 +39,9 @@ def read_json(path: Path, most: int = LARGEST) -> dict[str, Any]:
         ) from None
     if not isinstance(data, dict):
         raise Damaged(
-            tr("{name} holds no JSON object", name=name), hint=tr("pull the model again"), code="config.damaged"
+            tr("{name} does not contain a JSON object", name=name),
+            hint=tr("pull the model again"),
+            code="config.damaged",
         )
     return data
 

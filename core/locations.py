@@ -33,7 +33,7 @@ def expanded(path: str) -> Path:
 def _homeless() -> Failed:
     return Failed(
         tr("this user has no home folder"),
-        hint=tr("set HOME, or both GLMCHAT_HOME and HF_HOME, to folders you can write"),
+        hint=tr("set HOME, or both GLMCHAT_HOME and HF_HOME, to folders that you can write to"),
         code="home.none",
     )
 
@@ -113,7 +113,7 @@ def private_dir(path: Path) -> Path:
     except OSError as error:
         raise Failed(
             tr("cannot create {path}: {reason}", path=path, reason=error.strerror),
-            hint=tr("set GLMCHAT_HOME to a folder you can write"),
+            hint=tr("set GLMCHAT_HOME to a folder that you can write to"),
             code="home.unwritable",
         ) from None
     return path

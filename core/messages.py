@@ -67,7 +67,7 @@ class Sampling:
             if value is not None and not low <= value <= high:  # NaN fails the comparison too
                 raise Usage(
                     tr(
-                        "{name} is {value}, it must lie between {low:g} and {high:g}",
+                        "{name} is {value}, but it must be between {low:g} and {high:g}",
                         name=name,
                         value=value,
                         low=low,
@@ -106,7 +106,7 @@ def sampling_name(word: str) -> str:
     if name not in names:
         raise Usage(
             tr("there is no sampling setting {word!r}", word=word),
-            hint=tr("known: {names}", names=", ".join(n for n in names if n != "ignore_eos")),
+            hint=tr("known names: {names}", names=", ".join(n for n in names if n != "ignore_eos")),
             code="sampling.unknown",
         )
     return name

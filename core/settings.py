@@ -56,7 +56,9 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     except FileNotFoundError:
         data = {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise Usage(f"{path}: {error}", hint=tr("mend the file or move it away"), code="config.broken") from None
+        raise Usage(
+            f"{path}: {error}", hint=tr("fix the file or move it out of the way"), code="config.broken"
+        ) from None
     values: dict[str, Any] = {}
     for key, value in data.items():
         values[key] = _checked(key, value, str(path))
@@ -99,7 +101,7 @@ def _from_text(kind: type, text: str, where: str) -> Any:
         return kind(text)
     except ValueError:
         raise Usage(
-            tr("{where} is {text!r}, a number is needed", where=where, text=text),
+            tr("{where} is {text!r}, but a number is expected", where=where, text=text),
             hint=tr("for example {where}=2", where=where),
             code="config.value",
         ) from None
@@ -129,6 +131,6 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     raise Usage(
         tr("{where}: unknown setting {key!r}", where=where, key=key),
-        hint=tr("known: {names}", names=", ".join([*_SCALARS, "endpoints", "keys", "sampling"])),
+        hint=tr("known names: {names}", names=", ".join([*_SCALARS, "endpoints", "keys", "sampling"])),
         code="config.unknown",
     )

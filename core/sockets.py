@@ -74,7 +74,7 @@ def new_socket_path() -> Path:
     if len(os.fsencode(path)) >= PATH_LIMIT:
         raise Failed(
             tr("the path of the engine's socket is too long: {path}", path=one_line(str(path))),
-            hint=tr("set XDG_RUNTIME_DIR to a shorter folder of your own"),
+            hint=tr("set XDG_RUNTIME_DIR to a folder of your own with a shorter path"),
             code="socket.path_length",
         )
     return path
@@ -126,7 +126,7 @@ def bind_unix(path: Path) -> socket.socket:
         listener.close()
         raise Failed(
             tr("cannot listen at {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror or error),
-            hint=tr("is another engine using it? otherwise set XDG_RUNTIME_DIR to a folder of your own"),
+            hint=tr("is another engine using it? if not, set XDG_RUNTIME_DIR to a folder of your own"),
             code="socket.bind",
         ) from None
     finally:
@@ -144,8 +144,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         )[0]
     except (socket.gaierror, UnicodeError):
         raise Failed(
-            tr("{host!r} is no address of this machine", host=one_line(host)),
-            hint=tr("--host 127.0.0.1 for this machine alone, --host 0.0.0.0 for everybody in the network"),
+            tr("{host!r} is not an address of this machine", host=one_line(host)),
+            hint=tr("--host 127.0.0.1 for this machine only, --host 0.0.0.0 for everyone on the network"),
             code="serve.host",
         ) from None
     listener = socket.socket(family, kind, protocol)
@@ -172,7 +172,7 @@ def _tcp_words(host: str, port: int, error: Exception) -> Failed:
         )
     if number == errno.EACCES:
         return Failed(
-            tr("port {port} may only be opened by root", port=port),
+            tr("only root may open port {port}", port=port),
             hint=tr("choose one above 1023: --port 8000"),
             code="serve.port",
         )

@@ -354,7 +354,7 @@ class Engine:
             raise Usage(tr("there is nothing to read: no ids"), hint=tr("give at least one token"), code="prompt.empty")
         if min(ids) < 0 or max(ids) >= self.spec.vocab_size:
             raise Usage(
-                tr("an id lies outside the vocabulary of {vocab_size}", vocab_size=self.spec.vocab_size),
+                tr("an id is outside the vocabulary of {vocab_size}", vocab_size=self.spec.vocab_size),
                 hint=tr("the ids were made by another model's tokenizer"),
                 code="prompt.ids",
             )

@@ -75,7 +75,7 @@ def identify(path: Path) -> Checkpoint:
     if not path.exists():
         raise NotInstalled(
             tr("there is no model at {path}", path=one_line(str(path))),
-            hint=tr("`glmchat list` shows what is here"),
+            hint=tr("`glmchat list` shows the models on this machine"),
             code="model.no_path",
         )
     gguf = None

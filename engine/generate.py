@@ -100,8 +100,8 @@ class Sequences:
                 self._cache = self._allocate()
             except (RuntimeError, MemoryError):
                 raise DoesNotFit(
-                    tr("there is no memory for a context of {context} tokens", context=self.context),
-                    hint=tr("give a smaller one: --context {value}", value=max(512, self.context // 4)),
+                    tr("there is not enough memory for a context of {context} tokens", context=self.context),
+                    hint=tr("use a smaller one: --context {value}", value=max(512, self.context // 4)),
                     code="memory.cache",
                 ) from None
         return self._cache
@@ -170,8 +170,8 @@ class Sequences:
         """
         if len(ids) >= self.context:
             raise DoesNotFit(
-                tr("the prompt has {ids} tokens, the context holds {context}", ids=len(ids), context=self.context),
-                hint=tr("shorten it, start a new conversation, or give more room with --context"),
+                tr("the prompt has {ids} tokens, the context only {context}", ids=len(ids), context=self.context),
+                hint=tr("shorten it, start a new conversation, or make room with --context"),
                 code="context.full",
             )
         start = first = self.held(ids)

@@ -226,14 +226,14 @@ def _quantise(model: LanguageModel, bits: int, device: str) -> None:
     from glmchat.engine.quantize.replace import quantise_model
 
     if bits not in (4, 8):
-        raise Usage(tr("quant is {bits}", bits=bits), hint=tr("4 and 8 are the widths there are"), code="quant.bits")
+        raise Usage(tr("quant is {bits}", bits=bits), hint=tr("the supported widths are 4 and 8"), code="quant.bits")
     have = stored_bits(model)
     if have is None:
         quantise_model(model, bits, device=device)
     elif have != bits:
         raise Usage(
-            tr("this model is quantised to {have} bits already and cannot be brought to {bits}", have=have, bits=bits),
-            hint=tr("leave --quant away, or quantise from the original weights"),
+            tr("this model already has {have} bits and cannot be converted to {bits}", have=have, bits=bits),
+            hint=tr("leave out --quant, or quantise the original weights"),
             code="quant.already",
         )
 

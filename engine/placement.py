@@ -40,12 +40,12 @@ def require_device(device: str) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) < count:
             return
-        why = ": " + tr("this torch is built without CUDA") if torch.version.cuda is None else ""
+        why = ": " + tr("the installed torch was built without CUDA") if torch.version.cuda is None else ""
     elif kind != "mps" or torch.backends.mps.is_available():
         return
     raise Usage(
         tr("there is no device {device}", device=device) + why,
-        hint=tr("--device auto takes what is there; `glmchat doctor` tells what that is"),
+        hint=tr("--device auto uses what is available; `glmchat doctor` shows what that is"),
         code="device.missing",
     )
 

@@ -92,8 +92,8 @@ def _argmax(logits: torch.Tensor) -> int:
 def _refuse_not_finite(best: float) -> None:
     if not math.isfinite(best):
         raise Damaged(
-            tr("the model computes numbers that are no numbers"),
-            hint=tr("damaged weights, or too small a precision for them: verify the model, or try --dtype float32"),
+            tr("the model computed values that are not numbers (NaN)"),
+            hint=tr("the weights are damaged, or the precision is too low: verify the model, or try --dtype float32"),
             code="model.not_finite",
         )
 

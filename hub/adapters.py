@@ -70,7 +70,7 @@ def find_adapter(name: str) -> Installed:
         names = one_line(", ".join(row.name for row in list_adapters()), 200)
         raise UnknownModel(
             tr("there is no adapter {name}", name=repr(one_line(name, 80))),
-            hint=names or tr("glmchat adapters add PATH brings one"),
+            hint=names or tr("glmchat adapters add PATH adds one"),
             code="adapter.unknown",
         )
     return row
@@ -81,7 +81,7 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", ".incomplete")):
         raise Usage(
             tr("{name} cannot be the name of an adapter", name=repr(one_line(name, 80))),
-            hint=tr("letters, digits, dots, dashes and underscores"),
+            hint=tr("use letters, digits, dots, dashes and underscores"),
             code="adapter.name",
         )
     return name
@@ -92,7 +92,7 @@ def free_name(name: str) -> Path:
     place = locations.adapters_dir() / checked_name(name)
     if place.exists():
         raise Usage(
-            tr("an adapter {name} is there already", name=name),
+            tr("there is already an adapter {name}", name=name),
             hint=tr("glmchat adapters rm {name}, or give another one with --name", name=name),
             code="adapter.taken",
         )

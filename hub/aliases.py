@@ -34,18 +34,18 @@ def set_alias(name: str, target: str) -> Reference:
     if reference.name is None or reference.revision or reference.quant:
         raise Usage(
             tr("{name} cannot be an alias", name=repr(name)),
-            hint=tr("a plain name without /, @ and :, that is no folder here"),
+            hint=tr("use a plain name without /, @ or : that is not a folder here"),
             code="alias.name",
         )
     if any(name.lower() in (e.name.lower(), *(a.lower() for a in e.aliases)) for e in catalogue.load()):
         raise Usage(
-            tr("{name} is a model of the catalogue already", name=repr(name)),
+            tr("{name} is already a model in the catalogue", name=repr(name)),
             hint=tr("choose another name, or override the model in your own models.toml"),
             code="alias.taken",
         )
     meant = expand(parse(target))
     if meant.name == name:
-        raise Usage(tr("{name} cannot stand for itself", name=name), hint=tr("name a model"), code="alias.circle")
+        raise Usage(tr("{name} cannot be an alias of itself", name=name), hint=tr("name a model"), code="alias.circle")
     _write({**load(), name: str(meant)})
     return meant
 
@@ -55,7 +55,7 @@ def remove_alias(name: str) -> None:
     if name not in aliases:
         raise Usage(
             tr("there is no alias {name}", name=repr(name)),
-            hint=tr("known: {names}", names=", ".join(sorted(aliases)) or tr("none")),
+            hint=tr("known names: {names}", names=", ".join(sorted(aliases)) or tr("none")),
             code="alias.unknown",
         )
     _write({k: v for k, v in aliases.items() if k != name})
@@ -86,4 +86,4 @@ def _write(aliases: dict[str, str]) -> None:
 
 
 def _damaged(path: Path, why: str) -> Damaged:
-    return Damaged(f"{path}: {why}", hint=tr("mend the file or move it away"), code="alias.broken")
+    return Damaged(f"{path}: {why}", hint=tr("fix the file or move it out of the way"), code="alias.broken")

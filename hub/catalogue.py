@@ -172,10 +172,11 @@ class Catalogue:
             tr("did you mean {names}?", names=", ".join(near))
             if near
             else tr(
-                "known: {names}; any model on a hub is owner/repo, a folder is ./folder", names=", ".join(self.names())
+                "known names: {names}; for any other model on a hub write owner/repo, for a folder ./folder",
+                names=", ".join(self.names()),
             )
         )
-        return UnknownModel(tr("no model is called {name}", name=repr(one_line(name))), hint=hint)
+        return UnknownModel(tr("there is no model called {name}", name=repr(one_line(name))), hint=hint)
 
 
 def load(user_file: Path | None = None) -> Catalogue:
@@ -187,7 +188,9 @@ def load(user_file: Path | None = None) -> Catalogue:
     except (FileNotFoundError, NotADirectoryError):
         return Catalogue(tuple(entries))
     except (OSError, UnicodeDecodeError) as error:
-        raise Usage(f"{path}: {error}", hint=tr("mend the file or move it away"), code="catalogue.broken") from None
+        raise Usage(
+            f"{path}: {error}", hint=tr("fix the file or move it out of the way"), code="catalogue.broken"
+        ) from None
     own = read(text, str(path))
     others = [e for e in entries if (e.name, e.label) not in {(o.name, o.label) for o in own}]
     own_defaults = {o.name for o in own}
@@ -200,7 +203,9 @@ def read(text: str, where: str) -> list[Entry]:
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise Usage(f"{where}: {error}", hint=tr("mend the file or move it away"), code="catalogue.broken") from None
+        raise Usage(
+            f"{where}: {error}", hint=tr("fix the file or move it out of the way"), code="catalogue.broken"
+        ) from None
     unknown = [k for k in data if k != "model"]
     models = data.get("model", [])
     if unknown or not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
@@ -321,7 +326,7 @@ def _entry(raw: dict[str, Any], *, first: bool) -> Entry:
 def _broken(where: str, text: str, line: int, words: str) -> Usage:
     return Usage(
         tr("{where}, line {line}: {words}", where=where, line=line, words=words),
-        hint=tr("mend the file or move it away"),
+        hint=tr("fix the file or move it out of the way"),
         code="catalogue.broken",
     )
 

@@ -126,7 +126,7 @@ def _follow(
         if not _same_site(url, target):
             headers = {}  # the token, and whatever else an LFS server gave for its own store
         url = target
-    raise Refused(tr("redirects in a circle"), "wrong")
+    raise Refused(tr("redirects in a loop"), "wrong")
 
 
 def _target(url: str, location: str) -> str:
@@ -171,17 +171,17 @@ def _understand(
     if status == 206:
         match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", headers.get("content-range", "").strip())
         if not match:
-            raise Refused(tr("answers with a piece and does not say which"), "wrong")
+            raise Refused(tr("answered with part of the file and did not say which part"), "wrong")
         start = int(match.group(1))
         total = None if match.group(3) == "*" else int(match.group(3))
         if start > offset:
             raise Refused(
-                tr("sends bytes from {start} when asked for those from {offset}", start=start, offset=offset), "wrong"
+                tr("sent bytes from {start} when asked to start at {offset}", start=start, offset=offset), "wrong"
             )
     encoded = headers.get("content-encoding", "identity").lower() not in ("", "identity")
     if encoded:
         if status == 206:
-            raise Refused(tr("compresses pieces of the file"), "wrong")
+            raise Refused(tr("sends parts of the file compressed"), "wrong")
         total = None
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     page = kind in ("text/html", "application/xhtml+xml")
@@ -190,7 +190,7 @@ def _understand(
         and not urlsplit(candidate.url).path.lower().endswith((".html", ".htm"))
         and (size is None or total != size)
     ):
-        raise Refused(tr("answers with a web page instead of the file"), "html")
+        raise Refused(tr("returned a web page instead of the file"), "html")
     return Reply(start, total, _chunks(response, candidate.url, decode=encoded), etag, linked)
 
 
@@ -233,7 +233,7 @@ def _straight(response: httpx2.Response, length: int, url: str) -> Iterator[byte
         except httpcore2.NetworkError as error:
             detail = one_line(str(error), 100)
             words = tr(
-                "the connection to {host} broke{through}: {reason}", host=host_of(url), through="", reason=detail
+                "the connection to {host} was lost{through}: {reason}", host=host_of(url), through="", reason=detail
             )
             raise Broken(words) from None
         if not chunk:
@@ -251,7 +251,9 @@ def _verdict(response: httpx2.Response, candidate: Candidate) -> None:
         raise Broken(words, retry_after=retry_after(response.headers.get("retry-after")))
     if status in (401, 403):
         token = any(name.lower() == "authorization" for name in candidate.headers)
-        raise Refused(f"{words}: {tr('the token does not open it') if token else tr('a token is needed')}", "denied")
+        raise Refused(
+            f"{words}: {tr('the token does not give access') if token else tr('a token is needed')}", "denied"
+        )
     raise Refused(words, "missing")
 
 
@@ -296,7 +298,7 @@ def _open_local(candidate: Candidate, offset: int) -> Iterator[Reply]:
             try:
                 path = inside(candidate.folder, path.relative_to(candidate.folder).as_posix())
             except ValueError:
-                raise Refused(tr("lies outside the mirror folder"), "wrong") from None
+                raise Refused(tr("is outside the mirror folder"), "wrong") from None
         with path.open("rb", buffering=0) as file:
             total = path.stat().st_size
             if offset > total:

@@ -76,9 +76,9 @@ def read_lock(path: Path) -> Locked:
     except OSError as error:
         raise _broken(path, error.strerror or str(error)) from None
     except (ValueError, RecursionError):
-        raise _broken(path, tr("this is no lock file")) from None
+        raise _broken(path, tr("this is not a lock file")) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise _broken(path, tr("this glmchat reads format {number}", number=FORMAT))
+        raise _broken(path, tr("this version of glmchat reads format {number}", number=FORMAT))
     try:
         models = tuple(_entry(raw) for raw in data["models"])
         adapter_entries = tuple(_adapter(raw) for raw in data.get("adapters", ()))
@@ -155,4 +155,4 @@ def _file(item: dict[str, Any]) -> KnownFile:
 
 
 def _broken(path: Path, why: str) -> Damaged:
-    return Damaged(f"{path}: {why}", hint=tr("write it again: glmchat lock > glmchat.lock"), code="lock.broken")
+    return Damaged(f"{path}: {why}", hint=tr("create it again: glmchat lock > glmchat.lock"), code="lock.broken")

@@ -264,7 +264,7 @@ def _refuse_unknown(name: str, entries: Catalogue, *, incomplete: bool) -> NoRet
     """Raises UnknownModel: it is an adapter, or nobody knows it; then it names the nearest of all that are here."""
     if any(row.kind == "adapter" and row.name == name for row in by_name(name)):
         raise UnknownModel(
-            tr("{name} is an adapter, no model", name=one_line(name, 80)),
+            tr("{name} is an adapter, not a model", name=one_line(name, 80)),
             hint=tr("glmchat run MODEL --adapter {name}; glmchat adapters show {name}, rm {name}", name=name),
             code="model.adapter",
         )
@@ -309,10 +309,14 @@ def _at_revision(row: Installed, revision: str) -> bool:
 def _at_path(path: Path) -> Installed:
     if not path.exists():
         near = [p.name for p in sorted(path.parent.iterdir())[:6]] if path.parent.is_dir() else []
-        where = tr("{folder} holds {names}", folder=path.parent, names=", ".join(map(one_line, near)) or tr("nothing"))
+        where = tr(
+            "{folder} contains {names}", folder=path.parent, names=", ".join(map(one_line, near)) or tr("nothing")
+        )
         raise Usage(
             tr("there is no {path}", path=one_line(str(path))),
-            hint=where if path.parent.is_dir() else tr("nor is there {folder}", folder=one_line(str(path.parent))),
+            hint=where
+            if path.parent.is_dir()
+            else tr("{folder} does not exist either", folder=one_line(str(path.parent))),
             code="model.path",
         )
     if row := by_path(path):

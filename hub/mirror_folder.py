@@ -77,7 +77,7 @@ class MirrorFolder:
         if marker is None:
             raise Usage(
                 tr("{path} is not a mirror folder: it has no {marker}", path=one_line(str(root)), marker=MARKER),
-                hint=tr("`glmchat mirror NAME DIR` writes one"),
+                hint=tr("`glmchat mirror NAME DIR` creates one"),
                 code="mirror.none",
             )
         if marker.get("format") != FORMAT:
@@ -87,7 +87,7 @@ class MirrorFolder:
                     path=one_line(str(root)),
                     format=one_line(str(marker.get("format")), 20),
                 ),
-                hint=tr("this glmchat reads format {format}; update it", format=FORMAT),
+                hint=tr("this version of glmchat reads format {format}; update glmchat", format=FORMAT),
                 code="mirror.format",
             )
 
@@ -195,7 +195,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if path.is_symlink():
         raise Hostile(
             tr("{path} is a link", path=one_line(str(path))),
-            hint=tr("a mirror holds plain files only"),
+            hint=tr("a mirror may contain only plain files"),
             code="mirror.link",
         )
     if not path.exists():

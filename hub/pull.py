@@ -76,7 +76,7 @@ def _require_reachable(plan: PullPlan) -> None:
     if plan.bytes_missing and offline() and all(p.kind != "folder" for p in plan.places):
         raise NetworkFailed(
             tr(
-                "HF_HUB_OFFLINE is set, and {size} of {name} are not here",
+                "HF_HUB_OFFLINE is set, and {size} of {name} are not on this machine",
                 size=human_bytes(plan.bytes_missing),
                 name=plan.name,
             ),

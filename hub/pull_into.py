@@ -116,7 +116,7 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
                 candidates[path] += [served[pointer.oid]] if pointer.oid in served else []
     if lost := [path for path, _ in pointers if not candidates[path]]:
         raise Usage(
-            tr("nobody is known to have {path}", path=one_line(lost[0]))
+            tr("no source is known for {path}", path=one_line(lost[0]))
             + ("; " + "; ".join(problems[:2]) if problems else ""),
             hint=tr("name the model: glmchat pull NAME --into {path}", path=one_line(str(folder))),
             code="lfs.no_source",
@@ -173,7 +173,7 @@ def _homes(
         repo = reference.repo or (entry.repo if entry else None)
         if repo is None:
             raise Usage(
-                tr("{name} names no repository to pull from", name=str(reference)),
+                tr("{name} has no repository to pull from", name=str(reference)),
                 hint=tr("give owner/repo, or a source in your models.toml"),
                 code="pull.no_source",
             )

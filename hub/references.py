@@ -61,7 +61,7 @@ def parse(text: str, *, revision: str | None = None) -> Reference:
         return reference
     if reference.revision and reference.revision != revision:
         raise Usage(
-            tr("{name} and --revision {revision} contradict each other", name=text, revision=one_line(revision)),
+            tr("{name} and --revision {revision} conflict", name=text, revision=one_line(revision)),
             hint=tr("give the revision once"),
             code="model.revision",
         )
@@ -102,7 +102,7 @@ def _path(text: str, revision: str | None) -> Reference:
     if revision is not None:
         raise Usage(
             tr("{name} is a folder here; it has no revisions", name=one_line(text)),
-            hint=tr("leave --revision away"),
+            hint=tr("leave out --revision"),
             code="model.revision",
         )
     try:
@@ -129,8 +129,8 @@ def _from_name(text: str) -> Reference:
         bits = quant_bits(quant)
         if bits is None:
             raise Usage(
-                tr("{quant} is not a quantisation glmchat makes", quant=repr(one_line(quant))),
-                hint=tr("after the colon stands int4 or int8; a revision follows @"),
+                tr("glmchat does not support the quantisation {quant}", quant=repr(one_line(quant))),
+                hint=tr("after the colon comes int4 or int8; a revision follows @"),
                 code="model.quant",
             )
         quant = f"int{bits}"
@@ -175,8 +175,8 @@ def _from_address(text: str) -> Reference:
 def _checked_revision(revision: str, text: str) -> str:
     if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith(("/", ".lock")):
         raise Usage(
-            tr("{name} holds no valid revision", name=repr(one_line(text))),
-            hint=tr("after @ stands a commit, a branch or a tag"),
+            tr("{name} does not contain a valid revision", name=repr(one_line(text))),
+            hint=tr("after @ comes a commit, a branch or a tag"),
             code="model.revision",
         )
     return revision

@@ -32,12 +32,12 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     if missing := selection.missing_shards([n for n in names if selection.is_weights(n)]):
         raise Damaged(
             tr(
-                "{path} lacks {count} of its weight files, {name} for one",
+                "{path} lacks {count} of its weight files, for example {name}",
                 path=root,
                 count=len(missing),
                 name=missing[0],
             ),
-            hint=tr("bring the missing files, then add it again"),
+            hint=tr("put the missing files there, then add it again"),
             code="add.shards_missing",
         )
     records = tuple(_record(root, n, on_bytes, cancelled) for n in names)
@@ -62,7 +62,7 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     known_names = [*catalogue.load().names(), *aliases.load()]
     if name and not entry and name.lower() in (n.lower() for n in known_names):
         raise Usage(
-            tr("{name} means another model already", name=repr(name)),
+            tr("{name} already stands for another model", name=repr(name)),
             hint=tr("choose another name: glmchat add PATH --name NAME"),
             code="add.taken",
         )
@@ -102,8 +102,8 @@ def _contents(path: Path) -> tuple[Path, list[str]]:
     weights = [n for n in there if selection.is_weights(n)]
     if not weights or not ("config.json" in there or any(w.endswith(".gguf") for w in weights)):
         raise Usage(
-            tr("{path} holds no model: no config.json with weights, no .gguf", path=path),
-            hint=tr("name the folder that holds them; an adapter goes in with `glmchat adapters add`"),
+            tr("{path} does not contain a model: no config.json with weights, no .gguf", path=path),
+            hint=tr("name the folder that contains them; to add an adapter, use `glmchat adapters add`"),
             code="add.no_model",
         )
     chosen = {f.path for f in files if selection.is_weights(f.path) or f.path.endswith(".index.json")}

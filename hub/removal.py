@@ -65,9 +65,9 @@ def plan_removal(rows: Sequence[Installed]) -> RemovalPlan:
     for row in rows:
         steps += _steps(row)
         if row.source == "path":
-            keeps.append(tr("the folder {path} stays; it is only forgotten", path=row.path))
+            keeps.append(tr("the folder {path} stays on disk; only its entry is removed", path=row.path))
         copies = (copy for copy in lookup.made_from(row.name, row.repo) if copy not in rows)
-        keeps += [tr("{name}, made from it, stays", name=copy.name) for copy in copies]
+        keeps += [tr("{name}, which was made from it, stays", name=copy.name) for copy in copies]
     return RemovalPlan(tuple(r.name for r in rows), tuple(steps), sum(s.size_bytes for s in steps), tuple(keeps))
 
 
@@ -112,7 +112,7 @@ def execute(plan: RemovalPlan) -> None:
         except OSError as error:
             raise Failed(
                 f"{step.path}: {error.strerror or error}",
-                hint=tr("check that the folder can be written, then do it again"),
+                hint=tr("check that the folder is writable, then try again"),
                 code="rm.failed",
             ) from None
 
@@ -190,7 +190,7 @@ def _delete_revision(step: Step) -> None:
         strategy.execute()
     elif step.path.is_dir():
         raise Failed(
-            tr("the hub's own scan does not accept the cache folder of {repo}", repo=step.repo),
+            tr("huggingface_hub does not recognise the cache folder of {repo}", repo=step.repo),
             hint=tr("hf cache ls says what is wrong with it"),
             code="rm.cache",
         )

@@ -59,7 +59,7 @@ def _what_is_wrong(path: str) -> str | None:
         if part in ("", "."):
             return tr("is not a plain relative path")
         if part == "..":
-            return tr("leaves its folder")
+            return tr("points outside its folder")
         if part.lower() == ".git":
             return tr("writes into a git repository's own folder")
         if _RESERVED.fullmatch(part):
@@ -106,7 +106,7 @@ def inside(folder: Path, path: str, *, source: str | None = None) -> Path:
                 path=repr(one_line(path, 120)),
                 folder=one_line(str(folder)),
             ),
-            hint=tr("a mirror may only serve what lies in its own folder; replace the link with the file"),
+            hint=tr("a mirror may serve only files from its own folder; replace the link with the file"),
             code="mirror.link",
         )
     return target

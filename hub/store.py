@@ -227,12 +227,14 @@ def require_space(needed: int, where: Path) -> None:
     if needed + SPARE > free:
         raise DoesNotFit(
             tr(
-                "{needed} are needed in {where}, {free} are free",
+                "{where} needs {needed} of free space and has {free}",
                 needed=human_bytes(needed + SPARE),
                 where=where,
                 free=human_bytes(free),
             ),
-            hint=tr("glmchat prune, glmchat rm MODEL, or set HF_HUB_CACHE (GLMCHAT_HOME) to a folder on a larger disk"),
+            hint=tr(
+                "run glmchat prune or glmchat rm MODEL, or set HF_HUB_CACHE (GLMCHAT_HOME) to a folder on a larger disk"
+            ),
             code="pull.disk",
         )
 
@@ -243,8 +245,8 @@ def fits(needed: int, free: int) -> bool:
 
 def space_lines(needed: int, free: int) -> list[str]:
     """What a plan says of the disk, for people."""
-    lines = [tr("{needed} of {free} free on the disk", needed=human_bytes(needed), free=human_bytes(free))]
-    return lines if fits(needed, free) else [*lines, tr("it does not fit")]
+    lines = [tr("needs {needed}, {free} free on the disk", needed=human_bytes(needed), free=human_bytes(free))]
+    return lines if fits(needed, free) else [*lines, tr("it does not fit on the disk")]
 
 
 def disk_error(error: OSError, path: Path) -> Failed | DoesNotFit:
@@ -254,18 +256,18 @@ def disk_error(error: OSError, path: Path) -> Failed | DoesNotFit:
         case errno.ENOSPC | errno.EDQUOT:
             return DoesNotFit(
                 tr("the disk is full: no room left in {path}", path=where) + _free_words(path.parent),
-                hint=tr("free some space and run the same command again: what is here already is kept"),
+                hint=tr("free some space and run the same command again: the files downloaded so far are kept"),
                 code="disk.full",
             )
         case errno.EFBIG:
             return DoesNotFit(
                 tr("the disk at {path} cannot hold a file this large", path=where),
-                hint=tr("FAT32 ends at 4.3 GB per file: format the disk as exFAT, or choose another one"),
+                hint=tr("FAT32 is limited to 4.3 GB per file: format the disk as exFAT, or use another one"),
                 code="disk.file_size",
             )
     return Failed(
         tr("cannot write in {path}: {reason}", path=where, reason=error.strerror or error),
-        hint=tr("check the folder's owner and mode, and that the disk is there"),
+        hint=tr("check the folder's owner and permissions, and that the disk is mounted"),
         code="disk.write",
     )
 
@@ -279,8 +281,8 @@ def _free_words(folder: Path) -> str:
 
 def stopped() -> Interrupted:
     return Interrupted(
-        tr("stopped; what is here already is kept"),
-        hint=tr("the same command goes on from there"),
+        tr("stopped; the files downloaded so far are kept"),
+        hint=tr("run the same command to resume"),
         code="pull.interrupted",
     )
 

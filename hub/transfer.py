@@ -156,7 +156,9 @@ class Transfer:
                 alone, digest = self._senders <= {name}, part.sha256
                 self._restart(part)  # what an earlier run or another source left may be to blame: once more from zero
                 if alone:
-                    self._reasons[name] = Refused(tr("sent another file (sha256 {hash}…)", hash=digest[:12]), "wrong")
+                    self._reasons[name] = Refused(
+                        tr("sent a different file (sha256 {hash}…)", hash=digest[:12]), "wrong"
+                    )
                     self._alive.remove(candidate)
                     hosts.failed(candidate, at_once=True)
                     return False
@@ -183,7 +185,7 @@ class Transfer:
             changed = name in self._etags and reply.etag != self._etags[name]
             if part.length and changed and (not has_hash or not self._restarts):  # some stores have an ETag per machine
                 self._restart(part)
-                raise _Changed(tr("changed the file meanwhile: starting it over"))
+                raise _Changed(tr("changed the file in the meantime: starting over"))
             self._etags[name] = reply.etag
             if reply.complete:
                 return
@@ -198,7 +200,7 @@ class Transfer:
         """What the answer says about the file against what is known; learn a hash that a hub vouches for."""
         if self.size is not None and reply.total is not None and reply.total != self.size:
             raise Refused(
-                tr("has a file of {found} bytes, {expected} are expected", found=reply.total, expected=self.size),
+                tr("has a file of {found} bytes, expected {expected}", found=reply.total, expected=self.size),
                 "wrong",
             )
         if tag := reply.linked_etag:
@@ -206,7 +208,7 @@ class Transfer:
                 if expected and len(tag) == length and tag != expected and _is_hex(tag):
                     raise Refused(
                         tr(
-                            "has another version of the file ({found}…, {expected}… is expected)",
+                            "has another version of the file ({found}…, expected {expected}…)",
                             found=tag[:12],
                             expected=expected[:12],
                         ),
@@ -216,7 +218,7 @@ class Transfer:
                 self.sha256 = tag if len(tag) == 64 else None
                 self.git_blob = tag if len(tag) == 40 else None
         if not (self.sha256 or self.git_blob or candidate.trusted):
-            raise Refused(tr("names no hash for it, and nobody else does"), "untrusted")
+            raise Refused(tr("gives no hash for it, and neither does any other source"), "untrusted")
 
     def _receive(self, reply: Reply, expected: int | None, name: str, part: PartialFile) -> None:
         skip = part.length - reply.start  # a server that ignores Range sends again what is here: compared, not kept
@@ -230,9 +232,9 @@ class Transfer:
                 rest = again.swallow(rest)
                 if again.differs:
                     self._restart(part)
-                    raise _Changed(tr("sends another file than before: starting it over"))
+                    raise _Changed(tr("sends a different file than before: starting over"))
             if expected is not None and part.length + len(rest) > expected:
-                raise Refused(tr("sends more than the {expected} bytes of the file", expected=expected), "wrong")
+                raise Refused(tr("sent more than the {expected} bytes of the file", expected=expected), "wrong")
             if rest:
                 if name not in self._senders:
                     self._senders.add(name)
@@ -245,7 +247,7 @@ class Transfer:
                     raise Broken(tr("sends less than 1 kB per second"), stalled=True)
                 window, in_window = now, 0
         if expected is not None and part.length < expected:
-            raise Broken(tr("ended after {done} of {expected} bytes", done=part.length, expected=expected))
+            raise Broken(tr("stopped after {done} of {expected} bytes", done=part.length, expected=expected))
 
     def _has_better(self, name: str) -> bool:
         return any(source_name(one) != name and not self.shared.hosts.is_demoted(one) for one in self._alive)
@@ -276,7 +278,9 @@ class Transfer:
     def _failure(self, part: PartialFile) -> GlmchatError:
         """The one error for a file that no source gives."""
         path = one_line(self.request.path)
-        why = "; ".join(_in_words(name, reason) for name, reason in self._reasons.items()) or tr("no source is known")
+        why = "; ".join(_in_words(name, reason) for name, reason in self._reasons.items()) or tr(
+            "there is no known source"
+        )
         remainder = tr("{size} of it are kept: ", size=human_bytes(part.length)) if part.length else ""
         whys = {reason.why for reason in self._reasons.values() if isinstance(reason, Refused)}
         if self._alive or not whys:
@@ -288,13 +292,13 @@ class Transfer:
         if "wrong" in whys:
             return Damaged(
                 tr("no source has the right {path}: {said}", path=path, said=why),
-                hint=tr("it was not kept; try another mirror with --endpoint, or another revision"),
+                hint=tr("the file was discarded; try another mirror with --endpoint, or another revision"),
                 code="pull.wrong_file",
             )
         if "untrusted" in whys:
             return Damaged(
-                tr("{path} is refused: {said}", path=path, said=why),
-                hint=tr("use a source that names hashes, or --trust-host to take the file unchecked"),
+                tr("{path} was rejected: {said}", path=path, said=why),
+                hint=tr("use a source that publishes hashes, or --trust-host to accept the file unchecked"),
                 code="pull.unknown_hash",
             )
         if "denied" in whys:
@@ -306,7 +310,9 @@ class Transfer:
         if "html" in whys:
             return NetworkFailed(
                 tr("cannot fetch {path}: {said}", path=path, said=why),
-                hint=tr("a login page of the network or a mirror that is none: open the address in a browser"),
+                hint=tr(
+                    "this may be a login page of the network, or not a mirror at all: open the address in a browser"
+                ),
                 code="pull.html",
             )
         return Failed(

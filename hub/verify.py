@@ -57,7 +57,7 @@ class Verdict:
                 )
             case "size" | "hash":
                 line = tr(
-                    "{path} is wrong: {found} bytes, sha256 {found_hash}…; expected {expected} bytes, {hash}…",
+                    "{path} does not match: {found} bytes, sha256 {found_hash}…; expected {expected} bytes, {hash}…",
                     path=self.path,
                     found=self.size,
                     found_hash=(self.sha256 or "?")[:16],
@@ -66,12 +66,12 @@ class Verdict:
                 )
                 if self.belongs_to:
                     name = f" ({self.as_file})" if self.as_file else ""
-                    line += "; " + tr("it is the file of {names}", names=", ".join(self.belongs_to) + name)
+                    line += "; " + tr("it belongs to {names}", names=", ".join(self.belongs_to) + name)
                 return line
             case "unknown":
-                return tr("{path}: nobody knows its hash", path=self.path)
+                return tr("{path}: no known hash", path=self.path)
             case _:
-                return tr("{path} is right", path=self.path)
+                return tr("{path} is intact", path=self.path)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -119,7 +119,7 @@ class Report:
             if pointers
             else tr("glmchat adapters rm {name}, then add it again", name=self.name)
             if self.kind == "adapter"
-            else tr("glmchat pull --check {name} fetches again what is wrong", name=self.name)
+            else tr("glmchat pull --check {name} downloads the damaged files again", name=self.name)
             if self.against != "nothing" and not Path(self.name).is_absolute()
             else tr("replace the file, or pull the model"),
             code="verify.damaged",

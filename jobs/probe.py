@@ -37,7 +37,7 @@ def _devices(torch: Any) -> tuple[str, dict[str, str]]:
     passed_over: dict[str, str] = {}
     chosen = "cpu"
     if torch.version.cuda is None:
-        passed_over["cuda"] = "this torch is built without CUDA"
+        passed_over["cuda"] = "the installed torch was built without CUDA"
     elif not torch.cuda.is_available():
         passed_over["cuda"] = "no NVIDIA card or driver answers"
     else:

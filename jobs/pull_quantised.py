@@ -55,7 +55,7 @@ class ArrivalPlan:
 
     def lines(self) -> list[str]:
         line = tr(
-            "{name} to {quant}: {fetch} to fetch in {count} files, one after the other; {result} stay",
+            "{name} to {quant}: {fetch} to fetch in {count} files, one after another; {result} remain",
             name=one_line(self.name),
             quant=self.quant,
             fetch=human_bytes(self.bytes_to_fetch),
@@ -104,7 +104,9 @@ def _copy(plan: PullPlan, out: Path) -> Installed:
     row = lookup.by_path(out)
     if row is None:
         raise Failed(
-            tr("{name} vanished while it was pulled", name=plan.name), hint=tr("pull again"), code="pull.vanished"
+            tr("{name} disappeared while it was being pulled", name=plan.name),
+            hint=tr("pull again"),
+            code="pull.vanished",
         )
     lookup.remember(row)
     return row
@@ -116,7 +118,7 @@ def _weights(plan: PullPlan) -> dict[str, int]:
     packed = next((p for p in weights if p.endswith(".gguf") and not _DENSE_GGUF.search(p)), None)
     if packed is not None:
         raise Usage(
-            tr("{path} is quantised as it comes", path=one_line(packed)),
+            tr("{path} is already quantised", path=one_line(packed)),
             hint=tr("pull it without --quant"),
             code="quant.already",
         )
@@ -226,7 +228,7 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
     weights = _weights(plan)
     result = usual_bytes(sum(weights.values()) // 2, bits)
     line = tr(
-        "the original stays: {fetch} to fetch and about {result} for the copy are needed",
+        "keeping the original takes {fetch} for the download and about {result} for the copy",
         fetch=human_bytes(plan.disk_needed),
         result=human_bytes(result),
     )
@@ -247,7 +249,7 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
 
 
 def _say_waiting(tell: Tell) -> None:
-    tell({"event": "say", "text": tr("another pull of the same files is at work; waiting for it")})
+    tell({"event": "say", "text": tr("another process is pulling the same files; waiting for it")})
 
 
 if __name__ == "__main__":

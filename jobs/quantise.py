@@ -58,7 +58,7 @@ class Quantising:
 
 
 def _stopped() -> Interrupted:
-    return Interrupted(tr("stopped"), hint=tr("run the same command again to go on"), code="quant.stopped")
+    return Interrupted(tr("stopped"), hint=tr("run the same command again to resume"), code="quant.stopped")
 
 
 if __name__ == "__main__":

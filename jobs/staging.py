@@ -102,7 +102,7 @@ def _linked(plan: PullPlan, file: PlannedFile, folder: Path, cancelled: Callable
             return False
         raise Damaged(
             tr("{path} on this machine is damaged", path=one_line(str(source))),
-            hint=tr("glmchat pull --check {name} fetches again what is wrong", name=plan.name),
+            hint=tr("glmchat pull --check {name} downloads the damaged files again", name=plan.name),
             code="verify.damaged",
         )
     place.parent.mkdir(parents=True, exist_ok=True)

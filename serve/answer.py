@@ -211,6 +211,6 @@ def in_words(error: Exception) -> GlmchatError:
         )
     return Failed(
         tr("the engine failed: {words}", words=words),
-        hint=tr("the engine's log has the whole story"),
+        hint=tr("see the engine's log for details"),
         code="engine.failed",
     )

@@ -181,7 +181,7 @@ class _Routes:
         ):
             raise UnknownModel(
                 tr("the model {name} is not served here", name=one_line(repr(name), 80)),
-                hint=tr("served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
+                hint=tr("models served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
                 code="model_not_found",
             )
         if generation.adapters is not None:
@@ -189,7 +189,7 @@ class _Routes:
                 if not host.has_adapter(adapter):
                     raise UnknownModel(
                         tr("there is no adapter {adapter} in the store", adapter=one_line(repr(adapter), 80)),
-                        hint=tr("known: {names}", names=one_line(", ".join(host.adapters())) or tr("none")),
+                        hint=tr("known names: {names}", names=one_line(", ".join(host.adapters())) or tr("none")),
                         code="adapter.unknown",
                     )
             return dict(generation.adapters)
@@ -217,7 +217,7 @@ class _Routes:
 def _check_length(length: int, context: int) -> None:
     if length >= context:
         raise DoesNotFit(
-            tr("the prompt has {length} tokens, the context holds {context}", length=length, context=context),
+            tr("the prompt has {length} tokens, but the context holds only {context}", length=length, context=context),
             hint=tr("shorten the conversation, or load the model with a larger --context"),
             code="context.full",
         )

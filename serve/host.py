@@ -88,7 +88,7 @@ class Host:
             log.exception("cannot load")
             self.error = DoesNotFit(
                 tr(
-                    "memory ran out while the model was loaded: {error}",
+                    "memory ran out while the model was being loaded: {error}",
                     error=one_line(str(error)) or "no reason given",
                 ),
                 hint=tr("try --quant 4, a smaller --context, or close other programs"),
@@ -100,7 +100,7 @@ class Host:
                 tr(
                     "the model cannot be loaded: {name}: {error}", name=type(error).__name__, error=one_line(str(error))
                 ),
-                hint=tr("the engine's log has the whole story (glmchat doctor says where)"),
+                hint=tr("see the engine's log for details (glmchat doctor shows where it is)"),
                 code="engine.load",
             )
         self.loaded.set()
@@ -185,7 +185,7 @@ class Host:
         if name not in self._attached:
             raise UnknownModel(
                 tr("the adapter {name} is not loaded", name=one_line(repr(name), 80)),
-                hint=tr("GET /v1/models lists those that are"),
+                hint=tr("GET /v1/models lists the loaded ones"),
                 code="adapter.unknown",
             )
         self.ready().detach(name)

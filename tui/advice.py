@@ -31,10 +31,10 @@ def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
         return None
     room = int(total_memory() * _ROOM)
     speakers = [e for e in known if "zh" in e.languages and e.default and 0 < _weights(e) <= room]
-    text = tr("{model} knows only English", model=entry.name)
+    text = tr("{model} speaks only English", model=entry.name)
     if not speakers:
         return text, tr(
-            "no model of the catalogue that speaks Chinese fits into this machine's {size}",
+            "no model in the catalogue that speaks Chinese fits into the {size} of this machine",
             size=human_bytes(total_memory()),
         )
     choice = min(speakers, key=_weights)  # the one that loads and answers soonest

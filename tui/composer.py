@@ -126,15 +126,15 @@ class Composer:
             width = max(8, self._view.app.size.width - 12)
             text.append(set_cell_size(line, min(cell_len(line), width)))
             text.append("\n", palette.quiet)
-        when = tr("sent when the answer has ended") if ready else tr("sent when the model is ready")
+        when = tr("will be sent when the answer is finished") if ready else tr("will be sent when the model is ready")
         if facts.lost:
-            when = tr("F5 starts the engine, then it is sent")
-        text.append(f"{when} · {tr('↑ takes it back')}", palette.faded)
+            when = tr("press F5 to start the engine and send it")
+        text.append(f"{when} · {tr('↑ to edit it')}", palette.faded)
         self._queue.update(text)
 
     def show_editing(self, is_editing: bool) -> None:
         self._box.set_class(is_editing, "editing")
-        self._box.border_title = tr("editing a question · Esc leaves it") if is_editing else ""
+        self._box.border_title = tr("editing a question · Esc cancels") if is_editing else ""
 
     def leave_edge(self, step: int) -> None:
         """Up on the first line or Down on the last: a waiting question comes back, or an earlier prompt."""
@@ -185,7 +185,7 @@ class Composer:
             with self._view.app.suspend():
                 text = terminal.edit(self._view.prompt.text)
         except SuspendNotSupported:
-            self._view.tell(tr("this terminal cannot be lent to an editor"), role="warning")
+            self._view.tell(tr("an editor cannot be opened in this terminal"), role="warning")
             return
         if text is not None:
             self._view.prompt.set_text(text)

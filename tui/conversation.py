@@ -29,7 +29,7 @@ def turns_of(session: ChatSession) -> list[Turn]:
     for message in session.tree.path():
         hidden = message.id in unseen
         if was_unseen and not hidden:
-            turns.append(Turn("unseen", "rule", tr("the model no longer sees what stands above")))
+            turns.append(Turn("unseen", "rule", tr("the model no longer sees anything above this line")))
         was_unseen = hidden
         turns.append(turn_of(session, message, sorted(versions[message.parent, message.role]), hidden))
     return turns
@@ -74,14 +74,16 @@ def _end_note(message: StoredMessage) -> str:
 
     match message.state:
         case "stopped":
-            return tr("stopped · /continue goes on")
+            return tr("stopped · /continue resumes")
         case "interrupted":
-            return tr("interrupted · /continue goes on")
+            return tr("interrupted · /continue resumes")
         case "cut":
-            return f"{cut_note(message.details.get('facts') or {})} · {tr('/continue goes on')}"
+            return f"{cut_note(message.details.get('facts') or {})} · {tr('/continue resumes')}"
         case "failed":
             return (
-                tr("the answer broke off · /continue goes on") if message.text else tr("no answer · /regen asks again")
+                tr("the answer was cut off · /continue resumes")
+                if message.text
+                else tr("no answer · /regen asks again")
             )
         case _:
             return ""
@@ -105,7 +107,7 @@ def mark_unseen(transcript: Transcript, unseen: Iterable[int]) -> None:
         if hidden != turn.unseen:
             transcript.change(turn.key, unseen=hidden)
     if last >= 0:
-        transcript.insert(last + 1, Turn("unseen", "rule", tr("the model no longer sees what stands above")))
+        transcript.insert(last + 1, Turn("unseen", "rule", tr("the model no longer sees anything above this line")))
 
 
 def columns(pairs: list[tuple[str, str]], width: int) -> str:

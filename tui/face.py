@@ -270,7 +270,7 @@ class WindowFace:
         self.chat.reset()
         for field, value in PRESETS[name].items():
             self.chat.set(field, value)
-        self.tell(tr("preset {name} from the next answer on", name=name))
+        self.tell(tr("preset {name}, starting with the next answer", name=name))
 
     def _model(self, words: str) -> None:
         from glmchat.chat import model_choice
@@ -305,11 +305,13 @@ class WindowFace:
 
         chat, hint, name = self.chat, "", launch.engine.model or ""
         if chat.tree.context():
-            hint = tr("the conversation is kept; {name} reads it anew, in its own template", name=name)
+            hint = tr("the conversation is kept; {name} reads it again with its own template", name=name)
         self.tell(tr("switching to {name}", name=name), hint)
         if lost := adapters_choice.keep_fitting(chat, launch):
             self._view.tell(
-                tr("not for this model, and put away: {names}", names=", ".join(lost)), "/adapter", "warning"
+                tr("turned off, because they do not fit this model: {names}", names=", ".join(lost)),
+                "/adapter",
+                "warning",
             )
             self.show_adapters()
         folder = launch.engine.files_folder
@@ -335,7 +337,7 @@ class WindowFace:
         self.deletions.append((self.chat.history.delete_conversation(conversation), conversation))
         self._talk.stop()
         self._talk.turn_to(None)
-        self.tell(tr("the conversation was deleted"), tr("/redo brings it back"))
+        self.tell(tr("the conversation was deleted"), tr("/redo restores it"))
 
     def _theme(self, words: str) -> None:
         if words and words not in THEME_NAMES:

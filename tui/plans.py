@@ -28,7 +28,7 @@ class QuantisedPull:
 
 def plan_quantised(name: str, bits: int, cancelled: Callable[[], bool]) -> QuantisedPull:
     """Raises what the job raises: UnknownModel, NetworkFailed, Usage for a model that is quantised already …"""
-    lines, fits = [tr("{name} is here", name=one_line(name))], True
+    lines, fits = [tr("{name} is already here", name=one_line(name))], True
     for event in _job(name, bits, cancelled, dry_run=True):
         if event["event"] == "plan":
             lines, fits = event["words"], event["fits"]
@@ -63,7 +63,7 @@ def draw_plan(plan: PullPlan | QuantisedPull | RemovalPlan, p: Palette) -> Text:
     match plan:
         case RemovalPlan():
             names, size = ", ".join(plan.names), human_bytes(plan.bytes_freed)
-            lines = [tr("delete {names}: {size} become free", names=names, size=size)]
+            lines = [tr("delete {names} and free {size}", names=names, size=size)]
             lines += [one_line(kept, 200) for kept in plan.keeps]
             fits = True
         case QuantisedPull():

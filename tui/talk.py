@@ -79,8 +79,8 @@ class Talk:
         if news.interrupted is not None:
             title = one_line(news.interrupted.title or tr("untitled"), 60)
             self._view.tell(
-                tr("“{title}” was interrupted while it was answered", title=title),
-                tr("/resume opens it, /continue goes on"),
+                tr("“{title}” was interrupted during an answer", title=title),
+                tr("/resume opens it, /continue resumes the answer"),
             )
         self._show_saving()
         if launch.resume is not None:
@@ -112,7 +112,7 @@ class Talk:
         if history.problem and not facts.unsaved:
             self._view.tell(tr("this conversation is not being saved: {why}", why=history.problem), role="warning")
         elif history.saved:
-            self._view.tell(tr("saved again, with what was said meanwhile"))
+            self._view.tell(tr("saving again, including the messages in between"))
         self._view.status.show(unsaved=not history.saved)
 
     # Asking
@@ -141,7 +141,7 @@ class Talk:
             return
         self._completions += 1
         key = f"completion-{self._completions}"
-        label = tr("{model}, going on with a text", model=answers.identity.model or "")
+        label = tr("{model}, continuing a text", model=answers.identity.model or "")
         self._view.transcript.drop("welcome")
         self._view.transcript.add(Turn(key, "assistant", text, label, state="streaming"))
         chosen, stop = session.sampling(), Stop()
@@ -278,7 +278,7 @@ class Talk:
         if error is not None:
             self._show_failure(error)
         elif not answering.stopping:
-            self._view.notify(tr("“{title}” is answered", title=title), timeout=6)
+            self._view.notify(tr("“{title}” has been answered", title=title), timeout=6)
         self._view.show_title()
         self.send_queued()
 
@@ -326,7 +326,9 @@ class Talk:
         if answering.completion is not None:
             answering.stop()
         elif not answering.stopping:
-            self._view.notify(tr("“{title}” is answered meanwhile", title=self._title(answering)), timeout=6)
+            self._view.notify(
+                tr("“{title}” is being answered in the background", title=self._title(answering)), timeout=6
+            )
 
     def _come_back(self, answering: Answering) -> None:
         self.behind.remove(answering)

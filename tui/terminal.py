@@ -28,7 +28,7 @@ def edit(text: str) -> str | None:
         except OSError as error:
             raise Failed(
                 tr("the editor {name} cannot be started: {reason}", name=command[0], reason=str(error.strerror)),
-                hint=tr("set EDITOR to one that is installed"),
+                hint=tr("set EDITOR to an editor that is installed"),
                 code="editor.missing",
             ) from None
         return path.read_text(encoding="utf-8").rstrip("\n") if code == 0 else None

@@ -127,7 +127,7 @@ class Endpoint:
         ids = self._ask("POST", self._root + "/tokenize", body).get("tokens")
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
             raise ServerFailed(
-                tr("the server cannot count tokens"), hint=tr("only glmchat's and vLLM's can"), code="server.form"
+                tr("the server cannot count tokens"), hint=tr("only glmchat and vLLM servers can"), code="server.form"
             )
         return ids
 
@@ -231,7 +231,7 @@ class Endpoint:
             except _Refused as refused:
                 if "continue_final_message" in body and "continue_final_message" in refused.text:
                     raise ServerFailed(
-                        tr("this server cannot go on with an unfinished answer"),
+                        tr("this server cannot resume an unfinished answer"),
                         hint=tr("/regen asks for another answer"),
                         code="server.cannot_continue",
                     ) from None

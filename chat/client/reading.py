@@ -52,7 +52,7 @@ class EventParser:
         yield from self._lines(at_end=False)
         if len(self._buffer) > LINE_LIMIT:
             raise ServerFailed(
-                tr("the server sent a line without an end"),
+                tr("the server sent a line that does not end"),
                 hint=tr("is this an OpenAI-compatible server?"),
                 code="server.form",
             )
@@ -150,8 +150,8 @@ class AnswerReader:
             return
         if self._reason is None and not self._usage:
             raise ServerFailed(
-                tr("the connection ended before the answer did"),
-                hint=tr("what it said so far is kept; try again"),
+                tr("the connection closed before the answer was complete"),
+                hint=tr("the answer so far is kept; try again"),
                 code="server.broke",
             )
         yield from self._finish()
@@ -161,7 +161,7 @@ class AnswerReader:
         yield from self._data(data)
         if self._reason is None:
             raise ServerFailed(
-                tr("the server's answer is not what the API promises"),
+                tr("the server's answer does not follow the API"),
                 hint=tr("is this an OpenAI-compatible server?"),
                 code="server.form",
             )
@@ -312,7 +312,7 @@ def read_body(answer: httpx2.Response) -> bytes:
         body += part
         if len(body) > ANSWER_LIMIT:
             raise ServerFailed(
-                tr("the server's answer has no end"),
+                tr("the server's answer does not end"),
                 hint=tr("is this an OpenAI-compatible server?"),
                 code="server.form",
             )

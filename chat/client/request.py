@@ -69,7 +69,7 @@ def api_url(text: str) -> str:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", address):
         raise Usage(
-            tr("{given!r} is no server address", given=one_line(given)),
+            tr("{given!r} is not a server address", given=one_line(given)),
             hint=tr("for example http://gpu-box:8000/v1"),
             code="server.url",
         )
@@ -126,6 +126,8 @@ def header_key(key: str | None) -> str | None:
     key = key.strip() if key else None
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise Usage(
-            tr("the key holds characters that no key has"), hint=tr("check OPENAI_API_KEY"), code="server.key_form"
+            tr("the key contains characters that do not belong in a key"),
+            hint=tr("check OPENAI_API_KEY"),
+            code="server.key_form",
         )
     return key or None

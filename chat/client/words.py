@@ -20,7 +20,7 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in kind or body.lstrip()[:1] == b"<":
         return ServerFailed(
-            tr("{url} answers with a web page (HTTP {status}), not with the API", url=one_line(url), status=status),
+            tr("{url} returned a web page (HTTP {status}) instead of an API answer", url=one_line(url), status=status),
             hint=tr("give the address of the API, usually http://HOST:PORT/v1"),
             code="server.html",
         )
@@ -32,13 +32,13 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
         where = one_line(headers.get("location", ""), 120)
         return ServerFailed(
             tr("{url} has moved to {where}", url=one_line(url), where=where),
-            hint=tr("give the new address: the key is not sent on to another host by itself"),
+            hint=tr("give the new address: the key is not passed on to another host automatically"),
             code="server.moved",
         )
     if status in (401, 403):
         return ServerFailed(
-            tr("the server refuses the key: {said}", said=words or f"HTTP {status}"),
-            hint=tr("put it into OPENAI_API_KEY or give --api-key-file"),
+            tr("the server rejected the key: {said}", said=words or f"HTTP {status}"),
+            hint=tr("put it in OPENAI_API_KEY, or use --api-key-file"),
             code="server.auth",
         )
     if status == 404:
@@ -62,7 +62,7 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
         )
     return ServerFailed(
         tr("the server refused the request (HTTP {status}): {said}", status=status, said=words or "-"),
-        hint=tr("change what it names, or reset the sampling settings"),
+        hint=tr("change the setting it names, or reset the sampling settings"),
         code="server.refused",
     )
 
@@ -94,8 +94,8 @@ def in_stream(error: GlmchatError) -> GlmchatError:
     if error.hint:
         return error
     return ServerFailed(
-        tr("the server broke off: {said}", said=error.message),
-        hint=tr("what it said so far is kept; try again"),
+        tr("the server stopped with an error: {said}", said=error.message),
+        hint=tr("the answer so far is kept; try again"),
         code="server.failed",
     )
 
@@ -106,20 +106,20 @@ def broken(error: Exception, url: str, *, local: bool, answering: bool) -> Glmch
         return error
     if local:
         return EngineDied(
-            tr("the engine does not answer any more"),
+            tr("the engine no longer responds"),
             hint=tr("start it again; the conversation is kept"),
             code="engine.died",
         )
     if isinstance(error, httpx2.ConnectError) and _refused(error):
         return NetworkFailed(
-            tr("nobody answers at {url}", url=one_line(url)),
+            tr("nothing is listening at {url}", url=one_line(url)),
             hint=tr("is the server running, and is the port right?"),
             code="server.unreachable",
         )
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) and answering:
         return ServerFailed(
-            tr("the connection broke in the middle of the answer"),
-            hint=tr("what it said so far is kept; try again"),
+            tr("the connection was lost in the middle of the answer"),
+            hint=tr("the answer so far is kept; try again"),
             code="server.broke",
         )
     return network_error(error, url, code="server.network")

@@ -133,21 +133,19 @@ def continue_answer(face: Face, words: str) -> None:
 
 
 def undo(face: Face, words: str) -> None:
-    face.when_quiet(lambda: show_deletion(face, face.chat.undo(), tr("taken back")))
+    face.when_quiet(lambda: show_deletion(face, face.chat.undo(), tr("undone")))
 
 
 def show_deletion(face: Face, deletion: int, words: str) -> None:
     """Messages of the open conversation were deleted, and can be brought back."""
     face.deletions.append((deletion, face.chat.tree.conversation.id))
     face.show_conversation()
-    face.tell(words, tr("/redo brings it back"))
+    face.tell(words, tr("/redo restores it"))
 
 
 def redo(face: Face, words: str) -> None:
     if not face.deletions:
-        raise Usage(
-            tr("nothing was taken back"), hint=tr("/undo takes back the last question"), code="chat.nothing_to_redo"
-        )
+        raise Usage(tr("nothing to redo"), hint=tr("/undo removes the last question"), code="chat.nothing_to_redo")
     face.when_quiet(lambda: _redo(face))
 
 
@@ -196,7 +194,7 @@ def stats(face: Face, words: str) -> None:
 
 def complete(face: Face, words: str) -> None:
     if not words:
-        raise Usage(tr("/complete needs a text"), hint=tr("/complete Once upon a time"), code="complete.empty")
+        raise Usage(tr("/complete needs some text"), hint=tr("/complete Once upon a time"), code="complete.empty")
     face.require_model()
     face.when_quiet(lambda: face.complete(words))
 
@@ -219,7 +217,11 @@ def set_sampling(face: Face, words: str) -> None:
         return
     chosen = face.chat.set(name, parts[1])
     face.tell(
-        tr("{name} is {value} from the next answer on", name=name, value=value_text(getattr(chosen.sampling, name))),
+        tr(
+            "{name} is {value}, starting with the next answer",
+            name=name,
+            value=value_text(getattr(chosen.sampling, name)),
+        ),
         tr("/reset {name} undoes it", name=name),
     )
 
@@ -227,7 +229,7 @@ def set_sampling(face: Face, words: str) -> None:
 def reset(face: Face, words: str) -> None:
     name = sampling_name(words) if words else None
     face.chat.reset(name)
-    face.tell(tr("{name} is what it was before /set", name=name or tr("every setting")))
+    face.tell(tr("{name} is back to its value before /set", name=name or tr("every setting")))
 
 
 def system(face: Face, words: str) -> None:
@@ -240,7 +242,7 @@ def system(face: Face, words: str) -> None:
         return
     none = words.lower() in ("none", "off")
     face.chat.system("" if none else words)
-    face.tell(tr("no system prompt from the next answer on") if none else tr("the system prompt is set"))
+    face.tell(tr("no system prompt, starting with the next answer") if none else tr("the system prompt is set"))
 
 
 def adapter(face: Face, words: str) -> None:
@@ -256,7 +258,7 @@ def adapter(face: Face, words: str) -> None:
 
 def tell_adapters(face: Face) -> None:
     names = ", ".join(adapters_shown(face.chat))
-    face.tell(tr("adapters from the next answer on: {names}", names=names or tr("none")))
+    face.tell(tr("adapters, starting with the next answer: {names}", names=names or tr("none")))
 
 
 def adapters_shown(chat: ChatSession) -> tuple[str, ...]:
@@ -273,14 +275,14 @@ def context(face: Face, words: str) -> None:
         return
     used, limit = face.request_size()
     if used is None:
-        face.tell(tr("the server does not say how many tokens the next request holds"))
+        face.tell(tr("the server does not report how many tokens the next request takes"))
         return
     drops = face.chat.context_policy == "drop"
     face.tell(
-        tr("the next request holds {used} of {limit} tokens", used=f"{used:,}", limit=f"{limit or 0:,}"),
-        tr("when it is full the oldest turns are dropped, visibly; /policy refuses the question instead")
+        tr("the next request takes {used} of {limit} tokens", used=f"{used:,}", limit=f"{limit or 0:,}"),
+        tr("when it is full, the oldest turns are dropped and marked; /policy refuses new questions instead")
         if drops
-        else tr("when it is full the question is refused; /policy drops the oldest turns instead"),
+        else tr("when it is full, new questions are refused; /policy drops the oldest turns instead"),
     )
 
 
@@ -289,9 +291,9 @@ def policy(face: Face, words: str) -> None:
     chat = face.chat
     chat.set_context_policy(words.lower() or ("refuse" if chat.context_policy == "drop" else "drop"))
     face.tell(
-        tr("a full context drops the oldest turns, visibly")
+        tr("when the context is full, the oldest turns are dropped and marked")
         if chat.context_policy == "drop"
-        else tr("a full context refuses the question"),
+        else tr("when the context is full, new questions are refused"),
         tr("/policy changes it, and F8 in the window"),
     )
 
@@ -307,7 +309,7 @@ def file(face: Face, words: str) -> None:
 
 def save(face: Face, words: str) -> None:
     if not words:
-        face.tell(tr("every conversation is saved as it is written"), tr("/save TITLE gives this one a name"))
+        face.tell(tr("every conversation is saved automatically"), tr("/save TITLE gives this one a name"))
         return
     face.chat.history.rename(face.chat.tree, words)
     face.show_title()

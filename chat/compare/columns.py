@@ -40,7 +40,7 @@ def parse_columns(texts: Sequence[str]) -> list[Column]:
         name = parts[0] or (columns[-1].name if columns else "")
         if not name:
             raise Usage(
-                tr("{text} names no model", text=repr(one_line(text, 60))),
+                tr("{text} does not name a model", text=repr(one_line(text, 60))),
                 hint=tr("NAME[:int4][+ADAPTER[:WEIGHT]][,SETTING=VALUE]"),
                 code="compare.column",
             )

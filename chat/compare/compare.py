@@ -193,7 +193,7 @@ class Comparison:
         groups = group(self.launches, columns, self._running)
         how = decide([self.launches[g[0]] for g in groups], self._running)
         if self._one_by_one and len(groups) > 1:
-            how = OneByOne(tr("as asked"))
+            how = OneByOne(tr("as requested"))
         yield how
         threads = how.threads if isinstance(how, Together) else None
         events: queue.SimpleQueue[ComparisonEvent | None] = queue.SimpleQueue()
@@ -250,7 +250,9 @@ class Comparison:
                 for column in waiting:
                     put(ColumnFailed(column, error))
         except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell; the face shows it
-            failed = Failed(f"{type(error).__name__}: {error}", hint=tr("please report this"), code="compare.failed")
+            failed = Failed(
+                f"{type(error).__name__}: {error}", hint=tr("please report this bug"), code="compare.failed"
+            )
             for column in waiting:
                 put(ColumnFailed(column, failed))
 
@@ -303,7 +305,7 @@ def resume(
     question = asked_in(tree)
     if question is None:
         raise Usage(
-            tr("conversation {id} holds no comparison", id=tree.conversation.id),
+            tr("conversation {id} contains no comparison", id=tree.conversation.id),
             hint=tr("glmchat compare -p TEXT A B"),
             code="compare.none",
         )

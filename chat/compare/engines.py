@@ -73,11 +73,11 @@ def decide(engines: Sequence[LaunchOptions], running: Running | None) -> Togethe
     sizes = [needed(one) for one in engines if running is None or not running.answers(one)]
     bytes_needed = [size for size in sizes if size is not None]
     if len(bytes_needed) < len(sizes):
-        return OneByOne(tr("it is not known how much memory they need"))
+        return OneByOne(tr("the memory they need is not known"))
     free = available_memory()
     if free is not None and sum(bytes_needed) > free:
         total = human_bytes(sum(bytes_needed))
         return OneByOne(
-            tr("together they need {needed} of memory, {free} are free", needed=total, free=human_bytes(free))
+            tr("together they need {needed} of memory, but only {free} are free", needed=total, free=human_bytes(free))
         )
     return Together(count, max(1, cores // count))

@@ -65,7 +65,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     if version > VERSION:
         raise Failed(
             tr(
-                "the history was written by a newer glmchat (schema {version}, this one knows {VERSION})",
+                "the history was written by a newer version of glmchat (schema {version}, this one reads {VERSION})",
                 version=version,
                 VERSION=VERSION,
             ),
@@ -137,7 +137,7 @@ def open_database(path: Path) -> Opened:
     aside = set_aside(path)
     opened = _open_writable(path)
     _far_above(opened.connection)
-    opened.note = tr("The history was damaged. It now lies in {path}; a new one was begun.", path=aside.name)
+    opened.note = tr("The history was damaged. It was moved to {path}, and a new one was started.", path=aside.name)
     return opened
 
 
@@ -219,5 +219,5 @@ def replace_damaged(path: Path) -> Opened:
         _far_above(opened.connection)
     except OSError as error:
         return open_in_memory(f"{path}: {error.strerror}")
-    opened.note = tr("The history was damaged. It now lies in {path}; a new one was begun.", path=aside.name)
+    opened.note = tr("The history was damaged. It was moved to {path}, and a new one was started.", path=aside.name)
     return opened

@@ -153,7 +153,7 @@ def state_word(state: str) -> str:
         "stopped": tr("stopped"),
         "interrupted": tr("interrupted"),
         "failed": tr("failed"),
-        "cut": tr("cut off at the limit of tokens"),
+        "cut": tr("cut off at the token limit"),
     }.get(state, "")
 
 
@@ -293,7 +293,7 @@ def _seconds(value: Any) -> float | None:
 
 def _bad(where: str, why: str) -> Damaged:
     return Damaged(
-        tr("{path} is no conversation that can be imported: {why}", path=one_line(where), why=why),
+        tr("{path} is not a conversation that can be imported: {why}", path=one_line(where), why=why),
         hint=tr("an export of glmchat's in JSON, or a JSON list of objects with role and content"),
         code="history.import",
     )
@@ -319,7 +319,7 @@ def write_export(tree: Tree, argument: str) -> Path:
             file.write(export(tree, form))
     except FileExistsError:
         raise Usage(
-            tr("{path} is there already", path=str(path)), hint=tr("give another path"), code="export.exists"
+            tr("{path} already exists", path=str(path)), hint=tr("give another path"), code="export.exists"
         ) from None
     except OSError as error:
         raise Usage(

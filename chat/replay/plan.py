@@ -75,7 +75,7 @@ def find_answer(history: History, target: str) -> tuple[Tree, StoredMessage]:
     match = re.fullmatch(r"(m?)(\d{1,18})", target.strip())
     if match is None:
         raise Usage(
-            tr("{id} is no number of an answer or a conversation", id=repr(one_line(target, 40))),
+            tr("{id} is not the number of an answer or a conversation", id=repr(one_line(target, 40))),
             hint=tr("12 is a conversation from `glmchat history list`, m34 an answer in it"),
             code="replay.target",
         )
@@ -135,7 +135,7 @@ def _stretches(answer: StoredMessage) -> list[Stretch]:
     if not isinstance(records, list) or not records or not answer.token_ids:
         raise Usage(
             tr("this answer has no record that could be replayed"),
-            hint=tr("answers of foreign servers and of older versions have none"),
+            hint=tr("answers from other servers and from older versions have none"),
             code="replay.no_record",
         )
     stretches = []
@@ -174,7 +174,7 @@ def _folder(one: Mapping[str, Any]) -> str:
         return str(locate(name, revision=None)[0].path)
     except GlmchatError:
         raise NotInstalled(
-            tr("the model of this answer is not here any more: {name}", name=one_line(name)),
+            tr("the model of this answer is no longer on this machine: {name}", name=one_line(name)),
             hint=tr("pull it again: `glmchat pull NAME@REVISION`"),
             code="replay.model_gone",
         ) from None

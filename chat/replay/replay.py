@@ -150,8 +150,8 @@ def _adapter_folder(name: str) -> Path:
     row = adapters.by_name(name)
     if row is None:
         raise NotInstalled(
-            tr("the adapter {name} of this answer is not here any more", name=one_line(name)),
-            hint=tr("`glmchat adapters list` shows those that are"),
+            tr("the adapter {name} of this answer is no longer on this machine", name=one_line(name)),
+            hint=tr("`glmchat adapters list` shows the ones on this machine"),
             code="replay.adapter_gone",
         )
     return row.path

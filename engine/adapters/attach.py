@@ -39,11 +39,12 @@ def refuse_other_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
         return
     raise Usage(
         tr(
-            "this adapter was trained on {base}, and the model here is {here}: the same shapes, other weights",
+            "this adapter was trained on {base}, but this model is {here}: the shapes are the same, "
+            "the weights are not",
             base=adapter.base,
             here=here,
         ),
-        hint=tr("use it with its own base, or attach it all the same with --force"),
+        hint=tr("use it with its own base, or attach it anyway with --force"),
         code="adapter.other_base",
     )
 
@@ -183,9 +184,7 @@ class AdapterSet:
         if found and abs(sum(w for _, w in found) - 1) > 1e-6:
             raise Usage(
                 tr("the weights of the prefixes add up to {found:g}", found=sum((w for _, w in found))),
-                hint=tr(
-                    "a prefix stands in front of the cache or it does not: its weight is 1; a mixture's add up to 1"
-                ),
+                hint=tr("a prefix is either there or not, so its weight is 1; the weights of a mixture add up to 1"),
                 code="adapter.prefixes",
             )
         return found

@@ -50,10 +50,10 @@ def outline(checkpoint: Checkpoint) -> LanguageModel:
     if checkpoint.family.load is not None:
         raise Usage(
             tr(
-                "models of the family {family} can be checked only when they run",
+                "models of the family {family} can only be checked while they run",
                 family=one_line(checkpoint.spec.family),
             ),
-            hint=tr("leave --base away, and attach the adapter in the chat"),
+            hint=tr("leave out --base, and attach the adapter in the chat"),
             code="adapter.family",
         )
     with torch.device("meta"):

@@ -92,7 +92,7 @@ class _Safetensors:
     def _unreadable(self, error: Exception) -> Damaged:
         return Damaged(
             tr("{name} cannot be read: {error}", name=one_line(self._path.name), error=one_line(str(error), 120)),
-            hint=tr("it is cut off or claims more than it holds: fetch it again"),
+            hint=tr("it is truncated, or claims more than it contains: fetch it again"),
             code="adapter.damaged",
         )
 

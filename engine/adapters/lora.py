@@ -71,7 +71,7 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
                 total=len(shapes),
                 names=one_line(", ".join(strangers[:4]), 300),
             ),
-            hint=tr("the adapter was trained on a model of another family, or of more layers"),
+            hint=tr("the adapter was trained on a model of another family, or one with more layers"),
             code="adapter.names",
         )
     for place, names in found.items():
@@ -96,14 +96,14 @@ def _check_shapes(
         a, b = shapes[names.tensors[a_kind]], shapes[names.tensors[b_kind]]
         if not out or names.is_embedding is not isinstance(module, nn.Embedding | QuantEmbedding):
             raise Usage(
-                tr("{place} is no layer that a LoRA can change", place=one_line(place, 120)),
+                tr("{place} is not a layer that a LoRA can change", place=one_line(place, 120)),
                 hint=tr("the adapter was trained on a model of another family"),
                 code="adapter.names",
             )
         if (found := changed_shape(place, a, b, settings)) != (out, width):
             raise Usage(
                 tr(
-                    "the adapter changes {place} of {found}, here it is [{out}, {width}]",
+                    "the adapter changes {place} of {found}, but in this model it is [{out}, {width}]",
                     place=one_line(place, 120),
                     found=list(found),
                     out=out,
@@ -132,12 +132,12 @@ def _check_complete(found: Mapping[str, Names], modules: Modules, settings: Lora
     if missing:
         raise incomplete_adapter(
             tr(
-                "the adapter holds nothing for {n} of the {total} layers that it targets: {names}",
+                "the adapter contains nothing for {n} of the {total} layers that it targets: {names}",
                 n=len(missing),
                 total=len(wanted),
                 names=one_line(", ".join(missing[:3]), 200),
             ),
-            tr("the file is incomplete, or was trained on a model of fewer layers"),
+            tr("the file is incomplete, or was trained on a model with fewer layers"),
         )
 
 
@@ -176,7 +176,7 @@ def _count(shape: tuple[int, ...]) -> int:
 def _misshapen(place: str, kind: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Usage:
     return Usage(
         tr(
-            "{kind} of {place} is {shape} in the adapter, {wanted} here",
+            "{kind} of {place} is {shape} in the adapter, but {wanted} in this model",
             kind=kind,
             place=one_line(place, 120),
             shape=list(shape),
@@ -231,7 +231,7 @@ def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> 
     tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
     if not tensor.is_floating_point():
         raise Damaged(
-            tr("{name} holds no numbers of an adapter", name=one_line(name, 120)),
+            tr("{name} does not contain the numbers of an adapter", name=one_line(name, 120)),
             hint=tr("fetch it again"),
             code="adapter.dtype",
         )
@@ -244,7 +244,7 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise Damaged for NaN or infinity."""
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise Damaged(
-            tr("{name} holds numbers that are not finite (NaN or infinity)", name=one_line(name, 120)),
-            hint=tr("the training broke: use an earlier checkpoint"),
+            tr("{name} contains numbers that are not finite (NaN or infinity)", name=one_line(name, 120)),
+            hint=tr("the training diverged: use an earlier checkpoint"),
             code="adapter.not_finite",
         )

@@ -69,7 +69,7 @@ def merge(
         )
     if out.exists():
         raise Usage(
-            tr("{out} exists already", out=one_line(str(out))), hint=tr("choose another place"), code="merge.exists"
+            tr("{out} already exists", out=one_line(str(out))), hint=tr("choose another place"), code="merge.exists"
         )
     checkpoint = check_against(adapter, base)
     if adapter.kind != "lora" and adapter.form != "thudm":

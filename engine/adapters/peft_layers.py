@@ -61,7 +61,7 @@ def read_weights(adapter: Adapter, model: LanguageModel) -> PeftWeights:
     kind = KINDS[adapter.kind].name
     if any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules()):
         raise Usage(
-            tr("PEFT computes a {kind} on weights in 16 or 32 bits, and these are quantised", kind=kind),
+            tr("PEFT computes a {kind} only on weights in 16 or 32 bits, and these are quantised", kind=kind),
             hint=tr("start the model without --quant, or merge the adapter with PEFT"),
             code="adapter.quantised",
         )
@@ -83,7 +83,10 @@ def require_transformers(adapter: Adapter, model: LanguageModel) -> Fallback:
             kind=KINDS[adapter.kind].name,
             family=model.spec.family,
         ),
-        hint=tr("LoRA, DoRA, prefixes and virtual tokens run here; models through transformers take the rest"),
+        hint=tr(
+            "LoRA, DoRA, prefixes and virtual tokens run here; the other kinds need a model that runs "
+            "through transformers"
+        ),
         code="adapter.family",
     )
 
@@ -188,7 +191,7 @@ def _compare(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
                 total=len(shapes),
                 names=one_line(", ".join(strangers[:4]), 300),
             ),
-            hint=tr("the adapter was trained on a model of another family, or of more layers"),
+            hint=tr("the adapter was trained on a model of another family, or one with more layers"),
             code="adapter.names",
         )
     if missing:
@@ -199,19 +202,19 @@ def _compare(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
                 total=len(expected),
                 names=one_line(", ".join(missing[:3]), 300),
             ),
-            hint=tr("the file is incomplete, or was trained on a model of fewer layers"),
+            hint=tr("the file is incomplete, or was trained on a model with fewer layers"),
             code="adapter.incomplete",
         )
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise Usage(
                 tr(
-                    "{name} is {shape} in the adapter, {wanted} here",
+                    "{name} is {shape} in the adapter, but {wanted} in this model",
                     name=one_line(name, 120),
                     shape=list(shapes[name]),
                     wanted=list(shape),
                 ),
-                hint=tr("it was trained on a model of other measures"),
+                hint=tr("it was trained on a model of a different size"),
                 code="adapter.shape",
             )
 
@@ -221,7 +224,7 @@ def _number(adapter: Adapter, name: str, like: torch.Tensor, device: torch.devic
     tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
     if not tensor.is_floating_point():
         raise Damaged(
-            tr("{name} holds no numbers of an adapter", name=one_line(name, 120)),
+            tr("{name} does not contain the numbers of an adapter", name=one_line(name, 120)),
             hint=tr("fetch it again"),
             code="adapter.dtype",
         )
@@ -260,7 +263,7 @@ def _in_our_words(kind: str) -> Iterator[None]:
     except _FAILURES as error:
         words = str(error).strip() or type(error).__name__
         raise Usage(
-            tr("PEFT does not take this {kind} on this model: {error}", kind=kind, error=one_line(words, 300)),
+            tr("PEFT cannot use this {kind} on this model: {error}", kind=kind, error=one_line(words, 300)),
             hint=tr("it was trained on another model, or with another version of PEFT"),
             code="adapter.peft",
         ) from None

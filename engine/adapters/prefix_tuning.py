@@ -32,9 +32,9 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
     """Raise Usage or Damaged if the prefix does not fit this model. Reads no numbers."""
     if isinstance(model, Fallback) and not spec.causal:
         raise Usage(
-            tr("the cache of this {family} model holds more than keys and values: it takes no prefix",
+            tr("the cache of this {family} model holds more than keys and values, so it cannot use a prefix",
                family=spec.family),
-            hint=tr("a LoRA, or an adapter of another kind"),
+            hint=tr("use a LoRA, or an adapter of another kind"),
             code="adapter.family",
         )  # fmt: skip
     shapes = adapter.tensors.shapes()
@@ -42,7 +42,7 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
         if not spec.family.startswith("chatglm"):
             raise Usage(
                 tr(
-                    "this is a P-Tuning prefix for ChatGLM, the model here is of the family {family}",
+                    "this is a P-Tuning prefix for ChatGLM, but this model is of the family {family}",
                     family=spec.family,
                 ),
                 hint=tr("use it with the ChatGLM-6B or ChatGLM2-6B it was trained on"),
@@ -53,7 +53,7 @@ def check_prefix(adapter: Adapter, spec: ModelSpec, model: LanguageModel) -> Non
             if rows != spec.vocab_size:
                 raise Usage(
                     tr(
-                        "the checkpoint of this prefix has a vocabulary of {rows}, the model here has {vocab_size}",
+                        "the checkpoint of this prefix has a vocabulary of {rows}, but this model has {vocab_size}",
                         rows=rows,
                         vocab_size=spec.vocab_size,
                     ),
@@ -93,13 +93,13 @@ def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> No
     if set(sizes) != wanted or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
         raise incomplete_adapter(
             tr(
-                "the prefix encoder's parts do not belong together: {parts}",
+                "the prefix encoder's parts do not match: {parts}",
                 parts=", ".join(f"{k} {list(v)}" for k, v in sizes.items()),
             ),
-            tr("the file is incomplete, or of two trainings"),
+            tr("the file is incomplete, or comes from two training runs"),
         )
     if sizes["trans.0.bias"] != (outer[1],) or sizes["trans.2.bias"] != (outer[0],):
-        raise incomplete_adapter(tr("the prefix encoder's biases do not fit"), tr("the file is damaged"))
+        raise incomplete_adapter(tr("the prefix encoder's biases do not match"), tr("the file is damaged"))
     _expect(outer[0], width, _what(spec))
 
 
@@ -114,8 +114,8 @@ def _what(spec: ModelSpec) -> str:
 def _expect(found: int, wanted: int, what: str) -> None:
     if found != wanted:
         raise Usage(
-            tr("the model here needs {what} {wanted}, the adapter has {found}", what=what, wanted=wanted, found=found),
-            hint=tr("it was trained on a model of other measures"),
+            tr("this model needs {what} {wanted}, but the adapter has {found}", what=what, wanted=wanted, found=found),
+            hint=tr("it was trained on a model of a different size"),
             code="adapter.shape",
         )
 

@@ -51,7 +51,7 @@ def _from_gguf(checkpoint: Checkpoint, folder: Path, description: Mapping[str, A
     if not isinstance(tokenizer, HFTokenizer):
         raise Usage(
             tr(
-                "the vocabulary of {name} is not of the kind that tokenizer.json holds",
+                "the vocabulary of {name} is of a kind that tokenizer.json cannot store",
                 name=one_line(checkpoint.path.name),
             ),
             hint=tr("quantise the Hugging Face folder of this model"),

@@ -107,12 +107,10 @@ def open_compressed(source: WeightSource, config: Mapping[str, Any], folder: Pat
     if not names or not is_ours_to_read(config):
         kind = described.get("format") if isinstance(described, Mapping) else None
         raise Damaged(
-            tr("the weights are packed, and config.json does not say how")
+            tr("the weights are packed, but config.json does not say how")
             if described is None
-            else tr(
-                "the weights and the quantization_config {kind!r} do not belong together", kind=one_line(str(kind), 60)
-            ),
-            hint=tr("take config.json and weights from the same folder: `glmchat verify`, or quantise again"),
+            else tr("the weights do not match the quantization_config {kind!r}", kind=one_line(str(kind), 60)),
+            hint=tr("use config.json and weights from the same folder: run `glmchat verify`, or quantise again"),
             code="weights.packed",
         )
     return _Compressed(source, names, folder)
@@ -191,6 +189,6 @@ def _offsets(folder: Path) -> dict[str, Any]:
 def _damaged(name: str, what: str) -> Damaged:
     return Damaged(
         tr("{name} cannot be unpacked: {what}", name=one_line(name), what=one_line(what, 160)),
-        hint=tr("the folder is damaged: `glmchat verify`, or quantise again"),
+        hint=tr("the folder is damaged: run `glmchat verify`, or quantise again"),
         code="weights.packed",
     )

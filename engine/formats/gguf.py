@@ -80,7 +80,7 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
                 name=one_line(tensor.name, 60),
                 type_name=tensor.type_name,
             ),
-            hint=tr("take a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model"),
+            hint=tr("use a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model"),
             code="gguf.type",
         ) from None
     return torch.from_numpy(np.ascontiguousarray(dense, np.float32)).view(tensor.shape)

@@ -103,8 +103,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
             wanted = re.search(r"GLOBAL ([\w.]{1,100})", text)
             what = f"it asks for {wanted[1]}" if wanted else "it is no plain table of them"
             raise Hostile(
-                tr("{name} holds more than tensors: {what}", name=one_line(path.name), what=what),
-                hint=tr("it was not run. Do not use this model, or take its safetensors version"),
+                tr("{name} contains more than tensors: {what}", name=one_line(path.name), what=what),
+                hint=tr("the code was not run. Do not use this model, or use its safetensors version"),
                 code="weights.pickle",
             ) from None
         raise _unreadable(path, error) from None
@@ -112,8 +112,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
         raise _unreadable(path, error) from None
     if not isinstance(data, dict):
         raise Damaged(
-            tr("{name} holds no table of tensors", name=one_line(path.name)),
-            hint=tr("it is no checkpoint"),
+            tr("{name} contains no table of tensors", name=one_line(path.name)),
+            hint=tr("it is not a checkpoint"),
             code="weights.kind",
         )
     return {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
@@ -132,6 +132,6 @@ def _unreadable(path: Path, error: Exception) -> Damaged:
             name=one_line(path.name),
             error=one_line(str(error).splitlines()[0] if str(error) else "", 160),
         ),
-        hint=tr("the download broke off, or the disk damaged it: `glmchat verify`, or pull it again"),
+        hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
         code="weights.damaged",
     )

@@ -36,7 +36,7 @@ def open_official(source: WeightSource, config: Mapping[str, Any]) -> WeightSour
                     "{name} is quantised (a chatglm-6b-int4-qe checkpoint), a layout that was never documented",
                     name=name,
                 ),
-                hint=tr("take chatglm-6b-int4, or chatglm-6b with --quant 4"),
+                hint=tr("use chatglm-6b-int4, or chatglm-6b with --quant 4"),
                 code="model.quantised_embeddings",
             )
     return _Official(source, packed, _columns_per_byte(shapes, packed, config))
@@ -50,11 +50,11 @@ def _columns_per_byte(shapes: Mapping[str, tuple[int, ...]], packed: set[str], c
             return columns
     raise Damaged(
         tr(
-            "the packed matrices are {widths} bytes wide, the model is {hidden} wide",
+            "the packed matrices are {widths} bytes wide, but the model is {hidden} wide",
             widths=sorted(widths),
             hidden=hidden,
         ),
-        hint=tr("config.json and the weights are of different models: pull the model again"),
+        hint=tr("config.json and the weights belong to different models: pull the model again"),
         code="weights.packed",
     )
 
@@ -83,7 +83,7 @@ class _Official:
         if stored.dtype != torch.int8 or scale.shape != stored.shape[:1] or not scale.is_floating_point():
             raise Damaged(
                 tr(
-                    "{name} is {dtype} with scales {shape}: no packed matrix of THUDM's is like this",
+                    "{name} is {dtype} with scales {shape}: no packed matrix by THUDM looks like this",
                     name=name,
                     dtype=stored.dtype,
                     shape=list(scale.shape),

@@ -76,7 +76,7 @@ def read_layout(ids: torch.Tensor, spec: ModelSpec, *, generating: bool = False)
                 mask=mask,
                 bos_id=spec.bos_id,
             ),
-            hint=tr("render(messages) and completion mode put them there; raw ids must carry them"),
+            hint=tr("render(messages) and completion mode add them; raw ids must contain them"),
             code="prompt.mask",
         )
     context = tokens.index(spec.bos_id)

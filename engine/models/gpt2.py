@@ -106,7 +106,7 @@ class GPT2(PrefixedModel):
         if start + len(ids) > self.spec.context:
             raise DoesNotFit(
                 tr(
-                    "GPT-2 has positions for {context:,} tokens, {start:,} are needed",
+                    "GPT-2 has positions for {context:,} tokens, but {start:,} are needed",
                     context=self.spec.context,
                     start=start + len(ids),
                 ),

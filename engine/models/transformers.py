@@ -164,9 +164,7 @@ def _known_config(config: Mapping[str, Any]) -> Any:
     except (ValueError, KeyError):
         raise Damaged(
             f"glmchat does not know this model: config.json names {one_line(kind, 80)}",
-            hint=tr(
-                "neither its own families nor the installed transformers know it; code from the folder is never run"
-            ),
+            hint=tr("neither glmchat nor the installed transformers supports it; code from the folder is never run"),
             code="model.unknown_family",
         ) from None
     except (TypeError, AttributeError) as error:
@@ -258,7 +256,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
                 missing=len(missing),
                 missing2=one_line(", ".join(missing), 100000),
             ),
-            hint=tr("config.json and the weights are of different models: pull the model again"),
+            hint=tr("config.json and the weights belong to different models: pull the model again"),
             code="weights.names",
         )
     return Fallback(checkpoint.spec, cast(nn.Module, inner))

@@ -38,7 +38,7 @@ class PromptFormat(ABC):
         if not messages or messages[-1].role != "assistant":
             raise Usage(
                 tr("there is no unfinished answer to continue"),
-                hint=tr("the last message must be the assistant's"),
+                hint=tr("the last message must be from the assistant"),
                 code="prompt.nothing_to_continue",
             )
         return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
@@ -95,8 +95,8 @@ def read_messages(messages: Sequence[Message | Mapping[str, Any]], prompt: Promp
         ) from None
     if not prompt.takes_tools and any(m.tools is not None for m in conversation):
         raise Usage(
-            tr("this model's format has no place for tools"),
-            hint=tr("ChatGLM3-6B and GLM-4 have one; for others describe them in the text of the system message"),
+            tr("this model's format does not support tools"),
+            hint=tr("ChatGLM3-6B and GLM-4 do; for others, describe the tools in the text of the system message"),
             code="prompt.tools",
         )
     return conversation

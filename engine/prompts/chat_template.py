@@ -137,7 +137,7 @@ class ChatTemplate:
             words = one_line(str(reply["broken"]))
             if words.startswith("SecurityError"):
                 raise Hostile(
-                    tr("the model's chat template reaches for Python: {words}", words=words),
+                    tr("the model's chat template tries to access Python: {words}", words=words),
                     hint=_HINT,
                     code="template.hostile",
                 )
@@ -145,7 +145,7 @@ class ChatTemplate:
                 tr("the model's chat template is broken: {words}", words=words), hint=_HINT, code="template.broken"
             )
         if "died" in reply:
-            raise Hostile(tr("the model's chat template brought down its process"), hint=_HINT, code="template.limit")
+            raise Hostile(tr("the model's chat template crashed its process"), hint=_HINT, code="template.limit")
         return reply
 
     def _stop(self) -> None:

@@ -70,7 +70,7 @@ def rounds(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
     if question is None:
         raise Usage(
             tr("the conversation does not end with a question"),
-            hint=tr("the last message must be the user's"),
+            hint=tr("the last message must be from the user"),
             code="prompt.no_question",
         )
     if system:

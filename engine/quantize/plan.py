@@ -124,7 +124,7 @@ class QuantizePlan:
         place = one_line(str(self.out))
         lines = [
             tr(
-                "{name} to {quant}: {before} become {after} ({free} are free)",
+                "{name} to {quant}: {before} become {after} ({free} free)",
                 name=one_line(self.source.name),
                 quant=self.label,
                 before=human_bytes(self.bytes_in),
@@ -137,7 +137,7 @@ class QuantizePlan:
             else tr("less than a minute, into {path}", path=place),
         ]
         if stored != "none" and self.bytes_out > 0.9 * self.bytes_in:
-            lines.append(tr("little is gained: it is {quant} already", quant=one_line(stored)))
+            lines.append(tr("this gains little: the model is already {quant}", quant=one_line(stored)))
         return lines
 
 
@@ -152,7 +152,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     if checkpoint.family.load is not None:
         raise Usage(
             tr(
-                "models of the family {family} run through transformers and are not quantised",
+                "models of the family {family} run through transformers and cannot be quantised",
                 family=one_line(checkpoint.spec.family),
             ),
             hint=tr("ChatGLM, GLM-4, Llama, Mistral, Qwen and GPT-2 can be"),
@@ -160,7 +160,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
         )
     if is_ours_to_read(checkpoint.config):
         raise Usage(
-            tr("{name} is quantised already", name=one_line(source.name)),
+            tr("{name} is already quantised", name=one_line(source.name)),
             hint=tr("run it as it is, or quantise the model it was made from"),
             code="quant.already",
         )
@@ -189,12 +189,12 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     if plan.bytes_free < bytes_out + _SPARE - _written(out):
         raise DoesNotFit(
             tr(
-                "the quantised copy needs {bytes_out}, {bytes_free} are free at {out}",
+                "the quantised copy needs {bytes_out}, but only {bytes_free} are free at {out}",
                 bytes_out=human_bytes(bytes_out),
                 bytes_free=human_bytes(plan.bytes_free),
                 out=one_line(str(_existing(out))),
             ),
-            hint=tr("make room, or choose another place with --out"),
+            hint=tr("free some space, or choose another place with --out"),
             code="quant.disk",
         )
     return plan
@@ -235,7 +235,7 @@ def _kept(
     if bits != recipe.bits and not is_end:
         raise Usage(
             tr(
-                "{name} has {bits} bits already and cannot be brought to {bits2}",
+                "{name} already has {bits} bits and cannot be converted to {bits2}",
                 name=one_line(checkpoint.path.name),
                 bits=bits,
                 bits2=recipe.bits,

@@ -65,7 +65,7 @@ def execute(
     """
     if plan.out.exists():
         raise Usage(
-            tr("{out} exists already", out=one_line(str(plan.out))),
+            tr("{out} already exists", out=one_line(str(plan.out))),
             hint=tr("remove it first, or choose another place with --out"),
             code="quant.exists",
         )
@@ -85,7 +85,7 @@ def execute(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFit(
                 tr("the disk is full: {folder}", folder=one_line(str(folder))),
-                hint=tr("make room and run the same command again: what is done is kept"),
+                hint=tr("free some space and run the same command again: what is done is kept"),
                 code="quant.disk",
             ) from None
         raise Failed(
@@ -144,7 +144,7 @@ def _write_shards(
         with SafetensorsWriter(folder / name, layout) as writer:
             for tensor in tensors:
                 if cancelled():
-                    raise Interrupted("stopped", hint=tr("run the same command again to go on"), code="quant.stopped")
+                    raise Interrupted("stopped", hint=tr("run the same command again to resume"), code="quant.stopped")
                 report(QuantizeProgress(done, total, tensor.name))
                 _write(writer, tensor, weights, plan, offsets)
                 done += _count(tensor)

@@ -100,6 +100,6 @@ def not_finite(name: str, error: ValueError) -> Damaged:
     """The error for a matrix that cannot be quantised."""
     return Damaged(
         f"{one_line(name)}: {error}",
-        hint=tr("the file is damaged: `glmchat verify`, or pull the model again"),
+        hint=tr("the file is damaged: run `glmchat verify`, or pull the model again"),
         code="weights.not_finite",
     )

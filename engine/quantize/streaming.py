@@ -38,7 +38,7 @@ class Announced:
         """Raises Damaged or Hostile for a bad index, Usage for weights that are quantised already."""
         if checkpoint.config.get("quantization_bit") or checkpoint.config.get("quantization_config"):
             raise Usage(
-                tr("{family}: these weights are quantised already", family=one_line(checkpoint.spec.family)),
+                tr("{family}: these weights are already quantised", family=one_line(checkpoint.spec.family)),
                 hint=tr("pull them as they are, without --quant"),
                 code="quant.already",
             )
@@ -101,7 +101,7 @@ class Arriving:
                     file=one_line(file),
                     announced=list(self._announced.shapes()[name]),
                 ),
-                hint=tr("config.json and the weights are of different models or revisions"),
+                hint=tr("config.json and the weights belong to different models or revisions"),
                 code="weights.names",
             )
         return self._source.read(name)

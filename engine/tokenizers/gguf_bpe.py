@@ -77,8 +77,11 @@ def _cutter(pre: Any, space: bool) -> Any:
     if pre in _GPT2:
         return words
     raise Damaged(
-        tr("this file's vocabulary cuts text in a way glmchat does not know: {pre}", pre=one_line(repr(pre), 40)),
-        hint=tr("take the Hugging Face folder of this model"),
+        tr(
+            "this file's vocabulary splits text in a way that glmchat does not support: {pre}",
+            pre=one_line(repr(pre), 40),
+        ),
+        hint=tr("use the Hugging Face folder of this model"),
         code="tokenizer.pre",
     )
 

@@ -77,6 +77,6 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 def _damaged(path: Path, data: bytes) -> Damaged:
     return damaged_vocabulary(
-        tr("{name} ({data:,} bytes) is no tiktoken vocabulary", name=one_line(path.name), data=len(data)),
+        tr("{name} ({data:,} bytes) is not a tiktoken vocabulary", name=one_line(path.name), data=len(data)),
         tr("fetch tokenizer.model again from THUDM/glm-4-9b-chat"),
     )

@@ -145,7 +145,7 @@ def _byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
     except Exception as error:  # noqa: BLE001 - the tokenizers package raises plain Exception
         raise damaged_vocabulary(
             tr(
-                "{name} and {name2} are no GPT-2 vocabulary: {error}",
+                "{name} and {name2} are not a GPT-2 vocabulary: {error}",
                 name=one_line(vocabulary.name),
                 name2=merges.name,
                 error=one_line(str(error), 120),

@@ -19,11 +19,11 @@ def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
     if spec is not None and tokenizer.vocab_size > spec.vocab_size:
         raise Damaged(
             tr(
-                "the vocabulary has {vocab_size} tokens, the model knows {vocab_size2}",
+                "the vocabulary has {vocab_size} tokens, but the model has {vocab_size2}",
                 vocab_size=tokenizer.vocab_size,
                 vocab_size2=spec.vocab_size,
             ),
-            hint=tr("tokenizer and weights are of different models or revisions: pull the model again"),
+            hint=tr("the tokenizer and the weights belong to different models or revisions: pull the model again"),
             code="tokenizer.size",
         )
     return tokenizer
@@ -47,7 +47,7 @@ def _from_gguf(path: Path) -> Tokenizer:
                     name=one_line(path.name),
                     kind=one_line(repr(kind), 40),
                 ),
-                hint=tr("take the Hugging Face folder of this model"),
+                hint=tr("use the Hugging Face folder of this model"),
                 code="tokenizer.kind",
             )
 
@@ -62,8 +62,8 @@ def _from_folder(folder: Path) -> Tokenizer:
 
         return load_tokenizer_model(folder)
     raise Damaged(
-        tr("{folder} holds no tokenizer", folder=one_line(str(folder))),
-        hint=tr("tokenizer.json or tokenizer.model is expected beside config.json: pull the model again"),
+        tr("{folder} contains no tokenizer", folder=one_line(str(folder))),
+        hint=tr("expected tokenizer.json or tokenizer.model beside config.json: pull the model again"),
         code="tokenizer.missing",
     )
 

@@ -35,8 +35,8 @@ def open_pieces(path: Path, data: bytes) -> sentencepiece.SentencePieceProcessor
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError, TypeError):
         raise damaged_vocabulary(
-            tr("{name} ({data:,} bytes) is no SentencePiece vocabulary", name=one_line(path.name), data=len(data)),
-            tr("the download broke off or the file is another one: pull it again"),
+            tr("{name} ({data:,} bytes) is not a SentencePiece vocabulary", name=one_line(path.name), data=len(data)),
+            tr("the download was interrupted, or this is a different file: pull it again"),
         ) from None
 
 

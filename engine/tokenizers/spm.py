@@ -104,7 +104,7 @@ def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or scores is None or types is None or not len(tokens) == len(scores) == len(types):
         raise damaged_vocabulary(
-            tr("the vocabulary in this GGUF file is broken: pieces, scores and types do not fit together"),
+            tr("the vocabulary in this GGUF file is broken: pieces, scores and types do not match"),
             tr("pull the model again"),
         )
     model = proto.ModelProto()

@@ -84,7 +84,7 @@ class LocalSpeaker(Endpoint):
         if self.refuse_over is not None and count(messages) > self.refuse_over:
             raise ServerFailed("This model's maximum context length is exceeded", hint="", code="server.refused")
         if self.context is not None and count(messages) >= self.context:
-            words = f"the prompt has {count(messages)} tokens, the context holds {self.context}"
+            words = f"the prompt has {count(messages)} tokens, but the context holds only {self.context}"
             raise DoesNotFit(words, hint="shorten it", code="context.full")
         try:
             yield Started("spoken-model", prompt_tokens=count(messages) if self.counts else None)

@@ -139,7 +139,7 @@ def test_a_folder_with_its_own_bits_is_not_quantised_again(tmp_path: Path, confi
     row, bits = locate(str(tmp_path), quant=4)
     launch = launch_installed(LaunchOptions(), row, bits)
     assert (launch.engine.quant, launch.engine.quant_label) == (None, "int4")
-    with pytest.raises(Usage, match="cannot be brought to 8"):
+    with pytest.raises(Usage, match="cannot be converted to 8"):
         launch_installed(LaunchOptions(), row, 8)
 
 

@@ -128,7 +128,7 @@ def test_what_undo_takes_redo_brings_back_also_from_another_conversation(face: N
     ask(face, "two")
     face.run("/redo")
     assert face.chat.tree.conversation.id == first and messages(face) == ["one", "an answer"]
-    with pytest.raises(Usage, match="nothing was taken back"):
+    with pytest.raises(Usage, match="nothing to redo"):
         face.run("/redo")
 
 
@@ -170,8 +170,8 @@ def test_a_setting_is_changed_shown_and_forgotten(face: NotingFace, line: str) -
     face.run("/set temp")
     face.run("/reset temp")
     assert face.told("line") == [
-        "temperature 0.95", "temperature is 0.3 from the next answer on", "temperature 0.3",
-        "temperature is what it was before /set",
+        "temperature 0.95", "temperature is 0.3, starting with the next answer", "temperature 0.3",
+        "temperature is back to its value before /set",
     ]  # fmt: skip
     assert face.chat.sampling().sampling.temperature == 0.95
     face.run("/set")
@@ -192,7 +192,7 @@ def test_the_context_is_measured_cleared_and_its_policy_changed(face: NotingFace
     assert face.told("line") == ["the context is empty already"]
     ask(face, "12345")
     face.run("/context")
-    assert face.told("line")[-1] == "the next request holds 14 of 1,000 tokens"
+    assert face.told("line")[-1] == "the next request takes 14 of 1,000 tokens"
     face.run("/clear")
     assert face.told("mark") == [True] and not face.chat.tree.context()
     face.run("/policy")

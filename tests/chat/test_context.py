@@ -100,8 +100,8 @@ def test_servers_words_for_too_long_are_understood(message: str, numbers: tuple[
 
 
 def test_other_words_of_a_server_are_no_reason_to_drop_turns() -> None:
-    assert not context.is_overflow(ServerFailed("the server refuses the key", hint=""))
-    assert not context.is_overflow(DoesNotFit("there is no memory", hint="", code="memory"))
+    assert not context.is_overflow(ServerFailed("the server rejected the key", hint=""))
+    assert not context.is_overflow(DoesNotFit("there is not enough memory", hint="", code="memory"))
 
 
 # One turn, one request.
@@ -183,7 +183,7 @@ def test_the_refusal_of_our_own_server_says_how_long_and_how_much_in_each_langua
     with pytest.raises(DoesNotFit) as refusal:
         list(engine.endpoint.stream([Message("user", "x" * 500)], sampling))
     assert context.is_overflow(refusal.value)
-    sentence = "the prompt has {length} tokens, the context holds {context}"
+    sentence = "the prompt has {length} tokens, but the context holds only {context}"
     length = len("<user><assistant>") + 500
     assert context.sizes(refusal.value) == (length, 400)
     monkeypatch.setenv("GLMCHAT_LANG", words)

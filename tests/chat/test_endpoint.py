@@ -119,11 +119,11 @@ def test_llama_servers_timings_become_speeds(foreign: Foreign) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (chunk("half an ans") + "\n\n", "before the answer did"),
+        (chunk("half an ans") + "\n\n", "before the answer was complete"),
         ("data: {not json}\n\n", "not JSON"),
         ('data: {"error": {"message": "CUDA out of memory"}}\n\n', "CUDA out of memory"),
         ('data: {"error": "llama runner died"}\n\n', "llama runner died"),
-        ("", "before the answer did"),
+        ("", "before the answer was complete"),
     ],
 )
 def test_an_answer_that_breaks_off_is_told_and_never_passed_off_as_finished(
@@ -168,7 +168,7 @@ def test_what_is_no_answer_has_its_own_words_and_a_hint(
 def test_nobody_there_is_one_clear_sentence() -> None:
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         port = server.server_address[1]
-    with pytest.raises(NetworkFailed, match=f"nobody answers at http://127.0.0.1:{port}/v1"):
+    with pytest.raises(NetworkFailed, match=f"nothing is listening at http://127.0.0.1:{port}/v1"):
         ask(Endpoint(f"127.0.0.1:{port}", model="m"))
 
 
@@ -208,7 +208,7 @@ def test_a_foreign_server_keeps_its_own_defaults_for_what_nobody_set(foreign: Fo
 def test_a_server_that_cannot_continue_an_answer_is_told_apart_from_a_bad_request(foreign: Foreign) -> None:
     detail = json.dumps({"detail": "Unexpected fields: {'continue_final_message'}"}).encode()
     endpoint = foreign.says("", answer_with=lambda path, body: ("422 No", "application/json", detail) if body else None)
-    with pytest.raises(ServerFailed, match="cannot go on") as raised:
+    with pytest.raises(ServerFailed, match="cannot resume") as raised:
         ask(endpoint, continue_final=True)
     assert raised.value.code == "server.cannot_continue" and "/regen" in raised.value.hint
 
@@ -267,7 +267,7 @@ def test_half_a_surrogate_from_a_terminal_is_replaced_before_it_is_sent(foreign:
 
 def test_a_line_without_an_end_is_refused(foreign: Foreign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glmchat.chat.client.reading.LINE_LIMIT", 1000)
-    with pytest.raises(ServerFailed, match="without an end"):
+    with pytest.raises(ServerFailed, match="does not end"):
         ask(foreign.says("data: " + "x" * 5000))
 
 

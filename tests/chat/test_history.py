@@ -228,7 +228,7 @@ def test_a_newer_schema_is_refused_by_name(history: History, history_path: Path)
     history.close()
     with sqlite3.connect(history_path) as raw:
         raw.execute("PRAGMA user_version = 99")
-    with pytest.raises(Failed, match="newer glmchat"):
+    with pytest.raises(Failed, match="newer version of glmchat"):
         History.open(history_path)
 
 

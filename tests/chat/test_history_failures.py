@@ -126,7 +126,7 @@ def test_a_full_disk_while_an_answer_streams_costs_only_the_saving(history: Hist
     extra = history.append(tree, "user", "still talking")
     assert [m.text for m in tree.path()] == ["question", "begun " + 3 * big, "still talking"]
     limit_pages(history, 1000)  # somebody made room
-    history.append(tree, "assistant", "saved again")
+    history.append(tree, "assistant", "saving again")
     assert history.saved
     with History.open(history_path) as again:
         found = again.load(tree.conversation.id)
@@ -257,12 +257,12 @@ def test_a_lock_that_is_held_too_long_is_told_and_waited_out(
     history.append(tree, "user", "before")
     with sqlite3.connect(history_path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        history.append(tree, "assistant", "meanwhile")
+        history.append(tree, "assistant", "messages in between")
         assert not history.saved and "locked" in (history.problem or "")
         other.execute("ROLLBACK")
     history.append(tree, "user", "after")
     assert history.saved
-    assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "meanwhile", "after"]
+    assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "messages in between", "after"]
 
 
 @pytest.mark.parametrize("pages", [2, 9])

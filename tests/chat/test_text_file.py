@@ -43,5 +43,5 @@ def test_what_holds_no_text_is_refused_with_its_reason(tmp_path: Path, content: 
 def test_no_path_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Usage, match="needs a path"):
         read_text_file("")
-    with pytest.raises(Usage, match="no file"):
+    with pytest.raises(Usage, match="not a file"):
         read_text_file(str(tmp_path))

@@ -62,7 +62,7 @@ def test_a_folder_goes_into_the_store_once_and_is_used(glmchat: Run, base: Path,
     assert used(first) == "poet-checkpoint-3000"
     assert "was added to the store as poet-checkpoint-3000: LoRA of rank 4" in first.stderr
     as_model = glmchat("show", "poet-checkpoint-3000")
-    assert "is an adapter, no model" in as_model.stderr and "glmchat adapters show" in as_model.stderr
+    assert "is an adapter, not a model" in as_model.stderr and "glmchat adapters show" in as_model.stderr
     again = glmchat("run", base, "hi", "--json", "--adapter", f"{folder}:0.5")
     assert used(again) == "poet-checkpoint-3000:0.5" and "is in the store as poet-checkpoint-3000" in again.stderr
     assert len(list_adapters()) == 1
@@ -84,9 +84,9 @@ def test_a_training_that_went_on_gets_a_name_of_its_own(
 @pytest.mark.parametrize(
     ("config", "width", "reason", "hint"),
     [
-        ({}, 128, "q_proj is 128 × 128 in it, 64 × 64 in the model here", "other measures"),
-        ({"base_model_name_or_path": "me/Other-7M"}, 64, "trained on me/Other-7M, and the model here is", "--force"),
-        ({"peft_type": "NEW"}, 64, "'NEW', which glmchat does not know", "LoHa"),
+        ({}, 128, "q_proj is 128 × 128 in the adapter, but 64 × 64 in this model", "a different size"),
+        ({"base_model_name_or_path": "me/Other-7M"}, 64, "trained on me/Other-7M, but this model is", "--force"),
+        ({"peft_type": "NEW"}, 64, "'NEW', which glmchat does not support", "LoHa"),
     ],
 )
 def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
@@ -99,7 +99,7 @@ def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
 
 
 @pytest.mark.parametrize(
-    ("number", "rank", "reason"), [(255, 4, "not finite"), (0, 8, "adapter_config.json says rank 8")]
+    ("number", "rank", "reason"), [(255, 4, "not finite"), (0, 8, "adapter_config.json gives rank 8")]
 )
 def test_a_damaged_folder_is_refused_and_leaves_nothing_in_the_store(
     glmchat: Run, base: Path, tmp_path: Path, number: int, rank: int, reason: str
@@ -166,9 +166,9 @@ def test_a_kind_of_peft_is_added_listed_and_shown_by_its_name(glmchat: Run, tmp_
 @pytest.mark.parametrize(
     ("mark", "config", "code", "reason"),
     [
-        ("hada", {"r": 40}, 3, "says r 40, no tensor is that long"),
+        ("hada", {"r": 40}, 3, "gives r 40, but no tensor is that long"),
         ("lokr", {}, 3, "says LoHa, and none of the 4 tensors belongs to one"),
-        ("hada", {"peft_type": "POLY"}, 2, "the number of a task with every question"),
+        ("hada", {"peft_type": "POLY"}, 2, "a task number with every question"),
         ("hada", {"target_modules": "(a+)+b"}, 3, "target_modules is"),
     ],
 )
@@ -182,4 +182,4 @@ def test_a_kind_of_peft_that_no_model_could_take_never_comes_into_the_store(
 def test_a_kind_of_peft_is_refused_on_a_model_that_glmchat_computes(glmchat: Run, base: Path, tmp_path: Path) -> None:
     done = glmchat("run", base, "hi", "--adapter", write_loha(tmp_path / "poet"))
     assert done.returncode == 2 and "a LoHa needs PEFT, and glmchat computes llama models itself" in done.stderr
-    assert "models through transformers take the rest" in done.stderr
+    assert "the other kinds need a model that runs through transformers" in done.stderr

@@ -94,7 +94,7 @@ def attached(fake_argv: Argv) -> Iterator[Callable[[], subprocess.Popen[str]]]:
             fake_argv({}, "attach"), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
         )
         started.append(reader)
-        assert reader.stderr is not None and "reading along" in reader.stderr.readline()
+        assert reader.stderr is not None and "following" in reader.stderr.readline()
         assert reader.stderr.readline() == "> go\n"
         return reader
 
@@ -170,7 +170,7 @@ def test_attach_takes_the_conversation_over_when_the_answer_is_finished(
     ask(terminal, "plain")
     terminal.hang_up()
     elsewhere = on_terminal("attach", term="dumb")
-    elsewhere.wait_for("reading along")
+    elsewhere.wait_for("following")
     enough.touch()
     elsewhere.wait_for("is ready")
     elsewhere.type("and then?\n")

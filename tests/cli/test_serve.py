@@ -69,7 +69,7 @@ def test_a_key_that_no_client_can_send_is_refused_without_showing_it(
         (tmp_path / "empty").write_text(words)
         with pytest.raises(Usage, match="empty"):
             choose_key("127.0.0.1", tmp_path / "empty", no_key=False)
-    with pytest.raises(Usage, match="contradict"):
+    with pytest.raises(Usage, match="conflict"):
         choose_key("127.0.0.1", tmp_path / "empty", no_key=True)
 
 

@@ -275,18 +275,18 @@ def test_a_prefix_of_another_length_than_its_configuration_says_is_refused(share
     folder = shared / "reference" / "chatglm"
     shutil.copy(folder / "v2_ptuning" / "prefix_only" / "pytorch_model.bin", tmp_path)
     (tmp_path / "config.json").write_text('{"pre_seq_len": 128}')
-    with pytest.raises(Damaged, match="pre_seq_len 128, the prefix has 8"):
+    with pytest.raises(Damaged, match="pre_seq_len 128, but the prefix has 8"):
         load(folder / "v2").attach(tmp_path, "tuned")
 
 
 def test_prefixes_of_other_models_are_refused_by_their_measures(shared: Path, tmp_path: Path) -> None:
     folder = shared / "reference" / "chatglm"
     two, one = load(folder / "v2"), load(folder / "v1_new_struct")
-    with pytest.raises(Usage, match="width 256, the adapter has 3584"):
+    with pytest.raises(Usage, match="width 256, but the adapter has 3584"):
         two.attach(folder / "v1_new_ptuning" / "prefix_only", "tuned")
-    with pytest.raises(Usage, match="width 3584, the adapter has 256"):
+    with pytest.raises(Usage, match="width 3584, but the adapter has 256"):
         one.attach(folder / "v2_ptuning" / "prefix_only", "tuned")
     old = {"transformer.word_embeddings.weight": torch.zeros(150528, 1)}
     torch.save({**old, "transformer.prefix_encoder.embedding.weight": torch.zeros(8, 3584)}, tmp_path / "p.pt")
-    with pytest.raises(Usage, match="a vocabulary of 150528, the model here has 1536"):
+    with pytest.raises(Usage, match="a vocabulary of 150528, but this model has 1536"):
         one.attach(tmp_path / "p.pt", "tuned")

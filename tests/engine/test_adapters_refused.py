@@ -190,33 +190,33 @@ def another_base(folder: Path) -> None:
 
 REFUSED: list[tuple[Callable[[Path], None], int, str]] = [
     (other_family, 2, "belong to no layer of this model"),
-    (other_width, 2, r"of \[128, 128\], here it is \[64, 64\]"),
+    (other_width, 2, r"of \[128, 128\], but in this model it is \[64, 64\]"),
     (more_layers, 2, "belong to no layer of this model"),
     (fewer_layers, 3, "nothing for 1 of the 3 layers"),
-    (wrong_rank, 3, "says rank 8, .* has 4"),
+    (wrong_rank, 3, "gives rank 8, but .* has 4"),
     (absurd_rank, 3, "r is 1000000000000"),
-    (ranks_apart, 3, "do not multiply"),
+    (ranks_apart, 3, "cannot be multiplied"),
     (missing_b, 3, "lacks its lora_B"),
     (not_a_number, 3, "not finite"),
     (cut_off, 3, "cannot be read"),
     (claims_ten_gigabytes, 3, "cannot be read"),
-    (stretched_storage, 3, "do not multiply"),
-    (pickle_with_code, 3, "holds more than tensors"),
+    (stretched_storage, 3, "cannot be multiplied"),
+    (pickle_with_code, 3, "contains more than tensors"),
     (bare_pickle, 3, "adapter.pt"),
-    (unknown_type, 2, "'NEW', which glmchat does not know"),
+    (unknown_type, 2, "'NEW', which glmchat does not support"),
     (unknown_variant, 2, "layer_replication"),
     (begun_with_pissa, 2, "changes the base model"),
-    (empty_folder, 2, "holds no adapter"),
-    (only_a_config, 2, "no weights are there"),
+    (empty_folder, 2, "contains no adapter"),
+    (only_a_config, 2, "there are no weights"),
     (pointer, 3, "git-lfs pointer"),
     (config_is_no_json, 3, "not JSON"),
     (pattern_that_never_ends, 3, "rank_pattern is"),
     (index_leads_outside, 3, "names the file"),
     (a_whole_model, 2, "none of its 1 tensors"),
-    (other_vocabulary, 2, r"\[300, 64\] in the adapter, \[272, 64\] here"),
+    (other_vocabulary, 2, r"\[300, 64\] in the adapter, but \[272, 64\] in this model"),
     (chatglm_prefix, 2, "a P-Tuning prefix for ChatGLM"),
-    (prefix_of_another_length, 3, "says 20 virtual tokens, the file holds 8"),
-    (another_base, 2, "trained on someone/Tiny-9M-Instruct, and the model here is tiny-7M"),
+    (prefix_of_another_length, 3, "gives 20 virtual tokens, but the file contains 8"),
+    (another_base, 2, "trained on someone/Tiny-9M-Instruct, but this model is tiny-7M"),
 ]
 
 
@@ -269,7 +269,7 @@ def test_the_medical_lora_of_smollm_is_refused_on_smollm2_by_name(shared: Path, 
     with pytest.raises(Usage) as caught:
         engine.attach(folder, "medical")
     assert "was trained on HuggingFaceTB/SmolLM-135M-Instruct" in caught.value.message
-    assert "the model here is SmolLM2-135M-Instruct" in caught.value.message
+    assert "this model is SmolLM2-135M-Instruct" in caught.value.message
     assert "--force" in caught.value.hint
     assert engine.attach(folder, "medical", force=True).forced
 

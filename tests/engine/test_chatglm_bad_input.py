@@ -220,7 +220,7 @@ def test_a_prefix_that_config_json_and_weights_do_not_agree_on_is_told(
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pre_seq_len": 128}))
-    assert "take it out" in refused(folder).hint
+    assert "remove it" in refused(folder).hint
     source, merged = shared / "reference" / "chatglm" / "v1_new_ptuning", tmp_path / "merged"
     shutil.copytree(source, merged)
     config = json.loads((source / "config.json").read_text())

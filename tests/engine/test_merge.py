@@ -69,7 +69,7 @@ def test_a_prefix_merges_into_the_older_full_form(shared: Path, tmp_path: Path) 
 def test_a_place_that_is_taken_stays_as_it_is(tmp_path: Path, builders: ModuleType) -> None:
     base = builders.write_folder(tmp_path / "base")
     adapters.write_peft(base, tmp_path / "lora")
-    with pytest.raises(Usage, match="exists already"):
+    with pytest.raises(Usage, match="already exists"):
         merge(read_adapter(tmp_path / "lora"), base, base)
     adapters.write_lora(tmp_path / "other", adapters.factors(4))
     with pytest.raises(Usage, match="belong to no layer"):

@@ -263,25 +263,29 @@ def test_a_wrong_adapter_is_refused_with_the_reason(base: Path, engine: Engine, 
     refused(Damaged, "lacks 1 of the 16 tensors", lambda tensors: tensors.pop(some))
     refused(Usage, "1 of the adapter's 17 tensors belong to no layer",
             lambda tensors: tensors.update({some.replace("layers.0", "layers.7"): tensors[some].clone()}))  # fmt: skip
-    refused(Usage, r"hada_w1_a is \[96, 3\] in the adapter, \[96, 4\] here",
+    refused(Usage, r"hada_w1_a is \[96, 3\] in the adapter, but \[96, 4\] in this model",
             lambda tensors: tensors.update({some: tensors[some][:, :3].clone()}))  # fmt: skip
     refused(Damaged, "not finite", lambda tensors: tensors[some].__setitem__((0, 0), float("nan")))
-    refused(Damaged, "no numbers of an adapter", lambda tensors: tensors.update({some: tensors[some].int()}))
+    refused(
+        Damaged,
+        "does not contain the numbers of an adapter",
+        lambda tensors: tensors.update({some: tensors[some].int()}),
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        pytest.param({"r": 4000}, "says r 4000, no tensor is that long", id="rank"),
+        pytest.param({"r": 4000}, "gives r 4000, but no tensor is that long", id="rank"),
         pytest.param({"r": -1}, "r is -1", id="negative"),
         pytest.param({"target_modules": "(a+)+b"}, "target_modules is", id="slow-pattern"),
         pytest.param({"rank_pattern": {"dense": 10**9}}, "rank_pattern is 1000000000", id="rank-of-a-layer"),
         pytest.param({"alpha": float("inf")}, "alpha is inf", id="infinite"),
-        pytest.param({"target_modules": ["nothing"]}, "PEFT does not take this LoHa", id="no-layer"),
+        pytest.param({"target_modules": ["nothing"]}, "PEFT cannot use this LoHa", id="no-layer"),
         pytest.param({"peft_type": "IA3"}, "says IA3, and none of the 16 tensors belongs to one", id="other-kind"),
-        pytest.param({"peft_type": "XLORA"}, "further models or adapters", id="mixture-of-others"),
+        pytest.param({"peft_type": "XLORA"}, "other models or adapters", id="mixture-of-others"),
         pytest.param({"peft_type": "BOFT"}, "runs a compiler", id="compiled"),
-        pytest.param({"peft_type": "QUANTUM"}, "'QUANTUM', which glmchat does not know", id="unknown"),
+        pytest.param({"peft_type": "QUANTUM"}, "'QUANTUM', which glmchat does not support", id="unknown"),
     ],
 )
 def test_settings_that_no_adapter_has_are_refused(
@@ -312,7 +316,7 @@ def test_a_prefix_of_other_measures_is_refused(engine: Engine, tmp_path: Path) -
     wide = adapters.write_neox(tmp_path / "wide", hidden_size=64)
     for peft_type in adapters.VIRTUAL_TOKENS:
         adapters.write_kind(wide, tmp_path / peft_type, peft_type)
-        with pytest.raises(Usage, match="the model here needs"):
+        with pytest.raises(Usage, match="this model needs"):
             engine.attach(tmp_path / peft_type, "one")
 
 

@@ -75,7 +75,7 @@ class PlainMode:
 def kind_of(said: str) -> str:
     if "there is no command" in said:
         return "unknown"
-    return "needs the window" if "needs the window" in said else "known"
+    return "needs the window" if "only works in the window" in said else "known"
 
 
 def test_plain_mode_knows_the_slash_commands_it_knew(golden: Golden, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_folder_named_as_a_source_is_the_model_and_serves_pulls(tmp_path: Path
         ('[[model]]\nname = "x"\n\nsize = = 3\n', 4, "line 4"),
         ('[[model]]\nname = "x"\nnmae = "y"\n', 3, "nmae"),
         ('[[model]]\nname = "ok"\n\n[[model]]\nlabel = "no name"\n', 4, "name is missing"),
-        ('[[model]]\nname = "x"\n[[model.file]]\npath = "../up"\n', 4, "leaves its folder"),
+        ('[[model]]\nname = "x"\n[[model.file]]\npath = "../up"\n', 4, "points outside its folder"),
         ('[[model]]\nname = "x"\n[[model.file]]\npath = "a"\n[[model.file]]\npath = "b"\nsha256 = "12"\n', 7, "sha256"),
         ('[[model]]\nname = "x"\n[[model.source]]\nkind = "ftp"\nrepo = "a/b"\n', 4, "kind"),
         ('[[model]]\nname = "x"\n[[model.source]]\nkind = "hf"\nrepo = "a/b"\nrevision = "main"\n', 6, "full commit"),

@@ -211,7 +211,7 @@ def test_another_file_under_the_name_is_refused_and_not_kept(hub: LoopbackHub, t
     hub.fault(NAME, content=b"y" * len(BYTES), omit=("x-linked-etag", "x-repo-commit", "etag"), times=None)
     want = wanted(tmp_path, hub)
     error = refused(want, Damaged)
-    assert error.exit == 3 and "another file" in error.message
+    assert error.exit == 3 and "a different file" in error.message
     assert not want.partial.exists() or want.partial.stat().st_size == 0
 
 
@@ -284,7 +284,7 @@ def test_a_file_whose_hash_nobody_knows_is_refused_unless_the_host_is_trusted(hu
 def test_a_hubs_own_hash_is_used_when_the_planner_has_none(hub: LoopbackHub, tmp_path: Path) -> None:
     want = wanted(tmp_path, hub, size=None, sha256=None)
     hub.fault(NAME, content=b"y" * len(BYTES), times=None)
-    assert "another file" in refused(want, Damaged).message
+    assert "a different file" in refused(want, Damaged).message
     hub.heal()
     fetch(want)
     assert want.destination.read_bytes() == BYTES
@@ -365,5 +365,5 @@ def test_numbers_without_end_are_no_numbers(hub: LoopbackHub, tmp_path: Path) ->
     """int() raises for more than 4300 digits, and isdigit() takes a superscript for one."""
     hub.fault(NAME, cut_after=400_000)
     hub.fault(NAME, total=int("9" * 4000), times=None)
-    assert "does not say which" in refused(wanted(tmp_path, hub), Damaged).message
+    assert "did not say which" in refused(wanted(tmp_path, hub), Damaged).message
     assert retry_after("²") is None

@@ -199,7 +199,7 @@ def test_the_command_line_replaces_pointers_and_says_so(hub: LoopbackHub, tmp_pa
     assert json.loads(out)["bytes_total"] == len(SHARD) + len(VOCABULARY) and not is_whole(folder)
     code, _, err = glmchat(capsys, *command)
     assert code == 0, err
-    assert is_whole(folder) and "2 files are in their place" in err
+    assert is_whole(folder) and "2 files are in place" in err
 
 
 @pytest.mark.parametrize("more", [["--quant", "4"], ["--keep"]])

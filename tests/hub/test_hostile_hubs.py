@@ -128,7 +128,7 @@ def test_a_commit_that_was_asked_for_is_not_traded_for_another(capsys: Any) -> N
     with server(lambda _: as_json(listing())) as (address, _seen):
         code, _, err = glmchat(capsys, "pull", f"a/b@{'c' * 40}", "--endpoint", address)
     assert code == 3
-    assert "another commit" in err
+    assert "a different commit" in err
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
@@ -271,7 +271,7 @@ def test_modelscope_is_a_source_of_its_own(capsys: Any, monkeypatch: pytest.Monk
     assert (row["name"], row["revision"], row["complete"]) == ("Zhipu/tiny", "master", True)
     assert Path(row["path"]).is_relative_to(locations.models_dir())
     assert not locations.hf_cache().exists()
-    assert again[0] == 0 and "is here" in again[2]
+    assert again[0] == 0 and "is already here" in again[2]
     found = find_installed(parse("Zhipu/tiny"))
     assert found is not None and {f.host for f in found.files} == {address.removeprefix("http://")}
     assert glmchat(capsys, "verify", "Zhipu/tiny")[0] == 0

@@ -247,7 +247,7 @@ def test_add_refuses_what_is_no_model_and_a_name_that_is_taken(tmp_path: Path, c
     (tmp_path / "empty").mkdir()
     code, _, err = glmchat(capsys, "add", str(tmp_path / "empty"))
     assert code == 2
-    assert "holds no model" in err
+    assert "does not contain a model" in err
     assert glmchat(capsys, "add", str(tmp_path / "nowhere"))[0] == 2
     assert glmchat(capsys, "add", str(model_folder(tmp_path / "a")), "--name", "mine")[0] == 0
     code, _, err = glmchat(capsys, "add", str(model_folder(tmp_path / "b")), "--name", "mine")
@@ -352,7 +352,7 @@ def test_a_lock_file_that_is_none_is_told_in_words(content: bytes, capsys: Any, 
     (tmp_path / "l").write_bytes(content)
     code, out, err = glmchat(capsys, "pull", "--locked", str(tmp_path / "l"))
     assert code == 3 and out == ""
-    assert "l: this is no lock file\n" in err and "write it again: glmchat lock" in err and err.count("\n") == 2
+    assert "l: this is not a lock file\n" in err and "create it again: glmchat lock" in err and err.count("\n") == 2
 
 
 def test_a_quantised_copy_is_listed_found_by_its_quantisation_and_survives_its_base(

@@ -101,7 +101,7 @@ def test_nothing_is_asked_twice(hub: LoopbackHub, capsys: Any) -> None:
     sent = hub.sent_for("model.safetensors")
     code, _, err = glmchat(capsys, "pull", "tiny/model")
     assert code == 0
-    assert "is here" in err
+    assert "is already here" in err
     assert hub.sent_for("model.safetensors") == sent
 
 
@@ -198,7 +198,7 @@ def test_too_little_disk_is_refused_before_the_first_byte(hub: LoopbackHub, caps
     code, out, err = glmchat(capsys, "pull", "huge", "--json")
     assert code == 4
     assert last_json(out)["code"] == "pull.disk"
-    assert "are free" in err
+    assert "of free space" in err
     assert hub.requests == []
     assert json.loads(glmchat(capsys, "pull", "huge", "--dry-run", "--json")[1])["fits"] is False
 
@@ -324,7 +324,7 @@ def test_offline_a_catalogue_model_asks_nobody(hub: LoopbackHub, monkeypatch: py
     code, out, err = glmchat(capsys, "pull", "chatglm-6b", "--json")
     assert code == 1
     assert last_json(out)["code"] == "pull.offline"
-    assert "13.4 GB of chatglm-6b are not here" in err
+    assert "13.4 GB of chatglm-6b are not on this machine" in err
     assert hub.requests == []
 
 

@@ -76,5 +76,5 @@ def test_nonsense_is_a_usage_error_with_a_hint(text: str) -> None:
 def test_two_different_revisions_contradict_each_other() -> None:
     assert parse("a/b", revision="v1").revision == "v1"
     assert parse("a/b@v1", revision="v1").revision == "v1"
-    with pytest.raises(Usage, match="contradict"):
+    with pytest.raises(Usage, match="conflict"):
         parse("a/b@v1", revision="v2")

@@ -72,7 +72,7 @@ def test_a_shard_of_the_other_generation_is_called_by_its_name(tmp_path: Path, c
     assert {p: f["state"] for p, f in verdicts(out).items() if f["state"] != "ok"} == {name: "size"}
     assert verdicts(out)[name]["belongs_to"] == [f"glm@{COMMIT_B[:12]}"]
     assert verdicts(out)[name]["expected_sha256"] == sha256(SLIM[name])
-    assert f"it is the file of glm@{COMMIT_B[:12]}" in err
+    assert f"it belongs to glm@{COMMIT_B[:12]}" in err
 
 
 def test_wrong_bytes_under_published_names_are_each_told(tmp_path: Path, capsys: Any) -> None:

@@ -34,8 +34,8 @@ async def test_those_that_fit_come_first_and_the_others_say_why_they_do_not(adap
             name for line in lines for name in ("calm", "poet", "chatglm", "medical", "wide") if f"  {name} " in line
         ]
         assert order == ["calm", "poet", "chatglm", "medical", "wide"]
-        assert "trained on me/Other-7M, and the model here is Tiny-7M" in window.screen_text()
-        assert "q_proj is 128 × 128 in it, 64 × 64 in the model here" in window.screen_text()
+        assert "trained on me/Other-7M, but this model is Tiny-7M" in window.screen_text()
+        assert "q_proj is 128 × 128 in the adapter, but 64 × 64 in this model" in window.screen_text()
         assert "changes layers called query_key_value" in window.screen_text()
 
 
@@ -52,7 +52,7 @@ async def test_enter_uses_one_space_mixes_arrows_weigh_and_o_is_none(adapters_he
         await window.press("o")
         assert used(window) == {}
         await window.press("down", "enter", "escape")
-        await window.until(lambda: "adapters from the next answer on: poet" in window.notices)
+        await window.until(lambda: "adapters, starting with the next answer: poet" in window.notices)
         assert window.chat.status.facts.adapters == ("poet",)
         await window.ask("who are you?")
         assert [turn.label for turn in window.turns if turn.role == "assistant"] == ["Tiny-7M + poet"]
@@ -62,7 +62,7 @@ async def test_one_that_does_not_fit_is_not_taken_and_only_names_can_be_overrule
     async with open_window(launch=adapters_here) as window:
         await opened(window)
         await window.press("end", "enter", "space", "f")  # of other measures
-        assert used(window) == {} and "it was trained on a model of other measures" in window.screen_text()
+        assert used(window) == {} and "it was trained on a model of a different size" in window.screen_text()
         await window.press("up", "enter", "space")  # of another base
         assert used(window) == {}
         await window.press("f")
@@ -101,7 +101,7 @@ async def test_a_wrong_one_is_refused_where_it_is_typed_and_nothing_changes(adap
             assert used(window) == {}
         (adapters.find_adapter("calm").path / "adapter_model.safetensors").unlink()
         await window.send("/adapter calm")
-        await window.until(lambda: "calm: its files are not all here" in window.notices)
+        await window.until(lambda: "calm: some of its files are missing" in window.notices)
         await window.send("/adapter medical --force")
         await window.until(lambda: used(window) == {"medical": 1.0})
         await window.ask("hello")
@@ -116,7 +116,7 @@ async def test_one_that_was_removed_meanwhile_is_shown_and_can_be_taken_away(
         await window.until(lambda: used(window) == {"poet": 1.0})
         removal.execute(removal.plan_removal([adapters.find_adapter("poet")]))
         await window.press("f7")
-        await window.until(lambda: "not in the store any more" in window.screen_text())
+        await window.until(lambda: "no longer in the store" in window.screen_text())
         await window.press("space")
         assert used(window) == {}
 

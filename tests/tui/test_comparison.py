@@ -123,7 +123,7 @@ async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model
         await window.send(f"/compare {other}\nhello")
         await over(window)
         text = window.screen_text()
-        assert "one after the other: together they need" in text and "three four" in text and "one two" in text
+        assert "one after another: together they need" in text and "three four" in text and "one two" in text
         assert window.chat.connection.link.process is None
         await window.press("2", "enter")
         await window.until(
@@ -140,7 +140,7 @@ async def test_escape_stops_what_runs_and_keeps_what_was_said(launch: LaunchOpti
         await window.press("enter")  # nothing is picked while answers stream
         await window.press("escape")
         await over(window)
-        assert "stopped before its turn" in window.screen_text() and "r brings the missing" in window.screen_text()
+        assert "stopped before its turn" in window.screen_text() and "r asks the missing" in window.screen_text()
         with History.default() as history:
             head = history.last()
             assert head is not None

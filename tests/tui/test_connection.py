@@ -58,4 +58,4 @@ async def test_a_model_that_knows_only_english_is_advised_of_once_until_another_
         stage.connection.connected(Ready(None, ModelIdentity("smollm2")))  # type: ignore[arg-type]
         stage.connection.advise_chinese()
         stage.connection.advise_chinese()
-        assert [words for words in stage.words if "knows only English" in words] == ["smollm2 knows only English"]
+        assert [words for words in stage.words if "speaks only English" in words] == ["smollm2 speaks only English"]

@@ -58,7 +58,7 @@ async def test_a_plan_is_asked_for_before_anything_is_fetched_and_escape_takes_i
         await window.until(lambda: "Enter pulls" in shown(window))
         await window.press("enter")
         await window.until(lambda: "to fetch from pip" in shown(window))
-        assert "Enter does it" in shown(window)
+        assert "Enter confirms" in shown(window)
         await window.press("escape")
         await window.until(lambda: "Enter pulls" in shown(window))
         assert not list_installed()
@@ -89,7 +89,7 @@ async def test_a_model_is_verified_and_a_wrong_byte_is_told() -> None:
         await window.press("f4")
         await window.until(lambda: "v verifies" in shown(window))
         await window.press("v")
-        await window.until(lambda: "2 files of tiny are right" in shown(window))
+        await window.until(lambda: "2 files of tiny are intact" in shown(window))
         weights = list_installed()[0].path / "model.safetensors"
         weights.resolve().write_bytes(b"Weights" + b"weights" * 99)
         await window.press("v")
@@ -138,7 +138,7 @@ async def test_a_model_is_quantised_as_it_arrives_and_only_the_copy_stays(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         async with open_window() as window:
             await window.press("f4")
-            await window.until(lambda: "4 and 8 pull it" in shown(window))
+            await window.until(lambda: "4 or 8 also quantises" in shown(window))
             await window.press("4")
             await window.until(lambda: "to int4" in shown(window), 60)
             assert not list_installed()
@@ -162,7 +162,7 @@ async def test_the_window_answers_keys_while_the_models_are_read_and_those_keys_
         await window.press("f4", "v")
         await window.until(lambda: "reading which models are here" in shown(window))
         may_read.set()
-        await window.until(lambda: "2 files of tiny are right" in shown(window))
+        await window.until(lambda: "2 files of tiny are intact" in shown(window))
 
 
 async def test_a_store_that_cannot_be_read_is_an_error_in_the_dialog() -> None:

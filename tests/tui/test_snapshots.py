@@ -63,7 +63,7 @@ def showing(
 
 TALK = (
     Turn("1", "user", "How do I sort a list in Python, and what does “stable” mean?"),
-    Turn("2", "assistant", ANSWER, "smollm2", "stopped · /continue goes on"),
+    Turn("2", "assistant", ANSWER, "smollm2", "stopped · /continue resumes"),
 )
 
 

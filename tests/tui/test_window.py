@@ -86,7 +86,7 @@ async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once()
         assert list(window.chat.talk.queue) == ["next question"]
         await window.until(lambda: "next question" in window.screen_text())
         await window.send("/context refuse")
-        assert "refuses" in window.notices
+        assert "refused" in window.notices
         await window.press("up")
         await window.until(lambda: window.chat.prompt.text == "next question" and not window.chat.talk.queue)
         await window.press("enter")
@@ -191,7 +191,7 @@ async def test_a_killed_engine_is_told_and_restarted_with_the_conversation_kept(
         assert "killed (signal 9)" in window.notices
         assert window.said("assistant")[-1].startswith("word")
         await window.send("again")
-        await window.until(lambda: "F5 starts the engine, then it is sent" in window.screen_text())
+        await window.until(lambda: "press F5 to start the engine and send it" in window.screen_text())
         await window.press("f5")
         await window.ready()
         await window.until(lambda: len(window.said("assistant")) == 2 and window.said("assistant")[-1])
@@ -214,7 +214,7 @@ async def test_a_setting_changes_the_next_answer() -> None:
         chosen = session.sampling()
         assert (chosen.sampling.temperature, chosen.sampling.top_p) == (0.3, 0.5)
         await window.send("/set temp 99")
-        assert "must lie between 0 and 5" in window.notices
+        assert "must be between 0 and 5" in window.notices
         await window.ask("x")
         assert session.tree.path()[-1].details["sampling"]["temperature"] == 0.3
         await window.send("/reset")
@@ -391,7 +391,7 @@ async def test_a_model_that_knows_only_english_says_so_once_to_a_chinese_questio
     async with open_window() as window:
         await window.ask("你好吗")
         await window.ask("再见")
-        assert window.notices.count("knows only English") == 1
+        assert window.notices.count("speaks only English") == 1
 
 
 async def test_the_interface_speaks_chinese() -> None:
@@ -399,7 +399,7 @@ async def test_the_interface_speaks_chinese() -> None:
     try:
         async with open_window() as window:
             assert "发送" in window.screen_text()
-            assert "knows only English" not in window.notices and window.notices
+            assert "speaks only English" not in window.notices and window.notices
     finally:
         language.choose(None)
 
@@ -472,7 +472,7 @@ async def test_a_catalogue_that_cannot_be_read_is_told_and_the_window_stays() ->
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("models = 3 = 4")
         await window.press("f4")
-        await window.until(lambda: "mend the file or move it away" in window.screen_text())
+        await window.until(lambda: "fix the file or move it out of the way" in window.screen_text())
         await window.press("escape")
         await window.until(lambda: window.app.screen is window.chat)
         await window.ask("still here")
@@ -495,7 +495,7 @@ async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path: P
         assert "cannot be read" in window.notices
         blob.write_bytes(b"x" * 1_000_001)
         await window.send(f"/file {blob}")
-        assert f"{blob} is no file or above 1.0 MB" in window.notices and not window.chat.prompt.text
+        assert f"{blob} is not a file, or it is larger than 1.0 MB" in window.notices and not window.chat.prompt.text
 
 
 async def test_the_help_is_made_from_the_table() -> None:
@@ -666,7 +666,7 @@ async def test_one_key_changes_what_happens_when_the_context_is_full() -> None:
         session = window.chat.talk.session
         assert session is not None and session.context_policy == "drop"
         await window.press("f8")
-        assert session.context_policy == "refuse" and "refuses" in window.notices
+        assert session.context_policy == "refuse" and "refused" in window.notices
         await window.press("f8")
         assert session.context_policy == "drop"
 
@@ -724,7 +724,7 @@ async def test_a_disk_that_fills_while_an_answer_streams_is_told_and_the_answer_
         store.rows("PRAGMA max_page_count = 1000000")
         await window.press("escape")
         await window.until(lambda: not window.chat.talk.busy and not window.chat.status.facts.unsaved)
-        assert "saved again" in window.notices
+        assert "saving again" in window.notices
         text = window.said("assistant")[-1]
         conversation = session.tree.conversation.id
     with History.default() as history:
@@ -752,7 +752,7 @@ async def test_a_home_that_takes_no_files_is_said_and_stays_said() -> None:
         assert "not being saved" in window.notices
         await window.ask("question")
         assert window.chat.status.facts.unsaved
-        assert "saved again" not in window.notices
+        assert "saving again" not in window.notices
 
 
 async def test_two_windows_write_one_conversation_and_each_keeps_what_it_said() -> None:

@@ -67,7 +67,7 @@ class WeightLine(Steady, Static):
         text = Text()
         if weight is not None:
             text = Text.assemble((" ‹ ", p.style(p.user)), (f"{weight:^6g}", p.strong), (" › ", p.style(p.user)))
-            text.append("  " + tr("weight, ← and → change it"), p.quiet)
+            text.append("  " + tr("weight, change with ← and →"), p.quiet)
         self.update(text)
 
     def on_click(self, event: events.Click) -> None:
@@ -112,7 +112,7 @@ class AdapterScreen(ListScreen[None]):
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
         model = one_line(self._launch.engine.model or "", 40)
-        panel.border_title = tr("Adapters for {model}, from the next answer on", model=model)
+        panel.border_title = tr("Adapters for {model}, starting with the next answer", model=model)
         self.query_one(OptionList).focus()
         self._draw()
         self._read()
@@ -138,21 +138,21 @@ class AdapterScreen(ListScreen[None]):
 
     def _list(self, rows: Sequence[Row]) -> None:
         names = {row.name for row in rows}
-        lost = Misfit(tr("not in the store any more"), tr("Space takes it away; the next answer would be refused"))
+        lost = Misfit(tr("no longer in the store"), tr("press Space to remove it, or the next answer will be refused"))
         gone = [Row(name, misfit=lost) for name, _ in self._session.adapters if name not in names]
         self._rows = [*gone, *sorted(rows, key=lambda row: row.misfit is not None)]
         self._draw()
         options = self.query_one(OptionList)
         used = next((n for n, row in enumerate(self._rows) if row.name in dict(self._session.adapters)), None)
         options.highlighted = 0 if used is None else used + 1
-        self._say("" if self._rows else tr("no adapter is here yet; `glmchat adapters add PATH` brings one"))
+        self._say("" if self._rows else tr("there are no adapters yet; `glmchat adapters add PATH` adds one"))
 
     def _draw(self) -> None:
         """The base model alone first, then every adapter; the highlight stays where it was."""
         options = self.query_one(OptionList)
         before, used, p = options.highlighted, dict(self._session.adapters), self.palette
         options.clear_options()
-        alone = Text.assemble(("  " if used else "● ", p.accented), (tr("none: the model alone"), p.body))
+        alone = Text.assemble(("  " if used else "● ", p.accented), (tr("none: just the model"), p.body))
         options.add_option(Option(alone))
         options.add_options([Option(row.drawn(p, used.get(row.name))) for row in self._rows])
         if before is not None:
@@ -180,11 +180,11 @@ class AdapterScreen(ListScreen[None]):
             self._say(f"{row.name}: {row.misfit.reason}", row.misfit.hint)
         else:
             self._say("")
-        words = tr("Enter uses only this · Space adds it or takes it away · o none · Esc closes")
+        words = tr("Enter uses only this · Space adds or removes it · o none · Esc closes")
         if self.reading:
             words = tr("Esc closes")
         elif row is not None and row.misfit is not None:
-            words = tr("f attaches it all the same · Esc closes") if row.misfit.forceable else tr("Esc closes")
+            words = tr("f attaches it anyway · Esc closes") if row.misfit.forceable else tr("Esc closes")
         self.query_one(KeyLine).say(words)
 
     def on_option_list_option_highlighted(self) -> None:

@@ -187,7 +187,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             ("Esc", tr("stop an answer")),
             ("/", tr("commands")),
             ("Ctrl+P", tr("everything else")),
-            ("Ctrl+Q", tr("leave")),
+            ("Ctrl+Q", tr("quit")),
         ]
         model = one_line(self.connection.launch.engine.model or "", 40)
         return Turn("welcome", "welcome", "\n".join(f"{k}\t{v}" for k, v in keys), label=model)
@@ -288,7 +288,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         elif self.prompt.has_focus and self.prompt.selected_text:
             self.face.copy_text(self.prompt.selected_text)
         elif not self.talk.stop() and not self.talk.stop_behind():
-            self.notify(tr("Ctrl+Q or /quit leaves"), timeout=3)
+            self.notify(tr("Ctrl+Q or /quit to quit"), timeout=3)
 
     def action_search_prompts(self) -> None:
         self.composer.search_prompts()

@@ -95,7 +95,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
 
     def on_mount(self) -> None:
         prompt = self.query_one(Prompt)
-        prompt.placeholder = tr("Ask all of them · ↑ brings the last question") if self._earlier else tr("Ask them all")
+        prompt.placeholder = tr("Ask all of them · ↑ for the last question") if self._earlier else tr("Ask them all")
         if self._earlier is not None:
             prompt.remember(self._earlier.text)
         if self._text:
@@ -166,7 +166,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             has_news = has_news or not (isinstance(event, Said) and isinstance(event.event, Piece))
             match event:
                 case OneByOne(reason):
-                    self._said = tr("one after the other: {why}", why=reason)
+                    self._said = tr("one after another: {why}", why=reason)
                 case Together(1, _):
                     self._said = tr("one engine answers them in turn")
                 case Together(engines, threads):
@@ -257,7 +257,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             column.display = not self.has_class("one") or column.number == self._current
         question = self.comparison.question
         text = one_line(question.text if question else self._text, 400)
-        self.query_one("#question", Static).update(Text(text or tr("a comparison"), p.strong))
+        self.query_one("#question", Static).update(Text(text or tr("comparison"), p.strong))
         self.query_one("#tabs", Static).update(Text("").join(self._tabs()))
         self.query_one("#prompt-box").display = self.asking
         if self.asking:
@@ -272,8 +272,8 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             return tr("Enter asks them · Esc closes")
         if self._at_work:
             return tr("Esc stops · ← → between the answers")
-        missing = tr("r brings the missing · ") if self.comparison.missing() else ""
-        return missing + tr("← → choose · Enter goes on with it · Esc leaves, all are kept")
+        missing = tr("r asks the missing · ") if self.comparison.missing() else ""
+        return missing + tr("← → choose · Enter continues with it · Esc closes, all are kept")
 
     def _tabs(self) -> list[Text]:
         p = self.palette

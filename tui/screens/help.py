@@ -22,18 +22,18 @@ from glmchat.tui.transcript.wrapping import rows
 _KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send"),
     ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter)"),
-    ("Esc, Ctrl+C", "stop the answer and keep what was said"),
+    ("Esc, Ctrl+C", "stop the answer and keep what was written"),
     ("Ctrl+C", "copy, when text is selected"),
-    ("↑ ↓", "earlier prompts, at the edge of the prompt; a queued message comes back first"),
+    ("↑ ↓", "earlier prompts, at the edge of the prompt; a queued message returns first"),
     ("Ctrl+R", "search earlier prompts"),
     ("PgUp PgDn", "scroll the conversation"),
     (
         "Ctrl+↑ Ctrl+↓",
-        "step through questions and answers; then y copy, u code, e edit, r again, q quote, ‹ › versions, Del",
+        "step through questions and answers; then y copy, u code, e edit, r retry, q quote, ‹ › versions, Del",
     ),
-    ("F3 / Shift+F3", "next and previous hit of a search"),
+    ("F3 / Shift+F3", "next and previous search result"),
     ("Ctrl+P", "all commands"),
-    ("Ctrl+Q", "leave (also Ctrl+D on an empty prompt)"),
+    ("Ctrl+Q", "quit (also Ctrl+D on an empty prompt)"),
 )
 
 

@@ -119,7 +119,7 @@ class ModelScreen(ListScreen[Installed | None]):
         else:
             options.action_first()
         panel = self.query_one("#panel")
-        panel.border_title = tr("Models on this machine") if here else tr("No model is here yet")
+        panel.border_title = tr("Models on this machine") if here else tr("No models here yet")
         now = self._chosen()
         self._at = now.name if now else ""
         self._say(line)
@@ -128,15 +128,15 @@ class ModelScreen(ListScreen[Installed | None]):
     def _keys(self) -> None:
         """What the keys do at this moment."""
         if self._working:
-            words = tr("Esc stops it; what has arrived is kept")
+            words = tr("Esc stops it; what was downloaded is kept")
         elif self.reading:
             words = tr("Esc closes")
         elif self._asked is not None:
-            words = tr("Enter does it · Esc does not")
+            words = tr("Enter confirms · Esc cancels")
         elif (row := self._chosen()) is not None and row.installed is not None:
             words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
         else:
-            words = tr("Enter pulls · 4 and 8 pull it at so many bits · Esc closes")
+            words = tr("Enter pulls · 4 or 8 also quantises to that many bits · Esc closes")
         self.query_one(KeyLine).say(words)
 
     def _chosen(self) -> Row | None:
@@ -212,7 +212,7 @@ class ModelScreen(ListScreen[Installed | None]):
     def action_unload(self) -> None:
         if self._unload is not None and self._current is not None and not self._working:
             self._unload()
-            line = tr("{name} is unloaded; its memory is free", name=self._current)
+            line = tr("{name} is unloaded; its memory was freed", name=self._current)
             self._current = None
             self._read(line, line)
 
@@ -252,7 +252,7 @@ class ModelScreen(ListScreen[Installed | None]):
             plan,
             self._progress,
             lambda: self._cancelled,
-            waiting=lambda: self._tell(tr("another pull of the same files is at work; waiting for it")),
+            waiting=lambda: self._tell(tr("another process is pulling the same files; waiting for it")),
         )
         return self._Finished(tr("{name} is ready; Enter loads it", name=row.name))
 
@@ -262,11 +262,11 @@ class ModelScreen(ListScreen[Installed | None]):
 
         report = verify.verify(row, count, lambda: self._cancelled)
         report.require_good()
-        return self._Finished(tr("{count} files of {name} are right", count=len(report.files), name=row.name))
+        return self._Finished(tr("{count} files of {name} are intact", count=len(report.files), name=row.name))
 
     def _delete(self, plan: RemovalPlan) -> ModelScreen._Finished:
         removal.execute(plan)
-        return self._Finished(tr("deleted, {size} free", size=human_bytes(plan.bytes_freed)))
+        return self._Finished(tr("deleted, {size} freed", size=human_bytes(plan.bytes_freed)))
 
     def _progress(self, now: Progress) -> None:
         facts = [human_bytes(now.done) + (f" / {human_bytes(now.total)}" if now.total else "")]
@@ -302,7 +302,7 @@ class ModelScreen(ListScreen[Installed | None]):
         if done.error is not None:
             self._keys()
             if isinstance(done.error, Interrupted):
-                raise Interrupted(done.error.message, hint=tr("Enter goes on from there"), code=done.error.code)
+                raise Interrupted(done.error.message, hint=tr("Enter resumes"), code=done.error.code)
             raise done.error
         if done.plan is not None:
             self._asked = done.plan

@@ -33,22 +33,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "model": {},
 }
 PRESET_WORDS: Mapping[str, str] = {
-    "precise": "close to the likeliest words: facts, code, extraction",
+    "precise": "stays with the likeliest words: facts, code, extraction",
     "balanced": "for conversation",
     "creative": "for stories and ideas",
-    "model": "what the model's makers recommend",
+    "model": "what the model's authors recommend",
 }
 
 # Field -> (range, what it does).
 EXPLAINED: Mapping[str, tuple[str, str]] = {
-    "temperature": ("0 to 5", "0 always takes the likeliest token; 0.2 to 0.7 is sober, above 1 it wanders"),
-    "top_p": ("0 to 1", "only the likeliest tokens that together reach this share; 1 switches it off"),
-    "top_k": ("0 and up", "only this many of the likeliest tokens; 0 switches it off"),
-    "min_p": ("0 to 1", "only tokens at least this share as likely as the likeliest; 0 switches it off"),
-    "repetition_penalty": ("0.1 to 10", "above 1 makes tokens that were said less likely; 1 switches it off"),
-    "max_tokens": ("1 and up, or none", "how long an answer may get; none is 2,048 or what the context leaves"),
-    "seed": ("0 and up, or none", "the same seed and settings give the same answer; none takes another each time"),
-    "stop": ("texts parted by |", "the answer ends before any of these texts"),
+    "temperature": ("0 to 5", "0 always takes the likeliest token; 0.2 to 0.7 stays focused, above 1 it drifts"),
+    "top_p": ("0 to 1", "only the likeliest tokens that together reach this probability; 1 turns it off"),
+    "top_k": ("0 and up", "only this many of the likeliest tokens; 0 turns it off"),
+    "min_p": ("0 to 1", "only tokens at least this fraction as likely as the likeliest; 0 turns it off"),
+    "repetition_penalty": ("0.1 to 10", "above 1 makes tokens already used less likely; 1 turns it off"),
+    "max_tokens": ("1 and up, or none", "how long an answer may get; none is 2,048 or what is left of the context"),
+    "seed": ("0 and up, or none", "the same seed and settings give the same answer; none uses a new one each time"),
+    "stop": ("texts separated by |", "the answer ends before any of these texts"),
 }
 
 _GAP = "   "  # between two presets
@@ -125,7 +125,7 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")
-        panel.border_title = tr("Sampling, from the next answer on")
+        panel.border_title = tr("Sampling, starting with the next answer")
         self.query_one(KeyLine).say(tr("Enter sets · Ctrl+R resets · Esc closes"))
         self._show()
         self.query_one("#temperature", Input).focus()

@@ -86,7 +86,7 @@ def question(turn: Turn, look: Look, folded: bool) -> list[Line]:
         fill = Segment(" " * (look.width - INDENT - sum(s.cell_length for s in line.segments)), ink)
         lines.append(Line([bar, *line.segments, fill], 2, line.text, line.joint))
     if len(drawn) > FOLD_AFTER:
-        words = tr("… {n} more lines (click or Enter to unfold)", n=hidden) if hidden else tr("fold again")
+        words = tr("… {n} more lines (click or Enter to unfold)", n=hidden) if hidden else tr("show less")
         words = set_cell_size(words, look.width - INDENT)
         quiet = p.style(p.muted, p.surface, dim=not p.muted)
         lines.append(Line([bar, Segment(words, quiet)], look.width, "", "", "", (0, look.width, "fold", "")))

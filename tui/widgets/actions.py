@@ -33,13 +33,13 @@ ACTIONS = (
     Action("copy", "copy", "y", ("y", "c")),
     Action("copy code", "code", "u", ("u",), ("assistant",)),
     Action("edit", "edit", "e", ("e",), ("user",)),
-    Action("regen", "again", "r", ("r",), ("assistant",)),
+    Action("regen", "retry", "r", ("r",), ("assistant",)),
     Action("quote", "quote", "q", ("q",), ("assistant",)),
     Action("stats", "details", "s", ("s",), ("assistant",)),
     Action("previous", "", "‹", ("left", "less_than_sign")),
     Action("next", "versions", "›", ("right", "greater_than_sign")),
     Action("delete", "delete", "Del", ("delete",)),
-    Action("leave", "leave", "Esc", ()),
+    Action("leave", "close", "Esc", ()),
 )
 
 

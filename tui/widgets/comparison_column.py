@@ -90,7 +90,7 @@ class ComparisonColumn(Steady, Vertical):
         self.transcript.show([])
         self.query_one(".pick", Static).update("")
         self.state, self._tokens, self._first, self._finished = "", 0, None, None
-        self.note(tr("waits for its turn"))
+        self.note(tr("waiting for its turn"))
 
     def load(self, stage: str, done: float) -> None:
         self.note(f"{stage} {done:.0%}" if done else stage)
@@ -140,7 +140,7 @@ class ComparisonColumn(Steady, Vertical):
         facts += [f"{speed:.1f} tok/s"] if isinstance(speed, float) else []
         facts += [tr("seed {seed}", seed=d["seed"])] if d.get("seed") is not None else []
         self.state = "done"
-        self.query_one(".pick", Static).update(Text(tr("go on with this one"), self._palette.accented))
+        self.query_one(".pick", Static).update(Text(tr("continue with this one"), self._palette.accented))
         self.note(" · ".join(facts))
 
     def fail(self, error: GlmchatError) -> None:

@@ -120,9 +120,9 @@ class Sidebar(Steady, Vertical):
             self.targets = [(hit.conversation, hit.message) for hit in hits]
             for group in groups:
                 listing.add_options([Option(self._hit(hit, first=hit is group[0])) for hit in group])
-            hint = tr("{n} hits · Enter opens", n=len(hits)) if hits else tr("nothing found")
+            hint = tr("{n} results · Enter opens", n=len(hits)) if hits else tr("no matches")
             if len(hits) == 1:
-                hint = tr("1 hit · Enter opens")
+                hint = tr("1 result · Enter opens")
         else:
             rows = [c for c in self.history.conversations(limit=_SHOWN) if c.message_count or c.id == self.open_id]
             self.targets = [(c.id, None) for c in rows]
@@ -130,7 +130,7 @@ class Sidebar(Steady, Vertical):
             listing.add_options([Option(self._row(c, now)) for c in rows])
             hint = tr("Enter opens · r rename · p pin · d delete · / search")
             if self._deleted:
-                hint = tr("deleted · u brings it back")
+                hint = tr("deleted · u restores it")
             ids = [c.id for c in rows]
             at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
         if self.targets:
@@ -205,7 +205,7 @@ class Sidebar(Steady, Vertical):
         field = self.query_one("#search", Input)
         field.value = title
         field.focus()
-        self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc leaves it"), self.palette.quiet))
+        self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc cancels"), self.palette.quiet))
 
     def _end_renaming(self) -> None:
         self._renaming = None

@@ -20,11 +20,11 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 STAGES = {  # of an engine's loading and of an answer, in words
     "start": "starting the engine",
     "import": "starting the engine",
-    "quantize": "quantising, once",
+    "quantize": "quantising (only once)",
     "tokenizer": "reading the vocabulary",
     "weights": "loading the weights",
     "warmup": "warming up",
-    "waiting": "waiting in the server's line",
+    "waiting": "waiting in the server's queue",
     "prefill": "reading the prompt",
 }
 
