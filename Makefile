@@ -20,8 +20,8 @@ STARTER_HOME := $(CURDIR)/.test-cache
 WHEEL_VENV := .test-cache/wheel-venv
 TESTS := $(shell ls tests/conftest.py tests/*/conftest.py tests/*/test_*.py)
 TEST_HELPERS := $(filter-out $(TESTS),$(shell ls tests/*.py tests/*/*.py benchmarks/*.py))
-# Strict, but a test may replace what a module imports, and call what a library leaves untyped.
-TEST_FLAGS := --implicit-reexport --allow-untyped-calls --no-warn-return-any
+# Strict, but a test may replace what a module imports.
+TEST_FLAGS := --implicit-reexport --no-warn-return-any
 SNAPSHOTS = $(shell grep -l snap_compare tests/tui/test_*.py)
 
 .PHONY: chat test check fix starter unit one snapshots wheel-test screenshots bench clean

@@ -81,7 +81,7 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> CardTensor:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
             strides=raw.stride(),
@@ -107,7 +107,9 @@ class CardTensor(torch.Tensor):
         raise RuntimeError("host code asked for a pointer into the card's memory")
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         with torch.inference_mode(False), torch.no_grad():
             return _run(func, args, kwargs or {})
 
@@ -190,8 +192,8 @@ def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
         return _run(op, args, kwargs)
 
 
-_everything = torch.library.Library("_", "IMPL")
-_everything.fallback(_fallback, dispatch_key="PrivateUse1")  # type: ignore[attr-defined]
+_everything = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+_everything.fallback(_fallback, dispatch_key="PrivateUse1")  # type: ignore[no-untyped-call]
 
 
 # Factories, and `torch.tensor(…, device=…)`, work below the Python key and want these by name.
@@ -216,6 +218,6 @@ _named: dict[str, Callable[..., Any]] = {
     "copy_": _copy,
     "_copy_from": lambda source, target, non_blocking=False: _copy(target, source),
 }
-_aten = torch.library.Library("aten", "IMPL")
+_aten = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 for _operator, _made in _named.items():
-    _aten.impl(_operator, _made, "PrivateUse1")
+    _aten.impl(_operator, _made, "PrivateUse1")  # type: ignore[no-untyped-call]

@@ -125,7 +125,7 @@ def open_database(path: Path) -> Opened:
     """Open or create the history. Never fails for a bad disk: what cannot be written to is read, or held in memory."""
     try:
         locations.private_dir(path.parent)
-        _touch_private(path)
+        create_private(path)
     except (Failed, OSError) as error:
         problem = error.message if isinstance(error, Failed) else f"{path}: {error.strerror}"
         return _open_read_only(path, problem)
@@ -141,7 +141,7 @@ def open_database(path: Path) -> Opened:
     return opened
 
 
-def _touch_private(path: Path) -> None:
+def create_private(path: Path) -> None:
     """The file exists with mode 0600 before SQLite opens it; SQLite gives -wal and -shm the same mode."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     if path.stat().st_mode & 0o077 and path.stat().st_uid == os.getuid():

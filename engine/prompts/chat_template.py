@@ -40,7 +40,7 @@ class ChatTemplate:
         self.source = source
         self._setup = {"template": source, "tokens": dict(tokens)}
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._compiled = False
         self._start()
 
@@ -52,7 +52,7 @@ class ChatTemplate:
         """
         request = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, "tools": None}
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self.process is None or self.process.poll() is not None:
                 self._stop()
                 self._start()
             if not self._compiled:
@@ -73,7 +73,7 @@ class ChatTemplate:
         }
         self._buffer = b""
         self._compiled = False
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "glmchat.engine.prompts.template_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,7 +81,7 @@ class ChatTemplate:
             cwd="/",
             env={**passed, "PYTHONIOENCODING": "utf-8:surrogatepass"},
         )
-        self._ending = weakref.finalize(self, _end, self._process)
+        self._ending = weakref.finalize(self, _end, self.process)
         self._send(self._setup)
 
     def _started(self) -> None:
@@ -94,16 +94,16 @@ class ChatTemplate:
             )
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self.process is not None and self.process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
-            self._process.stdin.flush()
+            self.process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            self.process.stdin.flush()
         except OSError:
             return  # it has died; the missing reply says so
 
     def _reply(self, seconds: float) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdout is not None
-        descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        assert self.process is not None and self.process.stdout is not None
+        descriptor, deadline = self.process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not _readable(descriptor, left):
@@ -149,9 +149,9 @@ class ChatTemplate:
         return reply
 
     def _stop(self) -> None:
-        if self._process is not None:
+        if self.process is not None:
             self._ending()
-        self._process = None
+        self.process = None
         self._compiled = False
 
 

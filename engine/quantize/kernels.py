@@ -88,12 +88,12 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "cuda": ("quantize.cuda:CpmKernels", "gpu.words:CardWords", "quantize.reference:Reference"),
     "other": ("quantize.reference:Reference",),
 }
-_PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
+PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
 _CHOSEN: dict[tuple[str, int], str] = {}
 
 
 @cache
-def _table(device: str) -> tuple[Kernel, ...]:
+def kernels_of(device: str) -> tuple[Kernel, ...]:
     made = []
     for entry in _TABLES.get(device, _TABLES["other"]):
         module, _, name = entry.partition(":")
@@ -111,7 +111,7 @@ def _works(kernel: Kernel, device: str, bits: int) -> bool:
         except Exception as error:  # noqa: BLE001 - Triton's compiler, its launcher's missing gcc: all mean "not this one"
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     if reason is not None:
-        _PASSED_OVER.setdefault((device, bits), {})[kernel.name] = reason
+        PASSED_OVER.setdefault((device, bits), {})[kernel.name] = reason
     return reason is None
 
 
@@ -144,7 +144,7 @@ def self_test(kernel: Kernel, device: str, bits: int) -> str | None:
 
 def choose(shape: Shape, device: str = "cpu") -> Kernel:
     """The best kernel for this shape on this device type ("cpu", "cuda", "mps")."""
-    for kernel in _table(device):
+    for kernel in kernels_of(device):
         if kernel.accepts(shape) and _works(kernel, device, shape.bits):
             _CHOSEN.setdefault((device, shape.bits), kernel.name)
             return kernel
@@ -166,6 +166,6 @@ def kernel_report(device: str = "cpu") -> list[KernelReport]:
     reports = []
     for bits in (4, 8):
         kernel = choose(Shape(128, 256, bits, 64 if bits == 4 else 256), device)
-        passed_over = dict(_PASSED_OVER.get((device, bits), {}))
+        passed_over = dict(PASSED_OVER.get((device, bits), {}))
         reports.append(KernelReport(device, bits, kernel.name, passed_over))
     return reports

@@ -175,7 +175,7 @@ def test_a_history_that_cannot_be_opened_for_writing_can_be_read(
     def refuse(path: Path) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(database, "_touch_private", refuse)
+    monkeypatch.setattr(database, "create_private", refuse)
     read_only(history, history_path)
 
 

@@ -215,11 +215,11 @@ def test_a_grown_prompt_of_chatglm_6b_is_read_afresh(tmp_path: Path, random_chec
     assert warm == fresh
 
 
-class LargestResult(TorchDispatchMode):
+class LargestResult(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the largest tensor that an operator made, views of the cache left out."""
 
     def __init__(self, cache: KVCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values = 0
         self._cached = {t.untyped_storage().data_ptr() for t in (*cache.keys, *cache.values)}
 

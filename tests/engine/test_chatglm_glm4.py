@@ -46,7 +46,7 @@ def transformers_twin(engine: Engine) -> torch.nn.Module:
     for layer in range(spec.layers):
         here, there = f"transformer.encoder.layers.{layer}.", f"model.layers.{layer}."
         for kind in ("weight", "bias"):
-            parts = ours[f"{here}self_attention.query_key_value.{kind}"].split(heads)
+            parts = ours[f"{here}self_attention.query_key_value.{kind}"].split(heads)  # type: ignore[no-untyped-call]
             theirs |= {f"{there}self_attn.{n}_proj.{kind}": p for n, p in zip("qkv", parts, strict=True)}
         theirs[f"{there}self_attn.o_proj.weight"] = ours[f"{here}self_attention.dense.weight"]
         theirs[f"{there}mlp.gate_up_proj.weight"] = ours[f"{here}mlp.dense_h_to_4h.weight"]

@@ -18,12 +18,42 @@ GREEDY = Sampling(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPT = [5, 9, 40, 41, 42, 8, 77, 100, 3, 60, 61, 62, 13]
 
 
+def load(kind: str, where: Path, builders: ModuleType) -> Engine:
+    if kind == "folder":
+        return Engine.load(builders.write_folder(where), dtype="float32", threads=1)
+    return Engine.load(builders.write_gguf(where / "tiny.gguf", kind), dtype="float32", threads=1)
+
+
 @pytest.fixture(scope="module", params=["folder", "Q4_0", "Q8_0"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, builders: ModuleType) -> Engine:
-    where = tmp_path_factory.mktemp("tiny")
-    if request.param == "folder":
-        return Engine.load(builders.write_folder(where), dtype="float32", threads=1)
-    return Engine.load(builders.write_gguf(where / "tiny.gguf", request.param), dtype="float32", threads=1)
+    return load(request.param, tmp_path_factory.mktemp("tiny"), builders)
+
+
+@pytest.fixture(scope="module")
+def by_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    folder = tmp_path_factory.mktemp("neox")
+    torch.manual_seed(1)
+    config = GPTNeoXConfig(
+        vocab_size=272, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    yield Engine.load(folder, dtype="float32", threads=1)
+
+
+@pytest.fixture(scope="module", params=["folder", "Q4_0", "Q8_0", "transformers"])
+def any_engine(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    builders: ModuleType,
+    by_transformers: Engine,
+) -> Engine:
+    """Models of our own, and one that goes through transformers."""
+    if request.param == "transformers":
+        return by_transformers
+    return load(request.param, tmp_path_factory.mktemp("tiny"), builders)
 
 
 @pytest.fixture(autouse=True)
@@ -37,30 +67,30 @@ def fresh(engine: Engine, ids: list[int], sampling: Sampling = GREEDY) -> list[i
     return list(engine.generate(ids, sampling))
 
 
-def test_cached_decoding_equals_an_uncached_pass_at_every_split(engine: Engine) -> None:
-    ids = PROMPT + fresh(engine, PROMPT)
-    whole = engine.logits(ids)
+def test_cached_decoding_equals_an_uncached_pass_at_every_split(any_engine: Engine) -> None:
+    ids = PROMPT + fresh(any_engine, PROMPT)
+    whole = any_engine.logits(ids)
     for split in range(1, len(ids)):
-        engine.sequence.forget()
-        rows = [engine.sequence.prefill(ids[:split])]
-        rows += [engine.sequence.advance(token) for token in ids[split:]]
+        any_engine.sequence.forget()
+        rows = [any_engine.sequence.prefill(ids[:split])]
+        rows += [any_engine.sequence.advance(token) for token in ids[split:]]
         assert torch.allclose(torch.stack(rows), whole[split - 1 :], atol=1e-4)
 
 
-def test_a_reused_prefix_gives_what_a_fresh_prompt_gives(engine: Engine) -> None:
-    wanted = {length: fresh(engine, [*PROMPT[:length], 90, 91]) for length in range(1, len(PROMPT))}
-    engine.sequence.forget()
+def test_a_reused_prefix_gives_what_a_fresh_prompt_gives(any_engine: Engine) -> None:
+    wanted = {length: fresh(any_engine, [*PROMPT[:length], 90, 91]) for length in range(1, len(PROMPT))}
+    any_engine.sequence.forget()
     for length, answer in [*wanted.items(), *reversed(wanted.items())]:
-        assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer
-        assert list(engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer  # all of it is there already
+        assert list(any_engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer
+        assert list(any_engine.generate([*PROMPT[:length], 90, 91], GREEDY)) == answer  # all of it is there already
 
 
-def test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(engine: Engine) -> None:
-    wanted = fresh(engine, PROMPT)
-    other = fresh(engine, PROMPT[:6])
+def test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(any_engine: Engine) -> None:
+    wanted = fresh(any_engine, PROMPT)
+    other = fresh(any_engine, PROMPT[:6])
     for asked in range(1, 14):
-        engine.sequence.forget()
-        list(engine.generate(PROMPT[:3], GREEDY))
+        any_engine.sequence.forget()
+        list(any_engine.generate(PROMPT[:3], GREEDY))
         left = asked
 
         def cancelled() -> bool:
@@ -68,11 +98,11 @@ def test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(eng
             left -= 1
             return left <= 0
 
-        stopped = list(engine.generate(PROMPT, GREEDY, cancelled=cancelled))
+        stopped = list(any_engine.generate(PROMPT, GREEDY, cancelled=cancelled))
         assert stopped == wanted[: len(stopped)]
         assert len(stopped) < len(wanted)
-        assert list(engine.generate(PROMPT, GREEDY)) == wanted
-        assert list(engine.generate(PROMPT[:6], GREEDY)) == other
+        assert list(any_engine.generate(PROMPT, GREEDY)) == wanted
+        assert list(any_engine.generate(PROMPT[:6], GREEDY)) == other
 
 
 @pytest.mark.parametrize("said", [0, 1, 5])
@@ -158,26 +188,6 @@ def test_quantising_in_memory_keeps_the_answer_close(tmp_path: Path, builders: M
     for bits, error in ((8, 0.05), (4, 0.5)):
         found = Engine.load(folder, quant=bits, dtype="float32", threads=1).logits(PROMPT)
         assert (found - full).abs().mean() < error * full.abs().mean()
-
-
-@pytest.fixture(scope="module")
-def by_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    folder = tmp_path_factory.mktemp("neox")
-    torch.manual_seed(1)
-    config = GPTNeoXConfig(
-        vocab_size=272, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
-    yield Engine.load(folder, dtype="float32", threads=1)
-
-
-def test_the_fallback_stops_and_reuses_like_the_others(by_transformers: Engine) -> None:
-    test_cached_decoding_equals_an_uncached_pass_at_every_split(by_transformers)
-    test_a_reused_prefix_gives_what_a_fresh_prompt_gives(by_transformers)
-    test_a_stop_between_any_two_layers_leaves_the_next_answer_as_a_fresh_one(by_transformers)
 
 
 def test_a_quantised_model_through_transformers_computes_in_the_type_it_was_settled_on(by_transformers: Engine) -> None:

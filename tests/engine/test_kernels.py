@@ -207,8 +207,8 @@ class Liar(Reference):
 
 
 def test_a_kernel_that_miscounts_is_replaced_by_the_next_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_table", lambda device: (Liar(), Reference()))
-    monkeypatch.setattr(kernels, "_PASSED_OVER", {})
+    monkeypatch.setattr(kernels, "kernels_of", lambda device: (Liar(), Reference()))
+    monkeypatch.setattr(kernels, "PASSED_OVER", {})
     kernels._works.cache_clear()
     assert choose(Shape(64, 128, 4, 32)).name == "torch"
     report = kernel_report()[0]

@@ -125,9 +125,9 @@ def test_a_template_lives_on_after_a_refusal_and_after_being_stopped() -> None:
 def test_a_helper_that_was_killed_is_started_again() -> None:
     template = ChatTemplate("ok", {})
     assert template.render(TALK) == "ok"
-    assert template._process is not None
-    os.kill(template._process.pid, 9)
-    template._process.wait()
+    assert template.process is not None
+    os.kill(template.process.pid, 9)
+    template.process.wait()
     assert template.render(TALK) == "ok"
     template.close()
 
@@ -135,7 +135,7 @@ def test_a_helper_that_was_killed_is_started_again() -> None:
 def test_the_helper_ends_with_its_parent() -> None:
     template = ChatTemplate("ok", {})
     template.render(TALK)
-    process = template._process
+    process = template.process
     assert process is not None
     assert process.stdin is not None
     process.stdin.close()
@@ -146,11 +146,11 @@ def test_the_helper_ends_with_its_parent() -> None:
 def test_the_helper_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     template = ChatTemplate("ok", {})
-    assert template._process is not None
+    assert template.process is not None
     if not Path("/proc/self/environ").exists():
         pytest.skip("no /proc here")
     template.render(TALK)
-    assert b"hf_secret" not in Path(f"/proc/{template._process.pid}/environ").read_bytes()
+    assert b"hf_secret" not in Path(f"/proc/{template.process.pid}/environ").read_bytes()
     template.close()
 
 

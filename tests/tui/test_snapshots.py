@@ -54,8 +54,7 @@ def showing(
         app.chat.prompt.set_text(prompt)
         for key in keys:
             await pilot.press(key)
-            if isinstance(app.screen, ListScreen):
-                await eventually(lambda: not app.screen.reading)
+            await eventually(lambda: not (isinstance(app.screen, ListScreen) and app.screen.reading))
         await pilot.pause()
 
     return app, prepare
