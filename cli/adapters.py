@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +17,6 @@ from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
-    from glmchat.engine.adapters.files import Adapter
     from glmchat.hub.adapters import Origin
     from glmchat.hub.installed import Installed
     from glmchat.hub.lockfile import LockedAdapter
@@ -68,26 +67,19 @@ def add(
 
     LoRA, P-Tuning v2, prefixes, virtual tokens; LoHa, LoKr, IA3, VeRA, OFT … for models that go through transformers.
     """
-    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
 
     if name is not None:
         adapters.free_name(name)
     path, origin = _fetch(source)
-    adapter = read_adapter(path, alpha=alpha, force=force)
-    facts = adapter.to_json()
-    model = None
-    if base is not None:
-        model = _model(base)
-        _check(adapter, facts, model)
-        facts["checked_against"] = {"name": model.name, "repo": model.repo, "revision": model.revision}
-        facts["checked_against"]["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
-    row = _keep(name or adapters.suggested_name(path, origin.repo), path, adapter, facts, origin)
+    request = {"name": name, "alpha": alpha, "force": force, "base": None if base is None else _checked_base(base)}
+    row, _ = _add(path, origin, request)
     if as_json:
         output.json_line(adapters.to_json(row))
         return
+    facts = adapters.facts_of(row)
     output.say(tr("{name} is ready: {what}", name=row.name, what=adapters.kind_words(facts)))
-    if adapter.kind == "lora" and not facts["alpha_known"]:
+    if facts["kind"] == "lora" and not facts["alpha_known"]:
         output.say(
             tr(
                 "the file does not give lora_alpha; {alpha} is used, --alpha sets another value",
@@ -97,15 +89,24 @@ def add(
     output.say(tr("glmchat run MODEL --adapter {name}, or /adapter {name} in the chat", name=row.name))
 
 
-def _check(adapter: Adapter, facts: dict[str, Any], model: Installed) -> None:
-    """Raise what attaching would raise: at once what names and measures tell, then tensor by tensor."""
-    from glmchat.checkpoints.adapter_fit import Base, misfit
+def _checked_base(name: str) -> dict[str, Any]:
+    """The model to compare every tensor with, and what is noted of it."""
+    model = _model(name)
+    note: dict[str, Any] = {"name": model.name, "repo": model.repo, "revision": model.revision}
+    note["files"] = {f.path: f.sha256 for f in model.files if f.sha256}
+    return {"path": str(model.path), "note": note}
 
-    if (problem := misfit(facts, adapter.base, Base.of(model.path))) is not None:
-        raise problem.error(adapter.path.name)
-    from glmchat.engine.adapters.check import check_against
 
-    check_against(adapter, model.path)
+def _add(path: Path, origin: Origin, request: dict[str, Any]) -> tuple[Installed, bool]:
+    """The row in the store, and whether it was made now: jobs/add_adapter.py reads and copies."""
+    from glmchat.chat.jobs import run_job
+    from glmchat.hub.adapters import find_adapter
+
+    told = {**asdict(origin), "served": [asdict(file) for file in origin.served.values()]}
+    request = {**request, "path": str(path.expanduser().absolute()), "origin": told}
+    with cancelled_by_interrupt() as cancelled:
+        result = follow_job(run_job("add_adapter", request, cancelled=cancelled), lambda event: None)
+    return find_adapter(result["name"]), result["made"]
 
 
 def bring_in(path: Path, model: Path | None, force: bool) -> str:
@@ -113,41 +114,19 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
 
     model: the folder or GGUF file it is to be used with. Says what was done.
     """
-    from glmchat.checkpoints.adapter_fit import Base, misfit
-    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
 
     path = path.absolute()
-    adapter = read_adapter(path, force=force)
-    facts = adapter.to_json()
-    if model is not None and (problem := misfit(facts, adapter.base, Base.of(model))) is not None:
-        raise problem.error(path.name)
-    digest = _digest(path)
-    same = next((r.name for r in adapters.list_adapters() if adapters.facts_of(r).get("digest") == digest), None)
-    if same is not None:
-        output.say(tr("{path} is in the store as {name}", path=one_line(str(path)), name=same))
-        return same
-    name = adapters.unused_name(adapters.suggested_name(path, None))
-    row = _keep(name, path, adapter, facts, adapters.Origin(str(path)))
-    output.say(
-        tr(
-            "{path} was added to the store as {name}: {what}",
-            path=one_line(str(path)),
-            name=row.name,
-            what=adapters.kind_words(facts),
+    base = None if model is None else {"path": str(model), "note": None}
+    row, made = _add(path, adapters.Origin(str(path)), {"force": force, "base": base, "reuse": True})
+    if made:
+        what = adapters.kind_words(adapters.facts_of(row))
+        output.say(
+            tr("{path} was added to the store as {name}: {what}", path=one_line(str(path)), name=row.name, what=what)
         )
-    )
+    else:
+        output.say(tr("{path} is in the store as {name}", path=one_line(str(path)), name=row.name))
     return row.name
-
-
-def _digest(path: Path) -> str:
-    """Of the weights and the configuration at `path`, to know an adapter again; large files are sampled."""
-    from glmchat.checkpoints.adapter_files import CONFIG, weight_files
-    from glmchat.core.fingerprints import fingerprint, of_text
-
-    config = (path if path.is_dir() else path.parent) / CONFIG
-    files = [*weight_files(path), *([config] if config.is_file() else [])]
-    return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in fingerprint(files)))
 
 
 def _fetch(source: str) -> tuple[Path, Origin]:
@@ -197,38 +176,11 @@ def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:
     return plan.root, adapters.Origin(asked, plan.repo, plan.revision, served)
 
 
-def _keep(name: str, path: Path, adapter: Adapter, facts: dict[str, Any], origin: Origin) -> Installed:
-    """Put an adapter into the store, whichever way it came. Raises Damaged for numbers that are not finite."""
-    from glmchat.checkpoints.adapter_files import weight_files
-    from glmchat.checkpoints.weight_files import PREFIX_ENCODER
-    from glmchat.engine.adapters.check import check_numbers
-    from glmchat.hub import adapters
-
-    check_numbers(adapter)
-    facts["digest"] = _digest(path)
-    small = [p for p in adapters.companions(path) if path.is_dir() or p.name == "adapter_config.json"]
-    names = adapter.tensors.shapes()
-    if adapter.form == "thudm" and any(
-        not n.startswith(PREFIX_ENCODER) for n in names
-    ):  # the older form, a whole checkpoint
-        facts["extracted"] = True  # from a whole checkpoint, the older form: what is kept is no file of the origin
-
-        def write(folder: Path) -> None:
-            from glmchat.engine.adapters.merge import write_prefix
-
-            write_prefix(adapter, folder / "adapter_model.safetensors")
-
-        return adapters.keep(name, small, facts, origin, base=adapter.base, write=write)
-    files = dict.fromkeys([*small, *weight_files(path)])
-    return adapters.keep(name, list(files), facts, origin, base=adapter.base)
-
-
 def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, as_json: bool) -> None:
     """Bring one adapter of a lock file into the store, under the lock's name and with the lock's hashes.
 
     One that is there already with these hashes stays. Raises Usage if another one has its name.
     """
-    from glmchat.engine.adapters.files import read_adapter
     from glmchat.hub import adapters
     from glmchat.hub.lockfile import plan_locked
 
@@ -247,8 +199,7 @@ def pull_locked(locked: LockedAdapter, options: PullOptions, *, dry_run: bool, a
                 output.say(tr("{name} would be added, {size}", name=plan.name, size=human_bytes(plan.bytes_total)))
             return
         path, origin = _pull(plan, f"{plan.repo}@{plan.revision}")
-        adapter = read_adapter(path, alpha=locked.alpha)
-        row = _keep(locked.entry.name, path, adapter, adapter.to_json(), origin)
+        row, _ = _add(path, origin, {"name": locked.entry.name, "alpha": locked.alpha})
         output.say(tr("{name} is ready: {what}", name=row.name, what=adapters.kind_words(adapters.facts_of(row))))
     if as_json:
         output.json_line({"event": "done", **adapters.to_json(row)})
