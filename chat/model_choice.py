@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from glmchat.chat.launch import LaunchOptions
+from glmchat.core.engine_options import quant_bits
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import quant_bits
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import catalogue, lookup, references

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.adapter_settings import LoraSettings, parse_lora
-from glmchat.checkpoints.adapter_soundness import Shape, check_lora, incomplete_adapter
+from glmchat.checkpoints.adapter_fit import BESIDE
+from glmchat.checkpoints.adapter_settings import LoraSettings, Shape, check_lora, incomplete_adapter, parse_lora
 from glmchat.checkpoints.config import integer, number
-from glmchat.checkpoints.model_names import BESIDE
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.core.errors import Damaged, NotInstalled, Usage

@@ -1,14 +1,7 @@
-"""Will it fit? What a model needs in memory, from its files' sizes and its config alone, and the words for "no".
+"""Folders that cannot be run are refused before the engine is started, without torch: in a blink, not in seconds.
 
-Counted is what stays in memory at the end of a context that is full: weights as they will lie there, the key/value
-cache of the whole context, scratch for one piece of a prompt, and the program itself; benchmarks/fit.py compares that
-with what the engine and its helper then hold. Not counted: pages of the checkpoint's own file, which the first load
-maps and the system takes back when it needs them (they stand in a process's resident size all the same), and what
-quantising in memory takes for a moment, about two bytes for each weight of the largest matrix.
-
-Measured on one machine, from which the constants below were also taken: within 5 % with one thread for the starter
-model at 1,900 and 8,000 tokens, and for a ChatGLM3 of two layers in float32, int8 and int4 at 500; at 1,000 tokens too
-since the cache beside packed weights is counted in the type that the engine settles on.
+The engine would refuse them too, by the same functions, and also what only torch can tell (shapes, a pickle
+that holds more than tensors).
 """
 
 from __future__ import annotations
@@ -19,17 +12,58 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.config import absurd, refuse_absurd
 from glmchat.checkpoints.families import spec_of
-from glmchat.checkpoints.folder_check import check_folder
 from glmchat.checkpoints.gguf_file import PACKED, open_gguf
 from glmchat.checkpoints.gguf_names import config_of
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
+from glmchat.checkpoints.vocabularies import check_vocabulary
+from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
 from glmchat.core.text import human_bytes
+
+_LEAST = 0.5  # bytes of a weight in the tightest format there is
+
+
+def check_folder(folder: Path) -> None:
+    """Raise Damaged, Hostile or Usage for a folder or GGUF file that is no whole model, or a mixture of two."""
+    if folder.is_file():
+        refuse_pointer(folder)
+    if not folder.is_dir():
+        return
+    config = folder_config(folder)
+    refuse_absurd(config)
+    refuse_adapter_folder(folder, config)
+    files = weight_files(folder)
+    check_vocabulary(folder, config)
+    _compare_sizes(config, files)
+
+
+def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """A network that could not be in these files even at four bits is not the one they hold."""
+    network = spec_of(config)
+    if network is None:
+        return
+    # Families whose parameters are not counted have at least one square matrix in each layer.
+    least = _LEAST * (network.parameters() or network.layers * network.hidden_size**2)
+    held = sum(file.stat().st_size for file in files)
+    if least > held:
+        raise absurd(
+            tr(
+                "config.json describes {layers} layers of width {width}, at least {least}; the weights "
+                "have only {held}",
+                layers=network.layers,
+                width=network.hidden_size,
+                least=human_bytes(int(least)),
+                held=human_bytes(held),
+            ),
+            tr("config.json is damaged or belongs to another model: fetch it again"),
+        )
+
 
 # Bytes: interpreter, torch, server, vocabulary and thread pools 200 MB, the pages of their libraries 105 MB, and what
 # the allocator keeps of freed scratch, some 15 MB (torch 2.13, x86-64); then the process that renders chat templates,

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from glmchat.checkpoints.lfs_pointer import refuse_pointer
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.compressed import is_ours_to_read
 from glmchat.checkpoints.config import absurd, integer, number, token_ids
+from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.checkpoints.vocabularies import WORDS, is_cpm
 from glmchat.core.language import tr

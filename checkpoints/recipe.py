@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -102,3 +104,29 @@ def packed_bytes(rows: int, inputs: int, bits: int, group: int) -> int:
     padded, width = -(-rows // _ROWS) * _ROWS, -(-inputs // 8) * 8
     scales = padded * (width // group if group else 1)
     return padded * width * bits // 8 + scales * 2 * (2 if bits == 4 else 1) + 4
+
+
+METHOD, FORMAT = "compressed-tensors", "pack-quantized"
+
+
+def is_ours_to_read(config: Mapping[str, Any]) -> bool:
+    """True for a config.json whose weights are in this layout, with weights of 4 or 8 bits and plain activations."""
+    described = config.get("quantization_config")
+    if not isinstance(described, Mapping) or described.get("quant_method") != METHOD:
+        return False
+    groups = described.get("config_groups")
+    if described.get("format") != FORMAT or not isinstance(groups, Mapping) or not groups:
+        return False
+    return all(_readable(group) for group in groups.values())
+
+
+def _readable(group: Any) -> bool:
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    return (
+        isinstance(weights, Mapping)
+        and weights.get("type", "int") == "int"
+        and weights.get("num_bits") in (4, 8)
+        and weights.get("strategy") in ("group", "channel")
+        and not weights.get("actorder")
+        and not group.get("input_activations")
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import integer
-from glmchat.checkpoints.lfs_pointer import refuse_pointer
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

@@ -11,9 +11,9 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
+from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""`glmchat compare`: one prompt to several models, quantisations, adapters or settings."""
+"""What `glmchat compare` prints: for people one answer after the other, for programs JSON lines."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,147 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_columns
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.cli.events import on_interrupt
-from glmchat.core.errors import Interrupted, Usage
+from glmchat.core.errors import GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Sampling
+from glmchat.core.messages import Finished, Piece, Sampling
+from glmchat.core.text import one_line
+
+if TYPE_CHECKING:
+    from glmchat.chat.compare.compare import Comparison, ComparisonEvent
+
+
+class TextPrinter:
+    """Column after column on stdout; what a later one says meanwhile waits."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.failed: list[GlmchatError] = []
+        self._comparison = comparison
+        self._text: dict[int, list[str]] = {i: [] for i in range(len(comparison.columns))}
+        self._notes: dict[int, str] = {}
+        self._over: set[int] = set()
+        self._now = 0
+        self._open = False
+
+    def take(self, event: ComparisonEvent) -> None:
+        from glmchat.chat.compare.compare import ColumnFailed, Said
+        from glmchat.chat.compare.engines import OneByOne
+
+        if isinstance(event, OneByOne):
+            output.say(tr("one after another: {why}", why=event.reason))
+        elif isinstance(event, ColumnFailed):
+            self.failed.append(event.error)
+            self._notes[event.column] = f"{event.error.message} ({event.error.hint})"
+            self._ended(event.column)
+        elif isinstance(event, Said) and isinstance(event.event, Piece):
+            self._text[event.column].append(event.event.text)
+            self._print()
+        elif isinstance(event, Said) and isinstance(event.event, Finished):
+            self._notes[event.column] = _summary(event.event)
+            self._ended(event.column)
+
+    def _ended(self, column: int) -> None:
+        self._over.add(column)
+        self._print()
+
+    def _print(self) -> None:
+        while self._now < len(self._text):
+            pieces = self._text[self._now]
+            if pieces or self._now in self._over:
+                if not self._open:
+                    output.data(f"== {self._now + 1}  {one_line(self._comparison.columns[self._now].text)}")
+                    self._open = True
+                output.data("".join(pieces), end="")
+                pieces.clear()
+            if self._now not in self._over:
+                return
+            output.data("")
+            output.say(self._notes[self._now])
+            self._now, self._open = self._now + 1, False
+
+    def end(self) -> None:
+        self._over |= set(self._text)
+        for column in self._text:
+            self._notes.setdefault(column, tr("no answer"))
+        self._print()
+        output.say(
+            tr("conversation {id}; --pick N continues with the Nth answer", id=self._comparison.tree.conversation.id)
+        )
+
+
+class JsonPrinter:
+    """start; then column, text and end (or failed) with the column's number; done."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.failed: list[GlmchatError] = []
+        self._comparison = comparison
+        self._ids: dict[int, list[int]] = {}
+        self._started = False
+
+    def take(self, event: ComparisonEvent) -> None:
+        from glmchat.chat.answering import Begun, Done
+        from glmchat.chat.compare.compare import ColumnFailed, Said
+        from glmchat.chat.compare.engines import OneByOne, Together
+
+        if isinstance(event, Together | OneByOne):
+            self._start(event.reason if isinstance(event, OneByOne) else None)
+        elif isinstance(event, ColumnFailed):
+            self.failed.append(event.error)
+            output.json_line({"event": "failed", "column": event.column, "error": event.error.to_json()})
+        elif isinstance(event, Said):
+            news = event.event
+            if isinstance(news, Begun):
+                self._ids[event.column] = []
+                names = ("model", "revision", "quant", "adapters", "sampling")
+                row = {name: news.answer.details.get(name) for name in names}
+                output.json_line({"event": "column", "column": event.column, "message": news.answer.id, **row})
+            elif isinstance(news, Piece):
+                self._ids[event.column].extend(news.token_ids)
+                output.json_line({"event": "text", "column": event.column, "text": news.text})
+            elif isinstance(news, Finished):
+                output.json_line({"event": "end", "column": event.column, **_numbers(news, self._ids[event.column])})
+            elif isinstance(news, Done):
+                facts = news.answer.details.get("stretches") or [{}]
+                weights = facts[-1].get("weights") or {}
+                hashes = {"weights": weights.get("hash"), "adapter_hashes": facts[-1].get("adapter_hashes")}
+                row = {"message": news.answer.id, "state": news.answer.state, **hashes}
+                output.json_line({"event": "stored", "column": event.column, **row})
+
+    def _start(self, reason: str | None) -> None:
+        comparison = self._comparison
+        columns = [
+            {
+                "column": i,
+                "text": c.text,
+                "model": launch.engine.model,
+                "quant": launch.engine.quant_label,
+                "revision": launch.engine.revision,
+            }
+            for i, (c, launch) in enumerate(zip(comparison.columns, comparison.launches, strict=True))
+        ]
+        question = comparison.question.id if comparison.question else None
+        row = {"conversation": comparison.tree.conversation.id, "question": question, "one_by_one": reason}
+        output.json_line({"event": "start", **row, "columns": columns})
+
+    def end(self) -> None:
+        output.json_line({"event": "done", "conversation": self._comparison.tree.conversation.id})
+
+
+def _numbers(event: Finished, ids: list[int]) -> dict[str, Any]:
+    names = (
+        "finish_reason", "prompt_tokens", "completion_tokens", "ttft_seconds", "prefill_tokens_per_second",
+        "decode_tokens_per_second", "load_seconds", "seed",
+    )  # fmt: skip
+    return {**{name: getattr(event, name) for name in names}, "token_ids": ids}
+
+
+def _summary(event: Finished) -> str:
+    speed = event.decode_tokens_per_second
+    return tr(
+        "{tokens} tokens, {speed} tok/s, seed {seed}",
+        tokens="?" if event.completion_tokens is None else event.completion_tokens,
+        speed="?" if speed is None else f"{speed:.1f}",
+        seed="?" if event.seed is None else event.seed,
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +201,8 @@ def compare(
     from glmchat.chat.history.history import History
     from glmchat.chat.launch import LaunchOptions
     from glmchat.cli.asking import read_stdin
-    from glmchat.cli.compare_output import JsonPrinter, TextPrinter
+
+    pass  # FIXME-empty-import
     from glmchat.cli.replay import sampling_changes
     from glmchat.core.settings import load_settings
 

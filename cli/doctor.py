@@ -1,14 +1,212 @@
-"""`glmchat doctor`: what runs here, what does not, and why."""
+"""What `glmchat doctor` finds out, as one JSON object. What needs torch is asked of a child process."""
 
 from __future__ import annotations
 
+import os
+import platform
+import stat
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from glmchat import __version__
+from glmchat.chat.history.database import filesystem, is_network
+from glmchat.chat.jobs import run_job
+from glmchat.chat.resources import gpu_memory, total_memory
 from glmchat.cli import output
-from glmchat.core.language import tr
+from glmchat.core import locations, machine
+from glmchat.core.errors import GlmchatError
+from glmchat.core.http import ProxyRules, without_password
+from glmchat.core.language import language, tr
+from glmchat.core.sockets import socket_dir
 from glmchat.core.text import human_bytes, one_line
+
+PROBE_SECONDS = 120.0
+_PACKAGES = (
+    "torch", "transformers", "huggingface_hub", "textual", "typer", "rich", "httpx2", "starlette", "uvicorn", "gguf",
+    "safetensors", "sentencepiece", "tokenizers", "peft", "numpy", "cpm_kernels",
+)  # fmt: skip
+
+
+def diagnose(on_wait: Callable[[], None] = lambda: None, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Sections of facts, and `problems`: a list of {"message", "hint"}. on_wait: called before the slow part."""
+    environ = os.environ if environ is None else environ
+    problems: list[dict[str, str]] = []
+
+    def trouble(message: str, hint: str) -> None:
+        problems.append({"message": message, "hint": hint})
+
+    found: dict[str, Any] = {"versions": _versions(), "machine": _machine()}
+    on_wait()
+    found["engine"] = _engine(trouble)
+    found["paths"] = _paths(trouble)
+    found["history"] = _history(trouble)
+    found["proxies"] = _proxies(environ, trouble)
+    found["terminal"] = terminal(environ)
+    found["problems"] = problems
+    return found
+
+
+Trouble = Callable[[str, str], None]
+
+
+def _versions() -> dict[str, Any]:
+    packages: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    return {
+        "glmchat": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        **packages,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    card = gpu_memory()
+    return {
+        "physical_cores": machine.physical_cores(),
+        "cpus": os.cpu_count(),
+        "cpu_quota": machine.cpu_quota(),
+        "memory_bytes": total_memory(),
+        "available_bytes": machine.available_memory(),
+        "memory_limit_bytes": machine.memory_limit(),
+        "gpu_memory_bytes": card[1] if card else None,
+        "memory_kills_counted": machine.oom_kills() is not None,
+    }
+
+
+def _engine(trouble: Trouble) -> dict[str, Any]:
+    """Devices and kernels, as the engine itself sees them."""
+    deadline = time.monotonic() + PROBE_SECONDS
+    try:
+        *_, result = run_job("probe", {}, cancelled=lambda: time.monotonic() > deadline)
+    except (GlmchatError, OSError) as error:
+        reason = error.message if isinstance(error, GlmchatError) else str(error)
+        trouble(tr("the engine cannot start: {reason}", reason=one_line(reason)), tr("reinstall glmchat and torch"))
+        return {}
+    return {name: value for name, value in result.items() if name != "event"}
+
+
+def _paths(trouble: Trouble) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, path in (
+        ("config", locations.config_dir()),
+        ("data", locations.data_dir()),
+        ("state", locations.state_dir()),
+        ("cache", locations.cache_dir()),
+        ("hub cache", locations.hf_cache()),
+        ("logs", locations.logs_dir()),
+    ):
+        found[name] = _path(path)
+        private = name not in ("hub cache", "config")
+        if private and path.is_dir() and path.stat().st_mode & 0o077:
+            trouble(tr("{path} can be read by others", path=one_line(str(path))), f"chmod 700 {one_line(str(path))}")
+        if path.is_dir() and not os.access(path, os.W_OK):
+            trouble(
+                tr("{path} cannot be written", path=one_line(str(path))),
+                tr("set GLMCHAT_HOME to a folder that you can write to"),
+            )
+    try:
+        found["sockets"] = _path(socket_dir())
+    except GlmchatError as error:
+        found["sockets"] = {"path": "-"}
+        trouble(error.message, error.hint)
+    return found
+
+
+def _path(path: Path) -> dict[str, Any]:
+    try:
+        mode = oct(stat.S_IMODE(path.stat().st_mode))[2:]
+    except OSError:
+        mode = None
+    return {"path": one_line(str(path), 400), "mode": mode, "file_system": filesystem(path)}
+
+
+def _history(trouble: Trouble) -> dict[str, Any]:
+    import sqlite3
+
+    path = locations.history_file()
+    found: dict[str, Any] = {
+        "path": one_line(str(path), 400),
+        "sqlite": sqlite3.sqlite_version,
+        "network_file_system": is_network(path.parent),
+        "journal": "delete" if is_network(path.parent) else "wal",
+        "size_bytes": None,
+        "mode": None,
+    }
+    if not path.exists():
+        return found
+    found["size_bytes"] = path.stat().st_size
+    found["mode"] = oct(stat.S_IMODE(path.stat().st_mode))[2:]
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)
+        try:
+            found["journal"] = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+            whole = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        whole = str(error)
+    if whole != "ok":
+        trouble(
+            tr("the history is damaged: {reason}", reason=one_line(whole)),
+            tr("the next start moves it aside and begins a new one"),
+        )
+    if path.stat().st_mode & 0o077:
+        trouble(tr("{path} can be read by others", path=one_line(str(path))), f"chmod 600 {one_line(str(path))}")
+    return found
+
+
+def _proxies(environ: Mapping[str, str], trouble: Trouble) -> dict[str, Any]:
+    """What a request to the hub would go through, and what the variables were taken to mean."""
+    rules = ProxyRules.from_environment(environ)
+    found: dict[str, Any] = {}
+    for scheme in ("https", "http"):
+        try:
+            chosen = rules.choose(scheme, "huggingface.co")
+            found[f"{scheme}://huggingface.co"] = without_password(chosen) if chosen else tr("direct")
+        except GlmchatError as error:
+            found[f"{scheme}://huggingface.co"] = "-"
+            trouble(error.message, error.hint)
+    found["exempt"] = [one_line(entry) for entry in rules.exempt]
+    found["HF_ENDPOINT"] = one_line(without_password(environ["HF_ENDPOINT"])) if environ.get("HF_ENDPOINT") else None
+    return found
+
+
+def terminal(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the terminal says of itself. Nothing is written to it to find out."""
+    colours = environ.get("COLORTERM", "").lower()
+    term = environ.get("TERM", "")
+    size = None
+    for stream in (sys.stdout, sys.stderr, sys.stdin):
+        try:
+            size = os.get_terminal_size(stream.fileno())
+            break
+        except (OSError, ValueError, AttributeError):
+            continue
+    return {
+        "stdin_is_terminal": bool(sys.stdin and sys.stdin.isatty()),
+        "stdout_is_terminal": bool(sys.stdout and sys.stdout.isatty()),
+        "size": f"{size.columns}x{size.lines}" if size else None,
+        "TERM": one_line(term) or None,
+        "colours": "none" if "NO_COLOR" in environ or term in ("", "dumb")
+        else "truecolor" if colours in ("truecolor", "24bit")
+        else "256" if "256" in term else "16",
+        "tmux": "TMUX" in environ,
+        "screen": "STY" in environ,
+        "ssh": "SSH_CONNECTION" in environ or "SSH_TTY" in environ,
+        "encoding": getattr(sys.stdout, "encoding", None),
+        "interface_language": language(),
+    }  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +218,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Report versions, devices, kernels, threads, memory, paths, database, proxies and the terminal."""
-    from glmchat.chat.diagnosis import diagnose
+    pass  # FIXME-empty-import
 
     report = diagnose(on_wait=lambda: output.say(tr("asking the engine about devices and kernels…")))
     if as_json:

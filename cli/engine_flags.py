@@ -12,8 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype
-from glmchat.core.quant import parse_quant
+from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype, parse_quant
 from glmchat.core.settings import Settings
 
 _PANEL = "Model"

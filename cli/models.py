@@ -137,7 +137,7 @@ def show(
 
 def _problem(row: Installed) -> GlmchatError | None:
     """Why `glmchat run` would refuse it, as far as a look at the files tells."""
-    from glmchat.checkpoints.folder_check import check_folder
+    from glmchat.checkpoints.fit import check_folder
 
     try:
         if row.complete and row.kind != "adapter":

@@ -12,9 +12,9 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
+from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import parse_quant
 from glmchat.core.text import human_bytes
 
 if TYPE_CHECKING:

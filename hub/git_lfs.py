@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from glmchat.checkpoints.lfs_pointer import Pointer, parse_pointer, pointer_text
+from glmchat.checkpoints.weight_files import Pointer, parse_pointer, pointer_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.http import host_of, make_client, network_error
 from glmchat.hub.file_request import Candidate

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from glmchat import __version__
-from glmchat.checkpoints.lfs_pointer import Pointer, pointer_text
+from glmchat.checkpoints.weight_files import Pointer, pointer_text
 from glmchat.core.errors import GlmchatError, Hostile, Usage
 from glmchat.core.language import tr
 from glmchat.hub.mirror_folder import MirrorFile, MirrorFolder, Snapshot

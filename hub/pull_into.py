@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.lfs_pointer import Pointer
+from glmchat.checkpoints.weight_files import Pointer
 from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from glmchat.core.engine_options import quant_bits
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.quant import quant_bits
 from glmchat.core.text import one_line
 
 _PATH_STARTS = ("/", "./", "../", "~", ".\\", "..\\")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from glmchat.checkpoints.lfs_pointer import parse_pointer
+from glmchat.checkpoints.weight_files import parse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes

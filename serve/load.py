@@ -18,7 +18,7 @@ def engine_loader(options: EngineOptions) -> Load:
         require_device(options.device)
         report("import", 1.0)
         if options.quant is not None and options.copy is not None:
-            from glmchat.engine.quantize.quantised_copy import kept_copy
+            from glmchat.engine.quantize.quantiser import kept_copy
 
             out = Path(options.copy["out"])
             kept_copy(options.require_folder(), options.quant, out, options.copy["manifest"], report)

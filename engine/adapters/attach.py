@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from glmchat.checkpoints.model_names import names_of, other_model
+from glmchat.checkpoints.adapter_fit import names_of, other_model
 from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.language import tr

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise
-from glmchat.checkpoints.lfs_pointer import refuse_pointer
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
-from glmchat.engine.formats.shards import load_bin, open_folder
+from glmchat.engine.formats.weights import load_bin, open_folder
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_settings import LoraSettings
-from glmchat.checkpoints.adapter_soundness import Names, changed_shape, incomplete_adapter, split_name
+from glmchat.checkpoints.adapter_settings import LoraSettings, Names, changed_shape, incomplete_adapter, split_name
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

@@ -11,7 +11,7 @@ from shutil import rmtree
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_soundness import Names
+from glmchat.checkpoints.adapter_settings import Names
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
@@ -22,8 +22,7 @@ from glmchat.engine.adapters.check import check_against, outline
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.formats.companions import write_companions
-from glmchat.engine.formats.safetensors_writer import Layout, SafetensorsWriter
+from glmchat.engine.formats.folder_writer import Layout, SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import WeightSource
 from glmchat.engine.loading import match_names, open_weights
 

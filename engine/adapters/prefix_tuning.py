@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_soundness import incomplete_adapter
+from glmchat.checkpoints.adapter_settings import incomplete_adapter
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Damaged, Usage

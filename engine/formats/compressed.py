@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
-from glmchat.checkpoints.compressed import FORMAT, METHOD, is_ours_to_read
+from glmchat.checkpoints.recipe import FORMAT, METHOD, is_ours_to_read
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

@@ -23,7 +23,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.core.json_files import small_json
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.formats.safetensors_writer import MappedWriter
+from glmchat.engine.formats.folder_writer import MappedWriter
 from glmchat.engine.native.cpu import LAYOUT, fits
 from glmchat.engine.quantize.kernels import Shape, choose
 from glmchat.engine.quantize.linear import QuantLinear

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from glmchat.engine.quantize.kernels import Kernel, Packed, Shape
-from glmchat.engine.quantize.reference import half_if_exact
+from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, half_if_exact
 
 ROWS, BLOCK = 8, 128  # of a program of `product`: output rows, words of a row at a time
 _UNPACK_ROWS, _UNPACK_BLOCK = 4, 256

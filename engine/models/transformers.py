@@ -20,7 +20,7 @@ from glmchat.core.errors import Damaged, Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, Family
-from glmchat.engine.formats.shards import open_folder
+from glmchat.engine.formats.weights import open_folder
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import prepare_embedding

@@ -11,8 +11,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from glmchat.engine.quantize.kernels import Kernel, Packed, Shape
-from glmchat.engine.quantize.reference import BLOCK_VALUES, half_if_exact
+from glmchat.engine.quantize.kernels import BLOCK_VALUES, Kernel, Packed, Shape, half_if_exact
 
 # Above this many rows a dequantised dense product is faster than the fused operator (measured: 4 to 8).
 FUSED_ROWS = 4

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import torch
 
-from glmchat.engine.quantize.reference import Reference
+from glmchat.engine.quantize.kernels import Reference
 
 
 class CpmKernels(Reference):

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from glmchat.checkpoints.compressed import is_ours_to_read
-from glmchat.checkpoints.recipe import Recipe
+from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.compressed import packed_width
-from glmchat.engine.formats.safetensors_writer import Layout, file_size
+from glmchat.engine.formats.folder_writer import Layout, file_size
 from glmchat.engine.formats.weights import Int4, Int8, WeightSource
 from glmchat.engine.loading import match_names, open_weights
 from glmchat.engine.quantize.int8 import quantise_int8

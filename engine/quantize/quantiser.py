@@ -7,11 +7,13 @@ run that was killed goes on with the first file that is missing. At the end the 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from glmchat.checkpoints.recipe import Recipe
+from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, identify
-from glmchat.engine.formats.companions import write_companions
 from glmchat.engine.formats.compressed import describe, pack, pack_zero_points
-from glmchat.engine.formats.safetensors_writer import SafetensorsWriter
+from glmchat.engine.formats.folder_writer import SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource, let_go_of
 from glmchat.engine.loading import open_weights
 from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, shard_name
+from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, plan_quantise, shard_name
 from glmchat.engine.quantize.replace import four_bits, not_finite
 from glmchat.engine.quantize.streaming import Arriving
 
@@ -302,5 +305,37 @@ def _sync(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
+    finally:
+        os.close(number)
+
+
+Report = Callable[[str, float], None]
+
+
+def kept_copy(source: Path, bits: int, out: Path, manifest: Mapping[str, Any], report: Report) -> Path:
+    """The folder `out`, quantised now if it is not there. report("quantize", 0..1) while that takes its time.
+
+    Two processes that want the same copy make it once: the second waits. Raises what planning and quantising raise.
+    """
+    locations.private_dir(locations.data_dir())
+    locations.private_dir(out.parent)
+    with _only_one(out.with_name(f".{out.name}.lock")):
+        if not out.exists():
+            report("quantize", 0.0)
+            try:
+                plan = plan_quantise(source, out, Recipe(bits))
+                execute(plan, manifest=manifest, on_progress=lambda p: report("quantize", p.done / max(p.total, 1)))
+            except DoesNotFit as error:
+                hint = "make room, or add --no-keep to quantise in memory only"
+                raise DoesNotFit(error.message, hint=hint, code=error.code) from None
+    return out
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    number = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(number)

@@ -17,8 +17,7 @@ from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.formats.shards import open_files
-from glmchat.engine.formats.weights import Stored, WeightSource
+from glmchat.engine.formats.weights import Stored, WeightSource, open_files
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 

@@ -17,7 +17,6 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from glmchat.checkpoints.lfs_pointer import refuse_pointer
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import (
     check_rows,
@@ -26,6 +25,7 @@ from glmchat.checkpoints.vocabularies import (
     require_kind,
     vocabulary_file,
 )
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import Tokenizer

@@ -33,7 +33,7 @@ def _from_gguf(path: Path) -> Tokenizer:
     metadata = open_gguf(path).metadata
     match metadata.get("tokenizer.ggml.model"):
         case "gpt2":
-            from glmchat.engine.tokenizers.gguf_bpe import bpe_from_gguf
+            from glmchat.engine.tokenizers.hf import bpe_from_gguf
 
             return bpe_from_gguf(metadata)
         case "llama":

@@ -9,8 +9,8 @@ from typing import Any
 
 import sentencepiece
 
-from glmchat.checkpoints.lfs_pointer import refuse_pointer
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from glmchat.checkpoints import fit
-from glmchat.checkpoints.folder_check import check_folder
+from glmchat.checkpoints.fit import check_folder
 from glmchat.checkpoints.vocabularies import KNOWN
 from glmchat.checkpoints.weight_files import tensor_names
 from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
@@ -84,7 +84,7 @@ def pointer(size: int) -> bytes:
 
 
 def test_a_sound_folder_passes_and_torch_is_not_loaded(whole: Path) -> None:
-    code = "import sys; from pathlib import Path; from glmchat.checkpoints.folder_check import check_folder as c; "
+    code = "import sys; from pathlib import Path; from glmchat.checkpoints.fit import check_folder as c; "
     code += f"c(Path({str(whole)!r})); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
 

@@ -1,6 +1,6 @@
 """`glmchat compare` as scripts and people see it.
 
-Covers cli/compare_output.py.
+Covers cli/compare.py.
 """
 
 from __future__ import annotations

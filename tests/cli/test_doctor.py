@@ -1,6 +1,6 @@
 """`glmchat doctor`: facts, and problems with a hint each.
 
-Covers chat/diagnosis.py, jobs/probe.py.
+Covers cli/doctor.py, jobs/probe.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from glmchat.chat import diagnosis
+from glmchat.cli import doctor as checks
 from glmchat.cli.main import run
 from glmchat.core import locations
 
@@ -21,7 +21,7 @@ from glmchat.core import locations
 @pytest.fixture
 def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The part that imports torch has a test of its own; the others need not wait for it."""
-    monkeypatch.setattr(diagnosis, "_engine", lambda trouble: {"device": "cpu"})
+    monkeypatch.setattr(checks, "_engine", lambda trouble: {"device": "cpu"})
 
 
 def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_kernels_and_devices_are_sentences_not_tables_of_words(
     passed_over = {"native-avx512": "this CPU has no AVX-512\x1b[31m"}
     kernels = [{"device": "cpu", "bits": 4, "kernel": "native-avx2", "passed_over": passed_over}]
     found = {"device": "cpu", "not_chosen": {"cuda": "no driver answers"}, "kernels": kernels}
-    monkeypatch.setattr(diagnosis, "_engine", lambda trouble: found)
+    monkeypatch.setattr(checks, "_engine", lambda trouble: found)
     assert run(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  cuda is not used: no driver answers" in lines
@@ -98,13 +98,13 @@ def test_a_socket_folder_of_somebody_else_is_told(
     ],
 )
 def test_the_terminal_is_read_from_what_it_says_of_itself(environ: Any, colours: Any) -> None:
-    assert diagnosis.terminal(environ)["colours"] == colours
-    assert diagnosis.terminal({**environ, "TMUX": "/tmp/x", "SSH_TTY": "/dev/pts/1"})["tmux"] is True
+    assert checks.terminal(environ)["colours"] == colours
+    assert checks.terminal({**environ, "TMUX": "/tmp/x", "SSH_TTY": "/dev/pts/1"})["tmux"] is True
 
 
 def test_an_engine_that_cannot_start_is_a_problem_and_not_a_crash(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(diagnosis.sys, "executable", "/bin/false")
+    monkeypatch.setattr(checks.sys, "executable", "/bin/false")
     found = doctor(capsys)
     assert found["engine"] == {} and any("cannot start" in p["message"] for p in found["problems"])

@@ -1,7 +1,7 @@
 """Wrong, damaged and hostile adapters: each is refused with its reason, and the model answers as before.
 
 Covers engine/adapters/check.py, engine/adapters/files.py, checkpoints/adapter_files.py,
-checkpoints/adapter_settings.py, checkpoints/adapter_soundness.py, checkpoints/model_names.py.
+checkpoints/adapter_settings.py, checkpoints/adapter_settings.py, checkpoints/adapter_fit.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glmchat.checkpoints.model_names import canonical, other_model
+from glmchat.checkpoints.adapter_fit import canonical, other_model
 from glmchat.cli.adapters import add
 from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.engine import Engine

@@ -1,6 +1,6 @@
 """Packed products against their definition, on every kernel this machine has.
 
-Covers engine/quantize/aten.py, engine/quantize/reference.py, engine/quantize/int4.py, engine/quantize/int8.py,
+Covers engine/quantize/aten.py, engine/quantize/kernels.py, engine/quantize/int4.py, engine/quantize/int8.py,
 engine/quantize/linear.py, engine/quantize/cuda.py, engine/native/cpu.py.
 """
 
@@ -19,9 +19,8 @@ from glmchat.engine.native import cpu
 from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize import kernels
 from glmchat.engine.quantize.aten import AtenCpu
-from glmchat.engine.quantize.kernels import Kernel, Shape, choose, kernel_report, self_test
+from glmchat.engine.quantize.kernels import Kernel, Reference, Shape, choose, kernel_report, self_test
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
-from glmchat.engine.quantize.reference import Reference
 
 NATIVE = NativeCpu().unavailable() is None
 HAS_AMX = NATIVE and cpu.choose_instructions("avx512amx") is not None

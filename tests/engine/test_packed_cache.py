@@ -1,6 +1,6 @@
 """Packed weights on disk: made once, mapped afterwards, never trusted blindly.
 
-Covers engine/formats/safetensors_writer.py.
+Covers engine/formats/folder_writer.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from glmchat.core import locations
 from glmchat.engine import Engine
 from glmchat.engine.formats import packed_cache
-from glmchat.engine.formats.safetensors_writer import MappedWriter
+from glmchat.engine.formats.folder_writer import MappedWriter
 from glmchat.engine.formats.weights import let_go
 from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.linear import QuantLinear

@@ -14,7 +14,7 @@ from tiny_checkpoints import NAMES, build, prompt_of
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.quantize import linear
-from glmchat.engine.quantize.reference import Reference
+from glmchat.engine.quantize.kernels import Reference
 
 GREEDY = Sampling(temperature=0, max_tokens=6, ignore_eos=True)
 WAYS = {"as it is": None, "int8": 8, "int4": 4}

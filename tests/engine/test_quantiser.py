@@ -1,6 +1,6 @@
 """Checkpoints quantised on disk: what comes back, who else can read it, and what a kill or a bad file does.
 
-Covers engine/quantize/plan.py, engine/quantize/streaming.py, engine/quantize/quantised_copy.py,
+Covers engine/quantize/plan.py, engine/quantize/streaming.py, engine/quantize/quantiser.py,
 engine/formats/compressed.py, engine/native/search.py, engine/quantize/replace.py.
 """
 
@@ -32,8 +32,7 @@ from glmchat.engine.quantize import plan as planning
 from glmchat.engine.quantize.int4 import quantise_int4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.plan import QuantizePlan, incomplete, plan_quantise
-from glmchat.engine.quantize.quantised_copy import kept_copy
-from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
+from glmchat.engine.quantize.quantiser import QuantizeProgress, execute, kept_copy
 
 IDS = [1, 5, 9, 200, 33, 7]
 
@@ -346,7 +345,7 @@ def test_ctrl_c_while_the_disk_is_waited_for_leaves_no_half_file(
     def interrupted(number: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("glmchat.engine.formats.safetensors_writer.os.fsync", interrupted)
+    monkeypatch.setattr("glmchat.engine.formats.folder_writer.os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute(small_shards(plan_quantise(llama, tmp_path / "q", Recipe(4))))
     assert not list(tmp_path.rglob("model-*"))  # neither half nor under its name

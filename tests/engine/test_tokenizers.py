@@ -1,6 +1,6 @@
 """Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens.
 
-Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/gguf_bpe.py, engine/tokenizers/pieces.py,
+Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/hf.py, engine/tokenizers/pieces.py,
 engine/tokenizers/loading.py.
 """
 
@@ -23,8 +23,7 @@ from glmchat.core.messages import Message
 from glmchat.engine import load_tokenizer
 from glmchat.engine.prompts.chat_template import ChatTemplate
 from glmchat.engine.prompts.template import TemplatePrompt
-from glmchat.engine.tokenizers.gguf_bpe import bpe_from_gguf
-from glmchat.engine.tokenizers.hf import HFTokenizer, wrap
+from glmchat.engine.tokenizers.hf import HFTokenizer, bpe_from_gguf, wrap
 from glmchat.engine.tokenizers.spm import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf
 
 LINES = [

@@ -1,6 +1,6 @@
 """Clones without git-lfs: pointers are recognised, and replaced in place by exactly the objects they name.
 
-Covers checkpoints/lfs_pointer.py, hub/pull_into.py.
+Covers checkpoints/weight_files.py, hub/pull_into.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import LoopbackHub, Synthetic
 
-from glmchat.checkpoints.lfs_pointer import Pointer, parse_pointer, parse_pointer_bytes, pointer_text, refuse_pointer
+from glmchat.checkpoints.weight_files import Pointer, parse_pointer, parse_pointer_bytes, pointer_text, refuse_pointer
 from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.text import human_bytes
 from glmchat.hub.git_lfs import find_pointers, pointer_blob, read_remote, web_address

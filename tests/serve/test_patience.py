@@ -10,7 +10,7 @@ from fakes import GatedEngine
 from polling import SECONDS, wait_until
 from running import Serve
 
-from glmchat.serve.patience import PatientProtocol
+from glmchat.serve.run import PatientProtocol
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}

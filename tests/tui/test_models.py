@@ -1,6 +1,6 @@
 """The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong.
 
-Covers tui/list_screen.py, tui/model_rows.py, tui/plans.py.
+Covers tui/list_screen.py, tui/model_rows.py, tui/model_rows.py.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from glmchat.hub.adapters import facts_of, kind_words, list_adapters
 from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.steady import Steady, error_text
 from glmchat.tui.theme import Palette
-from glmchat.tui.widgets.key_line import KeyLine
+from glmchat.tui.widgets.actions import KeyLine
 
 if TYPE_CHECKING:
     from glmchat.chat.client.words import ModelRow

@@ -22,12 +22,12 @@ from glmchat.hub.file_request import Progress
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
-from glmchat.tui import plans
+from glmchat.tui import model_rows
 from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import error_text
 from glmchat.tui.theme import Palette
-from glmchat.tui.widgets.key_line import KeyLine
+from glmchat.tui.widgets.actions import KeyLine
 
 
 class ModelScreen(ListScreen[Installed | None]):
@@ -60,7 +60,7 @@ class ModelScreen(ListScreen[Installed | None]):
             self,
             line: str = "",
             *,
-            plan: PullPlan | plans.QuantisedPull | RemovalPlan | None = None,
+            plan: PullPlan | model_rows.QuantisedPull | RemovalPlan | None = None,
             error: GlmchatError | None = None,
         ) -> None:
             super().__init__()
@@ -71,7 +71,7 @@ class ModelScreen(ListScreen[Installed | None]):
         self._current = current
         self._unload = unload
         self._rows: list[Row] = []
-        self._asked: PullPlan | plans.QuantisedPull | RemovalPlan | None = None
+        self._asked: PullPlan | model_rows.QuantisedPull | RemovalPlan | None = None
         self._at = ""  # the row that the lines below speak of
         self._working = False
         self._cancelled = False
@@ -179,7 +179,7 @@ class ModelScreen(ListScreen[Installed | None]):
         if row is not None and row.installed is None and not self._working:
             name = row.name
             self._say(tr("planning"))
-            self._begin(lambda: self._Finished(plan=plans.plan_quantised(name, bits, lambda: self._cancelled)))
+            self._begin(lambda: self._Finished(plan=model_rows.plan_quantised(name, bits, lambda: self._cancelled)))
 
     def action_leave(self) -> None:
         """Stop what runs; else take the question back; else close."""
@@ -231,19 +231,19 @@ class ModelScreen(ListScreen[Installed | None]):
 
         self.run_worker(run, thread=True, group="models")
 
-    def _carry_out(self, plan: PullPlan | plans.QuantisedPull | RemovalPlan) -> ModelScreen._Finished:
+    def _carry_out(self, plan: PullPlan | model_rows.QuantisedPull | RemovalPlan) -> ModelScreen._Finished:
         if isinstance(plan, RemovalPlan):
             return self._delete(plan)
         return self._pull(plan) if isinstance(plan, PullPlan) else self._pull_quantised(plan)
 
-    def _pull_quantised(self, plan: plans.QuantisedPull) -> ModelScreen._Finished:
+    def _pull_quantised(self, plan: model_rows.QuantisedPull) -> ModelScreen._Finished:
         self._tell(tr("starting"))
 
         def tell(what: str, done: int, total: int | None) -> None:
             words = f"{one_line(what, 60)}: {human_bytes(done)}" + (f" / {human_bytes(total)}" if total else "")
             self._tell(words, done / total if total else None)
 
-        name = plans.pull_quantised(plan, tell, lambda: self._cancelled)
+        name = model_rows.pull_quantised(plan, tell, lambda: self._cancelled)
         return self._Finished(tr("{name} is ready; Enter loads it", name=name))
 
     def _pull(self, plan: PullPlan) -> ModelScreen._Finished:
@@ -306,7 +306,7 @@ class ModelScreen(ListScreen[Installed | None]):
             raise done.error
         if done.plan is not None:
             self._asked = done.plan
-            self._say(plans.draw_plan(done.plan, self.palette))
+            self._say(model_rows.draw_plan(done.plan, self.palette))
             self._keys()
         else:
             self._read(done.line, done.line)

@@ -19,7 +19,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.steady import Steady, SteadyScreen, error_text
 from glmchat.tui.theme import Palette
-from glmchat.tui.widgets.key_line import KeyLine
+from glmchat.tui.widgets.actions import KeyLine
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
