@@ -59,7 +59,7 @@ def test_the_words_name_what_is_needed_what_is_free_and_what_fits() -> None:
     error = fit.memory_words(
         "chatglm-6b", int(13.4 * GB), 8 * GB, [("--quant 8", 9 * GB), ("--quant 4", int(4.1 * GB))]
     )
-    assert error.message == "chatglm-6b needs 13.4 GB, 8.0 GB free"
+    assert error.message == "chatglm-6b needs 13.4 GB, but only 8.0 GB are free"
     assert error.hint == "try `--quant 4`, needs 4.1 GB"
     assert error.exit == 4 and error.code == "memory.preflight"
     assert "smaller model" in fit.memory_words("m", 9 * GB, GB, [("--quant 4", 4 * GB)]).hint
@@ -89,7 +89,7 @@ def test_a_model_with_few_key_heads_has_a_small_cache(tmp_path: Path, chatglm: P
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(chatglm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "available_memory", lambda: 8 * GB)
-    with pytest.raises(DoesNotFit, match=r"8[.]0 GB free") as refused:
+    with pytest.raises(DoesNotFit, match=r"only 8[.]0 GB are free") as refused:
         fit.check("chatglm-6b", chatglm)
     assert "--quant" in refused.value.hint
     assert checked("chatglm-6b", chatglm, quant=4).total < 8 * GB
