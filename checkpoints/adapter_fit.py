@@ -158,7 +158,7 @@ def _lora(facts: Mapping[str, Any], model: ModelSpec) -> Misfit | None:
         if tuple(shape) not in here[name]:
             ours = tr(" or ").join(f"{outputs} × {inputs}" for outputs, inputs in here[name])
             return Misfit(
-                tr("{name} is {theirs} in the adapter, but {here} in this model", name=one_line(str(name), 40),
+                tr("{name} is {theirs} in it, but {here} in the model", name=one_line(str(name), 40),
                    theirs=" × ".join(map(str, shape)), here=ours),
                 tr("it was trained on a model of a different size"),
             )  # fmt: skip

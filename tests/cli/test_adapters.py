@@ -84,7 +84,7 @@ def test_a_training_that_went_on_gets_a_name_of_its_own(
 @pytest.mark.parametrize(
     ("config", "width", "reason", "hint"),
     [
-        ({}, 128, "q_proj is 128 × 128 in the adapter, but 64 × 64 in this model", "a different size"),
+        ({}, 128, "q_proj is 128 × 128 in it, but 64 × 64 in the model", "a different size"),
         ({"base_model_name_or_path": "me/Other-7M"}, 64, "trained on me/Other-7M, but this model is", "--force"),
         ({"peft_type": "NEW"}, 64, "'NEW', which glmchat does not support", "LoHa"),
     ],

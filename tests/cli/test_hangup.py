@@ -212,7 +212,7 @@ def test_leaving_attach_says_how_to_end_the_answer_and_that_keeps_what_was_said(
     assert reader.stdout is not None and reader.stdout.read(5) == "word "  # so it is in the database
     reader.send_signal(signal.SIGINT)
     _, words = reader.communicate(timeout=15)
-    pid = re.search(r"`kill (\d+)` ends the answer", words)
+    pid = re.search(r"`kill (\d+)` stops the answer", words)
     assert pid is not None and int(pid[1]) == terminal.process.pid
     os.kill(int(pid[1]), signal.SIGTERM)
     terminal.process.wait(15)

@@ -200,7 +200,7 @@ def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any
         ({"kind": "prefix", "form": "thudm", "width": 192}, "a P-Tuning prefix for ChatGLM"),
         ({"kind": "prompt", "form": "peft", "width": 64}, None),
         ({"kind": "lora", "shapes": {"down_proj": [64, 96]}, "layers": 3}, None),
-        ({"kind": "lora", "shapes": {"down_proj": [64, 128]}, "layers": 3}, "down_proj is 64 × 128 in the adapter"),
+        ({"kind": "lora", "shapes": {"down_proj": [64, 128]}, "layers": 3}, "down_proj is 64 × 128 in it"),
         ({"kind": "lora", "shapes": {"q_proj": [64, 64]}, "layers": 4}, "trained on 4 layers, but this model has 3"),
         ({"kind": "lora", "vocabulary": 300}, "its vocabulary has 300 rows, but the model's has 272"),
         ({"kind": "lora", "shapes": {"c_attn": [192, 64]}}, "changes layers called c_attn"),

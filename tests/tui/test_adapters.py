@@ -35,7 +35,7 @@ async def test_those_that_fit_come_first_and_the_others_say_why_they_do_not(adap
         ]
         assert order == ["calm", "poet", "chatglm", "medical", "wide"]
         assert "trained on me/Other-7M, but this model is Tiny-7M" in window.screen_text()
-        assert "q_proj is 128 × 128 in the adapter, but 64 × 64 in this model" in window.screen_text()
+        assert "q_proj is 128 × 128 in it, but 64 × 64 in the model" in window.screen_text()
         assert "changes layers called query_key_value" in window.screen_text()
 
 

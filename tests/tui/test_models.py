@@ -93,7 +93,7 @@ async def test_a_model_is_verified_and_a_wrong_byte_is_told() -> None:
         weights = list_installed()[0].path / "model.safetensors"
         weights.resolve().write_bytes(b"Weights" + b"weights" * 99)
         await window.press("v")
-        await window.until(lambda: "model.safetensors is wrong" in shown(window))
+        await window.until(lambda: "model.safetensors does not match" in shown(window))
 
 
 async def test_deleting_says_what_it_frees_and_waits_for_enter() -> None:

@@ -41,7 +41,7 @@ PRESET_WORDS: Mapping[str, str] = {
 
 # Field -> (range, what it does).
 EXPLAINED: Mapping[str, tuple[str, str]] = {
-    "temperature": ("0 to 5", "0 always takes the likeliest token; 0.2 to 0.7 stays focused, above 1 it drifts"),
+    "temperature": ("0 to 5", "0 always takes the likeliest token; 0.2 to 0.7 is steady, above 1 it drifts"),
     "top_p": ("0 to 1", "only the likeliest tokens that together reach this probability; 1 turns it off"),
     "top_k": ("0 and up", "only this many of the likeliest tokens; 0 turns it off"),
     "min_p": ("0 to 1", "only tokens at least this fraction as likely as the likeliest; 0 turns it off"),
