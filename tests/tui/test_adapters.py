@@ -136,6 +136,7 @@ async def test_changing_and_asking_looks_at_the_adapters_that_are_named_and_at_n
         await window.type("/adapter poet:0.5 medica")  # the names of all are read for completing it
         await window.until(lambda: window.chat.suggestions.offered)
         await window.type("l")
+        await window.until(lambda: all(worker.is_finished for worker in window.app.workers if worker.group == "names"))
         monkeypatch.setattr(manifests, "read", watched)
         await window.press("enter")
         await window.until(lambda: window.chat.status.facts.adapters == ("poet:0.5", "medical (forced)"))
