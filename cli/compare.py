@@ -201,8 +201,6 @@ def compare(
     from glmchat.chat.history.history import History
     from glmchat.chat.launch import LaunchOptions
     from glmchat.cli.asking import read_stdin
-
-    pass  # FIXME-empty-import
     from glmchat.cli.replay import sampling_changes
     from glmchat.core.settings import load_settings
 

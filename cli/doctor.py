@@ -218,7 +218,6 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Report versions, devices, kernels, threads, memory, paths, database, proxies and the terminal."""
-    pass  # FIXME-empty-import
 
     report = diagnose(on_wait=lambda: output.say(tr("asking the engine about devices and kernels…")))
     if as_json:

@@ -31,8 +31,6 @@ from glmchat.core.text import one_line
 if TYPE_CHECKING:
     import torch
 
-    pass  # FIXME-empty-import
-
 
 @dataclass(frozen=True, slots=True)
 class Int4:
