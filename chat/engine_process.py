@@ -1,4 +1,4 @@
-"""The engine as a child process: started, watched, and told from the outside why it died.
+"""The engine as a child process: started, watched, its log and its memory, and told from the outside why it died.
 
 It dies with this process, however this process dies: the child's stdin is a pipe whose writing end only we hold.
 """
@@ -6,22 +6,101 @@ It dies with this process, however this process dies: the child's stdin is a pip
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import secrets
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
+
+import psutil
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_log import last_words, new_log
 from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError, Interrupted
+from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
 from glmchat.core.language import language, tr
+from glmchat.core.locations import logs_dir, private_dir
 from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
+from glmchat.core.text import one_line
+
+KEPT = 10
+
+
+def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
+    """A new file of mode 0600 for a process's stderr, and its writing end. Old ones of the kind are removed."""
+    try:
+        folder = private_dir(logs_dir())
+        writable = os.access(folder, os.W_OK)
+    except Failed:
+        writable = False
+    if not writable:  # a home that takes no files must not stop the chat
+        folder = Path(tempfile.mkdtemp(prefix="glmchat-log-"))
+    for old in sorted(folder.glob(f"{kind}-*.log"))[: -KEPT + 1]:  # the names sort by time
+        with suppress(FileNotFoundError, PermissionError):
+            old.unlink()
+    path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.log"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise Failed(
+            tr("cannot write {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror),
+            hint=tr("set GLMCHAT_HOME to a folder that you can write to"),
+            code="home.unwritable",
+        ) from None
+    return path, os.fdopen(descriptor, "wb", buffering=0)
+
+
+def last_words(path: Path) -> str:
+    """The last line that says something, from the log's last 8 kB; safe to show."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((one_line(line.strip(), 300) for line in reversed(lines) if line.strip()), "")
+
+
+def process_memory(pid: int) -> int | None:
+    """Bytes that a process and its children hold in memory; None if it is gone.
+
+    Weights are mapped from their file; what the kernel has read of them is counted, as `top` counts it.
+    """
+    try:
+        process = psutil.Process(pid)
+        return int(sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]))
+    except psutil.Error:
+        return None
+
+
+def gpu_memory() -> tuple[int, int] | None:
+    """(used, total) bytes of the first NVIDIA card; None without one or without nvidia-ml-py."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        info = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0))
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:
+        # pynvml makes its error classes at run time, all under NVMLError: no driver and no card are no news.
+        if type(error).__module__.partition(".")[0] != "pynvml":
+            raise
+        return None
+    return int(info.used), int(info.total)
+
+
+def total_memory() -> int:
+    """Bytes of memory in this machine."""
+    return int(psutil.virtual_memory().total)
+
 
 STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
 DYING_SECONDS = 1.0

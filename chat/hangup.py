@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from glmchat.chat.engine_log import new_log
+from glmchat.chat.engine_process import new_log
 from glmchat.core.errors import Failed
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database

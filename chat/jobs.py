@@ -18,8 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from glmchat.chat.engine_log import new_log
-from glmchat.chat.engine_process import cause_of_death, engine_environment
+from glmchat.chat.engine_process import cause_of_death, engine_environment, new_log
 from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.machine import oom_kills

@@ -1,12 +1,25 @@
-"""What a chat is started with: the flags of `glmchat run`, ready for the window, the line mode and one-shot answers."""
+"""What a chat is started with: the flags of `glmchat run`, and which model they mean.
+
+Which model: the one named, else $GLMCHAT_MODEL, else the config's, else the last one, else a person picks.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from glmchat.core.engine_options import EngineOptions
+from glmchat.core.engine_options import EngineOptions, quant_bits
+from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.language import tr
+from glmchat.core.settings import Settings
+from glmchat.core.text import one_line
+from glmchat.hub import catalogue, lookup, references
+from glmchat.hub.installed import Installed, copy_folder, copy_manifest
+from glmchat.hub.lookup import find_installed
+from glmchat.hub.references import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +48,120 @@ class LaunchOptions:
     language: str | None = None
     finish_on_hangup: bool = False
     note: str | None = None  # to be told once by the window, which covers what was printed before it
+
+
+Origin = Literal["argument", "GLMCHAT_MODEL", "config", "conversation", "last used", "picker"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWanted:
+    """A name and who said it."""
+
+    text: str
+    origin: Origin
+
+
+def wanted_model(
+    name: str | None, settings: Settings, *, conversation: str | None = None, environ: Mapping[str, str] | None = None
+) -> ModelWanted | None:
+    """The reference to run; None if nobody says, then the picker must. conversation: the model it was last run with."""
+    if name:
+        return ModelWanted(name, "argument")
+    if conversation:
+        return ModelWanted(conversation, "conversation")
+    if settings.default_model:
+        environ = os.environ if environ is None else environ
+        named = environ.get("GLMCHAT_MODEL") or environ.get("GLMCHAT_DEFAULT_MODEL")
+        return ModelWanted(settings.default_model, "GLMCHAT_MODEL" if named else "config")
+    if (last := lookup.last_used()) is not None:
+        return ModelWanted(last.name, "last used")
+    return None
+
+
+def locate(text: str, *, revision: str | None = None, quant: int | None = None) -> tuple[Installed, int | None]:
+    """The model on this machine, and the bits it must be quantised to at load (None: as it is).
+
+    Raises Usage for a bad reference, UnknownModel, and NotInstalled with the `pull` line for a known model that is not
+    here.
+    """
+    reference = references.parse(text, revision=revision)
+    if quant is not None and reference.quant and quant_bits(reference.quant) != quant:
+        raise Usage(
+            tr("{name} and --quant {quant} conflict", name=one_line(text), quant=quant),
+            hint=tr("give one of them"),
+            code="model.quant",
+        )
+    bits = quant or quant_bits(reference.quant or "")
+    if bits is not None:
+        made = find_installed(replace(reference, quant=f"int{bits}"))
+        if made is not None and made.quant.startswith(f"int{bits}"):
+            return made, None
+    row = find_installed(reference.base)
+    if row is None:
+        raise not_installed(reference)
+    return row, bits
+
+
+def not_installed(reference: Reference) -> NotInstalled:
+    name = str(reference.base)
+    return NotInstalled(tr("{name} is not on this machine", name=one_line(name)), hint=f"glmchat pull {one_line(name)}")
+
+
+def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -> LaunchOptions:
+    """The same options with everything that is known of an installed model."""
+    stored = _stored_bits(row.quant)
+    if bits is not None and stored is not None:
+        if bits != stored:
+            raise Usage(
+                tr(
+                    "{name} already has {stored} bits and cannot be converted to {bits}",
+                    name=row.name,
+                    stored=stored,
+                    bits=bits,
+                ),
+                hint=tr("leave out --quant, or quantise the original weights"),
+                code="quant.already",
+            )
+        bits = None
+    name = row.name if bits is None else f"{row.name}:int{bits}"
+    quantised = row.quant if row.quant != "none" else None
+    copy = None
+    if bits is not None and options.keep_copy:
+        copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
+    engine = replace(
+        options.engine,
+        model=name,
+        folder=row.path,
+        revision=row.revision,
+        quant=bits,
+        copy=copy,
+        quant_label=f"int{bits}" if bits else quantised,
+        sampling=dict(defaults_of(row)),
+    )
+    return replace(options, engine=engine, family=row.family)
+
+
+def _stored_bits(quant: str) -> int | None:
+    """ "int4-g128", "q4_1", "q8_0" -> the bits of the weights as they are; None for weights of 16 bits and more."""
+    match = re.match(r"(?:int|i?q)(\d)", quant)
+    return int(match[1]) if match else None
+
+
+def defaults_of(row: Installed) -> Mapping[str, Any]:
+    """What models.toml says on sampling for this model, or for the model it was made from.
+
+    A ChatGLM that it does not know (a fine-tuned folder) is sampled as its family's own code did by default.
+    """
+    entries = catalogue.load()
+    entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+    if entry is None:
+        names = {row.name.lower(), (row.base or "").lower()}
+        entry = next((e for e in entries if e.reference.lower() in names), None)
+    if entry is None and (row.family or "").startswith("chatglm"):
+        entry = next((e for e in entries if e.family == row.family), None)
+    return entry.sampling if entry else {}
+
+
+def pickable() -> list[Installed]:
+    """What a picker shows: whole models and quantised copies on this machine."""
+    return [row for row in lookup.list_installed() if row.kind != "adapter" and row.complete]

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from glmchat.chat import context
-from glmchat.chat.answer_log import AnswerLog
 from glmchat.chat.answering import Answer, AnswerRun, Prompt, SeenContext
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling
-from glmchat.chat.stream import Source, Switch
+from glmchat.chat.stream import AnswerLog, Source, Switch
 from glmchat.core.errors import ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling

@@ -1,4 +1,4 @@
-"""Is it the same model? Names, told apart where both say something.
+"""Whether an adapter fits a model, by what both say of themselves: names and measures.
 
 Shapes cannot tell two models of one architecture apart; the names that trainers and hubs write down can.
 """

@@ -1,4 +1,4 @@
-"""The one list of the architectures that can be run, and which of them a configuration is of.
+"""The one list of the architectures that can be run, which of them a configuration is of, and what it says of itself.
 
 A family's measures are one file of this room: what its configurations look like, and what they say. How it is computed
 is the file of the same name in engine/models.
@@ -7,12 +7,17 @@ is the file of the same name in engine/models.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints import chatglm, chatglm2, gpt2, llama, transformers
+from glmchat.checkpoints import chatglm, chatglm2, gpt2, llama
+from glmchat.checkpoints.config import integer, token_ids
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabularies import WORDS, generation
 from glmchat.core.errors import Damaged, GlmchatError
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -27,13 +32,47 @@ class Family:
     parse: Callable[[Mapping[str, Any]], ModelSpec]
 
 
+def _any_other(config: Mapping[str, Any]) -> bool:
+    return isinstance(config.get("model_type"), str) and not config.get("gguf")
+
+
+def _parse_other(config: Mapping[str, Any]) -> ModelSpec:
+    """Measures under the names that most configurations use. Raises Damaged where one says too little or absurd things.
+
+    What a config.json leaves to transformers' own defaults is not known here; the engine asks transformers for it.
+
+    Llamas that are computed elsewhere (sliding windows, other scalings) have the tensors of Llamas all the same.
+    """
+    if config["model_type"] in llama.TYPES and not config.get("num_local_experts"):
+        return replace(llama.parse(config), family=config["model_type"], generation="through transformers")
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, Mapping) else config  # models that also see or hear
+    hidden = integer(text, "hidden_size", "n_embd", "d_model")
+    heads = integer(text, "num_attention_heads", "n_head", default=1)
+    vocab = integer(text, "vocab_size", high=2**22)
+    return ModelSpec(
+        family=str(config["model_type"]),
+        vocab_size=vocab,
+        hidden_size=hidden,
+        layers=integer(text, "num_hidden_layers", "n_layer", "num_layers"),
+        heads=heads,
+        kv_heads=integer(text, "num_key_value_heads", default=heads),
+        head_dim=integer(text, "head_dim", default=max(hidden // heads, 1)),
+        ffn_size=integer(text, "intermediate_size", "n_inner", "d_ff", default=4 * hidden),
+        context=integer(text, "max_position_embeddings", "n_positions", "n_ctx", default=2048),
+        eos_ids=token_ids(config.get("eos_token_id"), vocab),
+        bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
+        generation="through transformers",
+    )
+
+
 # In the order in which they are asked; the last takes what nobody else knows.
 FAMILIES: tuple[Family, ...] = (
     Family("chatglm", chatglm.matches, chatglm.parse),
     Family("chatglm2", chatglm2.matches, chatglm2.parse),
     Family("gpt2", gpt2.matches, gpt2.parse),
     Family("llama", llama.matches, llama.parse),
-    Family("transformers", transformers.matches, transformers.parse),
+    Family("transformers", _any_other, _parse_other),
 )
 
 
@@ -61,3 +100,79 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec | None:
         return parse(config)
     except GlmchatError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The measures of a network; None where config.json does not say them or says nonsense.
+
+    memory: bytes of the weights alone, {"float16", "int8", "int4"}. ignored_code: Python that config.json points at
+    (`auto_map`); glmchat never reads it.
+    """
+
+    family: str
+    generation: str | None
+    layers: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    vocabulary: int | None = None
+    context: int | None = None
+    parameters: int | None = None
+    stored_bits: int | None = None  # 4 or 8: THUDM's packed checkpoints
+    prefix_length: int | None = None  # a P-Tuning prefix is part of the checkpoint
+    memory: Mapping[str, int] | None = None
+    ignored_code: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe(folder: Path) -> Architecture | None:
+    """The network in `folder`, or None if there is no config.json that names one."""
+    config = small_json(folder / "config.json") if folder.is_dir() else {}
+    return describe_config(config) if config else None
+
+
+def describe_config(config: Mapping[str, Any]) -> Architecture | None:
+    """As `describe`, from a parsed config.json. Never raises: a damaged file is refused when it is loaded."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    bits, code = config.get("quantization_bit"), _code(config)
+    stored_bits = bits if bits in (4, 8) else None
+    spec = spec_of(config)
+    if spec is None:
+        words = WORDS[generation(config)] if kind == "chatglm" else None
+        return Architecture(kind, words, stored_bits=stored_bits, ignored_code=code)
+    return Architecture(
+        family=spec.family,
+        generation=spec.generation,
+        layers=spec.layers,
+        hidden_size=spec.hidden_size,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        vocabulary=spec.vocab_size,
+        context=spec.context,
+        parameters=spec.parameters(),
+        stored_bits=stored_bits,
+        prefix_length=spec.prefix_length or None,
+        memory=memory_of(spec),
+        ignored_code=code,
+    )
+
+
+def memory_of(spec: ModelSpec) -> dict[str, int] | None:
+    """Bytes of the weights alone, in 16 bits and quantised; None for a network whose tensors are not known."""
+    widths = {"float16": None, "int8": Recipe(8), "int4": Recipe(4)}
+    sizes = {name: spec.weight_bytes(recipe) for name, recipe in widths.items()}
+    return {name: size for name, size in sizes.items() if size is not None} or None
+
+
+def _code(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files of Python that `auto_map` names, so that it can be said that they are ignored."""
+    found = config.get("auto_map")
+    if not isinstance(found, Mapping):
+        return ()
+    entries = (entry for value in found.values() for entry in (value if isinstance(value, list) else [value]))
+    return tuple(sorted({str(entry).rpartition(".")[0] + ".py" for entry in entries if isinstance(entry, str)}))

@@ -1,7 +1,7 @@
-"""Folders that cannot be run are refused before the engine is started, without torch: in a blink, not in seconds.
+"""Whether a folder can be run here: refused before the engine starts, without torch, by its files or by the memory.
 
-The engine would refuse them too, by the same functions, and also what only torch can tell (shapes, a pickle
-that holds more than tensors).
+The engine would refuse it too, by the same functions, and also what only torch can tell (shapes, a pickle that holds
+more than tensors).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd
 from glmchat.checkpoints.families import spec_of
-from glmchat.checkpoints.gguf_file import PACKED, open_gguf
-from glmchat.checkpoints.gguf_names import config_of
+from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.vocabularies import check_vocabulary

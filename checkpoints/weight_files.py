@@ -1,6 +1,6 @@
-"""git-lfs pointers: the 130 bytes that stand where a weight should, after a clone without git-lfs.
+"""The weight files of a folder: which there are, whole or cut, and git-lfs pointers that stand where one should.
 
-Format: github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+Pointers are the 130 bytes of a clone without git-lfs: github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
+from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr

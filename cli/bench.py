@@ -10,7 +10,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
-from glmchat.cli.events import cancelled_by_interrupt
+from glmchat.cli.output import cancelled_by_interrupt
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -29,18 +29,18 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Measure load time, prefill and decode speed, peak memory, and how much of the memory bus decoding uses."""
-    from glmchat.chat import model_choice
     from glmchat.chat.jobs import run_job
+    from glmchat.chat.launch import locate, wanted_model
     from glmchat.core.settings import load_settings
 
     asked = engine.bits
     settings = load_settings()
-    choice = model_choice.wanted_model(name, settings)
+    choice = wanted_model(name, settings)
     if choice is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat bench NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(choice.text, quant=asked)
+    row, bits = locate(choice.text, quant=asked)
     options = replace(engine.options(settings), folder=row.path, quant=bits, context=engine.context)
     rows: list[tuple[Any, ...]] = []
     with cancelled_by_interrupt() as cancelled:

@@ -12,8 +12,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.launch import LaunchOptions
-    from glmchat.chat.model_choice import ModelWanted
+    from glmchat.chat.launch import LaunchOptions, ModelWanted
     from glmchat.core.settings import Settings
 
 
@@ -29,7 +28,7 @@ def choose_model(
     """The options with the model in them; the choice is named on stderr where the user did not name it."""
     if launch.server is not None:
         return replace(launch, engine=replace(launch.engine, model=name))
-    from glmchat.chat.model_choice import launch_installed, locate, wanted_model
+    from glmchat.chat.launch import launch_installed, locate, wanted_model
     from glmchat.hub import lookup
 
     choice = wanted_model(name, settings, conversation=spoken_with)
@@ -64,7 +63,7 @@ def choose_model(
 
 
 def _pick() -> ModelWanted:
-    from glmchat.chat.model_choice import ModelWanted, pickable
+    from glmchat.chat.launch import ModelWanted, pickable
 
     rows = pickable()
     if not rows:
@@ -79,7 +78,7 @@ def _pick() -> ModelWanted:
 
 def _offer_pull(text: str, revision: str | None) -> None:
     """On a terminal the plan is shown and asked for; otherwise NotInstalled (exit 1) with the line to type."""
-    from glmchat.chat.model_choice import not_installed
+    from glmchat.chat.launch import not_installed
     from glmchat.hub import references
 
     reference = references.parse(text, revision=revision)

@@ -1,4 +1,4 @@
-"""What `glmchat compare` prints: for people one answer after the other, for programs JSON lines."""
+"""`glmchat compare`: for people one answer after the other, for programs JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.completion import complete_columns
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
-from glmchat.cli.events import on_interrupt
+from glmchat.cli.output import on_interrupt
 from glmchat.core.errors import GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece, Sampling
@@ -34,8 +34,8 @@ class TextPrinter:
         self._open = False
 
     def take(self, event: ComparisonEvent) -> None:
+        from glmchat.chat.compare.columns import OneByOne
         from glmchat.chat.compare.compare import ColumnFailed, Said
-        from glmchat.chat.compare.engines import OneByOne
 
         if isinstance(event, OneByOne):
             output.say(tr("one after another: {why}", why=event.reason))
@@ -90,8 +90,8 @@ class JsonPrinter:
 
     def take(self, event: ComparisonEvent) -> None:
         from glmchat.chat.answering import Begun, Done
+        from glmchat.chat.compare.columns import OneByOne, Together
         from glmchat.chat.compare.compare import ColumnFailed, Said
-        from glmchat.chat.compare.engines import OneByOne, Together
 
         if isinstance(event, Together | OneByOne):
             self._start(event.reason if isinstance(event, OneByOne) else None)

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from glmchat import __version__
+from glmchat.chat.engine_process import gpu_memory, total_memory
 from glmchat.chat.history.database import filesystem, is_network
 from glmchat.chat.jobs import run_job
-from glmchat.chat.resources import gpu_memory, total_memory
 from glmchat.cli import output
 from glmchat.core import locations, machine
 from glmchat.core.errors import GlmchatError

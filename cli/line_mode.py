@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 
-from glmchat.chat.answer_words import cut_note, system_note
-from glmchat.chat.answering import Answer, Trimmed
+from glmchat.chat.answering import Answer, Trimmed, cut_note, system_note
 from glmchat.chat.client.request import Stop
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.cli.events import printed_events
+from glmchat.cli.output import printed_events
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -56,8 +56,8 @@ def write(
     """Write every file of a revision into DIR, verified; broken off, the same command goes on."""
     from glmchat.core.settings import load_settings
     from glmchat.hub import mirror, store
+    from glmchat.hub.file_request import ProgressEvents
     from glmchat.hub.plan import PullOptions
-    from glmchat.hub.progress_events import ProgressEvents
     from glmchat.hub.references import parse
 
     options = PullOptions(

@@ -86,7 +86,7 @@ def show(
 ) -> None:
     """Show a model: where it is, its files and where they came from, the memory it needs, its licence."""
     from glmchat.hub import catalogue
-    from glmchat.hub.details import details
+    from glmchat.hub.installed import details
 
     row = _here(name, incomplete=True)
     if fit:

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from glmchat.chat.answer_words import cut_note, system_note
-from glmchat.chat.answering import Begun, Done, Trimmed
+from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history.history import History

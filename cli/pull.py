@@ -11,7 +11,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
+from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -153,8 +153,8 @@ def _sources(names: list[str], revision: str | None, locked: Path | None) -> lis
 
 
 def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check: bool = False) -> None:
+    from glmchat.hub.file_request import ProgressEvents
     from glmchat.hub.plan import require_fit
-    from glmchat.hub.progress_events import ProgressEvents
     from glmchat.hub.pull import execute
     from glmchat.hub.store import stopped
 
@@ -241,7 +241,7 @@ def _pull_into(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from glmchat.hub.progress_events import ProgressEvents
+    from glmchat.hub.file_request import ProgressEvents
     from glmchat.hub.pull_into import execute_into, plan_into
     from glmchat.hub.references import parse
 

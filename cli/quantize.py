@@ -11,7 +11,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
-from glmchat.cli.events import cancelled_by_interrupt, follow_job, printed_events
+from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant, quant_bits
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.events import cancelled_by_interrupt
+from glmchat.cli.output import cancelled_by_interrupt
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import parse_sampling_value, sampling_name
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
-    from glmchat.chat.replay.plan import ReplayPlan
-    from glmchat.chat.replay.replay import Outcome
+    from glmchat.chat.replay.replay import Outcome, ReplayPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +40,7 @@ def replay(
     and threads only.
     """
     from glmchat.chat.history.history import History
-    from glmchat.chat.replay.plan import plan_replay
-    from glmchat.chat.replay.replay import Outcome, Replaying, run_replay
+    from glmchat.chat.replay.replay import Outcome, Replaying, plan_replay, run_replay
 
     with History.default() as history:
         plan = plan_replay(history, target, changes=sampling_changes(setting or []), threads=threads)

@@ -56,7 +56,7 @@ def serve(
     listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once
     os.environ.update(engine_environment())  # before torch is imported, which reads it once
 
-    from glmchat.serve.load import engine_loader
+    from glmchat.serve.face import engine_loader
     from glmchat.serve.run import make_server
 
     names = (host, *(allow_host or ()))
@@ -111,23 +111,22 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
 
 
 def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
-    from glmchat.chat import model_choice
     from glmchat.chat.connect import engine_options, require_fit
-    from glmchat.chat.launch import LaunchOptions
+    from glmchat.chat.launch import LaunchOptions, launch_installed, locate, wanted_model
     from glmchat.core.settings import load_settings
 
     bits = flags.bits
     settings = load_settings()
     launch = LaunchOptions(engine=flags.options(settings))
-    choice = model_choice.wanted_model(name, settings)
+    choice = wanted_model(name, settings)
     if choice is None:
         raise Usage(
             tr("no model was named"), hint=tr("glmchat serve NAME; `glmchat list` shows them"), code="model.none"
         )
-    row, bits = model_choice.locate(choice.text, revision=flags.revision, quant=bits)
+    row, bits = locate(choice.text, revision=flags.revision, quant=bits)
     if choice.origin != "argument":
         output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=choice.origin))
-    options = engine_options(model_choice.launch_installed(launch, row, bits))
+    options = engine_options(launch_installed(launch, row, bits))
     require_fit(options)
     folder = options.require_folder()
     # A path is of no use to clients, and says more of this machine than they need to know.

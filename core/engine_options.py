@@ -1,4 +1,4 @@
-"""How many bits a weight is to have, as people write it: `--quant 4`, `--bits q8`, `NAME:int4`."""
+"""What an engine is to load, and its command line; how people write bits: `--quant 4`, `--bits q8`, `NAME:int4`."""
 
 from __future__ import annotations
 

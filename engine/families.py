@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints import families
-from glmchat.checkpoints.gguf_file import GGUFFile, open_gguf
-from glmchat.checkpoints.gguf_names import config_of
+from glmchat.checkpoints.gguf_file import GGUFFile, config_of, open_gguf
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import NotInstalled

@@ -18,9 +18,8 @@ from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
-from glmchat.engine.formats.compressed import open_compressed
+from glmchat.engine.formats.compressed import open_compressed, open_official
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
-from glmchat.engine.formats.thudm import open_official
 from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource, open_folder
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder

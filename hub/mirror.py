@@ -25,10 +25,10 @@ from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, 
 from glmchat.hub.git_lfs import pointer_blob
 from glmchat.hub.mirror_folder import FORMAT, MARKER, MirrorFile, MirrorFolder, Snapshot
 from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
-from glmchat.hub.planned_files import PlannedFile
 from glmchat.hub.pull import file_requests
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
+from glmchat.hub.selection import PlannedFile
 from glmchat.hub.store import git_blob_of
 
 _README = """\

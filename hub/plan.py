@@ -18,8 +18,8 @@ from glmchat.core.text import human_bytes
 from glmchat.hub import aliases, catalogue, manifests, selection, sources_pypi, store
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
-from glmchat.hub.planned_files import PlannedFile, file_state, made_up_etag, size_of, totals
 from glmchat.hub.references import Reference, is_commit
+from glmchat.hub.selection import PlannedFile, file_state, made_up_etag, size_of, totals
 from glmchat.hub.sources import MODELSCOPE, HubEndpoint, Listing, endpoints, offline, read_listing
 
 

@@ -24,7 +24,7 @@ from glmchat.hub.download import Candidate, FetchedFile, FileProgress, FileReque
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.plan import PullPlan
-from glmchat.hub.planned_files import PlannedFile
+from glmchat.hub.selection import PlannedFile
 from glmchat.hub.sources import folder_candidate, offline, token
 from glmchat.hub.store import git_blob_of, sha256_of
 

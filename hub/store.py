@@ -1,4 +1,7 @@
-"""The names that content has: sha256 (git-lfs and the hub's big files) and git's blob id (its small ones)."""
+"""The Hugging Face cache as files: where content lies by its hash, how it is locked and linked, the disk's room.
+
+Content is named by sha256 (git-lfs and the hub's big files) or by git's blob id (its small ones).
+"""
 
 from __future__ import annotations
 

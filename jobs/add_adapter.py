@@ -15,7 +15,7 @@ from glmchat.checkpoints.adapter_files import CONFIG, weight_files
 from glmchat.checkpoints.adapter_fit import Base, misfit
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.fingerprints import fingerprint, of_text
-from glmchat.engine.adapters.check import check_against, check_numbers
+from glmchat.engine.adapters.attach import check_against, check_numbers
 from glmchat.engine.adapters.files import Adapter, read_adapter
 from glmchat.engine.adapters.merge import write_prefix
 from glmchat.hub import adapters

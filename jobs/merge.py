@@ -12,7 +12,7 @@ from typing import Any
 from glmchat.core.language import tr
 from glmchat.engine.adapters.files import read_adapter
 from glmchat.engine.adapters.merge import merge
-from glmchat.hub.progress_events import Meter
+from glmchat.hub.file_request import Meter
 from glmchat.jobs.lines import Request, Tell, run
 
 

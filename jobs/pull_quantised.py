@@ -23,9 +23,9 @@ from glmchat.core.errors import Damaged, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import installed, lookup, pull, selection, store
+from glmchat.hub.file_request import ProgressEvents
 from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.plan import PullOptions, PullPlan, plan_pull
-from glmchat.hub.progress_events import ProgressEvents
 from glmchat.hub.references import parse
 from glmchat.jobs import staging
 from glmchat.jobs.lines import Request, Tell, run

@@ -16,7 +16,7 @@ from glmchat.core.errors import Interrupted
 from glmchat.core.language import tr
 from glmchat.engine.quantize.plan import QuantizePlan, plan_quantise
 from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
-from glmchat.hub.progress_events import Meter
+from glmchat.hub.file_request import Meter
 from glmchat.jobs.lines import Request, Tell, run
 
 

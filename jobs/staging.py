@@ -18,9 +18,9 @@ from glmchat.hub.download import FetchedFile, FileRequest, Progress, download
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord
 from glmchat.hub.plan import PullPlan
-from glmchat.hub.planned_files import PlannedFile
 from glmchat.hub.pull import file_requests
 from glmchat.hub.safe_paths import safe_path
+from glmchat.hub.selection import PlannedFile
 from glmchat.hub.store import git_blob_of, sha256_of
 
 

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat import model_choice
-from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.launch import LaunchOptions, launch_installed, locate
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError
@@ -47,7 +46,7 @@ def find_model(name: str | None) -> LaunchOptions:
         return LaunchOptions(
             EngineOptions(folder=Path(name), model="smollm2", quant_label="q4_1"), sampling=options.sampling
         )
-    return model_choice.launch_installed(options, *model_choice.locate(name or "smollm2"))
+    return launch_installed(options, *locate(name or "smollm2"))
 
 
 async def until(true: Callable[[], object], seconds: float = 180.0) -> None:

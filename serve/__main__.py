@@ -4,7 +4,7 @@ import os
 import sys
 
 from glmchat.core.errors import GlmchatError
-from glmchat.serve.load import engine_loader
+from glmchat.serve.face import engine_loader
 from glmchat.serve.run import main
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve.face import Chunk
-from glmchat.serve.host import Host
-from glmchat.serve.line import Place
+from glmchat.serve.host import Host, Place
 from glmchat.serve.wire import GenerationRequest
 
 log = logging.getLogger("glmchat.serve")

@@ -21,8 +21,7 @@ from glmchat.core.text import one_line
 from glmchat.serve import wire
 from glmchat.serve.answer import Answer, in_words
 from glmchat.serve.guard import Guard
-from glmchat.serve.host import Host, StillLoading
-from glmchat.serve.line import Busy
+from glmchat.serve.host import Busy, Host, StillLoading
 from glmchat.serve.render import Rendering, comment, error_json, models_json, sse, status_of, to_bytes
 from glmchat.serve.wire import GenerationRequest
 

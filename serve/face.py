@@ -1,11 +1,16 @@
-"""What the HTTP server asks of an engine. The real one and the tests' FakeEngine both answer to it."""
+"""What the HTTP server asks of an engine. The real one and the tests' FakeEngine both answer to it.
+
+torch is imported by `engine_loader`, inside the engine's thread.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.messages import FinishReason, Message, Sampling
 
 Report = Callable[[str, float], None]
@@ -77,3 +82,25 @@ class EngineFace(Protocol):
 
 
 Load = Callable[[Report], EngineFace]
+
+
+def engine_loader(options: EngineOptions) -> Load:
+    def load(report: Report) -> EngineFace:
+        report("import", 0.0)
+        from glmchat.engine.engine import Engine
+        from glmchat.engine.placement import require_device
+
+        require_device(options.device)
+        report("import", 1.0)
+        if options.quant is not None and options.copy is not None:
+            from glmchat.engine.quantize.quantiser import kept_copy
+
+            out = Path(options.copy["out"])
+            kept_copy(options.require_folder(), options.quant, out, options.copy["manifest"], report)
+            engine = Engine.load(out, **replace(options, quant=None).for_load(), on_progress=report)
+        else:
+            engine = Engine.load(options.require_folder(), **options.for_load(), on_progress=report)
+        engine.identify()
+        return engine
+
+    return load

@@ -15,8 +15,7 @@ from typing import Any
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
 from glmchat.serve.answer import Answer, Begun, Event, Prefill, Waiting
 from glmchat.serve.face import Chunk
-from glmchat.serve.host import Host, StillLoading
-from glmchat.serve.line import Busy
+from glmchat.serve.host import Busy, Host, StillLoading
 
 
 def to_bytes(data: Any) -> bytes:

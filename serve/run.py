@@ -1,4 +1,4 @@
-"""How long a client may take to say a request.
+"""The server as a program: its socket, the pipe that ends it, and how long a client may take to say a request.
 
 uvicorn limits the silence between two requests, and nothing else: a client that opens connections and says nothing, or
 a byte a minute, holds them for ever, key or no key.

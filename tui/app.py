@@ -1,4 +1,4 @@
-"""The window when its terminal goes away: what `GlmchatApp` needs of chat/hangup.py, and a screen that may vanish."""
+"""The window as a program: its screen, its themes, the one place for errors, and what happens when its terminal goes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import choose, chosen, tr
 from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
-from glmchat.tui.link import EngineLink, Start
+from glmchat.tui.connection import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.steady import Steady, SteadyScreen, toast
 from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes

@@ -11,8 +11,8 @@ from glmchat.tui.talk import Talk
 from glmchat.tui.view import View
 
 if TYPE_CHECKING:
+    from glmchat.chat.compare.columns import Running
     from glmchat.chat.compare.compare import Comparison
-    from glmchat.chat.compare.engines import Running
     from glmchat.chat.launch import LaunchOptions
     from glmchat.core.settings import Settings
     from glmchat.hub.installed import Installed
@@ -68,7 +68,7 @@ class Comparing:
         return replace(self._connection.launch, server=None, sampling=sampling, adapters=None)
 
     def _engine_here(self) -> Running | None:
-        from glmchat.chat.compare.engines import Running
+        from glmchat.chat.compare.columns import Running
         from glmchat.chat.connect import Connection
 
         link, answers = self._connection.link, self._connection.answers
@@ -79,8 +79,8 @@ class Comparing:
 
     def _left(self, comparison: Comparison, column: int | None) -> None:
         """column: the answer to go on with. Its model, adapters and settings come along."""
-        from glmchat.chat import model_choice
-        from glmchat.chat.compare.engines import engine_key
+        from glmchat.chat.compare.columns import engine_key
+        from glmchat.chat.launch import locate
 
         chat, answers, launch = self._talk.chat, comparison.answers(), self._connection.launch
         if column is not None:
@@ -92,7 +92,7 @@ class Comparing:
         self._talk.show_conversation()
         self._talk.show_adapters()
         if column is not None and engine_key(comparison.launches[column]) != engine_key(launch):
-            self._switch_to(*model_choice.locate(comparison.columns[column].name))
+            self._switch_to(*locate(comparison.columns[column].name))
         elif self._connection.ready and launch.server is None and self._connection.link.process is None:
             self._connection.connect()  # it had to go, so that another could be loaded
         else:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
-from textual.app import SuspendNotSupported
+from textual import events
+from textual.app import ComposeResult, SuspendNotSupported
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.screen import ModalScreen
 from textual.timer import Timer
-from textual.widgets import Static
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tui import terminal
 from glmchat.tui.messages import Names
-from glmchat.tui.screens.prompt_search import PromptSearch
+from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
 from glmchat.tui.theme import Palette
 from glmchat.tui.view import View
 from glmchat.tui.widgets.prompt import MAX_LINES
 from glmchat.tui.widgets.suggestions import Suggestions, suggestions_for, wants_names
 
-if TYPE_CHECKING:  # the store's rooms are loaded by the thread that reads it
+if TYPE_CHECKING:
     from glmchat.chat.compare.columns import StoreNames
 
 _DRAFT_AFTER = 1.0  # seconds
@@ -189,3 +194,56 @@ class Composer:
             return
         if text is not None:
             self._view.prompt.set_text(text)
+
+
+class PromptSearch(SteadyScreen, ModalScreen[str | None]):
+    """prompts: newest first. Returns the chosen one, or None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+q", "leave", show=False)]
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self._prompts = prompts
+        self._found: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="panel"):
+            yield Input(placeholder=tr("part of an earlier prompt"), compact=True)
+            yield OptionList()
+
+    def on_mount(self) -> None:
+        panel = self.query_one("#panel")
+        panel.border_title = tr("Earlier prompts")
+        panel.border_subtitle = tr("Enter takes one · Esc closes")
+        self.query_one(Input).focus()
+        self._narrow("")
+
+    def _narrow(self, query: str) -> None:
+        wanted = query.casefold()
+        self._found = [prompt for prompt in self._prompts if wanted in prompt.casefold()][:100]
+        listing = self.query_one(OptionList)
+        listing.clear_options()
+        listing.add_options(
+            [Option(Text(one_line(prompt, 200), no_wrap=True, overflow="ellipsis")) for prompt in self._found]
+        )
+        if self._found:
+            listing.highlighted = 0
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._narrow(event.value)
+
+    def on_input_submitted(self) -> None:
+        at = self.query_one(OptionList).highlighted
+        self.dismiss(self._found[at] if at is not None and at < len(self._found) else None)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._found[event.option_index])
+
+    def on_key(self, event: events.Key) -> None:
+        listing = self.query_one(OptionList)
+        if event.key in ("ctrl+r", "down", "up") and self.focused is not listing:
+            listing.action_cursor_up() if event.key == "up" else listing.action_cursor_down()
+            event.stop()
+
+    def action_leave(self) -> None:
+        self.dismiss(None)

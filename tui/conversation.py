@@ -63,14 +63,14 @@ def speaker(session: ChatSession, message: StoredMessage) -> str:
 
 def state_note(message: StoredMessage) -> str:
     """Why an answer ended, if the model did not end it, and that its system prompt became part of the question."""
-    from glmchat.chat.answer_words import system_note
+    from glmchat.chat.answering import system_note
 
     notes = (_end_note(message), system_note(message.details.get("facts") or {}))
     return " · ".join(note for note in notes if note)
 
 
 def _end_note(message: StoredMessage) -> str:
-    from glmchat.chat.answer_words import cut_note
+    from glmchat.chat.answering import cut_note
 
     match message.state:
         case "stopped":

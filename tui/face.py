@@ -273,7 +273,7 @@ class WindowFace:
         self.tell(tr("preset {name}, starting with the next answer", name=name))
 
     def _model(self, words: str) -> None:
-        from glmchat.chat import model_choice
+        from glmchat.chat.launch import locate
         from glmchat.tui.screens.models import ModelScreen
 
         def load(row: Installed | None) -> None:
@@ -281,7 +281,7 @@ class WindowFace:
                 self._switch_to(row, None)
 
         if words:
-            self._switch_to(*model_choice.locate(words))
+            self._switch_to(*locate(words))
         else:
             current = self.launch.engine.model if self._connection.ready else None
             self._view.app.push_screen(ModelScreen(current, self._unload), load)
@@ -293,9 +293,9 @@ class WindowFace:
 
     def _switch_to(self, row: Installed, bits: int | None) -> None:
         """Another model for this conversation."""
-        from glmchat.chat import model_choice
+        from glmchat.chat.launch import launch_installed
 
-        launch = model_choice.launch_installed(replace(self.launch, server=None), row, bits)
+        launch = launch_installed(replace(self.launch, server=None), row, bits)
         self._talk.stop_behind()
         self.when_quiet(lambda: self._switch(launch))
 

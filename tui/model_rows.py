@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from glmchat.chat import model_choice
+from glmchat.chat import launch
 from glmchat.chat.jobs import run_job
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.recipe import usual_bytes
@@ -71,7 +71,7 @@ def fits_words(fits: Fits) -> str:
 def all_rows() -> list[Row]:
     """Models here first, then the catalogue's others."""
     free = available_memory()
-    here = model_choice.pickable()
+    here = launch.pickable()
     entries = catalogue.load()
     rows = []
     for row in here:

@@ -187,7 +187,7 @@ def answer_meant(face: Face) -> StoredMessage:
 
 
 def stats(face: Face, words: str) -> None:
-    from glmchat.chat.answer_words import details_of
+    from glmchat.chat.answering import details_of
 
     face.show_details(details_of(answer_meant(face)))
 

@@ -10,8 +10,17 @@ from typing import Any
 
 from glmchat.chat import connect as connecting
 from glmchat.chat.answering import SeenContext, SessionEvent
-from glmchat.chat.compare.columns import Column, launches, parse_columns
-from glmchat.chat.compare.engines import OneByOne, Running, Together, decide, group, needed
+from glmchat.chat.compare.columns import (
+    Column,
+    OneByOne,
+    Running,
+    Together,
+    decide,
+    group,
+    launches,
+    needed,
+    parse_columns,
+)
 from glmchat.chat.connect import Connection
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree

@@ -14,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.chat.history import database, deletions, owners
-from glmchat.chat.history import statements as sql
+from glmchat.chat.history import database, owners
 from glmchat.chat.history.rows import (
     CLEAR,
     Conversation,
@@ -29,7 +28,7 @@ from glmchat.chat.history.rows import (
     to_message,
 )
 from glmchat.chat.history.search import Hit, count_hits, find_hits
-from glmchat.chat.history.store import HEAD_FIELDS, Store
+from glmchat.chat.history.store import HEAD_FIELDS, Store, add_deletion, purge, purge_old
 from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -53,7 +52,7 @@ class History:
         history = History(Store(database.open_database(path), path))
         if history.problem is None:
             owners.mark_interrupted(history.store)
-            deletions.purge_old(history.store)
+            purge_old(history.store)
         return history
 
     @staticmethod
@@ -93,10 +92,10 @@ class History:
 
     def conversations(self, *, limit: int = -1, offset: int = 0) -> list[Conversation]:
         """Pinned ones first, then the last changed first. Deleted ones are left out."""
-        return [to_conversation(row) for row in self.store.rows(sql.LIST_HEADS, (limit, offset))]
+        return [to_conversation(row) for row in self.store.rows(database.LIST_HEADS, (limit, offset))]
 
     def find(self, conversation: int) -> Conversation | None:
-        row = self.store.row(sql.ONE_HEAD, (conversation,))
+        row = self.store.row(database.ONE_HEAD, (conversation,))
         return to_conversation(row) if row else None
 
     def conversation_of(self, message: int) -> int | None:
@@ -106,7 +105,7 @@ class History:
 
     def last(self) -> Conversation | None:
         """The conversation changed last that holds a message; pins do not matter. What `run -c` continues."""
-        row = self.store.row(sql.LAST_HEAD)
+        row = self.store.row(database.LAST_HEAD)
         return to_conversation(row) if row else None
 
     def interrupted(self) -> Conversation | None:
@@ -125,7 +124,7 @@ class History:
                     hint=tr("`glmchat history list` shows them"),
                     code="history.unknown",
                 )
-            messages = {m.id: m for m in map(to_message, self.store.rows(sql.MESSAGES, (conversation,)))}
+            messages = {m.id: m for m in map(to_message, self.store.rows(database.MESSAGES, (conversation,)))}
             for message in list(messages.values()):
                 if message.state == "streaming":
                     messages[message.id] = self.store.with_pieces(message)
@@ -301,7 +300,7 @@ class History:
     def delete_messages(self, tree: Tree, messages: Sequence[StoredMessage], *, leaf: int | None) -> int:
         """Hide messages and open the branch that ends at `leaf`; the number is what `restore` takes."""
         with self._lock:
-            deletion = deletions.add_deletion(self.store, tree.conversation.id, tree.leaf)
+            deletion = add_deletion(self.store, tree.conversation.id, tree.leaf)
             for message in messages:
                 tree.put(replace(tree.messages[message.id], deletion=deletion))
             count = tree.conversation.message_count - sum(not m.is_clear for m in messages)
@@ -313,7 +312,7 @@ class History:
         """Hide a conversation; after a week it is gone. The number is what `restore` takes. Raises Usage if unknown."""
         with self._lock:
             self.load(conversation)
-            deletion = deletions.add_deletion(self.store, conversation, None)
+            deletion = add_deletion(self.store, conversation, None)
             statement = "UPDATE conversation SET deletion = ? WHERE id = ?"
             self.store.attempt(lambda: self.store.run(statement, (deletion, conversation)))
         return deletion
@@ -322,7 +321,7 @@ class History:
         """Undo a deletion. `tree`: its conversation, if it is open."""
         with self._lock:
             row = self.store.row("SELECT leaf, conversation FROM deletion WHERE id = ?", (deletion,))
-            self.store.attempt(lambda: self.store.run_all(sql.RESTORE, {"id": deletion}))
+            self.store.attempt(lambda: self.store.run_all(database.RESTORE, {"id": deletion}))
             if tree is None:
                 if row is None or (head := self.find(int(row[1]))) is None or row[0] is None:
                     return
@@ -343,7 +342,7 @@ class History:
     def purge(self, only: Collection[int] | None = None) -> int:
         """Remove deleted conversations and messages for good: all, or those given. Returns how many deletions."""
         numbers = [d for d, _ in self.deletions() if only is None or d in only]
-        deletions.purge(self.store, numbers)
+        purge(self.store, numbers)
         return len(numbers)
 
     def batch(self) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from glmchat.chat.history import statements as sql
+from glmchat.chat.history import database
 from glmchat.chat.history.rows import to_message
 from glmchat.chat.history.store import Store
 
@@ -65,20 +65,20 @@ def is_alive(owner: str | None) -> bool | None:
 
 def writer_elsewhere(store: Store, conversation: int) -> str | None:
     """The other living process that streams an answer in this conversation now, as `host pid start`."""
-    owners = [owner for (owner,) in store.rows(sql.STREAM_OWNERS, (conversation,))]
+    owners = [owner for (owner,) in store.rows(database.STREAM_OWNERS, (conversation,))]
     return next((o for o in owners if o != this_process() and is_alive(o) is not False), None)
 
 
 def answered_elsewhere(store: Store) -> list[int]:
     """Conversations that other living processes answer now, the last asked first."""
-    rows = store.rows(sql.ALL_STREAMS)
+    rows = store.rows(database.ALL_STREAMS)
     return list(dict.fromkeys(int(c) for c, o in rows if o != this_process() and is_alive(o) is not False))
 
 
 def mark_interrupted(store: Store) -> int:
     """Answers whose writer is gone keep what was said and are marked; those of living windows are left alone."""
     marked = 0
-    for *columns, updated in store.rows(sql.STREAMING):
+    for *columns, updated in store.rows(database.STREAMING):
         message = to_message(columns)
         alive = is_alive(message.owner)
         if alive is None:

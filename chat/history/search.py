@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glmchat.chat.history import statements as sql
+from glmchat.chat.history import database
 
 # Bopomofo, kana, Hangul, Han with its extensions: the scripts written without spaces, and Korean, whose endings stick.
 _CJK = (
@@ -127,7 +127,7 @@ def find_hits(rows: Rows, query: str, limit: int, offset: int) -> list[Hit]:
         return []
     expression = match_expression(query)
     # Nothing but signs (an emoji, "->") is not in the index: every text is looked through.
-    statement = sql.SCAN if expression is None else sql.HITS
+    statement = database.SCAN if expression is None else database.HITS
     hits = []
     for conversation, title, message, role, text, created in rows(statement, (expression or query, limit, offset)):
         spans = find_spans(text, query)
@@ -142,5 +142,5 @@ def count_hits(rows: Rows, query: str) -> int:
     if not query:
         return 0
     expression = match_expression(query)
-    statement = sql.COUNT_SCAN if expression is None else sql.COUNT_HITS
+    statement = database.COUNT_SCAN if expression is None else database.COUNT_HITS
     return int(rows(statement, (expression or query,))[0][0])

@@ -1,9 +1,13 @@
-"""The history's file from below: transactions, numbers, rows. A write that fails is a fact to report, not an end."""
+"""The history's file from below: transactions, numbers, rows. A write that fails is a fact to report, not an end.
+
+What was deleted can be brought back for a week, then it is removed from the file.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -11,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.history import database, search
-from glmchat.chat.history import statements as sql
 from glmchat.chat.history.rows import Conversation, StoredMessage, TokenIds, Tree, dump, ids_of
 from glmchat.core.language import tr
 
@@ -186,7 +189,7 @@ class Store:
     def write_head(self, c: Conversation, changed: Collection[str]) -> None:
         settings = dump(c.settings.to_json())
         self.run(
-            sql.write_head(changed),
+            database.write_head(changed),
             (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
         )
         if c.renamed and "title" in changed:  # other titles are the first question, which is found itself
@@ -194,7 +197,7 @@ class Store:
 
     def write_message(self, m: StoredMessage) -> None:
         self._run_long(
-            sql.WRITE_MESSAGE,
+            database.WRITE_MESSAGE,
             m.id,
             m.conversation,
             m.parent,
@@ -208,23 +211,61 @@ class Store:
             m.deletion,
             m.owner,
         )
-        self.run(sql.FORGET_PIECES, (m.id,))  # the whole text stands in the message now
+        self.run(database.FORGET_PIECES, (m.id,))  # the whole text stands in the message now
         if m.state != "streaming":
             self._index(m.id, m.text)
 
     def write_piece(self, message: int, text: str, token_ids: Sequence[int]) -> None:
-        self.run(sql.WRITE_PIECE, (message, text, TokenIds(token_ids).packed or None, message))
+        self.run(database.WRITE_PIECE, (message, text, TokenIds(token_ids).packed or None, message))
 
     def _index(self, rowid: int, text: str) -> None:
         spaced = search.spaced(text)
         row = self._db.execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
         if row is None and text:
-            self._run_long(sql.INDEX, rowid, spaced.encode())
+            self._run_long(database.INDEX, rowid, spaced.encode())
         elif row is not None and row[0] != spaced:
-            self._run_long(sql.INDEX_AGAIN, spaced.encode(), rowid)
+            self._run_long(database.INDEX_AGAIN, spaced.encode(), rowid)
 
     def with_pieces(self, message: StoredMessage) -> StoredMessage:
         """A streaming answer with what came since it was begun."""
-        rows = self.rows(sql.PIECES, (message.id,))
+        rows = self.rows(database.PIECES, (message.id,))
         ids = message.token_ids + (i for row in rows for i in ids_of(row[1]))
         return replace(message, text=message.text + "".join(row[0] for row in rows), token_ids=ids)
+
+
+KEPT_DELETED_DAYS = 7.0  # how long a deletion can be undone
+
+
+def add_deletion(store: Store, conversation: int, leaf: int | None) -> int:
+    """The number of a new deletion. leaf: the branch that was open before."""
+    deletion = store.reserve("deletion")
+    values = (deletion, conversation, time.time(), leaf)
+    store.attempt(lambda: store.run("INSERT INTO deletion VALUES (?, ?, ?, ?)", values))
+    return deletion
+
+
+def purge_old(store: Store) -> None:
+    limit = time.time() - KEPT_DELETED_DAYS * 86400
+    old = [int(i) for (i,) in store.rows("SELECT id FROM deletion WHERE created < ?", (limit,))]
+    if old:
+        purge(store, old)
+
+
+def purge(store: Store, deletions: Collection[int]) -> None:
+    """Remove what these deletions hide, in one transaction, overwritten in the file."""
+    store.secure_delete()
+
+    def write() -> None:
+        for deletion in deletions:
+            for (conversation,) in store.rows("SELECT id FROM conversation WHERE deletion = ?", (deletion,)):
+                store.run_all(database.PURGE_CONVERSATION, {"id": conversation})
+            # The newest first: each one's children are gone or moved before it goes itself.
+            doomed = store.rows("SELECT id, parent FROM message WHERE deletion = ? ORDER BY id DESC", (deletion,))
+            for message, parent in doomed:
+                store.run_all(database.PURGE_MESSAGE, {"id": message, "parent": parent})
+            store.run("DELETE FROM deletion WHERE id = ?", (deletion,))
+        # The index keeps the words of a deleted row until its segments are merged.
+        store.run("INSERT INTO search (search) VALUES ('optimize')")
+
+    if deletions and store.attempt(write) and store.journal == "wal":
+        store.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old pages

@@ -1,4 +1,7 @@
-"""Is this the model that the adapter was trained on? Asked before the model is touched."""
+"""Adapters of one model: attached, activated, taken off. A wrong one is refused before the model is touched.
+
+The same checks run against a model that is not loaded, from headers alone.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from torch import nn
 
 from glmchat.checkpoints.adapter_fit import names_of, other_model
 from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter, read_adapter
-from glmchat.engine.adapters.lora import Change, match, read_changes
+from glmchat.engine.adapters.lora import Change, match, read_changes, require_finite
 from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
 from glmchat.engine.adapters.peft_layers import PeftWeights, read_weights, require_transformers, stand_in
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
-from glmchat.engine.families import Checkpoint
+from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.llama import Llama
@@ -237,3 +241,43 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 def _has_tied_head(model: nn.Module) -> bool:
     """A Llama whose head is its embedding; it takes a separate one when it is given one."""
     return isinstance(model, Llama) and bool(model.spec.extra["tied"])
+
+
+def check_against(adapter: Adapter, base: Path) -> Checkpoint:
+    """Raise what attaching would raise. Reads no weights, neither the adapter's nor the model's. Returns the model's
+    description."""
+    checkpoint = identify(base)
+    model = outline(checkpoint)
+    if adapter.kind in KINDS:
+        require_transformers(adapter, model)
+    elif adapter.kind == "lora":
+        match(adapter, modules_of(model))
+    else:
+        check_prefix(adapter, checkpoint.spec, model)
+    refuse_other_base(adapter, checkpoint)
+    return checkpoint
+
+
+def check_numbers(adapter: Adapter) -> None:
+    """Raise Damaged for a tensor of the adapter that is not finite: reads them all, one at a time."""
+    for name in adapter.tensors.shapes():
+        if adapter.form == "thudm" and not name.startswith(PREFIX_ENCODER):
+            continue  # the rest of an older full checkpoint
+        stored = adapter.tensors.read(name)
+        if isinstance(stored, torch.Tensor):
+            require_finite(name, stored)
+
+
+def outline(checkpoint: Checkpoint) -> LanguageModel:
+    """The network without numbers. Raises Usage for a family that builds itself through transformers."""
+    if checkpoint.family.load is not None:
+        raise Usage(
+            tr(
+                "models of the family {family} can only be checked while they run",
+                family=one_line(checkpoint.spec.family),
+            ),
+            hint=tr("leave out --base, and attach the adapter in the chat"),
+            code="adapter.family",
+        )
+    with torch.device("meta"):
+        return checkpoint.family.build(checkpoint.spec)

@@ -17,8 +17,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.attach import modules_of
-from glmchat.engine.adapters.check import check_against, outline
+from glmchat.engine.adapters.attach import check_against, modules_of, outline
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.families import Checkpoint

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor
-from glmchat.checkpoints.gguf_names import checkpoint_name
+from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor, checkpoint_name
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line

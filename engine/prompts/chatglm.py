@@ -20,7 +20,7 @@ from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers import chatglm2
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-from glmchat.engine.tokenizers.glm4 import IDS
+from glmchat.engine.tokenizers.chatglm2 import IDS
 
 _CJK = "([\u4e00-\u9fff])"
 _MARKS = tuple(zip(",!:;?", "，！：；？", strict=True))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from glmchat.engine.formats.weights import Int4
-from glmchat.engine.native.search import SearchResult, search_native
+from glmchat.engine.native.cpu import SearchResult, search_native
 
 STEPS = 15
 # What the search cuts off a group's range at its low and high end, as shares of it; cutting makes the steps finer.

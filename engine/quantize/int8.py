@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from glmchat.engine.formats.weights import Int8
-from glmchat.engine.native.search import SearchResult, search_native
+from glmchat.engine.native.cpu import SearchResult, search_native
 
 LIMIT = 127
 # Shares of a row's largest weight that the search covers: from a little more down, while it does not get much worse.

@@ -86,7 +86,7 @@ class Kernel(ABC):
 # Modules are imported when a device is first asked for, so that a CPU engine never touches CUDA code.
 _TABLES: dict[str, tuple[str, ...]] = {
     "cpu": ("native.cpu:NativeCpu", "quantize.aten:AtenCpu", "quantize.kernels:Reference"),
-    "cuda": ("quantize.cuda:CpmKernels", "gpu.words:CardWords", "quantize.kernels:Reference"),
+    "cuda": ("quantize.kernels:CpmKernels", "gpu.words:CardWords", "quantize.kernels:Reference"),
     "other": ("quantize.kernels:Reference",),
 }
 PASSED_OVER: dict[tuple[str, int], dict[str, str]] = {}
@@ -220,3 +220,23 @@ class Reference(Kernel):
             block = self._dequantise(shape, packed, slice(start, start + step)).to(compute.dtype)
             y[:, start : start + step] = functional.linear(compute, block)
         return y if bias is None else y.add_(bias.to(y.dtype))
+
+
+class CpmKernels(Reference):
+    """cpm_kernels (`glmchat[cuda]`), looked at and passed over, so that `doctor` can say why.
+
+    The package has no kernel that extracts packed weights: those lived in the checkpoints' own code, which never runs
+    here. Its INT8 product takes INT8 activations, which would not be weight-only quantisation.
+    """
+
+    name = "cpm_kernels"
+    bits = (8,)
+
+    def unavailable(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        try:
+            import_module("cpm_kernels")
+        except Exception as error:  # noqa: BLE001 - RuntimeError without a driver, ModuleNotFoundError for pkg_resources
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return "its INT8 product rounds activations to 8 bits, and it has no kernel that unpacks weights"

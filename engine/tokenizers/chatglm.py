@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import published_vocabulary, read_vocabulary, require_kind
-from glmchat.engine.tokenizers.pieces import PieceText, encodable, open_pieces
+from glmchat.engine.tokenizers.base import PieceText, encodable, open_pieces
 
 EARLY_PIECES, SLIM_PIECES = 130_000, 130_344
 IMAGE_TOKENS = 20_000

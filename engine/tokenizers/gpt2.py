@@ -28,9 +28,8 @@ from glmchat.checkpoints.vocabularies import (
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.base import SPACE, Tokenizer, encodable, open_pieces
 from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json
-from glmchat.engine.tokenizers.pieces import SPACE, encodable, open_pieces
 
 PIECES = 30_000
 UNK, NEWLINE, SEP, EOD = 0, 3, 4, 7

@@ -1,4 +1,4 @@
-"""Vocabularies of the `tokenizers` package: tokenizer.json, and what gguf_bpe.py builds from GGUF metadata.
+"""Vocabularies of the `tokenizers` package: tokenizer.json, and what GGUF metadata says of one.
 
 Two ways in: `encode` takes every character as ordinary text, `encode_special` is for our own templates and recognises
 control tokens. A person's `<|im_start|>` therefore never becomes the control token.

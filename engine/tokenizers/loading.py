@@ -82,7 +82,7 @@ def tokenizer_of_files(folder: Path) -> Tokenizer:
     settings = folder / "tokenizer_config.json"
     kind = read_json(settings).get("tokenizer_class") if settings.is_file() else None
     if (folder / "tokenizer.model").is_file() and kind == "ChatGLM4Tokenizer":
-        from glmchat.engine.tokenizers.glm4 import GLM4Tokenizer
+        from glmchat.engine.tokenizers.chatglm2 import GLM4Tokenizer
 
         return GLM4Tokenizer(folder / "tokenizer.model")
     if (folder / "tokenizer.model").is_file() and kind == "ChatGLMTokenizer":

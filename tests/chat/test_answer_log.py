@@ -1,4 +1,7 @@
-"""An answer on its way into the history: soon on the disk, and never in the way of the screen."""
+"""An answer on its way into the history: soon on the disk, and never in the way of the screen.
+
+Covers chat/stream.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which sampling values hold, and which model runs.
 
-Covers chat/sampling_choice.py, chat/model_choice.py, chat/adapters_choice.py.
+Covers chat/sampling_choice.py, chat/launch.py, chat/adapters_choice.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from speakers import LocalSpeaker
 from glmchat.chat.adapters_choice import change
 from glmchat.chat.answering import Done
 from glmchat.chat.history.history import History
-from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.model_choice import launch_installed, locate, wanted_model
+from glmchat.chat.launch import LaunchOptions, launch_installed, locate, wanted_model
 from glmchat.chat.sampling_choice import ORDER, Origin, choose_sampling, generation_config, ranks_for_launch
 from glmchat.chat.session import ChatSession
 from glmchat.core import locations

@@ -1,6 +1,6 @@
 """Comparisons: columns in words, answers side by side in one tree, failures, stops and kills.
 
-Covers chat/compare/columns.py, chat/compare/engines.py.
+Covers chat/compare/columns.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from fake_server import fake_command
 from fakes import WEIGHTS
 
 from glmchat.chat import connect, engine_process
-from glmchat.chat.compare import engines
-from glmchat.chat.compare.columns import parse_columns
+from glmchat.chat.compare import columns
+from glmchat.chat.compare.columns import OneByOne, Together, parse_columns
 from glmchat.chat.compare.compare import ColumnFailed, Comparison, Said, resume
-from glmchat.chat.compare.engines import OneByOne, Together
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
@@ -122,12 +121,12 @@ def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "llama"}')
         (folder / "model.safetensors").write_bytes(WEIGHTS)
-    monkeypatch.setattr(engines, "physical_cores", lambda: 8)
-    monkeypatch.setattr(engines, "available_memory", lambda: 10**9)
-    columns = parse_columns([str(model), str(other)])
-    first, *_ = Comparison(history, columns, Settings()).ask("hello")
-    monkeypatch.setattr(engines, "available_memory", lambda: 5 * 10**8)
-    comparison = Comparison(history, columns, Settings())
+    monkeypatch.setattr(columns, "physical_cores", lambda: 8)
+    monkeypatch.setattr(columns, "available_memory", lambda: 10**9)
+    asked = parse_columns([str(model), str(other)])
+    first, *_ = Comparison(history, asked, Settings()).ask("hello")
+    monkeypatch.setattr(columns, "available_memory", lambda: 5 * 10**8)
+    comparison = Comparison(history, asked, Settings())
     second, *_ = comparison.ask("hello")
     assert first == Together(2, 4)
     assert isinstance(second, OneByOne) and "memory" in second.reason

@@ -1,7 +1,4 @@
-"""The engine as a child: started, watched, stopped; never an orphan, and never a riddle when it dies.
-
-Covers chat/engine_log.py.
-"""
+"""The engine as a child: started, watched, stopped; never an orphan, and never a riddle when it dies."""
 
 from __future__ import annotations
 
@@ -22,7 +19,13 @@ from fake_server import fake_command
 from polling import wait_until
 
 from glmchat.chat import engine_process
-from glmchat.chat.engine_process import EngineProcess, engine_environment, start_engine
+from glmchat.chat.engine_process import (
+    EngineProcess,
+    engine_environment,
+    process_memory,
+    start_engine,
+    total_memory,
+)
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Interrupted
 from glmchat.core.messages import Finished, Message, Piece, Sampling
@@ -30,6 +33,8 @@ from glmchat.core.messages import Finished, Message, Piece, Sampling
 TESTS = Path(__file__).resolve().parent.parent
 HELLO = [Message("user", "hi")]
 Start = Callable[..., EngineProcess]
+
+HOLD = "block = b'x' * 50_000_000; print('here', flush=True); input()"
 
 
 @pytest.fixture
@@ -210,7 +215,7 @@ def test_its_surroundings_are_quiet_offline_and_without_secrets() -> None:
 
 
 def test_old_logs_do_not_pile_up() -> None:
-    from glmchat.chat.engine_log import KEPT, new_log
+    from glmchat.chat.engine_process import KEPT, new_log
 
     for _ in range(KEPT + 5):
         path, file = new_log()
@@ -221,3 +226,20 @@ def test_old_logs_do_not_pile_up() -> None:
 def test_the_finished_event_says_how_long_the_load_took(start: Start) -> None:
     last = list(start(seconds_to_load=0.2).endpoint.stream(HELLO, Sampling()))[-1]
     assert isinstance(last, Finished) and (last.load_seconds or 0) >= 0.2
+
+
+def test_the_memory_of_a_child_is_counted_with_its_parents_and_a_process_that_is_gone_has_none() -> None:
+    before = process_memory(os.getpid())
+    command = [sys.executable, "-P", "-c", HOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "here\n"
+        alone, together = process_memory(child.pid), process_memory(os.getpid())
+        child.communicate("\n")
+    assert before is not None and alone is not None and together is not None
+    assert alone > 50_000_000
+    assert together - before > 0.9 * alone
+    assert process_memory(child.pid) is None
+
+
+def test_the_machine_has_the_memory_that_the_system_says() -> None:
+    assert total_memory() == psutil.virtual_memory().total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

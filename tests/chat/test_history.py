@@ -1,6 +1,6 @@
 """What was said is on the disk, in order, as a tree, and only for its owner.
 
-Covers chat/history/rows.py, chat/history/store.py, chat/history/statements.py, chat/history/deletions.py.
+Covers chat/history/rows.py, chat/history/store.py, chat/history/database.py.
 """
 
 from __future__ import annotations

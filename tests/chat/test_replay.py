@@ -1,6 +1,6 @@
 """Replays of the real starter model: three turns, one stop, one continue, then fresh processes.
 
-Covers chat/replay/plan.py, jobs/replay.py, cli/replay.py.
+Covers chat/replay/replay.py, jobs/replay.py, cli/replay.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import pytest
 from glmchat.chat.connect import connect, identity_of
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
-from glmchat.chat.replay.plan import find_answer, plan_replay
-from glmchat.chat.replay.replay import Outcome, run_replay
+from glmchat.chat.replay.replay import Outcome, find_answer, plan_replay, run_replay
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession
 from glmchat.cli.main import run

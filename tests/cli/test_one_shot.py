@@ -1,6 +1,6 @@
 """One answer on stdout and nothing else there; every ending has its exit code.
 
-Covers cli/run.py, cli/asking.py, cli/events.py, chat/connect.py, chat/answer_words.py, cli/output.py.
+Covers cli/run.py, cli/asking.py, cli/output.py, chat/connect.py, chat/answering.py.
 """
 
 from __future__ import annotations

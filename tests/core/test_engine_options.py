@@ -11,8 +11,8 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmchat.cli.command_table import CommandTable
 from glmchat.cli.engine_flags import EngineFlags
+from glmchat.cli.main import CommandTable
 from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype
 from glmchat.core.errors import Usage
 

@@ -1,7 +1,7 @@
 """Wrong, damaged and hostile adapters: each is refused with its reason, and the model answers as before.
 
-Covers engine/adapters/check.py, engine/adapters/files.py, checkpoints/adapter_files.py,
-checkpoints/adapter_settings.py, checkpoints/adapter_settings.py, checkpoints/adapter_fit.py.
+Covers engine/adapters/attach.py, engine/adapters/files.py, checkpoints/adapter_files.py,
+checkpoints/adapter_settings.py, checkpoints/adapter_fit.py.
 """
 
 from __future__ import annotations

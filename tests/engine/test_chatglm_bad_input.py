@@ -1,6 +1,6 @@
 """Folders that are not what they seem: each is refused in one line, with a hint, a code and exit 3; none runs code.
 
-Covers engine/formats/thudm.py, checkpoints/vocabularies.py.
+Covers engine/formats/compressed.py, checkpoints/vocabularies.py.
 """
 
 from __future__ import annotations

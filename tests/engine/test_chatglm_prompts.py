@@ -19,8 +19,7 @@ from glmchat.core.messages import Message
 from glmchat.engine.families import identify
 from glmchat.engine.prompts.chatglm import ChatGLM2Prompt, ChatGLM3Prompt, ChatGLMPrompt, GLM4Prompt
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-from glmchat.engine.tokenizers.chatglm2 import ROLES, ChatGLM2Tokenizer
-from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer
+from glmchat.engine.tokenizers.chatglm2 import IDS, ROLES, ChatGLM2Tokenizer, GLM4Tokenizer
 
 
 @pytest.fixture(scope="module")

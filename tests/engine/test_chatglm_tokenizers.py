@@ -1,6 +1,6 @@
 """The vocabularies against what the original tokenizers did, and against each other's files.
 
-Covers engine/tokenizers/chatglm.py, engine/tokenizers/chatglm2.py, engine/tokenizers/glm4.py.
+Covers engine/tokenizers/chatglm.py, engine/tokenizers/chatglm2.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from glmchat.core.errors import Damaged
 from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
-from glmchat.engine.tokenizers.chatglm2 import ChatGLM2Tokenizer
-from glmchat.engine.tokenizers.glm4 import IDS, GLM4Tokenizer
+from glmchat.engine.tokenizers.chatglm2 import IDS, ChatGLM2Tokenizer, GLM4Tokenizer
 from glmchat.engine.tokenizers.gpt2 import CPMTokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"

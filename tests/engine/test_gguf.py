@@ -1,6 +1,6 @@
 """GGUF files: read exactly, and refused where their headers lie.
 
-Covers checkpoints/gguf_file.py, checkpoints/gguf_names.py, engine/formats/folder_writer.py.
+Covers checkpoints/gguf_file.py, engine/formats/folder_writer.py.
 """
 
 from __future__ import annotations

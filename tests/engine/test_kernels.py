@@ -1,7 +1,7 @@
 """Packed products against their definition, on every kernel this machine has.
 
 Covers engine/quantize/aten.py, engine/quantize/kernels.py, engine/quantize/int4.py, engine/quantize/int8.py,
-engine/quantize/linear.py, engine/quantize/cuda.py, engine/native/cpu.py.
+engine/quantize/linear.py, engine/native/cpu.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Folders that are not what they claim: each refused with its reason before memory is taken.
 
-Covers engine/formats/weights.py, engine/formats/weights.py, engine/families.py.
+Covers engine/formats/weights.py, engine/families.py.
 """
 
 from __future__ import annotations

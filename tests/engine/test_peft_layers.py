@@ -1,6 +1,6 @@
 """Adapters of every kind of PEFT, on a model through transformers, give PEFT's own logits, and leave no trace.
 
-Covers checkpoints/peft_kinds.py, engine/models/transformers.py, checkpoints/transformers.py.
+Covers checkpoints/peft_kinds.py, engine/models/transformers.py, checkpoints/families.py.
 """
 
 from __future__ import annotations

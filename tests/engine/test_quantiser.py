@@ -1,7 +1,7 @@
 """Checkpoints quantised on disk: what comes back, who else can read it, and what a kill or a bad file does.
 
 Covers engine/quantize/plan.py, engine/quantize/streaming.py, engine/quantize/quantiser.py,
-engine/formats/compressed.py, engine/native/search.py, engine/quantize/replace.py.
+engine/formats/compressed.py, engine/native/cpu.py, engine/quantize/replace.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.errors import Damaged, DoesNotFit, Interrupted, Usage
 from glmchat.engine import Engine
 from glmchat.engine.formats.compressed import pack, pack_zero_points, unpack, unpack_zero_points
-from glmchat.engine.native.cpu import NativeCpu
-from glmchat.engine.native.search import search_native
+from glmchat.engine.native.cpu import NativeCpu, search_native
 from glmchat.engine.quantize import int4, int8, quantiser
 from glmchat.engine.quantize import plan as planning
 from glmchat.engine.quantize.int4 import quantise_int4

@@ -1,7 +1,6 @@
 """Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens.
 
-Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/hf.py, engine/tokenizers/pieces.py,
-engine/tokenizers/loading.py.
+Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/base.py, engine/tokenizers/loading.py.
 """
 
 from __future__ import annotations

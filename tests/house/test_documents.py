@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from glmchat.cli.command_table import COMMANDS
-from glmchat.cli.main import build
+from glmchat.cli.main import COMMANDS, build
 from glmchat.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """What ARCHITECTURE.md says about the house, asserted: who imports whom, what ships, what a start loads.
 
-Covers cli/command_table.py, cli/main.py, core/errors.py.
+Covers cli/main.py, core/errors.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from glmchat.cli.command_table import COMMANDS, CommandTable
+from glmchat.cli.main import COMMANDS, CommandTable
 from glmchat.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,8 +110,8 @@ def test_the_command_line_starts_without_torch_textual_or_the_hub(group: str) ->
 
 
 def test_building_every_command_loads_neither_torch_nor_textual_nor_the_hub() -> None:
-    every = "from glmchat.cli.command_table import COMMANDS; [CommandTable().commands[name] for name in COMMANDS]"
-    loaded = loaded_after(f"from glmchat.cli.command_table import CommandTable; {every}")
+    every = "from glmchat.cli.main import COMMANDS; [CommandTable().commands[name] for name in COMMANDS]"
+    loaded = loaded_after(f"from glmchat.cli.main import CommandTable; {every}")
     assert not loaded & {"torch", "textual", "huggingface_hub", "transformers", "numpy"}
 
 

@@ -1,6 +1,6 @@
 """What holds whatever happens meanwhile: kills, Ctrl-C, full disks, tokens, many files, honest progress.
 
-Covers hub/download.py, hub/fetch.py, hub/partial.py, hub/download_state.py, hub/progress_events.py, hub/transfer.py.
+Covers hub/download.py, hub/fetch.py, hub/partial.py, hub/download_state.py, hub/file_request.py, hub/transfer.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Hubs that lie, answer with something else, or try to write where they should not; and what a token never reaches.
 
-Covers hub/sources.py, hub/safe_paths.py, hub/planned_files.py.
+Covers hub/sources.py, hub/safe_paths.py, hub/selection.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A lookup finds the row that the list shows, for every kind of row, and looks at no other model's files.
 
-Covers hub/installed.py, hub/manifests.py, hub/details.py.
+Covers hub/installed.py, hub/manifests.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from hub_helpers import COMMIT_A, COMMIT_B, CONFIG, glmchat, hub_entry, put_into_cache, sha256, user_catalogue
 from loopback_hub import LoopbackHub, Synthetic
 
-from glmchat.chat.model_choice import locate
+from glmchat.chat.launch import locate
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError
 from glmchat.hub import adapters, aliases, installed, lookup, manifests, store

@@ -1,4 +1,7 @@
-"""One generation at a time, eight wait in order, the ninth is told to come back; who leaves is forgotten."""
+"""One generation at a time, eight wait in order, the ninth is told to come back; who leaves is forgotten.
+
+Covers serve/host.py.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalo
 from windows import Window, make_app, open_window
 
 from glmchat.chat import connect, engine_process
-from glmchat.chat.compare import engines
+from glmchat.chat.compare import columns
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
@@ -116,8 +116,8 @@ async def test_one_name_is_compared_with_the_model_that_runs_on_the_last_questio
 async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model_comes(
     launch: LaunchOptions, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "physical_cores", lambda: 8)
-    monkeypatch.setattr(engines, "available_memory", lambda: 1000)
+    monkeypatch.setattr(columns, "physical_cores", lambda: 8)
+    monkeypatch.setattr(columns, "available_memory", lambda: 1000)
     monkeypatch.setattr("glmchat.chat.compare.compare.available_memory", lambda: 1000)
     async with open_window(launch=launch) as window:
         await window.send(f"/compare {other}\nhello")

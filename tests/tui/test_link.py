@@ -1,4 +1,7 @@
-"""The window's line to its engine."""
+"""The window's line to its engine.
+
+Covers tui/connection.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from windows import LAUNCH
 
 from glmchat.checkpoints import fit
 from glmchat.core.errors import DoesNotFit, EngineDied
-from glmchat.tui.link import EngineLink
+from glmchat.tui.connection import EngineLink
 from glmchat.tui.messages import EngineLost
 
 

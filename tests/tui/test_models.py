@@ -1,6 +1,6 @@
 """The models screen: what fits, plans that are asked for, verifying, unloading, deleting, and what goes wrong.
 
-Covers tui/list_screen.py, tui/model_rows.py, tui/model_rows.py.
+Covers tui/list_screen.py, tui/model_rows.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalo
 from loopback_hub import LoopbackHub
 from windows import Window, hold_reading, open_window
 
-from glmchat.chat import model_choice
+from glmchat.chat import launch
 from glmchat.hub.catalogue import Entry, KnownFile
 from glmchat.hub.lookup import list_installed
 from glmchat.tui import model_rows
@@ -151,7 +151,7 @@ async def test_the_window_answers_keys_while_the_models_are_read_and_those_keys_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tiny_model_is_here()
-    may_read = hold_reading(monkeypatch, model_choice, "pickable")
+    may_read = hold_reading(monkeypatch, launch, "pickable")
     async with open_window() as window:
         await window.press("f4")
         await window.until(lambda: "reading which models are here" in shown(window))

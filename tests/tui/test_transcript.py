@@ -1,6 +1,6 @@
 """The transcript: follows the end, stays where one reads, wraps again, selects what was said, finds.
 
-Covers tui/transcript/page.py, tui/transcript/selection.py, tui/transcript/turns.py.
+Covers tui/transcript/page.py, tui/transcript/turns.py.
 """
 
 from __future__ import annotations

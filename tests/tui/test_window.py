@@ -1,9 +1,8 @@
 """The window over the real session and endpoint; a fake engine in a real child process answers.
 
-Covers tui/screens/chat.py, tui/screens/help.py, tui/screens/sampling.py, tui/screens/prompt_search.py,
-tui/widgets/actions.py, tui/widgets/prompt.py, tui/widgets/sidebar.py, tui/widgets/suggestions.py, tui/answering.py,
-tui/composer.py, tui/connection.py, tui/conversation.py, tui/face.py, tui/messages.py, tui/reading.py, tui/talk.py,
-tui/view.py, tui/connection.py, tui/steady.py.
+Covers tui/screens/chat.py, tui/screens/help.py, tui/screens/sampling.py, tui/composer.py, tui/widgets/actions.py,
+tui/widgets/prompt.py, tui/widgets/sidebar.py, tui/widgets/suggestions.py, tui/answering.py, tui/connection.py,
+tui/conversation.py, tui/face.py, tui/messages.py, tui/reading.py, tui/talk.py, tui/view.py, tui/steady.py.
 """
 
 from __future__ import annotations

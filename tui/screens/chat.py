@@ -21,9 +21,8 @@ from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.tui.composer import Composer
-from glmchat.tui.connection import ModelConnection
+from glmchat.tui.connection import EngineLink, ModelConnection
 from glmchat.tui.face import WindowFace
-from glmchat.tui.link import EngineLink
 from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Names, Opened, Ready, Resources, Weighed
 from glmchat.tui.reading import Reading
 from glmchat.tui.steady import SteadyScreen

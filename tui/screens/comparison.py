@@ -158,8 +158,8 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
         self._listen()
 
     def _listen(self) -> None:
+        from glmchat.chat.compare.columns import OneByOne, Together
         from glmchat.chat.compare.compare import ColumnFailed, Loading, Said
-        from glmchat.chat.compare.engines import OneByOne, Together
 
         columns, has_news = self.columns, False
         for event in self._ear.take():

@@ -22,8 +22,7 @@ from textual.timer import Timer
 
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
-from glmchat.tui.transcript.page import Page, Position
-from glmchat.tui.transcript.selection import Selection, hits, link_at, painted
+from glmchat.tui.transcript.page import Page, Position, Selection, hits, link_at, painted
 from glmchat.tui.transcript.turn_layout import TurnLayout
 from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.transcript.wrapping import Line

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from glmchat.checkpoints.describe import describe, describe_config
+from glmchat.checkpoints.families import describe, describe_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,5 +76,5 @@ def test_nonsense_in_a_config_is_left_out_and_never_raises() -> None:
 
 
 def test_describing_a_folder_loads_no_torch() -> None:
-    code = "import sys, glmchat.checkpoints.describe; sys.exit('torch' in sys.modules)"
+    code = "import sys, glmchat.checkpoints.families; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], cwd="/", check=False).returncode == 0
