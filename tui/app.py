@@ -1,4 +1,4 @@
-"""The window as a program: its screen, its themes, the one place for errors, and what happens when its terminal goes."""
+"""The window as a program: its screens, its themes, the one place for errors, and what happens without a terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Vocabularies: ids as the models were trained with, and a person's text never parsed for control tokens.
 
-Covers engine/tokenizers/hf.py, engine/tokenizers/spm.py, engine/tokenizers/base.py, engine/tokenizers/loading.py.
+Covers engine/tokenizers/hf.py, engine/tokenizers/base.py, engine/tokenizers/loading.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from glmchat.engine import load_tokenizer
 from glmchat.engine.prompts.chat_template import ChatTemplate
 from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.hf import HFTokenizer, bpe_from_gguf, wrap
-from glmchat.engine.tokenizers.spm import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf
+from glmchat.engine.tokenizers.loading import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf
 
 LINES = [
     "the cat sat on the mat",

@@ -1,4 +1,4 @@
-"""All turns of a conversation below each other, which line of the whole is which line of which turn, and the selection."""
+"""All turns of a conversation below each other: which line of the whole is which line of which turn. The selection."""
 
 from __future__ import annotations
 
