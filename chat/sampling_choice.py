@@ -5,6 +5,7 @@ flag > /set > conversation > GLMCHAT_* > config > models.toml > generation_confi
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -111,4 +112,8 @@ def value_text(value: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return "|".join(value)
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False) if value else "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -148,7 +148,7 @@ class ChatSession:
         """The values the next answer is made with, and where each comes from."""
         return self.ranks.choose(only_now)
 
-    def set(self, name: str, value: str | int | float | tuple[str, ...] | None) -> ChosenSampling:
+    def set(self, name: str, value: str | int | float | tuple[str, ...] | Mapping[str, Any] | None) -> ChosenSampling:
         """`/set top_p 0.8`: holds from the next answer on, for this conversation. Raises Usage, changing nothing.
 
         The later word of the same person counts: a flag of the same name gives way.

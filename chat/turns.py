@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmchat.chat import context
@@ -16,7 +16,7 @@ from glmchat.chat.sampling_choice import ChosenSampling
 from glmchat.chat.stream import AnswerLog, Source, Switch
 from glmchat.core.errors import ServerFailed, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling
+from glmchat.core.messages import Message
 from glmchat.hub.adapters import is_forced
 
 
@@ -46,9 +46,9 @@ class AnswerSettings:
     def details(self, *, is_local: bool) -> dict[str, Any]:
         """For the record of the answer. What a server decides by itself is not known and not written down."""
         sampling = {
-            f.name: _plain(getattr(self.sampling.sampling, f.name))
-            for f in fields(Sampling)
-            if is_local or f.name in self.sampling.asked
+            name: _plain(value)
+            for name, value in self.sampling.sampling.to_json().items()
+            if is_local or name in self.sampling.asked
         }
         return {
             "model": self.identity.model,
@@ -129,7 +129,8 @@ class Turns:
         Asks the server. Raises DoesNotFit.
         """
         fit = self._fit(stored, settings)
-        while not fit.accepts(tokens := self._count(fit.messages)) and tokens is not None:
+        variables = settings.sampling.sampling.template_variables
+        while not fit.accepts(tokens := self._count(fit.messages, variables)) and tokens is not None:
             if not fit.can_drop:
                 raise context.too_long(tokens, fit.limit or tokens)
             fit.drop(tokens, fit.most)
@@ -157,12 +158,12 @@ class Turns:
             raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
         return self._endpoint
 
-    def _count(self, messages: Sequence[Message]) -> int | None:
+    def _count(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> int | None:
         endpoint = self._connected()
         if not messages or not self._counts:
             return None
         try:
-            return len(endpoint.tokenize(messages))
+            return len(endpoint.tokenize(messages, template_variables=variables))
         except ServerFailed:
             if endpoint.is_local:
                 raise

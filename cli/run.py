@@ -16,7 +16,7 @@ from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling
+from glmchat.core.messages import Message, Sampling, parse_template_variables
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -85,6 +85,16 @@ def run(
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop before this text; repeatable.", rich_help_panel=_SAMPLING)
+    ] = None,
+    template_variables: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template-var",
+            "--chat-template-kwargs",
+            metavar="NAME=VALUE",
+            help="Tell the chat template something, for example enable_thinking=false; repeatable, or a JSON object.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", hidden=True)] = False,
     engine: EngineFlags,
@@ -158,6 +168,7 @@ def run(
         "max_tokens": max_tokens,
         "stop": tuple(stop) if stop else None,
         "ignore_eos": True if ignore_eos else None,
+        "template_variables": _template_variables(template_variables),
     }
     sampling = {field: value for field, value in flags.items() if value is not None}
     Sampling(**sampling)  # the ranges, before anything is loaded
@@ -293,6 +304,20 @@ def _refuse_engine_flags(given: EngineFlags) -> None:
                 hint=tr("leave out one of them"),
                 code="usage.contradiction",
             )
+
+
+def _template_variables(given: list[str] | None) -> dict[str, Any] | None:
+    """Raises Usage for what is neither NAME=VALUE nor a JSON object."""
+    if not given:
+        return None
+    try:
+        return parse_template_variables(given)
+    except ValueError as error:
+        raise Usage(
+            tr("{flag} cannot be {value}", flag="--template-var", value=one_line(repr(str(error)), 60)),
+            hint=tr("for example enable_thinking=false"),
+            code="usage.value",
+        ) from None
 
 
 def _theme(name: str | None) -> str | None:

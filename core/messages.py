@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -45,8 +48,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is argmax and nothing else is looked at.
+    """How an answer is made: how the next token is chosen, where it ends, and what the chat template is told.
 
+    temperature 0 is argmax and nothing else is looked at.
     top_k 0, top_p 1.0, min_p 0.0 and repetition_penalty 1.0 switch their filter off.
     max_tokens None: the smaller of 2,048 and what is left of the context.
     """
@@ -60,8 +64,11 @@ class Sampling:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    # What the chat template is told by name, as `enable_thinking`; values are plain JSON.
+    template_variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        check_template_variables(self.template_variables)
         for name, low, high in SAMPLING_RANGES:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN fails the comparison too
@@ -76,6 +83,28 @@ class Sampling:
                     hint=tr("for example {name} {low:g}", name=name, low=max(low, min(high, 0.8 if high < 10 else 40))),
                     code="sampling.range",
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record of an answer: template variables only where somebody set one."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        return data if self.template_variables else {k: v for k, v in data.items() if k != "template_variables"}
+
+
+# What the templates of thinking models are told; `/set` takes these names as they are.
+THINKING_VARIABLES = ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort")
+# The names of a template's own arguments, which nobody may set beside the conversation.
+_TEMPLATE_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"})
+
+
+def check_template_variables(variables: Mapping[str, Any]) -> None:
+    """Raise Usage for a name that no template could read, or that is the conversation's own."""
+    for name in variables:
+        if not name.isidentifier() or name in _TEMPLATE_ARGUMENTS:
+            raise Usage(
+                tr("a chat template has no variable {name} to set", name=one_line(repr(name), 60)),
+                hint=tr("for example enable_thinking=false"),
+                code="sampling.template_variables",
+            )
 
 
 SAMPLING_RANGES: tuple[tuple[str, float, float], ...] = (
@@ -95,6 +124,7 @@ SAMPLING_ALIASES: Mapping[str, str] = {
     "n_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "penalty": "repetition_penalty",
+    "chat_template_kwargs": "template_variables",
 }
 
 
@@ -122,6 +152,8 @@ def parse_sampling_value(name: str, text: str) -> Any:
                 return None if text.lower() in ("none", "off", "auto", "") else int(text)
             case "stop":
                 return tuple(text.split("|")) if text else ()
+            case "template_variables":
+                return parse_template_variables([text] if text.lstrip().startswith("{") else shlex.split(text))
             case "ignore_eos":
                 return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
             case _:
@@ -129,9 +161,39 @@ def parse_sampling_value(name: str, text: str) -> Any:
     except (ValueError, KeyError):
         raise Usage(
             tr("{name} cannot be {text!r}", name=name, text=text),
-            hint=tr("give a number, for example /set {name} 0.8", name=name),
+            hint=tr("for example enable_thinking=false")
+            if name == "template_variables"
+            else tr("give a number, for example /set {name} 0.8", name=name),
             code="sampling.value",
         ) from None
+
+
+def parse_template_variables(texts: Sequence[str]) -> dict[str, Any]:
+    """Each "enable_thinking=false" or a JSON object -> the variables. Raises ValueError with what is neither."""
+    variables: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if text.lstrip().startswith("{"):
+            try:
+                variables |= json.loads(text)
+            except ValueError:
+                raise ValueError(text) from None
+        elif equals:
+            variables[name.strip()] = template_value(value)
+        else:
+            raise ValueError(text)
+    return variables
+
+
+def template_value(text: str) -> Any:
+    """What a person typed as a template's variable: on, off and JSON's own words, else the text itself."""
+    words = {"on": True, "yes": True, "off": False, "no": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.self_test import card_step, step_fault
 from glmchat.engine.placement import choose_device, choose_dtype, multiply_exactly, settle_dtype, tune
-from glmchat.engine.prompts.base import PromptFormat, read_messages
+from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
 from glmchat.engine.text_stream import TextStream, repeats_itself
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.attach import AdapterSet
     from glmchat.engine.adapters.files import Adapter
 
+_Said = Sequence[Message | Mapping[str, Any]]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 
@@ -165,13 +166,16 @@ class Engine:
 
     # Text
 
-    def render(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
-        """Ids of a conversation, with everything the family puts around it and before the next answer."""
-        return self.prompt.render(read_messages(messages, self.prompt))
+    def render(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+        """Ids of a conversation, with everything the family puts around it and before the next answer.
 
-    def render_open(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
+        variables: what the checkpoint's chat template is told, as {"enable_thinking": False}.
+        """
+        return self.prompt.render(read_messages(messages, self.prompt), variables)
+
+    def render_open(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
-        return self.prompt.render_open(read_messages(messages, self.prompt))
+        return self.prompt.render_open(read_messages(messages, self.prompt), variables)
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         """Whether a system prompt was put in front of the first question here, for want of a place of its own."""
@@ -216,7 +220,7 @@ class Engine:
 
     def stream(
         self,
-        messages: Sequence[Message | Mapping[str, Any]],
+        messages: _Said,
         sampling: Sampling,
         *,
         continue_final: bool = False,
@@ -224,11 +228,11 @@ class Engine:
         on_prefill: OnPrefill | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
-        said = read_messages(messages, self.prompt)
+        said, variables = read_messages(messages, self.prompt), sampling.template_variables
         if continue_final:
-            ids, answer = self.prompt.render_open(said), self.tokenizer.encode(said[-1].content)
+            ids, answer = self.prompt.render_open(said, variables), self.tokenizer.encode(said[-1].content)
         else:
-            ids, answer = self.prompt.render(said), []
+            ids, answer = self.prompt.render(said, variables), []
         return self.stream_ids(ids, sampling, cancelled=cancelled, on_prefill=on_prefill, answer=answer)
 
     def stream_ids(
@@ -247,7 +251,7 @@ class Engine:
         answer: the ids at the end of `ids` that are the beginning of the answer itself. chat: it is an answer, and is
         cleaned up as the family's own program did; what completes a text is given as the model wrote it.
         """
-        seed = sampling.seed if sampling.seed is not None else new_seed()
+        seed = new_seed() if sampling.seed is None else sampling.seed
         text = TextStream(self.tokenizer, sampling.stop, self._prompt if chat else None)
         text.resume(answer)
         cached = self.sequence.held(ids)
@@ -311,8 +315,7 @@ class Engine:
         """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
         self._name_kernels()
-        if seed is None:
-            seed = sampling.seed if sampling.seed is not None else new_seed()
+        seed = (new_seed() if sampling.seed is None else sampling.seed) if seed is None else seed
         room = max(self.context - len(ids), 0)
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
         run_on = () if self._prompt is None else self._prompt.sentence_ends

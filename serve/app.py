@@ -108,7 +108,8 @@ class _Routes:
         if "messages" in data:
             messages = wire.parse_messages(data)
             is_open = data.get("continue_final") is True or data.get("continue_final_message") is True
-            ids = await self._text(lambda: engine.render_open(messages) if is_open else engine.render(messages))
+            variables, render = wire.template_variables(data), engine.render_open if is_open else engine.render
+            ids = await self._text(lambda: render(messages, variables))
         else:
             text = next((data[name] for name in ("prompt", "text", "content") if name in data), None)
             if not isinstance(text, str):
@@ -198,18 +199,19 @@ class _Routes:
     async def _ids(self, generation: GenerationRequest) -> tuple[list[int], int]:
         """The prompt's ids, and how many at the end are the answer so far."""
         engine, messages = self._host.ready(), generation.messages
+        variables = generation.sampling.template_variables
         if generation.prompt_ids is not None:
             return list(generation.prompt_ids), 0
         if messages is None:
             text = generation.prompt or ""
             return await self._text(lambda: engine.complete(text)), 0
         if not generation.continue_final:
-            return await self._text(lambda: engine.render(messages)), 0
+            return await self._text(lambda: engine.render(messages, variables)), 0
         if generation.continue_ids:
-            before = await self._text(lambda: engine.render(messages[:-1]))
+            before = await self._text(lambda: engine.render(messages[:-1], variables))
             return before + list(generation.continue_ids), len(generation.continue_ids)
-        opened = await self._text(lambda: engine.render_open(messages))
-        before = await self._text(lambda: engine.render(messages[:-1]))
+        opened = await self._text(lambda: engine.render_open(messages, variables))
+        before = await self._text(lambda: engine.render(messages[:-1], variables))
         return opened, max(0, len(opened) - len(before))
 
 

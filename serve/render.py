@@ -9,7 +9,6 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
@@ -154,7 +153,7 @@ class Rendering:
             "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
             "cached_n": facts.get("cached_n"),
             "passes": facts.get("passes"),
-            "sampling": asdict(self._answer.request.sampling),
+            "sampling": self._answer.request.sampling.to_json(),
             # Always None, as nothing speculates (docs/decisions/0013); kept because every record of an answer has it.
             "speculation": None,
             "stopped_by": facts.get("stopped_by"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling
+from glmchat.core.messages import Message, Sampling, check_template_variables
 from glmchat.core.text import one_line
 
 BODY_LIMIT = 16 * 1024 * 1024  # bytes; a context of a million tokens of Chinese text is about 5 MB
@@ -22,6 +22,7 @@ _SPELLINGS = {
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
     "repeat_penalty": "repetition_penalty",
+    "chat_template_kwargs": "template_variables",
 }
 _REFUSED: Mapping[str, tuple[Any, ...]] = {  # field -> values that ask for nothing
     "n": (1,),
@@ -217,6 +218,8 @@ def _sampling(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
                 if len(value) > 16:
                     raise invalid("stop holds more than 16 texts")
                 value = tuple(_text(s, "stop") for s in value)
+            case "template_variables":
+                value = template_variables(given, "template_variables")
             case "ignore_eos":
                 value = _flag(given, "ignore_eos")
             case "top_k" | "seed" | "max_tokens":
@@ -234,6 +237,15 @@ def _sampling(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
                 value = float(value)
         values[item.name] = value
     return Sampling(**values)
+
+
+def template_variables(data: Mapping[str, Any], field: str = "chat_template_kwargs") -> dict[str, Any]:
+    """What the chat template is told beside the messages. Raises Usage for names that are the conversation's own."""
+    value = data.get(field) or {}
+    if not isinstance(value, dict):
+        raise invalid("chat_template_kwargs must be an object", '{"enable_thinking": false}')
+    check_template_variables(value)
+    return value
 
 
 def _adapters(value: Any) -> dict[str, float] | None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _HEADER = b'{"a": {"dtype": "U8", "shape": [262144], "data_offsets": [0, 262144]}}'
 WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(262144)  # safetensors, for folders that stand for models
 STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
@@ -89,14 +91,18 @@ class FakeEngine:
 
         return load
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        return [ord(c) for c in "".join(f"<{m.role}>{m.content}" for m in messages) + "<assistant>"]
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NONE) -> list[int]:
+        """Variables of the template stand before the messages, as `{name=value}`."""
+        told = [ord(c) for name, value in variables.items() for c in f"{{{name}={value}}}"]
+        return told + [ord(c) for c in "".join(f"<{m.role}>{m.content}" for m in messages) + "<assistant>"]
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         return False
 
-    def render_open(self, messages: Sequence[Message]) -> list[int]:
-        return self.render(messages[:-1]) + self.tokenize(messages[-1].content)
+    def render_open(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[int]:
+        return self.render(messages[:-1], variables) + self.tokenize(messages[-1].content)
 
     def complete(self, text: str) -> list[int]:
         return self.tokenize(text)

@@ -115,13 +115,21 @@ class Endpoint:
         self.model = name
         return name
 
-    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
+    def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        continue_final: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Ids of a text, or of a rendered conversation. Our own server only (and vLLM's). Raises ServerFailed."""
         body: dict[str, Any] = (
             {"prompt": whole_text(text)} if isinstance(text, str) else {"messages": messages_json(text)}
         )
         if continue_final:
             body["continue_final"] = True
+        if template_variables:
+            body["chat_template_kwargs"] = dict(template_variables)
         if self.model:
             body["model"] = self.model
         ids = self._ask("POST", self._root + "/tokenize", body).get("tokens")

@@ -96,6 +96,8 @@ def sampling_fields(sampling: Sampling, *, ours: bool, asked: Collection[str] | 
             fields[name] = value
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
+    if sampling.template_variables:
+        fields["chat_template_kwargs"] = dict(sampling.template_variables)
     for name in EXTENSIONS:
         value = getattr(sampling, name)
         if name in asked if asked is not None else ours or value != getattr(_NEUTRAL, name):

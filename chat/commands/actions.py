@@ -5,13 +5,14 @@ They raise GlmchatError for what a person can mend; the face shows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from glmchat.chat.sampling_choice import value_text
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import parse_sampling_value, sampling_name
+from glmchat.core.messages import THINKING_VARIABLES, parse_sampling_value, sampling_name, template_value
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -203,11 +204,15 @@ def complete(face: Face, words: str) -> None:
 
 
 def set_sampling(face: Face, words: str) -> None:
-    parts = words.replace("=", " ", 1).split(None, 1)
+    parts = re.sub(r"^(\s*[\w-]+)=", r"\1 ", words).split(None, 1)
     if parts and parts[0] in ("parameter", "param"):  # Ollama's way
         parts = parts[1].split(None, 1) if len(parts) > 1 else []
     if not parts:
         face.open("sampling")
+        return
+    variable = parts[0].lower().replace("-", "_")
+    if variable in THINKING_VARIABLES:
+        _set_variable(face, variable, parts[1:])
         return
     name = sampling_name(parts[0])
     if len(parts) == 1:
@@ -223,6 +228,21 @@ def set_sampling(face: Face, words: str) -> None:
             value=value_text(getattr(chosen.sampling, name)),
         ),
         tr("/reset {name} undoes it", name=name),
+    )
+
+
+def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
+    """What the chat template is told; the conversation keeps the variables that were set before."""
+    chosen = face.chat.sampling()
+    variables = chosen.sampling.template_variables
+    if not value:
+        shown = value_text(variables[variable]) if variable in variables else tr("not set")
+        face.tell(f"{variable} {shown}", tr("from: {origin}", origin=tr(chosen.origins["template_variables"])))
+        return
+    face.chat.set("template_variables", {**variables, variable: template_value(value[0])})
+    face.tell(
+        tr("{name} is {value}, starting with the next answer", name=variable, value=value[0]),
+        tr("/reset {name} undoes it", name="template_variables"),
     )
 
 

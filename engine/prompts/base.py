@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.tokenizers.base import Tokenizer
+
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class PromptFormat(ABC):
@@ -30,10 +33,13 @@ class PromptFormat(ABC):
         self.stop_ids = tuple(dict.fromkeys(stop_ids))  # ids that end an answer and are never shown
 
     @abstractmethod
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the whole conversation, up to and with the words that open the next answer."""
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+        """Ids of the whole conversation, up to and with the words that open the next answer.
 
-    def render_open(self, messages: Sequence[Message]) -> list[int]:
+        variables: what a chat template is told beside the messages; a format that is code has none to hear.
+        """
+
+    def render_open(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`, but the last message is an answer that was cut off and is to be continued."""
         if not messages or messages[-1].role != "assistant":
             raise Usage(
@@ -41,7 +47,7 @@ class PromptFormat(ABC):
                 hint=tr("the last message must be from the assistant"),
                 code="prompt.nothing_to_continue",
             )
-        return self.render(messages[:-1]) + self.tokenizer.encode(messages[-1].content)
+        return self.render(messages[:-1], variables) + self.tokenizer.encode(messages[-1].content)
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         """Whether these messages open a conversation whose system prompt this family can only read as a question."""
@@ -77,7 +83,7 @@ class NoChat(PromptFormat):
 
     has_system = False
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         raise Usage(
             tr("this model has no chat template: it completes text"),
             hint=tr("use `glmchat run --complete` or /complete, or pull an instruction-tuned model"),

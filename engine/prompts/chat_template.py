@@ -38,19 +38,31 @@ class ChatTemplate:
         if len(source) > _LARGEST_TEMPLATE:
             raise Hostile(tr("the chat template is larger than 1 MB"), hint=_HINT, code="template.size")
         self.source = source
-        self._setup = {"template": source, "tokens": dict(tokens)}
+        self._setup, self._tokens = {"template": source}, dict(tokens)
         self._lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self._compiled = False
         self._start()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation. variables: what the template is told beside it; they win over named tokens.
 
         Raises Usage with the template's own words if it refuses the conversation, Damaged if it is broken, Hostile if
         it loops, reaches for Python, or wants more memory or output than any honest one.
         """
-        request = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, "tools": None}
+        request = {
+            **self._tokens,
+            **(variables or {}),
+            "messages": list(messages),
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+        }
         with self._lock:
             if self.process is None or self.process.poll() is not None:
                 self._stop()

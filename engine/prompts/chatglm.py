@@ -16,7 +16,7 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.engine.prompts.base import PromptFormat
+from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat
 from glmchat.engine.tokenizers import chatglm2
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
@@ -91,7 +91,7 @@ class ChatGLMPrompt(_Cleaned):
     def __init__(self, tokenizer: ChatGLMTokenizer, stop_ids: Sequence[int] = ()) -> None:
         super().__init__(tokenizer, stop_ids or (tokenizer.eop_id,))
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         history, question = rounds(messages)
         text = question
         if history:
@@ -132,7 +132,7 @@ class ChatGLM2Prompt(_Cleaned):
     has_system = False
     prefix = (chatglm2.GMASK, chatglm2.SOP)
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         history, question = rounds(messages)
         turns = [f"[Round {i}]\n\n问：{q}\n\n答：{a}\n\n" for i, (q, a) in enumerate(history, 1)]
         text = "".join(turns) + f"[Round {len(history) + 1}]\n\n问：{question}\n\n答："
@@ -172,12 +172,12 @@ class ChatGLM3Prompt(_Cleaned):
     def _turns(self, messages: Sequence[Message]) -> list[int]:
         return [*self.prefix, *(token for message in messages for token in self.turn(message))]
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         return [*self._turns(messages), self.role(Message("assistant", ""))]
 
-    def render_open(self, messages: Sequence[Message]) -> list[int]:
+    def render_open(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         if not messages or messages[-1].role != "assistant" or not messages[-1].content:
-            return super().render_open(messages)
+            return super().render_open(messages, variables)
         return self._turns(messages)  # the answer's header line stands before what there is of it
 
     def complete(self, text: str) -> list[int]:

@@ -21,7 +21,7 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import GlmchatError
 from glmchat.core.fingerprints import of_text
 from glmchat.core.messages import Message
-from glmchat.engine.prompts.base import NoChat, PromptFormat
+from glmchat.engine.prompts.base import NO_VARIABLES, NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.gpt2 import EOD, UNK, CPMTokenizer
@@ -80,13 +80,13 @@ class TemplatePrompt(PromptFormat):
     def identity(self) -> str:
         return "sha256:" + of_text(self._template.source)
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         hidden = _Hidden(self)
         prepared = [
             {key: hidden.hide(str(value)) for key, value in message.to_json().items()}
             for message in self._with_system(messages)
         ]
-        text = self._template.render(prepared)
+        text = self._template.render(prepared, variables=hidden.hide_all(variables))
         return self.encode(text, hidden)
 
     def complete(self, text: str) -> list[int]:
@@ -151,6 +151,14 @@ class _Hidden:
                 body = self._put_away(body[:size]) + body[size:]
                 break
         return lead + body + trail
+
+    def hide_all(self, value: Any) -> Any:
+        """`hide` for every text in a JSON value."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, Mapping):
+            return {key: self.hide_all(item) for key, item in value.items()}
+        return [self.hide_all(item) for item in value] if isinstance(value, list | tuple) else value
 
     def show(self, text: str) -> str:
         """The digits taken back."""

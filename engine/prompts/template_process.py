@@ -2,7 +2,7 @@
 of memory and two seconds, and talks only through its own standard input and output.
 
 Requests and replies are one line of JSON each, after a first line that says the process is ready.
-`{"template", "tokens"}` compiles, everything else renders.
+`{"template"}` compiles; what has messages renders.
 """
 
 from __future__ import annotations
@@ -72,12 +72,11 @@ def _answer(state: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     from jinja2 import TemplateError
 
     try:
-        if "template" in request:
-            state["tokens"] = request["tokens"]
+        if "template" in request and "messages" not in request:
             state["template"] = state["environment"].from_string(request["template"])
             return {"ok": True}
         parts, size = [], 0
-        for part in state["template"].generate(**request, **state["tokens"]):
+        for part in state["template"].generate(**request):
             size += len(part)
             if size > LARGEST_OUTPUT:
                 return {"limit": "it writes more than 4 MB"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 from polling import wait_until
@@ -53,7 +53,13 @@ class LocalSpeaker(Endpoint):
     def is_local(self) -> bool:
         return self.local
 
-    def tokenize(self, text: str | Sequence[Message], *, continue_final: bool = False) -> list[int]:
+    def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        continue_final: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         if not self.counts:
             raise ServerFailed("no such address", hint="", code="server.not_found")
         self.counted.append(count(text))

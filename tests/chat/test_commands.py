@@ -178,6 +178,19 @@ def test_a_setting_is_changed_shown_and_forgotten(face: NotingFace, line: str) -
     assert face.told("dialog") == ["sampling"]
 
 
+def test_what_the_template_is_told_is_set_by_its_own_name(face: NotingFace) -> None:
+    face.run("/set enable_thinking")
+    face.run("/set enable_thinking off")
+    face.run("/set reasoning-effort low")
+    assert face.chat.sampling().sampling.template_variables == {"enable_thinking": False, "reasoning_effort": "low"}
+    face.run("/set enable_thinking")
+    assert face.told("line")[0] == "enable_thinking not set" and face.told("line")[-1] == "enable_thinking off"
+    face.run("/set template_variables style=brief")
+    assert face.chat.sampling().sampling.template_variables == {"style": "brief"}
+    face.run("/reset template_variables")
+    assert not face.chat.sampling().sampling.template_variables
+
+
 def test_the_system_prompt_is_set_shown_and_removed(face: NotingFace) -> None:
     face.run("/system Be brief.")
     assert face.chat.system_prompt == "Be brief."

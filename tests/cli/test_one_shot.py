@@ -53,6 +53,13 @@ def test_json_lines_have_their_promised_form(glmchat: Run, model: Path) -> None:
     assert end["load_seconds"] is not None and end["ttft_seconds"] is not None
 
 
+def test_the_chat_template_is_told_what_the_flag_says(glmchat: Run, model: Path) -> None:
+    done = glmchat("run", model, "hi", "--json", "--template-var", "enable_thinking=false")
+    assert lines(done)[0]["prompt_tokens"] == len("{enable_thinking=False}<user>hi<assistant>")
+    refused = glmchat("run", model, "hi", "--template-var", "enable_thinking")
+    assert refused.returncode == 2 and "enable_thinking=false" in refused.stderr
+
+
 def test_an_id_without_text_makes_no_text_event(glmchat: Run, model: Path) -> None:
     done = glmchat("run", model, "x", "--json", pieces=["a", "", "b", ""])
     assert [event["text"] for event in lines(done) if event["event"] == "text"] == ["a", "b"]

@@ -72,6 +72,39 @@ def test_a_value_that_is_no_number_is_refused_with_an_example() -> None:
     assert "/set top_p" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("enable_thinking=false", {"enable_thinking": False}),
+        ("enable_thinking=off effort=low", {"enable_thinking": False, "effort": "low"}),
+        ('note="two words" n=3', {"note": "two words", "n": 3}),
+        ('{"a": [1, null]}', {"a": [1, None]}),
+        ("", {}),
+    ],
+)
+def test_a_templates_variables_are_typed_as_pairs_or_as_json(text: str, variables: dict[str, object]) -> None:
+    assert parse_sampling_value("template_variables", text) == variables
+
+
+@pytest.mark.parametrize("text", ["enable_thinking", "{", "[1]", "a=1 b"])
+def test_what_is_no_pair_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Usage) as caught:
+        parse_sampling_value("template_variables", text)
+    assert "enable_thinking=false" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "a b", ""])
+def test_a_templates_own_arguments_are_not_for_setting(name: str) -> None:
+    with pytest.raises(Usage) as caught:
+        Sampling(template_variables={name: 1})
+    assert caught.value.code == "sampling.template_variables"
+
+
+def test_the_record_of_an_answer_names_template_variables_only_where_there_are_some() -> None:
+    assert "template_variables" not in Sampling().to_json()
+    assert Sampling(template_variables={"a": 1}).to_json()["template_variables"] == {"a": 1}
+
+
 @pytest.mark.parametrize("error", [Usage("a", hint="b"), DoesNotFit("a", hint="b", code="c.d"), Failed("a", hint="b")])
 def test_an_error_survives_the_wire(error: GlmchatError) -> None:
     again = GlmchatError.from_json(error.to_json())

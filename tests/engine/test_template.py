@@ -154,6 +154,15 @@ def test_the_helper_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     template.close()
 
 
+def test_a_template_is_told_variables_that_win_over_named_tokens_but_not_over_the_conversation() -> None:
+    source = "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}quick{% endif %}"
+    template = ChatTemplate(source + "{{ messages[0].content }}", {"bos_token": "<s>"})
+    assert template.render(TALK) == "<s>" + TALK[0]["content"]
+    assert template.render(TALK, variables={"enable_thinking": False}) == "<s>quick" + TALK[0]["content"]
+    assert template.render(TALK, variables={"bos_token": "B", "messages": []}) == "B" + TALK[0]["content"]
+    template.close()
+
+
 # What a person typed
 
 

@@ -182,6 +182,15 @@ def test_an_adapter_that_was_replaced_under_its_name_is_read_again_and_a_removed
     assert [row["id"] for row in running.client.get("/v1/models").json()["data"]] == ["fake"]
 
 
+def test_what_the_chat_template_is_told_reaches_the_prompt(serve: Serve) -> None:
+    running, told = serve(), {"chat_template_kwargs": {"enable_thinking": False}}
+    running.ask(**told)
+    assert "".join(map(chr, running.engine.asked[-1][0])).startswith("{enable_thinking=False}<user>")
+    talk = {"messages": [{"role": "user", "content": "hi"}]}
+    counts = [running.client.post("/tokenize", json=talk | more).json()["count"] for more in ({}, told)]
+    assert counts[1] - counts[0] == len("{enable_thinking=False}")
+
+
 def test_tokenize_counts_text_and_messages(serve: Serve) -> None:
     client = serve().client
     for body in ({"prompt": "héllo"}, {"text": "héllo"}, {"content": "héllo"}):

@@ -54,6 +54,8 @@ def test_what_is_no_json_object_is_refused(body: Any, word: Any) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"stop": [""]}, "stop"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "messages"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
