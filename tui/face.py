@@ -26,7 +26,7 @@ from glmchat.tui.screens.help import HelpScreen
 from glmchat.tui.screens.sampling import PRESETS, SamplingScreen
 from glmchat.tui.talk import Talk
 from glmchat.tui.theme import THEME_NAMES
-from glmchat.tui.transcript.blocks import code_blocks
+from glmchat.tui.transcript.markdown import code_blocks
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
 from glmchat.tui.widgets.sidebar import Sidebar

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from glmchat.tui.theme import PALETTES
 from glmchat.tui.transcript import long_text, turn_layout
-from glmchat.tui.transcript.blocks import Block, BlockSplitter, code_blocks
+from glmchat.tui.transcript.blocks import Block, BlockSplitter
 from glmchat.tui.transcript.long_text import LongText
+from glmchat.tui.transcript.markdown import code_blocks
 from glmchat.tui.transcript.turn_layout import TurnLayout
 from glmchat.tui.transcript.turns import Turn
 

@@ -6,12 +6,14 @@ Covers tui/transcript/tables.py, tui/transcript/highlight.py.
 from __future__ import annotations
 
 import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from rich.cells import cell_len
 
 from glmchat.tui.theme import PALETTES
 from glmchat.tui.transcript.blocks import BlockSplitter
 from glmchat.tui.transcript.highlight import highlight
-from glmchat.tui.transcript.markdown import draw
+from glmchat.tui.transcript.markdown import code_blocks, draw
 from glmchat.tui.transcript.wrapping import Line
 
 P = PALETTES["dark"]
@@ -166,3 +168,97 @@ def test_a_table_with_more_columns_than_cells_of_width_is_told_row_by_row() -> N
 def test_numbers_of_a_list_line_up_and_go_on() -> None:
     said = shown("9. nine\n10. ten\n")
     assert "9. nine" in said and "10. ten" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. Write this:\n\n   ```python\n   if x:\n       print(1)\n   ```\n\n2. Run:\n\n   ```sh\n   a.py\n   ```\n",
+        "- a\n\n    ```\n    x\n\n    y\n    ```\n- b\n",
+        "> a\n> ```\n> x\n>   y\n> ```\n",
+        "10. z\n\n    ~~~py\n    q\n    ~~~\n",
+        "- ```sh\n  ls\n  ```\n- x\n  - y\n    ```\n    deep\n      er\n    ```\n",
+        "text\n\n    indented\n\n      more\n\nend\n\n\tt1\n\t\tt2\n",
+        "- x\n\n      code in an item\n\n  after\n",
+        "1. a\n   ````md\n   ```sh\n   ls\n   ```\n   ````\n   b\n",
+        "1. a\n   ```\n" + "   x = 1\n\n" * 3000 + "   ```\n2. b\n",
+        "```\nall:\n\tgcc a.c\n\n```\n",
+        "no `code` here\n",
+    ],
+    ids=["steps", "bullets", "quote", "tildes", "nested", "indented", "deep", "in-four", "long", "tabs", "none"],
+)
+def test_code_is_handed_out_as_commonmark_reads_it_wherever_it_stands(text: str) -> None:
+    tokens = MarkdownIt("commonmark").parse(text)
+    code = [t.content.removesuffix("\n") for t in tokens if t.type in ("fence", "code_block")]
+    assert code_blocks(text) == code
+
+
+FORMULAS = [
+    r"Let \(a_{1}*b*c\) and $\{x_1,\,x_2\} \subset A_{1}$, $\underbrace{a}_{P_1},\underbrace{b}_{P_2}$.",
+    r"- \[ a \\ b \]",
+    r"$$a_b*c*$$ is shown, and \[x_1\_y\] too, **not** $`b*a*`$",
+    r"# Of $a_b$ and \(c*d*e\)",
+    r"> $f_{i}\!\left[x\right]_{j}$",
+]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_every_character_of_a_formula_is_there_in_order_and_unstyled(text: str) -> None:
+    signs = [(r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")]
+    formulas = []
+    rest = text
+    for opening, closing in signs:
+        while opening in rest:
+            before, _, after = rest.partition(opening)
+            formula, _, behind = after.partition(closing)
+            formulas.append(opening + formula + closing)
+            rest = before + behind
+    drawn = lines(text, 200)
+    for formula in formulas:
+        assert any(formula in line.text for line in drawn), formula
+        assert all(not (s.style and s.style.italic) for line in drawn for s in line.segments)
+
+
+def test_a_formula_in_a_cell_of_a_table_keeps_its_backslashes() -> None:
+    assert r"$a\_b$" in shown("| x |\n|---|\n| $a\\_b$ |\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It costs $5 and $6_000_.",
+        "$x_1$ and $y_2$",
+        "$ a_b $",
+        "a $5, b 6$ c",
+        "x$y_z$",
+        r"\$a_b_ c$",
+        "$a\nb$",
+        "$_a_ $5",
+    ],
+)
+def test_dollars_are_a_formula_or_prose_as_other_readers_decide(text: str) -> None:
+    other = MarkdownIt("commonmark").use(dollarmath_plugin, allow_space=False, allow_digits=False)
+    formulas = [t.content for line in other.parseInline(text) for t in line.children or [] if t.type == "math_inline"]
+    drawn = "\n".join(line.text for line in lines(text, 200))
+    assert [f for f in (f"${formula}$" for formula in formulas) if f not in drawn] == []
+    if not formulas:
+        plain = [t for line in MarkdownIt("commonmark").parseInline(text) for t in line.children or []]
+        assert drawn == "".join("\n" if t.type == "softbreak" else t.content for t in plain)
+
+
+def test_text_after_a_displayed_formula_on_its_line_is_prose_again() -> None:
+    assert [line.text for line in lines("$$a_b$$ where *a* is\nthe first\n\nend", 80)] == [
+        "$$a_b$$ where a is",
+        "the first",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize("text", ["```make\nall:\n\tgcc a.c\n```", "a\tb **c\td**", "x\n\n\tcode\there"])
+@pytest.mark.parametrize("width", [3, 8, 60])
+def test_tabs_are_drawn_as_blanks_to_the_next_stop_and_no_line_is_too_wide(text: str, width: int) -> None:
+    for line in lines(text, width):
+        assert sum(segment.cell_length for segment in line.segments) <= width
+        assert not any(c in segment.text for segment in line.segments for c in "\t\ufdd0\ufdd1")
+    if width == 60 and "make" in text:
+        assert "      gcc a.c" in shown(text)

@@ -181,6 +181,29 @@ async def test_a_click_on_copy_gives_the_whole_block_even_if_it_came_in_parts() 
         assert transcript.app.clicks == [("copy-code", code)]  # type: ignore[attr-defined]
 
 
+async def test_a_click_on_copy_in_a_list_gives_that_code_alone() -> None:
+    text = "1. Write this:\n\n   ```python\n   if x:\n       print(1)\n   ```\n\n   then\n\n   ```sh\n   ls\n   ```\n"
+    async with reader(Turn("a", "assistant", text, "m"), size=(60, 30)) as (transcript, pilot):
+        labels = [
+            (line.rindex("copy"), y) for y, line in enumerate(screen(transcript)) if line.rstrip().endswith("copy")
+        ]
+        for place in labels:
+            await pilot.click(Transcript, offset=place)
+            await pilot.pause()
+        assert transcript.app.clicks == [("copy-code", "if x:\n    print(1)"), ("copy-code", "ls")]  # type: ignore[attr-defined]
+
+
+async def test_what_is_selected_with_the_mouse_has_the_tabs_that_were_written() -> None:
+    text = "a\tb\n\n```make\nall:\n\tgcc\ta.c\n```\n"
+    async with reader(Turn("a", "assistant", text, "m"), size=(60, 20)) as (transcript, pilot):
+        last = next(y for y, line in enumerate(screen(transcript)) if "gcc" in line)
+        await pilot.mouse_down(Transcript, offset=(transcript.margin, 0))
+        await pilot.hover(Transcript, offset=(55, last))
+        await pilot.mouse_up(Transcript, offset=(55, last))
+        assert "a\tb" in transcript.selected_text
+        assert transcript.selected_text.endswith("all:\n\tgcc\ta.c")
+
+
 async def test_a_long_question_is_folded_and_unfolds_on_a_click() -> None:
     async with reader(Turn("q", "user", "\n".join(f"row {i}" for i in range(100))), size=(60, 40)) as (
         transcript,

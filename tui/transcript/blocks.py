@@ -27,7 +27,8 @@ _RULE = re.compile(r"^ {0,3}(?:(?:-[ \t]*){3,}|(?:_[ \t]*){3,}|(?:\*[ \t]*){3,})
 _ITEM = re.compile(r"^( {0,3})([-*+]|\d{1,9}[.)])(?:([ \t]+)(?=\S)|[ \t]*$)")
 _QUOTE = re.compile(r"^ {0,3}>")
 _DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
-_INNER_FENCE = re.compile(r"^[ \t]*(?:[-*+]|\d{1,9}[.)])?[ \t]*(`{3,}|~{3,})")
+_INNER_FENCE = re.compile(r"^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(`{3,}(?!.*`)|~{3,})[ \t]*(.*)$")
+_INDENTED = re.compile(r"^(?: {4}| {0,3}\t)")
 _MATH = {"$$": "$$", "\\[": "\\]"}
 
 
@@ -36,6 +37,7 @@ class Block:
     """One block or a part of a long one. `head` is the first part, when this one is a later part.
 
     before: the lines of the two parts above this one, which say whether code begins inside a string or a comment.
+    The later parts of code that stands in an item have the item as their head.
     """
 
     kind: Kind
@@ -62,8 +64,8 @@ class BlockSplitter:
     """Feed text in any pieces. `blocks` are final; `tail()` is what the rest looks like now."""
 
     __slots__ = (
-        "_counted", "_fence", "_fence_indent", "_gap", "_indent", "_math_end", "_open", "_partial", "_size",
-        "blocks", "last",
+        "_container", "_counted", "_fence", "_fence_indent", "_gap", "_indent", "_indented", "_inner", "_math_end",
+        "_open", "_partial", "_size", "blocks", "last",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -75,7 +77,10 @@ class BlockSplitter:
         self._gap = False
         self._fence = ""  # the marker that opened the code block we are in
         self._fence_indent = 0
+        self._container = 0  # blanks before everything in that code block, where it began in an item
+        self._indented = False  # the open block is code by its indentation
         self._indent = 0  # of the open item's content
+        self._inner: re.Match[str] | None = None  # the line that opened a code block in the open item
         self._math_end = ""
         self._size = 0  # characters in the open block
 
@@ -129,6 +134,8 @@ class BlockSplitter:
             self._in_fence(line)
         elif block is not None and block.kind == "math":
             self._in_math(line)
+        elif block is not None and block.kind == "item" and self._inner and self._size >= CHUNK_CHARACTERS:
+            self._spill(block, self._inner, line)
         elif forced or len(line) > CHUNK_CHARACTERS:
             self._end()
             self._long(line)
@@ -172,15 +179,16 @@ class BlockSplitter:
                 return bool(_QUOTE.match(line)) and self._size < CHUNK_CHARACTERS
             case "item":
                 return self._in_item(block, line, blank)
+            case "code":  # indented: a fenced one is `_in_fence`'s
+                return blank or bool(_INDENTED.match(line))
             case _:
                 return False
 
     def _in_item(self, block: Block, line: str, blank: bool) -> bool:
-        fence = _INNER_FENCE.match(line)
-        if block.info:  # a fence inside the item is open: its marker is kept here
-            if fence and fence[1][0] == block.info[0] and len(fence[1]) >= len(block.info):
-                block.info = ""
-            return self._size < CHUNK_CHARACTERS
+        if self._inner:
+            if _closes(line.strip(), self._inner[2]):
+                self._inner = None
+            return True
         if self._size >= CHUNK_CHARACTERS:
             return False
         if blank:
@@ -192,16 +200,24 @@ class BlockSplitter:
             starts = _ITEM.match(line) or _HEADING.match(line) or _FENCE.match(line) or _QUOTE.match(line)
             if after_blank or starts or _RULE.match(line) or _math(line):
                 return False
-        if fence:
-            block.info = fence[1]
+        self._inner = _INNER_FENCE.match(line)
         return True
+
+    def _spill(self, item: Block, fence: re.Match[str], line: str) -> None:
+        """Code that makes an item too long goes on below it, as a part of the same code block."""
+        self._end()
+        self._fence, self._container = fence[2], len(fence[1].expandtabs(4))
+        self._fence_indent = self._container
+        self._open = Block("code", info=fence[3].strip(), part=1, head=item)
+        self._size = 0
+        self._in_fence(line)
 
     def _begin(self, line: str) -> None:
         if not line.strip():
             self._gap = True
             return
         if fence := _FENCE.match(line):
-            self._fence, self._fence_indent = fence[2], len(fence[1])
+            self._fence, self._fence_indent, self._container = fence[2], len(fence[1]), 0
             self._new("code", info=fence[3].strip())
         elif _HEADING.match(line):
             self._new("heading", line)
@@ -216,33 +232,32 @@ class BlockSplitter:
                 number = self._counted + 1  # models write "1." at every item; a list counts
             self._new("item", line, number=number)
             self._indent = len(item[1]) + len(item[2]) + min(len(item[3] or " "), 4)
-            if self._open is not None and (fence := _INNER_FENCE.match(line)):
-                self._open.info = fence[1]
+            self._inner = _INNER_FENCE.match(line)
         elif _QUOTE.match(line):
             self._new("quote", line)
         elif end := _math(line):
             self._new("math", line)
             self._math_end = end
-            stripped = line.strip()
-            if stripped.endswith(end) and len(stripped) > 2:
+            if end in line.strip()[2:]:
                 self._math_end = ""
                 self._end()
+        elif _INDENTED.match(line):
+            self._new("code", _unindented(line))
+            self._indented = True
         else:
             self._new("text", line)
 
     def _in_fence(self, line: str) -> None:
-        stripped = line.strip()
-        marker = self._fence[0]
-        if len(stripped) >= len(self._fence) and stripped == marker * len(stripped) and not line.startswith("    "):
+        indent = len(line) - len(line.lstrip(" "))
+        if _closes(line.strip(), self._fence) and indent < self._container + 4:
             self._fence = ""
             self._end()
             return
-        unindent = min(self._fence_indent, len(line) - len(line.lstrip(" ")))
-        self._add(line[unindent:])
+        self._add(line[min(self._fence_indent, indent) :])
 
     def _in_math(self, line: str) -> None:
         self._add(line)
-        if line.strip().endswith(self._math_end) or len(self._open.lines if self._open else ()) > CHUNK_LINES:
+        if self._math_end in line or len(self._open.lines if self._open else ()) > CHUNK_LINES:
             self._math_end = ""
             self._end()
 
@@ -264,7 +279,7 @@ class BlockSplitter:
         if block is None:
             self._begin(line)
             return
-        block.lines.append(line)
+        block.lines.append(_unindented(line) if self._indented else line)
         self._size += len(line) + 1
         if block.kind in ("code", "table"):
             if len(block.lines) >= CHUNK_LINES or self._size >= 2 * CHUNK_CHARACTERS:
@@ -280,11 +295,11 @@ class BlockSplitter:
         if block is None:
             return
         block.last = True
-        if block.kind == "item":
-            block.info = ""
+        if (block.kind == "item" and not self._inner) or self._indented:
             while len(block.lines) > 1 and not block.lines[-1].strip():
                 block.lines.pop()
                 self._gap = True
+        self._indented, self._inner = False, None
         self._finish(block)
 
     def _finish(self, block: Block) -> None:
@@ -293,8 +308,21 @@ class BlockSplitter:
 
 
 def _math(line: str) -> str:
-    """The closing sign, if a displayed formula begins here."""
-    return _MATH.get(line.lstrip()[:2], "")
+    """The closing sign, if a displayed formula begins here; one with text behind it on its line is no such."""
+    stripped = line.strip()
+    end = _MATH.get(stripped[:2], "")
+    closed = stripped.find(end, 2) if end else -1
+    return "" if 0 <= closed < len(stripped) - len(end) else end
+
+
+def _closes(stripped: str, marker: str) -> bool:
+    """Is this the end of a code block that `marker` opened?"""
+    return len(stripped) >= len(marker) and stripped == marker[0] * len(stripped)
+
+
+def _unindented(line: str) -> str:
+    """A line of indented code without its indentation."""
+    return _INDENTED.sub("", line) if _INDENTED.match(line) else line.lstrip(" ")
 
 
 def _same_width(header: str, delimiter: str) -> bool:
@@ -328,17 +356,3 @@ def split_row(row: str) -> list[str]:
 
 def _shown(line: str) -> str:
     return show_controls(line, keep=frozenset("\t"))
-
-
-def code_blocks(text: str) -> list[str]:
-    """The code of every fenced block of a text, each whole."""
-    splitter = BlockSplitter()
-    splitter.feed(text)
-    splitter.close()
-    found: list[list[str]] = []
-    for block in splitter.blocks:
-        if block.kind == "code":
-            if not block.part:
-                found.append([])
-            found[-1] += block.lines
-    return ["\n".join(lines) for lines in found]

@@ -17,17 +17,20 @@ from rich.style import Style
 
 from glmchat.core.language import tr
 from glmchat.tui.theme import Palette
-from glmchat.tui.transcript.blocks import Block
+from glmchat.tui.transcript.blocks import Block, BlockSplitter
 from glmchat.tui.transcript.highlight import code_language, highlight
 from glmchat.tui.transcript.tables import table_lines
-from glmchat.tui.transcript.wrapping import Line, Span, rows, slices
+from glmchat.tui.transcript.wrapping import Line, Span, blanks, rows, slices, spread_tabs
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
 _BULLETS = ("•", "◦", "▪")
 _URL = re.compile(r"https?://[^\s<>\"'`|，。！？；：、）】》]*[^\s<>\"'`|，。！？；：、）】》.,;:!?)\]}]")
+_FORMULAS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
+_FORMULA_LIMIT = 4_000  # characters; without a limit many opening signs would cost a search of the whole block each
 _CLICKABLE = ("http://", "https://", "mailto:")
 
 
@@ -35,7 +38,66 @@ _CLICKABLE = ("http://", "https://", "mailto:")
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser.inline.ruler.before("escape", "formula", _formula)
+    return parser
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """An inline rule: a formula between its signs is one token of the text as it stands, so Markdown takes nothing."""
+    start, text = state.pos, state.src
+    closing = _FORMULAS.get(text[start : start + 2])
+    if closing is not None:
+        at = text.find(closing, start + 2, min(state.posMax, start + _FORMULA_LIMIT))
+        end = at + 2 if at >= 0 else -1
+    else:
+        end = _dollar_end(text, start, min(state.posMax, start + _FORMULA_LIMIT))
+    if end < 0:
+        return False
+    if not silent:
+        state.push("formula", "", 0).content = text[start:end]
+    state.pos = end
+    return True
+
+
+def _dollar_end(text: str, start: int, limit: int) -> int:
+    """Behind `$x$`, or -1. By Pandoc's rule no blanks inside the signs and no digit behind them: prices are prose."""
+    if text[start] != "$" or text[start + 1 : start + 2].isspace() or text[start - 1 : start].isdigit():
+        return -1
+    at = text.find("$", start + 1, limit)
+    while at > 0 and text[at - 1] == "\\":
+        at = text.find("$", at + 1, limit)
+    if at <= start + 1 or text[at - 1].isspace() or text[at + 1 : at + 2].isdigit() or "\n" in text[start:at]:
+        return -1
+    return at + 1
+
+
+def codes(block: Block) -> list[list[str]]:
+    """The lines of each piece of code in a block, in order: what drawing it frames, without indentation and fences."""
+    if block.kind == "code":
+        return [block.lines]
+    if block.kind not in ("text", "item", "quote"):
+        return []
+    tokens = _parser().parse(block.text)
+    return [_lines(token) for token in tokens if token.type in ("fence", "code_block")]
+
+
+def code_blocks(text: str) -> list[str]:
+    """The code of every block of code in a text, each whole."""
+    splitter = BlockSplitter()
+    splitter.feed(text)
+    splitter.close()
+    blocks: list[list[str]] = []
+    for block in splitter.blocks:
+        if block.kind == "code" and block.part:
+            blocks[-1] = blocks[-1] + block.lines
+        else:
+            blocks += codes(block)
+    return ["\n".join(lines) for lines in blocks]
+
+
+def _lines(token: Token) -> list[str]:
+    return token.content.removesuffix("\n").split("\n")
 
 
 def draw(block: Block, width: int, palette: Palette) -> list[Line]:
@@ -58,12 +120,13 @@ def draw(block: Block, width: int, palette: Palette) -> list[Line]:
 
 def text_lines(text: str, width: int, style: Style, *, words: bool = True) -> list[Line]:
     """Text as it is, wrapped."""
-    text = text.expandtabs(4)
     return _wrapped([(text, style)], width, words=words)
 
 
 def _wrapped(spans: Sequence[Span], width: int, *, words: bool = True) -> list[Line]:
-    text = "".join(span[0] for span in spans)
+    text = spread_tabs("".join(span[0] for span in spans))
+    if len(text) > sum(len(span[0]) for span in spans):
+        spans = _spread(spans)
     wrapped = rows(text, width, words=words)
     return [
         Line(segments, 0, text[row.start : row.end], row.joint)
@@ -71,8 +134,21 @@ def _wrapped(spans: Sequence[Span], width: int, *, words: bool = True) -> list[L
     ]
 
 
-def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
-    """Background, a label with the language, a bar at the left where backgrounds say nothing."""
+def _spread(spans: Sequence[Span]) -> list[Span]:
+    """The same with tabs as the cells that they take."""
+    result: list[Span] = []
+    before = ""  # on the same line
+    for text, style in spans:
+        result.append((spread_tabs(text, cell_len(before)), style))
+        before = (before + result[-1][0]).rpartition("\n")[2]
+    return result
+
+
+def _code_block(block: Block, width: int, palette: Palette, number: int = 0) -> Iterator[Line]:
+    """Background, a label with the language, a bar at the left where backgrounds say nothing.
+
+    number: which of the `codes` of its block this is, for a click on "copy".
+    """
     language = code_language(block.info)
     base, label_style = palette.code, palette.code_label
     bar = "│ " if palette.rules else "  "
@@ -84,15 +160,15 @@ def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
         room = width - 2 - cell_len(label) - cell_len(copy) - 1
         if room >= 2:
             segments = [Segment(bar, bar_style), Segment(label + " " * room + copy + " ", label_style)]
-            yield Line(segments, width, "", "", "", (width - cell_len(copy) - 2, width, "copy-code", ""))
+            yield Line(segments, width, "", "", "", (width - cell_len(copy) - 2, width, "copy-code", str(number)))
         else:
             yield Line(
                 [Segment(bar, bar_style), Segment(label[: width - 2].ljust(width - 2), label_style)], width, "", ""
             )
-    lines = [line.expandtabs(4) for line in block.lines]
-    before = [line.expandtabs(4) for line in block.before]
-    for spans in highlight(lines, before, language, palette, growing=block.growing):
-        text = "".join(span[0] for span in spans)
+    lines = [spread_tabs(line) for line in block.lines]
+    before = [blanks(spread_tabs(line)) for line in block.before]
+    drawn = highlight([blanks(line) for line in lines], before, language, palette, growing=block.growing)
+    for text, spans in zip(lines, drawn, strict=True):
         wrapped = rows(text, inner, words=False)
         for row, segments in zip(wrapped, slices(spans, wrapped), strict=True):
             fill = " " * (width - 2 - sum(segment.cell_length for segment in segments))
@@ -106,7 +182,7 @@ def _code_block(block: Block, width: int, palette: Palette) -> Iterator[Line]:
 
 def inline_spans(text: str, palette: Palette, base: Style) -> list[Span]:
     """Emphasis, code and links of one line of Markdown (a table's cell)."""
-    tokens = _parser().parseInline(text)
+    tokens = _parser().parseInline(text.replace("\t", " "))
     return [span for token in tokens for span in _inline(token.children or [], palette, base)]
 
 
@@ -173,6 +249,7 @@ class _Drawing:
         self.width = width
         self.palette = palette
         self.number = number  # what the outermost ordered item is called
+        self._codes = 0  # drawn so far
 
     def draw(self, tokens: Sequence[Token]) -> list[Line]:
         return self._blocks(tokens, self.width, 0)
@@ -202,8 +279,9 @@ class _Drawing:
                     inner = self._blocks(inside, max(1, width - 2), depth)
                     drawn = [line.after(bar, "> ") for line in inner]
                 case "fence" | "code_block":
-                    block = Block("code", token.content.rstrip("\n").split("\n"), info=token.info, last=True)
-                    drawn = list(_code_block(block, width, self.palette))
+                    block = Block("code", _lines(token), info=token.info.strip(), last=True)
+                    drawn = list(_code_block(block, width, self.palette, self._codes))
+                    self._codes += 1
                 case "table_open":
                     drawn = self._table(inside, width)
                 case "hr":

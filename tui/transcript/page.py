@@ -15,7 +15,7 @@ from textual.strip import Strip
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.turn_layout import TurnLayout
 from glmchat.tui.transcript.turns import Turn
-from glmchat.tui.transcript.wrapping import Line
+from glmchat.tui.transcript.wrapping import Line, tabs
 
 
 class Position(NamedTuple):
@@ -257,4 +257,4 @@ class Selection:
                 parts.append(joint)
             parts.append(mark + cut(line.text, max(0, start), end))
             joint = line.joint
-        return "".join(parts).strip("\n")
+        return tabs("".join(parts)).strip("\n")

@@ -390,7 +390,9 @@ class Transcript(Steady, ScrollView, can_focus=True):
             if name == "fold":
                 self.toggle_fold(layout.turn.key)
                 return
-            argument = layout.code_of(place.piece) if name == "copy-code" and not line.action[3] else line.action[3]
+            argument = line.action[3]
+            if name == "copy-code":
+                argument = layout.code_of(place.piece, int(argument))
             self.post_message(Clicked(name, layout.turn.key, argument))
         elif link := link_at(line, place.cell):
             self.post_message(Clicked("open-link", layout.turn.key, link))

@@ -16,7 +16,7 @@ from glmchat.tui.theme import Palette
 from glmchat.tui.transcript import turns
 from glmchat.tui.transcript.blocks import Block, Kind
 from glmchat.tui.transcript.long_text import STRETCH_CHARACTERS, LongText
-from glmchat.tui.transcript.markdown import draw
+from glmchat.tui.transcript.markdown import codes, draw
 from glmchat.tui.transcript.turns import COMPACT_ROWS, FOLD_TO, INDENT, Look, Turn
 from glmchat.tui.transcript.wrapping import Line
 
@@ -235,18 +235,21 @@ class TurnLayout:
         above = self._tail[at - 1].kind if at else (said.block(number - 1).kind if number else None)
         return self._tail[at], above
 
-    def code_of(self, piece: int) -> str:
-        """The whole code block that a piece belongs to."""
-        found = self._block(piece)
-        if found is None:
+    def code_of(self, piece: int, number: int = -1) -> str:
+        """The whole code that a piece shows a part of; of a piece with several, the one of this number."""
+        here = self._block(piece)
+        first = piece - here[0].part if here is not None and here[0].kind == "code" else piece
+        head = self._block(first)
+        pieces = codes(head[0]) if head is not None else []
+        if not pieces:
             return ""
-        first = piece - found[0].part
-        lines: list[str] = []
-        for index in range(first, self.count):
-            found = self._block(index)
-            if found is None or (index > first and not found[0].part):
-                break
-            lines += found[0].lines
+        lines = list(pieces[number])
+        if number in (-1, len(pieces) - 1):
+            for index in range(first + 1, self.count):
+                further = self._block(index)
+                if further is None or further[0].kind != "code" or not further[0].part:
+                    break
+                lines += further[0].lines
         return "\n".join(lines)
 
     # Drawing

@@ -23,16 +23,22 @@ _WIDE = (  # scripts that break between any two characters: Han, kana, bopomofo,
     "\u2e80-\u2fff\u3003-\u3007\u3012-\u303f\u3040-\u30ff\u3100-\u318f\u31a0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6"
 )
-_ATOM = re.compile(rf"\s+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^\s{_WIDE}]+[{_CLOSING}]*|\S")
+# The cells of a tab while it is drawn. Noncharacters (Unicode 23.7), so no text that was written holds them.
+_TAB, _TAB_REST = "\ufdd0", "\ufdd1"
+_AS_BLANKS = str.maketrans({_TAB: " ", _TAB_REST: " "})
+_AS_TABS = str.maketrans({_TAB: "\t", _TAB_REST: ""})
+_SPACE = rf"\s{_TAB}{_TAB_REST}"
+_ATOM = re.compile(rf"[{_SPACE}]+|[{_OPENING}]*[{_WIDE}][{_CLOSING}]*|[^{_SPACE}{_WIDE}]+[{_CLOSING}]*|\S")
+TAB_STOPS = 4  # cells
 
 
 @dataclass(slots=True)
 class Line:
     """One row of the transcript, without the margin.
 
-    lead: cells of decoration at its left. text: what copying gives, cell for cell after the lead. joint: what stands
-    between it and the next row when both are copied. mark: what copying the lead gives ("- " for a drawn bullet).
-    action: what a click does, as (from cell, to cell, name, argument).
+    lead: cells of decoration at its left. text: what copying gives, cell for cell after the lead (tabs as `spread_tabs`
+    leaves them). joint: what stands between it and the next row when both are copied. mark: what copying the lead
+    gives ("- " for a drawn bullet). action: what a click does, as (from cell, to cell, name, argument).
     """
 
     segments: list[Segment]
@@ -50,11 +56,39 @@ class Line:
 
 
 class Row(NamedTuple):
-    """Offsets into the text, and what joins this row to the next: "\\n", or what the wrap swallowed (" " or "")."""
+    """Offsets into the text, and what joins this row to the next: "\\n", or the blanks that the wrap swallowed."""
 
     start: int
     end: int
     joint: str
+
+
+def spread_tabs(text: str, column: int = 0) -> str:
+    """Each tab as as many characters as it takes cells; `blanks` draws them, `tabs` makes one tab of them again."""
+    if "\t" not in text:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        first, *others = line.split("\t")
+        spread = first
+        cells = column + cell_len(first)
+        for part in others:
+            stop = TAB_STOPS - cells % TAB_STOPS
+            spread += _TAB + _TAB_REST * (stop - 1) + part
+            cells += stop + cell_len(part)
+        lines.append(spread)
+        column = 0
+    return "\n".join(lines)
+
+
+def blanks(text: str) -> str:
+    """What a terminal shows of a text with spread tabs."""
+    return text.translate(_AS_BLANKS)
+
+
+def tabs(text: str) -> str:
+    """What was written of a text with spread tabs."""
+    return text.translate(_AS_TABS)
 
 
 def rows(text: str, width: int, *, words: bool = True) -> list[Row]:
@@ -106,7 +140,7 @@ def _word_rows(line: str, width: int, offset: int) -> Iterator[Row]:
         atom = match.group()
         at = match.start()
         cells = len(atom) if atom.isascii() else cell_len(atom)
-        if atom.isspace():
+        if blanks(atom[0]).isspace():
             if at == 0 and cells > width // 2:
                 start = end = match.end()  # an indentation that leaves no room for words is dropped
             else:
@@ -117,7 +151,7 @@ def _word_rows(line: str, width: int, offset: int) -> Iterator[Row]:
             end = match.end()
             continue
         if end > start:
-            yield Row(offset + start, offset + end, line[end:at] and " ")
+            yield Row(offset + start, offset + end, line[end:at])
         start = at
         if cells <= width:
             used, end = cells, match.end()
@@ -144,7 +178,7 @@ def slices(spans: Sequence[Span], wrapped: Sequence[Row]) -> Iterator[list[Segme
             text, style = spans[i]
             part = text[max(0, row.start - p) : row.end - p]
             if part:
-                segments.append(Segment(part, style))
+                segments.append(Segment(blanks(part), style))
             p += len(text)
             i += 1
         yield segments
