@@ -251,7 +251,7 @@ def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSON; - is stdin.")],
     as_json: Json = False,
 ) -> None:
-    """Bring conversations in from JSON: an export of glmchat's, a list of messages, or ShareGPT's form."""
+    """Bring conversations in: JSON of glmchat, ChatGPT, Open WebUI, LibreChat, Claude or ShareGPT, or messages."""
     from glmchat.chat.history.transcript import add_to_history, read_import
 
     incoming = []

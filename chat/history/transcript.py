@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from glmchat.chat.history.foreign import from_other_program, seconds
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import (
     CLEAR,
@@ -169,26 +170,47 @@ def _local(seconds: float) -> str:
 
 
 def read_import(data: bytes, where: str) -> list[dict[str, Any]]:
-    """The conversations in a file: an export of glmchat's, a list of messages ({"role", "content"}), an object with
-    `messages` or ShareGPT's `conversations`, or a list of such objects. Raises Damaged that names the file.
+    """The conversations in a file: an export of glmchat's or of another program (`foreign.py`), a list of messages
+    ({"role", "content"}), an object with `messages` or ShareGPT's `conversations`, or such objects in a list or one a
+    line. Raises Damaged that names the file.
     """
     if len(data) > IMPORT_LIMIT:
-        raise _bad(where, "it is too large")
+        raise _bad(where, tr("it is too large"))
+    if data.startswith(b"PK"):
+        raise _bad(where, tr("it is a zip archive: unpack it, conversations.json is in it"))
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = _parsed(data.decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _bad(where, one_line(str(error), 120)) from None
     if isinstance(value, dict) and "glmchat_history" in value:
         if value["glmchat_history"] != FORMAT_VERSION:
-            raise _bad(where, f"format {value['glmchat_history']!r} is not known")
+            raise _bad(where, tr("format {format} is not known", format=one_line(repr(value["glmchat_history"]), 40)))
         conversations = value.get("conversations")
     elif isinstance(value, list) and value and all(isinstance(v, dict) and _is_message(v) for v in value):
         conversations = [{"messages": value}]
     else:
         conversations = value if isinstance(value, list) else [value]
     if not isinstance(conversations, list) or not conversations:
-        raise _bad(where, "it holds no conversation")
-    return [_checked(one, where, number) for number, one in enumerate(conversations)]
+        raise _bad(where, tr("it holds no conversation"))
+    return [_checked(_own_form(one, where, number), where, number) for number, one in enumerate(conversations)]
+
+
+def _parsed(text: str) -> Any:
+    """One JSON value; a list where each line holds one. Raises ValueError, RecursionError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as whole:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or whole.msg != "Extra data":
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _own_form(one: Any, where: str, number: int) -> Any:
+    try:
+        return from_other_program(one) or one
+    except ValueError as error:
+        raise _bad(where, tr("conversation {number}: {why}", number=number + 1, why=str(error))) from None
 
 
 def add_to_history(history: History, conversations: Iterable[Mapping[str, Any]]) -> list[Tree]:
@@ -223,21 +245,28 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
     """One conversation with every field in its place and of its type."""
     messages = one.get("messages", one.get("conversations")) if isinstance(one, dict) else None
     if not isinstance(one, dict) or not isinstance(messages, list) or not messages:
-        raise _bad(where, f"conversation {number + 1} has no messages")
+        raise _bad(where, tr("conversation {number} has no messages", number=number + 1))
     checked: list[dict[str, Any]] = []
     ids: set[int] = set()
     for place, raw in enumerate(messages):
         message = _checked_message(raw, f"{where}, {number + 1}.{place + 1}", checked[-1]["id"] if checked else None)
         # A parent stands before its children, so no ring can come in.
         if message["id"] in ids or (message["parent"] is not None and message["parent"] not in ids):
-            raise _bad(where, f"message {place + 1} of conversation {number + 1} hangs on none before it")
+            raise _bad(
+                where,
+                tr(
+                    "message {message} of conversation {number} hangs on none before it",
+                    message=place + 1,
+                    number=number + 1,
+                ),
+            )
         ids.add(message["id"])
         checked.append(message)
     settings = one.get("settings")
     try:
         ConversationSettings.from_json(settings if isinstance(settings, dict) else {})
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise _bad(where, f"the settings of conversation {number + 1} are not readable") from None
+        raise _bad(where, tr("the settings of conversation {number} are not readable", number=number + 1)) from None
     title, model, system = one.get("title"), one.get("model"), one.get("system")
     first = next((m["text"] for m in checked if m["role"] == "user"), "")
     plain = settings if isinstance(settings, dict) else {"system": system if isinstance(system, str) else None}
@@ -245,7 +274,7 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
         "title": one_line(title, 120) if isinstance(title, str) and title else title_from(first),
         "renamed": one.get("renamed") is True,
         "model": model if isinstance(model, str) else None,
-        "created": _seconds(one.get("created")),
+        "created": seconds(one.get("created")),
         "pinned": one.get("pinned") is True,
         "settings": plain,
         "leaf": one.get("leaf"),
@@ -255,14 +284,15 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
 
 def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise _bad(where, "a message is not an object")
+        raise _bad(where, tr("a message is not an object"))
     role = raw.get("role", raw.get("from"))
     role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
     text = raw.get("text", raw.get("content", raw.get("value")))
     if isinstance(text, list):  # OpenAI's parts
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+        parts = [part.get("text") for part in text if isinstance(part, dict)]
+        text = "".join(part for part in parts if isinstance(part, str))
     if role not in _ROLES or not isinstance(text, str):
-        raise _bad(where, f"role {one_line(str(role), 40)!r} with a text is needed")
+        raise _bad(where, tr("role {role} with a text is needed", role=repr(one_line(str(role), 40))))
     own = "id" in raw and isinstance(raw["id"], int)
     ids, details, state = raw.get("token_ids"), raw.get("details"), raw.get("state")
     whole = isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ids)
@@ -273,28 +303,18 @@ def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]
         "role": role,
         "text": text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no character
         "state": state if state in states else "interrupted" if state == "streaming" else "complete",
-        "created": _seconds(raw.get("created")),
+        "created": seconds(raw.get("created")),
         "token_ids": TokenIds(ids) if whole and isinstance(ids, list) else NO_IDS,
         "details": details if isinstance(details, dict) else {},
     }
 
 
-def _seconds(value: Any) -> float | None:
-    """A time as ISO 8601 or as seconds since 1970; None for anything else."""
-    try:
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).timestamp()
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e11:
-            return float(value)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return None
-
-
 def _bad(where: str, why: str) -> Damaged:
     return Damaged(
         tr("{path} is not a conversation that can be imported: {why}", path=one_line(where), why=why),
-        hint=tr("an export of glmchat's in JSON, or a JSON list of objects with role and content"),
+        hint=tr(
+            "JSON of glmchat, ChatGPT, Open WebUI, LibreChat, Claude or ShareGPT, or objects with role and content"
+        ),
         code="history.import",
     )
 
