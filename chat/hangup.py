@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from glmchat.chat.engine_process import new_log
 from glmchat.core.errors import Failed
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
@@ -47,6 +46,8 @@ class Terminal:
 
     def to_log(self, sentence: str) -> None:
         """What is still said goes to a log of this process's own, after one sentence that says why."""
+        from glmchat.chat.engine_process import new_log
+
         with suppress(Failed, OSError):  # without a log the answer is finished all the same
             _, log = new_log("chat")
             with log:

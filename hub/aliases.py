@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def set_alias(name: str, target: str) -> Reference:
     return meant
 
 
+def leading_to(names: Collection[str]) -> set[str]:
+    """The aliases of these models."""
+    return {alias for alias, target in load().items() if target in names}
+
+
+def drop(name: str) -> None:
+    """As `remove_alias`, also where there is none."""
+    if name in (aliases := load()):
+        _write({k: v for k, v in aliases.items() if k != name})
+
+
 def remove_alias(name: str) -> None:
     aliases = load()
     if name not in aliases:
@@ -58,7 +70,7 @@ def remove_alias(name: str) -> None:
             hint=tr("known names: {names}", names=", ".join(sorted(aliases)) or tr("none")),
             code="alias.unknown",
         )
-    _write({k: v for k, v in aliases.items() if k != name})
+    drop(name)
 
 
 def expand(reference: Reference) -> Reference:

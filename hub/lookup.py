@@ -85,6 +85,7 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
     places = _places(entries)
     rows = _rows(places, lambda place: _may_mean(reference, place, entry))
     names = {row.name for row in rows}
+    names |= aliases.leading_to(names)  # what it was called before, when a copy was made
     if reference.quant and any(place.base in names for place in places):
         rows = _rows(places, lambda place: place.base in names or _may_mean(reference, place, entry))
     rows = [r for r in rows if r.kind != "adapter" and (r.complete or incomplete)]
@@ -296,7 +297,8 @@ def _names(entry: Entry) -> set[str]:
 
 
 def _made_from(row: Installed, fits: Sequence[Installed], entry: Entry | None) -> bool:
-    return (entry is not None and _based_on(row, entry)) or any(row.base == f.name for f in fits)
+    names = {f.name for f in fits}
+    return (entry is not None and _based_on(row, entry)) or row.base in names | aliases.leading_to(names)
 
 
 def _at_revision(row: Installed, revision: str) -> bool:
@@ -341,5 +343,5 @@ def _copy_of(row: Installed, quant: str) -> Installed | None:
     """The model itself if it has that quantisation, else the whole copy of it that has."""
     if row.quant.startswith(quant):
         return row
-    copies = (r for r in made_from(row.name) if r.complete)
+    copies = (r for r in made_from(row.name, *aliases.leading_to({row.name})) if r.complete)
     return next((r for r in copies if r.quant.startswith(quant)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         date=store.now(),
         files=records,
     )
-    known_names = [*catalogue.load().names(), *aliases.load()]
-    if name and not entry and name.lower() in (n.lower() for n in known_names):
+    others = [m for m in manifests.read_all() if m.source == "path" and m.root == root and _same(m, manifest)]
+    own_names = {m.name for m in others}
+    elsewhere = [alias for alias, target in aliases.load().items() if target not in own_names]
+    if name and not entry and name.lower() in (n.lower() for n in (*catalogue.load().names(), *elsewhere)):
         raise Usage(
             tr("{name} already stands for another model", name=repr(name)),
             hint=tr("choose another name: glmchat add PATH --name NAME"),
@@ -74,9 +77,12 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
             code="add.taken",
         )
     manifests.write(manifest)
-    for other in manifests.read_all():  # added before under another name: one folder has one name, the last given
-        if other.source == "path" and other.root == root and other.name != manifest.name and _same(other, manifest):
+    aliases.drop(manifest.name)
+    for other in others:  # one folder has one name, the last given; those before it go on meaning it
+        if other.name != manifest.name:
             manifests.remove(other)
+            with suppress(Usage):  # a name with a commit in it
+                aliases.set_alias(other.name, manifest.name)
     row = installed.row_of_manifest(manifest, catalogue.load())
     lookup.remember(row)
     return row

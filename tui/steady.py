@@ -32,6 +32,11 @@ class Steady(MessagePump):
 
 
 class SteadyScreen(Steady):
+    @property
+    def palette(self) -> Palette:
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        return palette
+
     def show_error(self, error: GlmchatError) -> None:
         """Where a person looks at that moment. A screen without a place for it says it in the corner."""
         toast(self.app, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from rich.style import Style
@@ -24,22 +24,22 @@ class Palette:
 
     name: str
     dark: bool
-    background: str
-    surface: str  # behind a question
-    code_background: str
-    border: str
-    text: str
-    muted: str
-    faint: str
-    accent: str  # the answer, focus, links
-    user: str  # the question
-    warning: str
-    error: str
-    success: str
-    selection: str
-    hit: str
-    hit_text: str
-    syntax: Mapping[str, str]
+    background: str = ""
+    surface: str = ""  # behind a question
+    code_background: str = ""
+    border: str = ""
+    text: str = ""
+    muted: str = ""
+    faint: str = ""
+    accent: str = ""  # the answer, focus, links
+    user: str = ""  # the question
+    warning: str = ""
+    error: str = ""
+    success: str = ""
+    selection: str = ""
+    hit: str = ""
+    hit_text: str = ""
+    syntax: Mapping[str, str] = field(default_factory=dict)  # kind of token -> colour
     rules: bool = False
 
     def style(
@@ -52,6 +52,10 @@ class Palette:
             dim=dim or None,
             italic=italic or None,
         )
+
+    def ink(self, kind: str) -> str:
+        """The colour of a kind of token in code."""
+        return self.syntax.get(kind, "")
 
     @cached_property
     def body(self) -> Style:
@@ -209,21 +213,13 @@ _CONTRAST = Palette(
 _ANSI = Palette(
     name="ansi",
     dark=True,
-    background="",
-    surface="",
-    code_background="",
     border="bright_black",
-    text="",
-    muted="",
     faint="bright_black",
     accent="cyan",
     user="yellow",
     warning="yellow",
     error="red",
     success="green",
-    selection="",
-    hit="",
-    hit_text="",
     syntax={
         "keyword": "magenta",
         "string": "green",
@@ -231,8 +227,6 @@ _ANSI = Palette(
         "comment": "bright_black",
         "function": "blue",
         "class": "yellow",
-        "operator": "",
-        "name": "",
         "builtin": "cyan",
         "inserted": "green",
         "deleted": "red",
@@ -241,27 +235,7 @@ _ANSI = Palette(
     rules=True,
 )
 
-_PLAIN = Palette(
-    name="plain",
-    dark=True,
-    background="",
-    surface="",
-    code_background="",
-    border="",
-    text="",
-    muted="",
-    faint="",
-    accent="",
-    user="",
-    warning="",
-    error="",
-    success="",
-    selection="",
-    hit="",
-    hit_text="",
-    syntax=dict.fromkeys(_DARK.syntax, ""),
-    rules=True,
-)
+_PLAIN = Palette("plain", dark=True, rules=True)
 
 PALETTES: Mapping[str, Palette] = {p.name: p for p in (_DARK, _LIGHT, _CONTRAST, _ANSI, _PLAIN)}
 THEME_NAMES = ("dark", "light", "contrast", "ansi")

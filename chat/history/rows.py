@@ -261,7 +261,7 @@ def title_from(question: str) -> str:
     return one_line(line, 60)
 
 
-# The rows of the two tables, as statements.py selects them.
+# The rows of the two tables, as database.py selects them.
 
 
 def ids_of(cell: bytes | None) -> TokenIds:
@@ -271,35 +271,12 @@ def ids_of(cell: bytes | None) -> TokenIds:
 
 def to_conversation(row: Sequence[Any]) -> Conversation:
     id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
-    return Conversation(
-        id=id_,
-        title=title,
-        model=model,
-        created=created,
-        updated=updated,
-        sequence=sequence,
-        pinned=bool(pinned),
-        settings=ConversationSettings.from_json(load_object(settings)),
-        draft=draft,
-        leaf=leaf,
-        message_count=count,
-        renamed=bool(renamed),
-    )
+    chosen = ConversationSettings.from_json(load_object(settings))
+    times = (created, updated, sequence)
+    return Conversation(id_, title, model, *times, bool(pinned), chosen, draft, leaf, count, bool(renamed))
 
 
 def to_message(row: Sequence[Any]) -> StoredMessage:
     id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
-    return StoredMessage(
-        id=id_,
-        conversation=conversation,
-        parent=parent,
-        role=role,
-        text=text,
-        state=state,
-        created=created,
-        token_ids=ids_of(ids),
-        details=load_object(details),
-        chosen=chosen,
-        deletion=deletion,
-        owner=owner,
-    )
+    ids, details = ids_of(ids), load_object(details)
+    return StoredMessage(id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner)

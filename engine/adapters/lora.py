@@ -5,7 +5,7 @@ A and B are [rank, in] and [out, rank] under the names that PEFT gives them, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,21 +62,26 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
             strangers.append(name)
             continue
         found.setdefault(place, Names()).add(kind, name)
+    refuse_strangers(strangers, len(shapes))
+    for place, names in found.items():
+        _check_shapes(place, names, modules[place], shapes, settings)
+    _check_complete(found, modules, settings)
+    return found
+
+
+def refuse_strangers(strangers: Sequence[str], total: int) -> None:
+    """Raise Usage for tensors that belong to no layer; total: of all in the adapter."""
     if strangers:
         raise Usage(
             tr(
                 "{n} of the adapter's {total} tensors belong to no layer of this model: {names}",
                 n=len(strangers),
-                total=len(shapes),
+                total=total,
                 names=one_line(", ".join(strangers[:4]), 300),
             ),
             hint=tr("the adapter was trained on a model of another family, or one with more layers"),
             code="adapter.names",
         )
-    for place, names in found.items():
-        _check_shapes(place, names, modules[place], shapes, settings)
-    _check_complete(found, modules, settings)
-    return found
 
 
 def _place(name: str, modules: Modules) -> str | None:
@@ -192,18 +197,19 @@ def read_changes(adapter: Adapter, matched: Mapping[str, Names], device: str) ->
         change = Change(is_embedding=names.is_embedding)
         a_kind, b_kind = ("lora_embedding_A", "lora_embedding_B") if names.is_embedding else ("lora_A", "lora_B")
         if a_kind in names.tensors:
-            a = _number(adapter, names.tensors[a_kind], device)
-            b = _number(adapter, names.tensors[b_kind], device)
+            a = read_number(adapter, names.tensors[a_kind], device, torch.float32)
+            b = read_number(adapter, names.tensors[b_kind], device, torch.float32)
             settings = adapter.lora
             groups = sum(settings.enable) if settings.enable else 1
             change.scale = settings.scale_of(place, a.shape[0] // groups)
             change.a, change.b = a, _spread(b, settings.enable) if settings.enable else b
         if "lora_magnitude_vector" in names.tensors:
-            change.magnitude = _number(adapter, names.tensors["lora_magnitude_vector"], device).flatten()
+            magnitude = names.tensors["lora_magnitude_vector"]
+            change.magnitude = read_number(adapter, magnitude, device, torch.float32).flatten()
         if "lora_B.bias" in names.tensors:
-            change.b_bias = _number(adapter, names.tensors["lora_B.bias"], device)
+            change.b_bias = read_number(adapter, names.tensors["lora_B.bias"], device, torch.float32)
         change.replaced = {
-            parameter: _number(adapter, name, device, keep=True) for parameter, name in names.replaced.items()
+            parameter: read_number(adapter, name, device, None) for parameter, name in names.replaced.items()
         }
         yield place, change
 
@@ -224,8 +230,8 @@ def _spread(b: torch.Tensor, enable: tuple[bool, ...]) -> torch.Tensor:
     return out
 
 
-def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> torch.Tensor:
-    """One tensor in memory of its own, in float32 unless `keep`."""
+def read_number(adapter: Adapter, name: str, device: str | torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    """One tensor in memory of its own; dtype None: as stored. Raises Damaged for what is no number, or not finite."""
     stored = adapter.tensors.read(name)
     tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
     if not tensor.is_floating_point():
@@ -234,7 +240,7 @@ def _number(adapter: Adapter, name: str, device: str, *, keep: bool = False) -> 
             hint=tr("fetch it again"),
             code="adapter.dtype",
         )
-    tensor = tensor.to(device=device, dtype=tensor.dtype if keep else torch.float32, copy=True).contiguous()
+    tensor = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
     require_finite(name, tensor)
     return tensor
 

@@ -23,7 +23,7 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter
-from glmchat.engine.adapters.lora import require_finite
+from glmchat.engine.adapters.lora import read_number, refuse_strangers
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.transformers import Fallback
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
@@ -70,7 +70,7 @@ def read_weights(adapter: Adapter, model: LanguageModel) -> PeftWeights:
     expected = _state(peft_model, 0)
     _compare(adapter, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     device = next(model.parameters()).device
-    return PeftWeights(adapter, {name: _number(adapter, name, like, device) for name, like in expected.items()})
+    return PeftWeights(adapter, {n: read_number(adapter, n, device, like.dtype) for n, like in expected.items()})
 
 
 def require_transformers(adapter: Adapter, model: LanguageModel) -> Fallback:
@@ -181,19 +181,8 @@ def _state(peft_model: Any, number: int) -> dict[str, torch.Tensor]:
 
 def _compare(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
     shapes = adapter.tensors.shapes()
-    strangers = [name for name in shapes if name not in expected]
+    refuse_strangers([name for name in shapes if name not in expected], len(shapes))
     missing = [name for name in expected if name not in shapes]
-    if strangers:
-        raise Usage(
-            tr(
-                "{n} of the adapter's {total} tensors belong to no layer of this model: {names}",
-                n=len(strangers),
-                total=len(shapes),
-                names=one_line(", ".join(strangers[:4]), 300),
-            ),
-            hint=tr("the adapter was trained on a model of another family, or one with more layers"),
-            code="adapter.names",
-        )
     if missing:
         raise Damaged(
             tr(
@@ -217,19 +206,6 @@ def _compare(adapter: Adapter, expected: Mapping[str, tuple[int, ...]]) -> None:
                 hint=tr("it was trained on a model of a different size"),
                 code="adapter.shape",
             )
-
-
-def _number(adapter: Adapter, name: str, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-    stored = adapter.tensors.read(name)
-    tensor = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
-    if not tensor.is_floating_point():
-        raise Damaged(
-            tr("{name} does not contain the numbers of an adapter", name=one_line(name, 120)),
-            hint=tr("fetch it again"),
-            code="adapter.dtype",
-        )
-    require_finite(name, tensor)
-    return tensor.to(device=device, dtype=like.dtype, copy=True).contiguous()
 
 
 def _weigh(peft_model: Any, number: int, attribute: str | None, weight: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,15 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """Shown by `--dry-run`, asked before acting, and executed as it is."""
+    """Shown by `--dry-run`, asked before acting, and executed as it is.
 
-    source: Path
+    weights: of the checkpoint, open; of weights that arrive, what was announced of them.
+    """
+
+    checkpoint: Checkpoint
+    weights: WeightSource = field(repr=False)
     out: Path
     recipe: Recipe
-    family: str
     tensors: tuple[TensorPlan, ...]
     shards: tuple[tuple[int, int], ...]  # (first, behind the last) tensor of each file
     bytes_in: int
@@ -84,6 +87,10 @@ class QuantizePlan:
     bytes_free: int
     seconds: float  # estimated from a short measurement
     origin: str | None = None  # of weights that arrive file by file: what they are, instead of the files' dates
+
+    @property
+    def source(self) -> Path:
+        return self.checkpoint.path
 
     def of_shard(self, number: int) -> tuple[TensorPlan, ...]:
         first, last = self.shards[number]
@@ -173,10 +180,10 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
         offsets = {k: v for t in tensors[first:last] for k, v in t.offsets().items()}
         bytes_out += file_size(offsets) if offsets else 0
     plan = QuantizePlan(
-        source=checkpoint.path,
+        checkpoint=checkpoint,
+        weights=weights,
         out=out,
         recipe=recipe,
-        family=checkpoint.spec.family,
         tensors=tensors,
         shards=shards,
         bytes_in=_bytes_in(checkpoint.path) if announced is None else announced.bytes_in,

@@ -27,11 +27,9 @@ from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.compressed import describe, pack, pack_zero_points
 from glmchat.engine.formats.folder_writer import SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource, let_go_of
-from glmchat.engine.loading import open_weights
 from glmchat.engine.quantize.int4 import Codes4
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, plan_quantise, shard_name
@@ -76,12 +74,12 @@ def execute(
     report = on_progress or (lambda progress: None)
     try:
         _prepare(folder, plan)
-        checkpoint = identify(plan.source)
-        source = open_weights(checkpoint) if weights is None else weights
-        hashes = _write_shards(plan, folder, source, report, cancelled or (lambda: False))
+        hashes = _write_shards(
+            plan, folder, plan.weights if weights is None else weights, report, cancelled or (lambda: False)
+        )
         if weights is not None:
             weights.close()
-        _finish(plan, folder, checkpoint, hashes, dict(manifest or {}))
+        _finish(plan, folder, hashes, dict(manifest or {}))
         folder.replace(plan.out)
         _sync(plan.out.parent)
     except OSError as error:
@@ -247,9 +245,7 @@ def _where(source: Path, name: str) -> str:
     return name
 
 
-def _finish(
-    plan: QuantizePlan, folder: Path, checkpoint: Checkpoint, hashes: dict[str, str], manifest: dict[str, Any]
-) -> None:
+def _finish(plan: QuantizePlan, folder: Path, hashes: dict[str, str], manifest: dict[str, Any]) -> None:
     names = [shard_name(number, len(plan.shards)) for number in range(len(plan.shards))]
     table = {
         entry: name
@@ -259,7 +255,7 @@ def _finish(
     }
     index = {"metadata": {"total_size": sum((folder / name).stat().st_size for name in names)}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    write_companions(checkpoint, folder, _description(plan.tensors))
+    write_companions(plan.checkpoint, folder, _description(plan.tensors))
     (folder / _NOTE).unlink()
     files = []
     for path in sorted(p for p in folder.iterdir() if p.name != MANIFEST):
@@ -271,7 +267,7 @@ def _finish(
         "kind": "quantized",
         "source": "made",
         "quant": plan.label,
-        "family": plan.family,
+        "family": plan.checkpoint.spec.family,
         "name": plan.out.name,
         "complete": True,
         **manifest,

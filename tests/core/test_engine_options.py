@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from glmchat.cli.engine_flags import EngineFlags
 from glmchat.cli.main import CommandTable
 from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype
 from glmchat.core.errors import Usage
+from glmchat.core.settings import Settings
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 PATHS = WORDS.map(lambda text: Path("/", text))
@@ -62,6 +64,31 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     context = typer.Context(CommandTable().commands[command])
     typed = {"--" + flag.replace("_", "-") for flag in flags}
     assert typed <= {name for one in context.command.params for name in one.opts}
+
+
+TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "context": 64}
+
+
+@pytest.mark.parametrize("flag", TYPED)
+def test_a_flag_that_was_typed_reaches_the_engine(flag: str) -> None:
+    given = {flag: TYPED[flag]}
+    options = EngineFlags(**given).options(Settings())
+    assert options == EngineOptions(**given)
+    assert options.for_load()[flag] == TYPED[flag]
+
+
+def test_no_flag_is_forgotten_on_its_way_to_the_engine() -> None:
+    """Bits and revision go with the model that is chosen."""
+    assert set(TYPED) == {field.name for field in fields(EngineFlags)} - {"quant", "revision"}
+
+
+def test_a_load_is_told_everything_that_it_can_be_told() -> None:
+    from glmchat.engine import Engine
+
+    keywords = set(inspect.signature(Engine.load).parameters) - {"folder", "on_progress"}
+    assert set(EngineOptions().for_load()) == keywords
+    options = EngineOptions(quant=4, **TYPED)
+    assert options.for_load() == {"quant": 4, **TYPED}
 
 
 @pytest.mark.parametrize("word", ["auto", "cpu", "mps", "cuda", "cuda:1", " CUDA:0 "])

@@ -316,3 +316,19 @@ def test_the_commands_for_one_adapter_look_at_it_alone(tmp_path: Path, capsys: A
     for command in (("verify", "poet"), ("adapters", "show", "bard"), ("adapters", "rm", "bard", "--yes")):
         assert glmchat(capsys, *command)[0] == 0, command
     assert {path.name for path in looked_at} == {"poet", "bard"}
+
+
+def test_a_folder_that_gets_another_name_is_still_known_by_the_one_before(tmp_path: Path, capsys: Any) -> None:
+    folder = plain(tmp_path / "model")
+    assert glmchat(capsys, "add", str(folder), "--name", "first")[0] == 0
+    copy = made("first:int4", "int4", "first")
+    assert glmchat(capsys, "add", str(folder), "--name", "second")[0] == 0
+    assert [row.name for row in lookup.list_installed() if row.kind == "model"] == ["second"]
+    for name in ("first", "second"):
+        row = lookup.find_installed(parse(name))
+        assert row is not None and row.path == folder
+        quantised = lookup.find_installed(parse(f"{name}:int4"))
+        assert quantised is not None and quantised.path == copy
+    assert glmchat(capsys, "add", str(folder), "--name", "first")[0] == 0
+    assert aliases.load() == {"second": "first"}
+    assert glmchat(capsys, "add", str(plain(tmp_path / "other")), "--name", "second")[0] == 2

@@ -120,11 +120,6 @@ class AdapterScreen(ListScreen[None]):
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
 
-    @property
-    def palette(self) -> Palette:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        return palette
-
     def _read(self) -> None:
         if self._served is None:
             self.read_list(lambda: store_rows(self._launch), self._list)

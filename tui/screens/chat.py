@@ -27,7 +27,6 @@ from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Na
 from glmchat.tui.reading import Reading
 from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
-from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.transcript import Clicked, Transcript
 from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.widgets.actions import TurnActions
@@ -118,11 +117,6 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.connection.connect()
         else:
             self.face.run("model")
-
-    @property
-    def palette(self) -> Palette:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        return palette
 
     def apply_palette(self) -> None:
         for widget in (self.status, self.suggestions, self.turn_actions, self.sidebar):

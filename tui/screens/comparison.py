@@ -20,7 +20,6 @@ from glmchat.core.messages import Piece
 from glmchat.core.text import one_line
 from glmchat.tui.answering import Ear
 from glmchat.tui.steady import SteadyScreen
-from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.status import stage_words
@@ -78,11 +77,6 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
         with Vertical(id="prompt-box"):
             yield Prompt(id="prompt")
         yield Static("", id="keys")
-
-    @property
-    def palette(self) -> Palette:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        return palette
 
     @property
     def columns(self) -> list[ComparisonColumn]:

@@ -41,9 +41,8 @@ class HelpScreen(SteadyScreen, ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,f1,enter,ctrl+q", "dismiss", show=False)]
 
     def compose(self) -> ComposeResult:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
         with VerticalScroll(id="panel", classes="wide"):
-            yield Static(_Help(palette), id="help")
+            yield Static(_Help(self.palette), id="help")
 
     def on_mount(self) -> None:
         self.query_one("#panel").border_title = tr("Keys and commands")

@@ -26,7 +26,6 @@ from glmchat.tui import model_rows
 from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import error_text
-from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.actions import KeyLine
 
 
@@ -89,11 +88,6 @@ class ModelScreen(ListScreen[Installed | None]):
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
-
-    @property
-    def palette(self) -> Palette:
-        palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        return palette
 
     def _read(self, line: str, then: str = "") -> None:
         """line: said meanwhile; then: said when the list stands."""

@@ -149,11 +149,10 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
         if isinstance(field, Input) and field.id and error.code.startswith("sampling."):
             self._explain(field.id, error.message)
         else:
-            p: Palette = self.app.palette  # type: ignore[attr-defined]
-            self.query_one("#explained", Static).update(error_text(error, p))
+            self.query_one("#explained", Static).update(error_text(error, self.palette))
 
     def _explain(self, name: str, problem: str = "") -> None:
-        p: Palette = self.app.palette  # type: ignore[attr-defined]
+        p = self.palette
         reach, what = EXPLAINED[name]
         text = Text.assemble((problem or tr(what), p.style(p.error) if problem else p.body))
         text.append("\n" + tr("range: {range}", range=tr(reach)), p.quiet)
@@ -179,12 +178,13 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
             self._show()
 
     def use_preset(self, name: str) -> None:
-        p: Palette = self.app.palette  # type: ignore[attr-defined]
         self._session.reset()
         for field, value in PRESETS[name].items():
             self._session.set(field, value)
         self._show()
-        self.query_one("#explained", Static).update(Text(f"{_label(name)}: {tr(PRESET_WORDS[name])}", p.body))
+        self.query_one("#explained", Static).update(
+            Text(f"{_label(name)}: {tr(PRESET_WORDS[name])}", self.palette.body)
+        )
 
     def action_preset(self, name: str) -> None:
         self.use_preset(name)

@@ -123,7 +123,7 @@ def _read(lexer: Any, lines: Sequence[str], palette: Palette) -> list[list[Span]
         style = styles.get(kind)
         if style is None:
             style = styles[kind] = palette.style(
-                palette.syntax[kind],
+                palette.ink(kind),
                 palette.code_background,
                 italic=kind == "comment",
                 bold=kind == "keyword" and not palette.background,

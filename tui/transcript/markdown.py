@@ -106,7 +106,7 @@ def draw(block: Block, width: int, palette: Palette) -> list[Line]:
         case "code":
             return list(_code_block(block, width, palette))
         case "math":
-            ink = palette.style(palette.syntax["number"])
+            ink = palette.style(palette.ink("number"))
             return [line.after(Segment("  ", ink), "") for line in text_lines(block.text, width - 2, ink)]
         case "table":
             return table_lines(block, width, palette, inline_spans)
@@ -198,7 +198,9 @@ def _inline(tokens: Sequence[Token], palette: Palette, base: Style) -> list[Span
                 shown += token.content
             case "code_inline":
                 ink = palette.style(
-                    palette.syntax["builtin"], palette.code_background, bold=not palette.text and not palette.background
+                    palette.ink("builtin"),
+                    palette.code_background,
+                    bold=not palette.text and not palette.background,
                 )
                 spans.append((token.content, style + ink))
                 shown += token.content
