@@ -18,7 +18,13 @@ from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.vocabularies import check_vocabulary
-from glmchat.checkpoints.weight_files import folder_config, refuse_adapter_folder, refuse_pointer, weight_files
+from glmchat.checkpoints.weight_files import (
+    folder_config,
+    refuse_adapter_folder,
+    refuse_pointer,
+    weight_files,
+    weight_paths,
+)
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
@@ -72,7 +78,6 @@ HELPER = 20_000_000
 _NO_TEMPLATE = ("chatglm", "gpt2")
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens of what a model allows, unless more is asked for: the cache is reserved in one piece
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _EASILY = 0.4  # of the free memory: what dense float32 weights may take before bfloat16 is chosen
 _ROOMY = 0.7  # of the free memory: what packed weights and a full float32 cache may take before it is
 _USUAL_INPUTS = 4096  # of a matrix of which only the number of weights is known
@@ -227,14 +232,9 @@ def check(
     raise memory_words(model, needed.total, free, others)
 
 
-def stored_bytes(folder: Path) -> int:
-    """Bytes of the weight files."""
-    if folder.is_file():
-        return folder.stat().st_size
-    files = [f for f in folder.glob("*") if f.suffix in _WEIGHTS] if folder.is_dir() else []
-    if {f.suffix for f in files} > {".safetensors"}:  # both forms of the same weights: the safe one is read
-        files = [f for f in files if f.suffix == ".safetensors"]
-    return sum(f.stat().st_size for f in files)
+def stored_bytes(path: Path) -> int:
+    """Bytes of the weight files of a folder, or of a GGUF file."""
+    return sum(file.stat().st_size for file in weight_paths(path))
 
 
 def config_at(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
-from glmchat.core.json_files import read_json
+from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -107,6 +108,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
             own = saved[-1] / "config.json"
             refuse_adapter_folder(saved[-1], read_json(own) if own.is_file() else {})
             hint = tr("name the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
+        elif (other := no_weights(str(folder), file_names(folder, below=True))).code == "weights.layout":
+            raise other
         raise Damaged(
             tr("{folder} has no config.json", folder=one_line(str(folder))), hint=hint, code="model.no_config"
         )
@@ -127,39 +130,58 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
 
 
+def chosen_weights(folder: Path, names: Iterable[str] | None = None) -> WeightSet | None:
+    """Which files in `folder` are its weights, whole or not; None for none. Raises Damaged or Hostile for a bad index.
+
+    names: of the files there, where they are known already.
+    """
+
+    def read_index(name: str) -> list[str]:
+        refuse_pointer(folder / name)
+        return shards_of(folder / name)
+
+    named = small_json(folder / "config.json").get("transformers_weights")
+    return choose_weights(file_names(folder) if names is None else names, read_index, named)
+
+
+def file_names(folder: Path, *, below: bool = False) -> list[str]:
+    """The files of a folder, sorted; below: those one folder further down too."""
+    patterns = ("*", "*/*") if below else ("*",)
+    return sorted(p.relative_to(folder).as_posix() for pattern in patterns for p in folder.glob(pattern) if p.is_file())
+
+
+def weight_paths(path: Path) -> list[Path]:
+    """Those files of a checkpoint's weights that are there, unchecked; none where nothing tells which they are.
+
+    path: a folder, or a GGUF file, which is its own weights. A quantised folder of ours keeps offsets in files of
+    their own, which belong to them.
+    """
+    if path.is_file():
+        return [path]
+    try:
+        chosen = chosen_weights(path) if path.is_dir() else None
+    except Damaged:
+        return []
+    if chosen is None:
+        return []
+    here = [path / name for name in chosen.files if name not in chosen.missing]
+    return [*here, *sorted(set(path.glob("offsets-*.safetensors")) - set(here))]
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights; safetensors before .bin. Raises Damaged with each missing shard named."""
-    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index, single = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
-        if index.is_file():
-            refuse_pointer(index)
-            names = shards_of(index)
-        elif single.is_file():
-            names = [single.name]
-        else:
-            continue
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise Damaged(
-                tr(
-                    "{missing} of {all} weight files are missing: {names}",
-                    missing=len(missing),
-                    all=len(names),
-                    names=", ".join(missing),
-                ),
-                hint=tr("pull the model again: what was downloaded is kept"),
-                code="weights.missing_shard",
-            )
-        paths = [folder / name for name in names]
-        for path in paths:
-            refuse_pointer(path)
-            refuse_cut(path)
-        return paths
-    raise Damaged(
-        tr("{folder} contains no weights", folder=one_line(str(folder))),
-        hint=tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file"),
-        code="weights.none",
-    )
+    """The files that hold a folder's weights, in transformers' order of choice. Raises Damaged with each missing shard
+    named, or with what lies there instead."""
+    names = file_names(folder)
+    chosen = chosen_weights(folder, names)
+    if chosen is None:
+        raise no_weights(str(folder), file_names(folder, below=True))
+    if chosen.missing:
+        raise missing_weights(chosen, names, tr("pull the model again: what was downloaded is kept"))
+    paths = [folder / name for name in chosen.files]
+    for path in paths:
+        refuse_pointer(path)
+        refuse_cut(path)
+    return paths
 
 
 def shards_of(index: Path) -> list[str]:
@@ -182,7 +204,7 @@ def shards_of(index: Path) -> list[str]:
 
 def refuse_cut(path: Path) -> None:
     """Raise Damaged if a weight file ends before it should, or is of another kind altogether."""
-    whole = _safetensors_is_whole(path) if path.suffix == ".safetensors" else _bin_is_whole(path)
+    whole = _safetensors_is_whole(path) if is_safetensors(path) else _bin_is_whole(path)
     if not whole:
         raise Damaged(
             tr(
@@ -193,6 +215,11 @@ def refuse_cut(path: Path) -> None:
             hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
             code="weights.damaged",
         )
+
+
+def is_safetensors(path: Path) -> bool:
+    """An index may give a shard any name, also one that ends in a number: model.safetensors-00001-of-00002."""
+    return ".safetensors" in path.name
 
 
 def _safetensors_is_whole(path: Path) -> bool:

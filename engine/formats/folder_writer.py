@@ -156,6 +156,10 @@ _SKIPPED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", "
 _REWRITTEN = ("config.json", "glmchat.json", "plan.json")
 
 
+def _is_skipped(name: str) -> bool:
+    return name.endswith(_SKIPPED) or ".safetensors" in name  # also model.safetensors-00001-of-00002
+
+
 def write_companions(checkpoint: Checkpoint, folder: Path, description: Mapping[str, Any]) -> None:
     """Write config.json with `description` as its quantization_config, and bring everything but weights and code along.
 
@@ -165,7 +169,7 @@ def write_companions(checkpoint: Checkpoint, folder: Path, description: Mapping[
         _from_gguf(checkpoint, folder, description)
         return
     for path in sorted(checkpoint.path.iterdir()):
-        if path.name.startswith(".") or path.name in _REWRITTEN or path.name.endswith(_SKIPPED):
+        if path.name.startswith(".") or path.name in _REWRITTEN or _is_skipped(path.name):
             continue
         if path.is_file() and path.stat().st_size <= _LARGEST:
             shutil.copyfile(path, folder / path.name)  # follows the links of a hub's snapshot
@@ -174,7 +178,8 @@ def write_companions(checkpoint: Checkpoint, folder: Path, description: Mapping[
         "auto_map",
         "quantization_bit",
         "quantization_embeddings",
-    ):  # code that is not here; THUDM's own packing
+        "transformers_weights",
+    ):  # code that is not here; THUDM's own packing; the name of a file that is not written
         config.pop(key, None)
     _write(folder / "config.json", {**config, "quantization_config": description})
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.weight_files import refuse_cut, refuse_pointer, weight_files
+from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, weight_files
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -176,7 +176,7 @@ def open_files(paths: list[Path]) -> WeightSource:
 
 
 def _open(paths: list[Path]) -> WeightSource:
-    return _Safetensors(paths) if paths[0].suffix == ".safetensors" else _TorchShards(paths)
+    return _Safetensors(paths) if is_safetensors(paths[0]) else _TorchShards(paths)
 
 
 class _Safetensors:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from glmchat.checkpoints.fit import stored_bytes
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
@@ -186,7 +187,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
         recipe=recipe,
         tensors=tensors,
         shards=shards,
-        bytes_in=_bytes_in(checkpoint.path) if announced is None else announced.bytes_in,
+        bytes_in=stored_bytes(checkpoint.path) if announced is None else announced.bytes_in,
         bytes_out=bytes_out,
         bytes_free=shutil.disk_usage(_existing(out)).free,
         seconds=_estimate(tensors, recipe),
@@ -287,13 +288,6 @@ def _shards(tensors: tuple[TensorPlan, ...], files: Mapping[str, str]) -> Iterat
             first, size = index, 0
         size += tensor.bytes_out
     yield first, len(tensors)
-
-
-def _bytes_in(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    kinds = (".safetensors", ".bin")
-    return sum(p.stat().st_size for p in path.iterdir() if p.suffix in kinds and p.is_file())
 
 
 def _existing(path: Path) -> Path:

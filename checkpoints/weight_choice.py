@@ -1,0 +1,199 @@
+"""Which files of a folder, or of a repository's listing, are a model's weights: decided from names and from the index.
+
+The order is that of transformers (`modeling_utils._get_resolved_checkpoint_files`): the file that config.json names,
+model.safetensors, its index, pytorch_model.bin, its index. An index is believed, not a pattern of names; it may call
+its shards what it likes. Shards that came without their index are taken where their own names say that they are all
+there. What pulls, lists, shows, adds and loads asks here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from glmchat.core.errors import Damaged
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+
+SINGLES = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"
+_NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d{1,9})(?P<rest>[-_]of[-_](?P<count>\d{1,9})\D*)")
+# model-00001-of-000004.safetensors, model-1-of-2.safetensors, model.safetensors-00001-of-00002; no fp16 variant
+_SHARD = re.compile(r"(pytorch_)?model(\.safetensors|\.bin)?[-_.]?\d+[-_]of[-_]\d+(\.safetensors|\.bin)?")
+_VARIANT = re.compile(r"(pytorch_)?model\.(?!safetensors|bin)(?P<variant>\w+)(-.*)?\.(safetensors|bin)")
+_MOST_SHARDS = 10_000  # a count beyond this is no count
+_FOREIGN = (".h5", ".msgpack", ".onnx", ".pth", ".pt", ".ckpt", ".npz", ".nemo", ".mlmodel", ".tflite", ".ot")
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSet:
+    """The files that hold a model's weights, in the order in which they are read."""
+
+    files: tuple[str, ...]
+    index: str | None = None  # the file that names them
+    missing: tuple[str, ...] = ()  # of `files`, those that are not there
+
+
+def choose_weights(
+    names: Iterable[str],
+    read_index: Callable[[str], Sequence[str] | None],
+    named: object = None,
+) -> WeightSet | None:
+    """The weights among `names`, or None if there are none that glmchat reads (GGUF files are no part of this).
+
+    names: files of one folder; what lies in a sub-folder is never taken. read_index: the files that an index names, or
+    None where its content is not known: then the names of the shards must do. named: `transformers_weights` of
+    config.json. Raises what `read_index` raises, and Damaged where several sets of shards are whole and no index
+    chooses.
+    """
+    here = {name for name in names if "/" not in name}
+    if isinstance(named, str) and named in here:
+        return _of_index(named, here, read_index) if named.endswith(INDEX) else WeightSet((named,))
+    for single in SINGLES:
+        if single in here:
+            return WeightSet((single,))
+        if single + INDEX in here:
+            return _of_index(single + INDEX, here, read_index)
+    return next((found for kind in SINGLES if (found := _by_names(here, kind)) is not None), None)
+
+
+def _of_index(index: str, here: Collection[str], read_index: Callable[[str], Sequence[str] | None]) -> WeightSet | None:
+    files = read_index(index)
+    if files is None:
+        guess = _by_names(here, index.removesuffix(INDEX))
+        return WeightSet(guess.files, index, guess.missing) if guess is not None else None
+    return WeightSet(tuple(files), index, tuple(name for name in files if name not in here))
+
+
+def _by_names(here: Collection[str], kind: str) -> WeightSet | None:
+    """Shards of one kind whose names tell how many there are; a whole set before one with gaps."""
+    sets = _numbered_sets(name for name in sorted(here) if _is_kind(name, kind))
+    if not sets:
+        return None
+    whole = [one for one in sets if not one.missing]
+    if len(whole) > 1:
+        raise Damaged(
+            tr(
+                "there are several sets of weights and no index that chooses: {names}",
+                names=listed([one.files[0] for one in whole]),
+            ),
+            hint=tr("fetch {index} from the repository, or keep one of the sets", index=kind + INDEX),
+            code="weights.several",
+        )
+    return whole[0] if whole else min(sets, key=lambda one: (len(one.missing), one.files))
+
+
+def _is_kind(name: str, kind: str) -> bool:
+    return _SHARD.fullmatch(name) is not None and f".{kind.rpartition('.')[2]}" in name
+
+
+def _numbered_sets(names: Iterable[str]) -> list[WeightSet]:
+    """Sets of files that count themselves: `…-N-of-COUNT…`, from 0 or from 1."""
+    groups: dict[tuple[str, str], dict[int, str]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    widths: dict[tuple[str, str], int] = {}
+    for name in names:
+        match = _NUMBERED.fullmatch(name)
+        if match is None or not int(match["number"]) <= int(match["count"]) <= _MOST_SHARDS:
+            continue
+        key = match["before"], match["rest"]
+        groups.setdefault(key, {})[int(match["number"])] = name
+        counts[key] = int(match["count"])
+        widths[key] = min(len(match["number"]), widths.get(key, 9))
+    sets = []
+    for (before, rest), numbers in groups.items():
+        first = 0 if 0 in numbers else 1
+        files = [
+            numbers.get(number, f"{before}{number:0{widths[before, rest]}d}{rest}")
+            for number in range(first, first + counts[before, rest])
+        ]
+        absent = [file for number, file in enumerate(files, first) if number not in numbers]
+        sets.append(WeightSet(tuple(files), None, tuple(absent)))
+    return sets
+
+
+def missing_parts(names: Sequence[str]) -> list[str]:
+    """Of files that count themselves, the names that the others promise and that are not there."""
+    return sorted(name for one in _numbered_sets(names) for name in one.missing)
+
+
+def no_weights(where: str, names: Collection[str]) -> Damaged:
+    """Why nothing among `names` can be run, with the way out. where: the folder or the repository, for the message.
+
+    names: of files, those in sub-folders too.
+    """
+    where, top = one_line(where), sorted(name for name in names if "/" not in name)
+    code = "weights.none"
+    if any(re.fullmatch(r"(.*/)?consolidated[^/]*\.pth", name) for name in names):
+        message = tr("{where} has Meta's own layout (consolidated.*.pth, params.json)", where=where)
+        hint = tr(
+            "take the repository of this model that has config.json and model.safetensors, or convert it with {script}",
+            script="transformers/models/llama/convert_llama_weights_to_hf.py",
+        )
+        return Damaged(message, hint=hint, code="weights.layout")
+    if any(re.fullmatch(r"(.*/)?consolidated[^/]*\.safetensors", name) for name in names):
+        message = tr("{where} has Mistral's own layout (consolidated.safetensors, params.json)", where=where)
+        hint = tr(
+            "take the repository of this model that has config.json and model.safetensors, or convert it with {script}",
+            script="transformers/models/mistral/convert_mistral_weights_to_hf.py",
+        )
+        return Damaged(message, hint=hint, code="weights.layout")
+    variants = [(name, match["variant"]) for name in top if (match := _VARIANT.fullmatch(name)) and _is_tensors(name)]
+    if variants:
+        name, variant = variants[0]
+        message = tr("{where} has its weights only as a variant, {name}", where=where, name=one_line(name))
+        hint = tr("rename the files without .{variant}, or take a repository with model.safetensors", variant=variant)
+    elif tensors := [name for name in top if _is_tensors(name)]:
+        message = tr("{where} has no file that says which of its files are the weights", where=where)
+        message += f": {listed(tensors)}"
+        hint = tr(
+            "fetch model.safetensors.index.json from the repository; a single file must be called model.safetensors"
+        )
+    elif foreign := [name for name in top if name.endswith(_FOREIGN)]:
+        message = tr("{where} has its weights in a format that glmchat does not read", where=where)
+        message += f": {listed(foreign)}"
+        hint = tr("glmchat reads model.safetensors, pytorch_model.bin and GGUF: take a repository with one of them")
+    elif below := sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)}):
+        message = tr("{where} has its weights in a sub-folder: {folders}", where=where, folders=listed(below))
+        hint = tr("name that folder itself; of a repository, `glmchat pull NAME --include '{path}/*'`", path=below[0])
+    else:
+        message = tr("{where} contains no weights", where=where)
+        hint = tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file")
+    return Damaged(message, hint=hint, code=code)
+
+
+def missing_weights(chosen: WeightSet, names: Iterable[str], again: str) -> Damaged:
+    """The error for a set with gaps. again: the way to the missing files, for the hint."""
+    beside = [name for name in names if "/" not in name and name not in chosen.files and _is_tensors(name)]
+    if chosen.index is not None and len(chosen.missing) == len(chosen.files) and beside:
+        again = tr(
+            "{index} does not belong to {names}: fetch the index of these files, or delete it",
+            index=chosen.index,
+            names=listed(sorted(beside)),
+        )
+    return Damaged(
+        tr(
+            "{missing} of {all} weight files are missing: {names}",
+            missing=len(chosen.missing),
+            all=len(chosen.files),
+            names=listed(chosen.missing),
+        ),
+        hint=again,
+        code="weights.missing_shard",
+    )
+
+
+def _is_tensors(name: str) -> bool:
+    plain = name.rpartition("/")[2]
+    if plain.startswith("adapter_") or plain.endswith(".json"):
+        return False
+    return ".safetensors" in plain or re.fullmatch(r"(pytorch_)?model.*\.bin(-.*)?", plain) is not None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(one_line(name, 120) for name in names[:_NAMES_SHOWN])
+    left = len(names) - _NAMES_SHOWN
+    return shown + (tr(" and {count} more", count=left) if left > 0 else "")
