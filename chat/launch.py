@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from glmchat.checkpoints.fit import check_folder
+from glmchat.checkpoints.weight_choice import listed
 from glmchat.core.engine_options import EngineOptions, quant_bits
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
-from glmchat.core.text import one_line
+from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, lookup, references
 from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.lookup import find_installed
@@ -102,9 +104,37 @@ def locate(text: str, *, revision: str | None = None, quant: int | None = None) 
     return row, bits
 
 
-def not_installed(reference: Reference) -> NotInstalled:
-    name = str(reference.base)
-    return NotInstalled(tr("{name} is not on this machine", name=one_line(name)), hint=f"glmchat pull {one_line(name)}")
+def not_installed(reference: Reference) -> GlmchatError:
+    """Why a known model cannot be run from here: none of it is on this machine, or only a part."""
+    row = find_installed(reference.base, incomplete=True)
+    if row is not None and not row.complete:
+        return unfinished(row)
+    name = one_line(str(reference.base))
+    return NotInstalled(tr("{name} is not on this machine", name=name), hint=f"glmchat pull {name}")
+
+
+def unfinished(row: Installed) -> GlmchatError:
+    """What an incomplete model lacks, and what brings it."""
+    root = row.manifest.root if row.manifest is not None else row.path
+    lacking = [f.path for f in row.files if not (root / f.path).is_file() or (root / f.path).stat().st_size != f.size]
+    total = sum(f.size for f in row.files)
+    if not lacking:  # what is listed is here, and it is no model: the folder itself says why
+        try:
+            check_folder(row.path)
+        except GlmchatError as problem:
+            return problem
+    name, hint = one_line(row.name), f"glmchat pull {one_line(row.name)}"
+    if row.source in ("path", "made"):
+        hint = tr("put the missing files there: {names}", names=listed(lacking))
+    if 0 < row.size_bytes < total:
+        missing = tr(
+            "{missing} of {total} are missing",
+            missing=human_bytes(total - row.size_bytes),
+            total=human_bytes(total),
+        )
+    else:
+        missing = tr("missing: {names}", names=listed(lacking) or "?")
+    return NotInstalled(tr("{name} is only partly here; {missing}", name=name, missing=missing), hint=hint)
 
 
 def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -> LaunchOptions:

@@ -59,12 +59,16 @@ def choose_weights(
     return next((found for kind in SINGLES if (found := _by_names(here, kind)) is not None), None)
 
 
-def _of_index(index: str, here: Collection[str], read_index: Callable[[str], Sequence[str] | None]) -> WeightSet | None:
+def _of_index(index: str, here: Collection[str], read_index: Callable[[str], Sequence[str] | None]) -> WeightSet:
     files = read_index(index)
-    if files is None:
-        guess = _by_names(here, index.removesuffix(INDEX))
-        return WeightSet(guess.files, index, guess.missing) if guess is not None else None
-    return WeightSet(tuple(files), index, tuple(name for name in files if name not in here))
+    if files is not None:
+        return WeightSet(tuple(files), index, tuple(name for name in files if name not in here))
+    kind = index.removesuffix(INDEX)
+    counted = _by_names(here, kind)
+    if counted is not None:
+        return WeightSet(counted.files, index, counted.missing)
+    suffix = f".{kind.rpartition('.')[2]}"
+    return WeightSet(tuple(sorted(name for name in here if suffix in name and _is_tensors(name))), index)
 
 
 def _by_names(here: Collection[str], kind: str) -> WeightSet | None:
@@ -120,12 +124,13 @@ def missing_parts(names: Sequence[str]) -> list[str]:
 
 
 def no_weights(where: str, names: Collection[str]) -> Damaged:
-    """Why nothing among `names` can be run, with the way out. where: the folder or the repository, for the message.
+    """Why nothing among `names` can be run, with the way out: a layout that Meta or Mistral ship ("weights.layout"),
+    files that glmchat does not read or cannot choose from ("weights.unread"), or nothing at all ("weights.none").
 
-    names: of files, those in sub-folders too.
+    where: the folder or the repository, for the message. names: of files, those in sub-folders too.
     """
     where, top = one_line(where), sorted(name for name in names if "/" not in name)
-    code = "weights.none"
+    code = "weights.unread"
     if any(re.fullmatch(r"(.*/)?consolidated[^/]*\.pth", name) for name in names):
         message = tr("{where} has Meta's own layout (consolidated.*.pth, params.json)", where=where)
         hint = tr(
@@ -146,20 +151,20 @@ def no_weights(where: str, names: Collection[str]) -> Damaged:
         message = tr("{where} has its weights only as a variant, {name}", where=where, name=one_line(name))
         hint = tr("rename the files without .{variant}, or take a repository with model.safetensors", variant=variant)
     elif tensors := [name for name in top if _is_tensors(name)]:
-        message = tr("{where} has no file that says which of its files are the weights", where=where)
-        message += f": {listed(tensors)}"
+        message = tr("nothing says which files of {where} are the weights: {names}", where=where, names=listed(tensors))
         hint = tr(
             "fetch model.safetensors.index.json from the repository; a single file must be called model.safetensors"
         )
     elif foreign := [name for name in top if name.endswith(_FOREIGN)]:
-        message = tr("{where} has its weights in a format that glmchat does not read", where=where)
-        message += f": {listed(foreign)}"
+        message = tr(
+            "{where} has its weights only as {names}, which glmchat does not read", where=where, names=listed(foreign)
+        )
         hint = tr("glmchat reads model.safetensors, pytorch_model.bin and GGUF: take a repository with one of them")
     elif below := sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)}):
         message = tr("{where} has its weights in a sub-folder: {folders}", where=where, folders=listed(below))
         hint = tr("name that folder itself; of a repository, `glmchat pull NAME --include '{path}/*'`", path=below[0])
     else:
-        message = tr("{where} contains no weights", where=where)
+        message, code = tr("{where} contains no weights", where=where), "weights.none"
         hint = tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file")
     return Damaged(message, hint=hint, code=code)
 

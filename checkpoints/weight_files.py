@@ -110,6 +110,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
             hint = tr("name the newest checkpoint itself: {path}", path=one_line(str(saved[-1])))
         elif (other := no_weights(str(folder), file_names(folder, below=True))).code == "weights.layout":
             raise other
+        elif below := sorted(folder.glob("*/config.json")):
+            hint = tr("name the folder of the model itself: {path}", path=one_line(str(below[0].parent)))
         raise Damaged(
             tr("{folder} has no config.json", folder=one_line(str(folder))), hint=hint, code="model.no_config"
         )

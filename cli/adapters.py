@@ -12,7 +12,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -340,14 +340,12 @@ def merge(
 
 
 def _model(name: str) -> Installed:
+    from glmchat.chat.launch import not_installed
     from glmchat.hub.lookup import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)
     row = find_installed(reference)
     if row is None:
-        raise NotInstalled(
-            tr("{name} is not on this machine", name=one_line(str(reference))),
-            hint=tr("glmchat pull {name}", name=one_line(str(reference.base))),
-        )
+        raise not_installed(reference)
     return row

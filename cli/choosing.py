@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glmchat.cli import output
-from glmchat.core.errors import GlmchatError, NotInstalled, UnknownModel, Usage
+from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -28,14 +28,14 @@ def choose_model(
     """The options with the model in them; the choice is named on stderr where the user did not name it."""
     if launch.server is not None:
         return replace(launch, engine=replace(launch.engine, model=name))
-    from glmchat.chat.launch import launch_installed, locate, wanted_model
+    from glmchat.chat.launch import launch_installed, locate, unfinished, wanted_model
     from glmchat.hub import lookup
 
     choice = wanted_model(name, settings, conversation=spoken_with)
     if choice is not None and choice.origin == "conversation":
         try:
             locate(choice.text, revision=revision, quant=bits)
-        except (NotInstalled, UnknownModel, Usage):  # a server's model, or one that was removed
+        except GlmchatError:  # a server's model, or one that was removed
             choice = wanted_model(None, settings)
     if choice is None:
         if mode == "window":
@@ -49,9 +49,7 @@ def choose_model(
         _offer_pull(choice.text, revision)
         row, quantised = locate(choice.text, revision=revision, quant=bits)
     if not row.complete:
-        raise NotInstalled(
-            tr("{name} is only partly downloaded", name=one_line(row.name)), hint=f"glmchat pull {one_line(row.name)}"
-        )
+        raise unfinished(row)
     with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
         lookup.remember(row)
     launch = launch_installed(launch, row, quantised)

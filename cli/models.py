@@ -98,7 +98,7 @@ def show(
             show_fit(row.path)
         return
     facts = details(row, catalogue.load())
-    problem = _problem(row)
+    problem = problem_of(row)
     if as_json:
         output.json_line({**row.to_json(), **facts, "problem": problem.to_json() if problem else None})
         return
@@ -135,13 +135,17 @@ def show(
         )
 
 
-def _problem(row: Installed) -> GlmchatError | None:
+def problem_of(row: Installed) -> GlmchatError | None:
     """Why `glmchat run` would refuse it, as far as a look at the files tells."""
+    from glmchat.chat.launch import unfinished
     from glmchat.checkpoints.fit import check_folder
 
+    if row.kind == "adapter":
+        return None
+    if not row.complete:
+        return unfinished(row)
     try:
-        if row.complete and row.kind != "adapter":
-            check_folder(row.path)
+        check_folder(row.path)
     except GlmchatError as error:
         return error
     return None
@@ -339,16 +343,14 @@ def _any(name: str, *, incomplete: bool = True) -> Installed:
 
 def _here(name: str, *, incomplete: bool = False) -> Installed:
     """The model of that name, or NotInstalled (exit 1) with the line to type."""
+    from glmchat.chat.launch import not_installed
     from glmchat.hub.lookup import find_installed
     from glmchat.hub.references import parse
 
     reference = parse(name)
     row = find_installed(reference, incomplete=incomplete)
     if row is None:
-        raise NotInstalled(
-            tr("{name} is not on this machine", name=str(reference)),
-            hint=tr("glmchat pull {name}", name=str(reference.base)),
-        )
+        raise not_installed(reference)
     return row
 
 

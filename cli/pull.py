@@ -153,6 +153,7 @@ def _sources(names: list[str], revision: str | None, locked: Path | None) -> lis
 
 
 def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check: bool = False) -> None:
+    from glmchat.cli.models import problem_of
     from glmchat.hub.file_request import ProgressEvents
     from glmchat.hub.plan import require_fit
     from glmchat.hub.pull import execute
@@ -170,8 +171,12 @@ def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check:
         raise stopped() from None
     if as_json:
         output.json_line({"event": "done", **row.to_json()})
-    else:
+    elif (problem := problem_of(row)) is None:
         output.say(tr("{name} is ready: {path}", name=row.name, path=row.path))
+    else:
+        output.say(tr("{name} is here: {path}", name=row.name, path=row.path))
+        output.say(f"{tr('does not run')}: {problem.message}")
+        output.say(f"{tr('what helps')}: {problem.hint}")
 
 
 def _say_waiting() -> None:

@@ -13,7 +13,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant, quant_bits
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -94,6 +94,7 @@ def _run(request: dict[str, Any], *, as_json: bool, quiet: bool) -> dict[str, An
 
 
 def _source(name: str, bits: int | None) -> tuple[Installed, int]:
+    from glmchat.chat.launch import not_installed, unfinished
     from glmchat.hub import references
     from glmchat.hub.lookup import find_installed
 
@@ -108,10 +109,9 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     asked = bits or named or 4
     row = find_installed(reference.base)
     if row is None:
-        base = str(reference.base)
-        raise NotInstalled(
-            tr("{name} is not on this machine", name=one_line(base)), hint=f"glmchat pull {one_line(base)}"
-        )
+        raise not_installed(reference)
+    if not row.complete:
+        raise unfinished(row)
     return row, asked
 
 

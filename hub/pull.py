@@ -20,12 +20,13 @@ from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, installed, lookup, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
-from glmchat.hub.download import Candidate, FetchedFile, FileProgress, FileRequest, Progress, download
+from glmchat.hub.candidates import candidates, token_headers
+from glmchat.hub.download import FetchedFile, FileProgress, FileRequest, Progress, download
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.selection import PlannedFile
-from glmchat.hub.sources import folder_candidate, offline, token
+from glmchat.hub.sources import offline
 from glmchat.hub.store import git_blob_of, sha256_of
 
 OnProgress = Callable[[Progress], None]
@@ -88,34 +89,22 @@ def _require_reachable(plan: PullPlan) -> None:
 def file_requests(plan: PullPlan, *, check: bool = False) -> list[FileRequest]:
     """What the downloader is asked for: files not here (with `check` all), with every place that may serve them."""
     asked = [f for f in plan.files if f.state in ("missing", "partial") or check]
-    # The token is looked up only when bytes are to be moved, and only for places that may have it.
-    key = token() if asked and not offline() and any(p.sends_token for p in plan.places) else None
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = token_headers(plan.places) if asked else {}
     return [_request(plan, file, headers) for file in asked]
 
 
-def _request(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str]) -> FileRequest:
-    candidates: list[Candidate] = []
-    for place in plan.places:
-        if place.kind == "folder":
-            candidates.append(folder_candidate(place, plan.repo, plan.revision, file.path, trusted=plan.trust_host))
-            continue
-        if offline():
-            continue
-        repo, revision = plan.repo, plan.revision
-        if place.kind == "modelscope" and plan.source != "modelscope":
-            source = next((s for s in plan.entry.sources if s.kind == "modelscope"), None) if plan.entry else None
-            if source is None:
-                continue
-            repo, revision = source.repo, source.revision or "master"
-        candidates.append(
-            Candidate(
-                place.url(repo, revision, file.path),
-                headers=token_headers if place.sends_token else {},
-                label=place.label,
-                trusted=plan.trust_host,
-            )
-        )
+def _request(plan: PullPlan, file: PlannedFile, headers: Mapping[str, str]) -> FileRequest:
+    source = next((s for s in plan.entry.sources if s.kind == "modelscope"), None) if plan.entry else None
+    on_modelscope = (source.repo, source.revision or "master") if source is not None else None
+    serving = candidates(
+        plan.places,
+        plan.repo,
+        plan.revision,
+        file.path,
+        headers,
+        trusted=plan.trust_host,
+        on_modelscope=(plan.repo, plan.revision) if plan.source == "modelscope" else on_modelscope,
+    )
     if plan.source == "modelscope":
         destination = plan.root / file.path
         partial = plan.root / f"{file.path}{store.PARTIAL}"
@@ -125,7 +114,7 @@ def _request(plan: PullPlan, file: PlannedFile, token_headers: Mapping[str, str]
         path=file.path,
         destination=destination,
         partial=partial,
-        candidates=tuple(candidates),
+        candidates=tuple(serving),
         size=file.size,
         sha256=file.sha256,
         git_blob=file.git_blob,

@@ -19,10 +19,11 @@ from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, store
+from glmchat.hub.candidates import folder_candidate
 from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, download
 from glmchat.hub.git_lfs import Remote, ask_batch, find_pointers, objects_folder, read_remote
 from glmchat.hub.references import Reference
-from glmchat.hub.sources import HubEndpoint, endpoints, folder_candidate, offline, token
+from glmchat.hub.sources import HubEndpoint, endpoints, offline, token
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
+from glmchat.checkpoints.weight_choice import missing_parts, no_weights
+from glmchat.checkpoints.weight_files import chosen_weights, file_names
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
@@ -30,7 +33,7 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     """
     root, names = _contents(path)
     _refuse_pointers(root, names)
-    if missing := selection.missing_shards([n for n in names if selection.is_weights(n)]):
+    if missing := _missing(root, names):
         raise Damaged(
             tr(
                 "{path} lacks {count} of its weight files, for example {name}",
@@ -88,6 +91,12 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     return row
 
 
+def _missing(root: Path, names: Sequence[str]) -> Sequence[str]:
+    """Weight files that the index, or the names of the others, speak of and that are not there."""
+    chosen = chosen_weights(root, file_names(root)) if "config.json" in names else None
+    return chosen.missing if chosen is not None else missing_parts([n for n in names if n.endswith(".gguf")])
+
+
 def _same(one: Manifest, other: Manifest) -> bool:
     """True for two registrations of one model; two GGUF files may share a folder."""
     return bool({f.path for f in one.files} & {f.path for f in other.files})
@@ -103,18 +112,26 @@ def _contents(path: Path) -> tuple[Path, list[str]]:
             hint=tr("name a folder with config.json and weights, or a .gguf file"),
             code="add.path",
         )
-    there = sorted(p.name for p in path.iterdir() if p.is_file())
-    files = [catalogue.KnownFile(n) for n in there]
-    weights = [n for n in there if selection.is_weights(n)]
-    if not weights or not ("config.json" in there or any(w.endswith(".gguf") for w in weights)):
-        raise Usage(
-            tr("{path} does not contain a model: no config.json with weights, no .gguf", path=path),
-            hint=tr("name the folder that contains them; to add an adapter, use `glmchat adapters add`"),
-            code="add.no_model",
-        )
-    chosen = {f.path for f in files if selection.is_weights(f.path) or f.path.endswith(".index.json")}
-    chosen |= {f.path for f in selection.needed(files)}
-    return path.absolute(), sorted(chosen)
+    there = file_names(path)
+    chosen = chosen_weights(path, there) if "config.json" in there else None
+    weights = list(chosen.files) if chosen is not None else [n for n in there if n.endswith(".gguf")]
+    if not weights:
+        _refuse_no_model(path, there)
+    needed = {f.path for f in selection.needed([catalogue.KnownFile(n) for n in there])}
+    small = {n for n in needed if not selection.is_weights(n) and not n.endswith(".index.json")}
+    index = {chosen.index} if chosen is not None and chosen.index else set()
+    return path.absolute(), sorted((small | index | set(weights)) & set(there))
+
+
+def _refuse_no_model(path: Path, there: Sequence[str]) -> NoReturn:
+    problem = no_weights(str(path), file_names(path, below=True))
+    if problem.code == "weights.layout" or (problem.code == "weights.unread" and "config.json" in there):
+        raise problem
+    raise Usage(
+        tr("{path} does not contain a model: no config.json with weights, no .gguf", path=path),
+        hint=tr("name the folder that contains them; to add an adapter, use `glmchat adapters add`"),
+        code="add.no_model",
+    )
 
 
 def _refuse_pointers(root: Path, names: list[str]) -> None:

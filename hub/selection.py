@@ -8,25 +8,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, missing_parts, no_weights
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 from glmchat.hub import store
 from glmchat.hub.catalogue import KnownFile, Source
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-# In order of preference: safetensors cannot carry code, GGUF neither; `.bin` is read by the restricted reader.
-_FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("safetensors", re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")),
-    ("bin", re.compile(r"(pytorch|adapter)_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?")),
-    ("gguf", re.compile(r".+\.gguf")),
-)
+# What holds tensors: under the usual names, and under those that an index may give.
+_TENSORS = re.compile(r".+\.safetensors(-.*)?|(pytorch_|adapter_)?model.*\.bin(-.*)?")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_GGUF_PART = re.compile(r"-\d{5,}-of-\d{5,}(?=\.gguf$)")
 _TOKENIZERS = re.compile(
     r".*\.(model|tiktoken)|merges\.txt|vocab\.txt|chinese_vocab\.vocab|chat_template\.(jinja|json)|.*\.jinja"
 )
@@ -39,29 +38,35 @@ _NOT_CONFIG = re.compile(
 _GGUF_ORDER = ("q4_0", "q4_1", "q8_0", "q4_k_m", "q5_k_m", "q4_k_s", "q6_k", "f16", "bf16", "f32")
 
 
+ReadIndex = Callable[[str], Sequence[str] | None]  # the files that an index names; None where nobody can read it now
+
+
 def needed(
     files: Sequence[KnownFile],
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     everything: bool = False,
+    read_index: ReadIndex = lambda _: None,
+    named: object = None,
 ) -> list[KnownFile]:
     """The files to fetch, in the order of the listing.
 
     include:    shell patterns; given, they alone decide (`*.py` is how code is asked for).
-    exclude:    shell patterns taken away from what was chosen.
+    exclude:    shell patterns of files that are left out; the weights are chosen among the others.
     everything: all files of the revision.
+    read_index, named: see `choose_weights`, which decides what the weights are.
 
-    Raises Usage if the patterns leave nothing, Damaged if the listing lacks a shard of its own weights.
+    Raises Usage if the patterns leave nothing, Damaged or Hostile for a bad index.
     """
+    left = [f for f in files if not any(fnmatchcase(f.path, p) for p in exclude)]
     if include:
-        chosen = [f for f in files if any(fnmatchcase(f.path, p) for p in include)]
+        chosen = [f for f in left if any(fnmatchcase(f.path, p) for p in include)]
     elif everything:
-        chosen = list(files)
+        chosen = left
     else:
-        weights = {f.path for f in _weights(files)}
-        chosen = [f for f in files if f.path in weights or _is_small_need(f.path)]
-    chosen = [f for f in chosen if not any(fnmatchcase(f.path, p) for p in exclude)]
+        weights = set(_weights([f.path for f in left], read_index, named))
+        chosen = [f for f in left if f.path in weights or _is_small_need(f.path)]
     if not chosen:
         raise Usage(
             tr("no files of this repository are selected"),
@@ -71,22 +76,43 @@ def needed(
     return chosen
 
 
+def refuse_no_model(repo: str, files: Sequence[KnownFile], read_index: ReadIndex, named: object = None) -> None:
+    """Raise Damaged, in the words of `run`, for a listing from which no model could be run: before a byte is fetched.
+
+    A repository that holds only an adapter is told where it belongs. Raises what `choose_weights` raises.
+    """
+    names = [f.path for f in files]
+    chosen = choose_weights(names, read_index, named)
+    if chosen is None and (gguf := _one_gguf(names)):
+        chosen = WeightSet(tuple(gguf), None, tuple(missing_parts(gguf)))
+    if chosen is None and "adapter_config.json" in names and "config.json" not in names:
+        raise Usage(
+            tr("{repo} contains only an adapter, no model", repo=one_line(repo)),
+            hint=f"glmchat adapters add {one_line(repo)}",
+            code="model.only_adapter",
+        )
+    if chosen is None:
+        raise no_weights(repo, names)
+    if chosen.missing:
+        hint = tr("name another revision, or choose files with --include")
+        if chosen.index is not None and len(chosen.missing) == len(chosen.files):
+            hint = tr("{index} belongs to other files: leave it out with --exclude {index}", index=chosen.index)
+        raise Damaged(
+            tr(
+                "the repository lacks {count} of its weight files, for example {name}",
+                count=len(chosen.missing),
+                name=one_line(chosen.missing[0]),
+            ),
+            hint=hint,
+            code="pull.shards_missing",
+        )
+
+
 def is_weights(path: str) -> bool:
     """True for a file that holds tensors in a format glmchat reads."""
-    return any(p.fullmatch(path) for _, p in _FORMATS) and not path.endswith(".json")
-
-
-def missing_shards(paths: Sequence[str]) -> list[str]:
-    """Names of shards that the other shards' own names promise but the list lacks."""
-    present = set(paths)
-    missing: set[str] = set()
-    for path in paths:
-        if match := _SHARD.fullmatch(path):
-            count = int(match["count"])
-            if count <= 10_000:
-                names = (f"{match['stem']}-{i:05d}-of-{match['count']}{match['suffix']}" for i in range(1, count + 1))
-                missing.update(name for name in names if name not in present)
-    return sorted(missing)
+    if path.endswith(".gguf"):
+        return True
+    return "/" not in path and _TENSORS.fullmatch(path) is not None
 
 
 def _is_small_need(path: str) -> bool:
@@ -97,34 +123,21 @@ def _is_small_need(path: str) -> bool:
     return bool(_TOKENIZERS.fullmatch(path) or _LICENCES.fullmatch(path)) and not path.endswith(".py")
 
 
-def _weights(files: Sequence[KnownFile]) -> list[KnownFile]:
-    for kind, pattern in _FORMATS:
-        weights = [f for f in files if pattern.fullmatch(f.path) and (kind == "gguf" or "/" not in f.path)]
-        if not any(is_weights(f.path) for f in weights):
-            continue
-        if kind == "gguf":
-            weights = _one_gguf(weights)
-        if missing := missing_shards([f.path for f in weights]):
-            raise Damaged(
-                tr(
-                    "the repository lacks {count} of its weight files, for example {name}",
-                    count=len(missing),
-                    name=missing[0],
-                ),
-                hint=tr("name another revision, or choose files with --include"),
-                code="pull.shards_missing",
-            )
-        return weights
-    return []
+def _weights(names: Sequence[str], read_index: ReadIndex, named: object) -> list[str]:
+    """The weights with their index; of adapters their one file; of GGUF files one quantisation."""
+    chosen = choose_weights(names, read_index, named)
+    if chosen is not None:
+        return [*chosen.files, *([chosen.index] if chosen.index else [])]
+    return next(([name] for name in _ADAPTERS if name in names), None) or _one_gguf(names)
 
 
-def _one_gguf(files: list[KnownFile]) -> list[KnownFile]:
+def _one_gguf(names: Sequence[str]) -> list[str]:
     """One quantisation of many, with all its parts; projector files of vision models are left out."""
-    groups: dict[str, list[KnownFile]] = {}
-    for file in files:
-        if "mmproj" not in file.path.lower():
-            part = _SHARD.fullmatch(file.path)
-            groups.setdefault(part["stem"] if part else file.path, []).append(file)
+    groups: dict[str, list[str]] = {}
+    files = [name for name in names if name.endswith(".gguf")]
+    for name in files:
+        if "mmproj" not in name.lower():
+            groups.setdefault(_GGUF_PART.sub("", name), []).append(name)
 
     def rank(name: str) -> tuple[int, str]:
         lower = name.lower()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,7 +19,6 @@ from glmchat.core.http import host_of, make_client, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
-from glmchat.hub.file_request import Candidate
 from glmchat.hub.mirror_folder import MirrorFolder
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
@@ -171,12 +170,6 @@ def _ask_folder(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
         KnownFile(f.path, f.size, f.sha256, None if f.lfs else f.git_blob) for f in mirror.snapshot(name, commit).files
     )
     return Listing(repo, commit, files, place, "" if name == repo else name)
-
-
-def folder_candidate(place: HubEndpoint, repo: str, commit: str, path: str, *, trusted: bool = False) -> Candidate:
-    """The file on a folder endpoint. Where the mirror has not got that commit, opening it says so."""
-    mirror = MirrorFolder(Path(place.address))
-    return replace(mirror.candidate(mirror.find(repo) or repo, commit, path), trusted=trusted)
 
 
 def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from glmchat.checkpoints.weight_files import parse_pointer
+from glmchat.checkpoints.weight_choice import missing_parts
+from glmchat.checkpoints.weight_files import chosen_weights, parse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, selection
 from glmchat.hub.catalogue import Catalogue, Entry, KnownFile
-from glmchat.hub.installed import Installed
+from glmchat.hub.installed import Installed, hash_of_link
 from glmchat.hub.store import git_blob_of, sha256_of
 
 State = Literal["ok", "missing", "size", "hash", "pointer", "unknown"]
@@ -157,14 +158,8 @@ def _by_blob_names(snapshot: Path) -> list[KnownFile]:
     for place in sorted(snapshot.rglob("*")):
         if place.is_dir():
             continue
-        name = place.readlink().name if place.is_symlink() else ""
-        files.append(
-            KnownFile(
-                place.relative_to(snapshot).as_posix(),
-                sha256=name if re.fullmatch(r"[0-9a-f]{64}", name) else None,
-                git_blob=name if re.fullmatch(r"[0-9a-f]{40}", name) else None,
-            )
-        )
+        sha256, git_blob = hash_of_link(place)
+        files.append(KnownFile(place.relative_to(snapshot).as_posix(), sha256=sha256, git_blob=git_blob))
     return files
 
 
@@ -182,11 +177,20 @@ def _resembling(
         verdicts = [
             _verdict(root, KnownFile(p), entries, on_bytes, cancelled) for p in others if single is None or p == single
         ]
-        lost = selection.missing_shards([v.path for v in verdicts])
+        lost = _lost_weights(root, [v.path for v in verdicts])
         verdicts += [Verdict(p, "missing", KnownFile(p)) for p in lost]
         return Report(row.name, root, "nothing", tuple(verdicts))
     expected = [f for f in _needed_or_there(entry, root) if single is None or f.path == single]
     return Report(row.name, root, entry.reference, tuple(_judge(e, seen.get(e.path), entries) for e in expected))
+
+
+def _lost_weights(root: Path, names: Sequence[str]) -> Sequence[str]:
+    """Weight files that the index, or the names of the others, speak of and that are not there."""
+    try:
+        chosen = chosen_weights(root, names)
+    except Damaged:  # a bad index is told by whoever reads it
+        return []
+    return chosen.missing if chosen is not None else missing_parts([n for n in names if n.endswith(".gguf")])
 
 
 def _likeness(entry: Entry, seen: dict[str, Verdict]) -> tuple[int, int, int]:
