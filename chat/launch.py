@@ -137,6 +137,19 @@ def unfinished(row: Installed) -> GlmchatError:
     return NotInstalled(tr("{name} is only partly here; {missing}", name=name, missing=missing), hint=hint)
 
 
+def problem_of(row: Installed) -> GlmchatError | None:
+    """Why `glmchat run` would refuse it, as far as a look at the files tells."""
+    if row.kind == "adapter":
+        return None
+    if not row.complete:
+        return unfinished(row)
+    try:
+        check_folder(row.path)
+    except GlmchatError as error:
+        return error
+    return None
+
+
 def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -> LaunchOptions:
     """The same options with everything that is known of an installed model."""
     stored = _stored_bits(row.quant)

@@ -130,43 +130,46 @@ def no_weights(where: str, names: Collection[str]) -> Damaged:
     where: the folder or the repository, for the message. names: of files, those in sub-folders too.
     """
     where, top = one_line(where), sorted(name for name in names if "/" not in name)
-    code = "weights.unread"
-    if any(re.fullmatch(r"(.*/)?consolidated[^/]*\.pth", name) for name in names):
-        message = tr("{where} has Meta's own layout (consolidated.*.pth, params.json)", where=where)
-        hint = tr(
-            "take the repository of this model that has config.json and model.safetensors, or convert it with {script}",
-            script="transformers/models/llama/convert_llama_weights_to_hf.py",
-        )
-        return Damaged(message, hint=hint, code="weights.layout")
-    if any(re.fullmatch(r"(.*/)?consolidated[^/]*\.safetensors", name) for name in names):
-        message = tr("{where} has Mistral's own layout (consolidated.safetensors, params.json)", where=where)
-        hint = tr(
-            "take the repository of this model that has config.json and model.safetensors, or convert it with {script}",
-            script="transformers/models/mistral/convert_mistral_weights_to_hf.py",
-        )
-        return Damaged(message, hint=hint, code="weights.layout")
-    variants = [(name, match["variant"]) for name in top if (match := _VARIANT.fullmatch(name)) and _is_tensors(name)]
+    layouts = (
+        (r"(.*/)?consolidated[^/]*\.pth", "Meta", "llama/convert_llama_weights_to_hf.py"),
+        (r"(.*/)?consolidated[^/]*\.safetensors", "Mistral", "mistral/convert_mistral_weights_to_hf.py"),
+    )
+    for pattern, owner, script in layouts:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return Damaged(
+                tr("{where} has the layout of {owner}'s own download (consolidated.*)", where=where, owner=owner),
+                hint=tr(
+                    "take the repository of this model that has config.json and model.safetensors, "
+                    "or convert it with {script}",
+                    script=f"transformers/models/{script}",
+                ),
+                code="weights.layout",
+            )
+    tensors = [name for name in top if _is_tensors(name)]
+    variants = [(name, match["variant"]) for name in tensors if (match := _VARIANT.fullmatch(name))]
+    below = sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)})
     if variants:
         name, variant = variants[0]
         message = tr("{where} has its weights only as a variant, {name}", where=where, name=one_line(name))
         hint = tr("rename the files without .{variant}, or take a repository with model.safetensors", variant=variant)
-    elif tensors := [name for name in top if _is_tensors(name)]:
+    elif tensors:
         message = tr("nothing says which files of {where} are the weights: {names}", where=where, names=listed(tensors))
         hint = tr(
             "fetch model.safetensors.index.json from the repository; a single file must be called model.safetensors"
         )
-    elif foreign := [name for name in top if name.endswith(_FOREIGN)]:
-        message = tr(
-            "{where} has its weights only as {names}, which glmchat does not read", where=where, names=listed(foreign)
-        )
+    elif foreign := listed([name for name in top if name.endswith(_FOREIGN)]):
+        message = tr("{where} has its weights only as {names}, which glmchat does not read", where=where, names=foreign)
         hint = tr("glmchat reads model.safetensors, pytorch_model.bin and GGUF: take a repository with one of them")
-    elif below := sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)}):
+    elif below:
         message = tr("{where} has its weights in a sub-folder: {folders}", where=where, folders=listed(below))
         hint = tr("name that folder itself; of a repository, `glmchat pull NAME --include '{path}/*'`", path=below[0])
     else:
-        message, code = tr("{where} contains no weights", where=where), "weights.none"
-        hint = tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file")
-    return Damaged(message, hint=hint, code=code)
+        return Damaged(
+            tr("{where} contains no weights", where=where),
+            hint=tr("expected model.safetensors or pytorch_model.bin, or their shards with an index file"),
+            code="weights.none",
+        )
+    return Damaged(message, hint=hint, code="weights.unread")
 
 
 def missing_weights(chosen: WeightSet, names: Iterable[str], again: str) -> Damaged:

@@ -151,7 +151,7 @@ def _planned(reference: Reference) -> PullPlan:
     from glmchat.hub.selection import is_weights
 
     try:
-        plan = plan_pull(reference)
+        plan = plan_pull(reference, PullOptions(adapter=True))
         if any(is_weights(file.path) for file in plan.files):
             return plan
     except Usage as error:

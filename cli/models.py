@@ -12,7 +12,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_models
-from glmchat.core.errors import GlmchatError, NotInstalled, Usage
+from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -85,6 +85,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a model: where it is, its files and where they came from, the memory it needs, its licence."""
+    from glmchat.chat.launch import problem_of
     from glmchat.hub import catalogue
     from glmchat.hub.installed import details
 
@@ -133,22 +134,6 @@ def show(
             ],
             right=(1,),
         )
-
-
-def problem_of(row: Installed) -> GlmchatError | None:
-    """Why `glmchat run` would refuse it, as far as a look at the files tells."""
-    from glmchat.chat.launch import unfinished
-    from glmchat.checkpoints.fit import check_folder
-
-    if row.kind == "adapter":
-        return None
-    if not row.complete:
-        return unfinished(row)
-    try:
-        check_folder(row.path)
-    except GlmchatError as error:
-        return error
-    return None
 
 
 def _network(facts: Any) -> list[tuple[str, Any]]:

@@ -153,7 +153,7 @@ def _sources(names: list[str], revision: str | None, locked: Path | None) -> lis
 
 
 def _fetch(plan: PullPlan, *, as_json: bool = False, quiet: bool = False, check: bool = False) -> None:
-    from glmchat.cli.models import problem_of
+    from glmchat.chat.launch import problem_of
     from glmchat.hub.file_request import ProgressEvents
     from glmchat.hub.plan import require_fit
     from glmchat.hub.pull import execute

@@ -32,6 +32,7 @@ class PullOptions:
     exclude: tuple[str, ...] = ()
     everything: bool = False  # all files of the revision, code too
     trust_host: bool = False  # take files whose hash nobody knows
+    adapter: bool = False  # an adapter is asked for: its files come first, and need be no model
 
     @property
     def by_hand(self) -> bool:
@@ -262,7 +263,7 @@ def _of_listing(listing: Listing, options: PullOptions) -> list[KnownFile]:
     )
     read_index = cache(small.index)
     chosen = _chosen(listing.files, options, read_index)
-    if options.by_hand:
+    if options.by_hand or options.adapter:
         return chosen
     named = None
     if not any(selection.is_weights(f.path) for f in chosen):  # under a name that config.json alone tells
@@ -361,6 +362,7 @@ def _chosen(
         include=options.include,
         exclude=options.exclude,
         everything=options.everything,
+        adapter=options.adapter,
         read_index=read_index,
         named=named,
     )

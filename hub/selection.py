@@ -47,6 +47,7 @@ def needed(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     everything: bool = False,
+    adapter: bool = False,
     read_index: ReadIndex = lambda _: None,
     named: object = None,
 ) -> list[KnownFile]:
@@ -55,6 +56,7 @@ def needed(
     include:    shell patterns; given, they alone decide (`*.py` is how code is asked for).
     exclude:    shell patterns of files that are left out; the weights are chosen among the others.
     everything: all files of the revision.
+    adapter:    the weights are those of an adapter, where there are some.
     read_index, named: see `choose_weights`, which decides what the weights are.
 
     Raises Usage if the patterns leave nothing, Damaged or Hostile for a bad index.
@@ -65,7 +67,9 @@ def needed(
     elif everything:
         chosen = left
     else:
-        weights = set(_weights([f.path for f in left], read_index, named))
+        names = [f.path for f in left]
+        of_adapter = [name for name in _ADAPTERS if name in names][:1]
+        weights = set(of_adapter if adapter and of_adapter else _weights(names, read_index, named) or of_adapter)
         chosen = [f for f in left if f.path in weights or _is_small_need(f.path)]
     if not chosen:
         raise Usage(
@@ -124,11 +128,11 @@ def _is_small_need(path: str) -> bool:
 
 
 def _weights(names: Sequence[str], read_index: ReadIndex, named: object) -> list[str]:
-    """The weights with their index; of adapters their one file; of GGUF files one quantisation."""
+    """The weights with their index; of GGUF files one quantisation."""
     chosen = choose_weights(names, read_index, named)
     if chosen is not None:
         return [*chosen.files, *([chosen.index] if chosen.index else [])]
-    return next(([name] for name in _ADAPTERS if name in names), None) or _one_gguf(names)
+    return _one_gguf(names)
 
 
 def _one_gguf(names: Sequence[str]) -> list[str]:
