@@ -25,7 +25,7 @@ from glmchat.engine.native.self_test import card_step, step_fault
 from glmchat.engine.placement import choose_device, choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
-from glmchat.engine.sampling import Sampler, make_sampler, new_seed, without
+from glmchat.engine.sampling import Sampler, make_sampler, new_seed
 from glmchat.engine.text_stream import TextStream, repeats_itself
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import tokenizer_of_files
@@ -335,7 +335,7 @@ class Engine:
     def sampler(self, sampling: Sampling, seed: int, ids: Sequence[int]) -> Sampler:
         """What chooses the ids that follow `ids`."""
         banned = () if self._prompt is None else self._prompt.banned_ids
-        return without(banned, make_sampler(sampling, seed, ids))
+        return make_sampler(sampling, seed, ids, banned)
 
     def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
         """Logits [vocab] behind `ids`, computed in the very passes that computed them once. For replays."""

@@ -18,6 +18,7 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.engine.formats.weights import trim
+from glmchat.engine.gpu.prompt import Pace
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.sampling import Sampler
@@ -68,6 +69,7 @@ class Passes:
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
 # of one step smaller. Between layers a stop is heard anyway.
 CHUNK = 512
+CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows of a step
 
 KEPT = 3  # caches of other sets of adapters, beside the one in use
 _ROOM = 4  # times its bytes must be free for a cache to be kept
@@ -86,6 +88,7 @@ class Sequences:
         self.model = model
         self.context = context
         self.device = device
+        self.pace = Pace(torch.cuda.Event) if device.startswith("cuda") else None
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
         self.passes = Passes()  # how it came there
@@ -179,14 +182,20 @@ class Sequences:
         cache = self.cache
         if not self.model.spec.causal:
             cache.layout = None
-        step = CHUNK if self.model.spec.causal else len(ids)
+        step = CHUNK if self.device == "cpu" else CARD_CHUNK
+        step = step if self.model.spec.causal else len(ids)
         logits: torch.Tensor | None = None
         while start < len(ids):
             end = min(start + step, len(ids))
+            layers = self.model.spec.layers
             logits = self._forward(
-                ids[start:end], _watch(cancelled, on_prefill, start, end, ids, self.model.spec.layers)
+                ids[start:end], watch_layers(cancelled, on_prefill, start, end, ids, layers, self.pace)
             )
             start = end
+            if self.pace is not None and start < len(ids):
+                continue  # the card is not there yet: the next step's layers tell when it is
+            if self.pace is not None:
+                self.pace.behind(cancelled, 0)
             if on_prefill is not None:
                 on_prefill(start, len(ids))
         if len(ids) - first >= CHUNK:
@@ -235,6 +244,7 @@ class Sequences:
             with torch.inference_mode():
                 row = torch.tensor(ids, device=self.device)
                 logits: torch.Tensor = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
+                logits.ids = row  # type: ignore[attr-defined]  # for who chooses on a card: they are there already
         except BaseException:
             cache.truncate(before)
             raise
@@ -254,25 +264,28 @@ def _fits_beside(cache: KVCache) -> bool:
     return free is None or filled * _ROOM < free
 
 
-def _watch(
+def watch_layers(
     cancelled: Callable[[], bool] | None,
     on_prefill: OnPrefill | None,
     start: int,
     end: int,
-    ids: Sequence[int],
+    total: int,
     layers: int,
+    pace: Pace | None,
 ) -> Callable[[], None] | None:
-    """What happens between the layers of one prefill step: hear a stop, tell how far it is."""
-    if cancelled is None and on_prefill is None:
+    """What happens between the layers of one prefill step: wait for the card, hear a stop, tell how far it is."""
+    if cancelled is None and on_prefill is None and pace is None:
         return None
     passed = 0
 
     def between_layers() -> None:
         nonlocal passed
+        done = min(passed, layers) - (0 if pace is None else pace.behind(cancelled))  # negative: of the step before
         if cancelled is not None and cancelled():
             raise Stopped
-        if on_prefill is not None and passed:
-            on_prefill(start + (end - start) * min(passed, layers) // (layers + 1), len(ids))
+        there = start + (end - start) * done // (layers + 1)
+        if on_prefill is not None and done and there > 0:
+            on_prefill(there, total)
         passed += 1
 
     return between_layers

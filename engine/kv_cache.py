@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 
+FIRST = 2048  # positions that a cache on a card begins with
+
 
 class KVCache:
     """Keys and values of every layer for one sequence.
+
+    On the CPU all of `limit` is reserved at once: the system gives pages only when they are written. On a card a long
+    context costs what is used of it because the cache grows there, in steps that double.
 
     keys[l], values[l]: [kv_heads, capacity, head_dim]; the first `length` positions are filled. An attached P-Tuning
     prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them. Of the
@@ -20,15 +25,16 @@ class KVCache:
         layers: int,
         kv_heads: int,
         head_dim: int,
-        capacity: int,
+        limit: int,
         dtype: torch.dtype,
         device: str = "cpu",
     ) -> None:
+        capacity = limit if torch.device(device).type == "cpu" else min(FIRST, limit)
         shape = (kv_heads, capacity, head_dim)
-        # Not zeroed: the system gives pages only as they are written, so a long context costs what is used of it.
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.capacity = capacity
+        self.limit = limit
         self.length = 0
         self.prefix = 0
         self.shift = 0
@@ -42,10 +48,29 @@ class KVCache:
         cache as it was.
         """
         start, count = self.length, key.shape[1]
+        self.reserve(start + count)
         keys, values = self.keys[layer], self.values[layer]
         keys.narrow(1, start, count).copy_(key)  # narrow takes a third of the time of an index
         values.narrow(1, start, count).copy_(value)
         return keys.narrow(1, 0, start + count), values.narrow(1, 0, start + count)
+
+    def reserve(self, length: int) -> None:
+        """Have room for `length` positions, as far as the limit goes; what is filled is copied.
+
+        Raises torch's error if the card has no memory for it; layers that have grown already then stay so.
+        """
+        if length <= self.capacity or self.capacity == self.limit:
+            return
+        capacity = self.capacity
+        while capacity < length:
+            capacity *= 2
+        capacity = min(capacity, self.limit)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                if old.shape[1] < capacity:
+                    tensors[layer] = old.new_empty(old.shape[0], capacity, old.shape[2])
+                    tensors[layer].narrow(1, 0, self.length).copy_(old.narrow(1, 0, self.length))
+        self.capacity = capacity
 
     @property
     def position(self) -> int:

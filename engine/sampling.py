@@ -11,6 +11,7 @@ import torch
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
+from glmchat.engine.gpu.choose import Choice, decided, nucleus
 
 Sampler = Callable[[torch.Tensor], int]
 
@@ -24,45 +25,53 @@ def new_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = ()) -> Sampler:
-    """A function from float32 logits [vocab] to an id.
+def make_sampler(sampling: Sampling, seed: int, context_ids: Sequence[int] = (), banned: Sequence[int] = ()) -> Sampler:
+    """A function from float32 logits [vocab] to an id, never one of `banned`.
 
     Temperature 0 is argmax and nothing else is looked at. Otherwise, in this order: repetition penalty on what stands
     in the context and was said since (Keskar et al. 2019), temperature, top-k, top-p (Holtzman et al. 2020), min-p
     (Nguyen et al. 2024); at least one token always stays. One uniform number is drawn per token from a generator of its
-    own, so a seed gives the same answer whatever else runs.
-    Raises Damaged if the logits are not finite.
+    own, so a seed gives the same answer whatever else runs. Of logits on a card only the best candidates come here, and
+    the whole row where those do not decide (gpu/choose.py). Raises Damaged if the logits are not finite.
     """
-    if sampling.temperature == 0:
-        return _argmax
-    random = torch.Generator().manual_seed(seed)
-    penalty = sampling.repetition_penalty
+    greedy = sampling.temperature == 0
+    penalty = 1.0 if greedy else sampling.repetition_penalty
     said: list[int] = sorted(set(context_ids)) if penalty != 1.0 else []
+    choice = Choice(sampling.temperature or 1.0, penalty, said, banned)
+    random = torch.Generator().manual_seed(seed)
+    index = torch.tensor(banned, dtype=torch.int64)
+
+    def whole_row(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.float().cpu()
+        if banned:
+            logits = logits.index_fill(0, index, -math.inf)
+        return logits
+
+    def most_likely(logits: torch.Tensor) -> int:
+        best = choice.candidates(logits)
+        value, token = (best.values[0], best.ids[0]) if best is not None else whole_row(logits).max(-1)
+        _refuse_not_finite(float(value))  # NaN counts as the largest, so one look at it is enough
+        return int(token)
 
     def sample(logits: torch.Tensor) -> int:
-        logits = logits.float().cpu()  # from a card: the one copy that a token costs
-        _refuse_not_finite(float(logits.max()))
-        if penalty != 1.0 and said:
-            logits = penalise(logits, said, penalty)
-        values, ids = _candidates(logits / sampling.temperature, sampling)
+        best = choice.candidates(logits)
+        few = None
+        if best is not None:
+            _refuse_not_finite(float(best.values[0]))
+            few = decided(best, len(logits), sampling)
+        if few is None:
+            logits = whole_row(logits)
+            _refuse_not_finite(float(logits.max()))
+            if said:
+                logits = penalise(logits, said, penalty)
+            few = _candidates(logits / sampling.temperature, sampling)
+        values, ids = few
         chosen = int(ids[_draw(values, random)])
         if penalty != 1.0:
             said.append(chosen)
         return chosen
 
-    return sample
-
-
-def without(banned: Sequence[int], sampler: Sampler) -> Sampler:
-    """`sampler`, never choosing one of `banned`."""
-    if not banned:
-        return sampler
-    index = torch.tensor(banned)
-
-    def sample(logits: torch.Tensor) -> int:
-        return sampler(logits.index_fill(0, index.to(logits.device), -math.inf))
-
-    return sample
+    return most_likely if greedy else sample
 
 
 def filter_logits(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -78,15 +87,6 @@ def penalise(logits: torch.Tensor, said: Sequence[int], penalty: float) -> torch
     found = logits[index]
     logits[index] = torch.where(found > 0, found / penalty, found * penalty)
     return logits
-
-
-def _argmax(logits: torch.Tensor) -> int:
-    chosen = getattr(logits, "chosen", None)  # a card's step brings its best candidate along
-    best, index = chosen or logits.max(-1)  # NaN counts as the largest, so one look at it is enough
-    if chosen is None and logits.device.type != "cpu":
-        best, index = torch.stack((best, index.to(best.dtype))).cpu()  # one copy; ids are exact below 2**24
-    _refuse_not_finite(float(best))
-    return int(index)
 
 
 def _refuse_not_finite(best: float) -> None:
@@ -119,7 +119,7 @@ def _candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor,
         count = int((logits >= values[cut]).sum()) if tied else cut
         values, ids = logits.topk(count) if tied else (values[:cut], ids[:cut])
         if sampling.top_p < 1.0:
-            kept = _nucleus(values, None, sampling.top_p)
+            kept = nucleus(values, None, sampling.top_p)
             values, ids = values[:kept], ids[:kept]
     else:
         values, ids = _most_likely(logits, sampling.top_p)
@@ -135,26 +135,9 @@ def _most_likely(logits: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torc
     for look in _LOOKS:
         if look < logits.shape[0]:
             values, ids = logits.topk(look)
-            kept = _nucleus(values, total, top_p)
+            kept = nucleus(values, total, top_p)
             if kept is not None:
                 return values[:kept], ids[:kept]
     values, ids = logits.sort(descending=True, stable=True)
-    kept = _nucleus(values, None, top_p)
+    kept = nucleus(values, None, top_p)
     return values[:kept], ids[:kept]
-
-
-def _nucleus(values: torch.Tensor, total: torch.Tensor | None, top_p: float) -> int | None:
-    """How many of the sorted `values` make up `top_p` of the probability; None if all of them do not reach it.
-
-    total: log-sum-exp over the whole vocabulary where `values` is only its beginning.
-    """
-    if total is None:
-        total = torch.logsumexp(values, 0)
-        complete = True
-    else:
-        complete = False
-    before = torch.exp(values - total).cumsum(0)
-    reached = (before >= top_p).nonzero()
-    if len(reached):
-        return int(reached[0]) + 1
-    return len(values) if complete else None

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import Receive
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed
 from glmchat.core.language import tr
+from glmchat.core.messages import FinishReason
 from glmchat.core.text import one_line
 from glmchat.serve.face import Chunk
 from glmchat.serve.host import Host, Place
@@ -25,6 +27,8 @@ from glmchat.serve.wire import GenerationRequest
 
 log = logging.getLogger("glmchat.serve")
 PREFILL_INTERVAL = 0.1  # seconds
+# A screen shows 120 pictures a second at most, and each event takes the interpreter from the thread that computes.
+PIECE_INTERVAL = 0.008
 HASH_INTERVAL = 0.05  # seconds between two looks whether the weights have been hashed
 HEARTBEAT = 1.0  # seconds of silence after which a comment says that all is well
 
@@ -50,6 +54,16 @@ class Prefill:
 @dataclass(frozen=True, slots=True)
 class Silence:
     """Nothing happened for HEARTBEAT seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Chunks that came faster than one each PIECE_INTERVAL, as one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    facts: Mapping[str, Any]
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,9 @@ class Answer:
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
         self._begun = False
+        self._piece_time = 0.0
+        self._pieces: list[Chunk] = []  # pieces that a timer of the loop will send
+        self._pieces_lock = threading.Lock()
         self._last: Chunk | None = None
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -140,6 +157,7 @@ class Answer:
             self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
             await self._wait_for_hashes()
         finally:
+            self._send_pieces()
             if self._last is not None:
                 self._events.put_nowait(self._last)
             self._events.put_nowait(_Over(error))
@@ -155,6 +173,31 @@ class Answer:
     def _tell(self, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def _piece(self, chunk: Chunk) -> None:
+        """A piece at once, or together with those that follow it within PIECE_INTERVAL of the one before."""
+        with self._pieces_lock:
+            now = time.monotonic()
+            wait = self._piece_time + PIECE_INTERVAL - now
+            if not self._pieces and wait <= 0:
+                self._piece_time = now
+                self._tell(chunk)
+                return
+            self._pieces.append(chunk)
+            first = len(self._pieces) == 1
+        if first:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.call_later, wait, self._send_pieces)
+
+    def _send_pieces(self) -> None:
+        with self._pieces_lock:
+            pieces, self._pieces = self._pieces, []
+            self._piece_time = time.monotonic()
+        if pieces:
+            text = "".join(piece.text for piece in pieces)
+            ids = tuple(number for piece in pieces for number in piece.token_ids)
+            facts = {name: value for piece in pieces for name, value in piece.facts.items()}
+            self._events.put_nowait(_Pieces(text, ids, facts))
 
     def _prefill(self, done: int, total: int) -> None:
         """The engine tells after every layer; ten times a second is enough for anybody who watches."""
@@ -182,7 +225,7 @@ class Answer:
             ) as chunks:
                 for chunk in chunks:
                     if chunk.finish_reason is None:
-                        self._tell(chunk)
+                        self._piece(chunk)
                     else:
                         self._last = chunk
                     if self._stop_wanted():

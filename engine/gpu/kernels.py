@@ -218,7 +218,7 @@ def _rotated(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend(  # type: ignore[no-untyped-def]
-    qkv,  # float32 [(HEADS + 2 * KV_HEADS) * D]: queries, keys, values of all heads
+    qkv,  # float32 [(HEADS + 2 * KV_HEADS) * D]: queries, keys, values of all heads; of each in turn if BY_HEAD
     cos,  # float32 [positions, pairs of a rotated part]
     sin,
     keys,  # the layer's cache [KV_HEADS, capacity, D]
@@ -239,6 +239,7 @@ def attend(  # type: ignore[no-untyped-def]
     D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of a key head
     GROUP_BLOCK: tl.constexpr,  # the same as rows of a product: at least 16 where there are several
+    BY_HEAD: tl.constexpr,
     ROTARY: tl.constexpr,
     ROTATED: tl.constexpr,
     NORMED: tl.constexpr,
@@ -261,8 +262,11 @@ def attend(  # type: ignore[no-untyped-def]
     member = tl.arange(0, GROUP_BLOCK)
     member_in = member < GROUP
     head = kv_head * GROUP + tl.where(member_in, member, 0)
+    STEP: tl.constexpr = 3 * D if BY_HEAD else D
+    KEYS: tl.constexpr = D if BY_HEAD else HEADS * D
+    VALUES: tl.constexpr = 2 * D if BY_HEAD else (HEADS + KV_HEADS) * D
     query = _rotated(
-        qkv + head[:, None] * D, d[None, :], cos, sin, state, query_norm, eps, D, ROTARY, ROTATED, NORMED
+        qkv + head[:, None] * STEP, d[None, :], cos, sin, state, query_norm, eps, D, ROTARY, ROTATED, NORMED
     )  # [GROUP_BLOCK, D_BLOCK]
     kind = keys.dtype.element_ty
     cache = kv_head * capacity * D
@@ -271,9 +275,9 @@ def attend(  # type: ignore[no-untyped-def]
     total = tl.zeros((GROUP_BLOCK, D_BLOCK), dtype=tl.float32)
     if split == 0:
         key = _rotated(
-            qkv + (HEADS + kv_head) * D, d[None, :], cos, sin, state, key_norm, eps, D, ROTARY, ROTATED, NORMED
+            qkv + KEYS + kv_head * STEP, d[None, :], cos, sin, state, key_norm, eps, D, ROTARY, ROTATED, NORMED
         ).to(kind)
-        value = tl.load(qkv + (HEADS + KV_HEADS + kv_head) * D + d, mask=d_in, other=0.0).to(kind)
+        value = tl.load(qkv + VALUES + kv_head * STEP + d, mask=d_in, other=0.0).to(kind)
         tl.store(keys + cache + length * D + d[None, :], key, mask=d_in[None, :])
         tl.store(values + cache + length * D + d, value, mask=d_in)
         best = tl.sum(query * key.to(tl.float32), 1) * scale
@@ -352,6 +356,7 @@ def embed(  # type: ignore[no-untyped-def]
     pairs,
     positions,  # float32 [positions, inputs] (GPT-2's learnt ones)
     state,
+    marks,  # uint8 [vocab]: the token has been said now
     y,  # float32 [inputs] in planes of OUT_PLANES
     inputs,
     BITS: tl.constexpr,
@@ -366,6 +371,8 @@ def embed(  # type: ignore[no-untyped-def]
     CODES: tl.constexpr = 32 // BITS
     width = inputs // CODES
     token = tl.load(state)
+    if tl.program_id(0) == 0:
+        tl.store(marks + token, 1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at_in = at < width
     word = tl.load(words + token.to(tl.int64) * width + at, mask=at_in, other=0)
@@ -413,32 +420,32 @@ def _ordered(value):  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def candidates(  # type: ignore[no-untyped-def]
     logits,  # float32 [vocab]
-    said,  # uint8 [vocab]: 1 where a repetition costs
-    penalty,  # float32 [1]
+    marks,  # uint8 [vocab]: 1 where a repetition costs, 2 where an id is never chosen
+    numbers,  # float32 [2]: the penalty, the temperature
     best,  # int64 [programs, TOP]: value and index in one number, descending
-    exponents,  # float32 [programs, 2]: maximum, and the sum of exp(logit - maximum)
+    exponents,  # float32 [programs, 2]: maximum, and the sum of exp(value - maximum), both at the temperature
     vocab,
-    PENALISED: tl.constexpr,
     TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The TOP largest logits of a piece of the vocabulary, and what the log-sum-exp of all needs of it.
 
-    Of equal logits the lower index comes first, as `torch.argmax` has it. PENALISED (Keskar et al. 2019): what was said
-    is divided by the penalty where it is positive, multiplied where it is negative; the row itself is changed.
+    Of equal logits the lower index comes first, as `torch.argmax` has it. What was said is divided by the penalty where
+    it is positive, multiplied where it is negative (Keskar et al. 2019); the row itself stays what it is.
     """
     program = tl.program_id(0)
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab
     value = tl.load(logits + at, mask=inside, other=float("-inf"))
-    if PENALISED:
-        factor = tl.load(penalty)
-        spoken = tl.load(said + at, mask=inside, other=0) != 0
-        value = tl.where(spoken, tl.where(value > 0, value / factor, value * factor), value)
-        tl.store(logits + at, value, mask=inside)
-    top = tl.max(value)
+    mark = tl.load(marks + at, mask=inside, other=0)
+    factor, temperature = tl.load(numbers), tl.load(numbers + 1)
+    costly = tl.where(value > 0, tl.div_rn(value, factor), value * factor)
+    value = tl.where(mark == 2, float("-inf"), tl.where(mark == 1, costly, value))
+    warm = value / temperature
+    top = tl.max(warm)
     tl.store(exponents + 2 * program, top)
-    tl.store(exponents + 2 * program + 1, tl.sum(tl.where(inside, tl.exp(value - top), 0.0)))
+    part = tl.where(inside & (value != float("-inf")), tl.exp(warm - top), 0.0)
+    tl.store(exponents + 2 * program + 1, tl.sum(part))
     key = (_ordered(value).to(tl.int64) << 32) | (0x7FFFFFFF - at).to(tl.int64)
     key = tl.where(inside, key, -0x8000000000000000)
     ordered = tl.sort(key, descending=True)
@@ -450,7 +457,7 @@ def candidates(  # type: ignore[no-untyped-def]
 def choose_best(  # type: ignore[no-untyped-def]
     best,
     exponents,
-    result,  # float32 [2 + 2 * TOP]: maximum, log-sum-exp, the largest logits, their ids (exact: below 2**24)
+    result,  # float32 [1 + 2 * TOP]: log-sum-exp, the largest logits, their ids (exact: below 2**24)
     programs,
     TOP: tl.constexpr,
     PROGRAMS_BLOCK: tl.constexpr,
@@ -461,12 +468,11 @@ def choose_best(  # type: ignore[no-untyped-def]
     top = tl.load(exponents + 2 * piece, mask=piece < programs, other=float("-inf"))
     total = tl.load(exponents + 2 * piece + 1, mask=piece < programs, other=0.0)
     maximum = tl.max(top)
-    tl.store(result, maximum)
-    tl.store(result + 1, maximum + tl.log(tl.sum(total * tl.exp(top - maximum))))
+    tl.store(result, maximum + tl.log(tl.sum(total * tl.exp(top - maximum))))
     at = tl.arange(0, BLOCK)
     key = tl.sort(tl.load(best + at, mask=at < programs * TOP, other=-0x8000000000000000), descending=True)
     bits = (key >> 32).to(tl.int32)
     value = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
     index = 0x7FFFFFFF - (key & 0xFFFFFFFF).to(tl.int32)
-    tl.store(result + 2 + at, value, mask=at < TOP)
-    tl.store(result + 2 + TOP + at, index.to(tl.float32), mask=at < TOP)
+    tl.store(result + 1 + at, value, mask=at < TOP)
+    tl.store(result + 1 + TOP + at, index.to(tl.float32), mask=at < TOP)

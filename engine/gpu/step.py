@@ -18,13 +18,13 @@ from torch import nn
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare, side_by_side
+from glmchat.engine.gpu.choose import TOP, Candidates, Choice
 from glmchat.engine.gpu.words import BLOCK, CardWords, kernels, rows_of_a_program
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 SPLIT, ATTEND_BLOCK, MERGE_BLOCK = 128, 64, 8  # positions of a split, of a step inside it; splits merged at a time
-TOP = 64  # candidates that come back with each token
 _WIDEST_SORT = 4096  # numbers that one program sorts
 _STATE = 8
 
@@ -76,19 +76,6 @@ class _Matrix:
         return 0 if self.up is None else self.up.shape[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """What a token's choice needs, from one small copy: the largest logits with their ids, and the log-sum-exp of all.
-
-    row: the whole logits [vocab], still on the card, for a choice that the candidates do not decide.
-    """
-
-    values: torch.Tensor  # float32 [TOP], descending; equal ones by id
-    ids: torch.Tensor  # int64 [TOP]
-    total: torch.Tensor  # float32 []
-    row: torch.Tensor
-
-
 class CardSteps:
     """The steps of one model as it is now, over whichever cache it works on: each cache has addresses of its own.
 
@@ -106,13 +93,11 @@ class CardSteps:
         return cache.keys[0].device == self._device and cache.length < cache.capacity
 
     def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
-        """float32 logits [vocab] behind `token`, still on the card, with the best of them in `chosen`."""
+        """As `CardStep` gives them."""
         if self._step is None or not self._step.takes(cache):
+            self._step = None  # its buffers are gone before there are others
             self._step = CardStep(self._parts, self._spec, cache)
-        found = self._step(token, cache, position, second_position)
-        row = found.row.view(-1)  # a view of its own, so that what is told of it is of this token
-        row.chosen = found.values[0], found.ids[0]  # type: ignore[attr-defined]
-        return row
+        return self._step(token, cache, position, second_position)
 
 
 class CardStep:
@@ -120,7 +105,8 @@ class CardStep:
 
     def __init__(self, parts: Parts, spec: ModelSpec, cache: KVCache) -> None:
         self._spec, self._parts, self._cache = spec, parts, cache
-        self._device = cache.keys[0].device
+        self._keys = cache.keys[0]  # a cache that has grown lies elsewhere
+        self._device = self._keys.device
         self._launches: list[Launch] = []
         self._graph: Any = None
         self._unused = torch.zeros(1, device=self._device)
@@ -129,10 +115,17 @@ class CardStep:
             raise NotCompiled(f"{heads} heads of {size} over {kv_heads}")
         self._splits = -(-cache.capacity // SPLIT)
         self._state = self._empty(_STATE, torch.int32)
-        self._state_host = torch.zeros(_STATE, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        self._on_cuda = self._device.type == "cuda"
+        self._state_host = torch.zeros(_STATE, dtype=torch.int32, pin_memory=self._on_cuda)
+        self._sent: Any = None  # reached when the state of the token before is on the card
+        if self._on_cuda:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._maxima, self._sums = self._empty(heads * self._splits), self._empty(heads * self._splits)
         self._partial = self._empty(heads * self._splits * size)
         self._tables = self._rotary()
+        self._choice: Choice | None = None  # whose marks and numbers lie on the card
+        self._marks = torch.zeros(spec.vocab_size, dtype=torch.uint8, device=self._device)
+        self._numbers = torch.ones(2, device=self._device)
         layers = [self._matrices(layer) for layer in parts.layers]
         head = self._fused([parts.head])
         hidden = spec.hidden_size
@@ -159,26 +152,47 @@ class CardStep:
                 residual=(normed[1] if normed else h, second.planes),
             )  # fmt: skip
         self._product(head, x, self.logits, norm=parts.last_norm)
-        self._choice(spec.vocab_size)
+        self._choose(spec.vocab_size)
 
     # Running
 
     def takes(self, cache: KVCache) -> bool:
-        return cache is self._cache and cache.length < cache.capacity
+        return cache is self._cache and cache.keys[0] is self._keys and cache.length < cache.capacity
 
-    def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> Candidates:
-        """What follows `token`; its keys and values are in the cache, whose length has not moved."""
+    def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
+        """float32 logits [vocab] behind `token`, still on the card, in a buffer that the next one overwrites.
+
+        Keys and values of the token are in the cache, whose length has not moved. What chooses the next token asks the
+        row for its `candidates`.
+        """
+        if self._sent is not None:
+            self._sent.synchronize()
         for place, value in enumerate((token, cache.length, position, second_position)):
             self._state_host[place] = value
         self._state.copy_(self._state_host, non_blocking=True)
-        if self._device.type == "cuda":
+        if self._sent is not None:
+            self._sent.record()
             self._replay()
         else:
-            for launch in self._launches:
-                launch()
-        result = self._result.cpu() if self._result_host is None else self._fetched()
-        count = min(TOP, self._spec.vocab_size)
-        return Candidates(result[2 : 2 + count], result[2 + TOP : 2 + TOP + count].long(), result[1], self.logits)
+            _run(self._launches)
+        row = self.logits.view(-1)  # a tensor of its own, so that what is told of it is of this token
+        row.candidates = self.candidates  # type: ignore[attr-defined]
+        return row
+
+    def candidates(self, choice: Choice) -> Candidates:
+        """The best of the last token's row. What an answer's tokens are chosen by goes to the card with its first."""
+        if self._choice is not choice:
+            self._marks.copy_(choice.marks(self._spec.vocab_size))
+            self._numbers.copy_(torch.tensor((choice.penalty, choice.temperature)))
+            _run(self._launches[-2:])
+            self._choice = choice
+        self._result_host.copy_(self._result, non_blocking=True)
+        if self._on_cuda:
+            torch.cuda.current_stream(self._device).synchronize()
+        numbers = self._result_host.clone()
+        if self._spec.vocab_size < TOP:
+            numbers = torch.cat((numbers[: 1 + self._spec.vocab_size], numbers[1 + TOP :][: self._spec.vocab_size]))
+        return Candidates.of(numbers)
 
     def launches(self) -> list[Launch]:
         """What one token runs, in order."""
@@ -190,21 +204,13 @@ class CardStep:
             stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(stream):
-                for launch in self._launches:
-                    launch()
+                _run(self._launches)
             torch.cuda.current_stream(self._device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                for launch in self._launches:
-                    launch()
+                _run(self._launches)
             self._graph = graph
         self._graph.replay()
-
-    def _fetched(self) -> torch.Tensor:
-        assert self._result_host is not None
-        self._result_host.copy_(self._result, non_blocking=True)
-        torch.cuda.current_stream(self._device).synchronize()
-        return self._result_host.clone()
 
     # Building
 
@@ -217,14 +223,14 @@ class CardStep:
 
     def _matrices(self, layer: LayerParts) -> tuple[_Matrix, _Matrix, _Matrix, _Matrix]:
         return (
-            self._fused(layer.qkv, layer.qkv_order),
+            self._fused(layer.qkv),
             self._fused([layer.o_proj]),
             self._fused(layer.gate_up),
             self._fused([layer.down_proj]),
         )
 
-    def _fused(self, modules: Sequence[nn.Module], order: torch.Tensor | None = None) -> _Matrix:
-        """Layers that read one input below each other. order: of the rows, where the file has another one."""
+    def _fused(self, modules: Sequence[nn.Module]) -> _Matrix:
+        """Layers that read one input below each other, once in memory: the layers keep views."""
         bases = [bare(module) for module in modules]
         if any(type(module) not in (nn.Linear, QuantLinear, AdaptedLinear) for module in modules):
             raise NotCompiled(f"a layer is a {type(modules[0]).__name__}")
@@ -239,7 +245,7 @@ class CardStep:
             linears = cast("list[nn.Linear]", bases)
             if any(type(base) is not nn.Linear for base in linears):
                 raise NotCompiled("matrices of one input are packed and not")
-            whole_weight = torch.cat([base.weight for base in linears])
+            whole_weight = _stacked(linears)
             bias = None
             if any(base.bias is not None for base in linears):
                 bias = torch.cat(
@@ -255,12 +261,6 @@ class CardStep:
                 matrix.down = self._dense(padded.contiguous().float().to(self._device), None)
                 matrix.up = change.up.t().contiguous().float().to(self._device)
                 matrix.hidden = self._empty(matrix.rank)
-        if order is not None:
-            order = order.to(self._device)
-            matrix.words = matrix.words[order].contiguous()
-            matrix.pairs = matrix.pairs[order].contiguous() if matrix.bits < 16 else matrix.pairs
-            matrix.bias = None if matrix.bias is None else matrix.bias[order].contiguous()
-            matrix.up = None if matrix.up is None else matrix.up[order].contiguous()
         return matrix
 
     def _of(self, base: nn.Module) -> _Matrix:
@@ -374,6 +374,7 @@ class CardStep:
         spec, parts = self._spec, self._parts
         group, size = spec.heads // spec.kv_heads, spec.head_dim
         keys, values = self._cache.keys[number], self._cache.values[number]
+        room = keys.shape[1]  # more than the others' where memory ran out while the cache grew
         norms = layer.query_norm is not None
         gains = [
             None if norm is None else cast(torch.Tensor, norm.weight).float()
@@ -385,10 +386,10 @@ class CardStep:
         wide = keys.dtype == torch.float32 or keys.device.type == "cpu"  # the interpreter has no bfloat16 products
         self._add(
             "attend", (spec.kv_heads, self._splits), qkv, *self._tables, keys, values, *gains, self._state,
-            self._maxima, self._sums, self._partial, self._cache.capacity, self._splits, size**-0.5, eps,
+            self._maxima, self._sums, self._partial, room, self._splits, size**-0.5, eps,
             HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=size, D_BLOCK=_power(size), GROUP=group,
-            GROUP_BLOCK=1 if group == 1 else max(16, _power(group)), ROTARY=kinds[parts.rotary], ROTATED=rotated,
-            NORMED=norms, WIDE=wide, SPLIT=SPLIT, BLOCK=ATTEND_BLOCK,
+            GROUP_BLOCK=1 if group == 1 else max(16, _power(group)), BY_HEAD=parts.by_head,
+            ROTARY=kinds[parts.rotary], ROTATED=rotated, NORMED=norms, WIDE=wide, SPLIT=SPLIT, BLOCK=ATTEND_BLOCK,
         )  # fmt: skip
         self._add(
             "merge", (spec.heads,), self._maxima, self._sums, self._partial, y, self._state, self._splits,
@@ -407,20 +408,21 @@ class CardStep:
         words = matrix.inputs // matrix.planes
         block = min(256, _power(words))
         self._add(
-            "embed", (-(-words // block),), matrix.words, matrix.pairs, learnt, self._state, x, matrix.inputs,
+            "embed", (-(-words // block),), matrix.words, matrix.pairs, learnt, self._state, self._marks, x,
+            matrix.inputs,
             BITS=matrix.bits, BFLOAT=matrix.bfloat, GROUP=matrix.group, GROUPS=matrix.inputs // matrix.group,
             HAS_POSITIONS=learnt is not None, OUT_PLANES=planes, BLOCK=block,
         )  # fmt: skip
 
-    def _choice(self, vocab: int) -> None:
+    def _choose(self, vocab: int) -> None:
         block = max(256, _power(-(-vocab * TOP // _WIDEST_SORT)))
         programs = -(-vocab // block)
         best = self._empty(programs * TOP, torch.int64)
         exponents = self._empty(2 * programs)
-        self._result = self._empty(2 + 2 * TOP)
-        self._result_host = torch.empty(2 + 2 * TOP, pin_memory=True) if self._device.type == "cuda" else None
+        self._result = self._empty(1 + 2 * TOP)
+        self._result_host = torch.empty(1 + 2 * TOP, pin_memory=self._on_cuda)
         self._add(
-            "candidates", (programs,), self.logits, None, None, best, exponents, vocab, PENALISED=False, TOP=TOP,
+            "candidates", (programs,), self.logits, self._marks, self._numbers, best, exponents, vocab, TOP=TOP,
             BLOCK=block,
         )  # fmt: skip
         self._add(
@@ -432,3 +434,22 @@ class CardStep:
 def _power(number: int) -> int:
     """The next power of two, which Triton's ranges need."""
     return 1 << (number - 1).bit_length()
+
+
+def _run(launches: Sequence[Launch]) -> None:
+    for launch in launches:
+        launch()
+
+
+def _stacked(linears: Sequence[nn.Linear]) -> torch.Tensor:
+    """The weights below each other; the layers become views of it, so that memory holds them once."""
+    weights = [linear.weight for linear in linears]
+    places = [weight.data_ptr() for weight in weights]
+    ends = [place + weight.nbytes for place, weight in zip(places, weights, strict=True)]
+    height, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    if places[1:] == ends[:-1] and len({weight.untyped_storage().data_ptr() for weight in weights}) == 1:
+        return weights[0].detach().as_strided((height, width), (width, 1))  # so they were left the last time
+    whole = torch.cat([weight.detach() for weight in weights])
+    for linear, view in zip(linears, torch.split(whole, [weight.shape[0] for weight in weights]), strict=True):
+        linear.weight = nn.Parameter(view, requires_grad=False)
+    return whole

@@ -104,7 +104,10 @@ class LanguageModel(nn.Module):
     def compiled(self, cache: KVCache) -> Any:
         """`step`, if it takes this cache."""
         step = self.step()
-        return step if step is not None and step.takes(cache) else None
+        if step is None:
+            return None
+        cache.reserve(cache.length + 1)
+        return step if step.takes(cache) else None
 
     def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `capacity` positions, in the dtype of the activations."""

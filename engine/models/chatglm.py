@@ -20,8 +20,9 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
+from glmchat.engine.gpu.prompt import Seen
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import attend, prepare_embedding, tied_logits
+from glmchat.engine.models.layers import Mask, attend, prepare_embedding, tied_logits
 from glmchat.engine.models.parts import Parts, chatglm_parts
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.chatglm import chatglm_prompt
@@ -53,11 +54,15 @@ class Layout:
         first = index.where(~behind, self.mask_position) if frozen else index
         return torch.stack((first, (index - self.context + 1).clamp(min=0)))
 
-    def seen(self, start: int, count: int) -> torch.Tensor:
-        """[count, start + count], True where the row's token may look."""
+    def mask(self, start: int, count: int, prefix: int, device: torch.device) -> Mask:
+        """[count, prefix + start + count], True where the row's token may look; on a card the two kinds of rows."""
+        if count == 1:
+            return None
+        if device.type != "cpu":
+            return Seen(min(max(self.visible - start, 0), count), prefix + self.visible)
         row = torch.arange(start, start + count)[:, None]
         column = torch.arange(start + count)[None]
-        return (column <= row) | (column < self.visible)
+        return F.pad((column <= row) | (column < self.visible), (prefix, 0), value=True)
 
 
 def read_layout(ids: torch.Tensor, spec: ModelSpec, *, generating: bool = False) -> Layout:
@@ -127,11 +132,11 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
-        """x [length, hidden]; mask [length, seen] True where visible, or None for all."""
+        """x [length, hidden]; mask as `attend` takes it."""
         fused = self.query_key_value(x).view(len(x), self.heads, 3, self.head_dim)  # each head: q, k, v
         rotated = rotate(fused[:, :, :2], *rotary)  # [length, heads, 2, head_dim]
         query, key = rotated[:, :, 0], rotated[:, :, 1].transpose(0, 1)
@@ -164,7 +169,7 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
@@ -239,12 +244,7 @@ class ChatGLM(PrefixedModel):
         two_rows = self.spec.extra["two_positions"]
         positions = layout.positions(start, len(ids), two_rows, device)
         rotary = rotation(positions, self.spec.head_dim // len(positions))
-        mask = None
-        if len(ids) > 1:
-            mask = layout.seen(start, len(ids))
-            if cache is not None and cache.prefix:
-                mask = F.pad(mask, (cache.prefix, 0), value=True)
-            mask = mask.to(device)
+        mask = layout.mask(start, len(ids), 0 if cache is None else cache.prefix, device)
         x = self.transformer.word_embeddings(ids)
         for layer, block in enumerate(self.transformer.layers):
             if between_layers is not None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import RMSNorm, attend, causal_mask, prepare_embedding
+from glmchat.engine.models.layers import Mask, RMSNorm, attend, causal_mask, prepare_embedding
 from glmchat.engine.models.parts import Parts, chatglm2_layer
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.chatglm import chatglm2_prompt
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         self,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
@@ -102,7 +102,7 @@ class Layer(nn.Module):
         self,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:

@@ -18,7 +18,7 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import attend, causal_mask, prepare_embedding, tied_logits
+from glmchat.engine.models.layers import Mask, attend, causal_mask, prepare_embedding, tied_logits
 from glmchat.engine.models.parts import Parts, gpt2_parts
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts.template import gpt2_prompt
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
         self.c_proj = nn.Linear(spec.hidden_size, spec.hidden_size)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: Mask, cache: KVCache | None, layer: int) -> torch.Tensor:
         """x [length, hidden] -> [length, hidden]"""
         query, key, value = self.c_attn(x).view(len(x), 3, self.heads, self.head_dim).unbind(1)
         key, value = key.transpose(0, 1), value.transpose(0, 1)  # [heads, length, head_dim]
@@ -63,7 +63,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
         self.mlp = MLP(spec)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: Mask, cache: KVCache | None, layer: int) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), mask, cache, layer)
         return cast(torch.Tensor, x + self.mlp(self.ln_2(x)))
 

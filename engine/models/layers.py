@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.engine.adapters.low_rank import bare, side_by_side
+from glmchat.engine.gpu.prompt import Seen, attend_rows
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 
@@ -74,11 +75,15 @@ def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+Mask = torch.Tensor | Seen | None
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Mask) -> torch.Tensor:
     """Grouped-query attention of one sequence.
 
     query [length, heads, head_dim]; keys, values [kv_heads, total, head_dim]; mask bool [length, total], True where it
-    may look, or None: one row looks at everything, several rows that are the whole sequence look back causally.
+    may look, or None: one row looks at everything, several rows that are the whole sequence look back causally. On a
+    card `Seen` takes its place, and several rows look back causally whatever stands before them.
     Returns [length, heads * head_dim].
     """
     length, heads, head_dim = query.shape
@@ -91,11 +96,13 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
             return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
         # Not `view`: the memory-efficient kernel of older cards gives its result transposed.
         return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).reshape(1, -1)
+    if not query.is_cpu:
+        return attend_rows(query, keys, values, mask if isinstance(mask, Seen) else Seen())
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],
         values[None],
-        attn_mask=mask,
+        attn_mask=cast(torch.Tensor | None, mask),
         is_causal=mask is None,
         enable_gqa=heads != kv_heads,
     )
@@ -104,7 +111,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
 
 def causal_mask(start: int, count: int, device: torch.device) -> torch.Tensor | None:
     """bool [count, start + count] for rows that follow `start` cached ones; None where `attend` needs none."""
-    if start == 0 or count == 1:
+    if start == 0 or count == 1 or device.type != "cpu":
         return None
     return torch.ones(count, start + count, dtype=torch.bool, device=device).tril_(start)
 

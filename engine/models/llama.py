@@ -19,6 +19,7 @@ from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import Block
 from glmchat.engine.models.layers import (
+    Mask,
     RMSNorm,
     RotaryTable,
     attend,
@@ -55,7 +56,7 @@ class Attention(Block):
         cache: KVCache | None,
         rotary: RotaryTable,
         table: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
         if self.derived is None:
@@ -105,7 +106,7 @@ class Layer(Block):
         cache: KVCache | None,
         rotary: RotaryTable,
         table: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: Mask,
     ) -> torch.Tensor:
         """x [n, hidden] -> [n, hidden]"""
         if self.derived is None:

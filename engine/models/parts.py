@@ -19,10 +19,7 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """One layer. qkv: query, key, value, or one matrix that is all three; gate_up: gate and up likewise, or one alone.
-
-    qkv_order: of the rows of a fused matrix, so that all queries stand before all keys before all values.
-    """
+    """One layer. qkv: query, key, value, or one matrix that is all; gate_up: gate and up likewise, or one alone."""
 
     input_norm: nn.Module
     qkv: Sequence[nn.Module]
@@ -32,7 +29,6 @@ class LayerParts:
     down_proj: nn.Module
     query_norm: nn.Module | None = None
     key_norm: nn.Module | None = None
-    qkv_order: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,8 @@ class Parts:
     frequencies: radians per position of each pair that is rotated; None without rotary positions. rotary: a pair is one
     of each half of a head, two neighbours, or one of each half of a half, with two positions (ChatGLM-6B). positions:
     learnt ones (GPT-2). gated: the feed-forward part multiplies gate and up. alpha: the residual is the *normalised*
-    input times this (ChatGLM-6B); None: the input itself.
+    input times this (ChatGLM-6B); None: the input itself. by_head: fused rows are query, key, value of one head after
+    the other; else all queries, then all keys, then all values.
     """
 
     embedding: nn.Module
@@ -56,6 +53,7 @@ class Parts:
     activation: Literal["silu", "gelu"] = "silu"
     gated: bool = True
     alpha: float | None = None
+    by_head: bool = False
 
 
 def llama_layer(layer: Any) -> LayerParts:
@@ -84,8 +82,6 @@ def chatglm2_layer(layer: Any) -> LayerParts:
 
 
 def chatglm_parts(network: Any, spec: ModelSpec, frequencies: torch.Tensor, alpha: float) -> Parts:
-    """Of ChatGLM-6B, whose fused rows are query, key, value of one head after the other."""
-    order = torch.arange(3 * spec.hidden_size).view(spec.heads, 3, spec.head_dim).transpose(0, 1).reshape(-1)
     layers = [
         LayerParts(
             input_norm=block.input_layernorm,
@@ -94,7 +90,6 @@ def chatglm_parts(network: Any, spec: ModelSpec, frequencies: torch.Tensor, alph
             second_norm=block.post_attention_layernorm,
             gate_up=(block.mlp.dense_h_to_4h,),
             down_proj=block.mlp.dense_4h_to_h,
-            qkv_order=order,
         )
         for block in network.layers
     ]
@@ -109,6 +104,7 @@ def chatglm_parts(network: Any, spec: ModelSpec, frequencies: torch.Tensor, alph
         activation="gelu",
         gated=False,
         alpha=alpha,
+        by_head=True,
     )
 
 

@@ -159,8 +159,9 @@ def frequencies(rotated: int) -> torch.Tensor:
 
 
 def check_attention(
-    heads: int, kv_heads: int, size: int, kind: int, rotated: int, length: int, dtype: torch.dtype, *, norms: bool
-) -> None:
+    heads: int, kv_heads: int, size: int, kind: int, rotated: int, length: int, dtype: torch.dtype, *, norms: bool,
+    by_head: bool = False,
+) -> None:  # fmt: skip
     capacity, split, group = 200, 64, heads // kv_heads
     splits, first, second = -(-capacity // split), length + 3, 5
     table = size // 2 if kind == TWO_POSITIONS else max(rotated, 2)
@@ -174,11 +175,12 @@ def check_attention(
     maxima, sums = torch.full((heads, splits), NAN), torch.full((heads, splits), NAN)
     partial, y = torch.full((heads, splits, size), NAN), torch.full((heads * size,), NAN)
     padded = power_of_two(size)
+    given = qkv.view(3, heads, size).transpose(0, 1).contiguous() if by_head else qkv
     kernels.attend[(kv_heads, splits)](
-        qkv, angles.cos().float(), angles.sin().float(), keys, values, query_norm, key_norm, state, maxima, sums,
+        given, angles.cos().float(), angles.sin().float(), keys, values, query_norm, key_norm, state, maxima, sums,
         partial, capacity, splits, size**-0.5, 1e-6, HEADS=heads, KV_HEADS=kv_heads, D=size, D_BLOCK=padded,
-        GROUP=group, GROUP_BLOCK=1 if group == 1 else max(16, power_of_two(group)), ROTARY=kind, ROTATED=rotated,
-        NORMED=norms, WIDE=dtype != torch.float16, SPLIT=split, BLOCK=32,
+        GROUP=group, GROUP_BLOCK=1 if group == 1 else max(16, power_of_two(group)), BY_HEAD=by_head,
+        ROTARY=kind, ROTATED=rotated, NORMED=norms, WIDE=dtype != torch.float16, SPLIT=split, BLOCK=32,
     )  # fmt: skip
     kernels.merge[(heads,)](
         maxima, sums, partial, y, state, splits, HEADS=heads, D=size, D_BLOCK=padded, SPLIT=split, OUT_PLANES=4, BLOCK=2
@@ -203,7 +205,7 @@ def attention() -> None:
     f32, f16, bf16 = torch.float32, torch.float16, torch.bfloat16
     for length in (0, 1, 63, 64, 65, 128, 199):
         check_attention(8, 2, 64, HALVES, 64, length, f32, norms=False)
-        check_attention(3, 3, 32, TWO_POSITIONS, 32, length, f32, norms=False)
+        check_attention(3, 3, 32, TWO_POSITIONS, 32, length, f32, norms=False, by_head=True)
     check_attention(4, 4, 96, NEIGHBOURS, 48, 66, f32, norms=False)
     check_attention(32, 2, 128, NEIGHBOURS, 64, 130, bf16, norms=False)
     check_attention(8, 2, 128, HALVES, 128, 70, f16, norms=True)
@@ -216,14 +218,16 @@ def lookups() -> None:
     for bits, group, bfloat, learnt in ((4, 32, False, False), (4, 128, False, True), (8, 256, False, False),
                                         (16, 256, False, True), (16, 256, True, False)):  # fmt: skip
         words, pairs, weight = matrix(9, 256, bits, group, bfloat=bfloat)
+        said = torch.zeros(9, dtype=torch.uint8)
         positions, y = drawn(5, 256), torch.full((256,), NAN)
         state = torch.tensor([6, 2, 3, 0, 0, 0, 0, 0], dtype=torch.int32)
         kernels.embed[(4,)](
-            words, pairs, positions, state, y, 256, BITS=bits, BFLOAT=bfloat, GROUP=group, GROUPS=256 // group,
+            words, pairs, positions, state, said, y, 256, BITS=bits, BFLOAT=bfloat, GROUP=group, GROUPS=256 // group,
             HAS_POSITIONS=learnt, OUT_PLANES=8, BLOCK=256 * bits // 32 // 4,
         )  # fmt: skip
         right = weight[6] + (positions[3].double() if learnt else 0.0)
         assert off(in_order(y, 8), right) < 1e-6
+        assert said.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0]
         if bits < 16:
             out = torch.full((9, 256), NAN, dtype=torch.float16)
             kernels.unpack[(3, 2)](
@@ -232,39 +236,48 @@ def lookups() -> None:
             assert off(out, weight) < 1e-3
 
 
+def chosen(logits: torch.Tensor, marks: torch.Tensor, penalty: float, temperature: float) -> torch.Tensor:
+    """What both kernels make of a row: log-sum-exp, the 64 best, their ids."""
+    programs = -(-len(logits) // 128)
+    best = torch.zeros(programs, 64, dtype=torch.int64)
+    exponents, result = torch.full((programs, 2), NAN), torch.full((129,), NAN)
+    before, numbers = logits.clone(), torch.tensor([penalty, temperature])
+    kernels.candidates[(programs,)](logits, marks, numbers, best, exponents, len(logits), TOP=64, BLOCK=128)
+    kernels.choose_best[(1,)](
+        best, exponents, result, programs, TOP=64, PROGRAMS_BLOCK=power_of_two(programs),
+        BLOCK=power_of_two(64 * programs),
+    )  # fmt: skip
+    assert torch.equal(logits, before) or bool(logits.isnan().any()), "the row stays what it is"
+    return result
+
+
 def choice() -> None:
-    """The best 64, the maximum and the log-sum-exp; ties go to the lower id; the penalty is transformers' own."""
+    """The best 64 and the log-sum-exp; ties go to the lower id; the penalty is transformers' own; bans hold."""
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    for vocab, penalty in every((64, 257, 1000), (1.0, 1.3, 0.8)):
+    for vocab, penalty, temperature in ((64, 1.0, 1.0), (257, 1.3, 0.7), (1000, 0.8, 1.9), (1000, 1.0, 0.3)):
         logits = drawn(vocab) * 4
         logits[3] = logits[vocab - 1] = logits.max() + 1
-        ids = torch.randint(0, vocab, (20,), generator=NOISE)
-        said = torch.zeros(vocab, dtype=torch.uint8)
-        said[ids] = 1
+        ids = torch.randint(4, vocab - 1, (20,), generator=NOISE)
+        marks = torch.zeros(vocab, dtype=torch.uint8)
+        marks[ids] = 1
         right = RepetitionPenaltyLogitsProcessor(penalty)(ids[None], logits[None].clone())[0]
-        programs = -(-vocab // 128)
-        best = torch.zeros(programs, 64, dtype=torch.int64)
-        exponents, result = torch.full((programs, 2), NAN), torch.full((130,), NAN)
-        kernels.candidates[(programs,)](
-            logits, said, torch.tensor([penalty]), best, exponents, vocab, PENALISED=penalty != 1, TOP=64, BLOCK=128
-        )
-        kernels.choose_best[(1,)](
-            best, exponents, result, programs, TOP=64, PROGRAMS_BLOCK=power_of_two(programs),
-            BLOCK=power_of_two(64 * programs),
-        )  # fmt: skip
+        if vocab > 64:
+            marks[int(right.argsort()[-3])] = 2
+            right[int(right.argsort()[-3])] = -torch.inf
+        result = chosen(logits, marks, penalty, temperature)
         values, order = torch.sort(right, descending=True, stable=True)
-        assert torch.equal(result[2:66], values[:64])
-        assert torch.equal(result[66:].long(), order[:64])
-        assert result[0] == values[0]
-        assert abs(float(result[1] - torch.logsumexp(right.double(), 0))) < 1e-5
+        assert torch.equal(result[1:65], values[:64])
+        assert torch.equal(result[65:].long(), order[:64])
+        assert abs(float(result[0] - torch.logsumexp(right.double() / temperature, 0))) < 1e-5
+    banned = drawn(129)  # the last piece holds one id, and that one is banned
+    marks = torch.zeros(129, dtype=torch.uint8)
+    marks[128] = 2
+    result = chosen(banned, marks, 1.0, 1.0)
+    assert abs(float(result[0] - torch.logsumexp(banned[:128].double(), 0))) < 1e-5
     broken = torch.full((70,), 1.0)
     broken[40] = NAN
-    best, exponents, result = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, 2), torch.zeros(130)
-    said = torch.zeros(70, dtype=torch.uint8)
-    kernels.candidates[(1,)](broken, said, torch.ones(1), best, exponents, 70, PENALISED=False, TOP=64, BLOCK=128)
-    kernels.choose_best[(1,)](best, exponents, result, 1, TOP=64, PROGRAMS_BLOCK=1, BLOCK=64)
-    assert math.isnan(result[2]), "a row that is no numbers says so in its first place"
+    assert math.isnan(chosen(broken, torch.zeros(70, dtype=torch.uint8), 1.0, 1.0)[1]), "no number stands first"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from glmchat.engine.families import family_of
+from glmchat.engine.gpu.choose import Choice
 from glmchat.engine.gpu.step import CardStep
 from glmchat.engine.gpu.words import CardWords
 from glmchat.engine.models.base import LanguageModel
@@ -70,19 +71,22 @@ def check(config: dict[str, Any], bits: int) -> None:
     parts = model.parts()
     assert parts is not None
     step = CardStep(parts, model.spec, cache)
+    choice = Choice(0.7, 1.0, (), ())
     listed = [launch.addresses() for launch in step.launches()]
     assert len(listed) == 6 * model.spec.layers + 4
     for token in (9, 44):
-        found = step(token, cache, *model.positions(cache))
+        row = step(token, cache, *model.positions(cache))
         assert [launch.addresses() for launch in step.launches()] == listed
         length = cache.length
         written = [(k[:, length].clone(), v[:, length].clone()) for k, v in zip(cache.keys, cache.values, strict=True)]
         right = model(torch.tensor([token]), cache, last_only=True)[-1]
         name = (config["model_type"], bits, token)
-        assert float((found.row - right).abs().max() / right.abs().max()) < 2e-5, name
-        values, ids = torch.sort(found.row, descending=True, stable=True)
-        assert torch.equal(found.ids, ids[:64]), name
-        assert torch.equal(found.values, values[:64]), name
+        assert float((row - right).abs().max() / right.abs().max()) < 2e-5, name
+        values, ids = torch.sort(row, descending=True, stable=True)
+        best = row.candidates(choice)
+        assert torch.equal(best.ids, ids[:64]), name
+        assert torch.equal(best.values, values[:64]), name
+        assert abs(float(best.total - torch.logsumexp(row.double() / choice.temperature, 0))) < 1e-5, name
         for (key, value), keys, old in zip(written, cache.keys, cache.values, strict=True):
             assert float((key - keys[:, length]).abs().max()) < 2e-5, name
             assert float((value - old[:, length]).abs().max()) < 2e-5, name

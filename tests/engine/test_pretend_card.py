@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny_checkpoints import NAMES, build, prompt_of
 
-from glmchat.engine import Engine, Sampling
+from glmchat.engine import Engine, Sampling, generate, kv_cache
+from glmchat.engine.gpu.choose import TOP
 from glmchat.engine.quantize import linear
 from glmchat.engine.quantize.kernels import Reference
 
@@ -58,6 +59,45 @@ def test_a_decoded_token_crosses_once_in_each_direction(name: str, tmp_path: Pat
         assert to_card <= 1, log
         assert to_host <= 1, log
     steps.close()
+
+
+SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=3, max_tokens=8, ignore_eos=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampled_token_is_the_processors_and_crosses_once_in_each_direction(name: str, tmp_path: Path) -> None:
+    folder, ids = build(name, tmp_path / name), prompt_of(name)
+    here = Engine.load(folder, dtype="float32", device="cpu", threads=1)
+    there = Engine.load(folder, dtype="float32", device=fake_card.NAME)
+    steps = there.generate(ids, SAMPLED)
+    said = [next(steps), next(steps)]
+    for _ in range(6):
+        with fake_card.record() as log:
+            said.append(next(steps))
+        to_card, to_host = crossings(log)
+        assert to_card <= 1, log
+        assert to_host <= (1 if there.spec.vocab_size > TOP else 2), log  # a small vocabulary comes whole, once more
+    assert said == list(here.generate(ids, SAMPLED))
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatglm2", "llama", "gpt2"])
+def test_a_cache_grows_and_a_prompt_is_read_in_pieces_without_a_difference(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ids = build(name, tmp_path / name), [*prompt_of(name)]
+    here = Engine.load(folder, dtype="float32", device="cpu", threads=1)
+    right = list(here.generate(ids, GREEDY))
+    monkeypatch.setattr(kv_cache, "FIRST", 4)
+    monkeypatch.setattr(generate, "CARD_CHUNK", 3)
+    there = Engine.load(folder, dtype="float32", device=fake_card.NAME)
+    assert list(there.generate(ids, GREEDY)) == right
+    cache = there.sequence.cache
+    assert len(ids) + 5 <= cache.capacity < cache.limit
+    assert {keys.shape[1] for keys in cache.keys} == {cache.capacity}
+    assert cache.capacity.bit_count() == 1
+    longer = [*ids, *right, *right]
+    if there.spec.causal:
+        assert list(there.generate(longer, GREEDY)) == list(here.generate(longer, GREEDY))
 
 
 def test_packed_weights_are_not_moved_behind_their_layouts_back(tmp_path: Path) -> None:

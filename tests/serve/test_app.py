@@ -17,6 +17,7 @@ from polling import SECONDS, wait_until
 from running import Serve
 
 from glmchat.core.errors import Damaged
+from glmchat.serve.answer import PIECE_INTERVAL
 
 Report = Callable[[str, float], None]
 
@@ -73,6 +74,32 @@ def test_half_a_character_is_no_chunk_but_its_ids_are_not_lost(serve: Serve) -> 
     assert [c["choices"][0]["delta"].get("content") for c in events(running.ask(stream=True).text)] == ["", "好", None]
     with_ids = events(running.ask(stream=True, return_token_ids=True).text)
     assert [i for c in with_ids for i in c["choices"][0]["token_ids"]] == [0, 1]
+
+
+def contents(chunks: list[Any]) -> list[str]:
+    return [c["choices"][0]["delta"]["content"] for c in chunks if c["choices"][0]["delta"].get("content")]
+
+
+def test_pieces_faster_than_a_screen_shows_come_joined_and_none_is_lost(serve: Serve) -> None:
+    running = serve(FakeEngine([f"{number} " for number in range(600)]))
+    chunks = events(running.ask(stream=True, return_token_ids=True).text)
+    texts = contents(chunks)
+    assert texts[0] == "0 ", "the first one waits for nobody"
+    assert "".join(texts) == "".join(f"{number} " for number in range(600))
+    assert [number for c in chunks for number in c["choices"][0].get("token_ids") or ()] == list(range(600))
+    assert len(texts) < 300
+
+
+def test_a_piece_waits_for_the_next_one_no_longer_than_a_picture_of_the_screen(serve: Serve) -> None:
+    running = serve(FakeEngine(["a", "b", "c", "d"], seconds_per_token=5 * PIECE_INTERVAL))
+    assert contents(events(running.ask(stream=True).text)) == ["a", "b", "c", "d"]
+
+
+def test_pieces_before_a_failure_arrive(serve: Serve) -> None:
+    running = serve(FakeEngine([f"{number} " for number in range(50)], fail_after=40))
+    assert "".join(contents([c for c in events(running.ask(stream=True).text) if "choices" in c])) == "".join(
+        f"{number} " for number in range(40)
+    )
 
 
 def test_max_tokens_cuts_and_says_length(serve: Serve) -> None:

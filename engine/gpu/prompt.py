@@ -1,0 +1,74 @@
+"""A prompt on a card: attention without a tensor that says who sees whom, and a host that stays near the card."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
+
+AHEAD = 2  # layers that the host may be ahead: the card is never idle, and a stop waits for no more than these
+_POLL = 0.0002  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the rows of a prompt see: the first `rows` of them `columns` columns of the cache, each other row itself and
+    everything before it; the last row is the cache's last column."""
+
+    rows: int = 0
+    columns: int = 0
+
+
+def attend_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """Attention of several rows, as `layers.attend`: query [length, heads, head_dim], keys and values of the cache
+    [kv_heads, total, head_dim] -> [length, heads * head_dim].
+
+    Key heads are the batch and the query heads of each its heads, so no key is copied for its query heads. Two calls
+    where some rows see forwards: of these without a mask, of the others causally from the last column back.
+    """
+    length, heads, head_dim = query.shape
+    kv_heads, total, _ = keys.shape
+    group = heads // kv_heads
+    grouped = query.view(length, kv_heads, group, head_dim).permute(1, 2, 0, 3)  # [kv_heads, group, length, head_dim]
+    shared = (kv_heads, group, total, head_dim)
+    keys, values = keys[:, None].expand(shared), values[:, None].expand(shared)
+    parts = []
+    if seen.rows:
+        columns = seen.columns
+        parts.append(
+            functional.scaled_dot_product_attention(
+                grouped[:, :, : seen.rows], keys[:, :, :columns], values[:, :, :columns]
+            )
+        )
+    if rest := length - seen.rows:
+        mask = causal_lower_right(rest, total)
+        parts.append(functional.scaled_dot_product_attention(grouped[:, :, seen.rows :], keys, values, attn_mask=mask))
+    attended = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    return attended.permute(2, 0, 1, 3).reshape(length, -1)
+
+
+class Pace:
+    """Marks in a card's queue of work, one between two layers, and waiting for them."""
+
+    def __init__(self, make_event: Callable[[], Any]) -> None:
+        """make_event: of a mark with `record` and `query`, such as torch.cuda.Event."""
+        self._make_event = make_event
+        self._open: deque[Any] = deque()
+
+    def behind(self, stopped: Callable[[], bool] | None, ahead: int = AHEAD) -> int:
+        """Sets a mark and waits until at most `ahead` marks are not reached; returns how many. `stopped` ends it."""
+        mark = self._make_event()
+        mark.record()
+        self._open.append(mark)
+        while True:
+            while self._open and self._open[0].query():
+                self._open.popleft()
+            if len(self._open) <= ahead or (stopped is not None and stopped()):
+                return len(self._open)
+            time.sleep(_POLL)
