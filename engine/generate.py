@@ -189,7 +189,7 @@ class Sequences:
             end = min(start + step, len(ids))
             layers = self.model.spec.layers
             logits = self._forward(
-                ids[start:end], watch_layers(cancelled, on_prefill, start, end, ids, layers, self.pace)
+                ids[start:end], watch_layers(cancelled, on_prefill, start, end, len(ids), layers, self.pace)
             )
             start = end
             if self.pace is not None and start < len(ids):
