@@ -17,7 +17,8 @@ from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.weights import trim
-from glmchat.engine.generate import OnPrefill, Pass, Sequences, Stopped, generate
+from glmchat.engine.generate import Pass, Sequences, generate
+from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel

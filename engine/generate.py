@@ -18,7 +18,7 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.engine.formats.weights import trim
-from glmchat.engine.gpu.prompt import Pace
+from glmchat.engine.gpu.prompt import OnPrefill, Pace, Stopped, watch_layers
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.sampling import Sampler
@@ -73,12 +73,6 @@ CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows 
 
 KEPT = 3  # caches of other sets of adapters, beside the one in use
 _ROOM = 4  # times its bytes must be free for a cache to be kept
-
-OnPrefill = Callable[[int, int], None]  # (positions done, positions in all)
-
-
-class Stopped(Exception):
-    """Raised between layers when the answer is no longer wanted."""
 
 
 class Sequences:
@@ -262,33 +256,6 @@ def _fits_beside(cache: KVCache) -> bool:
     free = available_memory()
     filled = cache.nbytes * min(1.0, cache.length / max(cache.capacity, 1))
     return free is None or filled * _ROOM < free
-
-
-def watch_layers(
-    cancelled: Callable[[], bool] | None,
-    on_prefill: OnPrefill | None,
-    start: int,
-    end: int,
-    total: int,
-    layers: int,
-    pace: Pace | None,
-) -> Callable[[], None] | None:
-    """What happens between the layers of one prefill step: wait for the card, hear a stop, tell how far it is."""
-    if cancelled is None and on_prefill is None and pace is None:
-        return None
-    passed = 0
-
-    def between_layers() -> None:
-        nonlocal passed
-        done = min(passed, layers) - (0 if pace is None else pace.behind(cancelled))  # negative: of the step before
-        if cancelled is not None and cancelled():
-            raise Stopped
-        there = start + (end - start) * done // (layers + 1)
-        if on_prefill is not None and done and there > 0:
-            on_prefill(there, total)
-        passed += 1
-
-    return between_layers
 
 
 def generate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -240,3 +240,36 @@ def _dtype(base: nn.Module) -> torch.dtype:
 def _device(base: nn.Module) -> torch.device:
     tensor = next((t for t in (*base.parameters(), *base.buffers())), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
+
+
+def fused(parts: Sequence[nn.Module]) -> Projection:
+    """x [n, in] -> the outputs of all `parts` side by side [n, sum of out]: query, key and value; gate and up.
+
+    Packed layers of one kind become one product over one block of memory, of which they keep views; anything else is
+    computed part by part. What adapters add to some of the parts is added to the whole.
+    """
+    bases = [bare(part) for part in parts]
+    project = _fused_bases(bases)
+    change = side_by_side(parts)
+    if change is None:
+        return project
+
+    def changed(x: torch.Tensor) -> torch.Tensor:
+        return change.add(project(x), x)
+
+    return changed
+
+
+def _fused_bases(parts: Sequence[nn.Module]) -> Projection:
+    linears = [part for part in parts if type(part) is QuantLinear]
+    whole = QuantLinear.fused(linears) if len(linears) == len(parts) else None
+    if whole is not None:
+        return whole.forward
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in parts], -1)
+
+    return project

@@ -1,4 +1,5 @@
-"""A prompt on a card: attention without a tensor that says who sees whom, and a host that stays near the card."""
+"""What happens while a prompt is read: a stop is heard, progress told; on a card nobody builds a mask, and the host
+stays near the card."""
 
 from __future__ import annotations
 
@@ -72,3 +73,37 @@ class Pace:
             if len(self._open) <= ahead or (stopped is not None and stopped()):
                 return len(self._open)
             time.sleep(_POLL)
+
+
+OnPrefill = Callable[[int, int], None]  # (positions done, positions in all)
+
+
+class Stopped(Exception):
+    """Raised between layers when the answer is no longer wanted."""
+
+
+def watch_layers(
+    cancelled: Callable[[], bool] | None,
+    on_prefill: OnPrefill | None,
+    start: int,
+    end: int,
+    total: int,
+    layers: int,
+    pace: Pace | None,
+) -> Callable[[], None] | None:
+    """What happens between the layers of one prefill step: wait for the card, hear a stop, tell how far it is."""
+    if cancelled is None and on_prefill is None and pace is None:
+        return None
+    passed = 0
+
+    def between_layers() -> None:
+        nonlocal passed
+        done = min(passed, layers) - (0 if pace is None else pace.behind(cancelled))  # negative: of the step before
+        if cancelled is not None and cancelled():
+            raise Stopped
+        there = start + (end - start) * done // (layers + 1)
+        if on_prefill is not None and done and there > 0:
+            on_prefill(there, total)
+        passed += 1
+
+    return between_layers

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.engine.adapters.low_rank import fused
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import Block
@@ -24,7 +25,6 @@ from glmchat.engine.models.layers import (
     RotaryTable,
     attend,
     causal_mask,
-    fused,
     prepare_embedding,
     rotary_frequencies,
     tied_head,

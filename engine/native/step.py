@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.engine.adapters.low_rank import AdaptedLinear, bare
+from glmchat.engine.adapters.low_rank import AdaptedLinear, bare, fused
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import RMSNorm, fused
+from glmchat.engine.models.layers import RMSNorm
 from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
 from glmchat.engine.native.cpu import ROWS, NativeCpu, Weight, native_library, weight_of
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from glmchat.engine.generate import Stopped, watch_layers
-from glmchat.engine.gpu.prompt import AHEAD, Pace, Seen, attend_rows
+from glmchat.engine.gpu.prompt import AHEAD, Pace, Seen, Stopped, attend_rows, watch_layers
 from glmchat.engine.models.chatglm import Layout
 
 

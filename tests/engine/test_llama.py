@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from glmchat.engine import Engine
+from glmchat.engine.adapters.low_rank import fused
 from glmchat.engine.models import layers
-from glmchat.engine.models.layers import fused
 from glmchat.engine.quantize.linear import QuantLinear
 
 IDS = [3, 17, 99, 4, 5, 200, 31, 8] * 6
