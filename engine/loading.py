@@ -20,7 +20,8 @@ from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.compressed import open_compressed, open_official
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
-from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource, open_folder
+from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource, Words, open_folder, read_on
+from glmchat.engine.gpu.words import Upload
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
@@ -100,6 +101,7 @@ def fill(
     table = match_names(source, checkpoint)
     kept = _in_float32(model)
     cache = open_cache(checkpoint) if device == "cpu" else None  # it holds the CPU kernel's layout
+    bring = None if device == "cpu" else Upload(device)
     sweep = Sweep(weight_files_of(checkpoint.path))
     for index, (parameter, name) in enumerate(table.items()):
         cached = cache.take(parameter) if cache is not None else None
@@ -108,19 +110,20 @@ def fill(
             _swap(model, parameter, cached, None if bias is None else source.read(bias))
             report((index + 1) / len(table))
             continue
-        stored = source.read(name)
-        if _lies(checkpoint, source, parameter, name):
+        turned = _lies(checkpoint, source, parameter, name)
+        stored = read_on(source, name, bring, upright=not turned)
+        if turned:
             stored = _transpose(stored)
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
             stored = stored.to(dtype) if stored.is_floating_point() else stored
         if isinstance(stored, torch.Tensor):
-            _assign(model, parameter, stored.to(device))
+            _assign(model, parameter, stored)
         else:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
-            linear = _swap(model, parameter, stored.to(device), None if bias is None else source.read(bias))
+            linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
             if cache is not None and linear is not None:
                 cache.add(parameter, linear)
-        sweep.read(stored.nbytes if isinstance(stored, torch.Tensor) else stored.q.nbytes)
+        sweep.read(stored.nbytes)
         report((index + 1) / len(table))
     if cache is not None:
         cache.save()
@@ -170,10 +173,9 @@ def _lies(checkpoint: Checkpoint, source: WeightSource, parameter: str, name: st
     return transposed is not None and transposed(parameter) and name not in getattr(source, "upright", ())
 
 
-def _transpose(stored: Stored) -> Stored:
-    if isinstance(stored, torch.Tensor):
-        return stored.t()
-    return stored.dequantise().t()  # groups lie along the other axis, so these bits cannot be kept
+def _transpose(stored: Stored | Words) -> torch.Tensor:
+    dense = stored if isinstance(stored, torch.Tensor) else stored.dequantise()  # groups lie along the other axis
+    return dense.t() if dense.is_cpu else dense.t().contiguous()  # a card's step reads rows
 
 
 def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
@@ -185,7 +187,7 @@ def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
 
 
 def _swap(
-    model: LanguageModel, parameter: str, stored: Int4 | Int8 | QuantLinear, bias: Stored | None
+    model: LanguageModel, parameter: str, stored: Int4 | Int8 | Words | QuantLinear, bias: Stored | None
 ) -> QuantLinear | None:
     """Put a layer with packed weights, and its bias, in the place of the one that `parameter` belongs to.
 
@@ -194,18 +196,18 @@ def _swap(
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
     dense = bias if isinstance(bias, torch.Tensor) or bias is None else bias.dequantise()
-    if dense is not None and not isinstance(stored, QuantLinear):
-        dense = dense.to(stored.q.device)
     if not isinstance(owner, nn.Linear | nn.Embedding):
         setattr(owner, leaf, nn.Parameter(stored.dequantise(), requires_grad=False))
         return None
     if isinstance(stored, QuantLinear):
         linear = stored
-        linear.bias = dense
+    elif isinstance(stored, Words):
+        linear = QuantLinear.from_words(stored)
     elif isinstance(stored, Int4):
-        linear = QuantLinear.from_int4(stored.q, stored.scale, stored.zero, dense)
+        linear = QuantLinear.from_int4(stored.q, stored.scale, stored.zero)
     else:
-        linear = QuantLinear.from_int8(stored.q, stored.scale, dense)
+        linear = QuantLinear.from_int8(stored.q, stored.scale)
+    linear.bias = None if dense is None else dense.to(next(iter(linear.packed.values())).device)
     replacement: nn.Module = QuantEmbedding(linear) if isinstance(owner, nn.Embedding) else linear
     model.swap(owner_name, replacement)
     return linear

@@ -27,7 +27,7 @@ from glmchat.checkpoints.recipe import FORMAT, METHOD, is_ours_to_read
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
+from glmchat.engine.formats.weights import Bring, Int4, Int8, Stored, WeightSource, Words
 
 SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_offset")
 
@@ -159,24 +159,40 @@ class _Compressed:
         stem = self._packed.get(name)
         if stem is None:
             return self._source.read(name)
+        words, bits, scale, zero = self._grid(name, stem, lambda tensor: tensor)
+        codes = unpack(words, bits, self._shapes[name][1])
+        return Int8((codes ^ 0x80).view(torch.int8), scale) if zero is None else Int4(codes, scale, zero)
+
+    def words(self, name: str, bring: Bring) -> Words | None:
+        """See `weights.read_on`."""
+        stem = self._packed.get(name)
+        if stem is None or self._shapes[name][1] % 8:
+            return None
+        words, bits, scale, zero = self._grid(name, stem, bring)
+        if words.shape[1] * 32 != self._shapes[name][1] * bits:
+            return None
+        return Words(words, bits, scale, -128 * scale if zero is None else zero - 8 * scale)
+
+    def _grid(self, name: str, stem: str, bring: Bring) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor | None]:
+        """Words, bits, scale [out, groups], and of four bits the zero: weight = (code - 8) * scale + zero."""
         rows, columns = self._shapes[name]
-        words, scale = self._dense(f"{stem}weight_packed"), self._dense(f"{stem}weight_scale").float()
+        words = bring(self._dense(f"{stem}weight_packed"))
+        scale = bring(self._dense(f"{stem}weight_scale")).float()
         if words.dtype != torch.int32 or not bool(torch.isfinite(scale).all()):
             raise _damaged(name, "its words are no int32, or a scale is not a finite number")
         bits = 4 if words.shape[1] == packed_width(columns, 4) else 8
-        codes = unpack(words, bits, columns)
         point_name = f"{stem}weight_zero_point"
         if bits == 8:
             if point_name in self._source.shapes():
                 raise _damaged(name, "eight bits with zero points are not supported")
-            return Int8((codes ^ 0x80).view(torch.int8), scale)
+            return words, bits, scale, None
         if point_name in self._source.shapes():
-            zero = (8.0 - unpack_zero_points(self._dense(point_name), rows).float()) * scale
+            zero = (8.0 - unpack_zero_points(bring(self._dense(point_name)), rows).float()) * scale
         else:
             zero = torch.zeros_like(scale)
         if f"{stem}weight_offset" in self._offsets:
-            zero = zero + self._offsets[f"{stem}weight_offset"].get_tensor(f"{stem}weight_offset")
-        return Int4(codes, scale, zero)
+            zero = zero + bring(self._offsets[f"{stem}weight_offset"].get_tensor(f"{stem}weight_offset"))
+        return words, bits, scale, zero
 
 
 def _offsets(folder: Path) -> dict[str, Any]:
@@ -257,10 +273,27 @@ class _Official:
         return found
 
     def read(self, name: str) -> Stored:
-        stored = self._source.read(name)
         if name not in self._packed:
-            return stored
-        scale = self._source.read(name + _SCALE)
+            return self._source.read(name)
+        stored, scale = self._pair(name)
+        return Int8(stored, scale.float()) if self._columns == 1 else _four_bits(stored, scale.float())
+
+    def words(self, name: str, bring: Bring) -> Words | None:
+        """See `weights.read_on`."""
+        if name not in self._packed:
+            return None
+        stored, scale = self._pair(name)
+        if stored.shape[1] % 4:
+            return None
+        code, scale = bring(stored).view(torch.uint8), bring(scale).float()[:, None]
+        if self._columns == 1:
+            return Words.of_bytes(code ^ 0x80, 8, scale, -128 * scale)
+        code = code ^ 0x88
+        scale = scale.repeat(1, 2 * code.shape[1] // _group(2 * code.shape[1]))
+        return Words.of_bytes((code >> 4) | (code << 4), 4, scale, -8 * scale)
+
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        stored, scale = self._source.read(name), self._source.read(name + _SCALE)
         assert isinstance(stored, torch.Tensor)
         assert isinstance(scale, torch.Tensor)
         if stored.dtype != torch.int8 or scale.shape != stored.shape[:1] or not scale.is_floating_point():
@@ -274,9 +307,11 @@ class _Official:
                 hint=tr("pull the model again"),
                 code="weights.packed",
             )
-        if self._columns == 1:
-            return Int8(stored, scale.float())
-        return _four_bits(stored, scale.float())
+        return stored, scale
+
+
+def _group(width: int) -> int:
+    return next((group for group in _GROUPS if width % group == 0), width)
 
 
 def _four_bits(stored: torch.Tensor, scale: torch.Tensor) -> Int4:
@@ -284,6 +319,5 @@ def _four_bits(stored: torch.Tensor, scale: torch.Tensor) -> Int4:
     code = stored.view(torch.uint8) ^ 0x88  # two's complement -8..7 -> 0..15, both nibbles at once
     q = torch.stack((code >> 4, code & 15), dim=-1).flatten(1)
     width = q.shape[1]
-    group = next((g for g in _GROUPS if width % g == 0), width)
-    scales = scale[:, None].repeat(1, width // group)
+    scales = scale[:, None].repeat(1, width // _group(width))
     return Int4(q, scales, torch.zeros_like(scales))

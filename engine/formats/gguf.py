@@ -17,7 +17,7 @@ from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor, c
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.formats.weights import Int4, Int8, Stored
+from glmchat.engine.formats.weights import Bring, Int4, Int8, Stored, Words
 
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -42,13 +42,24 @@ class GGUFWeights:
         return {name: tensor.shape for name, tensor in self._by_name.items()}
 
     def read(self, name: str) -> Stored:
-        tensor = self._by_name[name]
-        stored = decode(self._file, tensor)
-        heads = self._paired.get(name.rsplit(".", 2)[-2]) if name.startswith("model.layers.") else None
-        if heads is None:
+        stored = decode(self._file, self._by_name[name])
+        order = self._order(name)
+        if order is None:
             return stored
-        order = _apart(tensor.shape[0], heads)
         return stored[order] if isinstance(stored, torch.Tensor) else stored.rows(order)
+
+    def words(self, name: str, bring: Bring) -> Words | None:
+        """See `weights.read_on`: the blocks are brought as they are and taken apart there."""
+        tensor, order = self._by_name[name], self._order(name)
+        if tensor.type_name not in PACKED or len(tensor.shape) != 2:
+            return None
+        words = _words(bring(_bytes(self._file, tensor)), tensor)
+        return words if order is None else words.rows(order)
+
+    def _order(self, name: str) -> torch.Tensor | None:
+        """Of the rows of a checkpoint, where the file has another one."""
+        heads = self._paired.get(name.rsplit(".", 2)[-2]) if name.startswith("model.layers.") else None
+        return None if heads is None else _apart(self._by_name[name].shape[0], heads)
 
 
 def _apart(rows: int, heads: int) -> torch.Tensor:
@@ -60,9 +71,7 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
     """One tensor as it is stored; matrices of the native quantised types as records, everything else dense."""
     raw = file.data(tensor)
     if tensor.type_name in _DENSE:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            return torch.frombuffer(raw, dtype=_DENSE[tensor.type_name]).view(tensor.shape)
+        return _bytes(file, tensor, _DENSE[tensor.type_name]).view(tensor.shape)
     if tensor.type_name in PACKED and len(tensor.shape) == 2:
         return _packed(np.frombuffer(raw, np.uint8), tensor)
     from gguf.constants import GGMLQuantizationType
@@ -83,6 +92,30 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
             code="gguf.type",
         ) from None
     return torch.from_numpy(np.ascontiguousarray(dense, np.float32)).view(tensor.shape)
+
+
+def _bytes(file: GGUFFile, tensor: GGUFTensor, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """What the file holds of it, mapped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(file.data(tensor), dtype=dtype)
+
+
+def _words(octets: torch.Tensor, tensor: GGUFTensor) -> Words:
+    """octets uint8, the blocks of 32 weights: scale, of Q4_1 the minimum, codes."""
+    out, width = tensor.shape
+    _, block, block_bytes = TYPES[tensor.type]
+    blocks = octets.view(out, width // block, block_bytes)
+    scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0].float()
+    if tensor.type_name == "Q8_0":
+        return Words.of_bytes((blocks[..., 2:] ^ 0x80).reshape(out, width), 8, scale, -128 * scale)
+    low = -8 * scale
+    if tensor.type_name == "Q4_1":
+        low = blocks[..., 2:4].contiguous().view(torch.float16)[..., 0].float()
+    nibbles = blocks[..., block_bytes - 16 :]  # [out, groups, 16]: 0-15 low, 16-31 high
+    halves = (nibbles & 15, nibbles >> 4)
+    codes = torch.cat([half[..., 0::2] | (half[..., 1::2] << 4) for half in halves], -1)
+    return Words.of_bytes(codes.view(out, width // 2), 4, scale, low)
 
 
 def _packed(raw: np.ndarray[Any, np.dtype[np.uint8]], tensor: GGUFTensor) -> Stored:

@@ -12,7 +12,7 @@ import mmap
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -45,8 +45,12 @@ class Int4:
         q = self.q.view(out, self.scale.shape[1], -1).float() - 8
         return (q * self.scale[..., None] + self.zero[..., None]).view(out, width)
 
-    def to(self, device: str) -> Int4:
-        return self if device == "cpu" else Int4(self.q.to(device), self.scale.to(device), self.zero.to(device))
+    def on(self, bring: Bring) -> Int4:
+        return Int4(bring(self.q), bring(self.scale), bring(self.zero))
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes
 
     def rows(self, order: torch.Tensor) -> Int4:
         """The same matrix with its rows in another order; groups lie along the inputs, so this is exact."""
@@ -65,15 +69,58 @@ class Int8:
         scale = self.scale.view(out, -1, 1)
         return (self.q.view(out, scale.shape[1], -1).float() * scale).view(out, width)
 
-    def to(self, device: str) -> Int8:
-        return self if device == "cpu" else Int8(self.q.to(device), self.scale.to(device))
+    def on(self, bring: Bring) -> Int8:
+        return Int8(bring(self.q), bring(self.scale))
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes
 
     def rows(self, order: torch.Tensor) -> Int8:
         """The same matrix with its rows in another order."""
         return Int8(self.q[order], self.scale[order])
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A packed matrix as a card multiplies it, which is how compressed-tensors stores it: weight = code * scale + low.
+
+    words int32 [out, in * bits / 32]: eight codes of 4 bits or four of 8, the first one in the lowest bits; scale and
+    low float32 [out, groups].
+    """
+
+    words: torch.Tensor
+    bits: int
+    scale: torch.Tensor
+    low: torch.Tensor
+
+    @classmethod
+    def of_bytes(cls, octets: torch.Tensor, bits: int, scale: torch.Tensor, low: torch.Tensor) -> Words:
+        """octets uint8 [out, in * bits / 8], the first code of a byte in its low half."""
+        return cls(octets.contiguous().view(torch.int32), bits, scale, low)
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes
+
+    def codes(self) -> torch.Tensor:
+        """uint8 [out, in]"""
+        octets = self.words.view(torch.uint8)
+        return octets if self.bits == 8 else torch.stack((octets & 15, octets >> 4), -1).flatten(1)
+
+    def dequantise(self) -> torch.Tensor:
+        codes = self.codes()
+        values = codes.view(*self.scale.shape, -1).float() * self.scale[..., None] + self.low[..., None]
+        return values.view(codes.shape)
+
+    def rows(self, order: torch.Tensor) -> Words:
+        """The same matrix with its rows in another order."""
+        order = order.to(self.words.device)
+        return Words(self.words[order], self.bits, self.scale[order], self.low[order])
+
+
 Stored: TypeAlias = torch.Tensor | Int4 | Int8
+Bring: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # a tensor of a file to the device where it will be used
 
 
 class WeightSource(Protocol):
@@ -86,6 +133,21 @@ class WeightSource(Protocol):
     def read(self, name: str) -> Stored:
         """One tensor, memory-mapped where the file allows it. Raises Damaged if the file is not what it claims."""
         ...
+
+
+def read_on(source: WeightSource, name: str, bring: Bring | None, *, upright: bool = True) -> Stored | Words:
+    """As `source.read`; with `bring` on another device, where packed matrices become words without the host's help.
+
+    upright: not for a matrix that must be turned, nor for rows that end within a word.
+    """
+    if bring is None:
+        return source.read(name)
+    words: Callable[[str, Bring], Words | None] | None = getattr(source, "words", None)
+    found = words(name, bring) if words is not None and upright else None
+    if found is not None:
+        return found
+    stored = source.read(name)
+    return bring(stored) if isinstance(stored, torch.Tensor) else stored.on(bring)
 
 
 _EVERY = 64 * 2**20  # bytes read between two sweeps: looking through the maps takes a millisecond

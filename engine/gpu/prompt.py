@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.backends import cuda
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 AHEAD = 2  # layers that the host may be ahead: the card is never idle, and a stop waits for no more than these
 _POLL = 0.0002  # seconds
@@ -48,10 +48,45 @@ def attend_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, s
             )
         )
     if rest := length - seen.rows:
-        mask = causal_lower_right(rest, total)
-        parts.append(functional.scaled_dot_product_attention(grouped[:, :, seen.rows :], keys, values, attn_mask=mask))
+        parts.append(_look_back(grouped[:, :, length - rest :], keys, values))
     attended = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     return attended.permute(2, 0, 1, 3).reshape(length, -1)
+
+
+def _look_back(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """query [batch, heads, rows, head_dim], the last row of which is the last of keys and values [batch, heads, total,
+    head_dim]: each looks at itself and what stands before it.
+
+    What `torch.nn.attention.bias.causal_lower_right` does, whose import brings a compiler along.
+    """
+    rows, total = query.shape[2], keys.shape[2]
+    if rows == total:
+        return functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    if query.device.type == "cuda":
+        params = cuda.SDPAParams(query, keys, values, None, 0.0, False, False)
+        if query.shape[3] % 8 == 0 and cuda.can_use_flash_attention(params):
+            return by_flash(query, keys, values)
+        if cuda.can_use_efficient_attention(params):
+            return by_blocks(query, keys, values)
+    mask = torch.ones(rows, total, dtype=torch.bool, device=query.device).tril_(total - rows)
+    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+def by_flash(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Flash attention, whose causal mask ends in the last column."""
+    made: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values, is_causal=True)[0]
+    return made
+
+
+FROM_THE_END = 2  # CustomMaskType::CausalFromBottomRight
+
+
+def by_blocks(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The memory-efficient kernel of older cards and of float32, with the same mask."""
+    swapped = (part.transpose(1, 2) for part in (query, keys, values))
+    nothing = (None,) * 5  # bias, and the lengths of sequences of different ones
+    made: torch.Tensor = torch.ops.aten._efficient_attention_forward(*swapped, *nothing, 0.0, FROM_THE_END)[0]
+    return made.transpose(1, 2)
 
 
 class Pace:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from glmchat.engine.formats.weights import Words
 from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, half_if_exact
 
 ROWS, BLOCK = 8, 128  # of a program of `product`: output rows, words of a row at a time
@@ -55,8 +57,11 @@ class CardWords(Kernel):
             codes, low = (codes.to(torch.int16) + 128).to(torch.uint8), -128 * scale
         if shape.bits == 4:
             codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-        pairs = half_if_exact(torch.stack((scale, low), -1))
-        return {"codes": codes.contiguous().view(torch.int32), "pairs": pairs.contiguous()}
+        return self.pack_words(shape, Words.of_bytes(codes, shape.bits, scale, low))
+
+    def pack_words(self, shape: Shape, stored: Words) -> dict[str, torch.Tensor]:
+        pairs = half_if_exact(torch.stack((stored.scale, stored.low), -1))
+        return {"codes": stored.words, "pairs": pairs.contiguous()}
 
     def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
         return self._unpacked(shape, packed["codes"][ids], packed["pairs"][ids], torch.float32)
@@ -97,3 +102,38 @@ class CardWords(Kernel):
         heights = [shape.out_features for shape, _ in parts]
         views = zip(*(torch.split(whole[name], heights) for name in ("codes", "pairs")), strict=True)
         return whole, [{"codes": codes, "pairs": pairs} for codes, pairs in views]
+
+
+class Upload:
+    """Brings tensors of mapped files to a device; to an NVIDIA card through pinned memory, which the card reads itself.
+
+    While it copies one half, the host reads the file into the other.
+    """
+
+    def __init__(self, device: str, *, half_bytes: int = 64 << 20, pinned: bool | None = None) -> None:
+        """pinned: whether to go through two halves; None where the device is a CUDA card."""
+        self._device = torch.device(device)
+        on_cuda = self._device.type == "cuda"
+        self._halves: Any = None
+        if on_cuda if pinned is None else pinned:
+            halves = [torch.empty(half_bytes, dtype=torch.uint8, pin_memory=on_cuda) for _ in range(2)]
+            marks: Any = [torch.cuda.Event() if on_cuda else None for _ in range(2)]  # type: ignore[no-untyped-call]
+            self._halves = cycle(zip(halves, marks, strict=True))
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._halves is None or not tensor.dim():
+            return tensor.to(self._device)
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+        source, target = (t.view(-1).view(torch.uint8) for t in (tensor.contiguous(), there))
+        start = 0
+        while start < len(source):
+            half, mark = next(self._halves)
+            if mark is not None:
+                mark.synchronize()  # of the copy that read this half before
+            count = min(len(half), len(source) - start)
+            half[:count].copy_(source[start : start + count])
+            target[start : start + count].copy_(half[:count], non_blocking=True)
+            if mark is not None:
+                mark.record()
+            start += count
+        return there

@@ -22,6 +22,7 @@ STEPS = 15
 _CUTS = ((0.0, 0.0), (-0.025, -0.025), (0.02, 0.02), (0.04, 0.04), (0.06, 0.06))
 _ROUNDS = 2  # a choice, then what fits its codes best
 _CHUNK = 1 << 18  # weights worked on at a time: what is made of them fits the second-level cache
+CARD_CHUNK = 1 << 23  # the same on a card, which wants many and has room
 _SAMPLE = 64  # rows by which a matrix is judged
 # Where other programs read the folder too, which do not know float zeros, one is taken only if it leaves less than this
 # share of the error. Weights without any grid are at 0.88 (groups of 32) to 0.95 (groups of 128).
@@ -69,6 +70,11 @@ def quantise_int4(
     return Codes4(q.view(rows, columns), scale, point.byte(), None if integer_zero else low + point * scale)
 
 
+def searches(device: str) -> bool:
+    """Whether matrices are brought to this device to be searched there, with `search_torch`; else the CPU does it."""
+    return torch.device(device).type == "cuda"
+
+
 def _float_zero_pays(rows: torch.Tensor, group: int) -> bool:
     values = rows.reshape(-1, group)
     errors = [float(search(values, integer_zero=integer_zero)[3].sum()) for integer_zero in (False, True)]
@@ -81,10 +87,10 @@ def search(values: torch.Tensor, *, integer_zero: bool, symmetric: bool = False,
     integer_zero: low is a multiple of scale, 0 to -15 times; else any float16 number, as every scale is one. The error
     of a group with a value that is not finite is NaN.
     """
-    result = search_native(values, 4, integer_zero=integer_zero, symmetric=symmetric, fast=fast)
-    if result is not None:
-        return result
-    step = max(1, _CHUNK // values.shape[1])
+    native = values.is_cpu and search_native(values, 4, integer_zero=integer_zero, symmetric=symmetric, fast=fast)
+    if native:
+        return native
+    step = max(1, (_CHUNK if values.is_cpu else CARD_CHUNK) // values.shape[1])
     parts = (values[start : start + step].float() for start in range(0, len(values), step))
     made = [search_torch(part, integer_zero=integer_zero, symmetric=symmetric, fast=fast) for part in parts]
     codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))

@@ -8,6 +8,7 @@ import torch
 
 from glmchat.engine.formats.weights import Int8
 from glmchat.engine.native.cpu import SearchResult, search_native
+from glmchat.engine.quantize.int4 import CARD_CHUNK
 
 LIMIT = 127
 # Shares of a row's largest weight that the search covers: from a little more down, while it does not get much worse.
@@ -47,10 +48,10 @@ def search(rows: torch.Tensor, *, fast: bool = False) -> SearchResult:
 
     The error of a row with a value that is not finite is NaN.
     """
-    result = search_native(rows, 8, fast=fast)
-    if result is not None:
-        return result
-    step = max(1, _CHUNK // rows.shape[1])
+    native = rows.is_cpu and search_native(rows, 8, fast=fast)
+    if native:
+        return native
+    step = max(1, (_CHUNK if rows.is_cpu else CARD_CHUNK) // rows.shape[1])
     made = [search_torch(rows[start : start + step].float(), fast=fast) for start in range(0, len(rows), step)]
     codes, scale, low, error = (torch.cat(tensors) for tensors in zip(*made, strict=True))
     return codes, scale, low, error

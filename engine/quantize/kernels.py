@@ -18,6 +18,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from glmchat.engine.formats.weights import Words
+
 Packed = Mapping[str, torch.Tensor]
 Multiply = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -59,6 +61,12 @@ class Kernel(ABC):
         self, shape: Shape, codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """codes [out, in] uint8 or int8, scale and minimum [out, groups] float32 -> the tensors a layer keeps."""
+
+    def pack_words(self, shape: Shape, stored: Words) -> dict[str, torch.Tensor]:
+        """The same from words, for a kernel whose layout they are; others take them apart."""
+        if shape.bits == 4:
+            return self.pack(shape, stored.codes(), stored.scale, stored.low)
+        return self.pack(shape, (stored.codes() ^ 0x80).view(torch.int8), stored.scale, None)
 
     @abstractmethod
     def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
@@ -198,6 +206,12 @@ class Reference(Kernel):
         else:
             packed["codes"] = codes[:, 0::2] | (codes[:, 1::2] << 4)  # low nibble: even input
         return packed
+
+    def pack_words(self, shape: Shape, stored: Words) -> dict[str, torch.Tensor]:
+        if shape.bits == 8:
+            return super().pack_words(shape, stored)
+        codes = stored.words.view(torch.uint8)
+        return {"scale": half_if_exact(stored.scale), "minimum": half_if_exact(stored.low), "codes": codes}
 
     def _dequantise(self, shape: Shape, packed: Packed, at: slice | torch.Tensor) -> torch.Tensor:
         codes = packed["codes"][at]

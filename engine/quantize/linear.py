@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.engine.formats.weights import Words
 from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, choose
 
 
@@ -51,6 +52,15 @@ class QuantLinear(nn.Module):
         """q [out, in] int8; scale [out] or [out, in / group] float32: weight = q * scale."""
         scale = scale.float()
         return cls._packed(q, scale.unsqueeze(1) if scale.dim() == 1 else scale, None, bias, 8)
+
+    @classmethod
+    def from_words(cls, stored: Words, bias: torch.Tensor | None = None) -> QuantLinear:
+        """A matrix in the words of its file, on the device where they will be multiplied."""
+        rows, width = stored.words.shape
+        columns = width * 32 // stored.bits
+        shape = Shape(rows, columns, stored.bits, columns // stored.scale.shape[1])
+        kernel = choose(shape, stored.words.device.type)
+        return cls(shape, kernel, kernel.pack_words(shape, stored), bias)
 
     @classmethod
     def _packed(

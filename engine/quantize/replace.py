@@ -14,7 +14,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
-from glmchat.engine.quantize.int4 import Codes4, quantise_int4
+from glmchat.engine.quantize.int4 import Codes4, quantise_int4, searches
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
@@ -80,19 +80,25 @@ def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe,
         return None
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
+
+    def bring(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device)
+
+    if searches(device):
+        weight = bring(weight)
     try:
         if bits == 4:
-            four = four_bits(recipe, weight, group).stored().to(device)
+            four = four_bits(recipe, weight, group).stored().on(bring)
             linear = QuantLinear.from_int4(four.q, four.scale, four.zero)
         else:
             eight = quantise_int8(weight, fast=recipe.fast)
-            linear = QuantLinear.from_int8(eight.q.to(device), eight.scale.to(device))
+            linear = QuantLinear.from_int8(bring(eight.q), bring(eight.scale))
     except ValueError as error:
         raise not_finite(f"{name}.weight", error) from None
     if isinstance(module, nn.Embedding):
         return QuantEmbedding(linear, weight.dtype)
     bias = cast("torch.Tensor | None", module.bias)
-    linear.bias = None if bias is None else bias.to(device)
+    linear.bias = None if bias is None else bring(bias)
     return linear
 
 

@@ -5,11 +5,23 @@ Covers engine/gpu/prompt.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
-from glmchat.engine.gpu.prompt import AHEAD, Pace, Seen, Stopped, attend_rows, watch_layers
+from glmchat.engine.gpu.prompt import (
+    AHEAD,
+    FROM_THE_END,
+    Pace,
+    Seen,
+    Stopped,
+    attend_rows,
+    by_blocks,
+    by_flash,
+    watch_layers,
+)
 from glmchat.engine.models.chatglm import Layout
 
 
@@ -30,6 +42,22 @@ def test_rows_see_what_the_mask_would_let_them_see(
     )
     mine = attend_rows(query, keys, values, Seen(whole, before + whole))
     assert torch.allclose(mine.double(), right.transpose(0, 1).reshape(count, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [by_flash, by_blocks])
+def test_the_cards_own_kernels_take_heads_that_share_their_keys(kernel: Any) -> None:
+    """No card is asked: operators without numbers check what they are given, and say what comes back."""
+    query = torch.empty(2, 3, 5, 64, device="meta", dtype=torch.float16)
+    shared = torch.empty(2, 1, 12, 64, device="meta", dtype=torch.float16).expand(2, 3, 12, 64)
+    made = kernel(query, shared, shared)
+    assert made.shape == query.shape
+    assert made.dtype == query.dtype
+
+
+def test_the_numbers_that_torch_gives_its_masks_are_those_that_are_passed() -> None:
+    from torch.nn.attention.bias import CausalVariant
+
+    assert int(CausalVariant.LOWER_RIGHT) == FROM_THE_END
 
 
 @pytest.mark.parametrize("visible", [5, 8])

@@ -107,7 +107,9 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wire(adapter: Path) -> Iterator[Wire]:
-    with serving(adapter, pieces=["one ", "", "two", "三"]) as started:
+    with serving(
+        adapter, pieces=["one ", "", "two", "三"], seconds_per_token=0.03
+    ) as started:  # faster ones are joined
         health_until(started, ("ok",))
         yield started
 
