@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
+from glmchat.cli.asking import TextCommand
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_)
     group.command("ls", hidden=True)(list_)
     group.command("show")(show)
-    group.command("search")(search)
+    group.command("search", cls=TextCommand)(search)
     group.command("export")(export)
     group.command("import")(import_)
     group.command("rm")(rm)

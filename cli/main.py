@@ -242,8 +242,11 @@ def run(arguments: Sequence[str]) -> int:
         )
         return Interrupted.exit
     except typer.TyperException as wrong:
-        text = usage_words(wrong.format_message())
-        output.error(Usage(text, hint="glmchat --help, glmchat COMMAND --help"), as_json=as_json)
+        text = wrong.format_message()
+        hint = "glmchat --help, glmchat COMMAND --help"
+        if re.match("No such option: -[^-]", text) or any(re.match(r"-.*\s", word) for word in arguments):
+            hint = tr("text that begins with a dash stands behind two: {example}", example='glmchat run NAME -- "-5"')
+        output.error(Usage(usage_words(text), hint=hint), as_json=as_json)
         return Usage.exit
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)

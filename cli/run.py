@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
+from glmchat.cli.asking import TextCommand
 from glmchat.cli.choosing import choose_model
 from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
@@ -27,8 +28,8 @@ _SAMPLING, _MODEL, _CHAT = "Sampling", "Model", "Conversation"  # the panels of 
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run")(with_engine_flags(run))
-    app.command("chat", hidden=True)(with_engine_flags(run))
+    app.command("run", cls=TextCommand)(with_engine_flags(run))
+    app.command("chat", hidden=True, cls=TextCommand)(with_engine_flags(run))
 
 
 def run(
@@ -241,7 +242,8 @@ class _Question:
 
         if self.from_stdin or isinstance(self.content, tuple):
             return self
-        parts = [part for part in (self.content, read_stdin(wait=self.content is None)) if part and part.strip()]
+        read = read_stdin(wait=self.content is None, beside=self.content is not None)
+        parts = [part for part in (self.content, read) if part and part.strip()]
         if not parts:
             raise Usage(
                 tr("there is no prompt"),
