@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd
+from glmchat.checkpoints.device_plan import CardNeed
 from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
@@ -76,6 +77,8 @@ def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
 RUNTIME = 320_000_000
 HELPER = 20_000_000
 _NO_TEMPLATE = ("chatglm", "gpt2")
+CUDA_LIBRARIES = 700_000_000  # of the machine's memory, for a process that computes on a card
+CARD_TOKENS = 2048  # rows of one piece of a prompt on a card
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens of what a model allows, unless more is asked for: the cache is reserved in one piece
 _EASILY = 0.4  # of the free memory: what dense float32 weights may take before bfloat16 is chosen
@@ -188,6 +191,43 @@ def estimate(
         weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
     return Memory(weights, counted.cache_bytes(length, width), _scratch(counted, length, width), runtime)
+
+
+def card_need(
+    folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
+) -> CardNeed | None:
+    """What loading `folder` (or a GGUF file) takes on a card; None where its files say too little.
+
+    16-bit activations unless float32 is asked for. A matrix that is packed is unpacked for each piece of a prompt.
+    """
+    stored = stored_bytes(folder)
+    if not stored:
+        return None
+    config, spec = config_at(folder), spec_at(folder)
+    length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
+    counted, width = counted_spec(spec, config, stored), 4 if dtype == "float32" else 2
+    weights = _packed_weights(folder, config, stored, width)
+    packed = weights is not None or quant is not None
+    if weights is None:
+        weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
+    layers, shapes = max(counted.layers, 1), counted.shapes()
+    layout = counted.layout(counted) if counted.layout is not None else None
+    end = width * max((prod(shapes[name]) for name in (layout.ends if layout is not None else ())), default=0)
+    first = min(end, weights // 4)
+    last = first if layout is not None and len(layout.ends) > 1 else 0
+    rows = min(CARD_TOKENS, length)
+    feeding = rows * 2 * (counted.ffn_size or 4096) * width + (counted.vocab_size or 65_000) * 4 * 4
+    unpacked = width * max((prod(shape) for shape in shapes.values() if len(shape) == 2), default=0) if packed else 0
+    cache = counted.cache_bytes(length, width)
+    return CardNeed(first, (weights - first - last + cache) // layers, layers, last, feeding + unpacked)
+
+
+def host_memory(folder: Path) -> int:
+    """Bytes of the machine's memory that a load onto a card takes: the program, CUDA's libraries, and the largest
+    tensor on its way, in its file's type, in float32 and packed. Mapped files do not count: the system drops them."""
+    spec = spec_at(folder)
+    largest = max((prod(shape) for shape in spec.shapes().values()), default=0) if spec is not None else 0
+    return RUNTIME + HELPER + CUDA_LIBRARIES + 8 * (largest or 130_000_000)
 
 
 def fits_in_float32(weights: int, free: int | None) -> bool:

@@ -32,9 +32,14 @@ class EngineFlags:
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_PANEL)
     ] = None
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_PANEL)] = (
-        "auto"
-    )
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            help="auto, cpu, cuda, cuda:N, cuda:0,cuda:1 (they share the layers) or mps.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "auto"
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", rich_help_panel=_PANEL)] = None
     context: Annotated[
         int | None, typer.Option("--context", min=16, help="Context size in tokens.", rich_help_panel=_PANEL)

@@ -121,12 +121,14 @@ class EngineOptions:
 
 
 def parse_device(text: str) -> str:
-    """ "auto", "cpu", "mps", "cuda" or "cuda:1", in small letters. Raises Usage for anything else."""
-    word = text.strip().lower()
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", word):
+    """ "auto", "cpu", "mps", "cuda", "cuda:1" or several cards, "cuda:0,cuda:1", in small letters. Raises Usage for
+    anything else, and for a card that is named twice."""
+    word = text.strip().lower().replace(" ", "")
+    names = word.split(",")
+    if not re.fullmatch(r"auto|cpu|mps|cuda|cuda:\d{1,2}(,cuda:\d{1,2})*", word) or len(set(names)) < len(names):
         raise Usage(
             tr("{flag} cannot be {value}", flag="--device", value=repr(one_line(text, 60))),
-            hint="auto, cpu, cuda, cuda:N, mps",
+            hint="auto, cpu, cuda, cuda:N, cuda:0,cuda:1, mps",
             code="usage.device",
         )
     return word
