@@ -229,6 +229,10 @@ def system_note(facts: Mapping[str, Any]) -> str:
     return tr("this model has no system prompt: it was put before the first question")
 
 
+# Facts of a machine that stand in the details of an answer.
+_MACHINE = ("threads", "kernel", "device", "card", "capability", "driver", "cuda", "dtype")
+
+
 def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     """Titles and values, for /stats. What the server did not send is left out."""
     d: Mapping[str, Any] = message.details
@@ -254,7 +258,7 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
         shown = [f"{k} {v:g}" for k, v in sampling.items() if isinstance(v, int | float) and not isinstance(v, bool)]
         table.append((tr("sampling"), ", ".join(s for s in shown if not s.startswith("seed"))))
     for name, value in (d.get("facts") or {}).items():
-        if name in ("threads", "kernel", "device", "dtype") and value is not None:
+        if name in _MACHINE and value is not None:
             table.append((str(name), str(value)))
     if d.get("stretches"):
         table.append((tr("replay"), f"glmchat replay m{message.id}"))

@@ -14,7 +14,7 @@ from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
-from glmchat.checkpoints import fit
+from glmchat.checkpoints import card_fit
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
@@ -60,7 +60,7 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
 def require_fit(options: EngineOptions) -> None:
     """Raises what tells beforehand that a load would fail: DoesNotFit, Damaged, NotInstalled …"""
     folder = options.require_folder()
-    fit.check(options.model or folder.name, folder, options.quant, options.dtype, options.context)
+    card_fit.check(options.model or folder.name, folder, options.quant, options.dtype, options.context, options.device)
 
 
 def connect(
@@ -111,6 +111,8 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
         quant=launch.engine.quant_label or fact("quant"),
         context=row.context if row else None,
         family=fact("family") or launch.family,
+        device=fact("device"),
+        device_reason=fact("device_reason"),
         launch=None if launch.server is not None else _loaded(launch),
     )
 

@@ -6,7 +6,6 @@ It dies with this process, however this process dies: the child's stdin is a pip
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import secrets
 import subprocess
@@ -17,16 +16,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.checkpoints.fit import smaller_hint
+from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
 from glmchat.core.language import language, tr
-from glmchat.core.locations import logs_dir, private_dir
+from glmchat.core.locations import cache_dir, logs_dir, private_dir
 from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
 from glmchat.core.text import one_line
@@ -81,20 +81,14 @@ def process_memory(pid: int) -> int | None:
         return None
 
 
-def gpu_memory() -> tuple[int, int] | None:
-    """(used, total) bytes of the first NVIDIA card; None without one or without nvidia-ml-py."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        info = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0))
-    except ModuleNotFoundError:
+def gpu_memory(device: str | None = None) -> tuple[int, int] | None:
+    """(used, total) bytes of the cards that an engine computes on; None without a card. device: None for the first."""
+    if device is not None and not device.startswith("cuda"):
         return None
-    except Exception as error:
-        # pynvml makes its error classes at run time, all under NVMLError: no driver and no card are no news.
-        if type(error).__module__.partition(".")[0] != "pynvml":
-            raise
-        return None
-    return int(info.used), int(info.total)
+    cards = look()
+    chosen = [cards.at(name) for name in (device or "cuda").split(",")]
+    there = [card for card in chosen if card is not None]
+    return (sum(card.total - card.free for card in there), sum(card.total for card in there)) if there else None
 
 
 def total_memory() -> int:
@@ -111,11 +105,17 @@ _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "GLMCHAT_API
 def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The child's environment: waiting threads sleep instead of spinning, one thread a core, no way to a hub.
 
-    What the user has set for OpenMP wins; it speaks the language that was chosen here.
+    Cards are counted as nvidia-smi counts them, their memory is taken in pieces that grow, and what Triton compiles is
+    kept in our cache and not in a home on a network. What the user has set for OpenMP, CUDA, torch and Triton wins; the
+    child speaks the language that was chosen here.
     """
     found = dict(os.environ if environ is None else environ)
     found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     found.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    found.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in found:  # the older name of the same
+        found.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    found.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
     found["HF_HUB_OFFLINE"] = "1"
     found["TRANSFORMERS_OFFLINE"] = "1"
     found["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores

@@ -29,6 +29,8 @@ class ModelIdentity:
     quant: str | None = None
     context: int | None = None  # tokens the model's context holds
     family: str | None = None
+    device: str | None = None  # "cpu", "cuda:1", "cuda:0,cuda:1"
+    device_reason: str | None = None  # why there
     launch: Mapping[str, Any] | None = None  # of a model loaded here: folder and precision asked for, for replays
 
 

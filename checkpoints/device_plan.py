@@ -7,7 +7,7 @@ passes through (`checkpoints/fit.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from glmchat.core.cards import Card, Cards, Obstacle, TorchBuild, card_obstacle, driver_obstacle
@@ -64,14 +64,22 @@ class DevicePlan:
         return self.devices[-1]
 
 
+ON_CPU = DevicePlan(("cpu",))
+
+
 def plan_device(
-    asked: str, need: CardNeed | None, cards: Cards, build: TorchBuild | None, model: str = "", smaller: str = ""
+    asked: str,
+    need: CardNeed | None,
+    cards: Cards,
+    build: TorchBuild | None,
+    model: str = "",
+    smaller: Callable[[int], str] = lambda free: "",
 ) -> DevicePlan:
     """asked: "auto", "cpu", "mps", "cuda", "cuda:1" or "cuda:0,cuda:1". need: None where the files say too little.
 
     "auto" takes the most free card that fits, else several together, else the CPU; "cuda" does the same and never the
     CPU. Raises Usage for a card that is not there or cannot be used, and DoesNotFit with numbers for one that is full.
-    smaller: what to try then.
+    smaller: free bytes -> words for what would fit into them, or "".
     """
     if not asked.startswith(("auto", "cuda")):
         return DevicePlan((asked,))
@@ -90,7 +98,8 @@ def plan_device(
     if plan is not None:
         return plan
     assert need is not None
-    return _instead(asked, _full(chosen, need, model), full=True, smaller=smaller)
+    room = max(card.free for card in chosen)
+    return _instead(asked, _full(chosen, need, model), full=True, smaller="" if asked == "auto" else smaller(room))
 
 
 def _instead(asked: str, obstacle: Obstacle | None, *, full: bool = False, smaller: str = "") -> DevicePlan:
@@ -130,13 +139,9 @@ def _refuse(name: str, obstacle: Obstacle) -> Card:
 def _fitting(cards: Sequence[Card], need: CardNeed | None, several: bool, *, together: bool) -> DevicePlan | None:
     """One card if one is enough and not several were asked for, else several; None where the model does not fit."""
     freest = max(cards, key=lambda card: card.free)
-    if not together and (need is None or need.total <= freest.free):
+    if need is None or (not together and need.total <= freest.free):
         return DevicePlan((freest.device,), reason=card_words(freest))
-    if not several or (not together and len(cards) < 2):
-        return None
-    if need is None:  # equal shares, as nobody knows better
-        return DevicePlan(tuple(card.device for card in cards), reason=tr("the layers are divided evenly"))
-    return _together(cards, need)
+    return _together(cards, need) if several and len(cards) > 1 else None
 
 
 def _together(cards: Sequence[Card], need: CardNeed) -> DevicePlan | None:
@@ -150,6 +155,12 @@ def _together(cards: Sequence[Card], need: CardNeed) -> DevicePlan | None:
         tuple(count for _, count in shares),
         tr("layers by free memory: {shares}", shares=words) if len(shares) > 1 else card_words(shares[0][0]),
     )
+
+
+def evenly(devices: Sequence[str], layers: int) -> DevicePlan:
+    """Each device takes as many layers as the others, where nobody says what is free."""
+    share, rest = divmod(layers, len(devices))
+    return DevicePlan(tuple(devices), tuple(share + (index < rest) for index in range(len(devices))))
 
 
 def split_layers(need: CardNeed, free: Sequence[int]) -> tuple[int, ...] | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd
-from glmchat.checkpoints.device_plan import CardNeed
 from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
@@ -77,8 +76,6 @@ def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
 RUNTIME = 320_000_000
 HELPER = 20_000_000
 _NO_TEMPLATE = ("chatglm", "gpt2")
-CUDA_LIBRARIES = 700_000_000  # of the machine's memory, for a process that computes on a card
-CARD_TOKENS = 2048  # rows of one piece of a prompt on a card
 SCRATCH_TOKENS = 512  # a prompt is read in pieces of at most this many rows
 LONGEST_CONTEXT = 32_768  # tokens of what a model allows, unless more is asked for: the cache is reserved in one piece
 _EASILY = 0.4  # of the free memory: what dense float32 weights may take before bfloat16 is chosen
@@ -103,12 +100,16 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One line of the table: these weights at this context, and whether there is room. fits None: nobody knows."""
+    """One line of the table: these weights at this context on this device, and whether there is room there.
+
+    fits None: nobody knows.
+    """
 
     quant: str
     context: int
     memory: Memory
     free: int | None
+    device: str = "cpu"
 
     @property
     def fits(self) -> bool | None:
@@ -117,6 +118,7 @@ class Fit:
     def to_json(self) -> dict[str, Any]:
         parts = {f"{name}_bytes": size for name, size in asdict(self.memory).items()}
         return {
+            "device": self.device,
             "quant": self.quant,
             "context": self.context,
             **parts,
@@ -127,21 +129,26 @@ class Fit:
 
 
 def fit_table(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[Fit]:
-    """Every way to load `folder` on this machine: as it is and quantised, at several contexts and the model's own.
+    """Every way to load `folder` into the memory of this machine: see `ways`. Empty where the files say too little."""
+    free = available_memory()
+    return [
+        Fit(label, context, memory, free)
+        for quant, label, context in ways(folder, contexts)
+        if (memory := estimate(folder, quant, context=context)) is not None
+    ]
 
-    Weights that are quantised already have one way. Empty where the files say too little.
+
+def ways(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[tuple[int | None, str, int]]:
+    """(bits to quantise to, words for that, context): as it is and quantised, at several contexts and the model's own.
+
+    Weights that are quantised already have one way.
     """
     config, spec = config_at(folder), spec_at(folder)
     own = min(spec.context, LONGEST_CONTEXT) if spec is not None else LONGEST_CONTEXT
     lengths = sorted({min(length, own) for length in contexts} | {own})
-    free = available_memory()
-    rows = []
-    for quant in (None, *(() if _is_quantised(folder, config) else (8, 4))):
-        for context in lengths:
-            if (memory := estimate(folder, quant, context=context)) is not None:
-                label = f"int{quant}" if quant else str(config.get("torch_dtype") or config.get("dtype") or "as it is")
-                rows.append(Fit(label, context, memory, free))
-    return rows
+    plain = str(config.get("torch_dtype") or config.get("dtype") or "as it is")
+    bits = (None, *(() if _is_quantised(folder, config) else (8, 4)))
+    return [(quant, f"int{quant}" if quant else plain, context) for quant in bits for context in lengths]
 
 
 def memory_words(model: str, needed: int, free: int, smaller: Sequence[tuple[str, int]] = ()) -> DoesNotFit:
@@ -177,7 +184,7 @@ def estimate(
     length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
     counted = counted_spec(spec, config, stored)
     free, wide_cache = available_memory(), counted.cache_bytes(length, 4)
-    packed, wide = _packed_weights(folder, config, stored, 4), counted.weight_bytes(width=4) or 0
+    packed, wide = packed_weights(folder, config, stored, 4), counted.weight_bytes(width=4) or 0
     if packed is None and quant is not None:
         packed = counted.weight_bytes(Recipe(quant), 4)
     if dtype is not None:
@@ -186,48 +193,11 @@ def estimate(
         width = 4 if packed_fits_in_float32(packed, wide_cache, free) else 2
     else:
         width = 4 if not has_bf16() and (folder.is_file() or fits_in_float32(wide, free)) else 2
-    weights = _packed_weights(folder, config, stored, width)
+    weights = packed_weights(folder, config, stored, width)
     if weights is None:
         weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
     runtime = RUNTIME + (0 if config.get("model_type") in _NO_TEMPLATE else HELPER)
     return Memory(weights, counted.cache_bytes(length, width), _scratch(counted, length, width), runtime)
-
-
-def card_need(
-    folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
-) -> CardNeed | None:
-    """What loading `folder` (or a GGUF file) takes on a card; None where its files say too little.
-
-    16-bit activations unless float32 is asked for. A matrix that is packed is unpacked for each piece of a prompt.
-    """
-    stored = stored_bytes(folder)
-    if not stored:
-        return None
-    config, spec = config_at(folder), spec_at(folder)
-    length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
-    counted, width = counted_spec(spec, config, stored), 4 if dtype == "float32" else 2
-    weights = _packed_weights(folder, config, stored, width)
-    packed = weights is not None or quant is not None
-    if weights is None:
-        weights = counted.weight_bytes(Recipe(quant) if quant is not None else None, width) or 0
-    layers, shapes = max(counted.layers, 1), counted.shapes()
-    layout = counted.layout(counted) if counted.layout is not None else None
-    end = width * max((prod(shapes[name]) for name in (layout.ends if layout is not None else ())), default=0)
-    first = min(end, weights // 4)
-    last = first if layout is not None and len(layout.ends) > 1 else 0
-    rows = min(CARD_TOKENS, length)
-    feeding = rows * 2 * (counted.ffn_size or 4096) * width + (counted.vocab_size or 65_000) * 4 * 4
-    unpacked = width * max((prod(shape) for shape in shapes.values() if len(shape) == 2), default=0) if packed else 0
-    cache = counted.cache_bytes(length, width)
-    return CardNeed(first, (weights - first - last + cache) // layers, layers, last, feeding + unpacked)
-
-
-def host_memory(folder: Path) -> int:
-    """Bytes of the machine's memory that a load onto a card takes: the program, CUDA's libraries, and the largest
-    tensor on its way, in its file's type, in float32 and packed. Mapped files do not count: the system drops them."""
-    spec = spec_at(folder)
-    largest = max((prod(shape) for shape in spec.shapes().values()), default=0) if spec is not None else 0
-    return RUNTIME + HELPER + CUDA_LIBRARIES + 8 * (largest or 130_000_000)
 
 
 def fits_in_float32(weights: int, free: int | None) -> bool:
@@ -257,7 +227,7 @@ def smaller_hint(folder: Path, quant: int | None, context: int | None) -> str | 
 def check(
     model: str, folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """Refuse before anything loads: Damaged, Hostile or Usage for what is no model, DoesNotFit
+    """For the CPU. Refuse before anything loads: Damaged, Hostile or Usage for what is no model, DoesNotFit
     with the numbers and the nearest thing that fits (exit 4)."""
     check_folder(folder)
     needed, free = estimate(folder, quant, dtype, context), available_memory()
@@ -322,7 +292,7 @@ def _is_quantised(folder: Path, config: Mapping[str, Any]) -> bool:
     return "quantization_config" in config or bool(config.get("quantization_bit"))
 
 
-def _packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: int) -> int | None:
+def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: int) -> int | None:
     """Bytes in memory of weights that their file holds quantised; None where it holds none.
 
     width: bytes of an activation, in which everything else is kept.

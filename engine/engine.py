@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from glmchat.checkpoints.device_plan import DevicePlan
 from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Damaged, Usage
@@ -22,8 +23,9 @@ from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.cards import card_facts, choose_devices, needs_wide_residual, set_up
 from glmchat.engine.native.self_test import card_step, step_fault
-from glmchat.engine.placement import choose_device, choose_dtype, multiply_exactly, settle_dtype, tune
+from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed
@@ -62,7 +64,9 @@ class Engine:
         """Use `Engine.load`."""
         self.checkpoint = checkpoint
         self.model = model
-        self.device = device
+        self.device = device  # the first, where there are several: where ids go
+        self.plan = DevicePlan((device,))
+        self._card: dict[str, Any] = {}  # which cards compute, for `facts`
         self.context = context
         self.threads = torch.get_num_threads()
         self.load_seconds = 0.0
@@ -98,15 +102,18 @@ class Engine:
         report = on_progress or (lambda stage, done: None)
         checkpoint = identify(Path(folder))
         spec = checkpoint.spec
-        device = choose_device(device)
         room = _room(spec, context)
+        plan = choose_devices(device, checkpoint.path, quant, dtype, room)
+        device = plan.devices[0]
+        set_up(plan)
         report("tokenizer", 0.0)
         tokenizer, prompt = _load_text(checkpoint)
         report("tokenizer", 1.0)
         activations = choose_dtype(dtype, checkpoint, device)
-        model = load_model(checkpoint, dtype=activations, quant=quant, device=device, on_progress=report)
+        wide = needs_wide_residual(checkpoint.config, activations, device)
+        model = load_model(checkpoint, dtype=activations, quant=quant, plan=plan, wide=wide, on_progress=report)
         model.step_fault = step_fault
-        if device.startswith("cuda"):
+        if device.startswith("cuda") and len(plan.devices) == 1:
             model.make_step, model.step_fault = card_step()
         if dtype == "float32":
             multiply_exactly(model)
@@ -116,8 +123,9 @@ class Engine:
         count = tune(model, device, threads)
         trim()
         engine = cls(checkpoint, model, device, room)
-        engine.threads, engine.asked_dtype = count, dtype
+        engine.threads, engine.asked_dtype, engine.plan = count, dtype, plan
         engine._tokenizer, engine._prompt = tokenizer, prompt
+        engine._card = card_facts(plan.devices)
         engine._name_kernels()
         engine.load_seconds = time.perf_counter() - started
         report("warmup", 1.0)
@@ -415,7 +423,9 @@ class Engine:
         return {
             "family": self.family,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device,
+            "device": self.plan.name,
+            **({"device_reason": self.plan.reason} if self.plan.reason else {}),
+            **self._card,
             "threads": self.threads,
             "kernel": self._kernel,
             "context": self.context,

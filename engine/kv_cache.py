@@ -10,7 +10,7 @@ FIRST = 2048  # positions that a cache on a card begins with
 
 
 class KVCache:
-    """Keys and values of every layer for one sequence.
+    """Keys and values of every layer for one sequence; devices: of each layer, or one for all, the CPU if none.
 
     On the CPU all of `limit` is reserved at once: the system gives pages only when they are written. On a card a long
     context costs what is used of it because the cache grows there, in steps that double.
@@ -27,12 +27,13 @@ class KVCache:
         head_dim: int,
         limit: int,
         dtype: torch.dtype,
-        device: str = "cpu",
+        *devices: str,
     ) -> None:
-        capacity = limit if torch.device(device).type == "cpu" else min(FIRST, limit)
+        places = devices if len(devices) == layers else (devices or ("cpu",))[:1] * layers
+        capacity = limit if torch.device(places[0]).type == "cpu" else min(FIRST, limit)
         shape = (kv_heads, capacity, head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in places]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for device in places]
         self.capacity = capacity
         self.limit = limit
         self.length = 0

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from glmchat.checkpoints.device_plan import ON_CPU, DevicePlan
 from glmchat.checkpoints.vocabularies import model_of_embedding
 from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
 from glmchat.core.errors import Usage
@@ -24,6 +25,7 @@ from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSour
 from glmchat.engine.gpu.words import Upload
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
+from glmchat.engine.native.cards import device_of, make_current, spread
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 Progress = Callable[[str, float], None]  # (stage, 0..1)
@@ -45,17 +47,18 @@ def load_model(
     *,
     dtype: torch.dtype,
     quant: int | None = None,
-    device: str = "cpu",
+    plan: DevicePlan = ON_CPU,
+    wide: bool = False,
     on_progress: Progress | None = None,
 ) -> LanguageModel:
     """The model of `checkpoint`, ready for `forward`.
 
     dtype: of the activations, and of every weight that is not quantised. quant: None keeps the file's own precision;
-    4 or 8 quantises in memory (a file that has these bits already stays as it is).
+    4 or 8 quantises in memory (a file that has these bits already stays as it is). wide: see LanguageModel.
     Raises Damaged with every missing, left-over or misshapen tensor named; Usage for quant on other quantised bits.
     """
     report = on_progress or (lambda stage, done: None)
-    family, spec = checkpoint.family, checkpoint.spec
+    family, spec, device = checkpoint.family, checkpoint.spec, plan.devices[0]
     if family.load is not None:
         model = family.load(checkpoint, dtype)
     else:
@@ -64,12 +67,15 @@ def load_model(
         # Weights that will be quantised keep the file's own precision until then, and the machine's memory.
         wanted = dtype if quant is None else None
         source = open_weights(checkpoint)
-        fill(model, source, checkpoint, lambda done: report("weights", done * 0.9), wanted, device if wanted else "cpu")
+        place = plan if wanted else ON_CPU
+        fill(model, source, checkpoint, lambda done: report("weights", done * 0.9), wanted, place)
     model.requires_grad_(False)
     model.eval()
+    model.plan, model.wide_residual = plan, wide
     if quant is not None:
-        _quantise(model, quant, device)
+        _quantise(model, quant)
     set_dtype(model, dtype, device)
+    spread(model, model.spec, plan)
     report("weights", 1.0)
     return model
 
@@ -91,19 +97,21 @@ def fill(
     checkpoint: Checkpoint,
     report: Callable[[float], None],
     dtype: torch.dtype | None = None,
-    device: str = "cpu",
+    plan: DevicePlan = ON_CPU,
 ) -> None:
     """Put every tensor of `source` in its place in `model`, or raise Damaged and say everything that does not fit.
 
-    Tensors are taken in the order of the files and brought to `dtype` and `device` one by one, so that the working set
-    is the result and one shard. Quantised ones are packed there: every device has a layout of its own.
+    Tensors are taken in the order of the files and brought to `dtype` and their device one by one, so that the working
+    set is the result and one shard. Quantised ones are packed there: every device has a layout of its own.
     """
     table = match_names(source, checkpoint)
     kept = _in_float32(model)
-    cache = open_cache(checkpoint) if device == "cpu" else None  # it holds the CPU kernel's layout
-    bring = None if device == "cpu" else Upload(device)
+    cache = open_cache(checkpoint) if plan.devices == ON_CPU.devices else None  # it holds the CPU kernel's layout
+    uploads = {device: Upload(device) for device in plan.devices if device != "cpu"}
     sweep = Sweep(weight_files_of(checkpoint.path))
     for index, (parameter, name) in enumerate(table.items()):
+        device = device_of(parameter, checkpoint.spec, plan)
+        make_current(device)
         cached = cache.take(parameter) if cache is not None else None
         if cached is not None:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
@@ -111,7 +119,7 @@ def fill(
             report((index + 1) / len(table))
             continue
         turned = _lies(checkpoint, source, parameter, name)
-        stored = read_on(source, name, bring, upright=not turned)
+        stored = read_on(source, name, uploads.get(device), upright=not turned)
         if turned:
             stored = _transpose(stored)
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
@@ -222,14 +230,14 @@ def stored_bits(model: nn.Module) -> int | None:
     return max(sizes, key=lambda bits: sizes[bits]) if sizes else None
 
 
-def _quantise(model: LanguageModel, bits: int, device: str) -> None:
+def _quantise(model: LanguageModel, bits: int) -> None:
     from glmchat.engine.quantize.replace import quantise_model
 
     if bits not in (4, 8):
         raise Usage(tr("quant is {bits}", bits=bits), hint=tr("the supported widths are 4 and 8"), code="quant.bits")
     have = stored_bits(model)
     if have is None:
-        quantise_model(model, bits, device=device)
+        quantise_model(model, bits, device_of=lambda name: device_of(f"{name}.weight", model.spec, model.plan))
     elif have != bits:
         raise Usage(
             tr("this model already has {have} bits and cannot be converted to {bits}", have=have, bits=bits),
@@ -240,24 +248,26 @@ def _quantise(model: LanguageModel, bits: int, device: str) -> None:
 
 def set_dtype(model: LanguageModel, dtype: torch.dtype, device: str) -> None:
     """Give every weight that is not quantised this type, and the model what it computes from it."""
-    _cast(model, dtype, device)
+    _cast(model, dtype)
     model.prepare(dtype, device)
     model.dtype = dtype
     model.changed()
 
 
-def _cast(model: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Every floating-point parameter in `dtype`; one that has it already stays the file's memory map."""
+def _cast(model: LanguageModel, dtype: torch.dtype) -> None:
+    """Every floating-point parameter in `dtype` on its device; one that is so already stays the file's memory map."""
     kept = _in_float32(model)
     cast: dict[int, nn.Parameter] = {}  # a matrix that is head and embedding stays one
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.dtype.is_floating_point or f"{path}.{name}" in kept:
+            if parameter is None:
                 continue
+            device = device_of(f"{path}.{name}", model.spec, model.plan)
+            fixed = not parameter.dtype.is_floating_point or f"{path}.{name}" in kept
             if id(parameter) not in cast:
-                data = parameter.data.to(device, dtype)
+                data = parameter.data.to(device, parameter.dtype if fixed else dtype)
                 same = data is parameter.data
                 cast[id(parameter)] = parameter if same else nn.Parameter(data, requires_grad=False)
             module._parameters[name] = cast[id(parameter)]
-    if device != "cpu":
-        model.to(device)
+    if len(model.plan.devices) == 1 and model.plan.devices != ON_CPU.devices:
+        model.to(model.plan.devices[0])  # buffers too

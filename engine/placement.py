@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,45 +14,17 @@ from glmchat.core.machine import available_memory, has_bf16, physical_cores
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.native.step import CompiledStep
+from glmchat.engine.native.cards import half_precision
+from glmchat.engine.native.self_test import layer_timer
 from glmchat.engine.quantize.linear import QuantLinear
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
-# stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
-_LAYERS = 4
-_NARROW = 1024
-
-
-def choose_device(asked: str) -> str:
-    """The device that was asked for; "auto" takes a GPU if there is one."""
-    if asked != "auto":
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def require_device(device: str) -> None:
-    """Raises Usage for a device that this machine, or this torch, does not have. "auto" and "cpu" are always there."""
-    kind, _, number = device.partition(":")
-    why = ""
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) < count:
-            return
-        why = ": " + tr("the installed torch was built without CUDA") if torch.version.cuda is None else ""
-    elif kind != "mps" or torch.backends.mps.is_available():
-        return
-    raise Usage(
-        tr("there is no device {device}", device=device) + why,
-        hint=tr("--device auto uses what is available; `glmchat doctor` shows what that is"),
-        code="device.missing",
-    )
 
 
 def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torch.dtype:
     """What was asked for; else float32 on a CPU without bfloat16 instructions where that fits easily, else bfloat16.
 
-    Raises Usage for a type that does not exist.
+    A card takes 16 bits (`half_precision`). Raises Usage for a type that does not exist.
     """
     if asked is not None:
         if asked not in _DTYPES:
@@ -64,7 +35,7 @@ def choose_dtype(asked: str | None, checkpoint: Checkpoint, device: str) -> torc
             )
         return _DTYPES[asked]
     if device != "cpu":
-        return torch.bfloat16
+        return half_precision(checkpoint.config, device)
     # Measured without such instructions: 128 rows of 16384 x 4096 take 183 ms in float32 and 903 ms in bfloat16.
     weights = counted_spec(checkpoint.spec, checkpoint.config, stored_bytes(checkpoint.path)).weight_bytes(width=4) or 0
     fits = checkpoint.gguf is not None or fits_in_float32(weights, available_memory())
@@ -123,40 +94,3 @@ def choose_threads(asked: int | None, step: Callable[[], float]) -> int:
             best, best_seconds = count, seconds
     torch.set_num_threads(best)
     return best
-
-
-class _Enough(Exception):
-    """Ends a measured forward pass behind the first layers."""
-
-
-def layer_timer(model: LanguageModel, device: str) -> Callable[[], float]:
-    """A function that decodes one token through the model's first layers and returns the seconds that took."""
-    cache = model.new_cache(64, model.dtype)
-    model.open_for_measuring(cache)
-    start = cache.length
-    ids = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def step() -> float:
-        compiled: CompiledStep | None = model.compiled(cache)
-        if compiled is not None:
-            return compiled.seconds(cache, model.spec.layers if model.spec.hidden_size <= _NARROW else _LAYERS)
-        passed = 0
-        started = 0.0
-
-        def between_layers() -> None:
-            nonlocal passed, started
-            if not passed:
-                started = time.perf_counter()
-            if passed == min(_LAYERS, model.spec.layers - 1):
-                raise _Enough
-            passed += 1
-
-        try:
-            with torch.inference_mode():
-                model(ids, cache, last_only=True, between_layers=between_layers)
-        except _Enough:
-            pass
-        cache.truncate(start)
-        return time.perf_counter() - started
-
-    return step

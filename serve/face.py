@@ -91,9 +91,10 @@ def engine_loader(options: EngineOptions) -> Load:
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
         from glmchat.engine.engine import Engine
-        from glmchat.engine.placement import require_device
+        from glmchat.engine.native.cards import choose_devices
 
-        require_device(options.device)
+        # Refused now, not after minutes of quantising.
+        choose_devices(options.device, options.require_folder(), options.quant, options.dtype, options.context)
         report("import", 1.0)
         if options.quant is not None and options.copy is not None:
             from glmchat.engine.quantize.quantiser import kept_copy

@@ -192,6 +192,7 @@ def models_json(host: Host) -> dict[str, Any]:
     """The base first, then the adapters that a request may name as its model (vLLM's form: `parent` is the base)."""
     context = host.engine.context if host.engine else None
     family = host.engine.family if host.engine else None
+    facts = host.engine.facts() if host.engine else {}
 
     def row(name: str, parent: str | None) -> dict[str, Any]:
         return {
@@ -205,6 +206,7 @@ def models_json(host: Host) -> dict[str, Any]:
             "family": family,
             "revision": host.revision,
             "quant": host.quant,
+            **{name: facts[name] for name in ("device", "device_reason") if name in facts},
         }
 
     return {"object": "list", "data": [row(host.model, None), *(row(name, host.model) for name in host.adapters())]}

@@ -1,9 +1,10 @@
-"""A pretend card: tensors that compute on the CPU, claim to lie on `fakegpu:0`, and refuse what a card refuses.
+"""Two pretend cards: tensors that compute on the CPU, claim to lie on `fakegpu:0` or `fakegpu:1`, and refuse what a
+card refuses.
 
 Importing this module registers the device; `torch.device("fakegpu")`, `.to("fakegpu")` and factory calls then work. As
-with CUDA, a tensor of the card meets a CPU tensor of one dimension or more only in copies, and host code gets no
-pointer to it: `data_ptr()` and `numpy()` raise. `record()` lists what makes the host wait and what crosses over, so
-that a test can say what a token may cost.
+with CUDA, a tensor of a card meets one of the other card, and a CPU tensor of one dimension or more, only in copies,
+and host code gets no pointer to it: `data_ptr()` and `numpy()` raise. `record()` lists what makes the host wait and
+what crosses over, so that a test can say what a token may cost.
 
 Tried with torch 2.13 (`_setup_privateuseone_for_python_backend`, experimental there). It says nothing about speed,
 streams, graphs or numbers of lower precision; it finds wrong placement, which no machine without a card shows.
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "fakegpu"
+CARDS = 2
 
 
 class _DeviceModule:
@@ -31,7 +33,7 @@ class _DeviceModule:
 
     @staticmethod
     def device_count() -> int:
-        return 1
+        return CARDS
 
     @staticmethod
     def current_device() -> int:
@@ -80,14 +82,14 @@ class CardTensor(torch.Tensor):
     raw: torch.Tensor
 
     @staticmethod
-    def __new__(cls, raw: torch.Tensor) -> CardTensor:
+    def __new__(cls, raw: torch.Tensor, card: int = 0) -> CardTensor:
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
             strides=raw.stride(),
             storage_offset=raw.storage_offset(),
             dtype=raw.dtype,
-            device=DEVICE,
+            device=torch.device(NAME, card),
             requires_grad=False,
         )
         made.raw = raw
@@ -128,9 +130,15 @@ def _is_card(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
 
+def _card(device: Any) -> int:
+    return 0 if device is None else torch.device(device).index or 0
+
+
 def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     if isinstance(target, CardTensor) != isinstance(source, CardTensor):
         _note("to card" if isinstance(target, CardTensor) else "to host", source.numel())
+    elif target.device != source.device:
+        _note("between cards", source.numel())
     _bare(target).copy_(_bare(source))
     return target
 
@@ -154,6 +162,10 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cards = [value for value in flat if isinstance(value, CardTensor)]
     hosts = [value for value in flat if isinstance(value, torch.Tensor) and not isinstance(value, CardTensor)]
     mixed = [tuple(host.shape) for host in hosts if host.dim() > 0]
+    if len({card.device for card in cards}) > 1:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device: {name} got {[str(card.device) for card in cards]}"
+        )
     if cards and mixed:
         raise RuntimeError(
             f"Expected all tensors to be on the same device: {name} got {NAME}:0 "
@@ -168,11 +180,12 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not (_is_card(wanted) or (cards and wanted is None)):
         return made
     in_place = {id(card.raw): card for card in cards}
+    place = _card(wanted) if wanted is not None or not cards else _card(cards[0].device)
 
     def on_card(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        return in_place.get(id(value)) if id(value) in in_place else CardTensor(value)
+        return in_place.get(id(value)) if id(value) in in_place else CardTensor(value, place)
 
     return tree_map(on_card, made)
 
@@ -182,9 +195,12 @@ def _to_copy(func: Any, source: torch.Tensor, wanted: Any, kwargs: dict[str, Any
     to_card = from_card if wanted is None else _is_card(wanted)
     if from_card != to_card:
         _note("to card" if to_card else "to host", source.numel())
+    place = _card(source.device if wanted is None else wanted)
+    if from_card and to_card and place != _card(source.device):
+        _note("between cards", source.numel())
     plain = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
     made = func(_bare(source), **plain)
-    return CardTensor(made) if to_card else made
+    return CardTensor(made, place) if to_card else made
 
 
 def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -197,16 +213,16 @@ _everything.fallback(_fallback, dispatch_key="PrivateUse1")  # type: ignore[no-u
 
 
 # Factories, and `torch.tensor(…, device=…)`, work below the Python key and want these by name.
-def _empty(size: Any, *, dtype: Any = None, **_: Any) -> CardTensor:
-    return CardTensor(torch.empty(size, dtype=dtype))
+def _empty(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:
+    return CardTensor(torch.empty(size, dtype=dtype), _card(device))
 
 
-def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> CardTensor:
-    return CardTensor(torch.empty_strided(size, stride, dtype=dtype))
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:
+    return CardTensor(torch.empty_strided(size, stride, dtype=dtype), _card(device))
 
 
-def _arange(start: Any, end: Any, step: Any = 1, *, dtype: Any = None, **_: Any) -> CardTensor:
-    return CardTensor(torch.arange(start, end, step, dtype=dtype))
+def _arange(start: Any, end: Any, step: Any = 1, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:
+    return CardTensor(torch.arange(start, end, step, dtype=dtype), _card(device))
 
 
 _named: dict[str, Callable[..., Any]] = {

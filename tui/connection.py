@@ -36,6 +36,7 @@ class EngineLink:
         self._start = start
         self._lock = threading.Lock()
         self._closed = False
+        self.device: str | None = None  # where the engine computes, once it says so
 
     @property
     def has_target(self) -> bool:
@@ -68,7 +69,9 @@ class EngineLink:
                 raise Interrupted(tr("the window was closed"), hint=tr("open it again"), code="chat.closed")
             process = self.process = (self._start or start_engine)(options)
         process.wait_ready(lambda stage, done: report(Loading(stage, done)), lambda: self._closed)
-        return Ready(process.endpoint, identity_of(self.launch, process.endpoint))
+        identity = identity_of(self.launch, process.endpoint)
+        self.device = identity.device
+        return Ready(process.endpoint, identity)
 
     def failure(self) -> GlmchatError | None:
         """Why the engine is gone; None while it lives, and for servers of others."""
@@ -80,7 +83,7 @@ class EngineLink:
 
         process = self.process  # once, as in `failure`
         pid = process.pid if process is not None and process.alive else None
-        return Resources(process_memory(pid) if pid else None, gpu_memory() if pid else None)
+        return Resources(process_memory(pid) if pid else None, gpu_memory(self.device) if pid else None)
 
     def change(self, launch: LaunchOptions) -> None:
         """Talk to something else; `connect` does it."""
@@ -178,7 +181,7 @@ class ModelConnection:
         identity = news.identity
         self._view.status.show(
             activity="", progress=None, lost=False, model=identity.model, revision=identity.revision,
-            quant=identity.quant, limit=identity.context,
+            quant=identity.quant, limit=identity.context, device=identity.device, device_reason=identity.device_reason,
         )  # fmt: skip
 
     def lost(self, error: GlmchatError) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 from glmchat.chat.adapters_choice import parse_adapter, require_fit, require_known
 from glmchat.chat.connect import Connection
 from glmchat.chat.launch import LaunchOptions, launch_installed, locate
-from glmchat.checkpoints.fit import estimate
+from glmchat.checkpoints.card_fit import demand
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory, physical_cores
+from glmchat.core.machine import physical_cores
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import adapters, lookup
@@ -165,11 +165,12 @@ def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Ru
     return sorted(groups.values(), key=lambda g: running is None or not running.answers(launches[g[0]]))
 
 
-def needed(launch: LaunchOptions) -> int | None:
-    """Bytes that loading it takes; None where its files say too little."""
+def demand_of(launch: LaunchOptions) -> tuple[str, int | None, int | None]:
+    """Where it would be loaded, bytes that this takes there (None where its files say too little), and bytes free."""
     engine = launch.engine
-    size = None if engine.folder is None else estimate(engine.folder, engine.quant, engine.dtype, engine.context)
-    return size.total if size is not None else None
+    if engine.folder is None:
+        return "cpu", None, None
+    return demand(engine.folder, engine.quant, engine.dtype, engine.context, engine.device)
 
 
 def decide(engines: Sequence[LaunchOptions], running: Running | None) -> Together | OneByOne:
@@ -179,14 +180,16 @@ def decide(engines: Sequence[LaunchOptions], running: Running | None) -> Togethe
         return Together(count, None)
     if cores < 2 * count and cores < 4:
         return OneByOne(tr("{cores} cores are too few for {count} engines at once", cores=cores, count=count))
-    sizes = [needed(one) for one in engines if running is None or not running.answers(one)]
-    bytes_needed = [size for size in sizes if size is not None]
-    if len(bytes_needed) < len(sizes):
-        return OneByOne(tr("the memory they need is not known"))
-    free = available_memory()
-    if free is not None and sum(bytes_needed) > free:
-        total = human_bytes(sum(bytes_needed))
-        return OneByOne(
-            tr("together they need {needed} of memory, but only {free} are free", needed=total, free=human_bytes(free))
-        )
+    demands = [demand_of(one) for one in engines if running is None or not running.answers(one)]
+    for device in dict.fromkeys(device for device, _, _ in demands):
+        sizes = [size for place, size, _ in demands if place == device]
+        total = sum(size for size in sizes if size is not None)
+        free = next(free for place, _, free in demands if place == device)
+        if None in sizes:
+            return OneByOne(tr("the memory they need is not known"))
+        if free is not None and total > free:
+            needed, left = human_bytes(total), human_bytes(free)
+            return OneByOne(
+                tr("together they need {needed} of memory, but only {free} are free", needed=needed, free=left)
+            )
     return Together(count, max(1, cores // count))

@@ -16,9 +16,9 @@ from glmchat.chat.compare.columns import (
     Running,
     Together,
     decide,
+    demand_of,
     group,
     launches,
-    needed,
     parse_columns,
 )
 from glmchat.chat.connect import Connection
@@ -30,7 +30,6 @@ from glmchat.chat.session import ChatSession
 from glmchat.chat.turns import AnswerSettings
 from glmchat.core.errors import EngineDied, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory
 from glmchat.core.settings import Settings
 
 COMPARE_KEY = "compare"  # in the details of a question: the columns; of an answer: which of them it is
@@ -267,8 +266,12 @@ class Comparison:
 
     def _make_room(self, launch: LaunchOptions) -> None:
         """Let the engine go that ran before the comparison, if its memory is needed; it has answered by then."""
-        size, free = needed(launch), available_memory()
-        if self._running is not None and size is not None and free is not None and size > free:
+        if self._running is None:
+            return
+        device, size, free = demand_of(launch)
+        on_card = (self._running.connection.identity.device or "").startswith("cuda")
+        # A card that it has to itself is worth more to the next engine than the CPU beside it.
+        if (size is not None and free is not None and size > free) or (device == "cpu" and on_card):
             self._running.release()
             self._running = None
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from glmchat.checkpoints.device_plan import ON_CPU
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.parts import NotCompiled, Parts
@@ -32,6 +33,8 @@ class LanguageModel(nn.Module):
 
     spec: ModelSpec
     dtype = torch.float32  # of the activations
+    plan = ON_CPU  # which of its layers lie where
+    wide_residual = False  # what layers add up is kept in float32 beside float16 activations
     compile_steps = True  # False: torch decodes too, for comparisons
     make_step: Callable[[Parts, ModelSpec], Any] = CompiledStep  # what computes a token at once on the model's device
     step_fault: Callable[[], str | None] | None = None  # why this machine must not use the compiled step, asked once
@@ -113,7 +116,10 @@ class LanguageModel(nn.Module):
         """An empty cache for `capacity` positions, in the dtype of the activations."""
         parameter = next(self.parameters())
         dtype = dtype or (parameter.dtype if parameter.dtype.is_floating_point else torch.bfloat16)
-        return KVCache(self.spec.layers, self.spec.kv_heads, self.spec.head_dim, capacity, dtype, str(parameter.device))
+        devices = [str(parameter.device)]
+        if len(self.plan.devices) > 1:
+            devices = [self.plan.of_layer(layer) for layer in range(self.spec.layers)]
+        return KVCache(self.spec.layers, self.spec.kv_heads, self.spec.head_dim, capacity, dtype, *devices)
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         """Called once, after the weights are in: tables that are computed and not loaded, fused views of weights."""

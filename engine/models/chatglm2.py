@@ -175,6 +175,7 @@ class ChatGLM2(PrefixedModel):
         rotary = rotation(start, len(ids), self.spec, ids.device)
         mask = causal_mask(0 if cache is None else cache.length, len(ids), ids.device)  # a prefix is seen by all
         x = self.transformer.embedding.word_embeddings(ids)
+        x = x.float() if self.wide_residual else x
         for layer, block in enumerate(self.transformer.encoder.layers):
             if between_layers is not None:
                 between_layers()

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
             return torch.mul(x, self.weight).mul_(scale)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))
-        return (wide * scale).to(x.dtype) * self.weight
+        return (wide * scale).to(self.weight.dtype) * self.weight  # also of a residual stream wider than activations
 
 
 class RotaryTable:

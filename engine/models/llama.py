@@ -162,6 +162,7 @@ class Llama(PrefixedModel):
         table = self.rotary.at(0 if cache is None else cache.position, count)
         mask = causal_mask(start, count, ids.device)
         x = self.model.embed_tokens(ids)  # [n, hidden]
+        x = x.float() if self.wide_residual else x
         for index, layer in enumerate(self.model.layers):
             if between_layers is not None:
                 between_layers()

@@ -1,11 +1,12 @@
-"""A step against torch, once a process: small networks of the kinds that it computes, a few tokens long."""
+"""A step against torch, once a process: small networks of each kind, a few tokens. And how long a token takes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -107,3 +108,48 @@ def difference(model: LanguageModel) -> float:
         if not error <= worst:
             worst = error
     return worst
+
+
+# Layers that stand for all of them in a measurement; embedding and head are left out. Those of a narrow model would
+# stay in a cache that the whole model does not fit, so all of them are taken, which is quick.
+_LAYERS = 4
+_NARROW = 1024
+
+
+class _Enough(Exception):
+    """Ends a measured forward pass behind the first layers."""
+
+
+def layer_timer(model: LanguageModel, device: str) -> Callable[[], float]:
+    """A function that decodes one token through the model's first layers and returns the seconds that took."""
+    cache = model.new_cache(64, model.dtype)
+    model.open_for_measuring(cache)
+    start = cache.length
+    ids = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def step() -> float:
+        compiled = model.compiled(cache)
+        if compiled is not None:
+            return cast(
+                float, compiled.seconds(cache, model.spec.layers if model.spec.hidden_size <= _NARROW else _LAYERS)
+            )
+        passed = 0
+        started = 0.0
+
+        def between_layers() -> None:
+            nonlocal passed, started
+            if not passed:
+                started = time.perf_counter()
+            if passed == min(_LAYERS, model.spec.layers - 1):
+                raise _Enough
+            passed += 1
+
+        try:
+            with torch.inference_mode():
+                model(ids, cache, last_only=True, between_layers=between_layers)
+        except _Enough:
+            pass
+        cache.truncate(start)
+        return time.perf_counter() - started
+
+    return step

@@ -33,12 +33,12 @@ def quantise_model(
     group_size: int | str = "auto",
     ends: int = 8,
     fast: bool = False,
-    device: str = "cpu",
+    device_of: Callable[[str], str] = lambda name: "cpu",
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Replace every linear layer and the word embedding by packed ones, in place and one at a time.
 
-    Peak memory is the model plus one matrix. device: where the packed layers will run. Adapters must not be attached.
+    Peak memory is the model plus one matrix. device_of: where a layer will run. Adapters must not be attached.
     Raises Usage if `group_size` does not fit, Damaged with its name for a matrix that holds NaN or infinity.
     """
     size = None if group_size == "auto" else int(group_size)
@@ -47,7 +47,7 @@ def quantise_model(
     for name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
     for index, (name, inputs, is_end) in enumerate(places):
-        packed = _packed(model.get_submodule(name), name, *recipe.choose(name, inputs, is_end), recipe, device)
+        packed = _packed(model.get_submodule(name), name, *recipe.choose(name, inputs, is_end), recipe, device_of(name))
         if packed is not None:
             model.swap(name, packed)
         if on_progress is not None:

@@ -20,6 +20,7 @@ from glmchat.chat.compare.columns import OneByOne, Together, parse_columns
 from glmchat.chat.compare.compare import ColumnFailed, Comparison, Said, resume
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
+from glmchat.checkpoints import card_fit
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError, UnknownModel, Usage
@@ -122,10 +123,10 @@ def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
         (folder / "config.json").write_text('{"model_type": "llama"}')
         (folder / "model.safetensors").write_bytes(WEIGHTS)
     monkeypatch.setattr(columns, "physical_cores", lambda: 8)
-    monkeypatch.setattr(columns, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(card_fit, "available_memory", lambda: 10**9)
     asked = parse_columns([str(model), str(other)])
     first, *_ = Comparison(history, asked, Settings()).ask("hello")
-    monkeypatch.setattr(columns, "available_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr(card_fit, "available_memory", lambda: 5 * 10**8)
     comparison = Comparison(history, asked, Settings())
     second, *_ = comparison.ask("hello")
     assert first == Together(2, 4)

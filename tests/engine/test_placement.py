@@ -1,23 +1,92 @@
-"""A device that is not there is refused by name, before anything loads."""
+"""Where a model goes and in which type, as the engine decides it: its own torch is asked, and the driver's cards.
+
+Covers engine/native/cards.py.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from pretend_machine import become, card
+from tiny_checkpoints import build
 
+from glmchat.checkpoints.device_plan import DevicePlan, evenly
 from glmchat.core.errors import Usage
-from glmchat.engine.placement import require_device
+from glmchat.engine import Engine
+from glmchat.engine.families import identify
+from glmchat.engine.native import cards
+from glmchat.engine.native.cards import choose_devices, device_of, half_precision, needs_wide_residual
 
 
-def test_what_is_always_there_is_accepted() -> None:
-    require_device("auto")
-    require_device("cpu")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build("chatglm3", tmp_path / "chatglm3")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "cuda", "mps"])
-def test_a_missing_device_is_a_usage_error_with_the_way_out(device: str) -> None:
-    if (device == "cuda" and torch.cuda.is_available()) or (device == "mps" and torch.backends.mps.is_available()):
-        pytest.skip(f"{device} is here")
-    with pytest.raises(Usage, match=f"no device {device}") as refused:
-        require_device(device)
-    assert "--device auto" in refused.value.hint and refused.value.exit == 2
+def test_what_is_always_there_is_accepted(folder: Path) -> None:
+    assert choose_devices("cpu", folder) == DevicePlan(("cpu",))
+    assert choose_devices("auto", folder).name.startswith(("cpu", "cuda"))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda", "mps", "cuda:0,cuda:1"])
+def test_a_missing_device_is_a_usage_error_with_the_way_out(
+    device: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    become(monkeypatch, tmp_path)
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("mps is here")
+    with pytest.raises(Usage) as refused:
+        choose_devices(device, folder)
+    assert device in refused.value.message and refused.value.hint and refused.value.exit == 2
+
+
+def test_auto_on_a_machine_whose_torch_cannot_use_its_card_is_the_cpu_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch was built with CUDA")
+    become(monkeypatch, tmp_path, card())
+    plan = choose_devices("auto", folder)
+    assert plan.name == "cpu" and "without CUDA" in plan.reason
+    engine = Engine.load(folder, device="auto", dtype="float32", threads=1)
+    assert engine.facts()["device"] == "cpu" and "without CUDA" in engine.facts()["device_reason"]
+
+
+def test_a_card_takes_the_16_bits_of_the_checkpoint_and_an_old_one_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert half_precision({"torch_dtype": "float16"}, "cuda:0") == torch.float16
+    assert half_precision({"dtype": "bfloat16"}, "cuda:0") == torch.bfloat16
+    assert half_precision({}, "cuda:0") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert half_precision({"torch_dtype": "bfloat16"}, "cuda:0") == torch.float16
+    assert needs_wide_residual({"torch_dtype": "bfloat16"}, torch.float16, "cuda:0")
+    assert not needs_wide_residual({"torch_dtype": "float16"}, torch.float16, "cuda:0")
+    assert not needs_wide_residual({"torch_dtype": "bfloat16"}, torch.float16, "cpu")
+
+
+def test_what_torch_has_code_for_is_read_from_its_own_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    codes = ["sm_75", "sm_80", "sm_90a", "sm_100f", "sm_120", "compute_120"]
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: codes)
+    build_of = cards.torch_build()
+    assert build_of.cuda == (13, 0)
+    assert build_of.architectures == ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
+
+
+@pytest.mark.parametrize("name", ["chatglm", "chatglm3", "llama", "gpt2"])
+def test_every_parameter_has_a_device_and_layers_keep_together(name: str, tmp_path: Path) -> None:
+    checkpoint = identify(build(name, tmp_path / name))
+    spec = checkpoint.spec
+    plan = evenly(("a", "b"), spec.layers)
+    assert spec.layout is not None
+    layout = spec.layout(spec)
+    for parameter in spec.shapes():
+        place = device_of(parameter, spec, plan)
+        if parameter.startswith(f"{layout.stack}."):
+            number = int(parameter.removeprefix(f"{layout.stack}.").split(".")[0])
+            assert place == plan.of_layer(number)
+    assert device_of(layout.ends[0], spec, plan) == "a"
+    last = [name for name in layout.rest if name not in layout.ends and ("norm" in name or "ln_f" in name)]
+    assert last and {device_of(name, spec, plan) for name in (*last, *layout.ends[1:])} == {"b"}

@@ -5,6 +5,7 @@ The card (tests/fake_card.py) computes on the CPU, refuses what a real one refus
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fake_card
@@ -98,6 +99,55 @@ def test_a_cache_grows_and_a_prompt_is_read_in_pieces_without_a_difference(
     longer = [*ids, *right, *right]
     if there.spec.causal:
         assert list(there.generate(longer, GREEDY)) == list(here.generate(longer, GREEDY))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_cards_share_the_layers_and_say_what_the_processor_says(
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "choose", lambda shape, device: Reference())
+    if name == "gguf" and way != "as it is":
+        pytest.skip("the file has 4 bits already")
+    folder = build(name, tmp_path / name)
+    ids = prompt_of(name)
+    here = Engine.load(folder, quant=WAYS[way], dtype="float32", device="cpu", threads=1)
+    there = Engine.load(folder, quant=WAYS[way], dtype="float32", device=f"{fake_card.NAME}:0,{fake_card.NAME}:1")
+    places = {str(tensor.device) for tensor in there.model.state_dict().values()}
+    assert places == set(there.plan.devices) and there.facts()["device"] == there.plan.name
+    ours, right = there.logits(ids), here.logits(ids)
+    assert float((ours - right).abs().max() / right.abs().max()) < 1e-4
+    assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
+
+
+class Much(torch.nn.Module):
+    """Adds as much to every sum as a layer of a network with large activations does."""
+
+    def __init__(self, width: int, size: float) -> None:
+        super().__init__()
+        self.width, self.size = width, size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_full((*x.shape[:-1], self.width), self.size)
+
+
+def test_what_a_layer_carries_on_stays_in_float32_where_float16_would_overflow(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}))
+    engine = Engine.load(folder, dtype="float16", device=fake_card.NAME)
+    assert engine.model.wide_residual and engine.dtype == torch.float16
+    largest = torch.finfo(torch.float16).max
+    embedding = engine.model.get_submodule("model.embed_tokens")
+    with torch.no_grad():
+        embedding.weight.mul_(0.9 * largest / float(embedding.weight.abs().max()))
+    head = torch.nn.Linear(engine.spec.hidden_size, engine.spec.vocab_size, bias=False)
+    engine.model.swap("lm_head", head.to(fake_card.DEVICE, torch.float16))
+    for layer in range(engine.spec.layers):
+        engine.model.swap(f"model.layers.{layer}.mlp.down_proj", Much(engine.spec.hidden_size, 0.2 * largest))
+    assert torch.isfinite(engine.logits(prompt_of("llama"))).all()
+    engine.model.wide_residual = False
+    assert not torch.isfinite(engine.logits(prompt_of("llama"))).all()
 
 
 def test_packed_weights_are_not_moved_behind_their_layouts_back(tmp_path: Path) -> None:

@@ -117,8 +117,7 @@ async def test_the_engine_goes_where_memory_allows_only_one_and_the_picked_model
     launch: LaunchOptions, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(columns, "physical_cores", lambda: 8)
-    monkeypatch.setattr(columns, "available_memory", lambda: 1000)
-    monkeypatch.setattr("glmchat.chat.compare.compare.available_memory", lambda: 1000)
+    monkeypatch.setattr("glmchat.checkpoints.card_fit.available_memory", lambda: 1000)
     async with open_window(launch=launch) as window:
         await window.send(f"/compare {other}\nhello")
         await over(window)

@@ -47,6 +47,8 @@ class Facts:
     limit: int | None = None
     memory: int | None = None
     gpu: tuple[int, int] | None = None
+    device: str | None = None  # where it computes, and why there
+    device_reason: str | None = None
     activity: str = ""  # "loading weights", "reading the prompt", "answering": replaces the facts at the left
     progress: float | None = None  # of the activity
     lost: bool = False
@@ -125,6 +127,10 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
         right.append((6, bar(share, palette)))
     elif f.used is not None:
         right.append((3, Text(tr("{n} tokens", n=f.used), p.quiet)))
+    if f.device is not None:
+        right.append((8, Text("CPU" if f.device == "cpu" else one_line(f.device, 24), p.quiet)))
+        if f.device_reason:
+            right.append((10, Text(one_line(f.device_reason, 48), p.quiet)))
     if f.memory is not None:
         right.append((8, Text(human_bytes(f.memory), p.quiet)))
     if f.gpu is not None:
