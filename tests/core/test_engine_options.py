@@ -66,7 +66,6 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     assert typed <= {name for one in context.command.params for name in one.opts}
 
 
-<<<<<<< HEAD
 TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "context": 64}
 
 
@@ -92,10 +91,7 @@ def test_a_load_is_told_everything_that_it_can_be_told() -> None:
     assert options.for_load() == {"quant": 4, **TYPED}
 
 
-@pytest.mark.parametrize("word", ["auto", "cpu", "mps", "cuda", "cuda:1", " CUDA:0 "])
-=======
 @pytest.mark.parametrize("word", ["auto", "cpu", "mps", "cuda", "cuda:1", " CUDA:0 ", "cuda:0,cuda:1"])
->>>>>>> 7d54e22 (Cards are read from the driver without torch, and a planner says which of them a model goes to)
 def test_known_devices_are_taken_in_small_letters(word: str) -> None:
     assert parse_device(word) == word.strip().lower()
 
