@@ -4,7 +4,8 @@
     ├── Failed        exit 1   network, server, engine died
     │   ├── NetworkFailed  ServerFailed  EngineDied  NotInstalled
     ├── Usage         exit 2   unknown name or option, contradiction, a question without a terminal
-    │   └── UnknownModel
+    │   ├── UnknownModel
+    │   └── FieldError  a field of a request to the server
     ├── Damaged       exit 3   a file is damaged, is not what it claims, or is hostile
     │   └── Hostile
     ├── DoesNotFit    exit 4   disk, memory, context
@@ -85,6 +86,16 @@ class Usage(GlmchatError):
 
 class UnknownModel(Usage):
     default_code = "model.unknown"
+
+
+class FieldError(Usage):
+    """A field of a request that is wrong or not done. `param` is its name: OpenAI's error object has a place for it."""
+
+    default_code = "request.invalid"
+
+    def __init__(self, message: str, *, hint: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.param = param
 
 
 class Damaged(GlmchatError):

@@ -13,12 +13,15 @@ import torch
 from glmchat.checkpoints.device_plan import DevicePlan
 from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.core.decoding import Decoding, TokenLogprob
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
+from glmchat.engine.decoding.decoder import Decoder, Decoders
+from glmchat.engine.decoding.passes import Pass
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.weights import trim
-from glmchat.engine.generate import Pass, Sequences, generate
+from glmchat.engine.generate import Sequences, generate
 from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
@@ -55,6 +58,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: tuple[TokenLogprob, ...] = ()  # where a decoder tells them
 
 
 class Engine:
@@ -76,6 +80,7 @@ class Engine:
         self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
         self._prompt: PromptFormat | None = None
         self._adapters: AdapterSet | None = None
+        self._decoders: Decoders | None = None
         self._kernel = "dense"
 
     @classmethod
@@ -253,8 +258,9 @@ class Engine:
         on_prefill: OnPrefill | None = None,
         answer: Sequence[int] = (),
         chat: bool = True,
+        decoder: Decoder | None = None,
     ) -> Generator[Chunk, None, None]:
-        """The text that follows `ids`.
+        """The text that follows `ids`; `decoder` (see there) holds it to more than `sampling`.
 
         cancelled: asked between tokens and between layers. on_prefill(done, total): while the prompt is read.
         answer: the ids at the end of `ids` that are the beginning of the answer itself. chat: it is an answer, and is
@@ -265,7 +271,8 @@ class Engine:
         text.resume(answer)
         cached = self.sequence.held(ids)
         started = time.perf_counter()
-        steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed)
+        steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed, decoder)
+        told = (lambda **_: ()) if decoder is None else decoder.told
         said: list[int] = []
         pending: list[int] = []
         opening: dict[str, Any] = {}  # how the prompt came into the cache; told with the first piece
@@ -273,7 +280,7 @@ class Engine:
         first: float | None = None
         reason: FinishReason = "length"
         by = "length" if limit < self.context - len(ids) or limit == sampling.max_tokens else "context"
-        ends = () if sampling.ignore_eos else self.stop_ids
+        ends = self._ends(sampling, decoder)
         try:
             for token in steps:
                 first = first or time.perf_counter()
@@ -285,7 +292,7 @@ class Engine:
                     break
                 piece = text.push(token)
                 if piece:
-                    yield Chunk(piece, tuple(pending), facts=opening if untold else {})
+                    yield Chunk(piece, tuple(pending), facts=opening if untold else {}, logprobs=told())
                     pending.clear()
                     untold = False
                 if text.stopped:
@@ -311,7 +318,7 @@ class Engine:
             **opening,
             "stopped_by": by,
         }
-        yield Chunk(text.finish(), tuple(pending), reason, facts)
+        yield Chunk(text.finish(), tuple(pending), reason, facts, told(ended=by == "eos"))
 
     def _generate(
         self,
@@ -320,6 +327,7 @@ class Engine:
         cancelled: Callable[[], bool] | None,
         on_prefill: OnPrefill | None,
         seed: int | None = None,
+        decoder: Decoder | None = None,
     ) -> tuple[Generator[int, None, None], int]:
         """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
@@ -328,11 +336,12 @@ class Engine:
         room = max(self.context - len(ids), 0)
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
         run_on = () if self._prompt is None else self._prompt.sentence_ends
+        choose = self.sampler(sampling, seed, ids)
         steps = generate(
             self.sequence,
             ids,
-            self.sampler(sampling, seed, ids),
-            stop_ids=() if sampling.ignore_eos else self.stop_ids,
+            choose if decoder is None else decoder.sampler(choose),
+            stop_ids=self._ends(sampling, decoder),
             max_tokens=limit,
             run_on=run_on,
             room=room,
@@ -340,6 +349,15 @@ class Engine:
             on_prefill=on_prefill,
         )
         return steps, limit
+
+    def _ends(self, sampling: Sampling, decoder: Decoder | None) -> tuple[int, ...]:
+        return (*(() if sampling.ignore_eos else self.stop_ids), *(() if decoder is None else decoder.ends))
+
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoder | None:
+        """What holds one answer behind `ids` to `decoding`. Raises Usage for what this model cannot do."""
+        if self._decoders is None:
+            self._decoders = Decoders(self.tokenizer, self.stop_ids, self.spec.vocab_size)
+        return self._decoders.make(decoding, ids)
 
     def sampler(self, sampling: Sampling, seed: int, ids: Sequence[int]) -> Sampler:
         """What chooses the ids that follow `ids`."""

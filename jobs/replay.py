@@ -20,8 +20,8 @@ from glmchat.core.fingerprints import look_again, of_adapter
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
+from glmchat.engine.decoding.passes import Pass
 from glmchat.engine.engine import Engine
-from glmchat.engine.generate import Pass
 from glmchat.engine.identity import settings_of, versions, weight_files, weights_json
 from glmchat.jobs.lines import Request, Tell, run
 

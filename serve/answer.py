@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from starlette.types import Receive
 
+from glmchat.core.decoding import TokenLogprob
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason
@@ -57,13 +59,23 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of one of the answers, which are made one after the other. final: nothing at all comes after it."""
+
+    choice: int
+    chunk: Chunk
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Pieces:
     """Chunks that came faster than one each PIECE_INTERVAL, as one."""
 
     text: str
     token_ids: tuple[int, ...]
     facts: Mapping[str, Any]
-    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ class _Gone:
     pass
 
 
-Event = Waiting | Begun | Prefill | Silence | Chunk
+Event = Waiting | Begun | Prefill | Silence | Said
 
 
 class Answer:
@@ -97,9 +109,9 @@ class Answer:
         self._told_prefill = 0.0
         self._begun = False
         self._piece_time = 0.0
-        self._pieces: list[Chunk] = []  # pieces that a timer of the loop will send
+        self._pieces: list[Said] = []  # pieces that a timer of the loop will send
         self._pieces_lock = threading.Lock()
-        self._last: Chunk | None = None
+        self._last: Said | None = None
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -174,16 +186,16 @@ class Answer:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def _piece(self, chunk: Chunk) -> None:
+    def _piece(self, said: Said) -> None:
         """A piece at once, or together with those that follow it within PIECE_INTERVAL of the one before."""
         with self._pieces_lock:
             now = time.monotonic()
             wait = self._piece_time + PIECE_INTERVAL - now
             if not self._pieces and wait <= 0:
                 self._piece_time = now
-                self._tell(chunk)
+                self._tell(said)
                 return
-            self._pieces.append(chunk)
+            self._pieces.append(said)
             first = len(self._pieces) == 1
         if first:
             with contextlib.suppress(RuntimeError):
@@ -193,11 +205,14 @@ class Answer:
         with self._pieces_lock:
             pieces, self._pieces = self._pieces, []
             self._piece_time = time.monotonic()
-        if pieces:
-            text = "".join(piece.text for piece in pieces)
-            ids = tuple(number for piece in pieces for number in piece.token_ids)
-            facts = {name: value for piece in pieces for name, value in piece.facts.items()}
-            self._events.put_nowait(_Pieces(text, ids, facts))
+        # An end stays apart from the pieces before it: it is told in a way of its own.
+        for (choice, reason), group in groupby(pieces, lambda said: (said.choice, said.chunk.finish_reason)):
+            chunks = [said.chunk for said in group]
+            text = "".join(chunk.text for chunk in chunks)
+            ids = tuple(number for chunk in chunks for number in chunk.token_ids)
+            facts = {name: value for chunk in chunks for name, value in chunk.facts.items()}
+            logprobs = tuple(one for chunk in chunks for one in chunk.logprobs)
+            self._events.put_nowait(Said(choice, _Pieces(text, ids, facts, logprobs, reason)))
 
     def _prefill(self, done: int, total: int) -> None:
         """The engine tells after every layer; ten times a second is enough for anybody who watches."""
@@ -212,24 +227,10 @@ class Answer:
             if self._stop_wanted():
                 return None
             self.host.activate(self.adapters)
-            answer = self.ids[len(self.ids) - self.continued :]
-            with contextlib.closing(
-                self.host.ready().stream_ids(
-                    self.ids,
-                    self.request.sampling,
-                    cancelled=self._stop_wanted,
-                    on_prefill=self._prefill,
-                    answer=answer,
-                    chat=self.request.is_chat,
-                )
-            ) as chunks:
-                for chunk in chunks:
-                    if chunk.finish_reason is None:
-                        self._piece(chunk)
-                    else:
-                        self._last = chunk
-                    if self._stop_wanted():
-                        break
+            for choice in range(self.request.choices):
+                self._say(choice)
+                if self._stop_wanted():
+                    break
             if self.host.stopping.is_set():
                 return ServerFailed(
                     tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping"
@@ -237,6 +238,33 @@ class Answer:
         except Exception as caught:  # noqa: BLE001 (goes to the client; the engine lives on)
             return None if self._cancelled.is_set() else in_words(caught)
         return None
+
+    def _say(self, choice: int) -> None:
+        """One of the answers. The first has the seed that was asked for, the next ones those behind it, as in vLLM."""
+        request, engine = self.request, self.host.ready()
+        sampling = request.sampling
+        if choice and sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + choice) % 2**63)
+        with contextlib.closing(
+            engine.stream_ids(
+                self.ids,
+                sampling,
+                cancelled=self._stop_wanted,
+                on_prefill=self._prefill,
+                answer=self.ids[len(self.ids) - self.continued :],
+                # Nothing is cleaned up that was held to a form.
+                chat=request.is_chat and request.decoding.grammar is None,
+                decoder=engine.decoder(request.decoding, self.ids),
+            )
+        ) as chunks:
+            for chunk in chunks:
+                final = chunk.finish_reason is not None and choice + 1 == request.choices
+                if final:
+                    self._last = Said(choice, chunk, final=True)
+                else:
+                    self._piece(Said(choice, chunk))
+                if self._stop_wanted():
+                    break
 
 
 def in_words(error: Exception) -> GlmchatError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,15 +18,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmchat import __version__
+from glmchat.core.decoding import PLAIN
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
-from glmchat.serve.answer import Answer, in_words
+from glmchat.serve.answer import Answer, Said, Silence, in_words
+from glmchat.serve.fields import invalid, template_variables
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
-from glmchat.serve.render import Rendering, comment, error_json, models_json, sse, status_of, to_bytes
+from glmchat.serve.render import Rendering, comment, error_json, model_json, models_json, sse, status_of, to_bytes
 from glmchat.serve.wire import GenerationRequest
+
+PROGRESS = "x-glmchat-progress"  # a client that sends this header reads SSE comments; others may stumble over them
+PATIENCE = 10.0  # seconds of silence after which any other client is sent a chunk that says nothing
 
 Parse = Callable[[Mapping[str, Any], Mapping[str, Any]], GenerationRequest]
 
@@ -35,6 +43,7 @@ def build_app(host: Host, *, key: str | None = None, hosts: Iterable[str] | None
         routes=[
             Route("/health", routes.health),
             Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"]),
@@ -43,7 +52,20 @@ def build_app(host: Host, *, key: str | None = None, hosts: Iterable[str] | None
         ],
         exception_handlers={GlmchatError: _refusal, HTTPException: _http_refusal, Exception: _unexpected},
     )
-    return Guard(app, key, hosts)
+    return Guard(_one_slash(app), key, hosts)
+
+
+def _one_slash(app: ASGIApp) -> ASGIApp:
+    """A base address that was typed with a slash at its end makes clients ask for `/v1//models`: runs of slashes are
+    one, as in nginx, and one at the end is none.
+    """
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        path = re.sub(r"/{2,}", "/", scope["path"])
+        scope = {**scope, "path": path.rstrip("/") or "/"}
+        await app({**scope, "raw_path": quote(scope["path"]).encode()}, receive, send)
+
+    return call
 
 
 def _json(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -60,12 +82,22 @@ async def _refusal(request: Request, error: Exception) -> Response:
     return _json(error_json(error), status_of(error), headers)
 
 
+_NOT_SERVED = {  # addresses of OpenAI's, vLLM's and Ollama's APIs, and what they are for
+    "embeddings": "embeddings", "embed": "embeddings", "responses": "the Responses API's answers",
+    "messages": "Anthropic's messages", "moderations": "moderations", "images": "images", "audio": "speech and sound",
+    "rerank": "rankings", "score": "scores", "batches": "batches", "files": "files", "fine_tuning": "fine-tuning jobs",
+    "assistants": "assistants", "threads": "threads", "api/": "Ollama's own addresses",
+}  # fmt: skip
+
+
 async def _http_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = one_line(request.url.path, 200)
+    other = next((what for name, what in _NOT_SERVED.items() if f"/{name}" in path), None)
     words = {
         404: (
-            f"there is nothing at {one_line(request.url.path)}",
-            "the API is under /v1: /v1/chat/completions, /v1/models",
+            f"there is nothing at {path}" if other is None else f"{other} are not served: there is nothing at {path}",
+            "the API is under /v1: /v1/chat/completions, /v1/completions, /v1/models",
         ),
         405: (f"{request.method} is not for {one_line(request.url.path)}", "see the Allow header"),
         413: ("the body is too large", f"at most {wire.BODY_LIMIT // 2**20} MiB"),
@@ -95,6 +127,21 @@ class _Routes:
     async def models(self, request: Request) -> Response:
         return _json(models_json(self._host))
 
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        row = model_json(self._host, name)
+        if row is None:
+            raise self._unknown(name)
+        return _json(row)
+
+    def _unknown(self, name: str) -> UnknownModel:
+        host = self._host
+        return UnknownModel(
+            tr("the model {name} is not served here", name=one_line(repr(name), 80)),
+            hint=tr("models served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
+            code="model_not_found",
+        )
+
     async def chat(self, request: Request) -> Any:
         return await self._generate(request, wire.parse_chat)
 
@@ -108,12 +155,12 @@ class _Routes:
         if "messages" in data:
             messages = wire.parse_messages(data)
             is_open = data.get("continue_final") is True or data.get("continue_final_message") is True
-            variables, render = wire.template_variables(data), engine.render_open if is_open else engine.render
+            variables, render = template_variables(data), engine.render_open if is_open else engine.render
             ids = await self._text(lambda: render(messages, variables))
         else:
             text = next((data[name] for name in ("prompt", "text", "content") if name in data), None)
             if not isinstance(text, str):
-                raise wire.invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}')
+                raise invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}')
             ids = await self._text(lambda: engine.tokenize(text.encode("utf-8", "replace").decode()))
         return _json({"count": len(ids), "tokens": ids, "max_model_len": engine.context})
 
@@ -132,9 +179,9 @@ class _Routes:
         self._host.ready()
         name = data.get("lora_name")
         if not isinstance(name, str) or not name:
-            raise wire.invalid("lora_name must be a text", '{"lora_name": "my-lora"}')
+            raise invalid("lora_name must be a text", '{"lora_name": "my-lora"}')
         if data.get("lora_path") not in (None, "", name):
-            raise wire.invalid(
+            raise invalid(
                 "adapters are loaded by their name in the store, never by a path", "glmchat adapters add PATH"
             )
         return name
@@ -166,7 +213,10 @@ class _Routes:
         place = host.line.join()
         try:
             ids, continued = await self._ids(generation)
-            _check_length(len(ids), host.ready().context)
+            engine = host.ready()
+            _check_length(len(ids), engine.context)
+            if generation.decoding != PLAIN:  # a form is read once more for each answer; what is wrong is said here
+                await asyncio.to_thread(engine.decoder, generation.decoding, ids)
             return _Response(Answer(host, place, generation, ids, adapters, continued), request)
         except BaseException:
             place.leave()
@@ -179,11 +229,7 @@ class _Routes:
             and name not in (host.model, f"{host.model}@{host.revision}")
             and not host.has_adapter(name)
         ):
-            raise UnknownModel(
-                tr("the model {name} is not served here", name=one_line(repr(name), 80)),
-                hint=tr("models served: {names}", names=one_line(", ".join([host.model, *host.adapters()]))),
-                code="model_not_found",
-            )
+            raise self._unknown(name)
         if generation.adapters is not None:
             for adapter in generation.adapters:
                 if not host.has_adapter(adapter):
@@ -223,13 +269,15 @@ def _check_length(length: int, context: int) -> None:
             code="context.full",
         )
     if length == 0:
-        raise wire.invalid("the prompt is empty", "send some text")
+        raise invalid("the prompt is empty", "send some text")
 
 
 async def _body(request: Request) -> dict[str, Any]:
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 12 or int(declared) > wire.BODY_LIMIT:
         raise HTTPException(413)
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise invalid("the body is compressed", "send it without Content-Encoding")
     body = bytearray()
     try:
         async for part in request.stream():
@@ -267,30 +315,35 @@ class _Response:
         raw = [(k, v) for k, v in start.raw_headers if k != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 
+        told = PROGRESS in self._request.headers
+        spoken = time.monotonic()
+
         async def out(data: bytes | None) -> None:
+            nonlocal spoken
             if data:
+                spoken = time.monotonic()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
 
         try:
             await out(self._rendering.first())
             async for event in events:
-                if not hasattr(event, "token_ids"):
-                    await out(comment(event))
+                if not isinstance(event, Said):
+                    if told:
+                        await out(comment(event))
+                    elif isinstance(event, Silence) and time.monotonic() - spoken > PATIENCE:
+                        await out(self._rendering.silence())
                     continue
-                await out(self._rendering.piece(event))
-                if event.finish_reason is not None:
-                    await out(self._rendering.last(event))
+                await out(self._rendering.said(event))
         except GlmchatError as error:
             await out(sse(error_json(error)) + b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _whole(self, events: Any) -> Response | None:
-        last = None
+        pieces: list[Said] = []
         try:
             async for event in events:
-                if hasattr(event, "token_ids"):
-                    self._rendering.piece(event)
-                    last = event if event.finish_reason is not None else last
+                if isinstance(event, Said):
+                    pieces.append(event)
         except GlmchatError as error:
             return await _refusal(self._request, error)
-        return None if last is None else _json(self._rendering.whole(last))
+        return _json(self._rendering.whole(pieces)) if pieces and pieces[-1].final else None

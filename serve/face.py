@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from glmchat.core.decoding import Decoding, TokenLogprob
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.messages import FinishReason, Message, Sampling
+
+if TYPE_CHECKING:  # the server answers before torch is imported
+    from glmchat.engine.decoding.decoder import Decoder
+    from glmchat.engine.gpu.prompt import OnPrefill
 
 Report = Callable[[str, float], None]
 """Progress of a load: the stage ("import", "tokenizer", "weights", "warmup") and how much of it is done, 0 to 1."""
@@ -26,6 +31,11 @@ class Chunk(Protocol):
     def token_ids(self) -> Sequence[int]: ...
     @property
     def finish_reason(self) -> FinishReason | None: ...
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        """One for each token that is shown, where a decoder tells them."""
+        ...
+
     @property
     def facts(self) -> Mapping[str, Any]:
         """On the last one: prompt_n, cached_n, prompt_ms, predicted_n, predicted_ms, ttft_ms, seed, stopped_by."""
@@ -57,6 +67,13 @@ class EngineFace(Protocol):
 
     def complete(self, text: str) -> list[int]: ...
     def tokenize(self, text: str) -> list[int]: ...
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoder | None:
+        """For `stream_ids`: what holds one answer behind `ids` to `decoding`; None where that asks for nothing.
+
+        Raises Usage for what this model cannot do.
+        """
+        ...
+
     def facts(self) -> Mapping[str, Any]:
         """What the `glmchat` object of an answer says of the model: quant, threads, kernel, …"""
         ...
@@ -67,9 +84,10 @@ class EngineFace(Protocol):
         sampling: Sampling,
         *,
         cancelled: Callable[[], bool],
-        on_prefill: Callable[[int, int], None],
+        on_prefill: OnPrefill,
         answer: Sequence[int] = (),
         chat: bool = True,
+        decoder: Decoder | None = None,
     ) -> Generator[Chunk, None, None]:
         """The answer to `ids`. `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
 

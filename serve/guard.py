@@ -52,10 +52,10 @@ class Guard:
                 "the Host header names another machine",
                 "glmchat serve --allow-host NAME admits a name",
             )
-        if self._key is not None and not self._has_key(headers.getlist("authorization")):
-            return refusal(
-                401, "serve.key", "a key is needed", "send it as `Authorization: Bearer KEY`; glmchat serve printed it"
-            )
+        given = headers.getlist("authorization")
+        if self._key is not None and not self._has_key(given):
+            words = "this key is wrong" if given else "a key is needed"
+            return refusal(401, "serve.key", words, "send it as `Authorization: Bearer KEY`; glmchat serve printed it")
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":

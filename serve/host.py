@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -75,7 +76,8 @@ class Line:
     def __init__(self, waiting: int = WAITING) -> None:
         self._places: deque[Place] = deque()
         self._waiting = waiting
-        self.seconds_per_turn = 10.0  # a running mean, for Retry-After
+        self._first_since = time.monotonic()  # when somebody came into an empty line
+        self.seconds_per_turn = 0.0  # a running mean, for Retry-After
 
     def __len__(self) -> int:
         return len(self._places)
@@ -83,7 +85,9 @@ class Line:
     def join(self) -> Place:
         """The next place. Raises Busy where all are taken."""
         if len(self._places) > self._waiting:
-            raise Busy(self._waiting, max(1, min(120, round(self.seconds_per_turn))))
+            raise Busy(self._waiting, self.seconds_until_free())
+        if not self._places:
+            self._first_since = time.monotonic()
         place = Place(self)
         self._places.append(place)
         return place
@@ -98,8 +102,15 @@ class Line:
         for other in self._places:
             other.advanced()
 
+    def seconds_until_free(self) -> int:
+        """When everybody who waits now has been served, as far as can be known: each of those who are refused together
+        finds a place then. Before the first turn is over, that one's time so far is all there is.
+        """
+        turn = self.seconds_per_turn or time.monotonic() - self._first_since
+        return max(1, math.ceil(turn * len(self._places)))
+
     def took(self, seconds: float) -> None:
-        self.seconds_per_turn += 0.3 * (seconds - self.seconds_per_turn)
+        self.seconds_per_turn += (0.3 if self.seconds_per_turn else 1.0) * (seconds - self.seconds_per_turn)
 
 
 log = logging.getLogger("glmchat.serve")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glmchat.core.decoding import TokenLogprob
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
-from glmchat.serve.answer import Answer, Begun, Event, Prefill, Waiting
+from glmchat.serve.answer import Answer, Begun, Event, Prefill, Said, Waiting
 from glmchat.serve.face import Chunk
 from glmchat.serve.host import Busy, Host, StillLoading
+
+LEAST = -9999.0  # what OpenAI gives for a token that is all but impossible; JSON has no minus infinity
 
 
 def to_bytes(data: Any) -> bytes:
@@ -27,7 +30,9 @@ def sse(data: Any) -> bytes:
 
 
 def comment(event: Event) -> bytes:
-    """Progress as an SSE comment, which every client of this API skips; ours reads the JSON in it."""
+    """Progress as an SSE comment, for a client that asked for it. The standard lets every client skip them; some
+    cannot.
+    """
     match event:
         case Waiting(place):
             return b": glmchat " + to_bytes({"waiting": place}) + b"\n\n"
@@ -39,12 +44,15 @@ def comment(event: Event) -> bytes:
             return b": keep-alive\n\n"
 
 
+_PARAMS = {"model_not_found": "model", "adapter.unknown": "adapters"}  # of errors that the engine's room raises too
+
+
 def error_json(error: GlmchatError) -> dict[str, Any]:
     """OpenAI's form, with our stable code, the hint, and the exit code for the command line."""
     kind = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status_of(error), "server_error"
     )
-    return {"error": {**error.to_json(), "type": kind, "param": None}}
+    return {"error": {**error.to_json(), "type": kind, "param": getattr(error, "param", _PARAMS.get(error.code))}}
 
 
 def status_of(error: GlmchatError) -> int:
@@ -63,8 +71,67 @@ def status_of(error: GlmchatError) -> int:
             return 500
 
 
+class _Choice:
+    """One of the answers to a request, as far as it has come."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.text: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: str | None = None
+        self.opened = False
+        self._made: int | None = None
+
+    def take(self, chunk: Chunk) -> int:
+        """Keep a piece; returns how long the text of the tokens before it was, as `text_offset` counts."""
+        offset = sum(len(_token(one.piece)) for one in self.logprobs)
+        self.ids.extend(chunk.token_ids)
+        self.text.append(chunk.text)
+        self.logprobs.extend(chunk.logprobs)
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self._made = chunk.facts.get("predicted_n", self._made)
+        return offset
+
+    @property
+    def made(self) -> int:
+        """Tokens, with one that ended it."""
+        return len(self.ids) if self._made is None else self._made
+
+
+def _token(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
+
+
+def chat_logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def row(piece: bytes, logprob: float) -> dict[str, Any]:
+        return {"token": _token(piece), "logprob": max(logprob, LEAST), "bytes": list(piece)}
+
+    rows = [
+        {**row(one.piece, one.logprob), "top_logprobs": [row(piece, logprob) for piece, logprob in one.top]}
+        for one in told
+    ]
+    return {"content": rows, "refusal": None}
+
+
+def completion_logprobs(told: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    tokens = [_token(one.piece) for one in told]
+    offsets = [offset + sum(map(len, tokens[:index])) for index in range(len(tokens))]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [max(one.logprob, LEAST) for one in told],
+        # The chosen token stands beside the likeliest, so an object may hold one more than was asked for.
+        "top_logprobs": [
+            {_token(piece): max(logprob, LEAST) for piece, logprob in (*one.top, (one.piece, one.logprob))}
+            if one.top
+            else {}
+            for one in told
+        ],
+        "text_offset": offsets,
+    }
+
+
 class Rendering:
-    """The objects of one answer: a completion or a chat, streamed or whole."""
+    """The objects of one request: completions or chats, one or several, streamed or whole."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._host = answer, answer.host
@@ -74,27 +141,47 @@ class Rendering:
             "created": int(time.time()),
             "model": answer.request.model or answer.host.model,
         }
-        self._ids: list[int] = []
-        self._text: list[str] = []
+        self._choices = [_Choice() for _ in range(answer.request.choices)]
         self._opening: Mapping[str, Any] = {}  # facts of the first piece, until they were sent with every hash
 
-    def first(self) -> bytes | None:
-        """The chunk that opens a stream. A completion has none unless ids are asked for."""
+    def first(self, choice: int = 0) -> bytes | None:
+        """The chunk that opens a stream, and each further answer. A completion has none unless ids are asked for."""
+        self._choices[choice].opened = True
         if not self._chat and not self._answer.request.return_token_ids:
             return None
         delta = {"role": "assistant", "content": ""} if self._chat else ""
-        extra = {"prompt_token_ids": self._answer.ids} if self._answer.request.return_token_ids else {}
-        return sse(self._chunk(delta, None, (), extra))
+        extra = {"prompt_token_ids": self._answer.ids} if self._answer.request.return_token_ids and not choice else {}
+        return sse(self._chunk(choice, delta, extra=extra))
 
-    def piece(self, chunk: Chunk) -> bytes | None:
-        """A chunk of text; None if there is nothing to say (half a character, and nobody asked for ids)."""
-        self._ids.extend(chunk.token_ids)
-        self._text.append(chunk.text)
+    def silence(self) -> bytes:
+        """A chunk that says nothing, for a client that must not take a long prefill for a dead connection."""
+        return sse(self._chunk(0, {"content": ""} if self._chat else ""))
+
+    def said(self, event: Said) -> bytes | None:
+        """What a stream says of a piece: text, ids, an end; None if there is nothing to say (half a character)."""
+        choice, chunk = event.choice, event.chunk
+        told = (not self._choices[choice].opened and self.first(choice)) or b""
+        told += self._piece(choice, chunk) or b""
+        if event.final:
+            return told + self._last(choice, chunk)
+        if chunk.finish_reason is not None:
+            told += sse(self._chunk(choice, {} if self._chat else "", finish=chunk.finish_reason))
+        return told or None
+
+    def _piece(self, choice: int, chunk: Chunk) -> bytes | None:
+        offset = self._choices[choice].take(chunk)
         asked = self._answer.request.return_token_ids
-        if not chunk.text and not (asked and chunk.token_ids):
+        if not chunk.text and not (asked and chunk.token_ids) and not chunk.logprobs:
             return None
         extra = self._replay_facts(chunk) if asked and not chunk.finish_reason else {}
-        return sse(self._chunk({"content": chunk.text} if self._chat else chunk.text, None, chunk.token_ids, extra))
+        delta: Any = {"content": chunk.text} if self._chat else chunk.text
+        logprobs = self._logprobs(chunk.logprobs, offset)
+        return sse(self._chunk(choice, delta, chunk.token_ids, extra=extra, logprobs=logprobs))
+
+    def _logprobs(self, told: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any] | None:
+        if self._answer.request.decoding.top_logprobs is None:
+            return None
+        return chat_logprobs(told) if self._chat else completion_logprobs(told, offset)
 
     def _replay_facts(self, chunk: Chunk) -> dict[str, Any]:
         """With the first piece, so that whoever stops before the end knows all the same what a replay needs; once more
@@ -106,23 +193,32 @@ class Rendering:
         self._opening = {} if identified else chunk.facts or self._opening
         return {"glmchat": self._identity(opening)} if opening else {}
 
-    def last(self, chunk: Chunk) -> bytes:
+    def _last(self, choice: int, chunk: Chunk) -> bytes:
         """The chunk with the finish reason, and what is known of the answer; with include_usage that comes apart."""
         facts = self._facts(chunk)
         delta: Any = {} if self._chat else ""
         if not self._answer.request.include_usage:
-            return sse(self._chunk(delta, chunk.finish_reason, (), facts)) + b"data: [DONE]\n\n"
-        closing = self._chunk(delta, chunk.finish_reason, (), {"usage": None})
+            last = self._chunk(choice, delta, finish=chunk.finish_reason, extra=facts)
+            return sse(last) + b"data: [DONE]\n\n"
+        closing = self._chunk(choice, delta, finish=chunk.finish_reason, extra={"usage": None})
         usage = {**self._kind(".chunk"), "choices": [], **facts}
         return sse(closing) + sse(usage) + b"data: [DONE]\n\n"
 
-    def whole(self, last: Chunk) -> dict[str, Any]:
-        text = "".join(self._text)
-        choice: dict[str, Any] = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None}
-        choice.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
-        data: dict[str, Any] = {**self._kind(""), "choices": [choice], **self._facts(last)}
+    def whole(self, pieces: Sequence[Said]) -> dict[str, Any]:
+        """The answer to a request that does not stream; the last of `pieces` is the final one."""
+        for piece in pieces:
+            self._choices[piece.choice].take(piece.chunk)
+        choices = []
+        for index, choice in enumerate(self._choices):
+            text = "".join(choice.text)
+            row: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
+            row["logprobs"] = self._logprobs(choice.logprobs)
+            row.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
+            if self._answer.request.return_token_ids:
+                row["token_ids"] = choice.ids
+            choices.append(row)
+        data: dict[str, Any] = {**self._kind(""), "choices": choices, **self._facts(pieces[-1].chunk)}
         if self._answer.request.return_token_ids:
-            choice["token_ids"] = self._ids
             data["prompt_token_ids"] = self._answer.ids
         return data
 
@@ -130,11 +226,21 @@ class Rendering:
         name = "chat.completion" + suffix if self._chat else "text_completion"
         return {"id": self._head["id"], "object": name, **self._head}
 
-    def _chunk(self, delta: Any, finish: str | None, ids: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-        choice = {"index": 0, ("delta" if self._chat else "text"): delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self,
+        choice: int,
+        delta: Any,
+        ids: Sequence[int] = (),
+        *,
+        finish: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        logprobs: Any = None,
+    ) -> dict[str, Any]:
+        name = "delta" if self._chat else "text"
+        row = {"index": choice, name: delta, "logprobs": logprobs, "finish_reason": finish}
         if self._answer.request.return_token_ids:
-            choice["token_ids"] = list(ids)
-        return {**self._kind(".chunk"), "choices": [choice], **extra}
+            row["token_ids"] = list(ids)
+        return {**self._kind(".chunk"), "choices": [row], **(extra or {})}
 
     def _identity(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The `glmchat` object: what answers, and how."""
@@ -170,7 +276,7 @@ class Rendering:
     def _facts(self, chunk: Chunk) -> dict[str, Any]:
         facts = dict(chunk.facts)
         prompt, cached = len(self._answer.ids), facts.get("cached_n")
-        made = facts.get("predicted_n", len(self._ids))
+        made = sum(choice.made for choice in self._choices)
         return {
             "usage": {
                 "prompt_tokens": prompt,
@@ -186,6 +292,14 @@ class Rendering:
             },
             "glmchat": self._identity(facts),
         }
+
+
+def model_json(host: Host, name: str) -> dict[str, Any] | None:
+    """The row of one model by its name; None where nothing of that name is served."""
+    name = name.lstrip("/")  # doubled slashes of an address are one
+    rows = {row["id"].lstrip("/"): row for row in models_json(host)["data"]}
+    rows.setdefault(f"{host.model}@{host.revision}".lstrip("/"), rows[host.model.lstrip("/")])
+    return rows.get(name)
 
 
 def models_json(host: Host) -> dict[str, Any]:

@@ -1,43 +1,22 @@
-"""Requests as they come in: OpenAI's fields, vLLM's extensions and ours, each checked once, here.
-
-What glmchat cannot do (several answers, log probabilities, tools, images) is refused by name: a client that believes it
-was heard is worse off than one that is told. Unknown fields are ignored, as every server of this API does.
-"""
+"""Requests as they come in: a body, its conversation or prompt, and what `serve/fields.py` makes of the rest."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from glmchat.core.errors import Usage
+from glmchat.core.decoding import PLAIN, Decoding
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling, check_template_variables
+from glmchat.core.messages import Message, Sampling
 from glmchat.core.text import one_line
+from glmchat.serve import fields
+from glmchat.serve.fields import flag, ids, invalid, unsupported
+from glmchat.serve.fields import text as whole_text
 
 BODY_LIMIT = 16 * 1024 * 1024  # bytes; a context of a million tokens of Chinese text is about 5 MB
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "observation"})
-_SPELLINGS = {
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "chat_template_kwargs": "template_variables",
-}
-_REFUSED: Mapping[str, tuple[Any, ...]] = {  # field -> values that ask for nothing
-    "n": (1,),
-    "best_of": (1,),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "echo": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "response_format": ({"type": "text"},),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +34,12 @@ class GenerationRequest:
     adapters: Mapping[str, float] | None = None  # None: as the model name says
     continue_final: bool = False
     continue_ids: tuple[int, ...] = ()  # the exact ids of the answer so far; otherwise its text is encoded
+    decoding: Decoding = PLAIN
+    choices: int = 1  # answers wanted, made one after the other
 
     @property
     def is_chat(self) -> bool:
         return self.messages is not None
-
-
-def invalid(message: str, hint: str = "see the OpenAI API reference for the form of a request") -> Usage:
-    return Usage(message, hint=hint, code="request.invalid")
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -87,17 +64,31 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def parse_chat(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationRequest:
     """A `/v1/chat/completions` body. `defaults`: sampling settings for what the client leaves open."""
     messages = parse_messages(data)
-    continue_final = _flag(data, "continue_final") or _flag(data, "continue_final_message")
+    common = _common(data, defaults, chat=True)
+    continue_final = continues(data)
     if continue_final and messages[-1].role != "assistant":
         raise invalid(
-            "continue_final needs an assistant message at the end", "send the answer so far as the last message"
+            "continue_final needs an assistant message at the end",
+            "send the answer so far as the last message",
+            "messages",
         )
+    if data.get("add_generation_prompt") is False and not continue_final:
+        raise unsupported("add_generation_prompt")
     return GenerationRequest(
         messages=messages,
         continue_final=continue_final,
-        continue_ids=_ids(data, "continue_token_ids") if continue_final else (),
-        **_common(data, defaults),
+        continue_ids=ids(data, "continue_token_ids") if continue_final else (),
+        **common,
     )
+
+
+def continues(data: Mapping[str, Any]) -> bool:
+    """Whether the last message is an answer to go on with: our own field, vLLM's, or Mistral's, DeepSeek's and
+    Moonshot's mark on the message itself.
+    """
+    last = data["messages"][-1]
+    marked = [name for name in ("prefix", "partial") if flag(last, name)]
+    return flag(data, "continue_final") or flag(data, "continue_final_message") or bool(marked)
 
 
 def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationRequest:
@@ -105,13 +96,15 @@ def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Ge
     prompt = data.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
         prompt = prompt[0]
-    common = _common(data, defaults)
+    common = _common(data, defaults, chat=False)
     if isinstance(prompt, str):
-        return GenerationRequest(prompt=_text(prompt, "prompt"), **common)
+        return GenerationRequest(prompt=whole_text(prompt, "prompt"), **common)
     if isinstance(prompt, list) and prompt and not any(isinstance(part, (str, list)) for part in prompt):
-        return GenerationRequest(prompt_ids=_ids({"prompt": prompt}, "prompt"), **common)
+        return GenerationRequest(prompt_ids=ids({"prompt": prompt}, "prompt"), **common)
     raise invalid(
-        "prompt must be a text or a list of token ids, one prompt a request", '{"prompt": "Once upon a time"}'
+        "prompt must be a text or a list of token ids, one prompt a request",
+        '{"prompt": "Once upon a time"}',
+        "prompt",
     )
 
 
@@ -119,133 +112,73 @@ def parse_messages(data: Mapping[str, Any]) -> tuple[Message, ...]:
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid(
-            "messages must be a list that is not empty", '{"messages": [{"role": "user", "content": "Hello"}]}'
+            "messages must be a list that is not empty",
+            '{"messages": [{"role": "user", "content": "Hello"}]}',
+            "messages",
         )
-    return tuple(_message(item, index) for index, item in enumerate(messages))
+    return tuple(_message(item, index, last=index + 1 == len(messages)) for index, item in enumerate(messages))
 
 
-def _message(item: Any, index: int) -> Message:
+def _message(item: Any, index: int, *, last: bool) -> Message:
     where = f"messages[{index}]"
     if not isinstance(item, dict):
-        raise invalid(f"{where} is not an object", '{"role": "user", "content": "Hello"}')
+        raise invalid(f"{where} is not an object", '{"role": "user", "content": "Hello"}', where)
     role = item.get("role")
     if role not in ROLES:
-        raise invalid(f"{where}.role is {one_line(repr(role), 60)}", "one of " + ", ".join(sorted(ROLES)))
+        raise invalid(
+            f"{where}.role is {one_line(repr(role), 60)}", "one of " + ", ".join(sorted(ROLES)), f"{where}.role"
+        )
+    for name in ("tool_calls", "function_call", "audio"):
+        if item.get(name):
+            raise unsupported(f"{where}.{name}", tr("put it into the text of a message"))
+    for name in ("prefix", "partial"):
+        if flag(item, name) and not last:
+            raise invalid(f"{where}.{name} is for the last message", param=f"{where}.{name}")
     content = item.get("content")
     if content is None and role == "assistant":  # what OpenAI sends for an answer that was only a tool call
         content = ""
     if isinstance(content, list):
         content = "".join(_part(part, f"{where}.content[{n}]") for n, part in enumerate(content))
     if not isinstance(content, str):
-        raise invalid(f"{where}.content must be a text", 'a string, or a list of {"type": "text", "text": …}')
+        raise invalid(
+            f"{where}.content must be a text", 'a string, or a list of {"type": "text", "text": …}', f"{where}.content"
+        )
     role = "system" if role == "developer" else role
     try:
-        return Message.from_json({**item, "role": role, "content": _text(content, f"{where}.content")})
+        return Message.from_json({**item, "role": role, "content": whole_text(content, f"{where}.content")})
     except ValueError as error:
-        raise invalid(f"{where}.{error} is of the wrong kind", "name is a text, tools is a list of objects") from None
+        raise invalid(
+            f"{where}.{error} is of the wrong kind", "name is a text, tools is a list of objects", f"{where}.{error}"
+        ) from None
 
 
 def _part(part: Any, where: str) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise invalid(f"{where} is {one_line(repr(kind), 60)}: this model reads text only", "send parts of type text")
+    raise invalid(
+        f"{where} is {one_line(repr(kind), 60)}: this model reads text only", "send parts of type text", where
+    )
 
 
-def _text(value: str, where: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise invalid(f"{where} holds half a character (a lone surrogate)", "send whole Unicode characters") from None
-    return value
-
-
-def _flag(data: Mapping[str, Any], name: str) -> bool:
-    value = data.get(name)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise invalid(f"{name} must be true or false")
-    return value
-
-
-def _ids(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    value = data.get(name)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
-        raise invalid(f"{name} must be a list of token ids")
-    return tuple(value)
-
-
-def _common(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    for name, harmless in _REFUSED.items():
-        if (value := data.get(name)) is not None and value not in harmless:
-            raise Usage(
-                tr("{name} is not supported by glmchat", name=name),
-                hint=tr("leave the field out"),
-                code="request.unsupported",
-            )
+def _common(data: Mapping[str, Any], defaults: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
+    fields.refuse_unheard(data)
     model = data.get("model")
     if model is not None and not isinstance(model, str):
-        raise invalid("model must be a text", "GET /v1/models lists the names")
+        raise invalid("model must be a text", "GET /v1/models lists the names", "model")
     options = data.get("stream_options")
     if options is not None and not isinstance(options, dict):
-        raise invalid("stream_options must be an object", '{"include_usage": true}')
+        raise invalid("stream_options must be an object", '{"include_usage": true}', "stream_options")
     return {
         "model": model or None,
-        "sampling": _sampling(data, defaults),
-        "stream": _flag(data, "stream"),
-        "include_usage": _flag(options or {}, "include_usage"),
-        "return_token_ids": _flag(data, "return_token_ids"),
+        "sampling": fields.sampling(data, defaults, max_tokens=None if chat else fields.COMPLETION_TOKENS),
+        "decoding": fields.decoding(data, chat=chat),
+        "choices": fields.choices(data),
+        "stream": flag(data, "stream"),
+        "include_usage": flag(options or {}, "include_usage"),
+        "return_token_ids": flag(data, "return_token_ids"),
         "adapters": _adapters(data.get("adapters")),
     }
-
-
-def _sampling(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sampling:
-    values = dict(defaults)
-    given = {_SPELLINGS.get(k, k): v for k, v in data.items() if v is not None}
-    for item in fields(Sampling):
-        if item.name not in given:
-            continue
-        value = given[item.name]
-        match item.name:
-            case "stop":
-                value = (value,) if isinstance(value, str) else value
-                if not isinstance(value, (list, tuple)) or not all(isinstance(s, str) and s for s in value):
-                    raise invalid("stop must be a text or a list of texts, none of them empty")
-                if len(value) > 16:
-                    raise invalid("stop holds more than 16 texts")
-                value = tuple(_text(s, "stop") for s in value)
-            case "template_variables":
-                value = template_variables(given, "template_variables")
-            case "ignore_eos":
-                value = _flag(given, "ignore_eos")
-            case "top_k" | "seed" | "max_tokens":
-                if isinstance(value, float) and value.is_integer():
-                    value = int(value)
-                if not isinstance(value, int) or isinstance(value, bool):
-                    raise invalid(f"{item.name} must be a whole number")
-                if item.name == "top_k" and value == -1:  # vLLM's way of switching it off
-                    value = 0
-                if item.name == "seed" and value < 0:  # llama-server's way of asking for a random one
-                    continue
-            case _:
-                if not isinstance(value, (int, float)) or isinstance(value, bool):
-                    raise invalid(f"{item.name} must be a number")
-                value = float(value)
-        values[item.name] = value
-    return Sampling(**values)
-
-
-def template_variables(data: Mapping[str, Any], field: str = "chat_template_kwargs") -> dict[str, Any]:
-    """What the chat template is told beside the messages. Raises Usage for names that are the conversation's own."""
-    value = data.get(field) or {}
-    if not isinstance(value, dict):
-        raise invalid("chat_template_kwargs must be an object", '{"enable_thinking": false}')
-    check_template_variables(value)
-    return value
 
 
 def _adapters(value: Any) -> dict[str, float] | None:
@@ -253,15 +186,15 @@ def _adapters(value: Any) -> dict[str, float] | None:
         return None
     form = '[{"name": "my-lora", "scale": 1.0}]'
     if not isinstance(value, list):
-        raise invalid("adapters must be a list", form)
+        raise invalid("adapters must be a list", form, "adapters")
     scales: dict[str, float] = {}
     for item in value:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise invalid("each of adapters must be an object with a name", form)
+            raise invalid("each of adapters must be an object with a name", form, "adapters")
         scale = item.get("scale", 1.0)
         if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not -100 <= scale <= 100:
-            raise invalid("the scale of an adapter must be a number between -100 and 100", form)
+            raise invalid("the scale of an adapter must be a number between -100 and 100", form, "adapters")
         if item["name"] in scales:
-            raise invalid(f"the adapter {one_line(repr(item['name']), 60)} is named twice", form)
+            raise invalid(f"the adapter {one_line(repr(item['name']), 60)} is named twice", form, "adapters")
         scales[item["name"]] = float(scale)
     return scales

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from glmchat.core.decoding import PLAIN, Decoding, TokenLogprob
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
 
@@ -28,6 +29,7 @@ class FakeChunk:
     token_ids: Sequence[int] = ()
     finish_reason: FinishReason | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class FakeEngine:
@@ -69,6 +71,7 @@ class FakeEngine:
         self.family = "fake"
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
+        self.decoded: list[Decoding | None] = []
         self.stopped = 0
         self.closed = False
         self.attached: dict[str, Path] = {}
@@ -110,6 +113,10 @@ class FakeEngine:
     def tokenize(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoding | None:
+        """What is asked for is recorded in `decoded`; a fake engine does none of it."""
+        return None if decoding == PLAIN else decoding
+
     def facts(self) -> Mapping[str, Any]:
         return {"threads": 1, "kernel": "fake", "family": "fake"}
 
@@ -138,8 +145,10 @@ class FakeEngine:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         answer: Sequence[int] = (),
         chat: bool = True,
+        decoder: Decoding | None = None,
     ) -> Generator[FakeChunk, None, None]:
         self.asked.append((list(ids), sampling))
+        self.decoded.append(decoder)
         started = time.perf_counter()
         finished = False
         try:

@@ -35,6 +35,7 @@ from glmchat.core.text import one_line
 __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 
 ASK_SECONDS = 15.0  # for a question that costs a server nothing
+PROGRESS = "X-Glmchat-Progress"  # asks our own server for the SSE comments that `Progress` is read from
 SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
 
 
@@ -293,7 +294,12 @@ class Endpoint:
             "POST",
             self.url + path,
             content=json.dumps(body).encode(),
-            headers={**self._headers(), "Content-Type": "application/json", "Accept": "text/event-stream"},
+            headers={
+                **self._headers(),
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                **({PROGRESS: "1"} if self.is_glmchat else {}),
+            },
             extensions={"trace": stop.watch},
         )
 

@@ -40,6 +40,10 @@ class Tokenizer(Protocol):
         """The bytes one id stands for, or None where text cannot be put together from single ids."""
         ...
 
+    def piece_bytes(self, token: int) -> bytes:
+        """The bytes one id stands for in the middle of a text; none for a control token."""
+        ...
+
 
 SPACE = "\u2581"  # how a piece writes a space
 
@@ -99,6 +103,10 @@ class PieceText:
                 found = self._pieces.id_to_piece(token).replace(SPACE, " ")
             self._known[token] = found
         return found
+
+    def piece_bytes(self, token: int) -> bytes:
+        piece = self._read(token)
+        return bytes([piece]) if isinstance(piece, int) else piece.encode()
 
     def join(self, ids: Sequence[int]) -> str:
         """Text of `ids`; the space that the encoder put in front is taken off again."""

@@ -94,6 +94,9 @@ class ChatGLMTokenizer:
         """None: a leading space depends on what stands before it."""
         return None
 
+    def piece_bytes(self, token: int) -> bytes:
+        return self._text.piece_bytes(token - self.offset) if token >= self.offset else b""
+
 
 def _blanks(run: re.Match[str]) -> str:
     full, rest = divmod(len(run[0]), LONGEST_BLANK)

@@ -67,8 +67,10 @@ class GLM4Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes.get(i, b"") for i in ids).decode("utf-8", "replace")
 
-    def token_bytes(self, token: int) -> bytes | None:
+    def token_bytes(self, token: int) -> bytes:
         return self._bytes.get(token, b"")
+
+    piece_bytes = token_bytes
 
 
 def _ranks(path: Path) -> dict[bytes, int]:
@@ -138,6 +140,9 @@ class ChatGLM2Tokenizer:
     def token_bytes(self, token: int) -> bytes | None:
         """None: a leading space depends on what stands before it."""
         return None
+
+    def piece_bytes(self, token: int) -> bytes:
+        return self._text.piece_bytes(token) if token < PIECES else b""
 
 
 def load_chatglm2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:

@@ -106,6 +106,8 @@ class CPMTokenizer:
         piece = self._pieces.id_to_piece(token)
         return piece.replace(SPACE, "").replace(" ", "").replace("\u2582", " ").replace("\u2583", "\n").encode()
 
+    piece_bytes = token_bytes
+
 
 def _plain(text: str) -> str:
     """Blanks folded, accents taken off, typewriter quotes made straight: what the vocabulary was made from."""

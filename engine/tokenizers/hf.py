@@ -24,6 +24,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 _LARGEST = 256 * 2**20
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how a vocabulary of characters writes a byte
 # What a template may mean by a token, even where the file does not mark it as special.
 LIKE_CONTROL = re.compile(r"<[^\s<>]+>|\[[A-Za-z0-9_/]+\]")
 
@@ -99,6 +100,18 @@ class HFTokenizer:
                 known = piece.encode("utf-8")
             self._bytes[token] = known
         return known
+
+    def piece_bytes(self, token: int) -> bytes:
+        known = self.token_bytes(token)
+        if known is not None:
+            return known
+        piece = self._lower.id_to_token(token)
+        if piece is None or token in self._hidden:
+            return b""
+        if byte := _BYTE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        lead = self._lower.encode("a", add_special_tokens=False).ids[-1:]
+        return self.decode([*lead, token])[len(self.decode(lead)) :].encode()
 
 
 def load_tokenizer_json(folder: Path) -> HFTokenizer:

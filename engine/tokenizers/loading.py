@@ -155,6 +155,9 @@ class SentencePieceTokenizer:
     def token_bytes(self, token: int) -> bytes | None:
         return None if self._dummy else self._raw(token)  # the first blank of a text is dropped: not token by token
 
+    def piece_bytes(self, token: int) -> bytes:
+        return self._raw(token)
+
 
 def _any_of(words: Mapping[str, int]) -> re.Pattern[str]:
     ordered = sorted(words, key=len, reverse=True)

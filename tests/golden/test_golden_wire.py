@@ -24,12 +24,14 @@ FIELDS: dict[str, Any] = {  # what a request may say, with a value that changes 
     "model": "fake", "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1,
     "repeat_penalty": 1.1, "seed": 3, "max_tokens": 1, "max_completion_tokens": 1, "max_new_tokens": 1,
     "stop": ["x"], "ignore_eos": True, "adapters": [{"name": "poet", "scale": 0.5}],
-    "n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "user": "me", "unknown": 1,
+    "n": 1, "tools": [], "logprobs": False, "response_format": {"type": "text"}, "user": "me",
+    "logit_bias": {"1": 1}, "presence_penalty": 1, "frequency_penalty": 1, "min_tokens": 2, "stop_token_ids": [1],
 }  # fmt: skip
 REFUSED: dict[str, Any] = {
-    "n": 2, "best_of": 2, "logprobs": True, "top_logprobs": 1, "echo": True, "suffix": "x", "tools": [{}],
-    "functions": [{}], "logit_bias": {"1": 1}, "presence_penalty": 1, "frequency_penalty": 1,
-    "response_format": {"type": "json_object"}, "temperature": "hot", "top_k": 1.5, "stop": [""], "stream": "yes",
+    "n": 99, "best_of": 2, "logprobs": "yes", "top_logprobs": 1, "echo": True, "suffix": "x", "tools": [{}],
+    "functions": [{}], "logit_bias": {"x": 1}, "presence_penalty": 3, "frequency_penalty": -3, "unknown": 1,
+    "response_format": {"type": "x"}, "guided_json": 1, "mirostat": 2,
+    "temperature": "hot", "top_k": 1.5, "stop": [""], "stream": "yes",
     "model": "nobody", "messages": [], "adapters": [{"scale": 1}], "continue_final": True,
 }  # fmt: skip
 
@@ -41,10 +43,12 @@ class Wire:
     def post(self, path: str, body: Any) -> Any:
         return self.client.post(path, json=body)
 
-    def stream(self, path: str = "/v1/chat/completions", **fields: Any) -> list[Any]:
-        """The events of a stream: objects, comments and the word at its end."""
+    def stream(self, path: str = "/v1/chat/completions", *, told: bool = False, **fields: Any) -> list[Any]:
+        """The events of a stream: objects, the word at its end, and comments if they are asked for."""
         body = {**(ASK if "messages" not in fields and "prompt" not in fields else {}), **fields, "stream": True}
-        return [readable(event) for event in self.post(path, body).text.strip().split("\n\n")]
+        headers = {"X-Glmchat-Progress": "1"} if told else {}
+        text = self.client.post(path, json=body, headers=headers).text
+        return [readable(event) for event in text.strip().split("\n\n")]
 
 
 def readable(event: str) -> Any:
@@ -119,7 +123,9 @@ def test_streams_and_answers_keep_their_form(golden: Golden, wire: Wire) -> None
     ids: dict[str, Any] = {"return_token_ids": True}
     golden("wire_answers.json", {
         "chat, streamed": wire.stream(),
+        "chat, streamed and told of progress": wire.stream(told=True),
         "chat, streamed with ids": wire.stream(**ids),
+        "two chats, streamed": wire.stream(n=2, stream_options={"include_usage": True}),
         "chat, streamed with usage": wire.stream(stream_options={"include_usage": True}),
         "chat, streamed with an adapter": wire.stream(adapters=[{"name": "poet", "scale": 0.5}], max_tokens=1),
         "chat": steady(wire.post(chat, ASK).json()),

@@ -5,17 +5,22 @@ Covers serve/answer.py, serve/render.py, serve/face.py.
 
 from __future__ import annotations
 
+import gzip
 import json
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from fakes import FakeEngine
 from polling import SECONDS, wait_until
 from running import Serve
 
+from glmchat.core.decoding import TokenLogprob
 from glmchat.core.errors import Damaged
 from glmchat.serve.answer import PIECE_INTERVAL
 
@@ -290,3 +295,77 @@ def test_an_unknown_model_is_refused_with_those_that_are_there(serve: Serve) -> 
 def test_wrong_addresses_are_told_in_the_apis_own_form(serve: Serve, method: str, path: str, status: int) -> None:
     answer = serve().client.request(method, path)
     assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_a_model_is_found_by_its_name_as_the_openai_package_asks_for_it(serve: Serve, tmp_path: Path) -> None:
+    running = serve(model="org/fake:int4", revision="abc", adapters={"poet": tmp_path}, tcp=True, key="k")
+    with openai.OpenAI(base_url=running.url + "/v1", api_key="k", max_retries=0) as client:
+        rows = {row.id: row for row in client.models.list()}
+        assert {name: client.models.retrieve(name) for name in rows} == rows and set(rows) == {"org/fake:int4", "poet"}
+        assert client.models.retrieve("org/fake:int4@abc") == rows["org/fake:int4"]
+        with pytest.raises(openai.NotFoundError, match="not served here") as missing:
+            client.models.retrieve("nobody/else")
+        assert missing.value.code == "model_not_found" and "org/fake:int4" in str(missing.value.body)
+    bearer = {"Authorization": "Bearer k"}
+    for path in ("org/fake:int4", "org%2Ffake%3Aint4", "org%2Ffake:int4%40abc", "poet"):
+        assert running.client.get(f"/v1/models/{path}", headers=bearer).status_code == 200
+        assert running.client.head(f"/v1/models/{path}", headers=bearer).status_code == 200
+
+
+def test_a_base_address_with_a_slash_at_its_end_is_the_same_address(serve: Serve) -> None:
+    running = serve(tcp=True)
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]})
+    post = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    for line, rest in (
+        *((f"GET {path}", "\r\n") for path in ("/v1//models", "//v1/models", "/v1/models/", "/v1//models//fake/")),
+        *(
+            (f"POST {path}", post)
+            for path in ("/v1//chat/completions", "/v1/chat/completions/", "//v1//chat//completions")
+        ),
+    ):
+        with socket.create_connection(address, timeout=SECONDS) as raw:
+            raw.sendall(f"{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{rest}".encode())
+            assert raw.makefile("rb").readline().split()[1] == b"200", line
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/responses", "/v1/moderations", "/v1/images/generations"])
+def test_what_of_openais_api_is_not_there_is_refused_by_its_name(serve: Serve, path: str) -> None:
+    answer = serve().client.post(path, json={"input": "x"})
+    error = answer.json()["error"]
+    assert answer.status_code == 404 and "not served" in error["message"] and "/v1/chat/completions" in error["hint"]
+
+
+def test_a_compressed_body_is_refused_as_one(serve: Serve) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    answer = serve().client.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 400 and "compressed" in answer.json()["error"]["message"]
+
+
+def test_log_probabilities_have_the_form_of_each_kind_of_answer(serve: Serve) -> None:
+    told = [TokenLogprob("é".encode(), -0.5, (("é".encode(), -0.5), (b"\xc3", -1.5))), TokenLogprob(b"b", -2.0)]
+
+    class Telling(FakeEngine):
+        def stream_ids(self, *given: Any, **options: Any) -> Any:
+            for chunk in super().stream_ids(*given, **options):
+                yield (
+                    replace(chunk, logprobs=told[len(chunk.token_ids) and chunk.token_ids[0] :][:1])
+                    if chunk.text
+                    else chunk
+                )
+
+    running = serve(Telling(["é", "b"]), tcp=True, key="k")
+    with openai.OpenAI(base_url=running.url + "/v1", api_key="k", max_retries=0) as client:
+        chat = client.chat.completions.create(
+            model="fake", messages=[{"role": "user", "content": "hi"}], logprobs=True, top_logprobs=2
+        )
+        assert chat.choices[0].logprobs is not None and chat.choices[0].logprobs.content is not None
+        first, second = chat.choices[0].logprobs.content
+        assert (first.token, first.bytes, first.logprob, second.token) == ("é", [0xC3, 0xA9], -0.5, "b")
+        assert [(top.bytes, top.logprob) for top in first.top_logprobs] == [([0xC3, 0xA9], -0.5), ([0xC3], -1.5)]
+        text = client.completions.create(model="fake", prompt="hi", logprobs=2).choices[0].logprobs
+        assert text is not None and text.tokens == ["é", "b"] and text.text_offset == [0, 1]
+        assert text.token_logprobs == [-0.5, -2.0] and text.top_logprobs is not None
+        stream = client.completions.create(model="fake", prompt="hi", logprobs=2, stream=True)
+        parts = [part.choices[0].logprobs for part in stream if part.choices and part.choices[0].text]
+        assert [part.text_offset for part in parts if part is not None] == [[0], [1]]

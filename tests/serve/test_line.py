@@ -11,11 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from fakes import FakeEngine, GatedEngine
 from polling import SECONDS, wait_until
 from running import Running, Serve
 
+from glmchat.chat.client.endpoint import PROGRESS
+from glmchat.serve import answer as answer_module
+from glmchat.serve import app as app_module
+from glmchat.serve.host import Busy, Line
+
 QUESTION = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+TOLD = {PROGRESS: "1"}
 
 
 class Asking(threading.Thread):
@@ -31,7 +38,7 @@ class Asking(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with self.client.stream("POST", "/v1/chat/completions", json=self.body) as answer:
+        with self.client.stream("POST", "/v1/chat/completions", json=self.body, headers=TOLD) as answer:
             self.status = answer.status_code
             for line in answer.iter_lines():
                 self.lines.append(line)
@@ -118,7 +125,7 @@ def test_a_closed_connection_stops_the_answer_and_the_next_is_served(serve: Serv
 
 def test_a_client_that_leaves_during_the_prefill_stops_it(serve: Serve) -> None:
     running = serve(FakeEngine(seconds_per_prefill=60, prefill_steps=6000))
-    with running.another().stream("POST", "/v1/chat/completions", json=QUESTION) as answer:
+    with running.another().stream("POST", "/v1/chat/completions", json=QUESTION, headers=TOLD) as answer:
         for line in answer.iter_lines():
             if '"prefill":' in line:
                 break
@@ -132,11 +139,37 @@ def test_a_client_that_does_not_stream_and_leaves_stops_its_answer_too(serve: Se
     wait_until(lambda: running.engine.stopped == 1)
 
 
-def test_a_long_prompts_progress_comes_as_comments_that_other_clients_skip(serve: Serve) -> None:
+def test_a_long_prompts_progress_comes_as_comments_to_a_client_that_asks_for_them(serve: Serve) -> None:
     running = serve(FakeEngine(seconds_per_prefill=0.6, prefill_steps=4))
-    text = running.ask(stream=True).text
+    text = running.client.post("/v1/chat/completions", json=QUESTION, headers=TOLD).text
     shown = [line for line in text.splitlines() if line.startswith(": glmchat") and "prefill" in line]
     assert shown[-1] == ': glmchat {"prefill":19,"of":19}' and len(shown) == 4
+
+
+def test_any_other_client_is_sent_nothing_but_events_that_hold_json(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_module, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(app_module, "PATIENCE", 0.1)
+    running = serve(FakeEngine(["x"], seconds_per_prefill=0.6, prefill_steps=4))
+    for path, body in (("chat/completions", QUESTION), ("completions", {"prompt": "hi", "stream": True})):
+        events = running.client.post(f"/v1/{path}", json=body).text.removesuffix("\n\n").split("\n\n")
+        assert events.pop() == "data: [DONE]"
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+        assert all(event.startswith("data: {") for event in events)
+        said = [c["choices"][0].get("delta", {"content": c["choices"][0].get("text")}).get("content") for c in chunks]
+        assert said.count("") > 2, "a long silence is filled by chunks that say nothing"
+        assert "".join(text or "" for text in said) == "x"
+
+
+def test_who_is_refused_is_told_when_all_that_wait_have_been_served() -> None:
+    line = Line(waiting=2)
+    for _ in range(3):
+        line.join()
+    line.took(4.0)
+    with pytest.raises(Busy) as refused:
+        line.join()
+    assert refused.value.retry_after == 12, "three turns of four seconds"
 
 
 def test_the_server_ends_while_an_answer_runs_and_says_so(serve: Serve) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from running import Serve
 
+from glmchat.core.decoding import PLAIN
 from glmchat.core.errors import Usage
 from glmchat.serve import wire
 
@@ -60,11 +61,27 @@ def test_what_is_no_json_object_is_refused(body: Any, word: Any) -> None:
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": 1}, "stream_options"),
-        ({"n": 2}, "n is not supported"),
+        ({"n": 0}, "n is 0"),
+        ({"n": 2, "best_of": 3}, "best_of is not supported"),
         ({"tools": [{}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "schema is missing"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_regex": "a", "guided_json": {}}, "both"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"stop_token_ids": ["x"]}, "stop_token_ids"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "messages"),
+        ({"thinking": {"kind": 3}}, "thinking"),
+        ({"messages": [USER | {"tool_calls": [{}]}]}, r"messages\[0\].tool_calls"),
+        ({"messages": [USER | {"prefix": True}, USER]}, r"messages\[0\].prefix"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"model": 3}, "model"),
         ({"adapters": {}}, "adapters"),
         ({"adapters": [{"scale": 1}]}, "adapters"),
@@ -92,6 +109,7 @@ def test_what_clients_send_by_habit_is_harmless() -> None:
     )  # fmt: skip
     assert request.messages is not None
     assert request.messages[0].role == "system" and request.messages[0].content == "ab"
+    assert request.decoding == PLAIN
     assert request.sampling.top_k == 0 and request.sampling.seed is None and request.sampling.max_tokens == 5
 
 
@@ -103,7 +121,7 @@ def test_a_completion_takes_one_prompt(prompt: Any) -> None:
 
 def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve: Serve) -> None:
     running = serve()
-    for body in (b"{", b"\xff", b'{"messages": 3}', json.dumps({"messages": [USER], "n": 3}).encode()):
+    for body in (b"{", b"\xff", b'{"messages": 3}', json.dumps({"messages": [USER], "n": 99}).encode()):
         answer = running.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400
         error = answer.json()["error"]

@@ -1,0 +1,271 @@
+"""Holds one answer to what its request asks beside `Sampling`, between the model's row of logits and the sampler.
+
+The order is vLLM's: log probabilities are read from the model's own row; then the form, biases, the least length and
+the penalties change it; temperature and the filters of `Sampling` come last. A request that asks for none of this has
+no decoder, and its bits are what they were.
+
+Which tokens a form allows is reckoned by llguidance (github.com/guidance-ai/llguidance), which knows JSON schemas,
+regular expressions and context-free grammars. It works on the bytes of tokens, so half a character or half a word is no
+trouble. Control tokens have no bytes: under a form none may come but the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.engine.sampling import Sampler
+from glmchat.engine.tokenizers.base import Tokenizer
+
+# Between the parts of a JSON text: room for a model's own layout, and none to fill with blanks for ever.
+WHITESPACE = r"( |\n {0,20})?"
+
+
+class Vocabulary:
+    """The bytes of every id in the middle of a text. size: of the model's row, which may be longer than the vocabulary.
+
+    Built once a model: a second for 150,000 ids, when the first form is asked for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], size: int) -> None:
+        self.eos_token_id = stop_ids[0]
+        self.bos_token_id = None
+        self.size = size
+        self.tokens = [tokenizer.piece_bytes(token) for token in range(size)]
+        self.special_token_ids: list[int] = []
+        self._encode: Callable[[str], list[int]] = tokenizer.encode
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        self.compiled = LLTokenizer(TokenizerWrapper(self), eos_token=list(stop_ids))
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
+class Matcher:
+    """Where an answer stands in its form. Raises Usage for a form that llguidance cannot read."""
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
+        from llguidance import LLMatcher
+
+        self._size = vocabulary.size
+        try:
+            self._matcher = LLMatcher(vocabulary.compiled, _source(grammar), log_level=0)
+            problem = self._matcher.get_error() if self._matcher.is_error() else ""
+        except Exception as error:  # noqa: BLE001 - the GBNF reader raises plain Exceptions
+            problem = str(error)
+        if problem:
+            raise Usage(
+                tr(
+                    "{param} asks for a form that cannot be kept to: {problem}",
+                    param=grammar.param,
+                    problem=one_line(problem, 300),
+                ),
+                hint=tr("simplify it: JSON Schema without not, uniqueItems and remote references; no look-around"),
+                code="decoding.grammar",
+            )
+
+    def allowed(self) -> torch.Tensor:
+        """Bool [size]: the ids that may come next, ends among them where the answer may be over."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._size].astype(bool))
+
+    def take(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+
+def _source(grammar: Grammar) -> str:
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    match grammar.kind:
+        case "json_schema":
+            return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": WHITESPACE}))
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(grammar.text))
+        case "choice":
+            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
+            return str(LLMatcher.grammar_from_lark(f"start: {texts}"))
+        case "grammar":
+            return str(LLMatcher.grammar_from_lark(any_to_lark(grammar.text)))
+
+
+_TAIL = 64  # ids at the end of a prompt in which a template may have opened a thought
+
+
+class Thought:
+    """The ids that open and close a model's thoughts, and how many tokens one may take.
+
+    The thought is open at once if the prompt ends in one. When the budget is used up, `close` is what must be said.
+    """
+
+    def __init__(self, opens: int, close: Sequence[int], ends: int, budget: int, prompt: Sequence[int]) -> None:
+        """opens, ends: the two marks; close: what is said in place of the rest of the thought, `ends` in it."""
+        self._opens, self._close, self._ends, self._left = opens, list(close), ends, budget
+        tail = prompt[-_TAIL:]
+        self._open = opens in tail and ends not in tail[tail.index(opens) :]
+        self._due: list[int] = []
+
+    def must(self) -> int | None:
+        """The only id that may come next; None while the model is free."""
+        if self._open and self._left <= 0 and not self._due:
+            self._due = list(self._close)
+        return self._due[0] if self._due else None
+
+    def take(self, token: int) -> None:
+        if self._due:
+            self._due.pop(0)
+            self._open = bool(self._due)
+        elif self._open:
+            self._left -= 1
+            self._open = token != self._ends
+        elif token == self._opens:
+            self._open = True
+
+
+class Decoder:
+    """One answer's. ends: ids that end it beside the model's own. told(): what the tokens since the last call were."""
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        stop_ids: Sequence[int],
+        piece: Callable[[int], bytes],
+        matcher: Matcher | None = None,
+        thought: Thought | None = None,
+    ) -> None:
+        self._asked = decoding
+        self.ends = decoding.stop_token_ids
+        self._all_ends = torch.tensor([*dict.fromkeys((*stop_ids, *decoding.stop_token_ids))], dtype=torch.long)
+        self._piece = piece
+        self._matcher, self._thought = matcher, thought
+        self._bias = (torch.tensor([*decoding.logit_bias]), torch.tensor([*decoding.logit_bias.values()]))
+        self._said: Counter[int] = Counter()
+        self._count = 0
+        self._told: list[TokenLogprob] = []
+
+    def told(self, *, ended: bool = False) -> tuple[TokenLogprob, ...]:
+        """Log probabilities of the tokens since the last call; of one that ended the answer nothing is shown."""
+        told, self._told = self._told, []
+        return tuple(told[:-1] if ended else told)
+
+    def sampler(self, choose: Sampler) -> Sampler:
+        """`choose` from the row as the request wants it. It needs the whole row: a card's best candidates are those
+        of the model's own.
+        """
+
+        def sample(logits: torch.Tensor) -> int:
+            row = logits.float().cpu()
+            token = choose(self._shaped(row))
+            self._take(token, row)
+            return token
+
+        return sample
+
+    def _shaped(self, row: torch.Tensor) -> torch.Tensor:
+        asked = self._asked
+        row = row.clone()  # also without the best candidates that a card's step brings along with its row
+        if asked.logit_bias:
+            row[self._bias[0]] += self._bias[1]
+        if self._said and (asked.frequency_penalty or asked.presence_penalty):
+            ids = torch.tensor([*self._said])
+            counts = torch.tensor([*self._said.values()], dtype=row.dtype)
+            row[ids] -= asked.frequency_penalty * counts + asked.presence_penalty
+        must = self._thought.must() if self._thought is not None else None
+        if must is not None:
+            return torch.full_like(row, -math.inf).index_fill_(0, torch.tensor([must]), 0.0)
+        if self._count < asked.min_tokens:
+            row[self._all_ends] = -math.inf
+        if self._matcher is not None:
+            allowed = self._matcher.allowed()
+            formed = row.masked_fill(~allowed, -math.inf)
+            if bool(torch.isneginf(formed).all()):  # it has its form, and may not end yet: the form comes first
+                formed = torch.zeros_like(row).masked_fill_(~allowed, -math.inf)
+            row = formed
+        return row
+
+    def _take(self, token: int, row: torch.Tensor) -> None:
+        self._said[token] += 1
+        self._count += 1
+        if self._matcher is not None:
+            self._matcher.take(token)
+        if self._thought is not None:
+            self._thought.take(token)
+        if (top := self._asked.top_logprobs) is not None:
+            logprobs = torch.log_softmax(row, 0)
+            values, ids = logprobs.topk(min(top, len(row)))
+            best = tuple((self._piece(int(i)), float(v)) for v, i in zip(values, ids, strict=True))
+            self._told.append(TokenLogprob(self._piece(token), float(logprobs[token]), best))
+
+
+class Decoders:
+    """Makes the decoder of each answer of one model; the vocabulary is read for forms once.
+
+    size: of the model's row of logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], size: int) -> None:
+        self._tokenizer, self._stop_ids, self._size = tokenizer, tuple(stop_ids), size
+        self._vocabulary: Vocabulary | None = None
+        self._names = {token: text.encode() for text, token in getattr(tokenizer, "specials", {}).items()}
+
+    def make(self, decoding: Decoding, prompt: Sequence[int] = ()) -> Decoder | None:
+        """None for a request that asks for nothing. prompt: the ids before the answer.
+
+        Raises Usage for an id outside the vocabulary, a form that cannot be kept to, and a budget for thoughts that
+        this model does not mark.
+        """
+        if decoding == PLAIN:
+            return None
+        for name, ids in (("logit_bias", decoding.logit_bias), ("stop_token_ids", decoding.stop_token_ids)):
+            if any(token >= self._size for token in ids):
+                raise Usage(
+                    tr("{name} names an id outside the vocabulary of {size}", name=name, size=self._size),
+                    hint=tr("the ids were made by another model's tokenizer"),
+                    code="decoding.ids",
+                )
+        matcher = self._matcher(decoding)
+        thought = None if matcher is not None else self._thought(decoding.thinking_budget, prompt)
+        return Decoder(decoding, self._stop_ids, self._piece, matcher, thought)
+
+    def _piece(self, token: int) -> bytes:
+        return self._tokenizer.piece_bytes(token) or self._names.get(token, b"")
+
+    def _matcher(self, decoding: Decoding) -> Matcher | None:
+        if decoding.grammar is None:
+            return None
+        if not self._stop_ids:
+            raise Usage(
+                tr("this model has no token that ends an answer, so it cannot be held to a form"),
+                hint=tr("leave the field out"),
+                code="decoding.no_end",
+            )
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._tokenizer, self._stop_ids, self._size)
+        return Matcher(decoding.grammar, self._vocabulary)
+
+    def _thought(self, budget: int | None, prompt: Sequence[int]) -> Thought | None:
+        if budget is None:
+            return None
+        for opens, closes in _MARKS:
+            marks = [self._tokenizer.encode_special(text) for text in (opens, closes)]
+            if all(len(ids) == 1 for ids in marks):
+                close = self._tokenizer.encode_special(f"\n{closes}\n\n")
+                return Thought(marks[0][0], close, marks[1][0], budget, prompt)
+        raise Usage(
+            tr("this model does not mark its thoughts, so a budget for them cannot be kept"),
+            hint=tr("leave the field out"),
+            code="decoding.thoughts",
+        )
+
+
+_MARKS = (("<think>", "</think>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"))
