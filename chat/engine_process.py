@@ -25,6 +25,7 @@ from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
+from glmchat.core.job_control import rests_with_us
 from glmchat.core.language import language, tr
 from glmchat.core.locations import cache_dir, logs_dir, private_dir
 from glmchat.core.machine import oom_kills, physical_cores
@@ -184,6 +185,7 @@ class EngineProcess:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C on the terminal is for us, and only we decide what it stops
             )
+        rests_with_us(self._process)
 
     def __enter__(self) -> EngineProcess:
         return self

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from glmchat.chat.engine_process import cause_of_death, engine_environment, new_log
 from glmchat.core.errors import GlmchatError, Interrupted
+from glmchat.core.job_control import rests_with_us
 from glmchat.core.language import tr
 from glmchat.core.machine import oom_kills
 
@@ -60,6 +61,7 @@ def run_job(
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C on the terminal is for us, and only we decide what it stops
         )
+        rests_with_us(child)
         finished = False
         with closing(_events(child, request, cancelled)) as events:
             for event in events:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from glmchat.core.errors import GlmchatError, Interrupted, refusal
+from glmchat.core.job_control import wake_when_orphaned
 from glmchat.core.language import tr
 
 Request = Mapping[str, Any]
@@ -37,6 +38,7 @@ def run(work: Callable[[Request, Tell], Mapping[str, Any]], stopped: Callable[[]
     tell = _Lines(_only_lines())
     try:
         request = json.loads(sys.stdin.readline() or "{}")
+        wake_when_orphaned()
         threading.Thread(target=_watch_stdin, name="lifeline", daemon=True).start()
         result = work(request, tell)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
+from glmchat.core.job_control import wake_when_orphaned
 from glmchat.core.sockets import bind_unix
 from glmchat.serve.app import build_app
 from glmchat.serve.face import Load
@@ -79,6 +80,7 @@ def watch_lifeline(descriptor: int = 0) -> None:
                 pass
         os._exit(END_OF_LIFELINE)
 
+    wake_when_orphaned()
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 

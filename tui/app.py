@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, SystemCommand
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.driver import Driver
 from textual.geometry import Offset
@@ -21,6 +22,7 @@ from glmchat.chat import hangup
 from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
+from glmchat.core.job_control import rest_around
 from glmchat.core.language import choose, chosen, tr
 from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
@@ -76,7 +78,9 @@ class GlmchatApp(Steady, App[int]):
 
     CSS_PATH = "glmchat.tcss"
     TITLE = "glmchat"
-    BINDINGS: ClassVar[list[BindingType]] = []
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),  # what a terminal does with every program
+    ]
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
     # Classes of a screen, for glmchat.tcss: where cells are few a dialog gives up its padding, not its words.
@@ -175,6 +179,9 @@ class GlmchatApp(Steady, App[int]):
     def on_mount(self) -> None:
         if not self.is_headless:
             hangup.watch(asyncio.get_running_loop(), self.hang_up)
+            before = signal.getsignal(signal.SIGTSTP)  # Textual's: it leaves the screen, stops, and comes back
+            if callable(before):
+                signal.signal(signal.SIGTSTP, rest_around(before))
         self.call_after_refresh(return_big_blocks)
 
     async def action_quit(self) -> None:

@@ -256,7 +256,7 @@ class Endpoint:
     def _one_stream(
         self, path: str, body: Mapping[str, Any], stop: Stop, reader: AnswerReader
     ) -> Generator[StreamEvent, None, None]:
-        client = self._client(SILENCE)
+        client = self._client(None if self.uds else SILENCE)  # an engine's end closes its socket
         try:
             with client, self._open(client, path, body, stop) as answer:
                 if answer.status_code != 200:
@@ -309,7 +309,7 @@ class Endpoint:
     def _root(self) -> str:
         return self.url.rpartition("/")[0]
 
-    def _client(self, timeout: float) -> httpx2.Client:
+    def _client(self, timeout: float | None) -> httpx2.Client:
         return make_client(uds=self.uds, timeout=timeout)
 
     def _broken(self, error: Exception, *, answering: bool) -> GlmchatError:

@@ -322,6 +322,23 @@ async def test_a_paste_of_ten_thousand_chinese_characters_is_one_message() -> No
         assert text.startswith(window.said("assistant")[0][:2000])
 
 
+@pytest.mark.parametrize("elsewhere", ["transcript", "sidebar"])
+async def test_a_paste_reaches_the_prompt_wherever_the_focus_is(elsewhere: str) -> None:
+    async with open_window() as window:
+        await window.ask("one")
+        if elsewhere == "transcript":
+            window.chat.transcript.focus()
+        else:
+            await window.press("ctrl+b")
+        prompt = window.chat.prompt
+        await window.until(lambda: not prompt.has_focus)
+        window.app.post_message(events.Paste("a\tb\r\nc"))
+        await window.until(lambda: prompt.text == "a\tb\nc")
+        assert prompt.has_focus
+        await window.press("x", "ctrl+underscore")  # what a shell takes back with it; Ctrl+Z stops the window
+        await window.until(lambda: prompt.text == "a\tb\nc")
+
+
 async def test_typing_a_slash_suggests_and_tab_takes() -> None:
     async with open_window() as window:
         await window.press("/", "s", "y")

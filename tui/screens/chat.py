@@ -304,6 +304,12 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     # The transcript and the conversations
 
+    def on_paste(self, event: events.Paste) -> None:
+        """What is pasted where nothing takes text belongs to the prompt."""
+        event.stop()  # at the app it would be sent here again
+        self.prompt.focus()
+        self.prompt.paste(event.text)
+
     def on_turn_actions_chosen(self, event: TurnActions.Chosen) -> None:
         self.reading.act(event.act)
 

@@ -33,6 +33,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ),
     ("F3 / Shift+F3", "next and previous search result"),
     ("Ctrl+P", "all commands"),
+    ("Ctrl+Z", "stop the window and its engine until `fg`; Ctrl+_ takes back what was typed"),
     ("Ctrl+Q", "quit (also Ctrl+D on an empty prompt)"),
 )
 

@@ -15,11 +15,16 @@ from glmchat.tui.steady import Steady
 MAX_LINES = 10
 
 
+def _pasted(text: str) -> str:
+    return show_controls(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
 class Prompt(Steady, TextArea):
     """Posts `Sent` with the text. Keys that belong to the screen while the prompt is focused are left to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+d", "delete_or_leave", show=False, priority=True),
+        Binding("ctrl+underscore", "undo", show=False),  # as in a shell; Ctrl+Z stops the window as it stops a program
     ]
 
     class Sent(Message):
@@ -116,7 +121,11 @@ class Prompt(Steady, TextArea):
     async def _on_paste(self, event: events.Paste) -> None:
         """A paste is text, whatever line ends or control characters it holds."""
         event.stop()  # bubbling up it would come back through the app
-        event.text = show_controls(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        event.text = _pasted(event.text)
+
+    def paste(self, text: str) -> None:
+        """The same for a paste that came to something else."""
+        self.insert(_pasted(text))
 
     # History at the edges
 

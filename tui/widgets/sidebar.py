@@ -39,7 +39,7 @@ class Sidebar(Steady, Vertical):
         Binding("r", "rename", show=False),
         Binding("p", "pin", show=False),
         Binding("delete,d,x", "delete", show=False),
-        Binding("ctrl+z,u", "undelete", show=False),
+        Binding("u", "undelete", show=False),
         Binding("slash", "search", show=False),
     ]
 
