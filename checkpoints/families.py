@@ -123,6 +123,7 @@ class Architecture:
     prefix_length: int | None = None  # a P-Tuning prefix is part of the checkpoint
     memory: Mapping[str, int] | None = None
     ignored_code: tuple[str, ...] = ()
+    model_type: str | None = None  # what its makers call it: "qwen2" of the family "llama"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,7 +145,7 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
     spec = spec_of(config)
     if spec is None:
         words = WORDS[generation(config)] if kind == "chatglm" else None
-        return Architecture(kind, words, stored_bits=stored_bits, ignored_code=code)
+        return Architecture(kind, words, stored_bits=stored_bits, ignored_code=code, model_type=kind)
     return Architecture(
         family=spec.family,
         generation=spec.generation,
@@ -159,6 +160,7 @@ def describe_config(config: Mapping[str, Any]) -> Architecture | None:
         prefix_length=spec.prefix_length or None,
         memory=memory_of(spec),
         ignored_code=code,
+        model_type=kind,
     )
 
 

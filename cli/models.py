@@ -106,7 +106,7 @@ def show(
     lines: list[tuple[str, Any]] = [
         (tr("name"), row.name),
         (tr("kind"), row.kind),
-        (tr("family"), row.family),
+        (tr("family"), _family(row, facts["architecture"])),
         (tr("quant"), row.quant),
         (tr("repository"), row.repo),
         (tr("revision"), row.revision),
@@ -134,6 +134,14 @@ def show(
             ],
             right=(1,),
         )
+
+
+def _family(row: Installed, facts: Any) -> str | None:
+    """With the name that its makers gave it, where it is computed as a member of another family."""
+    kind = facts["model_type"] if facts else None
+    if kind is None or row.family is None or row.family.startswith(kind):
+        return row.family
+    return tr("{model_type}, computed as {family}", model_type=one_line(kind, 40), family=row.family)
 
 
 def _network(facts: Any) -> list[tuple[str, Any]]:

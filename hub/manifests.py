@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,14 @@ def as_bytes(text: str) -> bytes:
 
 def read_all() -> list[Manifest]:
     """Every readable manifest. One that is broken describes nothing, so its model counts as not installed."""
-    return [m for path in _paths() if (m := read(path)) is not None]
+    return [_at_home(m) for path in _paths() if (m := read(path)) is not None]
+
+
+def _at_home(manifest: Manifest) -> Manifest:
+    """A home that was copied or moved brings its store along; its manifests name the place that it comes from."""
+    here = locations.models_dir() / manifest.root.name
+    is_in_store = manifest.source in ("pypi", "modelscope")
+    return replace(manifest, root=here) if is_in_store and here != manifest.root and here.is_dir() else manifest
 
 
 def broken() -> list[Path]:

@@ -49,6 +49,22 @@ def a_machine_where_activations_are_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fit, "available_memory", lambda: 1)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+def test_a_model_is_called_what_its_makers_call_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(name)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
+    assert run(["show", str(tmp_path)]) == 0
+    family = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("family: "))
+    assert family.split()[1].strip(",") == config.model_type
+    assert run(["show", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["architecture"]["model_type"] == config.model_type
+    assert family.split()[-1] == told["family"]
+
+
 def shown(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """What `show --json` says, and the bytes of the weights for each width that `show --fit` names."""
     told = []

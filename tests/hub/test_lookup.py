@@ -6,6 +6,7 @@ Covers hub/installed.py, hub/manifests.py.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,18 @@ from typing import Any, NoReturn
 
 import adapter_builders
 import pytest
-from hub_helpers import COMMIT_A, COMMIT_B, CONFIG, glmchat, hub_entry, put_into_cache, sha256, user_catalogue
+from hub_helpers import (
+    COMMIT_A,
+    COMMIT_B,
+    CONFIG,
+    glmchat,
+    hub_entry,
+    make_wheel,
+    put_into_cache,
+    sha256,
+    user_catalogue,
+    wheel_entry,
+)
 from loopback_hub import LoopbackHub, Synthetic
 
 from glmchat.chat.launch import locate
@@ -332,3 +344,19 @@ def test_a_folder_that_gets_another_name_is_still_known_by_the_one_before(tmp_pa
     assert glmchat(capsys, "add", str(folder), "--name", "first")[0] == 0
     assert aliases.load() == {"second": "first"}
     assert glmchat(capsys, "add", str(plain(tmp_path / "other")), "--name", "second")[0] == 2
+
+
+def test_a_copied_home_has_its_own_models_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"weights" * 9
+    user_catalogue(wheel_entry(make_wheel(tmp_path, content), content))
+    folder = locations.models_dir() / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(content)
+    file = FileRecord("model.gguf", len(content), sha256(content))
+    manifests.write(Manifest("tiny", "model", "pypi", folder, revision="1.0", files=(file,)))
+    (first,) = lookup.list_installed()
+    home = tmp_path / "elsewhere"
+    shutil.copytree(os.environ["GLMCHAT_HOME"], home)
+    monkeypatch.setenv("GLMCHAT_HOME", str(home))
+    (row,) = lookup.list_installed()
+    assert row.name == first.name and row.path == home / first.path.relative_to(folder.parents[2])
