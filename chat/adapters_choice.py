@@ -101,20 +101,20 @@ def require_usable(chosen: Sequence[Weighted], folder: Path | None, *, force: bo
             adapters.change_force(row, True)
 
 
-def require_fit(wanted: Iterable[tuple[str, float]], folder: Path | None, *, force: bool = False) -> None:
+def require_fit(weighted: Iterable[tuple[str, float]], folder: Path | None, *, force: bool = False) -> None:
     """Raise Usage with the reason if these adapters of the store cannot be right for the model in `folder`.
 
-    wanted: (name, weight). folder: None for a model that is not known yet. force: names prove nothing, measures do.
+    weighted: (name, weight). folder: None for a model that is not known yet. force: names prove nothing, measures do.
     Raises UnknownModel for a name that is not in the store.
     """
-    rows = [(adapters.find_adapter(name), weight) for name, weight in wanted]
+    rows = [(adapters.find_adapter(name), weight) for name, weight in weighted]
     base = Base.of(folder) if folder is not None and rows else None
     for row, _ in rows:
-        found = unfit(row, base)
-        if found is not None and not (force and found.forceable):
-            raise found.error(row.name)
+        problem = unfit(row, base)
+        if problem is not None and not (force and problem.forceable):
+            raise problem.error(row.name)
     facts = [(adapters.facts_of(row), weight) for row, weight in rows]
-    refuse_together((str(said.get("kind")), said.get("takes_weight") is not False, weight) for said, weight in facts)
+    refuse_together((str(fact.get("kind")), fact.get("takes_weight") is not False, weight) for fact, weight in facts)
     prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
     if prefixes and abs(sum(prefixes) - 1) > 1e-6:
         raise Usage(

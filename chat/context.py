@@ -38,14 +38,14 @@ def reserve(limit: int, max_tokens: int | None) -> int:
 
 def turns(stored: Sequence[StoredMessage]) -> list[list[StoredMessage]]:
     """Whole turns: a question with everything up to the next question. System messages are kept apart."""
-    found: list[list[StoredMessage]] = []
+    turns: list[list[StoredMessage]] = []
     for message in stored:
         if message.role == "system" or message.is_clear or is_completion(message):
             continue
-        if message.role == "user" or not found:
-            found.append([])
-        found[-1].append(message)
-    return found
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return turns
 
 
 def is_completion(message: StoredMessage) -> bool:
@@ -58,11 +58,11 @@ def to_messages(system: str | None, stored: Sequence[StoredMessage]) -> tuple[Me
     Two questions in a row (the first one's answer failed or was deleted) are one message, and two answers too: chat
     templates know only turns.
     """
-    said = [m.text for m in stored if m.role == "system"]
+    systems = [m.text for m in stored if m.role == "system"]
     if system:
-        said = [system, *(text for text in said if text != system)]
+        systems = [system, *(text for text in systems if text != system)]
     tools = next((tuple(m.details["tools"]) for m in stored if m.role == "system" and m.details.get("tools")), None)
-    result = [Message("system", "\n\n".join(said), tools=tools)] if said else []
+    result = [Message("system", "\n\n".join(systems), tools=tools)] if systems else []
     for message in stored:
         silent = message.role == "assistant" and not message.text
         if message.role == "system" or message.is_clear or silent or is_completion(message):

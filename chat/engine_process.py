@@ -32,7 +32,7 @@ from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
 from glmchat.core.text import one_line
 
-KEPT = 10
+LOGS = 10
 
 
 def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
@@ -44,7 +44,7 @@ def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
         writable = False
     if not writable:  # a home that takes no files must not stop the chat
         folder = Path(tempfile.mkdtemp(prefix="glmchat-log-"))
-    for old in sorted(folder.glob(f"{kind}-*.log"))[: -KEPT + 1]:  # the names sort by time
+    for old in sorted(folder.glob(f"{kind}-*.log"))[: -LOGS + 1]:  # the names sort by time
         with suppress(FileNotFoundError, PermissionError):
             old.unlink()
     path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}.log"
@@ -110,22 +110,22 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     kept in our cache and not in a home on a network. What the user has set for OpenMP, CUDA, torch and Triton wins; the
     child speaks the language that was chosen here.
     """
-    found = dict(os.environ if environ is None else environ)
-    found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    found.setdefault("OMP_NUM_THREADS", str(physical_cores()))
-    found.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if "PYTORCH_CUDA_ALLOC_CONF" not in found:  # the older name of the same
-        found.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    found.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
-    found["HF_HUB_OFFLINE"] = "1"
-    found["TRANSFORMERS_OFFLINE"] = "1"
-    found["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores
-    found["PYTHONUNBUFFERED"] = "1"
-    found["GLMCHAT_LANG"] = language()  # what it refuses is read in the window
-    for name in list(found):
+    environment = dict(os.environ if environ is None else environ)
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # the older name of the same
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    environment["HF_HUB_OFFLINE"] = "1"
+    environment["TRANSFORMERS_OFFLINE"] = "1"
+    environment["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment["GLMCHAT_LANG"] = language()  # what it refuses is read in the window
+    for name in list(environment):
         if name.lower().endswith("_proxy") or name in _SECRETS:
-            del found[name]  # the engine speaks to nobody but us, and needs no secret
-    return found
+            del environment[name]  # the engine speaks to nobody but us, and needs no secret
+    return environment
 
 
 def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: str | None = None) -> GlmchatError:
@@ -211,7 +211,7 @@ class EngineProcess:
         Raises what the load raised (Damaged, DoesNotFit, …), EngineDied with the cause, or Interrupted if `cancelled`
         says so; the process is stopped in each of these cases.
         """
-        told: tuple[str, float] | None = None
+        reported: tuple[str, float] | None = None
         while True:
             if cancelled is not None and cancelled():
                 self.stop()
@@ -221,9 +221,9 @@ class EngineProcess:
             stage, done = self._look()
             if stage == "ok":
                 return
-            if on_progress is not None and (stage, done) != told:
+            if on_progress is not None and (stage, done) != reported:
                 on_progress(stage, done)
-                told = (stage, done)
+                reported = (stage, done)
             time.sleep(POLL_SECONDS)
 
     def _look(self) -> tuple[str, float]:

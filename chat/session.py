@@ -164,12 +164,12 @@ class ChatSession:
     def reset(self, name: str | None = None) -> ChosenSampling:
         """Forget what was set in this conversation, one field or all; the lower ranks hold again."""
         fields = None if name is None else {sampling_name(name)}
-        kept = {k: v for k, v in self.settings.sampling.items() if fields is not None and k not in fields}
+        remaining = {k: v for k, v in self.settings.sampling.items() if fields is not None and k not in fields}
         for rank in (self.ranks.rank("set"), self.ranks.rank("conversation")):
             for field in list(rank):
                 if fields is None or field in fields:
                     del rank[field]
-        self._change(replace(self.settings, sampling=kept))
+        self._change(replace(self.settings, sampling=remaining))
         return self.sampling()
 
     @property

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.attach import AdapterSet
     from glmchat.engine.adapters.files import Adapter
 
-_Said = Sequence[Message | Mapping[str, Any]]
+_Conversation = Sequence[Message | Mapping[str, Any]]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 
@@ -180,14 +180,14 @@ class Engine:
 
     # Text
 
-    def render(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render(self, messages: _Conversation, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Ids of a conversation, with everything the family puts around it and before the next answer.
 
         variables: what the checkpoint's chat template is told, as {"enable_thinking": False}.
         """
         return self.prompt.render(read_messages(messages, self.prompt), variables)
 
-    def render_open(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render_open(self, messages: _Conversation, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
         return self.prompt.render_open(read_messages(messages, self.prompt), variables)
 
@@ -234,7 +234,7 @@ class Engine:
 
     def stream(
         self,
-        messages: _Said,
+        messages: _Conversation,
         sampling: Sampling,
         *,
         continue_final: bool = False,
@@ -273,7 +273,7 @@ class Engine:
         started = time.perf_counter()
         steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed, decoder)
         told = (lambda **_: ()) if decoder is None else decoder.told
-        said: list[int] = []
+        ids_so_far: list[int] = []
         pending: list[int] = []
         opening: dict[str, Any] = {}  # how the prompt came into the cache; told with the first piece
         untold = True
@@ -285,7 +285,7 @@ class Engine:
             for token in steps:
                 first = first or time.perf_counter()
                 opening = opening or {"seed": seed, "cached_n": cached, "passes": self.sequence.passes.to_json()}
-                said.append(token)
+                ids_so_far.append(token)
                 pending.append(token)
                 if token in ends:
                     reason, by = "stop", "eos"
@@ -298,7 +298,7 @@ class Engine:
                 if text.stopped:
                     reason, by = "stop", "stop"
                     break
-                if not sampling.ignore_eos and repeats_itself(said):
+                if not sampling.ignore_eos and repeats_itself(ids_so_far):
                     reason, by = "length", "loop"
                     break
         except Stopped:
@@ -311,7 +311,7 @@ class Engine:
             "prompt_n": len(ids),
             "cached_n": cached,
             "prompt_ms": read * 1000,
-            "predicted_n": len(said),
+            "predicted_n": len(ids_so_far),
             "predicted_ms": (ended - first) * 1000 if first else 0.0,
             "ttft_ms": read * 1000 if first else None,
             "seed": seed,

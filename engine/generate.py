@@ -22,7 +22,7 @@ from glmchat.engine.sampling import Sampler
 CHUNK = 512
 CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows of a step
 
-KEPT = 3  # caches of other sets of adapters, beside the one in use
+SPARE_CACHES = 3  # caches of other sets of adapters, beside the one in use
 _ROOM = 4  # times its bytes must be free for a cache to be kept
 
 
@@ -38,7 +38,7 @@ class Sequences:
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
         self.passes = Passes()  # how it came there
         self._name: Hashable = ()  # what was computed with: the active adapters
-        self._kept: dict[Hashable, tuple[KVCache, list[int], Passes]] = {}  # the least recently used first
+        self._spare: dict[Hashable, tuple[KVCache, list[int], Passes]] = {}  # the least recently used first
 
     @property
     def cache(self) -> KVCache:
@@ -58,14 +58,14 @@ class Sequences:
         try:
             return self.model.new_cache(self.context, self.model.dtype)
         except (RuntimeError, MemoryError):
-            if not self._kept:
+            if not self._spare:
                 raise
-            self._kept.clear()
+            self._spare.clear()
             return self.model.new_cache(self.context, self.model.dtype)
 
     @property
     def cache_bytes(self) -> int:
-        caches = [cache for cache, _, _ in self._kept.values()]
+        caches = [cache for cache, _, _ in self._spare.values()]
         return sum(cache.nbytes for cache in (*caches, self._cache) if cache is not None)
 
     def forget(self) -> None:
@@ -73,7 +73,7 @@ class Sequences:
         self._cache = None
         self._ids = []
         self.passes = Passes()
-        self._kept.clear()
+        self._spare.clear()
 
     def switch(self, name: Hashable) -> None:
         """The model computes differently from now on: `name` says how, and equal names mean the same computation.
@@ -83,16 +83,16 @@ class Sequences:
         if name == self._name:
             return
         if self._cache is not None and self._ids and _fits_beside(self._cache):
-            self._kept[self._name] = (self._cache, self._ids, self.passes)
-        self._cache, self._ids, self.passes = self._kept.pop(name, (None, [], Passes()))
+            self._spare[self._name] = (self._cache, self._ids, self.passes)
+        self._cache, self._ids, self.passes = self._spare.pop(name, (None, [], Passes()))
         self._name = name
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+        while len(self._spare) > SPARE_CACHES:
+            del self._spare[next(iter(self._spare))]
 
     def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
         """Forget the caches of all names that `is_gone` says will not come back as they were."""
-        for name in [name for name in self._kept if is_gone(name)]:
-            del self._kept[name]
+        for name in [name for name in self._spare if is_gone(name)]:
+            del self._spare[name]
 
     def held(self, ids: Sequence[int]) -> int:
         """How many of `ids` need no computing: the longest common prefix, but at least one id is always computed."""
@@ -227,11 +227,11 @@ def generate(
     ids at most. Close it to stop; the cache stays usable and the next call continues from what they have in common.
     """
     logits = sequence.prefill(ids, cancelled, on_prefill)
-    for said in count(1):
+    for length in count(1):
         if cancelled is not None and cancelled():
             raise Stopped
         token = sampler(logits)
         yield token
-        if token in stop_ids or (said >= max_tokens and (not run_on or token in run_on or said >= room)):
+        if token in stop_ids or (length >= max_tokens and (not run_on or token in run_on or length >= room)):
             return
         logits = sequence.advance(token)

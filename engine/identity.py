@@ -64,8 +64,8 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for suffix in _WEIGHTS:
-        if found := sorted(p for p in path.iterdir() if p.suffix == suffix and p.is_file()):
-            return found
+        if files := sorted(p for p in path.iterdir() if p.suffix == suffix and p.is_file()):
+            return files
     return []
 
 
@@ -79,7 +79,7 @@ def settings_of(path: Path) -> dict[str, str]:
     """File name -> beginning of its sha256, for config, tokenizer and template files beside the weights."""
     if path.is_file():
         return {}  # a GGUF file holds its own
-    found = [
+    files = [
         p
         for p in sorted(path.iterdir())
         if p.suffix in _SETTINGS
@@ -88,4 +88,4 @@ def settings_of(path: Path) -> dict[str, str]:
         and not p.name.endswith(".index.json")
         and p.stat().st_size <= _LARGEST_SETTING
     ]
-    return {p.name: p.digest.partition(":")[2][:16] for p in fingerprint(found)}
+    return {p.name: p.digest.partition(":")[2][:16] for p in fingerprint(files)}

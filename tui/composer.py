@@ -204,7 +204,7 @@ class PromptSearch(SteadyScreen, ModalScreen[str | None]):
     def __init__(self, prompts: Sequence[str]) -> None:
         super().__init__()
         self._prompts = prompts
-        self._found: list[str] = []
+        self._hits: list[str] = []
 
     def compose(self) -> ComposeResult:
         with Vertical(id="panel"):
@@ -219,14 +219,14 @@ class PromptSearch(SteadyScreen, ModalScreen[str | None]):
         self._narrow("")
 
     def _narrow(self, query: str) -> None:
-        wanted = query.casefold()
-        self._found = [prompt for prompt in self._prompts if wanted in prompt.casefold()][:100]
+        word = query.casefold()
+        self._hits = [prompt for prompt in self._prompts if word in prompt.casefold()][:100]
         listing = self.query_one(OptionList)
         listing.clear_options()
         listing.add_options(
-            [Option(Text(one_line(prompt, 200), no_wrap=True, overflow="ellipsis")) for prompt in self._found]
+            [Option(Text(one_line(prompt, 200), no_wrap=True, overflow="ellipsis")) for prompt in self._hits]
         )
-        if self._found:
+        if self._hits:
             listing.highlighted = 0
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -234,10 +234,10 @@ class PromptSearch(SteadyScreen, ModalScreen[str | None]):
 
     def on_input_submitted(self) -> None:
         at = self.query_one(OptionList).highlighted
-        self.dismiss(self._found[at] if at is not None and at < len(self._found) else None)
+        self.dismiss(self._hits[at] if at is not None and at < len(self._hits) else None)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._found[event.option_index])
+        self.dismiss(self._hits[event.option_index])
 
     def on_key(self, event: events.Key) -> None:
         listing = self.query_one(OptionList)

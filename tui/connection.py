@@ -113,14 +113,14 @@ def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
     if launch.engine.model is None or launch.server is not None:
         return None
     try:
-        known = catalogue.load()
-        entry = known.find(references.parse(launch.engine.model))
+        entries = catalogue.load()
+        entry = entries.find(references.parse(launch.engine.model))
     except GlmchatError:
         return None
     if entry is None or not entry.languages or "zh" in entry.languages:
         return None
     room = int(total_memory() * _ROOM)
-    speakers = [e for e in known if "zh" in e.languages and e.default and 0 < _weights(e) <= room]
+    speakers = [e for e in entries if "zh" in e.languages and e.default and 0 < _weights(e) <= room]
     text = tr("{model} speaks only English", model=entry.name)
     if not speakers:
         return text, tr(

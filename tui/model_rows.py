@@ -160,7 +160,7 @@ def draw_plan(plan: PullPlan | QuantisedPull | RemovalPlan, p: Palette) -> Text:
         case RemovalPlan():
             names, size = ", ".join(plan.names), human_bytes(plan.bytes_freed)
             lines = [tr("delete {names} and free {size}", names=names, size=size)]
-            lines += [one_line(kept, 200) for kept in plan.keeps]
+            lines += [one_line(sentence, 200) for sentence in plan.keeps]
             fits = True
         case QuantisedPull():
             lines, fits = list(plan.lines), plan.fits

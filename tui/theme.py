@@ -100,7 +100,7 @@ class Palette:
         return Style(bgcolor=self.selection)
 
     @cached_property
-    def found(self) -> Style:
+    def hit_style(self) -> Style:
         if not self.hit:
             return Style(reverse=True, bold=True)
         return Style(color=self.hit_text, bgcolor=self.hit, bold=True)

@@ -275,13 +275,13 @@ FORGET_PIECES = "DELETE FROM piece WHERE message = ?"
 
 _HIT = "c.id, c.title, m.id, m.role, coalesce(m.text, c.title), coalesce(m.created, c.created)"
 _LIVING = "c.deletion IS NULL AND (m.id IS NULL OR m.deletion IS NULL)"
-_FOUND = (
+_HITS = (
     "FROM search s LEFT JOIN message m ON m.id = s.rowid"
     " JOIN conversation c ON c.id = coalesce(m.conversation, -s.rowid)"
     f" WHERE search MATCH ? AND {_LIVING}"
 )
-HITS = f"SELECT {_HIT} {_FOUND} ORDER BY s.rowid DESC LIMIT ? OFFSET ?"
-COUNT_HITS = f"SELECT count(*) {_FOUND}"
+HITS = f"SELECT {_HIT} {_HITS} ORDER BY s.rowid DESC LIMIT ? OFFSET ?"
+COUNT_HITS = f"SELECT count(*) {_HITS}"
 _SCANNED = f"FROM message m JOIN conversation c ON c.id = m.conversation WHERE instr(m.text, ?) AND {_LIVING}"
 SCAN = f"SELECT {_HIT} {_SCANNED} ORDER BY m.id DESC LIMIT ? OFFSET ?"
 COUNT_SCAN = f"SELECT count(*) {_SCANNED}"

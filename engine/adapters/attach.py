@@ -37,8 +37,8 @@ def refuse_other_base(adapter: Adapter, checkpoint: Checkpoint) -> None:
     """Raise Usage if the adapter names the model it was trained on, and that is another one."""
     if adapter.base is None or adapter.forced:
         return
-    said = checkpoint.gguf.metadata.get("general.name") if checkpoint.gguf is not None else None
-    here = other_model(adapter.base, names_of(checkpoint.path, checkpoint.config, said))
+    title = checkpoint.gguf.metadata.get("general.name") if checkpoint.gguf is not None else None
+    here = other_model(adapter.base, names_of(checkpoint.path, checkpoint.config, title))
     if here is None:
         return
     raise Usage(
@@ -119,7 +119,7 @@ class AdapterSet:
 
     def detach(self, name: str) -> None:
         """Forget an adapter; if it is active it stops first. Raises UnknownModel for a name that is not attached."""
-        self._known(name)
+        self._attached(name)
         if name in self._active:
             self.activate({other: weight for other, weight in self._active.items() if other != name})
         del self._ready[name]
@@ -129,38 +129,38 @@ class AdapterSet:
 
         Raises UnknownModel, or Usage for prefixes that cannot be combined; what was active then stays.
         """
-        wanted = {name: float(weight) for name, weight in adapters.items() if weight != 0}
+        weights = {name: float(weight) for name, weight in adapters.items() if weight != 0}
         for name in adapters:
-            self._known(name)
-        layers = self._layers(wanted)
-        prefixes = self._prefixes(wanted)
-        other = self._stand_in(wanted)
+            self._attached(name)
+        layers = self._layers(weights)
+        prefixes = self._prefixes(weights)
+        other = self._stand_in(weights)
         self._restore()
         try:
             self._install(layers)
             if other is not None:
                 cast(Fallback, self._model).compute_with(other)
-            self._set_prefix(prefixes, wanted)
+            self._set_prefix(prefixes, weights)
         except BaseException:
             self._restore()
             self._active = {}
             raise
-        self._active = wanted
+        self._active = weights
 
-    def _known(self, name: str) -> Ready:
-        found = self._ready.get(name)
-        if found is None:
+    def _attached(self, name: str) -> Ready:
+        ready = self._ready.get(name)
+        if ready is None:
             raise UnknownModel(
                 tr("no adapter is attached as {name}", name=one_line(repr(name), 80)),
                 hint=tr("attached: {names}", names=one_line(", ".join(self._ready)) or tr("none")),
                 code="adapter.unknown",
             )
-        return found
+        return ready
 
-    def _layers(self, wanted: Mapping[str, float]) -> dict[str, nn.Module]:
+    def _layers(self, weights: Mapping[str, float]) -> dict[str, nn.Module]:
         """The layers that stand in for the model's own, made before any is put in its place."""
         by_layer: dict[str, list[Weighted]] = {}
-        for name, weight in wanted.items():
+        for name, weight in weights.items():
             for place, change in self._ready[name].changes.items():
                 by_layer.setdefault(place, []).append((change, weight))
         return {place: self._layer(place, changes) for place, changes in by_layer.items()}
@@ -175,30 +175,30 @@ class AdapterSet:
             changes = [(c, w) for c, w in changes if c.a is not None]
         return adapted_linear(base, changes) if changes and hasattr(base, "in_features") else base
 
-    def _prefixes(self, wanted: Mapping[str, float]) -> list[tuple[Ready, float]]:
+    def _prefixes(self, weights: Mapping[str, float]) -> list[tuple[Ready, float]]:
         """The prefixes among them; one, or several of one kind and length whose weights add up to one."""
-        found = [(ready, w) for n, w in wanted.items() if (ready := self._ready[n]).rows is not None]
-        lengths = {(ready.adapter.kind, ready.adapter.length, ready.adapter.form) for ready, _ in found}
+        prefixes = [(ready, w) for n, w in weights.items() if (ready := self._ready[n]).rows is not None]
+        lengths = {(ready.adapter.kind, ready.adapter.length, ready.adapter.form) for ready, _ in prefixes}
         if len(lengths) > 1:
             raise Usage(
                 tr("prefixes of different lengths cannot be mixed"),
                 hint=tr("activate one of them"),
                 code="adapter.prefixes",
             )
-        if found and abs(sum(w for _, w in found) - 1) > 1e-6:
+        if prefixes and abs(sum(w for _, w in prefixes) - 1) > 1e-6:
             raise Usage(
-                tr("the weights of the prefixes add up to {found:g}", found=sum((w for _, w in found))),
+                tr("the weights of the prefixes add up to {found:g}", found=sum((w for _, w in prefixes))),
                 hint=tr("a prefix is either there or not, so its weight is 1; the weights of a mixture add up to 1"),
                 code="adapter.prefixes",
             )
-        return found
+        return prefixes
 
-    def _stand_in(self, wanted: Mapping[str, float]) -> nn.Module | None:
+    def _stand_in(self, weights: Mapping[str, float]) -> nn.Module | None:
         """The network with the layers that PEFT computes; in the order of the names, as some kinds do not commute."""
-        parts = [(peft, w) for n, w in sorted(wanted.items()) if (peft := self._ready[n].peft) is not None]
+        parts = [(peft, w) for n, w in sorted(weights.items()) if (peft := self._ready[n].peft) is not None]
         if not parts:
             return None
-        ready = [(self._ready[name].adapter, weight) for name, weight in wanted.items()]
+        ready = [(self._ready[name].adapter, weight) for name, weight in weights.items()]
         refuse_together((a.kind, a.kind in KINDS and takes_weight(a.kind, a.config), w) for a, w in ready)
         return stand_in(cast(Fallback, self._model), parts)
 
@@ -217,7 +217,7 @@ class AdapterSet:
             self._installed.append(place)
             self._model.swap(place, layer)
 
-    def _set_prefix(self, prefixes: list[tuple[Ready, float]], wanted: Mapping[str, float]) -> None:
+    def _set_prefix(self, prefixes: list[tuple[Ready, float]], weights: Mapping[str, float]) -> None:
         if not prefixes:
             return
         model = cast(PrefixedModel, self._model)

@@ -39,8 +39,8 @@ class Change:
 
     @property
     def nbytes(self) -> int:
-        found = (self.a, self.b, self.magnitude, self.b_bias, *self.replaced.values())
-        return sum(t.nbytes for t in found if t is not None)
+        tensors = (self.a, self.b, self.magnitude, self.b_bias, *self.replaced.values())
+        return sum(t.nbytes for t in tensors if t is not None)
 
 
 Modules = Mapping[str, nn.Module]
@@ -53,7 +53,7 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
     """
     shapes = adapter.tensors.shapes()
     settings = adapter.lora
-    found: dict[str, Names] = {}
+    layers: dict[str, Names] = {}
     strangers: list[str] = []
     for name in shapes:
         module, kind = split_name(name)
@@ -61,12 +61,12 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
         if place is None or kind is None:
             strangers.append(name)
             continue
-        found.setdefault(place, Names()).add(kind, name)
+        layers.setdefault(place, Names()).add(kind, name)
     refuse_strangers(strangers, len(shapes))
-    for place, names in found.items():
+    for place, names in layers.items():
         _check_shapes(place, names, modules[place], shapes, settings)
-    _check_complete(found, modules, settings)
-    return found
+    _check_complete(layers, modules, settings)
+    return layers
 
 
 def refuse_strangers(strangers: Sequence[str], total: int) -> None:
@@ -104,21 +104,21 @@ def _check_shapes(
                 hint=tr("the adapter was trained on a model of another family"),
                 code="adapter.names",
             )
-        if (found := changed_shape(place, a, b, settings)) != (out, width):
+        if (changed := changed_shape(place, a, b, settings)) != (out, width):
             raise Usage(
                 tr(
                     "the adapter changes {place} of {found}, but in this model it is [{out}, {width}]",
                     place=one_line(place, 120),
-                    found=list(found),
+                    found=list(changed),
                     out=out,
                     width=width,
                 ),
                 hint=tr("it was trained on a model of hidden size {a}", a=a[1]),
                 code="adapter.shape",
             )
-    for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
-        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != wanted:
-            raise _misshapen(place, kind, shapes[names.tensors[kind]], (wanted,))
+    for kind, length in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
+        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != length:
+            raise _misshapen(place, kind, shapes[names.tensors[kind]], (length,))
     for parameter, name in names.replaced.items():
         expected = _parameter_shape(module, parameter)
         if expected is None and parameter == "bias" and shapes[name] == (out,):
@@ -127,18 +127,18 @@ def _check_shapes(
             raise _misshapen(place, parameter, shapes[name], expected or ())
 
 
-def _check_complete(found: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
+def _check_complete(layers: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
     """Every layer that the configuration targets must have its tensors: a cut file would half change the model."""
     if settings.targets is None and not settings.all_linear:
         return
-    wanted = [name for name, module in modules.items() if _is_target(name, module, settings)]
-    missing = [name for name in wanted if name not in found or not found[name].tensors]
+    targets = [name for name, module in modules.items() if _is_target(name, module, settings)]
+    missing = [name for name in targets if name not in layers or not layers[name].tensors]
     if missing:
         raise incomplete_adapter(
             tr(
                 "the adapter contains nothing for {n} of the {total} layers that it targets: {names}",
                 n=len(missing),
-                total=len(wanted),
+                total=len(targets),
                 names=one_line(", ".join(missing[:3]), 200),
             ),
             tr("the file is incomplete, or was trained on a model with fewer layers"),
@@ -177,14 +177,14 @@ def _count(shape: tuple[int, ...]) -> int:
     return max(shape, default=0) if sum(length > 1 for length in shape) <= 1 else -1
 
 
-def _misshapen(place: str, kind: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Usage:
+def _misshapen(place: str, kind: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> Usage:
     return Usage(
         tr(
             "{kind} of {place} is {shape} in the adapter, but {wanted} in this model",
             kind=kind,
             place=one_line(place, 120),
             shape=list(shape),
-            wanted=list(wanted),
+            wanted=list(expected),
         ),
         hint=tr("the adapter was trained on another model, or on another vocabulary"),
         code="adapter.shape",

@@ -68,10 +68,10 @@ class AdaptedEmbedding(nn.Module):
         self.down, self.up = down, up
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        found = cast(torch.Tensor, (self.base if self.rows is None else self.rows)(ids))
+        rows = cast(torch.Tensor, (self.base if self.rows is None else self.rows)(ids))
         if not self.down.shape[1]:
-            return found.to(self.dtype) if self.rows is not None else found
-        return found + (self.down[ids] @ self.up).to(found.dtype)
+            return rows.to(self.dtype) if self.rows is not None else rows
+        return rows + (self.down[ids] @ self.up).to(rows.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,15 +158,15 @@ def adapted_linear(base: nn.Module, changes: Sequence[Weighted]) -> AdaptedLinea
 
 def row_lengths(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Lengths of the rows of W + B A, [out], for DoRA (Liu et al. 2024); W is dequantised a few rows at a time."""
-    found = []
+    parts = []
     for start in range(0, b.shape[0], _ROWS):
         part = b[start : start + _ROWS]
         if isinstance(base, QuantLinear):
             rows = base.rows(torch.arange(start, start + len(part), device=b.device))
         else:
             rows = cast(torch.Tensor, base.weight)[start : start + len(part)].float()
-        found.append((rows + part @ a).norm(dim=1))
-    return torch.cat(found)
+        parts.append((rows + part @ a).norm(dim=1))
+    return torch.cat(parts)
 
 
 def adapted_embedding(base: nn.Embedding | QuantEmbedding, changes: Sequence[Weighted]) -> AdaptedEmbedding:

@@ -89,8 +89,8 @@ def _check_encoder(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec) -> No
         return
     outer = sizes.get("trans.2.weight", ())
     inner = sizes.get("trans.0.weight", ())
-    wanted = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
-    if set(sizes) != wanted or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
+    expected = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
+    if set(sizes) != expected or len(outer) != 2 or len(inner) != 2 or inner != (outer[1], embedded):
         raise incomplete_adapter(
             tr(
                 "the prefix encoder's parts do not match: {parts}",
@@ -111,10 +111,12 @@ def _what(spec: ModelSpec) -> str:
     return f"a prefix for {spec.layers} layers of {spec.kv_heads} key heads with {spec.head_dim} numbers, of width"
 
 
-def _expect(found: int, wanted: int, what: str) -> None:
-    if found != wanted:
+def _expect(value: int, expected: int, what: str) -> None:
+    if value != expected:
         raise Usage(
-            tr("this model needs {what} {wanted}, but the adapter has {found}", what=what, wanted=wanted, found=found),
+            tr(
+                "this model needs {what} {wanted}, but the adapter has {found}", what=what, wanted=expected, found=value
+            ),
             hint=tr("it was trained on a model of a different size"),
             code="adapter.shape",
         )

@@ -127,12 +127,12 @@ class _Compressed:
         self._belonging = {f"{stem}{suffix}" for stem in self._packed.values() for suffix in SUFFIXES}
         self._offsets = _offsets(folder)
         self._shapes: dict[str, tuple[int, ...]] = {}
-        found = source.shapes()
-        for name, shape in found.items():
+        shapes = source.shapes()
+        for name, shape in shapes.items():
             if name not in self._belonging:
                 self._shapes[name] = shape
         for name, stem in self._packed.items():
-            if f"{stem}weight_scale" not in found or f"{stem}weight_shape" not in found:
+            if f"{stem}weight_scale" not in shapes or f"{stem}weight_shape" not in shapes:
                 raise _damaged(name, "its scales or its shape are missing")
             self._shapes[name] = self._shape_of(name, stem)
         # A packed matrix is [out, in] even in a family whose files hold [in, out].
@@ -140,8 +140,8 @@ class _Compressed:
 
     def _shape_of(self, name: str, stem: str) -> tuple[int, ...]:
         shape = tuple(int(n) for n in self._dense(f"{stem}weight_shape").flatten())
-        found = self._source.shapes()
-        words, scales = found[f"{stem}weight_packed"], found[f"{stem}weight_scale"]
+        shapes = self._source.shapes()
+        words, scales = shapes[f"{stem}weight_packed"], shapes[f"{stem}weight_scale"]
         fits = len(shape) == len(words) == len(scales) == 2 and words[0] == scales[0] == shape[0] > 0 < shape[1]
         if not fits or shape[1] % scales[1] or words[1] not in (packed_width(shape[1], 4), packed_width(shape[1], 8)):
             raise _damaged(name, f"{list(words)} words and {list(scales)} scales do not make {list(shape)}")
@@ -265,12 +265,12 @@ class _Official:
         self._columns = columns
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        found = {}
+        shapes = {}
         for name, shape in self._source.shapes().items():
             if name.endswith(_SCALE) and name.removesuffix(_SCALE) in self._packed:
                 continue
-            found[name] = (shape[0], shape[1] * self._columns) if name in self._packed else shape
-        return found
+            shapes[name] = (shape[0], shape[1] * self._columns) if name in self._packed else shape
+        return shapes
 
     def read(self, name: str) -> Stored:
         if name not in self._packed:

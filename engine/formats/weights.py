@@ -301,8 +301,8 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
     except UnpicklingError as error:
         text = str(error)
         if any(sign in text.lower() for sign in ("unsupported global", "unsupported operand", "unpickler error")):
-            wanted = re.search(r"GLOBAL ([\w.]{1,100})", text)
-            what = f"it asks for {wanted[1]}" if wanted else "it is no plain table of them"
+            type_name = re.search(r"GLOBAL ([\w.]{1,100})", text)
+            what = f"it asks for {type_name[1]}" if type_name else "it is no plain table of them"
             raise Hostile(
                 tr("{name} contains more than tensors: {what}", name=one_line(path.name), what=what),
                 hint=tr("the code was not run. Do not use this model, or use its safetensors version"),

@@ -131,13 +131,15 @@ class Fallback(PrefixedModel):
             cache = self.new_cache(len(ids))
         try:
             if isinstance(cache, TransformersCache):
-                found = self._compute(input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options)
+                output = self._compute(
+                    input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options
+                )
                 cache.advance(ids.shape[0])
             else:
-                found = self._compute(input_ids=ids[None], use_cache=False, **options)
+                output = self._compute(input_ids=ids[None], use_cache=False, **options)
         finally:
             self._between = None
-        logits: torch.Tensor = found.logits[0]
+        logits: torch.Tensor = output.logits[0]
         return (logits[-1:] if last_only else logits).float()
 
 
@@ -291,10 +293,10 @@ def _converted(folder: Path) -> HFTokenizer:
     from glmchat.engine.tokenizers.hf import wrap
 
     try:
-        found = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True, use_fast=True
         )
-        return wrap(found.backend_tokenizer)
+        return wrap(tokenizer.backend_tokenizer)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise damaged_vocabulary(
             tr(

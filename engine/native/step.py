@@ -101,7 +101,7 @@ class CompiledStep:
             raise NotCompiled("a width is not a multiple of 16")
         if spec.head_dim > _LARGEST_HEAD:
             raise NotCompiled(f"heads of {spec.head_dim}")
-        self._kept: list[Any] = []  # what the addresses point to
+        self._alive: list[Any] = []  # what the addresses point to
         self.vocab = spec.vocab_size
         self._embedding = parts.embedding
         layers = [self._layer(layer) for layer in parts.layers]
@@ -221,7 +221,7 @@ class CompiledStep:
                 raise NotCompiled(
                     "float32 is multiplied exactly" if base.kernel.exact else f"kernel {base.kernel.name}"
                 )
-            self._kept.append(base.packed)
+            self._alive.append(base.packed)
             weight = weight_of(base.shape, base.packed)
             weight.bias = bias
             return _Product(weight)
@@ -232,7 +232,7 @@ class CompiledStep:
         fits = values.device.type == "cpu" and values.is_contiguous()
         if not fits or values.dtype not in (torch.float32, torch.bfloat16):
             raise NotCompiled(f"dense weights in {values.dtype} on {values.device}")
-        self._kept.append(values)
+        self._alive.append(values)
         return _Product(weight, dense=values.data_ptr(), dense_bf16=values.dtype == torch.bfloat16)
 
     def _rows(self, embedding: nn.Module) -> int | None:
@@ -251,9 +251,9 @@ class CompiledStep:
 
     def _numbers(self, values: torch.Tensor) -> int:
         wide = values.detach().float().contiguous()
-        self._kept.append(wide)
+        self._alive.append(wide)
         return wide.data_ptr()
 
     def _keep(self, made: Any) -> int:
-        self._kept.append(made)
+        self._alive.append(made)
         return ctypes.addressof(made)

@@ -253,8 +253,8 @@ def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
                 hint=tr('describe functions: {"type": "function", "function": {"name": …, "parameters": …}}'),
                 code="tools.kind",
             )
-        said = json.dumps(function, indent=4, ensure_ascii=False)
-        text += f"\n\n## {function.get('name', '')}\n\n{said}{_CALL}"
+        description = json.dumps(function, indent=4, ensure_ascii=False)
+        text += f"\n\n## {function.get('name', '')}\n\n{description}{_CALL}"
     return text
 
 

@@ -56,7 +56,7 @@ class TemplatePrompt(PromptFormat):
 
     def __init__(self, tokenizer: TemplateTokenizer, stop_ids: Sequence[int], template: ChatTemplate) -> None:
         super().__init__(tokenizer, stop_ids)
-        self._known = tokenizer
+        self._tokenizer = tokenizer
         self._template = template
         ordered = sorted(tokenizer.specials, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, ordered)) or r"\b\B")
@@ -90,7 +90,7 @@ class TemplatePrompt(PromptFormat):
         return self.encode(text, hidden)
 
     def complete(self, text: str) -> list[int]:
-        return self._known.encode_completion(text)
+        return self._tokenizer.encode_completion(text)
 
     def close(self) -> None:
         """End the helper process."""
@@ -108,19 +108,19 @@ class TemplatePrompt(PromptFormat):
     def encode(self, text: str, hidden: _Hidden) -> list[int]:
         """Ids of rendered text: control tokens of the template as ids, what was hidden as plain text."""
         if not hidden.found:
-            return self._known.encode_special(text)
+            return self._tokenizer.encode_special(text)
         ids: list[int] = []
         end = 0
         for match in self._control.finditer(text):
             ids += self._plain(hidden.show(text[end : match.start()]), first=not ids)
-            ids.append(self._known.specials[match[0]])
+            ids.append(self._tokenizer.specials[match[0]])
             end = match.end()
         return ids + self._plain(hidden.show(text[end:]), first=not ids)
 
     def _plain(self, text: str, first: bool) -> list[int]:
         if not text:
             return []
-        return self._known.encode(text) if first else self._known.encode_behind(text)
+        return self._tokenizer.encode(text) if first else self._tokenizer.encode_behind(text)
 
 
 class _Hidden:

@@ -142,12 +142,12 @@ def self_test(kernel: Kernel, device: str, bits: int) -> str | None:
     for count in (1, 3, 40):
         x = torch.randn(count, 256, generator=noise).bfloat16()
         expected = x.float() @ weight.T
-        found = kernel.linear(shape, packed, x.to(device), None).float().cpu()
-        error = (found - expected).abs().max() / expected.abs().max()
+        product = kernel.linear(shape, packed, x.to(device), None).float().cpu()
+        error = (product - expected).abs().max() / expected.abs().max()
         if not error < 0.02:  # bfloat16 results and scales; a wrong layout is off by about 1; NaN fails too
             return f"differs from the reference by {error:.1%} at {count} rows"
-    found = kernel.rows(shape, packed, torch.arange(128, device=device)).cpu()
-    error = (found - weight).abs().max() / weight.abs().max()
+    product = kernel.rows(shape, packed, torch.arange(128, device=device)).cpu()
+    error = (product - weight).abs().max() / weight.abs().max()
     return None if error < 0.01 else f"dequantised rows differ by {error:.1%}"
 
 

@@ -221,7 +221,9 @@ def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> I
         turned = transposed is not None and transposed(parameter)
         shape = shapes[name][::-1] if turned else shapes[name]
         if isinstance(stored, Int4 | Int8):
-            yield _kept(checkpoint, name, shape, stored, recipe, is_end=places.get(parameter, (0, False))[1])
+            yield _quantised_already(
+                checkpoint, name, shape, stored, recipe, is_end=places.get(parameter, (0, False))[1]
+            )
             continue
         bits = group = 0
         if parameter in places and name.endswith("weight"):
@@ -235,7 +237,7 @@ def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> I
             yield _sized(TensorPlan(name, shapes[name], 0, 0, True, False, turned, dtype, 0))
 
 
-def _kept(
+def _quantised_already(
     checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stored: Int4 | Int8, recipe: Recipe, *, is_end: bool
 ) -> TensorPlan:
     bits = 4 if isinstance(stored, Int4) else 8

@@ -47,8 +47,8 @@ class Announced:
         self.files: Mapping[str, str] = dict(sorted(table.items(), key=lambda item: files.index(item[1])))
         self._shapes = _shapes(checkpoint, self.files)
         named = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")
-        found = getattr(torch, str(named), torch.float16)
-        self._dtype = found if isinstance(found, torch.dtype) else torch.float16
+        dtype = getattr(torch, str(named), torch.float16)
+        self._dtype = dtype if isinstance(dtype, torch.dtype) else torch.float16
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -59,12 +59,12 @@ class Announced:
 
 
 def _shapes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    known = checkpoint.spec.shapes()
+    expected = checkpoint.spec.shapes()
     transposed = checkpoint.family.transposed
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         parameter = checkpoint.family.rename(name)
-        shape = known.get(parameter, ()) if parameter is not None else ()
+        shape = expected.get(parameter, ()) if parameter is not None else ()
         turned = parameter is not None and transposed is not None and transposed(parameter)
         shapes[name] = shape[::-1] if turned else shape
     return shapes

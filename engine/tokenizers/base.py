@@ -87,22 +87,22 @@ class PieceText:
         self._shown = shown
         self._strip_all = strip_all
         self._size = pieces.get_piece_size()
-        self._known: dict[int, str | int] = {}  # piece text, or the value of a byte
+        self._cache: dict[int, str | int] = {}  # piece text, or the value of a byte
 
     def _read(self, token: int) -> str | int:
         """The text of one piece with its spaces, or a byte's value."""
-        found = self._known.get(token)
-        if found is None:
+        piece = self._cache.get(token)
+        if piece is None:
             if token in self._shown:
-                found = self._shown[token]
+                piece = self._shown[token]
             elif not 0 <= token < self._size or self._pieces.is_control(token):
-                found = ""
+                piece = ""
             elif self._pieces.is_byte(token):
-                found = int(self._pieces.id_to_piece(token)[3:5], 16)
+                piece = int(self._pieces.id_to_piece(token)[3:5], 16)
             else:
-                found = self._pieces.id_to_piece(token).replace(SPACE, " ")
-            self._known[token] = found
-        return found
+                piece = self._pieces.id_to_piece(token).replace(SPACE, " ")
+            self._cache[token] = piece
+        return piece
 
     def piece_bytes(self, token: int) -> bytes:
         piece = self._read(token)

@@ -67,8 +67,8 @@ class CPMTokenizer:
     @property
     def sentence_ends(self) -> tuple[int, ...]:
         """Ids of the marks that close a sentence or a clause, and of the newline."""
-        found = (self._pieces.piece_to_id(before + mark) for mark in _SENTENCE_ENDS for before in ("", SPACE))
-        return (NEWLINE, *sorted({token for token in found if token != UNK}))
+        ids = (self._pieces.piece_to_id(before + mark) for mark in _SENTENCE_ENDS for before in ("", SPACE))
+        return (NEWLINE, *sorted({token for token in ids if token != UNK}))
 
     def encode(self, text: str) -> list[int]:
         words = (word.translate(_SIGNS) for word in _cutter().cut(encodable(text), cut_all=False))
@@ -92,9 +92,9 @@ class CPMTokenizer:
         rest = text
         while rest:
             name = min((n for n in _NAMES if n in rest), key=rest.index, default=None)
-            part, found, rest = rest.partition(name) if name else (rest, "", "")
+            part, mark, rest = rest.partition(name) if name else (rest, "", "")
             ids += self.encode(part) if part else []
-            ids += [_NAMES[found]] if found else []
+            ids += [_NAMES[mark]] if mark else []
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -91,15 +91,15 @@ class HFTokenizer:
         piece = self._lower.id_to_token(token)
         if piece is None:  # padding of the matrix beyond the vocabulary
             return b""
-        known = self._bytes.get(token)
-        if known is None:
+        data = self._bytes.get(token)
+        if data is None:
             alphabet = _alphabet()
             if all(c in alphabet for c in piece):
-                known = bytes(alphabet[c] for c in piece)
+                data = bytes(alphabet[c] for c in piece)
             else:  # an added token is written as itself
-                known = piece.encode("utf-8")
-            self._bytes[token] = known
-        return known
+                data = piece.encode("utf-8")
+            self._bytes[token] = data
+        return data
 
     def piece_bytes(self, token: int) -> bytes:
         known = self.token_bytes(token)

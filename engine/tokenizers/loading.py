@@ -147,10 +147,10 @@ class SentencePieceTokenizer:
     def _raw(self, token: int) -> bytes:
         if token in self._hidden or token >= self.vocab_size:
             return b""
-        known = self._bytes.get(token)
-        if known is None:
-            known = self._bytes[token] = self._processor.id_to_piece(token).replace("▁", " ").encode("utf-8")
-        return known
+        data = self._bytes.get(token)
+        if data is None:
+            data = self._bytes[token] = self._processor.id_to_piece(token).replace("▁", " ").encode("utf-8")
+        return data
 
     def token_bytes(self, token: int) -> bytes | None:
         return None if self._dummy else self._raw(token)  # the first blank of a text is dropped: not token by token

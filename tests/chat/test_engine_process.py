@@ -215,12 +215,12 @@ def test_its_surroundings_are_quiet_offline_and_without_secrets() -> None:
 
 
 def test_old_logs_do_not_pile_up() -> None:
-    from glmchat.chat.engine_process import KEPT, new_log
+    from glmchat.chat.engine_process import LOGS, new_log
 
-    for _ in range(KEPT + 5):
+    for _ in range(LOGS + 5):
         path, file = new_log()
         file.close()
-    assert len(list(path.parent.glob("engine-*.log"))) == KEPT and path.exists()
+    assert len(list(path.parent.glob("engine-*.log"))) == LOGS and path.exists()
 
 
 def test_the_finished_event_says_how_long_the_load_took(start: Start) -> None:

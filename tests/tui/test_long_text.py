@@ -54,7 +54,7 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "STRETCH_CHARACTERS", 40)
     monkeypatch.setattr(long_text, "KEPT_STRETCHES", 2)
     monkeypatch.setattr(turn_layout, "STRETCH_CHARACTERS", 40)
-    monkeypatch.setattr(turn_layout, "KEPT", 30)
+    monkeypatch.setattr(turn_layout, "MOST_LINES", 30)
     monkeypatch.setattr(turn_layout, "_LONG", 60)
 
 

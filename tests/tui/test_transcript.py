@@ -17,7 +17,7 @@ from textual.geometry import Size
 
 from glmchat.tui.theme import PALETTES
 from glmchat.tui.transcript.transcript import Clicked, Transcript
-from glmchat.tui.transcript.turn_layout import KEPT, TurnLayout
+from glmchat.tui.transcript.turn_layout import MOST_LINES, TurnLayout
 from glmchat.tui.transcript.turns import FOLD_TO, Turn
 
 
@@ -226,7 +226,7 @@ async def test_search_marks_hits_and_walks_between_them() -> None:
         transcript.go_to_hit(1)
         await pilot.pause()
         y = next(i for i, line in enumerate(screen(transcript)) if "量化" in line)
-        found = PALETTES["dark"].found
+        found = PALETTES["dark"].hit_style
         marked = [s.text for s in transcript.render_line(y) if s.style and s.style.bgcolor == found.bgcolor]
         assert marked == ["量化"]
 
@@ -268,13 +268,13 @@ async def test_hostile_answers_are_drawn_while_the_window_stays_alive(hostile: s
 def test_an_answer_that_streams_by_keeps_few_of_its_drawn_lines_and_draws_them_again() -> None:
     layout = TurnLayout(Turn("a", "assistant", state="streaming"))
     layout.fit(60, PALETTES["dark"], 20)
-    for n in range(KEPT):
+    for n in range(MOST_LINES):
         layout.feed(f"paragraph {n}\n\n")
         if n % 5 == 0:
             layout.update()
             layout.realise(layout.height - 20, layout.height)
-    assert layout.drawn_lines < KEPT + 50
-    assert layout.height > 2 * KEPT - 20  # of nothing the height is forgotten
+    assert layout.drawn_lines < MOST_LINES + 50
+    assert layout.height > 2 * MOST_LINES - 20  # of nothing the height is forgotten
     layout.realise(0, 20)
     first = layout.line(1, 0)
     assert first is not None and first.text == "paragraph 0"

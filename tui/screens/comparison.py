@@ -66,7 +66,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
         self._at_work = False
         self._stopping = False
         self._current = 0
-        self._said = ""  # how the columns take turns, or what went wrong
+        self._news = ""  # how the columns take turns, or what went wrong
 
     def compose(self) -> ComposeResult:
         yield Static("", id="question")
@@ -128,7 +128,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             self._begin(self.comparison.go_on(), self.comparison.missing())
 
     def _begin(self, events: Iterable[ComparisonEvent], numbers: Iterable[int] | None = None) -> None:
-        self._at_work, self._stopping, self._said = True, False, ""
+        self._at_work, self._stopping, self._news = True, False, ""
         for column in self.columns:
             if numbers is None or column.number in numbers:
                 column.wait()
@@ -160,11 +160,11 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             has_news = has_news or not (isinstance(event, Said) and isinstance(event.event, Piece))
             match event:
                 case OneByOne(reason):
-                    self._said = tr("one after another: {why}", why=reason)
+                    self._news = tr("one after another: {why}", why=reason)
                 case Together(1, _):
-                    self._said = tr("one engine answers them in turn")
+                    self._news = tr("one engine answers them in turn")
                 case Together(engines, threads):
-                    self._said = tr("{n} engines answer at once, {threads} threads each", n=engines, threads=threads)
+                    self._news = tr("{n} engines answer at once, {threads} threads each", n=engines, threads=threads)
                 case Loading(number, stage, done):
                     columns[number].load(stage_words(stage), done)
                 case ColumnFailed(number, error):
@@ -185,7 +185,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             raise over.error
 
     def show_error(self, error: GlmchatError) -> None:
-        self._said = f"{error.message} · {error.hint}"
+        self._news = f"{error.message} · {error.hint}"
         self._show()
 
     # Keys and mouse
@@ -200,7 +200,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
         """Stop what runs; else leave."""
         if self._at_work:
             self._stopping = True
-            self._said = tr("stopping")
+            self._news = tr("stopping")
             self._show()
             self.run_worker(self.comparison.stop, thread=True, group="stop")
         else:
@@ -234,9 +234,9 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
 
     def _pick(self, number: int) -> None:
         if self._at_work:
-            self._said = tr("Esc stops the answers; then one can be picked")
+            self._news = tr("Esc stops the answers; then one can be picked")
         elif number not in self.comparison.answers():
-            self._said = tr("this column has no answer")
+            self._news = tr("this column has no answer")
         else:
             self.dismiss(number)
             return
@@ -258,7 +258,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             self.query_one(Prompt).focus()
         elif columns[self._current].is_mounted:
             columns[self._current].transcript.focus()
-        line = Text.assemble((f"{self._said} · " if self._said else "", p.accented))
+        line = Text.assemble((f"{self._news} · " if self._news else "", p.accented))
         self.query_one("#keys", Static).update(line.append(self._keys(), p.quiet))
 
     def _keys(self) -> str:

@@ -141,8 +141,8 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
             if field.value != value:
                 field.value = value
             self.query_one(f"#from-{name}", Label).update(tr(chosen.origins[name]))
-        said = dict(self._session.settings.sampling)
-        self.query_one(PresetLine).show(next((name for name, values in PRESETS.items() if values == said), None))
+        settings = dict(self._session.settings.sampling)
+        self.query_one(PresetLine).show(next((name for name, values in PRESETS.items() if values == settings), None))
 
     def show_error(self, error: GlmchatError) -> None:
         field = self.focused

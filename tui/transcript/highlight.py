@@ -100,15 +100,15 @@ def _grown(whole: list[str], before: int, lexer: Any, language: str, palette: Pa
     Only its end is read: if the last known lines, read by themselves, look as they did with all that stands above
     them, what follows does too. They do not inside a long string or comment, or in one language within another.
     """
-    for known in reversed(_lately):
-        if known.language != language or known.palette is not palette:
+    for code in reversed(_lately):
+        if code.language != language or code.palette is not palette:
             continue
-        for start in {0, max(0, len(known.lines) - before)}:  # the same part of a block, or the one after it
-            same = known.lines[start:-1]  # the last line may have been half a line
+        for start in {0, max(0, len(code.lines) - before)}:  # the same part of a block, or the one after it
+            same = code.lines[start:-1]  # the last line may have been half a line
             if len(same) <= _OVERLAP or whole[: len(same)] != same:
                 continue
             overlap = len(same) - _OVERLAP
-            earlier = known.spans[start : start + len(same)]
+            earlier = code.spans[start : start + len(same)]
             end = _read(lexer, whole[overlap:], palette)
             if any(earlier[overlap:]) and end[:_OVERLAP] == earlier[overlap:]:
                 return earlier + end[_OVERLAP:]
@@ -117,7 +117,7 @@ def _grown(whole: list[str], before: int, lexer: Any, language: str, palette: Pa
 
 def _read(lexer: Any, lines: Sequence[str], palette: Palette) -> list[list[Span]]:
     styles: dict[str, Style] = {}
-    found: list[list[Span]] = [[]]
+    spans: list[list[Span]] = [[]]
     for token, value in lexer.get_tokens("\n".join(lines)):
         kind = _kind(token)
         style = styles.get(kind)
@@ -130,8 +130,8 @@ def _read(lexer: Any, lines: Sequence[str], palette: Palette) -> list[list[Span]
             )
         first, *rest = value.split("\n")
         if first:
-            found[-1].append((first, style))
+            spans[-1].append((first, style))
         for part in rest:
-            found.append([(part, style)] if part else [])
-    del found[len(lines) :]
-    return found + [[(line, palette.code)] for line in lines[len(found) :]]
+            spans.append([(part, style)] if part else [])
+    del spans[len(lines) :]
+    return spans + [[(line, palette.code)] for line in lines[len(spans) :]]

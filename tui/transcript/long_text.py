@@ -42,7 +42,7 @@ class LongText:
         self._splitter = BlockSplitter()
         # The last stretch is still growing; its list of blocks is the splitter's.
         self._stretches = [_Stretch(0, self._splitter.fork(), 0, self._splitter.blocks)]
-        self._kept: dict[int, None] = {}  # stretches that are over and have their blocks, the latest used at the end
+        self._recent: dict[int, None] = {}  # stretches that are over and have their blocks, the latest used at the end
 
     def __len__(self) -> int:
         """Blocks that no further text changes."""
@@ -97,9 +97,9 @@ class LongText:
         return stretch.blocks
 
     def _use(self, index: int) -> None:
-        self._kept.pop(index, None)
-        self._kept[index] = None
-        if len(self._kept) > KEPT_STRETCHES:
-            oldest = next(iter(self._kept))
-            del self._kept[oldest]
+        self._recent.pop(index, None)
+        self._recent[index] = None
+        if len(self._recent) > KEPT_STRETCHES:
+            oldest = next(iter(self._recent))
+            del self._recent[oldest]
             self._stretches[oldest].blocks = None

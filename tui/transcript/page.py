@@ -139,13 +139,13 @@ def cut(text: str, start: int, end: int) -> str:
     """The characters between two cells."""
     if text.isascii():
         return text[start : max(start, end)]
-    found = ""
+    part = ""
     position = 0
     for a, b, cells in split_graphemes(text)[0]:
         if position >= start and position < end:
-            found += text[a:b]
+            part += text[a:b]
         position += cells
-    return found
+    return part
 
 
 def hits(line: Line, query: str) -> Iterator[tuple[int, int]]:

@@ -330,7 +330,7 @@ class Transcript(Steady, ScrollView, can_focus=True):
     def _overlays(self, place: Position, line: Line) -> Iterator[tuple[int, int, Style]]:
         if self._query and line.text:
             for start, end in hits(line, self._query):
-                yield start, end, self._palette.found
+                yield start, end, self._palette.hit_style
         if (cells := self._selection.cells(place, line)) is not None:
             yield *cells, self._palette.selected
 

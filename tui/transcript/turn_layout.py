@@ -20,7 +20,7 @@ from glmchat.tui.transcript.markdown import codes, draw
 from glmchat.tui.transcript.turns import COMPACT_ROWS, FOLD_TO, INDENT, Look, Turn
 from glmchat.tui.transcript.wrapping import Line
 
-KEPT = 1_000  # drawn lines of a turn; a long answer that streams by would otherwise keep all of them
+MOST_LINES = 1_000  # drawn lines of a turn; a long answer that streams by would otherwise keep all of them
 _LONG = 50_000  # characters; a longer text is not split anew for another width before it is looked at
 _SPACED = ("heading", "code", "table", "rule", "math")
 
@@ -37,7 +37,7 @@ class TurnLayout:
         self._tops = array("l", [0])  # where each piece begins, as far as it is known
         self._drawn: dict[int, list[Line]] = {}  # the longest drawn first
         self.drawn_lines = 0  # in these
-        self._said: LongText | None = None  # the blocks of an answer
+        self._text: LongText | None = None  # the blocks of an answer
         self._tail: list[Block] = []  # what more text may change
         self._guess: int | None = None  # the height of what is not laid out
 
@@ -61,7 +61,7 @@ class TurnLayout:
             self._heights = array("l", (max(1, height * before // self.look.width) for height in self._heights))
 
     def _forget(self) -> None:
-        self._said, self._heights, self._guess = None, array("l"), None
+        self._text, self._heights, self._guess = None, array("l"), None
         self._tail.clear()
 
     def redraw(self) -> None:
@@ -82,7 +82,7 @@ class TurnLayout:
     @property
     def is_split(self) -> bool:
         """Whether its text was read yet: an answer far from the view is not."""
-        return self._said is not None
+        return self._text is not None
 
     @property
     def height(self) -> int:
@@ -130,7 +130,7 @@ class TurnLayout:
                     self._heights[index] = len(lines)
                     changed = index if changed is None else changed
             index += 1
-        if self.drawn_lines > KEPT:
+        if self.drawn_lines > MOST_LINES:
             self._let_go(range(first, index))
         if changed is not None:
             del self._tops[changed + 1 :]
@@ -140,7 +140,7 @@ class TurnLayout:
         """Forget half of the lines, those that were drawn long ago."""
         for piece in [piece for piece in self._drawn if piece not in in_view]:
             self.drawn_lines -= len(self._drawn.pop(piece))
-            if self.drawn_lines <= KEPT // 2:
+            if self.drawn_lines <= MOST_LINES // 2:
                 break
 
     def locate(self, y: int) -> tuple[int, int]:
@@ -170,8 +170,8 @@ class TurnLayout:
 
     def update(self) -> None:
         """Lay out what was fed. Only what is not final is drawn again."""
-        if self._said is not None:
-            self._cut(1 + len(self._said))
+        if self._text is not None:
+            self._cut(1 + len(self._text))
             self._read()
 
     def finish(self) -> None:
@@ -186,7 +186,7 @@ class TurnLayout:
         if self._heights:
             return
         if self.turn.role == "assistant":
-            self._said = LongText(self.turn)
+            self._text = LongText(self.turn)
             self._heights.append(1)
             self._read()
         else:
@@ -194,24 +194,24 @@ class TurnLayout:
 
     def _read(self) -> None:
         """Pieces for all blocks of the text that have none yet, and for what stands below the last of them."""
-        said = self._said
-        assert said is not None
-        known = len(said)
-        while unread := said.unread:
-            said.feed(min(unread, STRETCH_CHARACTERS))
-            self._estimate(said, known)
-            known = len(said)
+        text = self._text
+        assert text is not None
+        count = len(text)
+        while unread := text.unread:
+            text.feed(min(unread, STRETCH_CHARACTERS))
+            self._estimate(text, count)
+            count = len(text)
         if self.turn.state == "done":
-            said.close()
-            self._estimate(said, known)
-        self._tail = said.tail()
+            text.close()
+            self._estimate(text, count)
+        self._tail = text.tail()
         self._heights.extend(self._likely(block) + 1 for block in self._tail)
         self._heights.append(1)
 
-    def _estimate(self, said: LongText, known: int) -> None:
-        for number in range(known, len(said)):
-            block = said.block(number)
-            self._heights.append(self._likely(block) + _gap(said.before(number), block))
+    def _estimate(self, text: LongText, count: int) -> None:
+        for number in range(count, len(text)):
+            block = text.block(number)
+            self._heights.append(self._likely(block) + _gap(text.before(number), block))
 
     def _likely(self, block: Block) -> int:
         width = max(1, self.look.width - INDENT)
@@ -226,13 +226,13 @@ class TurnLayout:
 
     def _block(self, piece: int) -> tuple[Block, Kind | None] | None:
         """The block of a piece, and of what kind the one above it is. None for header and footer."""
-        said, number = self._said, piece - 1
-        if said is None or not 0 <= number < len(said) + len(self._tail):
+        text, number = self._text, piece - 1
+        if text is None or not 0 <= number < len(text) + len(self._tail):
             return None
-        if number < len(said):
-            return said.block(number), said.before(number)
-        at = number - len(said)
-        above = self._tail[at - 1].kind if at else (said.block(number - 1).kind if number else None)
+        if number < len(text):
+            return text.block(number), text.before(number)
+        at = number - len(text)
+        above = self._tail[at - 1].kind if at else (text.block(number - 1).kind if number else None)
         return self._tail[at], above
 
     def code_of(self, piece: int, number: int = -1) -> str:
@@ -270,10 +270,10 @@ class TurnLayout:
 
     def _draw_answer(self, piece: int) -> list[Line]:
         look = self.look
-        found = self._block(piece)
-        if found is None:
+        here = self._block(piece)
+        if here is None:
             return turns.footer(self.turn, look) if piece else turns.header(self.turn, look, self.phase)
-        block, above = found
+        block, above = here
         margin = Segment(" " * INDENT, look.palette.body)
         lines = [line.after(margin, "") for line in draw(block, max(1, look.width - INDENT), look.palette)]
         return [Line([], 0, ""), *lines] if _gap(above, block) else lines

@@ -150,11 +150,11 @@ def welcome(turn: Turn, look: Look) -> list[Line]:
     rows = [title, [], *body] if not look.compact else [title, *body]
     widest = max(sum(s.cell_length for s in row) for row in rows)
     side = max(0, (look.width - widest) // 2)
-    found = [Line([Segment(" " * side, p.body), *row], look.width, "", "") for row in rows]
+    lines = [Line([Segment(" " * side, p.body), *row], look.width, "", "") for row in rows]
     if turn.hint:
-        found.append(Line([], 0, ""))
-        found += [
+        lines.append(Line([], 0, ""))
+        lines += [
             line.after(Segment(" " * side, p.body), "") for line in text_lines(turn.hint, max(8, widest), p.quiet)
         ]
-    above = max(0, (look.room - len(found)) * 2 // 5)  # a little above the middle looks like the middle
-    return [*[Line([], 0, "")] * above, *found, Line([], 0, "")]
+    above = max(0, (look.room - len(lines)) * 2 // 5)  # a little above the middle looks like the middle
+    return [*[Line([], 0, "")] * above, *lines, Line([], 0, "")]

@@ -97,17 +97,17 @@ def rows(text: str, width: int, *, words: bool = True) -> list[Row]:
     words=False cuts at the edge (code). Every character is in exactly one row or in the swallowed space.
     """
     width = max(1, width)
-    found: list[Row] = []
+    rows: list[Row] = []
     offset = 0
     for line in text.split("\n"):
         if len(line) <= width and (line.isascii() or cell_len(line) <= width):
-            found.append(Row(offset, offset + len(line), "\n"))
+            rows.append(Row(offset, offset + len(line), "\n"))
         elif words:
-            found.extend(_word_rows(line, width, offset))
+            rows.extend(_word_rows(line, width, offset))
         else:
-            found.extend(_edge_rows(line, width, offset))
+            rows.extend(_edge_rows(line, width, offset))
         offset += len(line) + 1
-    return found
+    return rows
 
 
 def _edge_rows(line: str, width: int, offset: int) -> Iterator[Row]:

@@ -132,8 +132,8 @@ class ComparisonColumn(Steady, Vertical):
         if self.state == "answering":
             self.transcript.finish("answer", state_note(answer))
         else:
-            said = Turn("answer", "assistant", answer.text, answered_by(answer), state_note(answer))
-            self.transcript.show([said], at_end=False)
+            turn = Turn("answer", "assistant", answer.text, answered_by(answer), state_note(answer))
+            self.transcript.show([turn], at_end=False)
         tokens = d.get("completion_tokens") or len(answer.token_ids)
         speed = d.get("decode_tokens_per_second") or (f.decode_tokens_per_second if f else None)
         facts = [tr("{n} tokens", n=tokens)]
@@ -157,9 +157,9 @@ class ComparisonColumn(Steady, Vertical):
         text.append(f" · {quant}" if quant and quant != "none" else "", p.quiet)
         for name, scale in self.column.adapters:
             text.append(f" + {one_line(name, 40)}" + (f":{scale:g}" if scale != 1 else ""), p.style(p.user))
-        told = {name: sampling[name] for name in _ALWAYS if name in sampling}
-        told |= {n: sampling[n] for n, usual in _SILENT.items() if n in sampling and sampling[n] not in (usual, [])}
-        for number, (name, value) in enumerate(told.items()):
+        values = {name: sampling[name] for name in _ALWAYS if name in sampling}
+        values |= {n: sampling[n] for n, usual in _SILENT.items() if n in sampling and sampling[n] not in (usual, [])}
+        for number, (name, value) in enumerate(values.items()):
             value = tuple(value) if isinstance(value, list) else value
             text.append(" · " if number else "\n", p.faded)
             own = name in self.column.sampling  # set for this column: what it is compared for

@@ -158,7 +158,7 @@ class Sidebar(Steady, Vertical):
             text.append("…", p.quiet)
         for start, end in spans:
             text.append(show_controls(plain[at:start]), p.quiet)
-            text.append(show_controls(plain[start:end]), p.found)
+            text.append(show_controls(plain[start:end]), p.hit_style)
             at = end
         text.append(show_controls(plain[at:]), p.quiet)
         return text
