@@ -101,7 +101,9 @@ def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> d
         if kind and len(shape) == 2 and pair:
             out = pair[0] * len(settings.enable) // max(1, sum(settings.enable)) if settings.enable else pair[0]
             changed[stem.rpartition(".")[2]] = [out, shape[1]]
-        elif ".lora_" not in name and len(shape) == 2 and _VOCABULARY.search(name):
+        elif ".lora_embedding_A" in name and len(shape) == 2:
+            found["vocabulary"] = shape[1]
+        elif ".lora_" not in name and "original_module" not in name and len(shape) == 2 and _VOCABULARY.search(name):
             found["vocabulary"] = shape[0]
         elif name in (f"{PREFIX_ENCODER}embedding.weight", "prompt_embeddings") and len(shape) == 2:
             found.setdefault("width", shape[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.adapter_settings import other_vocabulary
 from glmchat.checkpoints.fit import config_at, spec_at
 from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.checkpoints.spec import ModelSpec
@@ -169,10 +170,5 @@ def _lora(facts: Mapping[str, Any], model: ModelSpec) -> Misfit | None:
             tr("it was trained on a model with more layers"),
         )
     if vocabulary and vocabulary != model.vocab_size:
-        return Misfit(
-            tr(
-                "its vocabulary has {theirs} rows, but the model's has {ours}", theirs=vocabulary, ours=model.vocab_size
-            ),
-            tr("it was trained on another vocabulary"),
-        )
+        return Misfit(*other_vocabulary(vocabulary, model.vocab_size))
     return None

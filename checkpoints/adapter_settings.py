@@ -27,7 +27,8 @@ class LoraSettings:
     """What of a LoRA's configuration decides its numbers.
 
     rank None: as the tensors say. targets: names, or None where the tensors alone say which (a regular expression, a
-    raw file). enable: the blocks of a fused projection that old MergedLinear layers trained.
+    raw file). excluded: names, or one pattern for whole names. enable: the blocks of a fused projection that old
+    MergedLinear layers trained. ties_ends: embedding and head were trained as one.
     """
 
     rank: int | None = None
@@ -37,12 +38,21 @@ class LoraSettings:
     dora: bool = False
     targets: tuple[str, ...] | None = None
     all_linear: bool = False
-    excluded: tuple[str, ...] = ()
+    excluded: tuple[str, ...] | str = ()
     layers: frozenset[int] | None = None
     saved: tuple[str, ...] = ()
     enable: tuple[bool, ...] | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
+    ties_ends: bool = False
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether a layer is no target though its name is: it is excluded, or trained as a whole."""
+        if isinstance(self.excluded, str):
+            out = re.fullmatch(self.excluded, module) is not None
+        else:
+            out = any(module == name or module.endswith("." + name) for name in self.excluded)
+        return out or any(f".{name}." in f".{module}." for name in self.saved)
 
     def rank_of(self, module: str) -> int | None:
         return next((rank for key, rank in self.ranks.items() if _matches(key, module)), self.rank)
@@ -69,6 +79,9 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
             code="adapter.variant",
         )
     targets, all_linear = _targets(config.get("target_modules"))
+    excluded: Any = config.get("exclude_modules")
+    if isinstance(excluded, str) and not is_simple(excluded):
+        targets, all_linear, excluded = None, False, None  # what it leaves out is then not looked up
     known = alpha is not None or config.get("lora_alpha") is not None
     rank = integer(config, "r", high=LARGEST_RANK) if config else None
     given = alpha if alpha is not None else number(config, "lora_alpha", high=1e6, default=GUIDE_ALPHA)
@@ -80,12 +93,13 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
         dora=config.get("use_dora") is True,
         targets=targets,
         all_linear=all_linear,
-        excluded=_targets(config.get("exclude_modules"))[0] or (),
+        excluded=excluded if isinstance(excluded, str) else _names({"exclude_modules": excluded}, "exclude_modules"),
         layers=_layers(config.get("layers_to_transform")),
         saved=_names(config, "modules_to_save"),
         enable=_enable(config.get("enable_lora")),
         ranks={k: integer({k: v}, k, high=LARGEST_RANK) for k, v in _patterns(config, "rank_pattern").items()},
         alphas={k: number({k: v}, k, high=1e6) for k, v in _patterns(config, "alpha_pattern").items()},
+        ties_ends=config.get("ensure_weight_tying") is True,
     )
 
 
@@ -181,13 +195,16 @@ class Names:
 
     tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B", "lora_B.bias", … -> tensor name
     replaced: dict[str, str] = field(default_factory=dict)  # "weight", "bias" -> tensor name
+    transposed: bool = False  # a replaced weight is stored [in, out] (GPT-2's Conv1D)
 
     @property
     def is_embedding(self) -> bool:
         return "lora_embedding_A" in self.tensors
 
     def add(self, kind: str, name: str) -> None:
-        (self.tensors if kind.startswith("lora_") else self.replaced)[kind] = name
+        table = self.tensors if kind.startswith("lora_") else self.replaced
+        if kind not in table or "modules_to_save" not in name:  # PEFT saves a trained layer of a new size twice
+            table[kind] = name
 
 
 def incomplete_adapter(sentence: str, hint: str) -> Damaged:
@@ -195,8 +212,19 @@ def incomplete_adapter(sentence: str, hint: str) -> Damaged:
     return Damaged(sentence, hint=hint, code="adapter.incomplete")
 
 
+def other_vocabulary(theirs: int, ours: int) -> tuple[str, str]:
+    """Why an adapter with an embedding or a head of another height does not fit, and the way out."""
+    return (
+        tr("it was trained with {theirs} words, but this model has {ours}", theirs=theirs, ours=ours),
+        tr("resize the base to {theirs} words, merge the adapter into it with PEFT, and use the result", theirs=theirs),
+    )
+
+
 def split_name(name: str) -> tuple[str, str | None]:
-    """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight" or "bias"."""
+    """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight", "bias" or "original".
+
+    original: the base's own tensor, which PEFT saves beside a trained one when the vocabulary has grown.
+    """
     for wrapper in _WRAPPERS:
         name = name.rpartition(wrapper)[2] if wrapper == "base_model.model." else name.removeprefix(wrapper)
     parts = [p for p in name.split(".") if p not in ("base_layer",)]
@@ -206,10 +234,13 @@ def split_name(name: str) -> tuple[str, str | None]:
             if len(tail) > 2:
                 return name, None
             return ".".join(parts[:index]), f"{part}.bias" if tail and tail[-1] == "bias" else part
+    if "original_module" in parts:
+        return ".".join(parts[: parts.index("original_module")]), "original"
     if "modules_to_save" in parts:
         index = parts.index("modules_to_save")
-        parts = parts[:index] + parts[-1:]
-    if "original_module" in parts or parts[-1] not in ("weight", "bias"):
+        named = index + 2 < len(parts) and parts[index + 1] == "default"  # older PEFT kept the adapter's name
+        parts = parts[:index] + parts[index + 1 + named :]
+    if parts[-1] not in ("weight", "bias"):
         return name, None
     return ".".join(parts[:-1]), parts[-1]
 
@@ -219,7 +250,7 @@ def check_lora(shapes: Mapping[str, Shape], settings: LoraSettings) -> None:
     layers: dict[str, Names] = {}
     for name in shapes:
         layer, kind = split_name(name)
-        if kind is not None:
+        if kind not in (None, "original"):
             layers.setdefault(layer, Names()).add(kind, name)
     for layer, names in layers.items():
         for one, other in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
@@ -261,7 +292,7 @@ def changed_shape(layer: str, a: Shape, b: Shape, settings: LoraSettings) -> tup
             hint=tr("the configuration and the weights come from two different training runs"),
             code="adapter.rank",
         )
-    if not 0 < rank <= min(out, width):
+    if not 0 < rank <= LARGEST_RANK:  # more than a side of the matrix is no use, but it is well defined
         raise Damaged(
             tr(
                 "a rank of {rank} for {layer} of [{out}, {width}]",

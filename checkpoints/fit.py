@@ -22,6 +22,7 @@ from glmchat.checkpoints.weight_files import (
     folder_config,
     refuse_adapter_folder,
     refuse_pointer,
+    settle_head,
     weight_files,
     weight_paths,
 )
@@ -254,7 +255,7 @@ def config_at(path: Path) -> dict[str, Any]:
             return config_of(open_gguf(path))
         except (GlmchatError, OSError):
             return {}
-    return small_json(path / "config.json")
+    return settle_head(path, small_json(path / "config.json"))
 
 
 def spec_at(path: Path) -> ModelSpec | None:

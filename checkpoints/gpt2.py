@@ -13,14 +13,13 @@ from glmchat.core.language import tr
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """GPT-2 with cross attention, or with a head of its own, goes to transformers."""
+    """GPT-2 with cross attention goes to transformers."""
     return (
         config.get("model_type") == "gpt2"
         and config.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh", "gelu", "gelu_fast")
         and config.get("scale_attn_weights", True) is True
         and not config.get("scale_attn_by_inverse_layer_idx")
         and not config.get("add_cross_attention")
-        and config.get("tie_word_embeddings", True) is True
         and (not config.get("quantization_config") or is_ours_to_read(config))
     )
 
@@ -40,6 +39,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
             tr("pull the model again"),
         )
     bos = token_ids(config.get("bos_token_id"), vocab)
+    tied = config.get("tie_word_embeddings", True) is not False
     return ModelSpec(
         family="gpt2",
         vocab_size=vocab,
@@ -56,14 +56,17 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         extra={
             "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
             "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",
+            "tied": tied,
+            "ignored": ("lm_head.weight",) if tied else (),  # most files repeat the embedding under this name
         },
         layout=layout,
     )
 
 
 def layout(spec: ModelSpec) -> Layout:
-    """The head is the embedding matrix. Files hold the linear layers as [in, out]."""
+    """The head is the embedding matrix, or one of its own. Files hold the linear layers as [in, out]."""
     hidden, ffn = spec.hidden_size, spec.ffn_size
+    ends = ("transformer.wte.weight",) if spec.extra["tied"] else ("transformer.wte.weight", "lm_head.weight")
     return Layout(
         "transformer.h",
         {
@@ -75,9 +78,9 @@ def layout(spec: ModelSpec) -> Layout:
             **linear("mlp.c_proj", hidden, ffn, True),
         },
         {
-            "transformer.wte.weight": (spec.vocab_size, hidden),
+            **dict.fromkeys(ends, (spec.vocab_size, hidden)),
             "transformer.wpe.weight": (spec.context, hidden),
             **norm("transformer.ln_f", hidden, True),
         },
-        ("transformer.wte.weight",),
+        ends,
     )

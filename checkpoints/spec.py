@@ -93,6 +93,10 @@ class ModelSpec:
             if name in layout.ends or (name in layers and _is_matrix(name, shape))
         }
 
+    def ends(self) -> tuple[str, ...]:
+        """The word embedding, and the head where it is a matrix of its own; () where they are not known."""
+        return () if self.layout is None else self.layout(self).ends
+
     def parameters(self) -> int | None:
         """Weights of the network; None where its tensors are not known."""
         return sum(prod(shape) * times for _, shape, times in self._tensors()) or None

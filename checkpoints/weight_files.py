@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.ties import says_tied, with_own_head
 from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.json_files import read_json, small_json
@@ -123,7 +124,16 @@ def folder_config(folder: Path) -> dict[str, Any]:
         eos = read_json(generation).get("eos_token_id")
         if eos is not None:
             config = {**config, "eos_token_id": eos}
-    return config
+    return settle_head(folder, config)
+
+
+def settle_head(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with `tie_word_embeddings` as the folder's tensors have it. Never raises."""
+    try:
+        chosen = chosen_weights(folder) if says_tied(config) else None
+    except (Damaged, Hostile):
+        chosen = None
+    return dict(config) if chosen is None else with_own_head(folder, config, chosen)
 
 
 def checkpoints(folder: Path) -> list[Path]:

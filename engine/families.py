@@ -19,6 +19,7 @@ from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.engine.formats.weights import with_own_head_of_bin
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -82,5 +83,5 @@ def identify(path: Path) -> Checkpoint:
         gguf = open_gguf(path)
         config: Mapping[str, Any] = config_of(gguf)
     else:
-        config = folder_config(path)
+        config = with_own_head_of_bin(path, folder_config(path))
     return Checkpoint(path, config, *family_of(config), gguf)

@@ -171,6 +171,11 @@ def match_names(source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
     missing = [name for name in shapes if name not in table]
+    for repeated in checkpoint.spec.extra.get("ignored", ()):  # a tied head that is stored alone is the embedding
+        embedding = checkpoint.spec.ends()[0]
+        if embedding in missing and source.shapes().get(repeated) == shapes[embedding]:
+            table[embedding] = repeated
+            missing.remove(embedding)
     refuse_names(family.name, missing, left_over, misshapen, other)
     return table
 

@@ -27,7 +27,6 @@ from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, 
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
-from glmchat.engine.models.llama import Llama
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers import Fallback
 from glmchat.engine.quantize.linear import QuantEmbedding
@@ -101,7 +100,7 @@ class AdapterSet:
         adapter = read_adapter(path, alpha=alpha, force=force)
         ready = Ready(adapter)
         if adapter.kind == "lora":
-            matched = match(adapter, self._modules)
+            matched = match(adapter, self._modules, self._checkpoint.family.transposed, tied_ends(self._model))
             refuse_other_base(adapter, self._checkpoint)
             ready.changes = dict(read_changes(adapter, matched, self._device))
         elif adapter.kind in KINDS:
@@ -206,8 +205,8 @@ class AdapterSet:
         if isinstance(self._model, Fallback):
             self._model.compute_with(None)
         for place in self._installed:
-            is_tied = place == "lm_head" and _has_tied_head(self._model)
-            self._model.swap(place, None if is_tied else self._modules[place])
+            own_head = place == "lm_head" and self._model.tied is not None
+            self._model.swap(place, None if own_head else self._modules[place])
         self._installed = []
         if isinstance(self._model, PrefixedModel):
             self._model.set_prefix(self._own_prefix)
@@ -230,17 +229,23 @@ class AdapterSet:
         model.set_prefix(rows, shifts=first.adapter.form == "peft")
 
 
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+def modules_of(model: LanguageModel) -> dict[str, nn.Module]:
     """Every module by name. A tied head has no module of its own; a trained one needs a place, `lm_head`."""
     modules = dict(model.named_modules())
-    if _has_tied_head(model):
-        modules["lm_head"] = tied_head(model.get_submodule("model.embed_tokens"))
+    if model.tied is not None:
+        modules["lm_head"] = tied_head(model.get_submodule(model.tied))
     return modules
 
 
-def _has_tied_head(model: nn.Module) -> bool:
-    """A Llama whose head is its embedding; it takes a separate one when it is given one."""
-    return isinstance(model, Llama) and bool(model.spec.extra["tied"])
+def tied_ends(model: LanguageModel) -> tuple[str, ...]:
+    """Names of embedding and head where they share one matrix; () where they do not."""
+    if model.tied is not None:
+        return (model.tied, "lm_head")
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules() if isinstance(model, Fallback) else ():
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.shape[0] == model.spec.vocab_size:
+            places.setdefault(id(module.weight), []).append(name)
+    return next((tuple(names) for names in places.values() if len(names) > 1), ())
 
 
 def check_against(adapter: Adapter, base: Path) -> Checkpoint:
@@ -251,7 +256,7 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
     if adapter.kind in KINDS:
         require_transformers(adapter, model)
     elif adapter.kind == "lora":
-        match(adapter, modules_of(model))
+        match(adapter, modules_of(model), checkpoint.family.transposed, tied_ends(model))
     else:
         check_prefix(adapter, checkpoint.spec, model)
     refuse_other_base(adapter, checkpoint)

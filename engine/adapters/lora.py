@@ -5,13 +5,20 @@ A and B are [rank, in] and [out, rank] under the names that PEFT gives them, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_settings import LoraSettings, Names, changed_shape, incomplete_adapter, split_name
+from glmchat.checkpoints.adapter_settings import (
+    LoraSettings,
+    Names,
+    changed_shape,
+    incomplete_adapter,
+    other_vocabulary,
+    split_name,
+)
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -20,19 +27,20 @@ from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")
 _HEADS = ("lm_head", "output_layer")
+VOCABULARIES = (*_HEADS, "embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out")
 
 
 @dataclass(slots=True)
 class Change:
     """What one adapter changes in one layer, read and checked; everything in float32 but replaced weights.
 
-    a [rank, in] and b [out, rank]; b is not scaled yet.
+    a [rank, in] and b [out, rank]; b is not scaled yet. For an embedding a is [rank, vocab] and b [width, rank].
     """
 
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
     scale: float = 1.0
-    magnitude: torch.Tensor | None = None  # DoRA: the length of each row of the changed matrix, [out]
+    magnitude: torch.Tensor | None = None  # DoRA: the length of each row of the changed matrix, [rows of b]
     b_bias: torch.Tensor | None = None
     replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # parameter -> trained value
     is_embedding: bool = False
@@ -46,10 +54,13 @@ class Change:
 Modules = Mapping[str, nn.Module]
 
 
-def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
+def match(
+    adapter: Adapter, modules: Modules, transposed: Callable[[str], bool] | None = None, ends: tuple[str, ...] = ()
+) -> dict[str, Names]:
     """Layer of the model -> the adapter's tensors for it, every shape checked. Nothing of the weights is read.
 
-    modules: every module of the bare model by name. Raises Damaged or Usage that names what does not fit.
+    modules: every module of the bare model by name. transposed: of a parameter, whether checkpoints store it [in, out].
+    ends: embedding and head, where they are one. Raises Damaged or Usage that names what does not fit.
     """
     shapes = adapter.tensors.shapes()
     settings = adapter.lora
@@ -61,12 +72,16 @@ def match(adapter: Adapter, modules: Modules) -> dict[str, Names]:
         if place is None or kind is None:
             strangers.append(name)
             continue
-        layers.setdefault(place, Names()).add(kind, name)
+        if kind != "original":
+            found.setdefault(place, Names()).add(kind, name)
     refuse_strangers(strangers, len(shapes))
-    for place, names in layers.items():
+    for place, names in found.items():
+        names.transposed = transposed is not None and transposed(f"{place}.weight")
         _check_shapes(place, names, modules[place], shapes, settings)
-    _check_complete(layers, modules, settings)
-    return layers
+    _check_complete(found, modules, settings)
+    if settings.ties_ends:
+        _check_ends(found, ends)
+    return found
 
 
 def refuse_strangers(strangers: Sequence[str], total: int) -> None:
@@ -104,7 +119,9 @@ def _check_shapes(
                 hint=tr("the adapter was trained on a model of another family"),
                 code="adapter.names",
             )
-        if (changed := changed_shape(place, a, b, settings)) != (out, width):
+        if (found := changed_shape(place, a, b, settings)) != (out, width):
+            if place.rpartition(".")[2] in VOCABULARIES and (rows := _rows_only(found, (out, width), names)):
+                raise _other_vocabulary(place, *rows)
             raise Usage(
                 tr(
                     "the adapter changes {place} of {found}, but in this model it is [{out}, {width}]",
@@ -116,18 +133,49 @@ def _check_shapes(
                 hint=tr("it was trained on a model of hidden size {a}", a=a[1]),
                 code="adapter.shape",
             )
-    for kind, length in (("lora_magnitude_vector", out), ("lora_B.bias", out)):
-        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != length:
-            raise _misshapen(place, kind, shapes[names.tensors[kind]], (length,))
+    for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):  # an embedding's out is its width
+        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != wanted:
+            raise _misshapen(place, kind, shapes[names.tensors[kind]], (wanted,))
     for parameter, name in names.replaced.items():
         expected = _parameter_shape(module, parameter)
+        if parameter == "weight" and names.transposed and expected is not None:
+            expected = expected[::-1]
         if expected is None and parameter == "bias" and shapes[name] == (out,):
             continue
         if expected != shapes[name]:
+            if place.rpartition(".")[2] in VOCABULARIES and expected and shapes[name][1:] == expected[1:]:
+                raise _other_vocabulary(place, shapes[name][0], expected[0])
             raise _misshapen(place, parameter, shapes[name], expected or ())
 
 
-def _check_complete(layers: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
+def _rows_only(found: tuple[int, int], here: tuple[int, int], names: Names) -> tuple[int, int] | None:
+    """Words of the adapter and of the model, where nothing else of an embedding or a head differs."""
+    rows, width = (1, 0) if names.is_embedding else (0, 1)
+    return (found[rows], here[rows]) if found[width] == here[width] else None
+
+
+def _other_vocabulary(place: str, theirs: int, ours: int) -> Usage:
+    reason, hint = other_vocabulary(theirs, ours)
+    return Usage(f"{one_line(place, 120)}: {reason}", hint=hint, code="adapter.vocabulary")
+
+
+def _check_ends(found: Mapping[str, Names], ends: tuple[str, ...]) -> None:
+    """Raise Damaged where embedding and head were trained as one and the file holds a change of one of them only.
+
+    PEFT trains them as one where the embedding is called embed_tokens, and nowhere else whatever it was asked.
+    """
+    changed = [place for place in ends if place in found and any("embed_tokens" in end for end in ends)]
+    if len(changed) == 1:
+        raise incomplete_adapter(
+            tr(
+                "adapter_config.json sets ensure_weight_tying, but the adapter contains a change of {end} alone",
+                end=one_line(changed[0], 120),
+            ),
+            tr("load it with PEFT and save it again, so that it contains embedding and head"),
+        )
+
+
+def _check_complete(found: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
     """Every layer that the configuration targets must have its tensors: a cut file would half change the model."""
     if settings.targets is None and not settings.all_linear:
         return
@@ -147,7 +195,8 @@ def _check_complete(layers: Mapping[str, Names], modules: Modules, settings: Lor
 
 def _is_target(name: str, module: nn.Module, settings: LoraSettings) -> bool:
     out, _ = measures(module)
-    if not out or any(name == e or name.endswith("." + e) for e in settings.excluded):
+    name = name.removeprefix("inner.")
+    if not out or settings.leaves_out(name):
         return False
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     if settings.layers is not None and (not numbers or numbers[0] not in settings.layers):
@@ -208,9 +257,10 @@ def read_changes(adapter: Adapter, matched: Mapping[str, Names], device: str) ->
             change.magnitude = read_number(adapter, magnitude, device, torch.float32).flatten()
         if "lora_B.bias" in names.tensors:
             change.b_bias = read_number(adapter, names.tensors["lora_B.bias"], device, torch.float32)
-        change.replaced = {
-            parameter: read_number(adapter, name, device, None) for parameter, name in names.replaced.items()
-        }
+        for parameter, name in names.replaced.items():
+            value = read_number(adapter, name, device, None)
+            turned = parameter == "weight" and names.transposed
+            change.replaced[parameter] = value.t().contiguous() if turned else value
         yield place, change
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -60,15 +60,25 @@ class AdaptedLinear(nn.Module):
 class AdaptedEmbedding(nn.Module):
     """An embedding with its active adapters; a tied head goes on multiplying by `base`, as it does in PEFT."""
 
-    def __init__(self, base: nn.Module, down: torch.Tensor, up: torch.Tensor, rows: nn.Module | None = None) -> None:
-        """down [vocab, rank], up [rank, width] in float32. rows: trained rows in the place of the base's."""
+    def __init__(
+        self,
+        base: nn.Module,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        rows: nn.Module | None = None,
+        gain: torch.Tensor | None = None,
+    ) -> None:
+        """down [vocab, rank], up [rank, width] in float32. rows: trained rows in the place of the base's.
+        gain [width]: factors of a DoRA."""
         super().__init__()
         self.base = base
         self.rows = rows
-        self.down, self.up = down, up
+        self.down, self.up, self.gain = down, up, gain
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = cast(torch.Tensor, (self.base if self.rows is None else self.rows)(ids))
+        if self.gain is not None:
+            rows = rows * self.gain.to(rows.dtype)
         if not self.down.shape[1]:
             return rows.to(self.dtype) if self.rows is not None else rows
         return rows + (self.down[ids] @ self.up).to(rows.dtype)
@@ -158,26 +168,49 @@ def adapted_linear(base: nn.Module, changes: Sequence[Weighted]) -> AdaptedLinea
 
 def row_lengths(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Lengths of the rows of W + B A, [out], for DoRA (Liu et al. 2024); W is dequantised a few rows at a time."""
-    parts = []
+    return torch.cat([rows.norm(dim=1) for rows in _changed_rows(base, a, b)])
+
+
+def column_lengths(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lengths of the columns of W + B A, [width]: DoRA takes an embedding's vectors the other way round."""
+    return torch.stack([rows.square().sum(0) for rows in _changed_rows(base, a, b)]).sum(0).sqrt()
+
+
+def _changed_rows(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> Iterator[torch.Tensor]:
+    """W + B A, a few rows at a time. a [rank, in], b [out, rank]"""
+    packed = base.linear if isinstance(base, QuantEmbedding) else base
     for start in range(0, b.shape[0], _ROWS):
         part = b[start : start + _ROWS]
-        if isinstance(base, QuantLinear):
-            rows = base.rows(torch.arange(start, start + len(part), device=b.device))
+        if isinstance(packed, QuantLinear):
+            rows = packed.rows(torch.arange(start, start + len(part), device=b.device))
         else:
             rows = cast(torch.Tensor, base.weight)[start : start + len(part)].float()
-        parts.append((rows + part @ a).norm(dim=1))
-    return torch.cat(parts)
+        yield rows + part @ a
 
 
 def adapted_embedding(base: nn.Embedding | QuantEmbedding, changes: Sequence[Weighted]) -> AdaptedEmbedding:
-    """base with every change of its rows."""
-    low = [(c.a, c.b, c.scale * w) for c, w in changes if c.a is not None and c.b is not None]
+    """base with every change of its rows. A factor of the base's own (Gemma's) holds for what is added too."""
     trained = [(c, w) for c, w in changes if "weight" in c.replaced]
-    device = _device(base)
-    down = torch.cat([a.t() for a, _, _ in low], 1) if low else torch.zeros(base.num_embeddings, 0, device=device)
-    up = torch.cat([b.t() * s for _, b, s in low]) if low else torch.zeros(0, base.embedding_dim, device=device)
     rows = replaced(base, trained) if trained else None
-    return AdaptedEmbedding(base, down.contiguous(), up.contiguous(), rows)
+    own = getattr(base, "embed_scale", 1.0)
+    factor = float(own) if isinstance(own, int | float) or torch.is_tensor(own) else 1.0
+    device = _device(base)
+    downs, ups = [], []
+    gain: torch.Tensor | None = None
+    for change, weight in changes:
+        if change.a is None or change.b is None:
+            continue
+        up = change.b.t() * (change.scale * weight)  # [rank, width]
+        if change.magnitude is not None:
+            start = rows if rows is not None and "weight" in change.replaced else base
+            ratio = change.magnitude / column_lengths(start, up, change.a.t())
+            up = up * ratio
+            gain = (torch.ones_like(ratio) if gain is None else gain) + (ratio - 1)
+        downs.append(change.a.t())
+        ups.append(up * factor)
+    down = torch.cat(downs, 1) if downs else torch.zeros(base.num_embeddings, 0, device=device)
+    up_all = torch.cat(ups) if ups else torch.zeros(0, base.embedding_dim, device=device)
+    return AdaptedEmbedding(base, down.contiguous(), up_all.contiguous(), rows, gain)
 
 
 def replaced(base: nn.Module, changes: Sequence[Weighted]) -> nn.Module:
@@ -189,13 +222,15 @@ def replaced(base: nn.Module, changes: Sequence[Weighted]) -> nn.Module:
     names = dict.fromkeys(name for change, _ in changes for name in change.replaced)
     values = {name: _blend(_own(base, name), [(c.replaced[name], w) for c, w in changes if name in c.replaced], dtype)
               for name in names}  # fmt: skip
-    if isinstance(base, nn.Linear | QuantLinear):
-        return _linear(base, values, dtype)
-    if isinstance(base, nn.Embedding | QuantEmbedding):
+    if type(base) in (nn.Linear, QuantLinear):
+        return _linear(cast("nn.Linear | QuantLinear", base), values, dtype)
+    if type(base) in (nn.Embedding, QuantEmbedding):
+        embedding = cast("nn.Embedding | QuantEmbedding", base)
         with torch.device("meta"):
-            made = nn.Embedding(base.num_embeddings, base.embedding_dim)
+            made = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim)
         made.weight = nn.Parameter(values["weight"], requires_grad=False)
         return made
+    # A subclass computes in a way of its own (Gemma's embedding has a factor): its copy does too.
     clone = copy.copy(base)
     clone._parameters = {**base._parameters, **{k: nn.Parameter(v, requires_grad=False) for k, v in values.items()}}
     return clone

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.attach import check_against, modules_of, outline
+from glmchat.engine.adapters.attach import check_against, modules_of, outline, tied_ends
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import Change, match, read_changes
 from glmchat.engine.families import Checkpoint
@@ -40,7 +41,7 @@ class _Tensor:
     module: str  # the layer it belongs to
     parameter: str  # "weight" or "bias"
     transposed: bool = False
-    source: str | None = None  # its name in the base; None: the adapter alone has it
+    source: str | None = None  # its name in the base; None: it is the adapter's own
 
 
 def merge(
@@ -106,8 +107,14 @@ def _write(
     weights = open_weights(checkpoint)
     model = outline(checkpoint)
     modules = modules_of(model)
-    matched = match(adapter, modules) if adapter.kind == "lora" else {}
+    ends = tied_ends(model)
+    matched = match(adapter, modules, checkpoint.family.transposed, ends) if adapter.kind == "lora" else {}
     tensors = list(_tensors(checkpoint, weights, matched, dtype))
+    embedding = next((t for t in tensors if ends and t.module == ends[0]), None)
+    untied = embedding is not None and not matched.keys().isdisjoint(ends)
+    if embedding is not None and untied:  # what changes the one leaves the other as it is
+        tensors.append(replace(embedding, name="lm_head.weight", module="lm_head"))
+    _refuse_lost(matched, {f"{tensor.module}.{tensor.parameter}" for tensor in tensors})
     tensors += [
         _Tensor(name, shape, torch.float32, "", "", source=None)
         for name, shape in (adapter.tensors.shapes().items() if adapter.kind != "lora" else ())
@@ -129,7 +136,19 @@ def _write(
     index = {"metadata": {"total_size": size}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     write_companions(checkpoint, folder, {})
-    _settle_config(folder / "config.json", adapter, untied="lm_head" in matched, dtype=tensors[0].dtype)
+    _settle_config(folder / "config.json", adapter, untied=untied, dtype=tensors[0].dtype)
+
+
+def _refuse_lost(matched: Mapping[str, Names], parameters: set[str]) -> None:
+    """Raise Usage for what the adapter adds and the merged model has no place for: a bias of a layer without one."""
+    for place, names in matched.items():
+        biased = "lora_B.bias" in names.tensors or "bias" in names.replaced
+        if biased and f"{place}.bias" not in parameters:
+            raise Usage(
+                tr("the adapter adds a bias to {place}, which has none in this model", place=one_line(place, 120)),
+                hint=tr("use the adapter as it is, with --adapter"),
+                code="merge.bias",
+            )
 
 
 def _tensors(
@@ -150,10 +169,6 @@ def _tensors(
         yield _Tensor(
             name, shape[::-1] if lies else shape, dtype or own, module, leaf, lies and name not in upright, name
         )
-    if "lm_head" in matched and "lm_head.weight" not in shapes:
-        embedding = weights.read(_embedding_name(weights))
-        own = embedding.dtype if isinstance(embedding, torch.Tensor) else torch.float16
-        yield _Tensor("lm_head.weight", shapes["model.embed_tokens.weight"], dtype or own, "lm_head", "weight")
 
 
 def _shards(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
@@ -180,8 +195,7 @@ def _value(
         stored = adapter.tensors.read(tensor.name)
         assert isinstance(stored, torch.Tensor)
         return stored.float()
-    source = tensor.source or _embedding_name(weights)
-    stored = weights.read(source)
+    stored = weights.read(cast(str, tensor.source))
     value = stored if isinstance(stored, torch.Tensor) else stored.dequantise()
     names = matched.get(tensor.module)
     if names is None:
@@ -200,16 +214,10 @@ def _changed(value: torch.Tensor, parameter: str, change: Change) -> torch.Tenso
     if parameter != "weight" or change.a is None or change.b is None:
         return value
     product = change.b @ change.a * change.scale
-    if change.is_embedding:
-        return value + product.T
-    value = value + product
+    value = (value.T if change.is_embedding else value) + product  # DoRA measures an embedding's columns
     if change.magnitude is not None:
         value = value * (change.magnitude / value.norm(dim=1))[:, None]
-    return value
-
-
-def _embedding_name(weights: WeightSource) -> str:
-    return next(name for name in weights.shapes() if name.endswith("embed_tokens.weight"))
+    return value.T if change.is_embedding else value
 
 
 def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.dtype) -> None:

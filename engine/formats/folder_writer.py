@@ -181,6 +181,8 @@ def write_companions(checkpoint: Checkpoint, folder: Path, description: Mapping[
         "transformers_weights",
     ):  # code that is not here; THUDM's own packing; the name of a file that is not written
         config.pop(key, None)
+    if checkpoint.config.get("tie_word_embeddings") is False:  # by the tensors, whatever the file said
+        config["tie_word_embeddings"] = False
     _write(folder / "config.json", {**config, "quantization_config": description})
 
 

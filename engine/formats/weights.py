@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, weight_files
+from glmchat.checkpoints.ties import EMBEDDINGS, HEAD, says_tied
+from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, tensor_names, weight_files
 from glmchat.core.errors import Damaged, Hostile
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -336,3 +337,24 @@ def _unreadable(path: Path, error: Exception) -> Damaged:
         hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
         code="weights.damaged",
     )
+
+
+def with_own_head_of_bin(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `checkpoints/ties.py` does for safetensors, for weights that only torch reads."""
+    if not says_tied(config) or not any(folder.glob("pytorch_model*.bin")):
+        return config
+    try:
+        files = weight_files(folder)
+    except Damaged:
+        return config  # weights that are still to come, or a folder that is refused when they are opened
+    listed = [name for path in files if path.suffix == ".bin" for name in tensor_names(path)]
+    if files[0].suffix != ".bin" or (listed and HEAD not in listed):  # nothing is listed of files before torch 1.6
+        return config
+    source = open_files(files)
+    head, embedding = (next((n for n in names if n in source.shapes()), None) for names in ((HEAD,), EMBEDDINGS))
+    if head is None or embedding is None:
+        return config
+    one, other = source.read(head), source.read(embedding)
+    assert isinstance(one, torch.Tensor)
+    assert isinstance(other, torch.Tensor)
+    return config if torch.equal(one, other) else {**config, "tie_word_embeddings": False}

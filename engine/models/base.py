@@ -32,6 +32,7 @@ class LanguageModel(nn.Module):
     """
 
     spec: ModelSpec
+    tied: str | None = None  # the embedding that is the head too; a head may be put in at `lm_head`
     dtype = torch.float32  # of the activations
     plan = ON_CPU  # which of its layers lie where
     wide_residual = False  # what layers add up is kept in float32 beside float16 activations

@@ -78,18 +78,20 @@ class Transformer(nn.Module):
 
 
 class GPT2(PrefixedModel):
-    """The network; its head is the embedding matrix."""
+    """The network; its head is the embedding matrix, unless training gave it one of its own."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.transformer = Transformer(spec)
+        self.tied = "transformer.wte" if spec.extra["tied"] else None
+        self.lm_head = None if self.tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.wte, dtype)
 
     def parts(self) -> Parts | None:
-        return gpt2_parts(self.transformer, self.spec) if self.spec.extra["gelu"] == "tanh" else None
+        return gpt2_parts(self.transformer, self.spec, self.lm_head) if self.spec.extra["gelu"] == "tanh" else None
 
     def forward(
         self,
@@ -122,15 +124,17 @@ class GPT2(PrefixedModel):
             x = block(x, mask, cache, layer)
         if cache is not None:
             cache.advance(len(ids))
-        return tied_logits(self.transformer.ln_f(x[-1:] if last_only else x), self.transformer.wte)
+        x = self.transformer.ln_f(x[-1:] if last_only else x)
+        if self.lm_head is None:
+            return tied_logits(x, self.transformer.wte)
+        return cast(torch.Tensor, self.lm_head(x)).float()
 
 
 def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name: causal masks are computed, the head is the embedding, `transformer.` is
-    left out in OpenAI's own files."""
-    if _BUFFERS.fullmatch(name) or name == "lm_head.weight":
+    """Checkpoint name -> parameter name: causal masks are computed; OpenAI's files leave out `transformer.`."""
+    if _BUFFERS.fullmatch(name):
         return None
-    return name if name.startswith("transformer.") else f"transformer.{name}"
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
 
 
 def transposed(parameter: str) -> bool:

@@ -134,7 +134,8 @@ class Llama(PrefixedModel):
         super().__init__()
         self.spec = spec
         self.model = Trunk(spec)
-        self.lm_head = None if spec.extra["tied"] else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.tied = "model.embed_tokens" if spec.extra["tied"] else None
+        self.lm_head = None if self.tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         frequencies = scaled_frequencies(self.spec)
@@ -197,7 +198,7 @@ def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:
     return frequencies * (blend + (1 - blend) / factor)
 
 
-def _rename_tied(name: str) -> str | None:
+def _rename(name: str) -> str | None:
     # Old checkpoints store the rotary frequencies, which are computed here.
     return None if name.endswith("rotary_emb.inv_freq") else name
 
@@ -205,7 +206,7 @@ def _rename_tied(name: str) -> str | None:
 FAMILY = Family(
     name="llama",
     build=Llama,
-    rename=_rename_tied,
+    rename=_rename,
     load_tokenizer=load_plain_tokenizer,
     prompt=template_prompt,
 )

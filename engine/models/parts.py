@@ -108,7 +108,7 @@ def chatglm_parts(network: Any, spec: ModelSpec, frequencies: torch.Tensor, alph
     )
 
 
-def gpt2_parts(network: Any, spec: ModelSpec) -> Parts:
+def gpt2_parts(network: Any, spec: ModelSpec, head: nn.Module | None) -> Parts:
     layers = [
         LayerParts(
             input_norm=block.ln_1,
@@ -124,7 +124,7 @@ def gpt2_parts(network: Any, spec: ModelSpec) -> Parts:
         network.wte,
         layers,
         network.ln_f,
-        tied_head(network.wte),
+        tied_head(network.wte) if head is None else head,
         None,
         spec.extra["epsilon"],
         rotary=None,

@@ -171,6 +171,19 @@ def other_vocabulary(folder: Path) -> None:
     adapters.write_lora(folder, tensors, modules_to_save=["lm_head"])
 
 
+def words_added(folder: Path) -> None:
+    tensors = adapters.factors(3)
+    tensors |= {f"base_model.model.model.embed_tokens.lora_embedding_{x}": torch.ones(s) for x, s in
+                (("A", (4, 280)), ("B", (64, 4)))}  # fmt: skip
+    adapters.write_lora(folder, tensors, target_modules=["q_proj", "embed_tokens"])
+
+
+def one_end_of_two(folder: Path) -> None:
+    tensors = {f"base_model.model.model.embed_tokens.lora_embedding_{x}": torch.ones(s) for x, s in
+               (("A", (4, 272)), ("B", (64, 4)))}  # fmt: skip
+    adapters.write_lora(folder, tensors, target_modules=["embed_tokens"], ensure_weight_tying=True)
+
+
 def chatglm_prefix(folder: Path) -> None:
     folder.mkdir()
     tensors = {"transformer.prefix_encoder.embedding.weight": torch.ones(8, 3584)}
@@ -213,7 +226,9 @@ REFUSED: list[tuple[Callable[[Path], None], int, str]] = [
     (pattern_that_never_ends, 3, "rank_pattern is"),
     (index_leads_outside, 3, "names the file"),
     (a_whole_model, 2, "none of its 1 tensors"),
-    (other_vocabulary, 2, r"\[300, 64\] in the adapter, but \[272, 64\] in this model"),
+    (other_vocabulary, 2, "lm_head: it was trained with 300 words, but this model has 272"),
+    (words_added, 2, "embed_tokens: it was trained with 280 words, but this model has 272"),
+    (one_end_of_two, 3, "ensure_weight_tying, but the adapter contains a change of model.embed_tokens alone"),
     (chatglm_prefix, 2, "a P-Tuning prefix for ChatGLM"),
     (prefix_of_another_length, 3, "gives 20 virtual tokens, but the file contains 8"),
     (another_base, 2, "trained on someone/Tiny-9M-Instruct, but this model is tiny-7M"),

@@ -172,13 +172,6 @@ def test_code_in_a_pickle_never_runs(legacy: bool, folder: Path, tmp_path: Path)
     assert not canary.exists()
 
 
-def test_a_tied_head_that_is_stored_again_is_left_aside(folder: Path) -> None:
-    wanted = Engine.load(folder, dtype="float32", threads=1).logits(IDS)
-    tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, "lm_head.weight": torch.zeros(272, 64)}, folder / "model.safetensors")
-    assert torch.equal(Engine.load(folder, dtype="float32", threads=1).logits(IDS), wanted)
-
-
 def test_end_tokens_of_the_generation_config_count(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     assert {2, 7} <= set(Engine.load(folder, threads=1).stop_ids)

@@ -13,7 +13,8 @@ from typing import Any
 import adapter_builders as adapters
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Sampling
@@ -221,3 +222,31 @@ def test_attaching_copies_nothing_of_the_base(base: Path, tmp_path: Path) -> Non
         engine.logits(IDS)
     assert {name: id(module) for name, module in engine.model.named_modules()} == modules
     assert engine.memory()["adapters"] == 0
+
+
+@pytest.mark.parametrize("words", [280, 268])
+def test_an_adapter_that_brings_words_needs_a_base_that_has_them(untied: Path, tmp_path: Path, words: int) -> None:
+    """PEFT saves such an adapter with the base's own embedding beside the trained one."""
+    resized = adapters.llama(untied)
+    resized.resize_token_embeddings(words)
+    settings = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    resized.config._name_or_path = str(untied)
+    model = get_peft_model(resized, LoraConfig(**settings))
+    adapters.randomise(model, 1)
+    model.save_pretrained(tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    names = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert any("original_module" in name for name in names)
+    engine = load(untied)
+    with pytest.raises(Usage, match=f"trained with {words} words, but this model has 272") as caught:
+        engine.attach(tmp_path / "lora", "lora")
+    assert "merge the adapter into it with PEFT" in (caught.value.hint or "")
+
+    grown = adapters.llama(untied)
+    grown.resize_token_embeddings(words)
+    grown.save_pretrained(tmp_path / "grown")
+    engine = load(tmp_path / "grown")
+    engine.attach(tmp_path / "lora", "lora")
+    engine.activate({"lora": 1.0})
+    assert differs(engine.logits(IDS), adapters.peft_logits(model.eval(), IDS)) < 1e-4

@@ -202,7 +202,7 @@ def test_names_and_weights_are_read_as_people_write_them(lora: Path, capsys: Any
         ({"kind": "lora", "shapes": {"down_proj": [64, 96]}, "layers": 3}, None),
         ({"kind": "lora", "shapes": {"down_proj": [64, 128]}, "layers": 3}, "down_proj is 64 × 128 in it"),
         ({"kind": "lora", "shapes": {"q_proj": [64, 64]}, "layers": 4}, "trained on 4 layers, but this model has 3"),
-        ({"kind": "lora", "vocabulary": 300}, "its vocabulary has 300 rows, but the model's has 272"),
+        ({"kind": "lora", "vocabulary": 300}, "it was trained with 300 words, but this model has 272"),
         ({"kind": "lora", "shapes": {"c_attn": [192, 64]}}, "changes layers called c_attn"),
         ({"kind": "loha", "form": "peft"}, "a LoHa needs PEFT, and glmchat computes llama models itself"),
         ({}, None),
