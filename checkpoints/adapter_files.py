@@ -15,6 +15,7 @@ from typing import Any
 from glmchat.checkpoints.adapter_fit import BESIDE
 from glmchat.checkpoints.adapter_settings import LoraSettings, Shape, check_lora, incomplete_adapter, parse_lora
 from glmchat.checkpoints.config import integer, number
+from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.core.errors import Damaged, NotInstalled, Usage
@@ -24,13 +25,14 @@ from glmchat.core.text import one_line
 
 CONFIG = "adapter_config.json"
 _PEFT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+_MLX_NAME = "adapters.safetensors"
 _MODEL_NAMES = (
     "model.safetensors",
     "pytorch_model.bin",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".gguf")
 # What a training run leaves beside its weights.
 _TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|\w+_states|global_step\w*)\.\w+")
 _VOCABULARY = re.compile(r"\b(embed_tokens|wte|word_embeddings|lm_head|output_layer)\b")
@@ -128,17 +130,26 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
             code="adapter.no_path",
         )
     if path.is_file():
+        refuse_no_weights(path)
         beside = path.parent / CONFIG
         named = path.name in _PEFT_NAMES or len(_weight_files(path.parent)) == 1
         return path, read_json(beside) if named and beside.is_file() else {}
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    if (path / _MLX_NAME).is_file() and "lora_parameters" in config:
+        raise Usage(
+            tr("{name} contains an adapter of mlx_lm", name=one_line(path.name)),
+            hint=tr("merge it with mlx_lm's fuse, or use the adapter as PEFT saved it"),
+            code="adapter.type",
+        )
     for name in _PEFT_NAMES:
         if (path / name).is_file():
+            refuse_no_weights(path / name)
             return path / name, config
     if any((path / name).is_file() for name in _MODEL_NAMES):
         return path, config
     files = _weight_files(path)
     if len(files) == 1:
+        refuse_no_weights(files[0])
         return files[0], config
     raise _no_adapter(path, files)
 

@@ -196,6 +196,9 @@ class Names:
     tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B", "lora_B.bias", … -> tensor name
     replaced: dict[str, str] = field(default_factory=dict)  # "weight", "bias" -> tensor name
     transposed: bool = False  # a replaced weight is stored [in, out] (GPT-2's Conv1D)
+    paired: int = (
+        0  # heads whose rows stand as llama.cpp rotates them, two neighbours a pair; 0: as checkpoints have them
+    )
 
     @property
     def is_embedding(self) -> bool:

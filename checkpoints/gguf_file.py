@@ -10,6 +10,8 @@ Its words for the Llama family are said here in those of config.json and of its 
 from __future__ import annotations
 
 import mmap
+import re
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import Damaged, Hostile
+from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -290,10 +292,75 @@ _LAYER = {
 }
 
 
+def is_adapter(file: GGUFFile) -> bool:
+    """A LoRA as llama.cpp takes it: no model."""
+    return file.metadata.get("general.type") == "adapter" or "adapter.type" in file.metadata
+
+
+def adapter_config(file: GGUFFile) -> dict[str, Any]:
+    """What adapter_config.json would say of such a file. Raises Usage for one that is a model, or another kind."""
+    meta: Mapping[str, Any] = file.metadata
+    name, kind, architecture = one_line(file.path.name), meta.get("adapter.type"), meta.get("general.architecture")
+    if not is_adapter(file):
+        raise Usage(
+            tr("{name} contains a model, not an adapter", name=name),
+            hint=f"glmchat run {shlex.quote(one_line(str(file.path)))}",
+            code="adapter.kind",
+        )
+    if kind != "lora" or architecture not in ARCHITECTURES:
+        raise Usage(
+            tr(
+                "{name} is an adapter of the type {kind} for {architecture}, which glmchat does not read from GGUF",
+                name=name,
+                kind=one_line(repr(kind), 40),
+                architecture=one_line(repr(architecture), 40),
+            ),
+            hint=tr("use the adapter as PEFT saved it (adapter_model.safetensors)"),
+            code="adapter.type",
+        )
+    ranks = {tensor.shape[-1] for short, tensor in file.tensors.items() if short.endswith(".lora_b")}
+    alpha = meta.get("adapter.lora.alpha")
+    config: dict[str, Any] = {"r": max(ranks, default=1), "lora_alpha": alpha}
+    if not alpha and len(ranks) == 1:  # llama.cpp then takes the product as it is
+        config["lora_alpha"] = config["r"]
+    if len(ranks) > 1:
+        config["rank_pattern"] = {
+            re.escape(adapter_name(short).partition(".lora_")[0]): tensor.shape[-1]
+            for short, tensor in file.tensors.items()
+            if short.endswith(".lora_b")
+        }
+    address = meta.get("general.base_model.0.repo_url")
+    base = "/".join(address.rstrip("/").split("/")[-2:]) if isinstance(address, str) else None
+    return {**config, "base_model_name_or_path": base or meta.get("general.base_model.0.name")}
+
+
+def adapter_name(name: str) -> str:
+    """ "blk.3.attn_q.weight.lora_a" -> "model.layers.3.self_attn.q_proj.lora_A.weight"; others as they are."""
+    whole, _, factor = name.rpartition(".")
+    if factor not in ("lora_a", "lora_b"):
+        return checkpoint_name(name)
+    place = checkpoint_name(whole).removesuffix(".weight")
+    if place == "model.embed_tokens":
+        return f"{place}.lora_embedding_{factor[-1].upper()}"
+    return f"{place}.lora_{factor[-1].upper()}.weight"
+
+
 def config_of(file: GGUFFile) -> dict[str, Any]:
     """The metadata in config.json's words, with `model_type` and `gguf: True`."""
     meta: Mapping[str, Any] = file.metadata
     architecture = meta.get("general.architecture")
+    if is_adapter(file):
+        base = meta.get("general.base_model.0.name")
+        path = shlex.quote(one_line(str(file.path)))
+        raise Usage(
+            tr(
+                "{name} contains only an adapter; it needs {base}",
+                name=one_line(file.path.name),
+                base=one_line(base, 80) if isinstance(base, str) and base else tr("its base model"),
+            ),
+            hint=f"glmchat run BASE --adapter {path}",
+            code="model.only_adapter",
+        )
     if not isinstance(architecture, str):
         raise Damaged(
             tr("{name} does not say which architecture it contains", name=one_line(file.path.name)),

@@ -156,9 +156,13 @@ def match_names(source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
     left_over: list[str] = []
     misshapen: list[str] = []
     other: str | None = None  # the published model that the embedding belongs to, if it is not this one
+    renamed, ends = {name: family.rename(name) for name in source.shapes()}, checkpoint.spec.ends()
+    ignored = checkpoint.spec.extra.get("ignored", ())
+    if ignored and ends[0] not in renamed.values():  # a tied head that is stored alone is the embedding
+        renamed = {name: ends[0] if parameter in ignored else parameter for name, parameter in renamed.items()}
     for name, shape in source.shapes().items():
-        parameter = family.rename(name)
-        if parameter is None or parameter in checkpoint.spec.extra.get("ignored", ()):
+        parameter = renamed[name]
+        if parameter is None or parameter in ignored:
             continue
         expected = shapes.get(parameter)
         if expected is None:
@@ -171,11 +175,6 @@ def match_names(source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
             misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
         table[parameter] = name
     missing = [name for name in shapes if name not in table]
-    for repeated in checkpoint.spec.extra.get("ignored", ()):  # a tied head that is stored alone is the embedding
-        embedding = checkpoint.spec.ends()[0]
-        if embedding in missing and source.shapes().get(repeated) == shapes[embedding]:
-            table[embedding] = repeated
-            missing.remove(embedding)
     refuse_names(family.name, missing, left_over, misshapen, other)
     return table
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_fit import names_of, other_model
+from glmchat.checkpoints.adapter_settings import Names
 from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import UnknownModel, Usage
@@ -100,7 +101,7 @@ class AdapterSet:
         adapter = read_adapter(path, alpha=alpha, force=force)
         ready = Ready(adapter)
         if adapter.kind == "lora":
-            matched = match(adapter, self._modules, self._checkpoint.family.transposed, tied_ends(self._model))
+            matched = layers_of(adapter, self._model, self._checkpoint, self._modules)
             refuse_other_base(adapter, self._checkpoint)
             ready.changes = dict(read_changes(adapter, matched, self._device))
         elif adapter.kind in KINDS:
@@ -237,6 +238,14 @@ def modules_of(model: LanguageModel) -> dict[str, nn.Module]:
     return modules
 
 
+def layers_of(
+    adapter: Adapter, model: LanguageModel, checkpoint: Checkpoint, modules: Mapping[str, nn.Module]
+) -> dict[str, Names]:
+    """`match` with what is known of the model. modules: of the bare model, as `modules_of` gives them."""
+    heads = {"q_proj": checkpoint.spec.heads, "k_proj": checkpoint.spec.kv_heads}
+    return match(adapter, modules, checkpoint.family.transposed, tied_ends(model), heads)
+
+
 def tied_ends(model: LanguageModel) -> tuple[str, ...]:
     """Names of embedding and head where they share one matrix; () where they do not."""
     if model.tied is not None:
@@ -256,7 +265,7 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
     if adapter.kind in KINDS:
         require_transformers(adapter, model)
     elif adapter.kind == "lora":
-        match(adapter, modules_of(model), checkpoint.family.transposed, tied_ends(model))
+        layers_of(adapter, model, checkpoint, modules_of(model))
     else:
         check_prefix(adapter, checkpoint.spec, model)
     refuse_other_base(adapter, checkpoint)

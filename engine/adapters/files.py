@@ -1,4 +1,4 @@
-"""An adapter with its tensors: safetensors, what torch saved, or the shards of a model's folder.
+"""An adapter with its tensors: safetensors, GGUF, what torch saved, or the shards of a model's folder.
 
 Only names and shapes are read until a tensor is asked for.
 """
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise
+from glmchat.checkpoints.file_kinds import kind_of_file
+from glmchat.checkpoints.gguf_file import adapter_config, adapter_name, open_gguf
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
-from glmchat.engine.formats.weights import load_bin, open_folder
+from glmchat.engine.formats.weights import Int4, Int8, load_bin, open_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from glmchat.engine.formats.weights import WeightSource
+    from glmchat.engine.formats.weights import Stored, WeightSource
 
 _LARGEST_UNMAPPED = 2 * 2**30  # files of torch before 1.6 cannot be mapped and are read whole
 
@@ -42,13 +44,18 @@ def read_adapter(path: Path, *, alpha: float | None = None, force: bool = False)
     path = path.expanduser().absolute()
     file, config = find_weights(path)
     tensors = open_folder(file) if file.is_dir() else _open_file(file)
+    if isinstance(tensors, _Gguf):
+        config = tensors.config
     facts = recognise(path, tensors.shapes(), config, alpha=alpha, force=force)
     return Adapter(**{each.name: getattr(facts, each.name) for each in fields(facts)}, tensors=tensors)
 
 
 def _open_file(path: Path) -> WeightSource:
     refuse_pointer(path)
-    if path.suffix == ".safetensors":
+    kind = kind_of_file(path)
+    if kind == "gguf":
+        return _Gguf(path)
+    if kind == "safetensors" or path.suffix == ".safetensors":
         return _Safetensors(path)
     with path.open("rb") as file:
         mapped = file.read(2) == b"PK"
@@ -95,6 +102,28 @@ class _Safetensors:
             hint=tr("it is truncated, or claims more than it contains: fetch it again"),
             code="adapter.damaged",
         )
+
+
+class _Gguf:
+    """A LoRA as llama.cpp takes it, under PEFT's names. Rows of queries and keys stay in its order (`paired`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_gguf(path)
+        self.config = adapter_config(self._file)
+        self.paired = self._file.metadata.get("general.architecture") == "llama"
+        self._tensors = {adapter_name(name): tensor for name, tensor in self._file.tensors.items()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        # llama.cpp looks up rows of an embedding's A, which PEFT keeps the other way round.
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        return {name: shape[::-1] if ".lora_embedding_A" in name else shape for name, shape in shapes.items()}
+
+    def read(self, name: str) -> Stored:
+        from glmchat.engine.formats.gguf import decode
+
+        stored = decode(self._file, self._tensors[name])
+        dense = stored.dequantise() if isinstance(stored, Int4 | Int8) else stored
+        return dense.t() if ".lora_embedding_A" in name else dense
 
 
 class _Torch:

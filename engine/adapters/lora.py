@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter
+from glmchat.engine.formats.gguf import halves_apart
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")
@@ -55,12 +57,17 @@ Modules = Mapping[str, nn.Module]
 
 
 def match(
-    adapter: Adapter, modules: Modules, transposed: Callable[[str], bool] | None = None, ends: tuple[str, ...] = ()
+    adapter: Adapter,
+    modules: Modules,
+    transposed: Callable[[str], bool] | None = None,
+    ends: tuple[str, ...] = (),
+    heads: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Names]:
     """Layer of the model -> the adapter's tensors for it, every shape checked. Nothing of the weights is read.
 
     modules: every module of the bare model by name. transposed: of a parameter, whether checkpoints store it [in, out].
-    ends: embedding and head, where they are one. Raises Damaged or Usage that names what does not fit.
+    ends: embedding and head, where they are one. heads: of the layers that are rotated, by the last part of their name.
+    Raises Damaged or Usage that names what does not fit.
     """
     shapes = adapter.tensors.shapes()
     settings = adapter.lora
@@ -77,6 +84,8 @@ def match(
     refuse_strangers(strangers, len(shapes))
     for place, names in found.items():
         names.transposed = transposed is not None and transposed(f"{place}.weight")
+        if getattr(adapter.tensors, "paired", False):
+            names.paired = heads.get(place.rpartition(".")[2], 0)
         _check_shapes(place, names, modules[place], shapes, settings)
     _check_complete(found, modules, settings)
     if settings.ties_ends:
@@ -248,6 +257,7 @@ def read_changes(adapter: Adapter, matched: Mapping[str, Names], device: str) ->
         if a_kind in names.tensors:
             a = read_number(adapter, names.tensors[a_kind], device, torch.float32)
             b = read_number(adapter, names.tensors[b_kind], device, torch.float32)
+            b = b[halves_apart(len(b), names.paired)] if names.paired else b
             settings = adapter.lora
             groups = sum(settings.enable) if settings.enable else 1
             change.scale = settings.scale_of(place, a.shape[0] // groups)

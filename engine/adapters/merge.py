@@ -18,9 +18,9 @@ from glmchat.core.errors import Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.adapters.attach import check_against, modules_of, outline, tied_ends
+from glmchat.engine.adapters.attach import check_against, layers_of, modules_of, outline, tied_ends
 from glmchat.engine.adapters.files import Adapter
-from glmchat.engine.adapters.lora import Change, match, read_changes
+from glmchat.engine.adapters.lora import Change, read_changes
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.folder_writer import Layout, SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import WeightSource
@@ -108,7 +108,7 @@ def _write(
     model = outline(checkpoint)
     modules = modules_of(model)
     ends = tied_ends(model)
-    matched = match(adapter, modules, checkpoint.family.transposed, ends) if adapter.kind == "lora" else {}
+    matched = layers_of(adapter, model, checkpoint, modules) if adapter.kind == "lora" else {}
     tensors = list(_tensors(checkpoint, weights, matched, dtype))
     embedding = next((t for t in tensors if ends and t.module == ends[0]), None)
     untied = embedding is not None and not matched.keys().isdisjoint(ends)

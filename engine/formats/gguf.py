@@ -59,10 +59,10 @@ class GGUFWeights:
     def _order(self, name: str) -> torch.Tensor | None:
         """Of the rows of a checkpoint, where the file has another one."""
         heads = self._paired.get(name.rsplit(".", 2)[-2]) if name.startswith("model.layers.") else None
-        return None if heads is None else _apart(self._by_name[name].shape[0], heads)
+        return None if heads is None else halves_apart(self._by_name[name].shape[0], heads)
 
 
-def _apart(rows: int, heads: int) -> torch.Tensor:
+def halves_apart(rows: int, heads: int) -> torch.Tensor:
     """Row order that takes each head from (0, half, 1, half + 1, …) back to (0, 1, …, half, half + 1, …)."""
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
 

@@ -124,10 +124,7 @@ class GPT2(PrefixedModel):
             x = block(x, mask, cache, layer)
         if cache is not None:
             cache.advance(len(ids))
-        x = self.transformer.ln_f(x[-1:] if last_only else x)
-        if self.lm_head is None:
-            return tied_logits(x, self.transformer.wte)
-        return cast(torch.Tensor, self.lm_head(x)).float()
+        return tied_logits(self.transformer.ln_f(x[-1:] if last_only else x), self.transformer.wte, self.lm_head)
 
 
 def rename(name: str) -> str | None:

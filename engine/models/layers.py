@@ -132,12 +132,6 @@ def tied_head(embedding: nn.Module) -> nn.Module:
     return head
 
 
-def tied_logits(x: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
-    """Hidden states [n, hidden] -> float32 logits [n, vocab], for a head that is the embedding matrix itself.
-
-    An adapter on the embedding does not change the head.
-    """
-    embedding = cast(nn.Module, getattr(embedding, "base", embedding))
-    if isinstance(embedding, QuantEmbedding):
-        return cast(torch.Tensor, embedding.linear(x)).float()
-    return functional.linear(x, cast(torch.Tensor, embedding.weight)).float()
+def tied_logits(x: torch.Tensor, embedding: nn.Module, head: nn.Module | None = None) -> torch.Tensor:
+    """Hidden states [n, hidden] -> float32 logits [n, vocab]; without a head it is the embedding matrix itself."""
+    return cast(torch.Tensor, (tied_head(embedding) if head is None else head)(x)).float()

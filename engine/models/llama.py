@@ -174,9 +174,7 @@ class Llama(PrefixedModel):
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
-        if self.lm_head is None:
-            return tied_logits(x, self.model.embed_tokens)
-        return cast(torch.Tensor, self.lm_head(x)).float()
+        return tied_logits(x, self.model.embed_tokens, self.lm_head)
 
 
 def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import adapter_builders as adapters
 import pytest
 import torch
+from gguf import GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
@@ -250,3 +251,68 @@ def test_an_adapter_that_brings_words_needs_a_base_that_has_them(untied: Path, t
     engine.attach(tmp_path / "lora", "lora")
     engine.activate({"lora": 1.0})
     assert differs(engine.logits(IDS), adapters.peft_logits(model.eval(), IDS)) < 1e-4
+
+
+def write_gguf_lora(path: Path, folder: Path, heads: dict[str, int], alpha: float = 8.0, **fields: str) -> None:
+    """A PEFT folder as llama.cpp's convert_lora_to_gguf.py writes it: rows of queries and keys in pairs, an embedding's
+    A turned round."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, value in fields.items():
+        writer.add_string(key.replace("_", "."), value)
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        place, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
+        if not factor:
+            continue
+        short = GGUF_NAMES[place.rpartition(".")[2]]
+        layer = f"blk.{place.split('.')[2]}." if ".layers." in place else ""
+        if factor.startswith("B") and place.rpartition(".")[2] in heads:
+            count = heads[place.rpartition(".")[2]]
+            tensor = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        kind = "a" if "A" in factor[:11] else "b"
+        tensor = tensor.t() if factor.startswith("embedding_A") else tensor
+        writer.add_tensor(f"{layer}{short}.weight.lora_{kind}", tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+GGUF_NAMES = {
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "up_proj": "ffn_up",
+    "gate_proj": "ffn_gate", "down_proj": "ffn_down", "embed_tokens": "token_embd", "lm_head": "output",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["embed_tokens", "k_proj"]], ids=["layers", "embedding"])
+def test_a_lora_in_gguf_gives_pefts_logits(base: Path, tmp_path: Path, targets: Any) -> None:
+    model = adapters.write_peft(base, tmp_path / "lora", target_modules=targets)
+    write_gguf_lora(tmp_path / "lora.gguf", tmp_path / "lora", {"q_proj": 4, "k_proj": 2})
+    engine = load(base)
+    engine.attach(tmp_path / "lora.gguf", "lora")
+    engine.activate({"lora": 1.0})
+    assert differs(engine.logits(IDS), adapters.peft_logits(model, IDS)) < 1e-4
+
+
+def test_a_lora_in_gguf_without_alpha_is_taken_as_it_is(base: Path, tmp_path: Path) -> None:
+    model = adapters.write_peft(base, tmp_path / "lora", lora_alpha=4)
+    write_gguf_lora(tmp_path / "lora.gguf", tmp_path / "lora", {"q_proj": 4, "k_proj": 2}, alpha=0.0)
+    engine = load(base)
+    engine.attach(tmp_path / "lora.gguf", "lora")
+    engine.activate({"lora": 1.0})
+    assert differs(engine.logits(IDS), adapters.peft_logits(model, IDS)) < 1e-4
+
+
+def test_a_lora_in_gguf_is_no_model_and_a_model_in_gguf_no_adapter(
+    base: Path, tmp_path: Path, builders: ModuleType
+) -> None:
+    adapters.write_peft(base, tmp_path / "lora")
+    write_gguf_lora(tmp_path / "lora.gguf", tmp_path / "lora", {"q_proj": 4, "k_proj": 2})
+    with pytest.raises(Usage, match=r"lora\.gguf contains only an adapter") as caught:
+        load(tmp_path / "lora.gguf")
+    assert "run BASE --adapter" in (caught.value.hint or "")
+    whole = builders.write_gguf(tmp_path / "whole.gguf")
+    with pytest.raises(Usage, match=r"whole\.gguf contains a model, not an adapter"):
+        load(base).attach(whole, "lora")
