@@ -80,17 +80,17 @@ def match(
             strangers.append(name)
             continue
         if kind != "original":
-            found.setdefault(place, Names()).add(kind, name)
+            layers.setdefault(place, Names()).add(kind, name)
     refuse_strangers(strangers, len(shapes))
-    for place, names in found.items():
+    for place, names in layers.items():
         names.transposed = transposed is not None and transposed(f"{place}.weight")
         if getattr(adapter.tensors, "paired", False):
             names.paired = heads.get(place.rpartition(".")[2], 0)
         _check_shapes(place, names, modules[place], shapes, settings)
-    _check_complete(found, modules, settings)
+    _check_complete(layers, modules, settings)
     if settings.ties_ends:
-        _check_ends(found, ends)
-    return found
+        _check_ends(layers, ends)
+    return layers
 
 
 def refuse_strangers(strangers: Sequence[str], total: int) -> None:
@@ -128,8 +128,8 @@ def _check_shapes(
                 hint=tr("the adapter was trained on a model of another family"),
                 code="adapter.names",
             )
-        if (found := changed_shape(place, a, b, settings)) != (out, width):
-            if place.rpartition(".")[2] in VOCABULARIES and (rows := _rows_only(found, (out, width), names)):
+        if (changed := changed_shape(place, a, b, settings)) != (out, width):
+            if place.rpartition(".")[2] in VOCABULARIES and (rows := _rows_only(changed, (out, width), names)):
                 raise _other_vocabulary(place, *rows)
             raise Usage(
                 tr(
@@ -142,9 +142,9 @@ def _check_shapes(
                 hint=tr("it was trained on a model of hidden size {a}", a=a[1]),
                 code="adapter.shape",
             )
-    for kind, wanted in (("lora_magnitude_vector", out), ("lora_B.bias", out)):  # an embedding's out is its width
-        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != wanted:
-            raise _misshapen(place, kind, shapes[names.tensors[kind]], (wanted,))
+    for kind, length in (("lora_magnitude_vector", out), ("lora_B.bias", out)):  # an embedding's out is its width
+        if kind in names.tensors and _count(shapes[names.tensors[kind]]) != length:
+            raise _misshapen(place, kind, shapes[names.tensors[kind]], (length,))
     for parameter, name in names.replaced.items():
         expected = _parameter_shape(module, parameter)
         if parameter == "weight" and names.transposed and expected is not None:
@@ -157,10 +157,10 @@ def _check_shapes(
             raise _misshapen(place, parameter, shapes[name], expected or ())
 
 
-def _rows_only(found: tuple[int, int], here: tuple[int, int], names: Names) -> tuple[int, int] | None:
+def _rows_only(theirs: tuple[int, int], here: tuple[int, int], names: Names) -> tuple[int, int] | None:
     """Words of the adapter and of the model, where nothing else of an embedding or a head differs."""
     rows, width = (1, 0) if names.is_embedding else (0, 1)
-    return (found[rows], here[rows]) if found[width] == here[width] else None
+    return (theirs[rows], here[rows]) if theirs[width] == here[width] else None
 
 
 def _other_vocabulary(place: str, theirs: int, ours: int) -> Usage:
@@ -168,12 +168,12 @@ def _other_vocabulary(place: str, theirs: int, ours: int) -> Usage:
     return Usage(f"{one_line(place, 120)}: {reason}", hint=hint, code="adapter.vocabulary")
 
 
-def _check_ends(found: Mapping[str, Names], ends: tuple[str, ...]) -> None:
+def _check_ends(layers: Mapping[str, Names], ends: tuple[str, ...]) -> None:
     """Raise Damaged where embedding and head were trained as one and the file holds a change of one of them only.
 
     PEFT trains them as one where the embedding is called embed_tokens, and nowhere else whatever it was asked.
     """
-    changed = [place for place in ends if place in found and any("embed_tokens" in end for end in ends)]
+    changed = [place for place in ends if place in layers and any("embed_tokens" in end for end in ends)]
     if len(changed) == 1:
         raise incomplete_adapter(
             tr(
@@ -184,7 +184,7 @@ def _check_ends(found: Mapping[str, Names], ends: tuple[str, ...]) -> None:
         )
 
 
-def _check_complete(found: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
+def _check_complete(layers: Mapping[str, Names], modules: Modules, settings: LoraSettings) -> None:
     """Every layer that the configuration targets must have its tensors: a cut file would half change the model."""
     if settings.targets is None and not settings.all_linear:
         return
