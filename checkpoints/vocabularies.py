@@ -80,6 +80,9 @@ def model_of_embedding(shape: tuple[int, ...]) -> str | None:
 
 
 _LARGEST = 64 * 2**20  # bytes
+# So many words of a vocabulary may have no row in the matrix: marks of images and the like, which a model's sibling
+# uses. Nothing produces them, and a prompt that held one would be refused. More is another model's vocabulary.
+WORDS_WITHOUT_ROWS = 64
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 
 
@@ -178,9 +181,9 @@ def vocabulary_file(folder: Path, name: str, model: str) -> Path:
     )
 
 
-def check_rows(path: Path, tokens: int, rows: int) -> None:
-    """Raise Damaged if the vocabulary holds ids that the network has no rows for."""
-    if tokens > rows:
+def check_rows(path: Path, tokens: int, rows: int, spare: int = 0) -> None:
+    """Raise Damaged if the vocabulary holds ids that the network has no rows for, more than `spare` of them."""
+    if tokens > rows + spare:
         raise Damaged(
             tr(
                 "{name} has {tokens} tokens, but config.json gives the network {rows} rows",

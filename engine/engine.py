@@ -244,7 +244,7 @@ class Engine:
         """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
         said, variables = read_messages(messages, self.prompt), sampling.template_variables
         if continue_final:
-            ids, answer = self.prompt.render_open(said, variables), self.tokenizer.encode(said[-1].content)
+            ids, answer = self.prompt.render_open(said, variables), self.prompt.encode_answer(said[-1].content)
         else:
             ids, answer = self.prompt.render(said, variables), []
         return self.stream_ids(ids, sampling, cancelled=cancelled, on_prefill=on_prefill, answer=answer)

@@ -30,7 +30,12 @@ class PromptFormat(ABC):
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
-        self.stop_ids = tuple(dict.fromkeys(stop_ids))  # ids that end an answer and are never shown
+        self._stop_ids = tuple(dict.fromkeys(stop_ids))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer and are never shown."""
+        return self._stop_ids
 
     @abstractmethod
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
@@ -47,7 +52,11 @@ class PromptFormat(ABC):
                 hint=tr("the last message must be from the assistant"),
                 code="prompt.nothing_to_continue",
             )
-        return self.render(messages[:-1], variables) + self.tokenizer.encode(messages[-1].content)
+        return self.render(messages[:-1], variables) + self.encode_answer(messages[-1].content)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Ids of what there is of an answer that is to be continued."""
+        return self.tokenizer.encode(text)
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         """Whether these messages open a conversation whose system prompt this family can only read as a question."""

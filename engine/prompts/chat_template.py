@@ -7,23 +7,29 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.engine.prompts.template_process import SECONDS, largest_output, seconds
+from glmchat.engine.prompts.typed_text import OwnedText, from_spans
+from glmchat.engine.tokenizers.words import named_tokens
 
-SECONDS = 2.0
+# What a Python needs to start in the place where it stands; nothing else of the environment is a stranger's business.
+_PASSED = frozenset(
+    {"PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
+)
 _START_SECONDS = 20.0  # a cold interpreter on a busy machine
 _LARGEST_TEMPLATE = 2**20
-_LARGEST_REPLY = 32 * 2**20  # 4 MB of text, every character escaped
 
 
 class ChatTemplate:
@@ -50,18 +56,19 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The text of a conversation. variables: what the template is told beside it; they win over named tokens.
+    ) -> OwnedText:
+        """The text of a conversation, and whose words are where.
+
+        variables: what the template is told beside it; they win over named tokens.
 
         Raises Usage with the template's own words if it refuses the conversation, Damaged if it is broken, Hostile if
         it loops, reaches for Python, or wants more memory or output than any honest one.
         """
         request = {
-            **self._tokens,
-            **(variables or {}),
+            "variables": dict(variables or {}),
+            "tokens": self._tokens,
             "messages": list(messages),
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
         }
         with self._lock:
             if self.process is None or self.process.poll() is not None:
@@ -71,8 +78,9 @@ class ChatTemplate:
                 self._started()
                 self._judge(self._reply(SECONDS))
                 self._compiled = True
-            self._send(request)
-            return str(self._judge(self._reply(SECONDS)).get("text", ""))
+            size = self._send(request)
+            reply = self._judge(self._reply(seconds(size), 8 * largest_output(size)))
+            return from_spans(str(reply.get("text", "")), reply.get("spans", ()))
 
     def close(self) -> None:
         """End the helper; the next `render` starts another."""
@@ -80,60 +88,69 @@ class ChatTemplate:
             self._stop()
 
     def _start(self) -> None:
-        passed = {
-            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
-        }
-        self._buffer = b""
-        self._compiled = False
+        passed = {name: value for name, value in os.environ.items() if name in _PASSED}
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - what the process says, if it cannot start
+        self._rest, self._compiled = b"", False
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "glmchat.engine.prompts.template_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._words,
             cwd="/",
             env={**passed, "PYTHONIOENCODING": "utf-8:surrogatepass"},
         )
-        self._ending = weakref.finalize(self, _end, self.process)
+        self._ending = weakref.finalize(self, _end, self.process, self._words)
         self._send(self._setup)
 
     def _started(self) -> None:
         if "ready" not in self._reply(_START_SECONDS):
+            self._words.seek(0)
+            lines = self._words.read(100_000).decode("utf-8", "replace").splitlines()
+            words = one_line(next((line for line in reversed(lines) if "rror" in line), "".join(lines[-1:])), 300)
             self._stop()
+            if words:
+                raise Failed(
+                    tr("the process that renders the chat template did not start: {words}", words=words),
+                    hint=tr("it runs {python}: mend that Python, or try again", python=one_line(sys.executable)),
+                    code="template.start",
+                )
             raise Failed(
                 tr("the process that renders the chat template did not start"),
                 hint=tr("usually the system is out of memory: try again"),
                 code="template.start",
             )
 
-    def _send(self, request: Mapping[str, Any]) -> None:
+    def _send(self, request: Mapping[str, Any]) -> int:
+        """Returns the bytes of the request."""
         assert self.process is not None and self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
+        line = json.dumps(request).encode("ascii") + b"\n"
+        with suppress(OSError):  # it has died; the missing reply says so
+            self.process.stdin.write(line)
             self.process.stdin.flush()
-        except OSError:
-            return  # it has died; the missing reply says so
+        return len(line)
 
-    def _reply(self, seconds: float) -> dict[str, Any]:
+    def _reply(self, seconds: float, largest: int = 2**20) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None
         descriptor, deadline = self.process.stdout.fileno(), time.monotonic() + seconds
-        while b"\n" not in self._buffer:
+        piece, buffer = self._rest, bytearray(self._rest)
+        while b"\n" not in piece:
             left = deadline - time.monotonic()
             if left <= 0 or not _readable(descriptor, left):
-                self._stop()
-                return {"limit": f"it takes more than {seconds:g} seconds"}
+                return {"late": f"it takes more than {seconds:.2g} seconds"}
             piece = os.read(descriptor, 2**20)
-            if not piece or len(self._buffer) > _LARGEST_REPLY:
-                self._stop()
+            if not piece or len(buffer) > largest:
                 return {"died": True}
-            self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
+            buffer += piece
+        line, _, self._rest = bytes(buffer).partition(b"\n")
         reply = json.loads(line)
         return reply if isinstance(reply, dict) else {"died": True}
 
     def _judge(self, reply: dict[str, Any]) -> dict[str, Any]:
-        if "limit" in reply:
+        if "died" in reply or "late" in reply:
+            self._stop()
+        if limit := reply.get("limit") or reply.get("late"):
             raise Hostile(
-                tr("the model's chat template was stopped: {limit}", limit=reply["limit"]),
+                tr("the model's chat template was stopped: {limit}", limit=limit),
                 hint=_HINT,
                 code="template.limit",
             )
@@ -173,9 +190,9 @@ def _readable(descriptor: int, seconds: float) -> bool:
         return bool(selector.select(seconds))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], words: IO[bytes]) -> None:
     process.kill()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, words):
         if stream is not None:
             with suppress(OSError):
                 stream.close()
@@ -191,14 +208,7 @@ def folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     chat_template.jinja wins over tokenizer_config.json; of several named templates `default` is taken.
     """
     data = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    special = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}
-    tokens: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = data.get(name) or special.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
+    tokens = named_tokens(folder)
     file = folder / "chat_template.jinja"
     if file.is_file() and file.stat().st_size <= _LARGEST_TEMPLATE:
         return file.read_text(encoding="utf-8", errors="replace"), tokens

@@ -1,17 +1,14 @@
 """Prompts from chat templates, in which a person's text stays text.
 
-Before rendering, every control token that stands in a message is replaced by a run of digits that nobody can guess;
-the template sees everything else as it is, so trimming and searching work as its author meant. After rendering, the
-control tokens that are left are the template's own and become ids; the digits become the person's characters again,
-encoded as ordinary text together with the words around them. A fragment at a message's edge that could make up a
-control token with its neighbour is replaced in the same way.
+The template is given what was said as it was said, so trimming, searching and cutting work as its author meant; the
+process that renders it says of every character whose it is (engine/prompts/typed_text.py). A control token becomes its
+id where the template wrote it. In the model's own answers those do too that its answers show, as `</think>`; whatever a
+person typed is encoded as ordinary text.
 """
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +20,7 @@ from glmchat.core.fingerprints import of_text
 from glmchat.core.messages import Message
 from glmchat.engine.prompts.base import NO_VARIABLES, NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
+from glmchat.engine.prompts.typed_text import MODEL, TEMPLATE, OwnedText
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.gpt2 import EOD, UNK, CPMTokenizer
 
@@ -36,6 +34,19 @@ _TURN_ENDS = (
     "<|end_of_text|>",
     "<|eom_id|>",
     "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<|eot|>",
+    "<|end_of_turn|>",
+    "<|endofturn|>",
+    "[|endofturn|]",
+    "<turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",
+    "<|return|>",
+    "<|call|>",
+    "<|user|>",  # where the next role's mark is the end, as in GLM-4
+    "<|observation|>",
 )
 
 
@@ -43,9 +54,10 @@ class TemplateTokenizer(Tokenizer, Protocol):
     """A tokenizer that knows its control tokens by text."""
 
     specials: dict[str, int]
+    spoken: frozenset[int]  # ids of the control tokens that stand in the model's own answers
 
-    def encode_behind(self, text: str) -> list[int]:
-        """Plain text that follows a control token: some vocabularies put a blank only before the first word."""
+    def encode_rendered(self, text: str, trusted: Callable[[int, int, int], bool]) -> list[int]:
+        """Ids of rendered text. trusted(begin, end, id): whether the control token there is one, or typed text."""
         ...
 
     def encode_completion(self, text: str) -> list[int]: ...
@@ -58,11 +70,30 @@ class TemplatePrompt(PromptFormat):
         super().__init__(tokenizer, stop_ids)
         self._tokenizer = tokenizer
         self._template = template
-        ordered = sorted(tokenizer.specials, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, ordered)) or r"\b\B")
-        self._heads = {text[:n] for text in ordered for n in range(1, len(text))}
-        self._tails = {text[n:] for text in ordered for n in range(1, len(text))}
-        self._longest = max(map(len, ordered), default=0)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self._all_stop_ids
+
+    @cached_property
+    def _all_stop_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([*super().stop_ids, *self._ends_of_the_template()]))
+
+    def _ends_of_the_template(self) -> list[int]:
+        """The control token that the template writes behind an answer: files forget to list it among their ends."""
+        mark, specials = "end-of-answer-probe", self._tokenizer.specials
+        if "<|channel|>" in specials:  # an answer in several messages: what ends one is not what ends the last
+            return []
+        asked = {"role": "user", "content": "a"}
+        for later in ([asked], []):
+            try:
+                text = self._template.render([asked, {"role": "assistant", "content": mark}, *later])
+            except GlmchatError:
+                continue
+            behind = str(text).rpartition(mark)[2].lstrip() if mark in text else ""
+            found = max((word for word in specials if behind.startswith(word)), key=len, default=None)
+            return [] if found is None or specials[found] in self._tokenizer.spoken else [specials[found]]
+        return []
 
     @cached_property
     def has_system(self) -> bool:  # type: ignore[override]
@@ -81,13 +112,11 @@ class TemplatePrompt(PromptFormat):
         return "sha256:" + of_text(self._template.source)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
-        hidden = _Hidden(self)
-        prepared = [
-            {key: hidden.hide(str(value)) for key, value in message.to_json().items()}
-            for message in self._with_system(messages)
-        ]
-        text = self._template.render(prepared, variables=hidden.hide_all(variables))
-        return self.encode(text, hidden)
+        prepared = [message.to_json() for message in self._with_system(messages)]
+        return self._encode(self._template.render(prepared, variables=variables))
+
+    def encode_answer(self, text: str) -> list[int]:
+        return self._encode(OwnedText(text, MODEL * len(text)))
 
     def complete(self, text: str) -> list[int]:
         return self._tokenizer.encode_completion(text)
@@ -105,77 +134,40 @@ class TemplatePrompt(PromptFormat):
         merged = Message("user", f"{messages[0].content}\n\n{messages[first].content}")
         return [*messages[1:first], merged, *messages[first + 1 :]]
 
-    def encode(self, text: str, hidden: _Hidden) -> list[int]:
-        """Ids of rendered text: control tokens of the template as ids, what was hidden as plain text."""
-        if not hidden.found:
-            return self._tokenizer.encode_special(text)
-        ids: list[int] = []
-        end = 0
-        for match in self._control.finditer(text):
-            ids += self._plain(hidden.show(text[end : match.start()]), first=not ids)
-            ids.append(self._tokenizer.specials[match[0]])
-            end = match.end()
-        return ids + self._plain(hidden.show(text[end:]), first=not ids)
+    def _encode(self, text: OwnedText) -> list[int]:
+        spoken = self._tokenizer.spoken.difference(self.stop_ids)
 
-    def _plain(self, text: str, first: bool) -> list[int]:
-        if not text:
-            return []
-        return self._tokenizer.encode(text) if first else self._tokenizer.encode_behind(text)
+        def trusted(begin: int, end: int, token: int) -> bool:
+            owners = set(text.owners[begin:end])
+            return owners == {TEMPLATE} or (owners == {MODEL} and token in spoken)
+
+        return self._tokenizer.encode_rendered(text, trusted)
 
 
-class _Hidden:
-    """Fragments of one conversation that must not be taken for control tokens, and the digits that stand for them."""
+class BaseModel(NoChat):
+    """A model without a chat format: a text to complete begins as its vocabulary says."""
 
-    def __init__(self, prompt: TemplatePrompt) -> None:
-        self._prompt = prompt
-        self._key = str(secrets.randbelow(9 * 10**23) + 10**23)
-        self.found: list[str] = []
+    def __init__(self, tokenizer: TemplateTokenizer, stop_ids: Sequence[int]) -> None:
+        super().__init__(tokenizer, stop_ids)
+        self._tokenizer = tokenizer
 
-    def _put_away(self, fragment: str) -> str:
-        self.found.append(fragment)
-        return f"{self._key}{len(self.found) - 1:06d}"
-
-    def hide(self, text: str) -> str:
-        """`text` with every control token, and every beginning or end of one at its edges, replaced by digits."""
-        text = self._prompt._control.sub(lambda match: self._put_away(match[0]), text)
-        body = text.strip()  # a template may trim before it joins
-        if not body:
-            return text
-        lead, trail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
-        for size in range(min(self._prompt._longest, len(body)), 0, -1):
-            if body[-size:] in self._prompt._heads:
-                body = body[:-size] + self._put_away(body[-size:])
-                break
-        for size in range(min(self._prompt._longest, len(body)), 0, -1):
-            if body[:size] in self._prompt._tails:
-                body = self._put_away(body[:size]) + body[size:]
-                break
-        return lead + body + trail
-
-    def hide_all(self, value: Any) -> Any:
-        """`hide` for every text in a JSON value."""
-        if isinstance(value, str):
-            return self.hide(value)
-        if isinstance(value, Mapping):
-            return {key: self.hide_all(item) for key, item in value.items()}
-        return [self.hide_all(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def show(self, text: str) -> str:
-        """The digits taken back."""
-        return re.sub(self._key + r"(\d{6})", lambda match: self.found[int(match[1])], text)
+    def complete(self, text: str) -> list[int]:
+        return self._tokenizer.encode_completion(text)
 
 
 def template_prompt(path: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
     """The chat format of a folder or GGUF file; `NoChat` for a base model, which only completes text."""
     specials: Mapping[str, int] = getattr(tokenizer, "specials", {})
     ends = [specials[text] for text in _TURN_ENDS if text in specials]
+    if "<|channel|>" in specials and "<|end|>" in specials:  # which ends a thought there, and the answer follows
+        ends.remove(specials["<|end|>"])
     stop_ids = [*spec.eos_ids, *ends]
     if path.is_file():
         source, tokens = _gguf_template(path)
     else:
         source, tokens = folder_template(path)
     if source is None:
-        return NoChat(tokenizer, stop_ids)
+        return BaseModel(tokenizer, stop_ids)  # type: ignore[arg-type]
     return TemplatePrompt(tokenizer, stop_ids, ChatTemplate(source, tokens))  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@
 of memory and two seconds, and talks only through its own standard input and output.
 
 Requests and replies are one line of JSON each, after a first line that says the process is ready.
-`{"template"}` compiles; what has messages renders.
+`{"template"}` compiles; what has messages renders, and the reply says whose words are where.
 """
 
 from __future__ import annotations
@@ -13,28 +13,80 @@ import resource
 import signal
 import sys
 from datetime import datetime
+from functools import wraps
 from typing import Any, NoReturn
+
+from glmchat.engine.prompts.typed_text import (
+    MODEL,
+    TYPED,
+    concatenated,
+    inherited,
+    joined,
+    owned,
+    spans,
+)
 
 MEMORY = 512 * 2**20
 SECONDS = 2.0
 LARGEST_OUTPUT = 4 * 2**20
+# What a long conversation adds to each limit, for one byte of its request. A template may write it out a few times.
+_MEMORY_EACH, _OUTPUT_EACH, _BYTES_A_SECOND = 64, 4, 2 * 2**20
+# No template marks the conversation's roles as somebody's words; any other role is somebody's.
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "observation", "function"})
+
+
+def seconds(size: int) -> float:
+    """How long rendering a request of so many bytes may take."""
+    return SECONDS + size / _BYTES_A_SECOND
+
+
+def largest_output(size: int) -> int:
+    """Characters that a request of so many bytes may be rendered to."""
+    return LARGEST_OUTPUT + _OUTPUT_EACH * size
 
 
 class _Refused(Exception):
     """What `raise_exception` in a template raises: the template's own words about the conversation."""
 
 
-def _limit() -> None:
-    for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 16)):
+def _limit(size: int = 0) -> None:
+    """Bound what the process may take. size: bytes of the request. No template can reach these calls to lift it."""
+    memory = MEMORY + _MEMORY_EACH * size
+    for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 16)):
         try:
             hard = resource.getrlimit(kind)[1]
             bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (bound, bound))
+            resource.setrlimit(kind, (bound, hard))
         except (ValueError, OSError):  # macOS refuses RLIMIT_AS; the two seconds still hold
             continue
 
 
+def _carrying(work: Any) -> Any:
+    """A filter whose text belongs to whoever its input belongs to."""
+
+    @wraps(work)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        return inherited(work(*args, **kwargs), *args, *kwargs.values())
+
+    return filtered
+
+
+def _owned(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with the owners of its words: roles and named tokens are the template's own."""
+    messages = []
+    for message in request["messages"]:
+        role = message.get("role")
+        mine = owned({key: value for key, value in message.items() if key != "role"}, TYPED)
+        if role == "assistant" and isinstance(message.get("content"), str):
+            mine["content"] = owned(message["content"], MODEL)
+        messages.append({"role": role if role in _ROLES else owned(role, TYPED), **mine})
+    told = {name: owned(value, TYPED) for name, value in request["variables"].items()}
+    given = {"tools": None, "documents": None, **request["tokens"], **told}
+    return {**given, "messages": messages, "add_generation_prompt": request["add_generation_prompt"]}
+
+
 def _environment() -> Any:
+    import jinja2.runtime
     from jinja2 import ext, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -49,8 +101,15 @@ def _environment() -> Any:
             return nodes.Scope(body, lineno=line)
 
     class Sandbox(ImmutableSandboxedEnvironment):
+        concat = staticmethod(concatenated)
+        intercepted_binops = frozenset({"%"})
+
         def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().call(__context, __obj, *args, **kwargs)
+            made = super().call(__context, __obj, *args, **kwargs)
+            return inherited(made, getattr(__obj, "__self__", None), *args, *kwargs.values())
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            return inherited(super().call_binop(context, operator, left, right), left, right)
 
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"], cache_size=0
@@ -59,29 +118,37 @@ def _environment() -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
+    def join(value: Any, between: str = "", attribute: Any = None) -> str:
+        parts = [part[attribute] for part in value] if attribute is not None else value
+        return joined(between, [str(part) for part in parts])
+
     def refuse(words: Any = "") -> NoReturn:
         raise _Refused(str(words)[:500])
 
     environment.filters["tojson"] = tojson
+    environment.filters["join"] = join
+    environment.filters = {name: _carrying(work) for name, work in environment.filters.items()}
+    setattr(jinja2.runtime, "str_join", concatenated)  # noqa: B010 - what `~` joins by
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
-def _answer(state: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+def _answer(state: dict[str, Any], request: dict[str, Any], size: int) -> dict[str, Any]:
     from jinja2 import TemplateError
 
     try:
         if "template" in request and "messages" not in request:
             state["template"] = state["environment"].from_string(request["template"])
             return {"ok": True}
-        parts, size = [], 0
-        for part in state["template"].generate(**request):
-            size += len(part)
-            if size > LARGEST_OUTPUT:
-                return {"limit": "it writes more than 4 MB"}
+        parts, length, most = [], 0, largest_output(size)
+        for part in state["template"].generate(**_owned(request)):
+            length += len(part)
+            if length > most:
+                return {"limit": f"it writes more than {most // 2**20} MB"}
             parts.append(part)
-        return {"text": "".join(parts)}
+        text = joined("", parts)
+        return {"text": text, "spans": spans(text)}
     except _Refused as words:
         return {"refused": str(words)}
     except (MemoryError, OverflowError):
@@ -107,8 +174,9 @@ def main() -> None:
     replies.flush()
     for line in sys.stdin:
         # SIGALRM's default action ends the process even inside one long C call; the parent has given up by then.
-        signal.setitimer(signal.ITIMER_REAL, SECONDS + 1)
-        reply = _answer(state, json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, seconds(len(line)) + 1)
+        _limit(len(line))
+        reply = _answer(state, json.loads(line), len(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import (
+    WORDS_WITHOUT_ROWS,
     check_rows,
     damaged_vocabulary,
     read_vocabulary,
@@ -30,6 +31,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import SPACE, Tokenizer, encodable, open_pieces
 from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json
+from glmchat.engine.tokenizers.words import Word
 
 PIECES = 30_000
 UNK, NEWLINE, SEP, EOD = 0, 3, 4, 7
@@ -134,7 +136,8 @@ def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
     else:
         path = vocabulary_file(folder, "chinese_vocab.model", "CPM's GPT-2")
         tokenizer = CPMTokenizer(path)
-    check_rows(path, tokenizer.vocab_size, spec.vocab_size)
+    spare = 0 if isinstance(tokenizer, CPMTokenizer) else WORDS_WITHOUT_ROWS
+    check_rows(path, tokenizer.vocab_size, spec.vocab_size, spare)
     return tokenizer
 
 
@@ -158,6 +161,4 @@ def _byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
     end = lower.token_to_id(_END)
     if end is not None:
         lower.add_special_tokens([_END])
-    return HFTokenizer(
-        lower, {} if end is None else {_END: end}, frozenset() if end is None else frozenset((end,)), None
-    )
+    return HFTokenizer(lower, [] if end is None else [Word(_END, end)])

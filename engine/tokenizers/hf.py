@@ -6,9 +6,11 @@ control tokens. A person's `<|im_start|>` therefore never becomes the control to
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,28 +22,38 @@ from tokenizers.models import BPE
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.engine.tokenizers.words import Word, WordFinder, special_names, words_of_folder
 
 _LARGEST = 256 * 2**20
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how a vocabulary of characters writes a byte
-# What a template may mean by a token, even where the file does not mark it as special.
-LIKE_CONTROL = re.compile(r"<[^\s<>]+>|\[[A-Za-z0-9_/]+\]")
 
 
 class HFTokenizer:
-    """`lower` with its control tokens known by text: `specials`, text -> id."""
+    """`lower`, with the words that stand beside its pieces."""
 
-    def __init__(self, lower: Lower, specials: Mapping[str, int], hidden: frozenset[int], add_bos: int | None) -> None:
-        """hidden: ids that vanish in decoded text; add_bos: the id that begins a raw completion, if there is one."""
+    def __init__(self, lower: Lower, words: Sequence[Word], begin: Sequence[int] = ()) -> None:
+        """words: control tokens and added words. begin: the ids that begin a raw completion."""
         self._lower = lower
         self._lock = threading.Lock()  # encode_special_tokens below is a switch on the shared object
-        lower.encode_special_tokens = True  # True: control tokens in the text are encoded as text
-        self.specials = dict(specials)
         self.vocab_size: int = lower.get_vocab_size(with_added_tokens=True)
-        self._hidden = hidden
-        self._add_bos = add_bos
+        self._control = WordFinder(word for word in words if word.is_control)
+        self.specials = {text: word.id for text, word in self._control.by_text.items()}
+        self.spoken = frozenset(word.id for word in words if word.is_spoken)
+        self._special = frozenset(word.text for word in words if word.special)
+        self._hidden = frozenset(word.id for word in words if not word.is_shown)
+        # The library only holds back tokens that are marked special, so those a template may mean are marked too.
+        unmarked = [_added(word, special=True) for word in words if word.is_control and not word.special]
+        if unmarked:
+            lower.add_special_tokens(unmarked)
+        lower.encode_special_tokens = True  # True: control tokens in the text are encoded as text
+        self._begin = list(begin)
+        self._mark: tuple[str, int] | None = None
         self._bytes = _byte_table(lower)
+        if self._bytes is not None:  # an added word is written as itself; its letters are no stand-ins for bytes
+            self._bytes |= {w.id: w.text.encode() for w in words if w.is_shown and not _is_byte(lower, w.text)}
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -57,25 +69,40 @@ class HFTokenizer:
                 self._lower.encode_special_tokens = True
         return ids
 
-    def encode_behind(self, text: str) -> list[int]:
-        """Plain text behind a control token, which some vocabularies encode otherwise than the beginning of a text."""
-        if not self.specials:
-            return self.encode(text)
-        control = next(iter(self.specials))
-        lead = len(self.encode_special(control))
-        if self.encode_special(control + "a")[lead:] == self.encode("a"):
-            return self.encode(text)
-        mark = self.encode("\n")
-        return self.encode("\n" + text)[len(mark) :]
+    def encode_rendered(self, text: str, trusted: Callable[[int, int, int], bool]) -> list[int]:
+        """As `encode_special`; a control token that is not trusted is text.
+
+        The library knows all or none. Where both stand in a text, each trusted one is written as one added word that
+        nobody else can write, and put back among the ids: so what is beside it is encoded as it is beside any word.
+        """
+        parts, untrusted = self._control.cut(text, trusted)
+        if not untrusted:
+            return self.encode_special(text)
+        mark, number = self._marked()
+        controls = iter([part for part in parts if isinstance(part, int)])
+        ids = self.encode("".join(mark if isinstance(part, int) else part for part in parts))
+        return [next(controls) if token == number else token for token in ids]
+
+    def _marked(self) -> tuple[str, int]:
+        with self._lock:
+            if self._mark is None:
+                text = f"\ue000{secrets.token_hex(16)}\ue001"
+                self._lower.add_tokens([AddedToken(text, normalized=False)])
+                self._mark = text, self.vocab_size
+            return self._mark
 
     def encode_completion(self, text: str) -> list[int]:
-        """Raw text with the id that begins a text, where this vocabulary has one."""
+        """Raw text with the ids that begin a text, where this vocabulary has some."""
         ids = self.encode_special(text)
-        return ids if self._add_bos is None or ids[:1] == [self._add_bos] else [self._add_bos, *ids]
+        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
 
     def save(self, path: Path) -> None:
-        """Write it as a tokenizer.json."""
-        self._lower.save(str(path))
+        """Write it as a tokenizer.json, as it was before templates had their say."""
+        data = json.loads(self._lower.to_str())
+        mark = None if self._mark is None else self._mark[0]
+        words = [word for word in data["added_tokens"] if word["content"] != mark]
+        data["added_tokens"] = [{**word, "special": word["content"] in self._special} for word in words]
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
     def decode(self, ids: Sequence[int]) -> str:
         if self._bytes is not None:
@@ -89,14 +116,14 @@ class HFTokenizer:
         if token in self._hidden:
             return b""
         piece = self._lower.id_to_token(token)
-        if piece is None:  # padding of the matrix beyond the vocabulary
+        if piece is None or token >= self.vocab_size:  # padding of the matrix beyond the vocabulary
             return b""
         data = self._bytes.get(token)
         if data is None:
             alphabet = _alphabet()
             if all(c in alphabet for c in piece):
                 data = bytes(alphabet[c] for c in piece)
-            else:  # an added token is written as itself
+            else:  # no piece of bytes
                 data = piece.encode("utf-8")
             self._bytes[token] = data
         return data
@@ -121,7 +148,11 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("it is larger than 256 MB")
-        return wrap(Lower.from_file(str(path)))
+        lower = Lower.from_file(str(path))
+        told = words_of_folder(folder)
+        _add_missing(lower, told)
+        _prefix_as_llama(lower, small_json(folder / "tokenizer_config.json"))
+        return wrap(lower, special_names(folder) | {word.text for word in told if word.special})
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
         raise damaged_vocabulary(
             tr(
@@ -133,25 +164,61 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
         ) from None
 
 
-def wrap(lower: Lower) -> HFTokenizer:
-    """`lower` with its control tokens found."""
-    added = lower.get_added_tokens_decoder()  # id -> AddedToken
-    specials = {t.content: index for index, t in added.items() if t.special or LIKE_CONTROL.fullmatch(t.content)}
-    hidden = frozenset(index for index, token in added.items() if token.special)
-    # The library only holds back tokens that are marked special, so those a template may mean are marked too.
-    unmarked = [token for token in added.values() if token.content in specials and not token.special]
-    for token in unmarked:
-        token.special = True
-    if unmarked:
-        lower.add_special_tokens(unmarked)
-    return HFTokenizer(lower, specials, hidden, _bos_of(lower))
+def wrap(lower: Lower, special: frozenset[str] = frozenset()) -> HFTokenizer:
+    """`lower` with its added words found. special: the texts that settings beside the file call so."""
+    words = [
+        Word(t.content, index, t.special or t.content in special, t.lstrip, t.rstrip, t.single_word, t.normalized)
+        for index, t in lower.get_added_tokens_decoder().items()
+    ]
+    return HFTokenizer(lower, words, _begin_of(lower))
 
 
-def _bos_of(lower: Lower) -> int | None:
-    """The id that the file's post-processor puts before a single text, if it does that."""
+def _added(word: Word, *, special: bool) -> AddedToken:
+    return AddedToken(
+        word.text,
+        single_word=word.single,
+        lstrip=word.lstrip,
+        rstrip=word.rstrip,
+        normalized=word.normalized,
+        special=special,
+    )
+
+
+def _add_missing(lower: Lower, told: Sequence[Word]) -> None:
+    """Words that the settings name and tokenizer.json lacks, as long as they come to their own ids."""
+    for word in told:
+        if lower.token_to_id(word.text) is None and word.id == lower.get_vocab_size(with_added_tokens=True):
+            add = lower.add_special_tokens if word.special else lower.add_tokens
+            add([_added(word, special=word.special)])
+
+
+_LLAMA = frozenset({"LlamaTokenizer", "LlamaTokenizerFast"})
+
+
+def _prefix_as_llama(lower: Lower, settings: Mapping[str, Any]) -> None:
+    """Llama's own class decides by `legacy` where a blank stands before a word, whatever its tokenizer.json says.
+
+    legacy: before what follows a control token too; else before the first word alone (transformers' LlamaTokenizer).
+    """
+    if (
+        settings.get("tokenizer_class") not in _LLAMA
+        or not isinstance(lower.model, BPE)
+        or not lower.model.byte_fallback
+    ):
+        return
+    scheme = "always" if settings.get("legacy") else "first"
+    if settings.get("add_prefix_space") is False:
+        scheme = "never"
+    lower.normalizer = None
+    lower.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+
+
+def _begin_of(lower: Lower) -> list[int]:
+    """The ids that the file's post-processor puts before a single text."""
     plain = lower.encode("a", add_special_tokens=False).ids
-    dressed = lower.encode("a", add_special_tokens=True).ids
-    return int(dressed[0]) if len(dressed) > len(plain) and dressed[1 : 1 + len(plain)] == plain else None
+    dressed: list[int] = lower.encode("a", add_special_tokens=True).ids
+    at = next((n for n in range(len(dressed)) if dressed[n : n + len(plain)] == plain), 0)
+    return dressed[:at]
 
 
 @cache
@@ -161,6 +228,17 @@ def _alphabet() -> dict[str, int]:
     table = {chr(byte): byte for byte in plain}
     others = (byte for byte in range(256) if byte not in set(plain))
     return {**table, **{chr(256 + index): byte for index, byte in enumerate(others)}}
+
+
+def _is_byte(lower: Lower, text: str) -> bool:
+    """One letter that stands for a byte in this vocabulary, and for one that texts are made of.
+
+    A word that has the id of such a byte cannot be told from it. Control characters are in no text, nor some bytes in
+    any UTF-8: there the word is meant.
+    """
+    byte = _alphabet().get(text)
+    rare = byte is None or (byte < 0x20 and byte not in b"\t\n") or byte in (0x7F, 0xC0, 0xC1) or byte > 0xF4
+    return not rare and text in lower.get_vocab(with_added_tokens=False)
 
 
 def _byte_table(lower: Lower) -> dict[int, bytes] | None:
@@ -179,9 +257,12 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _EXPRESSIONS = {
-    "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3, "dbrx": _LLAMA3,
+    "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "falcon3": _LLAMA3, "falcon-h1": _LLAMA3,
+    "pixtral": _LLAMA3, "midm-2.0": _LLAMA3, "lfm2": _LLAMA3, "smaug-bpe": _LLAMA3, "dbrx": _LLAMA3,
     "qwen2": _QWEN2, "stablelm2": _QWEN2, "deepseek-r1-qwen": _QWEN2,
 }  # fmt: skip
+# Where the file does not say whether a text begins with the begin token, llama.cpp takes it from the name.
+_BEGINS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"})
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _GPT2 = ("gpt-2", "gpt2", "default", "phi-2", "mpt", "olmo", "jais", "exaone")
 
@@ -205,16 +286,16 @@ def bpe_from_gguf(metadata: Mapping[str, Any]) -> HFTokenizer:
         raise _broken(one_line(str(error), 120)) from None  # the Rust side raises plain Exception
     lower.pre_tokenizer = _cutter(pre, bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
     lower.decoder = decoders.ByteLevel()
-    user_defined = [index for index, kind in enumerate(kinds) if kind == _USER_DEFINED]
-    specials = {tokens[index]: index for index, kind in enumerate(kinds) if kind == _CONTROL}
-    specials |= {tokens[index]: index for index in user_defined if LIKE_CONTROL.fullmatch(tokens[index])}
-    lower.add_special_tokens([AddedToken(text, normalized=False) for text in specials])
-    plain = [tokens[index] for index in user_defined if tokens[index] not in specials]  # runs of blanks, for example
-    lower.add_tokens([AddedToken(text, normalized=False) for text in plain])
-    hidden = frozenset(index for index, kind in enumerate(kinds) if kind == _CONTROL)
-    bos = metadata.get("tokenizer.ggml.bos_token_id")
-    add_bos = bos if metadata.get("tokenizer.ggml.add_bos_token") and isinstance(bos, int) else None
-    return HFTokenizer(lower, specials, hidden, add_bos)
+    words = [
+        Word(tokens[index], index, special=kind == _CONTROL)
+        for index, kind in enumerate(kinds)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    lower.add_special_tokens([_added(word, special=True) for word in words if word.special])
+    lower.add_tokens([_added(word, special=False) for word in words if not word.special])  # runs of blanks, for example
+    bos, asked = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.add_bos_token")
+    begins = pre in _BEGINS if asked is None else bool(asked)
+    return HFTokenizer(lower, words, [bos] if begins and isinstance(bos, int) else [])
 
 
 def _cutter(pre: Any, space: bool) -> Any:

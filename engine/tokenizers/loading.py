@@ -5,8 +5,7 @@ SentencePiece vocabularies of the Llama kind are read here: a tokenizer.model fi
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,20 @@ import sentencepiece
 
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.checkpoints.vocabularies import damaged_vocabulary
+from glmchat.checkpoints.vocabularies import WORDS_WITHOUT_ROWS, damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
-from glmchat.core.json_files import read_json
+from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.engine.tokenizers.base import SPACE, Tokenizer
+from glmchat.engine.tokenizers.words import LIKE_CONTROL, Word, WordFinder, always, words_of_folder
 
 
 def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
     """From GGUF metadata, tokenizer.json, or tokenizer.model. Raises Damaged if there is none or it does not fit."""
     tokenizer = _from_gguf(path) if path.is_file() else _from_folder(path)
-    if spec is not None and tokenizer.vocab_size > spec.vocab_size:
+    if spec is not None and tokenizer.vocab_size > spec.vocab_size + WORDS_WITHOUT_ROWS:
         raise Damaged(
             tr(
                 "the vocabulary has {vocab_size} tokens, but the model has {vocab_size2}",
@@ -100,87 +100,144 @@ def tokenizer_of_files(folder: Path) -> Tokenizer:
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece processor. Control pieces are never found in plain text; byte pieces are put together."""
+    """A sentencepiece processor that puts no blank before a text, and the words beside its pieces.
 
-    def __init__(self, processor: Any, add_bos: int | None) -> None:
+    Control pieces are never found in plain text; byte pieces are put together.
+    """
+
+    def __init__(
+        self, processor: Any, words: Sequence[Word], begin: Sequence[int], prefix: str, *, one_blank: bool
+    ) -> None:
+        """words: added ones and control pieces. begin: the ids that begin a raw completion.
+
+        prefix: where a blank stands before a word that follows none: "first" in a text, "always" behind a control
+        token too, or "never". one_blank: a text that begins with a blank has it already (transformers; not llama.cpp).
+        """
         self._processor = processor
-        self._add_bos = add_bos
-        self.vocab_size: int = processor.get_piece_size()
-        every = range(self.vocab_size)
-        self._hidden = frozenset(i for i in every if processor.is_control(i) or processor.is_unknown(i))
-        self.specials = {processor.id_to_piece(i): i for i in every if processor.is_control(i)}
-        self._bytes = {i: bytes([int(processor.id_to_piece(i)[3:5], 16)]) for i in every if processor.is_byte(i)}
-        self._pattern = _any_of(self.specials)
-        # A piece that stands for a blank is put before the first word, and not before what follows a control token.
-        self._dummy = bool(processor.encode_as_pieces("a")[0].startswith("▁"))
+        self._begin, self._prefix, self._one_blank = list(begin), prefix, one_blank
+        self._control, self._added = (
+            WordFinder(word for word in words if word.is_control == control) for control in (True, False)
+        )
+        self.specials = {text: word.id for text, word in self._control.by_text.items()}
+        self.spoken = frozenset(word.id for word in words if word.is_spoken)
+        self._pieces = processor.get_piece_size()
+        self.vocab_size: int = max([self._pieces, *(word.id + 1 for word in words)])
+        hidden = frozenset(word.id for word in words if not word.is_shown)
+        self._bytes = {
+            i: bytes([int(processor.id_to_piece(i)[3:5], 16)]) for i in range(self._pieces) if processor.is_byte(i)
+        }
+        self._bytes |= {word.id: b"" if word.id in hidden else word.text.encode() for word in words}
 
     def encode(self, text: str) -> list[int]:
+        return self._words(text, first=True)
+
+    def encode_special(self, text: str) -> list[int]:
+        return self.encode_rendered(text, always)
+
+    def encode_rendered(self, text: str, trusted: Callable[[int, int, int], bool]) -> list[int]:
+        """As `encode_special`; a control token that is not trusted is text."""
+        ids: list[int] = []
+        for number, part in enumerate(self._control.cut(text, trusted)[0]):
+            ids += [part] if isinstance(part, int) else self._words(part, first=number == 0)
+        return ids
+
+    def _words(self, text: str, *, first: bool) -> list[int]:
+        """Plain text, in which added words that are no control tokens are found."""
+        ids: list[int] = []
+        for number, part in enumerate(self._added.cut(text, always)[0]):
+            ids += [part] if isinstance(part, int) else self._encode(part, first=first and number == 0)
+        return ids
+
+    def _encode(self, text: str, *, first: bool) -> list[int]:
+        blank = self._prefix == "always" or (first and self._prefix == "first")
+        if blank and not (self._one_blank and text.startswith(" ")):
+            text = f" {text}"
         ids: list[int] = self._processor.encode(text, out_type=int)
         return ids
 
-    def encode_special(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for index, part in enumerate(self._pattern.split(text)):
-            if index % 2:
-                ids.append(self.specials[part])
-            elif part:
-                ids.extend(self.encode_behind(part) if ids else self.encode(part))
-        return ids
-
-    def encode_behind(self, text: str) -> list[int]:
-        """Plain text behind a control token: encoded behind a newline, which is taken off, so no blank is put in."""
-        if not self._dummy:
-            return self.encode(text)
-        lead = self.encode("\n")
-        return self.encode("\n" + text)[len(lead) :]
-
     def encode_completion(self, text: str) -> list[int]:
-        """Raw text with the id that begins a text, where this vocabulary has one."""
+        """Raw text with the ids that begin a text, where this vocabulary has some."""
         ids = self.encode_special(text)
-        return ids if self._add_bos is None or ids[:1] == [self._add_bos] else [self._add_bos, *ids]
+        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         raw = b"".join(self._raw(token) for token in ids)
         text = raw.decode("utf-8", "replace")
-        return text[1:] if self._dummy and text.startswith(" ") else text
+        return text[1:] if self._prefix != "never" and text.startswith(" ") else text
 
     def _raw(self, token: int) -> bytes:
-        if token in self._hidden or token >= self.vocab_size:
-            return b""
         data = self._bytes.get(token)
         if data is None:
-            data = self._bytes[token] = self._processor.id_to_piece(token).replace("▁", " ").encode("utf-8")
+            piece = self._processor.id_to_piece(token) if 0 <= token < self._pieces else ""
+            data = self._bytes[token] = piece.replace(SPACE, " ").encode("utf-8")
         return data
 
     def token_bytes(self, token: int) -> bytes | None:
-        return None if self._dummy else self._raw(token)  # the first blank of a text is dropped: not token by token
+        # Where the first blank of a text is dropped, it cannot be put together token by token.
+        return None if self._prefix != "never" else self._raw(token)
 
     def piece_bytes(self, token: int) -> bytes:
         return self._raw(token)
 
 
-def _any_of(words: Mapping[str, int]) -> re.Pattern[str]:
-    ordered = sorted(words, key=len, reverse=True)
-    return re.compile("(" + "|".join(re.escape(word) for word in ordered) + ")" if ordered else r"(\b\B)")
+_CONTROL, _UNKNOWN, _USER_DEFINED = 3, 2, 4  # SentencePiece's types of pieces, and GGML's
 
 
 def load_tokenizer_model(folder: Path) -> SentencePieceTokenizer:
-    """The tokenizer.model of a folder. Raises Damaged if it is a pointer or cannot be read."""
-    path = folder / "tokenizer.model"
+    """The tokenizer.model of a folder, with the words that were added beside it.
+
+    Raises Damaged if it is a pointer or cannot be read.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    path, settings = folder / "tokenizer.model", small_json(folder / "tokenizer_config.json")
     refuse_pointer(path)
-    return _processor(path.read_bytes(), one_line(str(path)))
-
-
-def _processor(serialized: bytes, where: str, add_bos: bool = True) -> SentencePieceTokenizer:
+    model = proto.ModelProto()
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # noqa: BLE001 - protobuf's own DecodeError, which is not worth an import
+        raise _unreadable(one_line(str(path)), error) from None
+    blank = settings.get("add_prefix_space")
+    if not (model.normalizer_spec.add_dummy_prefix if blank is None else blank):
+        prefix = "never"
+    else:
+        prefix = "always" if settings.get("legacy") else "first"
+    begins = settings.get("add_bos_token", True) is not False
+    return _tokenizer(model, one_line(str(path)), words_of_folder(folder), begins, prefix, one_blank=True)
+
+
+def _tokenizer(
+    model: Any, where: str, added: Sequence[Word], begins: bool, prefix: str, *, one_blank: bool
+) -> SentencePieceTokenizer:
+    """added: words with ids; where one is the id of a piece, what it says of the piece holds."""
+    # As transformers reads them: the text as it is, no blanks folded, no characters exchanged.
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.precompiled_charsmap = b""
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    words = {word.id: word for word in added}
+    for number, piece in enumerate(model.pieces):
+        if piece.type in (_CONTROL, _UNKNOWN):
+            words.setdefault(number, Word(piece.piece, number))
+        elif piece.type == _USER_DEFINED and LIKE_CONTROL.fullmatch(piece.piece):
+            words.setdefault(number, Word(piece.piece, number, special=False))
+        if number in words and piece.type == _USER_DEFINED:
+            piece.type = _CONTROL  # else it would be found in plain text
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
     except (RuntimeError, OSError, ValueError) as error:
-        raise damaged_vocabulary(
-            tr("the vocabulary {where} cannot be read: {error}", where=where, error=one_line(str(error), 120)),
-            tr("pull the model again, or verify it"),
-        ) from None
+        raise _unreadable(where, error) from None
     bos = processor.bos_id()
-    return SentencePieceTokenizer(processor, bos if add_bos and bos >= 0 else None)
+    return SentencePieceTokenizer(
+        processor, list(words.values()), [bos] if begins and bos >= 0 else [], prefix, one_blank=one_blank
+    )
+
+
+def _unreadable(where: str, error: Exception) -> Damaged:
+    return damaged_vocabulary(
+        tr("the vocabulary {where} cannot be read: {error}", where=where, error=one_line(str(error), 120)),
+        tr("pull the model again, or verify it"),
+    )
 
 
 def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
@@ -211,9 +268,6 @@ def spm_from_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
         index = getattr(model.trainer_spec, key)
         if index >= 0:
             setattr(model.trainer_spec, field, tokens[index])
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    model.normalizer_spec.remove_extra_whitespaces = False
-    return _processor(
-        model.SerializeToString(), "in this GGUF file", bool(metadata.get("tokenizer.ggml.add_bos_token", True))
-    )
+    prefix = "first" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    begins = bool(metadata.get("tokenizer.ggml.add_bos_token", True))
+    return _tokenizer(model, "in this GGUF file", [], begins, prefix, one_blank=False)

@@ -6,6 +6,7 @@ Covers engine/prompts/chat_template.py, engine/prompts/template_process.py.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
+from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
 from glmchat.core.messages import Message
 from glmchat.engine import load_tokenizer
 from glmchat.engine.families import identify
@@ -160,6 +161,37 @@ def test_a_template_is_told_variables_that_win_over_named_tokens_but_not_over_th
     assert template.render(TALK) == "<s>" + TALK[0]["content"]
     assert template.render(TALK, variables={"enable_thinking": False}) == "<s>quick" + TALK[0]["content"]
     assert template.render(TALK, variables={"bos_token": "B", "messages": []}) == "B" + TALK[0]["content"]
+    template.close()
+
+
+def test_a_conversation_of_many_megabytes_is_rendered_and_a_template_that_writes_more_is_stopped() -> None:
+    template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}", {})
+    text = "the cat sat " * 500_000
+    assert template.render([{"role": "user", "content": text}]) == f"[{text}]"
+    template.close()
+    greedy = ChatTemplate("{% for n in range(9) %}{{ messages[0].content }}{% endfor %}", {})
+    with pytest.raises(Hostile, match="more than"):
+        greedy.render([{"role": "user", "content": text}])
+    greedy.close()
+
+
+def test_the_helper_finds_the_libraries_of_its_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LD_LIBRARY_PATH", "PYTHONHOME"):
+        monkeypatch.setenv(name, "/nowhere" if name == "LD_LIBRARY_PATH" else sys.base_prefix)
+    template = ChatTemplate("ok", {})
+    assert template.render(TALK) == "ok"
+    assert template.process is not None
+    if Path("/proc/self/environ").exists():
+        told = Path(f"/proc/{template.process.pid}/environ").read_bytes()
+        assert b"LD_LIBRARY_PATH=/nowhere" in told and b"PYTHONHOME=" in told
+    template.close()
+
+
+def test_a_helper_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    template = ChatTemplate("ok", {})
+    with pytest.raises(Failed, match="encodings"):
+        template.render(TALK)
     template.close()
 
 

@@ -1,0 +1,162 @@
+"""Words that stand for themselves beside a vocabulary's pieces: control tokens, and words that somebody added.
+
+A file marks some of them as special; templates mean others too, as `<think>`. Both are kept apart from text: they are
+tokens where a template wrote them, and plain characters where a person did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmchat.core.json_files import small_json
+
+# What a template may mean by a token, even where the file does not mark it as special.
+LIKE_CONTROL = re.compile(r"<[^\s<>]+>|\[[A-Za-z0-9_/]+\]")
+# Marks around a thought. They are shown although some files call them special: without them thought and answer run
+# together, and the template, which cuts old thoughts off at them, does not find them again.
+_THOUGHT = re.compile(
+    r"</?(\w+:)?think(ing)?>|</?(thought|reason|reasoning)>|\[/?THINK\]|<\|(START|END)_THINKING\|>|◁/?think▷"
+    r"|<\|?(begin|end)_of_thought\|?>"
+)
+_NAMED = re.compile(r"\w+_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One of them. lstrip, rstrip: it swallows the blanks on that side; single: it is none inside of another word."""
+
+    text: str
+    id: int
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single: bool = False
+    normalized: bool = False
+
+    @property
+    def is_control(self) -> bool:
+        return self.special or LIKE_CONTROL.fullmatch(self.text) is not None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether decoded text shows it."""
+        return not self.special or self._is_thought
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether it is the token where it stands in an answer of the model's: `<think>` and `<tool_call>` are.
+
+        `<|im_start|>` is not, marked special or not: a model that is asked to repeat it spells it out.
+        """
+        return self._is_thought or (self.is_shown and not self.text.startswith("<|"))
+
+    @property
+    def _is_thought(self) -> bool:
+        return _THOUGHT.fullmatch(self.text) is not None
+
+
+class WordFinder:
+    """Finds some of a vocabulary's words in text."""
+
+    def __init__(self, words: Iterable[Word]) -> None:
+        self.by_text = {word.text: word for word in words if word.text}
+        ordered = sorted(self.by_text, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"\b\B")
+
+    def cut(self, text: str, trusted: Callable[[int, int, int], bool]) -> tuple[list[str | int], bool]:
+        """Ids of trusted words with the text between them, and whether others stayed text.
+
+        trusted(begin, end, id) is asked for each one found.
+        """
+        parts: list[str | int] = []
+        untrusted = False
+        end = at = 0
+        while match := self._pattern.search(text, at):
+            word = self.by_text[match[0]]
+            at = match.start() + 1
+            if word.single and _inside_a_word(text, *match.span()):
+                continue
+            if not trusted(*match.span(), word.id):
+                untrusted = True
+                continue
+            before = text[end : match.start()]
+            parts += [before.rstrip() if word.lstrip else before, word.id]
+            at = end = match.end()
+            if word.rstrip:
+                at = end = len(text) - len(text[end:].lstrip())
+        parts.append(text[end:])
+        return [part for part in parts if part != ""], untrusted
+
+
+def _inside_a_word(text: str, begin: int, end: int) -> bool:
+    beside = text[begin - 1 : begin] + text[end : end + 1] if begin else text[end : end + 1]
+    return any(c.isalnum() or c == "_" for c in beside)
+
+
+def always(begin: int, end: int, token: int) -> bool:
+    """What a template itself or a text to complete holds: every control token is one."""
+    return True
+
+
+def words_of_folder(folder: Path) -> list[Word]:
+    """The words that a folder's settings name with an id, in the order of their ids.
+
+    tokenizer_config.json wins over added_tokens.json, which knows only texts; what is called a `…_token` somewhere is
+    special.
+    """
+    settings, names = small_json(folder / "tokenizer_config.json"), special_names(folder)
+    words: dict[int, Word] = {}
+    for text, number in small_json(folder / "added_tokens.json").items():
+        if _is_id(number):
+            words[number] = Word(text, number, special=text in names, normalized=text not in names)
+    told = settings.get("added_tokens_decoder")
+    for number, item in told.items() if isinstance(told, Mapping) else ():
+        content, flags = _text(item), item if isinstance(item, Mapping) else {}
+        if content is None or not str(number).isdecimal():
+            continue
+        words[int(number)] = Word(
+            content,
+            int(number),
+            special=bool(flags.get("special", False)) or content in names,
+            lstrip=bool(flags.get("lstrip")),
+            rstrip=bool(flags.get("rstrip")),
+            single=bool(flags.get("single_word")),
+            normalized=bool(flags.get("normalized", True)),
+        )
+    return [words[number] for number in sorted(words)]
+
+
+def special_names(folder: Path) -> frozenset[str]:
+    """Texts that the folder's settings call special, with or without an id."""
+    names = set(named_tokens(folder).values())
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        data = small_json(folder / file)
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = data.get(key)
+            items = more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else ()
+            names |= {text for item in items if (text := _text(item)) is not None}
+    return frozenset(names)
+
+
+def named_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token and their like, which templates write by name."""
+    tokens: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for name, value in small_json(folder / file).items():
+            if _NAMED.fullmatch(name) and (text := _text(value)) is not None:
+                tokens[name] = text
+    return tokens
+
+
+def _text(item: Any) -> str | None:
+    """A token is written as its text, or as an object that holds it."""
+    text = item.get("content") if isinstance(item, Mapping) else item
+    return text if isinstance(text, str) else None
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
