@@ -204,6 +204,7 @@ def _attention(run: Run, name: str, config: dict[str, Any], lengths: tuple[int, 
         model = random_model(run, config, 16)
         spec = model.spec
         cache = model.new_cache(lengths[-1] + 64, model.dtype)
+        cache.reserve(lengths[-1] + 64)
         for table in (*cache.keys, *cache.values):
             table.fill_(0.25)
         model(torch.tensor(prompt_of(config, 8), device=run.device), cache, last_only=True)

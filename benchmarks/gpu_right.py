@@ -144,7 +144,7 @@ def network(run: Run, name: str, bits: int, tokens: int) -> None:
         worst, bits_equal = 0.0, True
         for place, token in enumerate(said):
             _poison(step)
-            found = step(token, cache, *model.positions(cache)).row.clone()
+            found = step(token, cache, *model.positions(cache)).clone()
             worst = max(worst, off(found, reference(token)))
             if place % 16 == 0:  # the graph against the same launches one by one
                 _poison(step)

@@ -181,15 +181,16 @@ class CardStep:
 
     def candidates(self, choice: Choice) -> Candidates:
         """The best of the last token's row. What an answer's tokens are chosen by goes to the card with its first."""
-        if self._choice is not choice:
-            self._marks.copy_(choice.marks(self._spec.vocab_size))
-            self._numbers.copy_(torch.tensor((choice.penalty, choice.temperature)))
-            _run(self._launches[-2:])
-            self._choice = choice
-        self._result_host.copy_(self._result, non_blocking=True)
-        if self._on_cuda:
-            torch.cuda.current_stream(self._device).synchronize()
-        numbers = self._result_host.clone()
+        with torch.inference_mode():  # as the step is: its buffers are changed only there
+            if self._choice is not choice:
+                self._marks.copy_(choice.marks(self._spec.vocab_size))
+                self._numbers.copy_(torch.tensor((choice.penalty, choice.temperature)))
+                _run(self._launches[-2:])
+                self._choice = choice
+            self._result_host.copy_(self._result, non_blocking=True)
+            if self._on_cuda:
+                torch.cuda.current_stream(self._device).synchronize()
+            numbers = self._result_host.clone()
         if self._spec.vocab_size < TOP:
             numbers = torch.cat((numbers[: 1 + self._spec.vocab_size], numbers[1 + TOP :][: self._spec.vocab_size]))
         return Candidates.of(numbers)
