@@ -1,6 +1,6 @@
 """The script that measures a card runs without one: in Triton's interpreter, on the pretend card, and with nothing.
 
-Covers benchmarks/gpu_check.py, gpu_run.py, gpu_right.py, gpu_kernels.py, gpu_models.py, gpu_peers.py and gpu_triton.py.
+Of benchmarks: gpu_check.py and, through it, gpu_run.py, gpu_right.py, gpu_kernels.py, gpu_models.py and gpu_peers.py.
 """
 
 from __future__ import annotations
