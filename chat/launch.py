@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from glmchat.checkpoints.fit import check_folder
 from glmchat.checkpoints.weight_choice import listed
+from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions, quant_bits
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
@@ -169,7 +170,7 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
     name = row.name if bits is None else f"{row.name}:int{bits}"
     quantised = row.quant if row.quant != "none" else None
     copy = None
-    if bits is not None and options.keep_copy:
+    if bits is not None and options.keep_copy and locations.can_write(locations.models_dir()):
         copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
     engine = replace(
         options.engine,

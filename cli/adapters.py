@@ -151,13 +151,13 @@ def _planned(reference: Reference) -> PullPlan:
     from glmchat.hub.selection import is_weights
 
     try:
-        plan = plan_pull(reference, PullOptions(adapter=True))
+        plan = plan_pull(reference, PullOptions(adapter=True), output.wait)
         if any(is_weights(file.path) for file in plan.files):
             return plan
     except Usage as error:
         if error.code != "pull.nothing_chosen":
             raise
-    return plan_pull(reference, PullOptions(include=_SAVED, exclude=_OF_TRAINING))
+    return plan_pull(reference, PullOptions(include=_SAVED, exclude=_OF_TRAINING), output.wait)
 
 
 def _pull(plan: PullPlan, asked: str) -> tuple[Path, Origin]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from glmchat.cli import output
+from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -57,6 +58,9 @@ def choose_model(
         output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=quantised))
     elif launch.engine.copy is not None:
         output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
+    elif launch.engine.quant is not None and launch.keep_copy:
+        folder = one_line(str(locations.models_dir()))
+        output.say(tr("quantising in memory only: {path} cannot be written, so no copy is kept", path=folder))
     return launch
 
 
@@ -85,7 +89,7 @@ def _offer_pull(text: str, revision: str | None) -> None:
     from glmchat.cli.pull import fetch
     from glmchat.hub.plan import plan_pull
 
-    for line in plan_pull(reference.base).lines():
+    for line in plan_pull(reference.base, wait=output.wait).lines():
         output.say(line)
     if not output.confirm(tr("Pull it now?")):
         raise not_installed(reference)

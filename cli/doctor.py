@@ -21,7 +21,7 @@ from glmchat.chat.jobs import run_job
 from glmchat.cli import output
 from glmchat.core import locations, machine
 from glmchat.core.errors import GlmchatError
-from glmchat.core.http import ProxyRules, without_password
+from glmchat.core.http import ProxyRules, trusted_certificates, without_password
 from glmchat.core.language import language, tr
 from glmchat.core.sockets import socket_dir
 from glmchat.core.text import human_bytes, one_line
@@ -170,6 +170,10 @@ def _proxies(environ: Mapping[str, str], trouble: Trouble) -> dict[str, Any]:
     """What a request to the hub would go through, and what the variables were taken to mean."""
     rules = ProxyRules.from_environment(environ)
     found: dict[str, Any] = {}
+    try:
+        trusted_certificates()
+    except GlmchatError as error:
+        trouble(error.message, error.hint)
     for scheme in ("https", "http"):
         try:
             chosen = rules.choose(scheme, "huggingface.co")

@@ -63,7 +63,7 @@ def write(
     options = PullOptions(
         endpoints=tuple(endpoint or ()), include=tuple(include or ()), exclude=tuple(exclude or ()), everything=True
     )
-    plan = mirror.plan_mirror(parse(name, revision=revision), directory, options)
+    plan = mirror.plan_mirror(parse(name, revision=revision), directory, options, output.wait)
     if as_json:
         output.json_line(plan.to_json() if dry_run else {"event": "plan", **plan.to_json()})
     if dry_run and not as_json:

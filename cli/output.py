@@ -182,6 +182,12 @@ class _RichMeter:
         self._progress.update(self._tasks[label], completed=done, total=total)
 
 
+def wait(why: str, seconds: float) -> None:
+    """Sit out the time that a hub asks to be left alone for, and say so."""
+    say(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)))
+    time.sleep(seconds)
+
+
 @contextmanager
 def progress(unit: str = "bytes", *, passing: bool = False) -> Iterator[Meter]:
     """A progress display on stderr: bars on a terminal, plain lines elsewhere. `unit` is "bytes" or "steps".

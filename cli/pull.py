@@ -95,7 +95,7 @@ def fetch(reference: Reference) -> None:
     """Plan and pull one model with the usual words on stderr; for other commands that found a model missing."""
     from glmchat.hub.plan import plan_pull
 
-    _fetch(plan_pull(reference))
+    _fetch(plan_pull(reference, wait=output.wait))
 
 
 def _refuse_contradictions(
@@ -136,7 +136,7 @@ def _planners(
 
         return [lambda model=model: plan_locked(model, options) for model in read_lock(locked).models]  # type: ignore[misc]
     references = [parse(name, revision=revision) for name in names]
-    return [lambda reference=reference: plan_pull(reference, options) for reference in references]  # type: ignore[misc]
+    return [lambda reference=reference: plan_pull(reference, options, output.wait) for reference in references]  # type: ignore[misc]
 
 
 def _sources(names: list[str], revision: str | None, locked: Path | None) -> list[dict[str, Any]]:

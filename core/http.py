@@ -195,7 +195,7 @@ class _Routes:
         with self._lock:
             if (proxy, tls) not in self._pools:
                 # An empty context trusts no certificate: right for plain http, where none is ever looked at.
-                verify: ssl.SSLContext | bool = True if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                verify = trusted_certificates() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 self._pools[proxy, tls] = httpx2.HTTPTransport(verify=verify, proxy=proxy, uds=self._uds)
             return self._pools[proxy, tls]
 
@@ -212,6 +212,42 @@ class _Routes:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def trusted_certificates() -> ssl.SSLContext:
+    """What an https connection trusts: the system's certificates, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+
+    Raises Usage that names the variable whose file cannot be read.
+    """
+    import httpx2
+
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "SSL_CERT_FILE")
+        reason = str(error) if isinstance(error, ssl.SSLError) else error.strerror or str(error)
+        raise Usage(
+            tr(
+                "{name} is {value}, which holds no certificates: {reason}",
+                name=name,
+                value=repr(one_line(os.environ.get(name, ""))),
+                reason=one_line(reason, 100),
+            ),
+            hint=tr("name a file of PEM certificates, or unset {name}", name=name),
+            code="certificates.unreadable",
+        ) from None
+
+
+def _certificate_hint(detail: str) -> str:
+    """What helps against a certificate that is not accepted, by what is wrong with it."""
+    if "mismatch" in detail or "doesn't match" in detail or "not valid for" in detail:
+        return tr("the certificate is of another server: check the address")
+    if "expired" in detail or "not yet valid" in detail:
+        return tr("check this machine's clock; else the server's certificate must be renewed")
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if os.environ.get(name) and not os.environ.get("SSL_CERT_FILE"):
+            return tr("{name} is not read here: set SSL_CERT_FILE to the same file", name=name)
+    return tr("behind a company proxy, set SSL_CERT_FILE to the company's certificates")
 
 
 def network_error(error: Exception, url: str = "", *, code: str = "network") -> GlmchatError:
@@ -238,7 +274,8 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
             words = tr("{host} stopped sending", host=host) + through
         case httpx2.ConnectError() if "certificate" in detail.lower():
             words = tr("the identity of {host} could not be verified: {reason}", host=host, reason=detail)
-            hint = tr("behind a company proxy, set SSL_CERT_FILE to the company's certificates")
+            words += through
+            hint = _certificate_hint(detail)
         case httpx2.ConnectError():
             words = tr("cannot reach {host}{through}: {reason}", host=host, through=through, reason=detail)
             if proxy:

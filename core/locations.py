@@ -23,9 +23,10 @@ def _place(kind: str, usual: Callable[[str], str]) -> Path:
 
 
 def expanded(path: str) -> Path:
-    """The path with its `~`. Raises Failed for a user without a home (a container's bare number)."""
+    """The path with its `~` and its `$VARIABLES`, as huggingface_hub reads them: HF_HOME='$SCRATCH/hf' in a file of
+    settings that no shell reads. Raises Failed for a user without a home (a container's bare number)."""
     try:
-        return Path(path).expanduser()
+        return Path(os.path.expandvars(Path(path).expanduser()))
     except RuntimeError:
         raise _homeless() from None
 
@@ -93,15 +94,23 @@ def logs_dir() -> Path:
 def hf_cache() -> Path:
     """The standard Hugging Face hub cache, shared with every other tool.
 
-    Read from the environment on each call, as huggingface_hub binds its own copy at import.
+    Read from the environment on each call, as huggingface_hub binds its own copy at import. Absolute: engines and jobs
+    are started elsewhere.
     """
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if value := os.environ.get(name):
-            return expanded(value)
+            return expanded(value).absolute()
     if value := os.environ.get("HF_HOME"):
-        return expanded(value) / "hub"
-    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return expanded(base) / "huggingface" / "hub"
+        return expanded(value).absolute() / "hub"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return expanded(base).absolute() / "huggingface" / "hub"
+
+
+def can_write(path: Path) -> bool:
+    """True if this user may write in `path`, or make it where it is not there yet."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return os.access(path, os.W_OK | os.X_OK)
 
 
 def private_dir(path: Path) -> Path:

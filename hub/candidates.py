@@ -17,8 +17,9 @@ from glmchat.core.json_files import small_json
 from glmchat.hub import store
 from glmchat.hub.catalogue import KnownFile
 from glmchat.hub.download import Candidate, FileRequest, download
+from glmchat.hub.hf_token import token
 from glmchat.hub.mirror_folder import MirrorFolder
-from glmchat.hub.sources import HubEndpoint, offline, token
+from glmchat.hub.sources import HubEndpoint, offline
 
 _LARGEST = 64 * 2**20  # bytes of a file that is read while planning
 

@@ -6,8 +6,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glmchat.hub.fetch import source_name
@@ -92,7 +92,10 @@ class Hosts:
         self._failures: dict[str, int] = {}
         self._demoted: set[str] = set()
         self._not_before: dict[str, float] = {}
-        self.without_ranges: set[str] = set()
+        self._first = threading.Condition()
+        self._asked: set[str] = set()  # sources whose first answer is awaited
+        self._met: set[str] = set()  # sources that have answered something
+        self.token_refused: set[str] = set()
 
     def order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """In the given order, the demoted ones last."""
@@ -116,6 +119,34 @@ class Hosts:
     def worked(self, candidate: Candidate) -> None:
         with self._lock:
             self._failures.pop(source_name(candidate), None)
+
+    def begin(self, candidate: Candidate, check: Callable[[], None]) -> None:
+        """Until a source has answered once, it is asked one thing at a time: it may refuse the token, or ask to wait.
+
+        check is called while another request waits for that first answer. `answered` must follow.
+        """
+        name = source_name(candidate)
+        with self._first:
+            while name in self._asked:
+                self._first.wait(0.1)
+                check()
+            if name not in self._met:
+                self._asked.add(name)
+
+    def answered(self, candidate: Candidate) -> None:
+        """The source has answered, or failed."""
+        name = source_name(candidate)
+        with self._first:
+            self._met.add(name)
+            self._asked.discard(name)
+            self._first.notify_all()
+
+    def allowed(self, candidate: Candidate) -> Candidate:
+        """The candidate without its token, if the source has refused that."""
+        if source_name(candidate) not in self.token_refused:
+            return candidate
+        kept = {name: value for name, value in candidate.headers.items() if name.lower() != "authorization"}
+        return replace(candidate, headers=kept)
 
     def seconds_until(self, candidate: Candidate) -> float:
         """What is left of the time that the source asked for with Retry-After."""

@@ -12,7 +12,7 @@ import contextlib
 import email.utils
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
 Why = Literal["missing", "denied", "wrong", "html", "untrusted"]
+LONGEST_WAIT = 300.0  # seconds; a hub that asks for more is an answer for the user, not a pause
 _MAX_REDIRECTS = 8
 _LARGE = 8_000_000  # bytes; from here on a body is worth a connection of its own
 _READ = 256 * 1024  # bytes a read may bring; more does not help and costs fresh memory each time
@@ -39,9 +40,10 @@ _READ = 256 * 1024  # bytes a read may bring; more does not help and costs fresh
 class Refused(Exception):
     """This source will not do for this file, however often it is asked."""
 
-    def __init__(self, reason: str, why: Why) -> None:
+    def __init__(self, reason: str, why: Why, *, for_token: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.why = reason, why
+        self.for_token = for_token  # it was the token that was refused: without one the file may be public
 
 
 class Broken(Exception):
@@ -244,17 +246,30 @@ def _straight(response: httpx2.Response, length: int, url: str) -> Iterator[byte
 
 def _verdict(response: httpx2.Response, candidate: Candidate) -> None:
     """Every status but 200, 206 and 416. Always raises."""
-    status = response.status_code
-    reason = one_line(response.headers.get("x-error-message", ""), 120)
+    status, headers = response.status_code, response.headers
+    reason = one_line(headers.get("x-error-message", ""), 120)
     words = tr("answered {status}", status=status) + (f" ({reason})" if reason else "")
     if status in (408, 425, 429) or status >= 500:
-        raise Broken(words, retry_after=retry_after(response.headers.get("retry-after")))
+        wait = asked_wait(headers)
+        if wait:
+            words += tr(" and asks to wait {n} seconds", n=round(wait))
+        raise Broken(words, retry_after=wait)
     if status in (401, 403):
         token = any(name.lower() == "authorization" for name in candidate.headers)
-        raise Refused(
-            f"{words}: {tr('the token does not give access') if token else tr('a token is needed')}", "denied"
-        )
+        gated = headers.get("x-error-code") == "GatedRepo"
+        why = tr("the token does not give access") if token else tr("a token is needed")
+        raise Refused(f"{words}: {why}", "denied", for_token=token and not gated)
     raise Refused(words, "missing")
+
+
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to be left alone for: Retry-After, else the hub's RateLimit (IETF draft
+    httpapi-ratelimit-headers, read by huggingface_hub): `"resolvers";r=0;t=55`. None where it does not say."""
+    wait = retry_after(headers.get("retry-after"))
+    limit = re.search(r'"[\w-]+"\s*;\s*r=(\d{1,9})\s*;\s*t=(\d{1,9})', headers.get("ratelimit", ""))
+    if wait is None and limit is not None and int(limit[1]) == 0:
+        wait = float(limit[2]) + 1  # whole seconds, rounded by the sender
+    return wait
 
 
 def retry_after(value: str | None, now: Callable[[], float] = time.time) -> float | None:

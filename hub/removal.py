@@ -149,14 +149,9 @@ def _partials_of(row: Installed) -> list[Step]:
         if other.repo == row.repo and other.revision != row.revision and not other.complete:
             mine -= {f.git_blob or f.sha256 for f in other.files}
     etags = sorted(e for e in mine if e)
-    used = _linked(store.repo_folder(row.repo))
+    used = store.linked_blobs(store.repo_folder(row.repo))
     paths = [store.partial(row.repo, e) for e in etags] + [store.blob(row.repo, e) for e in etags if e not in used]
     return [Step("file", p, p.stat().st_size) for p in paths if p.is_file() and not p.is_symlink()]
-
-
-def _linked(repo_folder: Path) -> set[str]:
-    """Names of the blobs that some snapshot links to."""
-    return {p.readlink().name for p in repo_folder.glob("snapshots/**/*") if p.is_symlink()}
 
 
 def _strategy(repo: str, revision: str) -> DeleteCacheStrategy | None:
@@ -180,7 +175,8 @@ def _delete_revision(step: Step) -> None:
     inside = [step.path, *(p for p in step.path.rglob("*") if p.is_dir())]
     for folder in (step.path.parent, step.path.parent.parent / "blobs", *inside):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number))
     # A link without its blob makes the hub's scan skip the whole repository, so dead links go first.
     for place in step.path.rglob("*"):
         if place.is_symlink() and not place.exists():
@@ -206,7 +202,7 @@ def _delete_folder(folder: Path) -> None:
 def _half_downloads() -> Iterable[Step]:
     for path in sorted(locations.hf_cache().glob("*/blobs/*.incomplete")):
         repo = path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        if not os.access(path.parent, os.W_OK):  # somebody else's, in a cache that several users share
+        if not os.access(path.parent, os.W_OK) or not _is_mine(path):
             continue
         if path.name.endswith(store.PARTIAL):
             if store.in_use(repo, path.name.removesuffix(store.PARTIAL)):
@@ -216,19 +212,24 @@ def _half_downloads() -> Iterable[Step]:
         yield Step("file", path, path.stat().st_size)
 
 
+def _is_mine(path: Path) -> bool:
+    """False for what another user began, in a cache that several share: only they know whether they will go on."""
+    return path.lstat().st_uid == os.getuid()
+
+
 def _loose_blobs() -> Iterable[Step]:
     """Blobs that no snapshot links to: left by a kill between the last byte and the link."""
     for folder in sorted(locations.hf_cache().glob("models--*")):
         if not os.access(folder / "blobs", os.R_OK | os.W_OK | os.X_OK):
             continue
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
-        used = _linked(folder)
+        used = store.linked_blobs(folder)
         for blob in sorted((folder / "blobs").iterdir()):
             # A link leads into the cache-wide blob store, which keeps its own books.
             fresh = time.time() - blob.lstat().st_mtime < _FOREIGN_AGE
             if blob.name in used or blob.is_symlink() or blob.name.endswith(".incomplete") or fresh:
                 continue
-            if not store.in_use(repo, blob.name):
+            if _is_mine(blob) and not store.in_use(repo, blob.name):
                 yield Step("file", blob, blob.stat().st_size)
 
 

@@ -5,6 +5,7 @@ And of a pull plan: which of them are here, whole or half, also under another na
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -220,6 +221,9 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
         for other in sorted(locations.hf_cache().glob(f"models--*/blobs/{file.etag}")):
             if other.parent.parent != own and size_of(other) == file.size:
                 return other
+    for other in sorted(own.glob(f"snapshots/*/{glob.escape(file.path)}")):  # of a disk without links
+        if not other.is_symlink() and size_of(other) == file.size:
+            return other
     named = [Path(s.repo).expanduser() for s in sources if s.kind == "path"]
     for folder in [*named, *modelscope_folders(repo, sources)]:
         if size_of(folder / file.path) == file.size:

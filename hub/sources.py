@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from glmchat.core.http import host_of, make_client, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
+from glmchat.hub.fetch import LONGEST_WAIT, asked_wait
+from glmchat.hub.hf_token import refused_hint, refused_words, token
 from glmchat.hub.mirror_folder import MirrorFolder
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT = "https://huggingface.co"
 MODELSCOPE = "https://www.modelscope.cn"
 _TIMEOUT = 15.0  # seconds for a listing
+_PAUSES = (2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a busy hub that does not say when is asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Listing:
     files: tuple[KnownFile, ...]
     endpoint: HubEndpoint
     canonical: str = ""  # the repository's present name, if it was renamed
+    notes: tuple[str, ...] = ()  # what the user should know of how it was had
 
 
 def parse_endpoint(text: str) -> HubEndpoint:
@@ -105,19 +110,24 @@ def endpoints(explicit: Sequence[str], configured: Sequence[str]) -> list[HubEnd
 
 
 def offline() -> bool:
-    """True if the user said so to every Hugging Face tool."""
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(n, "").lower() in ("1", "true", "yes", "on") for n in names)
+    """True if the user said so to every Hugging Face tool, by huggingface_hub's rule: the second variable counts only
+    where the first is absent or empty."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.lower() in ("1", "true", "yes", "on")
 
 
-def token() -> str | None:
-    """The user's Hugging Face token: HF_TOKEN, or what `hf auth login` saved. Never print it."""
-    from huggingface_hub import get_token
-
-    return get_token()
+# (why, seconds): called where a hub asks to be left alone for a time; returns when it may be asked again.
+Wait = Callable[[str, float], None]
 
 
-def read_listing(places: Sequence[HubEndpoint], repo: str, revision: str | None) -> Listing:
+def sleep_silently(why: str, seconds: float) -> None:
+    """A `Wait` for callers that have nobody to tell."""
+    time.sleep(seconds)
+
+
+def read_listing(
+    places: Sequence[HubEndpoint], repo: str, revision: str | None, wait: Wait = sleep_silently
+) -> Listing:
     """Ask the endpoints in order what `repo` holds; the first that answers decides.
 
     Raises NetworkFailed (nobody could be reached), Failed (nobody has it, or it needs a token), Damaged (nonsense).
@@ -131,7 +141,7 @@ def read_listing(places: Sequence[HubEndpoint], repo: str, revision: str | None)
     problems: list[GlmchatError] = []
     for place in places:
         try:
-            return _ask(place, repo, revision)
+            return _ask(place, repo, revision, wait)
         except GlmchatError as problem:
             problems.append(problem)
     if len(problems) == 1:
@@ -140,10 +150,18 @@ def read_listing(places: Sequence[HubEndpoint], repo: str, revision: str | None)
     raise type(worst)("; ".join(p.message for p in problems), hint=worst.hint, code=worst.code)
 
 
-def _ask(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
+def _ask(place: HubEndpoint, repo: str, revision: str | None, wait: Wait) -> Listing:
     if place.kind == "folder":
         return _ask_folder(place, repo, revision)
-    listing = _ask_modelscope(place, repo, revision) if place.kind == "modelscope" else _ask_hf(place, repo, revision)
+    for pause in (*_PAUSES, None):
+        try:
+            listing = (_ask_modelscope if place.kind == "modelscope" else _ask_hf)(place, repo, revision)
+            break
+        except _Busy as busy:
+            seconds = pause if busy.seconds is None else busy.seconds
+            if seconds is None or pause is None or seconds > LONGEST_WAIT:
+                raise busy.failure(place, repo) from None
+            wait(busy.failure(place, repo).message, seconds)
     check_listing((f.path for f in listing.files), source=place.label)
     if not listing.files:
         raise Failed(
@@ -152,6 +170,20 @@ def _ask(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
             code="pull.empty",
         )
     return listing
+
+
+class _Busy(Exception):
+    """429: too many requests. seconds: how long the hub asks to be left alone, if it says so."""
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def failure(self, place: HubEndpoint, repo: str) -> NetworkFailed:
+        words = tr("{host} answered {status} to a request for {repo}", host=place.label, status=429, repo=repo)
+        if self.seconds:
+            words += tr(" and asks to wait {n} seconds", n=round(self.seconds))
+        return NetworkFailed(words, hint=tr("try again later, or use another --endpoint"), code="pull.network")
 
 
 def _ask_folder(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
@@ -180,19 +212,29 @@ def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     # Else the library asks huggingface.co about agents, once a day, whatever endpoint was named.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     set_client_factory(lambda: make_client(timeout=_TIMEOUT, follow_redirects=True))
-    api = HfApi(endpoint=place.address, token=(token() or False) if place.sends_token else False)
+    key, notes = (token() or False) if place.sends_token else False, []
+    api = HfApi(endpoint=place.address, token=key)
     try:
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        try:
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        except HfHubHTTPError as error:
+            if not key or isinstance(error, GatedRepoError) or error.response.status_code not in (401, 403):
+                raise
+            notes.append(refused_words(place.label) + tr("; going on without it"))
+            api = HfApi(endpoint=place.address, token=False)
+            info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
         commit, siblings, canonical = info.sha, info.siblings or [], info.id
     except GatedRepoError:
-        raise _needs_token(place, repo) from None
+        raise (_refused_token(place) if notes else _needs_token(place, repo)) from None
     except RevisionNotFoundError:
         raise _no_revision(place, repo, revision) from None
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401 and api.token:
-            raise _needs_token(place, repo) from None
-        raise _no_repo(place, repo) from None
+    except RepositoryNotFoundError:
+        raise (_refused_token(place) if notes else _no_repo(place, repo)) from None
     except HfHubHTTPError as error:
+        if error.response.status_code == 429:
+            raise _Busy(asked_wait(error.response.headers)) from None
+        if notes and error.response.status_code in (401, 403):
+            raise _refused_token(place) from None
         raise _status(place, repo, error.response.status_code) from None
     except httpx2.HTTPError as error:
         raise network_error(error, place.address, code="pull.network") from None
@@ -206,7 +248,7 @@ def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
     if not all(f.sha256 or f.git_blob for f in files):
         files = _from_tree(place, api, repo, commit) or files
     renamed = canonical if isinstance(canonical, str) and canonical.lower() != repo.lower() else ""
-    return Listing(repo, commit, files, place, checked_repo(renamed) if renamed else "")
+    return Listing(repo, commit, files, place, checked_repo(renamed) if renamed else "", tuple(notes))
 
 
 def _from_tree(place: HubEndpoint, api: HfApi, repo: str, commit: str) -> tuple[KnownFile, ...]:
@@ -250,6 +292,8 @@ def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> List
             answer = client.get(url, params={"Revision": branch, "Recursive": "true"})
         if answer.status_code == 404:
             raise _no_repo(place, repo)
+        if answer.status_code == 429:
+            raise _Busy(asked_wait(answer.headers))
         if answer.status_code != 200:
             raise _status(place, repo, answer.status_code)
         listed = answer.json()["Data"]["Files"]
@@ -307,6 +351,11 @@ def _no_revision(place: HubEndpoint, repo: str, revision: str | None) -> Failed:
         hint=tr("after @ comes a branch, a tag or a full commit"),
         code="pull.no_revision",
     )
+
+
+def _refused_token(place: HubEndpoint) -> Failed:
+    """The token is refused, and without one nothing is given either."""
+    return Failed(refused_words(place.label), hint=refused_hint(), code="pull.token")
 
 
 def _needs_token(place: HubEndpoint, repo: str) -> Failed:

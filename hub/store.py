@@ -116,10 +116,16 @@ def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
         raise disk_error(error, path) from None
 
 
-def link(repo: str, commit: str, path: str, etag: str) -> None:
-    """Put `snapshots/<commit>/<path>` in place as a relative link to the blob, replacing what is there."""
+def link(repo: str, commit: str, path: str, etag: str, *, last: bool = True) -> None:
+    """Put `snapshots/<commit>/<path>` in place as a relative link to the blob, replacing what is there.
+
+    On a disk without links (exFAT, some network shares) the blob itself takes that place, as huggingface_hub does it:
+    a model is stored once. last: no other file of this pull has the same content.
+    """
     place = snapshot(repo, commit) / path
     target = blob(repo, etag)
+    if not target.exists() and place.is_file() and not place.is_symlink():
+        return  # it has taken that place already, or the cache was copied without its links
     relative = os.path.relpath(target, place.parent)
     if place.is_symlink() and place.readlink() == Path(relative):
         return
@@ -128,15 +134,29 @@ def link(repo: str, commit: str, path: str, etag: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         try:
-            temporary.symlink_to(relative)
+            _symlink(temporary, relative)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
                 raise
-            # exFAT and some network shares know no links; the hub's own fallback there is the file itself
+            if last and etag not in linked_blobs(repo_folder(repo)):
+                target.replace(place)
+                return
             shutil.copyfile(target, temporary)
         temporary.replace(place)
     except OSError as error:
         raise disk_error(error, place) from None
+
+
+def _symlink(place: Path, target: str) -> None:
+    """Raises OSError where there can be none, or where the user wants none."""
+    if os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").lower() in ("1", "true", "yes", "on"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    place.symlink_to(target)
+
+
+def linked_blobs(repo_folder: Path) -> set[str]:
+    """Names of the blobs that some snapshot links to."""
+    return {p.readlink().name for p in repo_folder.glob("snapshots/**/*") if p.is_symlink()}
 
 
 def lock_path(repo: str, etag: str) -> Path:

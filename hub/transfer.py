@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -10,15 +11,15 @@ from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.download_state import DownloadState
-from glmchat.hub.fetch import Broken, Refused, Reply, open_reply, source_name
+from glmchat.hub.fetch import LONGEST_WAIT, Broken, Refused, Reply, open_reply, source_name
 from glmchat.hub.file_request import Candidate, FetchedFile, FileRequest
+from glmchat.hub.hf_token import refused_hint, refused_words
 from glmchat.hub.partial import PartialFile
 from glmchat.hub.store import git_blob_of, sha256_of
 
 _SLOW_SECONDS, _SLOW_BYTES = 30.0, 30_000  # under 1 kB/s for this long counts as a stall where there is another source
 _WORTH = 64_000  # bytes that a broken attempt must have brought for the same source to be asked again at once
 _RESTARTS = 3
-_MAX_WAIT = 300.0  # a Retry-After beyond this is an answer for the user, not a pause
 
 
 @dataclass(slots=True)
@@ -34,6 +35,10 @@ class State:
 
 class _Changed(Exception):
     """The source now has another file under the name: what was here is gone, ask again from zero."""
+
+
+class _Told(Exception):
+    """While this request waited for its turn the source asked to be left alone for a time."""
 
 
 class Transfer:
@@ -93,24 +98,33 @@ class Transfer:
             return ""
         rounds = 0
         while True:
-            before = part.length
+            before, asked = part.length, False
             for candidate in self.shared.hosts.order(self._alive):
                 self.shared.check()
-                if self.shared.hosts.seconds_until(candidate) and len(self._alive) > 1:
+                if self._is_told_to_wait(candidate):
                     continue
+                asked = True
                 if self._ask(candidate, part):
                     return source_name(candidate)
-            rounds = 0 if part.length > before else rounds + 1
+            rounds = 0 if part.length > before else rounds + asked
             retry = self.shared.retry
             if not self._alive or rounds >= (retry.rounds if self.shared.reached else retry.unreached_rounds):
                 raise self._failure(part)
             self._wait(rounds, part)
 
+    def _is_told_to_wait(self, candidate: Candidate) -> bool:
+        """True while the source wants to be left alone; another file may have been told so."""
+        seconds = self.shared.hosts.seconds_until(candidate)
+        if seconds:
+            words = tr("asks to wait {n} seconds", n=math.ceil(seconds))
+            self._reasons.setdefault(source_name(candidate), Broken(words))
+        return bool(seconds)
+
     def _wait(self, rounds: int, part: PartialFile) -> None:
         retry = self.shared.retry
         pause = min(retry.longest_pause, retry.first_pause * 2 ** max(0, rounds - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
         asked = min(self.shared.hosts.seconds_until(one) for one in self._alive)
-        if asked > _MAX_WAIT:
+        if asked > LONGEST_WAIT:
             raise self._failure(part)
         self.state.state = "retrying"
         self.shared.pause(max(pause if rounds else pause / 4, asked))
@@ -121,9 +135,15 @@ class Transfer:
         while True:
             before = part.length
             try:
-                self._attempt(candidate, part)
+                self._attempt(hosts.allowed(candidate), part)
+            except _Told:
+                return False
             except Refused as refusal:
                 self.shared.reached = True
+                if refusal.for_token and name not in hosts.token_refused:
+                    hosts.token_refused.add(name)
+                    self._say(refused_words(name) + tr("; going on without it"))
+                    continue
                 self._reasons[name] = refusal
                 self._alive.remove(candidate)
                 hosts.failed(candidate, at_once=refusal.why in ("html", "wrong"))
@@ -167,8 +187,17 @@ class Transfer:
 
     def _attempt(self, candidate: Candidate, part: PartialFile) -> None:
         """One request. Returns when the source has nothing more to send; raises Refused or Broken."""
+        shared, has_hash = self.shared, bool(self.sha256 or self.git_blob)
+        shared.hosts.begin(candidate, shared.check)
+        try:
+            self._request(shared.hosts.allowed(candidate), part, has_hash)
+        finally:
+            shared.hosts.answered(candidate)
+
+    def _request(self, candidate: Candidate, part: PartialFile, has_hash: bool) -> None:
         name, shared = source_name(candidate), self.shared
-        has_hash = bool(self.sha256 or self.git_blob)
+        if self._is_told_to_wait(candidate):
+            raise _Told
         if not has_hash and part.length and not self._bound_to(name):
             self._restart(part)
         self.state.state, self.state.host = "loading", name
@@ -181,6 +210,7 @@ class Transfer:
             watch=shared.watch,
         ) as reply:
             shared.reached = True
+            shared.hosts.answered(candidate)
             self._compare(reply, candidate, name)
             changed = name in self._etags and reply.etag != self._etags[name]
             if part.length and changed and (not has_hash or not self._restarts):  # some stores have an ETag per machine
@@ -302,11 +332,11 @@ class Transfer:
                 code="pull.unknown_hash",
             )
         if "denied" in whys:
-            return Failed(
-                tr("cannot fetch {path}: {said}", path=path, said=why),
-                hint=tr("accept the model's terms on its page, then `hf auth login` or set HF_TOKEN"),
-                code="pull.denied",
-            )
+            hint = tr("accept the model's terms on its page, then `hf auth login` or set HF_TOKEN")
+            if refused := self.shared.hosts.token_refused & set(self._reasons):
+                hint = refused_hint()
+                why = f"{refused_words(min(refused))}; {why}"
+            return Failed(tr("cannot fetch {path}: {said}", path=path, said=why), hint=hint, code="pull.denied")
         if "html" in whys:
             return NetworkFailed(
                 tr("cannot fetch {path}: {said}", path=path, said=why),

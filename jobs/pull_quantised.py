@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class ArrivalPlan:
 def work(request: Request, tell: Tell) -> dict[str, Any]:
     """The result: the copy's row, and whether it was made now. Raises what pulling and quantising raise."""
     bits: int = request["bits"]
-    plan = _pull_plan(request)
+    plan = _pull_plan(request, tell)
     out = copy_folder(staging.as_row(plan, plan.root), bits)
     if out.exists():
         return {"made": False, **_copy(plan, out).to_json()}
@@ -90,11 +91,15 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
     return {"made": True, **_copy(plan, out).to_json()}
 
 
-def _pull_plan(request: Request) -> PullPlan:
+def _pull_plan(request: Request, tell: Tell) -> PullPlan:
+    def wait(why: str, seconds: float) -> None:
+        tell({"event": "say", "text": tr("{why}: waiting for {n} seconds", why=why, n=round(seconds))})
+        time.sleep(seconds)
+
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}
     options = PullOptions(**given)
     if (locked := request.get("locked")) is None:
-        return plan_pull(parse(request["name"], revision=request.get("revision")), options)
+        return plan_pull(parse(request["name"], revision=request.get("revision")), options, wait)
     from glmchat.hub.lockfile import plan_locked, read_lock
 
     return plan_locked(read_lock(Path(locked["file"])).models[locked["number"]], options)
@@ -178,7 +183,7 @@ def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Arriva
 
 
 def _tell_arrival(plan: PullPlan, arrival: ArrivalPlan, tell: Tell) -> None:
-    words = arrival.lines()
+    words = [*plan.notes, *arrival.lines()]
     if plan.entry is not None and plan.entry.licence is not None:
         words.append(f"{tr('licence')}: {plan.entry.licence.line()}")
     tell({"event": "plan", **arrival.to_json(), "words": words})

@@ -9,14 +9,13 @@ from typing import Any, Literal
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from glmchat.chat import launch
 from glmchat.chat.jobs import run_job
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import catalogue
+from glmchat.hub import catalogue, lookup
 from glmchat.hub.catalogue import Entry
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
@@ -71,7 +70,8 @@ def fits_words(fits: Fits) -> str:
 def all_rows() -> list[Row]:
     """Models here first, then the catalogue's others."""
     free = available_memory()
-    here = launch.pickable()
+    every = [row for row in lookup.list_installed() if row.kind != "adapter"]
+    here = [row for row in every if row.complete]
     entries = catalogue.load()
     rows = []
     for row in here:
@@ -79,6 +79,11 @@ def all_rows() -> list[Row]:
         languages = entry.languages if entry else ()
         rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free), row))
     names = {row.name for row in here}
+    known = {entry.reference for entry in entries}
+    for row in every:  # a pull goes on with what is half here
+        if not row.complete and row.kind == "model" and row.source == "hf" and row.name not in known:
+            total = max(row.size_bytes, sum(file.size for file in row.files))
+            rows.append(Row(row.name, total, row.quant, (), "unknown"))
     for entry in sorted(entries, key=_size):
         if entry.default and entry.reference not in names:
             size = _size(entry)

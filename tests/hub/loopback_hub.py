@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -151,6 +152,18 @@ class Repo:
     gated_by: str | None = None  # a token that is needed
 
 
+@dataclass
+class Window:
+    """A rate limit: from the first request on everything is answered 429 for so many seconds."""
+
+    seconds: float
+    where: str  # "api" | "files"
+    header: str  # "RateLimit" | "Retry-After" | ""
+    said: int | None = None  # seconds that the header tells; None: the true ones
+    until: float = 0.0
+    refused: int = 0
+
+
 class LoopbackHub:
     """Start with `with`; `url` is the endpoint. A second listener (`store_url`) plays the object store of redirects."""
 
@@ -159,6 +172,10 @@ class LoopbackHub:
         self.moved: dict[str, str] = {}  # renamed repositories: answered with a 307
         self.rate = rate  # bytes per second in all
         self.redirect_lfs = redirect_lfs
+        self.expired: dict[str, int] = {}  # tokens that are refused -> the status
+        self.expired_where = ("api", "files")
+        self.explains = True  # a refused token is told in X-Error-Message
+        self.window: Window | None = None
         self.requests: list[Seen] = []
         self.lfs_batches: list[dict[str, Any]] = []
         self.stopping = threading.Event()
@@ -302,6 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         if self.server.is_store:
             return self._store(path)
+        where = "files" if "/resolve/" in path else "api"
+        if self._limited(where) or self._expired(where):
+            return None
         if found := re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
             return self._resolve(*found.groups())
         if found := re.fullmatch(r"/(.+?)(?:\.git)?/info/lfs/objects/batch", path):
@@ -348,6 +368,36 @@ class _Handler(BaseHTTPRequestHandler):
         if parse_qs(parts.query).get("recursive", ["false"])[0].lower() not in ("true", "1"):
             listed = [one for one in listed if "/" not in one["path"].removeprefix(prefix)]
         return self._json(listed)
+
+    def _limited(self, where: str) -> bool:
+        """The hub's own form: RateLimit: "api";r=0;t=55, with no Retry-After."""
+        window = self.server.hub.window
+        if window is None or window.where != where:
+            return False
+        now = time.monotonic()
+        if not window.until:
+            window.until = now + window.seconds
+        if now >= window.until:
+            return False
+        window.refused += 1
+        left = window.said if window.said is not None else math.ceil(window.until - now)
+        headers = {"Retry-After": str(left)} if window.header == "Retry-After" else {}
+        if window.header == "RateLimit":
+            headers = {
+                "RateLimit": f'"resolvers";r=0;t={left}',
+                "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300',
+            }
+        self._fail(429, "too many requests", headers=headers)
+        return True
+
+    def _expired(self, where: str) -> bool:
+        hub = self.server.hub
+        status = hub.expired.get((self.headers.get("authorization") or "").removeprefix("Bearer "))
+        if status is None or where not in hub.expired_where:
+            return False
+        words = "Invalid credentials in Authorization header"
+        self._fail(status, words, headers={"X-Error-Message": words} if hub.explains else {})
+        return True
 
     def _locked(self, name: str) -> bool:
         repo = self.server.hub.repos.get(name)

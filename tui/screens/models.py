@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -13,11 +14,12 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from glmchat.chat.launch import problem_of
 from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import plan as planning
-from glmchat.hub import pull, references, removal, verify
+from glmchat.hub import pull, references, removal, store, verify
 from glmchat.hub.file_request import Progress
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
@@ -166,7 +168,7 @@ class ModelScreen(ListScreen[Installed | None]):
             self.dismiss(row.installed)
         else:
             self._say(tr("planning"))
-            self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name))))
+            self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name), wait=self._wait)))
 
     def action_quantise(self, bits: int) -> None:
         row = self._chosen()
@@ -248,7 +250,18 @@ class ModelScreen(ListScreen[Installed | None]):
             lambda: self._cancelled,
             waiting=lambda: self._tell(tr("another process is pulling the same files; waiting for it")),
         )
+        if (problem := problem_of(row)) is not None:
+            return self._Finished(error=problem)
         return self._Finished(tr("{name} is ready; Enter loads it", name=row.name))
+
+    def _wait(self, why: str, seconds: float) -> None:
+        """Sit out the time that a hub asks to be left alone for; Esc ends it."""
+        self._tell(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)))
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            if self._cancelled:
+                raise store.stopped()
+            time.sleep(min(left, 0.2))
 
     def _verify(self, row: Installed) -> ModelScreen._Finished:
         def count(path: str, done: int, total: int | None) -> None:
