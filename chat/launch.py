@@ -206,6 +206,6 @@ def defaults_of(row: Installed) -> Mapping[str, Any]:
     return entry.sampling if entry else {}
 
 
-def pickable() -> list[Installed]:
-    """What a picker shows: whole models and quantised copies on this machine."""
-    return [row for row in lookup.list_installed() if row.kind != "adapter" and row.complete]
+def pickable(*, incomplete: bool = False) -> list[Installed]:
+    """What a picker shows: whole models and quantised copies on this machine, and on request half downloads."""
+    return [row for row in lookup.list_installed() if row.kind != "adapter" and (row.complete or incomplete)]

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from glmchat.chat import launch
 from glmchat.chat.jobs import run_job
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import catalogue, lookup
+from glmchat.hub import catalogue
 from glmchat.hub.catalogue import Entry
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
@@ -70,7 +71,7 @@ def fits_words(fits: Fits) -> str:
 def all_rows() -> list[Row]:
     """Models here first, then the catalogue's others."""
     free = available_memory()
-    every = [row for row in lookup.list_installed() if row.kind != "adapter"]
+    every = launch.pickable(incomplete=True)
     here = [row for row in every if row.complete]
     entries = catalogue.load()
     rows = []

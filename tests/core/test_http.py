@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from glmchat.core.http import (
     make_client,
     network_error,
     normal_proxy,
+    trusted_certificates,
     without_password,
 )
 
@@ -203,3 +206,70 @@ def test_failures_name_the_host_and_keep_secrets(monkeypatch: pytest.MonkeyPatch
 def test_importing_it_loads_no_http_library() -> None:
     code = "import sys, glmchat.core.http; sys.exit('httpx2' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], cwd="/", check=False).returncode == 0
+
+
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate that nobody trusts, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=DNS:{name}", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of an https server on loopback whose certificate is for another name, and that certificate."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    certificate, key = self_signed(tmp_path, "hub.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_address[1]}/", certificate
+    server.shutdown()
+    server.server_close()
+
+
+def failure_of(url: str) -> NetworkFailed:
+    with make_client() as client, pytest.raises(httpx2.HTTPError) as caught:
+        client.get(url)
+    failure = network_error(caught.value, url)
+    assert isinstance(failure, NetworkFailed)
+    return failure
+
+
+def test_a_certificate_that_nobody_trusts_names_the_variable_that_helps(
+    secure: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    url, certificate = secure
+    assert "SSL_CERT_FILE" in failure_of(url).hint
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    assert failure_of(url).hint.startswith("REQUESTS_CA_BUNDLE is not read here")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # now it is trusted, and is another server's
+    failure = failure_of(url)
+    assert "could not be verified" in failure.message and "another server" in failure.hint
+
+
+def test_an_expired_certificate_points_at_the_clock() -> None:
+    error = httpx2.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired")
+    assert "clock" in network_error(error, "https://hub.example").hint
+
+
+@pytest.mark.parametrize("name", ["no such file", "not a certificate"])
+def test_a_file_of_certificates_that_cannot_be_read_is_named_before_anything_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "company.pem"
+    if name == "not a certificate":
+        file.write_text("hello")
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with make_client() as client, pytest.raises(Usage) as caught:
+        client.get("https://hub.example/")
+    assert "SSL_CERT_FILE" in caught.value.message and str(file) in caught.value.message
+    with pytest.raises(Usage):
+        trusted_certificates()

@@ -71,9 +71,9 @@ def hold_reading(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) ->
     """A slow disk: what this function lists does not come before the event is set."""
     event, listing = threading.Event(), getattr(module, function)
 
-    def slow() -> Any:
+    def slow(**which: Any) -> Any:
         event.wait(SECONDS)
-        return listing()
+        return listing(**which)
 
     monkeypatch.setattr(module, function, slow)
     return event
