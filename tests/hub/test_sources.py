@@ -174,7 +174,7 @@ def test_paths_and_switches_are_read_as_huggingface_hub_reads_them(
     names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
     for name in (*names, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"SCRATCH": "/scratch/me", "HOME": "/home/me", **variables}.items():
+    for name, value in {"SCRATCH": "/scratch/me", "HOME": str(tmp_path / "home"), **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     asked = subprocess.run([sys.executable, "-c", SEEN], capture_output=True, text=True, env=dict(os.environ))
