@@ -15,6 +15,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra import cuda
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _wait_for_others(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """With programmatic dependent launch: the next kernel may start; what earlier ones wrote is there behind this."""
+    if DEPENDENT:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -80,6 +89,7 @@ def product(  # type: ignore[no-untyped-def]
     RESIDUAL_PLANES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """y = epilogue(W norm(x)): one vector through a packed or 16-bit matrix, with all that stands around it.
 
@@ -91,6 +101,14 @@ def product(  # type: ignore[no-untyped-def]
     row = program * ROWS + tl.arange(0, ROWS)
     row_in = row < outputs
     width = tl.multiple_of(inputs // CODES, 4)  # words of a row; inputs come in multiples of 32: 16 bytes a load
+    # Words come one tile ahead of their use: while one is multiplied, the next is on its way. Nobody writes weights, so
+    # the first tile need not wait for the kernel before.
+    column = tl.arange(0, BLOCK)
+    tile_in = row_in[:, None] & (column < width)[None, :]
+    word = tl.load(words + row[:, None] * width + column[None, :], mask=tile_in, other=0)
+    if GATED:
+        word_beside = tl.load(words + (row[:, None] + outputs) * width + column[None, :], mask=tile_in, other=0)
+    _wait_for_others(DEPENDENT)
     mean, inverse = 0.0, 1.0
     if NORM != 0:
         total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -115,14 +133,17 @@ def product(  # type: ignore[no-untyped-def]
     sums = tl.zeros((ROWS,), dtype=tl.float32)
     beside = tl.zeros((ROWS,), dtype=tl.float32)
     for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
+        at = start + column
         at_in = at < width
         tile_in = row_in[:, None] & at_in[None, :]
-        word = tl.load(words + row[:, None] * width + at[None, :], mask=tile_in, other=0)
+        ahead = at + BLOCK
+        ahead_in = row_in[:, None] & (ahead < width)[None, :]
+        following = tl.load(words + row[:, None] * width + ahead[None, :], mask=ahead_in, other=0)
         tile = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         inputs_sum = tl.zeros((BLOCK,), dtype=tl.float32)
         if GATED:
-            word_beside = tl.load(words + (row[:, None] + outputs) * width + at[None, :], mask=tile_in, other=0)
+            after = words + (row[:, None] + outputs) * width + ahead[None, :]
+            following_beside = tl.load(after, mask=ahead_in, other=0)
             tile_beside = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for j in tl.static_range(CODES):
             here = tl.load(x + j * width + at, mask=at_in, other=0.0)
@@ -148,6 +169,9 @@ def product(  # type: ignore[no-untyped-def]
                 scale = tl.load(pair, mask=tile_in, other=0.0).to(tl.float32)
                 low = tl.load(pair + 1, mask=tile_in, other=0.0).to(tl.float32)
                 beside += tl.sum(tile_beside * scale + low * inputs_sum[None, :], 1)
+        word = following
+        if GATED:
+            word_beside = following_beside
     if HAS_BIAS:
         sums += tl.load(bias + row, mask=row_in, other=0.0)
         if GATED:
@@ -246,12 +270,14 @@ def attend(  # type: ignore[no-untyped-def]
     WIDE: tl.constexpr,  # products of several rows in float32, not in the cache's type
     SPLIT: tl.constexpr,  # positions of a split
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """One key head and one split of the cache: rotates, writes the new key and value, attends with its query heads.
 
     Splits have a fixed length, so sums have one order whatever the capacity; one that begins behind the filled part has
     nothing to do. The new position belongs to split 0, which takes it from registers: nobody reads what is written.
     """
+    _wait_for_others(DEPENDENT)
     kv_head, split = tl.program_id(0), tl.program_id(1)
     length = tl.load(state + 1)
     first = split * SPLIT
@@ -328,8 +354,10 @@ def merge(  # type: ignore[no-untyped-def]
     SPLIT: tl.constexpr,
     OUT_PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """The splits of one head, weighed by their maxima, become one vector."""
+    _wait_for_others(DEPENDENT)
     head = tl.program_id(0)
     used = tl.maximum(1, tl.cdiv(tl.load(state + 1), SPLIT))
     d = tl.arange(0, D_BLOCK)
@@ -366,8 +394,10 @@ def embed(  # type: ignore[no-untyped-def]
     HAS_POSITIONS: tl.constexpr,
     OUT_PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """The row of the embedding for the token in `state`."""
+    _wait_for_others(DEPENDENT)
     CODES: tl.constexpr = 32 // BITS
     width = inputs // CODES
     token = tl.load(state)
@@ -390,13 +420,18 @@ def embed(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _weight(word, scale, low, J: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    return _code(word, J, BITS, False) * scale + low
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def unpack(  # type: ignore[no-untyped-def]
     words, pairs, out, rows, inputs, BITS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weights [rows, inputs] in `out`'s type: a prompt's many rows go through the vendor's own product."""
     CODES: tl.constexpr = 32 // BITS
-    width = inputs // CODES
+    width = tl.multiple_of(inputs // CODES, 4)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (at < width)[None, :]
@@ -404,10 +439,20 @@ def unpack(  # type: ignore[no-untyped-def]
     pair = pairs + 2 * (row[:, None].to(tl.int64) * GROUPS + (at[None, :] * CODES) // GROUP)
     scale = tl.load(pair, mask=inside, other=0.0).to(tl.float32)
     low = tl.load(pair + 1, mask=inside, other=0.0).to(tl.float32)
-    target = out + row[:, None].to(tl.int64) * inputs + at[None, :] * CODES
-    for j in tl.static_range(CODES):
-        value = _code(word, j, BITS, False) * scale + low
-        tl.store(target + j, value.to(out.dtype.element_ty), mask=inside)
+    if BITS == 8:
+        even = tl.interleave(_weight(word, scale, low, 0, BITS), _weight(word, scale, low, 2, BITS))
+        odd = tl.interleave(_weight(word, scale, low, 1, BITS), _weight(word, scale, low, 3, BITS))
+    else:
+        even = tl.interleave(_weight(word, scale, low, 0, BITS), _weight(word, scale, low, 4, BITS))
+        odd = tl.interleave(_weight(word, scale, low, 1, BITS), _weight(word, scale, low, 5, BITS))
+        second = tl.interleave(_weight(word, scale, low, 2, BITS), _weight(word, scale, low, 6, BITS))
+        fourth = tl.interleave(_weight(word, scale, low, 3, BITS), _weight(word, scale, low, 7, BITS))
+        even, odd = tl.interleave(even, second), tl.interleave(odd, fourth)
+    value = tl.interleave(even, odd)  # [ROWS, CODES * BLOCK], as they stand in the row
+    column = tl.program_id(1) * BLOCK * CODES + tl.arange(0, CODES * BLOCK)
+    target = out + row[:, None].to(tl.int64) * inputs + column[None, :]
+    inside = (row < rows)[:, None] & (column < inputs)[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -427,12 +472,14 @@ def candidates(  # type: ignore[no-untyped-def]
     vocab,
     TOP: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """The TOP largest logits of a piece of the vocabulary, and what the log-sum-exp of all needs of it.
 
     Of equal logits the lower index comes first, as `torch.argmax` has it. What was said is divided by the penalty where
     it is positive, multiplied where it is negative (Keskar et al. 2019); the row itself stays what it is.
     """
+    _wait_for_others(DEPENDENT)
     program = tl.program_id(0)
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab
@@ -462,8 +509,10 @@ def choose_best(  # type: ignore[no-untyped-def]
     TOP: tl.constexpr,
     PROGRAMS_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
 ):
     """The best of all pieces in one row, so that one small copy to the host is all that a token needs."""
+    _wait_for_others(DEPENDENT)
     piece = tl.arange(0, PROGRAMS_BLOCK)
     top = tl.load(exponents + 2 * piece, mask=piece < programs, other=float("-inf"))
     total = tl.load(exponents + 2 * piece + 1, mask=piece < programs, other=0.0)

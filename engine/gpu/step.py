@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -37,9 +37,11 @@ class Launch:
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+    dependent: bool = False  # may start before the one in front of it has ended, and waits inside
 
     def __call__(self) -> None:
-        getattr(kernels(), self.kernel)[self.grid](*self.arguments, **self.constants)
+        early = {"DEPENDENT": True, "launch_pdl": True} if self.dependent else {}
+        getattr(kernels(), self.kernel)[self.grid](*self.arguments, **self.constants, **early)
 
     def addresses(self) -> tuple[Any, ...]:
         """What it reads and writes, for comparing two runs."""
@@ -79,8 +81,11 @@ class _Matrix:
 class CardSteps:
     """The steps of one model as it is now, over whichever cache it works on: each cache has addresses of its own.
 
-    Raises NotCompiled with the reason if there is something unknown to them.
+    dependent: kernels start before the one in front has ended (programmatic dependent launch, Hopper and later); set
+    by the self-test. Raises NotCompiled with the reason if there is something unknown to them.
     """
+
+    dependent: ClassVar[bool] = False
 
     def __init__(self, parts: Parts, spec: ModelSpec) -> None:
         self._parts, self._spec = parts, spec
@@ -96,15 +101,15 @@ class CardSteps:
         """As `CardStep` gives them."""
         if self._step is None or not self._step.takes(cache):
             self._step = None  # its buffers are gone before there are others
-            self._step = CardStep(self._parts, self._spec, cache)
+            self._step = CardStep(self._parts, self._spec, cache, dependent=self.dependent)
         return self._step(token, cache, position, second_position)
 
 
 class CardStep:
     """One model as it is now over one cache. Raises NotCompiled with the reason if there is something unknown to it."""
 
-    def __init__(self, parts: Parts, spec: ModelSpec, cache: KVCache) -> None:
-        self._spec, self._parts, self._cache = spec, parts, cache
+    def __init__(self, parts: Parts, spec: ModelSpec, cache: KVCache, *, dependent: bool = False) -> None:
+        self._spec, self._parts, self._cache, self._dependent = spec, parts, cache, dependent
         self._keys = cache.keys[0]  # a cache that has grown lies elsewhere
         self._device = self._keys.device
         self._launches: list[Launch] = []
@@ -220,7 +225,7 @@ class CardStep:
 
     def _add(self, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         given = tuple(self._unused if argument is None else argument for argument in arguments)
-        self._launches.append(Launch(kernel, grid, given, constants))
+        self._launches.append(Launch(kernel, grid, given, constants, self._dependent))
 
     def _matrices(self, layer: LayerParts) -> tuple[_Matrix, _Matrix, _Matrix, _Matrix]:
         return (
@@ -390,7 +395,8 @@ class CardStep:
             self._maxima, self._sums, self._partial, room, self._splits, size**-0.5, eps,
             HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=size, D_BLOCK=_power(size), GROUP=group,
             GROUP_BLOCK=1 if group == 1 else max(16, _power(group)), BY_HEAD=parts.by_head,
-            ROTARY=kinds[parts.rotary], ROTATED=rotated, NORMED=norms, WIDE=wide, SPLIT=SPLIT, BLOCK=ATTEND_BLOCK,
+            ROTARY=kinds[parts.rotary], ROTATED=rotated, NORMED=norms, WIDE=wide, SPLIT=SPLIT,
+            BLOCK=attend_block(self._device, wide=wide),
         )  # fmt: skip
         self._add(
             "merge", (spec.heads,), self._maxima, self._sums, self._partial, y, self._state, self._splits,
@@ -430,6 +436,13 @@ class CardStep:
             "choose_best", (1,), best, exponents, self._result, programs, TOP=TOP, PROGRAMS_BLOCK=_power(programs),
             BLOCK=_power(programs * TOP),
         )  # fmt: skip
+
+
+def attend_block(device: torch.device, *, wide: bool) -> int:
+    """Positions of a step of attention: few where products of several rows are sums in registers, which spill else."""
+    if device.type != "cuda":
+        return ATTEND_BLOCK
+    return 16 if wide or torch.cuda.get_device_capability(device) < (8, 0) else ATTEND_BLOCK
 
 
 def _power(number: int) -> int:

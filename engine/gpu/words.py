@@ -22,6 +22,7 @@ from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, half_if_exact
 
 ROWS, BLOCK = 8, 128  # of a program of `product`: output rows, words of a row at a time
 _UNPACK_ROWS, _UNPACK_BLOCK = 4, 256
+SCRATCH = 1 << 27  # weights unpacked at a time at most: 256 MB in 16 bits, more than any matrix of a layer of 6B
 _FEW = 1  # rows of input that go through `product`
 
 
@@ -31,8 +32,23 @@ def kernels() -> Any:
 
 
 def rows_of_a_program(outputs: int) -> int:
-    """Output rows of a program: enough programs to fill a card, few enough to share what they read of the input."""
-    return 4 if outputs < 4096 else 8 if outputs < 32768 else 16
+    """Output rows of a program: enough programs to fill a card, few enough to share what they read of the input.
+
+    Sixteen would take 167 registers a thread, and a card then holds too few programs to hide what memory takes.
+    """
+    return 4 if outputs < 4096 else 8
+
+
+_ROOM: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+
+def _scratch(numbers: int, like: torch.Tensor) -> torch.Tensor:
+    """The one place on this device for unpacked weights of this type, as large as the largest that was asked for."""
+    key = (like.device, like.dtype)
+    if key not in _ROOM or len(_ROOM[key]) < numbers:
+        _ROOM.pop(key, None)  # before there is another
+        _ROOM[key] = like.new_empty(numbers)
+    return _ROOM[key][:numbers]
 
 
 class CardWords(Kernel):
@@ -64,10 +80,10 @@ class CardWords(Kernel):
         return {"codes": stored.words, "pairs": pairs.contiguous()}
 
     def rows(self, shape: Shape, packed: Packed, ids: torch.Tensor) -> torch.Tensor:
-        return self._unpacked(shape, packed["codes"][ids], packed["pairs"][ids], torch.float32)
+        out = torch.empty(len(ids), shape.in_features, device=ids.device)
+        return self._unpack(shape, packed["codes"][ids], packed["pairs"][ids], out)
 
-    def _unpacked(self, shape: Shape, words: torch.Tensor, pairs: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-        out = torch.empty(words.shape[0], shape.in_features, dtype=kind, device=words.device)
+    def _unpack(self, shape: Shape, words: torch.Tensor, pairs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         grid = (-(-words.shape[0] // _UNPACK_ROWS), -(-words.shape[1] // _UNPACK_BLOCK))
         kernels().unpack[grid](
             words, pairs, out, words.shape[0], shape.in_features, BITS=shape.bits, GROUP=shape.group,
@@ -77,8 +93,7 @@ class CardWords(Kernel):
 
     def linear(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if x.shape[0] > _FEW:
-            weight = self._unpacked(shape, packed["codes"], packed["pairs"], x.dtype)
-            return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+            return self._many(shape, packed, x, None if bias is None else bias.to(x.dtype))
         per_word = 32 // shape.bits
         planes = x.float().view(-1, per_word).t().contiguous().view(-1)
         y = torch.empty(shape.out_features, dtype=torch.float32, device=x.device)
@@ -92,6 +107,20 @@ class CardWords(Kernel):
             ROWS=rows, BLOCK=BLOCK,
         )  # fmt: skip
         return y.to(x.dtype).view(1, -1)
+
+    def _many(self, shape: Shape, packed: Packed, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Many rows, by the vendor's product over weights that are unpacked for it, in one place for all matrices."""
+        height = min(shape.out_features, SCRATCH // shape.in_features)
+        room = _scratch(height * shape.in_features, x).view(height, shape.in_features)
+        if height == shape.out_features:
+            return functional.linear(x, self._unpack(shape, packed["codes"], packed["pairs"], room), bias)
+        y = x.new_empty(x.shape[0], shape.out_features)
+        for start in range(0, shape.out_features, height):
+            rows = slice(start, min(start + height, shape.out_features))
+            words, pairs = packed["codes"][rows], packed["pairs"][rows]
+            weight = self._unpack(shape, words, pairs, room[: len(words)])
+            y[:, rows] = functional.linear(x, weight, None if bias is None else bias[rows])
+        return y
 
     def fuse(self, parts: Sequence[tuple[Shape, Packed]]) -> tuple[dict[str, torch.Tensor], list[Packed]] | None:
         first = parts[0][0]

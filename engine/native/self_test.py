@@ -57,10 +57,19 @@ def card_fault() -> str | None:
     """Like `step_fault`, for the current card. Whatever Triton, its compiler or the driver raise is the reason."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    try:
-        return _fault("cuda")
-    except Exception as error:  # noqa: BLE001 - no compiler for the launcher, too old a card, a broken driver …
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    from glmchat.engine.gpu.step import CardSteps
+
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    reason: str | None = None
+    for dependent in (True, False) if hopper else (False,):
+        CardSteps.dependent = dependent
+        try:
+            reason = _fault("cuda")
+        except Exception as error:  # noqa: BLE001 - no compiler for the launcher, too old a card, a broken driver …
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        if reason is None:
+            return None
+    return reason
 
 
 def _fault(device: str) -> str | None:

@@ -15,30 +15,33 @@ from glmchat.engine.native import cpu
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def random_checkpoints() -> ModuleType:
-    """benchmarks/random_checkpoints.py: `write_checkpoint(folder, tiny(NAME, **changes))`."""
-    path = ROOT / "benchmarks" / "random_checkpoints.py"
-    spec = importlib.util.spec_from_file_location("random_checkpoints", path)
+def module_at(path: Path) -> ModuleType:
+    """A file that is in no package, under its own name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def random_checkpoints() -> ModuleType:
+    """benchmarks/random_checkpoints.py: `write_checkpoint(folder, tiny(NAME, **changes))`."""
+    return module_at(ROOT / "benchmarks" / "random_checkpoints.py")
 
 
 @pytest.fixture(scope="session")
 def builders() -> ModuleType:
     """engine_builders.py beside this file: tiny Llama folders and GGUF files."""
-    path = Path(__file__).with_name("engine_builders.py")
-    spec = importlib.util.spec_from_file_location("engine_builders", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("engine_builders.py"))
+
+
+@pytest.fixture(scope="session")
+def step_checks() -> ModuleType:
+    """step_checks.py beside this file: tiny networks as a card holds them."""
+    return module_at(Path(__file__).with_name("step_checks.py"))
 
 
 def _instruction_sets() -> list[str]:

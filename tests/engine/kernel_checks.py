@@ -15,7 +15,8 @@ from itertools import product as every
 import torch
 from torch.nn import functional
 
-from glmchat.engine.gpu import kernels
+from glmchat.engine.gpu import kernels, words
+from glmchat.engine.quantize.kernels import self_test
 
 RMS_NORM, LAYER_NORM = 1, 2
 SILU, GELU_TANH = 1, 2
@@ -165,7 +166,7 @@ def frequencies(rotated: int) -> torch.Tensor:
 
 def check_attention(
     heads: int, kv_heads: int, size: int, kind: int, rotated: int, length: int, dtype: torch.dtype, *, norms: bool,
-    by_head: bool = False,
+    by_head: bool = False, block: int = 32,
 ) -> None:  # fmt: skip
     capacity, split, group = 200, 64, heads // kv_heads
     splits, first, second = -(-capacity // split), length + 3, 5
@@ -185,7 +186,7 @@ def check_attention(
         given, angles.cos().float(), angles.sin().float(), keys, values, query_norm, key_norm, state, maxima, sums,
         partial, capacity, splits, size**-0.5, 1e-6, HEADS=heads, KV_HEADS=kv_heads, D=size, D_BLOCK=padded,
         GROUP=group, GROUP_BLOCK=1 if group == 1 else max(16, power_of_two(group)), BY_HEAD=by_head,
-        ROTARY=kind, ROTATED=rotated, NORMED=norms, WIDE=dtype != torch.float16, SPLIT=split, BLOCK=32,
+        ROTARY=kind, ROTATED=rotated, NORMED=norms, WIDE=dtype != torch.float16, SPLIT=split, BLOCK=block,
     )  # fmt: skip
     kernels.merge[(heads,)](
         maxima, sums, partial, y, state, splits, HEADS=heads, D=size, D_BLOCK=padded, SPLIT=split, OUT_PLANES=4, BLOCK=2
@@ -214,7 +215,7 @@ def attention() -> None:
     check_attention(4, 4, 96, NEIGHBOURS, 48, 66, f32, norms=False)
     check_attention(32, 2, 128, NEIGHBOURS, 64, 130, bf16, norms=False)
     check_attention(8, 2, 128, HALVES, 128, 70, f16, norms=True)
-    check_attention(6, 1, 64, HALVES, 32, 64, f16, norms=True)
+    check_attention(6, 1, 64, HALVES, 32, 64, f16, norms=True, block=16)
     check_attention(2, 2, 64, NO_ROTARY, 0, 100, f16, norms=False)
 
 
@@ -285,6 +286,15 @@ def choice() -> None:
     assert math.isnan(chosen(broken, torch.zeros(70, dtype=torch.uint8), 1.0, 1.0)[1]), "no number stands first"
 
 
+def layers() -> None:
+    """Whole packed layers at one row and at many, unpacked in one piece and in several, as a load tries them."""
+    for bits, scratch in ((4, words.SCRATCH), (8, words.SCRATCH), (4, 50 * 256)):
+        words.SCRATCH = scratch
+        assert self_test(words.CardWords(), "cpu", bits) is None
+
+
 if __name__ == "__main__":
-    {"products": products, "attention": attention, "lookups": lookups, "choice": choice}[sys.argv[1]]()
+    {"products": products, "attention": attention, "lookups": lookups, "choice": choice, "layers": layers}[
+        sys.argv[1]
+    ]()
     print("right")
