@@ -105,6 +105,15 @@ def locate(text: str, *, revision: str | None = None, quant: int | None = None) 
     return row, bits
 
 
+def installed_row(name: str, *, incomplete: bool = False) -> Installed:
+    """The model of that name, or NotInstalled (exit 1) with the line to type."""
+    reference = references.parse(name)
+    row = find_installed(reference, incomplete=incomplete)
+    if row is None:
+        raise not_installed(reference)
+    return row
+
+
 def not_installed(reference: Reference) -> GlmchatError:
     """Why a known model cannot be run from here: none of it is on this machine, or only a part."""
     row = find_installed(reference.base, incomplete=True)

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("models", "List the models on this machine."),
     "ls": ("models", ""),
     "show": (
-        "models",
+        "show",
         "Show a model: where it is, its files and where they came from, the memory it needs, its licence.",
     ),
     "rm": ("models", "Remove models. Other revisions, and everything they share, stay."),

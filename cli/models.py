@@ -1,11 +1,11 @@
-"""What is on this machine: `list show rm prune verify add alias lock`."""
+"""What is on this machine: `list rm prune verify add alias lock`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.text import human_bytes
 
 if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
@@ -30,7 +30,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, change n
 def register(app: typer.Typer) -> None:
     app.command("list")(list_models)
     app.command("ls", hidden=True)(list_models)
-    app.command("show")(show)
     app.command("rm")(rm)
     app.command("prune")(prune)
     app.command("verify")(verify)
@@ -77,97 +76,12 @@ def list_models(
         )
 
 
-def show(
-    name: Name,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="How much memory it needs on this machine, and what fits.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show a model: where it is, its files and where they came from, the memory it needs, its licence."""
-    from glmchat.chat.launch import problem_of
-    from glmchat.hub import catalogue
-    from glmchat.hub.installed import details
-
-    row = _here(name, incomplete=True)
-    if fit:
-        from glmchat.cli.fit import fit_json, show_fit
-
-        if as_json:
-            output.json_line({"name": row.name, "fit": fit_json(row.path)})
-        else:
-            show_fit(row.path)
-        return
-    facts = details(row, catalogue.load())
-    problem = problem_of(row)
-    if as_json:
-        output.json_line({**row.to_json(), **facts, "problem": problem.to_json() if problem else None})
-        return
-    lines: list[tuple[str, Any]] = [
-        (tr("name"), row.name),
-        (tr("kind"), row.kind),
-        (tr("family"), _family(row, facts["architecture"])),
-        (tr("quant"), row.quant),
-        (tr("repository"), row.repo),
-        (tr("revision"), row.revision),
-        (tr("made from"), row.base),
-        (tr("path"), row.path),
-        (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('incomplete')})")),
-    ]
-    if facts["licence"]:
-        lines.append((tr("licence"), catalogue.Licence(**facts["licence"]).line()))
-    lines += _network(facts["architecture"])
-    for quant, size in (facts["memory"] or {}).items():
-        lines.append((tr("memory, {quant}", quant=tr("as it is") if quant == "none" else quant), human_bytes(size)))
-    if problem is not None:
-        lines += [(tr("does not run"), problem.message), (tr("what helps"), problem.hint)]
-    for word, value in lines:
-        if value is not None:
-            output.data(f"{word}: {value}")
-    if facts["files"]:
-        output.data("")
-        output.table(
-            (tr("file"), tr("size"), tr("hash"), tr("from"), tr("date")),
-            [
-                (f["path"], human_bytes(f["size"]), (f["sha256"] or f["git_blob"] or "?")[:12], f["host"], f["date"])
-                for f in facts["files"]
-            ],
-            right=(1,),
-        )
-
-
-def _family(row: Installed, facts: Any) -> str | None:
-    """With the name that its makers gave it, where it is computed as a member of another family."""
-    kind = facts["model_type"] if facts else None
-    if kind is None or row.family is None or row.family.startswith(kind):
-        return row.family
-    return tr("{model_type}, computed as {family}", model_type=one_line(kind, 40), family=row.family)
-
-
-def _network(facts: Any) -> list[tuple[str, Any]]:
-    """What config.json says of the network; text in it comes from outside."""
-    if not facts:
-        return []
-    number = {key: f"{value:,}" for key, value in facts.items() if isinstance(value, int)}
-    lines: list[tuple[str, Any]] = [
-        (tr("generation"), facts["generation"]),
-        (tr("layers"), number.get("layers")),
-        (tr("vocabulary"), number.get("vocabulary")),
-        (tr("context"), number.get("context")),
-        (tr("parameters"), number.get("parameters")),
-        (tr("prefix"), number.get("prefix_length")),
-    ]
-    if facts["ignored_code"]:
-        names = one_line(", ".join(facts["ignored_code"]))
-        lines.append((tr("code, ignored"), tr("config.json points at {files}; glmchat never runs it", files=names)))
-    return lines
-
-
 def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove models. Other revisions, and everything they share, stay."""
+    from glmchat.chat.launch import installed_row
     from glmchat.hub.removal import plan_removal
 
-    rows = [_here(name, incomplete=True) for name in names]
+    rows = [installed_row(name, incomplete=True) for name in names]
     for row in rows:
         if row.source == "path" and row.manifest is None:
             raise Usage(
@@ -322,29 +236,17 @@ def lock(
 
 def _any(name: str, *, incomplete: bool = True) -> Installed:
     """The model of that name, else the adapter."""
+    from glmchat.chat.launch import installed_row
     from glmchat.core.errors import UnknownModel
     from glmchat.hub.adapters import by_name
 
     try:
-        return _here(name, incomplete=incomplete)
+        return installed_row(name, incomplete=incomplete)
     except (UnknownModel, NotInstalled):
         row = by_name(name)
         if row is None:
             raise
         return row
-
-
-def _here(name: str, *, incomplete: bool = False) -> Installed:
-    """The model of that name, or NotInstalled (exit 1) with the line to type."""
-    from glmchat.chat.launch import not_installed
-    from glmchat.hub.lookup import find_installed
-    from glmchat.hub.references import parse
-
-    reference = parse(name)
-    row = find_installed(reference, incomplete=incomplete)
-    if row is None:
-        raise not_installed(reference)
-    return row
 
 
 def _list_known(as_json: bool) -> None:
