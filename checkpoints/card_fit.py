@@ -84,26 +84,24 @@ def device_plan(
     if not device.startswith(("auto", "cuda")):
         return DevicePlan((device,))
 
-    def smaller(free: int) -> str:
-        for flags, bits, length in _smaller(quant, context):
-            need = card_need(folder, bits, dtype, length)
-            if need is not None and need.total <= free:
-                return tr("try `{flags}`, needs {size}", flags=flags, size=human_bytes(need.total))
-        return ""
-
     return plan_device(
         device,
         card_need(folder, quant, dtype, context),
         look() if cards is None else cards,
         installed_torch() if build is None else build,
         model or folder.name,
-        smaller,
+        lambda free: nearest(folder, quant, dtype, context, free),
     )
 
 
-def _smaller(quant: int | None, context: int | None) -> list[tuple[str, int, int | None]]:
+def nearest(folder: Path, quant: int | None, dtype: str | None, context: int | None, free: int) -> str:
+    """Words for the nearest way to load it that fits into so many bytes of a card; "" where there is none."""
     ways = [(f"--quant {bits}", bits, context) for bits in (8, 4) if quant is None or bits < quant]
-    return ways if context else [*ways, ("--quant 4 --context 2048", 4, 2048)]
+    for flags, bits, length in ways if context else [*ways, ("--quant 4 --context 2048", 4, 2048)]:
+        need = card_need(folder, bits, dtype, length)
+        if need is not None and need.total <= free:
+            return tr("try `{flags}`, needs {size}", flags=flags, size=human_bytes(need.total))
+    return ""
 
 
 def check(

@@ -66,17 +66,42 @@ def _show(event: dict[str, Any], name: str, rows: list[tuple[Any, ...]]) -> None
                 kernel=event["kernel"],
             )
         )
+        if event.get("card"):
+            output.say(
+                tr(
+                    "on {device}: {card}, compute capability {capability}, driver {driver}, CUDA {cuda}",
+                    device=event["device"],
+                    card=one_line(event["card"]),
+                    capability=event["capability"],
+                    driver=event["driver"],
+                    cuda=event["cuda"],
+                )
+            )
+        elif event.get("device_reason"):
+            output.say(tr("on the CPU: {reason}", reason=one_line(event["device_reason"])))
     elif event["event"] == "bench.length":
         speeds = (event["prefill_tokens_per_second"], event["decode_tokens_per_second"])
         rows.append((event["prompt_tokens"], *(f"{speed:.1f}" for speed in speeds)))
     else:
         output.table((tr("prompt"), tr("prefill tok/s"), tr("decode tok/s")), rows, right=(0, 1, 2))
+        bus, percent = human_bytes(event["read_bytes_per_second"]), f"{100 * event['decode_fraction']:.0f}"
+        if event.get("card"):
+            output.data(
+                tr(
+                    "{card} reads {bus}/s from its memory, decoding {percent} % of that; peak {peak} of its memory",
+                    card=one_line(event["card"]),
+                    bus=bus,
+                    percent=percent,
+                    peak=human_bytes(event["card_peak_bytes"]),
+                )
+            )
+            return
         output.data(
             tr(
                 "{threads} threads read {bus}/s from memory, decoding {percent} % of that; peak memory {peak}",
-                bus=human_bytes(event["read_bytes_per_second"]),
+                bus=bus,
                 threads=event["threads"],
-                percent=f"{100 * event['decode_fraction']:.0f}",
+                percent=percent,
                 peak=human_bytes(event["peak_rss_bytes"]),
             )
         )

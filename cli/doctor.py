@@ -93,6 +93,8 @@ def _engine(trouble: Trouble) -> dict[str, Any]:
         reason = error.message if isinstance(error, GlmchatError) else str(error)
         trouble(tr("the engine cannot start: {reason}", reason=one_line(reason)), tr("reinstall glmchat and torch"))
         return {}
+    for obstacle in result.pop("obstacles"):
+        trouble(one_line(obstacle["message"], 300), one_line(obstacle["hint"], 300))
     return {name: value for name, value in result.items() if name != "event"}
 
 
@@ -245,9 +247,22 @@ def _lines(name: str, value: Any) -> list[str]:
     """One fact, in as many lines as it needs."""
     if name == "kernels" and isinstance(value, list):
         return [line for row in value for line in _kernel(row)]
+    if name == "cards" and isinstance(value, list):
+        return [_card(row) for row in value]
     if name == "not_chosen" and isinstance(value, dict):
         return [tr("{device} is not used: {reason}", device=one_line(d), reason=one_line(w)) for d, w in value.items()]
     return [f"{name}: {_shown(name, value)}"]
+
+
+def _card(row: dict[str, Any]) -> str:
+    return tr(
+        "{device}: {name}, compute capability {capability}, {free} of {total} free",
+        device=row["device"],
+        name=one_line(row["name"]),
+        capability=row["capability"],
+        free=human_bytes(row["free_bytes"]),
+        total=human_bytes(row["memory_bytes"]),
+    )
 
 
 def _kernel(row: dict[str, Any]) -> list[str]:

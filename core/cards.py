@@ -31,8 +31,9 @@ _ARCHITECTURES: tuple[tuple[Version, tuple[Version, ...]], ...] = (
 )
 # The oldest Linux driver of a CUDA's major number (CUDA Toolkit release notes, table 2).
 _DRIVERS = {13: "580", 12: "525", 11: "450"}
-OLDER_WHEEL = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
-NEWER_WHEEL = "pip install torch --index-url https://download.pytorch.org/whl/cu130"
+# `--force-reinstall`: for pip a wheel of the same version for another CUDA is the one that is there already.
+OLDER_WHEEL = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+NEWER_WHEEL = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 
 
 @dataclass(frozen=True, slots=True)

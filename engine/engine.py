@@ -26,7 +26,7 @@ from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.native.cards import card_facts, choose_devices, needs_wide_residual, set_up
+from glmchat.engine.native.cards import card_facts, choose_devices, load_in_words, needs_wide_residual, set_up
 from glmchat.engine.native.self_test import card_step, step_fault
 from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
@@ -115,17 +115,18 @@ class Engine:
         tokenizer, prompt = _load_text(checkpoint)
         report("tokenizer", 1.0)
         activations = choose_dtype(dtype, checkpoint, device)
-        wide = needs_wide_residual(checkpoint.config, activations, device)
-        model = load_model(checkpoint, dtype=activations, quant=quant, plan=plan, wide=wide, on_progress=report)
-        model.step_fault = step_fault
-        if device.startswith("cuda") and len(plan.devices) == 1:
-            model.make_step, model.step_fault = card_step()
-        if dtype == "float32":
-            multiply_exactly(model)
-        report("warmup", 0.0)
-        if dtype is None:
-            settle_dtype(model, device, room)
-        count = tune(model, device, threads)
+        with load_in_words(checkpoint.path, quant, dtype, room, plan):
+            wide = needs_wide_residual(checkpoint.config, activations, device)
+            model = load_model(checkpoint, dtype=activations, quant=quant, plan=plan, wide=wide, on_progress=report)
+            model.step_fault = step_fault
+            if device.startswith("cuda") and len(plan.devices) == 1:
+                model.make_step, model.step_fault = card_step()
+            if dtype == "float32":
+                multiply_exactly(model)
+            report("warmup", 0.0)
+            if dtype is None:
+                settle_dtype(model, device, room)
+            count = tune(model, device, threads)
         trim()
         engine = cls(checkpoint, model, device, room)
         engine.threads, engine.asked_dtype, engine.plan = count, dtype, plan

@@ -9,12 +9,12 @@ import torch
 
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
-from glmchat.core.machine import available_memory
 from glmchat.engine.decoding.passes import Pass, Passes
 from glmchat.engine.formats.weights import trim
 from glmchat.engine.gpu.prompt import OnPrefill, Pace, Stopped, watch_layers
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.cards import free_memory, give_back, no_memory
 from glmchat.engine.sampling import Sampler
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
@@ -22,6 +22,7 @@ from glmchat.engine.sampling import Sampler
 CHUNK = 512
 CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows of a step
 
+LEAST = 64  # rows of a step when memory is short
 SPARE_CACHES = 3  # caches of other sets of adapters, beside the one in use
 _ROOM = 4  # times its bytes must be free for a cache to be kept
 
@@ -61,6 +62,7 @@ class Sequences:
             if not self._spare:
                 raise
             self._spare.clear()
+            give_back()
             return self.model.new_cache(self.context, self.model.dtype)
 
     @property
@@ -133,9 +135,12 @@ class Sequences:
         while start < len(ids):
             end = min(start + step, len(ids))
             layers = self.model.spec.layers
-            logits = self._forward(
-                ids[start:end], watch_layers(cancelled, on_prefill, start, end, len(ids), layers, self.pace)
-            )
+            watch = watch_layers(cancelled, on_prefill, start, end, len(ids), layers, self.pace)
+            try:
+                logits = self._forward(ids[start:end], watch)
+            except torch.OutOfMemoryError as error:
+                step = self._fewer(step, error)
+                continue
             start = end
             if self.pace is not None and start < len(ids):
                 continue  # the card is not there yet: the next step's layers tell when it is
@@ -148,8 +153,27 @@ class Sequences:
         assert logits is not None
         return logits
 
+    def _fewer(self, rows: int, error: Exception) -> int:
+        """How many rows to try now that a card's memory ran out: as many, once caches of other adapters are gone; then
+        half. Raises DoesNotFit."""
+        if self._spare:
+            self._spare.clear()
+        elif rows // 2 >= LEAST and self.model.spec.causal:
+            rows //= 2
+        else:
+            raise no_memory(error, self.device, self.context) from None
+        give_back()
+        return rows
+
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind `token`, which follows what the cache holds."""
+        while True:
+            try:
+                return self._advance(token)
+            except torch.OutOfMemoryError as error:
+                self._fewer(1, error)
+
+    def _advance(self, token: int) -> torch.Tensor:
         cache = self.cache
         step = self.model.compiled(cache)
         if step is None:
@@ -203,10 +227,11 @@ class Sequences:
 
 
 def _fits_beside(cache: KVCache) -> bool:
-    """Pages that were never written cost nothing, so it is the filled part that must fit."""
-    free = available_memory()
-    filled = cache.nbytes * min(1.0, cache.length / max(cache.capacity, 1))
-    return free is None or filled * _ROOM < free
+    """On the CPU pages that were never written cost nothing, so it is the filled part that must fit; a card's are."""
+    device = str(cache.keys[0].device)
+    free = free_memory(device)
+    filled = min(1.0, cache.length / max(cache.capacity, 1)) if device == "cpu" else 1.0
+    return free is None or cache.nbytes * filled * _ROOM < free
 
 
 def generate(

@@ -9,7 +9,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -27,17 +27,44 @@ DECODED = 64  # tokens an answer is timed over
 REPEATS = 3  # the best of them counts: everything else on the machine only slows
 BUS_BYTES = 2**30  # beyond any cache: 256 MB stood in the 480 MB third-level cache of a server
 
+CARD_BUS_BYTES = 2**32
 
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that `threads` threads read from memory: the best of five sums over 1 GiB, less where memory is
-    short."""
+
+def read_bandwidth(threads: int, weights: int = BUS_BYTES) -> float:
+    """Bytes per second that `threads` threads read: the fastest of three loops over 1 GiB (less where memory is short)
+    and over as many bytes as the weights are, of which caches may keep a part when they are decoded, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    size = min(BUS_BYTES, (available_memory() or BUS_BYTES) // 4)
-    block = torch.ones(size // 4, dtype=torch.float32)
-    best = min(_seconds(lambda: block.sum()) for _ in range(5))
+    most = min(BUS_BYTES, (available_memory() or BUS_BYTES) // 4)
+    block = torch.ones(most // 4, dtype=torch.float32)
+    rates = []
+    for size in {most, min(most, weights) // 4096 * 4096}:
+        part = block[: size // 4]
+        halves = part[: len(part) // 2], part[len(part) // 2 : len(part) // 2 * 2]
+        loops: list[Callable[[], Any]] = [part.sum, part.amax, lambda halves=halves: torch.dot(*halves)]  # type: ignore[misc]
+        rates += [part.nbytes / min(_seconds(loop) for _ in range(5)) for loop in loops if size]
     torch.set_num_threads(before)
-    return block.nbytes / best
+    return max(rates)
+
+
+def card_bandwidth(device: str) -> float:
+    """Bytes per second that a card reads from its own memory: the fastest sum, or half of the fastest copy that reads
+    and writes, over 4 GiB, less where the card is full."""
+    free, _ = torch.cuda.mem_get_info(device)
+    block = torch.ones(min(CARD_BUS_BYTES, free // 4) // 4, dtype=torch.float32, device=device)
+    copy = torch.empty_like(block)
+
+    def timed(work: Callable[[], Any]) -> float:
+        def finished() -> None:
+            work()
+            torch.cuda.synchronize(device)
+
+        torch.cuda.synchronize(device)
+        return _seconds(finished)
+
+    reading = min(timed(block.sum) for _ in range(20))
+    copying = min(timed(lambda: copy.copy_(block)) for _ in range(20))
+    return max(block.nbytes / reading, 2 * block.nbytes / copying)
 
 
 def bench(
@@ -45,11 +72,13 @@ def bench(
 ) -> dict[str, Any]:
     """Tells "bench.length" for each prompt length that fits, and returns what the machine gave.
 
-    decode_fraction: weight bytes read per second while decoding, over what the bus gives to the same threads. Each
-    weight is read once a token; the embedding is not (one row of it is), the head is.
+    decode_fraction: weight bytes read per second while decoding, over what the bus of the device gives (on a CPU to the
+    same threads). Each weight is read once a token; the embedding is not (one row of it is), the head is. Decoding is
+    itself a loop that reads: where no other was as fast, it is the peak.
     """
-    weights = engine.memory()["weights"]
-    bus = read_bandwidth(engine.threads)
+    weights, device = engine.memory()["weights"], engine.device
+    on_card = device.startswith("cuda")
+    bus = card_bandwidth(device) if on_card else read_bandwidth(engine.threads, weights)
     best_decode = 0.0
     for length in lengths:
         if length + decoded > engine.context:
@@ -58,7 +87,9 @@ def bench(
         best_decode = max(best_decode, decode)
         speeds = {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode}
         tell({"event": "bench.length", "prompt_tokens": length, **speeds})
+    bus = max(bus, best_decode * weights)
     return {
+        **({"card": engine.facts().get("card"), "card_peak_bytes": _card_peak(engine)} if on_card else {}),
         "threads": engine.threads,
         "weights_bytes": weights,
         "read_bytes_per_second": bus,
@@ -66,6 +97,10 @@ def bench(
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
     }
+
+
+def _card_peak(engine: Engine) -> int:
+    return sum(torch.cuda.max_memory_allocated(device) for device in engine.plan.devices)
 
 
 def _best(engine: Engine, length: int, decoded: int) -> tuple[float, float]:

@@ -76,6 +76,28 @@ def record() -> Iterator[list[tuple[str, int]]]:
         _log = None
 
 
+_largest: int | None = None
+
+
+@contextlib.contextmanager
+def short_of_memory(largest: int) -> Iterator[None]:
+    """Inside, the card has no room for any one tensor of more bytes than this."""
+    global _largest
+    _largest = largest
+    try:
+        yield
+    finally:
+        _largest = None
+
+
+def _take(raw: torch.Tensor) -> torch.Tensor:
+    if _largest is not None and raw.nbytes > _largest:
+        raise torch.OutOfMemoryError(
+            f"CUDA out of memory. Tried to allocate {raw.nbytes / 2**10:.2f} KiB. GPU 0 is full."
+        )
+    return raw
+
+
 class CardTensor(torch.Tensor):
     """A tensor of the pretend card; `raw` holds its numbers on the CPU."""
 
@@ -180,12 +202,17 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not (_is_card(wanted) or (cards and wanted is None)):
         return made
     in_place = {id(card.raw): card for card in cards}
+    held = {card.raw.untyped_storage().data_ptr() for card in cards}  # a view of one of these takes nothing
     place = _card(wanted) if wanted is not None or not cards else _card(cards[0].device)
 
     def on_card(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        return in_place.get(id(value)) if id(value) in in_place else CardTensor(value, place)
+        if id(value) in in_place:
+            return in_place[id(value)]
+        if value.untyped_storage().data_ptr() not in held:
+            _take(value)
+        return CardTensor(value, place)
 
     return tree_map(on_card, made)
 
@@ -200,7 +227,10 @@ def _to_copy(func: Any, source: torch.Tensor, wanted: Any, kwargs: dict[str, Any
         _note("between cards", source.numel())
     plain = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
     made = func(_bare(source), **plain)
-    return CardTensor(made, place) if to_card else made
+    if not to_card:
+        return made
+    _take(made)
+    return CardTensor(made, place)
 
 
 def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,11 +244,11 @@ _everything.fallback(_fallback, dispatch_key="PrivateUse1")  # type: ignore[no-u
 
 # Factories, and `torch.tensor(…, device=…)`, work below the Python key and want these by name.
 def _empty(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:
-    return CardTensor(torch.empty(size, dtype=dtype), _card(device))
+    return CardTensor(_take(torch.empty(size, dtype=dtype)), _card(device))
 
 
 def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:
-    return CardTensor(torch.empty_strided(size, stride, dtype=dtype), _card(device))
+    return CardTensor(_take(torch.empty_strided(size, stride, dtype=dtype)), _card(device))
 
 
 def _arange(start: Any, end: Any, step: Any = 1, *, dtype: Any = None, device: Any = None, **_: Any) -> CardTensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from glmchat.checkpoints.card_fit import card_need, device_plan
+from glmchat.checkpoints.card_fit import card_need, device_plan, nearest
 from glmchat.checkpoints.device_plan import DevicePlan, evenly
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.cards import Card, Cards, TorchBuild, look, written
-from glmchat.core.errors import Usage
+from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
-from glmchat.core.text import one_line
+from glmchat.core.text import human_bytes, one_line
 
+_UNITS = {"b": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _LAST_NORM = re.compile(r"\.(norm|final_layernorm|ln_f)\.(weight|bias)$")
 
 
@@ -74,7 +76,7 @@ def choose_devices(
     plan = device_plan(asked, folder, quant, dtype, context, cards=cards, build=torch_build())
     if not plan.devices[0].startswith("cuda"):
         return plan
-    if (fault := _start_fault()) is not None:
+    if (fault := start_fault()) is not None:
         if asked == "auto":
             return DevicePlan(("cpu",), reason=fault)
         raise Usage(
@@ -86,7 +88,7 @@ def choose_devices(
 
 
 @cache
-def _start_fault() -> str | None:
+def start_fault() -> str | None:
     """Why CUDA does not start though the driver answers, in the driver's own words; None if it does."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
@@ -150,6 +152,43 @@ def give_back() -> None:
     """Let the allocator return what it does not use, before something large is tried once more."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+def no_memory(error: Exception, device: str, context: int) -> DoesNotFit:
+    """The words for a card whose memory ran out while a model answered. context: tokens that were to be held."""
+    return DoesNotFit(
+        _short_of(error, device),
+        hint=tr("use a smaller context (--context {value}), --quant 4, or --device cpu", value=max(512, context // 4)),
+        code="memory",
+    )
+
+
+def _short_of(error: Exception, device: str) -> str:
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+) ([KMG]i?B|bytes)", str(error))
+    wanted = float(asked[1]) * _UNITS[asked[2][0]] if asked else None
+    free = free_memory(device)
+    return tr(
+        "the memory of {device} is full: {needed} more were needed, {free} are free",
+        device=device,
+        needed="?" if wanted is None else human_bytes(wanted),
+        free="?" if free is None else human_bytes(free),
+    )
+
+
+@contextmanager
+def load_in_words(folder: Path, quant: int | None, dtype: str | None, context: int, plan: DevicePlan) -> Iterator[None]:
+    """Turns a card's end of memory during a load into DoesNotFit, with bytes and the nearest thing that fits."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        device = plan.devices[0]
+        give_back()
+        hint = nearest(folder, quant, dtype, None, free_memory(device) or 0)
+        raise DoesNotFit(
+            _short_of(error, device),
+            hint=hint or tr("end what else runs on it (nvidia-smi shows it), or use --device cpu"),
+            code="memory",
+        ) from None
 
 
 def device_of(parameter: str, spec: ModelSpec, plan: DevicePlan) -> str:

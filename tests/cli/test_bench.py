@@ -31,7 +31,7 @@ def test_each_prompt_that_fits_is_timed_and_the_machine_is_measured(
     assert machine["weights_bytes"] > 0 < machine["read_bytes_per_second"]
     fastest = max(one["decode_tokens_per_second"] for one in lengths)
     share = fastest * machine["weights_bytes"] / machine["read_bytes_per_second"]
-    assert machine["decode_fraction"] == pytest.approx(share)
+    assert machine["decode_fraction"] == pytest.approx(share) and share < 1.000001  # no loop reads faster than the bus
 
 
 def test_without_a_model_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:

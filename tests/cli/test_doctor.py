@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pretend_machine import NVML, become, card
+from tiny_checkpoints import build
 
+from glmchat.chat import engine_process
 from glmchat.cli import doctor as checks
 from glmchat.cli.main import run
 from glmchat.core import locations
@@ -108,3 +112,37 @@ def test_an_engine_that_cannot_start_is_a_problem_and_not_a_crash(
     monkeypatch.setattr(checks.sys, "executable", "/bin/false")
     found = doctor(capsys)
     assert found["engine"] == {} and any("cannot start" in p["message"] for p in found["problems"])
+
+
+def test_cards_are_told_with_what_keeps_them_from_being_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch was built with CUDA, and would look for the card itself")
+    become(monkeypatch, tmp_path, card("RTX 3090", free=20.5))
+    monkeypatch.setenv("PYTHONPATH", str(NVML))  # the child reads cards too
+    found = doctor(capsys)
+    assert found["engine"]["device"] == "cpu" and found["engine"]["driver"] == "580.95.05"
+    (told,) = found["engine"]["cards"]
+    assert (told["device"], told["name"], told["capability"]) == ("cuda:0", "RTX 3090", "8.6")
+    assert told["free_bytes"] == 20_500_000_000
+    (problem,) = found["problems"]
+    assert "without CUDA" in problem["message"] and "cu130" in problem["hint"]
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "  cuda:0: RTX 3090, compute capability 8.6, 20.5 GB of 24.0 GB free" in out.splitlines()
+
+
+def test_a_card_that_cannot_be_used_is_refused_before_an_engine_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = build("llama", tmp_path / "llama")
+    become(monkeypatch, tmp_path, card(), driver="535.183.01", cuda=12020)
+    monkeypatch.setattr(engine_process, "start_engine", None)  # none may be started
+    for device in ("cuda", "cuda:0", "cuda:0,cuda:1"):
+        assert run(["run", str(folder), "hello", "--device", device]) == 2
+        err = capsys.readouterr().err
+        assert "535.183.01" in err and "580 or later" in err and "cu126" in err and "Traceback" not in err
+    assert run(["show", str(folder), "--fit"]) == 0
+    told = capsys.readouterr()
+    assert "535.183.01" in told.out + told.err and "cu126" in told.out + told.err

@@ -14,7 +14,7 @@ from tiny_checkpoints import build
 
 from glmchat.checkpoints.device_plan import DevicePlan, evenly
 from glmchat.core.errors import Usage
-from glmchat.engine import Engine
+from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
 from glmchat.engine.native import cards
 from glmchat.engine.native.cards import choose_devices, device_of, half_precision, needs_wide_residual
@@ -90,3 +90,13 @@ def test_every_parameter_has_a_device_and_layers_keep_together(name: str, tmp_pa
     assert device_of(layout.ends[0], spec, plan) == "a"
     last = [name for name in layout.rest if name not in layout.ends and ("norm" in name or "ln_f" in name)]
     assert last and {device_of(name, spec, plan) for name in (*last, *layout.ends[1:])} == {"b"}
+
+
+@pytest.mark.parametrize("visible", ["", "0", "-1", "nonsense", "GPU-nobody", None])
+def test_without_a_card_a_model_answers_on_the_cpu_and_says_so_whatever_the_variable_says(
+    visible: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    become(monkeypatch, tmp_path, visible=visible)
+    engine = Engine.load(folder, device="auto", dtype="float32", threads=1)
+    assert engine.facts()["device"] == "cpu" and engine.facts()["device_reason"] == "no NVIDIA driver responds"
+    assert len(list(engine.generate([5, 9, 17], Sampling(temperature=0, max_tokens=2, ignore_eos=True)))) == 2

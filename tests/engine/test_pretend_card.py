@@ -13,7 +13,9 @@ import pytest
 import torch
 from tiny_checkpoints import NAMES, build, prompt_of
 
+from glmchat.core.errors import DoesNotFit
 from glmchat.engine import Engine, Sampling, generate, kv_cache
+from glmchat.engine.decoding.passes import Passes
 from glmchat.engine.gpu.choose import TOP
 from glmchat.engine.quantize import linear
 from glmchat.engine.quantize.kernels import Reference
@@ -155,3 +157,52 @@ def test_packed_weights_are_not_moved_behind_their_layouts_back(tmp_path: Path) 
     with pytest.raises(RuntimeError, match="pack them on the device"):
         engine.model.to(fake_card.DEVICE)
     assert torch.isfinite(engine.logits(prompt_of("gguf"))).all()
+
+
+def long_prompt(name: str, length: int) -> list[int]:
+    ids = prompt_of(name)
+    return [*(20 + number % 150 for number in range(length - len(ids))), *ids]
+
+
+@pytest.mark.parametrize("name", ["chatglm3", "llama", "gpt2"])
+def test_a_prompt_that_does_not_fit_the_card_is_read_in_smaller_pieces(name: str, tmp_path: Path) -> None:
+    folder, ids = build(name, tmp_path / name), long_prompt(name, 110)
+    here = Engine.load(folder, dtype="float32", device="cpu", threads=1)
+    there = Engine.load(folder, dtype="float32", device=fake_card.NAME)
+    there.sequence.cache  # noqa: B018 - what a loaded engine has; the piece of the prompt is what does not fit
+    with pytest.MonkeyPatch.context() as patch, fake_card.short_of_memory(4 * 60 * 300):
+        patch.setattr(generate, "LEAST", 16)
+        assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
+    starts = [one.start for one in there.sequence.passes.done if one.kind == "prefill"]
+    assert len(starts) > 1 and starts[0] == 0
+
+
+def test_caches_of_other_adapters_go_before_a_piece_of_a_prompt_shrinks(tmp_path: Path) -> None:
+    there = Engine.load(build("llama", tmp_path / "llama"), dtype="float32", device=fake_card.NAME)
+    ids = long_prompt("llama", 60)
+    list(there.generate(ids, GREEDY))
+    kept = there.sequence
+    kept._spare["another"] = (there.model.new_cache(16), [], Passes())
+    assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 2048 and not kept._spare
+    assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 1024
+
+
+@pytest.mark.parametrize("name", ["chatglm", "llama"])
+def test_where_not_even_a_small_piece_fits_one_line_says_the_bytes_and_what_helps(name: str, tmp_path: Path) -> None:
+    there = Engine.load(build(name, tmp_path / name), dtype="float32", device=fake_card.NAME)
+    ids = long_prompt(name, 100)
+    there.sequence.cache  # noqa: B018
+    with (
+        fake_card.short_of_memory(100),
+        pytest.raises(DoesNotFit, match=r"memory of fakegpu is full: .*B more") as told,
+    ):
+        list(there.generate(ids, GREEDY))
+    assert told.value.exit == 4 and "--context" in told.value.hint
+    assert list(there.generate(ids, GREEDY))  # and the engine lives on
+
+
+def test_a_card_that_fills_up_while_a_model_loads_is_told_with_bytes(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "llama")
+    with fake_card.short_of_memory(100), pytest.raises(DoesNotFit, match="is full") as told:
+        Engine.load(folder, dtype="float32", device=fake_card.NAME)
+    assert told.value.exit == 4 and told.value.hint
