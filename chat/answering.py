@@ -33,11 +33,15 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """From this request on the model does not see these messages (oldest whole turns). Empty: it sees all again."""
+    """From this request on the model does not see these messages (oldest whole turns). Empty: it sees all again.
+
+    greeting: not for want of room, but because the model wants a question before any answer.
+    """
 
     unseen: tuple[int, ...]
     tokens: int | None
     limit: int | None
+    greeting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,12 @@ class SeenContext:
     """What the conversation knows of its context from one answer to the next.
 
     unseen: ids of messages that the last request left out. overflow: the last request that was too long.
+    greeting: False once a template has refused a conversation that began with an answer.
     """
 
     unseen: tuple[int, ...] = ()
     overflow: Overflow | None = None
+    greeting: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,9 @@ class Prompt:
     messages: tuple[Message, ...]
     open_stream: Callable[[tuple[Message, ...], Stop], Source]
     is_chat: bool = True
+
+
+_ORDER = ("template.refused", "server.refused")  # what a template that wants a question first may come back as
 
 
 class AnswerRun:
@@ -176,6 +185,9 @@ class AnswerRun:
     def _shorten(self, error: GlmchatError) -> None:
         """Drop turns if that is what `error` asks for; else raise it."""
         fit, numbers = self._prompt.fit, sizes(error)
+        if error.code in _ORDER and not self._log.has_pieces and fit is not None and fit.drop_greeting():
+            self._seen.greeting = False
+            return
         if self._log.has_pieces or not is_overflow(error) or not self._prompt.is_chat:
             raise error
         ours = isinstance(error, DoesNotFit)
@@ -208,7 +220,14 @@ class AnswerRun:
         if unseen == self._seen.unseen:
             return None
         self._seen.unseen = unseen
-        return Trimmed(unseen, tokens, None if fit is None else fit.limit)
+        return Trimmed(unseen, tokens, None if fit is None else fit.limit, greeting=not self._seen.greeting)
+
+
+def trimmed_note(event: Trimmed) -> str:
+    """Which messages the model does not see, and why."""
+    if event.greeting and len(event.unseen) == 1:
+        return tr("This model wants a question first: it does not see the greeting before it.")
+    return tr("The context is full: the model no longer sees the first {n} messages.", n=len(event.unseen))
 
 
 def cut_note(facts: Mapping[str, Any]) -> str:

@@ -101,8 +101,12 @@ class ContextFit:
         max_tokens: int | None = None,
         policy: str = "drop",
         overflow: Overflow | None = None,
+        greeting: bool = True,
     ) -> None:
-        """limit: tokens of the context; None where the server does not tell. overflow: of an earlier request."""
+        """limit: tokens of the context; None where the server does not tell. overflow: of an earlier request.
+
+        greeting: False where an earlier request showed that the model wants a question first.
+        """
         self.limit, self.max_tokens = limit, max_tokens
         self.most = None if limit is None else limit - reserve(limit, max_tokens)  # tokens of a prompt that leaves room
         self.overflow: Overflow | None = None
@@ -116,6 +120,15 @@ class ContextFit:
             first = min(overflow.messages, default=0)
             beyond = (n for n, turn in enumerate(self._turns) if turn[0].id > first)
             self._dropped = min(next(beyond, self._last), self._last)
+
+        if not greeting:
+            self.drop_greeting()
+
+    def drop_greeting(self) -> bool:
+        """Leave out the answers that stand before the first question; False where there are none in the request."""
+        greeted = self._dropped == 0 < self._last and self._turns[0][0].role == "assistant"
+        self._dropped += greeted
+        return greeted
 
     def _still_holds(self, overflow: Overflow) -> bool:
         here = {m.id for turn in self._turns for m in turn}

@@ -14,7 +14,7 @@ from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling
 from glmchat.chat.stream import AnswerLog, Source, Switch
-from glmchat.core.errors import ServerFailed, Usage
+from glmchat.core.errors import NetworkFailed, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.hub.adapters import is_forced
@@ -166,7 +166,7 @@ class Turns:
             return None
         try:
             return len(endpoint.tokenize(messages, template_variables=variables))
-        except ServerFailed:
+        except (ServerFailed, NetworkFailed):  # a gateway may hang up on an address that it does not know
             if endpoint.is_local:
                 raise
             self._counts = False
@@ -180,6 +180,7 @@ class Turns:
             max_tokens=settings.sampling.sampling.max_tokens,
             policy=settings.context_policy,
             overflow=self.seen.overflow,
+            greeting=self.seen.greeting,
         )
 
     def _prompt(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 
-from glmchat.chat.answering import Answer, Trimmed, cut_note, system_note
+from glmchat.chat.answering import Answer, Trimmed, cut_note, system_note, trimmed_note
 from glmchat.chat.client.request import Stop
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
@@ -103,12 +103,7 @@ class LineFace:
             with stopping_on_interrupt(self.chat), closing(events):
                 for event in events:
                     if isinstance(event, Trimmed) and event.unseen:
-                        output.say(
-                            tr(
-                                "The context is full: the model no longer sees the first {n} messages.",
-                                n=len(event.unseen),
-                            )
-                        )
+                        output.say(trimmed_note(event))
                     if isinstance(event, Piece) and event.text:
                         output.data(event.text, end="")
                         last = event.text[-1]

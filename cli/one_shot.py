@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note
+from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note, trimmed_note
 from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history.history import History
@@ -121,6 +121,8 @@ class _TextPrinter:
     def take(self, event: object) -> None:
         if isinstance(event, Piece):
             self._say(event.text)
+        elif isinstance(event, Trimmed) and event.greeting:
+            output.say(trimmed_note(event))
         elif isinstance(event, Finished):
             if not self._stream:
                 self._print("".join(self._whole))

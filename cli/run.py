@@ -17,7 +17,7 @@ from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message, Sampling, parse_template_variables
+from glmchat.core.messages import Message, Sampling, minus_one, parse_template_variables
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def run(
         "ignore_eos": True if ignore_eos else None,
         "template_variables": _template_variables(template_variables),
     }
-    sampling = {field: value for field, value in flags.items() if value is not None}
+    sampling = {field: minus_one(field, value) for field, value in flags.items() if value is not None}
     Sampling(**sampling)  # the ranges, before anything is loaded
     settings = load_settings()
     launch = LaunchOptions(
@@ -188,7 +188,7 @@ def run(
     question = _Question.of(prompt if prompt is not None else text, messages)
     mode = _mode(question, plain=plain, as_json=as_json)
     if mode == "once":
-        question = question.with_stdin()
+        question = question.with_stdin(server)
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
         launch = choose_model(launch, name or model, settings, spoken_with, bits, engine.revision, mode)
@@ -237,7 +237,7 @@ class _Question:
             return _Question(prompt)
         return _Question(read_messages(messages), from_stdin=str(messages) == "-")
 
-    def with_stdin(self) -> _Question:
+    def with_stdin(self, server: str | None = None) -> _Question:
         from glmchat.cli.asking import read_stdin
 
         if self.from_stdin or isinstance(self.content, tuple):
@@ -247,7 +247,9 @@ class _Question:
         if not parts:
             raise Usage(
                 tr("there is no prompt"),
-                hint=tr("glmchat run NAME PROMPT, -p TEXT, or text on stdin"),
+                hint=tr("glmchat run NAME PROMPT, -p TEXT, or text on stdin")
+                if server is None
+                else tr("with --server too the first word names the model: give MODEL PROMPT, or -p TEXT"),
                 code="run.no_prompt",
             )
         return replace(self, content="\n\n".join(parts))
@@ -258,7 +260,7 @@ def _mode(question: _Question, *, plain: bool, as_json: bool) -> str:
     if question.content is not None or as_json or not output.is_terminal(sys.stdin):
         return "plain" if plain and question.content is None and not as_json else "once"
     if not output.is_terminal(sys.stdout):
-        return "once"
+        return "plain" if plain else "once"
     return "plain" if plain or os.environ.get("TERM") in ("dumb", "unknown", "", None) else "window"
 
 

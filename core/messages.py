@@ -147,9 +147,9 @@ def parse_sampling_value(name: str, text: str) -> Any:
     try:
         match name:
             case "top_k":
-                return int(text)
+                return minus_one(name, int(text))
             case "seed" | "max_tokens":
-                return None if text.lower() in ("none", "off", "auto", "") else int(text)
+                return None if text.lower() in ("none", "off", "auto", "") else minus_one(name, int(text))
             case "stop":
                 return tuple(text.split("|")) if text else ()
             case "template_variables":
@@ -166,6 +166,11 @@ def parse_sampling_value(name: str, text: str) -> Any:
             else tr("give a number, for example /set {name} 0.8", name=name),
             code="sampling.value",
         ) from None
+
+
+def minus_one(name: str, value: Any) -> Any:
+    """What -1 means to other programs: no limit (LM Studio, llama.cpp), a seed drawn anew, no top-k (vLLM)."""
+    return {"max_tokens": None, "seed": None, "top_k": 0}.get(name, value) if value == -1 else value
 
 
 def parse_template_variables(texts: Sequence[str]) -> dict[str, Any]:

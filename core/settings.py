@@ -16,7 +16,7 @@ from typing import Any
 from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
+from glmchat.core.messages import Sampling, minus_one, parse_sampling_value, sampling_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if key == "keys" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
         return value
     if key == "sampling" and isinstance(value, dict):
-        return {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        named = {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return {field: minus_one(field, v) for field, v in named.items()}
     raise Usage(
         tr("{where}: unknown setting {key!r}", where=where, key=key),
         hint=tr("known names: {names}", names=", ".join([*_SCALARS, "endpoints", "keys", "sampling"])),

@@ -196,7 +196,9 @@ class Endpoint:
 
         def body() -> dict[str, Any]:
             text = whole_text(prompt) if isinstance(prompt, str) else list(prompt)
-            return {**self._fields(sampling, adapters, asked), "prompt": text}
+            # A completion that names no limit has 16 tokens, as OpenAI's; ours is asked for all there is room for.
+            unlimited = {"max_tokens": -1} if self.is_glmchat and sampling.max_tokens is None else {}
+            return {**self._fields(sampling, adapters, asked), **unlimited, "prompt": text}
 
         return self._stream("/completions", body, stop or Stop(), on_progress)
 
@@ -261,7 +263,7 @@ class Endpoint:
             with client, self._open(client, path, body, stop) as answer:
                 if answer.status_code != 200:
                     text = read_body(answer)
-                    error = status_error(answer.status_code, answer.headers, text, self.url)
+                    error = self._refusal(answer, text)
                     if answer.status_code in (400, 422):
                         raise _Refused(error, text.decode("utf-8", "replace"))
                     raise error
@@ -320,6 +322,9 @@ class Endpoint:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
+    def _refusal(self, answer: httpx2.Response, text: bytes) -> GlmchatError:
+        return status_error(answer.status_code, answer.headers, text, self.url, keyed=self._key is not None)
+
     def _ask(
         self,
         method: str,
@@ -338,7 +343,7 @@ class Endpoint:
             ):
                 text = read_body(answer)
                 if answer.status_code != 200 or text.lstrip()[:1] == b"<":
-                    raise status_error(answer.status_code, answer.headers, text, self.url)
+                    raise self._refusal(answer, text)
         except (httpx2.HTTPError, OSError) as error:
             raise self._broken(error, answering=False) from None
         data = json_object(text)

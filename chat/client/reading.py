@@ -134,6 +134,8 @@ class AnswerReader:
         self._timings: Mapping[str, Any] = {}
         self._facts: Mapping[str, Any] = {}
         self._thinking = False
+        self._silent = True  # nothing was said that can be shown
+        self._unread: set[str] = set()  # what was said instead
 
     def feed(self, part: bytes) -> Iterator[StreamEvent]:
         for event in self._parser.feed(part):
@@ -228,17 +230,23 @@ class AnswerReader:
     def _choice(self, choice: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[StreamEvent]:
         delta = choice.get("delta") or choice.get("message")
         delta = delta if isinstance(delta, dict) else {}
-        content = delta.get("content", choice.get("text"))
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        text = self._with_thought(
-            content if isinstance(content, str) else "", thought if isinstance(thought, str) else ""
-        )
+        text = ""
+        for thought, said in parts_of(
+            delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking")
+        ):
+            text += self._with_thought("", thought + said)
+        for thought, said in parts_of(delta.get("content", choice.get("text"))):
+            text += self._with_thought(said, thought)
+        text += self._with_thought("".join(said for _, said in parts_of(delta.get("refusal"))), "")
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             self._reason = reason
             if self._thinking:
                 text += self._close_thought()
         ids = _ids(choice.get("token_ids"))
+        self._silent = self._silent and not text and not ids
+        self._unread |= {name for name in ("tool_calls", "function_call", "audio", "images") if delta.get(name)}
+        self._unread |= unread_kinds(delta.get("content"))
         if text or ids:
             self._first = self._first or time.monotonic()
             yield Piece(text, ids, facts)
@@ -259,6 +267,13 @@ class AnswerReader:
 
     def _finish(self) -> Iterator[StreamEvent]:
         self.finished = True
+        unread = self._unread or ({"content_filter"} if self._reason == "content_filter" else set())
+        if self._silent and unread:
+            raise ServerFailed(
+                tr("the server's answer holds nothing that can be shown: {kinds}", kinds=", ".join(sorted(unread))),
+                hint=tr("ask it for text, or ask otherwise"),
+                code="server.no_text",
+            )
         if not self.started:
             self.started = True
             yield Started()
@@ -286,6 +301,38 @@ class AnswerReader:
             seed=seed,
             facts=rest,
         )
+
+
+def parts_of(content: Any) -> Iterator[tuple[str, str]]:
+    """(thought, text) of each part of a message: content is a text, a part, or a list of parts.
+
+    Mistral's thinking parts hold a text or a list of text parts, Anthropic's a text; a part that is neither text nor
+    thought nor refusal (a reference, a picture, the call of a tool) says nothing that could be shown.
+    """
+    if isinstance(content, str):
+        yield "", content
+    elif isinstance(content, list):
+        for part in content:
+            yield from parts_of(part)
+    elif isinstance(content, dict):
+        kind = content.get("type")
+        if kind in ("thinking", "reasoning", "reasoning_content"):
+            inner = next(
+                (content[name] for name in ("thinking", "reasoning", "text", "content") if name in content), ""
+            )
+            yield "".join(thought + said for thought, said in parts_of(inner)), ""
+        elif kind == "refusal":
+            yield from parts_of(content.get("refusal"))
+        elif kind in ("text", "output_text", None):
+            said = content.get("text", content.get("content"))
+            yield from parts_of(said.get("value") if isinstance(said, dict) and "value" in said else said)
+
+
+def unread_kinds(content: Any) -> set[str]:
+    """Kinds of the parts that cannot be shown."""
+    parts = content if isinstance(content, list) else [content]
+    kinds = {str(part.get("type")) for part in parts if isinstance(part, dict)}
+    return kinds - {"text", "output_text", "thinking", "reasoning", "reasoning_content", "refusal", "None"}
 
 
 def _ids(value: Any) -> tuple[int, ...]:

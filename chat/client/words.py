@@ -15,8 +15,11 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 
-def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) -> GlmchatError:
-    """An HTTP status that is not 200. Our own server's errors come back as the very error that was raised there."""
+def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str, *, keyed: bool = True) -> GlmchatError:
+    """An HTTP status that is not 200. Our own server's errors come back as the very error that was raised there.
+
+    keyed: a key was sent with the request.
+    """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in kind or body.lstrip()[:1] == b"<":
         return ServerFailed(
@@ -36,9 +39,14 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str) ->
             code="server.moved",
         )
     if status in (401, 403):
+        said = words or f"HTTP {status}"
         return ServerFailed(
-            tr("the server rejected the key: {said}", said=words or f"HTTP {status}"),
-            hint=tr("put it in OPENAI_API_KEY, or use --api-key-file"),
+            tr("the server rejected the key: {said}", said=said)
+            if keyed
+            else tr("the server wants a key: {said}", said=said),
+            hint=tr("check that OPENAI_API_KEY or --api-key-file holds this server's key")
+            if keyed
+            else tr("put it in OPENAI_API_KEY, or use --api-key-file"),
             code="server.auth",
         )
     if status == 404:

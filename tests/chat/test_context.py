@@ -22,11 +22,12 @@ from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import EngineProcess, start_engine
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
+from glmchat.chat.history.transcript import add_to_history, read_import
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core import language
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed
+from glmchat.core.errors import DoesNotFit, GlmchatError, NetworkFailed, ServerFailed, Usage
 from glmchat.core.messages import Message, Piece, Started
 
 
@@ -254,3 +255,64 @@ def test_the_numbers_in_the_refusal_of_a_foreign_server_come_through(foreign: Fo
     with pytest.raises(ServerFailed) as refusal:
         list(endpoint.stream([Message("user", "hi")], SamplingRanks().choose().sampling))
     assert context.sizes(refusal.value) == (900, 512)
+
+
+class Strict(LocalSpeaker):
+    """Its template wants a question first, as Mistral's and Gemma's do."""
+
+    refusal = "template.refused"
+
+    def stream(self, messages: Sequence[Message], *given: Any, **options: Any) -> Any:
+        if next(m.role for m in messages if m.role != "system") == "user":
+            return super().stream(messages, *given, **options)
+        raise (Usage if self.refusal.startswith("template") else ServerFailed)("roles", hint="order", code=self.refusal)
+
+
+GREETED = [("assistant", "Welcome!"), ("user", "q1"), ("assistant", "a1")]
+
+
+def greeted(history: History, speaker: Endpoint) -> ChatSession:
+    said = [{"role": role, "content": text} for role, text in GREETED]
+    (tree,) = add_to_history(history, read_import(json.dumps(said).encode(), "x.json"))
+    return ChatSession(history, speaker, identity=ModelIdentity("m", context=4000), conversation=tree.conversation.id)
+
+
+@pytest.mark.parametrize("code", ["template.refused", "server.refused"])
+def test_a_greeting_that_a_template_refuses_is_left_out_and_that_is_said(history: History, code: str) -> None:
+    speaker = Strict()
+    speaker.refusal = code
+    session = greeted(history, speaker)
+    for question in ("next?", "and then?"):
+        events = list(session.ask(question))
+        trimmed = [event for event in events if isinstance(event, Trimmed)]
+        if question == "next?":
+            assert [(len(event.unseen), event.greeting) for event in trimmed] == [(1, True)]
+        else:
+            assert not trimmed, "it is said once"
+        assert speaker.asked[-1]["messages"][0] == Message("user", "q1")
+        assert speaker.asked[-1]["messages"][-1] == Message("user", question)
+
+
+def test_a_greeting_is_sent_to_a_model_that_takes_it(history: History) -> None:
+    speaker = LocalSpeaker()
+    list(greeted(history, speaker).ask("next?"))
+    assert speaker.asked[-1]["messages"][0] == Message("assistant", "Welcome!")
+
+
+def test_a_refusal_that_has_nothing_to_do_with_a_greeting_is_raised(history: History) -> None:
+    class Never(LocalSpeaker):
+        def stream(self, messages: Sequence[Message], *given: Any, **options: Any) -> Any:
+            raise Usage("no", hint="no", code="template.refused")
+
+    with pytest.raises(Usage, match="no"):
+        list(greeted(history, Never()).ask("next?"))
+
+
+def test_a_server_that_hangs_up_on_the_count_is_chatted_with_all_the_same(history: History) -> None:
+    class Gateway(LocalSpeaker):
+        def tokenize(self, *given: Any, **options: Any) -> list[int]:
+            raise NetworkFailed("the connection broke", hint="again", code="server.network")
+
+    session = ChatSession(history, Gateway(is_local=False), identity=ModelIdentity("m"))
+    assert session.measure().tokens is None
+    assert [event.text for event in session.ask("q") if isinstance(event, Piece)] == ["one ", "two"]

@@ -103,6 +103,63 @@ def test_thoughts_are_shown_as_models_write_them(foreign: Foreign) -> None:
     assert text_of(events) == "<think>\nlet me see\n</think>\n\n42"
 
 
+TEXT = {"type": "text", "text": "42"}
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Let me see"}]}
+THOUGHT = "<think>\nLet me see\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        ([[THINKING], "42"], THOUGHT + "42"),
+        ([[THINKING], [TEXT]], THOUGHT + "42"),
+        ([[THINKING, TEXT]], THOUGHT + "42"),
+        ([[{**THINKING, "thinking": "Let me "}], [{**THINKING, "thinking": "see"}], [TEXT], "!"], THOUGHT + "42!"),
+        ([[{"type": "thinking", "thinking": ""}], "42"], "42"),
+        ([TEXT], "42"),
+        ([[TEXT, {"type": "reference", "reference_ids": [1]}, {"type": "text", "text": "!"}]], "42!"),
+        ([[{"type": "output_text", "text": "42"}]], "42"),
+        ([[{"type": "text", "text": {"value": "42", "annotations": []}}]], "42"),
+        ([[{"type": "refusal", "refusal": "No."}]], "No."),
+        ([["4", "2"]], "42"),
+        ([None, "", [], "42"], "42"),
+        ([[THINKING]], THOUGHT),
+    ],
+)
+def test_content_in_parts_is_read_streamed_and_whole(foreign: Foreign, contents: list[Any], said: str) -> None:
+    def sse(choice: Any) -> str:
+        return "data: " + json.dumps({"choices": [choice]}) + "\n\n"
+
+    chunks = "".join(sse({"index": 0, "delta": {"content": content}}) for content in contents)
+    assert text_of(ask(foreign.says(chunks + sse({"index": 0, "delta": {}, "finish_reason": "stop"})))) == said
+    parts = [part for content in contents if content for part in (content if isinstance(content, list) else [content])]
+    whole = {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}
+    assert text_of(ask(foreign.says(json.dumps(whole), kind="application/json"))) == said
+
+
+def test_a_refusal_in_a_field_of_its_own_is_shown(foreign: Foreign) -> None:
+    refusal = {"choices": [{"delta": {"refusal": "I cannot", "content": None}}]}
+    end = chunk(finish="stop")
+    assert text_of(ask(foreign.says(f"data: {json.dumps(refusal)}\n\n{end}\n\n"))) == "I cannot"
+
+
+@pytest.mark.parametrize(
+    ("delta", "finish", "word"),
+    [
+        ({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}, "tool_calls", "tool_calls"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "stop", "image_url"),
+        ({"content": ""}, "content_filter", "content_filter"),
+    ],
+)
+def test_an_answer_without_anything_to_show_is_no_empty_answer(
+    foreign: Foreign, delta: Any, finish: str, word: str
+) -> None:
+    said = json.dumps({"choices": [{"delta": delta, "finish_reason": finish}]})
+    with pytest.raises(ServerFailed, match=word) as raised:
+        ask(foreign.says(f"data: {said}\n\ndata: [DONE]\n\n"))
+    assert raised.value.code == "server.no_text"
+
+
 def test_a_server_that_does_not_stream_is_heard_too(foreign: Foreign) -> None:
     choice = {"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
     whole = {"choices": [choice], "usage": {"completion_tokens": 1}}

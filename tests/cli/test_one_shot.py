@@ -60,6 +60,18 @@ def test_the_chat_template_is_told_what_the_flag_says(glmchat: Run, model: Path)
     assert refused.returncode == 2 and "enable_thinking=false" in refused.stderr
 
 
+def test_minus_one_is_no_limit_and_no_fixed_seed(glmchat: Run, model: Path) -> None:
+    done = glmchat("run", model, "hi", "--json", "-n", "-1", "--seed", "-1", "--top-k", "-1", pieces=["a", "b"])
+    assert done.returncode == 0 and lines(done)[-1]["finish_reason"] == "stop"
+    refused = glmchat("run", model, "hi", "-n", "0")
+    assert refused.returncode == 2 and "between 1 and" in refused.stderr
+
+
+def test_with_a_server_alone_the_first_word_is_the_model_and_that_is_said(glmchat: Run) -> None:
+    done = glmchat("run", "--server", "http://127.0.0.1:9", "hi")
+    assert done.returncode == 2 and "the first word names the model" in done.stderr
+
+
 def test_an_id_without_text_makes_no_text_event(glmchat: Run, model: Path) -> None:
     done = glmchat("run", model, "x", "--json", pieces=["a", "", "b", ""])
     assert [event["text"] for event in lines(done) if event["event"] == "text"] == ["a", "b"]

@@ -109,3 +109,14 @@ def test_the_record_of_an_answer_names_template_variables_only_where_there_are_s
 def test_an_error_survives_the_wire(error: GlmchatError) -> None:
     again = GlmchatError.from_json(error.to_json())
     assert (type(again), again.to_json()) == (type(error), error.to_json())
+
+
+def test_minus_one_means_what_other_programs_mean_by_it(tmp_path: Path) -> None:
+    typed = {name: parse_sampling_value(name, "-1") for name in ("max_tokens", "seed", "top_k")}
+    assert typed == {"max_tokens": None, "seed": None, "top_k": 0}
+    file = tmp_path / "config.toml"
+    file.write_text("[sampling]\nmax_tokens = -1\nseed = -1\ntop_k = -1\n")
+    assert load_settings(file, {"GLMCHAT_TOP_K": "-1"}).sampling == typed
+    assert Sampling(**typed) == Sampling()
+    with pytest.raises(Usage, match="between 1 and"):
+        Sampling(max_tokens=0)

@@ -91,6 +91,8 @@ def test_our_own_endpoint_finds_all_that_our_server_says(serve: Serve, tmp_path:
     assert last.facts["revision"] == "r1" and last.facts["adapters"] == [{"name": "poet", "scale": 0.5}]
     assert engine.asked[-1][1] == sampling
     assert Progress(waiting=0) in seen and Progress(prefill_done=19, prefill_total=19) in seen
+    list(endpoint.complete("abc", Sampling()))
+    assert engine.asked[-1][1].max_tokens is None, "a completion of our own is not cut after 16 tokens"
     list(endpoint.complete("abc", sampling))
     assert engine.asked[-1][0] == [97, 98, 99]
     so_far = [*HELLO, Message("assistant", "so")]
@@ -108,6 +110,10 @@ def test_our_servers_errors_come_back_as_they_were_raised(serve: Serve) -> None:
     with pytest.raises(ServerFailed) as refused:
         Endpoint(running.url, key="wrong").models()
     assert refused.value.code == "server.auth" and "OPENAI_API_KEY" in refused.value.hint
+    assert "rejected the key: this key is wrong" in refused.value.message
+    with pytest.raises(ServerFailed, match="wants a key: a key is needed") as missing:
+        Endpoint(running.url).models()
+    assert missing.value.code == "server.auth" and "put it in OPENAI_API_KEY" in missing.value.hint
 
 
 @pytest.fixture

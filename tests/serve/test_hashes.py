@@ -117,10 +117,13 @@ def test_hashes_that_become_known_in_the_middle_of_an_answer_come_with_its_next_
     fake.identified = False
     running = serve(fake)
     told: list[Any] = []
+    text = ""
     with running.client.stream("POST", "/v1/chat/completions", json=QUESTION, timeout=SECONDS) as reply:
         for chunk in chunks(reply):
-            if chunk["choices"][0]["delta"].get("content"):
+            if said := chunk["choices"][0]["delta"].get("content"):
+                text += said
                 told.append(chunk["glmchat"]["weights"] if "glmchat" in chunk else "nothing")
-            if len(told) == 3:
+            if "three" in text:
                 seen.set()
-    assert told == [None, "nothing", "nothing", {"hash": "aa"}, "nothing"]
+    assert text == "one two three four five" and told[0] is None
+    assert [one for one in told if one != "nothing"] == [None, {"hash": "aa"}]
