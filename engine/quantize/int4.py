@@ -11,6 +11,7 @@ squared errors the search clips too much: measured on SmolLM2, its perplexity is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -68,6 +69,28 @@ def quantise_int4(
     scale, low = scale.view(shape), low.view(shape)
     point = (-low / scale).round_().clamp_(0, STEPS)
     return Codes4(q.view(rows, columns), scale, point.byte(), None if integer_zero else low + point * scale)
+
+
+@cache
+def search_device() -> str:
+    """Where matrices are searched: "cuda" where there is a card that finds as good a grid as the CPU does."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    values = torch.randn(256, 128, generator=torch.Generator().manual_seed(1))
+    try:
+        there = search(values.to("cuda"), integer_zero=False)[3].cpu()
+    except Exception:  # noqa: BLE001 - too old a card, a full one, a broken driver: the CPU can do it
+        return "cpu"
+    here = search_torch(values, integer_zero=False)[3]
+    return "cuda" if bool((there <= 1.001 * here).all()) else "cpu"
+
+
+def maker_on(device: str) -> str | None:
+    """What is noted of a folder whose grids another device than the CPU searched."""
+    if device == "cpu":
+        return None
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+    return f"torch {torch.__version__} on {name}"
 
 
 def searches(device: str) -> bool:

@@ -30,7 +30,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.formats.compressed import describe, pack, pack_zero_points
 from glmchat.engine.formats.folder_writer import SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource, let_go_of
-from glmchat.engine.quantize.int4 import Codes4
+from glmchat.engine.quantize.int4 import Codes4, maker_on, search_device
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, plan_quantise, shard_name
 from glmchat.engine.quantize.replace import four_bits, not_finite
@@ -56,10 +56,12 @@ def execute(
     manifest: Mapping[str, Any] | None = None,
     on_progress: Callable[[QuantizeProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    device: str | None = None,
 ) -> Path:
     """Do what `plan` says and return the finished folder.
 
-    weights: where they come from, if they are not in the plan's source.
+    weights: where they come from, if they are not in the plan's source. device: where scales are searched; None takes a
+    card where there is one. It may settle ties otherwise than the CPU does, so the manifest's settings name it.
     manifest: what the store wants to know of it (name, base, repo, revision); files, hashes and settings are added and
     the whole stands in glmchat.json. Raises Usage if the place is taken, Damaged for NaN, infinity or a broken file,
     DoesNotFit if the disk fills up, Interrupted if cancelled; what is done so far is then kept for the next run.
@@ -72,14 +74,15 @@ def execute(
         )
     folder = incomplete(plan.out)
     report = on_progress or (lambda progress: None)
+    device = search_device() if device is None else device
+    maker = maker_on(device)
     try:
-        _prepare(folder, plan)
-        hashes = _write_shards(
-            plan, folder, plan.weights if weights is None else weights, report, cancelled or (lambda: False)
-        )
+        _prepare(folder, plan, maker)
+        source = plan.weights if weights is None else weights
+        hashes = _write_shards(plan, folder, source, report, cancelled or (lambda: False), device)
         if weights is not None:
             weights.close()
-        _finish(plan, folder, hashes, dict(manifest or {}))
+        _finish(plan, folder, hashes, dict(manifest or {}), maker)
         folder.replace(plan.out)
         _sync(plan.out.parent)
     except OSError as error:
@@ -100,9 +103,9 @@ def execute(
     return plan.out
 
 
-def _prepare(folder: Path, plan: QuantizePlan) -> None:
+def _prepare(folder: Path, plan: QuantizePlan, maker: str | None) -> None:
     """An empty folder, or one that an earlier run of the same plan left."""
-    note = _fingerprint(plan)
+    note = _fingerprint(plan, maker)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / _NOTE
     if not file.is_file() or file.read_text(encoding="utf-8") != note:
@@ -111,13 +114,13 @@ def _prepare(folder: Path, plan: QuantizePlan) -> None:
         file.write_text(note, encoding="utf-8")
 
 
-def _fingerprint(plan: QuantizePlan) -> str:
+def _fingerprint(plan: QuantizePlan, maker: str | None) -> str:
     """Of what decides the bytes: settings, tensors, and the source files' sizes and times."""
     files: Any = plan.origin
     if plan.origin is None:
         source = [plan.source] if plan.source.is_file() else sorted(plan.source.iterdir())
         files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source if p.is_file()]
-    data = [asdict(plan.recipe), [asdict(t) for t in plan.tensors], plan.shards, files]
+    data = [asdict(plan.recipe), [asdict(t) for t in plan.tensors], plan.shards, files, *([maker] if maker else [])]
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
@@ -127,6 +130,7 @@ def _write_shards(
     weights: WeightSource,
     report: Callable[[QuantizeProgress], None],
     cancelled: Callable[[], bool],
+    device: str,
 ) -> dict[str, str]:
     """Write what is missing. Returns the hashes of the files written now; the others are hashed at the end."""
     total = sum(_count(tensor) for tensor in plan.tensors)
@@ -147,7 +151,7 @@ def _write_shards(
                 if cancelled():
                     raise Interrupted("stopped", hint=tr("run the same command again to resume"), code="quant.stopped")
                 report(QuantizeProgress(done, total, tensor.name))
-                _write(writer, tensor, weights, plan, offsets)
+                _write(writer, tensor, weights, plan, offsets, device)
                 done += _count(tensor)
             if offsets:  # in place before the weight file: a file that is there is never done again
                 save_file(offsets, folder / f"offsets-{number + 1:05}.safetensors")
@@ -170,11 +174,16 @@ def _write(
     weights: WeightSource,
     plan: QuantizePlan,
     offsets: dict[str, torch.Tensor],
+    device: str,
 ) -> None:
     """A function of its own, so that nothing of a tensor outlives it: the file it is mapped from may be taken away."""
     stored = weights.read(tensor.name)
-    for entry, value in _packed(tensor, stored, plan, offsets).items():
-        writer.write(entry, value)
+    try:
+        entries = _packed(tensor, stored, plan, offsets, device)
+    except torch.OutOfMemoryError:  # of a card that others use too; one matrix is no reason to stop
+        entries = _packed(tensor, stored, plan, offsets, "cpu")
+    for entry, value in entries.items():
+        writer.write(entry, value.cpu())
     let_go_of(stored)  # a mapping of the whole model would otherwise count as our memory
 
 
@@ -186,7 +195,7 @@ def _count(tensor: TensorPlan) -> int:
 
 
 def _packed(
-    tensor: TensorPlan, stored: Stored, plan: QuantizePlan, offsets: dict[str, torch.Tensor]
+    tensor: TensorPlan, stored: Stored, plan: QuantizePlan, offsets: dict[str, torch.Tensor], device: str
 ) -> dict[str, torch.Tensor]:
     """The tensors of `tensor.layout()`. An offset, where there is one, goes into `offsets`."""
     try:
@@ -195,7 +204,7 @@ def _packed(
                 if not bool(torch.isfinite(stored).all()):
                     raise ValueError("a number is not finite")
                 return {tensor.name: stored}
-            stored = stored.T if tensor.transposed else stored
+            stored = (stored.T if tensor.transposed else stored).to(device)
             if tensor.bits == 4:
                 return _four(tensor, four_bits(plan.recipe, stored, tensor.group), offsets)
             eight = quantise_int8(stored, fast=plan.recipe.fast)
@@ -223,7 +232,7 @@ def _four(tensor: TensorPlan, codes: Codes4, offsets: dict[str, torch.Tensor]) -
     if not tensor.symmetric:
         entries[f"{tensor.stem}weight_zero_point"] = pack_zero_points(codes.zero_point)
     if codes.offset is not None:
-        offsets[f"{tensor.stem}weight_offset"] = codes.offset
+        offsets[f"{tensor.stem}weight_offset"] = codes.offset.cpu()
     return entries
 
 
@@ -245,7 +254,9 @@ def _where(source: Path, name: str) -> str:
     return name
 
 
-def _finish(plan: QuantizePlan, folder: Path, hashes: dict[str, str], manifest: dict[str, Any]) -> None:
+def _finish(
+    plan: QuantizePlan, folder: Path, hashes: dict[str, str], manifest: dict[str, Any], maker: str | None
+) -> None:
     names = [shard_name(number, len(plan.shards)) for number in range(len(plan.shards))]
     table = {
         entry: name
@@ -272,7 +283,7 @@ def _finish(plan: QuantizePlan, folder: Path, hashes: dict[str, str], manifest: 
         "complete": True,
         **manifest,
         "root": str(plan.out),
-        "settings": asdict(plan.recipe),
+        "settings": asdict(plan.recipe) | ({"maker": maker} if maker else {}),
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_card
 import pytest
 import torch
 from safetensors import safe_open
@@ -103,6 +104,48 @@ def test_a_quantised_folder_computes_what_quantising_in_memory_does(
     assert (found - dense).norm() < (0.4 if bits == 4 else 0.03) * dense.norm()
     if not fast:
         assert torch.equal(found, logits(llama, quant=bits))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_card_finds_grids_as_good_and_the_folder_says_who_made_it(llama: Path, tmp_path: Path, bits: int) -> None:
+    plans = [plan_quantise(llama, tmp_path / name, Recipe(bits, ends=8)) for name in ("here", "there")]
+    here = execute(plans[0], device="cpu")
+    with fake_card.record() as log:
+        there = execute(plans[1], device=fake_card.NAME)
+    assert [what for what, _ in log if what == "to card"], "the matrices are searched there"
+    dense = Engine.load(llama, dtype="float32", threads=1).model
+    models = [Engine.load(folder, dtype="float32", threads=1).model for folder in (here, there)]
+    names = [name for name, module in dense.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert names
+    for name in names:
+        right = dense.get_submodule(name).weight
+        errors = [
+            float((model.get_submodule(name).dequantise() - right).norm())  # type: ignore[operator]
+            for model in models
+        ]
+        assert errors[1] < 1.001 * errors[0], name
+    settings = [json.loads((folder / "glmchat.json").read_text())["settings"] for folder in (here, there)]
+    assert settings[1].pop("maker") == f"torch {torch.__version__} on {fake_card.NAME}"
+    assert settings[0] == settings[1]
+
+
+def test_a_full_card_leaves_a_matrix_to_the_processor(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = int4.search
+
+    def full(values: torch.Tensor, **how: Any) -> Any:
+        if not values.is_cpu:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return search(values, **how)
+
+    right = execute(plan_quantise(llama, tmp_path / "here", Recipe(4)), device="cpu")
+    monkeypatch.setattr(int4, "search", full)
+    out = execute(plan_quantise(llama, tmp_path / "there", Recipe(4)), device=fake_card.NAME)
+    files = sorted(path.name for path in right.glob("*.safetensors"))
+    assert files == sorted(path.name for path in out.glob("*.safetensors"))
+    for name in files:
+        assert (out / name).read_bytes() == (right / name).read_bytes()
 
 
 def test_the_folder_stands_on_its_own_and_says_where_it_is_from(llama: Path, tmp_path: Path) -> None:
