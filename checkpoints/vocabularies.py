@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def model_of_embedding(shape: tuple[int, ...]) -> str | None:
 
 
 _LARGEST = 64 * 2**20  # bytes
+_HEAD = 4 * 2**20  # bytes of a tokenizer.json in which its added words stand
 # So many words of a vocabulary may have no row in the matrix: marks of images and the like, which a model's sibling
 # uses. Nothing produces them, and a prompt that held one would be refused. More is another model's vocabulary.
 WORDS_WITHOUT_ROWS = 64
@@ -208,7 +210,8 @@ def published_vocabulary(folder: Path, name: str, rows: int) -> Path:
 def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise Damaged if the vocabulary beside a config.json is missing, damaged, or another generation's.
 
-    Where the family takes several forms of vocabulary (Llama, GPT-2), only pointers and empty files are found.
+    Where the family takes several forms of vocabulary (Llama, GPT-2), only pointers, empty files, and added words of
+    another model's size are found.
     """
     name = None
     if config.get("model_type") == "chatglm":
@@ -223,6 +226,24 @@ def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
     for file in FILES:
         if (folder / file).is_file():
             refuse_pointer(folder / file)
+    rows, last = _whole(config.get("vocab_size")), _last_added(folder / "tokenizer.json")
+    if rows is not None and last is not None:
+        check_rows(folder / "tokenizer.json", last + 1, rows, WORDS_WITHOUT_ROWS)
+
+
+def _last_added(path: Path) -> int | None:
+    """The highest id of a word that was added, which the file tells at its beginning; None where it does not."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        head = file.read(_HEAD).decode("utf-8", "replace")
+    at = re.search(r'"added_tokens"\s*:\s*(?=\[)', head)
+    try:
+        words = json.JSONDecoder().raw_decode(head, at.end())[0] if at else []
+    except (ValueError, RecursionError):  # longer than what was read, or damaged; the engine reads all of it
+        return None
+    ids = [word.get("id") for word in words if isinstance(word, dict)]
+    return max((number for number in ids if isinstance(number, int)), default=None)
 
 
 def _count_pieces(path: Path, data: bytes) -> int:

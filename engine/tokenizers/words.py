@@ -22,6 +22,16 @@ _THOUGHT = re.compile(
     r"</?(\w+:)?think(ing)?>|</?(thought|reason|reasoning)>|\[/?THINK\]|<\|(START|END)_THINKING\|>|◁/?think▷"
     r"|<\|?(begin|end)_of_thought\|?>"
 )
+_END = "<|endoftext|>"
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "CodeLlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "GPT2Tokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
+    "CodeGenTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
+    "GPTNeoXTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END, "pad_token": "<|padding|>"},
+    "Qwen2Tokenizer": {"eos_token": _END, "unk_token": _END, "pad_token": _END},
+}
 _NAMED = re.compile(r"\w+_token")
 
 
@@ -143,8 +153,18 @@ def special_names(folder: Path) -> frozenset[str]:
 
 
 def named_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token and their like, which templates write by name."""
-    tokens: dict[str, str] = {}
+    """bos_token, eos_token and their like, which templates write by name.
+
+    What the files do not name is as the class says that they name (transformers' own defaults).
+    """
+    name = str(small_json(folder / "tokenizer_config.json").get("tokenizer_class") or "").removesuffix("Fast")
+    if (
+        name not in _CLASS_TOKENS
+        and (folder / "tokenizer.model").is_file()
+        and not (folder / "tokenizer.json").is_file()
+    ):
+        name = "LlamaTokenizer"  # the names of SentencePiece's own control pieces
+    tokens = dict(_CLASS_TOKENS.get(name, {}))
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         for name, value in small_json(folder / file).items():
             if _NAMED.fullmatch(name) and (text := _text(value)) is not None:

@@ -19,7 +19,7 @@ import pytest
 
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.fit import check_folder
-from glmchat.checkpoints.vocabularies import KNOWN
+from glmchat.checkpoints.vocabularies import KNOWN, check_vocabulary
 from glmchat.checkpoints.weight_files import tensor_names
 from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
 
@@ -239,3 +239,18 @@ def test_names_are_read_off_a_pickle_without_running_it(tmp_path: Path) -> None:
 def test_a_gguf_pointer_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(pointer(10**8))
     assert refused(tmp_path / "model.gguf").code == "file.lfs_pointer"
+
+
+@pytest.mark.parametrize(("more", "fits"), [(1, True), (40, True), (2000, False)])
+def test_some_added_words_may_have_no_row_and_those_of_another_model_are_told(
+    more: int, fits: bool, folder: Path
+) -> None:
+    config = {"model_type": "llama", "vocab_size": 320}
+    words = [{"id": 320 + n, "content": f"<image{n}>", "special": True} for n in range(more)]
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": words, "model": {}}))
+    if fits:
+        check_vocabulary(folder, config)
+        return
+    with pytest.raises(Damaged, match="2,320 tokens") as told:
+        check_vocabulary(folder, config)
+    assert told.value.code == "tokenizer.generation"

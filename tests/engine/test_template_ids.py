@@ -537,3 +537,29 @@ def test_the_marks_of_a_thought_are_shown_even_where_a_file_calls_them_special(f
     tokenizer = wrap(lower)
     ids = tokenizer.encode_special(f"{form}hm<|hidden|>")
     assert tokenizer.decode(ids) == f"{form}hm"
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary"),
+    [
+        ("LlamaTokenizer", "json"), ("LlamaTokenizerFast", "pieces"), ("PreTrainedTokenizerFast", "pieces"),
+        ("PreTrainedTokenizerFast", "json"), ("GemmaTokenizer", "json"), ("GPT2Tokenizer", "bytes"),
+        ("Qwen2TokenizerFast", "bytes"), ("GPTNeoXTokenizerFast", "bytes"), ("CodeGenTokenizer", "bytes"),
+    ],
+)  # fmt: skip
+def test_tokens_that_no_file_names_are_the_ones_of_the_class(name: str, vocabulary: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    if vocabulary == "pieces":
+        sentence_pieces(tmp_path, as_it_is, how="added_tokens")
+    else:
+        lower = byte_level() if vocabulary == "bytes" else llama_json(as_it_is, "replace")
+        finish(lower, tmp_path, *words(as_it_is))
+    source = "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}"
+    told = {"tokenizer_class": name, "chat_template": source}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    right = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(talk("x"), tokenize=False)
+    template = ChatTemplate(source, folder_template(tmp_path)[1])
+    assert template.render(talk("x")) == right
+    template.close()
