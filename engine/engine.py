@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.attach import AdapterSet
     from glmchat.engine.adapters.files import Adapter
 
-_Conversation = Sequence[Message | Mapping[str, Any]]
+_Said = Sequence[Message | Mapping[str, Any]]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 
@@ -181,14 +181,14 @@ class Engine:
 
     # Text
 
-    def render(self, messages: _Conversation, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Ids of a conversation, with everything the family puts around it and before the next answer.
 
         variables: what the checkpoint's chat template is told, as {"enable_thinking": False}.
         """
         return self.prompt.render(read_messages(messages, self.prompt), variables)
 
-    def render_open(self, messages: _Conversation, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render_open(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
         return self.prompt.render_open(read_messages(messages, self.prompt), variables)
 
@@ -235,7 +235,7 @@ class Engine:
 
     def stream(
         self,
-        messages: _Conversation,
+        messages: _Said,
         sampling: Sampling,
         *,
         continue_final: bool = False,
