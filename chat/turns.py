@@ -114,7 +114,8 @@ class Turns:
             details |= {"mode": context.COMPLETION, "system": None}
         answer = self._history.begin_answer(tree, parent=question.id, details=details)
         prompt = self._prompt(tree.context(question.id), settings, verbatim=verbatim)
-        return self._run(tree, question if asked else None, answer, prompt, details)
+        log, new = AnswerLog(self._history, tree, answer, details), question if asked else None
+        return AnswerRun(tree, new, answer, prompt, log, self.switch, self.seen).events()
 
     def go_on(self, tree: Tree, unfinished: StoredMessage, settings: AnswerSettings) -> Answer:
         """More of an answer that stands already."""
@@ -123,7 +124,8 @@ class Turns:
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
         spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
         details = {**answer.details, **settings.details(is_local=self._decides), "spans": spans}
-        return self._run(tree, None, answer, prompt, details, continued=unfinished)
+        log = AnswerLog(self._history, tree, answer, details)
+        return AnswerRun(tree, None, answer, prompt, log, self.switch, self.seen, continued=unfinished).events()
 
     def measure(self, stored: Sequence[StoredMessage], settings: AnswerSettings) -> context.Request:
         """What a request for these messages would hold. tokens is None where the server cannot count.
@@ -137,18 +139,6 @@ class Turns:
                 raise context.too_long(tokens, fit.limit or tokens)
             fit.drop(tokens, fit.most)
         return fit.request(tokens)
-
-    def _run(
-        self,
-        tree: Tree,
-        question: StoredMessage | None,
-        answer: StoredMessage,
-        prompt: Prompt,
-        details: dict[str, Any],
-        continued: StoredMessage | None = None,
-    ) -> Answer:
-        log = AnswerLog(self._history, tree, answer, details)
-        return AnswerRun(tree, question, answer, prompt, log, self.switch, self.seen, continued=continued).events()
 
     @property
     def _decides(self) -> bool:
