@@ -199,7 +199,8 @@ def _take(source: Path, blob: Path) -> None:
             shutil.copyfile(source, temporary)
         temporary.replace(blob)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise store.disk_error(error, blob) from None
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from glmchat.core import locations
@@ -112,7 +112,8 @@ def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk this fails too, also for a file that is not there
+            temporary.unlink()
         raise disk_error(error, path) from None
 
 

@@ -17,6 +17,7 @@ from hub_helpers import CONFIG, glmchat, last_json, put_into_cache
 from loopback_hub import LoopbackHub
 
 from glmchat.core import locations
+from glmchat.core.errors import Failed
 from glmchat.hub import manifests, store
 from glmchat.hub.lookup import find_installed, list_installed
 from glmchat.hub.references import parse
@@ -187,3 +188,12 @@ def test_prune_leaves_alone_what_another_user_began(hub: LoopbackHub, capsys: An
     assert glmchat(capsys, "prune", "--yes")[0] == 0
     assert not any(path.exists() for path in mine)
     assert all(path.exists() for path in theirs)
+
+
+def test_a_file_that_cannot_be_written_is_one_error_of_the_tree_where_nothing_can_be_taken_away_either(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Failed) as caught:
+        store.write_whole(tmp_path / "file" / "inside", b"content")
+    assert caught.value.code == "disk.write"
