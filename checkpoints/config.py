@@ -5,10 +5,13 @@ Face and engine read it here, so that what the one refuses before anything is lo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -126,3 +129,37 @@ def token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
     return tuple(
         dict.fromkeys(v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < vocab_size)
     )
+
+
+GENERATION = "glmchat_generation"  # what the files beside a config.json say of it, where it does not say itself
+_ROLE = "<|user|>"  # a token of ChatGLM3; ChatGLM2 writes its turns in words
+_LARGEST_SIGN = 4 * 2**20  # bytes of a file in which a sign is looked for
+
+
+def settle_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with what the tokenizer's files say of it: ChatGLM2 or ChatGLM3.
+
+    Both have the same tensors and vocabulary, and a fine-tune that was exported lost the name in config.json. What is
+    left are the tokenizer's name, its code, and the tokens of roles, which only ChatGLM3 has.
+    """
+    if config.get("model_type") != "chatglm":
+        return dict(config)
+    tokenizer = small_json(folder / "tokenizer_config.json")
+    named = f"{tokenizer.get('name_or_path', '')} {tokenizer.get('auto_map', '')}".lower()
+    told = next((family for family in ("chatglm3", "chatglm2") if family in named), None)
+    code = _text(folder / "tokenization_chatglm.py")
+    if told is None and ("[Round" in code) != (_ROLE in code):
+        told = "chatglm3" if _ROLE in code else "chatglm2"
+    words = json.dumps(tokenizer.get("added_tokens_decoder") or {}, ensure_ascii=False)
+    words += _text(folder / "added_tokens.json")
+    if told is None and "[gMASK]" in words:  # the tokens of this family are listed, all of them or none
+        told = "chatglm3" if _ROLE in words else "chatglm2"
+    return {**config, GENERATION: told} if told else dict(config)
+
+
+def _text(path: Path) -> str:
+    try:
+        is_small = path.is_file() and path.stat().st_size <= _LARGEST_SIGN
+        return path.read_text(encoding="utf-8", errors="replace") if is_small else ""
+    except OSError:
+        return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints import chatglm, chatglm2, gpt2, llama
-from glmchat.checkpoints.config import integer, token_ids
+from glmchat.checkpoints.config import integer, settle_generation, token_ids
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import WORDS, generation
@@ -132,7 +132,7 @@ class Architecture:
 def describe(folder: Path) -> Architecture | None:
     """The network in `folder`, or None if there is no config.json that names one."""
     config = small_json(folder / "config.json") if folder.is_dir() else {}
-    return describe_config(config) if config else None
+    return describe_config(settle_generation(folder, config)) if config else None
 
 
 def describe_config(config: Mapping[str, Any]) -> Architecture | None:

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import absurd, refuse_absurd
+from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
 from glmchat.checkpoints.families import spec_of
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
@@ -255,7 +255,7 @@ def config_at(path: Path) -> dict[str, Any]:
             return config_of(open_gguf(path))
         except (GlmchatError, OSError):
             return {}
-    return settle_head(path, small_json(path / "config.json"))
+    return settle_head(path, settle_generation(path, small_json(path / "config.json")))
 
 
 def spec_at(path: Path) -> ModelSpec | None:

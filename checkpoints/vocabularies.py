@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import integer
+from glmchat.checkpoints.config import GENERATION, integer
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -45,7 +45,8 @@ def generation(config: Mapping[str, Any]) -> str:
 
     ChatGLM2 and 3 have the same tensors and the same vocabulary file. What tells them apart is what config.json says
     of itself: a name, the repository of its code (which a fine-tune keeps), the rope_ratio of the two published 32k
-    models, else the library version it was written with (4.27 and 4.30).
+    models; else what the tokenizer's files say (`settle_generation`); else the library version it was written with
+    (4.27 and 4.30).
     """
     if "multi_query_attention" not in config and "padded_vocab_size" not in config:
         vocabulary = _whole(config.get("vocab_size"))
@@ -61,6 +62,8 @@ def generation(config: Mapping[str, Any]) -> str:
     ratio = config.get("rope_ratio")
     if isinstance(ratio, int | float) and ratio in _LONG:
         return _LONG[ratio]
+    if config.get(GENERATION) in ("chatglm2", "chatglm3"):
+        return str(config[GENERATION])
     version = str(config.get("transformers_version", "")).split(".")
     early = len(version) > 1 and version[0] == "4" and version[1].isdigit() and int(version[1]) < 30
     return "chatglm2" if early else "chatglm3"
@@ -98,17 +101,18 @@ class Vocabulary:
     tokens: int
     size: int  # bytes
     model: str
+    repo: str = ""  # one that has it; a fine-tune keeps the file of its base
 
 
+_EARLY, _LATER = "ChatGLM-6B of March 2023 (150,528 rows)", "ChatGLM-6B of April 2023 and later (130,528 rows)"
+_BOTH = "ChatGLM2-6B, ChatGLM3-6B"
 KNOWN: Mapping[str, Vocabulary] = {
     v.name: v
     for v in (
-        Vocabulary("first", "ice_text.model", 130_000, 150_344, 2_699_926, "ChatGLM-6B of March 2023 (150,528 rows)"),
-        Vocabulary(
-            "slim", "ice_text.model", 130_344, 130_344, 2_706_249, "ChatGLM-6B of April 2023 and later (130,528 rows)"
-        ),
-        Vocabulary("chatglm2", "tokenizer.model", 64_789, 64_794, 1_018_370, "ChatGLM2-6B, ChatGLM3-6B"),
-        Vocabulary("glm4", "tokenizer.model", 151_329, 151_343, 2_623_634, "GLM-4"),
+        Vocabulary("first", "ice_text.model", 130_000, 150_344, 2_699_926, _EARLY, "THUDM/chatglm-6b@096f3de6"),
+        Vocabulary("slim", "ice_text.model", 130_344, 130_344, 2_706_249, _LATER, "THUDM/chatglm-6b"),
+        Vocabulary("chatglm2", "tokenizer.model", 64_789, 64_794, 1_018_370, _BOTH, "THUDM/chatglm3-6b"),
+        Vocabulary("glm4", "tokenizer.model", 151_329, 151_343, 2_623_634, "GLM-4", "THUDM/glm-4-9b-chat"),
         Vocabulary("cpm", "chinese_vocab.model", 30_000, 30_000, 713_229, "CPM's Chinese GPT-2"),
     )
 }
@@ -168,8 +172,11 @@ def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
     )
 
 
-def vocabulary_file(folder: Path, name: str, model: str) -> Path:
-    """The path of `name` in `folder`. Raises Damaged if it is absent, and names a stranger's file that is there."""
+def vocabulary_file(folder: Path, name: str, model: str, known: Vocabulary | None = None) -> Path:
+    """The path of `name` in `folder`. Raises Damaged if it is absent, and names a stranger's file that is there.
+
+    known: the published file that it must be, for the hint.
+    """
     path = folder / name
     if path.is_file():
         return path
@@ -178,7 +185,14 @@ def vocabulary_file(folder: Path, name: str, model: str) -> Path:
     raise Damaged(
         tr("{folder} has no {name}, the vocabulary of {model}", folder=one_line(str(folder)), name=name, model=model)
         + beside,
-        hint=tr("fetch {name} from the repository that the weights are from", name=name),
+        hint=tr("fetch {name} from the repository that the weights are from", name=name)
+        if known is None or not known.repo
+        else tr(
+            "the base model's own {name} ({size} bytes) fits: glmchat pull {repo} --include {name}",
+            name=name,
+            size=f"{known.size:,}",
+            repo=known.repo,
+        ),
         code="tokenizer.missing",
     )
 
@@ -201,7 +215,7 @@ def check_rows(path: Path, tokens: int, rows: int, spare: int = 0) -> None:
 def published_vocabulary(folder: Path, name: str, rows: int) -> Path:
     """The path of that one of `KNOWN` in a folder whose network has `rows`. Raises Damaged for anything else there."""
     wanted = KNOWN[name]
-    path = vocabulary_file(folder, wanted.file, wanted.model)
+    path = vocabulary_file(folder, wanted.file, wanted.model, wanted)
     require_kind(path, read_vocabulary(path), name)
     check_rows(path, wanted.tokens, rows)
     return path

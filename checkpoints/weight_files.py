@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.ties import says_tied, with_own_head
 from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
@@ -124,7 +125,7 @@ def folder_config(folder: Path) -> dict[str, Any]:
         eos = read_json(generation).get("eos_token_id")
         if eos is not None:
             config = {**config, "eos_token_id": eos}
-    return settle_head(folder, config)
+    return settle_head(folder, settle_generation(folder, config))
 
 
 def settle_head(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.families import Architecture, describe, describe_config, memory_of
 from glmchat.checkpoints.fit import config_at, counted_spec, guess_spec, spec_at
 from glmchat.checkpoints.weight_choice import missing_parts
@@ -107,6 +108,11 @@ def family_of(config: dict[str, Any]) -> str | None:
     """The family as the engine will call it, as far as a config.json tells it."""
     network = describe_config(config)
     return one_line(network.family, 40) if network else None
+
+
+def family_at(folder: Path) -> str | None:
+    """As `family_of`, with what the files beside config.json tell."""
+    return family_of(settle_generation(folder, small_json(folder / "config.json")))
 
 
 def quant_of(config: dict[str, Any]) -> str:
@@ -239,7 +245,6 @@ def row_of_snapshot(folder: Path, entries: Catalogue) -> Installed | None:
     if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
         return None
     entry = entries.of_repo(repo, folder.name)
-    config = small_json(folder / "config.json")
     needed = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
     whole = all(n in names for n in needed) and has_whole_weights(folder, names)
     return Installed(
@@ -248,7 +253,7 @@ def row_of_snapshot(folder: Path, entries: Catalogue) -> Installed | None:
         path=engine_path(folder, weights),
         repo=repo,
         revision=folder.name,
-        family=(entry.family if entry else None) or family_of(config),
+        family=(entry.family if entry else None) or family_at(folder),
         quant=entry.quant if entry else quant_of_folder(folder),
         size_bytes=sum(_size(folder / n) or 0 for n in names),
         complete=whole and all((folder / n).exists() for n in names),

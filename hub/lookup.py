@@ -324,12 +324,11 @@ def _at_path(path: Path) -> Installed:
     if row := by_path(path):
         return row
     made = manifests.read(path / manifests.BESIDE, root=path) if path.is_dir() else None
-    config = small_json(path / "config.json") if path.is_dir() else {}
     return Installed(
         name=str(path),
         kind=made.kind if made else "model",
         path=path,
-        family=made.family if made else installed.family_of(config),
+        family=made.family if made else installed.family_at(path),
         quant=made.quant if made else installed.quant_of_folder(path if path.is_dir() else path.parent),
         size_bytes=installed.folder_size(path) if path.is_dir() else path.stat().st_size,
         base=made.base if made else None,

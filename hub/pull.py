@@ -16,7 +16,6 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed, NetworkFailed
-from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
@@ -228,7 +227,7 @@ def _manifest(
         root=plan.root,
         repo=plan.repo,
         revision=plan.revision,
-        family=(entry.family if entry else None) or installed.family_of(small_json(plan.root / "config.json")),
+        family=(entry.family if entry else None) or installed.family_at(plan.root),
         quant=entry.quant if entry else installed.quant_of_folder(plan.root),
         complete=complete,
         asked=plan.reference,

@@ -12,7 +12,6 @@ from typing import NoReturn
 from glmchat.checkpoints.weight_choice import missing_parts, no_weights
 from glmchat.checkpoints.weight_files import chosen_weights, file_names
 from glmchat.core.errors import Damaged, Usage
-from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, installed, lookup, manifests, selection, store
@@ -48,7 +47,6 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     entry = _recognised(records)
     made = manifests.read(root / manifests.BESIDE, root=root)  # a quantised copy of ours, brought from elsewhere
     origin = entry or made
-    config = small_json(root / "config.json")
     manifest = Manifest(
         name=name or (entry.reference if entry else _free_name(path)),
         kind=made.kind if made else "model",
@@ -56,7 +54,7 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         root=root,
         repo=origin.repo if origin else None,
         revision=origin.revision if origin else None,
-        family=origin.family if origin else installed.family_of(config),
+        family=origin.family if origin else installed.family_at(root),
         quant=origin.quant if origin else installed.quant_of_folder(root),
         base=made.base if made else None,
         asked=str(path),

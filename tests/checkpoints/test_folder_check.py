@@ -11,17 +11,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glmchat.checkpoints import fit
+from glmchat.checkpoints.families import describe
 from glmchat.checkpoints.fit import check_folder
-from glmchat.checkpoints.vocabularies import KNOWN, check_vocabulary
-from glmchat.checkpoints.weight_files import tensor_names
+from glmchat.checkpoints.vocabularies import KNOWN, check_vocabulary, generation
+from glmchat.checkpoints.weight_files import folder_config, tensor_names
 from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
+from glmchat.hub.installed import family_at
 
 SIX = {"model_type": "chatglm", "hidden_size": 64, "inner_hidden_size": 256, "num_layers": 2, "num_attention_heads": 4}
 TWO = {"model_type": "chatglm", "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 16,
@@ -109,6 +111,43 @@ def test_a_vocabulary_that_is_absent_or_under_another_models_name_is_told(folder
     shutil.copy(vocabulary(shared, "slim"), folder)
     error = refused(folder)
     assert error.code == "tokenizer.missing" and "ice_text.model, which belongs to other models" in error.message
+
+
+def test_an_export_without_its_vocabulary_is_told_the_file_its_size_and_the_base_that_has_it(folder: Path) -> None:
+    error = refused(folder)
+    assert "tokenizer.model" in error.message
+    assert "1,018,370 bytes" in error.hint and "glmchat pull THUDM/chatglm3-6b --include tokenizer.model" in error.hint
+
+
+GLM_TOKENS = {"64790": {"content": "[gMASK]"}, "64792": {"content": "sop"}}
+ROLES = {"64795": {"content": "<|user|>"}, "64796": {"content": "<|assistant|>"}}
+SIGNS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "nothing": ({}, "chatglm3"),
+    "the tokenizer's name": ({"tokenizer_config.json": {"name_or_path": "THUDM/chatglm2-6b"}}, "chatglm2"),
+    "tokens without roles": ({"tokenizer_config.json": {"added_tokens_decoder": GLM_TOKENS}}, "chatglm2"),
+    "tokens with roles": ({"tokenizer_config.json": {"added_tokens_decoder": {**GLM_TOKENS, **ROLES}}}, "chatglm3"),
+    "added tokens": ({"added_tokens.json": {"[gMASK]": 64790, "<|user|>": 64795}}, "chatglm3"),
+    "code of ChatGLM2": ({"tokenization_chatglm.py": 'prompt += "[Round {}]"'}, "chatglm2"),
+    "code of ChatGLM3": ({"tokenization_chatglm.py": 'role_special_tokens = ["<|user|>"]'}, "chatglm3"),
+    "a hostile file": ({"tokenizer_config.json": [], "added_tokens.json": 7}, "chatglm3"),
+}
+
+
+@pytest.mark.parametrize("case", SIGNS)
+def test_an_export_that_lost_its_name_is_known_by_its_tokenizers_files_wherever_it_is_read(
+    case: str, whole: Path
+) -> None:
+    files, right = SIGNS[case]
+    exported = {"_name_or_path": "output/export", "auto_map": {"AutoModel": "modeling_chatglm.X"}}
+    write_config(whole, {**CONFIGS["chatglm2"], **exported, "transformers_version": "4.41.2"})
+    for name, content in files.items():
+        (whole / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    check_folder(whole)
+    assert generation(folder_config(whole)) == right
+    shown = describe(whole)
+    assert shown is not None and shown.family == right
+    assert family_at(whole) == right
+    assert generation(fit.config_at(whole)) == right
 
 
 @pytest.mark.parametrize(
