@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints import chatglm, chatglm2, gpt2, llama
+from glmchat.checkpoints import chatglm, chatglm2, glm, gpt2, llama
 from glmchat.checkpoints.config import integer, settle_generation, token_ids
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.checkpoints.spec import ModelSpec
@@ -70,6 +70,7 @@ def _parse_other(config: Mapping[str, Any]) -> ModelSpec:
 FAMILIES: tuple[Family, ...] = (
     Family("chatglm", chatglm.matches, chatglm.parse),
     Family("chatglm2", chatglm2.matches, chatglm2.parse),
+    Family("glm", glm.matches, glm.parse),
     Family("gpt2", gpt2.matches, gpt2.parse),
     Family("llama", llama.matches, llama.parse),
     Family("transformers", _any_other, _parse_other),

@@ -48,12 +48,12 @@ class Recipe:
             )
 
     def settled(self, family: str) -> Recipe:
-        """With everything decided. transformers and vLLM read Llamas; the ChatGLM families only glmchat reads.
+        """With everything decided. transformers and vLLM read Llamas and GLM; only glmchat reads ChatGLM.
 
         transformers decodes a folder with one width for all its matrices, so a four-bit Llama keeps embedding and head
         in 16 bits.
         """
-        shared = family == "llama"
+        shared = family in ("llama", "glm")
         ends = (0 if self.bits == 4 and shared else 8) if self.ends is None else self.ends
         return replace(self, ends=ends, portable=shared if self.portable is None else self.portable)
 

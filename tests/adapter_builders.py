@@ -11,12 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 
-def llama(folder: Path) -> LlamaForCausalLM:
+def theirs(folder: Path) -> Any:
     """transformers' own model of a tiny folder, in float32."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def randomise(model: torch.nn.Module, seed: int, size: float = 0.3) -> None:
@@ -29,9 +29,9 @@ def randomise(model: torch.nn.Module, seed: int, size: float = 0.3) -> None:
 
 
 def write_peft(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Any:
-    """A LoRA of the tiny Llama in `base`, saved by PEFT; returns PEFT's model."""
+    """A LoRA of the tiny model in `base`, saved by PEFT; returns PEFT's model."""
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **settings})
-    model = get_peft_model(llama(base), config)
+    model = get_peft_model(theirs(base), config)
     randomise(model, seed)
     model.save_pretrained(folder)
     path = folder / "adapter_config.json"

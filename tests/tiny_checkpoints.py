@@ -28,6 +28,8 @@ _ORIGINALS: dict[str, tuple[str, dict[str, Any]]] = {
 _LLAMAS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    "glm": {"model_type": "glm", "architectures": ["GlmForCausalLM"], "head_dim": 16},
+    "glm4-hf": {"model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "head_dim": 16},
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 16},
 }
 NAMES = (*_ORIGINALS, *_LLAMAS, "gguf", "fallback")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.layers import Mask, RMSNorm, attend, causal_mask, prepare_embedding
+from glmchat.engine.models.layers import Mask, RMSNorm, attend, causal_mask, prepare_embedding, rotate_interleaved
 from glmchat.engine.models.parts import Parts, chatglm2_layer
 from glmchat.engine.models.prefix import PrefixedModel, PrefixEncoder
 from glmchat.engine.prompts.chatglm import chatglm2_prompt
@@ -42,15 +42,6 @@ def rotation(start: int, count: int, spec: ModelSpec, device: torch.device) -> t
     return angles.cos()[:, None], angles.sin()[:, None]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Interleaved partial rotary: in the first half of x [length, heads, head_dim] each two neighbours are a pair that
-    is rotated, the second half stays."""
-    half = x.shape[-1] // 2
-    even, odd = x[..., :half].float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((rotated.to(x.dtype), x[..., half:]), dim=-1)
-
-
 class SelfAttention(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -70,7 +61,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """x [length, hidden]. The projection is all queries, then the keys, then the values of the groups."""
         fused = self.query_key_value(x).view(len(x), -1, self.head_dim)
-        rotated = rotate(fused[:, : self.heads + self.groups], *rotary)
+        rotated = rotate_interleaved(fused[:, : self.heads + self.groups], *rotary)
         query, key = rotated[:, : self.heads], rotated[:, self.heads :].transpose(0, 1)
         value = fused[:, self.heads + self.groups :].transpose(0, 1)
         if cache is not None:

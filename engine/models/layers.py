@@ -68,6 +68,15 @@ class RotaryTable:
         return torch.addcmul(x * cos, x.roll(self._half, -1), sin)
 
 
+def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Interleaved partial rotary: the first dimensions of x [length, heads, head_dim] are pairs of neighbours that are
+    rotated, the rest stays. cos and sin [length, 1, pairs] are float32."""
+    width = 2 * cos.shape[-1]
+    even, odd = x[..., :width].float().view(*x.shape[:-1], -1, 2).unbind(-1)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated.to(x.dtype), x[..., width:]), dim=-1)
+
+
 def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
     """theta ** (-2i / head_dim) for i in 0 .. head_dim / 2."""
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -130,10 +130,12 @@ class Trunk(nn.Module):
 
 
 class Llama(PrefixedModel):
+    trunk: Callable[[ModelSpec], Any] = Trunk
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.model = Trunk(spec)
+        self.model = self.trunk(spec)
         self.tied = "model.embed_tokens" if spec.extra["tied"] else None
         self.lm_head = None if self.tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 

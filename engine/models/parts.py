@@ -19,7 +19,8 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """One layer. qkv: query, key, value, or one matrix that is all; gate_up: gate and up likewise, or one alone."""
+    """One layer. qkv: query, key, value, or one matrix that is all; gate_up: gate and up likewise, or one alone.
+    attention_norm, feed_forward_norm: of what the two parts add to the residual stream (GLM-4-0414)."""
 
     input_norm: nn.Module
     qkv: Sequence[nn.Module]
@@ -27,6 +28,8 @@ class LayerParts:
     second_norm: nn.Module
     gate_up: Sequence[nn.Module]
     down_proj: nn.Module
+    attention_norm: nn.Module | None = None
+    feed_forward_norm: nn.Module | None = None
     query_norm: nn.Module | None = None
     key_norm: nn.Module | None = None
 

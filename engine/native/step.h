@@ -24,6 +24,7 @@ typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) 
 
 typedef struct {
     const float *input_norm, *second_norm; /* [hidden] */
+    const float *attention_norm, *feed_forward_norm; /* [hidden] or NULL: of what is added to x */
     const float *query_norm, *key_norm;    /* [head_dim] or NULL */
     const glm_product *qkv, *o_proj, *gate_up, *down_proj;
     int64_t qkv_count, gate_up_count; /* how many products lie side by side: queries, keys, values; gate, up */
@@ -52,6 +53,7 @@ typedef struct glm_stage {
     const glm_layer *layer;
     const glm_product *products;
     float *y; /* where products write; added to what is there if `add` */
+    const float *closing; /* NULL, or the norm with which `branch` is added to x before anything else */
     int64_t number, count, blocks; /* layer, products */
     int add;
 } glm_stage;
@@ -64,7 +66,7 @@ typedef struct glm_step {
     int chunk_for; /* threads */
     _Atomic uint64_t ticket; /* stage << 32 | next block */
     _Atomic int64_t finished;
-    float *x, *source, *qkv, *gate_up, *low, *partial, *most, *sums, *cosines, *sines;
+    float *x, *branch, *source, *qkv, *gate_up, *low, *partial, *most, *sums, *cosines, *sines;
     glm_job rounded[MOST_PRODUCTS]; /* room for rounded activations: one for each size of group in a stage */
     glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share */
     void (*begin)(struct glm_step *, const glm_stage *);
@@ -111,10 +113,11 @@ static int64_t rank_of(const glm_product *products, int64_t count) {
 
 /* Add a stage of products, and before it one for the low-rank halves that they need. */
 static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_t number, const glm_layer *layer,
-                            const glm_product *products, int64_t count, float *y) {
-    glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .number = number, .count = count};
+                            const glm_product *products, int64_t count, float *y, const float *closing) {
+    glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .closing = closing,
+                       .number = number, .count = count};
     stage.blocks = rank_of(products, count);
-    stage.add = kind == O_PROJ || kind == DOWN;
+    stage.add = kind == O_PROJ ? !layer->attention_norm : kind == DOWN && !layer->feed_forward_norm;
     if (stage.blocks) {
         stages[at++] = stage;
         stage.begin = NOTHING;
@@ -145,6 +148,7 @@ static size_t lay_out(glm_step *step, const glm_network *net, int64_t capacity, 
     size_t used = 0;
     step->stages = slice(room, &used, (net->layers * 9 + 2) * (int64_t)sizeof(glm_stage));
     step->x = slice(room, &used, net->hidden * 4);
+    step->branch = slice(room, &used, net->hidden * 4);
     step->source = slice(room, &used, widest * 4);
     step->qkv = slice(room, &used, (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
     step->gate_up = slice(room, &used, 2 * net->ffn * 4);
@@ -187,14 +191,18 @@ EXPORT void glm_step_run(const glm_network *net, const glm_cache *cache, void *r
     int64_t at = 0, stretches = (step.total + STRETCH - 1) / STRETCH;
     for (int64_t i = 0; i < layers; i++) {
         const glm_layer *layer = &net->layer[i];
-        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, step.qkv);
+        const float *before = i ? layer[-1].feed_forward_norm : NULL;
+        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, step.qkv, before);
         step.stages[at++] = (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
                                         .blocks = net->kv_heads * stretches};
-        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, step.x);
-        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, step.gate_up);
-        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, step.x);
+        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, layer->attention_norm ? step.branch : step.x, NULL);
+        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, step.gate_up,
+                          layer->attention_norm);
+        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, layer->feed_forward_norm ? step.branch : step.x,
+                          NULL);
     }
-    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, logits);
+    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, logits,
+                                  net->layer[layers - 1].feed_forward_norm);
     step.stage_count = at;
     open_stage(&step, 0);
     glm_job job = {.source = &step};

@@ -46,6 +46,8 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         ("input_norm", _pointer),
         ("second_norm", _pointer),
+        ("attention_norm", _pointer),
+        ("feed_forward_norm", _pointer),
         ("query_norm", _pointer),
         ("key_norm", _pointer),
         ("qkv", _pointer),
@@ -183,8 +185,10 @@ class CompiledStep:
         return _Layer(
             self._norm(parts.input_norm),
             self._norm(parts.second_norm),
-            None if parts.query_norm is None else self._norm(parts.query_norm),
-            None if parts.key_norm is None else self._norm(parts.key_norm),
+            *(
+                None if norm is None else self._norm(norm)
+                for norm in (parts.attention_norm, parts.feed_forward_norm, parts.query_norm, parts.key_norm)
+            ),
             self._products(parts.qkv),
             self._products([parts.o_proj]),
             self._products(parts.gate_up),

@@ -225,6 +225,10 @@ GLM_TARGET static void F(gather)(glm_step *step) {
 /* What a stage starts from: its input in `source`, in float32 and rounded for packed weights. */
 GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
     const glm_network *net = step->net;
+    if (stage->closing && stage->begin != NOTHING) {
+        F(rms_norm)(step->branch, stage->closing, net->hidden, net->eps, step->source);
+        for (int64_t i = 0; i < net->hidden; i++) step->x[i] += step->source[i];
+    }
     switch (stage->begin) {
     case QKV: F(rms_norm)(step->x, stage->layer->input_norm, net->hidden, net->eps, step->source); break;
     case GATE_UP: F(rms_norm)(step->x, stage->layer->second_norm, net->hidden, net->eps, step->source); break;

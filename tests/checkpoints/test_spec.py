@@ -1,7 +1,7 @@
 """One ModelSpec counts: what it says of tensors, weights and caches is what the engine then allocates.
 
 Covers checkpoints/recipe.py, checkpoints/families.py, checkpoints/chatglm.py, checkpoints/chatglm2.py,
-checkpoints/llama.py, checkpoints/gpt2.py, checkpoints/config.py.
+checkpoints/llama.py, checkpoints/glm.py, checkpoints/gpt2.py, checkpoints/config.py.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama of a width that no group divides": {**LLAMA, "hidden_size": 120, "head_dim": 30},
     "qwen2": {**LLAMA, "model_type": "qwen2"},
     "qwen3": {**LLAMA, "model_type": "qwen3", "head_dim": 64},
+    "glm": {**LLAMA, "model_type": "glm", "head_dim": 64},
+    "glm4": {**LLAMA, "model_type": "glm4", "head_dim": 64, "attention_bias": False},
     "smollm": {**LLAMA, "model_type": "smollm"},
 }
 

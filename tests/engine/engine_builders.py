@@ -12,8 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from glmchat.checkpoints.families import parse
-from glmchat.engine.models.llama import Llama
+from glmchat.engine.families import family_of
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -44,8 +43,9 @@ def tokenizer() -> Tokenizer:
 
 def weights(config: dict[str, Any], seed: int = 7) -> dict[str, torch.Tensor]:
     """Random tensors under the names of the checkpoint."""
+    family, spec = family_of(config)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Llama(parse(config)).named_parameters()}
+        shapes = {name: p.shape for name, p in family.build(spec).named_parameters()}
     noise = torch.Generator().manual_seed(seed)
     return {
         name: 1 + 0.1 * torch.randn(shape, generator=noise)

@@ -234,13 +234,13 @@ def test_real_configurations_are_refused_on_another_model_for_what_they_are(
 def test_virtual_tokens_of_peft_give_pefts_logits_on_a_llama(tmp_path: Path, builders: ModuleType, kind: str) -> None:
     base = builders.write_folder(tmp_path / "base")
     if kind == "prompt":
-        model = get_peft_model(adapters.llama(base), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
+        model = get_peft_model(adapters.theirs(base), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6))
     else:
         projected = kind == "projected"
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=6, prefix_projection=projected, encoder_hidden_size=32
         )
-        model = get_peft_model(adapters.llama(base), config)
+        model = get_peft_model(adapters.theirs(base), config)
     adapters.randomise(model, 3)
     model.save_pretrained(tmp_path / "virtual")
     ids = [1, 40, 77, 105, 9]

@@ -109,7 +109,7 @@ def test_a_trained_head_of_a_tied_model_leaves_the_embedding_alone(base: Path, t
 def test_two_adapters_are_the_weighted_sum_that_peft_computes(base: Path, tmp_path: Path) -> None:
     adapters.write_peft(base, tmp_path / "one", seed=1)
     adapters.write_peft(base, tmp_path / "two", seed=2, target_modules=["v_proj", "up_proj"], r=3)
-    reference = PeftModel.from_pretrained(adapters.llama(base), tmp_path / "one", adapter_name="one")
+    reference = PeftModel.from_pretrained(adapters.theirs(base), tmp_path / "one", adapter_name="one")
     reference.load_adapter(tmp_path / "two", adapter_name="two")
     reference.base_model.set_adapter(["one", "two"])
     for name, weight in (("one", 0.5), ("two", -1.25)):
@@ -130,7 +130,7 @@ def test_a_packed_base_gives_what_its_dequantised_matrices_give(
 ) -> None:
     adapters.write_peft(base, tmp_path / "lora", target_modules="all-linear", use_dora=dora)
     engine = load(base, quant=quant)
-    plain = adapters.llama(base)
+    plain = adapters.theirs(base)
     for name, module in engine.model.named_modules():
         if isinstance(module, QuantLinear) and not name.startswith("model.embed_tokens"):
             plain.get_submodule(name).weight.data = module.dequantise()

@@ -35,7 +35,7 @@ def test_transformers_loads_the_merged_model_and_agrees_with_peft(
     reference = adapters.peft_logits(adapters.write_peft(base, tmp_path / "lora", **settings), IDS)
     folder = merge(read_adapter(tmp_path / "lora"), base, tmp_path / "merged")
     with torch.no_grad():
-        found = adapters.llama(folder)(input_ids=torch.tensor([IDS])).logits[0]
+        found = adapters.theirs(folder)(input_ids=torch.tensor([IDS])).logits[0]
     tied = settings.get("modules_to_save") is not None
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is not tied
     assert float((found - reference).abs().max()) < 1e-4

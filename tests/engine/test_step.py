@@ -37,6 +37,8 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "every head its own keys": {"num_key_value_heads": 4, "head_dim": 48},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "glm": {"model_type": "glm", "head_dim": 32},
+    "glm4": {"model_type": "glm4", "head_dim": 32, "tie_word_embeddings": False},
 }
 GLM = {"hidden_size": 64, "num_layers": 3, "num_attention_heads": 4, "kv_channels": 32, "ffn_hidden_size": 96,
        "padded_vocab_size": 300, "seq_length": 512}  # fmt: skip
