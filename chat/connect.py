@@ -15,10 +15,12 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.checkpoints import card_fit
+from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
+from glmchat.core.text import one_line
 from glmchat.hub import adapters as adapter_store
 
 
@@ -115,6 +117,13 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
         device_reason=fact("device_reason"),
         launch=None if launch.server is not None else _loaded(launch),
     )
+
+
+def unused_card(identity: ModelIdentity) -> str | None:
+    """The words for an engine that computes on the CPU of a machine with an NVIDIA driver; None for any other."""
+    if identity.device != "cpu" or not identity.device_reason or look().driver is None:
+        return None
+    return tr("on the CPU: {reason}; `glmchat doctor` says what helps", reason=one_line(identity.device_reason, 300))
 
 
 def _loaded(launch: LaunchOptions) -> dict[str, Any]:

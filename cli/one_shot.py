@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note, trimmed_note
-from glmchat.chat.connect import Connection, connect, open_session
+from glmchat.chat.connect import Connection, connect, open_session, unused_card
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -87,6 +87,8 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
         if shown:
             shown[0].__exit__(None, None, None)
     with connection:
+        if (words := unused_card(connection.identity)) is not None:
+            output.say(words)
         yield connection
 
 

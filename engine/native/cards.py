@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from glmchat.checkpoints.card_fit import card_need, device_plan, nearest
 from glmchat.checkpoints.device_plan import DevicePlan, evenly
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.core.cards import Card, Cards, TorchBuild, look, written
+from glmchat.core.cards import Card, Cards, TorchBuild, compiler_obstacle, look, written
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
@@ -84,7 +84,9 @@ def choose_devices(
             hint=tr("`nvidia-smi` and `glmchat doctor` show what is wrong"),
             code="device.missing",
         )
-    return replace(plan, devices=tuple(_numbered(device, cards) for device in plan.devices))
+    lacks = compiler_obstacle()  # Triton then starts nothing: torch computes on the card, more slowly
+    reason = plan.reason if lacks is None else f"{plan.reason}; {lacks.sentence}"
+    return replace(plan, devices=tuple(_numbered(device, cards) for device in plan.devices), reason=reason)
 
 
 @cache

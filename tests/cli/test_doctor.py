@@ -146,3 +146,22 @@ def test_a_card_that_cannot_be_used_is_refused_before_an_engine_starts(
     assert run(["show", str(folder), "--fit"]) == 0
     told = capsys.readouterr()
     assert "535.183.01" in told.out + told.err and "cu126" in told.out + told.err
+
+
+def test_an_answer_from_the_cpu_beside_a_card_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this torch was built with CUDA")
+    folder = build("llama", tmp_path / "llama")
+    become(monkeypatch, tmp_path, card(), torch_cuda=None)
+    monkeypatch.setenv("PYTHONPATH", str(NVML))
+    answer = ["run", str(folder), "hello", "--dtype", "float32", "--max-tokens", "2"]
+    assert run(answer) == 0
+    err = capsys.readouterr().err
+    assert "on the CPU: the installed torch was built without CUDA; `glmchat doctor` says what helps" in err
+    assert run([*answer, "--device", "cpu"]) == 0
+    assert "on the CPU" not in capsys.readouterr().err
+    become(monkeypatch, tmp_path)
+    assert run(answer) == 0
+    assert "on the CPU" not in capsys.readouterr().err

@@ -141,6 +141,15 @@ def test_a_lost_engine_is_what_the_status_line_says_first() -> None:
     assert text.plain.strip().startswith("engine stopped · F5")
 
 
+def test_the_status_line_says_where_the_model_computes_and_why_and_the_reason_goes_first() -> None:
+    facts = Facts("m", device="cuda:1", device_reason="RTX 3090, 22.1 GB free", limit=2048)
+    assert "cuda:1 · RTX 3090, 22.1 GB free" in status_text(facts, 80, PALETTES["dark"]).plain
+    narrow = status_text(facts, 24, PALETTES["dark"]).plain
+    assert "cuda:1" in narrow and "RTX" not in narrow
+    facts = Facts("m", device="cpu", device_reason="the installed torch was built without CUDA")
+    assert "CPU · the installed torch was built without CUDA" in status_text(facts, 80, PALETTES["dark"]).plain
+
+
 def test_progress_shows_a_share() -> None:
     assert "42%" in status_text(Facts("m", activity="loading the weights", progress=0.42), 80, PALETTES["dark"]).plain
 
