@@ -124,6 +124,7 @@ class CardStep:
         self._state = self._empty(_STATE, torch.int32)
         self._on_cuda = self._device.type == "cuda"
         self._state_host = torch.zeros(_STATE, dtype=torch.int32, pin_memory=self._on_cuda)
+        self._state_numbers = self._state_host.numpy()
         self._sent: Any = None  # reached when the state of the token before is on the card
         if self._on_cuda:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -174,8 +175,7 @@ class CardStep:
         """
         if self._sent is not None:
             self._sent.synchronize()
-        for place, value in enumerate((token, cache.length, position, second_position)):
-            self._state_host[place] = value
+        self._state_numbers[:4] = token, cache.length, position, second_position
         self._state.copy_(self._state_host, non_blocking=True)
         if self._sent is not None:
             self._sent.record()

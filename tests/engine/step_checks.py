@@ -1,7 +1,7 @@
 """The card's step against the model's own forward, in Triton's interpreter: test_gpu_kernels.py starts this program.
 
-`python -P step_checks.py FAMILY[:BITS] ...`: tiny networks with random weights, dense or packed; logits, candidates and
-what stands in the cache after each token; the list of launches is the same for every token.
+`python -P step_checks.py FAMILY[:BITS][+lora][+prefix] ...`: tiny networks with random weights, dense or packed;
+logits, candidates and what stands in the cache after each token; the list of launches is the same for every token.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmchat.engine.adapters.low_rank import AdaptedLinear, LowRank
 from glmchat.engine.families import family_of
 from glmchat.engine.gpu.choose import Choice
 from glmchat.engine.gpu.step import CardStep
 from glmchat.engine.gpu.words import CardWords
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.quantize.kernels import Shape
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
@@ -64,8 +66,31 @@ def random_model(config: dict[str, Any], bits: int) -> LanguageModel:
     return model
 
 
-def check(config: dict[str, Any], bits: int) -> None:
+def adapt(model: LanguageModel) -> None:
+    """Adapters on two of three matrices of the layers, of several ranks: the base in the row that one leaves out."""
+    noise = torch.Generator().manual_seed(4)
+    places = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | QuantLinear) and ".linear" not in path and path.count(".") > 2
+    ]
+    assert places
+    for number, (path, module) in enumerate(places):
+        if number % 3 == 2:
+            continue
+        rank = (3, 8, 20)[number % 3 + number % 2]
+        down, up = torch.randn(module.in_features, rank, generator=noise), torch.randn(rank, module.out_features)
+        model.swap(path, AdaptedLinear(module, LowRank(down * 0.1, up * 0.1)))
+
+
+def check(config: dict[str, Any], bits: int, *, lora: bool = False, prefix: bool = False) -> None:
     model = random_model(config, bits)
+    spec = model.spec
+    if lora:
+        adapt(model)
+    if prefix:
+        assert isinstance(model, PrefixedModel)
+        model.set_prefix(torch.randn(spec.layers, 2, spec.kv_heads, 5, spec.head_dim) * 0.3)
     cache = model.new_cache(48, torch.float32)
     model(torch.tensor(PROMPT), cache, last_only=True)
     parts = model.parts()
@@ -73,7 +98,8 @@ def check(config: dict[str, Any], bits: int) -> None:
     step = CardStep(parts, model.spec, cache)
     choice = Choice(0.7, 1.0, (), ())
     listed = [launch.addresses() for launch in step.launches()]
-    assert len(listed) == 6 * model.spec.layers + 4
+    adapted = sum(isinstance(module, AdaptedLinear) for module in model.modules())
+    assert 6 * spec.layers + 4 + (adapted > 0) <= len(listed) <= 6 * spec.layers + 4 + adapted
     for token in (9, 44):
         row = step(token, cache, *model.positions(cache))
         assert [launch.addresses() for launch in step.launches()] == listed
@@ -96,6 +122,7 @@ def check(config: dict[str, Any], bits: int) -> None:
 if __name__ == "__main__":
     with torch.inference_mode():
         for name in sys.argv[1:]:
-            family, _, bits = name.partition(":")
-            check(CONFIGS[family], int(bits or 0))
+            form, *more = name.split("+")
+            family, _, bits = form.partition(":")
+            check(CONFIGS[family], int(bits or 0), lora="lora" in more, prefix="prefix" in more)
     print("right")
