@@ -14,6 +14,7 @@ import signal
 import sys
 from datetime import datetime
 from functools import wraps
+from types import GeneratorType
 from typing import Any, NoReturn
 
 from glmchat.engine.prompts.typed_text import (
@@ -24,6 +25,7 @@ from glmchat.engine.prompts.typed_text import (
     joined,
     owned,
     spans,
+    written,
 )
 
 MEMORY = 512 * 2**20
@@ -61,12 +63,20 @@ def _limit(size: int = 0) -> None:
             continue
 
 
-def _carrying(work: Any) -> Any:
+# Filters that hand on what they were given, piece by piece with its owners. Others may join pieces in their own way,
+# so what they make belongs as a whole to whoever their input belongs to.
+_EXACT = frozenset({"trim", "join", "replace", "string", "default", "d", "first", "last", "reverse", "attr"})
+
+
+def _carrying(name: str, work: Any) -> Any:
     """A filter whose text belongs to whoever its input belongs to."""
 
     @wraps(work)
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        return inherited(work(*args, **kwargs), *args, *kwargs.values())
+        result = work(*args, **kwargs)
+        if isinstance(result, str) and name not in _EXACT:
+            result = "".join(result)
+        return inherited(result, *args, *kwargs.values())
 
     return filtered
 
@@ -105,29 +115,36 @@ def _environment() -> Any:
         intercepted_binops = frozenset({"%"})
 
         def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-            made = super().call(__context, __obj, *args, **kwargs)
-            return inherited(made, getattr(__obj, "__self__", None), *args, *kwargs.values())
+            args = tuple(list(arg) if isinstance(arg, GeneratorType) else arg for arg in args)
+            result, of = super().call(__context, __obj, *args, **kwargs), getattr(__obj, "__self__", None)
+            if isinstance(of, bytes):  # which know no owners
+                return owned(result, TYPED)
+            return inherited(result, of, *args, *kwargs.values())
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             return inherited(super().call_binop(context, operator, left, right), left, right)
 
     environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"], cache_size=0
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, "jinja2.ext.loopcontrols"],
+        cache_size=0,
+        finalize=lambda value: written(value) if isinstance(value, list | tuple | dict) else value,
     )
 
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     def join(value: Any, between: str = "", attribute: Any = None) -> str:
-        parts = [part[attribute] for part in value] if attribute is not None else value
-        return joined(between, [str(part) for part in parts])
+        parts = [environment.getitem(part, attribute) for part in value] if attribute is not None else value
+        return joined(between, [written(part) for part in parts])
 
     def refuse(words: Any = "") -> NoReturn:
         raise _Refused(str(words)[:500])
 
     environment.filters["tojson"] = tojson
     environment.filters["join"] = join
-    environment.filters = {name: _carrying(work) for name, work in environment.filters.items()}
+    environment.filters = {name: _carrying(name, work) for name, work in environment.filters.items()}
     setattr(jinja2.runtime, "str_join", concatenated)  # noqa: B010 - what `~` joins by
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -142,7 +159,7 @@ def _answer(state: dict[str, Any], request: dict[str, Any], size: int) -> dict[s
             state["template"] = state["environment"].from_string(request["template"])
             return {"ok": True}
         parts, length, most = [], 0, largest_output(size)
-        for part in state["template"].generate(**_owned(request)):
+        for part in state["template"].generate(_owned(request)):
             length += len(part)
             if length > most:
                 return {"limit": f"it writes more than {most // 2**20} MB"}

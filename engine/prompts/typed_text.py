@@ -20,10 +20,11 @@ class OwnedText(str):
 
     owners: str
 
-    def __new__(cls, text: str, owners: str) -> OwnedText:
-        made = super().__new__(cls, text)
-        made.owners = owners
-        return made
+    def __new__(cls, text: str, owners: str | None = None) -> OwnedText:
+        """owners None: nobody knows, so a person."""
+        owned_text = super().__new__(cls, text)
+        owned_text.owners = TYPED * len(text) if owners is None else owners
+        return owned_text
 
     def __str__(self) -> str:
         return self
@@ -113,7 +114,14 @@ def joined(between: str, parts: list[str]) -> str:
 
 def concatenated(parts: Iterable[Any]) -> str:
     """What Jinja joins output by."""
-    return joined("", [str(part) for part in parts])
+    return joined("", [written(part) for part in parts])
+
+
+def written(value: Any) -> str:
+    """What Jinja prints of a value: of a list or an object its form in Python, which belongs to who is in it."""
+    text = value if isinstance(value, str) else inherited(str(value), value)
+    assert isinstance(text, str)
+    return text
 
 
 def owned(value: Any, owner: str) -> Any:
@@ -127,12 +135,19 @@ def owned(value: Any, owner: str) -> Any:
 
 def inherited(result: Any, *sources: Any) -> Any:
     """`result` of an operation that carries no owners along: a person's as a whole if any of `sources` was."""
-    plain = type(result) is str or (isinstance(result, list | tuple) and any(type(item) is str for item in result))
+    plain = _is_plain(result) or (isinstance(result, list | tuple) and any(map(_is_plain, result)))
     owners = set().union(*map(_owners_in, sources)) if plain else set()
     owner = next((owner for owner in (TYPED, MODEL) if owner in owners), TEMPLATE)
     if owner == TEMPLATE:
         return result
-    return owned(result, owner) if type(result) is str else [owned(item, owner) for item in result]
+    if isinstance(result, str):
+        return owned(result, owner)
+    return [owned(item, owner) if _is_plain(item) else item for item in result]
+
+
+def _is_plain(value: Any) -> bool:
+    """A text without owners: `str`, or what Jinja makes of one to mark it as escaped."""
+    return isinstance(value, str) and not isinstance(value, OwnedText)
 
 
 def _owners_in(value: Any) -> set[str]:
