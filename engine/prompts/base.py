@@ -111,7 +111,7 @@ def read_messages(messages: Sequence[Message | Mapping[str, Any]], prompt: Promp
     if not prompt.takes_tools and any(m.tools is not None for m in conversation):
         raise Usage(
             tr("this model's format does not support tools"),
-            hint=tr("ChatGLM3-6B and GLM-4 do; for others, describe the tools in the text of the system message"),
+            hint=tr("ChatGLM3-6B, GLM-4 and templates with tools do; for others, describe them in the system message"),
             code="prompt.tools",
         )
     return conversation

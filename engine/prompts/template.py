@@ -8,7 +8,9 @@ person typed is encoded as ordinary text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,11 +109,20 @@ class TemplatePrompt(PromptFormat):
             raise
         return mark in text
 
+    @cached_property
+    def takes_tools(self) -> bool:  # type: ignore[override]
+        """Does the template ask for them? One that does not would drop them in silence."""
+        return bool(re.search(r"{[{%][^}]*\btools\b", self._template.source))
+
     @property
     def identity(self) -> str:
         return "sha256:" + of_text(self._template.source)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+        tools = next((message.tools for message in messages if message.tools is not None), None)
+        if tools is not None:
+            variables = {**variables, "tools": list(tools)}
+            messages = [replace(m, tools=None) for m in messages if m.tools is None or m.content]
         prepared = [message.to_json() for message in self._with_system(messages)]
         return self._encode(self._template.render(prepared, variables=variables))
 

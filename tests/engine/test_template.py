@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Hostile, Usage
 from glmchat.core.messages import Message
-from glmchat.engine import load_tokenizer
+from glmchat.engine import Engine, load_tokenizer
 from glmchat.engine.families import identify
 from glmchat.engine.prompts.base import NoChat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
@@ -296,6 +296,34 @@ def test_a_system_prompt_that_a_template_does_not_take_stands_before_the_first_q
 def test_a_template_that_takes_one_gets_it(chat: TemplatePrompt, known: HFTokenizer) -> None:
     assert chat.has_system
     assert "system\nBe brief." in known.decode(chat.render([Message("system", "Be brief."), Message("user", "Why?")]))
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "天气 & <more>", "parameters": {}}}]
+ASKED = {"role": "user", "content": "hi"}
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("content", ["", "Be brief."])
+def test_the_tools_of_a_system_message_reach_a_template_that_asks_for_them(
+    content: str, tmp_path: Path, builders: ModuleType
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = builders.write_folder(tmp_path, template=WITH_TOOLS)
+    found = Engine.load(folder, threads=1).render([{"role": "system", "content": content, "tools": TOOLS}, ASKED])
+    messages = [{"role": "system", "content": content}] * bool(content) + [ASKED]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert found == theirs.apply_chat_template(messages, tools=TOOLS, add_generation_prompt=True)["input_ids"]
+
+
+def test_tools_are_refused_where_the_template_knows_none(tmp_path: Path, builders: ModuleType) -> None:
+    engine = Engine.load(builders.write_folder(tmp_path), threads=1)
+    with pytest.raises(Usage, match="support tools"):
+        engine.render([{"role": "system", "content": "", "tools": TOOLS}, ASKED])
 
 
 def test_a_base_model_says_that_it_has_no_chat_template(tmp_path: Path, builders: ModuleType) -> None:
