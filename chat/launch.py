@@ -119,14 +119,17 @@ def not_installed(reference: Reference) -> GlmchatError:
     row = find_installed(reference.base, incomplete=True)
     if row is not None and not row.complete:
         return unfinished(row)
-    name = one_line(str(reference.base))
-    return NotInstalled(tr("{name} is not on this machine", name=name), hint=f"glmchat pull {name}")
+    name = one_line(str(reference))
+    return NotInstalled(
+        tr("{name} is not on this machine", name=name), hint=f"glmchat pull {one_line(str(reference.base))}"
+    )
 
 
 def unfinished(row: Installed) -> GlmchatError:
     """What an incomplete model lacks, and what brings it."""
     root = row.manifest.root if row.manifest is not None else row.path
     lacking = [f.path for f in row.files if not (root / f.path).is_file() or (root / f.path).stat().st_size != f.size]
+    lacking += [p.name for p in sorted(root.glob("*")) if p.is_symlink() and not p.exists() and p.name not in lacking]
     total = sum(f.size for f in row.files)
     if not lacking:  # what is listed is here, and it is no model: the folder itself says why
         try:

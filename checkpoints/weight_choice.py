@@ -49,8 +49,10 @@ def choose_weights(
     chooses.
     """
     here = {name for name in names if "/" not in name}
-    if isinstance(named, str) and named in here:
-        return _of_index(named, here, read_index) if named.endswith(INDEX) else WeightSet((named,))
+    if isinstance(named, str) and named:
+        if named.endswith(INDEX) and named in here:
+            return _of_index(named, here, read_index)
+        return WeightSet((named,), None, () if named in here else (named,))
     for single in SINGLES:
         if single in here:
             return WeightSet((single,))
@@ -108,10 +110,10 @@ def _numbered_sets(names: Iterable[str]) -> list[WeightSet]:
         widths[key] = min(len(match["number"]), widths.get(key, 9))
     sets = []
     for (before, rest), numbers in groups.items():
-        first = 0 if 0 in numbers else 1
+        first, count = 0 if 0 in numbers else 1, counts[before, rest]
+        last = count if first or count in numbers else count - 1  # some count files, some name the last number
         files = [
-            numbers.get(number, f"{before}{number:0{widths[before, rest]}d}{rest}")
-            for number in range(first, first + counts[before, rest])
+            numbers.get(number, f"{before}{number:0{widths[before, rest]}d}{rest}") for number in range(first, last + 1)
         ]
         absent = [file for number, file in enumerate(files, first) if number not in numbers]
         sets.append(WeightSet(tuple(files), None, tuple(absent)))
@@ -145,6 +147,12 @@ def no_weights(where: str, names: Collection[str]) -> Damaged:
                 ),
                 code="weights.layout",
             )
+    if gguf := [name for name in top if name.endswith(".gguf")]:
+        return Damaged(
+            tr("{where} has its weights only as GGUF", where=where),
+            hint=tr("name the GGUF file itself: {path}", path=f"{where}/{one_line(gguf[0])}"),
+            code="weights.unread",
+        )
     tensors = [name for name in top if _is_tensors(name)]
     variants = [(name, match["variant"]) for name in tensors if (match := _VARIANT.fullmatch(name))]
     below = sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)})

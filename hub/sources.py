@@ -260,7 +260,11 @@ def _from_tree(place: HubEndpoint, api: HfApi, repo: str, commit: str) -> tuple[
     try:
         entries = [e for e in api.list_repo_tree(repo, recursive=True, revision=commit) if isinstance(e, RepoFile)]
         return tuple(_hf_file(place, repo, e.path, e.size, e.blob_id, e.lfs) for e in entries)
-    except (HfHubHTTPError, httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except HfHubHTTPError as error:
+        if error.response.status_code == 429:
+            raise _Busy(asked_wait(error.response.headers)) from None
+        return ()
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ()  # the names are known; files whose hash nobody knows are refused or trusted later
 
 

@@ -130,6 +130,7 @@ def test_what_transformers_loads_is_what_is_chosen(case: str, toy: Path, folder:
         FIVE,
         ["model-00001-of-00001.safetensors"],
         FROM_ZERO,
+        numbered("model-{:05d}-of-00001.safetensors", (0, 1)),
         SIX_BIN,
         PLAIN,
         numbered("model.safetensors-{:05d}-of-00002", (1, 2)),
@@ -167,6 +168,13 @@ def test_a_missing_shard_is_named(index: str | None, toy: Path, folder: Path) ->
     assert SIX[1] in error.message and SIX[0] not in error.message
 
 
+def test_a_file_that_config_json_names_and_that_is_not_there_is_missed(toy: Path, folder: Path) -> None:
+    shards(toy, folder, [SAFE])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    assert "other.safetensors" in refused(folder, "weights.missing_shard").message
+
+
 def test_an_index_of_other_files_beside_a_whole_set_is_named_with_the_way_out(toy: Path, folder: Path) -> None:
     shards(toy, folder, FIVE)
     shards(toy, folder, THREE, SAFE_INDEX, None)
@@ -200,6 +208,7 @@ LAYOUTS: Mapping[str, tuple[Sequence[str], str, str]] = {
     "another name": (["merged.safetensors"], "weights.unread", "merged.safetensors"),
     "TensorFlow": (["tf_model.h5"], "weights.unread", "tf_model.h5"),
     "a .pth": (["model.pth"], "weights.unread", "model.pth"),
+    "GGUF beside a config": (["x-Q4_0.gguf"], "weights.unread", "GGUF"),
     "a sub-folder": (["weights/model.safetensors"], "weights.unread", "weights"),
     "nothing": (["notes.txt"], "weights.none", "no weights"),
 }

@@ -128,6 +128,14 @@ def test_a_pull_that_another_program_finished_is_whole(hub: LoopbackHub, capsys:
     assert code == 0 and "is already here" in err
 
 
+def test_a_link_without_its_blob_is_named_also_where_nobody_wrote_a_record(hub: LoopbackHub, capsys: Any) -> None:
+    snapshot = put_into_cache("acme/tiny", "a" * 40, {**FILES, "pytorch_model.bin": b"x"}, ref="main")
+    (snapshot / "model.safetensors").resolve().unlink()
+    assert row_of(capsys)["complete"] is False
+    code, _, err = glmchat(capsys, "run", "acme/tiny", "hi")
+    assert code == 1 and "model.safetensors" in err  # and pytorch_model.bin does not answer in its place
+
+
 def test_a_narrow_pull_that_another_program_widened_is_a_model_and_all_of_it_is_verified(
     hub: LoopbackHub, capsys: Any
 ) -> None:
