@@ -81,6 +81,14 @@ def test_open_folders_and_broken_proxies_are_problems_with_hints(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_file_of_certificates_that_is_not_there_is_a_problem(
+    without_engine: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
+    problems = [one for one in checks.diagnose()["problems"] if "SSL_CERT_FILE" in one["message"]]
+    assert len(problems) == 1 and "company.pem" in problems[0]["message"] and problems[0]["hint"]
+
+
 def test_a_socket_folder_of_somebody_else_is_told(
     without_engine: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
