@@ -84,7 +84,7 @@ class Sequences:
         """
         if name == self._name:
             return
-        if self._cache is not None and self._ids and _fits_beside(self._cache):
+        if self._cache is not None and self._ids and _fits_beside(self._cache, self.device):
             self._spare[self._name] = (self._cache, self._ids, self.passes)
         self._cache, self._ids, self.passes = self._spare.pop(name, (None, [], Passes()))
         self._name = name
@@ -226,9 +226,8 @@ class Sequences:
         self._ids.extend(ids)
 
 
-def _fits_beside(cache: KVCache) -> bool:
+def _fits_beside(cache: KVCache, device: str) -> bool:
     """On the CPU pages that were never written cost nothing, so it is the filled part that must fit; a card's are."""
-    device = str(cache.keys[0].device)
     free = free_memory(device)
     filled = min(1.0, cache.length / max(cache.capacity, 1)) if device == "cpu" else 1.0
     return free is None or cache.nbytes * filled * _ROOM < free

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -248,6 +248,9 @@ class _Routes:
         variables = generation.sampling.template_variables
         if generation.prompt_ids is not None:
             return list(generation.prompt_ids), 0
+        texts = [generation.prompt or ""] if messages is None else [message.content for message in messages]
+        if (size := sum(map(len, texts))) > _HOPELESS * engine.context:
+            await self._refuse_hopeless(texts, size)
         if messages is None:
             text = generation.prompt or ""
             return await self._text(lambda: engine.complete(text)), 0
@@ -259,6 +262,29 @@ class _Routes:
         opened = await self._text(lambda: engine.render_open(messages, variables))
         before = await self._text(lambda: engine.render(messages[:-1], variables))
         return opened, max(0, len(opened) - len(before))
+
+    async def _refuse_hopeless(self, texts: Sequence[str], size: int) -> None:
+        """A text of many times the context is refused by its beginning: to render and count 15 MB takes half a minute.
+
+        Raises DoesNotFit; returns where the beginning says nothing (blanks that are few tokens).
+        """
+        engine = self._host.ready()
+        sample = "\n".join(texts)[: _HOPELESS * engine.context]
+        tokens = len(await self._text(lambda: engine.tokenize(sample)))
+        if tokens > engine.context:
+            about = tokens * size // len(sample)
+            raise DoesNotFit(
+                tr(
+                    "the prompt has about {length} tokens, but the context holds only {context}",
+                    length=about,
+                    context=engine.context,
+                ),
+                hint=tr("shorten the conversation, or load the model with a larger --context"),
+                code="context.full",
+            )
+
+
+_HOPELESS = 16  # characters for each token of the context; no language has half as many
 
 
 def _check_length(length: int, context: int) -> None:

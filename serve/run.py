@@ -1,7 +1,8 @@
 """The server as a program: its socket, the pipe that ends it, and how long a client may take to say a request.
 
 uvicorn limits the silence between two requests, and nothing else: a client that opens connections and says nothing, or
-a byte a minute, holds them for ever, key or no key.
+a byte a minute, holds them for ever, key or no key. And it hangs up on a client that closes its half of the connection
+when it has asked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import ClassVar
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
@@ -51,6 +52,28 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client may close its half of the connection behind its request, and wait for the answer (nc, socat).
+
+        One that has gone altogether looks the same until something is sent to it. So something is sent that says
+        nothing, at once and again, until the answer is complete; who has gone answers that with a reset.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or self.conn.their_http_version == b"1.0":
+            return False  # nothing is owed, or nothing can be sent
+        cycle.keep_alive = False
+        self._sound_out(cycle, 0.05)
+        return True
+
+    def _sound_out(self, cycle: RequestResponseCycle, again: float) -> None:
+        if cycle.response_complete or cycle.disconnected or self.transport.is_closing():
+            return
+        if not cycle.response_started:
+            self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        elif data := self.conn.send(h11.Data(data=b": \n\n")):  # only a stream of events takes its time
+            self.transport.write(data)
+        self.loop.call_later(again, self._sound_out, cycle, 1.0)
 
     def _wait_for_request(self) -> None:
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):

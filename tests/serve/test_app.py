@@ -286,6 +286,18 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(serve: Se
     assert "19" in error["message"] and "10" in error["message"] and error["exit"] == 4
 
 
+@pytest.mark.parametrize("size", [5_000_000, 15_000_000])
+def test_a_prompt_of_any_size_is_too_long_and_no_fault_of_the_model(serve: Serve, size: int) -> None:
+    engine = FakeEngine(context=100)
+    engine.render = engine.complete = lambda *given: pytest.fail("it is refused before it is rendered")  # type: ignore
+    running = serve(engine)
+    body = {"messages": [{"role": "user", "content": "word " * (size // 5)}]}
+    for path, asked in (("chat/completions", body), ("completions", {"prompt": "word " * (size // 5)})):
+        answer = running.client.post(f"/v1/{path}", json=asked)
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context.full"
+        assert str(size // 1000) in answer.json()["error"]["message"], "the fake engine's tokens are characters"
+
+
 def test_an_unknown_model_is_refused_with_those_that_are_there(serve: Serve) -> None:
     answer = serve().ask(model="gpt-4")
     assert answer.status_code == 404 and "fake" in answer.json()["error"]["hint"]

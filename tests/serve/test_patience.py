@@ -6,7 +6,7 @@ import json
 import socket
 
 import pytest
-from fakes import GatedEngine
+from fakes import FakeEngine, GatedEngine
 from polling import SECONDS, wait_until
 from running import Serve
 
@@ -57,3 +57,32 @@ def test_an_answer_may_take_longer_than_its_question(serve: Serve, monkeypatch: 
         engine.gate.set()
         with asking.makefile("rb") as answer:
             assert b'"content":"one two"' in answer.read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_closes_its_half_behind_the_question_is_answered(serve: Serve, stream: bool) -> None:
+    engine = GatedEngine()
+    running = serve(engine, tcp=True)
+    body = json.dumps({**QUESTION, "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=SECONDS) as asking:
+        asking.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        asking.shutdown(socket.SHUT_WR)
+        wait_until(lambda: running.host.line)
+        engine.gate.set()
+        with asking.makefile("rb") as answer:
+            said = answer.read()  # to the end: the connection is closed behind the answer
+    assert b" 200 OK" in said and (b'"one "' if stream else b'"content":"one two"') in said
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_client_that_closes_both_halves_is_found_out(serve: Serve, stream: bool, tcp: bool) -> None:
+    running = serve(FakeEngine(seconds_per_prefill=600, prefill_steps=60_000), tcp=tcp)
+    body = json.dumps({**QUESTION, "stream": stream}).encode()
+    address: object = running.uds or ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as asking:
+        asking.connect(address)  # type: ignore[arg-type]
+        asking.sendall(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        wait_until(lambda: running.engine.asked)
+    wait_until(lambda: running.engine.stopped == 1)
+    assert running.client.get("/health").status_code == 200
