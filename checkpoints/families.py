@@ -83,6 +83,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
         if family.matches(config):
             return family
     kind = config.get("model_type") or config.get("architectures") or "no architecture"
+    if config.get("gguf"):
+        raise Damaged(
+            tr("this GGUF file of the architecture {kind} has settings that glmchat does not compute",
+               kind=one_line(str(kind), 80)),
+            hint=tr("use the Hugging Face folder of this model"),
+            code="gguf.unread",
+        )  # fmt: skip
     raise Damaged(
         f"glmchat does not know this model: config.json names {one_line(str(kind), 80)}",
         hint=tr("`glmchat show` lists the families it runs"),

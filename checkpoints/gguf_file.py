@@ -9,6 +9,7 @@ Its words for the Llama family are said here in those of config.json and of its 
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import shlex
@@ -268,7 +269,6 @@ _MEASURES = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
-    "expert_count": "num_local_experts",
 }
 
 _OUTER = {
@@ -381,13 +381,19 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
             ),
             code="gguf.architecture",
         )
+    if not file.tensors:
+        raise Damaged(
+            tr("{name} contains no tensors", name=one_line(file.path.name)),
+            hint=tr("it is only a vocabulary, or one of several files: name the file with the weights"),
+            code="gguf.no_tensors",
+        )
+    if meta.get(f"{architecture}.expert_count"):
+        raise _unread(file, tr("a mixture of experts"))
     for word, ours in _MEASURES.items():
         value = meta.get(f"{architecture}.{word}")
         if value is not None:
             config[ours] = value
-    scaling = meta.get(f"{architecture}.rope.scaling.type")
-    if scaling not in (None, "none"):
-        config["rope_scaling"] = {"rope_type": scaling, "factor": meta.get(f"{architecture}.rope.scaling.factor")}
+    config |= _rope(file, architecture)
     if "rope_freqs.weight" in file.tensors:
         config["rope_freqs"] = True
     rotated = meta.get(f"{architecture}.rope.dimension_count")
@@ -403,6 +409,34 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     config["eos_token_id"] = [value for value in ids if isinstance(value, int)]
     config["bos_token_id"] = meta.get("tokenizer.ggml.bos_token_id")
     return config
+
+
+def _rope(file: GGUFFile, architecture: str) -> dict[str, Any]:
+    """The scaling of rotary positions in config.json's words; llama.cpp takes a factor without a type as linear."""
+    meta: Mapping[str, Any] = file.metadata
+    said = {key: meta.get(f"{architecture}.rope.{key}") for key in ("scaling.type", "scaling.factor", "scale_linear")}
+    kind, factor = said["scaling.type"], said["scaling.factor"] or said["scale_linear"]
+    if kind == "none" or (kind is None and (not factor or factor == 1)):
+        return {}
+    if kind not in (None, "linear", "yarn"):
+        raise _unread(file, tr("the rope scaling {kind}", kind=one_line(str(kind), 40)))
+    scaling: dict[str, Any] = {"rope_type": kind or "linear", "factor": factor or 1.0}
+    if kind == "yarn":
+        for key, name in (("original_context_length", "original_max_position_embeddings"),
+                          ("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):  # fmt: skip
+            if (value := meta.get(f"{architecture}.rope.scaling.{key}")) is not None:
+                scaling[name] = value
+        if (own := meta.get(f"{architecture}.rope.scaling.attn_factor")) not in (None, 1.0):
+            scaling["attention_factor"] = float(own) * (0.1 * math.log(max(scaling["factor"], 1.0)) + 1.0)
+    return {"rope_scaling": scaling}
+
+
+def _unread(file: GGUFFile, what: str) -> Damaged:
+    return Damaged(
+        tr("{name} contains {what}, which glmchat does not read from GGUF", name=one_line(file.path.name), what=what),
+        hint=tr("use the Hugging Face folder of this model"),
+        code="gguf.unread",
+    )
 
 
 def checkpoint_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.language import tr
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm")
-_ROPE_TYPES = ("default", "none", "linear", "llama3")
+_ROPE_TYPES = ("default", "none", "linear", "llama3", "yarn")
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,6 +42,29 @@ def matches(config: Mapping[str, Any]) -> bool:
         and (not config.get("quantization_config") or is_ours_to_read(config))
         and _rope_type(config) in _ROPE_TYPES
     )
+
+
+def _yarn(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, float]:
+    """YaRN (Peng et al. 2023) with transformers' defaults (`_compute_yarn_parameters`)."""
+    context = number(config, "max_position_embeddings", low=1, high=1e9, default=2048)
+    said = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+    both = rope if said["original_max_position_embeddings"] is None else {**rope, **said}
+    original = number(both, "original_max_position_embeddings", low=1, high=1e9, default=context)
+    factor = number(rope, "factor", low=1e-3, high=1e6, default=context / original)
+    scales = [number(rope, name, low=0, high=1e3, default=0.0) for name in ("mscale", "mscale_all_dim")]
+    usual = _mscale(factor, scales[0]) / _mscale(factor, scales[1]) if all(scales) else _mscale(factor, 1.0)
+    return {
+        "factor": factor,
+        "original": original,
+        "fast": number(rope, "beta_fast", low=0, high=1e6, default=32.0) or 32.0,
+        "slow": number(rope, "beta_slow", low=0, high=1e6, default=1.0) or 1.0,
+        "attention": number(rope, "attention_factor", low=1e-3, high=1e3, default=usual),
+        "truncate": float(rope.get("truncate", True) is not False),
+    }
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
@@ -74,6 +98,8 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         scaling["low"] = number(rope, "low_freq_factor", low=1e-3, high=1e6)
         scaling["high"] = number(rope, "high_freq_factor", low=scaling["low"] * 1.0001, high=1e6)
         scaling["original"] = number(rope, "original_max_position_embeddings", low=1, high=1e9)
+    if _rope_type(config) == "yarn":
+        scaling |= _yarn(config, rope)
     theta = number(
         {**config, **{k: v for k, v in rope.items() if k == "rope_theta"}}, "rope_theta", low=1, default=10000.0
     )

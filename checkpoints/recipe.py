@@ -127,6 +127,6 @@ def _readable(group: Any) -> bool:
         and weights.get("type", "int") == "int"
         and weights.get("num_bits") in (4, 8)
         and weights.get("strategy") in ("group", "channel")
-        and not weights.get("actorder")
+        and weights.get("actorder") in (None, False, "weight", "static")  # these permute nothing that is stored
         and not group.get("input_activations")
     )

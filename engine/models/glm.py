@@ -21,12 +21,12 @@ from glmchat.engine.models.layers import (
     RMSNorm,
     RotaryTable,
     prepare_embedding,
-    rotary_frequencies,
     rotate_interleaved,
     tied_head,
 )
 from glmchat.engine.models.llama import Attention, Llama
 from glmchat.engine.models.parts import LayerParts, Parts
+from glmchat.engine.models.rope import rotary_frequencies
 from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 

@@ -77,11 +77,6 @@ def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
     return torch.cat((rotated.to(x.dtype), x[..., width:]), dim=-1)
 
 
-def rotary_frequencies(head_dim: int, theta: float) -> torch.Tensor:
-    """theta ** (-2i / head_dim) for i in 0 .. head_dim / 2."""
-    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
-
-
 Mask = torch.Tensor | Seen | None
 
 

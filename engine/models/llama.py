@@ -6,8 +6,7 @@ query and key heads) differ only in what their configurations say.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -26,12 +25,12 @@ from glmchat.engine.models.layers import (
     attend,
     causal_mask,
     prepare_embedding,
-    rotary_frequencies,
     tied_head,
     tied_logits,
 )
 from glmchat.engine.models.parts import Parts, llama_layer
 from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.rope import scaled_frequencies
 from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
@@ -140,14 +139,16 @@ class Llama(PrefixedModel):
         self.lm_head = None if self.tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
-        frequencies = scaled_frequencies(self.spec)
+        frequencies, self._scale = scaled_frequencies(self.spec)
         if self.spec.extra["rope_freqs"]:
             frequencies = frequencies / self.model.rope_freqs.float().cpu()
-        self.rotary = RotaryTable(frequencies.to(device), dtype)
+        self.rotary = RotaryTable(frequencies.to(device), dtype, self._scale)
         prepare_embedding(self.model.embed_tokens, dtype)
         self._frequencies = frequencies.cpu()
 
-    def parts(self) -> Parts:
+    def parts(self) -> Parts | None:
+        if self._scale != 1:
+            return None  # the step rotates without YaRN's factor
         head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
         layers = [llama_layer(layer) for layer in self.model.layers]
         return Parts(self.model.embed_tokens, layers, self.model.norm, head, self._frequencies, self.spec.extra["eps"])
@@ -177,25 +178,6 @@ class Llama(PrefixedModel):
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
         return tied_logits(x, self.model.embed_tokens, self.lm_head)
-
-
-def scaled_frequencies(spec: ModelSpec) -> torch.Tensor:
-    """Rotary frequencies [head_dim / 2] with the configuration's scaling.
-
-    `linear` divides all by the factor. `llama3` (Llama 3.1) divides those whose wavelength is longer than the original
-    context / low_freq_factor, keeps those shorter than the original context / high_freq_factor, and blends between.
-    """
-    frequencies = rotary_frequencies(spec.head_dim, spec.extra["theta"])
-    scaling: Mapping[str, float] = spec.extra["rope"]
-    if not scaling:
-        return frequencies
-    factor = scaling["factor"]
-    if "low" not in scaling:
-        return frequencies / factor
-    wavelengths = 2 * math.pi / frequencies
-    low, high = scaling["low"], scaling["high"]
-    blend = ((scaling["original"] / wavelengths - low) / (high - low)).clamp(0, 1)
-    return frequencies * (blend + (1 - blend) / factor)
 
 
 def _rename(name: str) -> str | None:

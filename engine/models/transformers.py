@@ -53,6 +53,7 @@ class TransformersCache(KVCache):
         self.prefix = self.shift = 0 if prefix is None else prefix.shape[3]
         self.capacity = capacity + self.prefix
         self.layout = None
+        self._text = torch.empty(0, dtype=torch.long)
         self._empty()
 
     def _empty(self) -> None:
@@ -72,6 +73,17 @@ class TransformersCache(KVCache):
                     layer.crop(-more)
             self.length = min(self.length, length)
 
+    def again(self, ids: torch.Tensor, switch: int) -> torch.Tensor:
+        """What has to be read so that the cache holds `ids` too: these, or the whole text where it goes beyond `switch`
+        positions for the first time."""
+        text = torch.cat((self._text[: self.length - self.prefix], ids)) if self.length > self.prefix else ids
+        crosses = 0 < self.length <= switch < self.prefix + len(text)
+        self._text = text
+        if not crosses or self.length == self.prefix:
+            return ids
+        self._empty()
+        return text
+
     @property
     def nbytes(self) -> int:
         tensors = (getattr(layer, name, None) for layer in self.inner.layers for name in ("keys", "values"))
@@ -89,6 +101,7 @@ class Fallback(PrefixedModel):
         self._compute: Callable[..., Any] = inner.__call__
         accepted = inspect.signature(inner.forward).parameters
         self._short = "logits_to_keep" in accepted
+        self._switch = _switch(getattr(inner, "config", None))
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         for layer in _layers(inner, spec.layers):
             layer.register_forward_pre_hook(self._pass)
@@ -131,6 +144,8 @@ class Fallback(PrefixedModel):
             cache = self.new_cache(len(ids))
         try:
             if isinstance(cache, TransformersCache):
+                if self._switch is not None:
+                    ids = cache.again(ids, self._switch)
                 output = self._compute(
                     input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options
                 )
@@ -205,11 +220,27 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         ffn_size=integer(found, "intermediate_size", high=2**20, default=4 * hidden),
         context=integer(found, "max_position_embeddings", high=2**26, default=2048),
         # A cache with windows or running states cannot be cut back to a common prefix.
-        causal=_can_go_back(text),
+        causal=_can_go_back(text) and not _rope_types(text) & {"dynamic", "longrope"},
         eos_ids=token_ids(config.get("eos_token_id", getattr(known, "eos_token_id", None)), vocab),
         bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
         generation="through transformers",
     )
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of every kind of layer. Two look at how long the whole text is, so what was read is right for that text alone."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
+    return {str(part["rope_type"]) for part in parts if part.get("rope_type")}
+
+
+def _switch(config: Any) -> int | None:
+    """Positions up to which Phi's longrope takes its short factors. transformers' `generate` reads the whole text anew
+    where an answer goes beyond them (`prepare_inputs_for_generation`); None for models that never do."""
+    if getattr(config, "model_type", None) not in ("phi3", "phimoe", "phi4_multimodal"):
+        return None
+    length = getattr(config, "original_max_position_embeddings", None)
+    return length if isinstance(length, int) and "longrope" in _rope_types(config) else None
 
 
 def _can_go_back(config: Any) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import cast
 
 import torch
 from torch import nn
 
 from glmchat.checkpoints.recipe import Recipe
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.models.base import LanguageModel
@@ -44,6 +46,7 @@ def quantise_model(
     size = None if group_size == "auto" else int(group_size)
     recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family)
     places = list(quantisable(model))
+    _refuse_mostly_dense(model, [name for name, _, _ in places])
     for name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
     for index, (name, inputs, is_end) in enumerate(places):
@@ -57,9 +60,12 @@ def quantise_model(
 def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
     """(dotted name, inputs, is embedding or head) of each dense matrix that may be packed.
 
-    Position tables and P-Tuning encoders stay dense: they are small and used in full precision.
+    Position tables and P-Tuning encoders stay dense: they are small and used in full precision. So do subclasses that
+    compute in a way of their own (Gemma's embedding has a factor, a router reads its weight), and a head that shares
+    its matrix with such an embedding.
     """
     places = []
+    own = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding}
     skipped: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, PrefixEncoder):
@@ -68,11 +74,46 @@ def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
         if module in skipped:
             continue
         words = model.spec.vocab_size
-        if isinstance(module, nn.Linear):
+        if type(module) is nn.Linear and id(module.weight) not in own and not _is_read(model, name):
             places.append((name, module.in_features, module.out_features == words))
-        elif isinstance(module, nn.Embedding) and module.num_embeddings == words:
+        elif type(module) is nn.Embedding and module.num_embeddings == words:
             places.append((name, module.embedding_dim, True))
     return places
+
+
+def _is_read(model: LanguageModel, name: str) -> bool:
+    """Whether the module around a layer reads the layer's weight itself, as state-space layers do."""
+    holder, _, leaf = name.rpartition(".")
+    return f"self.{leaf}.weight" in _source(type(model.get_submodule(holder)))  # type: ignore[arg-type]
+
+
+@cache
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
+
+
+def _refuse_mostly_dense(model: LanguageModel, places: Sequence[str]) -> None:
+    """Raise Usage where most weights of the layers are no plain matrices (experts in one block, state-space layers):
+    the model would not become smaller, and some of it reads the weights of its layers itself."""
+    layers = [model.get_submodule(name) for name in places]
+    packed = sum(m.weight.numel() for m in layers if isinstance(m, nn.Linear))
+    ends = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    ends |= {id(m.weight) for m in layers if isinstance(m, nn.Linear) and m.out_features == model.spec.vocab_size}
+    rest = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in ends)
+    packed -= sum(m.weight.numel() for m in layers if isinstance(m, nn.Linear) and id(m.weight) in ends)
+    if packed < 0.5 * rest:
+        raise Usage(
+            tr(
+                "{share} % of the weights of this {family} model are no plain matrices and cannot be quantised",
+                share=round(100 - 100 * packed / max(rest, 1)),
+                family=one_line(model.spec.family, 40),
+            ),
+            hint=tr("run it without --quant"),
+            code="quant.family",
+        )
 
 
 def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe, device: str) -> nn.Module | None:

@@ -88,8 +88,9 @@ def write_gguf(path: Path, kind: str = "F32", template: str | None = TEMPLATE, *
     writer.add_eos_token_id(2)
     if template is not None:
         writer.add_chat_template(template)
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
     for key, value in fields.items():
-        writer.add_string(key, value)
+        add[type(value)](key, value)
     for name, tensor in weights(CONFIG).items():
         short = gguf_name(name)
         if "q_proj" in name or "k_proj" in name:
