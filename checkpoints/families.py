@@ -97,6 +97,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     )
 
 
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether glmchat computes the network itself."""
+    return any(family.matches(config) for family in FAMILIES[:-1])
+
+
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """The measures that a configuration tells. Raises Damaged."""
     return family_of(config).parse(config)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
-from glmchat.checkpoints.families import spec_of
+from glmchat.checkpoints.families import is_native, spec_of
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
+from glmchat.checkpoints.quantised import described, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.vocabularies import check_vocabulary
@@ -44,6 +45,7 @@ def check_folder(folder: Path) -> None:
     config = folder_config(folder)
     refuse_absurd(config)
     refuse_adapter_folder(folder, config)
+    refuse_unread(config, natively=is_native(config))
     files = weight_files(folder)
     check_vocabulary(folder, config)
     _compare_sizes(config, files)
@@ -290,7 +292,7 @@ def guess_spec(spec: ModelSpec | None, config: Mapping[str, Any], parameters: in
 def _is_quantised(folder: Path, config: Mapping[str, Any]) -> bool:
     if folder.is_file() or any(folder.glob("*.gguf")):
         return True
-    return "quantization_config" in config or bool(config.get("quantization_bit"))
+    return bool(described(config)) or bool(config.get("quantization_bit"))
 
 
 def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: int) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, integer, number, token_ids
-from glmchat.checkpoints.recipe import is_ours_to_read
+from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.language import tr
 
@@ -29,7 +29,7 @@ def matches(config: Mapping[str, Any]) -> bool:
         config.get("model_type") in _TYPES
         and config.get("hidden_act", "silu") in ("silu", "swish")
         and (rope.get("rope_type") or rope.get("type") or "default") == "default"
-        and (not config.get("quantization_config") or is_ours_to_read(config))
+        and is_read(config)
     )
 
 

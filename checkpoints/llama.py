@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, integer, number, token_ids
-from glmchat.checkpoints.recipe import is_ours_to_read
+from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.language import tr
 
@@ -39,7 +39,7 @@ def matches(config: Mapping[str, Any]) -> bool:
         and not config.get("num_local_experts")
         and config.get("hidden_act", "silu") in ("silu", "swish")
         and not config.get("rope_interleaved")
-        and (not config.get("quantization_config") or is_ours_to_read(config))
+        and is_read(config)
         and _rope_type(config) in _ROPE_TYPES
     )
 

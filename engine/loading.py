@@ -20,6 +20,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.compressed import open_compressed, open_official
+from glmchat.engine.formats.foreign import open_foreign
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
 from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource, Words, open_folder, read_on
 from glmchat.engine.gpu.words import Upload
@@ -39,7 +40,8 @@ def open_weights(checkpoint: Checkpoint) -> WeightSource:
         return GGUFWeights(checkpoint.gguf)
     source = open_folder(checkpoint.path)
     refuse_adapter_folder(checkpoint.path, checkpoint.config, source.shapes())
-    return open_official(open_compressed(source, checkpoint.config, checkpoint.path), checkpoint.config)
+    packed = open_compressed(source, checkpoint.config, checkpoint.path)
+    return open_official(open_foreign(packed, checkpoint.config), checkpoint.config)
 
 
 def load_model(

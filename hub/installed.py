@@ -6,7 +6,7 @@ Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.families import Architecture, describe, describe_config, memory_of
 from glmchat.checkpoints.fit import config_at, counted_spec, guess_spec, spec_at
+from glmchat.checkpoints.quantised import described, label
+from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.weight_choice import missing_parts
 from glmchat.checkpoints.weight_files import chosen_weights
 from glmchat.core import locations
@@ -116,13 +118,14 @@ def family_at(folder: Path) -> str | None:
 
 
 def quant_of(config: dict[str, Any]) -> str:
-    """ "int4" or "int8" for a checkpoint that is quantised already, THUDM's way or compressed-tensors', else "none"."""
+    """ "int4" or "int8" for a checkpoint that is quantised already, another method's word, or "none"."""
+    if described(config) and not is_ours_to_read(config):
+        return label(config) or "none"
     widths = [config.get("quantization_bit")]
-    described = config.get("quantization_config")
-    groups = described.get("config_groups") if isinstance(described, dict) else None
-    for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        widths.append(weights.get("num_bits") if isinstance(weights, dict) else None)
+    groups = described(config).get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        widths.append(weights.get("num_bits") if isinstance(weights, Mapping) else None)
     return next((f"int{bits}" for bits in (4, 8) if bits in widths), "none")  # of two, the ends have the wider
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.config import integer, token_ids
+from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.errors import Damaged, Failed
@@ -258,6 +259,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    refuse_unread(checkpoint.config, natively=False)
     # Pointers, missing shards and paths that lead elsewhere are refused in our words.
     open_folder(checkpoint.path)
     config = _known_config(checkpoint.config)

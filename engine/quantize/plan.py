@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from glmchat.checkpoints.fit import stored_bytes
+from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
@@ -156,6 +157,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     small, Damaged if the checkpoint is.
     """
     checkpoint = identify(source)
+    refuse_unread(checkpoint.config, natively=checkpoint.family.load is None)
     if checkpoint.family.load is not None:
         raise Usage(
             tr(
