@@ -433,7 +433,7 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes of weights, cache (reserved; touched as it fills) and adapters."""
         tensors = (*self.model.parameters(), *self.model.buffers())
-        weights = sum(t.nbytes for t in {t.data_ptr(): t for t in tensors}.values())
+        weights = sum(t.nbytes for t in {(t.device, t.data_ptr()): t for t in tensors}.values())
         adapters = self._adapters.nbytes if self._adapters is not None else 0
         return {"weights": weights, "cache": self.sequence.cache_bytes, "adapters": adapters}
 

@@ -10,10 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from glmchat.core.cards import Card, look
+from glmchat.engine.native.cards import start_fault
 
 NVML = Path(__file__).parent / "pretend_nvml"
 GB = 10**9
@@ -88,3 +92,40 @@ def become(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def torch_sees_them(monkeypatch: pytest.MonkeyPatch, fault: str | None = None, fastest_first: bool = False) -> None:
+    """The loaded torch answers for these cards as a CUDA build does, but for computing on them.
+
+    fault: what its start raises. fastest_first: it numbers them so, as where CUDA_DEVICE_ORDER is not the bus's.
+    """
+
+    def cards() -> list[Card]:
+        found = list(look().visible)
+        return sorted(found, key=lambda one: one.capability, reverse=True) if fastest_first else found
+
+    def properties(device: Any) -> Any:
+        number = device if isinstance(device, int) else torch.device(device).index or 0
+        one = cards()[number]
+        major, minor = one.capability
+        return SimpleNamespace(
+            name=one.name, major=major, minor=minor, total_memory=one.total, uuid=one.uuid.partition("-")[2]
+        )
+
+    def init() -> None:
+        if fault is not None:
+            raise RuntimeError(fault)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    codes = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+    for name, answer in {
+        "get_arch_list": lambda: codes,
+        "is_available": lambda: fault is None,
+        "init": init,
+        "device_count": lambda: len(cards()),
+        "get_device_properties": properties,
+        "get_device_capability": lambda device=0: (properties(device).major, properties(device).minor),
+        "mem_get_info": lambda device=0: (cards()[torch.device(device).index or 0].free, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    start_fault.cache_clear()

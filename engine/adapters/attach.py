@@ -30,6 +30,7 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers import Fallback
+from glmchat.engine.native.cards import device_of
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -103,7 +104,8 @@ class AdapterSet:
         if adapter.kind == "lora":
             matched = layers_of(adapter, self._model, self._checkpoint, self._modules)
             refuse_other_base(adapter, self._checkpoint)
-            ready.changes = dict(read_changes(adapter, matched, self._device))
+            spec, plan = self._model.spec, self._model.plan
+            ready.changes = dict(read_changes(adapter, matched, lambda at: device_of(f"{at}.weight", spec, plan)))
         elif adapter.kind in KINDS:
             require_transformers(adapter, self._model)
             refuse_other_base(adapter, self._checkpoint)

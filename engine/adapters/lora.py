@@ -249,9 +249,12 @@ def _misshapen(place: str, kind: str, shape: tuple[int, ...], expected: tuple[in
     )
 
 
-def read_changes(adapter: Adapter, matched: Mapping[str, Names], device: str) -> Iterator[tuple[str, Change]]:
-    """The numbers. Raises Damaged for one that is not finite."""
+def read_changes(
+    adapter: Adapter, matched: Mapping[str, Names], device_of: Callable[[str], str]
+) -> Iterator[tuple[str, Change]]:
+    """The numbers, each on the device of the layer that it changes. Raises Damaged for one that is not finite."""
     for place, names in matched.items():
+        device = device_of(place)
         change = Change(is_embedding=names.is_embedding)
         a_kind, b_kind = ("lora_embedding_A", "lora_embedding_B") if names.is_embedding else ("lora_A", "lora_B")
         if a_kind in names.tensors:

@@ -200,7 +200,7 @@ def _value(
     names = matched.get(tensor.module)
     if names is None:
         return value.to(tensor.dtype)
-    change = dict(read_changes(adapter, {tensor.module: names}, "cpu"))[tensor.module]
+    change = dict(read_changes(adapter, {tensor.module: names}, lambda _: "cpu"))[tensor.module]
     value = value.T if tensor.transposed else value
     changed = _changed(value.float(), tensor.parameter, change)
     return (changed.T if tensor.transposed else changed).to(tensor.dtype)

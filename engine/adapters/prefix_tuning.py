@@ -19,7 +19,6 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import require_finite
-from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.transformers import Fallback
 
@@ -159,14 +158,15 @@ def keys_of_prompt(model: LanguageModel, rows: torch.Tensor) -> torch.Tensor:
     name = next(name for name in _EMBEDDINGS if _has(model, name))
     embedding = model.get_submodule(name)
     length = len(rows)
-    cache = KVCache(model.spec.layers, model.spec.kv_heads, model.spec.head_dim, length, model.dtype, str(rows.device))
+    cache = LanguageModel.new_cache(model, length, model.dtype)  # without the model's own prefix
     model.swap(name, FixedRows(rows.to(model.dtype), embedding))
     try:
         with torch.inference_mode():
             model(torch.arange(length, device=rows.device), cache, last_only=True)
     finally:
         model.swap(name, embedding)
-    return torch.stack([torch.stack(pair) for pair in zip(cache.keys, cache.values, strict=True)]).float()
+    pairs = [torch.stack(pair).to(rows.device) for pair in zip(cache.keys, cache.values, strict=True)]
+    return torch.stack(pairs).float()
 
 
 class FixedRows(nn.Module):

@@ -5,14 +5,16 @@ Covers engine/native/cards.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from pretend_machine import become, card
+from pretend_machine import become, card, torch_sees_them
 from tiny_checkpoints import build
 
 from glmchat.checkpoints.device_plan import DevicePlan, evenly
+from glmchat.core.cards import Obstacle
 from glmchat.core.errors import Usage
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
@@ -100,3 +102,54 @@ def test_without_a_card_a_model_answers_on_the_cpu_and_says_so_whatever_the_vari
     engine = Engine.load(folder, device="auto", dtype="float32", threads=1)
     assert engine.facts()["device"] == "cpu" and engine.facts()["device_reason"] == "no NVIDIA driver responds"
     assert len(list(engine.generate([5, 9, 17], Sampling(temperature=0, max_tokens=2, ignore_eos=True)))) == 2
+
+
+@pytest.fixture
+def with_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cards, "compiler_obstacle", lambda: None)
+    yield
+    cards.start_fault.cache_clear()
+
+
+def test_the_engine_plans_with_what_its_own_torch_has_code_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_a_compiler: None
+) -> None:
+    become(monkeypatch, tmp_path, card("A", (7, 0)), card("B", (8, 9), free=20, number=1), card("C", number=2))
+    torch_sees_them(monkeypatch)
+    assert choose_devices("auto", folder) == DevicePlan(("cuda:2",), reason="C, 24.0 GB free")
+    assert choose_devices("cuda:1", folder).name == "cuda:1"
+    with pytest.raises(Usage, match="A has compute capability"):
+        choose_devices("cuda:0", folder)
+    several = choose_devices("cuda:1,cuda:2", folder)
+    assert several.devices == ("cuda:1", "cuda:2") and sum(several.layers) == identify(folder).spec.layers
+
+
+def test_a_card_is_the_same_card_by_its_uuid_where_torch_counts_in_another_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_a_compiler: None
+) -> None:
+    become(monkeypatch, tmp_path, card("T4", (7, 5), 16, 12), card("H100", (9, 0), 80, 70, number=1))
+    torch_sees_them(monkeypatch, fastest_first=True)
+    plan = choose_devices("auto", folder)
+    assert plan == DevicePlan(("cuda:0",), reason="H100, 70.0 GB free")
+
+
+def test_a_cuda_that_does_not_start_is_told_in_its_own_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_a_compiler: None
+) -> None:
+    become(monkeypatch, tmp_path, card())
+    torch_sees_them(monkeypatch, fault="CUDA unknown error - this may be due to an incorrectly set up environment")
+    plan = choose_devices("auto", folder)
+    assert plan.name == "cpu" and "CUDA unknown error" in plan.reason
+    with pytest.raises(Usage, match="CUDA unknown error") as refused:
+        choose_devices("cuda", folder)
+    assert "nvidia-smi" in refused.value.hint
+
+
+def test_a_machine_without_a_compiler_says_that_beside_its_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_a_compiler: None
+) -> None:
+    become(monkeypatch, tmp_path, card())
+    torch_sees_them(monkeypatch)
+    monkeypatch.setattr(cards, "compiler_obstacle", lambda: Obstacle("there is no C compiler", "install gcc"))
+    plan = choose_devices("auto", folder)
+    assert plan.name == "cuda:0" and plan.reason.endswith("there is no C compiler; install gcc")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import adapter_builders as adapters
 import fake_card
 import pytest
 import torch
@@ -206,3 +207,20 @@ def test_a_card_that_fills_up_while_a_model_loads_is_told_with_bytes(tmp_path: P
     with fake_card.short_of_memory(100), pytest.raises(DoesNotFit, match="is full") as told:
         Engine.load(folder, dtype="float32", device=fake_card.NAME)
     assert told.value.exit == 4 and told.value.hint
+
+
+def test_an_adapter_lies_where_its_layers_lie(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "llama")
+    adapters.write_peft(folder, tmp_path / "lora", target_modules="all-linear")
+    here = Engine.load(folder, dtype="float32", device="cpu", threads=1)
+    there = Engine.load(folder, dtype="float32", device=f"{fake_card.NAME}:0,{fake_card.NAME}:1")
+    ids = prompt_of("llama")
+    before = list(there.generate(ids, GREEDY))
+    for engine in (here, there):
+        engine.attach(tmp_path / "lora", "lora")
+        engine.activate({"lora": 1.0})
+    ours, right = there.logits(ids), here.logits(ids)
+    assert float((ours - right).abs().max() / right.abs().max()) < 1e-4
+    assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
+    there.activate({})
+    assert list(there.generate(ids, GREEDY)) == before
