@@ -9,7 +9,8 @@ with norm and activation inside, down with the residual. Without a card the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import AdaptedLinear, bare, side_by_side
-from glmchat.engine.gpu.choose import TOP, Candidates, Choice
+from glmchat.engine.gpu.choose import SAID, TOP, Candidates, Choice
 from glmchat.engine.gpu.words import BLOCK, CardWords, kernels, rows_of_a_program
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
@@ -89,29 +90,92 @@ class CardSteps:
 
     def __init__(self, parts: Parts, spec: ModelSpec) -> None:
         self._parts, self._spec = parts, spec
-        self._device = next(parts.last_norm.parameters()).device
-        self._step: CardStep | None = None
+        self._places = places_of(parts)
+        self._steps: list[CardStep] = []
         measures = (spec.layers, spec.kv_heads, spec.head_dim)
-        CardStep(parts, spec, KVCache(*measures, SPLIT, torch.float32, str(self._device)))  # refuses what it must
+        small = KVCache(*measures, SPLIT, torch.float32, *map(str, self._places))
+        chain_of(parts, spec, small)  # refuses what it must
 
     def takes(self, cache: KVCache) -> bool:
-        return cache.keys[0].device == self._device and cache.length < cache.capacity
+        return [keys.device for keys in cache.keys] == self._places and cache.length < cache.capacity
 
     def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
         """As `CardStep` gives them."""
-        if self._step is None or not self._step.takes(cache):
-            self._step = None  # its buffers are gone before there are others
-            self._step = CardStep(self._parts, self._spec, cache, dependent=self.dependent)
-        return self._step(token, cache, position, second_position)
+        if not self._steps or not self._steps[0].takes(cache):
+            self._steps = []  # their buffers are gone before there are others
+            self._steps = chain_of(self._parts, self._spec, cache, dependent=self.dependent)
+        return run_chain(self._steps, token, cache, position, second_position)
+
+
+def places_of(parts: Parts) -> list[torch.device]:
+    """Where each layer lies."""
+    return [next(layer.input_norm.parameters()).device for layer in parts.layers]
+
+
+def chain_of(parts: Parts, spec: ModelSpec, cache: KVCache, *, dependent: bool = False) -> list[CardStep]:
+    """A step for each card, in the order in which a token passes them."""
+    steps = []
+    for device, span in spans(places_of(parts), _place(parts.head)):
+        with current(device):
+            steps.append(CardStep(parts, spec, cache, dependent=dependent, span=span, device=device))
+    return steps
+
+
+def spans(places: Sequence[torch.device], head: torch.device) -> list[tuple[torch.device, range]]:
+    """Which card computes which layers, in order. A head that lies elsewhere than the last layers (an embedding that
+    is the head too) is a part of its own, without layers."""
+    starts = [number for number, place in enumerate(places) if number == 0 or place != places[number - 1]]
+    ends = [*starts[1:], len(places)]
+    parts = [(places[start], range(start, end)) for start, end in zip(starts, ends, strict=True)]
+    return parts if places[-1] == head else [*parts, (head, range(len(places), len(places)))]
+
+
+def run_chain(
+    steps: Sequence[CardStep], token: int, cache: KVCache, position: int, second_position: int = 0
+) -> torch.Tensor:
+    """As `CardStep` gives them, by steps that follow each other: what one hands on is copied to the next one's card."""
+    if len(steps) == 1:
+        return steps[0](token, cache, position, second_position)
+    for number, step in enumerate(steps):
+        with current(step.device):
+            if number:
+                step.incoming.copy_(steps[number - 1].outgoing, non_blocking=True)
+                step.note(token)
+            step.run(token, cache.length, position, second_position)
+    return steps[-1].row()
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Inside, Triton launches on this card; afterwards on the one on which it did before."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 class CardStep:
-    """One model as it is now over one cache. Raises NotCompiled with the reason if there is something unknown to it."""
+    """One model as it is now over one cache. Raises NotCompiled with the reason if there is something unknown to it.
 
-    def __init__(self, parts: Parts, spec: ModelSpec, cache: KVCache, *, dependent: bool = False) -> None:
+    span: the layers that it computes, of several cards' the ones that lie on `device`; None: all. The first step looks
+    the token up, any other finds in `incoming` what the one before it left in `outgoing`; the last one has the head.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        spec: ModelSpec,
+        cache: KVCache,
+        *,
+        dependent: bool = False,
+        span: range | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self._spec, self._parts, self._cache, self._dependent = spec, parts, cache, dependent
         self._keys = cache.keys[0]  # a cache that has grown lies elsewhere
-        self._device = self._keys.device
+        self._span = range(len(parts.layers)) if span is None else span
+        self.device = self._device = self._keys.device if device is None else device
         self._launches: list[Launch] = []
         self._graph: Any = None
         self._unused = torch.zeros(1, device=self._device)
@@ -134,33 +198,42 @@ class CardStep:
         self._choice: Choice | None = None  # whose marks and numbers lie on the card
         self._marks = torch.zeros(spec.vocab_size, dtype=torch.uint8, device=self._device)
         self._numbers = torch.ones(2, device=self._device)
-        layers = [self._matrices(layer) for layer in parts.layers]
-        head = self._fused([parts.head])
+        own = [parts.layers[number] for number in self._span]
+        layers = [self._matrices(layer) for layer in own]
+        has_head = self._span.stop == len(parts.layers) and (device is None or device == _place(parts.head))
+        reader = parts.layers[self._span.stop].qkv[0] if self._span.stop < len(parts.layers) else parts.head
+        planes = [first.planes for first, *_ in layers[1:]] + [32 // _bits(reader)]  # of what each layer hands on
         hidden = spec.hidden_size
         x, h = self._empty(hidden), self._empty(hidden)
+        # Not one buffer for both: the graph's first token runs its launches twice.
+        self.incoming, self.outgoing = self._empty(hidden) if self._span.start else x, x
         normed = [self._empty(hidden), self._empty(hidden)] if parts.alpha is not None else None
         qkv, attended = self._empty((heads + 2 * kv_heads) * size), self._empty(heads * size)
-        inner, self.logits = self._empty(layers[0][3].inputs), self._empty(spec.vocab_size)
-        self._embed(parts, x, layers[0][0].planes)
-        for number, (layer, matrices) in enumerate(zip(parts.layers, layers, strict=True)):
+        inner = self._empty(layers[0][3].inputs if layers else 1)
+        if not self._span.start:
+            self._embed(parts, x, layers[0][0].planes)
+        entering = self.incoming
+        for number, layer, matrices, following in zip(self._span, own, layers, planes[: len(own)], strict=True):
             first, output, second, down = matrices
-            following = layers[number + 1][0] if number + 1 < len(layers) else head
-            self._product(first, x, qkv, norm=layer.input_norm, keep=normed[0] if normed else None)
+            self._product(first, entering, qkv, norm=layer.input_norm, keep=normed[0] if normed else None)
             self._attention(layer, number, qkv, attended, output.planes)
             self._product(
                 output, attended, h, planes=second.planes,
-                residual=(normed[0] if normed else x, first.planes),
+                residual=(normed[0] if normed else entering, first.planes),
             )  # fmt: skip
             self._product(
                 second, h, inner, planes=down.planes, norm=layer.second_norm, keep=normed[1] if normed else None,
                 activation=parts.activation, gated=parts.gated,
             )  # fmt: skip
             self._product(
-                down, inner, x, planes=following.planes,
+                down, inner, x, planes=following,
                 residual=(normed[1] if normed else h, second.planes),
             )  # fmt: skip
-        self._product(head, x, self.logits, norm=parts.last_norm)
-        self._choose(spec.vocab_size)
+            entering = x
+        if has_head:
+            self.logits = self._empty(spec.vocab_size)
+            self._product(self._fused([parts.head]), entering, self.logits, norm=parts.last_norm)
+            self._choose(spec.vocab_size)
 
     # Running
 
@@ -173,15 +246,28 @@ class CardStep:
         Keys and values of the token are in the cache, whose length has not moved. What chooses the next token asks the
         row for its `candidates`.
         """
+        self.run(token, cache.length, position, second_position)
+        return self.row()
+
+    def run(self, token: int, length: int, position: int, second_position: int) -> None:
+        """All launches for one token, on the current card."""
         if self._sent is not None:
             self._sent.synchronize()
-        self._state_numbers[:4] = token, cache.length, position, second_position
+        self._state_numbers[:4] = token, length, position, second_position
         self._state.copy_(self._state_host, non_blocking=True)
         if self._sent is not None:
             self._sent.record()
             self._replay()
         else:
             _run(self._launches)
+
+    def note(self, token: int) -> None:
+        """Mark a token that another card looks up."""
+        if self._choice is not None and self._choice.penalty != 1.0:
+            self._marks[token].fill_(SAID)
+
+    def row(self) -> torch.Tensor:
+        """The logits of the token that was run."""
         row = self.logits.view(-1)  # a tensor of its own, so that what is told of it is of this token
         row.candidates = self.candidates  # type: ignore[attr-defined]
         return row
@@ -192,7 +278,8 @@ class CardStep:
             if self._choice is not choice:
                 self._marks.copy_(choice.marks(self._spec.vocab_size))
                 self._numbers.copy_(torch.tensor((choice.penalty, choice.temperature)))
-                _run(self._launches[-2:])
+                with current(self._device):
+                    _run(self._launches[-2:])
                 self._choice = choice
             self._result_host.copy_(self._result, non_blocking=True)
             if self._on_cuda:
@@ -215,7 +302,7 @@ class CardStep:
                 _run(self._launches)
             torch.cuda.current_stream(self._device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):  # of this card: torch's own belongs to the first that captured
                 _run(self._launches)
             self._graph = graph
         self._graph.replay()
@@ -445,6 +532,18 @@ def attend_block(device: torch.device, *, wide: bool) -> int:
     if device.type != "cuda":
         return ATTEND_BLOCK
     return 16 if wide or torch.cuda.get_device_capability(device) < (8, 0) else ATTEND_BLOCK
+
+
+def _bits(module: nn.Module) -> int:
+    """Of a weight as `product` reads it."""
+    base = bare(module)
+    return base.shape.bits if isinstance(base, QuantLinear) else 8 * cast(torch.Tensor, base.weight).element_size()
+
+
+def _place(module: nn.Module) -> torch.device:
+    base = bare(module)
+    weight = next(iter(base.packed.values())) if isinstance(base, QuantLinear) else cast(torch.Tensor, base.weight)
+    return weight.device
 
 
 def _power(number: int) -> int:

@@ -2,6 +2,7 @@
 
 `python -P step_checks.py FAMILY[:BITS][+lora][+prefix] ...`: tiny networks with random weights, dense or packed;
 logits, candidates and what stands in the cache after each token; the list of launches is the same for every token.
+FAMILY[:BITS]+chain compares a step for each layer with one for all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 from glmchat.engine.adapters.low_rank import AdaptedLinear, LowRank
 from glmchat.engine.families import family_of
 from glmchat.engine.gpu.choose import Choice
-from glmchat.engine.gpu.step import CardStep
+from glmchat.engine.gpu.step import CardStep, run_chain, spans
 from glmchat.engine.gpu.words import CardWords
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixedModel
@@ -119,10 +120,39 @@ def check(config: dict[str, Any], bits: int, *, lora: bool = False, prefix: bool
             assert float((value - old[:, length]).abs().max()) < 2e-5, name
 
 
+def check_chain(config: dict[str, Any], bits: int) -> None:
+    """A layer a step, and the head, which lies with the embedding, behind them: the same logits as in one step."""
+    model = random_model(config, bits)
+    caches = [model.new_cache(48, torch.float32) for _ in range(2)]
+    for cache in caches:
+        model(torch.tensor(PROMPT), cache, last_only=True)
+    parts = model.parts()
+    assert parts is not None
+    whole, card, other = CardStep(parts, model.spec, caches[0]), torch.device("cpu"), torch.device("cpu", 0)
+    cut = spans([card, other], card)
+    assert cut == [(card, range(0, 1)), (other, range(1, 2)), (card, range(2, 2))]
+    chain = [CardStep(parts, model.spec, caches[1], span=span, device=device) for device, span in cut]
+    choices = [Choice(0.7, 1.5, (), ()) for _ in range(2)]
+    for token in (9, 9):
+        one = whole(token, caches[0], *model.positions(caches[0]))
+        for step in chain:  # what a step hands on is not what it was given: a graph's first token runs twice
+            step.outgoing.fill_(float("nan"))
+        two = run_chain(chain, token, caches[1], *model.positions(caches[1]))
+        assert torch.equal(one, two), (config["model_type"], bits, token)
+        best = [row.candidates(choice) for row, choice in zip((one, two), choices, strict=True)]
+        assert torch.equal(best[0].ids, best[1].ids)
+        assert torch.equal(best[0].values, best[1].values)
+        for cache in caches:
+            cache.advance(1)
+
+
 if __name__ == "__main__":
     with torch.inference_mode():
         for name in sys.argv[1:]:
             form, *more = name.split("+")
             family, _, bits = form.partition(":")
-            check(CONFIGS[family], int(bits or 0), lora="lora" in more, prefix="prefix" in more)
+            if "chain" in more:
+                check_chain(CONFIGS[family], int(bits or 0))
+            else:
+                check(CONFIGS[family], int(bits or 0), lora="lora" in more, prefix="prefix" in more)
     print("right")

@@ -42,6 +42,10 @@ def test_a_step_is_the_models_own_forward(names: str) -> None:
     assert run("step_checks.py", *names.split(), TRITON_INTERPRET="1") == ["right"]
 
 
+def test_steps_of_several_cards_give_the_bits_of_one() -> None:
+    assert run("step_checks.py", "chatglm:4+chain", TRITON_INTERPRET="1") == ["right"]
+
+
 @pytest.mark.parametrize("capability", [75, 80, 86, 89, 90, 120])
 def test_kernels_are_compiled_to_wide_loads_without_spills(capability: int, tmp_path: Path) -> None:
     """Turing, Ampere, Ada, Hopper, Blackwell: weights by 16 bytes, nothing in local memory, registers bounded; from

@@ -132,8 +132,8 @@ def test_a_cache_that_has_grown_and_a_layer_that_was_swapped_get_a_step_of_their
     made: list[KVCache] = []
 
     class Counted(CardStep):
-        def __init__(self, parts: Any, spec: Any, cache: KVCache, *, dependent: bool = False) -> None:
-            super().__init__(parts, spec, cache, dependent=dependent)
+        def __init__(self, parts: Any, spec: Any, cache: KVCache, **more: Any) -> None:
+            super().__init__(parts, spec, cache, **more)
             made.append(cache)
 
     monkeypatch.setattr(card, "CardStep", Counted)

@@ -18,6 +18,7 @@ from glmchat.core.errors import DoesNotFit
 from glmchat.engine import Engine, Sampling, generate, kv_cache
 from glmchat.engine.decoding.passes import Passes
 from glmchat.engine.gpu.choose import TOP
+from glmchat.engine.gpu.step import CardSteps, chain_of
 from glmchat.engine.quantize import linear
 from glmchat.engine.quantize.kernels import Reference
 
@@ -121,6 +122,24 @@ def test_two_cards_share_the_layers_and_say_what_the_processor_says(
     ours, right = there.logits(ids), here.logits(ids)
     assert float((ours - right).abs().max() / right.abs().max()) < 1e-4
     assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
+
+
+@pytest.mark.parametrize("name", ["chatglm-early", "chatglm", "chatglm2", "chatglm3", "glm4", "gpt2"])
+def test_on_two_cards_each_has_a_step_that_touches_nothing_of_the_other(name: str, tmp_path: Path) -> None:
+    engine = Engine.load(build(name, tmp_path / name), dtype="float32", device=f"{fake_card.NAME}:0,{fake_card.NAME}:1")
+    model, parts = engine.model, engine.model.parts()
+    assert parts is not None
+    cache = model.new_cache(64)
+    assert CardSteps(parts, model.spec).takes(cache)
+    chain = chain_of(parts, model.spec, cache)
+    assert {str(step.device) for step in chain} == set(engine.plan.devices)
+    for step in chain:
+        for launch in step.launches():
+            places = {given.device for given in launch.arguments if isinstance(given, torch.Tensor)}
+            assert places == {step.device}, launch.kernel
+        assert (step.incoming.device, step.outgoing.device) == (step.device, step.device)
+    count = sum(len(step.launches()) for step in chain)
+    assert count == 6 * model.spec.layers + 4
 
 
 class Much(torch.nn.Module):
