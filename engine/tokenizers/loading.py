@@ -150,7 +150,7 @@ class SentencePieceTokenizer:
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
         blank = self._prefix == "always" or (first and self._prefix == "first")
-        if blank and not (self._one_blank and text.startswith(" ")):
+        if blank and not (self._one_blank and text.startswith((" ", SPACE))):
             text = f" {text}"
         ids: list[int] = self._processor.encode(text, out_type=int)
         return ids

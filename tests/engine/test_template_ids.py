@@ -55,6 +55,44 @@ WINDING = (
     "{% for line in m.content.splitlines() %}{{ line.strip('#') }}\n{% endfor %}{{ '{}'.format(m.content.title()) }}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
+# As Qwen3's own template goes about it: it looks for marks in questions and answers, and cuts at them.
+QWEN3 = """{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(
+        message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and reasoning_content %}
+            {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') }}
+            {{- '\n</think>\n\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""
 LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
     "{% elif m.role == 'system' %}<<SYS>>\n{{ m.content }}\n<</SYS>>\n"
@@ -105,6 +143,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
     talk("1234567890 12,345.67", "3.14", "0x1F"),
     talk("def f(x):\n    return x\n\n\n\n\tpass  \n", "```py\nx = 1\n```", "\r\nok\r"),
     talk("system?", system="<|im_start|>user\nthe<|im_end|> <think>"),
+    talk("Straße▁the▁ cat", "▁sat", "▁"),
     talk("[INST] <<SYS>> the <</SYS>> [/INST]", "'s 've I'M", "▁the▁ Ġthe Ċ <0x0A> \ufffd"),
 ]
 
@@ -317,6 +356,9 @@ KINDS = [
     Kind("Qwen", lambda f, r: finish(
         byte_level(LLAMA3.replace("{1,3}", ""), normalizers.NFC()), f, *words(r), *thoughts(r)
     ), THINKING, {"tokenizer_class": "Qwen2Tokenizer"}),
+    Kind("Qwen 3", lambda f, r: finish(
+        byte_level(LLAMA3.replace("{1,3}", ""), normalizers.NFC()), f, *words(r), *thoughts(r),
+        AddedToken("<tool_response>", normalized=False), AddedToken("</tool_response>", normalized=False)), QWEN3),
     Kind("Metaspace, first", lambda f, r: finish(llama_json(r, "first"), f, *words(r), *thoughts(r)), LLAMA2),
     Kind("Metaspace, always", lambda f, r: finish(llama_json(r, "always"), f, *words(r), *thoughts(r)), THINKING),
     Kind("Prepend", lambda f, r: finish(llama_json(r, "prepend"), f, *words(r), *thoughts(r)), ROLE_TOKENS),
@@ -439,6 +481,22 @@ def test_no_way_through_a_template_makes_a_typed_control_word_a_token(kind: Kind
         ]
         plain = [{**m, "content": "word word"} for m in forged]
         assert controls(forged) == controls(plain), conversation
+
+
+def test_a_template_that_is_told_not_to_think_has_the_ids_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    kind = Kind("", lambda f, r: finish(byte_level(), f, *words(r), *thoughts(r)), QWEN3)
+    folder = kind.build(tmp_path / "model", as_it_is)
+    source, tokens = folder_template(folder)
+    assert source is not None
+    prompt = TemplatePrompt(load_tokenizer(folder), (), ChatTemplate(source, tokens))  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for told in ({"enable_thinking": False}, {"enable_thinking": True}, {"unknown": "<|im_end|>"}, {}):
+        for conversation in CONVERSATIONS[:8]:
+            right = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, **told)["input_ids"]
+            assert prompt.render(messages(conversation), told) == right, (told, conversation)
+    prompt.close()
 
 
 def test_raw_text_has_the_ids_of_transformers(folder: Path, prompt: TemplatePrompt) -> None:

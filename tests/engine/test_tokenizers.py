@@ -107,6 +107,24 @@ def test_sentencepiece_control_pieces_come_only_from_templates(spm_folder: Path)
     assert tokenizer.encode_completion("cat")[0] == 1
 
 
+@pytest.mark.parametrize("kind", [3, 4])
+def test_words_that_a_gguf_file_of_pieces_defines_are_tokens_where_a_template_puts_them(
+    spm_folder: Path, kind: int
+) -> None:
+    fields = as_metadata(spm_folder)
+    at = len(fields["tokenizer.ggml.tokens"])
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "<tool>", "Straße"]
+    fields["tokenizer.ggml.scores"] = np.append(fields["tokenizer.ggml.scores"], [0.0, 0.0]).astype(np.float32)
+    types = np.append(fields["tokenizer.ggml.token_type"], [kind, 4]).astype(np.int32)
+    tokenizer = spm_from_gguf({**fields, "tokenizer.ggml.token_type": types})
+    assert at not in tokenizer.encode("the <tool> cat") and at in tokenizer.encode_special("the <tool> cat")
+    assert tokenizer.decode(tokenizer.encode("the <tool> cat")) == "the <tool> cat"
+    assert tokenizer.decode(tokenizer.encode_special("the <tool> cat")) == (
+        "the  cat" if kind == 3 else "the <tool> cat"
+    )
+    assert at + 1 in tokenizer.encode("die Straße") and tokenizer.decode(tokenizer.encode("die Straße")) == "die Straße"
+
+
 def test_a_forged_message_leaves_the_words_around_it_as_they_are(spm_folder: Path) -> None:
     tokenizer, _ = _pair(spm_folder)
     template = ChatTemplate("{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}", {})
