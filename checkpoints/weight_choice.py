@@ -110,13 +110,12 @@ def _numbered_sets(names: Iterable[str]) -> list[WeightSet]:
         widths[key] = min(len(match["number"]), widths.get(key, 9))
     sets = []
     for (before, rest), numbers in groups.items():
-        first, count = 0 if 0 in numbers else 1, counts[before, rest]
-        last = count if first or count in numbers else count - 1  # some count files, some name the last number
-        files = [
-            numbers.get(number, f"{before}{number:0{widths[before, rest]}d}{rest}") for number in range(first, last + 1)
-        ]
-        absent = [file for number, file in enumerate(files, first) if number not in numbers]
-        sets.append(WeightSet(tuple(files), None, tuple(absent)))
+        count, width = counts[before, rest], widths[before, rest]
+        # Counted from 0 or from 1; with both a 0 and a last number there are two sets in one another.
+        for first in [first for first, sign in ((0, 0), (1, count)) if sign in numbers] or [1]:
+            files = [numbers.get(n, f"{before}{n:0{width}d}{rest}") for n in range(first, first + count)]
+            absent = [file for n, file in enumerate(files, first) if n not in numbers]
+            sets.append(WeightSet(tuple(files), None, tuple(absent)))
     return sets
 
 

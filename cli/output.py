@@ -184,7 +184,7 @@ class _RichMeter:
 
 def wait(why: str, seconds: float) -> None:
     """Sit out the time that a hub asks to be left alone for, and say so."""
-    say(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)))
+    say(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)) if seconds else why)
     time.sleep(seconds)
 
 

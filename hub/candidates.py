@@ -16,10 +16,10 @@ from glmchat.checkpoints.weight_files import shards_of
 from glmchat.core.json_files import small_json
 from glmchat.hub import store
 from glmchat.hub.catalogue import KnownFile
-from glmchat.hub.download import Candidate, FileRequest, download
+from glmchat.hub.download import Candidate, FileRequest, Progress, download
 from glmchat.hub.hf_token import token
 from glmchat.hub.mirror_folder import MirrorFolder
-from glmchat.hub.sources import HubEndpoint, offline
+from glmchat.hub.sources import HubEndpoint, Wait, offline, sleep_silently
 
 _LARGEST = 64 * 2**20  # bytes of a file that is read while planning
 
@@ -70,6 +70,7 @@ class SmallFiles:
     places: Sequence[HubEndpoint]
     on_modelscope: tuple[str, str] | None = None
     trusted: bool = False
+    wait: Wait = sleep_silently
 
     def index(self, path: str) -> list[str] | None:
         """The files that an index names; None where its content cannot be had. Raises Damaged or Hostile for a bad one,
@@ -108,5 +109,12 @@ class SmallFiles:
         request = FileRequest(
             path, place, place.with_name(place.name + store.PARTIAL), serving, known.size, known.sha256, known.git_blob
         )
-        download([request], on_progress=lambda _: None, cancelled=lambda: False)
+        notes: list[str] = []
+
+        def tell(progress: Progress) -> None:
+            if progress.note and progress.note not in notes:  # the hub asks to be left alone: the download waits itself
+                notes.append(progress.note)
+                self.wait(progress.note, 0)
+
+        download([request], on_progress=tell, cancelled=lambda: False)
         return place

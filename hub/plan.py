@@ -255,7 +255,9 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     if listing.endpoint.kind != "modelscope":
         pinned = catalogue.load().of_repo(repo, listing.commit)
     # A branch that points to a revision of the catalogue: its hashes win.
-    chosen = _chosen(pinned.files, options) if pinned is not None and pinned.files else _of_listing(listing, options)
+    chosen = (
+        _chosen(pinned.files, options) if pinned is not None and pinned.files else _of_listing(listing, options, wait)
+    )
     if listing.endpoint.kind == "modelscope":
         return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
     asked = reference.revision or "main"
@@ -268,7 +270,7 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
     )
 
 
-def _of_listing(listing: Listing, options: PullOptions) -> list[KnownFile]:
+def _of_listing(listing: Listing, options: PullOptions, wait: Wait) -> list[KnownFile]:
     """The files to fetch of what a hub lists. Raises Damaged or Usage if they were no model that could be run."""
     place = listing.endpoint
     small = SmallFiles(
@@ -278,6 +280,7 @@ def _of_listing(listing: Listing, options: PullOptions) -> list[KnownFile]:
         (place,),
         on_modelscope=(listing.repo, listing.commit),
         trusted=options.trust_host,
+        wait=wait,
     )
     read_index = cache(small.index)
     chosen = _chosen(listing.files, options, read_index)

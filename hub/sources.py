@@ -116,7 +116,8 @@ def offline() -> bool:
     return value.lower() in ("1", "true", "yes", "on")
 
 
-# (why, seconds): called where a hub asks to be left alone for a time; returns when it may be asked again.
+# (why, seconds): called where a hub asks to be left alone for a time; returns when it may be asked again. 0 seconds:
+# a download waits by itself, and only the why is to be told.
 Wait = Callable[[str, float], None]
 
 

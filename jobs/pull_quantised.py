@@ -93,7 +93,8 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
 
 def _pull_plan(request: Request, tell: Tell) -> PullPlan:
     def wait(why: str, seconds: float) -> None:
-        tell({"event": "say", "text": tr("{why}: waiting for {n} seconds", why=why, n=round(seconds))})
+        words = tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)) if seconds else why
+        tell({"event": "say", "text": words})
         time.sleep(seconds)
 
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}

@@ -6,6 +6,7 @@ The right value comes from transformers' own choice of files, and from the model
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from glmchat.checkpoints.fit import check_folder, stored_bytes
 from glmchat.checkpoints.weight_choice import choose_weights, missing_parts
@@ -130,7 +131,6 @@ def test_what_transformers_loads_is_what_is_chosen(case: str, toy: Path, folder:
         FIVE,
         ["model-00001-of-00001.safetensors"],
         FROM_ZERO,
-        numbered("model-{:05d}-of-00001.safetensors", (0, 1)),
         SIX_BIN,
         PLAIN,
         numbered("model.safetensors-{:05d}-of-00002", (1, 2)),
@@ -188,6 +188,12 @@ def test_a_stale_index_is_told_where_only_a_bin_file_is_left(toy: Path, folder: 
     shards(toy, folder, [BIN])
     shards(toy, folder, THREE, SAFE_INDEX, None)
     assert BIN in refused(folder, "weights.missing_shard").hint
+
+
+def test_sets_that_count_from_zero_and_from_one_are_not_mixed(toy: Path, folder: Path) -> None:
+    shards(toy, folder, FROM_ZERO)
+    shards(toy, folder, FIVE)
+    refused(folder, "weights.several")
 
 
 def test_two_whole_sets_without_an_index_are_not_guessed_between(toy: Path, folder: Path) -> None:
@@ -249,3 +255,43 @@ def test_parts_that_count_themselves_tell_which_are_missing() -> None:
     assert missing_parts(["a-00001-of-00003.gguf", "a-00003-of-00003.gguf", "b.gguf"]) == ["a-00002-of-00003.gguf"]
     assert missing_parts(["a-0-of-2.gguf"]) == ["a-1-of-2.gguf"]
     assert missing_parts(["a-00001-of-99999999.gguf", "a-5-of-3.gguf"]) == []  # a count beyond reason is no count
+
+
+OTHERS = ["model.fp16.safetensors", "consolidated.safetensors", "merged.safetensors", "adapter_model.safetensors"]
+OTHERS += ["tf_model.h5", "x-Q4_0.gguf", "training_args.bin"]
+ANY = [SAFE, BIN, *SIX, *FIVE, *THREE, *SIX_BIN, *FROM_ZERO, *PLAIN, *OTHERS]
+MIXED = [*SIX, "merged.safetensors"]
+SETS = [[SAFE], [BIN], SIX, FIVE, THREE, SIX_BIN, FROM_ZERO, PLAIN, ["merged.safetensors"], MIXED]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_of_any_files_and_indexes_the_choice_is_transformers_or_a_whole_set_that_it_does_not_know(
+    seed: int, tmp_path: Path
+) -> None:
+    from transformers.modeling_utils import _get_resolved_checkpoint_files
+
+    draw = random.Random(seed)
+    there = {name for one in draw.sample(SETS, draw.randint(0, 3)) for name in one if draw.random() < 0.9}
+    there |= set(draw.sample(ANY, draw.randint(0, 3)))
+    for name in there:
+        (tmp_path / name).write_bytes(save({}) if ".safetensors" in name else b"\x80\x02")
+    for index in (SAFE_INDEX, BIN_INDEX):
+        if draw.random() < 0.4:
+            table = {f"t{number}": name for number, name in enumerate(draw.choice(SETS))}
+            (tmp_path / index).write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    named = draw.choice([None] * 6 + ["merged.safetensors", SAFE_INDEX])
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_weights": named} if named else {}))
+    try:
+        right, _ = _get_resolved_checkpoint_files(str(tmp_path), None, None, None, None, False, named)
+    except (OSError, ValueError):
+        right = None
+    if right is not None and not all(Path(path).is_file() for path in right):
+        right = None  # it notices when it opens them
+    try:
+        found = [path.name for path in weight_files(tmp_path)]
+    except Damaged:
+        found = None
+    if right is not None:
+        assert found is not None and sorted(found) == sorted(Path(path).name for path in right)
+    elif found is not None:  # shards without an index, all of them there
+        assert found in (SIX, FIVE, THREE, SIX_BIN, FROM_ZERO, PLAIN) and not (tmp_path / SAFE_INDEX).exists()

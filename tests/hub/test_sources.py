@@ -117,6 +117,16 @@ def test_nothing_is_asked_while_a_hub_wants_to_be_left_alone_and_the_screen_says
     assert "429" in err and "asks to wait" in err
 
 
+def test_a_wait_for_the_index_is_told_too(hub: LoopbackHub, capsys: Any) -> None:
+    index = b'{"metadata": {}, "weight_map": {"t": "model.safetensors"}}'
+    files = {name: content for name, content in FILES.items() if name != "model.safetensors"}
+    hub.add("acme/tiny", {**files, "model-1-of-1.safetensors": b"w" * 5000, "model.safetensors.index.json": index})
+    hub.window = Window(1.0, "files", "RateLimit")
+    code, _, err = glmchat(capsys, "pull", "acme/tiny", "--dry-run")
+    assert code == 3 and "lacks" in err  # the index names another file than the listing has
+    assert "index.json" in err and "asks to wait" in err and hub.window.refused == 1
+
+
 @pytest.mark.parametrize("header", ["RateLimit", "Retry-After"])
 @pytest.mark.parametrize("where", ["api", "files"])
 def test_a_wait_of_a_quarter_of_an_hour_is_told_and_not_slept(

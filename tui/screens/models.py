@@ -256,7 +256,7 @@ class ModelScreen(ListScreen[Installed | None]):
 
     def _wait(self, why: str, seconds: float) -> None:
         """Sit out the time that a hub asks to be left alone for; Esc ends it."""
-        self._tell(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)))
+        self._tell(tr("{why}: waiting for {n} seconds", why=why, n=round(seconds)) if seconds else why)
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0:
             if self._cancelled:
