@@ -119,11 +119,11 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
     )
 
 
-def unused_card(identity: ModelIdentity) -> str | None:
+def unused_card(device: str | None, reason: str | None) -> str | None:
     """The words for an engine that computes on the CPU of a machine with an NVIDIA driver; None for any other."""
-    if identity.device != "cpu" or not identity.device_reason or look().driver is None:
+    if device != "cpu" or not reason or look().driver is None:
         return None
-    return tr("on the CPU: {reason}; `glmchat doctor` says what helps", reason=one_line(identity.device_reason, 300))
+    return tr("on the CPU: {reason}; `glmchat doctor` says what helps", reason=one_line(reason, 300))
 
 
 def _loaded(launch: LaunchOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from glmchat.checkpoints import fit
 from glmchat.checkpoints.device_plan import CONTEXT, CardNeed, DevicePlan, plan_device
 from glmchat.checkpoints.fit import Fit, Memory
 from glmchat.checkpoints.recipe import Recipe
-from glmchat.core.cards import Cards, TorchBuild, card_obstacle, driver_obstacle, installed_torch, look
+from glmchat.core.cards import Card, Cards, TorchBuild, card_obstacle, driver_obstacle, installed_torch, look
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes
@@ -143,15 +143,19 @@ def demand(
 
 def fit_table(folder: Path) -> list[Fit]:
     """Every way to load `folder`: on the most free card that torch can use, if there is one, and on the CPU."""
-    cards, build = look(), installed_torch()
-    rows: list[Fit] = []
-    if build is not None and driver_obstacle(cards, build) is None:
-        usable = [card for card in cards.visible if card_obstacle(card, build) is None]
-        if usable:
-            freest = max(usable, key=lambda card: card.free)
-            rows = [
-                Fit(label, context, memory, freest.free, freest.device)
-                for quant, label, context in fit.ways(folder)
-                if (memory := card_memory(folder, quant, context=context)) is not None
-            ]
+    card = freest_card()
+    rows = [
+        Fit(label, context, memory, card.free, card.device)
+        for quant, label, context in (fit.ways(folder) if card is not None else ())
+        if card is not None and (memory := card_memory(folder, quant, context=context)) is not None
+    ]
     return [*rows, *fit.fit_table(folder)]
+
+
+def freest_card() -> Card | None:
+    """The card with most free memory that the installed torch can use."""
+    cards, build = look(), installed_torch()
+    if build is None or driver_obstacle(cards, build) is not None:
+        return None
+    usable = [card for card in cards.visible if card_obstacle(card, build) is None]
+    return max(usable, key=lambda card: card.free, default=None)

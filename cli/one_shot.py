@@ -87,7 +87,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
         if shown:
             shown[0].__exit__(None, None, None)
     with connection:
-        if (words := unused_card(connection.identity)) is not None:
+        if (words := unused_card(connection.identity.device, connection.identity.device_reason)) is not None:
             output.say(words)
         yield connection
 

@@ -140,11 +140,16 @@ def _url(host: str, port: int) -> str:
 
 def _tell(server: Server, as_json: bool) -> None:
     """Say when it is loaded; a model that cannot be loaded ends the server."""
+    from glmchat.chat.connect import unused_card
+
     host = server.engine_host
     host.loaded.wait()
     if host.error is not None:
         server.stop()
         return
+    facts = host.engine.facts() if host.engine is not None else {}
+    if (words := unused_card(facts.get("device"), facts.get("device_reason"))) is not None:
+        output.say(words)
     seconds = (host.load_ms or 0) / 1000
     output.say(tr("ready after {seconds} s; press Ctrl-C to stop", seconds=f"{seconds:.1f}"))
     if as_json:

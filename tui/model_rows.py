@@ -12,7 +12,9 @@ from rich.text import Text
 from glmchat.chat import launch
 from glmchat.chat.jobs import run_job
 from glmchat.checkpoints import fit
+from glmchat.checkpoints.card_fit import card_memory, freest_card
 from glmchat.checkpoints.recipe import usual_bytes
+from glmchat.core.cards import Card
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes, one_line
@@ -70,15 +72,16 @@ def fits_words(fits: Fits) -> str:
 
 def all_rows() -> list[Row]:
     """Models here first, then the catalogue's others."""
-    free = available_memory()
+    free, card = available_memory(), freest_card()
     every = launch.pickable(incomplete=True)
     here = [row for row in every if row.complete]
     entries = catalogue.load()
+    most = free if card is None or free is None else max(free, card.free)
     rows = []
     for row in here:
         entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else None
         languages = entry.languages if entry else ()
-        rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free), row))
+        rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free, card), row))
     names = {row.name for row in here}
     known = {entry.reference for entry in entries}
     for row in every:  # a pull goes on with what is half here
@@ -88,7 +91,7 @@ def all_rows() -> list[Row]:
     for entry in sorted(entries, key=_size):
         if entry.default and entry.reference not in names:
             size = _size(entry)
-            rows.append(Row(entry.reference, size, entry.quant, entry.languages, fits_before_pull(entry, free)))
+            rows.append(Row(entry.reference, size, entry.quant, entry.languages, fits_before_pull(entry, most)))
     return rows
 
 
@@ -96,7 +99,10 @@ def _size(entry: Entry) -> int:
     return sum(file.size or 0 for file in entry.files)
 
 
-def _fits_here(row: Installed, free: int | None) -> Fits:
+def _fits_here(row: Installed, free: int | None, card: Card | None) -> Fits:
+    on_card = card_memory(row.path) if card is not None else None
+    if card is not None and on_card is not None and on_card.total <= card.free:
+        return "yes"
     needed = fit.estimate(row.path)
     if needed is None or free is None:
         return "unknown"

@@ -142,3 +142,11 @@ def test_what_several_engines_need_is_asked_of_the_place_where_each_would_be(
     device, needed, free = demand(chatglm, None, None, None, "cpu")
     assert device == "cpu" and free == 64 * GB
     assert host_memory(chatglm) < 6 * GB
+
+
+def test_the_card_that_counts_is_the_freest_that_torch_can_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    become(monkeypatch, tmp_path, card("A", (7, 0), 80), card("B", free=20, number=1))
+    freest = card_fit.freest_card()
+    assert freest is not None and freest.name == "B"  # A is too old for this torch
+    become(monkeypatch, tmp_path)
+    assert card_fit.freest_card() is None

@@ -228,7 +228,7 @@ def test_attaching_copies_nothing_of_the_base(base: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("words", [280, 268])
 def test_an_adapter_that_brings_words_needs_a_base_that_has_them(untied: Path, tmp_path: Path, words: int) -> None:
     """PEFT saves such an adapter with the base's own embedding beside the trained one."""
-    resized = adapters.llama(untied)
+    resized = adapters.theirs(untied)
     resized.resize_token_embeddings(words)
     settings = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     resized.config._name_or_path = str(untied)
@@ -244,7 +244,7 @@ def test_an_adapter_that_brings_words_needs_a_base_that_has_them(untied: Path, t
         engine.attach(tmp_path / "lora", "lora")
     assert "merge the adapter into it with PEFT" in (caught.value.hint or "")
 
-    grown = adapters.llama(untied)
+    grown = adapters.theirs(untied)
     grown.resize_token_embeddings(words)
     grown.save_pretrained(tmp_path / "grown")
     engine = load(tmp_path / "grown")
