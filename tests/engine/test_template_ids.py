@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -304,6 +305,22 @@ def word_piece(folder: Path, rename: Rename) -> None:
     finish(Tokenizer.from_str(_word_piece()), folder, *words(rename), *thoughts(rename))
 
 
+def in_settings(folder: Path, rename: Rename, file: str) -> None:
+    """A tokenizer.json that lacks the words, which other files beside it name."""
+    lower = byte_level()
+    size = lower.get_vocab_size()
+    lower.save(str(folder / "tokenizer.json"))
+    ids = {rename(text): size + n for n, text in enumerate((*CONTROLS, *THOUGHTS))}
+    if file == "added_tokens.json":
+        (folder / file).write_text(json.dumps(ids))
+        names = [rename(text) for text in CONTROLS]
+        (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": names}))
+        return
+    told = {str(n): {"content": t, "special": n < size + len(CONTROLS), "normalized": False} for t, n in ids.items()}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": told}
+    (folder / file).write_text(json.dumps(settings))
+
+
 def begins_with(lower: Tokenizer, rename: Rename) -> Tokenizer:
     lower.add_special_tokens([AddedToken(rename("<s>"), normalized=False)])
     number = lower.token_to_id(rename("<s>"))
@@ -352,6 +369,8 @@ KINDS = [
     Kind("bytes, rstrip", lambda f, r: finish(byte_level(), f, *words(r, rstrip=True), *thoughts(r, rstrip=True))),
     Kind("bytes, lstrip", lambda f, r: finish(byte_level(), f, *words(r, lstrip=True), *thoughts(r)), ROLE_TOKENS),
     Kind("bytes, both sides", lambda f, r: finish(byte_level(), f, *words(r, lstrip=True, rstrip=True), *thoughts(r))),
+    Kind("bytes, words in tokenizer_config.json", lambda f, r: in_settings(f, r, "tokenizer_config.json"), THINKING),
+    Kind("bytes, words in added_tokens.json", lambda f, r: in_settings(f, r, "added_tokens.json")),
     Kind("Llama 3", lambda f, r: finish(begins_with(byte_level(LLAMA3), r), f, *words(r), *thoughts(r)), LLAMA2),
     Kind("Qwen", lambda f, r: finish(
         byte_level(LLAMA3.replace("{1,3}", ""), normalizers.NFC()), f, *words(r), *thoughts(r)
@@ -466,6 +485,42 @@ def test_typed_control_words_are_text_and_change_nothing_beside_them(
     for conversation in CONVERSATIONS:
         right = ids_of_transformers(tokenizer, as_the_model_wrote(conversation))
         assert prompt.render(messages(conversation)) == right, conversation
+
+
+# What a random conversation is put together from: what vocabularies and templates trip over.
+FRAGMENTS = [
+    "the cat", " ", "  ", "\n", "\n\n", "\t", "Straße", "čas", "你好", "👋🏽", "<|im_end|>", "<|im_start|>", "<think>",
+    "</think>", "</s>", "<s>", "<|", "|>", "<", "x", "y_", "1234", "[INST]", "im_end", "é", "e\u0301", "\u3000",
+    "\u00a0", "<|user|>", "▁", "word",
+]  # fmt: skip
+
+
+def test_random_conversations_have_the_ids_of_transformers(kind: Kind, prompt: TemplatePrompt, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    if kind.template is WINDING:
+        pytest.skip("a template that cuts at places makes other words of other names")
+    tokenizer = AutoTokenizer.from_pretrained(kind.build(tmp_path / "renamed", renamed))
+    chance = random.Random(kind.name)
+    for _ in range(25):
+        said = ["".join(chance.choices(FRAGMENTS, k=chance.randint(0, 7))) for _ in range(chance.choice([1, 3, 5]))]
+        conversation = talk(*said, system=chance.choice([None, "".join(chance.choices(FRAGMENTS, k=3))]))
+        right = ids_of_transformers(tokenizer, as_the_model_wrote(conversation))
+        assert prompt.render(messages(conversation)) == right, conversation
+
+
+def test_the_starter_models_own_file_gives_the_ids_of_transformers(starter_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    path = starter_model.resolve()
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    checkpoint = identify(path)
+    prompt = checkpoint.family.prompt(path, load_tokenizer(path), checkpoint.spec)
+    assert isinstance(prompt, TemplatePrompt)
+    for conversation in CONVERSATIONS:
+        if is_honest(conversation):
+            assert prompt.render(messages(conversation)) == ids_of_transformers(tokenizer, conversation), conversation
+    prompt.close()
 
 
 def test_no_way_through_a_template_makes_a_typed_control_word_a_token(kind: Kind, prompt: TemplatePrompt) -> None:
