@@ -193,6 +193,34 @@ def product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def add_normed(  # type: ignore[no-untyped-def]
+    part,  # float32 [size]
+    gain,  # float32 [size]
+    residual,  # float32 [size] in planes of RESIDUAL_PLANES
+    y,  # float32 [size] in planes of OUT_PLANES
+    size,
+    eps,
+    OUT_PLANES: tl.constexpr,
+    RESIDUAL_PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr = False,
+):
+    """y = residual + RMS norm(part), for layers that normalise what they add; each program reads the whole for it."""
+    _wait_for_others(DEPENDENT)
+    squares = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(part + at, mask=at < size, other=0.0)
+        squares += value * value
+    inverse = tl.rsqrt(tl.sum(squares) / size + eps)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    added = tl.load(part + at, mask=inside, other=0.0) * inverse * tl.load(gain + at, mask=inside, other=0.0)
+    added += tl.load(residual + _place(at, size, RESIDUAL_PLANES), mask=inside, other=0.0)
+    tl.store(y + _place(at, size, OUT_PLANES), added, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _rotated(  # type: ignore[no-untyped-def]
     vector,
     d,

@@ -26,6 +26,7 @@ from glmchat.engine.models.parts import LayerParts, NotCompiled, Parts
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 SPLIT, ATTEND_BLOCK, MERGE_BLOCK = 128, 64, 8  # positions of a split, of a step inside it; splits merged at a time
+ADD_BLOCK = 512  # numbers of a program that adds what a layer normalised
 _WIDEST_SORT = 4096  # numbers that one program sorts
 _STATE = 8
 
@@ -180,8 +181,6 @@ class CardStep:
         self._graph: Any = None
         self._unused = torch.zeros(1, device=self._device)
         heads, kv_heads, size = spec.heads, spec.kv_heads, spec.head_dim
-        if any(layer.attention_norm is not None for layer in parts.layers):
-            raise NotCompiled("what a layer adds is normalised")
         if size > 256 or heads % kv_heads:
             raise NotCompiled(f"{heads} heads of {size} over {kv_heads}")
         self._splits = -(-cache.capacity // SPLIT)
@@ -217,18 +216,14 @@ class CardStep:
             first, output, second, down = matrices
             self._product(first, entering, qkv, norm=layer.input_norm, keep=normed[0] if normed else None)
             self._attention(layer, number, qkv, attended, output.planes)
-            self._product(
-                output, attended, h, planes=second.planes,
-                residual=(normed[0] if normed else entering, first.planes),
-            )  # fmt: skip
+            residual = (normed[0] if normed else entering, first.planes)
+            self._sum(output, attended, h, second.planes, residual, layer.attention_norm)
             self._product(
                 second, h, inner, planes=down.planes, norm=layer.second_norm, keep=normed[1] if normed else None,
                 activation=parts.activation, gated=parts.gated,
             )  # fmt: skip
-            self._product(
-                down, inner, x, planes=following,
-                residual=(normed[1] if normed else h, second.planes),
-            )  # fmt: skip
+            residual = (normed[1] if normed else h, second.planes)
+            self._sum(down, inner, x, following, residual, layer.feed_forward_norm)
             entering = x
         if has_head:
             self.logits = self._empty(spec.vocab_size)
@@ -408,6 +403,29 @@ class CardStep:
         self._launch(
             matrix, x, y, kind, gain, shift, eps, planes=planes, gated=gated, activation=activation, residual=residual,
             normed=keep, kept=_power(-(-matrix.inputs // programs)) if keep is not None else 0,
+        )  # fmt: skip
+
+    def _sum(
+        self,
+        matrix: _Matrix,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        planes: int,
+        residual: tuple[torch.Tensor, int],
+        norm: nn.Module | None,
+    ) -> None:
+        """y = residual + W x; norm: of what is added, where the layer has one."""
+        if norm is None:
+            self._product(matrix, x, y, planes=planes, residual=residual)
+            return
+        kind, gain, _, eps = self._norm(norm, 1)
+        if kind != 1:
+            raise NotCompiled("a norm of what a layer adds is no RMS norm")
+        part, (stream, stream_planes) = self._empty(matrix.outputs), residual
+        self._product(matrix, x, part)
+        self._add(
+            "add_normed", (-(-matrix.outputs // ADD_BLOCK),), part, gain, stream, y, matrix.outputs, eps,
+            OUT_PLANES=planes, RESIDUAL_PLANES=stream_planes, BLOCK=ADD_BLOCK,
         )  # fmt: skip
 
     def _launch(

@@ -219,6 +219,17 @@ def attention() -> None:
     check_attention(2, 2, 64, NO_ROTARY, 0, 100, f16, norms=False)
 
 
+def sums() -> None:
+    """What a layer adds, normalised, on its residual stream."""
+    for size, eps in ((512, 1e-5), (96, 1e-2), (1032, 1e-6)):
+        part, gain, stream, y = drawn(size), drawn(size), drawn(size), torch.full((size,), NAN)
+        kernels.add_normed[(-(-size // 256),)](
+            part, gain, in_planes(stream, 4), y, size, eps, OUT_PLANES=8, RESIDUAL_PLANES=4, BLOCK=256
+        )
+        right = functional.rms_norm(part.double(), (size,), gain.double(), eps) + stream.double()
+        assert off(in_order(y, 8), right) < 1e-6 * NEAR
+
+
 def lookups() -> None:
     """A row of the embedding, with and without learnt positions, and whole matrices unpacked for prompts."""
     for bits, group, bfloat, learnt in ((4, 32, False, False), (4, 128, False, True), (8, 256, False, False),
@@ -290,11 +301,13 @@ def layers() -> None:
     """Whole packed layers at one row and at many, unpacked in one piece and in several, as a load tries them."""
     for bits, scratch in ((4, words.SCRATCH), (8, words.SCRATCH), (4, 50 * 256)):
         words.SCRATCH = scratch
-        assert self_test(words.CardWords(), "cpu", bits) is None
+        assert self_test(words.CardWords(), DEVICE, bits) is None
 
+
+CHECKS = {
+    "products": products, "attention": attention, "lookups": lookups, "sums": sums, "choice": choice, "layers": layers,
+}  # fmt: skip
 
 if __name__ == "__main__":
-    {"products": products, "attention": attention, "lookups": lookups, "choice": choice, "layers": layers}[
-        sys.argv[1]
-    ]()
+    CHECKS[sys.argv[1]]()
     print("right")

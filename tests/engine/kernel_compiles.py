@@ -19,17 +19,17 @@ from triton.compiler import ASTSource
 
 from glmchat.engine.gpu import kernels
 from glmchat.engine.gpu.choose import TOP
-from glmchat.engine.gpu.step import ATTEND_BLOCK, MERGE_BLOCK, SPLIT
+from glmchat.engine.gpu.step import ADD_BLOCK, ATTEND_BLOCK, MERGE_BLOCK, SPLIT
 from glmchat.engine.gpu.words import BLOCK
 
 TOOLS = Path(next(iter(nvidia.__path__))) / "bin"
 MOST_REGISTERS = {"product": 128}  # others have few programs: as many as there are
 POINTERS = {"words": "*i32", "pairs": "*fp16", "state": "*i32", "marks": "*u8", "best": "*i64"}
 NUMBERS = {
-    **dict.fromkeys(("inputs", "outputs", "capacity", "splits", "rows", "vocab", "programs"), "i32"),
+    **dict.fromkeys(("inputs", "outputs", "capacity", "splits", "rows", "vocab", "programs", "size"), "i32"),
     **dict.fromkeys(("eps", "alpha", "scale"), "fp32"),
 }
-ALIGNED = ("inputs", "outputs", "capacity")  # multiples of 16 in every model
+ALIGNED = ("inputs", "outputs", "capacity", "size")  # multiples of 16 in every model
 PRODUCT: dict[str, Any] = {
     "BFLOAT": False, "GROUP": 128, "GROUPS": 32, "KEEP_NORMED": 0, "HAS_BIAS": True, "HAS_RESIDUAL": True, "RANK": 0,
     "RANK_BLOCK": 1, "OUT_PLANES": 8, "RESIDUAL_PLANES": 8, "BLOCK": BLOCK, "DEPENDENT": False,
@@ -102,6 +102,8 @@ def check_all(number: int) -> None:
     check("attend", number, attend, cache=dot, BY_HEAD=False, **{**normed, "ROTATED": 128})
     merged = {"HEADS": 32, "D": 128, "D_BLOCK": 128, "SPLIT": SPLIT, "OUT_PLANES": 8, "BLOCK": MERGE_BLOCK}
     check("merge", number, {**merged, "DEPENDENT": False})
+    added = {"OUT_PLANES": 8, "RESIDUAL_PLANES": 8, "BLOCK": ADD_BLOCK, "DEPENDENT": number >= 90}
+    check("add_normed", number, added)
     for bits in (4, 8, 16):
         check("embed", number, EMBED, BITS=bits)
     for bits in (4, 8):

@@ -36,6 +36,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "chatglm2": {**_GLM, "multi_query_group_num": 2, "ffn_hidden_size": 96, "kv_channels": 32, "rmsnorm": True,
                  "multi_query_attention": True, "post_layer_norm": True, "padded_vocab_size": 200,
                  "add_qkv_bias": True},
+    "glm4": {**_SIZES, "model_type": "glm4", "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 32, "partial_rotary_factor": 0.5,
+             "attention_bias": True, "pad_token_id": 0},
     "gpt2": {**_SIZES, "model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64},
 }  # fmt: skip
 CONFIGS["chatglm"] |= {"vocab_size": 200, "bos_token_id": 130, "eos_token_id": 131, "mask_token_id": 126,
@@ -99,8 +102,9 @@ def check(config: dict[str, Any], bits: int, *, lora: bool = False, prefix: bool
     step = CardStep(parts, model.spec, cache)
     choice = Choice(0.7, 1.0, (), ())
     listed = [launch.addresses() for launch in step.launches()]
+    nodes = (6 if parts.layers[0].attention_norm is None else 8) * spec.layers + 4
     adapted = sum(isinstance(module, AdaptedLinear) for module in model.modules())
-    assert 6 * spec.layers + 4 + (adapted > 0) <= len(listed) <= 6 * spec.layers + 4 + adapted
+    assert nodes + (adapted > 0) <= len(listed) <= nodes + adapted
     for token in (9, 44):
         row = step(token, cache, *model.positions(cache))
         assert [launch.addresses() for launch in step.launches()] == listed

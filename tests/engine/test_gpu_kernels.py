@@ -32,12 +32,12 @@ def run(script: str, *names: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("name", ["products", "attention", "lookups", "choice", "layers"])
+@pytest.mark.parametrize("name", ["products", "attention", "lookups", "sums", "choice", "layers"])
 def test_a_kernel_gives_the_numbers_of_its_definition(name: str) -> None:
     assert run("kernel_checks.py", name, TRITON_INTERPRET="1") == ["right"]
 
 
-@pytest.mark.parametrize("names", ["chatglm:4 gpt2", "chatglm2:8+lora+prefix qwen3:4+lora"])
+@pytest.mark.parametrize("names", ["chatglm:4 gpt2", "chatglm2:8+lora+prefix qwen3:4+lora", "glm4:4"])
 def test_a_step_is_the_models_own_forward(names: str) -> None:
     assert run("step_checks.py", *names.split(), TRITON_INTERPRET="1") == ["right"]
 
