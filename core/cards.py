@@ -256,11 +256,11 @@ def installed_torch() -> TorchBuild | None:
 def driver_obstacle(cards: Cards, build: TorchBuild | None) -> Obstacle | None:
     """Why no card of this machine can be used, or None. What helps comes with it."""
     if cards.driver is None:
-        return Obstacle(tr("no NVIDIA driver responds"), tr("the CPU is used"))
+        return Obstacle(tr("no NVIDIA driver responds"), tr("leave out --device, and the CPU computes"))
     if not cards.visible:
         if cards.installed:
             return Obstacle(tr("CUDA_VISIBLE_DEVICES hides every NVIDIA card"), tr("unset it, or name a card in it: 0"))
-        return Obstacle(tr("the machine has no NVIDIA card"), tr("the CPU is used"))
+        return Obstacle(tr("the machine has no NVIDIA card"), tr("leave out --device, and the CPU computes"))
     wheel = NEWER_WHEEL if cards.cuda is not None and cards.cuda >= (13, 0) else OLDER_WHEEL
     if build is None or build.cuda is None:
         return Obstacle(tr("the installed torch was built without CUDA"), wheel)
