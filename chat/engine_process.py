@@ -27,7 +27,7 @@ from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
 from glmchat.core.job_control import rests_with_us
 from glmchat.core.language import language, tr
-from glmchat.core.locations import cache_dir, logs_dir, private_dir
+from glmchat.core.locations import cache_dir, expanded, logs_dir, private_dir
 from glmchat.core.machine import oom_kills, physical_cores
 from glmchat.core.sockets import new_socket_path
 from glmchat.core.text import one_line
@@ -100,6 +100,7 @@ def total_memory() -> int:
 STOP_SECONDS = 1.5  # the child ends at once when its lifeline does; after this it is killed
 DYING_SECONDS = 1.0
 POLL_SECONDS = 0.03
+_PLACES = ("GLMCHAT_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "GLMCHAT_API_KEY")
 
 
@@ -111,6 +112,9 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     child speaks the language that was chosen here.
     """
     environment = dict(os.environ if environ is None else environ)
+    for name in _PLACES:  # the child is started elsewhere: what is relative here would be another folder there
+        if environment.get(name):
+            environment[name] = str(expanded(environment[name]).absolute())
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.setdefault("OMP_NUM_THREADS", str(physical_cores()))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

@@ -214,6 +214,16 @@ def test_its_surroundings_are_quiet_offline_and_without_secrets() -> None:
     assert engine_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+def test_a_child_keeps_its_files_where_a_relative_path_means_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = engine_environment({"GLMCHAT_HOME": "home", "HF_HOME": "$SOMEWHERE/hf", "HF_HUB_CACHE": "/there"})
+    assert found["GLMCHAT_HOME"] == str(tmp_path / "home")
+    assert found["HF_HOME"] == str(tmp_path / "$SOMEWHERE/hf")
+    assert found["HF_HUB_CACHE"] == "/there"
+
+
 def test_old_logs_do_not_pile_up() -> None:
     from glmchat.chat.engine_process import LOGS, new_log
 
