@@ -189,9 +189,17 @@ def hash_of_link(place: Path) -> tuple[str | None, str | None]:
 
 
 def manifest_name(manifest: Manifest, entries: Catalogue) -> str:
-    """The name of its row: the catalogue's, where the catalogue knows the revision."""
-    entry = entries.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
-    return entry.reference if entry and manifest.source != "path" else manifest.name
+    """The name of its row: the catalogue's, where the catalogue knows the revision. `owner/repo` means what `main` is;
+    a revision that it was before, also where another program brought the new one, is named with its commit."""
+    repo, revision = manifest.repo, manifest.revision
+    entry = entries.of_repo(repo, revision) if repo and revision else None
+    if entry is not None and manifest.source != "path":
+        return entry.reference
+    if repo and revision and manifest.source == "hf" and manifest.name == repo:
+        main = store.ref(repo, "main")
+        if main not in (None, revision) and store.snapshot(repo, str(main)).is_dir():
+            return f"{repo}@{revision[:12]}"
+    return manifest.name
 
 
 def row_of_made(folder: Path, manifest: Manifest) -> Installed:

@@ -149,6 +149,25 @@ def test_a_narrow_pull_that_another_program_widened_is_a_model_and_all_of_it_is_
     assert glmchat(capsys, "verify", "acme/tiny")[0] == 3
 
 
+def test_a_name_means_what_main_is_also_after_another_program_moved_it(hub: LoopbackHub, capsys: Any) -> None:
+    commits = []
+    for number, pull in enumerate((False, False, True)):
+        commits.append(hub.add("acme/tiny", {**FILES, "tokenizer.json": b"%d" % number}))
+        if pull:
+            download_with_the_hubs_own_tool("acme/tiny")
+        else:
+            assert glmchat(capsys, "pull", "acme/tiny")[0] == 0
+    rows = {row.name: row.revision for row in list_installed()}
+    assert rows == {
+        "acme/tiny": commits[2],
+        f"acme/tiny@{commits[0][:12]}": commits[0],
+        f"acme/tiny@{commits[1][:12]}": commits[1],
+    }
+    for name, commit in rows.items():
+        found = find_installed(parse(name))
+        assert found is not None and found.revision == commit
+
+
 @pytest.mark.parametrize("with_links", [True, False])
 def test_a_cache_that_was_moved_is_judged_where_it_lies_now(
     with_links: bool, hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
