@@ -13,6 +13,7 @@ from typing import Any
 
 from glmchat.checkpoints import chatglm, chatglm2, glm, gpt2, llama
 from glmchat.checkpoints.config import integer, settle_generation, token_ids
+from glmchat.checkpoints.gguf_file import config_of, open_gguf
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import WORDS, generation
@@ -143,7 +144,12 @@ class Architecture:
 
 
 def describe(folder: Path) -> Architecture | None:
-    """The network in `folder`, or None if there is no config.json that names one."""
+    """The network in `folder`, or in a GGUF file; None if nothing there names one."""
+    if folder.is_file():
+        try:
+            return describe_config(config_of(open_gguf(folder)))
+        except (GlmchatError, OSError):
+            return None
     config = small_json(folder / "config.json") if folder.is_dir() else {}
     return describe_config(settle_generation(folder, config)) if config else None
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
-from glmchat.checkpoints.families import is_native, spec_of
+from glmchat.checkpoints.families import is_native, parse, spec_of
+from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
@@ -22,7 +23,6 @@ from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.weight_files import (
     folder_config,
     refuse_adapter_folder,
-    refuse_pointer,
     settle_head,
     weight_files,
     weight_paths,
@@ -39,7 +39,10 @@ _LEAST = 0.5  # bytes of a weight in the tightest format there is
 def check_folder(folder: Path) -> None:
     """Raise Damaged, Hostile or Usage for a folder or GGUF file that is no whole model, or a mixture of two."""
     if folder.is_file():
-        refuse_pointer(folder)
+        refuse_no_weights(folder)
+        config = config_of(open_gguf(folder))
+        refuse_absurd(config)
+        parse(config)
     if not folder.is_dir():
         return
     config = folder_config(folder)

@@ -15,12 +15,13 @@ import re
 import shlex
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from glmchat.checkpoints.weight_files import refuse_pointer
+from glmchat.checkpoints.weight_choice import listed
+from glmchat.checkpoints.weight_files import gguf_parts, refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -61,17 +62,23 @@ class GGUFTensor:
     type_name: str
     offset: int  # from the start of the file
     nbytes: int
+    part: int = 0  # of a model in several files, the one that it lies in
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """The validated file; one that was opened a moment ago is not read again. Raises Damaged or Hostile."""
-    stat = path.stat()
-    return _opened(path, stat.st_mtime_ns, stat.st_size)
+    """The validated file, with the tensors of all parts if it is the first of several; one that was opened a moment ago
+    is not read again. Raises Damaged, Hostile, or Usage for a part that is not the first."""
+    stamps = [(part, part.stat()) for part in gguf_parts(path) if part.is_file()] or [(path, path.stat())]
+    return _opened(path, tuple((part, stat.st_mtime_ns, stat.st_size) for part, stat in stamps))
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path, changed: int, size: int) -> GGUFFile:
-    return GGUFFile(path)
+def _opened(path: Path, stamps: tuple[tuple[Path, int, int], ...]) -> GGUFFile:
+    file = GGUFFile(path)
+    count = file.metadata.get("split.count")
+    if isinstance(count, int) and count > 1:
+        file.join(count)
+    return file
 
 
 class GGUFFile:
@@ -85,11 +92,56 @@ class GGUFFile:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
         self._strings = 0
+        self.parts = [self]
         self._read_header()
 
     def data(self, tensor: GGUFTensor) -> memoryview:
         """The stored bytes of one tensor, mapped, not copied."""
-        return memoryview(self.bytes)[tensor.offset : tensor.offset + tensor.nbytes]
+        return memoryview(self.parts[tensor.part].bytes)[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def join(self, count: int) -> None:
+        """Take in the tensors of the other parts. Raises Damaged or Usage that says which part is what."""
+        name, number, paths = one_line(self.path.name), self.metadata.get("split.no"), gguf_parts(self.path)
+        number = number + 1 if isinstance(number, int) else 1
+        if len(paths) != count:
+            raise Damaged(
+                tr("{name} says that it is part {number} of {count}, but its name does not", name=name, number=number,
+                   count=count),
+                hint=tr("give every part its name back (…-00001-of-{count}.gguf); cat does not join them",
+                        count=f"{count:05}"),
+                code="gguf.part",
+            )  # fmt: skip
+        if number != 1:
+            raise Usage(
+                tr("{name} is part {number} of {count}", name=name, number=number, count=count),
+                hint=tr("name the first part: {path}", path=one_line(str(paths[0]))),
+                code="gguf.not_first",
+            )
+        if missing := [part.name for part in paths if not part.is_file()]:
+            raise Damaged(
+                tr("{name} is part 1 of {count}; missing: {names}", name=name, count=count, names=listed(missing)),
+                hint=tr("pull the model again: what was downloaded is kept"),
+                code="gguf.part",
+            )
+        self.parts += [GGUFFile(part) for part in paths[1:]]
+        for index, part in enumerate(self.parts):
+            said = part.metadata.get("split.no"), part.metadata.get("split.count")
+            if said != (index, count) or (index and not self.tensors.keys().isdisjoint(part.tensors)):
+                raise Damaged(
+                    tr("{name} is not part {number} of {count}", name=one_line(part.path.name), number=index + 1,
+                       count=count),
+                    hint=tr("the parts belong to different models: pull the model again"),
+                    code="gguf.part",
+                )  # fmt: skip
+            self.tensors |= {short: replace(tensor, part=index) for short, tensor in part.tensors.items()}
+        total = self.metadata.get("split.tensors.count")
+        if isinstance(total, int) and total != len(self.tensors):
+            raise Damaged(
+                tr("{name} promises {total} tensors, but its parts contain {n}", name=name, total=total,
+                   n=len(self.tensors)),
+                hint=tr("pull the model again"),
+                code="gguf.part",
+            )  # fmt: skip
 
     # reading -------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.ties import says_tied, with_own_head
-from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, missing_weights, no_weights
+from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, listed, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
@@ -163,6 +163,18 @@ def file_names(folder: Path, *, below: bool = False) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for pattern in patterns for p in folder.glob(pattern) if p.is_file())
 
 
+_GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """All files of a GGUF model that came in parts, there or not, by the name of any; itself alone for another file."""
+    match = _GGUF_PART.fullmatch(path.name)
+    if match is None or not 2 <= int(match["count"]) <= 10_000:
+        return [path]
+    numbers = range(1, int(match["count"]) + 1)
+    return [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in numbers]
+
+
 def weight_paths(path: Path) -> list[Path]:
     """Those files of a checkpoint's weights that are there, unchecked; none where nothing tells which they are.
 
@@ -170,7 +182,7 @@ def weight_paths(path: Path) -> list[Path]:
     their own, which belong to them.
     """
     if path.is_file():
-        return [path]
+        return [part for part in gguf_parts(path) if part.is_file()]
     try:
         chosen = chosen_weights(path) if path.is_dir() else None
     except Damaged:
@@ -319,11 +331,11 @@ def refuse_names(
             )
     parts = []
     if missing:
-        parts.append(tr("{n} tensors are missing: {names}", n=len(missing), names=", ".join(missing)))
+        parts.append(tr("{n} tensors are missing: {names}", n=len(missing), names=listed(missing)))
     if left_over:
-        parts.append(tr("{n} tensors belong to no part of it: {names}", n=len(left_over), names=", ".join(left_over)))
+        parts.append(tr("{n} tensors belong to no part of it: {names}", n=len(left_over), names=listed(left_over)))
     if misshapen:
-        parts.append(tr("{n} tensors have a different shape: {names}", n=len(misshapen), names=", ".join(misshapen)))
+        parts.append(tr("{n} tensors have a different shape: {names}", n=len(misshapen), names=listed(misshapen)))
     raise Damaged(
         tr(
             "the weights do not fit a {family} model of this size: {parts}",

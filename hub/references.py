@@ -6,6 +6,7 @@ A path (it starts with `/`, `./`, `../` or `~`, or something of that name exists
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,13 @@ _PATH_STARTS = ("/", "./", "../", "~", ".\\", "..\\")
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
+_HOSTS = ("hf.co/", "huggingface.co/", "www.huggingface.co/", "modelscope.cn/", "www.modelscope.cn/", "hf-mirror.com/")
+_GGUF_LABEL = re.compile(r"(?i)(ud-)?(iq\d\w*|q\d\w*|tq\d\w*|mxfp4\w*|bf16|f16|fp16|f32)")  # as files are called
+_GGUF_PAGE = re.compile(
+    r"(https?|hf)://[^/]+/(models/)?(?P<repo>[^/]+/[^/]+)/(blob|resolve|file/view)/(?P<revision>[^/]+)/"
+    r"(?P<file>[^?#]+\.gguf)([?#].*)?"
+)
+_GGUF_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^/]+\.gguf)")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -51,6 +59,9 @@ def parse(text: str, *, revision: str | None = None) -> Reference:
             hint=tr("for example smollm2, THUDM/chatglm-6b@096f3de6, ./folder"),
             code="model.empty",
         )
+    if text.startswith(_HOSTS) and not _is_path(text):
+        text = f"https://{text}"
+    _refuse_file(text)
     if text.startswith(("https://", "http://", "hf://")):
         reference = _from_address(text)
     elif _is_path(text):
@@ -127,6 +138,8 @@ def _from_name(text: str) -> Reference:
     if ":" in rest:
         rest, _, quant = rest.rpartition(":")
         bits = quant_bits(quant)
+        if bits is None and _GGUF_LABEL.fullmatch(quant):
+            raise _one_file(rest.partition("@")[0], f"*{quant.upper()}*")
         if bits is None:
             raise Usage(
                 tr("glmchat does not support the quantisation {quant}", quant=repr(one_line(quant))),
@@ -149,8 +162,30 @@ def _from_name(text: str) -> Reference:
     return Reference(name=rest, revision=chosen, quant=quant)
 
 
+def _refuse_file(text: str) -> None:
+    """Raise Usage, with the way to it, for one GGUF file of a repository: its page's address, or owner/repo/file."""
+    for pattern in (_GGUF_PAGE, _GGUF_FILE):
+        match = pattern.fullmatch(text)
+        if match is not None and not (pattern is _GGUF_FILE and Path(text).exists()):
+            raise _one_file(match["repo"], unquote(match["file"]), match.groupdict().get("revision"))
+
+
+def _one_file(repo: str, pattern: str, revision: str | None = None) -> Usage:
+    repo = one_line(repo, 200)
+    revised = f" --revision {one_line(revision, 80)}" if revision and revision != "main" else ""
+    return Usage(
+        tr("{name} is a repository: one file of it is chosen by a pattern", name=repo),
+        hint=f"glmchat pull {repo}{revised} --include {shlex.quote(one_line(pattern, 200))}",
+        code="model.one_file",
+    )
+
+
 def _from_address(text: str) -> Reference:
     """`https://huggingface.co/owner/repo/tree/REV`, as people copy it from the browser."""
+    head, colon, label = text.rpartition(":")
+    if colon and not head.endswith(("https", "http", "hf")) and _GGUF_LABEL.fullmatch(label):
+        reference = _from_address(head)
+        raise _one_file(reference.repo or head, f"*{label.upper()}*", reference.revision)
     address = urlsplit(text)
     parts = [unquote(p) for p in (address.netloc + "/" * bool(address.netloc) + address.path).split("/") if p]
     if address.scheme != "hf":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from glmchat.checkpoints.weight_files import weight_paths
 from glmchat.core import locations
 from glmchat.core.errors import Failed
 from glmchat.core.json_files import small_json
@@ -153,7 +154,11 @@ def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
 
 def weight_files_of(path: Path) -> list[Path]:
     """The files of a checkpoint that hold tensors."""
-    return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
+    return (
+        weight_paths(path)
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
+    )
 
 
 def _identity(file: Path, recorded: dict[str, tuple[int, str]]) -> list[Any]:

@@ -173,6 +173,7 @@ def _clean(config: Any) -> Any:
 
 
 def _known_config(config: Mapping[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind = str(config.get("model_type"))
@@ -185,24 +186,43 @@ def _known_config(config: Mapping[str, Any]) -> Any:
             hint=tr("neither glmchat nor the installed transformers supports it; code from the folder is never run"),
             code="model.unknown_family",
         ) from None
-    except (TypeError, AttributeError) as error:
-        raise Damaged(
-            tr(
-                "config.json does not describe a {kind} model: {error}",
-                kind=one_line(kind, 40),
-                error=one_line(str(error), 100),
-            ),
-            hint=tr("pull the model again"),
-            code="config.damaged",
-        ) from None
+    except (TypeError, AttributeError, StrictDataclassError) as error:
+        raise _not_described(kind, error) from None
+
+
+def _not_described(kind: str, error: Exception) -> Damaged:
+    return Damaged(
+        tr(
+            "config.json does not describe a {kind} model: {error}",
+            kind=one_line(kind, 40),
+            error=one_line(str(error), 100),
+        ),
+        hint=tr("pull the model again; if that does not help, the installed transformers cannot run it"),
+        code="config.damaged",
+    )
+
+
+def _measure(config: Any, name: str) -> Any:
+    """A measure of the network; the largest where its layers differ (Gemma 3n, Gemma 4)."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers' way of saying that each layer has one of its own
+        value = [getattr(layer, name, None) for layer in config.per_layer_config]
+    if isinstance(value, list | tuple):
+        return max((number for number in value if isinstance(number, int)), default=None)
+    return value
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """Measures as transformers names them. Raises Damaged for an architecture that it does not know either."""
     known = _known_config(config)
-    text = known.get_text_config()
+    try:
+        text = known.get_text_config()
+        causal = _can_go_back(text) and not _rope_types(text) & {"dynamic", "longrope"}
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _not_described(str(config["model_type"]), error) from None
     found = {
-        name: getattr(text, name, None)
+        name: _measure(text, name)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                      "head_dim", "intermediate_size", "max_position_embeddings")
     }  # fmt: skip
@@ -221,7 +241,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         ffn_size=integer(found, "intermediate_size", high=2**20, default=4 * hidden),
         context=integer(found, "max_position_embeddings", high=2**26, default=2048),
         # A cache with windows or running states cannot be cut back to a common prefix.
-        causal=_can_go_back(text) and not _rope_types(text) & {"dynamic", "longrope"},
+        causal=causal,
         eos_ids=token_ids(config.get("eos_token_id", getattr(known, "eos_token_id", None)), vocab),
         bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
         generation="through transformers",

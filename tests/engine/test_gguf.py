@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import resource
 import struct
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, dequantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glmchat.checkpoints.families import describe
+from glmchat.checkpoints.fit import check_folder
 from glmchat.checkpoints.gguf_file import TYPES, GGUFFile
 from glmchat.core.errors import Damaged, GlmchatError, Hostile
 from glmchat.engine import Engine, Sampling
@@ -211,3 +214,64 @@ def test_a_file_that_hides_a_program_in_its_template_is_stopped(tmp_path: Path, 
 
 def test_the_sizes_of_every_type_are_those_of_the_gguf_package() -> None:
     assert {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()} == TYPES
+
+
+def in_parts(folder: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch, *, small_first: bool = False) -> Path:
+    """The toy model in files of eight tensors, as gguf's own writer splits it. Returns the first part."""
+    split = partial(builders.GGUFWriter, split_max_tensors=8, small_first_shard=small_first)
+    monkeypatch.setattr(builders, "GGUFWriter", split)
+    builders.write_gguf(folder / "toy.gguf")
+    monkeypatch.undo()
+    return sorted(folder.glob("toy-00001-of-*.gguf"))[0]
+
+
+@pytest.mark.parametrize("small_first", [False, True])
+def test_a_model_in_parts_is_the_model_in_one_file(
+    small_first: bool, tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = builders.write_gguf(tmp_path / "whole.gguf")
+    first = in_parts(tmp_path, builders, monkeypatch, small_first=small_first)
+    assert len(list(tmp_path.glob("toy-*.gguf"))) > 2
+    check_folder(first)
+    assert torch.equal(Engine.load(first, threads=1).logits(IDS), Engine.load(whole, threads=1).logits(IDS))
+
+
+def test_parts_that_cannot_be_read_say_which_they_are(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = in_parts(tmp_path, builders, monkeypatch)
+    parts = sorted(tmp_path.glob("toy-*.gguf"))
+    count = len(parts)
+
+    def reason(path: Path) -> str:
+        texts = []
+        for look in (check_folder, lambda file: Engine.load(file)):
+            with pytest.raises(GlmchatError) as caught:
+                look(path)
+            assert caught.value.hint
+            texts.append(caught.value.message + " · " + caught.value.hint)
+        assert texts[0] == texts[1]
+        return texts[0]
+
+    assert f"is part 2 of {count}" in reason(parts[1])
+    assert str(first) in reason(parts[1])
+    joined = tmp_path / "one.gguf"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert f"says that it is part 1 of {count}" in reason(joined)
+    parts[1].rename(tmp_path / "away")
+    assert f"part 1 of {count}; missing: {parts[1].name}" in reason(first)
+    parts[1].write_bytes(first.read_bytes())
+    assert f"{parts[1].name} is not part 2 of {count}" in reason(first)
+
+
+def test_a_gguf_file_is_described_and_a_vocabulary_is_no_model(tmp_path: Path, builders: ModuleType) -> None:
+    network = describe(builders.write_gguf(tmp_path / "toy.gguf"))
+    assert network is not None
+    assert (network.family, network.layers, network.context) == ("llama", 3, 256)
+    writer = GGUFWriter(tmp_path / "words.gguf", "llama")
+    writer.add_context_length(64)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(Damaged, match=r"words\.gguf contains no tensors"):
+        check_folder(tmp_path / "words.gguf")

@@ -78,3 +78,30 @@ def test_two_different_revisions_contradict_each_other() -> None:
     assert parse("a/b@v1", revision="v1").revision == "v1"
     with pytest.raises(Usage, match="conflict"):
         parse("a/b@v1", revision="v2")
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("acme/x-GGUF:Q6_K", "glmchat pull acme/x-GGUF --include '*Q6_K*'"),
+        ("acme/x-GGUF:iq4_xs", "glmchat pull acme/x-GGUF --include '*IQ4_XS*'"),
+        ("hf.co/acme/x-GGUF:Q6_K", "glmchat pull acme/x-GGUF --include '*Q6_K*'"),
+        ("https://huggingface.co/acme/x-GGUF:Q4_K_M", "glmchat pull acme/x-GGUF --include '*Q4_K_M*'"),
+        ("acme/x-GGUF/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
+        ("https://huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
+        ("https://huggingface.co/acme/x-GGUF/resolve/main/x.Q6_K.gguf?download=true",
+         "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
+        ("https://huggingface.co/acme/x-GGUF/blob/v2/q6/x%20y.gguf",
+         "glmchat pull acme/x-GGUF --revision v2 --include 'q6/x y.gguf'"),
+        ("huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
+    ],
+)  # fmt: skip
+def test_one_file_of_twenty_is_told_how_it_is_fetched(text: str, command: str) -> None:
+    with pytest.raises(Usage) as caught:
+        parse(text)
+    assert caught.value.hint == command
+
+
+@pytest.mark.parametrize("text", ["huggingface.co/acme/x", "hf.co/acme/x", "modelscope.cn/models/acme/x"])
+def test_an_address_needs_no_scheme(text: str) -> None:
+    assert parse(text).repo == "acme/x"
