@@ -113,7 +113,10 @@ def family_of(config: dict[str, Any]) -> str | None:
 
 
 def family_at(folder: Path) -> str | None:
-    """As `family_of`, with what the files beside config.json tell."""
+    """As `family_of`, with what the files beside config.json tell; or the family in a GGUF file's header."""
+    if folder.is_file():
+        network = describe(folder)
+        return one_line(network.family, 40) if network else None
     return family_of(settle_generation(folder, small_json(folder / "config.json")))
 
 
@@ -131,8 +134,9 @@ def quant_of(config: dict[str, Any]) -> str:
 
 def quant_of_folder(folder: Path) -> str:
     """The quantisation of a checkpoint: from its config, or from the name of its GGUF file (`…Q4_K_M.gguf`)."""
-    quant = quant_of(small_json(folder / "config.json"))
-    if quant == "none" and (file := next(iter(sorted(folder.glob("*.gguf"))), None)):
+    quant = quant_of(small_json(folder / "config.json")) if folder.is_dir() else "none"
+    inside = [folder] if folder.is_file() else sorted(folder.glob("*.gguf"))
+    if quant == "none" and (file := next(iter(inside), None)):
         label = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file.name)
         quant = label[1].lower() if label else "gguf"
     return "none" if quant in ("f16", "bf16", "f32") else quant

@@ -329,7 +329,7 @@ def _at_path(path: Path) -> Installed:
         kind=made.kind if made else "model",
         path=path,
         family=made.family if made else installed.family_at(path),
-        quant=made.quant if made else installed.quant_of_folder(path if path.is_dir() else path.parent),
+        quant=made.quant if made else installed.quant_of_folder(path),
         size_bytes=installed.folder_size(path) if path.is_dir() else path.stat().st_size,
         base=made.base if made else None,
         source="path",

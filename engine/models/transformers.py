@@ -173,7 +173,6 @@ def _clean(config: Any) -> Any:
 
 
 def _known_config(config: Mapping[str, Any]) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind = str(config.get("model_type"))
@@ -186,7 +185,9 @@ def _known_config(config: Mapping[str, Any]) -> Any:
             hint=tr("neither glmchat nor the installed transformers supports it; code from the folder is never run"),
             code="model.unknown_family",
         ) from None
-    except (TypeError, AttributeError, StrictDataclassError) as error:
+    except Exception as error:  # the strict classes of its configurations raise plain subclasses of it
+        if isinstance(error, MemoryError):
+            raise
         raise _not_described(kind, error) from None
 
 

@@ -43,7 +43,8 @@ def tokenizer() -> Tokenizer:
 
 def weights(config: dict[str, Any], seed: int = 7) -> dict[str, torch.Tensor]:
     """Random tensors under the names of the checkpoint."""
-    family, spec = family_of(config)
+    apart = ("rope_parameters", "rope_scaling", "quantization_config", "quantization")  # they change no shape
+    family, spec = family_of({key: value for key, value in config.items() if key not in apart})
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in family.build(spec).named_parameters()}
     noise = torch.Generator().manual_seed(seed)

@@ -35,7 +35,7 @@ from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
 
 IDS = [1, 40, 77, 105, 9, 200, 31, 64, 12]
-YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}  # left to transformers
 
 # Settings of LoraConfig, in the words of a Llama. What `saved` holds is passed to save_pretrained.
 FORMS: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ def _write(name: str, folder: Path, builders: ModuleType) -> Path:
                              sliding_window=32, **small)
         )  # fmt: skip
     else:
-        kept = {"rope_parameters": YARN} if name == "fallback" else {}
+        kept = {"rope_parameters": DYNAMIC} if name == "fallback" else {}
         plain = builders.write_folder(folder / "plain", tie_word_embeddings=name != "untied", **small, **kept)
         if not name.startswith("int"):
             return Path(plain)
