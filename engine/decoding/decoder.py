@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
-from glmchat.core.errors import Usage
+from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.sampling import Sampler
@@ -43,12 +43,25 @@ class Vocabulary:
         self.tokens = [tokenizer.piece_bytes(token) for token in range(size)]
         self.special_token_ids: list[int] = []
         self._encode: Callable[[str], list[int]] = tokenizer.encode
+        self._by_bytes = {piece: token for token, piece in enumerate(self.tokens) if piece}
+        self._longest = max(map(len, self._by_bytes), default=0)
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self.compiled = LLTokenizer(TokenizerWrapper(self), eos_token=list(stop_ids))
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+        """Ids of a text in the middle of another. A vocabulary that puts a blank before its first word has others."""
+        ids = self._encode(text)
+        return ids if b"".join(self.tokens[token] for token in ids) == text.encode() else self._cut(text.encode())
+
+    def _cut(self, text: bytes) -> list[int]:
+        """The longest pieces from the front; what has no piece is left out."""
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._by_bytes), 0)
+            ids += [self._by_bytes[text[:size]]] if size else []
+            text = text[size or 1 :]
+        return ids
 
 
 class Matcher:
@@ -77,6 +90,12 @@ class Matcher:
     def allowed(self) -> torch.Tensor:
         """Bool [size]: the ids that may come next, ends among them where the answer may be over."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():  # it would allow an end, and half an answer would pass for a whole one
+            raise Failed(
+                tr("the form of the answer was lost: {problem}", problem=one_line(self._matcher.get_error(), 200)),
+                hint=tr("leave the field out"),
+                code="decoding.failed",
+            )
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._size].astype(bool))
 
     def take(self, token: int) -> None:

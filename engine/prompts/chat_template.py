@@ -159,7 +159,9 @@ class ChatTemplate:
                 tr(
                     "the model's chat template refuses this conversation: {refused}", refused=one_line(reply["refused"])
                 ),
-                hint=tr("messages must come in the order that the model was trained on"),
+                hint=tr(
+                    "most templates want questions and answers in turn, a question first: join what follows its like"
+                ),
                 code="template.refused",
             )
         if "broken" in reply:

@@ -21,6 +21,7 @@ import pytest
 from polling import wait_until
 
 from glmchat.chat.history.history import History
+from glmchat.cli import output, run
 from glmchat.core import locations
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -319,3 +320,11 @@ def test_the_command_imports_neither_torch_nor_textual() -> None:
     heavy = "{'torch', 'textual', 'huggingface_hub'}"
     code = f"import glmchat.cli.run, glmchat.cli.history, sys; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_plain_lines_stay_plain_when_what_is_said_goes_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`glmchat run M --plain | tee log`: the terminal is typed at, and stdout is a pipe."""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: stream is sys.stdin)
+    assert run._mode(run._Question(None), plain=True, as_json=False) == "plain"
+    assert run._mode(run._Question(None), plain=False, as_json=False) == "once"
+    assert run._mode(run._Question("hi"), plain=True, as_json=False) == "once"

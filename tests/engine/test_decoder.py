@@ -22,7 +22,9 @@ from transformers import SequenceBiasLogitsProcessor as BiasLogitsProcessor
 from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Sampling
-from glmchat.engine import Engine
+from glmchat.engine import Engine, load_tokenizer
+from glmchat.engine.decoding.decoder import Decoders
+from glmchat.engine.sampling import make_sampler
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
 PROMPT = [104, 105, 44, 60, 9]
@@ -189,6 +191,31 @@ def test_a_vocabulary_of_characters_with_bytes_beside_them_keeps_the_schema_too(
             jsonschema.validate(json.loads(answer), SCHEMA, cls=jsonschema.Draft202012Validator)
     finally:
         engine.close()
+
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared with the real vocabularies is absent")
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm-6b-early", "chatglm2", "chatglm3", "glm4"])
+def test_the_real_vocabularies_keep_a_schema_whatever_the_logits_say(name: str) -> None:
+    tokenizer = load_tokenizer(REAL / name)
+    for text in ('{"name": "你好", "n": [1,\n  2]}', "naïve 🌍 a  b   c\t{x}"):
+        pieces = b"".join(tokenizer.piece_bytes(token) for token in tokenizer.encode(text))
+        assert pieces.decode().removeprefix(" ") == text, "the pieces of a text are the text"
+    size = tokenizer.vocab_size
+    end = size - 1
+    made = Decoders(tokenizer, (end,), size)
+    noise = torch.Generator().manual_seed(1)
+    for seed in range(3):
+        decoder = made.make(Decoding(grammar=Grammar("json_schema", json.dumps(SCHEMA))))
+        assert decoder is not None
+        choose = decoder.sampler(make_sampler(Sampling(temperature=1.0, top_p=1.0), seed))
+        ids: list[int] = []
+        while len(ids) < 300 and (token := choose(torch.randn(size, generator=noise))) != end:
+            ids.append(token)
+        answer = json.loads(tokenizer.decode(ids))
+        jsonschema.validate(answer, SCHEMA, cls=jsonschema.Draft202012Validator)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
