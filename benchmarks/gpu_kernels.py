@@ -23,6 +23,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 FAST = 1.1e12
 LARGE = 30e6  # bytes of a matrix from which on the share is judged
 SHARES = {4: (0.75, 0.55), 8: (0.75, 0.65), 16: (0.80, 0.80)}  # on a slower bus, on a faster one
+DEPENDENT = 0.70  # INT4 where kernels start before the one in front has ended (Hopper and later)
 NODE_GAP = 1.4e-6  # seconds, H200: 1.2 to 1.6 us
 H200_BUS = 4.3e12
 ROLES = ("qkv", "attend", "merge", "output", "gate and up", "down")

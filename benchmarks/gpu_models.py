@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_kernels import bytes_of, share
+from gpu_kernels import DEPENDENT, bytes_of, share
 from gpu_run import CONFIGS, Run, config_of, load, prompt_of, random_model, step_of
 from safetensors.torch import save_file
 
@@ -64,19 +64,25 @@ def _decode(run: Run, name: str, bits: int, expected: float) -> None:
     count, short = (1, 4) if run.tiny else (128, 128)
     rate = _rate(run, engine, prompt_of(config, short), greedy, count)
     bus, size = run.fact("ceilings", "read bus"), 0
+    early = False
     if run.has_kernels:
+        cache = engine.sequence.cache
         with torch.inference_mode():
-            step = step_of(engine.model, engine.sequence.cache)
-            step(5, engine.sequence.cache, *engine.model.positions(engine.sequence.cache))  # its state is set
-            launches = step.launches()
-            size = sum(bytes_of(launch) for launch in launches)
-            graph = run.seconds(run.graphed(lambda: [launch() for launch in launches]))
+            step = step_of(engine.model, cache)
+            early = step.launches()[0].dependent
+            for dependent in (False, True) if early else (False,):
+                step = step_of(engine.model, cache, dependent=dependent)
+                step(5, cache, *engine.model.positions(cache))  # its state is set
+                launches = step.launches()
+                size = sum(bytes_of(launch) for launch in launches)
+                graph = run.seconds(run.graphed(lambda launches=launches: [launch() for launch in launches]))
+                run.row(f"{label}, its graph{', dependent launch' if dependent else ''}", graph * 1e6, "us a token")
         del step
-    within = None if not bus or not size else share(run, bits) * bus * 1e9 / size
+    least_share = DEPENDENT if early and bits == 4 else share(run, bits)
+    within = None if not bus or not size else least_share * bus * 1e9 / size
     run.measure(f"{label}, greedy, {short} positions", rate, "tok/s", within, bytes_a_token=size, h200=expected)
     if bus and size:
-        run.row(f"{label}, of the bus", 100 * rate * size / bus / 1e9, "%", predicted=100 * share(run, bits))
-        run.row(f"{label}, of its own graph", graph * 1e6, "us a token")
+        run.row(f"{label}, of the bus", 100 * rate * size / bus / 1e9, "%", predicted=100 * least_share)
         run.row(f"{label}, around the graph", (1 / rate - graph) * 1e6, "us a token")
     if size:
         limit = NODES if name == "chatglm3-6b" else 6 * engine.spec.layers + 4
@@ -176,12 +182,12 @@ def loading(run: Run) -> None:
 
 
 def _memory(run: Run, engine: Any, folder: Path, before: int) -> None:
-    from glmchat.checkpoints.fit import estimate
+    from glmchat.checkpoints.card_fit import card_memory
 
     held = engine.memory()
     run.row("weights and cache", (held["weights"] + held["cache"]) / 1e9, "GB")
     run.row("taken from the card", (before - run.free()) / 1e9, "GB")
-    expected = estimate(folder, context=engine.context)
+    expected = card_memory(folder, context=engine.context)
     if expected is not None:
         predicted = expected.weights + expected.cache
         run.gate("preflight off by", abs(held["weights"] + held["cache"] - predicted) / predicted, MEMORY)

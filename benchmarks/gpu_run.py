@@ -324,11 +324,15 @@ def _packed(run: Run, module: Any, bits: int, group: int, dtype: torch.dtype) ->
     return QuantEmbedding(layer, dtype) if isinstance(module, nn.Embedding) else layer
 
 
-def step_of(model: Any, cache: Any) -> Any:
-    """The card's step of `model` over `cache`, with its list of launches."""
-    from glmchat.engine.gpu.step import CardStep
+def step_of(model: Any, cache: Any, *, dependent: bool | None = None) -> Any:
+    """The card's step of `model` over `cache`, with its list of launches.
 
-    return CardStep(model.parts(), model.spec, cache)
+    dependent: kernels start before the one in front has ended; None: as the engine's self-test decided.
+    """
+    from glmchat.engine.gpu.step import CardStep, CardSteps
+
+    model.step()  # the self-test is asked
+    return CardStep(model.parts(), model.spec, cache, dependent=CardSteps.dependent if dependent is None else dependent)
 
 
 def named(launch: Any) -> dict[str, Any]:
