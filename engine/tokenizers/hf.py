@@ -25,7 +25,14 @@ from glmchat.core.errors import Damaged
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.tokenizers.words import Word, WordFinder, special_names, words_of_folder
+from glmchat.engine.tokenizers.words import (
+    Word,
+    WordFinder,
+    blank_before_words,
+    special_names,
+    tokenizer_class,
+    words_of_folder,
+)
 
 _LARGEST = 256 * 2**20
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how a vocabulary of characters writes a byte
@@ -192,25 +199,15 @@ def _add_missing(lower: Lower, told: Sequence[Word]) -> None:
             add([_added(word, special=word.special)])
 
 
-_LLAMA = frozenset({"LlamaTokenizer", "LlamaTokenizerFast"})
+_LLAMA = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer"})
 
 
 def _prefix_as_llama(lower: Lower, settings: Mapping[str, Any]) -> None:
-    """Llama's own class decides by `legacy` where a blank stands before a word, whatever its tokenizer.json says.
-
-    legacy: before what follows a control token too; else before the first word alone (transformers' LlamaTokenizer).
-    """
-    if (
-        settings.get("tokenizer_class") not in _LLAMA
-        or not isinstance(lower.model, BPE)
-        or not lower.model.byte_fallback
-    ):
+    """Llama's own class decides by `legacy` where a blank stands before a word, whatever its tokenizer.json says."""
+    if tokenizer_class(settings) not in _LLAMA or not isinstance(lower.model, BPE) or not lower.model.byte_fallback:
         return
-    scheme = "always" if settings.get("legacy") else "first"
-    if settings.get("add_prefix_space") is False:
-        scheme = "never"
     lower.normalizer = None
-    lower.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    lower.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=blank_before_words(settings), split=False)
 
 
 def _begin_of(lower: Lower) -> list[int]:

@@ -20,7 +20,7 @@ from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import SPACE, Tokenizer
-from glmchat.engine.tokenizers.words import LIKE_CONTROL, Word, WordFinder, always, words_of_folder
+from glmchat.engine.tokenizers.words import LIKE_CONTROL, Word, WordFinder, always, blank_before_words, words_of_folder
 
 
 def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
@@ -197,11 +197,7 @@ def load_tokenizer_model(folder: Path) -> SentencePieceTokenizer:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # noqa: BLE001 - protobuf's own DecodeError, which is not worth an import
         raise _unreadable(one_line(str(path)), error) from None
-    blank = settings.get("add_prefix_space")
-    if not (model.normalizer_spec.add_dummy_prefix if blank is None else blank):
-        prefix = "never"
-    else:
-        prefix = "always" if settings.get("legacy") else "first"
+    prefix = blank_before_words(settings, usual=model.normalizer_spec.add_dummy_prefix)
     begins = settings.get("add_bos_token", True) is not False
     return _tokenizer(model, one_line(str(path)), words_of_folder(folder), begins, prefix, one_blank=True)
 

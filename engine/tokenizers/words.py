@@ -140,6 +140,23 @@ def words_of_folder(folder: Path) -> list[Word]:
     return [words[number] for number in sorted(words)]
 
 
+def tokenizer_class(settings: Mapping[str, Any]) -> str:
+    """What tokenizer_config.json calls the class, slow or fast; "" where it does not say."""
+    return str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+
+
+def blank_before_words(settings: Mapping[str, Any], usual: bool = True) -> str:
+    """Where Llama's classes put a blank before a word that follows none: "first", "always" or "never".
+
+    "first": before the first word of a text. "always" (`legacy`): before what follows a control token too. usual:
+    whether there is one at all where `add_prefix_space` does not say. As transformers' classes of these names do.
+    """
+    name, asked = tokenizer_class(settings), settings.get("add_prefix_space")
+    if name == "GemmaTokenizer" or not (usual if asked is None else asked):
+        return "never"
+    return "always" if settings.get("legacy") and name != "CodeLlamaTokenizer" else "first"
+
+
 def special_names(folder: Path) -> frozenset[str]:
     """Texts that the folder's settings call special, with or without an id."""
     names = set(named_tokens(folder).values())
@@ -157,7 +174,7 @@ def named_tokens(folder: Path) -> dict[str, str]:
 
     What the files do not name is as the class says that they name (transformers' own defaults).
     """
-    name = str(small_json(folder / "tokenizer_config.json").get("tokenizer_class") or "").removesuffix("Fast")
+    name = tokenizer_class(small_json(folder / "tokenizer_config.json"))
     if (
         name not in _CLASS_TOKENS
         and (folder / "tokenizer.model").is_file()
