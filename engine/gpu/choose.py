@@ -90,30 +90,28 @@ def decided(best: Candidates, vocab: int, sampling: Sampling) -> tuple[torch.Ten
     The most likely first, as there; where min-p alone cuts, in the order of the row.
     """
     values, ids = best.values / sampling.temperature, best.ids
-    known, cut = len(values), sampling.top_k or vocab
+    numbers = values.tolist()  # the same float32 numbers, compared without an operation of torch for each
+    known, cut = len(numbers), sampling.top_k or vocab
+    least = float(values[0] + math.log(sampling.min_p)) if sampling.min_p > 0 else -math.inf
     if known == vocab:
         return None  # a row of nothing else
     if cut < vocab:
-        if cut >= known or values[-1] == values[cut - 1]:
+        if cut >= known or numbers[-1] == numbers[cut - 1]:
             return None  # nobody knows how many more are equals of the last one that is kept
-        kept = int((values >= values[cut]).sum()) if values[cut] == values[cut - 1] else cut
-        values, ids = values[:kept], ids[:kept]
-        count = nucleus(values, None, sampling.top_p) if sampling.top_p < 1.0 else kept
+        kept = sum(number >= numbers[cut] for number in numbers) if numbers[cut] == numbers[cut - 1] else cut
+        count = nucleus(values[:kept], None, sampling.top_p) if sampling.top_p < 1.0 else kept
     elif sampling.top_p < 1.0:
         count = nucleus(values, best.total, sampling.top_p)
-    elif sampling.min_p > 0 and values[-1] < values[0] + math.log(sampling.min_p):
-        kept = int((values >= values[0] + math.log(sampling.min_p)).sum())
+    elif numbers[-1] < least:
+        kept = sum(number >= least for number in numbers)
         ids, order = ids[:kept].sort()  # as they stand in the row
         return values[order], ids
     else:
         return None
     if count is None:
         return None
-    values, ids = values[:count], ids[:count]
-    if sampling.min_p > 0:
-        kept = max(1, int((values >= values[0] + math.log(sampling.min_p)).sum()))
-        values, ids = values[:kept], ids[:kept]
-    return values, ids
+    kept = max(1, sum(number >= least for number in numbers[:count]))
+    return values[:kept], ids[:kept]
 
 
 def nucleus(values: torch.Tensor, total: torch.Tensor | None, top_p: float) -> int | None:
