@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.device_plan import CONTEXT, CardNeed, DevicePlan, plan_device
+from glmchat.checkpoints.families import is_quantisable, refuse_quantising
 from glmchat.checkpoints.fit import Fit, Memory
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.cards import Card, Cards, TorchBuild, card_obstacle, driver_obstacle, installed_torch, look
@@ -22,7 +23,7 @@ _USUAL_TENSOR = 130_000_000  # weights of a large embedding, where the largest t
 def card_memory(
     folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """What loading `folder` (or a GGUF file) takes on one card; None where its files say too little.
+    """What loading `folder` (or a GGUF file) takes on one card; None as `fit.estimate` says it.
 
     16-bit activations unless float32 is asked for. A matrix that is packed is unpacked for each piece of a prompt.
     """
@@ -30,6 +31,8 @@ def card_memory(
     if not stored:
         return None
     config, spec = fit.config_at(folder), fit.spec_at(folder)
+    if quant is not None and not is_quantisable(config):
+        return None
     longest = fit.LONGEST_CONTEXT
     length = context or min(spec.context if spec is not None else longest, longest)
     counted, width = fit.counted_spec(spec, config, stored), 4 if dtype == "float32" else 2
@@ -118,6 +121,8 @@ def check(
     Usage for what is no model or no device, DoesNotFit with the numbers and the nearest thing that fits (exit 4).
     """
     fit.check_folder(folder)
+    if quant is not None:
+        refuse_quantising(fit.config_at(folder))
     plan = device_plan(device, folder, quant, dtype, context, model=model)
     if not plan.devices[0].startswith("cuda"):
         fit.check(model, folder, quant, dtype, context)

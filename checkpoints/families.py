@@ -6,6 +6,7 @@ is the file of the same name in engine/models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from glmchat.checkpoints import chatglm, chatglm2, glm, gpt2, llama
 from glmchat.checkpoints.config import integer, settle_generation, token_ids
 from glmchat.checkpoints.gguf_file import config_of, open_gguf
-from glmchat.checkpoints.recipe import Recipe
+from glmchat.checkpoints.quantised import described, method_name
+from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import WORDS, generation
-from glmchat.core.errors import Damaged, GlmchatError
+from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -101,6 +103,62 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def is_native(config: Mapping[str, Any]) -> bool:
     """Whether glmchat computes the network itself."""
     return any(family.matches(config) for family in FAMILIES[:-1])
+
+
+_EXPERTS = re.compile(r"(moe_)?(n|num)_(local_|routed_)?experts")
+_SWITCHED_OFF = ("is_moe", "enable_moe_block")  # where False, the number of experts means nothing
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a mixture of experts, by the counts that the architectures of transformers know."""
+    text = config.get("text_config")
+    parts = [config, *(part for part in (text, config.get("ffn_config")) if isinstance(part, Mapping))]
+    if any(part.get(switch) is False for part in parts for switch in _SWITCHED_OFF):
+        return False
+    counts = [value for part in parts for key, value in part.items() if _EXPERTS.fullmatch(key)]
+    return any(max((n for n in _numbers(count)), default=0) > 1 for count in counts)
+
+
+def _numbers(value: Any) -> list[int]:
+    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+
+
+def refuse_quantising(config: Mapping[str, Any], *, copy: bool = False) -> None:
+    """Raise Usage, with the reason, for weights that `--quant` could not make smaller.
+
+    copy: a quantised folder is to be written, which is done for the families that glmchat computes itself.
+    """
+    if not isinstance(kind := config.get("model_type"), str) or config.get("gguf") or is_native(config):
+        return
+    if described(config) and not is_ours_to_read(config):
+        raise Usage(
+            tr("these weights were already quantised with {name}", name=method_name(config)),
+            hint=tr("run it without --quant"),
+            code="quant.already",
+        )
+    if has_experts(config):
+        raise Usage(
+            tr("the experts of this {family} model are no plain matrices and cannot be quantised",
+               family=one_line(kind, 40)),
+            hint=tr("run it without --quant"),
+            code="quant.family",
+        )  # fmt: skip
+    if copy:
+        raise Usage(
+            tr("a {family} model runs through transformers, so no quantised copy of it can be written",
+               family=one_line(kind, 40)),
+            hint=tr("run it with --quant: it is then quantised in memory at each start"),
+            code="quant.family",
+        )  # fmt: skip
+
+
+def is_quantisable(config: Mapping[str, Any]) -> bool:
+    """Whether `--quant` makes it smaller, as far as the configuration tells."""
+    try:
+        refuse_quantising(config)
+    except Usage:
+        return False
+    return True
 
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:

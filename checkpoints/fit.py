@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
-from glmchat.checkpoints.families import is_native, parse, spec_of
+from glmchat.checkpoints.families import is_native, is_quantisable, parse, spec_of
 from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, refuse_unread
@@ -182,11 +182,13 @@ def memory_words(model: str, needed: int, free: int, smaller: Sequence[tuple[str
 def estimate(
     folder: Path, quant: int | None = None, dtype: str | None = None, context: int | None = None
 ) -> Memory | None:
-    """What loading `folder` (or a GGUF file) takes; None where its files say too little."""
+    """What loading `folder` (or a GGUF file) takes; None where its files say too little, or it cannot be quantised."""
     stored = stored_bytes(folder)
     if not stored:
         return None
     config, spec = config_at(folder), spec_at(folder)
+    if quant is not None and not is_quantisable(config):
+        return None
     length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)
     counted = counted_spec(spec, config, stored)
     free, wide_cache = available_memory(), counted.cache_bytes(length, 4)

@@ -102,6 +102,12 @@ def label(config: Mapping[str, Any]) -> str | None:
     return "int8" if packing is not None else one_line(str(kind or "?"), 20).lower()
 
 
+def method_name(config: Mapping[str, Any]) -> str:
+    """What people call the method that config.json names."""
+    method = str(described(config).get("quant_method") or "?")
+    return _METHODS[method][0] if method in _METHODS else one_line(method, 40)
+
+
 def refuse_unread(config: Mapping[str, Any], natively: bool) -> None:
     """Raise Usage, with the method's name, for weights that neither glmchat nor the installed transformers reads.
 
@@ -111,13 +117,13 @@ def refuse_unread(config: Mapping[str, Any], natively: bool) -> None:
     if not said or (natively and is_read(config)):
         return
     method = str(said.get("quant_method") or "?")
-    name, package = _METHODS.get(method, (one_line(method, 40), ""))
+    package = _METHODS[method][1] if method in _METHODS else ""
     if method in _BY_TRANSFORMERS or (package and _installed(package)):
         return
     base = config.get("_name_or_path")
     known = isinstance(base, str) and base.count("/") == 1 and not base.startswith(("/", ".", "~"))
     raise Usage(
-        tr("these weights were quantised with {name}, which glmchat does not read here", name=name),
+        tr("these weights were quantised with {name}, which glmchat does not read here", name=method_name(config)),
         hint=tr("pull the original, {base}, and run it with --quant 4", base=one_line(str(base), 80))
         if known
         else tr("pull the repository that they were made from, and run it with --quant 4"),

@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from glmchat.checkpoints.device_plan import ON_CPU, DevicePlan
+from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.vocabularies import model_of_embedding
 from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
 from glmchat.core.errors import Usage
@@ -61,6 +62,8 @@ def load_model(
     """
     report = on_progress or (lambda stage, done: None)
     family, spec, device = checkpoint.family, checkpoint.spec, plan.devices[0]
+    if quant is not None:
+        refuse_quantising(checkpoint.config)
     if family.load is not None:
         model = family.load(checkpoint, dtype)
     else:

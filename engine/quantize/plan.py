@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import stored_bytes
 from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
@@ -158,15 +159,7 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     """
     checkpoint = identify(source)
     refuse_unread(checkpoint.config, natively=checkpoint.family.load is None)
-    if checkpoint.family.load is not None:
-        raise Usage(
-            tr(
-                "models of the family {family} run through transformers and cannot be quantised",
-                family=one_line(checkpoint.spec.family),
-            ),
-            hint=tr("ChatGLM, GLM-4, Llama, Mistral, Qwen and GPT-2 can be"),
-            code="quant.family",
-        )
+    refuse_quantising(checkpoint.config, copy=True)
     if is_ours_to_read(checkpoint.config):
         raise Usage(
             tr("{name} is already quantised", name=one_line(source.name)),

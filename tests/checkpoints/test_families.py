@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from glmchat.checkpoints.families import describe, describe_config
+from glmchat.checkpoints.families import describe, describe_config, has_experts, is_quantisable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,3 +78,20 @@ def test_nonsense_in_a_config_is_left_out_and_never_raises() -> None:
 def test_describing_a_folder_loads_no_torch() -> None:
     code = "import sys, glmchat.checkpoints.families; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], cwd="/", check=False).returncode == 0
+
+
+MIXTURES = [
+    "Afmoe", "AriaText", "Dbrx", "DeepseekV2", "DeepseekV3", "Ernie4_5_Moe", "FlexOlmo", "Glm4Moe", "GptOss",
+    "GraniteMoe", "Jamba", "JetMoe", "Lfm2Moe", "Llama4Text", "LongcatFlash", "MiniMax", "Mixtral", "NemotronH",
+    "Olmoe", "Phimoe", "Qwen2Moe", "Qwen3_5Moe", "Qwen3Moe", "Qwen3Next",
+]  # fmt: skip
+DENSE = ["Gemma", "Gemma2", "Gemma3", "Gemma4Text", "Phi", "Phi3", "Mistral", "Cohere2", "Doge", "FalconMamba", "GPTJ"]
+
+
+@pytest.mark.parametrize("name", [*MIXTURES, *DENSE])
+def test_a_mixture_of_experts_is_told_from_its_configuration(name: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")().to_dict()
+    assert has_experts(config) == (name in MIXTURES)
+    assert is_quantisable(config) == (name not in MIXTURES)

@@ -1,6 +1,6 @@
 """`--quant`: one set of words in every command, read before any network is asked and before torch is loaded.
 
-Covers cli/engine_flags.py, cli/quantize.py.
+Covers cli/engine_flags.py, cli/quantize.py, checkpoints/families.py.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from fakes import WEIGHTS
 
 from glmchat.cli.main import run
 from glmchat.hub import references
@@ -82,3 +85,48 @@ def test_widths_of_quantize_are_read_alike(capsys: pytest.CaptureFixture[str]) -
     assert "--bits cannot be '5'" in capsys.readouterr().err
     assert run(["quantize", "tiny/absent", "--bits", "q4"]) == 1
     assert "tiny/absent" in capsys.readouterr().err
+
+
+LAUNCHES = {
+    "run": ["run", "MODEL", "hi", "--quant", "4"],
+    "run --no-keep": ["run", "MODEL", "hi", "--quant", "8", "--no-keep"],
+    "serve": ["serve", "MODEL", "--quant", "4"],
+    "bench": ["bench", "MODEL", "--quant", "4"],
+    "quantize": ["quantize", "MODEL", "--out", "OUT"],
+}
+
+
+def launches(folder: Path) -> list[list[str]]:
+    """The command lines of LAUNCHES, of a folder that holds this configuration."""
+    words = {"MODEL": str(folder), "OUT": str(folder / "out")}
+    return [[words.get(word, word) for word in command] for command in LAUNCHES.values()]
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3Moe", "GptOss", "DeepseekV3", "Dbrx", "Jamba"])
+def test_a_mixture_of_experts_is_never_quantised_and_says_so_without_torch(name: str, tmp_path: Path) -> None:
+    config = getattr(transformers, f"{name}Config")()
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    told = results_of(launches(tmp_path))
+    line = f"glmchat: the experts of this {config.model_type} model are no plain matrices and cannot be quantised\n"
+    assert {result["words"] for result in told} == {line + "  hint: run it without --quant\n"}
+    assert [result["code"] for result in told] == [2] * len(told)
+    assert not any(result["torch"] for result in told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_program_packed_is_not_packed_again(tmp_path: Path) -> None:
+    config = transformers.Gemma2Config(quantization_config={"quant_method": "fp8"})
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    told = results_of(launches(tmp_path))
+    words = "glmchat: these weights were already quantised with FP8\n  hint: run it without --quant\n"
+    assert [(result["code"], result["words"]) for result in told] == [(2, words)] * len(told)
+
+
+def test_of_a_model_that_runs_through_transformers_no_copy_is_written_and_the_way_out_is_named(tmp_path: Path) -> None:
+    transformers.Gemma2Config().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (told,) = results_of([["quantize", str(tmp_path), "--out", str(tmp_path / "out")]])
+    assert told["code"] == 2 and not told["torch"] and not (tmp_path / "out").exists()
+    assert "no quantised copy of it can be written\n  hint: run it with --quant" in told["words"]
