@@ -259,6 +259,21 @@ def test_ids_outside_the_vocabulary_are_refused(engine: Engine) -> None:
             engine.decoder(asked)
 
 
+def test_the_best_candidates_of_a_card_do_not_decide_over_a_row_that_was_changed(engine: Engine) -> None:
+    row = torch.zeros(272)
+    row[5] = 1.0
+    row.candidates = lambda choice: pytest.fail("they are those of the model's own row")  # type: ignore[attr-defined]
+    for asked in (
+        Decoding(logit_bias={7: 100.0}),
+        Decoding(top_logprobs=1),
+        Decoding(grammar=Grammar("regex", "[a-z]")),
+    ):
+        decoder = engine.decoder(asked)
+        assert decoder is not None
+        token = decoder.sampler(make_sampler(Sampling(temperature=0), 0))(row)
+        assert token == 7 if asked.logit_bias else token == 5 if asked.grammar is None else token not in (5, 7)
+
+
 def test_a_thought_ends_when_its_budget_is_used_up(tmp_path: Path, engine: Engine, builders: ModuleType) -> None:
     folder = builders.write_folder(tmp_path / "m", vocab_size=280)
     lower = Tokenizer.from_file(str(folder / "tokenizer.json"))
