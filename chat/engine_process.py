@@ -120,7 +120,7 @@ def engine_environment(environ: Mapping[str, str] | None = None) -> dict[str, st
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # the older name of the same
         environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    environment.setdefault("TRITON_CACHE_DIR", str((cache_dir() / "triton").absolute()))
     environment["HF_HUB_OFFLINE"] = "1"
     environment["TRANSFORMERS_OFFLINE"] = "1"
     environment["TOKENIZERS_PARALLELISM"] = "false"  # its threads would outnumber the cores

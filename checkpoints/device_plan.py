@@ -108,11 +108,7 @@ def _instead(asked: str, obstacle: Obstacle | None, *, full: bool = False, small
         return DevicePlan(("cpu",), reason=obstacle.message)
     if full:
         raise DoesNotFit(obstacle.message, hint=smaller or obstacle.hint, code="memory.preflight")
-    raise Usage(
-        tr("--device {device} cannot be used: {reason}", device=asked, reason=obstacle.message),
-        hint=obstacle.hint,
-        code="device.missing",
-    )
+    raise _unusable(asked, obstacle)
 
 
 def _named(name: str, cards: Cards, build: TorchBuild) -> Card:
@@ -124,13 +120,13 @@ def _named(name: str, cards: Cards, build: TorchBuild) -> Card:
             code="device.missing",
         )
     if (obstacle := card_obstacle(card, build)) is not None:
-        return _refuse(name, obstacle)
+        raise _unusable(name, obstacle)
     return card
 
 
-def _refuse(name: str, obstacle: Obstacle) -> Card:
-    raise Usage(
-        tr("--device {device} cannot be used: {reason}", device=name, reason=obstacle.message),
+def _unusable(device: str, obstacle: Obstacle) -> Usage:
+    return Usage(
+        tr("--device {device} cannot be used: {reason}", device=device, reason=obstacle.message),
         hint=obstacle.hint,
         code="device.missing",
     )

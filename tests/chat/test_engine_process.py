@@ -26,6 +26,7 @@ from glmchat.chat.engine_process import (
     start_engine,
     total_memory,
 )
+from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Interrupted
 from glmchat.core.messages import Finished, Message, Piece, Sampling
@@ -174,6 +175,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from fake_server import fake_command
 from glmchat.chat.engine_process import start_engine
+from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 process = start_engine(EngineOptions(Path("/"), "fake"), command=fake_command(**{behaviour!r}))
 if {ready}:
@@ -222,6 +224,19 @@ def test_a_child_keeps_its_files_where_a_relative_path_means_here(
     assert found["GLMCHAT_HOME"] == str(tmp_path / "home")
     assert found["HF_HOME"] == str(tmp_path / "$SOMEWHERE/hf")
     assert found["HF_HUB_CACHE"] == "/there"
+
+
+def test_the_child_counts_cards_as_nvidia_smi_does_and_keeps_what_triton_compiles_in_our_cache() -> None:
+    made = engine_environment({"CUDA_VISIBLE_DEVICES": "1"})
+    assert made["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID" and made["CUDA_VISIBLE_DEVICES"] == "1"
+    assert made["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert Path(made["TRITON_CACHE_DIR"]).is_relative_to(locations.cache_dir())
+    own = {
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64",
+        "TRITON_CACHE_DIR": "/scratch/triton",
+    }  # fmt: skip
+    made = engine_environment(own)
+    assert own.items() <= made.items() and "PYTORCH_ALLOC_CONF" not in made
 
 
 def test_old_logs_do_not_pile_up() -> None:
