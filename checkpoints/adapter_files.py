@@ -15,7 +15,8 @@ from typing import Any
 from glmchat.checkpoints.adapter_fit import BESIDE
 from glmchat.checkpoints.adapter_settings import LoraSettings, Shape, check_lora, incomplete_adapter, parse_lora
 from glmchat.checkpoints.config import integer, number
-from glmchat.checkpoints.file_kinds import refuse_no_weights
+from glmchat.checkpoints.file_kinds import kind_of_file, refuse_no_weights
+from glmchat.checkpoints.gguf_file import adapter_config, open_gguf
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.core.errors import Damaged, NotInstalled, Usage
@@ -130,7 +131,7 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
             code="adapter.no_path",
         )
     if path.is_file():
-        refuse_no_weights(path)
+        _look(path)
         beside = path.parent / CONFIG
         named = path.name in _PEFT_NAMES or len(_weight_files(path.parent)) == 1
         return path, read_json(beside) if named and beside.is_file() else {}
@@ -143,15 +144,22 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
         )
     for name in _PEFT_NAMES:
         if (path / name).is_file():
-            refuse_no_weights(path / name)
+            _look(path / name)
             return path / name, config
     if any((path / name).is_file() for name in _MODEL_NAMES):
         return path, config
     files = _weight_files(path)
     if len(files) == 1:
-        refuse_no_weights(files[0])
+        _look(files[0])
         return files[0], config
     raise _no_adapter(path, files)
+
+
+def _look(path: Path) -> None:
+    """Raise Usage or Damaged for a file that holds no adapter, by its first bytes and, of GGUF, by its header."""
+    refuse_no_weights(path)
+    if kind_of_file(path) == "gguf":
+        adapter_config(open_gguf(path))
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -100,8 +100,10 @@ def _checked_base(name: str) -> dict[str, Any]:
 def _add(path: Path, origin: Origin, request: dict[str, Any]) -> tuple[Installed, bool]:
     """The row in the store, and whether it was made now: jobs/add_adapter.py reads and copies."""
     from glmchat.chat.jobs import run_job
+    from glmchat.checkpoints.adapter_files import find_weights
     from glmchat.hub.adapters import find_adapter
 
+    find_weights(path.expanduser().absolute())  # what is no adapter at all is said before torch is loaded
     told = {**asdict(origin), "served": [asdict(file) for file in origin.served.values()]}
     request = {**request, "path": str(path.expanduser().absolute()), "origin": told}
     with cancelled_by_interrupt() as cancelled:

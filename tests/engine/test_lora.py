@@ -316,3 +316,16 @@ def test_a_lora_in_gguf_is_no_model_and_a_model_in_gguf_no_adapter(
     whole = builders.write_gguf(tmp_path / "whole.gguf")
     with pytest.raises(Usage, match=r"whole\.gguf contains a model, not an adapter"):
         load(base).attach(whole, "lora")
+
+
+@pytest.mark.parametrize("rank", [80, 300])
+def test_a_token_at_a_time_a_rank_above_every_side_is_what_the_whole_prompt_gives(
+    base: Path, tmp_path: Path, rank: int
+) -> None:
+    adapters.write_peft(base, tmp_path / "lora", r=rank, lora_alpha=8, target_modules="all-linear")
+    engine = load(base, quant=8)
+    engine.attach(tmp_path / "lora", "lora")
+    engine.activate({"lora": 1.0})
+    answer = list(engine.generate(IDS, Sampling(temperature=0, max_tokens=8, ignore_eos=True)))
+    rows = engine.logits([*IDS, *answer])
+    assert answer == rows[len(IDS) - 1 : -1].argmax(-1).tolist()
