@@ -147,6 +147,7 @@ def test_a_missing_shard_is_named(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", "", 5, "x\x00y"])
 def test_an_index_that_leads_elsewhere_is_refused(name: Any, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")  # beside it no index is read
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     refused(folder, Hostile)
 
