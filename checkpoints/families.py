@@ -105,6 +105,25 @@ def is_native(config: Mapping[str, Any]) -> bool:
     return any(family.matches(config) for family in FAMILIES[:-1])
 
 
+# Of transformers' causal types, those that read in both directions unless config.json says that they are decoders.
+_ENCODERS = frozenset({
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+    "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
+    "xmod",
+})  # fmt: skip
+
+
+def refuse_encoder(config: Mapping[str, Any]) -> None:
+    """Raise Usage for a network that fills gaps in a text, and cannot go on with one."""
+    kind = config.get("model_type")
+    if kind in _ENCODERS and not config.get("is_decoder"):
+        raise Usage(
+            tr("this {kind} model reads a text in both directions and cannot go on with one", kind=str(kind)),
+            hint=tr("use a model that was trained to generate text"),
+            code="model.encoder",
+        )
+
+
 _EXPERTS = re.compile(r"(moe_)?(n|num)_(local_|routed_)?experts")
 _SWITCHED_OFF = ("is_moe", "enable_moe_block")  # where False, the number of experts means nothing
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
-from glmchat.checkpoints.families import is_native, is_quantisable, parse, spec_of
+from glmchat.checkpoints.families import is_native, is_quantisable, parse, refuse_encoder, spec_of
 from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, refuse_unread
@@ -48,6 +48,7 @@ def check_folder(folder: Path) -> None:
     config = folder_config(folder)
     refuse_absurd(config)
     refuse_adapter_folder(folder, config)
+    refuse_encoder(config)
     refuse_unread(config, natively=is_native(config))
     files = weight_files(folder)
     check_vocabulary(folder, config)

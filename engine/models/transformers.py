@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.config import integer, token_ids
+from glmchat.checkpoints.families import refuse_encoder
 from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
@@ -99,6 +100,7 @@ class Fallback(PrefixedModel):
         self.spec = spec
         self.inner = inner
         self._between: Callable[[], None] | None = None
+        self._stopped: Exception | None = None
         self._compute: Callable[..., Any] = inner.__call__
         accepted = inspect.signature(inner.forward).parameters
         self._short = "logits_to_keep" in accepted
@@ -108,8 +110,13 @@ class Fallback(PrefixedModel):
             layer.register_forward_pre_hook(self._pass)
 
     def _pass(self, module: nn.Module, arguments: Any) -> None:
-        if self._between is not None:
+        if self._between is None:
+            return
+        try:
             self._between()
+        except Exception as error:
+            self._stopped = error  # what the caller raised to stop is the caller's own
+            raise
 
     def compute_with(self, stand_in: nn.Module | None) -> None:
         """From now on this module computes, with the same face as `inner`; None: `inner` itself again."""
@@ -153,10 +160,26 @@ class Fallback(PrefixedModel):
                 cache.advance(ids.shape[0])
             else:
                 output = self._compute(input_ids=ids[None], use_cache=False, **options)
+        except Exception as error:
+            if self._stopped is error or isinstance(error, MemoryError) or "memory" in str(error):
+                raise
+            raise Failed(
+                tr(
+                    "transformers cannot compute this {family} model: {error}",
+                    family=one_line(self.spec.family, 40),
+                    error=_first_line(error),
+                ),
+                hint=tr("the installed transformers cannot run it with these settings; use another model"),
+                code="fallback.compute",
+            ) from error
         finally:
-            self._between = None
+            self._between = self._stopped = None
         logits: torch.Tensor = output.logits[0]
         return (logits[-1:] if last_only else logits).float()
+
+
+def _first_line(error: Exception) -> str:
+    return one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160)
 
 
 def _layers(inner: nn.Module, count: int) -> list[nn.Module]:
@@ -216,6 +239,7 @@ def _measure(config: Any, name: str) -> Any:
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """Measures as transformers names them. Raises Damaged for an architecture that it does not know either."""
+    refuse_encoder(config)
     known = _known_config(config)
     try:
         text = known.get_text_config()
@@ -294,12 +318,14 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - hundreds of architectures, each with checks of its own
         raise Failed(
             tr(
                 "transformers cannot load this {family} model: {error}",
                 family=one_line(checkpoint.spec.family, 40),
-                error=one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160),
+                error=_first_line(error),
             ),
             hint=tr("verify the files; a model that needs its own code or another package cannot be run"),
             code="fallback.load",

@@ -11,7 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from glmchat.checkpoints.families import describe, describe_config, has_experts, is_quantisable
+from glmchat.checkpoints.families import describe, describe_config, has_experts, is_quantisable, refuse_encoder
+from glmchat.checkpoints.fit import check_folder
+from glmchat.core.errors import Usage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +97,12 @@ def test_a_mixture_of_experts_is_told_from_its_configuration(name: str) -> None:
     config = getattr(transformers, f"{name}Config")().to_dict()
     assert has_experts(config) == (name in MIXTURES)
     assert is_quantisable(config) == (name not in MIXTURES)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "electra", "big_bird"])
+def test_an_encoder_is_refused_unless_it_says_that_it_is_a_decoder(kind: str, tmp_path: Path) -> None:
+    config = {"model_type": kind, "hidden_size": 64, "vocab_size": 272}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Usage, match=f"this {kind} model reads a text in both directions"):
+        check_folder(tmp_path)
+    refuse_encoder({**config, "is_decoder": True})

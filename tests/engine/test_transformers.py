@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, DeepseekV2Config, DeepseekV2ForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Failed
+from glmchat.engine import Engine
 from glmchat.engine.models.transformers import parse
 
 
@@ -25,3 +28,36 @@ def test_what_transformers_cannot_describe_is_one_line(kind: str) -> None:
     with pytest.raises(Damaged, match=f"does not describe a {kind} model") as caught:
         parse({**config, "model_type": kind})
     assert "\n" not in caught.value.message
+
+
+SMALL = {
+    "vocab_size": 272, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def test_what_transformers_cannot_compute_is_one_line(tmp_path: Path) -> None:
+    config = DeepseekV2Config(
+        **{**SMALL, "num_key_value_heads": 2}, qk_rope_head_dim=8, qk_nope_head_dim=16, kv_lora_rank=16,
+        q_lora_rank=None, v_head_dim=16, first_k_dense_replace=2,
+    )  # fmt: skip
+    DeepseekV2ForCausalLM(config).save_pretrained(tmp_path)
+    engine = Engine.load(tmp_path, threads=1)
+    with pytest.raises(
+        Failed, match="transformers cannot compute this deepseek_v2 model: The size of tensor"
+    ) as caught:
+        engine.logits([5, 9, 40])
+    assert "\n" not in caught.value.message
+
+
+def test_what_a_caller_raises_between_layers_stays_the_callers_own(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    Gemma2ForCausalLM(Gemma2Config(**SMALL)).save_pretrained(tmp_path)
+    engine = Engine.load(tmp_path, threads=1)
+    with pytest.raises(Stop):
+        engine.model(torch.tensor([5, 9]), between_layers=stop)

@@ -1,0 +1,225 @@
+"""Every causal type of the installed transformers, tiny and random: the same ids and logits here, or one line why not.
+
+    OMP_NUM_THREADS=1 python benchmarks/causal_sweep.py [--seconds 600] [--only mixtral,gemma2] [--out table.md]
+
+Each type gets its own configuration with small measures, weights at random, and the tokenizer of the tests. A child
+computes 24 logits and 12 greedy ids by transformers and by glmchat, and loads it once more with eight bits. Types of
+which no small configuration can be made, and those that transformers itself cannot run, are counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "engine"))
+
+import torch
+from engine_builders import TEMPLATE, tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TYPES
+from transformers.utils import logging
+
+from glmchat.core.errors import GlmchatError
+from glmchat.core.messages import Sampling
+from glmchat.engine import Engine
+
+IDS = [5, 40, 77, 105, 9, 200, 31, 64, 12, 88, 41, 150, 7, 19, 230, 66, 90, 33, 121, 54, 8, 71, 99, 17]
+NEW, LAYERS, MOST_WEIGHTS = 12, 4, 30_000_000
+_CLOSE = 1e-4  # of the largest logit; float32 sums in another order
+_MEASURES: Mapping[int, str] = {
+    272: "vocab_size vocab_size_per_layer_input",
+    64: "hidden_size n_embd d_model word_embed_proj_dim embedding_size dim dim_model lru_width "
+    "attention_hidden_size embed_dim",
+    128: "intermediate_size n_inner ffn_dim d_ff dff dim_ff encoder_ffn_dim decoder_ffn_dim ffn_hidden_size mlp_dim",
+    32: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
+    "moe_latent_size hidden_size_per_layer_input index_head_dim head_k_dim expert_ffn_hidden_size",
+    16: "head_dim dim_head qk_nope_head_dim v_head_dim kv_lora_rank linear_key_head_dim linear_value_head_dim d_kv "
+    "kv_channels sliding_window attention_chunk_size "
+    "mamba_d_state state_size ssm_state_size mamba_chunk_size chunk_size "
+    "time_step_rank mamba_dt_rank global_head_dim mamba_d_head mamba_head_dim window_size attention_window_size",
+    24: "q_lora_rank",
+    8: "qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads",
+    LAYERS: "depth num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers",
+    4: "num_attention_heads n_head n_heads encoder_attention_heads decoder_attention_heads num_heads "
+    "linear_num_value_heads num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads",
+    2: "num_key_value_heads num_kv_heads n_kv_heads linear_num_key_heads num_experts_per_tok moe_k moe_topk "
+    "top_k_experts num_global_key_value_heads num_experts_per_token moe_top_k",
+    1: "n_group topk_group num_expert_group n_shared_experts num_shared_experts n_groups mamba_n_groups",
+    256: "max_position_embeddings n_positions n_ctx max_seq_len seq_length max_sequence_length max_target_positions",
+}  # fmt: skip
+_BY_NAME = {name: size for size, names in _MEASURES.items() for name in names.split()}
+_TOKENS = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+
+
+def small(value: Any, name: str = "", layers: int | None = None) -> Any:
+    """A configuration with small measures: known names get them, lists of one entry a layer are cut."""
+    if isinstance(value, Mapping):
+        counts = (value.get(key) for key in _MEASURES[LAYERS].split())
+        layers = next((count for count in counts if isinstance(count, int)), None)
+        parts = {key: small(part, str(key), layers) for key, part in value.items()}
+        if "qk_rope_head_dim" in parts:  # latent attention: the rotary part is the head that others know
+            parts |= {key: size for key, size in (("head_dim", 8), ("num_key_value_heads", 4)) if key in parts}
+        return parts
+    if isinstance(value, list) and layers and len(value) == layers:
+        return [small(part, name) for part in value[:LAYERS]]
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if name.endswith("_token_id"):
+        return _TOKENS.get(name, 260)
+    return min(value, _BY_NAME[name]) if name in _BY_NAME else value
+
+
+def configuration(kind: str) -> Any:
+    given = small(AutoConfig.for_model(kind).to_dict())
+    decoder = {"is_decoder": True} if "is_decoder" in given else {}  # encoders are refused without it
+    drop = ("model_type", "architectures", "transformers_version", "auto_map")
+    return AutoConfig.for_model(kind, **{k: v for k, v in given.items() if k not in drop} | decoder)
+
+
+def write(kind: str, folder: Path) -> None:
+    """A folder of this type. Raises ValueError where it would be large."""
+    config = configuration(kind)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if count > MOST_WEIGHTS:
+        raise ValueError(f"{count:,} weights")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    words = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+
+
+def theirs(folder: Path) -> tuple[torch.Tensor, list[int], list[int]]:
+    """Logits, the ids of `generate`, and those of one whole forward pass after the other: for some types (RoBERTa's
+    relatives count positions otherwise in `generate`) these are not the same."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0)  # no forced end or beam search: greedy and nothing else
+    prompt = torch.tensor([IDS])
+    with torch.inference_mode():
+        logits = model(input_ids=prompt).logits[0].float()
+        more = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+        ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), **more)[0, len(IDS) :].tolist()
+        text = list(IDS)
+        for _ in range(NEW):
+            text.append(int(model(input_ids=torch.tensor([text])).logits[0, -1].argmax()))
+    return logits, ids, text[len(IDS) :]
+
+
+def outcome(kind: str) -> dict[str, str]:
+    """What came of one type: {"result", "detail", "quant"}."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        try:
+            write(kind, folder)
+        except Exception as error:  # noqa: BLE001 - what came is told
+            return {"result": "no small configuration", "detail": _line(error)}
+        ours = _told(lambda: _ours(folder))
+        try:
+            logits, ids, one_by_one = theirs(folder)
+        except Exception as error:  # noqa: BLE001 - what came is told
+            here = ours["result"] if isinstance(ours, dict) else "answers"
+            return {"result": "transformers cannot", "detail": _line(error), "here": f"(here: {here})"}
+        if not isinstance(ours, tuple):
+            return {"result": ours["result"], "detail": ours["detail"]}
+        gap = float((ours[0] - logits).abs().max() / logits.abs().max())
+        if gap < _CLOSE and ours[1] in (ids, one_by_one):
+            result = "equal" if ours[1] == ids else "equal to forward, not to generate"
+        else:
+            result = "differs"
+        row = {"result": result, "detail": f"{gap:.0e}" + ("" if ours[1] == ids else ", ids")}
+        packed = _told(lambda: Engine.load(folder, quant=8, dtype="float32", threads=1).logits(IDS))
+        if isinstance(packed, dict):
+            return {**row, "quant": packed["result"], "why": packed["detail"]}
+        return {**row, "quant": f"{float((packed - logits).norm() / logits.norm()):.3f}"}
+
+
+def _ours(folder: Path) -> tuple[torch.Tensor, list[int]]:
+    engine = Engine.load(folder, dtype="float32", threads=1)
+    ids = list(engine.generate(IDS, Sampling(temperature=0, max_tokens=NEW, ignore_eos=True)))
+    return engine.logits(IDS), ids
+
+
+def _told(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except GlmchatError as error:
+        return {"result": "refused", "detail": _line(error)}
+    except Exception as error:  # noqa: BLE001 - what came is told
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return {"result": "traceback", "detail": f"{_line(error)} ({Path(where.filename).name}:{where.lineno})"}
+
+
+def _line(error: BaseException) -> str:
+    return (type(error).__name__ + ": " + " ".join(str(error).split()))[:150]
+
+
+def _child(kind: str, place: Any) -> None:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        place.send(outcome(kind))
+
+
+def swept(kind: str, seconds: float) -> dict[str, str]:
+    """The outcome of a type in a process of its own."""
+    here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(kind, there))
+    child.start()
+    there.close()
+    try:
+        return here.recv() if here.poll(seconds) else {"result": "too slow", "detail": f"more than {seconds:.0f} s"}
+    except EOFError:
+        child.join()
+        return {"result": "died", "detail": f"exit code {child.exitcode}"}
+    finally:
+        child.kill()
+        child.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0, help="start no further type after so long")
+    parser.add_argument("--only", default="", help="types, by commas")
+    parser.add_argument("--out", type=Path, help="also write the table there")
+    given = parser.parse_args()
+    kinds = given.only.split(",") if given.only else sorted(TYPES)
+    until = time.monotonic() + given.seconds
+    lines = ["| type | result | gap or reason | INT8: distance or reason |", "|---|---|---|---|"]
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    outcome("llama")  # imports and self-tests, once for all
+    print("\n".join(lines), flush=True)
+    counts: Counter[str] = Counter()
+    quants: Counter[str] = Counter()
+    for kind in kinds:
+        if time.monotonic() > until:
+            counts["not tried"] += 1
+            continue
+        row = swept(kind, 60.0)
+        counts[row["result"]] += 1
+        quant = row.get("quant", "")
+        if quant:
+            quants[quant if quant in ("refused", "traceback") else "packed"] += 1
+        lines.append(f"| {kind} | {row['result']} | {row['detail']} | {quant} {row.get('why', row.get('here', ''))} |")
+        print(lines[-1], flush=True)
+    lines += ["", f"{len(kinds)} types: {dict(counts)}; INT8 of those that ran: {dict(quants)}"]
+    print(lines[-1])
+    if given.out:
+        given.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
