@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT = "https://huggingface.co"
 MODELSCOPE = "https://www.modelscope.cn"
 _TIMEOUT = 15.0  # seconds for a listing
-_PAUSES = (2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a busy hub that does not say when is asked again
+_TRIES = 5  # of a listing, where the hub says each time when it may be asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +154,14 @@ def read_listing(
 def _ask(place: HubEndpoint, repo: str, revision: str | None, wait: Wait) -> Listing:
     if place.kind == "folder":
         return _ask_folder(place, repo, revision)
-    for pause in (*_PAUSES, None):
+    for left in reversed(range(_TRIES)):
         try:
             listing = (_ask_modelscope if place.kind == "modelscope" else _ask_hf)(place, repo, revision)
             break
         except _Busy as busy:
-            seconds = pause if busy.seconds is None else busy.seconds
-            if seconds is None or pause is None or seconds > LONGEST_WAIT:
+            if busy.seconds is None or busy.seconds > LONGEST_WAIT or not left:
                 raise busy.failure(place, repo) from None
-            wait(busy.failure(place, repo).message, seconds)
+            wait(busy.failure(place, repo).message, busy.seconds)
     check_listing((f.path for f in listing.files), source=place.label)
     if not listing.files:
         raise Failed(
