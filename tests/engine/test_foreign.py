@@ -104,7 +104,11 @@ def nf4(weight: torch.Tensor, nested: bool = False) -> Any:
     absmax = torch.rand(blocks, generator=noise) + 0.2
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": list(weight.shape)}
     flat = codes.flatten().to(torch.uint8)
-    stored = {"weight": ((flat[0::2] << 4) | flat[1::2])[:, None], "weight.quant_map": NF4, "weight.absmax": absmax}
+    stored = {
+        "weight": ((flat[0::2] << 4) | flat[1::2])[:, None],
+        "weight.quant_map": NF4.clone(),
+        "weight.absmax": absmax,
+    }
     if nested:
         table = torch.linspace(-1, 1, 256)
         inner = torch.randint(0, 256, (blocks,), generator=noise)
