@@ -62,7 +62,7 @@ def test_the_ranks_below_a_conversation_come_from_their_files(tmp_path: Path, mo
     assert {**chosen.origins, "stop": "default"} == {
         "temperature": "config", "top_k": "generation_config", "top_p": "environment", "min_p": "config",
         "repetition_penalty": "catalogue", "seed": "flag", "max_tokens": "default", "stop": "default",
-        "ignore_eos": "default",
+        "ignore_eos": "default", "template_variables": "default",
     }  # fmt: skip
     assert chosen.sampling.top_k == 7 and chosen.sampling.top_p == 0.4 and chosen.sampling.temperature == 0.2
 
@@ -128,7 +128,8 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
         {"quantization_bit": 4},
         {
             "quantization_config": {
-                "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}}
+                "quant_method": "compressed-tensors",
+                "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}},
             }
         },
     ],
@@ -143,11 +144,18 @@ def test_a_folder_with_its_own_bits_is_not_quantised_again(tmp_path: Path, confi
 
 
 @pytest.mark.parametrize(
-    "described", [None, 4, [], {"config_groups": [1]}, {"config_groups": {"a": 1, "b": {"weights": 2}}}]
+    ("described", "quant"),
+    [
+        (None, "none"),
+        (4, "none"),
+        ([], "none"),
+        ({"config_groups": [1]}, "?"),
+        ({"config_groups": {"a": 1, "b": {"weights": 2}}}, "?"),
+    ],
 )
-def test_an_odd_description_of_the_bits_is_none(tmp_path: Path, described: object) -> None:
+def test_an_odd_description_of_the_bits_is_none_or_unknown(tmp_path: Path, described: object, quant: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": described}))
-    assert installed.quant_of_folder(tmp_path) == "none"
+    assert installed.quant_of_folder(tmp_path) == quant
 
 
 @pytest.mark.parametrize(
