@@ -59,7 +59,7 @@ def parse(text: str, *, revision: str | None = None) -> Reference:
             hint=tr("for example smollm2, THUDM/chatglm-6b@096f3de6, ./folder"),
             code="model.empty",
         )
-    if text.startswith(_HOSTS) and not _is_path(text):
+    if text.startswith(_HOSTS) and not _exists(text):
         text = f"https://{text}"
     _refuse_file(text)
     if text.startswith(("https://", "http://", "hf://")):
@@ -103,6 +103,10 @@ def checked_name(text: str) -> str:
 def _is_path(text: str) -> bool:
     if text.startswith(_PATH_STARTS) or text in (".", "..") or _DRIVE.match(text) or text.endswith((".gguf", "/")):
         return True
+    return _exists(text)
+
+
+def _exists(text: str) -> bool:
     try:
         return Path(text).exists()
     except (OSError, ValueError):  # too long for a name, or holds NUL: no path

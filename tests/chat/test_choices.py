@@ -129,8 +129,12 @@ def test_a_folder_is_launched_as_it_is_or_quantised_at_load(tmp_path: Path) -> N
         {
             "quantization_config": {
                 "quant_method": "compressed-tensors",
-                "config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}},
-            }
+                "format": "pack-quantized",
+                "config_groups": {
+                    "a": {"weights": {"num_bits": 8, "strategy": "channel"}},
+                    "b": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32}},
+                },
+            },
         },
     ],
 )
