@@ -38,6 +38,16 @@ from glmchat.engine import Engine
 IDS = [5, 40, 77, 105, 9, 200, 31, 64, 12, 88, 41, 150, 7, 19, 230, 66, 90, 33, 121, 54, 8, 71, 99, 17]
 NEW, LAYERS, MOST_WEIGHTS = 12, 4, 30_000_000
 _CLOSE = 1e-4  # of the largest logit; float32 sums in another order
+_DEPTHS = (
+    "depth",
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+)
 _MEASURES: Mapping[int, str] = {
     272: "vocab_size vocab_size_per_layer_input",
     64: "hidden_size n_embd d_model word_embed_proj_dim embedding_size dim dim_model lru_width "
@@ -51,7 +61,6 @@ _MEASURES: Mapping[int, str] = {
     "time_step_rank mamba_dt_rank global_head_dim mamba_d_head mamba_head_dim window_size attention_window_size",
     24: "q_lora_rank",
     8: "qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads",
-    LAYERS: "depth num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers",
     4: "num_attention_heads n_head n_heads encoder_attention_heads decoder_attention_heads num_heads "
     "linear_num_value_heads num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads",
     2: "num_key_value_heads num_kv_heads n_kv_heads linear_num_key_heads num_experts_per_tok moe_k moe_topk "
@@ -59,15 +68,17 @@ _MEASURES: Mapping[int, str] = {
     1: "n_group topk_group num_expert_group n_shared_experts num_shared_experts n_groups mamba_n_groups",
     256: "max_position_embeddings n_positions n_ctx max_seq_len seq_length max_sequence_length max_target_positions",
 }  # fmt: skip
-_BY_NAME = {name: size for size, names in _MEASURES.items() for name in names.split()}
+_BY_NAME = {name: size for size, names in _MEASURES.items() for name in names.split()} | dict.fromkeys(_DEPTHS, LAYERS)
 _TOKENS = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
 
 
 def small(value: Any, name: str = "", layers: int | None = None) -> Any:
     """A configuration with small measures: known names get them, lists of one entry a layer are cut."""
     if isinstance(value, Mapping):
-        counts = (value.get(key) for key in _MEASURES[LAYERS].split())
+        counts = (value.get(key) for key in _DEPTHS)
         layers = next((count for count in counts if isinstance(count, int)), None)
+        if name == "per_layer_config":
+            value = {key: part for key, part in value.items() if int(key) < LAYERS}
         parts = {key: small(part, str(key), layers) for key, part in value.items()}
         if "qk_rope_head_dim" in parts:  # latent attention: the rotary part is the head that others know
             parts |= {key: size for key, size in (("head_dim", 8), ("num_key_value_heads", 4)) if key in parts}

@@ -86,6 +86,11 @@ class TransformersCache(KVCache):
         self._empty()
         return text
 
+    def whole(self, ids: torch.Tensor) -> torch.Tensor:
+        """The text so far with `ids`, for models that keep nothing between passes."""
+        self._text = torch.cat((self._text[: self.length - self.prefix], ids))
+        return self._text
+
     @property
     def nbytes(self) -> int:
         tensors = (getattr(layer, name, None) for layer in self.inner.layers for name in ("keys", "values"))
@@ -105,6 +110,8 @@ class Fallback(PrefixedModel):
         accepted = inspect.signature(inner.forward).parameters
         self._short = "logits_to_keep" in accepted
         self._switch = _switch(getattr(inner, "config", None))
+        # RWKV and the first GPT take no cache of these; their whole text is read for each token.
+        self._caches = "past_key_values" in accepted or "cache_params" in accepted
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         for layer in _layers(inner, spec.layers):
             layer.register_forward_pre_hook(self._pass)
@@ -151,7 +158,10 @@ class Fallback(PrefixedModel):
         if cache is None and self.prefix_key_values is not None:
             cache = self.new_cache(len(ids))
         try:
-            if isinstance(cache, TransformersCache):
+            if isinstance(cache, TransformersCache) and not self._caches:
+                output = self._compute(input_ids=cache.whole(ids)[None], use_cache=False)
+                cache.advance(ids.shape[0])
+            elif isinstance(cache, TransformersCache):
                 if self._switch is not None:
                     ids = cache.again(ids, self._switch)
                 output = self._compute(
@@ -175,7 +185,7 @@ class Fallback(PrefixedModel):
         finally:
             self._between = self._stopped = None
         logits: torch.Tensor = output.logits[0]
-        return (logits[-1:] if last_only else logits).float()
+        return (logits[-1:] if last_only else logits[-ids.shape[0] :]).float()
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,9 @@ def quantise_model(
             on_progress((index + 1) / len(places))
 
 
+_AS_PLAIN = ("FalconLinear",)  # classes of transformers that compute what nn.Linear does, in two operations
+
+
 def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
     """(dotted name, inputs, is embedding or head) of each dense matrix that may be packed.
 
@@ -74,7 +77,8 @@ def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
         if module in skipped:
             continue
         words = model.spec.vocab_size
-        if type(module) is nn.Linear and id(module.weight) not in own and not _is_read(model, name):
+        plain = type(module) is nn.Linear or (isinstance(module, nn.Linear) and type(module).__name__ in _AS_PLAIN)
+        if plain and id(module.weight) not in own and not _is_read(model, name):
             places.append((name, module.in_features, module.out_features == words))
         elif type(module) is nn.Embedding and module.num_embeddings == words:
             places.append((name, module.embedding_dim, True))

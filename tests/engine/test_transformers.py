@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, DeepseekV2Config, DeepseekV2ForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from glmchat.core.errors import Damaged, Failed
+from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
 from glmchat.engine.models.transformers import parse
 
@@ -61,3 +63,19 @@ def test_what_a_caller_raises_between_layers_stays_the_callers_own(tmp_path: Pat
     engine = Engine.load(tmp_path, threads=1)
     with pytest.raises(Stop):
         engine.model(torch.tensor([5, 9]), between_layers=stop)
+
+
+@pytest.mark.parametrize("name", ["Rwkv", "OpenAIGPT"])
+def test_a_model_without_a_cache_goes_on_from_its_whole_text(name: str, tmp_path: Path) -> None:
+    measures = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "n_head": 4, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}LMHeadModel" if name == "OpenAIGPT" else f"{name}ForCausalLM")(
+        getattr(transformers, f"{name}Config")(**measures)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    text = [5, 40, 77, 105, 9, 200]
+    with torch.inference_mode():
+        for _ in range(8):
+            text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    assert list(engine.generate(text[:6], Sampling(temperature=0, max_tokens=8, ignore_eos=True))) == text[6:]
