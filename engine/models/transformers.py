@@ -199,7 +199,12 @@ def _layers(inner: nn.Module, count: int) -> list[nn.Module]:
 
 
 def _clean(config: Any) -> Any:
-    """The configuration without the fields that reach for code."""
+    """The configuration without the fields that reach for code; floats that JSON has no word for as transformers
+    writes them, {"__float__": "Infinity"}."""
+    if isinstance(config, list):
+        return [_clean(part) for part in config]
+    if isinstance(config, Mapping) and config.get("__float__") in ("Infinity", "-Infinity", "NaN"):
+        return float(config["__float__"])
     if isinstance(config, Mapping):
         return {key: _clean(value) for key, value in config.items() if key.lstrip("_") not in _REACHING}
     return config

@@ -24,6 +24,13 @@ def test_layers_of_different_sizes_have_measures(kind: str) -> None:
     assert spec.ffn_size > 0
 
 
+@pytest.mark.parametrize("kind", ["nemotron_h", "bamba"])
+def test_an_infinite_number_is_read_as_transformers_writes_it(kind: str) -> None:
+    config = json.loads(AutoConfig.for_model(kind).to_json_string(use_diff=False))
+    assert {"__float__": "Infinity"} in config["time_step_limit"]
+    assert parse({**config, "model_type": kind}).layers > 0
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v4", "musicgen"])
 def test_what_transformers_cannot_describe_is_one_line(kind: str) -> None:
     config = json.loads(AutoConfig.for_model(kind).to_json_string(use_diff=False))
