@@ -11,11 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmchat.core.decoding import PLAIN, Decoding, TokenLogprob
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
+
+if TYPE_CHECKING:  # a server over a fake engine runs without torch
+    from glmchat.engine.decoding.decoder import Decoder
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _HEADER = b'{"a": {"dtype": "U8", "shape": [262144], "data_offsets": [0, 262144]}}'
@@ -113,9 +116,9 @@ class FakeEngine:
     def tokenize(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
-    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoding | None:
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> None:
         """What is asked for is recorded in `decoded`; a fake engine does none of it."""
-        return None if decoding == PLAIN else decoding
+        self.decoded.append(None if decoding == PLAIN else decoding)
 
     def facts(self) -> Mapping[str, Any]:
         return {"threads": 1, "kernel": "fake", "family": "fake"}
@@ -145,10 +148,9 @@ class FakeEngine:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         answer: Sequence[int] = (),
         chat: bool = True,
-        decoder: Decoding | None = None,
+        decoder: Decoder | None = None,
     ) -> Generator[FakeChunk, None, None]:
         self.asked.append((list(ids), sampling))
-        self.decoded.append(decoder)
         started = time.perf_counter()
         finished = False
         try:

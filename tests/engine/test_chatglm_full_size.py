@@ -100,7 +100,8 @@ def test_the_guides_example_has_its_ids_mask_and_positions(shared: Path, random_
     layout = chatglm.read_layout(torch.tensor(ids), spec)
     # As the code of that revision counts: <sop> is position 1 of its block; the guide's printed row is one behind.
     assert layout.positions(0, 21).tolist() == [list(range(21)), [0] * 15 + [1, 2, 3, 4, 5, 6]]
-    seen = layout.seen(0, 21)
+    seen = layout.mask(0, 21, 0, torch.device("cpu"))
+    assert isinstance(seen, torch.Tensor)
     assert seen[:15, :15].all()
     assert not seen[:15, 15:].any()
     assert torch.equal(seen[15:], torch.ones(21, 21, dtype=torch.bool).tril()[15:])

@@ -133,7 +133,9 @@ def test_positions_and_masks_of_a_prompt_are_the_recorded_ones(recorded: Recorde
         ids, spec = recorded.ids(prompt), recorded.engine.spec
         layout = chatglm.read_layout(ids, spec, generating=True)
         assert torch.equal(layout.positions(0, len(ids)), recorded.tensors[f"{prompt}.position_ids"][0]), prompt
-        assert torch.equal(~layout.seen(0, len(ids)), recorded.tensors[f"{prompt}.attention_mask"][0, 0]), prompt
+        seen = layout.mask(0, len(ids), 0, torch.device("cpu"))
+        assert isinstance(seen, torch.Tensor)
+        assert torch.equal(~seen, recorded.tensors[f"{prompt}.attention_mask"][0, 0]), prompt
         # The recorded positions are those of each step's last input: the prompt's end, then one new token at a time.
         steps = recorded.tensors[f"{prompt}.greedy_position_ids"]
         later = [layout.positions(len(ids) + n, 1) for n in range(steps.shape[1] - 1)]

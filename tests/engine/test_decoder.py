@@ -69,7 +69,8 @@ def reference(folder: Path) -> Any:
 def said(engine: Engine, decoding: Decoding, sampling: Sampling = GREEDY) -> tuple[list[int], str, list[TokenLogprob]]:
     """Ids without the one that ended it, the text, and what was told of each token."""
     ids: list[int] = []
-    text, told = "", []
+    told: list[TokenLogprob] = []
+    text = ""
     for chunk in engine.stream_ids(PROMPT, sampling, decoder=engine.decoder(decoding, PROMPT), chat=False):
         ids += chunk.token_ids
         text += chunk.text
@@ -280,6 +281,7 @@ def test_a_thought_ends_when_its_budget_is_used_up(tmp_path: Path, engine: Engin
     lower.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
     lower.save(str(folder / "tokenizer.json"))
     opens, closes = lower.token_to_id("<think>"), lower.token_to_id("</think>")
+    assert opens is not None and closes is not None
     thinker = Engine.load(folder, dtype="float32", threads=1)
     try:
         never = {closes: -100.0, opens: -100.0, 0: -100.0, 2: -100.0}

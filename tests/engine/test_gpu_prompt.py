@@ -35,10 +35,9 @@ def test_rows_see_what_the_mask_would_let_them_see(
     keys, values = (torch.randn(kv_heads, before + count, 16, generator=noise) for _ in range(2))
     mask = torch.ones(count, before + count, dtype=torch.bool).tril(before)
     mask[:whole, : before + whole] = True
+    each_keys, each_values = (part.repeat_interleave(heads // kv_heads, 0).double() for part in (keys, values))
     right = functional.scaled_dot_product_attention(
-        query.transpose(0, 1).double(),
-        *(part.repeat_interleave(heads // kv_heads, 0).double() for part in (keys, values)),
-        attn_mask=mask,
+        query.transpose(0, 1).double(), each_keys, each_values, attn_mask=mask
     )
     mine = attend_rows(query, keys, values, Seen(whole, before + whole))
     assert torch.allclose(mine.double(), right.transpose(0, 1).reshape(count, -1), atol=1e-6)

@@ -64,11 +64,11 @@ def test_a_token_is_so_many_nodes_of_a_graph(name: str) -> None:
     assert ("add_normed" in used) == (config["model_type"] == "glm4")
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Whatever torch is asked to do meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,7 +100,7 @@ def test_two_tokens_are_the_same_launches_without_an_allocation_or_a_wait(
             with Operations() as operations:
                 row = step(token, cache, position, 0)
             listed = [*run]
-            row.candidates(choice)
+            choice.candidates(row)
             cache.advance(1)
             seen.append((listed, operations.names))
     assert seen[0][0] == seen[1][0] == seen[2][0]
@@ -123,7 +123,7 @@ def test_what_is_chosen_by_goes_up_with_the_first_token_and_never_again(
         for choice in (first, first, second, second, first):
             row = step(9, cache, 0, 0)
             run.clear()
-            row.candidates(choice)
+            choice.candidates(row)
             repeated.append([launch[0] for launch in run])
     again = ["candidates", "choose_best"]
     assert repeated == [again, [], again, [], again]

@@ -57,17 +57,16 @@ def quantised(folder: Path, bits: int) -> Path:
     return out
 
 
+def of_gguf(kind: str) -> Callable[[Path, ModuleType], WeightSource]:
+    return lambda folder, builders: open_weights(identify(builders.write_gguf(folder / f"{kind}.gguf", kind)))
+
+
 SOURCES: dict[str, Callable[[Path, ModuleType], WeightSource]] = {
     "compressed-tensors, 4 bits": lambda folder, builders: open_weights(identify(quantised(folder, 4))),
     "compressed-tensors, 8 bits": lambda folder, builders: open_weights(identify(quantised(folder, 8))),
     "THUDM, 4 bits": lambda folder, builders: official(folder, 2),
     "THUDM, 8 bits": lambda folder, builders: official(folder, 1),
-    **{
-        f"GGUF {kind}": lambda folder, builders, kind=kind: open_weights(
-            identify(builders.write_gguf(folder / f"{kind}.gguf", kind))
-        )
-        for kind in ("Q4_0", "Q4_1", "Q8_0")
-    },
+    **{f"GGUF {kind}": of_gguf(kind) for kind in ("Q4_0", "Q4_1", "Q8_0")},
 }
 
 

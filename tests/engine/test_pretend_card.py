@@ -160,9 +160,9 @@ def test_what_a_layer_carries_on_stays_in_float32_where_float16_would_overflow(t
     engine = Engine.load(folder, dtype="float16", device=fake_card.NAME)
     assert engine.model.wide_residual and engine.dtype == torch.float16
     largest = torch.finfo(torch.float16).max
-    embedding = engine.model.get_submodule("model.embed_tokens")
+    embedding = engine.model.get_parameter("model.embed_tokens.weight")
     with torch.no_grad():
-        embedding.weight.mul_(0.9 * largest / float(embedding.weight.abs().max()))
+        embedding.mul_(0.9 * largest / float(embedding.abs().max()))
     head = torch.nn.Linear(engine.spec.hidden_size, engine.spec.vocab_size, bias=False)
     engine.model.swap("lm_head", head.to(fake_card.DEVICE, torch.float16))
     for layer in range(engine.spec.layers):

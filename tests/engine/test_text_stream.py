@@ -39,6 +39,9 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes | None:
+        return self.piece_bytes(token)
+
+    def piece_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 
 

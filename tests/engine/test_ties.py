@@ -50,7 +50,7 @@ def one_file(folder: Path, tensors: Tensors) -> None:
 def two_files(folder: Path, tensors: Tensors) -> None:
     (folder / "model.safetensors").unlink()
     parts = [{n: t for n, t in tensors.items() if (n == "lm_head.weight") is last} for last in (False, True)]
-    table = {}
+    table: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         name = f"model-{number:05}-of-00002.safetensors"
         save_file(part, folder / name, metadata={"format": "pt"})

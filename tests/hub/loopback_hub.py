@@ -173,7 +173,7 @@ class LoopbackHub:
         self.rate = rate  # bytes per second in all
         self.redirect_lfs = redirect_lfs
         self.expired: dict[str, int] = {}  # tokens that are refused -> the status
-        self.expired_where = ("api", "files")
+        self.expired_where: tuple[str, ...] = ("api", "files")
         self.explains = True  # a refused token is told in X-Error-Message
         self.window: Window | None = None
         self.requests: list[Seen] = []

@@ -51,7 +51,7 @@ def download_with_the_hubs_own_tool(name: str) -> Path:
 
 
 def row_of(capsys: Any) -> dict[str, Any]:
-    return last_json(glmchat(capsys, "list", "--json")[1])[0]  # type: ignore[no-any-return]
+    return last_json(glmchat(capsys, "list", "--json")[1])[0]
 
 
 def test_a_cache_without_links_holds_each_model_once_as_the_hubs_own_tool_leaves_it(
@@ -205,7 +205,8 @@ def test_prune_leaves_alone_what_another_user_began(hub: LoopbackHub, capsys: An
     put_into_cache("acme/whole", "a" * 40, FILES)
     blobs = store.repo_folder("acme/whole") / "blobs"
     long_ago = time.time() - 100_000
-    mine, theirs = [], []
+    mine: list[Path] = []
+    theirs: list[Path] = []
     for owner, files in ((os.getuid(), mine), (OTHER_USER, theirs)):
         for name in (f"{owner:040d}.glmchat.incomplete", f"{owner:040d}.incomplete", f"{owner:064d}"):
             (blobs / name).write_bytes(b"half")

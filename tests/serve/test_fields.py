@@ -8,14 +8,14 @@ from typing import Any
 import openai
 import pytest
 from fakes import FakeEngine
-from openai.types.chat import completion_create_params
+from openai.types.chat import ChatCompletionUserMessageParam, completion_create_params
 from running import Serve
 
 from glmchat.core.decoding import Grammar
 from glmchat.core.errors import Usage
 from glmchat.serve import fields, wire
 
-USER = {"role": "user", "content": "hi"}
+USER: ChatCompletionUserMessageParam = {"role": "user", "content": "hi"}
 
 
 def chat(**given: Any) -> wire.GenerationRequest:
@@ -164,10 +164,10 @@ def test_errors_name_the_field_where_openais_package_looks_for_it(serve: Serve) 
     with openai.OpenAI(base_url=running.url + "/v1", api_key="k", max_retries=0) as client:
         for given, param in (({"temperature": 9}, "temperature"), ({"tools": [{}]}, "tools"), ({"n": 99}, "n")):
             with pytest.raises(openai.BadRequestError) as error:
-                client.chat.completions.create(model="fake", messages=[USER], **given)  # type: ignore[call-overload]
+                client.chat.completions.create(model="fake", messages=[USER], **given)
             assert error.value.param == param
         with pytest.raises(openai.NotFoundError) as missing:
-            client.chat.completions.create(model="x", messages=[USER])  # type: ignore[call-overload]
+            client.chat.completions.create(model="x", messages=[USER])
         assert missing.value.param == "model" and missing.value.code == "model_not_found"
 
 
@@ -191,7 +191,7 @@ def test_several_answers_are_streamed_one_after_the_other_each_with_its_index(se
             messages=[USER],
             n=2,
             stream=True,
-            stream_options={"include_usage": True},  # type: ignore[list-item]
+            stream_options={"include_usage": True},
         )
         chunks = list(stream)
     said: dict[int, str] = {0: "", 1: ""}
