@@ -25,6 +25,7 @@ _WIDE = (  # scripts that break between any two characters: Han, kana, bopomofo,
 )
 # The cells of a tab while it is drawn. Noncharacters (Unicode 23.7), so no text that was written holds them.
 _TAB, _TAB_REST = "\ufdd0", "\ufdd1"
+_TAB_CELLS = _TAB + _TAB_REST
 _AS_BLANKS = str.maketrans({_TAB: " ", _TAB_REST: " "})
 _AS_TABS = str.maketrans({_TAB: "\t", _TAB_REST: ""})
 _SPACE = rf"\s{_TAB}{_TAB_REST}"
@@ -83,7 +84,7 @@ def spread_tabs(text: str, column: int = 0) -> str:
 
 def blanks(text: str) -> str:
     """What a terminal shows of a text with spread tabs."""
-    return text.translate(_AS_BLANKS)
+    return text.translate(_AS_BLANKS) if _TAB in text or _TAB_REST in text else text
 
 
 def tabs(text: str) -> str:
@@ -140,7 +141,7 @@ def _word_rows(line: str, width: int, offset: int) -> Iterator[Row]:
         atom = match.group()
         at = match.start()
         cells = len(atom) if atom.isascii() else cell_len(atom)
-        if blanks(atom[0]).isspace():
+        if atom[0].isspace() or atom[0] in _TAB_CELLS:
             if at == 0 and cells > width // 2:
                 start = end = match.end()  # an indentation that leaves no room for words is dropped
             else:
