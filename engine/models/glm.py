@@ -22,10 +22,9 @@ from glmchat.engine.models.layers import (
     RotaryTable,
     prepare_embedding,
     rotate_interleaved,
-    tied_head,
 )
 from glmchat.engine.models.llama import Attention, Llama
-from glmchat.engine.models.parts import LayerParts, Parts
+from glmchat.engine.models.parts import glm_layer
 from glmchat.engine.models.rope import rotary_frequencies
 from glmchat.engine.prompts.template import template_prompt
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
@@ -81,49 +80,15 @@ class Layer(Block):
         return cast(torch.Tensor, x + (added if self.post_mlp_layernorm is None else self.post_mlp_layernorm(added)))
 
 
-class Trunk(nn.Module):
-    """What checkpoints call `model`: embedding, layers, last norm."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
-        self.norm = RMSNorm(spec.hidden_size, spec.extra["eps"])
-
-
 class Glm(Llama):
-    trunk = Trunk
+    layer = Layer
+    layer_parts = staticmethod(glm_layer)
+    pairs = "interleaved"
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
-        frequencies = rotary_frequencies(self.spec.extra["rotated"], self.spec.extra["theta"])
-        self.rotary = InterleavedTable(frequencies.to(device), dtype)
+        self._frequencies, self._scale = rotary_frequencies(self.spec.extra["rotated"], self.spec.extra["theta"]), 1.0
+        self.rotary = InterleavedTable(self._frequencies.to(device), dtype)
         prepare_embedding(self.model.embed_tokens, dtype)
-        self._frequencies = frequencies
-
-    def parts(self) -> Parts:
-        layers = [
-            LayerParts(
-                input_norm=layer.input_layernorm,
-                qkv=(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                o_proj=layer.self_attn.o_proj,
-                second_norm=layer.post_attention_layernorm,
-                gate_up=(layer.mlp.gate_up_proj,),
-                down_proj=layer.mlp.down_proj,
-                attention_norm=layer.post_self_attn_layernorm,
-                feed_forward_norm=layer.post_mlp_layernorm,
-            )
-            for layer in self.model.layers
-        ]
-        head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
-        return Parts(
-            self.model.embed_tokens,
-            layers,
-            self.model.norm,
-            head,
-            self._frequencies,
-            self.spec.extra["eps"],
-            rotary="interleaved",
-        )
 
 
 FAMILY = Family(

@@ -7,7 +7,7 @@ query and key heads) differ only in what their configurations say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -119,22 +119,24 @@ class Layer(Block):
 class Trunk(nn.Module):
     """What checkpoints call `model`: embedding, layers, last norm."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: Callable[[ModelSpec], nn.Module]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(layer(spec) for _ in range(spec.layers))
         self.norm = RMSNorm(spec.hidden_size, spec.extra["eps"])
-        if spec.extra["rope_freqs"]:  # GGUF writes Llama 3's frequency scaling as a tensor of divisors
+        if spec.extra.get("rope_freqs"):  # GGUF writes Llama 3's frequency scaling as a tensor of divisors
             self.rope_freqs = nn.Parameter(torch.empty(spec.head_dim // 2))
 
 
 class Llama(PrefixedModel):
-    trunk: Callable[[ModelSpec], Any] = Trunk
+    layer: Callable[[ModelSpec], nn.Module] = Layer
+    layer_parts = staticmethod(llama_layer)
+    pairs: Literal["halves", "interleaved"] = "halves"  # of a head, that are rotated together
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.model = self.trunk(spec)
+        self.model = Trunk(spec, self.layer)
         self.tied = "model.embed_tokens" if spec.extra["tied"] else None
         self.lm_head = None if self.tied else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -150,8 +152,9 @@ class Llama(PrefixedModel):
         if self._scale != 1:
             return None  # the step rotates without YaRN's factor
         head = self.lm_head if self.lm_head is not None else tied_head(self.model.embed_tokens)
-        layers = [llama_layer(layer) for layer in self.model.layers]
-        return Parts(self.model.embed_tokens, layers, self.model.norm, head, self._frequencies, self.spec.extra["eps"])
+        model, layers = self.model, [self.layer_parts(layer) for layer in self.model.layers]
+        eps = self.spec.extra["eps"]
+        return Parts(model.embed_tokens, layers, model.norm, head, self._frequencies, eps, rotary=self.pairs)
 
     def forward(
         self,

@@ -73,6 +73,20 @@ def llama_layer(layer: Any) -> LayerParts:
     )
 
 
+def glm_layer(layer: Any) -> LayerParts:
+    attention, feed_forward = layer.self_attn, layer.mlp
+    return LayerParts(
+        input_norm=layer.input_layernorm,
+        qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
+        o_proj=attention.o_proj,
+        second_norm=layer.post_attention_layernorm,
+        gate_up=(feed_forward.gate_up_proj,),
+        down_proj=feed_forward.down_proj,
+        attention_norm=layer.post_self_attn_layernorm,
+        feed_forward_norm=layer.post_mlp_layernorm,
+    )
+
+
 def chatglm2_layer(layer: Any) -> LayerParts:
     return LayerParts(
         input_norm=layer.input_layernorm,

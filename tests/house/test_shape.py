@@ -21,7 +21,7 @@ ENGINE_CORE = (
 ENGINE_CORE_LINES = 3000
 # Files that import each other nevertheless.
 MEANT: tuple[frozenset[str], ...] = ()
-SINGLE_USERS = 0.22  # of all files; it was a fifth when the house was rebuilt, and new subjects begin with one user
+SINGLE_USERS = 49
 FRAGMENT = 39  # lines; a shorter file with one user belongs into its user
 
 
@@ -111,5 +111,5 @@ def test_a_file_with_one_user_is_a_chapter_and_there_are_few(capsys: pytest.Capt
     lines = {name: len(modules()[name].read_text(encoding="utf-8").splitlines()) for name in single}
     with capsys.disabled():
         print(f" {len(single)} of {len(modules())} files have one user ", end="")
-    assert len(single) <= SINGLE_USERS * len(modules()), lines
+    assert len(single) <= SINGLE_USERS, lines
     assert not {name: count for name, count in lines.items() if count < FRAGMENT}
