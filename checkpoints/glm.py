@@ -41,7 +41,13 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     head_dim = integer(config, "head_dim", high=2**13, default=128)
     rope = {**config, **_rope(config)}
     rotated = int(head_dim * number(rope, "partial_rotary_factor", low=0, high=1, default=0.5))
-    if heads % kv_heads or rotated % 2 or not rotated:
+    damaged = tr("config.json is damaged: pull the model again")
+    if rotated % 2 or not rotated:
+        raise absurd(
+            tr("only {rotated} of {head_dim} dimensions of a head are rotated", rotated=rotated, head_dim=head_dim),
+            damaged,
+        )
+    if heads % kv_heads:
         raise absurd(
             tr(
                 "{heads} attention heads of width {head_dim} cannot share {kv_heads} key heads",
@@ -49,7 +55,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
                 head_dim=head_dim,
                 kv_heads=kv_heads,
             ),
-            tr("config.json is damaged: pull the model again"),
+            damaged,
         )
     vocab = integer(config, "vocab_size", high=2**22, default=151552)
     tied = bool(config.get("tie_word_embeddings", False))

@@ -13,6 +13,7 @@ import torch
 from glmchat.checkpoints import families
 from glmchat.checkpoints.fit import spec_at
 from glmchat.checkpoints.recipe import Recipe
+from glmchat.core.errors import Damaged
 from glmchat.engine import Engine
 from glmchat.engine.quantize.plan import plan_quantise
 from glmchat.engine.quantize.quantiser import execute
@@ -96,3 +97,12 @@ def test_other_scalings_of_positions_go_to_transformers(tmp_path: Path, builders
     config = json.loads((folder / "config.json").read_text())
     assert families.parse(config).family == "glm"
     assert families.parse({**config, "rope_scaling": rope}).generation == "through transformers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_key_value_heads": 3}, "cannot share 3 key heads"), ({"partial_rotary_factor": 0.05}, "0 of 16 dimensions")],
+)
+def test_measures_that_cannot_be_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Damaged, match=words):
+        families.parse({"model_type": "glm4", "head_dim": 16, **changes})
