@@ -2,6 +2,8 @@
 
 With --finish-on-hangup the process carries on without a screen until its answer has ended. It stays the only writer of
 its conversation and the engine stays its child; `glmchat attach` follows it through the database. No daemon.
+
+SIGTERM (`kill`) ends an answer in any case, and the process with it, once every word that was shown is written down.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
     from glmchat.chat.session import ChatSession
 
 EXIT = 128 + signal.SIGHUP  # what a shell reports of a program that SIGHUP ended
+KILLED = 128 + signal.SIGTERM
 _POLL = 0.1
 
 
@@ -69,10 +73,16 @@ def is_heard() -> bool:
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
-def watch(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-    """Have `act` called in the loop's own thread when the terminal goes away. Outside the main thread: nothing."""
-    if is_heard() and threading.current_thread() is threading.main_thread():
-        loop.add_signal_handler(signal.SIGHUP, act)
+def watch(loop: asyncio.AbstractEventLoop, hang_up: Callable[[], None], terminate: Callable[[], None]) -> None:
+    """Have these called in the loop's own thread: when the terminal goes away, and at SIGTERM.
+
+    Outside the main thread: nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if is_heard():
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
 
 
 def goes_on(session: ChatSession | None, finish_answer: bool) -> bool:
@@ -80,10 +90,40 @@ def goes_on(session: ChatSession | None, finish_answer: bool) -> bool:
     return finish_answer and session is not None and session.streaming and session.history.path is not None
 
 
-def finish(session: ChatSession) -> None:
-    """Wait until the running answer has ended; its own thread writes it down."""
-    while session.streaming:
-        time.sleep(_POLL)
+def finish(sessions: Sequence[ChatSession]) -> None:
+    """Wait until the running answers have ended; their own threads write them down. Raises SystemExit after SIGTERM."""
+    with ending_on_kill(sessions):
+        while any(session.streaming for session in sessions):
+            time.sleep(_POLL)
+
+
+@contextmanager
+def ending_on_kill(sessions: Sequence[ChatSession]) -> Iterator[None]:
+    """SIGTERM stops the answers; when the body is through, and they are written down, SystemExit follows.
+
+    A second one ends at once. Not for the time at a prompt: nothing is lost there, and `input` may not hear a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    killed = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal killed
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        killed = True
+        if not any(session.streaming for session in sessions):
+            sys.exit(KILLED)  # before the first word or after the last
+        for session in sessions:
+            session.stop()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if killed:
+            sys.exit(KILLED)
 
 
 @contextmanager

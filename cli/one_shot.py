@@ -12,7 +12,7 @@ from typing import Any
 
 from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note, trimmed_note
 from glmchat.chat.connect import Connection, connect, open_session, unused_card
-from glmchat.chat.hangup import EXIT, listening
+from glmchat.chat.hangup import EXIT, ending_on_kill, listening
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.session import ChatSession
@@ -94,7 +94,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
 
 @contextmanager
 def stopping_on_interrupt(session: ChatSession) -> Iterator[None]:
-    """The first Ctrl-C ends the answer and keeps what was said; the second ends everything."""
+    """The first Ctrl-C ends the answer and keeps what was said; the second, and SIGTERM, ends everything."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,7 +105,8 @@ def stopping_on_interrupt(session: ChatSession) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with ending_on_kill([session]):
+            yield
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -99,6 +99,7 @@ class GlmchatApp(Steady, App[int]):
         self.palette: Palette = PALETTES[theme]
         self.link = EngineLink(launch, start)
         self.terminal = hangup.Terminal()
+        self.killed = False  # by SIGTERM
         self.left_answering: list[ChatSession] = []  # whose answers are finished without a screen
         for made in textual_themes():
             self.register_theme(made)
@@ -178,7 +179,7 @@ class GlmchatApp(Steady, App[int]):
 
     def on_mount(self) -> None:
         if not self.is_headless:
-            hangup.watch(asyncio.get_running_loop(), self.hang_up)
+            hangup.watch(asyncio.get_running_loop(), self.hang_up, self.terminate)
             before = signal.getsignal(signal.SIGTSTP)  # Textual's: it leaves the screen, stops, and comes back
             if callable(before):
                 signal.signal(signal.SIGTSTP, rest_around(before))
@@ -197,8 +198,18 @@ class GlmchatApp(Steady, App[int]):
                 self.left_answering.append(session)
                 conversation = session.tree.conversation.id
                 self.terminal.to_log(f"conversation {conversation} is answered to its end without a screen")
-        chat.leave_for_good()
+        chat.leave_for_good(self.left_answering)
         self.exit(hangup.EXIT)
+
+    def terminate(self) -> None:
+        """SIGTERM: save and leave, also where only the answer is left; a second one ends at once."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        self.killed = True
+        for session in self.left_answering:
+            session.stop()
+        if not self.terminal.gone:
+            self.chat.leave_for_good()
+            self.exit()
 
     def on_unmount(self) -> None:
         if not self.left_answering:
@@ -217,10 +228,11 @@ def run_window(launch: LaunchOptions) -> int:
     app = GlmchatApp(launch, settings)
     try:
         code = app.run()
-        for session in app.left_answering:
-            hangup.finish(session)
+        hangup.finish(app.left_answering)
     finally:
         app.link.close()
     if app.return_code:
         return app.return_code
+    if app.killed:
+        return hangup.KILLED
     return code if isinstance(code, int) else 0

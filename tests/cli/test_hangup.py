@@ -215,10 +215,36 @@ def test_leaving_attach_says_how_to_end_the_answer_and_that_keeps_what_was_said(
     pid = re.search(r"`kill (\d+)` stops the answer", words)
     assert pid is not None and int(pid[1]) == terminal.process.pid
     os.kill(int(pid[1]), signal.SIGTERM)
-    terminal.process.wait(15)
-    assert engines and not psutil.wait_procs(engines, 5)[1]
+    assert terminal.process.wait(60) == 143
+    assert engines and not psutil.wait_procs(engines, 30)[1]
     answer = answer_of()
-    assert answer.can_continue and answer.text.startswith("word word word")
+    assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
+
+
+@pytest.mark.parametrize("mode", ["window", "plain", "once"])
+def test_kill_ends_the_chat_and_keeps_every_word_that_was_shown(
+    on_terminal: Callable[..., OnTerminal], model: Path, mode: str
+) -> None:
+    terminal = on_terminal("run", model, *{"window": [], "plain": ["--plain"], "once": ["-p", "go"]}[mode])
+    if mode == "once":
+        terminal.wait_for("word word word")
+    else:
+        ask(terminal, mode)
+    engines = terminal.children()
+    terminal.process.terminate()
+    assert terminal.process.wait(60) == 143
+    assert engines and not psutil.wait_procs(engines, 30)[1]
+    answer = answer_of()
+    assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
+
+
+def test_kill_ends_plain_mode_at_its_prompt(on_terminal: Callable[..., OnTerminal], model: Path) -> None:
+    terminal = on_terminal("run", model, "--plain")
+    terminal.wait_for("> ")
+    engines = terminal.children()
+    terminal.process.terminate()
+    terminal.process.wait(60)
+    assert engines and not psutil.wait_procs(engines, 30)[1]
 
 
 def test_with_nothing_saved_an_answer_that_nobody_could_read_is_not_finished(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual import events
@@ -13,7 +13,6 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
-from glmchat.chat import hangup
 from glmchat.chat.commands import table
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
@@ -34,6 +33,9 @@ from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar
 from glmchat.tui.widgets.status import StatusLine
 from glmchat.tui.widgets.suggestions import Suggestions
+
+if TYPE_CHECKING:
+    from glmchat.chat.session import ChatSession
 
 LOW = 16  # rows; below, the title is given up
 NARROW = 72  # columns; below, the sidebar takes the whole width
@@ -132,14 +134,14 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.prompt_box.styles.border = ("none", "transparent") if event.size.height < 8 else None
         self.composer.grow()
 
-    def leave_for_good(self) -> None:
-        """The terminal is gone: what stood in the prompt or waited is kept; the answer ends unless it is left to go on.
+    def leave_for_good(self, going_on: Sequence[ChatSession] = ()) -> None:
+        """The window ends from outside: what stood in the prompt or waited is kept; all answers end but those going on.
 
         Nothing else of the screen is touched any more.
         """
         self.composer.keep_unsent()
         for answering in self.talk.being_written:
-            if not hangup.goes_on(answering.session, self.connection.launch.finish_on_hangup):
+            if answering.session not in going_on:
                 answering.stop()
 
     # What the parts have of the screen (`View`)
