@@ -18,6 +18,7 @@ from glmchat.checkpoints import card_fit
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
+from glmchat.core.files import read_given
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
@@ -159,12 +160,15 @@ def open_session(
     )
 
 
+_LARGEST_KEY = 64 * 1024  # bytes
+
+
 def read_key(file: Path | None, environ_key: str | None) -> str | None:
     """The key for a server: the first line of a file, else from the environment. Raises Usage. Never shown."""
     if file is None:
         return environ_key or None
     try:
-        lines = file.expanduser().read_text(encoding="utf-8").split()
+        lines = read_given(file.expanduser(), _LARGEST_KEY).decode("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise Usage(

@@ -25,6 +25,7 @@ from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
+from glmchat.core.files import open_file
 from glmchat.core.job_control import rests_with_us
 from glmchat.core.language import language, tr
 from glmchat.core.locations import cache_dir, expanded, logs_dir, private_dir
@@ -62,7 +63,7 @@ def new_log(kind: str = "engine") -> tuple[Path, IO[bytes]]:
 def last_words(path: Path) -> str:
     """The last line that says something, from the log's last 8 kB; safe to show."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(max(0, path.stat().st_size - 8192))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmchat.core.errors import Usage
+from glmchat.core.files import TooLarge, read_file
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -25,20 +26,19 @@ def read_text_file(argument: str) -> TextFile:
         raise Usage(tr("/file needs a path"), hint=tr("/file notes.txt"), code="file.unnamed")
     path, shown = Path(argument.strip("'\"")).expanduser(), one_line(argument)
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if path.is_file() and size <= LIMIT else None
+        data = read_file(path, LIMIT)
+    except TooLarge:
+        raise Usage(
+            tr("{path} is larger than {limit}", path=shown, limit=human_bytes(LIMIT)),
+            hint=tr("give the path of a text file"),
+            code="file.size",
+        ) from None
     except OSError as error:
         raise Usage(
             tr("{path} cannot be read: {reason}", path=shown, reason=error.strerror or str(error)),
             hint=tr("give the path of a text file"),
             code="file.unreadable",
         ) from None
-    if data is None:
-        raise Usage(
-            tr("{path} is not a file, or it is larger than {limit}", path=shown, limit=human_bytes(LIMIT)),
-            hint=tr("give the path of a text file"),
-            code="file.size",
-        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from glmchat.checkpoints.gguf_file import adapter_config, open_gguf
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.core.errors import Damaged, NotInstalled, Usage
+from glmchat.core.files import require_plain_folder
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -135,6 +136,7 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
         beside = path.parent / CONFIG
         named = path.name in _PEFT_NAMES or len(_weight_files(path.parent)) == 1
         return path, read_json(beside) if named and beside.is_file() else {}
+    require_plain_folder(path)
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     if (path / _MLX_NAME).is_file() and "lora_parameters" in config:
         raise Usage(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged
+from glmchat.core.files import read_text
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -159,7 +160,6 @@ def settle_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]
 
 def _text(path: Path) -> str:
     try:
-        is_small = path.is_file() and path.stat().st_size <= _LARGEST_SIGN
-        return path.read_text(encoding="utf-8", errors="replace") if is_small else ""
+        return read_text(path, _LARGEST_SIGN, errors="replace")
     except OSError:
         return ""

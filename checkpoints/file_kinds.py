@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -19,7 +20,7 @@ def kind_of_file(path: Path) -> str:
     if path.is_dir():
         return "folder"
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(_HEAD)
     except OSError:
         return "nothing"

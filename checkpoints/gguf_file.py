@@ -23,6 +23,7 @@ from typing import Any, NoReturn, cast
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.checkpoints.weight_files import gguf_parts, refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -88,7 +89,7 @@ class GGUFFile:
         self.path = path
         self.size = path.stat().st_size
         refuse_pointer(path)
-        with path.open("rb") as file:
+        with open_file(path) as file:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
         self._strings = 0

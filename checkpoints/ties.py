@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.weight_choice import WeightSet
+from glmchat.core.files import open_file
 from glmchat.core.json_files import small_json
 
 HEAD = "lm_head.weight"
@@ -60,7 +61,7 @@ def _places(path: Path) -> dict[str, Place]:
     """Where the ends of a network lie in a safetensors file; {} for one that cannot be read."""
     wanted = (HEAD, *EMBEDDINGS, *_PACKED)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _LARGEST_HEADER:
                 return {}
@@ -79,7 +80,7 @@ def _equal(one: Place, other: Place) -> bool:
     if one[1:3] != other[1:3] or one[4] - one[3] != other[4] - other[3]:
         return False
     try:
-        with one[0].open("rb") as first, other[0].open("rb") as second:
+        with open_file(one[0]) as first, open_file(other[0]) as second:
             first.seek(one[3])
             second.seek(other[3])
             left = one[4] - one[3]

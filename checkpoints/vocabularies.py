@@ -12,6 +12,7 @@ from typing import Any
 from glmchat.checkpoints.config import GENERATION, integer
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
+from glmchat.core.files import TooLarge, open_file, read_file, unreadable
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -83,7 +84,6 @@ def model_of_embedding(shape: tuple[int, ...]) -> str | None:
     return _MODELS.get(shape[0]) if len(shape) == 2 else None
 
 
-_LARGEST = 64 * 2**20  # bytes
 _HEAD = 4 * 2**20  # bytes of a tokenizer.json in which its added words stand
 # So many words of a vocabulary may have no row in the matrix: marks of images and the like, which a model's sibling
 # uses. Nothing produces them, and a prompt that held one would be refused. More is another model's vocabulary.
@@ -127,19 +127,15 @@ def read_vocabulary(path: Path) -> bytes:
     """The bytes of a vocabulary file. Raises Damaged for a pointer, an empty file, or one that is absurdly large."""
     try:
         refuse_pointer(path)
-        if path.stat().st_size > _LARGEST:
-            raise Damaged(
-                tr("{name} is larger than 64 MB", name=one_line(path.name)),
-                hint=tr("no vocabulary is that large: pull the model again"),
-                code="tokenizer.size",
-            )
-        return path.read_bytes()
-    except OSError as error:
+        return read_file(path)
+    except TooLarge as error:
         raise Damaged(
-            tr("cannot read {name}: {reason}", name=one_line(path.name), reason=error.strerror),
-            hint=tr("pull the model again"),
-            code="tokenizer.unreadable",
+            tr("{name} is larger than {most} MB", name=one_line(path.name), most=error.most >> 20),
+            hint=tr("no vocabulary is that large: pull the model again"),
+            code="tokenizer.size",
         ) from None
+    except OSError as error:
+        raise unreadable(path, error, is_vocabulary=True) from None
 
 
 def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
@@ -249,7 +245,7 @@ def _last_added(path: Path) -> int | None:
     """The highest id of a word that was added, which the file tells at its beginning; None where it does not."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(_HEAD).decode("utf-8", "replace")
     at = re.search(r'"added_tokens"\s*:\s*(?=\[)', head)
     try:

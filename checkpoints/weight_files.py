@@ -19,6 +19,7 @@ from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.ties import says_tied, with_own_head
 from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, listed, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.files import open_file, require_plain_folder, require_readable
 from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -42,7 +43,7 @@ class Pointer:
 def parse_pointer(path: Path) -> Pointer | None:
     """The pointer that `path` holds, or None for every other file (also one that is not there). Reads 1 kB at most."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError):
         return None
@@ -64,7 +65,7 @@ def pointer_text(pointer: Pointer) -> bytes:
 
 def refuse_pointer(path: Path) -> None:
     """Raise Damaged, with the real size, if `path` is a git-lfs pointer instead of what it stands for, or empty."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(_MAX_BYTES + 1)
     if not head:
         raise Damaged(
@@ -100,7 +101,10 @@ def folder_config(folder: Path) -> dict[str, Any]:
     Raises Damaged where there is none or it is damaged, Usage where the folder, or the newest checkpoint in
     the output of a training, holds only an adapter.
     """
+    require_plain_folder(folder)
     file = folder / "config.json"
+    if file.is_symlink():
+        require_readable(file)
     if not file.is_file():
         refuse_adapter_folder(folder, {})
         hint = tr("a model folder holds config.json, weights and tokenizer files")
@@ -249,7 +253,7 @@ def is_safetensors(path: Path) -> bool:
 
 def _safetensors_is_whole(path: Path) -> bool:
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
             return False
@@ -263,7 +267,7 @@ def _safetensors_is_whole(path: Path) -> bool:
 
 def _bin_is_whole(path: Path) -> bool:
     """A zip archive has its table at the end; files of torch before 1.6 are pickles, which cannot be told from here."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(2)
     return head[:1] == b"\x80" or (head == b"PK" and zipfile.is_zipfile(path))
 

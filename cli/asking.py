@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperOption
 
 from glmchat.cli import output
 from glmchat.core.errors import Usage
+from glmchat.core.files import read_given
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.core.text import human_bytes, one_line
@@ -191,7 +192,7 @@ def read_messages(path: Path) -> tuple[Message, ...]:
         text = read_stdin(wait=True) or ""
     else:
         try:
-            text = decoded(path.read_bytes(), one_line(str(path)))
+            text = decoded(read_given(path, _LIMIT), one_line(str(path)))
         except OSError as error:
             raise Usage(
                 tr("{path} cannot be read: {reason}", path=one_line(str(path)), reason=error.strerror or str(error)),

@@ -11,6 +11,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
 from glmchat.core.errors import Failed, Usage
+from glmchat.core.files import read_given
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -253,12 +254,12 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Bring conversations in: JSON of glmchat, ChatGPT, Open WebUI, LibreChat, Claude or ShareGPT, or messages."""
-    from glmchat.chat.history.transcript import add_to_history, read_import
+    from glmchat.chat.history.transcript import IMPORT_LIMIT, add_to_history, read_import
 
     incoming = []
     for file in files:
         try:
-            data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+            data = sys.stdin.buffer.read(IMPORT_LIMIT + 1) if str(file) == "-" else read_given(file, IMPORT_LIMIT)
         except OSError as error:
             raise Usage(
                 tr("{path} cannot be read: {reason}", path=one_line(str(file)), reason=error.strerror or str(error)),

@@ -18,6 +18,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from glmchat.core.files import read_text
 from glmchat.core.language import tr
 
 Version = tuple[int, int]
@@ -243,8 +244,8 @@ def installed_torch() -> TorchBuild | None:
     if found is None or found.origin is None:
         return None
     try:
-        text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
+        text = read_text(Path(found.origin).parent / "version.py")
+    except (OSError, UnicodeDecodeError):
         return None
     version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
     cuda = re.search(r"^cuda(?:: [^=]+)? = '(\d+)\.(\d+)'", text, re.MULTILINE)

@@ -21,8 +21,13 @@ from typing import Any, ClassVar
 
 from glmchat.core.language import tr
 
-# What a file system says to a user and not about a mistake of ours: no room, no right, read only.
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+# What a file system says to a user and not about a mistake of ours: no room, no right, read only, a bad disk, a
+# folder or a loop in the place of a file.
+_REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class GlmchatError(Exception):
@@ -125,7 +130,7 @@ def refusal(error: OSError) -> GlmchatError | None:
     """What a file system refuses, in words, wherever that is met; None for an OSError that may be a mistake of ours."""
     if error.errno not in _REFUSALS:
         return None
-    kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
+    kind = DoesNotFit if error.errno in _FULL else Failed
     where = f"{error.filename}: " if error.filename else ""
     hint = tr("check its owner and permissions, and the disk")
     return kind(f"{where}{error.strerror}", hint=hint, code="file.refused")

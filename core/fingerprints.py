@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core import locations
+from glmchat.core.files import open_file
 from glmchat.core.json_files import small_json
 
 SMALL = 512 * 2**20  # bytes; up to here a file is hashed whole, once
@@ -103,7 +104,7 @@ def state_of(path: Path) -> State:
 
 
 def whole(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -111,7 +112,7 @@ def sampled(path: Path) -> str:
     """Of the size, the first megabyte, and blocks at even distances to the end."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_file(path) as file:
         digest.update(file.read(_HEAD))
         for number in range(1, _SAMPLES + 1):
             file.seek(max(0, (size - _BLOCK) * number // _SAMPLES))

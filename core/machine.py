@@ -12,6 +12,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from glmchat.core.files import read_text
+
 CGROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # cgroup v1 writes 2**63 rounded to pages for "no limit"
 
@@ -158,7 +160,7 @@ def _memberships(controller: str) -> tuple[tuple[Path, str], ...]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return read_text(path, errors="replace").strip()
     except OSError:
         return ""
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Usage
+from glmchat.core.files import read_text
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, minus_one, parse_sampling_value, sampling_name
+from glmchat.core.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,13 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     path = path or locations.config_file()
     environ = os.environ if environ is None else environ
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except FileNotFoundError:
         data = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Usage(
-            f"{path}: {error}", hint=tr("fix the file or move it out of the way"), code="config.broken"
+            f"{path}: {one_line(str(reason))}", hint=tr("fix the file or move it out of the way"), code="config.broken"
         ) from None
     values: dict[str, Any] = {}
     for key, value in data.items():

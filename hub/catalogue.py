@@ -17,6 +17,7 @@ from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Hostile, UnknownModel, Usage
+from glmchat.core.files import read_text
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name
 from glmchat.core.text import one_line
@@ -184,12 +185,15 @@ def load(user_file: Path | None = None) -> Catalogue:
     path = user_file or locations.user_catalogue()
     entries = list(_built_in())
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         return Catalogue(tuple(entries))
     except (OSError, UnicodeDecodeError) as error:
+        reason = one_line(str(error.strerror if isinstance(error, OSError) else error))
         raise Usage(
-            f"{path}: {error}", hint=tr("fix the file or move it out of the way"), code="catalogue.broken"
+            f"{path}: {reason}",
+            hint=tr("fix the file or move it out of the way"),
+            code="catalogue.broken",
         ) from None
     own = read(text, str(path))
     others = [e for e in entries if (e.name, e.label) not in {(o.name, o.label) for o in own}]

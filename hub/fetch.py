@@ -20,6 +20,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from glmchat.core.errors import Hostile
+from glmchat.core.files import open_file
 from glmchat.core.http import host_of, network_error
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -314,7 +315,7 @@ def _open_local(candidate: Candidate, offset: int) -> Iterator[Reply]:
                 path = inside(candidate.folder, path.relative_to(candidate.folder).as_posix())
             except ValueError:
                 raise Refused(tr("is outside the mirror folder"), "wrong") from None
-        with path.open("rb", buffering=0) as file:
+        with open_file(path) as file:
             total = path.stat().st_size
             if offset > total:
                 raise Refused(tr("has {total} bytes", total=total), "wrong")

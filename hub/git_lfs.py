@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from glmchat.checkpoints.weight_files import Pointer, parse_pointer, pointer_text
 from glmchat.core.errors import GlmchatError
+from glmchat.core.files import read_text
 from glmchat.core.http import host_of, make_client, network_error
 from glmchat.hub.file_request import Candidate
 from glmchat.hub.references import is_commit
@@ -177,7 +178,7 @@ def _head(git: Path) -> str | None:
 def _text(path: Path) -> str:
     try:
         if path.is_file() and path.stat().st_size <= _MAX_CONFIG:
-            return path.read_text(encoding="utf-8", errors="replace")
+            return read_text(path, _MAX_CONFIG, errors="replace")
     except OSError:
         return ""
     return ""

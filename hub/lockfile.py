@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged, Hostile, Usage
+from glmchat.core.files import read_given
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters, catalogue
@@ -19,6 +20,7 @@ from glmchat.hub.references import checked_name, checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
 
 FORMAT = 1
+_LARGEST = 64 * 2**20  # bytes; a model of 10,000 files takes 3 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def lock(rows: Sequence[Installed]) -> tuple[dict[str, Any], list[str]]:
 def read_lock(path: Path) -> Locked:
     """Raises Usage, Damaged or Hostile."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_given(path, _LARGEST))
     except FileNotFoundError:
         raise Usage(
             tr("there is no lock file {path}", path=path), hint="glmchat lock > glmchat.lock", code="lock.missing"

@@ -19,6 +19,7 @@ from typing import Any
 
 from glmchat import __version__
 from glmchat.core.errors import Failed, Usage
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.mirror_folder import MirrorFolder
@@ -125,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         if length is None:
             length = body.count if isinstance(body, FilePart) else len(body)
         if isinstance(body, FilePart):
-            with body.path.open("rb") as file:  # opened before the first header: an unreadable file is no half answer
+            with open_file(body.path) as file:  # opened before the first header: an unreadable file is no half answer
                 self._head(answer, length)
                 if self.connection.sendfile(file, body.start, body.count) < body.count:
                     self.close_connection = True  # the file shrank meanwhile: a short answer must end the connection

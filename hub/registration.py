@@ -12,6 +12,7 @@ from typing import NoReturn
 from glmchat.checkpoints.weight_choice import missing_parts, no_weights
 from glmchat.checkpoints.weight_files import chosen_weights, file_names
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.files import require_plain_folder
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, installed, lookup, manifests, selection, store
@@ -30,6 +31,8 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
     A folder whose weights are those of a known revision is that revision and gets its name. Raises Usage (no model, a
     name that is taken), Damaged (git-lfs pointers, lost shards), Interrupted.
     """
+    if path.is_dir():
+        require_plain_folder(path)
     root, names = _contents(path)
     _refuse_pointers(root, names)
     if missing := _missing(root, names):

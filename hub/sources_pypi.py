@@ -24,6 +24,7 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import manifests, store
@@ -253,7 +254,7 @@ def _matches(path: Path, file: KnownFile) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

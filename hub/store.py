@@ -16,6 +16,7 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted
+from glmchat.core.files import open_file, read_text
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 
@@ -46,7 +47,7 @@ def _feed(
     on_bytes: Callable[[int], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> str:
-    with path.open("rb", buffering=0) as file:
+    with open_file(path) as file:
         block = bytearray(BLOCK)
         view = memoryview(block)
         while count := file.readinto(block):
@@ -84,8 +85,8 @@ def partial(repo: str, etag: str) -> Path:
 def ref(repo: str, name: str) -> str | None:
     """The commit that `refs/<name>` holds, or None."""
     try:
-        return (repo_folder(repo) / "refs" / name).read_text(encoding="utf-8").strip() or None
-    except OSError:
+        return read_text(repo_folder(repo) / "refs" / name, 4096).strip() or None
+    except (OSError, UnicodeDecodeError):
         return None
 
 

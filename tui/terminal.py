@@ -13,6 +13,7 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed, GlmchatError
+from glmchat.core.files import read_text
 from glmchat.core.language import tr
 
 
@@ -31,7 +32,7 @@ def edit(text: str) -> str | None:
                 hint=tr("set EDITOR to an editor that is installed"),
                 code="editor.missing",
             ) from None
-        return path.read_text(encoding="utf-8").rstrip("\n") if code == 0 else None
+        return read_text(path).rstrip("\n") if code == 0 else None
 
 
 # xterm takes 100,000 bytes of base64 by default in many builds, hterm and kitty less or more; tmux 1 MB. The smallest

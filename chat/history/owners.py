@@ -14,6 +14,7 @@ import psutil
 from glmchat.chat.history import database
 from glmchat.chat.history.rows import to_message
 from glmchat.chat.history.store import Store
+from glmchat.core.files import read_text
 
 FOREIGN_OWNER_SECONDS = 600.0  # a writer on another machine cannot be asked; it counts as alive this long
 
@@ -22,7 +23,7 @@ FOREIGN_OWNER_SECONDS = 600.0  # a writer on another machine cannot be asked; it
 def _machine() -> str:
     """This machine since its last start; a home on a network is shared by several."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = read_text(Path("/proc/sys/kernel/random/boot_id")).strip()
     except OSError:
         boot = "-"
     return f"{socket.gethostname()}/{boot}"
@@ -32,7 +33,7 @@ def _start(pid: int) -> str | None:
     """When a process started, in a form that a change of the clock does not alter; None if there is none."""
     try:
         # Field 22 of /proc/PID/stat: clock ticks since boot. The name in field 2 may hold spaces and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        fields = read_text(Path(f"/proc/{pid}/stat"), errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
         pass

@@ -17,6 +17,7 @@ from glmchat.checkpoints.file_kinds import kind_of_file
 from glmchat.checkpoints.gguf_file import adapter_config, adapter_name, open_gguf
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.engine.formats.weights import Int4, Int8, load_bin, open_folder
@@ -57,7 +58,7 @@ def _open_file(path: Path) -> WeightSource:
         return _Gguf(path)
     if kind == "safetensors" or path.suffix == ".safetensors":
         return _Safetensors(path)
-    with path.open("rb") as file:
+    with open_file(path) as file:
         mapped = file.read(2) == b"PK"
     if not mapped and path.stat().st_size > _LARGEST_UNMAPPED:
         raise Damaged(

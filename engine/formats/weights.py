@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from glmchat.checkpoints.ties import EMBEDDINGS, HEAD, says_tied
 from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, tensor_names, weight_files
 from glmchat.core.errors import Damaged, Hostile
+from glmchat.core.files import open_file, read_text
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -179,7 +180,7 @@ def let_go_of(stored: Stored) -> None:
 def _mapped_files() -> Iterator[tuple[int, int, str, str]]:
     """First address, the one behind the last, access ("r--p"), and file of every map of a file in this process."""
     with suppress(OSError):
-        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        for line in read_text(Path("/proc/self/maps"), errors="replace").splitlines():
             span, access, _, _, inode, *name = line.split(maxsplit=5)
             if name and inode != "0":
                 start, _, end = span.partition("-")
@@ -323,7 +324,7 @@ def load_bin(path: Path) -> dict[str, torch.Tensor]:
 
 def _is_zip(path: Path) -> bool:
     """Files of torch before 1.6 are no zip archives and cannot be mapped."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(2) == b"PK"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
+from glmchat.core.files import TooLarge, read_text, unreadable
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -42,7 +43,7 @@ class ChatTemplate:
         first `render`.
         """
         if len(source) > _LARGEST_TEMPLATE:
-            raise Hostile(tr("the chat template is larger than 1 MB"), hint=_HINT, code="template.size")
+            raise _too_large()
         self.source = source
         self._setup, self._tokens = {"template": source}, dict(tokens)
         self._lock = threading.Lock()
@@ -201,6 +202,10 @@ def _end(process: subprocess.Popen[bytes], words: IO[bytes]) -> None:
     process.wait()
 
 
+def _too_large() -> Hostile:
+    return Hostile(tr("the chat template is larger than 1 MB"), hint=_HINT, code="template.size")
+
+
 _HINT = "it comes with the model and was kept in a sandbox: do not use this model, or use --complete"
 
 
@@ -212,8 +217,13 @@ def folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
     data = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     tokens = named_tokens(folder)
     file = folder / "chat_template.jinja"
-    if file.is_file() and file.stat().st_size <= _LARGEST_TEMPLATE:
-        return file.read_text(encoding="utf-8", errors="replace"), tokens
+    if file.is_file():
+        try:
+            return read_text(file, errors="replace"), tokens
+        except TooLarge:
+            raise _too_large() from None
+        except OSError as error:
+            raise unreadable(file, error) from None
     source = data.get("chat_template")
     if isinstance(source, list):
         named = {item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)}

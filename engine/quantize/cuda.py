@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional
 
+from glmchat.core.files import read_file, read_text
 from glmchat.engine.quantize.kernels import BLOCK_VALUES, Kernel, Packed, Shape, half_if_exact
 
 _FEW = 4  # rows of input that go through the INT8 product
@@ -132,14 +133,14 @@ def _resources() -> ModuleType:
 
     made = ModuleType("pkg_resources")
     made.resource_exists = lambda module, name: path(module, name).is_file()  # type: ignore[attr-defined]
-    made.resource_string = lambda module, name: path(module, name).read_bytes()  # type: ignore[attr-defined]
+    made.resource_string = lambda module, name: read_file(path(module, name))  # type: ignore[attr-defined]
     return made
 
 
 def _library(name: str) -> str | None:
     """The file of a CUDA library that this process has loaded already, or that came with torch: "cudart"."""
     with suppress(OSError):
-        found = re.search(rf"/\S*/lib{re.escape(name)}\.so\S*", Path("/proc/self/maps").read_text(encoding="utf-8"))
+        found = re.search(rf"/\S*/lib{re.escape(name)}\.so\S*", read_text(Path("/proc/self/maps"), errors="replace"))
         if found:
             return found[0]
     wheels = (path for folder in sys.path for path in Path(folder or ".").glob(f"nvidia/*/lib/lib{name}.so*"))

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
+from glmchat.core.files import open_file, read_text
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -108,7 +109,7 @@ def _prepare(folder: Path, plan: QuantizePlan, maker: str | None) -> None:
     note = _fingerprint(plan, maker)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / _NOTE
-    if not file.is_file() or file.read_text(encoding="utf-8") != note:
+    if not file.is_file() or read_text(file, errors="replace") != note:
         for path in folder.iterdir():
             path.unlink()
         file.write_text(note, encoding="utf-8")
@@ -304,7 +305,7 @@ def _description(tensors: Iterable[TensorPlan]) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

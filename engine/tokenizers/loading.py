@@ -16,6 +16,7 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import WORDS_WITHOUT_ROWS, damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
+from glmchat.core.files import read_file
 from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -194,7 +195,7 @@ def load_tokenizer_model(folder: Path) -> SentencePieceTokenizer:
     refuse_pointer(path)
     model = proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_file(path))
     except Exception as error:  # noqa: BLE001 - protobuf's own DecodeError, which is not worth an import
         raise _unreadable(one_line(str(path)), error) from None
     prefix = blank_before_words(settings, usual=model.normalizer_spec.add_dummy_prefix)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from glmchat.core.errors import Damaged
-from glmchat.core.json_files import LARGEST, read_json, small_json
+from glmchat.core.files import bound
+from glmchat.core.json_files import read_json, small_json
 
 
 def test_an_object_is_read_by_both(tmp_path: Path) -> None:
@@ -34,10 +35,17 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> No
         assert refused.value.code == "config.unreadable"
 
 
+def test_a_small_file_that_would_fill_the_memory_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": [' + b"[]," * 3_000_000 + b"[]]}")
+    assert small_json(tmp_path / "a.json") == {}
+    with pytest.raises(Damaged, match="values"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_file_over_the_bound_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.write(b"{}")
-        file.truncate(LARGEST + 1)
+        file.truncate(bound(tmp_path / "a.json") + 1)
     assert small_json(tmp_path / "a.json") == {}
     with pytest.raises(Damaged) as refused:
         read_json(tmp_path / "a.json")

@@ -511,7 +511,7 @@ async def test_a_file_goes_into_the_prompt_and_a_binary_one_does_not(tmp_path: P
         assert "cannot be read" in window.notices
         blob.write_bytes(b"x" * 1_000_001)
         await window.send(f"/file {blob}")
-        assert f"{blob} is not a file, or it is larger than 1.0 MB" in window.notices and not window.chat.prompt.text
+        assert f"{blob} is larger than 1.0 MB" in window.notices and not window.chat.prompt.text
 
 
 async def test_the_help_is_made_from_the_table() -> None:

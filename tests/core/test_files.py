@@ -1,0 +1,102 @@
+"""Only regular files are opened, none is waited for, and none is read beyond its bound."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from strange_files import STRANGE, put
+
+from glmchat.core.errors import Damaged, refusal
+from glmchat.core.files import TooLarge, bound, open_file, read_file, read_given, read_text, require_plain_folder
+
+SECONDS = 5.0  # far above what a look takes, far below a test's own limit
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_file_is_refused_at_once_with_words(tmp_path: Path, kind: str) -> None:
+    put(kind, tmp_path / "config.json")
+    raised: list[OSError] = []
+
+    def read() -> None:
+        try:
+            read_file(tmp_path / "config.json")
+        except OSError as error:
+            raised.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(SECONDS)
+    assert len(raised) == 1 and raised[0].strerror
+    assert raised[0].filename == str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "spiece.model", "chat_template.jinja", "model.bin"])
+def test_a_folder_with_one_of_them_is_refused_by_name(tmp_path: Path, name: str, kind: str) -> None:
+    put(kind, tmp_path / name)
+    if name == "model.bin" and kind == "terabyte":
+        require_plain_folder(tmp_path)  # weights may be as large as they like
+        return
+    with pytest.raises(Damaged, match=name) as refused:
+        require_plain_folder(tmp_path)
+    assert refused.value.hint
+
+
+def test_a_pipe_under_a_name_that_nobody_knows_is_refused_too_and_a_folder_is_not(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "weights.part").symlink_to("nowhere")
+    require_plain_folder(tmp_path)
+    os.mkfifo(tmp_path / "bpe.codes")
+    with pytest.raises(Damaged, match=r"bpe\.codes"):
+        require_plain_folder(tmp_path)
+
+
+def test_a_file_that_tells_no_size_is_bounded_while_it_is_read() -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        pytest.skip("this system has no /proc")
+    assert maps.stat().st_size == 0 and read_file(maps)
+    with pytest.raises(TooLarge):
+        read_file(maps, 100)
+
+
+def test_the_null_device_is_an_empty_file() -> None:
+    assert read_file(Path(os.devnull)) == b""
+
+
+def test_what_a_shell_hands_over_is_read_to_its_end(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"key")
+    os.close(writing)
+    try:
+        assert read_given(Path(f"/dev/fd/{reading}"), 100) == b"key"
+    finally:
+        os.close(reading)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="named pipe"):
+        read_given(tmp_path / "pipe", 100)
+
+
+def test_each_kind_of_file_has_its_bound_and_text_is_utf_8(tmp_path: Path) -> None:
+    assert (
+        bound(Path("config.json")) < bound(Path("tokenizer_config.json")) < bound(Path("model.safetensors.index.json"))
+    )
+    (tmp_path / "a.txt").write_text("词", encoding="utf-8")
+    assert read_text(tmp_path / "a.txt") == "词"
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    assert read_text(tmp_path / "a.txt", errors="replace") == "\ufffd"
+    with pytest.raises(UnicodeDecodeError):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_disk_that_fails_while_a_file_is_read_names_the_file(tmp_path: Path) -> None:
+    put("own memory", tmp_path / "x")
+    with open_file(tmp_path / "x") as file, pytest.raises(OSError, match="x") as failed:
+        file.read(10)
+    assert failed.value.errno == errno.EIO
+    words = refusal(failed.value)
+    assert words is not None and "x: " in words.message and words.hint
