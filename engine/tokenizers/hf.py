@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as Lower
 from tokenizers.models import BPE
 
@@ -29,8 +29,9 @@ from glmchat.engine.tokenizers.words import (
     Word,
     WordFinder,
     blank_before_words,
+    named_tokens,
+    rebuilding_class,
     special_names,
-    tokenizer_class,
     words_of_folder,
 )
 
@@ -158,7 +159,10 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
         lower = Lower.from_file(str(path))
         told = words_of_folder(folder)
         _add_missing(lower, told)
-        _prefix_as_llama(lower, small_json(folder / "tokenizer_config.json"))
+        if (name := rebuilding_class(folder)) in _LLAMA:
+            _prefix_as_llama(lower, small_json(folder / "tokenizer_config.json"))
+        if name == "CodeLlamaTokenizer":
+            _begin_with(lower, named_tokens(folder)["bos_token"])
         return wrap(lower, special_names(folder) | {word.text for word in told if word.special})
     except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
         raise damaged_vocabulary(
@@ -204,10 +208,17 @@ _LLAMA = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer"})
 
 def _prefix_as_llama(lower: Lower, settings: Mapping[str, Any]) -> None:
     """Llama's own class decides by `legacy` where a blank stands before a word, whatever its tokenizer.json says."""
-    if tokenizer_class(settings) not in _LLAMA or not isinstance(lower.model, BPE) or not lower.model.byte_fallback:
+    if not isinstance(lower.model, BPE) or not lower.model.byte_fallback:
         return
     lower.normalizer = None
     lower.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=blank_before_words(settings), split=False)
+
+
+def _begin_with(lower: Lower, text: str) -> None:
+    """Code Llama's class begins each text with this token, whatever its tokenizer.json says."""
+    number = lower.token_to_id(text)
+    if number is not None:
+        lower.post_processor = processors.TemplateProcessing(single=[text, "$A"], special_tokens=[(text, number)])
 
 
 def _begin_of(lower: Lower) -> list[int]:

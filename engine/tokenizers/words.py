@@ -33,6 +33,15 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "Qwen2Tokenizer": {"eos_token": _END, "unk_token": _END, "pad_token": _END},
 }
 _NAMED = re.compile(r"\w+_token")
+# Types of models whose tokenizer.json transformers takes as it is written, whatever class the settings name.
+AS_WRITTEN = frozenset({
+    "beam", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "fuyu", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "got_ocr2", "gpt_bigcode", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared",
+    "hyperclovax", "internlm2", "internlm3", "iquestcoder", "jamba", "kimi_linear", "llava", "llava_next",
+    "mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mixtral",
+    "modernbert-decoder", "nemotron", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "pixtral",
+    "stablelm", "xlm-roberta-xl",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,12 @@ def words_of_folder(folder: Path) -> list[Word]:
 def tokenizer_class(settings: Mapping[str, Any]) -> str:
     """What tokenizer_config.json calls the class, slow or fast; "" where it does not say."""
     return str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+
+
+def rebuilding_class(folder: Path) -> str:
+    """The class that says how the tokenizer.json of this folder cuts a text; "" where the file itself does."""
+    as_written = small_json(folder / "config.json").get("model_type") in AS_WRITTEN
+    return "" if as_written else tokenizer_class(small_json(folder / "tokenizer_config.json"))
 
 
 def blank_before_words(settings: Mapping[str, Any], usual: bool = True) -> str:

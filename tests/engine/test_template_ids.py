@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from glmchat.engine.families import identify
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.hf import bpe_from_gguf, wrap
+from glmchat.engine.tokenizers.words import AS_WRITTEN
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 
@@ -316,3 +318,30 @@ def test_tokens_that_no_file_names_are_the_ones_of_the_class(name: str, vocabula
     template = ChatTemplate(source, folder_template(tmp_path)[1])
     assert template.render(talk("x")) == right
     template.close()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "mistral", "phi3", "granite", "internlm3", "starcoder2"])
+@pytest.mark.parametrize(
+    "name", ["Llama 2, legacy", "Llama 2, not legacy", "Llama 2, no blank", "Code Llama", "Metaspace, first"]
+)
+def test_whether_a_class_or_the_file_says_how_to_cut_is_decided_by_the_model(
+    model_type: str, name: str, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    kind = next(kind for kind in KINDS if kind.name == name)
+    kind = replace(kind, settings={"tokenizer_class": "LlamaTokenizer", **kind.settings})
+    folder = kind.build(tmp_path / "model", as_it_is)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": model_type}))
+    tokenizer, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    for text in ("the cat", " the cat", "<|im_start|>the cat<|im_end|> the", "<|user|>\nthe", "", "  <s>the"):
+        assert ours.encode_special(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
+        assert ours.encode_completion("a" + text) == tokenizer("a" + text)["input_ids"], text  # type: ignore[attr-defined]
+
+
+def test_the_types_whose_file_is_taken_as_written_are_those_of_transformers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    generic = {name for name, its in TOKENIZER_MAPPING_NAMES.items() if its == "TokenizersBackend"}
+    assert generic & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= AS_WRITTEN <= generic
