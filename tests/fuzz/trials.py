@@ -1,0 +1,232 @@
+"""Runs a target on many inputs, in children that may hang, grow or die without taking the run along.
+
+What counts as found: an exception that is no error of the tree, a signal, over `SECONDS`, or over `GROWTH`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import select
+import shutil
+import signal
+import struct
+import tempfile
+import time
+import traceback
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from random import Random
+
+from mutation import mutate
+
+from glmchat.core.errors import GlmchatError
+
+SECONDS = 10.0
+GROWTH = 300 * 2**20  # bytes of resident memory above the start
+_BATCH = 2000  # inputs of one child
+_ADDRESSES = 4 * 2**30  # bytes a child may ask for beyond what it has: more is refused before the machine suffers
+_STATE = struct.Struct("<qdqq")  # number of the input under way, when it began, how many are done, were accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """seeds: makes the good inputs. check: reads one in an empty folder; may raise errors of the tree and no others.
+
+    mend: puts right after a mutation what would be refused at once, a length that frames the rest. modules: what the
+    reader imports, which is no memory that an input takes.
+    """
+
+    name: str
+    seeds: Callable[[], Sequence[bytes]]
+    check: Callable[[bytes, Path], None]
+    tokens: Sequence[bytes] = ()
+    mend: Callable[[bytes], bytes] | None = None
+    modules: Sequence[str] = ()
+
+    def load(self) -> None:
+        for module in self.modules:
+            import_module(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    kind: str  # "traceback" | "crash" | "hang" | "memory"
+    number: int
+    words: str
+    data: bytes = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """What two findings of one fault share: where it was raised, and as what."""
+        lines = self.words.strip().splitlines() or [""]
+        frames = [line.strip() for line in lines if line.lstrip().startswith("File ")]
+        return f"{self.kind} {frames[-1] if frames else ''} {lines[-1].partition(':')[0]}"
+
+
+@dataclass
+class Report:
+    target: str
+    inputs: int = 0
+    accepted: int = 0  # inputs that were read, not refused
+    seconds: float = 0.0
+    peak: int = 0  # bytes above the start
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        return sum(finding.kind == kind for finding in self.findings)
+
+
+def input_of(target: Target, seeds: Sequence[bytes], seed: int, number: int) -> bytes:
+    """The same bytes each time; the first numbers are the seeds themselves."""
+    if number < len(seeds):
+        return seeds[number]
+    data = mutate(Random(f"{target.name} {seed} {number}"), seeds, target.tokens)
+    return target.mend(data) if target.mend else data
+
+
+def search(target: Target, *, seed: int = 1, inputs: int | None = None, seconds: float | None = None) -> Report:
+    """Try `inputs` inputs, or as many as fit into `seconds`."""
+    report, seeds, began = Report(target.name), target.seeds(), time.monotonic()
+    end = began + seconds if seconds is not None else float("inf")
+    known: set[str] = set()
+    number = 0
+    target.load()
+    while time.monotonic() < end and (inputs is None or number < inputs):
+        last = number + _BATCH if inputs is None else min(number + _BATCH, inputs)
+        number, accepted, findings, peak = _batch(target, seeds, seed, number, last, end)
+        report.accepted += accepted
+        report.peak = max(report.peak, peak)
+        for finding in findings:
+            if finding.place not in known:
+                known.add(finding.place)
+                report.findings.append(finding)
+    report.inputs, report.seconds = number, time.monotonic() - began
+    return report
+
+
+def try_one(check: Callable[[bytes, Path], None], data: bytes) -> Finding | None:
+    """The same bounds for one input."""
+    _, _, findings, _ = _batch(Target("one", lambda: [data], check), [data], 0, 0, 1, float("inf"))
+    return findings[0] if findings else None
+
+
+def _batch(
+    target: Target, seeds: Sequence[bytes], seed: int, first: int, last: int, end: float
+) -> tuple[int, int, list[Finding], int]:
+    """Inputs first to last in one child -> (number to go on with, inputs read, findings, peak above the start)."""
+    state = mmap.mmap(-1, 64)
+    _STATE.pack_into(state, 0, first, time.monotonic(), first, 0)
+    folder = tempfile.mkdtemp(prefix="glmchat-fuzz-")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        code = 1
+        try:
+            _work(target, seeds, seed, (first, last, end), state, Path(folder), writer)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    try:
+        told, killed = _listen(reader, child, state)
+        _, status = os.waitpid(child, 0)
+    finally:
+        os.close(reader)
+        shutil.rmtree(folder, ignore_errors=True)
+    lines = [json.loads(line) for line in told.splitlines() if line.endswith(b"}")]
+    peak = max((line["peak"] for line in lines if "peak" in line), default=0)
+    findings = [
+        Finding(line["kind"], line["number"], line["words"], b64decode(line["data"]))
+        for line in lines
+        if "kind" in line
+    ]
+    number, _, done, accepted = _STATE.unpack_from(state)
+    if status and (killed or os.WIFSIGNALED(status) or not any(f.kind == "memory" for f in findings)):
+        words = f"over {SECONDS:g} s" if killed else f"signal or exit {os.waitstatus_to_exitcode(status)}"
+        data = input_of(target, seeds, seed, number)
+        findings.append(Finding("hang" if killed else "crash", number, words, data))
+        done = number + 1
+    return max(done, first + 1) if status else done, accepted, findings, peak
+
+
+def _listen(reader: int, child: int, state: mmap.mmap) -> tuple[bytes, bool]:
+    """What the child tells until it ends, and whether it had to be killed because one input took too long."""
+    told, killed = bytearray(), False
+    while True:
+        if select.select([reader], [], [], 0.25)[0]:
+            piece = os.read(reader, 1 << 16)
+            if not piece:
+                return bytes(told), killed
+            told += piece
+        if not killed and time.monotonic() - _STATE.unpack_from(state)[1] > SECONDS:
+            os.kill(child, signal.SIGKILL)
+            killed = True
+
+
+def _work(
+    target: Target,
+    seeds: Sequence[bytes],
+    seed: int,
+    span: tuple[int, int, float],
+    state: mmap.mmap,
+    folder: Path,
+    writer: int,
+) -> None:
+    first, last, end = span
+    _confine(folder)
+    start, accepted = _resident(), 0
+    for number in range(first, last):
+        _STATE.pack_into(state, 0, number, time.monotonic(), number, accepted)
+        if time.monotonic() > end:
+            break
+        data, place = input_of(target, seeds, seed, number), folder / str(number)
+        _STATE.pack_into(state, 0, number, time.monotonic(), number, accepted)
+        place.mkdir()
+        kind, words = "", ""
+        try:
+            target.check(data, place)
+            accepted += 1
+        except GlmchatError:
+            pass
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            kind, words = "traceback", "".join(traceback.format_exception(error))[-4000:]
+        shutil.rmtree(place, ignore_errors=True)
+        peak = _resident() - start
+        if peak > GROWTH and not kind:
+            kind, words = "memory", f"{peak >> 20} MB above the start"
+        _STATE.pack_into(state, 0, number, time.monotonic(), number + 1, accepted)
+        if kind:
+            told = {"kind": kind, "number": number, "words": words, "data": b64encode(data).decode()}
+            os.write(writer, json.dumps(told).encode() + b"\n")
+        if peak > GROWTH:
+            os.write(writer, json.dumps({"peak": peak}).encode() + b"\n")
+            os._exit(3)  # what it holds now would hide what the next input takes
+    os.write(writer, json.dumps({"peak": _resident() - start}).encode() + b"\n")
+
+
+def _confine(folder: Path) -> None:
+    """A home of its own, no terminal, and less memory than would harm the machine."""
+    os.environ.update(HOME=str(folder), GLMCHAT_HOME=str(folder / "home"), HF_HOME=str(folder / "hf"))
+    os.environ.update(GLMCHAT_LANG="en", HF_HUB_DISABLE_TELEMETRY="1")
+    os.chdir(folder)
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(quiet, stream)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        most = pages * resource.getpagesize() + _ADDRESSES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
+
+
+def _resident() -> int:
+    """Bytes, the most there was."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
