@@ -92,8 +92,75 @@ def small(value: Any, name: str = "", layers: int | None = None) -> Any:
     return min(value, _BY_NAME[name]) if name in _BY_NAME else value
 
 
+_PLAIN: Mapping[str, Any] = {
+    "vocab_size": 272, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, **_TOKENS,
+}  # fmt: skip
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_LATENT = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+           "head_dim": 24}  # fmt: skip
+_BYTES = {**_PLAIN, "vocab_size": 260, "num_hidden_layers": 1, "num_key_value_heads": 4}
+# Types whose measures hang together in ways of their own: all of what their configuration is made from.
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "blt": {
+        "vocab_size": 260, "encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4],
+        "max_position_embeddings": 256, "patcher_config": _BYTES, "global_config": _BYTES,
+        "encoder_config": {**_BYTES, "hidden_size_global": 64}, "decoder_config": {**_BYTES, "hidden_size_global": 64},
+        "eos_token_id": 2,
+    },
+    "cohere_compass_text": {
+        **_PLAIN, "head_dim": 16, "sliding_window": 16,
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+    },
+    "dbrx": {
+        "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 272, **_TOKENS,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+    },
+    "dots3_note_text": {
+        **_PLAIN, **_LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "shared_experts_intermediate_size": 32, "index_topk": 8, "index_head_dim": 16,
+        "index_n_heads": 2, "sliding_window": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+        **{f"swa_{name}": size for name, size in _LATENT.items()},
+    },
+    "falcon_h1": {
+        **_PLAIN, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
+        "mamba_chunk_size": 16, "head_dim": 16,
+    },
+    "nemotron": {**_PLAIN, "head_dim": 16},
+    "qwen4_exp_text": {
+        **_PLAIN, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "hc_lowrank": 16, "indexer_n_heads": 2,
+        "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2,
+        "ngram_vocab_size_base": 1000,
+    },
+    "zamba": {
+        **_PLAIN, "num_key_value_heads": 4, "num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "mamba_dt_rank": 8, "mamba_d_state": 8, "attention_head_dim": 32,
+    },
+}  # fmt: skip
+# What differs from `small` for types that are else small enough by their names.
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "dots1": {
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 16, "head_dim": 8},
+    "ministral": {"head_dim": 16},
+    "reformer": {"axial_pos_embds_dim": (16, 48), "axial_pos_shape": (16, 16)},
+    "xlm": {"emb_dim": 64},
+    "xlnet": {"d_head": 16},
+}  # fmt: skip
+
+
 def configuration(kind: str) -> Any:
-    given = small(AutoConfig.for_model(kind).to_dict())
+    if kind in _OWN:
+        return AutoConfig.for_model(kind, **_OWN[kind])
+    given = {**small(AutoConfig.for_model(kind).to_dict()), **_CHANGES.get(kind, {})}
     decoder = {"is_decoder": True} if "is_decoder" in given else {}  # encoders are refused without it
     drop = ("model_type", "architectures", "transformers_version", "auto_map")
     return AutoConfig.for_model(kind, **{k: v for k, v in given.items() if k not in drop} | decoder)

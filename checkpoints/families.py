@@ -108,8 +108,8 @@ def is_native(config: Mapping[str, Any]) -> bool:
 # Of transformers' causal types, those that read in both directions unless config.json says that they are decoders.
 _ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
-    "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
-    "xmod",
+    "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta",
+    "xlm-roberta-xl", "xlnet", "xmod",
 })  # fmt: skip
 
 

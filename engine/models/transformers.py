@@ -110,8 +110,8 @@ class Fallback(PrefixedModel):
         accepted = inspect.signature(inner.forward).parameters
         self._short = "logits_to_keep" in accepted
         self._switch = _switch(getattr(inner, "config", None))
-        # RWKV and the first GPT take no cache of these; their whole text is read for each token.
-        self._caches = "past_key_values" in accepted or "cache_params" in accepted
+        # RWKV, the first GPT, MiniMax and CPM-Ant take no cache of these: their whole text is read for each token.
+        self._caches = ("past_key_values" in accepted or "cache_params" in accepted) and _takes_our_cache(inner)
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         for layer in _layers(inner, spec.layers):
             layer.register_forward_pre_hook(self._pass)
@@ -186,6 +186,12 @@ class Fallback(PrefixedModel):
             self._between = self._stopped = None
         logits: torch.Tensor = output.logits[0]
         return (logits[-1:] if last_only else logits[-ids.shape[0] :]).float()
+
+
+def _takes_our_cache(inner: nn.Module) -> bool:
+    """transformers knows most of the types that do not; CPM-Ant's forward puts its prompt before a cached one again."""
+    supports = getattr(inner, "_supports_default_dynamic_cache", None)
+    return supports is None or (bool(supports()) and getattr(inner, "base_model_prefix", "") != "cpmant")
 
 
 def _first_line(error: Exception) -> str:

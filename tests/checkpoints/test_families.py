@@ -99,7 +99,7 @@ def test_a_mixture_of_experts_is_told_from_its_configuration(name: str) -> None:
     assert is_quantisable(config) == (name not in MIXTURES)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "electra", "big_bird"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "electra", "big_bird", "xlm", "xlnet"])
 def test_an_encoder_is_refused_unless_it_says_that_it_is_a_decoder(kind: str, tmp_path: Path) -> None:
     config = {"model_type": kind, "hidden_size": 64, "vocab_size": 272}
     (tmp_path / "config.json").write_text(json.dumps(config))

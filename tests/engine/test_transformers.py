@@ -72,13 +72,17 @@ def test_what_a_caller_raises_between_layers_stays_the_callers_own(tmp_path: Pat
         engine.model(torch.tensor([5, 9]), between_layers=stop)
 
 
-@pytest.mark.parametrize("name", ["Rwkv", "OpenAIGPT"])
+@pytest.mark.parametrize("name", ["RwkvForCausalLM", "OpenAIGPTLMHeadModel", "MiniMaxForCausalLM", "CpmAntForCausalLM"])
 def test_a_model_without_a_cache_goes_on_from_its_whole_text(name: str, tmp_path: Path) -> None:
-    measures = {"vocab_size": 272, "hidden_size": 64, "num_hidden_layers": 2, "n_head": 4, "eos_token_id": 2}
+    measures = {**SMALL, "eos_token_id": 2}
+    if "MiniMax" in name:
+        measures |= {"num_local_experts": 4, "block_size": 4, "head_dim": 16}
+    elif "CpmAnt" in name:
+        measures = {"vocab_size": 272, "hidden_size": 64, "num_attention_heads": 4, "dim_head": 16, "dim_ff": 128,
+                    "num_hidden_layers": 2, "prompt_length": 8, "position_bias_num_buckets": 32}  # fmt: skip
+    kind = getattr(transformers, name)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}LMHeadModel" if name == "OpenAIGPT" else f"{name}ForCausalLM")(
-        getattr(transformers, f"{name}Config")(**measures)
-    ).eval()
+    model = kind(kind.config_class(**measures)).eval()
     model.save_pretrained(tmp_path)
     text = [5, 40, 77, 105, 9, 200]
     with torch.inference_mode():
