@@ -18,7 +18,10 @@ from glmchat.checkpoints.config import integer, number
 from glmchat.checkpoints.file_kinds import kind_of_file, refuse_no_weights
 from glmchat.checkpoints.gguf_file import adapter_config, open_gguf
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
+from glmchat.checkpoints.safetensors_file import read_safetensors
+from glmchat.checkpoints.torch_file import read_torch_file
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
+from glmchat.checkpoints.weight_files import weight_files as files_of_a_model
 from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.files import require_plain_folder
 from glmchat.core.json_files import read_json
@@ -149,6 +152,7 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
             _look(path / name)
             return path / name, config
     if any((path / name).is_file() for name in _MODEL_NAMES):
+        files_of_a_model(path)
         return path, config
     files = _weight_files(path)
     if len(files) == 1:
@@ -158,10 +162,23 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _look(path: Path) -> None:
-    """Raise Usage or Damaged for a file that holds no adapter, by its first bytes and, of GGUF, by its header."""
+    """Raise Usage, Damaged or Hostile for a file that holds no adapter, by what it says of itself."""
     refuse_no_weights(path)
-    if kind_of_file(path) == "gguf":
+    if (kind := kind_of_file(path)) == "gguf":
         adapter_config(open_gguf(path))
+    elif kind == "safetensors" or path.suffix == ".safetensors":
+        shapes_of_safetensors(path)
+    else:
+        read_torch_file(path)
+
+
+def shapes_of_safetensors(path: Path) -> dict[str, Shape]:
+    """The names and shapes in an adapter's file. Raises Damaged."""
+    try:
+        return {name: tensor.shape for name, tensor in read_safetensors(path).items()}
+    except Damaged as error:
+        hint = tr("it is truncated, or claims more than it contains: fetch it again")
+        raise Damaged(error.message, hint=hint, code="adapter.damaged") from None
 
 
 def weight_files(path: Path) -> list[Path]:

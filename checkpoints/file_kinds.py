@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.checkpoints.zip_directory import FileBytes, read_directory
+from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -45,11 +45,11 @@ def kind_of_file(path: Path) -> str:
 
 
 def _is_of_torch(path: Path) -> bool:
-    """A zip archive cut short cannot be looked into; the reader then says so."""
+    """A damaged archive counts as one of torch's; its reader then says what is wrong."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        with open_file(path) as file:
+            return any(name.endswith("data.pkl") for name in read_directory(FileBytes(path, file.fileno())))
+    except Damaged:
         return True
 
 

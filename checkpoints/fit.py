@@ -55,6 +55,14 @@ def check_folder(folder: Path) -> None:
     _compare_sizes(config, files)
 
 
+def check_weights(path: Path) -> None:
+    """Raise Damaged or Hostile for weights that cannot be read, for work that loads them and nothing else."""
+    if path.is_dir():
+        weight_files(path)
+    else:
+        open_gguf(path)
+
+
 def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:
     """A network that could not be in these files even at four bits is not the one they hold."""
     network = spec_of(config)

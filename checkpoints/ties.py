@@ -6,13 +6,14 @@ Both stored and different: the head is one of its own. One alone, or two that ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.weight_choice import WeightSet
+from glmchat.core.errors import Damaged
 from glmchat.core.files import open_file
 from glmchat.core.json_files import small_json
 
@@ -20,7 +21,6 @@ HEAD = "lm_head.weight"
 EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 _PACKED = ("lm_head.weight_packed", "lm_head.qweight")
 _TIED_BY_DEFAULT = ("gpt2",)
-_LARGEST_HEADER = 128 * 2**20  # bytes
 _PIECE = 4 * 2**20  # bytes compared at a time
 Place = tuple[Path, str, tuple[int, ...], int, int]  # file, dtype, shape, first byte, byte behind the last
 
@@ -59,20 +59,12 @@ def _has_own_head(files: tuple[tuple[Path, int, int], ...]) -> bool:
 
 def _places(path: Path) -> dict[str, Place]:
     """Where the ends of a network lie in a safetensors file; {} for one that cannot be read."""
-    wanted = (HEAD, *EMBEDDINGS, *_PACKED)
     try:
-        with open_file(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= _LARGEST_HEADER:
-                return {}
-            table = json.loads(file.read(length))
-        return {
-            name: (path, str(entry["dtype"]), tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"]))
-            for name in wanted
-            if isinstance(entry := table.get(name), Mapping)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        tensors = read_safetensors(path)
+    except (Damaged, OSError):
         return {}
+    ends = ((name, tensors.get(name)) for name in (HEAD, *EMBEDDINGS, *_PACKED))
+    return {name: (path, end.dtype, end.shape, end.start, end.end) for name, end in ends if end is not None}
 
 
 def _equal(one: Place, other: Place) -> bool:

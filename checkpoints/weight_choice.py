@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import human_bytes, one_line
 
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
@@ -212,3 +213,17 @@ def listed(names: Sequence[str]) -> str:
     shown = ", ".join(one_line(name, 120) for name in names[:_NAMES_SHOWN])
     left = len(names) - _NAMES_SHOWN
     return shown + (tr(" and {count} more", count=left) if left > 0 else "")
+
+
+def damaged_weights(path: Path, reason: str) -> Damaged:
+    """The error for a weight file that is not what it should be, in the words of whoever read it."""
+    return Damaged(
+        tr(
+            "{name} ({size}) is truncated or damaged: {reason}",
+            name=one_line(path.name),
+            size=human_bytes(path.stat().st_size),
+            reason=reason,
+        ),
+        hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
+        code="weights.damaged",
+    )

@@ -5,18 +5,17 @@ Pointers are the 130 bytes of a clone without git-lfs: github.com/git-lfs/git-lf
 
 from __future__ import annotations
 
-import json
-import pickletools
 import re
 import shlex
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import settle_generation
+from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.ties import says_tied, with_own_head
+from glmchat.checkpoints.torch_file import read_torch_file
 from glmchat.checkpoints.weight_choice import WeightSet, choose_weights, listed, missing_weights, no_weights
 from glmchat.core.errors import Damaged, Hostile, Usage
 from glmchat.core.files import open_file, require_plain_folder, require_readable
@@ -92,7 +91,6 @@ def refuse_pointer(path: Path) -> None:
 ADAPTER_CONFIG = "adapter_config.json"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,200}")
 PREFIX_ENCODER = "transformer.prefix_encoder."  # THUDM's P-Tuning v2
-_LARGEST_HEADER = 128 * 2**20  # bytes of a safetensors header, or of the names in a .bin
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
@@ -232,57 +230,16 @@ def shards_of(index: Path) -> list[str]:
 
 
 def refuse_cut(path: Path) -> None:
-    """Raise Damaged if a weight file ends before it should, or is of another kind altogether."""
-    whole = _safetensors_is_whole(path) if is_safetensors(path) else _bin_is_whole(path)
-    if not whole:
-        raise Damaged(
-            tr(
-                "{name} ({size}) is truncated or damaged",
-                name=one_line(path.name),
-                size=human_bytes(path.stat().st_size),
-            ),
-            hint=tr("the download was interrupted, or the disk damaged it: run `glmchat verify`, or pull it again"),
-            code="weights.damaged",
-        )
+    """Raise Damaged if a weight file ends before it should, or says what cannot be; Hostile if it wants to run code."""
+    if is_safetensors(path):
+        read_safetensors(path)
+    else:
+        read_torch_file(path)
 
 
 def is_safetensors(path: Path) -> bool:
     """An index may give a shard any name, also one that ends in a number: model.safetensors-00001-of-00002."""
     return ".safetensors" in path.name
-
-
-def _safetensors_is_whole(path: Path) -> bool:
-    size = path.stat().st_size
-    with open_file(path) as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            return False
-        try:
-            table = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
-            return 8 + length + max(ends, default=0) == size
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return False
-
-
-def _bin_is_whole(path: Path) -> bool:
-    """A zip archive has its table at the end; files of torch before 1.6 are pickles, which cannot be told from here."""
-    with open_file(path) as file:
-        head = file.read(2)
-    return head[:1] == b"\x80" or (head == b"PK" and zipfile.is_zipfile(path))
-
-
-def tensor_names(path: Path) -> list[str]:
-    """The tensors that a .bin file names, in order; empty if it is no zip archive of torch."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = next((i for i in archive.infolist() if i.filename.endswith("/data.pkl")), None)
-            if inside is None or inside.file_size > _LARGEST_HEADER:
-                return []
-            words = [arg for op, arg, _ in pickletools.genops(archive.read(inside)) if op.name.endswith("UNICODE")]
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError):
-        return []
-    return [word for word in words if isinstance(word, str) and word.rpartition(".")[2] in ("weight", "bias")]
 
 
 def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterable[str] = ()) -> None:
@@ -297,7 +254,7 @@ def refuse_adapter_folder(folder: Path, config: Mapping[str, Any], names: Iterab
     else:
         if not (found := list(names)) and weights.is_file():
             refuse_pointer(weights)
-            found = tensor_names(weights)
+            found = list(read_torch_file(weights))
         if not found or not all(name.startswith(PREFIX_ENCODER) for name in found):
             return
         base, what = config.get("_name_or_path"), tr("a P-Tuning prefix")

@@ -321,15 +321,20 @@ def merge(
     """Write a model and an adapter as one model, in the original names."""
     bits = parse_quant(quant)
     from glmchat.chat.jobs import run_job
+    from glmchat.checkpoints.adapter_files import find_weights
+    from glmchat.checkpoints.fit import check_weights
     from glmchat.hub import references
     from glmchat.hub.adapters import find_adapter
 
     path = Path(adapter).expanduser()
     if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
         path = find_adapter(adapter).path
+    model = _model(base).path
+    find_weights(path.absolute())
+    check_weights(model)
     request = {
         "adapter": str(path.absolute()),
-        "base": str(_model(base).path),
+        "base": str(model),
         "out": str(out.expanduser().absolute()),
         "quant": bits,
         "dtype": dtype,

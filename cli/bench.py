@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from glmchat.checkpoints.families import refuse_quantising
-from glmchat.checkpoints.fit import config_at
+from glmchat.checkpoints.fit import check_weights, config_at
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
@@ -45,6 +45,7 @@ def bench(
     row, bits = locate(choice.text, quant=asked)
     if bits is not None:
         refuse_quantising(config_at(row.path))
+    check_weights(row.path)
     options = replace(engine.options(settings), folder=row.path, quant=bits, context=engine.context)
     rows: list[tuple[Any, ...]] = []
     with cancelled_by_interrupt() as cancelled:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.checkpoints.families import refuse_quantising
-from glmchat.checkpoints.fit import config_at
+from glmchat.checkpoints.fit import check_weights, config_at
 from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
@@ -115,6 +115,7 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
     if not row.complete:
         raise unfinished(row)
     refuse_quantising(config_at(row.path), copy=True)
+    check_weights(row.path)
     return row, asked
 
 

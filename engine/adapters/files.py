@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise
+from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise, shapes_of_safetensors
 from glmchat.checkpoints.file_kinds import kind_of_file
 from glmchat.checkpoints.gguf_file import adapter_config, adapter_name, open_gguf
 from glmchat.checkpoints.weight_files import refuse_pointer
@@ -79,11 +79,7 @@ class _Safetensors:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: Any = None
-        try:
-            header: Any = safe_open(path, framework="np")
-            self._shapes = {name: tuple(header.get_slice(name).get_shape()) for name in list(header.keys())}
-        except (SafetensorError, OSError) as error:
-            raise self._unreadable(error) from None
+        self._shapes = shapes_of_safetensors(path)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -94,15 +90,12 @@ class _Safetensors:
                 self._file = safe_open(self._path, framework="pt")
             tensor: torch.Tensor = self._file.get_tensor(name)
         except (SafetensorError, OSError) as error:  # changed or taken away since its header was read
-            raise self._unreadable(error) from None
+            raise Damaged(
+                tr("{name} cannot be read: {error}", name=one_line(self._path.name), error=one_line(str(error), 120)),
+                hint=tr("it is truncated, or claims more than it contains: fetch it again"),
+                code="adapter.damaged",
+            ) from None
         return tensor
-
-    def _unreadable(self, error: Exception) -> Damaged:
-        return Damaged(
-            tr("{name} cannot be read: {error}", name=one_line(self._path.name), error=one_line(str(error), 120)),
-            hint=tr("it is truncated, or claims more than it contains: fetch it again"),
-            code="adapter.damaged",
-        )
 
 
 class _Gguf:

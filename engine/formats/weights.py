@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,15 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from glmchat.checkpoints.ties import EMBEDDINGS, HEAD, says_tied
-from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, tensor_names, weight_files
-from glmchat.core.errors import Damaged, Hostile
+from glmchat.checkpoints.torch_file import read_torch_file
+from glmchat.checkpoints.weight_files import is_safetensors, refuse_cut, refuse_pointer, weight_files
+from glmchat.core.errors import Damaged
 from glmchat.core.files import open_file, read_text
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -294,31 +293,16 @@ class _TorchShards:
 
 
 def load_bin(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one `torch.save` file, memory-mapped. Raises Damaged, or Hostile if it wants to run code."""
-    import torch
+    """The tensors of one `torch.save` file, memory-mapped. Raises Damaged, or Hostile if it wants to run code.
 
+    torch carries out what was looked through before (checkpoints/torch_file.py), and by its restricted reader.
+    """
+    read_torch_file(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # what torch warns of in a hostile file is refused below
+        with warnings.catch_warnings(action="ignore"):
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except UnpicklingError as error:
-        text = str(error)
-        if any(sign in text.lower() for sign in ("unsupported global", "unsupported operand", "unpickler error")):
-            type_name = re.search(r"GLOBAL ([\w.]{1,100})", text)
-            what = f"it asks for {type_name[1]}" if type_name else "it is no plain table of them"
-            raise Hostile(
-                tr("{name} contains more than tensors: {what}", name=one_line(path.name), what=what),
-                hint=tr("the code was not run. Do not use this model, or use its safetensors version"),
-                code="weights.pickle",
-            ) from None
+    except Exception as error:  # noqa: BLE001 - what torch raises for a damaged file is whatever it stumbled over
         raise _unreadable(path, error) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from None
-    if not isinstance(data, dict):
-        raise Damaged(
-            tr("{name} contains no table of tensors", name=one_line(path.name)),
-            hint=tr("it is not a checkpoint"),
-            code="weights.kind",
-        )
     return {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
@@ -348,8 +332,7 @@ def with_own_head_of_bin(folder: Path, config: Mapping[str, Any]) -> Mapping[str
         files = weight_files(folder)
     except Damaged:
         return config  # weights that are still to come, or a folder that is refused when they are opened
-    listed = [name for path in files if path.suffix == ".bin" for name in tensor_names(path)]
-    if files[0].suffix != ".bin" or (listed and HEAD not in listed):  # nothing is listed of files before torch 1.6
+    if is_safetensors(files[0]) or not any(HEAD in read_torch_file(path) for path in files):
         return config
     source = open_files(files)
     head, embedding = (next((n for n in names if n in source.shapes()), None) for names in ((HEAD,), EMBEDDINGS))

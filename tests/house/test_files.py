@@ -23,7 +23,7 @@ OPENERS = {
                   "engine/adapters/files.py"),
     "from_file": ("engine/tokenizers/hf.py", "engine/tokenizers/gpt2.py"),
     "from_pretrained": ("engine/models/transformers.py",),
-    "ZipFile": ("checkpoints/weight_files.py", "checkpoints/file_kinds.py", "hub/sources_pypi.py"),
+    "ZipFile": ("hub/sources_pypi.py",),
     "copyfile": ("hub/store.py", "hub/pull.py", "hub/adapters.py", "engine/formats/folder_writer.py"),
 }  # fmt: skip
 
