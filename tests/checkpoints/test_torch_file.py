@@ -1,6 +1,8 @@
 """A file of torch.save is looked through before torch sees it: in a moment, by name, whatever it asks for.
 
-Covers checkpoints/zip_directory.py. What is right is what torch itself writes and reads.
+What is right is what torch itself writes and reads.
+
+Covers checkpoints/zip_directory.py.
 """
 
 from __future__ import annotations
