@@ -48,11 +48,11 @@ $(VENV)/torch: $(VENV)/bin/python constraints.txt
 	  || { echo "torch could not be installed; pip's words are above. It needs the network once, and 5 GB of disk with GPU support." >&2; exit 1; }
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch pyproject.toml $(wildcard setup.py) constraints.txt
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py $(wildcard engine/native/*.[ch]) constraints.txt
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/developed: $(VENV)/torch pyproject.toml $(wildcard setup.py) constraints.txt
+$(VENV)/developed: $(VENV)/torch pyproject.toml setup.py $(wildcard engine/native/*.[ch]) constraints.txt
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/installed
 

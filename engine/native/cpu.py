@@ -6,6 +6,7 @@ Absent where no compiler was there at install time.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from torch.nn import functional
 from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 
 LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
-VERSION = 4  # of the structs and functions of the library
 ROWS = 32
 
 
@@ -42,16 +42,34 @@ class Weight(ctypes.Structure):
     )
 
 
-@cache
-def native_library() -> ctypes.CDLL:
-    """The compiled functions. Raises OSError with the reason if there is none that fits."""
-    folder = Path(__file__).parent
+def sources_hash(folder: Path) -> str | None:
+    """Of the C files there, as setup.py builds it into the library. None if there are none: a wheel has no C."""
+    files = sorted(folder.glob("*.[ch]"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
+
+
+def open_library(folder: Path) -> ctypes.CDLL:
+    """The library in this folder. Raises OSError with the reason: there is none, or the C files have changed since."""
     files = [p for suffix in EXTENSION_SUFFIXES if (p := folder / f"_native{suffix}").is_file()]
     if not files:
         raise OSError("not built: there was no C compiler when glmchat was installed")
     library = ctypes.CDLL(str(files[0]))
-    if library.glm_version() != VERSION:
-        raise OSError(f"{files[0].name} was built from another version: install glmchat again")
+    built_from = getattr(library, "glm_sources", None)
+    if built_from is not None:
+        built_from.restype = ctypes.c_char_p
+    sources = sources_hash(folder)
+    if built_from is None or (sources is not None and built_from().decode() != sources):
+        raise OSError(
+            f"{files[0].name} was built from other C files than those beside it: "
+            f"`pip install --no-deps -e {folder.parents[1]}` builds it again"
+        )
+    return library
+
+
+@cache
+def native_library() -> ctypes.CDLL:
+    """The compiled functions. Raises OSError with the reason if there are none that fit."""
+    library = open_library(Path(__file__).parent)
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.glm_linear.argtypes = (pointer, pointer, pointer, size, number, number, number)
     library.glm_rows.argtypes = (pointer, pointer, size, pointer)

@@ -1,7 +1,7 @@
 /* Products of packed int4 and int8 weights with float activations, for CPUs.
  *
  * One file, compiled once: the part below GLM_LANES is a template that this file includes for each instruction set, and
- * the best one is chosen at run time. It is built as an optional extension and reached through ctypes (cpu_native.py).
+ * the best one is chosen at run time. It is built as an optional extension and reached through ctypes (cpu.py).
  *
  * Layout. Output rows come in blocks of 32. A 32-bit word holds 8 (int4) or 4 (int8) neighbouring inputs of one row, and
  * words are stored [block][word of the row][32 rows], so a vector register holds the same inputs of 8 or 16 rows.
@@ -317,8 +317,11 @@ EXPORT const char *glm_choose(const char *name) {
     return NULL;
 }
 
-/* Version of the functions and of the structs above: Python refuses a library that was built for another. */
-EXPORT int glm_version(void) { return 4; }
+#ifndef GLM_SOURCES
+#define GLM_SOURCES "unknown"
+#endif
+/* What this was built from (setup.py): Python refuses a library whose structs and functions may be others than it knows. */
+EXPORT const char *glm_sources(void) { return GLM_SOURCES; }
 
 /* y [rows][outputs] = x [rows][inputs] * weights + bias. Both float32 or both bfloat16. Returns 0, or 1 without memory. */
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {

@@ -6,10 +6,14 @@ engine/quantize/linear.py, engine/native/cpu.py.
 
 from __future__ import annotations
 
+import _ctypes
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +31,36 @@ HAS_AMX = NATIVE and cpu.choose_instructions("avx512amx") is not None
 if NATIVE:
     cpu.choose_instructions()
 needs_native = pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
+
+
+FOLDER = Path(cpu.__file__).parent
+C_FILES = Path(__file__).resolve().parents[2] / "engine" / "native"
+
+
+def folder_with_library(place: Path, library: Path) -> Path:
+    """As an editable install has it: the C files, and `library` where the compiled one stands."""
+    for path in C_FILES.glob("*.[ch]"):
+        shutil.copy(path, place)
+    shutil.copy(library, place / f"_native{EXTENSION_SUFFIXES[0]}")
+    return place
+
+
+@pytest.mark.skipif(not list(FOLDER.glob("_native*.so")), reason="the C kernel was not built: there was no compiler")
+def test_the_library_is_of_the_c_files_beside_it(tmp_path: Path) -> None:
+    """In a developer's folder this fails after a change in C: the sentence says how to build it again."""
+    cpu.native_library()
+    (library,) = FOLDER.glob("_native*.so")
+    folder = folder_with_library(tmp_path, library)
+    cpu.open_library(folder)
+    with (folder / "step_part.h").open("a") as changed:
+        changed.write("/* a field more */\n")
+    with pytest.raises(OSError, match=r"built from other C files .* `pip install --no-deps -e .*` builds it again"):
+        cpu.open_library(folder)
+
+
+def test_a_library_that_does_not_say_what_it_was_built_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="built from other C files"):
+        cpu.open_library(folder_with_library(tmp_path, Path(_ctypes.__file__)))
 
 
 def noise(seed: int = 0) -> torch.Generator:
