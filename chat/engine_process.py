@@ -240,7 +240,7 @@ class EngineProcess:
             return "start", 0.0
         try:
             health = self.endpoint.health()
-        except EngineDied:  # between bind and listen, or dying: the next look at the process tells
+        except EngineDied:  # dying: the next look at the process tells
             self.endpoint.broke = False
             return "start", 0.0
         if health.status == "failed":

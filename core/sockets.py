@@ -115,15 +115,21 @@ def _answers(path: Path) -> bool:
 def bind_unix(path: Path) -> socket.socket:
     """A listening Unix socket of mode 0600 at `path`. Call it before the process has other threads: umask is global.
 
-    Raises Failed if the path is taken or cannot be written.
+    The path is there only once it listens: who waits for it is never refused. Raises Failed if it is taken or cannot be
+    written.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    early = path.with_name(f"{path.stem}~{path.suffix}")  # `sweep` finds it too
     before = os.umask(0o177)
     try:
-        listener.bind(str(path))
+        if path.exists():
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listener.bind(str(early))
         listener.listen(64)
+        early.rename(path)
     except OSError as error:
         listener.close()
+        early.unlink(missing_ok=True)
         raise Failed(
             tr("cannot listen at {path}: {strerror}", path=one_line(str(path)), strerror=error.strerror or error),
             hint=tr("is another engine using it? if not, set XDG_RUNTIME_DIR to a folder of your own"),

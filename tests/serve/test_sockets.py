@@ -41,6 +41,21 @@ def test_the_socket_is_0600_in_a_folder_of_0700_whatever_the_umask(runtime: Path
     assert len(os.fsencode(path)) < 100
 
 
+def test_the_path_is_there_only_once_the_socket_listens(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the path and connects would be refused otherwise, and httpcore leaves such a socket open."""
+    path, seen = sockets.new_socket_path(), []
+
+    class Watched(socket.socket):
+        def listen(self, *backlog: int) -> None:  # type: ignore[override]
+            seen.append(path.exists())
+            super().listen(*backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    with sockets.bind_unix(path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert seen == [False] and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_an_open_folder_of_ones_own_is_closed(runtime: Path) -> None:
     (runtime / "glmchat").mkdir()
     (runtime / "glmchat").chmod(0o777)
