@@ -1,6 +1,8 @@
 """The card's kernels compiled ahead of time, their machine code read: test_gpu_kernels.py starts this program.
 
-`python -P kernel_compiles.py CAPABILITY`: nothing runs, so no card is needed.
+`python -P kernel_compiles.py CAPABILITY ...`: nothing runs, so no card is needed. Turing, which has sizes of its own,
+gets all forms of the kernels; among the others they are dealt out, each to every second one. `every` beside the
+capabilities compiles all forms for each (four minutes).
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from glmchat.engine.gpu.choose import TOP
 from glmchat.engine.gpu.step import ADD_BLOCK, ATTEND_BLOCK, MERGE_BLOCK, SPLIT
 from glmchat.engine.gpu.words import BLOCK
 
+CAPABILITIES = (75, 80, 86, 89, 90, 120)
 TOOLS = Path(next(iter(nvidia.__path__))) / "bin"
 MOST_REGISTERS = {"product": 128}  # others have few programs: as many as there are
 POINTERS = {"words": "*i32", "pairs": "*fp16", "state": "*i32", "marks": "*u8", "best": "*i64"}
@@ -62,10 +67,6 @@ def compiled(kernel: str, capability: int, cache: str, constants: dict[str, Any]
     return bytes(made.asm["cubin"]), str(made.asm["ptx"])
 
 
-def told(flag: str, cubin: Path) -> str:
-    return subprocess.run([TOOLS / "cuobjdump", flag, cubin], capture_output=True, text=True, check=True).stdout
-
-
 def check(kernel: str, capability: int, base: dict[str, Any], *, cache: str = "*fp16", **changes: Any) -> None:
     constants = {**base, **changes}
     what = (kernel, capability, changes)
@@ -73,8 +74,9 @@ def check(kernel: str, capability: int, base: dict[str, Any], *, cache: str = "*
         cubin = Path(folder) / "kernel.cubin"
         code, ptx = compiled(kernel, capability, cache, constants)
         cubin.write_bytes(code)
-        listing, usage = told("-sass", cubin), told("-res-usage", cubin)
-    registers = max(int(count) for count in re.findall(r"REG:(\d+)", usage))
+        command = [TOOLS / "cuobjdump", "-sass", "-res-usage", cubin]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers = max(int(count) for count in re.findall(r"REG:(\d+)", listing))
     print(*what, "registers", registers, file=sys.stderr)
     assert not re.findall(r"\b(?:STL|LDL)\b", listing), (what, "registers spill")
     assert registers <= MOST_REGISTERS.get(kernel, 255), (what, registers)
@@ -85,37 +87,55 @@ def check(kernel: str, capability: int, base: dict[str, Any], *, cache: str = "*
     assert ("griddepcontrol.wait" in ptx) == constants.get("DEPENDENT", False), what
 
 
-def check_all(number: int) -> None:
+Form = tuple[str, dict[str, Any], dict[str, Any]]  # kernel, base, changes
+
+
+def forms(number: int) -> Iterator[Form]:
+    """Of every kernel, for this capability."""
+
+    def form(kernel: str, base: dict[str, Any], **changes: Any) -> Form:
+        return kernel, base, changes
+
     dot = "*fp16" if number < 80 else "*bf16"
     attend = {**ATTEND, "BLOCK": 16} if number < 80 else ATTEND  # as step.attend_block has it
-    check("product", number, PRODUCT, BITS=4, NORM=1, GATED=True, ACTIVATION=1, ROWS=4)
-    check("product", number, PRODUCT, BITS=4, NORM=0, GATED=False, ACTIVATION=0, ROWS=8)
-    check("product", number, PRODUCT, BITS=4, NORM=2, GATED=False, ACTIVATION=2, ROWS=8, GROUP=32, GROUPS=128)
-    check("product", number, PRODUCT, BITS=8, NORM=1, GATED=False, ACTIVATION=0, ROWS=8, GROUP=4096, GROUPS=1)
-    check("product", number, PRODUCT, BITS=16, NORM=1, GATED=True, ACTIVATION=1, ROWS=8, BFLOAT=number >= 80)
-    check("product", number, PRODUCT, BITS=32, NORM=0, GATED=False, ACTIVATION=0, ROWS=4, RANK=8, RANK_BLOCK=8)
+    yield form("product", PRODUCT, BITS=4, NORM=1, GATED=True, ACTIVATION=1, ROWS=4)
+    yield form("product", PRODUCT, BITS=4, NORM=0, GATED=False, ACTIVATION=0, ROWS=8)
+    yield form("product", PRODUCT, BITS=4, NORM=2, GATED=False, ACTIVATION=2, ROWS=8, GROUP=32, GROUPS=128)
+    yield form("product", PRODUCT, BITS=8, NORM=1, GATED=False, ACTIVATION=0, ROWS=8, GROUP=4096, GROUPS=1)
+    yield form("product", PRODUCT, BITS=16, NORM=1, GATED=True, ACTIVATION=1, ROWS=8, BFLOAT=number >= 80)
+    yield form("product", PRODUCT, BITS=32, NORM=0, GATED=False, ACTIVATION=0, ROWS=4, RANK=8, RANK_BLOCK=8)
     shared = {"HEADS": 32, "KV_HEADS": 2, "GROUP": 16, "GROUP_BLOCK": 16, "ROTARY": 2, "NORMED": False}
     alone = {"HEADS": 32, "KV_HEADS": 32, "GROUP": 1, "GROUP_BLOCK": 1, "ROTARY": 3, "NORMED": False}
     normed = {"HEADS": 32, "KV_HEADS": 8, "GROUP": 4, "GROUP_BLOCK": 16, "ROTARY": 1, "NORMED": True}
-    check("attend", number, attend, cache=dot, BY_HEAD=False, **shared)
-    check("attend", number, attend, cache="*fp16", BY_HEAD=True, **alone)
-    check("attend", number, attend, cache=dot, BY_HEAD=False, **{**normed, "ROTATED": 128})
+    yield form("attend", attend, cache=dot, BY_HEAD=False, **shared)
+    yield form("attend", attend, cache="*fp16", BY_HEAD=True, **alone)
+    yield form("attend", attend, cache=dot, BY_HEAD=False, **{**normed, "ROTATED": 128})
     merged = {"HEADS": 32, "D": 128, "D_BLOCK": 128, "SPLIT": SPLIT, "OUT_PLANES": 8, "BLOCK": MERGE_BLOCK}
-    check("merge", number, {**merged, "DEPENDENT": False})
+    yield form("merge", {**merged, "DEPENDENT": False})
     added = {"OUT_PLANES": 8, "RESIDUAL_PLANES": 8, "BLOCK": ADD_BLOCK, "DEPENDENT": number >= 90}
-    check("add_normed", number, added)
+    yield form("add_normed", added)
     for bits in (4, 8, 16):
-        check("embed", number, EMBED, BITS=bits)
+        yield form("embed", EMBED, BITS=bits)
     for bits in (4, 8):
-        check("unpack", number, {"BITS": bits, "GROUP": 128, "GROUPS": 32, "ROWS": 4, "BLOCK": 256}, cache=dot)
-    check("candidates", number, {"TOP": TOP, "BLOCK": 1024, "DEPENDENT": False})
-    check("choose_best", number, {"TOP": TOP, "PROGRAMS_BLOCK": 64, "BLOCK": 4096, "DEPENDENT": False})
+        yield form("unpack", {"BITS": bits, "GROUP": 128, "GROUPS": 32, "ROWS": 4, "BLOCK": 256}, cache=dot)
+    yield form("candidates", {"TOP": TOP, "BLOCK": 1024, "DEPENDENT": False})
+    yield form("choose_best", {"TOP": TOP, "PROGRAMS_BLOCK": 64, "BLOCK": 4096, "DEPENDENT": False})
     if number >= 90:
-        check("product", number, PRODUCT, BITS=4, NORM=1, GATED=True, ACTIVATION=1, ROWS=4, DEPENDENT=True)
-        check("attend", number, attend, cache=dot, BY_HEAD=False, DEPENDENT=True, **shared)
-        check("choose_best", number, {"TOP": TOP, "PROGRAMS_BLOCK": 64, "BLOCK": 4096, "DEPENDENT": True})
+        yield form("product", PRODUCT, BITS=4, NORM=1, GATED=True, ACTIVATION=1, ROWS=4, DEPENDENT=True)
+        yield form("attend", attend, cache=dot, BY_HEAD=False, DEPENDENT=True, **shared)
+        yield form("choose_best", {"TOP": TOP, "PROGRAMS_BLOCK": 64, "BLOCK": 4096, "DEPENDENT": True})
+
+
+def check_all(number: int, *, every: bool) -> None:
+    turn, seen = CAPABILITIES.index(number), Counter[str]()
+    for kernel, base, changes in forms(number):
+        if every or number < 80 or (seen[kernel] + turn) % 2 == 0:
+            check(kernel, number, base, **changes)
+        seen[kernel] += 1
 
 
 if __name__ == "__main__":
-    check_all(int(sys.argv[1]))
+    names = sys.argv[1:]
+    for capability in [name for name in names if name != "every"]:
+        check_all(int(capability), every="every" in names)
     print("compiled")
