@@ -24,6 +24,7 @@ from glmchat.chat.history.rows import StoredMessage
 from glmchat.core import locations
 
 Argv = Callable[..., list[str]]
+ENDS = 60  # seconds in which a process has ended on any machine
 SLOW = {"pieces": ["word "], "seconds_per_token": 0.02}
 
 
@@ -43,7 +44,7 @@ class OnTerminal:
         os.close(terminal)
         self.seen = b""
 
-    def wait_for(self, text: str, seconds: float = 30) -> None:
+    def wait_for(self, text: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while text.encode() not in self.seen:
             if not select.select([self.controller], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -80,7 +81,7 @@ def on_terminal(fake_argv: Argv, enough: Path) -> Iterator[Callable[..., OnTermi
     yield start
     for one in started:
         one.process.kill()
-        one.process.wait(10)
+        one.process.wait(ENDS)
 
 
 @pytest.fixture
@@ -124,8 +125,8 @@ def test_a_closed_terminal_ends_the_chat_and_keeps_what_was_said(
     ask(terminal, mode)
     engines = terminal.children()
     terminal.hang_up()
-    assert terminal.process.wait(15) == 129
-    assert engines and not psutil.wait_procs(engines, 5)[1]
+    assert terminal.process.wait(ENDS) == 129
+    assert engines and not psutil.wait_procs(engines, ENDS)[1]
     answer = answer_of()
     assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
 
@@ -150,9 +151,9 @@ def test_an_answer_is_finished_without_its_terminal_and_attach_reads_along(
     reader = attached()
     assert terminal.process.poll() is None and all(engine.is_running() for engine in engines)
     enough.touch()
-    said, _ = reader.communicate(timeout=30)
-    assert terminal.process.wait(15) == 129  # it ends by itself, and its engine with it
-    assert not psutil.wait_procs(engines, 5)[1]
+    said, _ = reader.communicate(timeout=ENDS)
+    assert terminal.process.wait(ENDS) == 129  # it ends by itself, and its engine with it
+    assert not psutil.wait_procs(engines, ENDS)[1]
     answer = answer_of()
     assert answer.state == "complete" and answer.owner is None
     assert said == answer.text + "\n"
@@ -176,7 +177,7 @@ def test_attach_takes_the_conversation_over_when_the_answer_is_finished(
     elsewhere.type("and then?\n")
     elsewhere.wait_for("and then?\r\nword \r\n> ")
     elsewhere.type("/quit\n")
-    assert elsewhere.process.wait(15) == 0
+    assert elsewhere.process.wait(ENDS) == 0
     with History.default() as history:
         said = [(m.role, m.state) for m in history.load(1).path()]
     assert said == [("user", "complete"), ("assistant", "complete")] * 2
@@ -193,10 +194,10 @@ def test_leaving_attach_with_ctrl_c_leaves_the_answer_alone(
     terminal.hang_up()
     reader = attached()
     reader.send_signal(signal.SIGINT)
-    assert reader.wait(15) == 130
+    assert reader.wait(ENDS) == 130
     assert terminal.process.poll() is None
     enough.touch()
-    assert terminal.process.wait(15) == 129
+    assert terminal.process.wait(ENDS) == 129
     assert answer_of().state == "complete"
 
 
@@ -211,12 +212,12 @@ def test_leaving_attach_says_how_to_end_the_answer_and_that_keeps_what_was_said(
     reader = attached()
     assert reader.stdout is not None and reader.stdout.read(5) == "word "  # so it is in the database
     reader.send_signal(signal.SIGINT)
-    _, words = reader.communicate(timeout=15)
+    _, words = reader.communicate(timeout=ENDS)
     pid = re.search(r"`kill (\d+)` stops the answer", words)
     assert pid is not None and int(pid[1]) == terminal.process.pid
     os.kill(int(pid[1]), signal.SIGTERM)
-    assert terminal.process.wait(60) == 143
-    assert engines and not psutil.wait_procs(engines, 30)[1]
+    assert terminal.process.wait(ENDS) == 143
+    assert engines and not psutil.wait_procs(engines, ENDS)[1]
     answer = answer_of()
     assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
 
@@ -232,8 +233,8 @@ def test_kill_ends_the_chat_and_keeps_every_word_that_was_shown(
         ask(terminal, mode)
     engines = terminal.children()
     terminal.process.terminate()
-    assert terminal.process.wait(60) == 143
-    assert engines and not psutil.wait_procs(engines, 30)[1]
+    assert terminal.process.wait(ENDS) == 143
+    assert engines and not psutil.wait_procs(engines, ENDS)[1]
     answer = answer_of()
     assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
 
@@ -243,8 +244,8 @@ def test_kill_ends_plain_mode_at_its_prompt(on_terminal: Callable[..., OnTermina
     terminal.wait_for("> ")
     engines = terminal.children()
     terminal.process.terminate()
-    terminal.process.wait(60)
-    assert engines and not psutil.wait_procs(engines, 30)[1]
+    terminal.process.wait(ENDS)
+    assert engines and not psutil.wait_procs(engines, ENDS)[1]
 
 
 def test_with_nothing_saved_an_answer_that_nobody_could_read_is_not_finished(
@@ -253,7 +254,7 @@ def test_with_nothing_saved_an_answer_that_nobody_could_read_is_not_finished(
     terminal = on_terminal("run", model, "--finish-on-hangup", "--plain", "--no-history")
     ask(terminal, "plain")
     terminal.hang_up()
-    assert terminal.process.wait(15) == 129
+    assert terminal.process.wait(ENDS) == 129
 
 
 def test_attach_without_a_running_answer_says_so(fake_argv: Argv) -> None:

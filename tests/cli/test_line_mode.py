@@ -71,7 +71,7 @@ class Terminal:
 
     def end(self) -> int:
         try:
-            return self.process.wait(timeout=30)
+            return self.process.wait(timeout=60)
         finally:
             os.close(self._controller)
 

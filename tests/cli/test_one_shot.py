@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130(fake_argv: Argv, model: Path) 
     for _ in range(6):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     end = json.loads(out.splitlines()[-1])
     assert process.returncode == 130
     assert (end["event"], end["finish_reason"]) == ("end", "cancelled") and len(end["token_ids"]) >= 5
@@ -220,7 +220,7 @@ def test_ctrl_c_while_loading_exits_130(fake_argv: Argv, model: Path) -> None:
     )
     wait_until(lambda: list(locations.logs_dir().glob("*")))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
 
 
@@ -232,7 +232,7 @@ def test_a_reader_that_goes_away_is_no_failure_to_talk_about(fake_argv: Argv, mo
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=30) in (0, 1) and err == b""
+    assert process.wait(timeout=60) in (0, 1) and err == b""
     with History.default() as history:
         assert history.load(1).path()[-1].state == "stopped"
 
@@ -276,7 +276,7 @@ def on_terminal(argv: list[str], keys: bytes = b"", until: bytes | None = None) 
             typed = True
         if process.poll() is not None and not select.select([controller], [], [], 0)[0]:
             break
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     os.close(controller)
     return seen
 

@@ -143,7 +143,7 @@ def test_the_helper_ends_with_its_parent() -> None:
     assert process is not None
     assert process.stdin is not None
     process.stdin.close()
-    assert process.wait(10) is not None
+    assert process.wait(60) is not None
     template.close()
 
 

@@ -67,7 +67,7 @@ class PlainMode:
     def end(self) -> int:
         """Ctrl-D."""
         os.write(self._controller, b"\x04")
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         os.close(self._controller)
         return code
 

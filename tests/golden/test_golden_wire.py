@@ -88,12 +88,12 @@ def serving(adapter: Path, **behaviour: Any) -> Iterator[Wire]:
         try:
             wait_until(lambda: socket.exists() or child.poll() is not None)
             transport = httpx2.HTTPTransport(uds=str(socket), retries=5)
-            with httpx2.Client(transport=transport, base_url="http://localhost", timeout=20, trust_env=False) as client:
+            with httpx2.Client(transport=transport, base_url="http://localhost", timeout=60, trust_env=False) as client:
                 yield Wire(client)
         finally:
             assert child.stdin is not None
             child.stdin.close()
-            child.wait(20)
+            child.wait(60)
 
 
 def health_until(wire: Wire, statuses: tuple[str, ...]) -> httpx2.Response:

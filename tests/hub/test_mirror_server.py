@@ -59,7 +59,7 @@ def ask(
     server: MirrorServer, path: str, method: str = "GET", body: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """One request as it stands, no client between that would tidy the path up."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -365,4 +365,4 @@ def test_real_clients_pull_byte_identical_files(
         assert from_mirror.startswith("[0, 1]") and from_mirror == from_cache
     finally:
         serving.send_signal(signal.SIGINT)
-        assert serving.wait(10) == 0
+        assert serving.wait(60) == 0

@@ -272,7 +272,7 @@ def test_ctrl_c_exits_130_and_keeps_what_arrived(hub: LoopbackHub) -> None:
     )  # fmt: skip
     wait_until(lambda: hub.sent_for("model.safetensors") > 2_000_000)
     pull.send_signal(signal.SIGINT)
-    out, _ = pull.communicate(timeout=30)
+    out, _ = pull.communicate(timeout=60)
     assert pull.returncode == 130
     assert last_json(out)["exit"] == 130
     assert store.partial("tiny/model", hub.file("tiny/model", "model.safetensors").sha256).stat().st_size > 1_000_000

@@ -156,7 +156,7 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(index: Path, monkeypatch: pytest.Mon
     try:
         assert _Stalling.asked.wait(60)
         pull.send_signal(signal.SIGINT)
-        _, err = pull.communicate(timeout=30)
+        _, err = pull.communicate(timeout=60)
     finally:
         _Stalling.over.set()
         server.shutdown()

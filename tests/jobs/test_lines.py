@@ -122,7 +122,7 @@ def test_a_job_ends_on_sigint_and_when_the_face_is_killed(tmp_path: Path) -> Non
             pass
         child.send_signal(signal.SIGINT) if end == "sigint" else child.stdin.close()
         *_, last = child.stdout.read().splitlines()
-        assert child.wait(10) == 130 and json.loads(last)["event"] == "error" and not half.exists()
+        assert child.wait(60) == 130 and json.loads(last)["event"] == "error" and not half.exists()
 
 
 def test_only_a_job_that_pulls_is_given_the_hubs_token_and_the_proxies() -> None:

@@ -200,7 +200,7 @@ def test_a_process_that_is_killed_goes_on_where_it_was(
     (job,) = psutil.Process(child.pid).children()
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    job.wait(20)  # the end of its stdin is its own
+    job.wait(60)  # the end of its stdin is its own
     hub.rate = None
     assert not [p for p in locations.models_dir().iterdir() if p.name.endswith("int4")] and half_files() == []
     assert glmchat(capsys, "pull", REPO, "--quant", "4")[0] == 0
@@ -212,7 +212,7 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(hub: LoopbackHub, capsys:
     child = begun(hub)
     (job,) = psutil.Process(child.pid).children()
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=20)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "the files downloaded so far are kept" in err
     assert not job.is_running() and half_files() == []
     hub.rate = None

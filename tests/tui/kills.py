@@ -136,7 +136,7 @@ class Life:
         os.kill(self.pid, signal.SIGKILL)
         died = time.monotonic()
         os.waitpid(self.pid, 0)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive, "an engine outlived its window"
         self.reader.join(1)
         os.close(self.terminal)
