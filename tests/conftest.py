@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -20,6 +21,20 @@ STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # that. Tests that signal a child must not depend on how they themselves were started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With a C kernel that is older than its files the tests would pass over it, and answers would have other bits."""
+    if os.environ.get("GLMCHAT_TEST_WHEEL"):
+        return
+    folder = ROOT / "engine" / "native"
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))).hexdigest()
+    for library in folder.glob("_native*.so"):
+        if sources.encode() not in library.read_bytes():
+            command = f"{sys.executable} -P -m pip install --no-deps -e {ROOT}"
+            pytest.exit(
+                f"{library.name} was built from other C files than those beside it: `{command}` builds it again", 4
+            )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
