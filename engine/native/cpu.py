@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from glmchat.core.files import read_file
 from glmchat.engine.quantize.kernels import Kernel, Multiply, Packed, Shape
 
 LAYOUT = 2  # of packed weights: those in the cache folder are of one layout
@@ -45,7 +46,7 @@ class Weight(ctypes.Structure):
 def sources_hash(folder: Path) -> str | None:
     """Of the C files there, as setup.py builds it into the library. None if there are none: a wheel has no C."""
     files = sorted(folder.glob("*.[ch]"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest() if files else None
+    return hashlib.sha256(b"".join(read_file(path) for path in files)).hexdigest() if files else None
 
 
 def open_library(folder: Path) -> ctypes.CDLL:
