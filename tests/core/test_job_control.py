@@ -35,7 +35,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an en
 @pytest.fixture
 def family() -> Iterator[tuple[psutil.Process, psutil.Process]]:
     """A program and its child, both running."""
-    program = subprocess.Popen([sys.executable, "-P", "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd="/")
+    # In a process group of its own: the kernel stops nobody in a group whose starter is gone, as ours may be.
+    program = subprocess.Popen(
+        [sys.executable, "-P", "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd="/", process_group=0
+    )
     assert program.stdout is not None
     child = psutil.Process(int(program.stdout.readline()))
     yield psutil.Process(program.pid), child
