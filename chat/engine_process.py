@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from glmchat.chat.client.endpoint import Endpoint
 from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
+from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Failed, GlmchatError, Interrupted
 from glmchat.core.files import open_file
 from glmchat.core.job_control import rests_with_us
 from glmchat.core.language import language, tr
@@ -150,8 +151,10 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
             hint=smaller,
             code="engine.killed",
         )
+    if -code == signal.SIGBUS:
+        return bus_error()
     if code < 0:
-        causes = {-4: "illegal instruction", -6: "aborted", -7: "bus error", -11: "segmentation fault"}
+        causes = {-4: "illegal instruction", -6: "aborted", -11: "segmentation fault"}
         return EngineDied(
             tr("the engine was terminated by signal {signal} ({cause})", signal=-code, cause=causes.get(code, "-")),
             hint=_log_hint(log_file),
@@ -161,6 +164,15 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
         tr("the engine exited with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
         hint=_log_hint(log_file),
         code="engine.exit",
+    )
+
+
+def bus_error() -> Damaged:
+    """Weights are mapped: where the bytes behind a map are gone, the system ends who reads it."""
+    return Damaged(
+        tr("a file of the model was cut or replaced while it was being read, or its disk failed (bus error)"),
+        hint=tr("`glmchat verify` says which file; pull the model again"),
+        code="engine.file_cut",
     )
 
 

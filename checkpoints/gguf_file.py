@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
 import shlex
 import struct
@@ -38,6 +39,7 @@ _LONGEST_STRING = 16 * 2**20
 _MOST_FIELDS = 65_536
 _MOST_TENSORS = 100_000
 _MOST_ELEMENTS = 2**42
+_PIECE = 2**20  # bytes of a header that are read at a time
 
 # GGML's number of a type -> (name, elements in a block, bytes of a block); tests compare it with the gguf package.
 TYPES: Mapping[int, tuple[str, int, int]] = {
@@ -87,14 +89,17 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = path.stat().st_size
         refuse_pointer(path)
-        with open_file(path) as file:
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 0
         self._strings = 0
         self.parts = [self]
-        self._read_header()
+        with open_file(path) as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # The header is read and not looked up in the map: one that is cut meanwhile would end the process.
+            self._file, self._head = file, bytearray()
+            self._read_header()
+        del self._file, self._head
 
     def data(self, tensor: GGUFTensor) -> memoryview:
         """The stored bytes of one tensor, mapped, not copied."""
@@ -147,13 +152,12 @@ class GGUFFile:
     # reading -------------------------------------------------------------------------------------------------------
 
     def _read_header(self) -> None:
-        if self.bytes[:4] != b"GGUF":
+        if self._take(min(4, self.size)) != b"GGUF":
             raise Damaged(
                 tr("{name} is not a GGUF file", name=one_line(self.path.name)),
                 hint=tr("pull the model again"),
                 code="gguf.magic",
             )
-        self._at = 4
         version = self._integer("<I", 4)
         if version not in (2, 3):
             raise Damaged(
@@ -248,8 +252,7 @@ class GGUFFile:
             letter, width = _SCALARS[inner]
             if length > (self.size - self._at) // width:
                 self._lie(f"the field {one_line(key, 60)} claims {length} values")
-            at, self._at = self._at, self._at + length * width
-            return memoryview(self.bytes)[at : self._at].cast(cast(Any, letter))  # mapped, not copied
+            return memoryview(self._take(length * width)).cast(cast(Any, letter))
         if length > min((self.size - self._at) // 8, _MOST_STRINGS - self._strings):
             self._lie(f"the field {one_line(key, 60)} claims {length} entries")
         if inner == _STRING:
@@ -260,15 +263,18 @@ class GGUFFile:
     def _strings_of(self, count: int) -> list[str]:
         """`count` strings in one tight loop: a vocabulary has a hundred thousand."""
         self._strings += count
-        source, at, size, unpack = self.bytes, self._at, self.size, struct.Struct("<Q").unpack_from
+        source, at, unpack = self._head, self._at, struct.Struct("<Q").unpack_from
+        here = len(source)
         found: list[str] = []
         for _ in range(count):
-            if at + 8 > size:
-                self._short()
+            if at + 8 > here:
+                here = self._fetch(at + 8)
             length = unpack(source, at)[0]
             end = at + 8 + length
-            if length > _LONGEST_STRING or end > size:
+            if length > _LONGEST_STRING:
                 self._short()
+            if end > here:
+                here = self._fetch(end)
             found.append(source[at + 8 : end].decode("utf-8", "replace"))
             at = end
         self._at = at
@@ -285,10 +291,18 @@ class GGUFFile:
         return value
 
     def _take(self, width: int) -> bytes:
-        if self._at + width > self.size:
-            self._short()
+        if self._at + width > len(self._head):
+            self._fetch(self._at + width)
         self._at += width
-        return self.bytes[self._at - width : self._at]
+        return bytes(self._head[self._at - width : self._at])
+
+    def _fetch(self, end: int) -> int:
+        """Have the file's bytes up to `end` in memory, and some more; returns how many there are now."""
+        if end <= self.size:  # what a header claims is no reason to ask for memory
+            self._head += self._file.read(max(_PIECE, end - len(self._head)))
+        if end > len(self._head):
+            self._short()
+        return len(self._head)
 
     def _short(self) -> NoReturn:
         raise Damaged(

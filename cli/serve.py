@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -70,9 +72,30 @@ def serve(
     if as_json:
         output.json_line({"event": "listening", "url": url, "model": options.model, "key_needed": key is not None})
     threading.Thread(target=_tell, args=(server, as_json), daemon=True).start()
+    _end_with_words()
     server.serve_on(listener)
     if (error := server.engine_host.error) is not None:
         raise error
+
+
+def _end_with_words() -> None:
+    """Where the file behind mapped weights is cut, this process cannot go on: the engine's is this one. It says why."""
+    from glmchat.chat.engine_process import bus_error
+
+    error = bus_error()
+    words = f"glmchat: {error.message}\n  {tr('hint')}: {error.hint}\n".encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def end(number: int) -> None:
+        os.write(2, words)
+        os._exit(error.exit)
+
+    # Python's own handlers run between two of its instructions, and here there will be no next one.
+    ctypes.CDLL(None).signal(signal.SIGBUS, end)
+    _HANDLERS.append(end)
+
+
+_HANDLERS: list[object] = []  # what C calls must live as long as the process
 
 
 def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | None, bool]:

@@ -83,6 +83,17 @@ def test_it_is_out_of_reach_of_ctrl_c_on_the_terminal(start: Start) -> None:
     assert os.getsid(process.pid) == process.pid != os.getsid(0)
 
 
+def test_an_engine_whose_file_was_cut_while_it_was_mapped_says_that_the_file_is_damaged(start: Start) -> None:
+    process = start(pieces=["x"], repeat=100_000, seconds_per_token=0.01)
+    answer = process.endpoint.stream(HELLO, Sampling())
+    next(answer)
+    os.kill(process.pid, signal.SIGBUS)
+    with pytest.raises(EngineDied):
+        list(answer)
+    failure = process.failure()
+    assert isinstance(failure, Damaged) and "cut or replaced" in failure.message and "verify" in failure.hint
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_engine_is_reported_with_its_cause_and_comes_back(start: Start, how: signal.Signals) -> None:
     process = start(pieces=["x"], repeat=100_000, seconds_per_token=0.01)

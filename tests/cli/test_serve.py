@@ -7,11 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from fakes import WEIGHTS
+from tiny_checkpoints import build
 
 from glmchat.cli.main import run
 from glmchat.cli.serve import choose_key
@@ -103,3 +106,29 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_own_exit_code(mo
     done = subprocess.run(command, cwd="/", env={**os.environ}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3, done.stderr
     assert "key (shown only now): glmchat-" in done.stderr and done.stdout == ""
+
+
+def test_a_server_whose_weights_are_cut_under_it_ends_with_a_sentence(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "model")  # weights of float32 stay mapped
+    command = [sys.executable, "-P", "-m", "glmchat", "serve", str(folder), "--no-api-key", "--port", "0", "--json"]
+    server = subprocess.Popen(
+        [*command, "--dtype", "float32"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    with server:
+        try:
+            assert server.stdout is not None and server.stderr is not None
+            address = urlsplit(json.loads(server.stdout.readline())["url"])
+            assert json.loads(server.stdout.readline())["event"] == "ready"
+            with (folder / "model.safetensors").open("r+b") as weights:
+                weights.truncate(0)
+            client = HTTPConnection(str(address.hostname), address.port, timeout=60)
+            question = json.dumps({"prompt": "hello", "max_tokens": 2})
+            client.request("POST", "/v1/completions", question, {"Content-Type": "application/json"})
+            with pytest.raises((RemoteDisconnected, ConnectionResetError)):
+                client.getresponse()
+            client.close()
+            assert server.wait(60) == 3
+        finally:
+            server.kill()
+        said = server.stderr.read()
+    assert "cut or replaced while it was being read" in said and "glmchat verify" in said and "Traceback" not in said
