@@ -85,14 +85,14 @@ def _end_with_words() -> None:
     error = bus_error()
     words = f"glmchat: {error.message}\n  {tr('hint')}: {error.hint}\n".encode()
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(number: int) -> None:
         os.write(2, words)
         os._exit(error.exit)
 
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
     # Python's own handlers run between two of its instructions, and here there will be no next one.
-    ctypes.CDLL(None).signal(signal.SIGBUS, end)
-    _HANDLERS.append(end)
+    ctypes.CDLL(None).signal(signal.SIGBUS, handler)
+    _HANDLERS.append(handler)
 
 
 _HANDLERS: list[object] = []  # what C calls must live as long as the process

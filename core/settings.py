@@ -79,8 +79,31 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
         for word in (item.name, *(["temp"] if item.name == "temperature" else [])):
             if text := environ.get(f"GLMCHAT_{word.upper()}"):
                 sampling[item.name] = parse_sampling_value(item.name, text)
-    Sampling(**sampling)  # the ranges are checked here, so that the line at fault is the user's own
+    check_sampling(sampling, str(path))  # here, so that the line at fault is the user's own
     return Settings(**{**values, "sampling": sampling})
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "float": (int, float), "int": int, "int | None": int, "bool": bool, "tuple[str, ...]": tuple,
+    "Mapping[str, Any]": Mapping,
+}  # fmt: skip
+
+
+def check_sampling(values: Mapping[str, Any], where: str) -> None:
+    """Raise Usage for a field of Sampling that is of another type or out of its range; unknown names are left alone."""
+    known = {item.name: str(item.type) for item in fields(Sampling) if item.name in values}
+    for name, kind in known.items():
+        value = values[name]
+        is_right = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+        if isinstance(value, tuple):
+            is_right = is_right and all(isinstance(one, str) for one in value)
+        if not is_right and not (value is None and kind.endswith("None")):
+            raise Usage(
+                tr("{where}: {key} cannot be {value}", where=where, key=name, value=one_line(repr(value), 60)),
+                hint=tr("expected {kind}", kind=kind),
+                code="config.value",
+            )
+    Sampling(**{name: values[name] for name in known})
 
 
 def _from_text(kind: type, text: str, where: str) -> Any:

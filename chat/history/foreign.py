@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from glmchat.chat.history.rows import LAST_TIME
 from glmchat.core.language import tr
 
 _ROLES = {"human": "user", "model": "assistant", "ai": "assistant"}
 _SPOKEN = frozenset({"system", "user", "assistant"})
-_MILLISECONDS = 1e11  # a time above it is not in seconds: the year would be 5138
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +208,10 @@ def seconds(value: Any) -> float | None:
     """A time as ISO 8601, or as seconds or milliseconds since 1970; None for anything else."""
     try:
         if isinstance(value, str):
-            return datetime.fromisoformat(value).timestamp()
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MILLISECONDS * 1000:
-            return value / 1000 if value >= _MILLISECONDS else float(value)
+            value = datetime.fromisoformat(value).timestamp()
+            return value if 0 <= value < LAST_TIME else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LAST_TIME * 1000:
+            return value / 1000 if value >= LAST_TIME else float(value)  # above it a time is not in seconds
     except (ValueError, OverflowError, OSError):
         return None
     return None

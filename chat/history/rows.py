@@ -6,10 +6,11 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.settings import check_sampling
 from glmchat.core.text import one_line
 
 State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cut"]
@@ -20,6 +21,7 @@ State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "cu
 # failed:      the engine or the server went away or refused
 # cut:         it reached the limit of tokens
 UNFINISHED: frozenset[str] = frozenset({"stopped", "interrupted", "failed", "cut"})
+LAST_TIME = 1e11  # seconds since 1970: the year 5138, within what a date can hold in every zone
 CLEAR = "clear"  # role of the mark that /clear leaves: the model sees nothing above it
 
 
@@ -42,13 +44,18 @@ class ConversationSettings:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ConversationSettings:
-        """Unknown keys are left out: a newer glmchat may have written them."""
-        sampling = data.get("sampling") or {}
+        """Unknown keys are left out: a newer glmchat may have written them. Raises KeyError, TypeError, ValueError,
+        AttributeError or Usage for values that no setting can have."""
+        sampling = {k: tuple(v) if isinstance(v, list) else v for k, v in (data.get("sampling") or {}).items()}
+        check_sampling(sampling, "sampling")
+        system, policy = data.get("system"), data.get("context_policy")
+        if not isinstance(system, str | None) or policy not in (None, "drop", "refuse"):
+            raise ValueError(system, policy)
         return ConversationSettings(
-            system=data.get("system"),
-            sampling={k: tuple(v) if isinstance(v, list) else v for k, v in sampling.items()},
+            system=system,
+            sampling=sampling,
             adapters=tuple((str(a["name"]), float(a["scale"])) for a in data.get("adapters") or ()),
-            context_policy=data.get("context_policy"),
+            context_policy=policy,
         )
 
 
@@ -136,16 +143,50 @@ class StoredMessage:
 
 
 def dump(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that SQLite takes: half a surrogate pair is escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def load_object(text: str | None) -> dict[str, Any]:
     """A JSON object from the database; anything else counts as empty, so one bad cell does not lose a conversation."""
     try:
         value = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+# What the details of a message must be where they are there at all; others are shown by nobody or compared only.
+_DETAILS: Mapping[str, type] = {
+    **dict.fromkeys(("model", "name", "mode"), str),
+    **dict.fromkeys(("seen_from", "prompt_tokens", "completion_tokens"), int),
+    **dict.fromkeys(("adapters", "spans", "stretches", "tools"), list),
+    **dict.fromkeys(("facts", "sampling"), dict),
+}
+_ENTRIES: Mapping[str, type] = {"adapters": dict, "spans": int, "stretches": dict}
+
+
+def sound_details(value: Any) -> dict[str, Any]:
+    """The details of a message as far as they can be used; they come from files that others may have written."""
+    details = value if isinstance(value, dict) else {}
+    return {name: value for name, value in details.items() if _is_sound(name, value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e6
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    kind = _DETAILS.get(name)
+    if value is None or kind is None:
+        return True
+    if not isinstance(value, kind):
+        return False
+    entry, entries = _ENTRIES.get(name), list(value) if isinstance(value, list) else []
+    if entry is not None and not all(isinstance(one, entry) for one in entries):
+        return False
+    return name != "adapters" or all(_is_number(one.get("scale") or 1) for one in entries)
 
 
 @dataclass(slots=True)
@@ -270,13 +311,44 @@ def ids_of(cell: bytes | None) -> TokenIds:
 
 
 def to_conversation(row: Sequence[Any]) -> Conversation:
+    """A cell of another type than its column's counts as empty: SQLite lets anybody write anything anywhere."""
     id_, title, renamed, model, created, updated, sequence, pinned, settings, draft, leaf, count = row
-    chosen = ConversationSettings.from_json(load_object(settings))
-    times = (created, updated, sequence)
-    return Conversation(id_, title, model, *times, bool(pinned), chosen, draft, leaf, count, bool(renamed))
+    chosen = _sound_settings(load_object(settings))
+    times = (_time(created), _time(updated), sequence)
+    model = model if isinstance(model, str) else None
+    words, leaf = (_words(title), _words(draft)), _number(leaf)
+    return Conversation(id_, words[0], model, *times, bool(pinned), chosen, words[1], leaf, count, bool(renamed))
+
+
+def _sound_settings(data: Mapping[str, Any]) -> ConversationSettings:
+    """One setting that cannot be does not cost the others."""
+    sound = {}
+    for name, value in data.items():
+        try:
+            ConversationSettings.from_json({name: value})
+            sound[name] = value
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, Usage):
+            continue
+    return ConversationSettings.from_json(sound)
+
+
+def _words(cell: Any) -> str:
+    return cell if isinstance(cell, str) else ""
+
+
+def _number(cell: Any) -> int | None:
+    return cell if isinstance(cell, int) else None
+
+
+def _time(cell: Any) -> float:
+    """Seconds since 1970, within the years that a date can have."""
+    return float(cell) if isinstance(cell, int | float) and 0 <= cell < LAST_TIME else 0.0
 
 
 def to_message(row: Sequence[Any]) -> StoredMessage:
     id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner = row
-    ids, details = ids_of(ids), load_object(details)
-    return StoredMessage(id_, conversation, parent, role, text, state, created, ids, details, chosen, deletion, owner)
+    ids, details = ids_of(ids if isinstance(ids, bytes) else None), sound_details(load_object(details))
+    text, created, owner = _words(text), _time(created), owner if isinstance(owner, str) else None
+    parent, chosen, deletion = _number(parent), _number(chosen), _number(deletion)
+    ending: State = state if state in get_args(State) else "complete"
+    return StoredMessage(id_, conversation, parent, role, text, ending, created, ids, details, chosen, deletion, owner)

@@ -22,6 +22,7 @@ from glmchat.chat.history.rows import (
     StoredMessage,
     TokenIds,
     Tree,
+    sound_details,
     title_from,
 )
 from glmchat.core.errors import Damaged, Usage
@@ -265,19 +266,20 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
     settings = one.get("settings")
     try:
         ConversationSettings.from_json(settings if isinstance(settings, dict) else {})
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, Usage):
         raise _bad(where, tr("the settings of conversation {number} are not readable", number=number + 1)) from None
     title, model, system = one.get("title"), one.get("model"), one.get("system")
     first = next((m["text"] for m in checked if m["role"] == "user"), "")
-    plain = settings if isinstance(settings, dict) else {"system": system if isinstance(system, str) else None}
+    plain = settings if isinstance(settings, dict) else {"system": _whole(system) if isinstance(system, str) else None}
+    leaf = one.get("leaf")
     return {
-        "title": one_line(title, 120) if isinstance(title, str) and title else title_from(first),
+        "title": one_line(_whole(title), 120) if isinstance(title, str) and title else title_from(first),
         "renamed": one.get("renamed") is True,
-        "model": model if isinstance(model, str) else None,
+        "model": _whole(model) if isinstance(model, str) else None,
         "created": seconds(one.get("created")),
         "pinned": one.get("pinned") is True,
         "settings": plain,
-        "leaf": one.get("leaf"),
+        "leaf": leaf if isinstance(leaf, int) else None,
         "messages": checked,
     }
 
@@ -291,22 +293,33 @@ def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]
     if isinstance(text, list):  # OpenAI's parts
         parts = [part.get("text") for part in text if isinstance(part, dict)]
         text = "".join(part for part in parts if isinstance(part, str))
-    if role not in _ROLES or not isinstance(text, str):
+    if not isinstance(role, str) or role not in _ROLES or not isinstance(text, str):
         raise _bad(where, tr("role {role} with a text is needed", role=repr(one_line(str(role), 40))))
     own = "id" in raw and isinstance(raw["id"], int)
+    if own and not isinstance(raw.get("parent"), int | None):
+        raise _bad(where, tr("a message hangs on what is no message"))
     ids, details, state = raw.get("token_ids"), raw.get("details"), raw.get("state")
     whole = isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < 1 << 31 for i in ids)
-    states = [s for s in get_args(State) if s != "streaming"]
+    states: list[Any] = [s for s in get_args(State) if s != "streaming"]
     return {
         "id": raw["id"] if own else (before or 0) + 1,
         "parent": raw.get("parent") if own else before,
         "role": role,
-        "text": text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no character
-        "state": state if state in states else "interrupted" if state == "streaming" else "complete",
+        "text": _whole(text),
+        "state": state
+        if isinstance(state, str) and state in states
+        else "interrupted"
+        if state == "streaming"
+        else "complete",
         "created": seconds(raw.get("created")),
         "token_ids": TokenIds(ids) if whole and isinstance(ids, list) else NO_IDS,
-        "details": details if isinstance(details, dict) else {},
+        "details": sound_details(details),
     }
+
+
+def _whole(text: str) -> str:
+    """Half a surrogate pair is no character."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _bad(where: str, why: str) -> Damaged:

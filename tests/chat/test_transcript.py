@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +143,97 @@ def test_long_titles_fit_every_file_system(history: History) -> None:
 def test_half_a_surrogate_pair_does_not_break_the_database(history: History) -> None:
     (tree,) = add_to_history(history, read_import(b'[{"role": "user", "content": "a\\ud83d b"}]', "x"))
     assert history.saved and tree.path()[0].text == "a? b"
+
+
+FOUND = sorted((Path(__file__).parents[1] / "fuzz" / "found").glob("history-*.bin"))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_what_mutation_found_is_refused_or_comes_in_and_can_be_shown_and_exported(history: History, path: Path) -> None:
+    before = len(history.conversations())
+    try:
+        trees = add_to_history(history, read_import(path.read_bytes(), path.name))
+    except Damaged as refused:
+        assert path.name in refused.message and len(history.conversations()) == before
+        return
+    assert history.saved and len(history.conversations()) == before + len(trees)
+    for tree in trees:
+        again = history.load(tree.conversation.id)
+        for form in ("markdown", "text", "json"):
+            export(again, form)
+            export(tree, form)
+
+
+WHOLE = {
+    "glmchat_history": 1,
+    "conversations": [
+        {
+            "id": 1, "title": "t", "renamed": False, "model": "m", "created": "2026-01-01T00:00:00+00:00",
+            "pinned": False, "leaf": 2,
+            "settings": {
+                "system": "s", "sampling": {"temperature": 0.5, "stop": ["a"], "seed": 1},
+                "adapters": [{"name": "x", "scale": 0.5}], "context_policy": "drop",
+            },
+            "messages": [
+                {"id": 1, "parent": None, "role": "user", "text": "q", "state": "complete", "created": None},
+                {
+                    "id": 2, "parent": 1, "role": "assistant", "text": "a", "state": "stopped", "created": 7,
+                    "token_ids": [1, 2], "details": {
+                        "model": "m", "adapters": [{"name": "x", "scale": 1}], "spans": [0], "prompt_tokens": 3,
+                        "facts": {"quant": "int4"}, "sampling": {"top_p": 1}, "seen_from": 1,
+                    },
+                },
+            ],
+        }
+    ],
+}  # fmt: skip
+OTHERS: tuple[Any, ...] = (None, True, -1, 1.5, 10**400, "x", "9999-12-31T23:59:59", [], [{}], {}, {"a": []}, "\ud800")
+
+
+def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in inside:
+        yield (*before, key)
+        yield from places(below, (*before, key))
+
+
+@pytest.mark.parametrize("place", list(places(WHOLE)), ids=lambda place: ".".join(map(str, place)))
+def test_a_field_of_any_other_type_is_refused_or_left_out(place: tuple[Any, ...]) -> None:
+    for other in OTHERS:
+        data = copy.deepcopy(WHOLE)
+        at: Any = data
+        for key in place[:-1]:
+            at = at[key]
+        at[place[-1]] = other
+        with History.open(None) as history:
+            try:
+                trees = add_to_history(history, read_import(json.dumps(data).encode(), "file"))
+            except Damaged:
+                continue
+            for tree in trees:
+                again = history.load(tree.conversation.id)
+                for form in ("markdown", "text", "json"):
+                    assert export(again, form)
+                assert "\ud800" not in again.conversation.title
+
+
+def test_cells_of_another_type_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
+    with History.open(tmp_path / "history.db") as history:
+        tree = add_to_history(history, read_import(json.dumps(WHOLE).encode(), "file"))[0]
+    number = tree.conversation.id
+    columns = {
+        "conversation": ("title", "model", "created", "updated", "settings", "draft", "leaf"),
+        "message": ("text", "created", "token_ids", "details", "chosen", "owner", "state"),
+    }
+    for table, names in columns.items():
+        for name in names:
+            for cell in ("x", 7, 1e300, b"\x00\xff", "[1]", '{"sampling": {"top_k": "x"}, "system": "kept"}'):
+                with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
+                    connection.execute(f"UPDATE {table} SET {name} = ?", (cell,))
+                    connection.commit()
+                with History.open(tmp_path / "history.db") as history:
+                    assert [one.id for one in history.conversations()] == [number]
+                    assert export(history.load(number), "json")
+                    if name == "settings" and "kept" in str(cell):
+                        assert history.load(number).conversation.settings.system == "kept"

@@ -120,3 +120,32 @@ def test_minus_one_means_what_other_programs_mean_by_it(tmp_path: Path) -> None:
     assert Sampling(**typed) == Sampling()
     with pytest.raises(Usage, match="between 1 and"):
         Sampling(max_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ('temperature = "hot"', "temperature"),
+        ("temperature = true", "temperature"),
+        ("top_k = 1.5", "top_k"),
+        ('top_k = "../../x"', "top_k"),
+        ("seed = []", "seed"),
+        ('stop = "a"', "stop"),
+        ("stop = [1]", "stop"),
+        ("ignore_eos = 1", "ignore_eos"),
+        ("template_variables = 7", "template_variables"),
+    ],
+)
+def test_a_sampling_value_of_another_type_is_named_with_its_file(tmp_path: Path, line: str, name: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"[sampling]\n{line}\n")
+    with pytest.raises(Usage, match=name) as refused:
+        load_settings(file, {})
+    assert str(file) in refused.value.message
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x = " + b"[" * 100_000, b"a = 1979-13-45", b"\x00"])
+def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.toml").write_bytes(content)
+    with pytest.raises(Usage, match=r"config\.toml"):
+        load_settings(tmp_path / "config.toml", {})
