@@ -42,6 +42,8 @@ def _history() -> History:
     history = History.default()
     if history.note:
         output.say(history.note)
+    elif history.problem:
+        output.say(tr("not saved: {reason}", reason=one_line(history.problem)))
     return history
 
 

@@ -21,6 +21,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import named_shell
 from glmchat.core import language
 from glmchat.core.errors import GlmchatError, Interrupted, Usage, refusal
+from glmchat.core.files import take_notes
 from glmchat.core.language import tr
 
 # command -> (the file in cli/ that registers it, the first line of its help; "" for a hidden second name)
@@ -228,6 +229,14 @@ def _language_first(arguments: Sequence[str]) -> list[str]:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; failures are on the screen when this returns."""
     as_json = "--json" in arguments
+    try:
+        return _run(arguments, as_json=as_json)
+    finally:
+        for sentence in take_notes():
+            output.say(sentence)
+
+
+def _run(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
         if named_shell(arguments):
             return 0

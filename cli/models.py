@@ -14,7 +14,7 @@ from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
@@ -73,6 +73,24 @@ def list_models(
                 for r in rows
             ],
             right=(4,),
+        )
+    if not (as_json or quiet):
+        _say_damaged()
+
+
+def _say_damaged() -> None:
+    """Records that cannot be read, as what they tell of is missing from the list."""
+    from glmchat.hub import installed, manifests
+
+    for path in manifests.broken():
+        where = one_line(str(path))
+        output.say(
+            tr("{path} is damaged, so what it describes is not listed; `glmchat prune` offers to remove it", path=where)
+        )
+    for path in installed.damaged_notes():
+        where = one_line(str(path))
+        output.say(
+            tr("{path} is damaged, so the model in its folder is not listed; `glmchat add` lists it again", path=where)
         )
 
 

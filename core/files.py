@@ -10,8 +10,10 @@ import errno
 import os
 import re
 import stat
+from datetime import datetime
 from fnmatch import fnmatchcase
 from io import BufferedReader, FileIO
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,29 @@ def _touch(path: Path) -> None:
             if size > most:
                 raise TooLarge(path, most)
         file.read(1)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, with the date, so that something new can begin in its place; nothing is deleted."""
+    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    names = chain([f"{path.name}.corrupt-{stamp}"], (f"{path.name}.corrupt-{stamp}-{n}" for n in count(2)))
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    return path.rename(aside)
+
+
+_NOTES: list[str] = []
+
+
+def note(sentence: str) -> None:
+    """Something that a person should hear once, whatever was asked for: a face says it (`take_notes`)."""
+    _NOTES.append(sentence)
+
+
+def take_notes() -> list[str]:
+    """What was noted since the last call."""
+    notes = list(_NOTES)
+    _NOTES.clear()
+    return notes
 
 
 def unreadable(path: Path, error: OSError, *, is_vocabulary: bool = False) -> Damaged:

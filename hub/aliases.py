@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.files import note, set_aside
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.hub import catalogue, manifests, store
@@ -16,16 +18,28 @@ from glmchat.hub.references import Reference, parse
 
 
 def load() -> dict[str, str]:
-    """Alias -> reference. Raises Damaged if the file is no longer what glmchat wrote."""
+    """Alias -> reference. A file that is no longer what glmchat wrote is set aside, and a note says so.
+
+    Raises Damaged where it cannot be moved.
+    """
     path = _file()
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         data = read_json(path)
+        if not all(isinstance(v, str) for v in data.values()):
+            raise _damaged(path, "not a table of names")
     except Damaged as error:
-        raise _damaged(path, error.message) from None
-    if not all(isinstance(v, str) for v in data.values()):
-        raise _damaged(path, "not a table of names")
+        try:
+            aside = set_aside(path)
+        except OSError:
+            raise _damaged(path, error.message) from None
+        sentence = tr(
+            "The names that you gave to models were damaged. The file was moved to {path}, and a new one was started.",
+            path=aside.name,
+        )
+        note(sentence)
+        return {}
     return data
 
 

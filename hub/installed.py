@@ -5,6 +5,7 @@ Answered from manifests and `stat` alone: no hub, no hashing, no huggingface_hub
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -232,6 +233,12 @@ def made_manifest(folder: Path) -> Manifest | None:
     """The glmchat.json of a folder that glmchat made; None without one."""
     manifest = manifests.read(folder / BESIDE, root=folder)
     return manifest if manifest is not None and manifest.kind in ("quantized", "adapter", "model") else None
+
+
+def damaged_notes() -> list[Path]:
+    """The glmchat.json of each folder in the store that holds one and cannot be told from it."""
+    notes = (folder / BESIDE for folder in entries_of(locations.models_dir()))
+    return [note for note in notes if os.path.lexists(note) and made_manifest(note.parent) is None]
 
 
 def row_of_entry(entry: Entry, source: str, folder: Path) -> Installed | None:

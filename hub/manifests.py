@@ -114,8 +114,8 @@ def _manifest(data: Mapping[str, Any], root: Path | None) -> Manifest:
         record = FileRecord(
             path=str(raw["path"]),
             size=int(raw["size"]),
-            sha256=raw.get("sha256"),
-            git_blob=raw.get("git_blob"),
+            sha256=_hash(raw.get("sha256")),
+            git_blob=_hash(raw.get("git_blob")),
             host=str(raw.get("host", "")),
             date=str(raw.get("date", "")),
         )
@@ -136,6 +136,13 @@ def _manifest(data: Mapping[str, Any], root: Path | None) -> Manifest:
         date=str(data.get("date", "")),
         files=tuple(files),
     )
+
+
+def _hash(value: Any) -> str | None:
+    """Raises ValueError for what is no hash."""
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{1,64}", value)):
+        raise ValueError(value)
+    return value
 
 
 def _text(value: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from glmchat.chat.commands.actions import adapters_shown
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.files import take_notes
 from glmchat.core.language import language, tr
 from glmchat.core.text import is_chinese, one_line
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
@@ -73,7 +74,7 @@ class Talk:
     def opened(self, news: Opened) -> None:
         self.session = news.session
         launch = self._connection.launch
-        for note in (launch.note, news.session.history.note):
+        for note in (launch.note, news.session.history.note, *take_notes()):
             if note:
                 self._view.tell(note, role="warning")
         if news.interrupted is not None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import psutil
 
 from glmchat.chat.history.rows import CLEAR
-from glmchat.core import locations
+from glmchat.core import files, locations
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 
@@ -146,9 +146,13 @@ def open_database(path: Path) -> Opened:
 
 
 def create_private(path: Path) -> None:
-    """The file exists with mode 0600 before SQLite opens it; SQLite gives -wal and -shm the same mode."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    if path.stat().st_mode & 0o077 and path.stat().st_uid == os.getuid():
+    """The file exists with mode 0600 before SQLite opens it; SQLite gives -wal and -shm the same mode. Raises OSError,
+    also for a pipe, a device or a folder in its place, which nothing is done to."""
+    if path.exists():
+        files.open_file(path).close()
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+    status = path.stat()
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 and status.st_uid == os.getuid():
         path.chmod(0o600)
 
 
@@ -201,13 +205,7 @@ def _far_above(connection: sqlite3.Connection) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged database and what lies beside it; nothing is deleted."""
-    stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.corrupt-{stamp}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
-    path.rename(aside)
+    aside = files.set_aside(path)
     for suffix in ("-wal", "-shm", "-journal"):
         beside = path.with_name(path.name + suffix)
         if beside.exists():
