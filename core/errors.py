@@ -20,6 +20,7 @@ import errno
 from typing import Any, ClassVar
 
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 # What a file system says to a user and not about a mistake of ours: no room, no right, read only, a bad disk, a
 # folder or a loop in the place of a file.
@@ -131,6 +132,6 @@ def refusal(error: OSError) -> GlmchatError | None:
     if error.errno not in _REFUSALS:
         return None
     kind = DoesNotFit if error.errno in _FULL else Failed
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{one_line(str(error.filename))}: " if error.filename else ""
     hint = tr("check its owner and permissions, and the disk")
     return kind(f"{where}{error.strerror}", hint=hint, code="file.refused")

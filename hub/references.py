@@ -5,6 +5,7 @@ A path (it starts with `/`, `./`, `../` or `~`, or something of that name exists
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ _GGUF_PAGE = re.compile(
 )
 _GGUF_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^/]+\.gguf)")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST_PART = 255  # bytes of a name between two slashes, on every usual file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def _path(text: str, revision: str | None) -> Reference:
             code="model.revision",
         )
     try:
-        if "\0" in text:
+        if "\0" in text or any(len(part) > _LONGEST_PART for part in os.fsencode(text).split(b"/")):
             raise ValueError(text)
         path = Path(text).expanduser()
         whole, _, quant = text.rpartition(":")
@@ -170,7 +172,7 @@ def _refuse_file(text: str) -> None:
     """Raise Usage, with the way to it, for one GGUF file of a repository: its page's address, or owner/repo/file."""
     for pattern in (_GGUF_PAGE, _GGUF_FILE):
         match = pattern.fullmatch(text)
-        if match is not None and not (pattern is _GGUF_FILE and Path(text).exists()):
+        if match is not None and not (pattern is _GGUF_FILE and _exists(text)):
             raise _one_file(match["repo"], unquote(match["file"]), match.groupdict().get("revision"))
 
 
@@ -190,18 +192,17 @@ def _from_address(text: str) -> Reference:
     if colon and not head.endswith(("https", "http", "hf")) and _GGUF_LABEL.fullmatch(label):
         reference = _from_address(head)
         raise _one_file(reference.repo or head, f"*{label.upper()}*", reference.revision)
-    address = urlsplit(text)
+    try:
+        address = urlsplit(text)
+    except ValueError:  # https://[
+        raise _no_address(text) from None
     parts = [unquote(p) for p in (address.netloc + "/" * bool(address.netloc) + address.path).split("/") if p]
     if address.scheme != "hf":
         parts = parts[1:]
         if parts[:1] == ["models"]:  # modelscope.cn/models/owner/name
             parts = parts[1:]
     if len(parts) < 2:
-        raise Usage(
-            tr("{name} is not the address of a model", name=one_line(text)),
-            hint=tr("for example https://huggingface.co/THUDM/chatglm-6b"),
-            code="model.name",
-        )
+        raise _no_address(text)
     owner, _, name = parts[0], "", parts[1]
     name, _, revision = name.partition("@")
     if len(parts) >= 4 and parts[2] in ("tree", "blob", "resolve", "commit"):
@@ -209,6 +210,14 @@ def _from_address(text: str) -> Reference:
     if revision:
         _checked_revision(revision, text)
     return Reference(repo=checked_repo(f"{owner}/{name}"), revision=revision or None)
+
+
+def _no_address(text: str) -> Usage:
+    return Usage(
+        tr("{name} is not the address of a model", name=one_line(text)),
+        hint=tr("for example https://huggingface.co/THUDM/chatglm-6b"),
+        code="model.name",
+    )
 
 
 def _checked_revision(revision: str, text: str) -> str:

@@ -13,6 +13,7 @@ from glmchat.checkpoints.weight_choice import missing_parts, no_weights
 from glmchat.checkpoints.weight_files import chosen_weights, file_names
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.files import require_plain_folder
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import aliases, catalogue, installed, lookup, manifests, selection, store
@@ -35,6 +36,8 @@ def register(path: Path, name: str | None, on_bytes: OnBytes, cancelled: Callabl
         require_plain_folder(path)
     root, names = _contents(path)
     _refuse_pointers(root, names)
+    if "config.json" in names:
+        read_json(root / "config.json")  # a name is for what can be run; its weights are looked at when it is
     if missing := _missing(root, names):
         raise Damaged(
             tr(

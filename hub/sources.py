@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed, Usage
-from glmchat.core.http import host_of, make_client, network_error
+from glmchat.core.http import host_of, make_client, network_error, without_password
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
@@ -73,7 +73,8 @@ def parse_endpoint(text: str) -> HubEndpoint:
         return HubEndpoint("modelscope", MODELSCOPE)
     if re.match(r"https?://", text):
         try:
-            host = urlsplit(text).hostname or ""
+            parts = urlsplit(text)
+            host = (parts.hostname or "") if parts.port != 0 else ""  # .port raises for what is none
         except ValueError:
             host = ""
         if host:
@@ -89,7 +90,7 @@ def parse_endpoint(text: str) -> HubEndpoint:
             code="pull.endpoint",
         )
     raise Usage(
-        tr("{text} is not an endpoint", text=repr(host_of(text))),
+        tr("{text} is not an endpoint", text=repr(one_line(without_password(text).partition("?")[0], 80))),
         hint=tr("an endpoint is https://host, a mirror folder, or modelscope"),
         code="pull.endpoint",
     )

@@ -63,6 +63,8 @@ def test_a_quantisation_may_follow_a_path(tmp_path: Path) -> None:
         "name\x1b[31m",
         "a--b/c",
         "https://x.y/only",
+        "https://[",
+        "./" + "x" * 256,
     ],
 )
 def test_nonsense_is_a_usage_error_with_a_hint(text: str) -> None:

@@ -191,3 +191,11 @@ def test_paths_and_switches_are_read_as_huggingface_hub_reads_them(
     cache, is_offline = asked.stdout.split()
     assert locations.hf_cache() == Path(cache).absolute()
     assert str(offline()) == is_offline
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[", "https://me:secret@host:port/x?key=secret", "http://host:0", "https://"]
+)
+def test_an_endpoint_that_is_no_address_is_refused_before_anything_is_asked(address: str, capsys: Any) -> None:
+    code, _, err = glmchat(capsys, "pull", "a/b", "--endpoint", address)
+    assert code == 2 and "is not an endpoint" in err and "secret" not in err
