@@ -60,7 +60,7 @@ def chatglm3(folder: Path) -> Path:
 
 
 def compare(folder: Path, quant: int | None, context: int) -> dict[str, object]:
-    from glmchat.chat.engine_process import start_engine
+    from glmchat.chat.shared_engine import start_engine
     from glmchat.checkpoints import fit
     from glmchat.core.engine_options import EngineOptions
     from glmchat.core.messages import Sampling

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from glmchat.chat import shared_engine
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import EngineProcess, start_engine
+from glmchat.chat.engine_process import RunningEngine
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.chat.shared_engine import start_engine
 from glmchat.checkpoints import card_fit
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
@@ -31,7 +33,7 @@ class Connection:
 
     endpoint: Endpoint
     identity: ModelIdentity
-    process: EngineProcess | None = None
+    process: RunningEngine | None = None
 
     def close(self) -> None:
         if self.process is not None:
@@ -61,9 +63,16 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
 
 
 def require_fit(options: EngineOptions) -> None:
-    """Raises what tells beforehand that a load would fail: DoesNotFit, Damaged, NotInstalled …"""
-    folder = options.require_folder()
-    card_fit.check(options.model or folder.name, folder, options.quant, options.dtype, options.context, options.device)
+    """Raises what tells beforehand that a load would fail: DoesNotFit, Damaged, NotInstalled …
+
+    Where an engine that can be joined runs already nothing is loaded. Engines that only wait for somebody make room.
+    """
+    if shared_engine.runs(options):
+        return
+    folder, name = options.require_folder(), options.model or options.require_folder().name
+    shared_engine.making_room(
+        lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
+    )
 
 
 def connect(

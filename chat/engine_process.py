@@ -1,23 +1,23 @@
 """The engine as a child process: started, watched, its log and its memory, and told from the outside why it died.
 
-It dies with this process, however this process dies: the child's stdin is a pipe whose writing end only we hold.
+One of our own dies with this process, however this process dies: its stdin is a pipe whose writing end only we hold.
+One that several programs share is in `shared_engine`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import psutil
 
@@ -157,12 +157,12 @@ def cause_of_death(code: int, log_file: Path, oom_before: int | None, smaller: s
         causes = {-4: "illegal instruction", -6: "aborted", -11: "segmentation fault"}
         return EngineDied(
             tr("the engine was terminated by signal {signal} ({cause})", signal=-code, cause=causes.get(code, "-")),
-            hint=_log_hint(log_file),
+            hint=log_hint(log_file),
             code="engine.signal",
         )
     return EngineDied(
         tr("the engine exited with code {code}: {said}", code=code, said=last_words(log_file) or "-"),
-        hint=_log_hint(log_file),
+        hint=log_hint(log_file),
         code="engine.exit",
     )
 
@@ -176,47 +176,48 @@ def bus_error() -> Damaged:
     )
 
 
-def _log_hint(log_file: Path) -> str:
+def log_hint(log_file: Path) -> str:
     return tr("the engine's log: {path}", path=str(log_file))
 
 
-class EngineProcess:
-    """A running engine. `endpoint` may be used once `wait_ready` has returned. Stop it, or use it in a `with` block."""
+class RunningEngine(ABC):
+    """An engine in a process of its own, whoever started it. `endpoint` may be used once `wait_ready` has returned.
 
-    def __init__(self, options: EngineOptions, command: Sequence[str]) -> None:
-        self.options = options
-        self.socket_path = new_socket_path()
-        self.log_file, log = new_log()
-        self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
-        self._oom_before = oom_kills()
-        self._stopped = False
-        self._load_error: GlmchatError | None = None
-        self._lock = threading.Lock()
-        with log:
-            self._process = subprocess.Popen(
-                [*command, f"--uds={self.socket_path}", "--lifeline", *options.to_arguments()],
-                cwd="/",
-                env=engine_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C on the terminal is for us, and only we decide what it stops
-            )
-        rests_with_us(self._process)
+    Stop it, or use it in a `with` block.
+    """
 
-    def __enter__(self) -> EngineProcess:
+    options: EngineOptions
+    socket_path: Path
+    log_file: Path
+    endpoint: Endpoint
+    _load_error: GlmchatError | None = None
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    @abstractmethod
+    def pid(self) -> int: ...
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    @abstractmethod
+    def alive(self) -> bool: ...
+
+    @abstractmethod
+    def failure(self) -> GlmchatError | None:
+        """Why the engine is not there, or None while it is (or was stopped by us)."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """We need it no more. May be called twice, and from any thread."""
+
+    def end(self) -> bool:
+        """Stop it now, so that its memory is free; False where others use it, then only we leave."""
+        self.stop()
+        return True
 
     def wait_ready(
         self,
@@ -257,21 +258,59 @@ class EngineProcess:
             return "start", 0.0
         if health.status == "failed":
             self._load_error = health.error or EngineDied(
-                tr("the engine could not load the model"), hint=_log_hint(self.log_file)
+                tr("the engine could not load the model"), hint=log_hint(self.log_file)
             )
             self.stop()
             raise self._load_error
         return ("ok", 1.0) if health.status == "ok" else (health.stage or "start", health.done or 0.0)
 
+
+def spawn(
+    command: Sequence[str], socket_path: Path, log_file: Path, log: IO[bytes], options: EngineOptions, *more: str
+) -> subprocess.Popen[bytes]:
+    """The engine's program. Its stdin is a pipe to us with `--lifeline` among `more`, else nothing."""
+    with log:
+        return subprocess.Popen(
+            [*command, f"--uds={socket_path}", f"--log={log_file}", *more, *options.to_arguments()],
+            cwd="/",
+            env=engine_environment(),
+            stdin=subprocess.PIPE if "--lifeline" in more else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C on the terminal is for us, and only we decide what it stops
+        )
+
+
+class EngineProcess(RunningEngine):
+    """An engine of our own, which dies with us."""
+
+    def __init__(self, options: EngineOptions, command: Sequence[str]) -> None:
+        self.options = options
+        self.socket_path = new_socket_path()
+        self.log_file, log = new_log()
+        self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)
+        self._oom_before = oom_kills()
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._process = spawn(command, self.socket_path, self.log_file, log, options, "--lifeline")
+        rests_with_us(self._process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def failure(self) -> GlmchatError | None:
-        """Why the engine is not there, or None while it is (or was stopped by us)."""
         if self._load_error is not None:
             return self._load_error
         code = self._process.poll()
         if code is None and self.endpoint.broke:
             # A dying process loses its connections a moment before it can be waited for.
             self.endpoint.broke = False
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(DYING_SECONDS)
         if code is None or self._stopped:
             return None
@@ -279,28 +318,18 @@ class EngineProcess:
         return cause_of_death(code, self.log_file, self._oom_before, smaller)
 
     def stop(self) -> None:
-        """End the engine, within two seconds. May be called twice, and from any thread."""
+        """End the engine, within two seconds."""
         with self._lock:
             if self._process.poll() is None:
                 self._stopped = True
             if self._process.stdin is not None:
-                with contextlib.suppress(OSError):  # it died with the pipe
+                with suppress(OSError):  # it died with the pipe
                     self._process.stdin.close()
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                with contextlib.suppress(
-                    subprocess.TimeoutExpired
-                ):  # in uninterruptible sleep: the kernel ends it later
+                with suppress(subprocess.TimeoutExpired):  # in uninterruptible sleep: the kernel ends it later
                     self._process.wait(0.5)
-            self.socket_path.unlink(missing_ok=True)
-
-
-def start_engine(options: EngineOptions, *, command: Sequence[str] | None = None) -> EngineProcess:
-    """Start the engine and return at once. Call `wait_ready`, and `stop` in the end.
-
-    command: what is run instead of `[sys.executable, "-P", "-m", "glmchat.serve"]` (tests put a fake engine there).
-    Raises Hostile or Failed where the socket's folder or the log cannot be used.
-    """
-    return EngineProcess(options, command or (sys.executable, "-P", "-m", "glmchat.serve"))
+            for path in (self.socket_path, self.socket_path.with_suffix(".json")):
+                path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from glmchat.core.text import human_bytes, one_line
 
 
 def register(app: typer.Typer) -> None:
-    app.command("bench")(with_engine_flags(bench, without=("revision",)))
+    app.command("bench")(with_engine_flags(bench, without=("revision", "keep_alive")))
 
 
 def bench(

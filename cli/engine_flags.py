@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype, parse_quant
-from glmchat.core.settings import Settings
+from glmchat.core.settings import Settings, parse_seconds
 
 _PANEL = "Model"
 
@@ -45,6 +45,16 @@ class EngineFlags:
         int | None, typer.Option("--context", min=16, help="Context size in tokens.", rich_help_panel=_PANEL)
     ] = None
 
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive",
+            metavar="TIME",
+            help="How long the engine stays after its last user left: 5m, 90s; 0: it ends with this command.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
     @property
     def bits(self) -> int | None:
         """What `--quant` asks for, of a model or of its copy. Raises Usage."""
@@ -57,6 +67,9 @@ class EngineFlags:
             device=parse_device(self.device),
             threads=self.threads or settings.threads,
             context=self.context or settings.context,
+            keep_alive=settings.keep_alive
+            if self.keep_alive is None
+            else parse_seconds(self.keep_alive, "--keep-alive"),
         )
 
 

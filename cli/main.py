@@ -63,6 +63,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "Repeat a stored answer with its weights, seed and passes, and compare the token ids."),
     "compare": ("compare", "Ask several models, quantisations, adapters or settings the same question, side by side."),
     "serve": ("serve", "Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."),
+    "ps": ("engines", "List the engines that run: their memory, their device, who uses them, and how long they stay."),
+    "stop": ("engines", "End engines that stay for whoever comes next, and give their memory back."),
     "mirror": (
         "mirror",
         "Keep models in a folder that other machines pull from: `glmchat mirror NAME DIR`, then `serve DIR`.",

@@ -97,6 +97,7 @@ def _say_damaged() -> None:
 def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove models. Other revisions, and everything they share, stay."""
     from glmchat.chat.launch import installed_row
+    from glmchat.chat.shared_engine import end_idle_of
     from glmchat.hub.removal import plan_removal
 
     rows = [installed_row(name, incomplete=True) for name in names]
@@ -108,6 +109,8 @@ def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson 
                 code="rm.folder",
             )
     carry_out(plan_removal(rows), yes=yes, dry_run=dry_run, as_json=as_json)
+    if not dry_run:
+        end_idle_of([row.path for row in rows])
 
 
 def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("serve")(with_engine_flags(serve))
+    app.command("serve")(with_engine_flags(serve, without=("keep_alive",)))
 
 
 def serve(
@@ -140,7 +140,7 @@ def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
 
     bits = flags.bits
     settings = load_settings()
-    launch = LaunchOptions(engine=flags.options(settings))
+    launch = LaunchOptions(engine=replace(flags.options(settings), keep_alive=0.0))  # it stays as long as we do
     choice = wanted_model(name, settings)
     if choice is None:
         raise Usage(

@@ -72,6 +72,8 @@ class EngineOptions:
     # "auto": a GPU where there is one.
     device: str = field(default="auto", metadata=_argument(str))
     threads: int | None = field(default=None, metadata=_argument(int))
+    # Seconds that an engine stays for whoever comes next, after its last user has left; 0: it is one program's alone.
+    keep_alive: float = field(default=0.0, metadata=_argument(float))
     # Tokens to hold.
     context: int | None = field(default=None, metadata=_argument(int))
     # (store name, folder) of adapters that may be asked for, beside those in the store's own folder.

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -19,11 +20,22 @@ from weakref import WeakSet
 
 Handler = Callable[[int, FrameType | None], Any]
 
-_children: WeakSet[subprocess.Popen[Any]] = WeakSet()
+
+class Rests(ABC):
+    """Something that works for us elsewhere and can be told to rest. Called in a signal handler."""
+
+    @abstractmethod
+    def rest(self) -> None: ...
+
+    @abstractmethod
+    def wake(self) -> None: ...
+
+
+_children: WeakSet[subprocess.Popen[Any] | Rests] = WeakSet()
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def rests_with_us(child: subprocess.Popen[Any]) -> None:
+def rests_with_us(child: subprocess.Popen[Any] | Rests) -> None:
     """Stop this child whenever we are stopped. It must have called `wake_when_orphaned`, or it could rest for ever."""
     _children.add(child)
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
@@ -56,7 +68,9 @@ def _tell(what: signal.Signals) -> None:
     if sys.platform != "linux":  # elsewhere nothing would wake them after our death
         return
     for child in list(_children):
-        if child.returncode is None:  # not reaped, so the number is still this child's
+        if isinstance(child, Rests):
+            child.rest() if what == signal.SIGSTOP else child.wake()
+        elif child.returncode is None:  # not reaped, so the number is still this child's
             with suppress(ProcessLookupError):
                 os.kill(child.pid, what)
 

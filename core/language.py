@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 _chosen: str | None = None
+_asked: ContextVar[str | None] = ContextVar("asked", default=None)
 
 
 def choose(language: str | None) -> None:
     """Fix the language for this process ("en", "zh"); None goes back to the locale."""
     global _chosen
     _chosen = language
+
+
+def answer_in(language: str | None) -> None:
+    """What is said from here on in this context (one request to an engine that several programs share) is said in this
+    language; None and what is no language of ours change nothing."""
+    if language in ("en", "zh"):
+        _asked.set(language)
 
 
 def chosen() -> str | None:
@@ -28,8 +37,8 @@ def chosen() -> str | None:
 
 def language() -> str:
     """ "zh" or "en": `--lang`, then GLMCHAT_LANG, then the POSIX locale variables in their order."""
-    if _chosen:
-        return _chosen
+    if chosen := _asked.get() or _chosen:
+        return chosen
     for name in ("GLMCHAT_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(name):
             return "zh" if value.lower().startswith("zh") else "en"

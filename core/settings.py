@@ -7,6 +7,7 @@ Every key of the file can be given as an environment variable: `default_model` i
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -29,6 +30,7 @@ class Settings:
     language: str | None = None
     threads: int | None = None
     context: int | None = None
+    keep_alive: float = 300.0  # seconds that an engine stays after its last user left; 0: it ends with its window
     context_policy: str = "drop"  # "drop" | "refuse"
     endpoints: tuple[str, ...] = ()  # mirrors, in order
     downloads: int = 4  # files at a time
@@ -73,6 +75,8 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
         ):
             if text := environ.get(name):
                 values[key] = _checked(key, _from_text(kind, text, name), name)
+    if text := environ.get("GLMCHAT_KEEP_ALIVE"):
+        values["keep_alive"] = _checked("keep_alive", text, "GLMCHAT_KEEP_ALIVE")
     if text := environ.get("GLMCHAT_ENDPOINTS"):
         values["endpoints"] = tuple(part for part in text.split(",") if part)
     for item in fields(Sampling):
@@ -104,6 +108,19 @@ def check_sampling(values: Mapping[str, Any], where: str) -> None:
                 code="config.value",
             )
     Sampling(**{name: values[name] for name in known})
+
+
+def parse_seconds(value: object, where: str) -> float:
+    """Seconds of 300, "300", "90s", "5m" or "1h". Raises Usage that names `where`."""
+    text = str(value).strip().lower()
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smh]?)", text)
+    if found is None or isinstance(value, bool):
+        raise Usage(
+            tr("{where}: {text} is not a time", where=where, text=one_line(repr(value), 60)),
+            hint=tr('"5m", "90s", "1h", or 0 for an engine that ends with its window'),
+            code="config.value",
+        )
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _from_text(kind: type, text: str, where: str) -> Any:
@@ -149,6 +166,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
                 code="config.value",
             )
         return value
+    if key == "keep_alive":
+        return parse_seconds(value, where)
     if key == "endpoints" and isinstance(value, list) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if key == "keys" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
@@ -158,6 +177,6 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return {field: minus_one(field, v) for field, v in named.items()}
     raise Usage(
         tr("{where}: unknown setting {key!r}", where=where, key=key),
-        hint=tr("known names: {names}", names=", ".join([*_SCALARS, "endpoints", "keys", "sampling"])),
+        hint=tr("known names: {names}", names=", ".join([*_SCALARS, "keep_alive", "endpoints", "keys", "sampling"])),
         code="config.unknown",
     )

@@ -81,12 +81,14 @@ def new_socket_path() -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the sockets that processes killed with -9 left behind: the starting process is gone and nobody listens."""
+    """Remove what processes killed with -9 left behind: the starting process is gone and nobody listens."""
     for path in folder.glob("*-*.sock"):
         starter = path.name.partition("-")[0]
-        if starter.isdecimal() and not _alive(int(starter)) and not _answers(path):
+        if starter.isdecimal() and not _alive(int(starter)) and not listens(path):
             with suppress(FileNotFoundError, PermissionError):
                 path.unlink()
+            with suppress(FileNotFoundError, PermissionError):
+                path.with_suffix(".json").unlink()
 
 
 def _alive(pid: int) -> bool:
@@ -99,7 +101,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _answers(path: Path) -> bool:
+def listens(path: Path) -> bool:
     """Does anybody listen at this socket? The kernel says so even when the listener is busy."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0.2)

@@ -182,6 +182,12 @@ class Answer:
     def _stop_wanted(self) -> bool:
         return self._cancelled.is_set() or self.host.stopping.is_set()
 
+    def _stop_or_rest(self) -> bool:
+        """As the engine asks, between tokens: whether to stop. It rests here while everybody who uses it does."""
+        while not self._stop_wanted() and not self.host.awake.wait(HEARTBEAT):
+            pass
+        return self._stop_wanted()
+
     def _tell(self, event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -249,7 +255,7 @@ class Answer:
             engine.stream_ids(
                 self.ids,
                 sampling,
-                cancelled=self._stop_wanted,
+                cancelled=self._stop_or_rest,
                 on_prefill=self._prefill,
                 answer=self.ids[len(self.ids) - self.continued :],
                 # Nothing is cleaned up that was held to a form.

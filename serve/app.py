@@ -20,13 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from glmchat import __version__
 from glmchat.core.decoding import PLAIN
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
-from glmchat.core.language import tr
+from glmchat.core.language import answer_in, tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
 from glmchat.serve.answer import Answer, Said, Silence, in_words
 from glmchat.serve.fields import invalid, template_variables
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
+from glmchat.serve.leases import Leases
 from glmchat.serve.render import Rendering, comment, error_json, model_json, models_json, sse, status_of, to_bytes
 from glmchat.serve.wire import GenerationRequest
 
@@ -36,8 +37,13 @@ PATIENCE = 10.0  # seconds of silence after which any other client is sent a chu
 Parse = Callable[[Mapping[str, Any], Mapping[str, Any]], GenerationRequest]
 
 
-def build_app(host: Host, *, key: str | None = None, hosts: Iterable[str] | None = None) -> ASGIApp:
-    """The ASGI application. `key` None asks for none; `hosts` are the names a request may call us by, None for any."""
+def build_app(
+    host: Host, *, key: str | None = None, hosts: Iterable[str] | None = None, leases: Leases | None = None
+) -> ASGIApp:
+    """The ASGI application. `key` None asks for none; `hosts` are the names a request may call us by, None for any.
+
+    leases: of an engine that several programs share.
+    """
     routes = _Routes(host)
     app = Starlette(
         routes=[
@@ -49,10 +55,11 @@ def build_app(host: Host, *, key: str | None = None, hosts: Iterable[str] | None
             Route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
+            *(leases.routes() if leases else ()),
         ],
         exception_handlers={GlmchatError: _refusal, HTTPException: _http_refusal, Exception: _unexpected},
     )
-    return Guard(_one_slash(app), key, hosts)
+    return Guard(_one_slash(app if hosts is not None else _in_their_language(app)), key, hosts)
 
 
 def _one_slash(app: ASGIApp) -> ASGIApp:
@@ -64,6 +71,17 @@ def _one_slash(app: ASGIApp) -> ASGIApp:
         path = re.sub(r"/{2,}", "/", scope["path"])
         scope = {**scope, "path": path.rstrip("/") or "/"}
         await app({**scope, "raw_path": quote(scope["path"]).encode()}, receive, send)
+
+    return call
+
+
+def _in_their_language(app: ASGIApp) -> ASGIApp:
+    """Over the private socket several windows share an engine, each with a language of its own, which it names."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        names = dict(scope["headers"]).get(b"accept-language", b"")
+        answer_in(names[:2].decode("latin-1").lower())
+        await app(scope, receive, send)
 
     return call
 

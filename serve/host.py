@@ -8,6 +8,7 @@ eight wait in order; the ninth is told to come back.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import queue
@@ -144,6 +145,8 @@ class Host:
         self.engine: EngineFace | None = None
         self.loaded = threading.Event()  # set once `engine` or `error` is
         self.stopping = threading.Event()
+        self.awake = threading.Event()  # cleared while everybody who uses the engine rests
+        self.awake.set()
         self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
         self._folders = dict(adapters or {})
         self._find_adapter = find_adapter or (lambda name: None)
@@ -214,6 +217,7 @@ class Host:
         """Run `work` in the engine's thread, behind whatever runs there."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()  # the language of who asks
 
         def settle(value: Any, error: BaseException | None) -> None:
             if not answer.cancelled():
@@ -221,7 +225,7 @@ class Host:
 
         def job() -> None:
             try:
-                value, error = work(), None
+                value, error = context.run(work), None
             except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
                 value, error = None, caught
             try:

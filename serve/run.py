@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +28,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
+from glmchat.core.engine_records import EngineRecord
 from glmchat.core.job_control import wake_when_orphaned
 from glmchat.core.sockets import bind_unix
 from glmchat.serve.app import build_app
 from glmchat.serve.face import Load
 from glmchat.serve.guard import own_names
 from glmchat.serve.host import Host
+from glmchat.serve.leases import Leases
 
 
 class PatientProtocol(H11Protocol):
@@ -90,7 +93,7 @@ class PatientProtocol(H11Protocol):
 END_OF_LIFELINE = 0
 
 
-def watch_lifeline(descriptor: int = 0) -> None:
+def watch_lifeline(descriptor: int = 0, at_end: Callable[[], None] = lambda: None) -> None:
     """End this process, at once and whatever it is doing, when the other end of the pipe is gone.
 
     The face holds the writing end, and the kernel closes it however the face dies. `os._exit`, because a Python exit
@@ -101,6 +104,7 @@ def watch_lifeline(descriptor: int = 0) -> None:
         with suppress(OSError):
             while os.read(descriptor, 4096):
                 pass
+        at_end()
         os._exit(END_OF_LIFELINE)
 
     wake_when_orphaned()
@@ -118,9 +122,18 @@ def store_adapter(name: str) -> Path | None:
 class Server(uvicorn.Server):
     """uvicorn's server with the engine behind it. A signal first asks the engine to end its answer."""
 
-    def __init__(self, config: uvicorn.Config, host: Host) -> None:
+    def __init__(self, config: uvicorn.Config, host: Host, leases: Leases | None = None) -> None:
         super().__init__(config)
         self.engine_host = host
+        self._leases = leases
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; True ends."""
+        ends = await super().on_tick(counter)
+        if self._leases is not None and (ends or self._leases.over()):
+            self._leases.close()
+            return True
+        return ends
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.engine_host.stopping.set()
@@ -147,12 +160,19 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    options: EngineOptions, load: Load, *, over_tcp: bool, key: str | None = None, allow_hosts: tuple[str, ...] = ()
+    options: EngineOptions,
+    load: Load,
+    *,
+    over_tcp: bool,
+    key: str | None = None,
+    allow_hosts: tuple[str, ...] = (),
+    record: EngineRecord | None = None,
 ) -> Server:
     """A server that has not begun yet. `serve_on` begins.
 
     over_tcp: Host headers are checked. key: asked of every request; None asks for none (a Unix socket, or loopback by
     the user's own wish). allow_hosts: the address it listens at, and names by which clients may call this machine.
+    record: of an engine that several programs share.
     """
     host = Host(
         load,
@@ -163,8 +183,10 @@ def make_server(
         find_adapter=store_adapter,
         sampling=options.sampling,
     )
+    leases = Leases(host, record) if record is not None and record.shared else None
+    names = own_names(allow_hosts) if over_tcp else None
     config = uvicorn.Config(
-        build_app(host, key=key, hosts=own_names(allow_hosts) if over_tcp else None),
+        build_app(host, key=key, hosts=names, leases=leases),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -175,7 +197,7 @@ def make_server(
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
     )
-    return Server(config, host)
+    return Server(config, host, leases)
 
 
 def main(arguments: list[str], load_with: Callable[[EngineOptions], Load]) -> int:
@@ -183,16 +205,24 @@ def main(arguments: list[str], load_with: Callable[[EngineOptions], Load]) -> in
     parser = argparse.ArgumentParser(prog="python -m glmchat.serve", allow_abbrev=False)
     parser.add_argument("--uds", type=Path, required=True, help="the Unix socket; for TCP there is `glmchat serve`")
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does")
+    parser.add_argument("--shared", default="", metavar="KEY", help="what must agree for others to join")
+    parser.add_argument("--log", default="", help="where stderr goes, for whoever asks")
     own, rest = parser.parse_known_args(arguments)
     options = EngineOptions.from_arguments(rest)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listener = bind_unix(own.uds)  # before any thread exists: umask belongs to the whole process
+    record = EngineRecord(
+        socket=str(own.uds), pid=os.getpid(), key=own.shared, model=options.model or "",
+        folder=str(options.folder or ""), quant=options.quant_label,
+        device=options.device, context=options.context, started=time.time(), keep_alive=options.keep_alive,
+        starter=os.getppid(), log=own.log,
+    )  # fmt: skip
+    record.write()
     if own.lifeline:
-        watch_lifeline()
+        watch_lifeline(at_end=record.forget)
     try:
-        make_server(options, load_with(options), over_tcp=False).serve_on(listener)
+        make_server(options, load_with(options), over_tcp=False, record=record).serve_on(listener)
     finally:
-        with suppress(FileNotFoundError):
-            own.uds.unlink()
+        record.forget()
     logging.shutdown()
     return 0

@@ -56,6 +56,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("GLMCHAT_HOME", str(home / "glmchat"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.setenv("GLMCHAT_LANG", "en")
+    monkeypatch.setenv(
+        "GLMCHAT_KEEP_ALIVE", "0"
+    )  # an engine ends with its test; what is about warm ones says otherwise
     monkeypatch.delenv("NO_COLOR", raising=False)
     return home
 

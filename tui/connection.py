@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 from glmchat.chat.launch import LaunchOptions
-from glmchat.core.errors import GlmchatError, Interrupted, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.tui.messages import EngineLost, Loading, Ready, Resources
@@ -19,12 +19,12 @@ from glmchat.tui.view import View
 from glmchat.tui.widgets.status import stage_words
 
 if TYPE_CHECKING:
-    from glmchat.chat.engine_process import EngineProcess
+    from glmchat.chat.engine_process import RunningEngine
     from glmchat.core.engine_options import EngineOptions
     from glmchat.hub.catalogue import Entry
 
 Report = Callable[[Message], None]
-Start = Callable[["EngineOptions"], "EngineProcess"]
+Start = Callable[["EngineOptions"], "RunningEngine"]
 
 
 class EngineLink:
@@ -32,7 +32,7 @@ class EngineLink:
 
     def __init__(self, launch: LaunchOptions, start: Start | None = None) -> None:
         self.launch = launch
-        self.process: EngineProcess | None = None
+        self.process: RunningEngine | None = None
         self._start = start
         self._lock = threading.Lock()
         self._closed = False
@@ -59,11 +59,17 @@ class EngineLink:
 
     def _start_engine(self, report: Report) -> Ready:
         from glmchat.chat.connect import engine_options, identity_of, require_fit
-        from glmchat.chat.engine_process import start_engine
+        from glmchat.chat.shared_engine import start_engine
 
         options = engine_options(self.launch)
-        self.stop()  # first, so that its memory is free
-        require_fit(options)
+        try:
+            require_fit(options)  # what is refused leaves the engine that answers where it is
+        except DoesNotFit:
+            if self.process is None:
+                raise
+            self.stop()  # perhaps there is room without it
+            require_fit(options)
+        self.stop()
         with self._lock:
             if self._closed:
                 raise Interrupted(tr("the window was closed"), hint=tr("open it again"), code="chat.closed")
@@ -90,14 +96,20 @@ class EngineLink:
         self.launch = launch
 
     def stop(self) -> None:
-        """The engine ends; `connect` starts it again."""
+        """We need the engine no more; `connect` starts it again."""
         with self._lock:
             if self.process is not None:
                 self.process.stop()
                 self.process = None
 
+    def end(self) -> bool:
+        """As `stop`, and its memory is free; False where others use the engine too, which then goes on for them."""
+        with self._lock:
+            process, self.process = self.process, None
+            return process is None or process.end()
+
     def close(self) -> None:
-        """The engine ends; nothing is reported any more."""
+        """As `stop`; nothing is reported any more."""
         self._closed = True
         self.stop()
 
@@ -145,15 +157,29 @@ class ModelConnection:
         self.link = link
         self.ready = False
         self.answers: Ready | None = None
+        self._answered: LaunchOptions | None = None  # what was last connected to
         self._view = view
         self._advised = False
 
-    def connect(self) -> None:
+    def connect(self, *, fresh: bool = False) -> None:
         """Start the engine or find the server, in a thread; `Loading`, then `Ready` or `EngineLost` come back."""
         self.ready = False
         self._view.status.show(activity=stage_words("start"), progress=None, lost=False)
         self._view.show_queue()
-        self._view.start_thread(lambda: self.link.connect(self._report), "engine")
+
+        def work() -> None:
+            if fresh:
+                self.link.end()
+            self.link.connect(self._report)
+
+        self._view.start_thread(work, "engine")
+
+    def restart(self) -> None:
+        """As `connect`, with another engine in place of the one that is there, unless others use that."""
+        self.connect(fresh=True)
+
+    def _end(self) -> None:
+        self.link.end()
 
     def _report(self, news: Message) -> None:
         self._view.post_message(news)
@@ -168,7 +194,7 @@ class ModelConnection:
     def unload(self) -> None:
         """Stop the engine on purpose; `connect` starts it again."""
         self._show_lost()
-        self._view.start_thread(self.link.stop, "engine")
+        self._view.start_thread(self._end, "engine")
 
     def loading(self, news: Loading) -> None:
         has_share = news.stage in ("weights", "prefill", "quantize")
@@ -177,7 +203,7 @@ class ModelConnection:
     def connected(self, news: Ready) -> None:
         if self.answers is None:
             gc.freeze()  # full collections leave out what stays for good; they took 130 ms, in the midst of typing
-        self.ready, self.answers = True, news
+        self.ready, self.answers, self._answered = True, news, self.launch
         identity = news.identity
         self._view.status.show(
             activity="", progress=None, lost=False, model=identity.model, revision=identity.revision,
@@ -185,6 +211,13 @@ class ModelConnection:
         )  # fmt: skip
 
     def lost(self, error: GlmchatError) -> None:
+        if not self.ready and self._answered is not None and self._answered != self.launch:
+            self.launch = self._answered  # F5 goes back to the model that has answered here
+            self.link.change(self.launch)
+            self._view.status.show(
+                model=self.launch.engine.model, quant=self.launch.engine.quant_label,
+                revision=self.launch.engine.revision,
+            )  # fmt: skip
         self._show_lost()
         self._view.show_error(error)
 

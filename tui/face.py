@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import human_bytes
@@ -293,9 +293,12 @@ class WindowFace:
 
     def _switch_to(self, row: Installed, bits: int | None) -> None:
         """Another model for this conversation."""
+        from glmchat.chat.connect import engine_options, require_fit
         from glmchat.chat.launch import launch_installed
 
         launch = launch_installed(replace(self.launch, server=None), row, bits)
+        with suppress(DoesNotFit):  # the engine that answers now may be what takes the room
+            require_fit(engine_options(launch))  # what is refused changes nothing here
         self._talk.stop_behind()
         self.when_quiet(lambda: self._switch(launch))
 
@@ -330,7 +333,7 @@ class WindowFace:
             self._model("")
             return
         self._talk.stop_behind()
-        self.when_quiet(self._connection.connect)
+        self.when_quiet(self._connection.restart)
 
     def _delete(self, words: str) -> None:
         conversation = self.chat.tree.conversation.id

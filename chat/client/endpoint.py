@@ -28,7 +28,7 @@ from glmchat.chat.client.request import (
 from glmchat.chat.client.words import Health, ModelRow, broken, error_of, health_of, rows_of, status_error
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.http import make_client
-from glmchat.core.language import tr
+from glmchat.core.language import language, tr
 from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
 from glmchat.core.text import one_line
 
@@ -320,6 +320,8 @@ class Endpoint:
         return problem
 
     def _headers(self) -> dict[str, str]:
+        if self.is_local:  # other windows may use the same engine in another language
+            return {"Accept-Language": language()}
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
     def _refusal(self, answer: httpx2.Response, text: bytes) -> GlmchatError:

@@ -14,7 +14,7 @@ import pytest
 from fake_server import fake_command
 from fakes import WEIGHTS
 
-from glmchat.chat import connect, engine_process
+from glmchat.chat import connect, engine_process, shared_engine
 from glmchat.chat.compare import columns
 from glmchat.chat.compare.columns import OneByOne, Together, parse_columns
 from glmchat.chat.compare.compare import ColumnFailed, Comparison, Said, resume
@@ -47,7 +47,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """`engine(pieces=…)`: what every engine started from now on says."""
 
     def become(**behaviour: object) -> None:
-        start = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
+        start = functools.partial(shared_engine.start_engine, command=fake_command(**behaviour))
         monkeypatch.setattr(connect, "start_engine", start)
 
     become()
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_load_is_told_and_the_other_answers(
 
     def start(options: EngineOptions) -> engine_process.EngineProcess:
         behaviour = {"load_failure": broken} if options.folder == model else {}
-        return engine_process.start_engine(options, command=fake_command(**behaviour))
+        return shared_engine.start_engine(options, command=fake_command(**behaviour))
 
     monkeypatch.setattr(connect, "start_engine", start)
     comparison = Comparison(history, parse_columns([str(model), str(other)]), Settings(), one_by_one=True)

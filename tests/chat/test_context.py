@@ -19,12 +19,13 @@ from glmchat.chat import context
 from glmchat.chat.answering import Trimmed
 from glmchat.chat.client import endpoint as client
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import EngineProcess, start_engine
+from glmchat.chat.engine_process import RunningEngine
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.history.transcript import add_to_history, read_import
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.chat.shared_engine import start_engine
 from glmchat.core import language
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import DoesNotFit, GlmchatError, NetworkFailed, ServerFailed, Usage
@@ -124,7 +125,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[EngineProcess]:
+def engine(tmp_path: Path) -> Iterator[RunningEngine]:
     """Our own server, over an engine whose tokens are characters."""
     command = fake_command(pieces=["four"], context=400)
     process = start_engine(EngineOptions(folder=tmp_path, model="fake"), command=command)
@@ -146,7 +147,7 @@ def before_the_first_piece(session: ChatSession, text: str, requests: list[str])
 
 
 def test_a_turn_with_our_own_engine_is_one_request(
-    history: History, engine: EngineProcess, requests: list[str]
+    history: History, engine: RunningEngine, requests: list[str]
 ) -> None:
     session = ChatSession(history, engine.endpoint, identity=ModelIdentity("fake", context=400))
     for text in ("hello", "again"):
@@ -162,7 +163,7 @@ def test_a_turn_with_a_foreign_server_is_one_request(history: History, foreign: 
 
 
 def test_a_full_context_takes_a_request_more_only_in_the_turn_that_fills_it(
-    history: History, engine: EngineProcess, requests: list[str]
+    history: History, engine: RunningEngine, requests: list[str]
 ) -> None:
     ranks = SamplingRanks({"flag": {"max_tokens": 40}})
     session = ChatSession(history, engine.endpoint, identity=ModelIdentity("fake", context=400), ranks=ranks)
@@ -178,7 +179,7 @@ def test_a_full_context_takes_a_request_more_only_in_the_turn_that_fills_it(
 
 @pytest.mark.parametrize("words", ["en", "zh"])
 def test_the_refusal_of_our_own_server_says_how_long_and_how_much_in_each_language(
-    engine: EngineProcess, words: str, monkeypatch: pytest.MonkeyPatch
+    engine: RunningEngine, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = SamplingRanks().choose().sampling
     with pytest.raises(DoesNotFit) as refusal:

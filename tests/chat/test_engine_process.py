@@ -23,9 +23,9 @@ from glmchat.chat.engine_process import (
     EngineProcess,
     engine_environment,
     process_memory,
-    start_engine,
     total_memory,
 )
+from glmchat.chat.shared_engine import start_engine
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Damaged, DoesNotFit, EngineDied, Interrupted
@@ -185,7 +185,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from fake_server import fake_command
-from glmchat.chat.engine_process import start_engine
+from glmchat.chat.shared_engine import start_engine
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 process = start_engine(EngineOptions(Path("/"), "fake"), command=fake_command(**{behaviour!r}))

@@ -15,7 +15,7 @@ import pytest
 from fake_server import fake_command
 from fakes import WEIGHTS
 
-from glmchat.chat import connect, engine_process
+from glmchat.chat import connect, shared_engine
 from glmchat.cli import main as cli
 
 HERE = Path(__file__).resolve().parent
@@ -48,7 +48,7 @@ def glmchat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object, stdin: bytes = b"", **behaviour: Any) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
-        start = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
+        start = functools.partial(shared_engine.start_engine, command=fake_command(**behaviour))
         with monkeypatch.context() as patch:
             patch.setattr(connect, "start_engine", start)
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))

@@ -16,7 +16,7 @@ import torch
 from pretend_machine import NVML, become, card
 from tiny_checkpoints import build
 
-from glmchat.chat import engine_process
+from glmchat.chat import shared_engine
 from glmchat.cli import doctor as checks
 from glmchat.cli.main import run
 from glmchat.core import locations
@@ -146,7 +146,7 @@ def test_a_card_that_cannot_be_used_is_refused_before_an_engine_starts(
 ) -> None:
     folder = build("llama", tmp_path / "llama")
     become(monkeypatch, tmp_path, card(), driver="535.183.01", cuda=12020)
-    monkeypatch.setattr(engine_process, "start_engine", None)  # none may be started
+    monkeypatch.setattr(shared_engine, "start_engine", None)  # none may be started
     for device in ("cuda", "cuda:0", "cuda:0,cuda:1"):
         assert run(["run", str(folder), "hello", "--device", device]) == 2
         err = capsys.readouterr().err

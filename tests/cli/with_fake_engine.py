@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def main() -> None:
     from fake_server import fake_command
 
-    from glmchat.chat import connect, engine_process
+    from glmchat.chat import connect, shared_engine
     from glmchat.cli import main as cli
 
     behaviour = json.loads(sys.argv[1])
-    start = functools.partial(engine_process.start_engine, command=fake_command(**behaviour))
-    connect.start_engine = engine_process.start_engine = start
+    start = functools.partial(shared_engine.start_engine, command=fake_command(**behaviour))
+    connect.start_engine = shared_engine.start_engine = start
     sys.argv = ["glmchat", *sys.argv[2:]]
     cli.main()
 

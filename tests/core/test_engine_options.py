@@ -37,6 +37,7 @@ EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "context": st.integers(16, 1 << 20),
     "adapters": st.lists(st.tuples(NAMES, PATHS), max_size=3).map(tuple),
     "sampling": OBJECTS,
+    "keep_alive": st.floats(0, 1e6),
 }
 
 
@@ -62,7 +63,8 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     flags = {field.name for field in fields(EngineFlags)}
     assert flags == {field.name for field in fields(EngineOptions)} - of_the_model
     context = typer.Context(CommandTable().commands[command])
-    typed = {"--" + flag.replace("_", "-") for flag in flags}
+    # A server stays until somebody ends it.
+    typed = {"--" + flag.replace("_", "-") for flag in flags if (command, flag) != ("serve", "keep_alive")}
     assert typed <= {name for one in context.command.params for name in one.opts}
 
 
@@ -72,14 +74,27 @@ TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "con
 @pytest.mark.parametrize("flag", TYPED)
 def test_a_flag_that_was_typed_reaches_the_engine(flag: str) -> None:
     given = {flag: TYPED[flag]}
-    options = EngineFlags(**given).options(Settings())
+    options = EngineFlags(**given).options(Settings(keep_alive=0.0))
     assert options == EngineOptions(**given)
     assert options.for_load()[flag] == TYPED[flag]
 
 
 def test_no_flag_is_forgotten_on_its_way_to_the_engine() -> None:
     """Bits and revision go with the model that is chosen."""
-    assert set(TYPED) == {field.name for field in fields(EngineFlags)} - {"quant", "revision"}
+    assert set(TYPED) == {field.name for field in fields(EngineFlags)} - {"quant", "revision", "keep_alive"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"), [(None, 40.0), ("90", 90.0), ("5m", 300.0), ("1.5h", 5400.0), ("0", 0.0)]
+)
+def test_how_long_an_engine_stays_is_said_by_flag_or_setting(typed: str | None, seconds: float) -> None:
+    assert EngineFlags(keep_alive=typed).options(Settings(keep_alive=40.0)).keep_alive == seconds
+
+
+@pytest.mark.parametrize("typed", ["soon", "-1", "5 minutes", "nan", "1e9"])
+def test_what_is_no_time_is_refused_by_the_name_of_the_flag(typed: str) -> None:
+    with pytest.raises(Usage, match="--keep-alive"):
+        EngineFlags(keep_alive=typed).options(Settings())
 
 
 def test_a_load_is_told_everything_that_it_can_be_told() -> None:

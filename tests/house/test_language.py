@@ -118,7 +118,11 @@ def test_the_language_may_be_chosen_anywhere_in_the_line(line: str, capsys: pyte
 @pytest.mark.parametrize(
     ("line", "english", "translated"),
     [
-        ("puls", "No such command 'puls'. Did you mean 'pull', 'ls'?", "没有命令 'puls'。您是不是要找 'pull', 'ls'？"),
+        (
+            "puls",
+            "No such command 'puls'. Did you mean 'pull', 'ps', 'ls'?",
+            "没有命令 'puls'。您是不是要找 'pull', 'ps', 'ls'？",
+        ),
         ("nosuch", "No such command 'nosuch'.", "没有命令 'nosuch'"),
         ("adapters nosuch", "No such command 'nosuch'.", "没有命令 'nosuch'"),
         ("show", "Missing argument 'NAME'.", "缺少参数 'NAME'"),

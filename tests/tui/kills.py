@@ -38,7 +38,7 @@ import itertools, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fake_server import fake_command
-from glmchat.chat.engine_process import start_engine
+from glmchat.chat.shared_engine import start_engine
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.engine_options import EngineOptions
 from glmchat.tui.app import GlmchatApp

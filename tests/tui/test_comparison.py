@@ -17,7 +17,7 @@ from fakes import WEIGHTS
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
 from windows import Window, make_app, open_window
 
-from glmchat.chat import connect, engine_process
+from glmchat.chat import connect, shared_engine
 from glmchat.chat.compare import columns
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -55,7 +55,7 @@ def model_in(folder: Path) -> Path:
 @pytest.fixture
 def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Another model; what the comparison starts for it is a fake in a process of its own."""
-    start = functools.partial(engine_process.start_engine, command=fake_command(pieces=["three ", "four"]))
+    start = functools.partial(shared_engine.start_engine, command=fake_command(pieces=["three ", "four"]))
     monkeypatch.setattr(connect, "start_engine", start)
     yield model_in(tmp_path / "other")
 

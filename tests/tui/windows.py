@@ -18,8 +18,8 @@ from textual import events
 from textual.keys import _character_to_key
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.engine_process import start_engine
 from glmchat.chat.launch import LaunchOptions
+from glmchat.chat.shared_engine import start_engine
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.settings import Settings
 from glmchat.core.sockets import bind_unix, new_socket_path
@@ -58,6 +58,10 @@ class EngineInThread:
 
     def failure(self) -> None:
         return None
+
+    def end(self) -> bool:
+        self.stop()
+        return True
 
     def stop(self) -> None:
         if self.alive:
