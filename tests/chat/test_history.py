@@ -212,7 +212,7 @@ def test_many_windows_open_a_new_history_at_once(history_path: Path) -> None:
     )
     command = [sys.executable, "-P", "-c", code, str(history_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate(timeout=60)[0] for process in running] == ["True None 20\n"] * 4
+    assert [process.communicate(timeout=300)[0] for process in running] == ["True None 20\n"] * 4
 
 
 def test_without_history_nothing_reaches_the_disk(tmp_path: Path) -> None:

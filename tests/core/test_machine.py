@@ -42,7 +42,7 @@ def seen(root: Path, question: str, membership: str) -> str:
         f"print(machine.{question}())"
     )
     command = [sys.executable, "-P", "-c", code]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=300).stdout.strip()
 
 
 @pytest.mark.parametrize("version", [2, 1])

@@ -251,12 +251,12 @@ def test_a_native_model_is_loaded_without_transformers(starter_model: Path) -> N
         "heavy = {'transformers', 'torch._dynamo', 'sympy', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-P", "-c", code, str(starter_model)], check=True, cwd="/", timeout=120)
+    subprocess.run([sys.executable, "-P", "-c", code, str(starter_model)], check=True, cwd="/", timeout=300)
 
 
 def test_importing_the_engine_does_not_import_torch() -> None:
     code = "import sys, glmchat.engine; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/", timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/", timeout=300)
 
 
 def test_a_spec_is_read_without_weights(folder: Path) -> None:

@@ -32,7 +32,7 @@ def run(folder: Path, tests: str) -> str:
         env={"PYTHONPATH": str(TESTS), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     return done.stdout

@@ -140,9 +140,9 @@ def test_sigint_on_the_command_line_exits_130_in_time(tmp_path: Path) -> None:
         wait_sent(hub, "model.safetensors", 300_000, child)
         child.send_signal(signal.SIGINT)
         at = time.monotonic()
-        _, said = child.communicate(timeout=30)
+        _, said = child.communicate(timeout=60)
         assert child.returncode == 130, said
-        assert time.monotonic() - at < 5, "far over a second even for a busy machine"
+        assert time.monotonic() - at < 20, "far over a second even for a busy machine, and far under a stalled file"
         assert "Traceback" not in said
 
 

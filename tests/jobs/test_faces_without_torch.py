@@ -17,7 +17,7 @@ from engine_builders import write_folder
 def loads_torch(*arguments: str) -> bool:
     """Whether a fresh process that carries out one command line holds torch in the end. The command must succeed."""
     code = f"import sys\nfrom glmchat.cli.main import run\nprint(run({list(arguments)!r}), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, timeout=300)
     ended, loaded = done.stdout.splitlines()[-1].split()
     assert ended == "0", done.stderr
     return loaded == "True"

@@ -212,7 +212,7 @@ def test_ctrl_c_exits_130_and_the_same_command_goes_on(hub: LoopbackHub, capsys:
     child = begun(hub)
     (job,) = psutil.Process(child.pid).children()
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=300)
     assert child.returncode == 130 and "the files downloaded so far are kept" in err
     assert not job.is_running() and half_files() == []
     hub.rate = None

@@ -33,7 +33,7 @@ class Running:
     def another(self) -> httpx2.Client:
         """A client with a connection of its own."""
         transport = httpx2.HTTPTransport(uds=self.uds) if self.uds else None
-        client = httpx2.Client(base_url=self.url, transport=transport, timeout=60, trust_env=False)
+        client = httpx2.Client(base_url=self.url, transport=transport, timeout=300, trust_env=False)
         self.clients.append(client)
         return client
 
