@@ -88,7 +88,7 @@ def serving(adapter: Path, **behaviour: Any) -> Iterator[Wire]:
         try:
             wait_until(lambda: socket.exists() or child.poll() is not None)
             transport = httpx2.HTTPTransport(uds=str(socket), retries=5)
-            with httpx2.Client(transport=transport, base_url="http://localhost", timeout=300, trust_env=False) as client:
+            with httpx2.Client(transport=transport, base_url="http://localhost", timeout=99, trust_env=False) as client:
                 yield Wire(client)
         finally:
             assert child.stdin is not None
