@@ -17,6 +17,7 @@ from torch import nn
 from glmchat.engine.adapters.low_rank import AdaptedLinear, LowRank
 from glmchat.engine.families import family_of
 from glmchat.engine.gpu import step as card
+from glmchat.engine.gpu import words
 from glmchat.engine.gpu.choose import Choice
 from glmchat.engine.gpu.step import CardStep, run_chain, spans
 from glmchat.engine.gpu.words import CardWords
@@ -26,7 +27,8 @@ from glmchat.engine.quantize.kernels import Shape
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 if os.environ.get("TRITON_INTERPRET"):  # there a program costs 30 ms, however many rows it computes
-    card.rows_of_a_program = lambda outputs: 32
+    card.rows_of_a_program = words.rows_of_a_program = lambda outputs: 32
+    words._UNPACK_ROWS = 32
 
 _SIZES = {"vocab_size": 200, "hidden_size": 64, "bos_token_id": 1, "eos_token_id": 2}
 _GLM = {**_SIZES, "model_type": "chatglm", "num_layers": 2, "num_attention_heads": 4}
