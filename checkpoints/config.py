@@ -74,6 +74,26 @@ def refuse_absurd(config: Mapping[str, Any]) -> None:
             integer(config, name, low=0 if name in _MAY_BE_NONE_AT_ALL else 1, default=1)
 
 
+# What an architecture that is not computed here is said by its own class of settings, each of one type.
+_FLAGS = (
+    "use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias", "is_decoder", "is_encoder_decoder",
+    "add_cross_attention", "scale_attn_weights", "parallel_attn", "alibi", "use_parallel_residual",
+)  # fmt: skip
+_TABLES = ("rope_scaling", "rope_parameters", "quantization_config", "text_config")
+
+
+def refuse_types(config: Mapping[str, Any]) -> None:
+    """Raise Damaged for a switch that is neither true nor false, or a number where a table of settings should be."""
+    for name in _FLAGS:
+        flag(config, name, False)
+    for name in _TABLES:
+        if not isinstance(value := config.get(name), Mapping | None):
+            raise absurd(
+                tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
+                tr("expected a table of settings: the file is damaged or not a model"),
+            )
+
+
 def number(
     config: Mapping[str, Any], *names: str, low: float = 0.0, high: float = 1e12, default: float | None = None
 ) -> float:

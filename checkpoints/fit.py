@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.config import absurd, refuse_absurd, settle_generation
+from glmchat.checkpoints.config import absurd, refuse_absurd, refuse_types, settle_generation
 from glmchat.checkpoints.families import is_native, is_quantisable, parse, refuse_encoder, spec_of
 from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
@@ -20,6 +20,7 @@ from glmchat.checkpoints.quantised import described, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.vocabularies import check_vocabulary
+from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.checkpoints.weight_files import (
     folder_config,
     refuse_adapter_folder,
@@ -43,16 +44,20 @@ def check_folder(folder: Path) -> None:
         config = config_of(open_gguf(folder))
         refuse_absurd(config)
         parse(config)
+        try_vocabulary(folder)
     if not folder.is_dir():
         return
     config = folder_config(folder)
     refuse_absurd(config)
+    if not is_native(config):
+        refuse_types(config)
     refuse_adapter_folder(folder, config)
     refuse_encoder(config)
     refuse_unread(config, natively=is_native(config))
     files = weight_files(folder)
     check_vocabulary(folder, config)
     _compare_sizes(config, files)
+    try_vocabulary(folder)
 
 
 def check_weights(path: Path) -> None:

@@ -35,6 +35,7 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MOST_STRINGS = 1_500_000  # the largest vocabularies hold 262,144 pieces and about twice as many merges
+_MOST_ARRAYS = 1024  # in an array; no published file has any
 _LONGEST_STRING = 16 * 2**20
 _MOST_FIELDS = 65_536
 _MOST_TENSORS = 100_000
@@ -177,8 +178,11 @@ class GGUFFile:
         self.metadata: dict[str, Any] = {}
         for _ in range(field_count):
             key = self._string()
+            if key in self.metadata:
+                self._lie(f"the field {one_line(key, 60)} stands in it twice")
             self.metadata[key] = self._value(self._integer("<I", 4), key, depth=0)
         records = [self._tensor_record() for _ in range(tensor_count)]
+        self.header_bytes = self._at
         self.tensors = self._placed(records)
 
     def _placed(self, records: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, GGUFTensor]:
@@ -257,6 +261,8 @@ class GGUFFile:
             self._lie(f"the field {one_line(key, 60)} claims {length} entries")
         if inner == _STRING:
             return self._strings_of(length)
+        if length > _MOST_ARRAYS:
+            self._lie(f"the field {one_line(key, 60)} claims {length} arrays")
         self._strings += length
         return [self._value(inner, key, depth + 1) for _ in range(length)]
 

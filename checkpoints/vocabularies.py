@@ -138,6 +138,12 @@ def read_vocabulary(path: Path) -> bytes:
         raise unreadable(path, error, is_vocabulary=True) from None
 
 
+def is_tiktoken(path: Path) -> bool:
+    """Whether a vocabulary file is lines of base64 and numbers, as GLM-4's is."""
+    with open_file(path) as file:
+        return _TIKTOKEN.match(file.read(1024)) is not None
+
+
 def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
     """The published vocabulary that `data` is, one of `wanted`. Raises Damaged that says whose it is instead."""
     expected = [KNOWN[name] for name in wanted]

@@ -13,6 +13,7 @@ import torch
 from glmchat.checkpoints.device_plan import DevicePlan
 from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.core.decoding import Decoding, TokenLogprob
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
@@ -475,6 +476,8 @@ class Engine:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint without its weights; a folder of tokenizer files alone will do."""
     path = Path(folder).expanduser()
+    if path.exists():
+        try_vocabulary(path)
     if path.is_dir() and not (path / "config.json").is_file():
         return tokenizer_of_files(path)
     checkpoint = identify(path)
@@ -482,6 +485,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _load_text(checkpoint: Checkpoint) -> tuple[Tokenizer | Damaged, PromptFormat | None]:
+    try_vocabulary(checkpoint.path)
     try:
         tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
     except Damaged as error:

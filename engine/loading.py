@@ -29,6 +29,7 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.native.cards import device_of, make_current, spread
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+from glmchat.engine.quantize.replace import not_finite, quantise_model
 
 Progress = Callable[[str, float], None]  # (stage, 0..1)
 
@@ -133,7 +134,10 @@ def fill(
             _assign(model, parameter, stored)
         else:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
-            linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
+            try:
+                linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
+            except ValueError as error:
+                raise not_finite(name, error) from None
             if cache is not None and linear is not None:
                 cache.add(parameter, linear)
         sweep.read(stored.nbytes)
@@ -240,7 +244,6 @@ def stored_bits(model: nn.Module) -> int | None:
 
 
 def _quantise(model: LanguageModel, bits: int) -> None:
-    from glmchat.engine.quantize.replace import quantise_model
 
     if bits not in (4, 8):
         raise Usage(tr("quant is {bits}", bits=bits), hint=tr("the supported widths are 4 and 8"), code="quant.bits")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,9 +54,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the home of the person who runs it, nor its settings, tokens and proxies."""
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No test reads or writes the home of the person who runs it, nor its settings, tokens and proxies.
+
+    A vocabulary that one test tried is known to the next, as it is to a person's next start.
+    """
     home = tmp_path_factory.mktemp("home")
+    tried, notes = (
+        tmp_path_factory.getbasetemp() / "vocabularies.json",
+        home / "glmchat" / "cache" / "vocabularies.json",
+    )
+    if tried.is_file():
+        notes.parent.mkdir(parents=True, mode=0o700)
+        shutil.copyfile(tried, notes)
     for name in list(os.environ):
         if name not in KEPT and (name.startswith(("GLMCHAT_", "HF_", "XDG_")) or name.lower().endswith("_proxy")):
             monkeypatch.delenv(name)
@@ -66,7 +78,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         "GLMCHAT_KEEP_ALIVE", "0"
     )  # an engine ends with its test; what is about warm ones says otherwise
     monkeypatch.delenv("NO_COLOR", raising=False)
-    return home
+    yield home
+    if notes.is_file():
+        shutil.copyfile(notes, tried)
 
 
 @pytest.fixture(scope="session")

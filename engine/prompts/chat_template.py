@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from glmchat.core.errors import Damaged, Failed, Hostile, Usage
 from glmchat.core.files import TooLarge, read_text, unreadable
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
+from glmchat.core.sandbox import Sandbox
 from glmchat.core.text import one_line
 from glmchat.engine.prompts.template_process import SECONDS, largest_output, seconds
 from glmchat.engine.prompts.typed_text import OwnedText, from_spans
 from glmchat.engine.tokenizers.words import named_tokens
 
-# What a Python needs to start in the place where it stands; nothing else of the environment is a stranger's business.
-_PASSED = frozenset(
-    {"PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
-)
-_START_SECONDS = 20.0  # a cold interpreter on a busy machine
 _LARGEST_TEMPLATE = 2**20
 
 
@@ -47,7 +36,7 @@ class ChatTemplate:
         self.source = source
         self._setup, self._tokens = {"template": source}, dict(tokens)
         self._lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
+        self._sandbox: Sandbox | None = None
         self._compiled = False
         self._start()
 
@@ -72,16 +61,22 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         with self._lock:
-            if self.process is None or self.process.poll() is not None:
+            if self._sandbox is None or self._sandbox.process.poll() is not None:
                 self._stop()
                 self._start()
+            assert self._sandbox is not None
             if not self._compiled:
-                self._started()
-                self._judge(self._reply(SECONDS))
+                self._started(self._sandbox)
+                self._judge(self._sandbox.reply(SECONDS))
                 self._compiled = True
-            size = self._send(request)
-            reply = self._judge(self._reply(seconds(size), 8 * largest_output(size)))
+            size = self._sandbox.send(request)
+            reply = self._judge(self._sandbox.reply(seconds(size), 8 * largest_output(size)))
             return from_spans(str(reply.get("text", "")), reply.get("spans", ()))
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The helper, where one runs."""
+        return None if self._sandbox is None else self._sandbox.process
 
     def close(self) -> None:
         """End the helper; the next `render` starts another."""
@@ -89,62 +84,26 @@ class ChatTemplate:
             self._stop()
 
     def _start(self) -> None:
-        passed = {name: value for name, value in os.environ.items() if name in _PASSED}
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - what the process says, if it cannot start
-        self._rest, self._compiled = b"", False
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "glmchat.engine.prompts.template_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            cwd="/",
-            env={**passed, "PYTHONIOENCODING": "utf-8:surrogatepass"},
-        )
-        self._ending = weakref.finalize(self, _end, self.process, self._words)
-        self._send(self._setup)
+        self._compiled = False
+        self._sandbox = Sandbox("glmchat.engine.prompts.template_process")
+        self._sandbox.send(self._setup)
 
-    def _started(self) -> None:
-        if "ready" not in self._reply(_START_SECONDS):
-            self._words.seek(0)
-            lines = self._words.read(100_000).decode("utf-8", "replace").splitlines()
-            words = one_line(next((line for line in reversed(lines) if "rror" in line), "".join(lines[-1:])), 300)
-            self._stop()
-            if words:
-                raise Failed(
-                    tr("the process that renders the chat template did not start: {words}", words=words),
-                    hint=tr("it runs {python}: mend that Python, or try again", python=one_line(sys.executable)),
-                    code="template.start",
-                )
+    def _started(self, sandbox: Sandbox) -> None:
+        words = sandbox.obstacle()
+        if words is None:
+            return
+        self._stop()
+        if words:
             raise Failed(
-                tr("the process that renders the chat template did not start"),
-                hint=tr("usually the system is out of memory: try again"),
+                tr("the process that renders the chat template did not start: {words}", words=words),
+                hint=tr("it runs {python}: mend that Python, or try again", python=one_line(sys.executable)),
                 code="template.start",
             )
-
-    def _send(self, request: Mapping[str, Any]) -> int:
-        """Returns the bytes of the request."""
-        assert self.process is not None and self.process.stdin is not None
-        line = json.dumps(request).encode("ascii") + b"\n"
-        with suppress(OSError):  # it has died; the missing reply says so
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
-        return len(line)
-
-    def _reply(self, seconds: float, largest: int = 2**20) -> dict[str, Any]:
-        assert self.process is not None and self.process.stdout is not None
-        descriptor, deadline = self.process.stdout.fileno(), time.monotonic() + seconds
-        piece, buffer = self._rest, bytearray(self._rest)
-        while b"\n" not in piece:
-            left = deadline - time.monotonic()
-            if left <= 0 or not _readable(descriptor, left):
-                return {"late": f"it takes more than {seconds:.2g} seconds"}
-            piece = os.read(descriptor, 2**20)
-            if not piece or len(buffer) > largest:
-                return {"died": True}
-            buffer += piece
-        line, _, self._rest = bytes(buffer).partition(b"\n")
-        reply = json.loads(line)
-        return reply if isinstance(reply, dict) else {"died": True}
+        raise Failed(
+            tr("the process that renders the chat template did not start"),
+            hint=tr("usually the system is out of memory: try again"),
+            code="template.start",
+        )
 
     def _judge(self, reply: dict[str, Any]) -> dict[str, Any]:
         if "died" in reply or "late" in reply:
@@ -181,25 +140,10 @@ class ChatTemplate:
         return reply
 
     def _stop(self) -> None:
-        if self.process is not None:
-            self._ending()
-        self.process = None
+        if self._sandbox is not None:
+            self._sandbox.stop()
+        self._sandbox = None
         self._compiled = False
-
-
-def _readable(descriptor: int, seconds: float) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        return bool(selector.select(seconds))
-
-
-def _end(process: subprocess.Popen[bytes], words: IO[bytes]) -> None:
-    process.kill()
-    for stream in (process.stdin, process.stdout, words):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
-    process.wait()
 
 
 def _too_large() -> Hostile:

@@ -1,15 +1,12 @@
 """The helper process that renders chat templates. A template is a program from a stranger: it gets a sandbox, 512 MB
-of memory and two seconds, and talks only through its own standard input and output.
+of memory and two seconds, and talks only through its own standard input and output (core/sandbox.py).
 
-Requests and replies are one line of JSON each, after a first line that says the process is ready.
 `{"template"}` compiles; what has messages renders, and the reply says whose words are where.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import signal
 import sys
 from datetime import datetime
@@ -17,6 +14,7 @@ from functools import wraps
 from types import GeneratorType
 from typing import Any, NoReturn
 
+from glmchat.core.sandbox import READY, confine, reply_stream
 from glmchat.engine.prompts.typed_text import (
     MODEL,
     TYPED,
@@ -53,14 +51,7 @@ class _Refused(Exception):
 
 def _limit(size: int = 0) -> None:
     """Bound what the process may take. size: bytes of the request. No template can reach these calls to lift it."""
-    memory = MEMORY + _MEMORY_EACH * size
-    for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 16)):
-        try:
-            hard = resource.getrlimit(kind)[1]
-            bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (bound, hard))
-        except (ValueError, OSError):  # macOS refuses RLIMIT_AS; the two seconds still hold
-            continue
+    confine(MEMORY + _MEMORY_EACH * size)
 
 
 # Filters that hand on what they were given, piece by piece with its owners. Others may join pieces in their own way,
@@ -180,14 +171,12 @@ def _answer(state: dict[str, Any], request: dict[str, Any], size: int) -> dict[s
 
 def main() -> None:
     """Answer requests until standard input ends. The timer ends the process if a template does not."""
-    # The real stdout is kept for replies; nothing a template could reach writes into them.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    replies = reply_stream()
     environment = _environment()
     state: dict[str, Any] = {"environment": environment}
     environment.from_string("{% for a in b %}{{ a | trim | tojson }}{% endfor %}").render(b=["x"])  # import it all now
     _limit()
-    replies.write('{"ready": true}\n')
+    replies.write(READY)
     replies.flush()
     for line in sys.stdin:
         # SIGALRM's default action ends the process even inside one long C call; the parent has given up by then.

@@ -30,7 +30,7 @@ from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import SPACE, Tokenizer, encodable, open_pieces
-from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json
+from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json, raise_own
 from glmchat.engine.tokenizers.words import Word
 
 PIECES = 30_000
@@ -132,7 +132,7 @@ def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
         tokenizer = load_tokenizer_json(folder)
     elif (folder / "merges.txt").is_file():
         path = vocabulary_file(folder, "vocab.json", "GPT-2")
-        tokenizer = _byte_pairs(path, folder / "merges.txt")
+        tokenizer = byte_pairs(path, folder / "merges.txt")
     else:
         path = vocabulary_file(folder, "chinese_vocab.model", "CPM's GPT-2")
         tokenizer = CPMTokenizer(path)
@@ -141,12 +141,14 @@ def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
     return tokenizer
 
 
-def _byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
+def byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
+    """GPT-2's own two files. Raises Damaged."""
     for path in (vocabulary, merges):
         refuse_pointer(path)
     try:
         lower = Lower(BPE.from_file(str(vocabulary), str(merges)))
-    except Exception as error:  # noqa: BLE001 - the tokenizers package raises plain Exception
+    except BaseException as error:  # noqa: BLE001 - see raise_own
+        raise_own(error)
         raise damaged_vocabulary(
             tr(
                 "{name} and {name2} are not a GPT-2 vocabulary: {error}",

@@ -65,17 +65,15 @@ class HFTokenizer:
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
-            ids: list[int] = self._lower.encode(text, add_special_tokens=False).ids
-        return ids
+            return _encode(self._lower, text)
 
     def encode_special(self, text: str) -> list[int]:
         with self._lock:
             self._lower.encode_special_tokens = False
             try:
-                ids: list[int] = self._lower.encode(text, add_special_tokens=False).ids
+                return _encode(self._lower, text)
             finally:
                 self._lower.encode_special_tokens = True
-        return ids
 
     def encode_rendered(self, text: str, trusted: Callable[[int, int, int], bool]) -> list[int]:
         """As `encode_special`; a control token that is not trusted is text.
@@ -157,6 +155,8 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
         if path.stat().st_size > _LARGEST:
             raise ValueError("it is larger than 256 MB")
         lower = Lower.from_file(str(path))
+        lower.no_padding()  # of batches, in training: a chat never pads, and never cuts in silence
+        lower.no_truncation()
         told = words_of_folder(folder)
         _add_missing(lower, told)
         if (name := rebuilding_class(folder)) in _LLAMA:
@@ -164,7 +164,8 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
         if name == "CodeLlamaTokenizer":
             _begin_with(lower, named_tokens(folder)["bos_token"])
         return wrap(lower, special_names(folder) | {word.text for word in told if word.special})
-    except Exception as error:  # noqa: BLE001 - the Rust side raises plain Exception for everything it cannot read
+    except BaseException as error:  # noqa: BLE001 - see raise_own
+        raise_own(error)
         raise damaged_vocabulary(
             tr(
                 "tokenizer.json in {folder} cannot be read: {error}",
@@ -173,6 +174,25 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
             ),
             tr("pull the model again, or verify it"),
         ) from None
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise again what is no fault of a vocabulary. The Rust side raises plain Exception for what it cannot read, and a
+    panic is a BaseException."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError | Damaged):
+        raise error
+
+
+def _encode(lower: Lower, text: str) -> list[int]:
+    try:
+        ids: list[int] = lower.encode(text, add_special_tokens=False).ids
+    except BaseException as error:  # noqa: BLE001 - see raise_own
+        raise_own(error)
+        raise damaged_vocabulary(
+            tr("the vocabulary cannot encode this text: {error}", error=one_line(str(error), 120)),
+            tr("pull the model again, or verify it"),
+        ) from None
+    return ids
 
 
 def wrap(lower: Lower, special: frozenset[str] = frozenset()) -> HFTokenizer:
@@ -288,10 +308,9 @@ def bpe_from_gguf(metadata: Mapping[str, Any]) -> HFTokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
     try:
         lower = Lower(BPE({text: index for index, text in enumerate(tokens)}, pairs, ignore_merges=pre in _EXPRESSIONS))
-    except Exception as error:
-        if isinstance(error, KeyboardInterrupt | MemoryError):
-            raise
-        raise _broken(one_line(str(error), 120)) from None  # the Rust side raises plain Exception
+    except BaseException as error:  # noqa: BLE001 - see raise_own
+        raise_own(error)
+        raise _broken(one_line(str(error), 120)) from None
     lower.pre_tokenizer = _cutter(pre, bool(metadata.get("tokenizer.ggml.add_space_prefix", False)))
     lower.decoder = decoders.ByteLevel()
     words = [

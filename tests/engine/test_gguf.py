@@ -115,6 +115,11 @@ LIES = {
     "long array of numbers": header(0, 1) + field("a", 9, struct.pack("<IQ", 6, 2**61)),
     "long array of texts": header(0, 1) + field("a", 9, struct.pack("<IQ", 8, 2**40)) + bytes(4096),
     "array in array in array in array": header(0, 1) + field("a", 9, struct.pack("<IQ", 9, 1) * 8),
+    "a million empty arrays": header(0, 1)
+    + field("a", 9, struct.pack("<IQ", 9, 10**6))
+    + struct.pack("<IQ", 6, 0) * 10**6,
+    "a field that stands twice": header(0, 2) + field("a", 4, bytes(4)) + field("a", 4, bytes(4)),
+    "a text of 2^63 bytes": header(0, 1) + field("a", 8, struct.pack("<Q", 2**63)),
     "unknown value type": header(0, 1) + field("a", 77, bytes(16)),
     "alignment of zero": header(0, 1) + field("general.alignment", 4, struct.pack("<I", 0)),
     "alignment of three": header(0, 1) + field("general.alignment", 4, struct.pack("<I", 3)),

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = sorted((ROOT / "tests" / "fuzz" / "found").glob("*.bin"))
 # Inputs of each target: what fits into about a second of a slow machine.
 INPUTS = {
-    "gguf": 60, "safetensors": 150, "vocabulary": 60, "adapter": 100, "index": 150, "template": 12, "manifest": 60,
-    "lock": 400, "toml": 200, "http": 100, "sse": 30, "reply": 60, "hub": 60, "mirror": 100,
+    "gguf": 60, "safetensors": 150, "pickle": 200, "tokenizer": 20, "vocabulary": 30, "adapter": 100, "index": 150,
+    "template": 12, "manifest": 60, "lock": 400, "toml": 200, "http": 100, "sse": 30, "reply": 60, "hub": 60,
+    "mirror": 100,
 }  # fmt: skip
 
 
