@@ -18,7 +18,7 @@ from glmchat.core.files import open_file
 from glmchat.core.json_files import small_json
 
 HEAD = "lm_head.weight"
-EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+EMBEDDINGS = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight", "wte.weight")
 _PACKED = ("lm_head.weight_packed", "lm_head.qweight")
 _TIED_BY_DEFAULT = ("gpt2",)
 _PIECE = 4 * 2**20  # bytes compared at a time

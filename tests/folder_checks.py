@@ -86,7 +86,12 @@ def check(seed: int, folder: Path) -> Outcome:
 def _check(one: Draw, folder: Path) -> Outcome:
     from transformers import AutoTokenizer
 
-    path = write(one, folder)
+    try:
+        path = write(one, folder)
+    except GlmchatError as error:
+        if error.code == "quant.family":  # glmchat quantises what it computes itself
+            return Outcome(one, "refused", f"{error.code}: {one.quant} of {one.family}")
+        raise
     tokenizer = AutoTokenizer.from_pretrained(folder)
     theirs = _reference(one, folder, path)
     begin = [3, 1, 4, 1, 5]
@@ -196,6 +201,7 @@ def _compare(one: Draw, folder: Path, path: Path, engine: Engine, theirs: Refere
         return
     text = engine.tokenizer.decode(said)
     _text(text, said, tokenizer)
+    text = text.replace("<unk>", "")  # a word of the vocabulary where a model says it, and text where it is read again
     longer = [*conversation, {"role": "assistant", "content": text}, {"role": "user", "content": one.said[1] + "?"}]
     again = engine.render([Message(m["role"], m["content"]) for m in longer])
     _equal("the second turn", again, _ids(right, _system_first(one, longer)))

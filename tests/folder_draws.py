@@ -85,6 +85,9 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
         "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}),
     "Mamba": ("mamba", {"state_size": 8}),
 }  # fmt: skip
+# Types for which transformers has no tokenizer class of its own, and then takes tokenizer.json as it is.
+_NO_CLASS = ("llama", "mistral", "mixtral", "glm", "glm4", "glm4_moe", "olmo2", "granite", "phi3", "smollm3", "exaone4",
+             "stablelm", "lfm2", "gpt_oss", "deepseek_v3", "falcon", "bloom", "ernie4_5")  # fmt: skip
 GGUF_VOCABULARIES = {"Llama": ("bytes", "Llama 3"), "Qwen2": ("Qwen",)}
 PACKABLE = ("Llama", "Llama with biases", "Llama 3", "Qwen2", "Qwen3", "Mistral", "GLM", "GLM-4")
 
@@ -122,6 +125,10 @@ WORDS = (
 )  # fmt: skip
 
 
+NAMED = ("texts", "objects", "special_tokens_map.json", "no class")
+RELICS = ("", "", "", "rotary_emb.inv_freq", "masks", "no prefix")  # tensors that older programs wrote, or named so
+
+
 @dataclass(frozen=True)
 class Draw:
     """What a folder is like. Each field names an entry of the tables above."""
@@ -145,6 +152,8 @@ class Draw:
     old: bool  # rope_scaling and torch_dtype, as transformers 4 wrote them
     said: tuple[str, ...]  # system (or ""), question, answer, question
     text: str  # to be completed
+    named: str  # how tokenizer_config.json names bos_token and eos_token, or that it names no class
+    relics: str
 
     @property
     def kind(self) -> Kind:
@@ -201,6 +210,8 @@ def draw(seed: int) -> Draw:
         old=chance.random() < 0.3,
         said=(texts[0] if chance.random() < 0.5 else "", texts[1], texts[2], texts[3]),
         text=texts[4] + "the cat",
+        named=chance.choice(NAMED),
+        relics=chance.choice(RELICS) if quant == "none" else "",
     )
 
 
@@ -209,7 +220,8 @@ def write_words(one: Draw, folder: Path, rename: Callable[[str], str] = as_it_is
     one.kind.build(folder, rename)
     if (folder / "tokenizer.json").is_file():
         lower = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        if not (folder / "added_tokens.json").is_file() and "words in" not in one.vocabulary:
+        own = (folder / "added_tokens.json").is_file() or "words in" in one.vocabulary
+        if not own and not one.quant.startswith("GGUF"):  # which says nothing of blanks beside a word
             lower.add_tokens([word for word in WORDS if word.content in one.words])
         if one.quant.startswith("GGUF"):  # which has no normalizer, neither in llama.cpp nor in transformers
             lower.normalizer = None
@@ -220,6 +232,7 @@ def write_words(one: Draw, folder: Path, rename: Callable[[str], str] = as_it_is
     source = settings.pop("chat_template")
     if not (folder / "tokenizer.json").is_file():
         settings["add_bos_token"] = one.begins
+    _name(one, folder, settings)
     if one.quant.startswith("GGUF"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if one.quant.startswith("GGUF") and TEMPLATES[one.template] is not None:
@@ -240,6 +253,22 @@ def write_words(one: Draw, folder: Path, rename: Callable[[str], str] = as_it_is
                 settings["chat_template"] = source
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return vocabulary_size(folder)
+
+
+def _name(one: Draw, folder: Path, settings: dict[str, Any]) -> None:
+    tokens = {name: settings[name] for name in ("bos_token", "eos_token")}
+    plain_word = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    match one.named:
+        case "objects":
+            settings |= {n: {"__type": "AddedToken", "content": text, **plain_word} for n, text in tokens.items()}
+        case "special_tokens_map.json" if (folder / "tokenizer.json").is_file():
+            (folder / one.named).write_text(json.dumps(tokens))
+            for name in tokens:
+                del settings[name]
+        case "no class" if (
+            settings["tokenizer_class"] == "PreTrainedTokenizerFast" and FAMILIES[one.family][0] in _NO_CLASS
+        ):
+            del settings["tokenizer_class"]
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -278,7 +307,7 @@ def write(one: Draw, folder: Path) -> Path:
     tensors = {name: value.to(DTYPES[one.dtype]) for name, value in load_file(folder / "model.safetensors").items()}
     (folder / "model.safetensors").unlink()
     tied = dict(getattr(model, "_tied_weights_keys", None) or {})
-    tensors = _tie(one, tensors, tied)
+    tensors = _age(one, _tie(one, tensors, tied), str(getattr(model, "base_model_prefix", "")))
     told = _settings(one, folder)
     (folder / "config.json").write_text(json.dumps(told))
     if one.quant in FORMS:
@@ -324,9 +353,10 @@ def _settings(one: Draw, folder: Path) -> dict[str, Any]:
     rope = told.get("rope_parameters")
     if one.old and isinstance(rope, dict) and not any(isinstance(part, dict) for part in rope.values()):
         del told["rope_parameters"]
+        rope["type"] = rope.pop("rope_type", "default")
         theta = rope.pop("rope_theta", None)
         told |= {} if theta is None else {"rope_theta": theta}
-        told["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+        told["rope_scaling"] = None if rope["type"] == "default" else rope
     if one.ties == "said otherwise":
         told["tie_word_embeddings"] = not one.tied
     return told
@@ -369,11 +399,27 @@ def _tie(one: Draw, tensors: Tensors, tied: Mapping[str, str]) -> Tensors:
     return tensors
 
 
+def _age(one: Draw, tensors: Tensors, prefix: str) -> Tensors:
+    """With what old programs left in such files."""
+    if one.relics == "no prefix" and prefix:  # as the network without its head is saved
+        return {name.removeprefix(prefix + "."): value for name, value in tensors.items()}
+    kind = FAMILIES[one.family][0]
+    if one.relics == "rotary_emb.inv_freq" and kind in ("llama", "mistral", "qwen2"):
+        waves = torch.arange(8.0)
+        return tensors | {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": waves.clone() for n in range(2)}
+    if one.relics == "masks" and kind in ("gpt2", "gptj", "gpt_neox"):
+        stem = "gpt_neox.layers.{}.attention" if kind == "gpt_neox" else "transformer.h.{}.attn"
+        masks = {f"{stem.format(n)}.bias": torch.ones(1, 1, 8, 8).tril().bool() for n in range(2)}
+        return tensors | masks | {f"{stem.format(n)}.masked_bias": torch.tensor(-1e9) for n in range(2)}
+    return tensors
+
+
 def _pack(one: Draw, tensors: Tensors) -> tuple[Tensors, Tensors]:
     pack, stored, dense = FORMS[one.quant][0], Tensors(), Tensors()
     for name, tensor in tensors.items():
         ends = any(part in name for part in ("embed", "lm_head"))
-        if tensor.dim() != 2 or ("layers." not in name and not (ends and "MLX" in one.quant)) or tensor.shape[1] % 32:
+        apart = "layers." not in name and not (ends and "MLX" in one.quant)
+        if apart or tensor.dim() != 2 or any(size % 32 for size in tensor.shape):
             stored[name] = dense[name] = tensor
             continue
         parts, dense[name] = pack(tensor)

@@ -23,7 +23,7 @@ from glmchat.engine.models.layers import (
     prepare_embedding,
     rotate_interleaved,
 )
-from glmchat.engine.models.llama import Attention, Llama
+from glmchat.engine.models.llama import Attention, Llama, rename
 from glmchat.engine.models.parts import glm_layer
 from glmchat.engine.models.rope import rotary_frequencies
 from glmchat.engine.prompts.template import template_prompt
@@ -94,7 +94,7 @@ class Glm(Llama):
 FAMILY = Family(
     name="glm",
     build=Glm,
-    rename=lambda name: None if name.endswith("rotary_emb.inv_freq") else name,
+    rename=rename,
     load_tokenizer=load_plain_tokenizer,
     prompt=template_prompt,
 )

@@ -183,15 +183,18 @@ class Llama(PrefixedModel):
         return tied_logits(x, self.model.embed_tokens, self.lm_head)
 
 
-def _rename(name: str) -> str | None:
-    # Old checkpoints store the rotary frequencies, which are computed here.
-    return None if name.endswith("rotary_emb.inv_freq") else name
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name: rotary frequencies, which old files store, are computed; a network that was
+    saved without its head leaves out `model.`."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return None
+    return f"model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
 
 
 FAMILY = Family(
     name="llama",
     build=Llama,
-    rename=_rename,
+    rename=rename,
     load_tokenizer=load_plain_tokenizer,
     prompt=template_prompt,
 )

@@ -113,7 +113,9 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         if self._bytes is not None:
             return b"".join(self.token_bytes(token) or b"" for token in ids).decode("utf-8", "replace")
-        text: str = self._lower.decode([token for token in ids if token not in self._hidden], skip_special_tokens=False)
+        # Rows of the matrix beyond the vocabulary are no words; one of those ids is the mark's.
+        shown = [token for token in ids if token not in self._hidden and token < self.vocab_size]
+        text: str = self._lower.decode(shown, skip_special_tokens=False)
         return text
 
     def token_bytes(self, token: int) -> bytes | None:
@@ -139,7 +141,7 @@ class HFTokenizer:
         if known is not None:
             return known
         piece = self._lower.id_to_token(token)
-        if piece is None or token in self._hidden:
+        if piece is None or token in self._hidden or token >= self.vocab_size:
             return b""
         if byte := _BYTE.fullmatch(piece):
             return bytes.fromhex(byte[1])

@@ -345,3 +345,15 @@ def test_the_types_whose_file_is_taken_as_written_are_those_of_transformers() ->
 
     generic = {name for name, its in TOKENIZER_MAPPING_NAMES.items() if its == "TokenizersBackend"}
     assert generic & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= AS_WRITTEN <= generic
+
+
+@pytest.mark.parametrize("name", ["bytes", "Llama 2, not legacy", "Unigram", "WordPiece"])
+def test_an_id_beyond_the_vocabulary_shows_nothing_whatever_was_rendered_before(name: str, tmp_path: Path) -> None:
+    folder = next(kind for kind in KINDS if kind.name == name).build(tmp_path / "model", as_it_is)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.encode_rendered("<|im_start|>the <|im_end|>", lambda begin, end, token: begin == 0)  # type: ignore[attr-defined]
+    the = tokenizer.encode("the")
+    beyond = tokenizer.vocab_size
+    for number in (beyond, beyond + 1):
+        assert tokenizer.decode([*the, number]) == tokenizer.decode(the)
+        assert tokenizer.piece_bytes(number) == b""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -116,3 +117,32 @@ def test_a_head_whose_file_is_still_to_come_counts_as_its_own(folder: Path) -> N
     assert folder_config(folder).get("tie_word_embeddings", True) is True
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert folder_config(folder)["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "glm", "glm4", "gpt2"])
+@pytest.mark.parametrize("head", ["none", "different"])
+def test_a_network_saved_without_its_head_is_the_one_that_transformers_makes_of_it(
+    kind: str, head: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}  # fmt: skip
+    measures: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 272} if kind == "gpt2" else sizes
+    measures |= {"sliding_window": None} if kind == "mistral" else {}
+    torch.manual_seed(3)
+    AutoModel.from_config(AutoConfig.for_model(kind, **measures, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embedding = "wte.weight" if kind == "gpt2" else "embed_tokens.weight"
+    assert embedding in tensors
+    if head == "different":
+        another_head(tensors, embedding)
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        right = model(torch.tensor([IDS])).logits[0]
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    assert engine.family in ("llama", "glm", "gpt2")
+    assert torch.allclose(engine.logits(IDS), right, atol=1e-4)
+    spec = spec_at(tmp_path)
+    assert spec is not None and spec.parameters() == engine.spec.parameters()
