@@ -45,6 +45,10 @@ _REACHING = (
 )
 
 
+# Types whose forward counts positions from 0 in every pass, whatever the cache holds; `generate` tells them.
+_COUNT_FROM_ZERO = frozenset({"bamba", "kimi_linear"})
+
+
 class TransformersCache(KVCache):
     """transformers' cache with the measures our decode loop asks for; it grows as it is filled."""
 
@@ -112,6 +116,7 @@ class Fallback(PrefixedModel):
         self._switch = _switch(getattr(inner, "config", None))
         # RWKV, the first GPT, MiniMax and CPM-Ant take no cache of these: their whole text is read for each token.
         self._caches = ("past_key_values" in accepted or "cache_params" in accepted) and _takes_our_cache(inner)
+        self._count_from_zero = getattr(getattr(inner, "config", None), "model_type", None) in _COUNT_FROM_ZERO
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         for layer in _layers(inner, spec.layers):
             layer.register_forward_pre_hook(self._pass)
@@ -164,6 +169,8 @@ class Fallback(PrefixedModel):
             elif isinstance(cache, TransformersCache):
                 if self._switch is not None:
                     ids = cache.again(ids, self._switch)
+                if self._count_from_zero:
+                    options["position_ids"] = torch.arange(cache.length, cache.length + len(ids))[None].to(ids.device)
                 output = self._compute(
                     input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options
                 )

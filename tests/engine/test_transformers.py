@@ -90,3 +90,26 @@ def test_a_model_without_a_cache_goes_on_from_its_whole_text(name: str, tmp_path
             text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
     engine = Engine.load(tmp_path, dtype="float32", threads=1)
     assert list(engine.generate(text[:6], Sampling(temperature=0, max_tokens=8, ignore_eos=True))) == text[6:]
+
+
+@pytest.mark.parametrize("name", ["Bamba", "Jamba", "GraniteMoeHybrid"])
+def test_a_hybrid_says_what_its_own_generate_says(name: str, tmp_path: Path) -> None:
+    layers = {
+        "Bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
+        "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 8},
+        "GraniteMoeHybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16,
+                             "num_local_experts": 4, "num_experts_per_tok": 2},
+    }[name]  # fmt: skip
+    torch.manual_seed(1)
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    model = kind(kind.config_class(**SMALL, **layers, eos_token_id=2)).eval()
+    for name_of, parameter in model.named_parameters():
+        if "norm" not in name_of and parameter.dim() == 2:
+            parameter.data *= 6  # else positions hardly count
+    model.save_pretrained(tmp_path)
+    ids = [5, 40, 77, 105, 9, 200, 31, 64, 12, 88]
+    asked = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    prompt = torch.tensor([ids])
+    right = model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, len(ids) :].tolist()
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    assert list(engine.generate(ids, Sampling(temperature=0, max_tokens=12, ignore_eos=True))) == right
