@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glmchat.chat import shared_engine
 from glmchat.chat.client.endpoint import Endpoint
@@ -17,6 +17,8 @@ from glmchat.chat.sampling_choice import ranks_for_launch
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.chat.shared_engine import start_engine
 from glmchat.checkpoints import card_fit
+from glmchat.checkpoints.chat_template import no_template
+from glmchat.checkpoints.fit import check_chat, has_chat
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
@@ -62,23 +64,32 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
     return replace(launch.engine, model=launch.engine.model or folder.name, adapters=adapters)
 
 
-def require_fit(options: EngineOptions) -> None:
-    """Raises what tells beforehand that a load would fail: DoesNotFit, Damaged, NotInstalled …
+# What a model is loaded for: a conversation, one answer and nothing else, or to go on with texts as they are.
+Purpose = Literal["chat", "answer", "completion"]
 
-    Where an engine that can be joined runs already nothing is loaded. Engines that only wait for somebody make room.
+
+def require_fit(options: EngineOptions, purpose: Purpose = "chat") -> None:
+    """Raises what tells beforehand that a load would fail, or be of no use: DoesNotFit, Damaged, NotInstalled …
+
+    A conversation may be opened with a model that has no chat template, since /complete works in it. Where an engine
+    that can be joined runs already nothing is loaded. Engines that only wait for somebody make room.
     """
-    if shared_engine.runs(options):
-        return
     folder, name = options.require_folder(), options.model or options.require_folder().name
-    shared_engine.making_room(
-        lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
-    )
+    if not shared_engine.runs(options):
+        shared_engine.making_room(
+            lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
+        )
+    if purpose != "completion":
+        check_chat(folder)
+    if purpose == "answer" and not has_chat(folder):
+        raise no_template()
 
 
 def connect(
     launch: LaunchOptions,
     on_progress: Callable[[str, float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    purpose: Purpose = "chat",
 ) -> Connection:
     """Start the engine and wait until it answers, or greet the server. Blocks; a window calls it in a worker.
 
@@ -87,7 +98,7 @@ def connect(
     if launch.server is not None:
         return _to_server(launch)
     options = engine_options(launch)
-    require_fit(options)
+    require_fit(options, purpose)
     process = start_engine(options)
     try:
         process.wait_ready(on_progress, cancelled)

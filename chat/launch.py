@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from glmchat.checkpoints.families import is_native, refuse_quantising
-from glmchat.checkpoints.fit import check_folder, config_at
+from glmchat.checkpoints.fit import check_chat, check_folder, config_at
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions, quant_bits
@@ -20,7 +20,7 @@ from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub import catalogue, lookup, references
+from glmchat.hub import catalogue, gguf_choice, lookup, references
 from glmchat.hub.installed import Installed, copy_folder, copy_manifest
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.references import Reference
@@ -126,6 +126,14 @@ def not_installed(reference: Reference) -> GlmchatError:
     )
 
 
+def choice_note(text: str, row: Installed) -> str | None:
+    """Which of several GGUF models `text` means, and how the others are named; None where there is no choice."""
+    reference = references.parse(text)
+    if reference.file is not None or reference.path is not None or row.path.suffix != ".gguf":
+        return None
+    return gguf_choice.others_note(row.name, [f.path for f in row.files], row.path.name)
+
+
 def unfinished(row: Installed) -> GlmchatError:
     """What an incomplete model lacks, and what brings it."""
     root = row.manifest.root if row.manifest is not None else row.path
@@ -159,6 +167,7 @@ def problem_of(row: Installed) -> GlmchatError | None:
         return unfinished(row)
     try:
         check_folder(row.path)
+        check_chat(row.path)
     except GlmchatError as error:
         return error
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from glmchat.checkpoints.fit import variables_at
 from glmchat.core.errors import Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
@@ -78,12 +79,21 @@ def ranks_for_launch(
     return SamplingRanks(
         {
             "flag": dict(flags),
-            "environment": dict(load_settings(Path(os.devnull)).sampling),
-            "config": dict(load_settings(environ={}).sampling),
+            "environment": _heard(load_settings(Path(os.devnull)).sampling, folder),
+            "config": _heard(load_settings(environ={}).sampling, folder),
             "catalogue": dict(catalogue or {}),
             "generation_config": generation_config(folder),
         }
     )
+
+
+def _heard(sampling: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """What holds for every model, without the template variables that this one does not read."""
+    told = sampling.get("template_variables") or {}
+    known = variables_at(folder) if told and folder is not None else None
+    if known is None:
+        return dict(sampling)
+    return {**sampling, "template_variables": {name: told[name] for name in told if name in known}}
 
 
 def generation_config(folder: Path | None) -> dict[str, Any]:

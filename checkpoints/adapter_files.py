@@ -181,6 +181,15 @@ def shapes_of_safetensors(path: Path) -> dict[str, Shape]:
         raise Damaged(error.message, hint=hint, code="adapter.damaged") from None
 
 
+def refuse_settings(config: Mapping[str, Any]) -> None:
+    """Raise Usage for a kind or a variant that is not computed, whatever the tensors are."""
+    kind = config.get("peft_type")
+    if kind is not None and kind_of(config) is None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
+        raise refusal(kind)
+    if kind == "LORA":
+        parse_lora(config)
+
+
 def weight_files(path: Path) -> list[Path]:
     """The files that the weights of this adapter are read from."""
     if path.is_file():
@@ -255,8 +264,7 @@ def recognise(
     if (by_peft := kind_of(config)) is not None:
         check_peft(by_peft, config, shapes)
         return AdapterFacts(**found, kind=by_peft, form="peft")
-    if kind is not None and kind not in ("LORA", "PREFIX_TUNING", *_PROMPTS):
-        raise refusal(kind)
+    refuse_settings(config)
     if kind in ("PREFIX_TUNING", *_PROMPTS):
         return _virtual_tokens(found, "prefix" if kind == "PREFIX_TUNING" else "prompt")
     if any(name.startswith(PREFIX_ENCODER) for name in names):

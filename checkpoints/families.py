@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints import chatglm, chatglm2, glm, gpt2, llama
+from glmchat.checkpoints.architectures import unknown_type
 from glmchat.checkpoints.config import integer, settle_generation, token_ids
 from glmchat.checkpoints.gguf_file import config_of, open_gguf
 from glmchat.checkpoints.quantised import described, method_name
@@ -93,35 +94,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
             hint=tr("use the Hugging Face folder of this model"),
             code="gguf.unread",
         )  # fmt: skip
-    raise Damaged(
-        f"glmchat does not know this model: config.json names {one_line(str(kind), 80)}",
-        hint=tr("`glmchat show` lists the families it runs"),
-        code="model.unknown_family",
-    )
+    raise unknown_type(str(kind), bool(config.get("auto_map")))
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
     """Whether glmchat computes the network itself."""
     return any(family.matches(config) for family in FAMILIES[:-1])
-
-
-# Of transformers' causal types, those that read in both directions unless config.json says that they are decoders.
-_ENCODERS = frozenset({
-    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
-    "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta",
-    "xlm-roberta-xl", "xlnet", "xmod",
-})  # fmt: skip
-
-
-def refuse_encoder(config: Mapping[str, Any]) -> None:
-    """Raise Usage for a network that fills gaps in a text, and cannot go on with one."""
-    kind = config.get("model_type")
-    if kind in _ENCODERS and not config.get("is_decoder"):
-        raise Usage(
-            tr("this {kind} model reads a text in both directions and cannot go on with one", kind=str(kind)),
-            hint=tr("use a model that was trained to generate text"),
-            code="model.encoder",
-        )
 
 
 _EXPERTS = re.compile(r"(moe_)?(n|num)_(local_|routed_)?experts")

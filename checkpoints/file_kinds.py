@@ -62,7 +62,8 @@ def refuse_no_weights(path: Path) -> None:
             hint=tr("look whether it is still there, and whether you may read it"),
             code="file.gone",
         )
-    refuse_pointer(path)
+    if path.is_file():  # no pipe
+        refuse_pointer(path)
     if kind == "json":
         raise Usage(
             tr("{name} is a JSON file, not weights", name=name),
@@ -87,3 +88,15 @@ def refuse_no_weights(path: Path) -> None:
             hint=tr("name the file with the weights; if it should be one, download it again"),
             code="file.kind",
         )
+
+
+def refuse_lone_weights(path: Path) -> None:
+    """Raise Usage for tensors in a file of their own: a model is run from its folder, or from a GGUF file."""
+    kind, name = kind_of_file(path), one_line(path.name)
+    if kind not in ("safetensors", "torch"):
+        return
+    if path.parent.joinpath("config.json").is_file():
+        hint = tr("name the folder that it lies in: {folder}", folder=one_line(str(path.parent)))
+    else:
+        hint = tr("a model is a folder with config.json, weights and tokenizer, or a GGUF file")
+    raise Usage(tr("{name} contains only weights", name=name), hint=hint, code="file.kind")

@@ -6,19 +6,22 @@ more than tensors).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.architectures import refuse_no_generator, refuse_pipeline
+from glmchat.checkpoints.chat_template import check_template, template_of, unheard, variables_of
 from glmchat.checkpoints.config import absurd, refuse_absurd, refuse_types, settle_generation
-from glmchat.checkpoints.families import is_native, is_quantisable, parse, refuse_encoder, spec_of
-from glmchat.checkpoints.file_kinds import refuse_no_weights
+from glmchat.checkpoints.families import is_native, is_quantisable, parse, spec_of
+from glmchat.checkpoints.file_kinds import refuse_lone_weights, refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
+from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, check_tokenizer
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.checkpoints.weight_files import (
@@ -39,23 +42,32 @@ _LEAST = 0.5  # bytes of a weight in the tightest format there is
 
 def check_folder(folder: Path) -> None:
     """Raise Damaged, Hostile or Usage for a folder or GGUF file that is no whole model, or a mixture of two."""
-    if folder.is_file():
+    if not folder.exists():
+        return  # who names a path looks whether it is there; the engine says so of one that has gone meanwhile
+    if not folder.is_dir():
         refuse_no_weights(folder)
-        config = config_of(open_gguf(folder))
+        refuse_lone_weights(folder)
+        file = open_gguf(folder)
+        config = config_of(file)
         refuse_absurd(config)
         parse(config)
+        check_gguf_tokenizer(file)
         try_vocabulary(folder)
-    if not folder.is_dir():
         return
+    refuse_pipeline(folder)
     config = folder_config(folder)
     refuse_absurd(config)
     if not is_native(config):
         refuse_types(config)
     refuse_adapter_folder(folder, config)
-    refuse_encoder(config)
-    refuse_unread(config, natively=is_native(config))
+    natively = is_native(config)
+    refuse_no_generator(config, natively)
+    refuse_unread(config, natively)
+    if natively or not isinstance(config.get("model_type"), str):
+        parse(config)
     files = weight_files(folder)
-    check_vocabulary(folder, config)
+    if not check_vocabulary(folder, config):
+        check_tokenizer(folder, config, natively)
     _compare_sizes(config, files)
     try_vocabulary(folder)
 
@@ -66,6 +78,38 @@ def check_weights(path: Path) -> None:
         weight_files(path)
     else:
         open_gguf(path)
+
+
+def check_chat(folder: Path) -> None:
+    """Raise Damaged for a model whose chat template cannot be read: it can only complete texts."""
+    source = template_of(folder) if folder.exists() and not _has_own_format(folder) else None
+    if source is not None:
+        check_template(source)
+
+
+def has_chat(folder: Path) -> bool:
+    """Whether the model takes questions: by a format that its family has, or by a template that it brings."""
+    return _has_own_format(folder) or template_of(folder) is not None
+
+
+def refuse_unheard(folder: Path, variables: Iterable[str]) -> None:
+    """Raise Usage for a variable that the chat format of a model never looks at; one that it has none is not asked."""
+    names = frozenset(variables)
+    known = variables_at(folder) if names else None
+    if known is not None and names - known and has_chat(folder):
+        raise unheard(names - known, known)
+
+
+def variables_at(folder: Path) -> frozenset[str] | None:
+    """The variables that the chat format of a folder or GGUF file reads; None where nobody can tell."""
+    if not folder.exists():
+        return None
+    source = None if _has_own_format(folder) else template_of(folder)
+    return frozenset() if source is None else variables_of(source)
+
+
+def _has_own_format(folder: Path) -> bool:
+    return config_at(folder).get("model_type") == "chatglm"
 
 
 def _compare_sizes(config: Mapping[str, Any], files: Sequence[Path]) -> None:

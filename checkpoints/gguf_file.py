@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from glmchat.checkpoints.architectures import refuse_gguf_kind
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.checkpoints.weight_files import gguf_parts, refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
@@ -118,18 +119,20 @@ class GGUFFile:
                         count=f"{count:05}"),
                 code="gguf.part",
             )  # fmt: skip
-        if number != 1:
+        missing = [part.name for part in paths if not part.is_file()]
+        if number != 1 and paths[0].is_file():
             raise Usage(
                 tr("{name} is part {number} of {count}", name=name, number=number, count=count),
                 hint=tr("name the first part: {path}", path=one_line(str(paths[0]))),
                 code="gguf.not_first",
             )
-        if missing := [part.name for part in paths if not part.is_file()]:
+        if missing:
             raise Damaged(
-                tr("{name} is part 1 of {count}; missing: {names}", name=name, count=count, names=listed(missing)),
+                tr("{name} is part {number} of {count}; missing: {names}", name=name, number=number, count=count,
+                   names=listed(missing)),
                 hint=tr("pull the model again: what was downloaded is kept"),
                 code="gguf.part",
-            )
+            )  # fmt: skip
         self.parts += [GGUFFile(part) for part in paths[1:]]
         for index, part in enumerate(self.parts):
             said = part.metadata.get("split.no"), part.metadata.get("split.count")
@@ -441,6 +444,7 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
             code="gguf.no_architecture",
         )
     config: dict[str, Any] = {"model_type": architecture, "gguf": True}
+    refuse_gguf_kind(one_line(file.path.name), architecture)
     if architecture not in ARCHITECTURES:
         raise Damaged(
             tr(

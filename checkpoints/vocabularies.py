@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,7 +83,6 @@ def model_of_embedding(shape: tuple[int, ...]) -> str | None:
     return _MODELS.get(shape[0]) if len(shape) == 2 else None
 
 
-_HEAD = 4 * 2**20  # bytes of a tokenizer.json in which its added words stand
 # So many words of a vocabulary may have no row in the matrix: marks of images and the like, which a model's sibling
 # uses. Nothing produces them, and a prompt that held one would be refused. More is another model's vocabulary.
 WORDS_WITHOUT_ROWS = 64
@@ -150,7 +148,7 @@ def require_kind(path: Path, data: bytes, *wanted: str) -> Vocabulary:
     if _TIKTOKEN.match(data):
         pieces, kind = data.count(b"\n") + (not data.endswith(b"\n")), "tiktoken"
     else:
-        pieces, kind = _count_pieces(path, data), "SentencePiece"
+        pieces, kind = count_pieces(path, data), "SentencePiece"
     for one in expected:
         if pieces == one.pieces and (kind == "tiktoken") == (one.name == "glm4"):
             return one
@@ -223,11 +221,10 @@ def published_vocabulary(folder: Path, name: str, rows: int) -> Path:
     return path
 
 
-def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise Damaged if the vocabulary beside a config.json is missing, damaged, or another generation's.
+def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the family has one published vocabulary (ChatGLM, CPM), which is then checked.
 
-    Where the family takes several forms of vocabulary (Llama, GPT-2), only pointers, empty files, and added words of
-    another model's size are found.
+    Raises Damaged if it is missing, damaged, or another generation's; for pointers and empty files in every family.
     """
     name = None
     if config.get("model_type") == "chatglm":
@@ -238,31 +235,14 @@ def check_vocabulary(folder: Path, config: Mapping[str, Any]) -> None:
         published_vocabulary(
             folder, name, integer(config, "padded_vocab_size", "vocab_size", default=KNOWN[name].tokens)
         )
-        return
+        return True
     for file in FILES:
         if (folder / file).is_file():
             refuse_pointer(folder / file)
-    rows, last = _whole(config.get("vocab_size")), _last_added(folder / "tokenizer.json")
-    if rows is not None and last is not None:
-        check_rows(folder / "tokenizer.json", last + 1, rows, WORDS_WITHOUT_ROWS)
+    return False
 
 
-def _last_added(path: Path) -> int | None:
-    """The highest id of a word that was added, which the file tells at its beginning; None where it does not."""
-    if not path.is_file():
-        return None
-    with open_file(path) as file:
-        head = file.read(_HEAD).decode("utf-8", "replace")
-    at = re.search(r'"added_tokens"\s*:\s*(?=\[)', head)
-    try:
-        words = json.JSONDecoder().raw_decode(head, at.end())[0] if at else []
-    except (ValueError, RecursionError):  # longer than what was read, or damaged; the engine reads all of it
-        return None
-    ids = [word.get("id") for word in words if isinstance(word, dict)]
-    return max((number for number in ids if isinstance(number, int)), default=None)
-
-
-def _count_pieces(path: Path, data: bytes) -> int:
+def count_pieces(path: Path, data: bytes) -> int:
     """Pieces of a SentencePiece model. Raises Damaged if `data` is none, or is cut off."""
     at, pieces, size = 0, 0, len(data)
     try:

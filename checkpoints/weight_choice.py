@@ -156,6 +156,7 @@ def no_weights(where: str, names: Collection[str]) -> Damaged:
     tensors = [name for name in top if _is_tensors(name)]
     variants = [(name, match["variant"]) for name in tensors if (match := _VARIANT.fullmatch(name))]
     below = sorted({name.rpartition("/")[0] for name in names if "/" in name and _is_tensors(name)})
+    foreign = [name for name in top if _is_foreign(name)]
     if variants:
         name, variant = variants[0]
         message = tr("{where} has its weights only as a variant, {name}", where=where, name=one_line(name))
@@ -165,12 +166,14 @@ def no_weights(where: str, names: Collection[str]) -> Damaged:
         hint = tr(
             "fetch model.safetensors.index.json from the repository; a single file must be called model.safetensors"
         )
-    elif foreign := listed([name for name in top if name.endswith(_FOREIGN)]):
-        message = tr("{where} has its weights only as {names}, which glmchat does not read", where=where, names=foreign)
-        hint = tr("glmchat reads model.safetensors, pytorch_model.bin and GGUF: take a repository with one of them")
-    elif below:
+    elif below and not foreign:
         message = tr("{where} has its weights in a sub-folder: {folders}", where=where, folders=listed(below))
         hint = tr("name that folder itself; of a repository, `glmchat pull NAME --include '{path}/*'`", path=below[0])
+    elif foreign := foreign or sorted(name for name in names if _is_foreign(name)):
+        message = tr(
+            "{where} has its weights only as {names}, which glmchat does not read", where=where, names=listed(foreign)
+        )
+        hint = tr("glmchat reads model.safetensors, pytorch_model.bin and GGUF: take a repository with one of them")
     else:
         return Damaged(
             tr("{where} contains no weights", where=where),
@@ -199,6 +202,11 @@ def missing_weights(chosen: WeightSet, names: Iterable[str], again: str) -> Dama
         hint=again,
         code="weights.missing_shard",
     )
+
+
+def _is_foreign(name: str) -> bool:
+    plain = name.rpartition("/")[2]
+    return plain.endswith(_FOREIGN) or plain in ("openvino_model.bin", "openvino_model.xml")
 
 
 def _is_tensors(name: str) -> bool:

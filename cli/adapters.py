@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,10 +101,16 @@ def _checked_base(name: str) -> dict[str, Any]:
 def _add(path: Path, origin: Origin, request: dict[str, Any]) -> tuple[Installed, bool]:
     """The row in the store, and whether it was made now: jobs/add_adapter.py reads and copies."""
     from glmchat.chat.jobs import run_job
-    from glmchat.checkpoints.adapter_files import find_weights
+    from glmchat.checkpoints.adapter_check import check_adapter
     from glmchat.hub.adapters import find_adapter
 
-    find_weights(path.expanduser().absolute())  # what is no adapter at all is said before torch is loaded
+    base = request.get("base")
+    check_adapter(
+        path.expanduser().absolute(),
+        None if base is None else Path(base["path"]),
+        alpha=request.get("alpha"),
+        force=request.get("force", False),
+    )
     told = {**asdict(origin), "served": [asdict(file) for file in origin.served.values()]}
     request = {**request, "path": str(path.expanduser().absolute()), "origin": told}
     with cancelled_by_interrupt() as cancelled:
@@ -111,8 +118,9 @@ def _add(path: Path, origin: Origin, request: dict[str, Any]) -> tuple[Installed
     return find_adapter(result["name"]), result["made"]
 
 
-def bring_in(path: Path, model: Path | None, force: bool) -> str:
-    """The store's name of the adapter at `path`; one that is not in the store is added, unless it does not fit `model`.
+def bring_in(path: Path, model: Path | None, force: bool) -> tuple[str, bool]:
+    """The store's name of the adapter at `path`, and whether it came into the store now, which only one does that fits
+    `model`.
 
     model: the folder or GGUF file it is to be used with. Says what was done.
     """
@@ -128,7 +136,18 @@ def bring_in(path: Path, model: Path | None, force: bool) -> str:
         )
     else:
         output.say(tr("{path} is in the store as {name}", path=one_line(str(path)), name=row.name))
-    return row.name
+    return row.name, made
+
+
+def take_out(names: Sequence[str]) -> None:
+    """Remove what `bring_in` has just added: what it was brought for is not to be."""
+    from glmchat.hub.adapters import find_adapter
+    from glmchat.hub.removal import execute, plan_removal
+
+    if not names:
+        return
+    execute(plan_removal([find_adapter(name) for name in names]))
+    output.say(tr("taken out of the store again: {names}", names=one_line(", ".join(names))))
 
 
 def _fetch(source: str) -> tuple[Path, Origin]:
@@ -321,7 +340,7 @@ def merge(
     """Write a model and an adapter as one model, in the original names."""
     bits = parse_quant(quant)
     from glmchat.chat.jobs import run_job
-    from glmchat.checkpoints.adapter_files import find_weights
+    from glmchat.checkpoints.adapter_check import check_adapter
     from glmchat.checkpoints.fit import check_weights
     from glmchat.hub import references
     from glmchat.hub.adapters import find_adapter
@@ -330,8 +349,8 @@ def merge(
     if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
         path = find_adapter(adapter).path
     model = _model(base).path
-    find_weights(path.absolute())
     check_weights(model)
+    check_adapter(path.absolute(), model, alpha=alpha, force=force)
     request = {
         "adapter": str(path.absolute()),
         "base": str(model),

@@ -31,7 +31,7 @@ def choose_model(
     """The options with the model in them; the choice is named on stderr where the user did not name it."""
     if launch.server is not None:
         return replace(launch, engine=replace(launch.engine, model=name))
-    from glmchat.chat.launch import launch_installed, locate, unfinished, wanted_model
+    from glmchat.chat.launch import choice_note, launch_installed, locate, unfinished, wanted_model
     from glmchat.hub import lookup
 
     choice = wanted_model(name, settings, conversation=spoken_with)
@@ -56,6 +56,8 @@ def choose_model(
     with suppress(GlmchatError, OSError):  # a home that takes no files is told where the history is opened
         lookup.remember(row)
     launch = launch_installed(launch, row, quantised)
+    if (note := choice_note(choice.text, row)) is not None:
+        output.say(note)
     if quantised is not None and launch.engine.quant is None:
         output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=quantised))
     elif launch.engine.copy is not None:

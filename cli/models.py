@@ -101,7 +101,8 @@ def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson 
     from glmchat.hub.removal import plan_removal
 
     rows = [installed_row(name, incomplete=True) for name in names]
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
+        _refuse_one_of_several(name, row)
         if row.source == "path" and row.manifest is None:
             raise Usage(
                 tr("{path} is your own folder; glmchat does not delete it", path=row.path),
@@ -111,6 +112,20 @@ def rm(names: Names, yes: Yes = False, dry_run: DryRun = False, as_json: AsJson 
     carry_out(plan_removal(rows), yes=yes, dry_run=dry_run, as_json=as_json)
     if not dry_run:
         end_idle_of([row.path for row in rows])
+
+
+def _refuse_one_of_several(name: str, row: Installed) -> None:
+    """A repository's folder is removed as a whole, so not in the name of one of its files."""
+    from glmchat.hub import references
+    from glmchat.hub.gguf_choice import choices
+
+    every = [file.path for file in row.manifest.files] if row.manifest is not None else []
+    if references.parse(name).file is not None and len(choices(every)) > 1:
+        raise Usage(
+            tr("{name} lies in one folder with other models", name=one_line(name)),
+            hint=tr("glmchat rm {name} removes all of them", name=one_line(row.repo or row.name)),
+            code="rm.shared_folder",
+        )
 
 
 def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:

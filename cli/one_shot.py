@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from glmchat.chat.answering import Begun, Done, Trimmed, cut_note, system_note, trimmed_note
-from glmchat.chat.connect import Connection, connect, open_session, unused_card
+from glmchat.chat.connect import Connection, Purpose, connect, open_session, unused_card
 from glmchat.chat.hangup import EXIT, ending_on_kill, listening
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -41,7 +41,7 @@ def answer_once(
     """
     session = open_session(history, launch, settings)  # an unknown conversation is told before anything is loaded
     session.default_policy = "refuse"
-    with loaded(launch) as connection:
+    with loaded(launch, "completion" if complete else "answer") as connection:
         session.reconnect(connection.endpoint, connection.identity)
         printer = _JsonPrinter(session) if as_json else _TextPrinter(session, stream)
         if isinstance(question, str):
@@ -66,7 +66,7 @@ def answer_once(
 
 
 @contextmanager
-def loaded(launch: LaunchOptions) -> Iterator[Connection]:
+def loaded(launch: LaunchOptions, purpose: Purpose = "chat") -> Iterator[Connection]:
     """The engine or server, with progress on a terminal once it takes longer than a second."""
     began = time.monotonic()
     shown: list[Any] = []
@@ -80,7 +80,7 @@ def loaded(launch: LaunchOptions) -> Iterator[Connection]:
         shown[1].update(tr("Loading {model}", model=launch.engine.model or ""), round(done * 100), 100)
 
     try:
-        connection = connect(launch, on_progress)
+        connection = connect(launch, on_progress, purpose=purpose)
     except KeyboardInterrupt:
         raise Interrupted(tr("cancelled while loading"), hint=tr("run it again"), code="interrupted") from None
     finally:

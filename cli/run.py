@@ -15,7 +15,7 @@ from glmchat.cli.asking import TextCommand
 from glmchat.cli.choosing import choose_model
 from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
-from glmchat.core.errors import Usage
+from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling, minus_one, parse_template_variables
 from glmchat.core.text import one_line
@@ -153,6 +153,7 @@ def run(
 ) -> None:
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
     from glmchat.chat.launch import LaunchOptions
+    from glmchat.checkpoints.fit import refuse_unheard
     from glmchat.core.settings import load_settings
 
     _refuse_contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
@@ -192,15 +193,23 @@ def run(
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
         launch = choose_model(launch, name or model, settings, spoken_with, bits, engine.revision, mode)
+        if launch.server is None and launch.engine.folder is not None and not complete:
+            refuse_unheard(launch.engine.folder, sampling.get("template_variables", ()))
+        brought: list[str] = []
         if adapter is not None:
-            launch = _adapters(launch, adapter, force=force)
+            launch, brought = _adapters(launch, adapter, force=force)
         if mode == "once":
             from glmchat.cli.one_shot import answer_once
 
             stream = not no_stream
-            code = answer_once(
-                history, launch, settings, question.content, as_json=as_json, stream=stream, complete=complete
-            )
+            try:
+                code = answer_once(
+                    history, launch, settings, question.content, as_json=as_json, stream=stream, complete=complete
+                )
+            except GlmchatError as error:
+                if error.code.startswith("adapter."):
+                    _take_out(brought)
+                raise
             raise typer.Exit(code)
         if mode == "plain":
             from glmchat.cli.line_mode import converse
@@ -335,28 +344,43 @@ def _theme(name: str | None) -> str | None:
     return name
 
 
-def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> LaunchOptions:
-    """The options with the adapters that flags name, checked against the model; a folder goes into the store first."""
+def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> tuple[LaunchOptions, list[str]]:
+    """The options with the adapters that flags name, checked against the model; a folder goes into the store first.
+
+    Second: names of those that came into the store now. Where one of them cannot be used, none stays there."""
     from glmchat.chat.adapters_choice import parse_adapter, parse_path, require_usable
     from glmchat.cli.adapters import bring_in
     from glmchat.hub.adapters import is_forced
 
     if launch.server is not None:  # its own store knows them
-        return replace(launch, adapters=tuple(parse_adapter(text) for text in given))
-    chosen = []
-    for text in given:
-        path = parse_path(text)
-        if path is None:
-            chosen.append(parse_adapter(text))
-        else:
-            chosen.append((bring_in(path[0], launch.engine.folder, force), path[1]))
-    require_usable(chosen, launch.engine.folder, force=force)
+        return replace(launch, adapters=tuple(parse_adapter(text) for text in given)), []
+    chosen: list[tuple[str, float]] = []
+    brought: list[str] = []
+    try:
+        for text in given:
+            path = parse_path(text)
+            if path is None:
+                chosen.append(parse_adapter(text))
+                continue
+            name, made = bring_in(path[0], launch.engine.folder, force)
+            brought += [name] if made else []
+            chosen.append((name, path[1]))
+        require_usable(chosen, launch.engine.folder, force=force)
+    except BaseException:
+        _take_out(brought)
+        raise
     for name, _ in chosen:
         if is_forced(name):
             output.say(
                 tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
             )
-    return replace(launch, adapters=tuple(chosen))
+    return replace(launch, adapters=tuple(chosen)), brought
+
+
+def _take_out(brought: list[str]) -> None:
+    from glmchat.cli.adapters import take_out
+
+    take_out(brought)
 
 
 def _key(file: Path | None) -> str | None:

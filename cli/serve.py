@@ -17,7 +17,7 @@ from glmchat.cli import output
 from glmchat.cli.completion import complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import Usage
+from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -136,6 +136,7 @@ def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | Non
 def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
     from glmchat.chat.connect import engine_options, require_fit
     from glmchat.chat.launch import LaunchOptions, launch_installed, locate, wanted_model
+    from glmchat.checkpoints.fit import check_chat
     from glmchat.core.settings import load_settings
 
     bits = flags.bits
@@ -150,8 +151,12 @@ def _options(name: str | None, flags: EngineFlags) -> EngineOptions:
     if choice.origin != "argument":
         output.say(tr("serving {name} ({origin})", name=one_line(row.name), origin=choice.origin))
     options = engine_options(launch_installed(launch, row, bits))
-    require_fit(options)
+    require_fit(options, "completion")
     folder = options.require_folder()
+    try:
+        check_chat(folder)
+    except GlmchatError as problem:  # texts are completed all the same
+        output.say(one_line(problem.message, 300))
     # A path is of no use to clients, and says more of this machine than they need to know.
     return replace(options, model=folder.name if options.model == str(folder) else options.model)
 

@@ -187,10 +187,12 @@ class Engine:
 
         variables: what the checkpoint's chat template is told, as {"enable_thinking": False}.
         """
+        self.prompt.require_heard(variables)
         return self.prompt.render(read_messages(messages, self.prompt), variables)
 
     def render_open(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
+        self.prompt.require_heard(variables)
         return self.prompt.render_open(read_messages(messages, self.prompt), variables)
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
@@ -245,6 +247,7 @@ class Engine:
     ) -> Generator[Chunk, None, None]:
         """The answer to a conversation; `continue_final` goes on with its last, unfinished answer."""
         said, variables = read_messages(messages, self.prompt), sampling.template_variables
+        self.prompt.require_heard(variables)
         if continue_final:
             ids, answer = self.prompt.render_open(said, variables), self.prompt.encode_answer(said[-1].content)
         else:

@@ -98,6 +98,7 @@ def expand(reference: Reference) -> Reference:
             target,
             revision=reference.revision or target.revision,
             quant=reference.quant or target.quant,
+            file=reference.file or target.file,
         )
     return reference
 

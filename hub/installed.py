@@ -26,6 +26,7 @@ from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
 from glmchat.hub import manifests, selection, store
 from glmchat.hub.catalogue import Catalogue, Entry
+from glmchat.hub.gguf_choice import choices, default_choice, label_of, matching
 from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
 
 
@@ -103,8 +104,35 @@ def engine_path(root: Path, files: Iterable[str]) -> Path:
     """What the engine is given: the folder, or its first GGUF file where that is all the weights there are."""
     weights = [f for f in files if selection.is_weights(f)]
     if weights and all(f.endswith(".gguf") for f in weights):
-        return root / min(weights)
+        return root / min(default_choice(weights))
     return root
+
+
+def one_gguf(row: Installed, wanted: str) -> Installed | None:
+    """The row of one of several GGUF models in a repository's folder, by its label or its file; None: not here.
+
+    It is whole if its own files are, whatever the others are.
+    """
+    root = row.manifest.root if row.manifest is not None else row.path if row.path.is_dir() else row.path.parent
+    records = row.files or tuple(FileRecord(name, _size(root / name) or 0) for name in sorted(_inside(root)))
+    found = matching([f.path for f in records], wanted)
+    if len(found) != 1:
+        return None
+    files = tuple(f for f in records if f.path in found[0])
+    sizes = [_size(root / f.path) for f in files]
+    first = found[0][0]
+    label = label_of(first)
+    name = f"{row.name}/{first}" if label == first else f"{row.name}:{label}"
+    return replace(
+        row,
+        name=row.name if len(choices(f.path for f in records)) == 1 else name,
+        path=root / first,
+        family=family_at(root / first) or row.family,
+        quant=quant_of_folder(root / first) if (root / first).is_file() else row.quant,
+        size_bytes=sum(size for size in sizes if size is not None),
+        complete=all(size == f.size for size, f in zip(sizes, files, strict=True)) and not missing_parts(found[0]),
+        files=files,
+    )
 
 
 def family_of(config: dict[str, Any]) -> str | None:
@@ -136,9 +164,9 @@ def quant_of(config: dict[str, Any]) -> str:
 def quant_of_folder(folder: Path) -> str:
     """The quantisation of a checkpoint: from its config, or from the name of its GGUF file (`…Q4_K_M.gguf`)."""
     quant = quant_of(small_json(folder / "config.json")) if folder.is_dir() else "none"
-    inside = [folder] if folder.is_file() else sorted(folder.glob("*.gguf"))
-    if quant == "none" and (file := next(iter(inside), None)):
-        label = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file.name)
+    inside = [folder.name] if folder.is_file() else sorted(p.name for p in folder.glob("*.gguf"))
+    if quant == "none" and (file := next(iter(default_choice(inside)), None)):
+        label = re.search(r"(?i)(iq\d\w*|q\d(_\w+)?|bf16|f16|f32)(?=[-.])", file)
         quant = label[1].lower() if label else "gguf"
     return "none" if quant in ("f16", "bf16", "f32") else quant
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from glmchat.checkpoints.file_kinds import refuse_no_weights
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, UnknownModel, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.hub import aliases, catalogue, installed, manifests, store
+from glmchat.hub import aliases, catalogue, gguf_choice, installed, manifests, store
 from glmchat.hub.catalogue import Catalogue, Entry
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import Manifest
@@ -62,7 +63,11 @@ def by_path(path: Path) -> Installed | None:
 
     rows = _rows(_places(catalogue.load()), leads_there)
     exact = next((row for row in rows if row.path == path), None)
-    return exact or next((row for row in rows if row.path.resolve() == resolved), None)
+    exact = exact or next((row for row in rows if row.path.resolve() == resolved), None)
+    if exact is not None or path.suffix != ".gguf":
+        return exact
+    beside = (installed.one_gguf(row, path.name) for row in rows if row.path.parent == path.parent)
+    return next((row for row in beside if row is not None and row.path == path), None)
 
 
 def made_from(*names: str | None) -> list[Installed]:
@@ -80,6 +85,12 @@ def find_installed(reference: Reference, *, incomplete: bool = False) -> Install
     if reference.path is not None:
         row = _at_path(reference.path)
         return _copy_of(row, reference.quant) if reference.quant else row
+    if reference.file is not None:
+        folder = find_installed(replace(reference, file=None, quant=None), incomplete=True)
+        one = installed.one_gguf(folder, reference.file) if folder is not None else None
+        if one is None or not (one.complete or incomplete):
+            return None
+        return _copy_of(one, reference.quant) if reference.quant else one
     entries = catalogue.load()
     entry, is_known = _entry(reference, entries)
     places = _places(entries)
@@ -323,6 +334,9 @@ def _at_path(path: Path) -> Installed:
         )
     if row := by_path(path):
         return row
+    if not path.is_dir() and not path.is_file():
+        refuse_no_weights(path)  # a pipe or a device, of which nothing can be told
+    path = _lone_gguf(path)
     made = manifests.read(path / manifests.BESIDE, root=path) if path.is_dir() else None
     return Installed(
         name=str(path),
@@ -336,6 +350,15 @@ def _at_path(path: Path) -> Installed:
         files=made.files if made else (),
         manifest=made,
     )
+
+
+def _lone_gguf(path: Path) -> Path:
+    """The GGUF model in a folder that holds one and nothing else that could be meant, in one file or in parts."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    names = [p.name for p in path.glob("*.gguf")]
+    found = gguf_choice.choices(names)
+    return path / next(iter(found.values()))[0] if len(found) == 1 else path
 
 
 def _copy_of(row: Installed, quant: str) -> Installed | None:

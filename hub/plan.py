@@ -16,7 +16,7 @@ from glmchat.core.errors import Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
-from glmchat.hub import aliases, catalogue, manifests, selection, sources_pypi, store
+from glmchat.hub import aliases, catalogue, gguf_choice, manifests, selection, sources_pypi, store
 from glmchat.hub.candidates import SmallFiles
 from glmchat.hub.catalogue import Entry, KnownFile, Source
 from glmchat.hub.lookup import find_installed
@@ -41,6 +41,7 @@ class PullOptions:
     exclude: tuple[str, ...] = ()
     everything: bool = False  # all files of the revision, code too
     trust_host: bool = False  # take files whose hash nobody knows
+    file: str | None = None  # one GGUF model of several, by its label or its file
     adapter: bool = False  # an adapter is asked for: its files come first, and need be no model
 
     @property
@@ -71,6 +72,13 @@ class PullPlan:
     trust_host: bool = False
     entry: Entry | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()  # what the user should know of how it was planned
+    file: str | None = None  # of several GGUF models, the one that was asked for
+
+    @property
+    def gguf(self) -> str | None:
+        """The (first) GGUF file, where that is all the weights there are."""
+        weights = [f.path for f in self.files if selection.is_weights(f.path)]
+        return weights[0] if weights and all(name.endswith(".gguf") for name in weights) else None
 
     @property
     def done(self) -> bool:
@@ -157,8 +165,8 @@ def plan_pull(reference: Reference, options: PullOptions | None = None, wait: Wa
     Raises Usage (a path, nothing chosen), UnknownModel, NetworkFailed, Failed, Damaged (a bad listing, or one of which
     no model could be run). Whether it fits stands in the plan; `require_fit` turns that into the error.
     """
-    options = options or PullOptions()
     reference = aliases.expand(reference)
+    options = replace(options or PullOptions(), file=reference.file)
     if reference.path is not None:
         raise _nothing_to_pull(
             str(reference.path),
@@ -262,11 +270,15 @@ def _from_hub(reference: Reference, repo: str, entry: Entry | None, options: Pul
         return _into_folder(reference, repo, listing.commit, chosen, listing.endpoint, entry, options)
     asked = reference.revision or "main"
     plan = _planned(reference, repo, listing.commit, chosen, places, pinned or entry, options)
+    note = None
+    if plan.gguf is not None and options.file is None and not options.by_hand:
+        note = gguf_choice.others_note(repo, [f.path for f in listing.files], plan.gguf)
     return replace(
         plan,
+        file=options.file,
         ref=None if is_commit(asked) or listing.commit.startswith(asked) else asked,
         renamed=listing.canonical,
-        notes=listing.notes,
+        notes=(*listing.notes, *([note] if note else [])),
     )
 
 
@@ -285,6 +297,9 @@ def _of_listing(listing: Listing, options: PullOptions, wait: Wait) -> list[Know
     read_index = cache(small.index)
     chosen = _chosen(listing.files, options, read_index)
     if options.by_hand or options.adapter:
+        return chosen
+    if options.file is not None:
+        selection.refuse_no_model(listing.repo, chosen, read_index)
         return chosen
     named = None
     if not any(selection.is_weights(f.path) for f in chosen):  # under a name that config.json alone tells
@@ -378,12 +393,14 @@ def _chosen(
     read_index: selection.ReadIndex = lambda _: None,
     named: object = None,
 ) -> list[KnownFile]:
+    wanted = gguf_choice.chosen([f.path for f in files], options.file) if options.file else ()
     return selection.needed(
         files,
         include=options.include,
         exclude=options.exclude,
         everything=options.everything,
         adapter=options.adapter,
+        gguf=wanted,
         read_index=read_index,
         named=named,
     )

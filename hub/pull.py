@@ -68,6 +68,8 @@ def execute(
             planning.require_fit(plan)
             manifest = _run(plan, on_progress, cancelled, check)
     row = installed.row_of_manifest(manifest, catalogue.load())
+    if plan.file is not None:
+        row = installed.one_gguf(row, plan.file) or row
     if note:
         with suppress(Failed):
             lookup.remember(row)

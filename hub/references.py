@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,18 +15,20 @@ from glmchat.core.engine_options import quant_bits
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.hub.gguf_choice import LABEL
 
 _PATH_STARTS = ("/", "./", "../", "~", ".\\", "..\\")
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
 _HOSTS = ("hf.co/", "huggingface.co/", "www.huggingface.co/", "modelscope.cn/", "www.modelscope.cn/", "hf-mirror.com/")
-_GGUF_LABEL = re.compile(r"(?i)(ud-)?(iq\d\w*|q\d\w*|tq\d\w*|mxfp4\w*|bf16|f16|fp16|f32)")  # as files are called
 _GGUF_PAGE = re.compile(
     r"(https?|hf)://[^/]+/(models/)?(?P<repo>[^/]+/[^/]+)/(blob|resolve|file/view)/(?P<revision>[^/]+)/"
     r"(?P<file>[^?#]+\.gguf)([?#].*)?"
 )
-_GGUF_FILE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[^/]+\.gguf)")
+_GGUF_FILE = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^/]+))?/(?P<file>(?:[^/]+/)*[^/]+\.gguf)"
+)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_PART = 255  # bytes of a name between two slashes, on every usual file system
 
@@ -41,10 +42,14 @@ class Reference:
     path: Path | None = None
     revision: str | None = None  # commit, commit prefix, branch, tag, or a label of the catalogue
     quant: str | None = None  # "int4" | "int8"
+    file: str | None = None  # one GGUF model of several: its label ("Q6_K") or the name of its (first) file
 
     def __str__(self) -> str:
         text = str(self.path) if self.path else (self.name or self.repo or "")
-        return f"{text}{'@' + self.revision if self.revision else ''}{':' + self.quant if self.quant else ''}"
+        text += f"@{self.revision}" if self.revision else ""
+        if self.file:
+            text += f":{self.file}" if LABEL.fullmatch(self.file) else f"/{self.file}"
+        return text + (f":{self.quant}" if self.quant else "")
 
     @property
     def base(self) -> Reference:
@@ -63,8 +68,9 @@ def parse(text: str, *, revision: str | None = None) -> Reference:
         )
     if text.startswith(_HOSTS) and not _exists(text):
         text = f"https://{text}"
-    _refuse_file(text)
-    if text.startswith(("https://", "http://", "hf://")):
+    if (of_file := _one_file(text)) is not None:
+        reference = of_file
+    elif text.startswith(("https://", "http://", "hf://")):
         reference = _from_address(text)
     elif _is_path(text):
         return _path(text, revision)
@@ -140,58 +146,56 @@ def _path(text: str, revision: str | None) -> Reference:
 
 
 def _from_name(text: str) -> Reference:
-    rest, quant = text, None
-    if ":" in rest:
-        rest, _, quant = rest.rpartition(":")
-        bits = quant_bits(quant)
-        if bits is None and _GGUF_LABEL.fullmatch(quant):
-            raise _one_file(rest.partition("@")[0], f"*{quant.upper()}*")
-        if bits is None:
+    rest, quant, file = text, None, None
+    while ":" in rest:
+        rest, _, word = rest.rpartition(":")
+        bits = quant_bits(word)
+        if bits is None and file is None and LABEL.fullmatch(word):
+            file = word.upper()
+        elif bits is None or quant is not None or file is not None:
             raise Usage(
-                tr("glmchat does not support the quantisation {quant}", quant=repr(one_line(quant))),
-                hint=tr("after the colon comes int4 or int8; a revision follows @"),
+                tr("glmchat does not support the quantisation {quant}", quant=repr(one_line(word))),
+                hint=tr("after the colon comes int4 or int8, or which GGUF file: Q4_K_M; a revision follows @"),
                 code="model.quant",
             )
-        quant = f"int{bits}"
+        else:
+            quant = f"int{bits}"
     rest, at, revision = rest.partition("@")
     if at:
         _checked_revision(revision, text)
     chosen = revision or None
     if "/" in rest:
-        return Reference(repo=checked_repo(rest), revision=chosen, quant=quant)
+        return Reference(repo=checked_repo(rest), revision=chosen, quant=quant, file=file)
     if not _NAME.fullmatch(rest):
         raise Usage(
             tr("{name} is not a model name", name=repr(one_line(text))),
             hint=tr("a name, owner/repo, or a path that starts with ./ or /"),
             code="model.name",
         )
-    return Reference(name=rest, revision=chosen, quant=quant)
+    return Reference(name=rest, revision=chosen, quant=quant, file=file)
 
 
-def _refuse_file(text: str) -> None:
-    """Raise Usage, with the way to it, for one GGUF file of a repository: its page's address, or owner/repo/file."""
-    for pattern in (_GGUF_PAGE, _GGUF_FILE):
-        match = pattern.fullmatch(text)
-        if match is not None and not (pattern is _GGUF_FILE and _exists(text)):
-            raise _one_file(match["repo"], unquote(match["file"]), match.groupdict().get("revision"))
-
-
-def _one_file(repo: str, pattern: str, revision: str | None = None) -> Usage:
-    repo = one_line(repo, 200)
-    revised = f" --revision {one_line(revision, 80)}" if revision and revision != "main" else ""
-    return Usage(
-        tr("{name} is a repository: one file of it is chosen by a pattern", name=repo),
-        hint=f"glmchat pull {repo}{revised} --include {shlex.quote(one_line(pattern, 200))}",
-        code="model.one_file",
-    )
+def _one_file(text: str) -> Reference | None:
+    """The reference to one GGUF file of a repository, by its page's address or as owner/repo/file; None for others."""
+    page, plain = _GGUF_PAGE.fullmatch(text), _GGUF_FILE.fullmatch(text)
+    if page is not None:
+        revision = unquote(page["revision"])
+        _checked_revision(revision, text)
+        file = None if revision == "main" else revision
+        return Reference(repo=checked_repo(page["repo"]), revision=file, file=unquote(page["file"]))
+    if plain is None or _exists(text) or _exists(plain["repo"]):
+        return None
+    revision = plain["revision"]
+    if revision is not None:
+        _checked_revision(revision, text)
+    return Reference(repo=checked_repo(plain["repo"]), revision=revision, file=plain["file"])
 
 
 def _from_address(text: str) -> Reference:
     """`https://huggingface.co/owner/repo/tree/REV`, as people copy it from the browser."""
     head, colon, label = text.rpartition(":")
-    if colon and not head.endswith(("https", "http", "hf")) and _GGUF_LABEL.fullmatch(label):
-        reference = _from_address(head)
-        raise _one_file(reference.repo or head, f"*{label.upper()}*", reference.revision)
+    if colon and not head.endswith(("https", "http", "hf")) and LABEL.fullmatch(label):
+        return replace(_from_address(head), file=label.upper())
     try:
         address = urlsplit(text)
     except ValueError:  # https://[

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from glmchat.checkpoints.weight_choice import missing_parts, no_weights
-from glmchat.checkpoints.weight_files import chosen_weights, file_names
+from glmchat.checkpoints.weight_files import chosen_weights, file_names, gguf_parts
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.files import require_plain_folder
 from glmchat.core.json_files import read_json
@@ -109,7 +109,7 @@ def _same(one: Manifest, other: Manifest) -> bool:
 def _contents(path: Path) -> tuple[Path, list[str]]:
     """The folder and the names in it that belong to a model."""
     if path.is_file() and path.suffix == ".gguf":
-        return path.parent.absolute(), [path.name]
+        return path.parent.absolute(), [part.name for part in gguf_parts(path) if part.is_file()]
     if not path.is_dir():
         raise Usage(
             tr("there is no folder {path}", path=one_line(str(path))),
@@ -174,7 +174,12 @@ def _recognised(records: tuple[FileRecord, ...]) -> Entry | None:
 
 
 def _free_name(path: Path) -> str:
-    base = re.sub(r"[^\w.+-]+", "-", path.stem if path.is_file() else path.absolute().name).strip("-.") or "model"
+    base = (
+        re.sub(
+            r"[^\w.+-]+", "-", re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.is_file() else path.absolute().name
+        ).strip("-.")
+        or "model"
+    )
     names = catalogue.load().names()
     candidates = (base if number == 1 else f"{base}-{number}" for number in count(1))
     return next(

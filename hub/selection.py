@@ -9,7 +9,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,11 +22,11 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import store
 from glmchat.hub.catalogue import KnownFile, Source
+from glmchat.hub.gguf_choice import default_choice
 
 # What holds tensors: under the usual names, and under those that an index may give.
 _TENSORS = re.compile(r".+\.safetensors(-.*)?|(pytorch_|adapter_)?model.*\.bin(-.*)?")
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_GGUF_PART = re.compile(r"-\d{5,}-of-\d{5,}(?=\.gguf$)")
 _TOKENIZERS = re.compile(
     r".*\.(model|tiktoken)|merges\.txt|vocab\.txt|chinese_vocab\.vocab|chat_template\.(jinja|json)|.*\.jinja"
 )
@@ -35,10 +35,6 @@ _LICENCES = re.compile(r"(model_)?licen[cs]e.*|notice.*|copying.*", re.IGNORECAS
 _NOT_CONFIG = re.compile(
     r"trainer_state\.json|training_args\.json|all_results\.json|(train|eval)_results\.json|.*\.index\.json"
 )
-# One GGUF of a repository that holds twenty: what the engine keeps quantised comes first.
-_GGUF_ORDER = ("q4_0", "q4_1", "q8_0", "q4_k_m", "q5_k_m", "q4_k_s", "q6_k", "f16", "bf16", "f32")
-
-
 ReadIndex = Callable[[str], Sequence[str] | None]  # the files that an index names; None where nobody can read it now
 
 
@@ -49,6 +45,7 @@ def needed(
     exclude: Sequence[str] = (),
     everything: bool = False,
     adapter: bool = False,
+    gguf: Collection[str] = (),
     read_index: ReadIndex = lambda _: None,
     named: object = None,
 ) -> list[KnownFile]:
@@ -58,6 +55,7 @@ def needed(
     exclude:    shell patterns of files that are left out; the weights are chosen among the others.
     everything: all files of the revision.
     adapter:    the weights are those of an adapter, where there are some.
+    gguf:       the files of one GGUF model, which are then the weights.
     read_index, named: see `choose_weights`, which decides what the weights are.
 
     Raises Usage if the patterns leave nothing, Damaged or Hostile for a bad index.
@@ -70,7 +68,7 @@ def needed(
     else:
         names = [f.path for f in left]
         of_adapter = [name for name in _ADAPTERS if name in names][:1]
-        weights = set(of_adapter if adapter and of_adapter else _weights(names, read_index, named) or of_adapter)
+        weights = set(gguf or (adapter and of_adapter) or _weights(names, read_index, named) or of_adapter)
         chosen = [f for f in left if f.path in weights or _is_small_need(f.path)]
     if not chosen:
         raise Usage(
@@ -88,7 +86,7 @@ def refuse_no_model(repo: str, files: Sequence[KnownFile], read_index: ReadIndex
     """
     names = [f.path for f in files]
     chosen = choose_weights(names, read_index, named)
-    if chosen is None and (gguf := _one_gguf(names)):
+    if chosen is None and (gguf := default_choice(names)):
         chosen = WeightSet(tuple(gguf), None, tuple(missing_parts(gguf)))
     if chosen is None and "adapter_config.json" in names and "config.json" not in names:
         raise Usage(
@@ -133,22 +131,7 @@ def _weights(names: Sequence[str], read_index: ReadIndex, named: object) -> list
     chosen = choose_weights(names, read_index, named)
     if chosen is not None:
         return [*chosen.files, *([chosen.index] if chosen.index else [])]
-    return _one_gguf(names)
-
-
-def _one_gguf(names: Sequence[str]) -> list[str]:
-    """One quantisation of many, with all its parts; projector files of vision models are left out."""
-    groups: dict[str, list[str]] = {}
-    files = [name for name in names if name.endswith(".gguf")]
-    for name in files:
-        if "mmproj" not in name.lower():
-            groups.setdefault(_GGUF_PART.sub("", name), []).append(name)
-
-    def rank(name: str) -> tuple[int, str]:
-        lower = name.lower()
-        return next((i for i, word in enumerate(_GGUF_ORDER) if word in lower), len(_GGUF_ORDER)), name
-
-    return groups[min(groups, key=rank)] if groups else files
+    return default_choice(names)
 
 
 @dataclass(frozen=True, slots=True)

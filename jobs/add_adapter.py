@@ -1,8 +1,8 @@
 """Brings an adapter into the store: read, checked, copied and hashed. What a stopped run has copied is taken away.
 
 request: path; name: None takes one from the path or the repository; alpha; force; origin: of hub.adapters.Origin;
-base: {path, note} of a model that it must fit. With a note, which is kept, every tensor is compared with it; without
-one, what both say of themselves. reuse: an adapter of the store with the same weights does too.
+base: {path, note} of a model that it must fit, tensor by tensor; a note of it is kept. reuse: an adapter of the store
+with the same weights does too.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _require_fit(adapter: Adapter, facts: dict[str, Any], base: Any) -> None:
     model = Path(base["path"])
     if (difference := misfit(facts, adapter.base, Base.of(model))) is not None:
         raise difference.error(adapter.path.name)
+    check_against(adapter, model)
     if base["note"] is not None:
-        check_against(adapter, model)
         facts["checked_against"] = base["note"]
 
 

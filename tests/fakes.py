@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -23,7 +24,27 @@ if TYPE_CHECKING:  # a server over a fake engine runs without torch
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _HEADER = b'{"a": {"dtype": "U8", "shape": [262144], "data_offsets": [0, 262144]}}'
 WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(262144)  # safetensors, for folders that stand for models
+LLAMA: Mapping[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+_TOKENIZER: Mapping[str, Any] = {
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+    "pre_tokenizer": None, "post_processor": None, "decoder": None,
+    "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+}  # fmt: skip
 STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
+
+
+def model_in(folder: Path, **config: Any) -> Path:
+    """A folder that stands for a model: everything that is looked at before an engine starts is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}{{ enable_thinking }}"}))
+    return folder
 
 
 @dataclass(frozen=True)

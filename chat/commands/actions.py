@@ -6,10 +6,11 @@ They raise GlmchatError for what a person can mend; the face shows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from glmchat.chat.sampling_choice import value_text
+from glmchat.checkpoints.fit import refuse_unheard
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import THINKING_VARIABLES, parse_sampling_value, sampling_name, template_value
@@ -220,6 +221,8 @@ def set_sampling(face: Face, words: str) -> None:
         value = value_text(getattr(chosen.sampling, name))
         face.tell(f"{name} {value}", tr("from: {origin}", origin=tr(chosen.origins[name])))
         return
+    if name == "template_variables":
+        _refuse_unheard(face, parse_sampling_value(name, parts[1]))
     chosen = face.chat.set(name, parts[1])
     face.tell(
         tr(
@@ -231,6 +234,13 @@ def set_sampling(face: Face, words: str) -> None:
     )
 
 
+def _refuse_unheard(face: Face, names: Iterable[str]) -> None:
+    """Raise Usage for a variable that the model's own chat format never looks at; a server knows its own."""
+    folder = face.launch.engine.folder
+    if face.launch.server is None and folder is not None:
+        refuse_unheard(folder, names)
+
+
 def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
     """What the chat template is told; the conversation keeps the variables that were set before."""
     chosen = face.chat.sampling()
@@ -239,6 +249,7 @@ def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
         shown = value_text(variables[variable]) if variable in variables else tr("not set")
         face.tell(f"{variable} {shown}", tr("from: {origin}", origin=tr(chosen.origins["template_variables"])))
         return
+    _refuse_unheard(face, (variable,))
     face.chat.set("template_variables", {**variables, variable: template_value(value[0])})
     face.tell(
         tr("{name} is {value}, starting with the next answer", name=variable, value=value[0]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from glmchat.checkpoints.adapter_check import gguf_shapes
 from glmchat.checkpoints.adapter_files import AdapterFacts, find_weights, recognise, shapes_of_safetensors
 from glmchat.checkpoints.file_kinds import kind_of_file
 from glmchat.checkpoints.gguf_file import adapter_config, adapter_name, open_gguf
@@ -108,9 +109,7 @@ class _Gguf:
         self._tensors = {adapter_name(name): tensor for name, tensor in self._file.tensors.items()}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        # llama.cpp looks up rows of an embedding's A, which PEFT keeps the other way round.
-        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        return {name: shape[::-1] if ".lora_embedding_A" in name else shape for name, shape in shapes.items()}
+        return gguf_shapes(self._file)
 
     def read(self, name: str) -> Stored:
         from glmchat.engine.formats.gguf import decode

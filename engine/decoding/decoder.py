@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
-from glmchat.core.errors import Failed, Usage
+from glmchat.core.errors import Failed, FieldError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.sampling import Sampler
@@ -253,7 +253,14 @@ class Decoders:
                     code="decoding.ids",
                 )
         matcher = self._matcher(decoding)
-        thought = None if matcher is not None else self._thought(decoding.thinking_budget, prompt)
+        if matcher is not None and decoding.thinking_budget is not None:
+            raise FieldError(
+                tr("an answer held to a form has no thoughts, so a budget for them cannot be kept"),
+                hint=tr("leave out one of the two"),
+                code="decoding.thoughts",
+                param="thinking_budget",
+            )
+        thought = self._thought(decoding.thinking_budget, prompt)
         return Decoder(decoding, self._stop_ids, self._piece, matcher, thought)
 
     def _piece(self, token: int) -> bytes:
@@ -280,10 +287,11 @@ class Decoders:
             if all(len(ids) == 1 for ids in marks):
                 close = self._tokenizer.encode_special(f"\n{closes}\n\n")
                 return Thought(marks[0][0], close, marks[1][0], budget, prompt)
-        raise Usage(
+        raise FieldError(
             tr("this model does not mark its thoughts, so a budget for them cannot be kept"),
             hint=tr("leave the field out"),
             code="decoding.thoughts",
+            param="thinking_budget",
         )
 
 

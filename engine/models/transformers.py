@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from glmchat.checkpoints.architectures import refuse_no_generator, unknown_type
 from glmchat.checkpoints.config import integer, token_ids
-from glmchat.checkpoints.families import refuse_encoder
 from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
@@ -231,11 +231,7 @@ def _known_config(config: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(kind, **clean)
     except (ValueError, KeyError):
-        raise Damaged(
-            f"glmchat does not know this model: config.json names {one_line(kind, 80)}",
-            hint=tr("neither glmchat nor the installed transformers supports it; code from the folder is never run"),
-            code="model.unknown_family",
-        ) from None
+        raise unknown_type(kind, "auto_map" in config) from None
     except Exception as error:  # the strict classes of its configurations raise plain subclasses of it
         if isinstance(error, MemoryError):
             raise
@@ -267,7 +263,7 @@ def _measure(config: Any, name: str) -> Any:
 
 def parse(config: Mapping[str, Any]) -> ModelSpec:
     """Measures as transformers names them. Raises Damaged for an architecture that it does not know either."""
-    refuse_encoder(config)
+    refuse_no_generator(config, natively=False)
     known = _known_config(config)
     try:
         text = known.get_text_config()

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from glmchat.checkpoints.chat_template import no_template, unheard
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.tokenizers.base import Tokenizer
 
 NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+_THINKING = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
+_NO_THOUGHT = (False, None, "none", "off")
 
 
 class PromptFormat(ABC):
@@ -25,6 +28,7 @@ class PromptFormat(ABC):
     has_system: bool = True  # False: a system prompt is prepended to the first question
     takes_tools: bool = False  # whether a system message may offer tools
     banned_ids: tuple[int, ...] = ()  # never sampled
+    variables: frozenset[str] | None = frozenset()  # what the format may be told beside the messages; None: anything
     # Completion mode only: one that has reached its length runs on to the next of these, so it ends at a sentence.
     sentence_ends: tuple[int, ...] = ()
 
@@ -43,6 +47,20 @@ class PromptFormat(ABC):
 
         variables: what a chat template is told beside the messages; a format that is code has none to hear.
         """
+
+    def require_heard(self, variables: Mapping[str, Any]) -> None:
+        """Raise Usage for a variable that changes nothing here. A model without thoughts is not told not to think."""
+        known = self.variables
+        if known is None or variables.keys() <= known:
+            return
+        names = variables.keys() - known
+        if not (self.is_silent_of_thoughts and names <= _THINKING and all(variables[n] in _NO_THOUGHT for n in names)):
+            raise unheard(names, known)
+
+    @property
+    def is_silent_of_thoughts(self) -> bool:
+        """Whether the format knows nothing of thoughts, so that to ask for none is to ask for what it does."""
+        return False
 
     def render_open(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
         """Like `render`, but the last message is an answer that was cut off and is to be continued."""
@@ -93,11 +111,7 @@ class NoChat(PromptFormat):
     has_system = False
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
-        raise Usage(
-            tr("this model has no chat template: it completes text"),
-            hint=tr("use `glmchat run --complete` or /complete, or pull an instruction-tuned model"),
-            code="prompt.no_template",
-        )
+        raise no_template()
 
 
 def read_messages(messages: Sequence[Message | Mapping[str, Any]], prompt: PromptFormat) -> list[Message]:

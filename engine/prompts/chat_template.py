@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmchat.core.errors import Damaged, Failed, Hostile, Usage
-from glmchat.core.files import TooLarge, read_text, unreadable
-from glmchat.core.json_files import read_json
+from glmchat.checkpoints.chat_template import LARGEST, broken_template, template_of, too_large
+from glmchat.core.errors import Failed, Hostile, Usage
 from glmchat.core.language import tr
 from glmchat.core.sandbox import Sandbox
 from glmchat.core.text import one_line
@@ -19,7 +18,9 @@ from glmchat.engine.prompts.template_process import SECONDS, largest_output, sec
 from glmchat.engine.prompts.typed_text import OwnedText, from_spans
 from glmchat.engine.tokenizers.words import named_tokens
 
-_LARGEST_TEMPLATE = 2**20
+
+def _hint() -> str:
+    return tr("it comes with the model and was kept in a sandbox: do not use this model, or use --complete")
 
 
 class ChatTemplate:
@@ -31,8 +32,8 @@ class ChatTemplate:
         The helper starts here and compiles while the weights load; what is wrong with the template is said by the
         first `render`.
         """
-        if len(source) > _LARGEST_TEMPLATE:
-            raise _too_large()
+        if len(source) > LARGEST:
+            raise too_large()
         self.source = source
         self._setup, self._tokens = {"template": source}, dict(tokens)
         self._lock = threading.Lock()
@@ -111,7 +112,7 @@ class ChatTemplate:
         if limit := reply.get("limit") or reply.get("late"):
             raise Hostile(
                 tr("the model's chat template was stopped: {limit}", limit=limit),
-                hint=_HINT,
+                hint=_hint(),
                 code="template.limit",
             )
         if "refused" in reply:
@@ -129,14 +130,12 @@ class ChatTemplate:
             if words.startswith("SecurityError"):
                 raise Hostile(
                     tr("the model's chat template tries to access Python: {words}", words=words),
-                    hint=_HINT,
+                    hint=_hint(),
                     code="template.hostile",
                 )
-            raise Damaged(
-                tr("the model's chat template is broken: {words}", words=words), hint=_HINT, code="template.broken"
-            )
+            raise broken_template(words)
         if "died" in reply:
-            raise Hostile(tr("the model's chat template crashed its process"), hint=_HINT, code="template.limit")
+            raise Hostile(tr("the model's chat template crashed its process"), hint=_hint(), code="template.limit")
         return reply
 
     def _stop(self) -> None:
@@ -146,30 +145,6 @@ class ChatTemplate:
         self._compiled = False
 
 
-def _too_large() -> Hostile:
-    return Hostile(tr("the chat template is larger than 1 MB"), hint=_HINT, code="template.size")
-
-
-_HINT = "it comes with the model and was kept in a sandbox: do not use this model, or use --complete"
-
-
 def folder_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The template of a Hugging Face folder (None: it has none) and its named tokens.
-
-    chat_template.jinja wins over tokenizer_config.json; of several named templates `default` is taken.
-    """
-    data = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    tokens = named_tokens(folder)
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return read_text(file, errors="replace"), tokens
-        except TooLarge:
-            raise _too_large() from None
-        except OSError as error:
-            raise unreadable(file, error) from None
-    source = data.get("chat_template")
-    if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)}
-        source = named.get("default")
-    return (source if isinstance(source, str) else None), tokens
+    """The template of a Hugging Face folder (None: it has none) and its named tokens."""
+    return template_of(folder), named_tokens(folder)

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from glmchat.checkpoints.chat_template import template_of, variables_of
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import GlmchatError
@@ -114,6 +115,14 @@ class TemplatePrompt(PromptFormat):
         """Does the template ask for them? One that does not would drop them in silence."""
         return bool(re.search(r"{[{%][^}]*\btools\b", self._template.source))
 
+    @cached_property
+    def variables(self) -> frozenset[str] | None:  # type: ignore[override]
+        return variables_of(self._template.source)
+
+    @property
+    def is_silent_of_thoughts(self) -> bool:
+        return "think" not in self._template.source.lower()
+
     @property
     def identity(self) -> str:
         return "sha256:" + of_text(self._template.source)
@@ -190,8 +199,7 @@ def _gguf_template(path: Path) -> tuple[str | None, dict[str, str]]:
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(index, int) and isinstance(pieces, list) and 0 <= index < len(pieces):
             tokens[name] = pieces[index]
-    source = metadata.get("tokenizer.chat_template")
-    return (source if isinstance(source, str) else None), tokens
+    return template_of(path), tokens
 
 
 class CPMPrompt(NoChat):

@@ -14,6 +14,7 @@ from functools import wraps
 from types import GeneratorType
 from typing import Any, NoReturn
 
+from glmchat.checkpoints.chat_template import extensions
 from glmchat.core.sandbox import READY, confine, reply_stream
 from glmchat.engine.prompts.typed_text import (
     MODEL,
@@ -88,18 +89,7 @@ def _owned(request: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> Any:
     import jinja2.runtime
-    from jinja2 import ext, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(ext.Extension):
-        """`{% generation %}` marks what the assistant said, for training; here it is only its content."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
 
     class Sandbox(ImmutableSandboxedEnvironment):
         concat = staticmethod(concatenated)
@@ -118,7 +108,7 @@ def _environment() -> Any:
     environment = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[Generation, "jinja2.ext.loopcontrols"],
+        extensions=extensions(),
         cache_size=0,
         finalize=lambda value: written(value) if isinstance(value, list | tuple | dict) else value,
     )

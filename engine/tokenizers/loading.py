@@ -13,6 +13,7 @@ import sentencepiece
 
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, no_tokenizer
 from glmchat.checkpoints.vocabularies import WORDS_WITHOUT_ROWS, damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
@@ -41,24 +42,13 @@ def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    metadata = open_gguf(path).metadata
-    match metadata.get("tokenizer.ggml.model"):
-        case "gpt2":
-            from glmchat.engine.tokenizers.hf import bpe_from_gguf
+    file = open_gguf(path)
+    check_gguf_tokenizer(file)
+    if file.metadata["tokenizer.ggml.model"] == "gpt2":
+        from glmchat.engine.tokenizers.hf import bpe_from_gguf
 
-            return bpe_from_gguf(metadata)
-        case "llama":
-            return spm_from_gguf(metadata)
-        case kind:
-            raise Damaged(
-                tr(
-                    "{name} has a vocabulary of the kind {kind}, which cannot be read",
-                    name=one_line(path.name),
-                    kind=one_line(repr(kind), 40),
-                ),
-                hint=tr("use the Hugging Face folder of this model"),
-                code="tokenizer.kind",
-            )
+        return bpe_from_gguf(file.metadata)
+    return spm_from_gguf(file.metadata)
 
 
 def _from_folder(folder: Path) -> Tokenizer:
@@ -68,11 +58,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         return load_tokenizer_json(folder)
     if (folder / "tokenizer.model").is_file():
         return load_tokenizer_model(folder)
-    raise Damaged(
-        tr("{folder} contains no tokenizer", folder=one_line(str(folder))),
-        hint=tr("expected tokenizer.json or tokenizer.model beside config.json: pull the model again"),
-        code="tokenizer.missing",
-    )
+    raise no_tokenizer(folder)
 
 
 def tokenizer_of_files(folder: Path) -> Tokenizer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import fake_command
-from fakes import WEIGHTS
+from fakes import model_in
 
 from glmchat.chat import connect, engine_process, shared_engine
 from glmchat.chat.compare import columns
@@ -32,10 +32,7 @@ Fake = Callable[..., None]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    folder = model_in(tmp_path / "model")
     adapter = locations.adapters_dir() / "poet"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
@@ -117,11 +114,7 @@ def test_picking_an_answer_opens_its_branch_with_its_model_and_settings(
 def test_two_models_take_turns_where_the_machine_is_too_small_and_it_is_said(
     history: History, model: Path, tmp_path: Path, engine: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for folder in (model, other):
-        (folder / "config.json").write_text('{"model_type": "llama"}')
-        (folder / "model.safetensors").write_bytes(WEIGHTS)
+    other = model_in(tmp_path / "other")
     monkeypatch.setattr(columns, "physical_cores", lambda: 8)
     monkeypatch.setattr(card_fit, "available_memory", lambda: 10**9)
     asked = parse_columns([str(model), str(other)])
@@ -149,10 +142,7 @@ def test_a_column_that_fails_does_not_stop_the_others(history: History, model: P
 def test_a_model_that_does_not_load_is_told_and_the_other_answers(
     history: History, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text('{"model_type": "llama"}')
-    (other / "model.safetensors").write_bytes(WEIGHTS)
+    other = model_in(tmp_path / "other")
     broken = GlmchatError("no weights", hint="", code="x").to_json()
 
     def start(options: EngineOptions) -> engine_process.EngineProcess:

@@ -11,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from glmchat.checkpoints.families import describe, describe_config, has_experts, is_quantisable, refuse_encoder
+from glmchat.checkpoints.architectures import refuse_no_generator
+from glmchat.checkpoints.families import describe, describe_config, has_experts, is_quantisable
 from glmchat.checkpoints.fit import check_folder
 from glmchat.core.errors import Usage
 
@@ -105,4 +106,18 @@ def test_an_encoder_is_refused_unless_it_says_that_it_is_a_decoder(kind: str, tm
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(Usage, match=f"this {kind} model reads a text in both directions"):
         check_folder(tmp_path)
-    refuse_encoder({**config, "is_decoder": True})
+    refuse_no_generator({**config, "is_decoder": True}, natively=False)
+
+
+def test_every_causal_type_of_transformers_is_taken_and_others_are_told_apart() -> None:
+    """The tables that are read as text are those that transformers has once it is loaded."""
+    from transformers.models.auto import modeling_auto as auto
+
+    encoders = set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    causal = set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    for kind in causal:
+        refuse_no_generator({"model_type": kind, "is_decoder": True}, natively=False)
+    for kind in set(auto.MODEL_MAPPING_NAMES) - causal:
+        with pytest.raises(Usage) as caught:
+            refuse_no_generator({"model_type": kind}, natively=False)
+        assert caught.value.code == ("model.encoder" if kind in encoders else "model.kind"), kind

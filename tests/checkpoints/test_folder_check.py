@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import LLAMA
 
-from glmchat.checkpoints import fit
+from glmchat.checkpoints import fit, tokenizer_files
 from glmchat.checkpoints.families import describe
 from glmchat.checkpoints.fit import check_folder
-from glmchat.checkpoints.vocabularies import KNOWN, check_vocabulary, generation
+from glmchat.checkpoints.tokenizer_files import check_tokenizer
+from glmchat.checkpoints.vocabularies import KNOWN, generation
 from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import Damaged, GlmchatError, Hostile, Usage
 from glmchat.hub.installed import family_at
@@ -168,7 +170,7 @@ def test_a_vocabulary_that_was_cut_off_is_told(name: str, kept: float, folder: P
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer.model"])
 def test_pointers_are_found_in_vocabularies_of_every_family(name: str, folder: Path) -> None:
-    write_config(folder, {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2})
+    write_config(folder, LLAMA)
     (folder / name).write_bytes(pointer(2_000_000))
     assert "2.0 MB" in refused(folder).message
 
@@ -273,10 +275,42 @@ def test_some_added_words_may_have_no_row_and_those_of_another_model_are_told(
 ) -> None:
     config = {"model_type": "llama", "vocab_size": 320}
     words = [{"id": 320 + n, "content": f"<image{n}>", "special": True} for n in range(more)]
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": words, "model": {}}))
+    model = {"type": "BPE", "vocab": {f"w{n}": n for n in range(320)}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": words, "model": model}))
     if fits:
-        check_vocabulary(folder, config)
+        check_tokenizer(folder, config, natively=True)
         return
     with pytest.raises(Damaged, match="2,320 tokens") as told:
-        check_vocabulary(folder, config)
+        check_tokenizer(folder, config, natively=True)
     assert told.value.code == "tokenizer.generation"
+
+
+def test_of_a_very_long_tokenizer_the_beginning_tells_the_added_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_files, "LARGEST", 1000)
+    words = [{"id": 320 + n, "content": f"<image{n}>", "special": True} for n in range(200)]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": words, "model": {"type": "BPE"}}))
+    with pytest.raises(Damaged, match="520 tokens"):
+        check_tokenizer(folder, {"model_type": "llama", "vocab_size": 320}, natively=True)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordLevel", "WordPiece"])
+def test_every_kind_of_tokenizer_is_counted_as_its_own_library_counts_it(kind: str, tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    words = {f"w{n}": n for n in range(300)}
+    made = {
+        "BPE": lambda: models.BPE(words, []),
+        "Unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
+        "WordLevel": lambda: models.WordLevel(words, unk_token="w0"),
+        "WordPiece": lambda: models.WordPiece(words, unk_token="w0"),
+    }
+    tokenizer = Tokenizer(made[kind]())
+    tokenizer.add_tokens([AddedToken("w7"), AddedToken("new one"), AddedToken("another")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    count = tokenizer.get_vocab_size(with_added_tokens=True)
+    fitting, short = ({"model_type": "llama", "vocab_size": count - 64 - less} for less in (0, 1))
+    check_tokenizer(tmp_path, fitting, natively=True)
+    with pytest.raises(Damaged, match=f"{count} tokens"):
+        check_tokenizer(tmp_path, short, natively=True)

@@ -102,6 +102,9 @@ NAMED = {
 @pytest.fixture
 def folder(toy: Path, tmp_path: Path) -> Path:
     shutil.copy(toy / "config.json", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(
+        '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+    )
     return tmp_path
 
 

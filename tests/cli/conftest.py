@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_server import fake_command
-from fakes import WEIGHTS
+from fakes import model_in
 
 from glmchat.chat import connect, shared_engine
 from glmchat.cli import main as cli
@@ -25,11 +25,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder that stands for a checkpoint."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
-    return folder
+    return model_in(tmp_path / "model")
 
 
 @pytest.fixture

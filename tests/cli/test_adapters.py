@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import WEIGHTS
+from fakes import model_in
 
+from glmchat.core.errors import Usage
 from glmchat.hub.adapters import list_adapters
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272,
-}  # fmt: skip
 
 
 def write_lora(folder: Path, *, width: int = 64, number: int = 0, **config: Any) -> Path:
@@ -44,11 +41,7 @@ def write_lora(folder: Path, *, width: int = 64, number: int = 0, **config: Any)
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    folder = tmp_path / "Tiny-7M"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
-    return folder
+    return model_in(tmp_path / "Tiny-7M")
 
 
 def used(done: subprocess.CompletedProcess[str]) -> str:
@@ -109,6 +102,36 @@ def test_a_damaged_folder_is_refused_and_leaves_nothing_in_the_store(
         done = glmchat(*line)
         assert done.returncode == 3 and reason in done.stderr and "hint" in done.stderr
         assert done.stdout == "" and list_adapters() == []
+
+
+def test_an_adapter_whose_layers_only_sound_like_the_models_never_comes_into_the_store(
+    glmchat: Run, base: Path, tmp_path: Path
+) -> None:
+    """Its layers have the model's names and sizes, in another place: only a look at every tensor tells."""
+    folder = write_lora(tmp_path / "odd")
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"model.layers.0.self_attn.q", b"model.layers.0.crossattn.q"))
+    done = glmchat("run", base, "hi", "--adapter", folder)
+    assert done.returncode == 2 and "belong to no layer of this model" in done.stderr
+    assert done.stdout == "" and list_adapters() == []
+
+
+def test_where_one_of_several_folders_is_refused_none_stays_in_the_store(
+    glmchat: Run, base: Path, tmp_path: Path
+) -> None:
+    good, wide = write_lora(tmp_path / "good"), write_lora(tmp_path / "wide", width=128)
+    for line in ((good, "--adapter", wide), (good, "--adapter", good)):
+        done = glmchat("run", base, "hi", "--adapter", *line)
+        assert done.returncode == 2 and "taken out of the store again: good" in done.stderr
+        assert done.stdout == "" and list_adapters() == []
+
+
+def test_what_the_engine_cannot_attach_after_all_does_not_stay(glmchat: Run, base: Path, tmp_path: Path) -> None:
+    folder = write_lora(tmp_path / "good")
+    refusal = Usage("the engine cannot attach it", hint="x", code="adapter.shape").to_json()
+    done = glmchat("run", base, "hi", "--adapter", folder, load_failure=refusal)
+    assert done.returncode == 2 and "the engine cannot attach it" in done.stderr
+    assert list_adapters() == []
 
 
 def test_force_takes_another_base_and_says_so(glmchat: Run, base: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fakes import WEIGHTS
+from fakes import model_in
 from tiny_checkpoints import build
 
 from glmchat.cli.main import run
@@ -28,10 +28,7 @@ def serve(*arguments: str) -> int:
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """A folder that looks like a model until somebody loads it."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    return str(tmp_path)
+    return str(model_in(tmp_path))
 
 
 def test_a_port_in_use_is_one_line_with_a_hint_and_exit_1(model: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import model_in
 from golden_files import HERE, Golden
 
 from glmchat.chat.commands.table import COMMANDS
@@ -23,7 +24,6 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path += [str(TESTS), str(TESTS / "engine")]
 
 import engine_builders as llamas  # noqa: E402
-from fakes import WEIGHTS  # noqa: E402
 
 ENDING = {"quit", "bye", "exit"}
 PROMPT = "\n> "
@@ -79,8 +79,7 @@ def kind_of(said: str) -> str:
 
 
 def test_plain_mode_knows_the_slash_commands_it_knew(golden: Golden, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    model_in(tmp_path)
     plain = PlainMode(tmp_path)
     listed = re.findall(r"^/(\w+)  ", plain.say("/help"), re.MULTILINE)
     words = sorted({word for c in COMMANDS for word in (c.name, *c.aliases)} | set(listed) | {"regenerate", "nothing"})

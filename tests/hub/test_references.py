@@ -83,25 +83,37 @@ def test_two_different_revisions_contradict_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "command"),
+    ("text", "file", "revision"),
     [
-        ("acme/x-GGUF:Q6_K", "glmchat pull acme/x-GGUF --include '*Q6_K*'"),
-        ("acme/x-GGUF:iq4_xs", "glmchat pull acme/x-GGUF --include '*IQ4_XS*'"),
-        ("hf.co/acme/x-GGUF:Q6_K", "glmchat pull acme/x-GGUF --include '*Q6_K*'"),
-        ("https://huggingface.co/acme/x-GGUF:Q4_K_M", "glmchat pull acme/x-GGUF --include '*Q4_K_M*'"),
-        ("acme/x-GGUF/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
-        ("https://huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
-        ("https://huggingface.co/acme/x-GGUF/resolve/main/x.Q6_K.gguf?download=true",
-         "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
-        ("https://huggingface.co/acme/x-GGUF/blob/v2/q6/x%20y.gguf",
-         "glmchat pull acme/x-GGUF --revision v2 --include 'q6/x y.gguf'"),
-        ("huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "glmchat pull acme/x-GGUF --include x.Q6_K.gguf"),
+        ("acme/x-GGUF:Q6_K", "Q6_K", None),
+        ("acme/x-GGUF:iq4_xs", "IQ4_XS", None),
+        ("acme/x-GGUF@v2:q6_k", "Q6_K", "v2"),
+        ("hf.co/acme/x-GGUF:Q6_K", "Q6_K", None),
+        ("https://huggingface.co/acme/x-GGUF:Q4_K_M", "Q4_K_M", None),
+        ("acme/x-GGUF/x.Q6_K.gguf", "x.Q6_K.gguf", None),
+        ("acme/x-GGUF@v2/q6/x.gguf", "q6/x.gguf", "v2"),
+        ("https://huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "x.Q6_K.gguf", None),
+        ("https://huggingface.co/acme/x-GGUF/resolve/main/x.Q6_K.gguf?download=true", "x.Q6_K.gguf", None),
+        ("https://huggingface.co/acme/x-GGUF/blob/v2/q6/x%20y.gguf", "q6/x y.gguf", "v2"),
+        ("huggingface.co/acme/x-GGUF/blob/main/x.Q6_K.gguf", "x.Q6_K.gguf", None),
     ],
-)  # fmt: skip
-def test_one_file_of_twenty_is_told_how_it_is_fetched(text: str, command: str) -> None:
-    with pytest.raises(Usage) as caught:
-        parse(text)
-    assert caught.value.hint == command
+)
+def test_one_file_of_twenty_is_named_as_other_programs_name_it(text: str, file: str, revision: str | None) -> None:
+    assert parse(text) == Reference(repo="acme/x-GGUF", file=file, revision=revision)
+    assert parse(str(parse(text))) == parse(text)
+
+
+def test_a_file_and_the_bits_to_quantise_it_to_are_told_apart() -> None:
+    assert parse("acme/x-GGUF:F16:int4") == Reference(repo="acme/x-GGUF", file="F16", quant="int4")
+    for text in ("acme/x-GGUF:Q6_K:Q8_0", "acme/x:int4:int8"):
+        with pytest.raises(Usage, match="does not support"):
+            parse(text)
+
+
+def test_a_file_in_a_folder_that_is_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse("acme/x/model.gguf").path == tmp_path / "acme" / "x" / "model.gguf"
 
 
 @pytest.mark.parametrize("text", ["huggingface.co/acme/x", "hf.co/acme/x", "modelscope.cn/models/acme/x"])

@@ -28,7 +28,8 @@ CONFIG = json.dumps(
     {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
      "num_attention_heads": 1, "num_key_value_heads": 1}
 ).encode()  # fmt: skip
-SMALL = {"config.json": CONFIG, "tokenizer.json": b"{}", "README.md": b"# tiny"}
+WORDS = b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+SMALL = {"config.json": CONFIG, "tokenizer.json": WORDS, "README.md": b"# tiny"}
 TENSORS = {name: save({name: torch.ones(8, 8, 3)}) for name in ("a", "b", "c")}
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 

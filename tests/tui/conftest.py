@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import WEIGHTS
+from fakes import model_in
 
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.engine_options import EngineOptions
@@ -18,10 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `from windows import
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))  # a hub on loopback to pull from
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "chat"))  # an endpoint without a process
 
-_LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 272,
-}  # fmt: skip
 _FITS = {"kind": "lora", "form": "peft", "rank": 8, "shapes": {"q_proj": [64, 64]}, "layers": 3}
 
 
@@ -34,10 +29,7 @@ def _keep(tmp_path: Path, name: str, base: str | None = "me/Tiny-7M", **facts: A
 @pytest.fixture
 def adapters_here(tmp_path: Path) -> LaunchOptions:
     """A model of 64 channels, two adapters that fit it and three that do not."""
-    folder = tmp_path / "Tiny-7M"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(_LLAMA))
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    folder = model_in(tmp_path / "Tiny-7M")
     _keep(tmp_path, "poet")
     _keep(tmp_path, "calm", base=None)
     _keep(tmp_path, "medical", base="me/Other-7M")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_server import fake_command
-from fakes import WEIGHTS
+from fakes import model_in
 from hub_helpers import COMMIT_A, CONFIG, hub_entry, put_into_cache, user_catalogue
 from windows import Window, make_app, open_window
 
@@ -43,13 +43,6 @@ def launch(tmp_path: Path) -> LaunchOptions:
     return LaunchOptions(
         EngineOptions(folder=tmp_path / "tiny", model=str(model_in(tmp_path / "tiny"))), sampling={"seed": 5}
     )
-
-
-def model_in(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
-    return folder
 
 
 @pytest.fixture
