@@ -76,7 +76,7 @@ class Sampling:
                     tr(
                         "{name} is {value}, but it must be between {low:g} and {high:g}",
                         name=name,
-                        value=value,
+                        value=one_line(str(value), 40),
                         low=low,
                         high=high,
                     ),

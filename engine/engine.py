@@ -360,6 +360,8 @@ class Engine:
 
     def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoder | None:
         """What holds one answer behind `ids` to `decoding`. Raises Usage for what this model cannot do."""
+        if ids:
+            self._check(ids)
         if self._decoders is None:
             self._decoders = Decoders(self.tokenizer, self.stop_ids, self.spec.vocab_size)
         return self._decoders.make(decoding, ids)

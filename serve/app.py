@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -19,11 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmchat import __version__
 from glmchat.core.decoding import PLAIN
-from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed, UnknownModel, Usage
 from glmchat.core.language import answer_in, tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
-from glmchat.serve.answer import Answer, Said, Silence, in_words
+from glmchat.serve.answer import Answer, Said, Silence
 from glmchat.serve.fields import invalid, template_variables
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
@@ -34,6 +33,7 @@ from glmchat.serve.wire import GenerationRequest
 PROGRESS = "x-glmchat-progress"  # a client that sends this header reads SSE comments; others may stumble over them
 PATIENCE = 10.0  # seconds of silence after which any other client is sent a chunk that says nothing
 
+T = TypeVar("T")
 Parse = Callable[[Mapping[str, Any], Mapping[str, Any]], GenerationRequest]
 
 
@@ -97,7 +97,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     elif isinstance(error, StillLoading):
         headers["Retry-After"] = "1"
-    return _json(error_json(error), status_of(error), headers)
+    return _json(error_json(error, request.url.path), status_of(error), headers)
 
 
 _NOT_SERVED = {  # addresses of OpenAI's, vLLM's and Ollama's APIs, and what they are for
@@ -119,6 +119,7 @@ async def _http_refusal(request: Request, error: Exception) -> Response:
         ),
         405: (f"{request.method} is not for {one_line(request.url.path)}", "see the Allow header"),
         413: ("the body is too large", f"at most {wire.BODY_LIMIT // 2**20} MiB"),
+        415: (f"bodies compressed with {one_line(str(error.detail), 40)} are not supported", "send it as it is"),
     }
     message, hint = words.get(error.status_code, (str(error.detail), ""))
     usage = Usage(message, hint=hint, code=f"request.http_{error.status_code}")
@@ -126,7 +127,10 @@ async def _http_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return _json(error_json(in_words(error)), 500)
+    """A mistake of ours. uvicorn logs its traceback; the client is told that there is one."""
+    words = tr("the server failed over this request: {kind}", kind=type(error).__name__)
+    bug = ServerFailed(words, hint=tr("see the engine's log for details"), code="server.bug")
+    return _json(error_json(bug), 500)
 
 
 class _Routes:
@@ -168,18 +172,22 @@ class _Routes:
 
     async def tokenize(self, request: Request) -> Response:
         """vLLM's form (`prompt` or `messages`), llama-server's (`content`), or `text`."""
-        host, data = self._host, await _body(request)
+        host = self._host
         engine = host.ready()
-        if "messages" in data:
-            messages = wire.parse_messages(data)
-            is_open = data.get("continue_final") is True or data.get("continue_final_message") is True
-            variables, render = template_variables(data), engine.render_open if is_open else engine.render
-            ids = await self._text(lambda: render(messages, variables))
-        else:
-            text = next((data[name] for name in ("prompt", "text", "content") if name in data), None)
-            if not isinstance(text, str):
-                raise invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}')
-            ids = await self._text(lambda: engine.tokenize(text.encode("utf-8", "replace").decode()))
+
+        def parse(data: dict[str, Any]) -> Callable[[], list[int]]:
+            if "messages" not in data:
+                name = next((name for name in ("prompt", "text", "content") if name in data), "prompt")
+                text = data.get(name)
+                if not isinstance(text, str):
+                    raise invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}', name)
+                return lambda: engine.tokenize(text)
+            messages, variables = wire.parse_messages(data), template_variables(data)
+            render = engine.render if wire.continues(data) is None else engine.render_open
+            return lambda: render(messages, variables)
+
+        count, long = await self._parsed(request, parse)
+        ids = await host.text.do(count, long=long)
         return _json({"count": len(ids), "tokens": ids, "max_model_len": engine.context})
 
     async def load_adapter(self, request: Request) -> Response:
@@ -193,14 +201,16 @@ class _Routes:
         return _json({"status": "ok", "name": name})
 
     async def _adapter_name(self, request: Request) -> str:
-        data = await _body(request)
+        data, _ = await self._parsed(request, dict)
         self._host.ready()
         name = data.get("lora_name")
         if not isinstance(name, str) or not name:
-            raise invalid("lora_name must be a text", '{"lora_name": "my-lora"}')
+            raise invalid("lora_name must be a text", '{"lora_name": "my-lora"}', "lora_name")
         if data.get("lora_path") not in (None, "", name):
             raise invalid(
-                "adapters are loaded by their name in the store, never by a path", "glmchat adapters add PATH"
+                "adapters are loaded by their name in the store, never by a path",
+                "glmchat adapters add PATH",
+                "lora_path",
             )
         return name
 
@@ -214,27 +224,27 @@ class _Routes:
         finally:
             place.leave()
 
-    async def _text(self, work: Callable[[], list[int]]) -> list[int]:
-        """Rendering and tokenising need no torch and no turn: they run beside an answer that is being made."""
-
-        def locked() -> list[int]:
-            with self._host.text_lock:
-                return work()
-
-        return await asyncio.to_thread(locked)
+    async def _parsed(self, request: Request, parse: Callable[[dict[str, Any]], T]) -> tuple[T, bool]:
+        """What a body says, and whether it is so long that what is done with it may take seconds."""
+        body = await _body(request)
+        long = len(body) > _LONG
+        if not long:
+            return parse(wire.parse_json(body)), False
+        return await self._host.text.do(lambda: parse(wire.parse_json(body)), long=True), True
 
     async def _generate(self, request: Request, parse: Parse) -> Any:
         host = self._host
         host.ready()
-        generation = parse(await _body(request), host.sampling)
+        generation, long = await self._parsed(request, lambda data: parse(data, host.sampling))
         adapters = self._adapters(generation)
         place = host.line.join()
         try:
-            ids, continued = await self._ids(generation)
+            ids, continued = await self._ids(generation, long=long)
             engine = host.ready()
             _check_length(len(ids), engine.context)
-            if generation.decoding != PLAIN:  # a form is read once more for each answer; what is wrong is said here
-                await asyncio.to_thread(engine.decoder, generation.decoding, ids)
+            if generation.decoding != PLAIN or generation.brings_ids:  # what is wrong is said before a stream begins
+                has_form = generation.decoding.grammar is not None
+                await host.text.do(lambda: engine.decoder(generation.decoding, ids), long=has_form)
             return _Response(Answer(host, place, generation, ids, adapters, continued), request)
         except BaseException:
             place.leave()
@@ -260,37 +270,40 @@ class _Routes:
         named = name is not None and name not in (host.model, f"{host.model}@{host.revision}")
         return {str(name): 1.0} if named else {}
 
-    async def _ids(self, generation: GenerationRequest) -> tuple[list[int], int]:
-        """The prompt's ids, and how many at the end are the answer so far."""
-        engine, messages = self._host.ready(), generation.messages
+    async def _ids(self, generation: GenerationRequest, *, long: bool) -> tuple[list[int], int]:
+        """The prompt's ids, and how many at the end are the answer so far. long: the request is, so this may take time.
+
+        Rendering and tokenising need no torch and no turn: they are done beside an answer that is being made.
+        """
+        engine, messages, do = self._host.ready(), generation.messages, self._host.text.do
         variables = generation.sampling.template_variables
         if generation.prompt_ids is not None:
             return list(generation.prompt_ids), 0
         texts = [generation.prompt or ""] if messages is None else [message.content for message in messages]
-        if (size := sum(map(len, texts))) > _HOPELESS * engine.context:
+        if (size := sum(map(len, texts))) > _HOPELESS * engine.context or len(texts) > engine.context:
             await self._refuse_hopeless(texts, size)
         if messages is None:
             text = generation.prompt or ""
-            return await self._text(lambda: engine.complete(text)), 0
+            return await do(lambda: engine.complete(text), long=long), 0
         if not generation.continue_final:
-            return await self._text(lambda: engine.render(messages, variables)), 0
+            return await do(lambda: engine.render(messages, variables), long=long), 0
+        before = await do(lambda: engine.render(messages[:-1], variables), long=long)
         if generation.continue_ids:
-            before = await self._text(lambda: engine.render(messages[:-1], variables))
             return before + list(generation.continue_ids), len(generation.continue_ids)
-        opened = await self._text(lambda: engine.render_open(messages, variables))
-        before = await self._text(lambda: engine.render(messages[:-1], variables))
+        opened = await do(lambda: engine.render_open(messages, variables), long=long)
         return opened, max(0, len(opened) - len(before))
 
     async def _refuse_hopeless(self, texts: Sequence[str], size: int) -> None:
         """A text of many times the context is refused by its beginning: to render and count 15 MB takes half a minute.
+        So is a conversation of more messages than the context has tokens.
 
         Raises DoesNotFit; returns where the beginning says nothing (blanks that are few tokens).
         """
         engine = self._host.ready()
         sample = "\n".join(texts)[: _HOPELESS * engine.context]
-        tokens = len(await self._text(lambda: engine.tokenize(sample)))
-        if tokens > engine.context:
-            about = tokens * size // len(sample)
+        tokens = len(await self._host.text.do(lambda: engine.tokenize(sample), long=True))
+        about = max(tokens * size // max(len(sample), 1), len(texts) if len(texts) > 1 else 0)
+        if about >= engine.context:
             raise DoesNotFit(
                 tr(
                     "the prompt has about {length} tokens, but the context holds only {context}",
@@ -302,6 +315,7 @@ class _Routes:
             )
 
 
+_LONG = 100_000  # bytes of a body; tokenising so many takes some 20 to 400 ms
 _HOPELESS = 16  # characters for each token of the context; no language has half as many
 
 
@@ -313,15 +327,16 @@ def _check_length(length: int, context: int) -> None:
             code="context.full",
         )
     if length == 0:
-        raise invalid("the prompt is empty", "send some text")
+        raise invalid("the prompt is empty", "send some text", "prompt")
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> bytes:
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 12 or int(declared) > wire.BODY_LIMIT:
         raise HTTPException(413)
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise invalid("the body is compressed", "send it without Content-Encoding")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise HTTPException(415, coding, {"Accept-Encoding": "identity"})
     body = bytearray()
     try:
         async for part in request.stream():
@@ -330,7 +345,7 @@ async def _body(request: Request) -> dict[str, Any]:
                 raise HTTPException(413)
     except ClientDisconnect:
         raise HTTPException(400, "the client left before it had said everything") from None
-    return wire.parse_json(bytes(body))
+    return bytes(body)
 
 
 class _Response:

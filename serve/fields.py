@@ -19,10 +19,12 @@ from glmchat.core.errors import FieldError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, check_template_variables
 from glmchat.core.text import one_line
+from glmchat.engine.decoding import form
 
 COMPLETION_TOKENS = 16  # of a /v1/completions without max_tokens, as OpenAI's and vLLM's
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
+_LARGEST_ID = 1 << 31
 
 # Other names of our settings, the one that counts first: OpenAI's newer name of a limit beats its older one.
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -129,23 +131,13 @@ def refuse_unheard(data: Mapping[str, Any]) -> None:
             raise unsupported(name)
 
 
-def text(value: str, where: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise invalid(
-            f"{where} holds half a character (a lone surrogate)", "send whole Unicode characters", where
-        ) from None
-    return value
-
-
-def flag(data: Mapping[str, Any], name: str) -> bool:
+def flag(data: Mapping[str, Any], name: str, where: str | None = None) -> bool:
+    """where: the field's path, if it stands in another one."""
     value = data.get(name)
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise invalid(f"{name} must be true or false", param=name)
+        raise invalid(f"{where or name} must be true or false", param=where or name)
     return value
 
 
@@ -153,7 +145,7 @@ def ids(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
     value = data.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
+    if not isinstance(value, list) or not all(type(i) is int and 0 <= i < _LARGEST_ID for i in value):
         raise invalid(f"{name} must be a list of token ids", param=name)
     return tuple(value)
 
@@ -177,7 +169,7 @@ def _count(data: Mapping[str, Any], name: str, low: int, high: int) -> int | Non
         return None
     value = _whole(data[name], name)
     if not low <= value <= high:
-        raise invalid(f"{name} is {value}, but it must be between {low} and {high}", param=name)
+        raise invalid(f"{name} is {one_line(str(value), 40)}, but it must be between {low} and {high}", param=name)
     return value
 
 
@@ -213,7 +205,7 @@ def sampling(data: Mapping[str, Any], defaults: Mapping[str, Any], *, max_tokens
             case _:
                 if not isinstance(value, (int, float)) or isinstance(value, bool):
                     raise invalid(f"{name} must be a number", param=name)
-                value = float(value)
+                value = value if isinstance(value, int) and abs(value) > _LARGEST_ID else float(value)
         try:
             Sampling(**{field: value})
         except Usage as error:
@@ -228,13 +220,14 @@ def _stop(value: Any, name: str) -> tuple[str, ...]:
         raise invalid(f"{name} must be a text or a list of texts, none of them empty", param=name)
     if len(value) > 16:
         raise invalid(f"{name} holds more than 16 texts", param=name)
-    return tuple(text(s, name) for s in value)
+    return tuple(value)
 
 
 def choices(data: Mapping[str, Any]) -> int:
     """How many answers are wanted. `best_of` would make more than it gives back, and judge them."""
     count = _count(data, "n", 1, MOST_CHOICES) or 1
-    if data.get("best_of") not in (None, 1, count):
+    best = data.get("best_of")
+    if best is not None and (isinstance(best, bool) or best not in (1, count)):
         raise unsupported("best_of", tr("leave the field out, or ask for all of them with n"))
     return count
 
@@ -257,9 +250,8 @@ def decoding(data: Mapping[str, Any], *, chat: bool) -> Decoding:
 def _logit_bias(value: Any) -> dict[int, float]:
     if value is None:
         return {}
-    form = '{"50256": -100}'
-    if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 12 for key in value):
-        raise invalid("logit_bias must be an object of token ids and numbers", form, "logit_bias")
+    if not isinstance(value, dict) or not all(key.isascii() and key.isdecimal() and len(key) < 12 for key in value):
+        raise invalid("logit_bias must be an object of token ids and numbers", '{"50256": -100}', "logit_bias")
     return {int(key): _number(bias, "logit_bias", -100, 100) for key, bias in value.items()}
 
 
@@ -268,7 +260,7 @@ def _logprobs(data: Mapping[str, Any], *, chat: bool) -> int | None:
     if not chat:
         return None if wanted is None or wanted is False else _count(data, "logprobs", 0, MOST_LOGPROBS)
     top = _count(data, "top_logprobs", 0, MOST_LOGPROBS)
-    if wanted not in (None, False, True, 0):
+    if wanted is not None and not isinstance(wanted, bool) and wanted != 0:
         raise invalid("logprobs must be true or false", "top_logprobs says how many alternatives", "logprobs")
     if wanted is True:
         return top or 0
@@ -299,26 +291,28 @@ def _grammar(data: Mapping[str, Any]) -> Grammar | None:
             "send one of them",
             asked[1].param,
         )
+    if asked and len(asked[0].text) > form.LARGEST:
+        raise invalid(f"{asked[0].param} is longer than {form.LARGEST >> 10} kB", "ask for less", asked[0].param)
     return asked[0] if asked else None
 
 
 def _form(value: Any, kind: GrammarKind, name: str) -> Grammar:
     if kind == "json_schema":
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise invalid(f"{name} is not a JSON schema", _SCHEMA, name) from None
-        if not isinstance(value, dict):
+        schema = value if isinstance(value, str) else json.dumps(value)
+        try:
+            is_object = isinstance(json.loads(schema), dict)
+        except (ValueError, RecursionError):
+            raise invalid(f"{name} is not a JSON schema", _SCHEMA, name) from None
+        if not is_object:
             raise invalid(f"{name} must be a JSON schema", _SCHEMA, name)
-        return Grammar(kind, json.dumps(value), name)
+        return Grammar(kind, schema, name)
     if kind == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
             raise invalid(f"{name} must be a list of texts", '["yes", "no"]', name)
-        return Grammar(kind, json.dumps([text(item, name) for item in value]), name)
+        return Grammar(kind, json.dumps(value), name)
     if not isinstance(value, str) or not value:
         raise invalid(f"{name} must be a text", param=name)
-    return Grammar(kind, text(value, name), name)
+    return Grammar(kind, value, name)
 
 
 def _response_format(value: Any) -> list[Grammar]:
@@ -409,7 +403,7 @@ def _thinking(value: Any, name: str) -> dict[str, Any]:
     if isinstance(value, dict):
         if value.get("type") in ("enabled", "disabled", "auto", "adaptive"):
             return {} if value["type"] in ("auto", "adaptive") else {"enable_thinking": value["type"] == "enabled"}
-        switch = {} if value.get("enabled") is None else {"enable_thinking": flag(value, "enabled")}
+        switch = {} if value.get("enabled") is None else {"enable_thinking": flag(value, "enabled", f"{name}.enabled")}
         effort = {} if value.get("effort") is None else _effort(value["effort"], name)
         if set(value) <= {"enabled", "effort", "max_tokens", "exclude", "summary", "generate_summary"}:
             return {**switch, **effort}

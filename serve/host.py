@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +119,40 @@ log = logging.getLogger("glmchat.serve")
 T = TypeVar("T")
 
 
+class Beside:
+    """Work that needs no turn and is done beside an answer: reading bodies, rendering, counting.
+
+    There are two lines, so that what takes milliseconds never stands behind what takes seconds (a book to count, a
+    schema of 100 kB). In the second one WAITING wait, as before the engine.
+    """
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(1, "short")
+        self._long = ThreadPoolExecutor(1, "long")
+        self._waiting = 0
+        self._closed = False
+
+    async def do(self, work: Callable[[], T], *, long: bool = False) -> T:
+        """Raises Busy where too much waits that is long, and whatever `work` raises."""
+        if self._closed:
+            raise ServerFailed(tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping")
+        loop = asyncio.get_running_loop()
+        if not long:
+            return await loop.run_in_executor(self._short, work)
+        if self._waiting > WAITING:
+            raise Busy(self._waiting, retry_after=1)
+        self._waiting += 1
+        try:
+            return await loop.run_in_executor(self._long, work)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        self._closed = True
+        for line in (self._short, self._long):
+            line.shutdown(wait=False, cancel_futures=True)
+
+
 class Host:
     """One engine: its state, its thread, the line before it, and the adapters it may be given.
 
@@ -147,7 +182,7 @@ class Host:
         self.stopping = threading.Event()
         self.awake = threading.Event()  # cleared while everybody who uses the engine rests
         self.awake.set()
-        self.text_lock = threading.Lock()  # rendering happens beside a running generation, one at a time
+        self.text = Beside()
         self._folders = dict(adapters or {})
         self._find_adapter = find_adapter or (lambda name: None)
         self._attached: dict[str, State] = {}  # name -> its files as they were read
@@ -164,6 +199,7 @@ class Host:
     def stop(self, timeout: float = 2.0) -> None:
         """Ask whatever runs to end, and wait for it; a thread that takes longer ends with the process."""
         self.stopping.set()
+        self.text.close()
         self._jobs.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout)

@@ -44,15 +44,31 @@ def comment(event: Event) -> bytes:
             return b": keep-alive\n\n"
 
 
-_PARAMS = {"model_not_found": "model", "adapter.unknown": "adapters"}  # of errors that the engine's room raises too
+def error_json(error: GlmchatError, path: str = "") -> dict[str, Any]:
+    """OpenAI's form, with our stable code, the hint, and the exit code for the command line.
 
-
-def error_json(error: GlmchatError) -> dict[str, Any]:
-    """OpenAI's form, with our stable code, the hint, and the exit code for the command line."""
+    path: the address that was asked, which says where a request has what the engine's room refuses.
+    """
     kind = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status_of(error), "server_error"
     )
-    return {"error": {**error.to_json(), "type": kind, "param": getattr(error, "param", _PARAMS.get(error.code))}}
+    param = getattr(error, "param", None) or _param(error.code, path)
+    return {"error": {**error.to_json(), "type": kind, "param": param}}
+
+
+def _param(code: str, path: str) -> str | None:
+    """The field behind an error that knows of no fields."""
+    chat = path.endswith("/chat/completions")
+    match code.partition(".")[0], code:
+        case _, "model_not_found":
+            return "model"
+        case _, "adapter.unknown":
+            return "lora_name" if path.endswith("_lora_adapter") else "adapters"
+        case _, "prompt.ids" if chat:  # the only ids that a conversation brings
+            return "continue_token_ids"
+        case (("context" | "prompt" | "template"), _) if path:
+            return "prompt" if path.endswith("/completions") and not chat else "messages"
+    return None
 
 
 def status_of(error: GlmchatError) -> int:

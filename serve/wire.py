@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glmchat.core.decoding import PLAIN, Decoding
+from glmchat.core.errors import FieldError
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
 from glmchat.core.text import one_line
 from glmchat.serve import fields
 from glmchat.serve.fields import flag, ids, invalid, unsupported
-from glmchat.serve.fields import text as whole_text
 
 BODY_LIMIT = 16 * 1024 * 1024  # bytes; a context of a million tokens of Chinese text is about 5 MB
+DEPTH = 200  # levels of lists and objects; what walks through them later may recurse
+PARTS = 1_000_000  # lists and objects in a body
+_MOST_DIGITS = 1000  # of a whole number; reading one takes the square of their number
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]')
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON spells half a pair of surrogates, or both
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "observation"})
 
 
@@ -41,36 +48,118 @@ class GenerationRequest:
     def is_chat(self) -> bool:
         return self.messages is not None
 
+    @property
+    def brings_ids(self) -> bool:
+        """Ids of the client's own, which another vocabulary may have made."""
+        return bool(self.prompt_ids or self.continue_ids)
+
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A request body as a JSON object. NaN and Infinity, which Python's reader would let through, are refused."""
+    """A request body as a JSON object of whole characters and finite numbers, at most DEPTH levels deep.
 
-    def refuse(constant: str) -> None:
-        raise invalid(f"{constant} is not JSON", "give a number, or leave the field out")
+    Raises FieldError, with the field's path where one is at fault: a number that no float holds (1e999, or one of
+    5,000 digits), NaN and Infinity, which Python's reader would let through, half a character, too many levels.
+    """
+    if body.count(b"[") + body.count(b"{") > PARTS:  # each takes some 60 bytes, whatever is in it
+        raise invalid("the body holds too many lists and objects", "send a smaller one")
+    endless = False
+
+    def number(text: str) -> float:
+        nonlocal endless
+        value = float(text)
+        endless = endless or not math.isfinite(value)
+        return value
+
+    def whole(text: str) -> int | float:
+        return int(text) if len(text) < _MOST_DIGITS else number(text)
 
     try:
-        data = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        data = json.loads(body.decode("utf-8"), parse_constant=number, parse_float=number, parse_int=whole)
     except UnicodeDecodeError:
         raise invalid("the body is not UTF-8", "send JSON in UTF-8") from None
     except RecursionError:
-        raise invalid("the body is nested too deeply", "send an object of plain fields") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
+        raise _deep(_deep_field(body)) from None
+    except ValueError as error:
         raise invalid(f"the body is not JSON: {one_line(str(error))}", 'send an object: {"messages": [...]}') from None
     if not isinstance(data, dict):
         raise invalid("the body is not a JSON object", 'send an object: {"messages": [...]}')
+    if where := _too_deep(data):
+        raise _deep(where)
+    if endless or _HALF.search(body):
+        for where, words, hint in _faults(data, ""):
+            raise invalid(f"{one_line(where, 80)} {words}", hint, one_line(where, 80))
     return data
+
+
+def _deep(where: str) -> FieldError:
+    return invalid(f"{one_line(where, 80)} is nested too deeply", "send plain fields", one_line(where, 80))
+
+
+def _deep_field(body: bytes) -> str:
+    """The first field of a body that is nested too deeply for Python's reader."""
+    depth, name = 0, b"the body"
+    for token in _TOKENS.finditer(body):
+        word = token.group()
+        depth += (word in b"[{") - (word in b"]}")
+        if depth > DEPTH:
+            break
+        if depth == 1 and word[:1] == b'"':
+            name = word[1:-1]
+    return name.decode("utf-8", "replace")
+
+
+def _too_deep(data: Mapping[str, Any]) -> str | None:
+    """The field that is nested too deeply."""
+    for name, value in data.items():
+        level = [value]
+        for _ in range(DEPTH):
+            level = [inner for item in level for inner in _inner(item) if isinstance(inner, (dict, list))]
+            if not level:
+                break
+        else:
+            return name
+    return None
+
+
+def _inner(item: Any) -> Any:
+    return item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+
+
+def _faults(item: Any, where: str) -> Iterator[tuple[str, str, str]]:
+    """Path, words and hint of each number that is not finite, and of each lone surrogate: JSON can spell half a
+    character, and no tokenizer takes it.
+    """
+    if isinstance(item, float) and not math.isfinite(item):
+        yield where, "is no finite number", "give a number, or leave the field out"
+    elif isinstance(item, str) and not _is_whole(item):
+        yield where, "holds half a character (a lone surrogate)", "send whole Unicode characters"
+    elif isinstance(item, dict):
+        for name, value in item.items():
+            path = f"{where}.{name}" if where else name
+            yield from _faults(name, path)
+            yield from _faults(value, path)
+    elif isinstance(item, list):
+        for index, value in enumerate(item):
+            yield from _faults(value, f"{where}[{index}]")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_chat(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationRequest:
     """A `/v1/chat/completions` body. `defaults`: sampling settings for what the client leaves open."""
     messages = parse_messages(data)
     common = _common(data, defaults, chat=True)
-    continue_final = continues(data)
-    if continue_final and messages[-1].role != "assistant":
+    asked = continues(data)
+    continue_final = asked is not None
+    if asked is not None and messages[-1].role != "assistant":
         raise invalid(
-            "continue_final needs an assistant message at the end",
-            "send the answer so far as the last message",
-            "messages",
+            f"{asked} needs an assistant message at the end", "send the answer so far as the last message", asked
         )
     if data.get("add_generation_prompt") is False and not continue_final:
         raise unsupported("add_generation_prompt")
@@ -82,13 +171,18 @@ def parse_chat(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Generati
     )
 
 
-def continues(data: Mapping[str, Any]) -> bool:
-    """Whether the last message is an answer to go on with: our own field, vLLM's, or Mistral's, DeepSeek's and
-    Moonshot's mark on the message itself.
+def continues(data: Mapping[str, Any]) -> str | None:
+    """The field that asks to go on with the last message, an answer: our own, vLLM's, or Mistral's, DeepSeek's and
+    Moonshot's mark on the message itself. None: nothing asks for it.
     """
-    last = data["messages"][-1]
-    marked = [name for name in ("prefix", "partial") if flag(last, name)]
-    return flag(data, "continue_final") or flag(data, "continue_final_message") or bool(marked)
+    last = len(data["messages"]) - 1
+    marks = [f"messages[{last}].{name}" for name in ("prefix", "partial") if _mark(data["messages"][last], last, name)]
+    own = [name for name in ("continue_final", "continue_final_message") if flag(data, name)]
+    return next(iter(own + marks), None)
+
+
+def _mark(item: Mapping[str, Any], index: int, name: str) -> bool:
+    return flag(item, name, f"messages[{index}].{name}")
 
 
 def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationRequest:
@@ -98,7 +192,7 @@ def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Ge
         prompt = prompt[0]
     common = _common(data, defaults, chat=False)
     if isinstance(prompt, str):
-        return GenerationRequest(prompt=whole_text(prompt, "prompt"), **common)
+        return GenerationRequest(prompt=prompt, **common)
     if isinstance(prompt, list) and prompt and not any(isinstance(part, (str, list)) for part in prompt):
         return GenerationRequest(prompt_ids=ids({"prompt": prompt}, "prompt"), **common)
     raise invalid(
@@ -124,7 +218,7 @@ def _message(item: Any, index: int, *, last: bool) -> Message:
     if not isinstance(item, dict):
         raise invalid(f"{where} is not an object", '{"role": "user", "content": "Hello"}', where)
     role = item.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise invalid(
             f"{where}.role is {one_line(repr(role), 60)}", "one of " + ", ".join(sorted(ROLES)), f"{where}.role"
         )
@@ -132,7 +226,7 @@ def _message(item: Any, index: int, *, last: bool) -> Message:
         if item.get(name):
             raise unsupported(f"{where}.{name}", tr("put it into the text of a message"))
     for name in ("prefix", "partial"):
-        if flag(item, name) and not last:
+        if _mark(item, index, name) and not last:
             raise invalid(f"{where}.{name} is for the last message", param=f"{where}.{name}")
     content = item.get("content")
     if content is None and role == "assistant":  # what OpenAI sends for an answer that was only a tool call
@@ -145,7 +239,7 @@ def _message(item: Any, index: int, *, last: bool) -> Message:
         )
     role = "system" if role == "developer" else role
     try:
-        return Message.from_json({**item, "role": role, "content": whole_text(content, f"{where}.content")})
+        return Message.from_json({**item, "role": role, "content": content})
     except ValueError as error:
         raise invalid(
             f"{where}.{error} is of the wrong kind", "name is a text, tools is a list of objects", f"{where}.{error}"
@@ -175,7 +269,7 @@ def _common(data: Mapping[str, Any], defaults: Mapping[str, Any], *, chat: bool)
         "decoding": fields.decoding(data, chat=chat),
         "choices": fields.choices(data),
         "stream": flag(data, "stream"),
-        "include_usage": flag(options or {}, "include_usage"),
+        "include_usage": flag(options or {}, "include_usage", "stream_options.include_usage"),
         "return_token_ids": flag(data, "return_token_ids"),
         "adapters": _adapters(data.get("adapters")),
     }

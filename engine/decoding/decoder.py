@@ -11,7 +11,6 @@ trouble. Control tokens have no bytes: under a form none may come but the end.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,14 +19,12 @@ import numpy as np
 import torch
 
 from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
-from glmchat.core.errors import Failed, FieldError, Usage
+from glmchat.core.errors import FieldError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
+from glmchat.engine.decoding import form
 from glmchat.engine.sampling import Sampler
 from glmchat.engine.tokenizers.base import Tokenizer
-
-# Between the parts of a JSON text: room for a model's own layout, and none to fill with blanks for ever.
-WHITESPACE = r"( |\n {0,20})?"
 
 
 class Vocabulary:
@@ -65,57 +62,36 @@ class Vocabulary:
 
 
 class Matcher:
-    """Where an answer stands in its form. Raises Usage for a form that llguidance cannot read."""
+    """Where an answer stands in its form.
+
+    Raises FieldError for a form that llguidance cannot read or that no text has, and in the middle of an answer for one
+    that goes over its limits: a step takes a second and some 250 MB at most.
+    """
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         from llguidance import LLMatcher
 
-        self._size = vocabulary.size
-        try:
-            self._matcher = LLMatcher(vocabulary.compiled, _source(grammar), log_level=0)
-            problem = self._matcher.get_error() if self._matcher.is_error() else ""
-        except Exception as error:  # noqa: BLE001 - the GBNF reader raises plain Exceptions
-            problem = str(error)
-        if problem:
-            raise Usage(
-                tr(
-                    "{param} asks for a form that cannot be kept to: {problem}",
-                    param=grammar.param,
-                    problem=one_line(problem, 300),
-                ),
-                hint=tr("simplify it: JSON Schema without not, uniqueItems and remote references; no look-around"),
-                code="decoding.grammar",
-            )
+        form.check(grammar)
+        self._size, self._param = vocabulary.size, grammar.param
+        self._matcher = LLMatcher(vocabulary.compiled, form.source(grammar), log_level=0)
+        self._matcher.compute_bitmask()
+        if self._matcher.is_error():  # with this vocabulary it is over the limits
+            raise form.refusal(grammar, self._matcher.get_error())
 
     def allowed(self) -> torch.Tensor:
         """Bool [size]: the ids that may come next, ends among them where the answer may be over."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():  # it would allow an end, and half an answer would pass for a whole one
-            raise Failed(
+            raise FieldError(
                 tr("the form of the answer was lost: {problem}", problem=one_line(self._matcher.get_error(), 200)),
                 hint=tr("leave the field out"),
                 code="decoding.failed",
+                param=self._param,
             )
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._size].astype(bool))
 
     def take(self, token: int) -> None:
         self._matcher.consume_token(token)
-
-
-def _source(grammar: Grammar) -> str:
-    from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import any_to_lark
-
-    match grammar.kind:
-        case "json_schema":
-            return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": WHITESPACE}))
-        case "regex":
-            return str(LLMatcher.grammar_from_regex(grammar.text))
-        case "choice":
-            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
-            return str(LLMatcher.grammar_from_lark(f"start: {texts}"))
-        case "grammar":
-            return str(LLMatcher.grammar_from_lark(any_to_lark(grammar.text)))
 
 
 _TAIL = 64  # ids at the end of a prompt in which a template may have opened a thought
@@ -240,17 +216,18 @@ class Decoders:
     def make(self, decoding: Decoding, prompt: Sequence[int] = ()) -> Decoder | None:
         """None for a request that asks for nothing. prompt: the ids before the answer.
 
-        Raises Usage for an id outside the vocabulary, a form that cannot be kept to, and a budget for thoughts that
-        this model does not mark.
+        Raises FieldError for an id outside the vocabulary, a form that cannot be kept to, and a budget for thoughts
+        that this model does not mark.
         """
         if decoding == PLAIN:
             return None
         for name, ids in (("logit_bias", decoding.logit_bias), ("stop_token_ids", decoding.stop_token_ids)):
             if any(token >= self._size for token in ids):
-                raise Usage(
+                raise FieldError(
                     tr("{name} names an id outside the vocabulary of {size}", name=name, size=self._size),
                     hint=tr("the ids were made by another model's tokenizer"),
                     code="decoding.ids",
+                    param=name,
                 )
         matcher = self._matcher(decoding)
         if matcher is not None and decoding.thinking_budget is not None:
@@ -270,10 +247,11 @@ class Decoders:
         if decoding.grammar is None:
             return None
         if not self._stop_ids:
-            raise Usage(
+            raise FieldError(
                 tr("this model has no token that ends an answer, so it cannot be held to a form"),
                 hint=tr("leave the field out"),
                 code="decoding.no_end",
+                param=decoding.grammar.param,
             )
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._tokenizer, self._stop_ids, self._size)

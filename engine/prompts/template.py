@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from glmchat.checkpoints.chat_template import template_of, variables_of
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.core.fingerprints import of_text
+from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.engine.prompts.base import NO_VARIABLES, NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
@@ -133,7 +134,24 @@ class TemplatePrompt(PromptFormat):
             variables = {**variables, "tools": list(tools)}
             messages = [replace(m, tools=None) for m in messages if m.tools is None or m.content]
         prepared = [message.to_json() for message in self._with_system(messages)]
-        return self._encode(self._template.render(prepared, variables=variables))
+        try:
+            return self._encode(self._template.render(prepared, variables=variables))
+        except Damaged as error:
+            if error.code in ("template.broken", "template.limit") and self._renders_a_question():
+                raise Usage(
+                    tr("this conversation cannot be rendered: {reason}", reason=error.message),
+                    hint=tr("a plain question can: leave out tools, names and variables of the template, or say less"),
+                    code="template.conversation",
+                ) from None
+            raise
+
+    def _renders_a_question(self) -> bool:
+        """Whether the template does its work for a plain question, so that it is the conversation it stumbles over."""
+        try:
+            self._template.render([{"role": "user", "content": "a"}])
+        except GlmchatError:
+            return False
+        return True
 
     def encode_answer(self, text: str) -> list[int]:
         return self._encode(OwnedText(text, MODEL * len(text)))

@@ -1,6 +1,6 @@
 """Forms, biases, penalties, log probabilities and ends: what transformers, jsonschema and the OpenAI API say they are.
 
-Covers engine/decoding/decoder.py, engine/decoding/passes.py, core/decoding.py.
+Covers engine/decoding/decoder.py, engine/decoding/form.py, engine/decoding/passes.py, core/decoding.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from transformers import LlamaForCausalLM, LogitsProcessorList, MinNewTokensLeng
 from transformers import SequenceBiasLogitsProcessor as BiasLogitsProcessor
 
 from glmchat.core.decoding import PLAIN, Decoding, Grammar, TokenLogprob
-from glmchat.core.errors import Usage
+from glmchat.core.errors import FieldError, Usage
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine, load_tokenizer
+from glmchat.engine.decoding import form
 from glmchat.engine.decoding.decoder import Decoders
 from glmchat.engine.sampling import make_sampler
 
@@ -252,6 +253,38 @@ def test_a_form_that_cannot_be_kept_to_is_refused_with_the_reason(engine: Engine
     with pytest.raises(Usage, match=word) as refused:
         engine.decoder(Decoding(grammar=Grammar(grammar.kind, grammar.text, "guided_grammar")))
     assert refused.value.code == "decoding.grammar" and "guided_grammar" in refused.value.message
+
+
+def chain(length: int) -> str:
+    links = {f"{n:x}": {"$ref": f"#/$defs/{n + 1:x}"} for n in range(length)}
+    return json.dumps({"$defs": {**links, f"{length:x}": {}}, "$ref": "#/$defs/0"})
+
+
+HOSTILE = {
+    "a chain of references": ("json_schema", chain(3000)),
+    "a schema that is itself": ("json_schema", '{"$ref": "#"}'),
+    "expressions in a row": ("json_schema", json.dumps({"patternProperties": {f"^{n:x}$": {} for n in range(4000)}})),
+    "alternatives": ("json_schema", json.dumps({"anyOf": [{"properties": {f"{n:x}": {}}} for n in range(4000)]})),
+    "a file": ("json_schema", '{"$ref": "file:///etc/passwd"}'),
+    "brackets": ("grammar", "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000),
+    "rules of rules": ("grammar", "start: A0\n" + "".join(f"A{n}: /x/ A{n + 1}\n" for n in range(5000)) + "A5000: /x/"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_form_that_takes_all_time_or_all_stack_is_refused_and_the_engine_lives(engine: Engine, name: str) -> None:
+    kind, text = HOSTILE[name]
+    with pytest.raises(FieldError, match="cannot be kept to") as refused:
+        engine.decoder(Decoding(grammar=Grammar(kind, text)))  # type: ignore[arg-type]
+    assert refused.value.param == "response_format" and len(refused.value.message) < 500
+    assert engine.decoder(Decoding(grammar=Grammar("regex", "a+"))) is not None
+
+
+def test_a_form_is_read_by_its_own_process_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Decoding(grammar=Grammar("regex", "once+"))
+    engine.decoder(asked)
+    monkeypatch.setattr(form.subprocess, "run", lambda *given, **more: pytest.fail("it was read already"))
+    engine.decoder(asked)
 
 
 def test_ids_outside_the_vocabulary_are_refused(engine: Engine) -> None:

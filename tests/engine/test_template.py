@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -324,6 +325,27 @@ def test_tools_are_refused_where_the_template_knows_none(tmp_path: Path, builder
     engine = Engine.load(builders.write_folder(tmp_path), threads=1)
     with pytest.raises(Usage, match="support tools"):
         engine.render([{"role": "system", "content": "", "tools": TOOLS}, ASKED])
+
+
+@pytest.mark.parametrize(
+    ("variables", "tools"),
+    [({"thinking_budget": {}}, None), ({"thinking_budget": "x"}, None), ({"times": 10**9}, None), ({}, [{"name": 3}])],
+)
+def test_a_request_that_a_sound_template_stumbles_over_is_the_requests_fault(
+    known: HFTokenizer, variables: dict[str, Any], tools: Any
+) -> None:
+    source = (
+        "{% if thinking_budget is defined %}{{ thinking_budget > 3 }}{% endif %}"
+        "{% for i in range(times or 0) %}{{ messages[0].content }}{% endfor %}"
+        "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}"
+    )
+    prompt = TemplatePrompt(known, (), ChatTemplate(source, {}))
+    message = Message("user", "hi", tools=None if tools is None else tuple(tools))
+    with pytest.raises(Usage, match="cannot be rendered") as refused:
+        prompt.render([message], variables)
+    assert refused.value.code == "template.conversation" and refused.value.hint
+    assert prompt.render([Message("user", "hi")]) == known.encode("hi")
+    prompt.close()
 
 
 def test_a_base_model_says_that_it_has_no_chat_template(tmp_path: Path, builders: ModuleType) -> None:

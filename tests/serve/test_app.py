@@ -21,7 +21,7 @@ from polling import SECONDS, wait_until
 from running import Serve
 
 from glmchat.core.decoding import TokenLogprob
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Usage
 from glmchat.serve.answer import PIECE_INTERVAL
 
 Report = Callable[[str, float], None]
@@ -348,10 +348,51 @@ def test_what_of_openais_api_is_not_there_is_refused_by_its_name(serve: Serve, p
     assert answer.status_code == 404 and "not served" in error["message"] and "/v1/chat/completions" in error["hint"]
 
 
-def test_a_compressed_body_is_refused_as_one(serve: Serve) -> None:
-    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", "GZIP"])
+def test_a_compressed_body_is_refused_as_one(serve: Serve, coding: str) -> None:
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
     answer = serve().client.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
-    assert answer.status_code == 400 and "compressed" in answer.json()["error"]["message"]
+    assert answer.status_code == 415 and answer.headers["accept-encoding"] == "identity"  # RFC 9110, 15.5.16
+    assert "compressed" in answer.json()["error"]["message"]
+
+
+def test_a_mistake_of_ours_is_a_500_without_its_traceback_which_is_logged_once(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    engine.render = lambda *given: 1 // 0  # type: ignore
+    running = serve(engine)
+    answer = running.ask()
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "server.bug"
+    assert "Traceback" not in answer.text and "division" not in answer.text
+    wait_until(lambda: any(record.exc_info for record in caplog.records))
+    assert running.client.post("/v1/completions", json={"prompt": "a"}).status_code == 200, "its place was left"
+    assert caplog.text.count("Traceback") == 1 and "1 // 0" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ids_of_another_vocabulary_are_refused_before_a_stream_begins(serve: Serve, stream: bool) -> None:
+    def refuse(*given: Any) -> None:
+        raise Usage("an id is outside the vocabulary", hint="other ids", code="prompt.ids")
+
+    engine = FakeEngine()
+    engine.decoder = refuse  # type: ignore
+    running = serve(engine)
+    answer = running.client.post("/v1/completions", json={"prompt": [5], "stream": stream})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt"
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    asked = {"messages": messages, "continue_final": True, "continue_token_ids": [5], "stream": stream}
+    answer = running.client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "continue_token_ids"
+
+
+def test_more_messages_than_the_context_has_tokens_are_too_long(serve: Serve) -> None:
+    engine = FakeEngine(context=1000)
+    engine.render = lambda *given: pytest.fail("it is refused before it is rendered")  # type: ignore
+    messages = [{"role": "user", "content": ""}] * 200_000
+    answer = serve(engine).client.post("/v1/chat/completions", json={"messages": messages})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and (error["code"], error["param"]) == ("context.full", "messages")
 
 
 def test_log_probabilities_have_the_form_of_each_kind_of_answer(serve: Serve) -> None:

@@ -155,7 +155,7 @@ def test_mistrals_and_deepseeks_prefix_goes_on_with_the_answer() -> None:
     for mark in ("prefix", "partial"):
         assert wire.parse_chat({"messages": [USER, {**begun, mark: True}]}, {}).continue_final
         assert not wire.parse_chat({"messages": [USER, {**begun, mark: False}]}, {}).continue_final
-    with pytest.raises(Usage, match="continue_final needs"):
+    with pytest.raises(Usage, match="prefix needs"):
         wire.parse_chat({"messages": [{**USER, "prefix": True}]}, {})
 
 

@@ -10,7 +10,7 @@ import pytest
 from running import Serve
 
 from glmchat.core.decoding import PLAIN
-from glmchat.core.errors import Usage
+from glmchat.core.errors import FieldError, Usage
 from glmchat.serve import wire
 
 USER = {"role": "user", "content": "hi"}
@@ -22,15 +22,39 @@ USER = {"role": "user", "content": "hi"}
         ("{", "not JSON"),
         ("[]", "object"),
         ("", "not JSON"),
-        ('{"messages": NaN}', "NaN"),
         ("[" * 100_000, "nested|not JSON"),
-        ('{"seed": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" + "[]," * 1_000_000 + "0]", "too many lists"),
     ],
 )
 def test_what_is_no_json_object_is_refused(body: Any, word: Any) -> None:
     with pytest.raises(Usage, match=word) as refused:
         wire.parse_json(body.encode())
     assert refused.value.code == "request.invalid" and refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "word"),
+    [
+        ('{"messages": [{"content": NaN}]}', "messages[0].content", "no finite number"),
+        ('{"messages": Infinity}', "messages", "no finite number"),
+        ('{"temperature": -1e999}', "temperature", "no finite number"),
+        ('{"seed": ' + "9" * 5000 + "}", "seed", "no finite number"),
+        (r'{"messages": [{"role": "user", "content": "a\ud800"}]}', "messages[0].content", "surrogate"),
+        (r'{"x": {"\udfff": 1}}', "x.␦", "surrogate"),
+        ('{"a": 1, "tools": ' + "[" * 300 + "]" * 300 + "}", "tools", "nested"),
+        ('{"a": "[[", "stop": ' + '{"b":' * 9000 + "1" + "}" * 9000 + "}", "stop", "nested"),
+    ],
+)
+def test_a_value_that_no_field_may_have_is_found_by_its_path(body: str, param: str, word: str) -> None:
+    with pytest.raises(FieldError, match=word) as refused:
+        wire.parse_json(body.encode())
+    assert str(refused.value.param).startswith(param.partition("␦")[0]) and refused.value.hint
+    assert json.dumps(refused.value.to_json()).isascii()
+
+
+def test_what_looks_like_a_fault_in_a_text_is_none() -> None:
+    text = {"prompt": "1e999 NaN \\ud800 😀 " + "[{" * 500, "x": [[["y"]]]}
+    assert wire.parse_json(json.dumps(text).encode()) == text
 
 
 @pytest.mark.parametrize(
@@ -45,7 +69,7 @@ def test_what_is_no_json_object_is_refused(body: Any, word: Any) -> None:
         ({"messages": [USER | {"name": 5}]}, r"messages\[0\].name"),
         ({"messages": [USER | {"tools": ["python"]}]}, r"messages\[0\].tools"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
+        ({"messages": [{"role": [], "content": "x"}]}, r"messages\[0\].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
         ({"messages": [{"role": "user", "content": "x", "name": 4}]}, "name"),
         ({"temperature": "hot"}, "temperature"),
@@ -113,7 +137,7 @@ def test_what_clients_send_by_habit_is_harmless() -> None:
     assert request.sampling.top_k == 0 and request.sampling.seed is None and request.sampling.max_tokens == 5
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, ["a", "b"], [[1], [2]], [1, "a"], [-1], "\udfff"])
+@pytest.mark.parametrize("prompt", [None, [], {}, ["a", "b"], [[1], [2]], [1, "a"], [-1], [2**31]])
 def test_a_completion_takes_one_prompt(prompt: Any) -> None:
     with pytest.raises(Usage):
         wire.parse_completion({"prompt": prompt}, {})
