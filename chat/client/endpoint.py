@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
 
-from glmchat.chat.client.reading import AnswerReader, Progress, json_object, read_body
+from glmchat.chat.client.reading import AnswerReader, Progress, json_object, plain_parts, read_body
 from glmchat.chat.client.request import (
     EXTENSIONS,
     Stop,
@@ -85,11 +86,10 @@ class Endpoint:
     def health(self) -> Health:
         """Our server's `/health`; of a foreign one, "ok" if it answers at all. Raises NetworkFailed or EngineDied."""
         try:
-            with self._client(10.0) as client:
-                answer = client.get(self._root + "/health", headers=self._headers())
+            with self._answer("GET", self._root + "/health", None, 10.0, None) as answer:
+                return health_of(json_object(read_body(answer)), answer.status_code)
         except (httpx2.HTTPError, OSError, GlmchatError) as error:
             raise self._broken(error, answering=False) from None
-        return health_of(json_object(answer.content), answer.status_code)
 
     def models(self, stop: Stop | None = None) -> list[ModelRow]:
         """What `/v1/models` lists. Raises ServerFailed or NetworkFailed."""
@@ -273,7 +273,7 @@ class Endpoint:
                     return
                 if "html" in kind:
                     raise status_error(200, answer.headers, read_body(answer), self.url)
-                for part in answer.iter_bytes():
+                for part in plain_parts(answer):
                     for event in reader.feed(part):
                         yield event
                         if stop.is_set and not reader.finished:
@@ -312,7 +312,7 @@ class Endpoint:
         return self.url.rpartition("/")[0]
 
     def _client(self, timeout: float | None) -> httpx2.Client:
-        return make_client(uds=self.uds, timeout=timeout)
+        return make_client(uds=self.uds, timeout=timeout, headers={"Accept-Encoding": "identity"})
 
     def _broken(self, error: Exception, *, answering: bool) -> GlmchatError:
         problem = broken(error, self.url, local=self.is_local, answering=answering)
@@ -327,6 +327,36 @@ class Endpoint:
     def _refusal(self, answer: httpx2.Response, text: bytes) -> GlmchatError:
         return status_error(answer.status_code, answer.headers, text, self.url, keyed=self._key is not None)
 
+    @contextlib.contextmanager
+    def _answer(
+        self, method: str, url: str, body: Mapping[str, Any] | None, seconds: float, stop: Stop | None
+    ) -> Iterator[httpx2.Response]:
+        """An answer that must be complete within `seconds`, also where each of its bytes comes in time."""
+        headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
+        content = None if body is None else json.dumps(body).encode()
+        stop, late = stop or Stop(), threading.Event()
+        trace = {"trace": stop.watch}
+
+        def hang_up() -> None:
+            late.set()
+            stop.hang_up()
+
+        limit = threading.Timer(seconds, hang_up)
+        limit.daemon = True
+        limit.start()
+        try:
+            with (
+                self._client(seconds) as client,
+                client.stream(method, url, content=content, headers=headers, extensions=trace) as answer,
+            ):
+                yield answer
+                if late.is_set():  # a body without a length seems to end where it was cut
+                    raise httpx2.ReadTimeout("it took too long")
+        except (httpx2.HTTPError, OSError) as error:
+            raise httpx2.ReadTimeout("it took too long") if late.is_set() else error from None
+        finally:
+            limit.cancel()
+
     def _ask(
         self,
         method: str,
@@ -335,18 +365,12 @@ class Endpoint:
         timeout: float = 60.0,
         stop: Stop | None = None,
     ) -> dict[str, Any]:
-        headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
-        content = None if body is None else json.dumps(body).encode()
-        trace = {"trace": stop.watch} if stop else None
         try:
-            with (
-                self._client(timeout) as client,
-                client.stream(method, url, content=content, headers=headers, extensions=trace) as answer,
-            ):
+            with self._answer(method, url, body, timeout, stop) as answer:
                 text = read_body(answer)
                 if answer.status_code != 200 or text.lstrip()[:1] == b"<":
                     raise self._refusal(answer, text)
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             raise self._broken(error, answering=False) from None
         data = json_object(text)
         if problem := error_of(data):

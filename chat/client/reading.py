@@ -6,6 +6,7 @@ Follows the WHATWG event stream grammar as far as this API uses it: `data`, `eve
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,12 @@ from glmchat.chat.client.words import error_of, in_stream
 from glmchat.core.errors import ServerFailed
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, FinishReason, Piece, Started, StreamEvent
+from glmchat.core.text import one_line
 
-ANSWER_LIMIT = 64 * 1024 * 1024  # bytes of a JSON answer
-LINE_LIMIT = 64 * 1024 * 1024  # bytes; a first chunk with the ids of a million-token prompt takes 8 MB
+ANSWER_LIMIT = 16 * 1024 * 1024  # bytes of a JSON answer
+LINE_LIMIT = 16 * 1024 * 1024  # bytes of an event; a first chunk with the ids of a million-token prompt takes 8 MB
+STREAM_LIMIT = 256 * 1024 * 1024  # bytes of one answer, streamed; each token takes some 300
+PARTS = 200_000  # lists and objects in one JSON text: each takes some 60 bytes, whatever is in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,25 @@ class EventParser:
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer that hold no line end; keeps long lines linear
         self._data: list[str] = []
+        self._size = 0  # characters of `_data`
+        self._taken = 0  # bytes in all
         self._name = "message"
         self._first = True
 
     def feed(self, chunk: bytes) -> Iterator[ServerEvent | Comment]:
         self._buffer += chunk
+        self._taken += len(chunk)
         yield from self._lines(at_end=False)
-        if len(self._buffer) > LINE_LIMIT:
+        if len(self._buffer) + self._size > LINE_LIMIT:
             raise ServerFailed(
                 tr("the server sent a line that does not end"),
                 hint=tr("is this an OpenAI-compatible server?"),
+                code="server.form",
+            )
+        if self._taken > STREAM_LIMIT:
+            raise ServerFailed(
+                tr("the server's answer does not end"),
+                hint=tr("the answer so far is kept; try again"),
                 code="server.form",
             )
 
@@ -92,7 +105,7 @@ class EventParser:
         if not line:
             if self._data:
                 yield ServerEvent("\n".join(self._data), self._name)
-            self._data, self._name = [], "message"
+            self._data, self._size, self._name = [], 0, "message"
             return
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -100,6 +113,7 @@ class EventParser:
             yield Comment(value)
         elif field == "data":
             self._data.append(value)
+            self._size += len(value) + 1
         elif field == "event":
             self._name = value
 
@@ -187,15 +201,15 @@ class AnswerReader:
             yield from self._finish()
             return
         try:
-            data = json.loads(text)
+            data = _read_json(text)
+            said = list(self._data(data)) if isinstance(data, dict) else []
         except (ValueError, RecursionError):
             raise ServerFailed(
                 tr("the server sent something that is not JSON"),
                 hint=tr("is this an OpenAI-compatible server?"),
                 code="server.form",
             ) from None
-        if isinstance(data, dict):
-            yield from self._data(data)
+        yield from said
 
     def _comment(self, text: str) -> None:
         name, _, rest = text.partition(" ")
@@ -203,9 +217,10 @@ class AnswerReader:
             return
         try:
             data = json.loads(rest)
-            self._on_progress(Progress(data.get("waiting"), data.get("prefill"), data.get("of")))
-        except (ValueError, AttributeError):  # a comment may hold anything
+            told = [_whole_number(data.get(name)) for name in ("waiting", "prefill", "of")]
+        except (ValueError, AttributeError, RecursionError):  # a comment may hold anything
             return
+        self._on_progress(Progress(*told))
 
     def _data(self, data: Mapping[str, Any]) -> Iterator[StreamEvent]:
         if problem := error_of(data):
@@ -340,11 +355,16 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """None too for what no float holds: JSON can spell 1e999 and integers of 400 digits."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -1e300 < value < 1e300:
+        return None
+    return float(value)
 
 
 def _whole_number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A count or a seed; None for one that no honest server sends, and that no database takes."""
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return value if good else None
 
 
 def _speed(count: Any, milliseconds: Any, least: int = 1) -> float | None:
@@ -355,7 +375,7 @@ def _speed(count: Any, milliseconds: Any, least: int = 1) -> float | None:
 def read_body(answer: httpx2.Response) -> bytes:
     """The whole body, where it has an end. Raises ServerFailed."""
     body = bytearray()
-    for part in answer.iter_bytes():
+    for part in plain_parts(answer):
         body += part
         if len(body) > ANSWER_LIMIT:
             raise ServerFailed(
@@ -366,10 +386,38 @@ def read_body(answer: httpx2.Response) -> bytes:
     return bytes(body)
 
 
+def plain_parts(answer: httpx2.Response) -> Iterator[bytes]:
+    """The bytes of a body as they come. Nothing compressed was asked for: a few kilobytes could unfold to gigabytes.
+
+    Raises ServerFailed.
+    """
+    coding = answer.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise ServerFailed(
+            tr("the server's answer is compressed ({coding}), which was not asked for", coding=one_line(coding, 40)),
+            hint=tr("switch compression off in the server, or in the gateway before it"),
+            code="server.form",
+        )
+    yield from answer.iter_raw()
+
+
 def json_object(text: bytes) -> dict[str, Any]:
     """Empty for what is no JSON object."""
     try:
-        data = json.loads(text)
+        data = _read_json(text.decode("utf-8"))
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _read_json(text: str) -> Any:
+    """Half characters, which JSON can spell and no database takes, are replaced. Raises ValueError, RecursionError."""
+    if text.count("[") + text.count("{") > PARTS:
+        raise ValueError("too many lists and objects")
+    data = json.loads(text)
+    if _HALF.search(text):
+        data = json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
+    return data
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")

@@ -28,7 +28,7 @@ def status_error(status: int, headers: httpx2.Headers, body: bytes, url: str, *,
             code="server.html",
         )
     reported = error_of(_json(body))
-    words = reported.message if reported else one_line(body.decode("utf-8", "replace"), 300)
+    words = reported.message if reported else one_line(body[:1200].decode("utf-8", "replace"), 300)
     if reported and reported.hint and status != 401:  # ours; its hint on keys is for those who write programs
         return reported
     if status in (301, 302, 303, 307, 308):
@@ -87,13 +87,13 @@ def error_of(data: Any) -> GlmchatError | None:
         error = data
     if isinstance(error, dict):
         if isinstance(error.get("hint"), str) and isinstance(error.get("code"), str) and "exit" in error:
-            ours = GlmchatError.from_json({**error, "message": one_line(str(error.get("message")), 2000)})
+            ours = GlmchatError.from_json({**error, "message": one_line(str(error.get("message"))[:4000], 2000)})
             return ServerFailed(ours.message, hint=ours.hint, code=ours.code) if type(ours) is Failed else ours
-        return ServerFailed(one_line(str(error.get("message") or error), 500), hint="")
+        return ServerFailed(one_line(str(error.get("message") or error)[:2000], 500), hint="")
     if isinstance(error, str):
-        return ServerFailed(one_line(error, 500), hint="")
+        return ServerFailed(one_line(error[:2000], 500), hint="")
     if error:
-        return ServerFailed(one_line(json.dumps(error, ensure_ascii=False), 500), hint="")
+        return ServerFailed(one_line(json.dumps(error, ensure_ascii=False)[:2000], 500), hint="")
     return None
 
 
@@ -144,7 +144,7 @@ def _refused(error: Exception) -> bool:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body) if len(body) < 1 << 20 else None
     except (ValueError, RecursionError):
         return None
 
@@ -184,10 +184,13 @@ def health_of(data: Mapping[str, Any], status: int) -> Health:
     )
 
 
+MOST_MODELS = 10_000  # OpenRouter has some 500
+
+
 def rows_of(data: Mapping[str, Any]) -> list[ModelRow]:
-    """The rows of `/v1/models`; what is no row is passed over."""
+    """The rows of `/v1/models`; what is no row is passed over, and what is behind MOST_MODELS."""
     models, rows = [], data.get("data")
-    for row in rows if isinstance(rows, list) else []:
+    for row in rows[:MOST_MODELS] if isinstance(rows, list) else []:
         if isinstance(row, dict) and isinstance(row.get("id"), str):
             context = row.get("max_model_len")
             models.append(
