@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from glmchat.core.http_bounds import Bounds
+
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
 _WITH_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -149,6 +151,7 @@ def make_client(
     headers: Mapping[str, str] | None = None,
     follow_redirects: bool = False,
     environ: Mapping[str, str] | None = None,
+    bounds: Bounds | None = None,
 ) -> httpx2.Client:
     """A client that honours the proxy variables, except for loopback and Unix sockets. Thread-safe; close it.
 
@@ -156,6 +159,7 @@ def make_client(
     uds:      path of a Unix socket; every request goes there, no proxy, no TLS.
     timeout:  seconds that may pass without a byte (None: for ever), or an httpx2.Timeout.
     environ:  where the proxy variables are read, os.environ by default.
+    bounds:   what all its requests may cost together; nothing compressed is asked for then.
     """
     import httpx2
 
@@ -164,10 +168,11 @@ def make_client(
     if not isinstance(timeout, httpx2.Timeout):
         connect = CONNECT_TIMEOUT if timeout is None else min(timeout, CONNECT_TIMEOUT)
         timeout = httpx2.Timeout(timeout, connect=connect)
-    routes = _Routes(uds, ProxyRules.from_environment(environ))
+    routes = _Routes(uds, ProxyRules.from_environment(environ), bounds)
+    plain = {"Accept-Encoding": "identity"} if bounds else {}
     return httpx2.Client(
         base_url=base_url or ("http://localhost" if uds else ""),
-        headers={"User-Agent": f"glmchat/{__version__}", **(headers or {})},
+        headers={"User-Agent": f"glmchat/{__version__}", **plain, **(headers or {})},
         timeout=timeout,
         follow_redirects=follow_redirects,
         transport=cast("httpx2.BaseTransport", routes),
@@ -178,16 +183,16 @@ def make_client(
 class _Routes:
     """An httpx2 transport that picks a connection pool per request: the Unix socket, direct, or a proxy."""
 
-    def __init__(self, uds: str | None, rules: ProxyRules) -> None:
-        self._uds = uds
-        self._rules = rules
+    def __init__(self, uds: str | None, rules: ProxyRules, bounds: Bounds | None = None) -> None:
+        self._uds, self._rules, self._bounds = uds, rules, bounds
         self._pools: dict[tuple[str | None, bool], httpx2.HTTPTransport] = {}
         self._lock = threading.Lock()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         url = request.url
         proxy = None if self._uds else self._rules.choose(url.scheme, url.host, url.port)
-        return self._pool(proxy, tls=url.scheme == "https").handle_request(request)
+        send = self._pool(proxy, tls=url.scheme == "https").handle_request
+        return self._bounds.send(request, send) if self._bounds else send(request)
 
     def _pool(self, proxy: str | None, *, tls: bool) -> httpx2.HTTPTransport:
         import httpx2

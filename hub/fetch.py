@@ -22,6 +22,7 @@ from urllib.request import url2pathname
 from glmchat.core.errors import Hostile
 from glmchat.core.files import open_file
 from glmchat.core.http import host_of, network_error
+from glmchat.core.http_bounds import is_here
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.file_request import Candidate
@@ -138,6 +139,8 @@ def _target(url: str, location: str) -> str:
         target = urljoin(url, location)
         parts = urlsplit(target)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and target != url
+        # This machine's own servers, and the secrets of its cloud, are nobody else's to name.
+        usable = usable and (not is_here(parts.hostname or "") or is_here(urlsplit(url).hostname or ""))
     except ValueError:  # http://[/, a port of nine digits
         target, usable = location, False
     if not usable:
@@ -181,10 +184,13 @@ def _understand(
             raise Refused(
                 tr("sent bytes from {start} when asked to start at {offset}", start=start, offset=offset), "wrong"
             )
-    encoded = headers.get("content-encoding", "identity").lower() not in ("", "identity")
+    coding = headers.get("content-encoding", "").strip().lower()
+    encoded = coding not in ("", "identity")
     if encoded:
         if status == 206:
             raise Refused(tr("sends parts of the file compressed"), "wrong")
+        if coding not in ("gzip", "deflate"):  # others, and two on each other, unfold a little to gigabytes at once
+            raise Refused(tr("sends the file compressed as {coding}", coding=one_line(coding, 40)), "wrong")
         total = None
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     page = kind in ("text/html", "application/xhtml+xml")

@@ -16,6 +16,7 @@ from glmchat.checkpoints.weight_files import Pointer, parse_pointer, pointer_tex
 from glmchat.core.errors import GlmchatError
 from glmchat.core.files import read_text
 from glmchat.core.http import host_of, make_client, network_error
+from glmchat.core.http_bounds import Bounds
 from glmchat.hub.file_request import Candidate
 from glmchat.hub.references import is_commit
 from glmchat.hub.store import git_blob_of_bytes
@@ -116,7 +117,7 @@ def ask_batch(
         "objects": [{"oid": one.oid, "size": one.size} for one in distinct],
     }
     try:
-        with make_client(timeout=15.0, follow_redirects=True) as client:
+        with make_client(timeout=15.0, follow_redirects=True, bounds=Bounds()) as client:
             answer = client.post(url, json=body, headers={"Accept": _JSON, "Content-Type": _JSON, **headers})
         if answer.status_code != 200:
             return {}, f"{host_of(url)} answered {answer.status_code}"

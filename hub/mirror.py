@@ -18,6 +18,7 @@ from typing import Any
 
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.http import make_client
+from glmchat.core.http_bounds import Bounds
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import store
@@ -287,7 +288,7 @@ def _hub_names(pull: PullPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if place.kind != "hf":
             continue
         try:
-            with make_client(timeout=10.0, follow_redirects=True) as client:
+            with make_client(timeout=10.0, follow_redirects=True, bounds=Bounds()) as client:
                 answer = client.get(f"{place.address}/api/models/{pull.repo}/refs")
             if answer.status_code == 200:
                 data = answer.json()

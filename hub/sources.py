@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed, Usage
 from glmchat.core.http import host_of, make_client, network_error, without_password
+from glmchat.core.http_bounds import Bounds
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
@@ -212,7 +213,8 @@ def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
 
     # Else the library asks huggingface.co about agents, once a day, whatever endpoint was named.
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    set_client_factory(lambda: make_client(timeout=_TIMEOUT, follow_redirects=True))
+    bounds = Bounds()  # of all that follows; the library's client is used by several calls
+    set_client_factory(lambda: make_client(timeout=_TIMEOUT, follow_redirects=True, bounds=bounds))
     key, notes = (token() or False) if place.sends_token else False, []
     api = HfApi(endpoint=place.address, token=key)
     try:
@@ -293,7 +295,7 @@ def _ask_modelscope(place: HubEndpoint, repo: str, revision: str | None) -> List
     branch = revision or "master"
     url = f"{place.address}/api/v1/models/{quote(repo)}/repo/files"
     try:
-        with make_client(timeout=_TIMEOUT, follow_redirects=True) as client:
+        with make_client(timeout=_TIMEOUT, follow_redirects=True, bounds=Bounds()) as client:
             answer = client.get(url, params={"Revision": branch, "Recursive": "true"})
         if answer.status_code == 404:
             raise _no_repo(place, repo)

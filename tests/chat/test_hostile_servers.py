@@ -27,6 +27,7 @@ from glmchat.core.messages import Finished, Message, Piece, Sampling
 from glmchat.core.text import show_controls
 
 TALK = [Message("user", "hi")]
+PACE = 0.05  # seconds between the bytes of a server that drips
 DONE = "data: [DONE]\n\n"
 Write = Callable[[bytes], int]
 Speak = Callable[[Write], None]
@@ -128,7 +129,7 @@ def test_whatever_a_server_does_a_stop_ends_it_within_a_second_and_keeps_what_ca
         drip = {"keep-alives": b": keep-alive\n\n", "a byte now and then": b"d"}.get(kind, b"")
         while True:
             write(drip)
-            time.sleep(0.05)
+            time.sleep(PACE)
 
     with speaking(speak) as url:
         stop, result = Stop(), []
@@ -152,7 +153,7 @@ def test_a_question_that_costs_nothing_has_a_time_in_all(models: bool, monkeypat
         write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + (b"\r\n" if models else b""))
         while True:
             write(b" " if models else b"X-A: b\r\n")
-            time.sleep(0.05)
+            time.sleep(PACE)
 
     with speaking(speak, models=True) as url:
         begun = time.monotonic()
