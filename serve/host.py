@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,7 +137,7 @@ class Beside:
         """Raises Busy where too much waits that is long, and whatever `work` raises."""
         if self._closed:
             raise ServerFailed(tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping")
-        loop = asyncio.get_running_loop()
+        loop, work = asyncio.get_running_loop(), partial(contextvars.copy_context().run, work)  # the client's language
         if not long:
             return await loop.run_in_executor(self._short, work)
         if self._waiting > WAITING:
