@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -92,18 +92,21 @@ Event = Waiting | Begun | Prefill | Silence | Said
 
 
 class Answer:
-    """`ids` is the whole prompt; its last `continued` ids are the beginning of the answer."""
+    """prompts: the ids of each; the last `continued` ids of the only one are the beginning of its answer."""
 
     def __init__(
         self,
         host: Host,
         place: Place,
         request: GenerationRequest,
-        ids: list[int],
+        prompts: Sequence[list[int]],
         adapters: Mapping[str, float],
         continued: int = 0,
+        echoes: Sequence[str] = (),
     ) -> None:
-        self.host, self.place, self.request, self.ids, self.adapters = host, place, request, ids, adapters
+        self.host, self.place, self.request, self.prompts, self.adapters = host, place, request, prompts, adapters
+        self.echoes = echoes  # what stands before the answers to each prompt, where that was asked for
+        self.choices = len(prompts) * request.choices
         self.continued = continued
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
@@ -233,7 +236,7 @@ class Answer:
             if self._stop_wanted():
                 return None
             self.host.activate(self.adapters)
-            for choice in range(self.request.choices):
+            for choice in range(self.choices):
                 self._say(choice)
                 if self._stop_wanted():
                     break
@@ -246,25 +249,28 @@ class Answer:
         return None
 
     def _say(self, choice: int) -> None:
-        """One of the answers. The first has the seed that was asked for, the next ones those behind it, as in vLLM."""
+        """One of the answers. The first to a prompt has the seed that was asked for, the next ones those behind it, as
+        in vLLM.
+        """
         request, engine = self.request, self.host.ready()
-        sampling = request.sampling
-        if choice and sampling.seed is not None:
-            sampling = replace(sampling, seed=(sampling.seed + choice) % 2**63)
+        number, again = divmod(choice, request.choices)
+        sampling, ids = request.sampling, self.prompts[number]
+        if again and sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + again) % 2**63)
         with contextlib.closing(
             engine.stream_ids(
-                self.ids,
+                ids,
                 sampling,
                 cancelled=self._stop_or_rest,
                 on_prefill=self._prefill,
-                answer=self.ids[len(self.ids) - self.continued :],
+                answer=ids[len(ids) - self.continued :],
                 # Nothing is cleaned up that was held to a form.
                 chat=request.is_chat and request.decoding.grammar is None,
-                decoder=engine.decoder(request.decoding, self.ids),
+                decoder=engine.decoder(request.decoding, ids),
             )
         ) as chunks:
             for chunk in chunks:
-                final = chunk.finish_reason is not None and choice + 1 == request.choices
+                final = chunk.finish_reason is not None and choice + 1 == self.choices
                 if final:
                     self._last = Said(choice, chunk, final=True)
                 else:

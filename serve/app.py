@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from glmchat.core.language import answer_in, tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
 from glmchat.serve.answer import Answer, Said, Silence
+from glmchat.serve.face import EngineFace
 from glmchat.serve.fields import invalid, template_variables
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
@@ -239,13 +241,17 @@ class _Routes:
         adapters = self._adapters(generation)
         place = host.line.join()
         try:
-            ids, continued = await self._ids(generation, long=long)
+            prompts, continued = await self._prompts(generation, long=long)
             engine = host.ready()
-            _check_length(len(ids), engine.context)
-            if generation.decoding != PLAIN or generation.brings_ids:  # what is wrong is said before a stream begins
-                has_form = generation.decoding.grammar is not None
-                await host.text.do(lambda: engine.decoder(generation.decoding, ids), long=has_form)
-            return _Response(Answer(host, place, generation, ids, adapters, continued), request)
+            for ids in prompts:
+                _check_length(len(ids), engine.context)
+                if (
+                    generation.decoding != PLAIN or generation.brings_ids
+                ):  # what is wrong is said before a stream begins
+                    has_form = generation.decoding.grammar is not None
+                    await host.text.do(partial(engine.decoder, generation.decoding, ids), long=has_form)
+            echoes = await host.text.do(lambda: _echoes(engine, generation), long=long)
+            return _Response(Answer(host, place, generation, prompts, adapters, continued, echoes), request)
         except BaseException:
             place.leave()
             raise
@@ -270,28 +276,34 @@ class _Routes:
         named = name is not None and name not in (host.model, f"{host.model}@{host.revision}")
         return {str(name): 1.0} if named else {}
 
-    async def _ids(self, generation: GenerationRequest, *, long: bool) -> tuple[list[int], int]:
-        """The prompt's ids, and how many at the end are the answer so far. long: the request is, so this may take time.
+    async def _prompts(self, generation: GenerationRequest, *, long: bool) -> tuple[list[list[int]], int]:
+        """The ids of each prompt, and how many at the end of a conversation are the answer so far.
 
-        Rendering and tokenising need no torch and no turn: they are done beside an answer that is being made.
+        long: the request is, so this may take time. Rendering and tokenising need no torch and no turn: they are done
+        beside an answer that is being made.
         """
         engine, messages, do = self._host.ready(), generation.messages, self._host.text.do
         variables = generation.sampling.template_variables
-        if generation.prompt_ids is not None:
-            return list(generation.prompt_ids), 0
-        texts = [generation.prompt or ""] if messages is None else [message.content for message in messages]
+        if messages is None:
+            prompts = []
+            for prompt in generation.prompts:
+                if isinstance(prompt, str):
+                    if len(prompt) > _HOPELESS * engine.context:
+                        await self._refuse_hopeless([prompt], len(prompt))
+                    prompts.append(await do(partial(engine.complete, prompt), long=long))
+                else:
+                    prompts.append(list(prompt))
+            return prompts, 0
+        texts = [message.content for message in messages]
         if (size := sum(map(len, texts))) > _HOPELESS * engine.context or len(texts) > engine.context:
             await self._refuse_hopeless(texts, size)
-        if messages is None:
-            text = generation.prompt or ""
-            return await do(lambda: engine.complete(text), long=long), 0
         if not generation.continue_final:
-            return await do(lambda: engine.render(messages, variables), long=long), 0
+            return [await do(lambda: engine.render(messages, variables), long=long)], 0
         before = await do(lambda: engine.render(messages[:-1], variables), long=long)
         if generation.continue_ids:
-            return before + list(generation.continue_ids), len(generation.continue_ids)
+            return [before + list(generation.continue_ids)], len(generation.continue_ids)
         opened = await do(lambda: engine.render_open(messages, variables), long=long)
-        return opened, max(0, len(opened) - len(before))
+        return [opened], max(0, len(opened) - len(before))
 
     async def _refuse_hopeless(self, texts: Sequence[str], size: int) -> None:
         """A text of many times the context is refused by its beginning: to render and count 15 MB takes half a minute.
@@ -317,6 +329,13 @@ class _Routes:
 
 _LONG = 100_000  # bytes of a body; tokenising so many takes some 20 to 400 ms
 _HOPELESS = 16  # characters for each token of the context; no language has half as many
+
+
+def _echoes(engine: EngineFace, generation: GenerationRequest) -> list[str]:
+    """What stands before each answer: its prompt as it was sent, ids as the text they are."""
+    if not generation.echo:
+        return []
+    return [one if isinstance(one, str) else engine.tokenizer.decode(list(one)) for one in generation.prompts]
 
 
 def _check_length(length: int, context: int) -> None:

@@ -42,6 +42,10 @@ class Chunk(Protocol):
         ...
 
 
+class Decodes(Protocol):
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
 class EngineFace(Protocol):
     """One loaded model. All calls come from one thread, but for `render`, `render_open`, `complete`, `tokenize`, and
     `family`, `facts` and `identified`, which the event loop asks for and which therefore answer at once.
@@ -49,6 +53,8 @@ class EngineFace(Protocol):
 
     context: int
 
+    @property
+    def tokenizer(self) -> Decodes: ...
     @property
     def family(self) -> str: ...
     @property

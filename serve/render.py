@@ -157,17 +157,25 @@ class Rendering:
             "created": int(time.time()),
             "model": answer.request.model or answer.host.model,
         }
-        self._choices = [_Choice() for _ in range(answer.request.choices)]
+        self._choices = [_Choice() for _ in range(answer.choices)]
         self._opening: Mapping[str, Any] = {}  # facts of the first piece, until they were sent with every hash
 
     def first(self, choice: int = 0) -> bytes | None:
-        """The chunk that opens a stream, and each further answer. A completion has none unless ids are asked for."""
+        """The chunk that opens a stream, and each further answer. A completion has none unless ids or the prompt are
+        asked for.
+        """
         self._choices[choice].opened = True
-        if not self._chat and not self._answer.request.return_token_ids:
+        echo = self._echo(choice)
+        if not self._chat and not self._answer.request.return_token_ids and not echo:
             return None
-        delta = {"role": "assistant", "content": ""} if self._chat else ""
-        extra = {"prompt_token_ids": self._answer.ids} if self._answer.request.return_token_ids and not choice else {}
+        delta: Any = {"role": "assistant", "content": ""} if self._chat else echo
+        told = self._answer.request.return_token_ids and not choice
+        extra = {"prompt_token_ids": self._answer.prompts[0]} if told else {}
         return sse(self._chunk(choice, delta, extra=extra))
+
+    def _echo(self, choice: int) -> str:
+        echoes = self._answer.echoes
+        return echoes[choice // self._answer.request.choices] if echoes else ""
 
     def silence(self) -> bytes:
         """A chunk that says nothing, for a client that must not take a long prefill for a dead connection."""
@@ -226,7 +234,7 @@ class Rendering:
             self._choices[piece.choice].take(piece.chunk)
         choices = []
         for index, choice in enumerate(self._choices):
-            text = "".join(choice.text)
+            text = self._echo(index) + "".join(choice.text)
             row: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
             row["logprobs"] = self._logprobs(choice.logprobs)
             row.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
@@ -235,7 +243,7 @@ class Rendering:
             choices.append(row)
         data: dict[str, Any] = {**self._kind(""), "choices": choices, **self._facts(pieces[-1].chunk)}
         if self._answer.request.return_token_ids:
-            data["prompt_token_ids"] = self._answer.ids
+            data["prompt_token_ids"] = self._answer.prompts[0]
         return data
 
     def _kind(self, suffix: str) -> dict[str, Any]:
@@ -291,7 +299,7 @@ class Rendering:
 
     def _facts(self, chunk: Chunk) -> dict[str, Any]:
         facts = dict(chunk.facts)
-        prompt, cached = len(self._answer.ids), facts.get("cached_n")
+        prompt, cached = sum(map(len, self._answer.prompts)), facts.get("cached_n")
         made = sum(choice.made for choice in self._choices)
         return {
             "usage": {

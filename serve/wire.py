@@ -18,6 +18,7 @@ from glmchat.serve import fields
 from glmchat.serve.fields import flag, ids, invalid, unsupported
 
 BODY_LIMIT = 16 * 1024 * 1024  # bytes; a context of a million tokens of Chinese text is about 5 MB
+MOST_ANSWERS = 256  # of one request
 DEPTH = 200  # levels of lists and objects; what walks through them later may recurse
 PARTS = 1_000_000  # lists and objects in a body
 _MOST_DIGITS = 1000  # of a whole number; reading one takes the square of their number
@@ -28,13 +29,13 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "observat
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One checked request for an answer. Exactly one of `messages`, `prompt` and `prompt_ids` is given."""
+    """One checked request. Either `messages` or `prompts` (each a text or ids) are given."""
 
     model: str | None
     sampling: Sampling
     messages: tuple[Message, ...] | None = None
-    prompt: str | None = None
-    prompt_ids: tuple[int, ...] | None = None
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    echo: bool = False  # the answer begins with its prompt
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
@@ -42,7 +43,7 @@ class GenerationRequest:
     continue_final: bool = False
     continue_ids: tuple[int, ...] = ()  # the exact ids of the answer so far; otherwise its text is encoded
     decoding: Decoding = PLAIN
-    choices: int = 1  # answers wanted, made one after the other
+    choices: int = 1  # answers wanted to each prompt, made one after the other
 
     @property
     def is_chat(self) -> bool:
@@ -51,7 +52,7 @@ class GenerationRequest:
     @property
     def brings_ids(self) -> bool:
         """Ids of the client's own, which another vocabulary may have made."""
-        return bool(self.prompt_ids or self.continue_ids)
+        return bool(self.continue_ids) or any(isinstance(prompt, tuple) for prompt in self.prompts)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -186,19 +187,26 @@ def _mark(item: Mapping[str, Any], index: int, name: str) -> bool:
 
 
 def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationRequest:
-    """A `/v1/completions` body: `prompt` is text, a list that holds one text, or a list of ids."""
-    prompt = data.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    common = _common(data, defaults, chat=False)
-    if isinstance(prompt, str):
-        return GenerationRequest(prompt=prompt, **common)
-    if isinstance(prompt, list) and prompt and not any(isinstance(part, (str, list)) for part in prompt):
-        return GenerationRequest(prompt_ids=ids({"prompt": prompt}, "prompt"), **common)
+    """A `/v1/completions` body. `prompt` is a text, a list of ids, or a list of one of the two, as in OpenAI's API:
+    each has `n` answers, in the order of the prompts.
+    """
+    common = _common({name: value for name, value in data.items() if name != "echo"}, defaults, chat=False)
+    prompt, echo = data.get("prompt"), flag(data, "echo")
+    if echo and common["decoding"].top_logprobs is not None:
+        raise unsupported("echo", tr("leave the field out, or logprobs"))
+    given = prompt if isinstance(prompt, list) and any(isinstance(one, (str, list)) for one in prompt) else [prompt]
+    if len(given) * common["choices"] > MOST_ANSWERS:
+        raise invalid(f"prompt asks for more than {MOST_ANSWERS} answers", "send fewer in one request", "prompt")
+    return GenerationRequest(prompts=tuple(_prompt(one) for one in given), echo=echo, **common)
+
+
+def _prompt(given: Any) -> str | tuple[int, ...]:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, list) and given:
+        return ids({"prompt": given}, "prompt")
     raise invalid(
-        "prompt must be a text or a list of token ids, one prompt a request",
-        '{"prompt": "Once upon a time"}',
-        "prompt",
+        "prompt must be a text or a list of token ids, or a list of such", '{"prompt": "Once upon a time"}', "prompt"
     )
 
 

@@ -93,6 +93,7 @@ class FakeEngine:
         self.until = until
         self.context = context
         self.family = "fake"
+        self.tokenizer = self
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
         self.decoded: list[Decoding | None] = []
@@ -136,6 +137,9 @@ class FakeEngine:
 
     def tokenize(self, text: str) -> list[int]:
         return [ord(c) for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
 
     def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> None:
         """What is asked for is recorded in `decoded`; a fake engine does none of it."""

@@ -348,6 +348,34 @@ def test_what_of_openais_api_is_not_there_is_refused_by_its_name(serve: Serve, p
     assert answer.status_code == 404 and "not served" in error["message"] and "/v1/chat/completions" in error["hint"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_prompts_have_their_answers_in_order_with_the_prompt_before_each(serve: Serve, stream: bool) -> None:
+    """`prompt` and `echo` as https://platform.openai.com/docs/api-reference/completions has them."""
+    running = serve(FakeEngine(["x"]), tcp=True, key="k")
+    with openai.OpenAI(base_url=running.url + "/v1", api_key="k", max_retries=0) as client:
+        said: dict[int, str] = {}
+        usage = None
+        for prompt in (["ab", "c"], [[97, 98], [99]]):
+            asked: Any = {"model": "fake", "prompt": prompt, "n": 2, "echo": True, "seed": 5}
+            if stream:
+                for chunk in client.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+                    usage = chunk.usage or usage
+                    for choice in chunk.choices:
+                        said[choice.index] = said.get(choice.index, "") + choice.text
+            else:
+                answer = client.completions.create(**asked)
+                said, usage = {choice.index: choice.text for choice in answer.choices}, answer.usage
+            assert said == {0: "abx", 1: "abx", 2: "cx", 3: "cx"}
+            assert usage is not None and (usage.prompt_tokens, usage.completion_tokens) == (3, 4)
+            said = {}
+    assert [(ids, sampling.seed) for ids, sampling in running.engine.asked[:4]] == [
+        ([97, 98], 5),
+        ([97, 98], 6),
+        ([99], 5),
+        ([99], 6),
+    ]
+
+
 @pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", "GZIP"])
 def test_a_compressed_body_is_refused_as_one(serve: Serve, coding: str) -> None:
     headers = {"Content-Encoding": coding, "Content-Type": "application/json"}

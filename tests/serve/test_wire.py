@@ -137,10 +137,26 @@ def test_what_clients_send_by_habit_is_harmless() -> None:
     assert request.sampling.top_k == 0 and request.sampling.seed is None and request.sampling.max_tokens == 5
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, ["a", "b"], [[1], [2]], [1, "a"], [-1], [2**31]])
-def test_a_completion_takes_one_prompt(prompt: Any) -> None:
-    with pytest.raises(Usage):
+@pytest.mark.parametrize("prompt", [None, [], {}, [1, "a"], ["a", None], [[]], [[1], [-1]], [-1], [2**31], ["a"] * 257])
+def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
+    with pytest.raises(FieldError) as refused:
         wire.parse_completion({"prompt": prompt}, {})
+    assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ("a",)), ([1, 2], ((1, 2),)), (["a", "b"], ("a", "b")), ([[1], [2, 3]], ((1,), (2, 3)))],
+)  # fmt: skip
+def test_a_completion_takes_the_prompts_that_openais_takes(prompt: Any, prompts: Any) -> None:
+    assert wire.parse_completion({"prompt": prompt}, {}).prompts == prompts
+
+
+def test_best_of_and_an_echo_with_log_probabilities_are_refused_by_name() -> None:
+    for given, param in (({"best_of": 3}, "best_of"), ({"echo": True, "logprobs": 1}, "echo"), ({"echo": 1}, "echo")):
+        with pytest.raises(FieldError) as refused:
+            wire.parse_completion({"prompt": "a", **given}, {})
+        assert refused.value.param == param
 
 
 def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve: Serve) -> None:
