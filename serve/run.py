@@ -39,20 +39,48 @@ from glmchat.serve.leases import Leases
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which hangs up on a request that is not whole in `seconds`. An answer may take any time."""
+    """uvicorn's protocol, which hangs up on a request that is not whole in `seconds`, and on a client that reads
+    nothing of its answer for `stalled`. An answer may take any time.
+
+    Of the connections that are not being answered `most` are kept: who opens one more takes the place of the one that
+    was opened first, not of a client that works.
+    """
 
     seconds: ClassVar[float] = 60.0
+    stalled: ClassVar[float] = 600.0
+    most: ClassVar[int] = 256
+    _open: ClassVar[dict[PatientProtocol, None]] = {}  # in the order in which they came
     _limit: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._open[self] = None
+        at_rest = [one for one in self._open if one.cycle is None or one.cycle.response_complete]
+        if len(at_rest) > self.most:
+            at_rest[0].transport.abort()
         self._wait_for_request()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self._unread or self.loop.call_later(self.stalled, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read_again()
+        super().resume_writing()
+
+    def _read_again(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._open.pop(self, None)
+        self._read_again()
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -65,6 +93,8 @@ class PatientProtocol(H11Protocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or self.conn.their_http_version == b"1.0":
             return False  # nothing is owed, or nothing can be sent
+        if self.conn.their_state is h11.SEND_BODY:
+            return False  # half a request, and the rest can never come
         cycle.keep_alive = False
         self._sound_out(cycle, 0.05)
         return True
