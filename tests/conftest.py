@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -81,6 +83,24 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     yield home
     if notes.is_file():
         shutil.copyfile(notes, tried)
+
+
+@pytest.fixture
+def adds_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are read and stored in this process, for tests that are about what is refused and not about its job."""
+    from glmchat.core.errors import GlmchatError
+    from glmchat.jobs import add_adapter
+
+    def run_here(name: str, request: Mapping[str, Any], **_: object) -> Iterator[dict[str, Any]]:
+        assert name == "add_adapter"
+        told: list[Any] = []
+        try:
+            result = add_adapter.work(json.loads(json.dumps(request)), told.append)
+        except GlmchatError as problem:
+            raise GlmchatError.from_json(json.loads(json.dumps(problem.to_json()))) from None
+        yield from json.loads(json.dumps([*told, {"event": "result", **result}]))
+
+    monkeypatch.setattr("glmchat.chat.jobs.run_job", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_a_folder_goes_into_the_store_once_and_is_used(glmchat: Run, base: Path,
     assert len(list_adapters()) == 1
 
 
+@pytest.mark.usefixtures("adds_here")
 def test_a_training_that_went_on_gets_a_name_of_its_own(
     glmchat: Run, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_training_that_went_on_gets_a_name_of_its_own(
     assert used(mixed) == "poet:0.3+poet-2:-0.7", "a name of the store comes before a folder"
 
 
+@pytest.mark.usefixtures("adds_here")
 @pytest.mark.parametrize(
     ("config", "width", "reason", "hint"),
     [
@@ -91,6 +93,7 @@ def test_a_wrong_folder_is_refused_and_leaves_nothing_in_the_store(
     assert done.stdout == "" and list_adapters() == []
 
 
+@pytest.mark.usefixtures("adds_here")
 @pytest.mark.parametrize(
     ("number", "rank", "reason"), [(255, 4, "not finite"), (0, 8, "adapter_config.json gives rank 8")]
 )
@@ -134,6 +137,7 @@ def test_what_the_engine_cannot_attach_after_all_does_not_stay(glmchat: Run, bas
     assert list_adapters() == []
 
 
+@pytest.mark.usefixtures("adds_here")
 def test_force_takes_another_base_and_says_so(glmchat: Run, base: Path, tmp_path: Path) -> None:
     folder = write_lora(tmp_path / "medical", base_model_name_or_path="me/Other-7M")
     done = glmchat("run", base, "hi", "--json", "--adapter", folder, "--force")
@@ -186,6 +190,7 @@ def test_a_kind_of_peft_is_added_listed_and_shown_by_its_name(glmchat: Run, tmp_
     assert told["takes_weight"] is True and "kind: LoHa of rank 1" in glmchat("adapters", "show", "poet").stdout
 
 
+@pytest.mark.usefixtures("adds_here")
 @pytest.mark.parametrize(
     ("mark", "config", "code", "reason"),
     [
@@ -202,6 +207,7 @@ def test_a_kind_of_peft_that_no_model_could_take_never_comes_into_the_store(
     assert done.returncode == code and reason in done.stderr and list_adapters() == []
 
 
+@pytest.mark.usefixtures("adds_here")
 def test_a_kind_of_peft_is_refused_on_a_model_that_glmchat_computes(glmchat: Run, base: Path, tmp_path: Path) -> None:
     done = glmchat("run", base, "hi", "--adapter", write_loha(tmp_path / "poet"))
     assert done.returncode == 2 and "a LoHa needs PEFT, and glmchat computes llama models itself" in done.stderr

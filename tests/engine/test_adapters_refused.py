@@ -289,6 +289,7 @@ def test_the_medical_lora_of_smollm_is_refused_on_smollm2_by_name(shared: Path, 
     assert engine.attach(folder, "medical", force=True).forced
 
 
+@pytest.mark.usefixtures("adds_here")
 @pytest.mark.parametrize("make", [wrong_rank, ranks_apart, missing_b, stretched_storage, not_a_number])
 def test_what_no_model_could_take_never_comes_into_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]

@@ -46,7 +46,7 @@ def test_the_path_is_there_only_once_the_socket_listens(runtime: Path, monkeypat
     path, seen = sockets.new_socket_path(), []
 
     class Watched(socket.socket):
-        def listen(self, *backlog: int) -> None:  # type: ignore[override]
+        def listen(self, *backlog: int) -> None:
             seen.append(path.exists())
             super().listen(*backlog)
 
