@@ -11,7 +11,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
 from glmchat.core.errors import Failed, Usage
-from glmchat.core.files import read_given
+from glmchat.core.files import read_given, write_for_person
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -230,8 +230,7 @@ def _one_file_each(trees: list[Tree], form: Any, folder: Path, force: bool) -> N
 
 def _write(path: Path, text: str, force: bool) -> None:
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
+        write_for_person(path, text, replace=force)
     except FileExistsError:
         raise Usage(
             tr("{path} already exists", path=one_line(str(path))),

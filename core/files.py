@@ -150,6 +150,31 @@ def _touch(path: Path) -> None:
         file.read(1)
 
 
+def write_for_person(path: Path, text: str, *, replace: bool = False) -> None:
+    """A file that somebody asked for, whole or not at all; what stood there stays until the new one is on the disk.
+
+    replace: over a file that is there; a pipe or a device (/dev/stdout) is then written to. Raises OSError.
+    """
+    if not replace and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    place = path.resolve()  # a link stays one
+    temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
 def set_aside(path: Path) -> Path:
     """Rename what is damaged, with the date, so that something new can begin in its place; nothing is deleted."""
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")

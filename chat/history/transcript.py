@@ -26,6 +26,7 @@ from glmchat.chat.history.rows import (
     title_from,
 )
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.files import write_for_person
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, short_name
 
@@ -348,8 +349,7 @@ def write_export(tree: Tree, argument: str) -> Path:
     name = rest.strip() if word in _FORMS else argument
     path = Path(name).expanduser() if name else Path.cwd() / file_name(tree, form)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(export(tree, form))
+        write_for_person(path, export(tree, form))
     except FileExistsError:
         raise Usage(
             tr("{path} already exists", path=str(path)), hint=tr("give another path"), code="export.exists"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -11,7 +13,16 @@ import pytest
 from strange_files import STRANGE, put
 
 from glmchat.core.errors import Damaged, refusal
-from glmchat.core.files import TooLarge, bound, open_file, read_file, read_given, read_text, require_plain_folder
+from glmchat.core.files import (
+    TooLarge,
+    bound,
+    open_file,
+    read_file,
+    read_given,
+    read_text,
+    require_plain_folder,
+    write_for_person,
+)
 
 SECONDS = 5.0  # far above what a look takes, far below a test's own limit
 
@@ -100,3 +111,24 @@ def test_a_disk_that_fails_while_a_file_is_read_names_the_file(tmp_path: Path) -
     assert failed.value.errno == errno.EIO
     words = refusal(failed.value)
     assert words is not None and "x: " in words.message and words.hint
+
+
+def test_a_file_for_a_person_is_whole_or_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "export.json"
+    write_for_person(path, "first")
+    with pytest.raises(FileExistsError):
+        write_for_person(path, "second")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="export"):
+            write_for_person(path, "x" * 100_000, replace=True)
+        with pytest.raises(OSError, match="another"):
+            write_for_person(tmp_path / "another", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["export.json"]
+    write_for_person(path, "second", replace=True)
+    assert path.read_text() == "second"
