@@ -56,8 +56,10 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._open[self] = None
-        at_rest = [one for one in self._open if one.cycle is None or one.cycle.response_complete]
+        mine = [one for one in self._open if one.server_state is self.server_state]
+        at_rest = [one for one in mine if one.cycle is None or one.cycle.response_complete]
         if len(at_rest) > self.most:
+            del self._open[at_rest[0]]
             at_rest[0].transport.abort()
         self._wait_for_request()
 
