@@ -5,14 +5,18 @@ A model of the catalogue is planned from the catalogue alone, offline: its commi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.architectures import refuse_no_generator
+from glmchat.checkpoints.families import is_native
+from glmchat.checkpoints.quantised import refuse_unread
 from glmchat.core import locations
-from glmchat.core.errors import Failed, UnknownModel, Usage
+from glmchat.core.errors import Damaged, Failed, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes
@@ -306,7 +310,24 @@ def _of_listing(listing: Listing, options: PullOptions, wait: Wait) -> list[Know
         named = small.config().get("transformers_weights")
         chosen = _chosen(listing.files, options, read_index, named)
     selection.refuse_no_model(listing.repo, listing.files, read_index, named)
+    if not all(f.path.endswith(".gguf") for f in chosen if selection.is_weights(f.path)):
+        with suppress(Failed):  # what cannot be had now is told by the pull itself
+            _refuse_unusable(small.config())
     return chosen
+
+
+def _refuse_unusable(config: Mapping[str, Any]) -> None:
+    """Raise Usage, in the words of `run`, for a model that is of no use here, as its config.json alone tells: gigabytes
+    that could not be run are fetched for those alone who say --all or --include."""
+    natively = is_native(config)
+    try:
+        refuse_unread(config, natively)
+        refuse_no_generator(config, natively)
+    except Damaged:  # a type that nobody knows yet: a newer transformers may
+        return
+    except Usage as error:
+        way = tr("--all fetches every file all the same")
+        raise Usage(error.message, hint=f"{error.hint}; {way}", code=error.code) from None
 
 
 def _listing_here(reference: Reference, places: Sequence[HubEndpoint], options: PullOptions) -> Listing | None:

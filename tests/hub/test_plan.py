@@ -386,3 +386,32 @@ def test_a_folder_that_was_added_is_not_an_unknown_model(command: tuple[str, ...
     assert glmchat(capsys, "add", str(tmp_path / "mine"))[0] == 0
     code, _, err = glmchat(capsys, *command)
     assert code == 2 and "mine is a folder on this machine; there is nothing to pull" in err
+
+
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "hqq"}}, "quant.method"),
+    "gptq of three bits": (
+        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}},
+        "quant.method",
+    ),
+    "encoder": ({"model_type": "bert"}, "model.encoder"),
+    "pictures": ({"model_type": "vit"}, "model.kind"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_could_not_be_run_is_refused_before_its_weights_are_fetched(
+    case: str, hub: LoopbackHub, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glmchat.checkpoints import quantised
+
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None)  # no package that reads what others quantised
+    config, code = UNUSABLE[case]
+    hub.add("tiny/model", {**FILES, "config.json": json.dumps(config).encode()})
+    for extra in ([], ["--dry-run"]):
+        done, out, err = glmchat(capsys, "pull", "tiny/model", "--json", *extra)
+        told = last_json(out)
+        assert (done, told["code"]) == (2, code) and "--all fetches every file all the same" in told["hint"]
+    assert hub.sent_for("model.safetensors") == 0 and not store.repo_folder("tiny/model").is_dir()
+    done, _, err = glmchat(capsys, "pull", "tiny/model", "--all", "--quiet")
+    assert done == 0 and "does not run" in err

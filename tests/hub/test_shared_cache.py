@@ -1,0 +1,138 @@
+"""Two users and one cache of a group: one finishes what the other began, and takes nothing of the other's away.
+
+Covers hub/store.py, hub/removal.py. Needs root, who may become other users. They keep the right to read everything, as
+the interpreter may lie in root's home; what they may write is theirs, and the modes say what they could read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import odd_models
+import pytest
+from loopback_hub import LoopbackHub
+from polling import wait_until
+
+USERS, GROUP = {"a": 20001, "b": 20002}, 20010
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 3_000_000
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root may become two other users"
+)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A cache of the group (2775) and a home for each user, where every user can come."""
+    folder = Path(tempfile.mkdtemp(prefix="glmchat-shared-"))
+    folder.chmod(0o755)
+    (folder / "cache").mkdir()
+    os.chown(folder / "cache", 0, GROUP)
+    (folder / "cache").chmod(0o2775)
+    for name, user in USERS.items():
+        (folder / name).mkdir()
+        os.chown(folder / name, user, user)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    model = odd_models.llama(tmp_path / "model", weights=False)
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    files: dict[str, Any] = {name: (model / name).read_bytes() for name in names}
+    header = json.dumps({"x": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + random.Random(3).randbytes(SIZE)
+    with LoopbackHub(rate=400_000) as running:
+        running.add("acme/tiny", {**files, "model.safetensors": data})
+        yield running
+
+
+def command(place: Path, user: str, *words: str, url: str = "") -> list[str]:
+    number = str(USERS[user])
+    home = place / user
+    settings = {"HOME": home, "GLMCHAT_HOME": home / "glmchat", "HF_HUB_CACHE": place / "cache", "HF_ENDPOINT": url,
+                "GLMCHAT_LANG": "en", "PATH": os.environ["PATH"]}  # fmt: skip
+    given = [f"{name}={value}" for name, value in settings.items()]
+    reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    as_user = ["setpriv", "--reuid", number, "--regid", number, "--groups", str(GROUP), *reads]
+    return [
+        *as_user,
+        "env",
+        "-i",
+        *given,
+        "sh",
+        "-c",
+        'umask 0002; exec "$@"',
+        "sh",
+        sys.executable,
+        "-P",
+        "-m",
+        "glmchat",
+        *words,
+    ]
+
+
+def glmchat(place: Path, user: str, *words: str, url: str = "") -> subprocess.CompletedProcess[str]:
+    line = command(place, user, *words, url=url)
+    return subprocess.run(line, capture_output=True, text=True, cwd="/", check=False)
+
+
+def half_files(place: Path) -> list[Path]:
+    return [path for path in (place / "cache").rglob("*.glmchat.incomplete") if path.stat().st_size > 100_000]
+
+
+def test_what_one_user_began_the_other_finishes_and_prune_takes_nothing_of_the_others(
+    place: Path, hub: LoopbackHub
+) -> None:
+    line = command(place, "a", "pull", "acme/tiny", "--quiet", url=hub.url)
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/") as pull:
+        wait_until(lambda: bool(half_files(place)))
+        pull.kill()
+    (half,) = half_files(place)
+    begun = half.stat().st_size
+    assert half.stat().st_uid == USERS["a"]
+
+    assert glmchat(place, "b", "prune", "--yes").returncode == 0
+    assert half.stat().st_size == begun, "what a began is a's to take away"
+
+    hub.rate = None
+    done = glmchat(place, "b", "pull", "acme/tiny", "--quiet", url=hub.url)
+    assert done.returncode == 0, done.stderr
+    assert hub.sent_for("model.safetensors") < SIZE + 1_500_000, "b goes on where a was"
+    for user in USERS:
+        shown = json.loads(glmchat(place, user, "show", "acme/tiny", "--json").stdout)
+        assert shown["complete"] and shown["problem"] is None, user
+        assert glmchat(place, user, "verify", "acme/tiny").returncode == 0, user
+    for path in (place / "cache").rglob("*"):
+        state = path.lstat()
+        if stat.S_ISLNK(state.st_mode):
+            continue
+        assert state.st_gid == GROUP, path
+        assert stat.S_IMODE(state.st_mode) == (0o2775 if path.is_dir() else 0o664), path
+
+
+def test_what_is_written_for_one_user_alone_is_told_to_the_other_in_one_line(place: Path, hub: LoopbackHub) -> None:
+    hub.rate = None
+    assert glmchat(place, "a", "pull", "acme/tiny", "--quiet", url=hub.url).returncode == 0
+    for folder in (place / "cache").rglob("*"):
+        if folder.is_dir():
+            folder.chmod(0o2755)
+    assert json.loads(glmchat(place, "b", "show", "acme/tiny", "--json").stdout)["complete"]
+    removed = glmchat(place, "b", "rm", "acme/tiny", "--yes")
+    lines = removed.stderr.splitlines()
+    assert removed.returncode == 1 and "Permission denied" in lines[0] and lines[1].startswith("  hint: ")
+    assert json.loads(glmchat(place, "a", "show", "acme/tiny", "--json").stdout)["complete"]
