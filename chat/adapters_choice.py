@@ -11,9 +11,11 @@ from glmchat.checkpoints.adapter_fit import Base, Misfit, misfit
 from glmchat.checkpoints.peft_kinds import refuse_together
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 from glmchat.hub.installed import Installed
+from glmchat.hub.references import is_there
 
 if TYPE_CHECKING:
     from glmchat.chat.launch import LaunchOptions
@@ -45,11 +47,10 @@ def parse_path(text: str) -> tuple[Path, float] | None:
     For the command line of a person at this machine only: a path never goes through the API. What has no slash is a
     name of the store first, and a folder only if the store has no such name.
     """
-    name, weight = (text, 1.0) if Path(text).expanduser().exists() else parse_adapter(text)
-    path = Path(name).expanduser()
+    name, weight = (text, 1.0) if is_there(text) else parse_adapter(text)
     if name.startswith((".", "/", "~")) or "/" in name:
-        return path, weight
-    return (path, weight) if path.exists() and adapters.by_name(name) is None else None
+        return user_path(name), weight
+    return (Path(name), weight) if is_there(name) and adapters.by_name(name) is None else None
 
 
 def parse_weight(text: str) -> float:

@@ -24,6 +24,7 @@ from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.files import read_given
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import adapters as adapter_store
@@ -188,7 +189,7 @@ def read_key(file: Path | None, environ_key: str | None) -> str | None:
     if file is None:
         return environ_key or None
     try:
-        lines = read_given(file.expanduser(), _LARGEST_KEY).decode("utf-8").split()
+        lines = read_given(user_path(file), _LARGEST_KEY).decode("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise Usage(

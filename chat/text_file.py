@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from glmchat.core.errors import Usage
 from glmchat.core.files import TooLarge, read_file
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import human_bytes, one_line
 
 LIMIT = 1_000_000  # bytes; about what the longest contexts hold, and what a prompt can show while one types
@@ -24,7 +24,7 @@ def read_text_file(argument: str) -> TextFile:
     """Read the file of that path, which may stand in quotes. Raises Usage unless it is a text of at most `LIMIT`."""
     if not argument:
         raise Usage(tr("/file needs a path"), hint=tr("/file notes.txt"), code="file.unnamed")
-    path, shown = Path(argument.strip("'\"")).expanduser(), one_line(argument)
+    path, shown = user_path(argument.strip("'\"")), one_line(argument)
     try:
         data = read_file(path, LIMIT)
     except TooLarge:

@@ -69,6 +69,7 @@ def integer(
 
 def refuse_absurd(config: Mapping[str, Any]) -> None:
     """Raise Damaged for a measure that no network has, whatever the family. Lists and absent fields are left alone."""
+    refuse_no_name(config)
     for name in _LARGEST:
         if not isinstance(config.get(name), list):
             integer(config, name, low=0 if name in _MAY_BE_NONE_AT_ALL else 1, default=1)
@@ -92,6 +93,16 @@ def refuse_types(config: Mapping[str, Any]) -> None:
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
                 tr("expected a table of settings: the file is damaged or not a model"),
             )
+
+
+def refuse_no_name(config: Mapping[str, Any]) -> None:
+    """Raise Damaged for a type of model that is no text: it is looked up in tables."""
+    kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise absurd(
+            tr("{name} is {value} in the model's configuration", name="model_type", value=one_line(repr(kind), 60)),
+            tr("expected the name of a type of model"),
+        )
 
 
 def number(

@@ -14,7 +14,7 @@ from typing import Any
 
 from glmchat.checkpoints import chatglm, chatglm2, glm, gpt2, llama
 from glmchat.checkpoints.architectures import unknown_type
-from glmchat.checkpoints.config import integer, settle_generation, token_ids
+from glmchat.checkpoints.config import integer, refuse_no_name, settle_generation, token_ids
 from glmchat.checkpoints.gguf_file import config_of, open_gguf
 from glmchat.checkpoints.quantised import described, method_name
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
@@ -83,6 +83,7 @@ FAMILIES: tuple[Family, ...] = (
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that a configuration is of. Raises Damaged for one that names none."""
+    refuse_no_name(config)
     for family in FAMILIES:
         if family.matches(config):
             return family

@@ -15,6 +15,7 @@ from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_event
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -106,13 +107,13 @@ def _add(path: Path, origin: Origin, request: dict[str, Any]) -> tuple[Installed
 
     base = request.get("base")
     check_adapter(
-        path.expanduser().absolute(),
+        user_path(path),
         None if base is None else Path(base["path"]),
         alpha=request.get("alpha"),
         force=request.get("force", False),
     )
     told = {**asdict(origin), "served": [asdict(file) for file in origin.served.values()]}
-    request = {**request, "path": str(path.expanduser().absolute()), "origin": told}
+    request = {**request, "path": str(user_path(path)), "origin": told}
     with cancelled_by_interrupt() as cancelled:
         result = follow_job(run_job("add_adapter", request, cancelled=cancelled), lambda event: None)
     return find_adapter(result["name"]), result["made"]
@@ -345,7 +346,7 @@ def merge(
     from glmchat.hub import references
     from glmchat.hub.adapters import find_adapter
 
-    path = Path(adapter).expanduser()
+    path = user_path(adapter)
     if not adapter.startswith((".", "/", "~")) and references.parse(adapter).path is None:
         path = find_adapter(adapter).path
     model = _model(base).path
@@ -354,7 +355,7 @@ def merge(
     request = {
         "adapter": str(path.absolute()),
         "base": str(model),
-        "out": str(out.expanduser().absolute()),
+        "out": str(user_path(out)),
         "quant": bits,
         "dtype": dtype,
         "alpha": alpha,

@@ -14,6 +14,7 @@ from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import human_bytes, one_line
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def add(
         )
     try:
         with nullcontext() if as_json else output.progress() as meter:
-            row = register_folder(path.expanduser().absolute(), name, _to(meter), lambda: False)
+            row = register_folder(user_path(path), name, _to(meter), lambda: False)
     except KeyboardInterrupt:
         raise stopped() from None
     if as_json:

@@ -17,6 +17,7 @@ from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_event
 from glmchat.core.engine_options import parse_quant, quant_bits
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def quantize(
         return
     from glmchat.hub.installed import copy_folder, copy_manifest
 
-    place = out.expanduser().absolute() if out else copy_folder(row, asked, _variant(recipe))
+    place = user_path(out) if out else copy_folder(row, asked, _variant(recipe))
     if place.exists() and not out:
         output.say(tr("it already exists: {path}", path=str(place)))
         if as_json:

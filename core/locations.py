@@ -8,8 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
-from glmchat.core.errors import Failed
+from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 
 def _place(kind: str, usual: Callable[[str], str]) -> Path:
@@ -29,6 +30,18 @@ def expanded(path: str) -> Path:
         return Path(os.path.expandvars(Path(path).expanduser()))
     except RuntimeError:
         raise _homeless() from None
+
+
+def user_path(path: str | Path) -> Path:
+    """A path that a person typed, absolute, with its `~`. Raises Usage for `~name` where nobody is called so."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise Usage(
+            tr("{name} is not a path", name=repr(one_line(str(path)))),
+            hint=tr("write ./folder or /folder"),
+            code="model.path",
+        ) from None
 
 
 def _homeless() -> Failed:

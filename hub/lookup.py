@@ -184,7 +184,7 @@ def _source_places(entries: Catalogue, roots: set[Path]) -> list[_Place]:
     """Models without a manifest in folders that the catalogue tells: where `pull` puts the file of a package (it may
     have been put there by hand), and the folders that a user's models.toml names as a source."""
     folders = [(e, s.kind, locations.models_dir() / e.name) for e in entries for s in e.sources if s.kind == "pypi"]
-    folders += [(e, s.kind, Path(s.repo).expanduser()) for e in entries for s in e.sources if s.kind == "path"]
+    folders += [(e, s.kind, locations.user_path(s.repo)) for e in entries for s in e.sources if s.kind == "path"]
     places = []
     for entry, kind, folder in folders:
         if entry.files and folder not in roots:

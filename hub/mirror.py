@@ -20,6 +20,7 @@ from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.http import make_client
 from glmchat.core.http_bounds import Bounds
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import store
 from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, download
@@ -116,7 +117,7 @@ def plan_mirror(
     Raises what `plan_pull` raises, and Usage for a model that no hub serves or a folder that cannot be a mirror.
     """
     options = options or PullOptions()
-    directory = directory.expanduser().absolute()
+    directory = user_path(directory)
     if directory.exists() and not directory.is_dir():
         raise Usage(
             tr("{path} is not a folder", path=one_line(str(directory))), hint=tr("name a folder"), code="mirror.none"

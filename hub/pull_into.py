@@ -17,6 +17,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.http import host_of
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.settings import load_settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, store
@@ -90,7 +91,7 @@ def plan_into(folder: Path, reference: Reference | None = None, explicit: Sequen
     reference: the repository, where neither the catalogue nor a git remote tells. explicit: --endpoint, in order.
     Raises Usage if `folder` is none, or if there are pointers and no place is known to have their objects.
     """
-    folder = folder.expanduser().absolute()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise Usage(
             tr("{path} is not a folder", path=one_line(str(folder))),

@@ -66,7 +66,7 @@ def parse(text: str, *, revision: str | None = None) -> Reference:
             hint=tr("for example smollm2, THUDM/chatglm-6b@096f3de6, ./folder"),
             code="model.empty",
         )
-    if text.startswith(_HOSTS) and not _exists(text):
+    if text.startswith(_HOSTS) and not is_there(text):
         text = f"https://{text}"
     if (of_file := _one_file(text)) is not None:
         reference = of_file
@@ -111,13 +111,14 @@ def checked_name(text: str) -> str:
 def _is_path(text: str) -> bool:
     if text.startswith(_PATH_STARTS) or text in (".", "..") or _DRIVE.match(text) or text.endswith((".gguf", "/")):
         return True
-    return _exists(text)
+    return is_there(text)
 
 
-def _exists(text: str) -> bool:
+def is_there(text: str) -> bool:
+    """True for a path at which something is, with `~` as a shell reads it; False for what can be no path."""
     try:
-        return Path(text).exists()
-    except (OSError, ValueError):  # too long for a name, or holds NUL: no path
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, holds NUL, or is the home of nobody
         return False
 
 
@@ -183,7 +184,7 @@ def _one_file(text: str) -> Reference | None:
         _checked_revision(revision, text)
         file = None if revision == "main" else revision
         return Reference(repo=checked_repo(page["repo"]), revision=file, file=unquote(page["file"]))
-    if plain is None or _exists(text) or _exists(plain["repo"]):
+    if plain is None or is_there(text) or is_there(plain["repo"]):
         return None
     revision = plain["revision"]
     if revision is not None:

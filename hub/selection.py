@@ -207,7 +207,7 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
     for other in sorted(own.glob(f"snapshots/*/{glob.escape(file.path)}")):  # of a disk without links
         if not other.is_symlink() and size_of(other) == file.size:
             return other
-    named = [Path(s.repo).expanduser() for s in sources if s.kind == "path"]
+    named = [locations.user_path(s.repo) for s in sources if s.kind == "path"]
     for folder in [*named, *modelscope_folders(repo, sources)]:
         if size_of(folder / file.path) == file.size:
             return folder / file.path

@@ -19,6 +19,7 @@ from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed, Us
 from glmchat.core.http import host_of, make_client, network_error, without_password
 from glmchat.core.http_bounds import Bounds
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
 from glmchat.hub.fetch import LONGEST_WAIT, asked_wait
@@ -82,7 +83,7 @@ def parse_endpoint(text: str) -> HubEndpoint:
             kind = "modelscope" if host.endswith(("modelscope.cn", "modelscope.ai")) else "hf"
             return HubEndpoint(kind, text.rstrip("/"), sends_token=_gets_token(text))
     elif text and "://" not in text:
-        folder = Path(text.removeprefix("file:")).expanduser()
+        folder = user_path(text.removeprefix("file:"))
         if folder.is_dir():
             return HubEndpoint("folder", str(folder.absolute()))
         raise Usage(

@@ -21,6 +21,7 @@ from glmchat.core.machine import physical_cores
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import adapters, lookup
+from glmchat.hub.references import is_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def parse_columns(texts: Sequence[str]) -> list[Column]:
     columns: list[Column] = []
     for text in texts:
         rest, settings = _settings(text)
-        parts = [rest] if Path(rest).expanduser().exists() else rest.split("+")
+        parts = [rest] if is_there(rest) else rest.split("+")
         name = parts[0] or (columns[-1].name if columns else "")
         if not name:
             raise Usage(

@@ -28,6 +28,7 @@ from glmchat.chat.history.rows import (
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.files import write_for_person
 from glmchat.core.language import tr
+from glmchat.core.locations import user_path
 from glmchat.core.text import one_line, short_name
 
 Format = Literal["markdown", "json", "text"]
@@ -347,7 +348,7 @@ def write_export(tree: Tree, argument: str) -> Path:
     word, _, rest = argument.partition(" ")
     form = _FORMS.get(word, "markdown")
     name = rest.strip() if word in _FORMS else argument
-    path = Path(name).expanduser() if name else Path.cwd() / file_name(tree, form)
+    path = user_path(name) if name else Path.cwd() / file_name(tree, form)
     try:
         write_for_person(path, export(tree, form))
     except FileExistsError:

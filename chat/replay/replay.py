@@ -20,6 +20,7 @@ from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
+from glmchat.hub.references import is_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def _folder(one: Mapping[str, Any]) -> str:
     """Where the weights lie: where they lay, else where the model of that name is now. Raises NotInstalled."""
     launch = one.get("launch")
     folder = launch.get("folder") if isinstance(launch, Mapping) else None
-    if isinstance(folder, str) and Path(folder).exists():
+    if isinstance(folder, str) and is_there(folder):
         return folder
     name = str(one.get("model") or "")
     try:

@@ -63,11 +63,13 @@ def _speak(path: Path) -> None:
 
 def read_weights(data: bytes, folder: Path) -> None:
     from glmchat.checkpoints.fit import check_folder, fit_table
+    from glmchat.core.errors import GlmchatError
     from glmchat.engine.formats.weights import open_folder
 
     _model(folder, "pytorch_model.bin" if data[:2] in (b"PK", b"\x80\x02") else "model.safetensors", data)
     fit_table(folder)
-    check_folder(folder)
+    with contextlib.suppress(GlmchatError):
+        check_folder(folder)
     source = open_folder(folder)
     for name in islice(source.shapes(), _TENSORS):
         source.read(name)
@@ -79,11 +81,9 @@ def read_pickle(data: bytes, folder: Path) -> None:
     from glmchat.engine.formats.weights import load_bin
 
     _model(folder, "pytorch_model.bin", data)
-    try:
+    with contextlib.suppress(GlmchatError):
         check_folder(folder)
-    finally:  # the engine reads it on its own, too
-        with contextlib.suppress(GlmchatError):
-            load_bin(folder / "pytorch_model.bin")
+    load_bin(folder / "pytorch_model.bin")  # the engine reads it on its own, too
 
 
 def frame_safetensors(data: bytes) -> bytes:
@@ -139,7 +139,8 @@ def read_config(data: bytes, folder: Path) -> None:
     from glmchat.engine.families import identify
     from glmchat.hub.installed import family_at, quant_of_folder
 
-    _model(folder, "config.json", data, model__safetensors=good.large_weights())
+    words = good.tokenizer_files()[1]
+    _model(folder, "config.json", data, model__safetensors=good.large_weights(), tokenizer__json=words)
     fit_table(folder)
     estimate(folder, 4)
     family_at(folder)
@@ -152,14 +153,17 @@ def read_config(data: bytes, folder: Path) -> None:
 
 def read_index(data: bytes, folder: Path) -> None:
     from glmchat.checkpoints.fit import check_folder, stored_bytes
-    from glmchat.checkpoints.weight_files import folder_config
+    from glmchat.checkpoints.weight_files import folder_config, weight_files
+    from glmchat.core.errors import GlmchatError
 
     _model(folder, "model.safetensors.index.json", data)
     for number in (1, 2):
         (folder / f"model-0000{number}-of-00002.safetensors").write_bytes(good.large_weights())
     folder_config(folder)
     stored_bytes(folder)
-    check_folder(folder)
+    with contextlib.suppress(GlmchatError):
+        check_folder(folder)
+    weight_files(folder)
 
 
 def read_template(data: bytes, folder: Path) -> None:

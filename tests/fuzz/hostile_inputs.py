@@ -168,6 +168,7 @@ MODELS = (
     Case("a vocabulary that is a text", config(vocab_size="many"), 3, "vocab_size", True),
     Case("a width that is not a number", config(hidden_size=float("nan")), 3, "hidden_size", True),
     Case("a width of 2 to the 62nd", config(hidden_size=2**62), 3, "hidden_size", True),
+    Case("a type that is a list", config(model_type=["llama"]), 3, "model_type is", True),
     Case("a type with control sequences", config(model_type=ESCAPE, architectures=[ESCAPE]), 3, "does not know",
          starts_engine=True),
     Case("quantisation of an unknown kind",
@@ -196,11 +197,20 @@ MODELS = (
          weights(headed(one(), bytes(128), 2**60)), 3, "truncated or damaged", True),
     Case("a header of a million brackets", weights(headed(b"[]" * 1_000_000)), 3, "truncated or damaged", True),
     Case("a header of deep brackets", weights(headed(DEEP)), 3, "truncated or damaged", True),
+    Case("200,000 tensors of nothing", weights(headed({
+        f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)})), 3, "", True),
     Case("a tensor that ends before it begins",
          weights(headed(one(data_offsets=[128, 0]), bytes(128))), 3, "truncated or damaged", True),
     Case("a tensor with offsets of 400 digits",
          weights(headed(one(data_offsets=[0, HUGE]), bytes(128))), 3, "truncated or damaged", True),
+    Case("a tensor of an unknown type", weights(headed(one(dtype=ESCAPE), bytes(128))), 3, "", False),
+    Case("a pickle that starts a program", bin_file(zipped(pickle.dumps(_Evil(), 2))), 3, "more than tensors", False),
     Case("an old pickle that starts a program", bin_file(pickle.dumps(_Evil(), 2)), 3, "", False),
+    Case("a pickle of 20 million marks", bin_file(zipped(b"\x80\x02" + b"(" * 20_000_000, zipfile.ZIP_DEFLATED)), 3, "",
+         False),
+    Case("a pickle that unfolds a thousandfold", bin_file(zipped(
+        b"\x80\x02" + b"Nq\x00" * 40_000_000, zipfile.ZIP_DEFLATED)), 3, "", False),
+    Case("a pickle whose packing is broken", bin_file(broken_deflate()), 3, "", False),
     Case("an archive with nothing in it", bin_file(b"PK\x05\x06" + bytes(18)), 3, "", False),
     Case("a pickle that is a text", bin_file(b"hello"), 3, "truncated or damaged", True),
     Case("a GGUF file of four letters", gguf(b"GGUF"), 3, "in the middle of its header", True),
@@ -218,11 +228,15 @@ MODELS = (
         "impossible header", True),
     Case("a GGUF file cut in two", gguf(good.gguf()[0][:5000]), 3, "is truncated", True),
     Case("a GGUF file without a word of its network", gguf(ggufs() + bytes(64)), 3, "which architecture", True),
+    Case("a model that is a pipe",
+         lambda place: (pipe(place.model), ["run", str(place.model), "hi"])[1], 1, "cannot be opened", True),
     Case("show: a config.json that never ends", folder(("show", "{model}"), config__json=link("/dev/zero")), 0,
          "does not run"),
     Case("show: a type with control sequences", folder(
         ("show", "{model}"), config__json={**TINY, "model_type": ESCAPE}),
          0, "family: ␛]0;owned"),
+    Case("show: a pickle whose packing is broken", folder(
+        ("show", "{model}"), model__safetensors=None, pytorch_model__bin=broken_deflate()), 0, "does not run"),
     Case("show: sizes of 400 digits", folder(
         ("show", "--fit", "{model}"), config__json={**TINY, "hidden_size": HUGE}), 0, "free"),
     Case("add: a config.json of brackets", folder(("add", "{model}", "--name", "x"), config__json=DEEP), 3,
@@ -233,6 +247,9 @@ MODELS = (
     Case("verify: a manifest beside it that lies", folder(
         ("verify", "{model}"), glmchat__json={"name": ESCAPE, "files": [{"path": "../../etc/passwd", "size": 5}]}), 0,
         "0 of 3"),
+    Case("quantize: a pickle that starts a program", folder(
+        ("quantize", "{model}", "--bits", "4", "--dry-run"), model__safetensors=None,
+        pytorch_model__bin=zipped(pickle.dumps(_Evil(), 2))), 3, ""),
 )  # fmt: skip
 
 
@@ -263,8 +280,14 @@ ADAPTERS = (
     Case("an adapter without weights", adapter(lora()), 2, "there are no weights"),
     Case("an adapter whose settings are a list", adapter([1], pair()), 3, "JSON object"),
     Case("an adapter whose settings are brackets", adapter(DEEP, pair()), 3, "is not JSON"),
+    Case("an adapter of a kind with control sequences", adapter(lora(peft_type=ESCAPE), pair()), 2, "does not support"),
     Case("an adapter of a base with control sequences", adapter(
         lora(base_model_name_or_path=ESCAPE), pair()), 0, "is ready", starts_engine=True),
+    Case("an adapter that starts a program", adapter(
+        lora(), zipped(pickle.dumps(_Evil(), 2)), "adapter_model.bin"), 3, "more than tensors"),
+    Case("an adapter of 300,000 names", adapter(lora(), headed({
+        f"l{i}.lora_A.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(300_000)})), 3,
+        ""),
     Case("an adapter with a name that is a path", adapter(
         lora(), pair(), "adapter_model.safetensors", "--name", "../../x"), 2, "cannot be the name of an adapter"),
 )  # fmt: skip
@@ -320,6 +343,7 @@ KEPT = (
     Case("a manifest that names control sequences", home(
         LIST, data__manifests__x_json={**json.loads(good.manifests()[0]), "name": ESCAPE}), 0, ""),
     Case("a history of random bytes", home(HISTORY, data__history_db=RANDOM), 0, "The history was damaged"),
+    Case("a history that is a pipe", home(HISTORY, data__history_db=pipe), 0, "a named pipe"),
     Case("a lock of random bytes", home(("pull", "--locked", "{home}/x.lock"), x_lock=RANDOM), 3, "x.lock"),
     Case("a lock that never ends", home(("pull", "--locked", "{home}/x.lock"), x_lock=link("/dev/zero")), 3, "x.lock"),
     Case("a lock that leaves its folder", home(("pull", "--locked", "{home}/x.lock"), x_lock=good.locks()[0].replace(
@@ -330,6 +354,9 @@ KEPT = (
     Case("an import that is a pipe", imported(pipe), 2, "export.json"),
     Case("an import that never ends", imported(link("/dev/zero")), 2, "export.json"),
     Case("an import whose messages hang in a ring", imported(RING), 3, "ring"),
+    Case("an import whose roles are objects", imported([{"role": {"a": 1}, "content": "x"}]), 3, ""),
+    Case("an import with half a character in it", imported(
+        {"messages": good.QUESTION, "system": "\ud800", "title": "\ud800"}), 0, ""),
     Case("an import of numbers beyond all", imported(good.conversations()[0].replace(b'"seed": 1', b'"seed": 1e999')),
          0, "1  T"),
     Case("a title with control sequences", imported({"messages": good.QUESTION, "title": ESCAPE}), 0, "␛]0;owned"),
@@ -410,6 +437,11 @@ LINES = (
     Case("a name of 70,000 letters", line("show", LONG), 2, "is not a model name"),
     Case("a path of 70,000 letters", line("show", f"./{LONG}"), 2, "is not a path"),
     Case("a name with control sequences", line("show", ESCAPE), 2, "is not a model name"),
+    Case("a folder in the home of nobody", line("add", "~nobody-is-called-so/x"), 2, "is not a path"),
+    Case("an adapter in the home of nobody", line("adapters", "add", "~nobody-is-called-so/x"), 2, "is not a path"),
+    Case("a mirror in the home of nobody",
+         line("pull", "a/b", "--endpoint", "~nobody-is-called-so"), 2, "is not a path"),
+    Case("a place in the home of nobody", line("pull", "a/b", "--into", "~nobody-is-called-so/x"), 2, "is not a path"),
     Case("a name that leaves the store", line("rm", "../../x", "--yes"), 2, "there is no"),
     Case("an alias that is a path", line("alias", "../x", "smollm2"), 2, "cannot be an alias"),
     Case("a mirror of nothing", line("mirror", "serve", "{folder}"), 2, "is not a mirror folder"),

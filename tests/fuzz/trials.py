@@ -92,11 +92,11 @@ def input_of(target: Target, seeds: Sequence[bytes], seed: int, number: int) -> 
 
 def search(target: Target, *, seed: int = 1, inputs: int | None = None, seconds: float | None = None) -> Report:
     """Try `inputs` inputs, or as many as fit into `seconds`."""
+    target.load()
     report, seeds, began = Report(target.name), target.seeds(), time.monotonic()
     end = began + seconds if seconds is not None else float("inf")
     known: set[str] = set()
     number = 0
-    target.load()
     while time.monotonic() < end and (inputs is None or number < inputs):
         last = number + _BATCH if inputs is None else min(number + _BATCH, inputs)
         number, accepted, findings, peak = _batch(target, seeds, seed, number, last, end)
@@ -196,7 +196,7 @@ def _work(
         except GlmchatError:
             pass
         except BaseException as error:  # a panic of a library in Rust is no Exception
-            kind, words = "traceback", "".join(traceback.format_exception(error))[-4000:]
+            kind, words = "traceback", _words(error)
         shutil.rmtree(place, ignore_errors=True)
         peak = _resident() - start
         if peak > GROWTH and not kind:
@@ -209,6 +209,11 @@ def _work(
             os.write(writer, json.dumps({"peak": peak}).encode() + b"\n")
             os._exit(3)  # what it holds now would hide what the next input takes
     os.write(writer, json.dumps({"peak": _resident() - start}).encode() + b"\n")
+
+
+def _words(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(line[:200] for line in lines)[-4000:]
 
 
 def _confine(folder: Path) -> None:
