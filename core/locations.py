@@ -33,10 +33,12 @@ def expanded(path: str) -> Path:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path that a person typed, absolute, with its `~`. Raises Usage for `~name` where nobody is called so."""
+    """A path that a person typed, absolute, with its `~`. Raises Usage for what is none: `~name` of nobody, or NUL."""
     try:
+        if "\0" in str(path):
+            raise ValueError(path)
         return Path(path).expanduser().absolute()
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise Usage(
             tr("{name} is not a path", name=repr(one_line(str(path)))),
             hint=tr("write ./folder or /folder"),

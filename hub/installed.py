@@ -423,4 +423,6 @@ def _weight_bytes(row: Installed) -> int:
         return sum(f.size for f in row.files if selection.is_weights(f.path))
     if row.path.is_file():
         return row.path.stat().st_size
+    if not row.path.is_dir():  # its manifest outlived it
+        return 0
     return sum(p.stat().st_size for p in row.path.iterdir() if p.is_file() and selection.is_weights(p.name))

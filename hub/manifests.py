@@ -7,6 +7,7 @@ that glmchat made itself (a quantised copy).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Hostile
 from glmchat.core.json_files import small_json
 from glmchat.hub import store
+from glmchat.hub.references import LONGEST_PART
 from glmchat.hub.safe_paths import safe_path
 
 FORMAT = 1
@@ -119,13 +121,18 @@ def _manifest(data: Mapping[str, Any], root: Path | None) -> Manifest:
             host=str(raw.get("host", "")),
             date=str(raw.get("date", "")),
         )
+        if record.size < 0:
+            raise ValueError(record.size)
         files.append(record)
         safe_path(record.path, source="the manifest")
+    home = root or Path(str(data["root"]))
+    if any(len(os.fsencode(part)) > LONGEST_PART or "\0" in part for part in home.parts):
+        raise ValueError(home)
     return Manifest(
         name=str(data["name"]),
         kind=str(data.get("kind", "model")),
         source=str(data.get("source", "made")),
-        root=root or Path(str(data["root"])),
+        root=home,
         repo=_text(data.get("repo")),
         revision=_text(data.get("revision")),
         family=_text(data.get("family")),

@@ -30,7 +30,7 @@ _GGUF_FILE = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^/]+))?/(?P<file>(?:[^/]+/)*[^/]+\.gguf)"
 )
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_LONGEST_PART = 255  # bytes of a name between two slashes, on every usual file system
+LONGEST_PART = 255  # bytes of a name between two slashes, on every usual file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _path(text: str, revision: str | None) -> Reference:
             code="model.revision",
         )
     try:
-        if "\0" in text or any(len(part) > _LONGEST_PART for part in os.fsencode(text).split(b"/")):
+        if "\0" in text or any(len(part) > LONGEST_PART for part in os.fsencode(text).split(b"/")):
             raise ValueError(text)
         path = Path(text).expanduser()
         whole, _, quant = text.rpartition(":")
