@@ -35,6 +35,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hub"))
 
+os.environ["HF_TOKEN_PATH"] = os.devnull  # read once, when the hub's library is loaded, and here for every user
+
 import torch
 from adapter_builders import write_lora
 from loopback_hub import LoopbackHub
@@ -45,7 +47,6 @@ from glmchat.cli.main import run
 from glmchat.core import locations
 from glmchat.jobs import add_adapter, quantise
 
-os.environ["HF_TOKEN_PATH"] = os.devnull  # the hub's library reads where it lies once, and here for every user
 # Loaded before anything forks; the commands import them where they need them.
 LOADED = (
     *(f"glmchat.cli.{name}" for name in ("adapters", "asking", "history", "models", "output", "pull", "show")),
@@ -58,6 +59,9 @@ LOADED = (
         "httpx2",
         "httpcore2",
         "readline",
+        "encodings.idna",
+        "_strptime",
+        "zoneinfo",
         "rich.table",
     ),
 )
@@ -349,7 +353,7 @@ def share(place: Place, rounds: int, chance: random.Random) -> Tally:
         home = place.folder / f"home-{user}"
         home.mkdir(exist_ok=True)
         os.chown(home, user, USERS[0])
-        os.environ.update(GLMCHAT_HOME=str(home), HF_HOME=str(cache))
+        os.environ.update(HOME=str(home), GLMCHAT_HOME=str(home), HF_HOME=str(cache))
         return place.command(*arguments, user=user)
 
     commands = (("pull", REPO), ("verify", REPO), ("list",), ("rm", REPO, "--yes"), ("prune", "--yes"), ("pull", REPO))
