@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from glmchat.checkpoints.families import is_native, refuse_quantising
+from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import check_chat, check_folder, config_at
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.core import locations
@@ -195,7 +195,7 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
     config = config_at(row.path) if bits is not None else {}
     if bits is not None:
         refuse_quantising(config)
-    if bits is not None and is_native(config) and options.keep_copy and locations.can_write(locations.models_dir()):
+    if bits is not None and options.keep_copy and locations.can_write(locations.models_dir()):
         copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
     engine = replace(
         options.engine,

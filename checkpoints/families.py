@@ -121,11 +121,12 @@ def _numbers(value: Any) -> list[int]:
     return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
 
 
-def refuse_quantising(config: Mapping[str, Any], *, copy: bool = False) -> None:
-    """Raise Usage, with the reason, for weights that `--quant` could not make smaller.
+# RWKV divides matrices of its deeper layers while it answers; the first GPT holds its own the other way round.
+_NEVER_PACKED = ("rwkv", "openai-gpt")
 
-    copy: a quantised folder is to be written, which is done for the families that glmchat computes itself.
-    """
+
+def refuse_quantising(config: Mapping[str, Any]) -> None:
+    """Raise Usage, with the reason, for weights that `--quant` could not make smaller."""
     if not isinstance(kind := config.get("model_type"), str) or config.get("gguf") or is_native(config):
         return
     if described(config) and not is_ours_to_read(config):
@@ -134,18 +135,18 @@ def refuse_quantising(config: Mapping[str, Any], *, copy: bool = False) -> None:
             hint=tr("run it without --quant"),
             code="quant.already",
         )
+    if kind in _NEVER_PACKED:
+        raise Usage(
+            tr("the layers of this {family} model are no plain matrices and cannot be quantised",
+               family=one_line(kind, 40)),
+            hint=tr("run it without --quant"),
+            code="quant.family",
+        )  # fmt: skip
     if has_experts(config):
         raise Usage(
             tr("the experts of this {family} model are no plain matrices and cannot be quantised",
                family=one_line(kind, 40)),
             hint=tr("run it without --quant"),
-            code="quant.family",
-        )  # fmt: skip
-    if copy:
-        raise Usage(
-            tr("a {family} model runs through transformers, so no quantised copy of it can be written",
-               family=one_line(kind, 40)),
-            hint=tr("run it with --quant: it is then quantised in memory at each start"),
             code="quant.family",
         )  # fmt: skip
 

@@ -15,10 +15,10 @@ from typing import Any
 from glmchat.checkpoints.architectures import refuse_no_generator, refuse_pipeline
 from glmchat.checkpoints.chat_template import check_template, template_of, unheard, variables_of
 from glmchat.checkpoints.config import absurd, refuse_absurd, refuse_types, settle_generation
-from glmchat.checkpoints.families import is_native, is_quantisable, parse, spec_of
+from glmchat.checkpoints.families import has_experts, is_native, is_quantisable, parse, spec_of
 from glmchat.checkpoints.file_kinds import refuse_lone_weights, refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
-from glmchat.checkpoints.quantised import described, refuse_unread
+from glmchat.checkpoints.quantised import described, is_read, packed_bits, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, check_tokenizer
@@ -62,7 +62,7 @@ def check_folder(folder: Path) -> None:
     refuse_adapter_folder(folder, config)
     natively = is_native(config)
     refuse_no_generator(config, natively)
-    refuse_unread(config, natively)
+    refuse_unread(config)
     if natively or not isinstance(config.get("model_type"), str):
         parse(config)
     files = weight_files(folder)
@@ -364,6 +364,8 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
     width: bytes of an activation, in which everything else is kept.
     """
     if not path.is_file():
+        if described(config) and is_read(config) and has_experts(config) and not is_native(config):
+            return stored * 8 * width // packed_bits(config)  # transformers takes experts unpacked, all in one
         return stored if _is_quantised(path, config) else None
     try:
         file = open_gguf(path)

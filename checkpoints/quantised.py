@@ -108,13 +108,19 @@ def method_name(config: Mapping[str, Any]) -> str:
     return _METHODS[method][0] if method in _METHODS else one_line(method, 40)
 
 
-def refuse_unread(config: Mapping[str, Any], natively: bool) -> None:
-    """Raise Usage, with the method's name, for weights that neither glmchat nor the installed transformers reads.
+def packed_bits(config: Mapping[str, Any]) -> int:
+    """Of a matrix in a folder that is read here."""
+    packing = packing_of(config)
+    if packing is not None:
+        return packing.bits or 4
+    groups = described(config).get("config_groups")
+    return max((group["weights"]["num_bits"] for group in groups.values()), default=8) if groups else 8
 
-    natively: the family is one that glmchat computes itself.
-    """
+
+def refuse_unread(config: Mapping[str, Any]) -> None:
+    """Raise Usage, with the method's name, for weights that neither glmchat nor the installed transformers reads."""
     said = described(config)
-    if not said or (natively and is_read(config)):
+    if is_read(config):
         return
     method = str(said.get("quant_method") or "?")
     package = _METHODS[method][1] if method in _METHODS else ""

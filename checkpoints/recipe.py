@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,9 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
 GROUP_SIZES = (128, 64, 32)  # inputs that share a scale at 4 bits
+# Families whose folders other programs do not read: they have no code for THUDM's own tensors, and GPT-2's layers hold
+# their matrices the other way round.
+_ONLY_OURS = ("chatglm", "chatglm2", "chatglm3", "glm4", "gpt2")
 _ROWS = 32  # packed rows come in blocks of this many, and a row in words of 8 codes (engine/native/cpu.py)
 
 
@@ -19,9 +22,9 @@ class Recipe:
     """How a model is quantised.
 
     bits: of the layers' matrices. group: inputs that share a scale at 4 bits; None takes the largest of 128, 64 and 32
-    that divides a matrix's inputs. ends: bits of the embedding and the head; 0 leaves them as they are, None takes 8
-    unless other programs could then not read the folder (`settled`). portable: zero points are whole numbers wherever
-    that costs little, as other programs know no others; None decides by the family.
+    that divides them. ends: bits of the embedding and the head; 0 leaves them as they are, None takes 8 unless other
+    programs could then not read the folder (`settled`). portable: all matrices are packed in one way, with whole zero
+    points, as transformers knows no other; None decides by the family.
     """
 
     bits: int
@@ -47,15 +50,20 @@ class Recipe:
                 code="quant.group",
             )
 
-    def settled(self, family: str) -> Recipe:
-        """With everything decided. transformers and vLLM read Llamas and GLM; only glmchat reads ChatGLM.
+    def settled(self, family: str, inputs: Collection[int] = ()) -> Recipe:
+        """With everything decided.
 
-        transformers decodes a folder with one width for all its matrices, so a four-bit Llama keeps embedding and head
-        in 16 bits.
+        inputs: of the layers' matrices. transformers decodes a folder with one scheme for all of its matrices, so a
+        portable one has one group size, leaves a matrix that it does not divide as it is, and at four bits embedding
+        and head too.
         """
-        shared = family in ("llama", "glm")
-        ends = (0 if self.bits == 4 and shared else 8) if self.ends is None else self.ends
-        return replace(self, ends=ends, portable=shared if self.portable is None else self.portable)
+        sizes = [size for size in map(group_size, inputs) if size is not None]
+        portable = family not in _ONLY_OURS if self.portable is None else self.portable
+        if inputs and self.bits == 4 and not sizes:
+            portable = False  # nothing would be packed at all
+        group = min(sizes, default=None) if portable and self.group is None else self.group
+        ends = (0 if self.bits == 4 and portable else 8) if self.ends is None else self.ends
+        return replace(self, group=group, ends=ends, portable=portable)
 
     def choose(self, name: str, inputs: int, is_end: bool) -> tuple[int, int]:
         """(bits, group) of one matrix; bits 0 leaves it, group 0 means one scale for each row.
@@ -65,9 +73,10 @@ class Recipe:
         bits = (8 if self.ends is None else self.ends) if is_end else self.bits
         if bits != 4:
             return bits, 0
+        if group_size(inputs) is None and (self.portable or self.group is None):
+            return (0, 0) if self.portable else (8, 0)  # eight bits lose less than padding would cost
         if self.group is None:
-            found = group_size(inputs)
-            return (4, found) if found else (8, 0)  # no group fits: eight bits lose less than padding would cost
+            return 4, group_size(inputs) or 0
         if inputs % self.group:
             fitting = ", ".join(str(size) for size in GROUP_SIZES if inputs % size == 0) or "none; use auto"
             raise Usage(

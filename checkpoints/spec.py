@@ -108,7 +108,8 @@ class ModelSpec:
         """
         if self.layout is None:
             return None
-        layout, recipe, total = self.layout(self), recipe and recipe.settled(self.family), 0
+        layout, total = self.layout(self), 0
+        recipe = recipe and recipe.settled(self.family, [n for n, is_end in self.matrices().values() if not is_end])
         for name, shape, times in self._tensors():
             bits = group = 0
             if recipe is not None and (name in layout.ends or (name in layout.layer and _is_matrix(name, shape))):

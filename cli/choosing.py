@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glmchat.checkpoints.families import is_native
-from glmchat.checkpoints.fit import config_at
 from glmchat.cli import output
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
@@ -64,9 +62,6 @@ def choose_model(
         output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
     elif launch.engine.quant is not None and launch.keep_copy:
         folder = one_line(str(locations.models_dir()))
-        if not is_native(config_at(row.path)):
-            output.say(tr("quantising in memory: of a model that runs through transformers no copy is kept"))
-            return launch
         output.say(tr("quantising in memory only: {path} cannot be written, so no copy is kept", path=folder))
     return launch
 

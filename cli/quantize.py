@@ -115,7 +115,7 @@ def _source(name: str, bits: int | None) -> tuple[Installed, int]:
         raise not_installed(reference)
     if not row.complete:
         raise unfinished(row)
-    refuse_quantising(config_at(row.path), copy=True)
+    refuse_quantising(config_at(row.path))
     check_weights(row.path)
     return row, asked
 

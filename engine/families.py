@@ -6,7 +6,7 @@ when a checkpoint of it is identified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 
 from glmchat.checkpoints import families
 from glmchat.checkpoints.gguf_file import GGUFFile, config_of, open_gguf
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import ModelSpec, Shape
 from glmchat.checkpoints.weight_files import folder_config
 from glmchat.core.errors import NotInstalled
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.formats.weights import with_own_head_of_bin
+from glmchat.engine.formats.weights import WeightSource, with_own_head_of_bin
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -34,7 +34,10 @@ class Family:
     load_tokenizer: folder or GGUF file -> tokenizer; raises Damaged if it is damaged or of another generation
     prompt:         the chat format
     transposed:     parameter name -> is it stored [in, out] (GPT-2's Conv1D) instead of [out, in]
-    load:           for a family that loads itself (the fallback): replaces build and rename
+    load:           for a family that loads itself (the fallback): replaces build and rename; returns the model and,
+                    parameter -> name in the source, the packed matrices that are still to be put in
+    matrices:       for such a family, which of a file's tensors quantising packs (name -> inputs, is an end), and the
+                    shapes of those that are known
     parse:          for a family whose measures only its library knows (the fallback): config -> measures
     """
 
@@ -44,7 +47,8 @@ class Family:
     load_tokenizer: Callable[[Path, ModelSpec], Tokenizer]
     prompt: Callable[[Path, Tokenizer, ModelSpec], PromptFormat]
     transposed: Callable[[str], bool] | None = None
-    load: Callable[[Checkpoint, Any], LanguageModel] | None = None  # (checkpoint, torch dtype)
+    load: Callable[[Checkpoint, Any, WeightSource], tuple[LanguageModel, dict[str, str]]] | None = None  # (…, dtype, …)
+    matrices: Callable[[Checkpoint, Iterable[str]], tuple[dict[str, tuple[int, bool]], dict[str, Shape]]] | None = None
     parse: Callable[[Mapping[str, Any]], ModelSpec] | None = None
 
 

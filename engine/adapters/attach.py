@@ -29,7 +29,7 @@ from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.prefix import PrefixedModel
-from glmchat.engine.models.transformers import Fallback
+from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.native.cards import device_of
 from glmchat.engine.quantize.linear import QuantEmbedding
 

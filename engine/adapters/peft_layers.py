@@ -25,7 +25,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import read_number, refuse_strangers
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.models.transformers import Fallback
+from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _FAILURES = (

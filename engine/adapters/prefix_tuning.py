@@ -20,7 +20,7 @@ from glmchat.core.language import tr
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.models.transformers import Fallback
+from glmchat.engine.models.transformers_model import Fallback
 
 _EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
                "transformer.embedding.word_embeddings")  # fmt: skip

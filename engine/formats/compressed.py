@@ -123,20 +123,20 @@ def open_compressed(source: WeightSource, config: Mapping[str, Any], folder: Pat
 class _Compressed:
     def __init__(self, source: WeightSource, packed: list[str], folder: Path) -> None:
         self._source = source
-        self._packed = {name.removesuffix("_packed"): name.removesuffix("weight_packed") for name in packed}
-        self._belonging = {f"{stem}{suffix}" for stem in self._packed.values() for suffix in SUFFIXES}
+        self._stems = {name.removesuffix("_packed"): name.removesuffix("weight_packed") for name in packed}
+        self._belonging = {f"{stem}{suffix}" for stem in self._stems.values() for suffix in SUFFIXES}
         self._offsets = _offsets(folder)
         self._shapes: dict[str, tuple[int, ...]] = {}
         shapes = source.shapes()
         for name, shape in shapes.items():
             if name not in self._belonging:
                 self._shapes[name] = shape
-        for name, stem in self._packed.items():
+        for name, stem in self._stems.items():
             if f"{stem}weight_scale" not in shapes or f"{stem}weight_shape" not in shapes:
                 raise _damaged(name, "its scales or its shape are missing")
             self._shapes[name] = self._shape_of(name, stem)
         # A packed matrix is [out, in] even in a family whose files hold [in, out].
-        self.upright = frozenset(self._packed)
+        self.upright = self.packed = frozenset(self._stems)
 
     def _shape_of(self, name: str, stem: str) -> tuple[int, ...]:
         shape = tuple(int(n) for n in self._dense(f"{stem}weight_shape").flatten())
@@ -156,7 +156,7 @@ class _Compressed:
         return tensor
 
     def read(self, name: str) -> Stored:
-        stem = self._packed.get(name)
+        stem = self._stems.get(name)
         if stem is None:
             return self._source.read(name)
         words, bits, scale, zero = self._grid(name, stem, lambda tensor: tensor)
@@ -165,7 +165,7 @@ class _Compressed:
 
     def words(self, name: str, bring: Bring) -> Words | None:
         """See `weights.read_on`."""
-        stem = self._packed.get(name)
+        stem = self._stems.get(name)
         if stem is None or self._shapes[name][1] % 8:
             return None
         words, bits, scale, zero = self._grid(name, stem, bring)

@@ -65,6 +65,7 @@ class _Source:
     def __init__(self, source: WeightSource) -> None:
         self._source = source
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self.packed: frozenset[str] = frozenset()  # names of the matrices that are put together
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
@@ -88,6 +89,7 @@ class _Grouped(_Source):
             for name in shapes
             if name.endswith(f".{parts[0]}") and f"{name.removesuffix(parts[0])}scales" in shapes
         }
+        self.packed = frozenset(self._stems)
         belonging = {f"{stem}{part}" for stem in self._stems.values() for part in parts}
         self._shapes = {name: shape for name, shape in shapes.items() if name not in belonging}
         for name, stem in self._stems.items():
@@ -176,6 +178,7 @@ class _BitsAndBytes(_Source):
                 self._shapes[name] = tuple(int(n) for n in self._state(name)["shape"])
             elif stem not in self._states and not name.endswith((".SCB", ".weight_format")):
                 self._shapes[name] = shape
+        self.packed = frozenset((*self._states, *self._rows))
 
     def _state(self, name: str) -> dict[str, Any]:
         try:

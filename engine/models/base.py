@@ -23,6 +23,35 @@ class Block(nn.Module):
     derived: Any = None
 
 
+class PackedPlace(nn.Module):
+    """Where a linear layer or an embedding stood whose weights are packed, until they are put in; it keeps the bias."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.is_embedding = isinstance(layer, nn.Embedding)
+        self.bias = cast("nn.Parameter | None", getattr(layer, "bias", None))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Nothing, for code around the layer that would fill it with random numbers."""
+        nothing = torch.empty(0, 0)
+        nothing._is_hf_initialized = True  # type: ignore[attr-defined]
+        return nothing
+
+    def dense(self, weight: torch.Tensor) -> nn.Module:
+        """The layer that stood there, with these weights."""
+        rows, columns = weight.shape
+        parameter = nn.Parameter(weight, requires_grad=False)
+        with torch.device("meta"):
+            layer = nn.Embedding(rows, columns) if self.is_embedding else nn.Linear(columns, rows, bias=False)
+        layer.weight = parameter
+        if self.bias is not None:
+            layer.register_parameter("bias", self.bias)
+        return layer
+
+
 class LanguageModel(nn.Module):
     """A network for one sequence (no batches, on purpose).
 

@@ -1,12 +1,14 @@
-"""Every other architecture: transformers' own implementation behind our face, with transformers' own cache.
+"""Every other architecture: transformers reads the configuration and makes the network, we read the weights' files.
 
-Nothing from the model folder runs: no remote code, no kernels that a config.json names, no network.
+Packed matrices go into the layers they belong to as they are stored; transformers is given everything else. Nothing
+from the model folder runs: no remote code, no kernels that a config.json names, no network.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,18 +18,17 @@ from torch import nn
 from glmchat.checkpoints.architectures import refuse_no_generator, unknown_type
 from glmchat.checkpoints.config import integer, token_ids
 from glmchat.checkpoints.quantised import refuse_unread
-from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.spec import ModelSpec, Shape
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
-from glmchat.core.errors import Damaged, Failed
+from glmchat.core.errors import Damaged, Failed, GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint, Family
-from glmchat.engine.formats.weights import open_folder
-from glmchat.engine.kv_cache import KVCache
-from glmchat.engine.models.base import LanguageModel
-from glmchat.engine.models.layers import prepare_embedding
-from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.formats.weights import WeightSource
+from glmchat.engine.models.base import LanguageModel, PackedPlace
+from glmchat.engine.models.transformers_model import Fallback, first_line, rope_types
 from glmchat.engine.prompts.template import template_prompt
+from glmchat.engine.quantize.replace import quantisable, refuse_mostly_dense
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
@@ -45,172 +46,6 @@ _REACHING = (
 )
 
 
-# Types whose forward counts positions from 0 in every pass, whatever the cache holds; `generate` tells them.
-_COUNT_FROM_ZERO = frozenset({"bamba", "kimi_linear"})
-
-
-class TransformersCache(KVCache):
-    """transformers' cache with the measures our decode loop asks for; it grows as it is filled."""
-
-    def __init__(self, capacity: int, config: Any, can_go_back: bool, prefix: torch.Tensor | None = None) -> None:
-        """can_go_back: False for layers that remember more than keys and values, which can only start again.
-        prefix: [layers, 2, kv_heads, length, head_dim] that every beginning begins with."""
-        self._config, self._can_go_back, self._rows = config, can_go_back, prefix
-        self.prefix = self.shift = 0 if prefix is None else prefix.shape[3]
-        self.capacity = capacity + self.prefix
-        self.layout = None
-        self._text = torch.empty(0, dtype=torch.long)
-        self._empty()
-
-    def _empty(self) -> None:
-        from transformers import DynamicCache
-
-        self.inner: Any = DynamicCache(config=self._config)
-        self.length = self.prefix
-        for layer, (keys, values) in enumerate(() if self._rows is None else self._rows):
-            self.inner.update(keys[None], values[None], layer)
-
-    def truncate(self, length: int) -> None:
-        if length <= self.prefix or (length < self.length and not self._can_go_back):
-            self._empty()
-        elif self._can_go_back:
-            for layer in self.inner.layers:  # one by one: a forward pass that was stopped has filled only the first
-                if (more := layer.get_seq_length() - length) > 0:
-                    layer.crop(-more)
-            self.length = min(self.length, length)
-
-    def again(self, ids: torch.Tensor, switch: int) -> torch.Tensor:
-        """What has to be read so that the cache holds `ids` too: these, or the whole text where it goes beyond `switch`
-        positions for the first time."""
-        text = torch.cat((self._text[: self.length - self.prefix], ids)) if self.length > self.prefix else ids
-        crosses = 0 < self.length <= switch < self.prefix + len(text)
-        self._text = text
-        if not crosses or self.length == self.prefix:
-            return ids
-        self._empty()
-        return text
-
-    def whole(self, ids: torch.Tensor) -> torch.Tensor:
-        """The text so far with `ids`, for models that keep nothing between passes."""
-        self._text = torch.cat((self._text[: self.length - self.prefix], ids))
-        return self._text
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (getattr(layer, name, None) for layer in self.inner.layers for name in ("keys", "values"))
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
-
-
-class Fallback(PrefixedModel):
-    """One transformers model."""
-
-    def __init__(self, spec: ModelSpec, inner: nn.Module) -> None:
-        super().__init__()
-        self.spec = spec
-        self.inner = inner
-        self._between: Callable[[], None] | None = None
-        self._stopped: Exception | None = None
-        self._compute: Callable[..., Any] = inner.__call__
-        accepted = inspect.signature(inner.forward).parameters
-        self._short = "logits_to_keep" in accepted
-        self._switch = _switch(getattr(inner, "config", None))
-        # RWKV, the first GPT, MiniMax and CPM-Ant take no cache of these: their whole text is read for each token.
-        self._caches = ("past_key_values" in accepted or "cache_params" in accepted) and _takes_our_cache(inner)
-        self._count_from_zero = getattr(getattr(inner, "config", None), "model_type", None) in _COUNT_FROM_ZERO
-        self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
-        for layer in _layers(inner, spec.layers):
-            layer.register_forward_pre_hook(self._pass)
-
-    def _pass(self, module: nn.Module, arguments: Any) -> None:
-        if self._between is None:
-            return
-        try:
-            self._between()
-        except Exception as error:
-            self._stopped = error  # what the caller raised to stop is the caller's own
-            raise
-
-    def compute_with(self, stand_in: nn.Module | None) -> None:
-        """From now on this module computes, with the same face as `inner`; None: `inner` itself again."""
-        self._compute = (self.inner if stand_in is None else stand_in).__call__
-
-    def prepare(self, dtype: torch.dtype, device: str) -> None:
-        for module in self.inner.modules():
-            prepare_embedding(module, dtype)
-
-    def new_cache(self, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        rows = self.prefix_key_values
-        prefix = None if rows is None else rows.to(dtype or self.dtype)
-        return TransformersCache(capacity, cast(Any, self.inner).config, self.spec.causal, prefix)
-
-    def keys_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """What a cache holds after reading embeddings [length, hidden]: [layers, 2, kv_heads, length, head_dim]."""
-        cache = TransformersCache(len(rows), cast(Any, self.inner).config, self.spec.causal)
-        with torch.inference_mode():
-            self._compute(inputs_embeds=rows[None], use_cache=True, **{self._cache_name: cache.inner})
-        return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.inner.layers]).float()
-
-    def forward(
-        self,
-        ids: torch.Tensor,
-        cache: KVCache | None = None,
-        *,
-        last_only: bool = False,
-        between_layers: Callable[[], None] | None = None,
-    ) -> torch.Tensor:
-        self._between = between_layers
-        options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._short else {}
-        if cache is None and self.prefix_key_values is not None:
-            cache = self.new_cache(len(ids))
-        try:
-            if isinstance(cache, TransformersCache) and not self._caches:
-                output = self._compute(input_ids=cache.whole(ids)[None], use_cache=False)
-                cache.advance(ids.shape[0])
-            elif isinstance(cache, TransformersCache):
-                if self._switch is not None:
-                    ids = cache.again(ids, self._switch)
-                if self._count_from_zero:
-                    options["position_ids"] = torch.arange(cache.length, cache.length + len(ids))[None].to(ids.device)
-                output = self._compute(
-                    input_ids=ids[None], use_cache=True, **{self._cache_name: cache.inner}, **options
-                )
-                cache.advance(ids.shape[0])
-            else:
-                output = self._compute(input_ids=ids[None], use_cache=False, **options)
-        except Exception as error:
-            if self._stopped is error or isinstance(error, MemoryError) or "memory" in str(error):
-                raise
-            raise Failed(
-                tr(
-                    "transformers cannot compute this {family} model: {error}",
-                    family=one_line(self.spec.family, 40),
-                    error=_first_line(error),
-                ),
-                hint=tr("the installed transformers cannot run it with these settings; use another model"),
-                code="fallback.compute",
-            ) from error
-        finally:
-            self._between = self._stopped = None
-        logits: torch.Tensor = output.logits[0]
-        return (logits[-1:] if last_only else logits[-ids.shape[0] :]).float()
-
-
-def _takes_our_cache(inner: nn.Module) -> bool:
-    """transformers knows most of the types that do not; CPM-Ant's forward puts its prompt before a cached one again."""
-    supports = getattr(inner, "_supports_default_dynamic_cache", None)
-    return supports is None or (bool(supports()) and getattr(inner, "base_model_prefix", "") != "cpmant")
-
-
-def _first_line(error: Exception) -> str:
-    return one_line(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 160)
-
-
-def _layers(inner: nn.Module, count: int) -> list[nn.Module]:
-    """The decoder's layers: the first list of modules that is as long as the config says."""
-    lists = (module for module in inner.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
-    return list(next(lists, ()))
-
-
 def _clean(config: Any) -> Any:
     """The configuration without the fields that reach for code; floats that JSON has no word for as transformers
     writes them, {"__float__": "Infinity"}."""
@@ -223,11 +58,13 @@ def _clean(config: Any) -> Any:
     return config
 
 
-def _known_config(config: Mapping[str, Any]) -> Any:
+def _known_config(config: Mapping[str, Any], *, without_packing: bool = False) -> Any:
+    """without_packing: what config.json says of packed weights is left out, as transformers will see none."""
     from transformers import AutoConfig
 
     kind = str(config.get("model_type"))
-    clean = {key: value for key, value in _clean(config).items() if key not in ("model_type", "gguf")}
+    left_out = ("model_type", "gguf", *(("quantization_config", "quantization") if without_packing else ()))
+    clean = {key: value for key, value in _clean(config).items() if key not in left_out}
     try:
         return AutoConfig.for_model(kind, **clean)
     except (ValueError, KeyError):
@@ -267,7 +104,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     known = _known_config(config)
     try:
         text = known.get_text_config()
-        causal = _can_go_back(text) and not _rope_types(text) & {"dynamic", "longrope"}
+        causal = _can_go_back(text) and not rope_types(text) & {"dynamic", "longrope"}
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _not_described(str(config["model_type"]), error) from None
     found = {
@@ -297,22 +134,6 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
-def _rope_types(config: Any) -> set[str]:
-    """Of every kind of layer. Two look at how long the whole text is, so what was read is right for that text alone."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    parts = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
-    return {str(part["rope_type"]) for part in parts if part.get("rope_type")}
-
-
-def _switch(config: Any) -> int | None:
-    """Positions up to which Phi's longrope takes its short factors. transformers' `generate` reads the whole text anew
-    where an answer goes beyond them (`prepare_inputs_for_generation`); None for models that never do."""
-    if getattr(config, "model_type", None) not in ("phi3", "phimoe", "phi4_multimodal"):
-        return None
-    length = getattr(config, "original_max_position_embeddings", None)
-    return length if isinstance(length, int) and "longrope" in _rope_types(config) else None
-
-
 def _can_go_back(config: Any) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -321,39 +142,34 @@ def _can_go_back(config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
-    """Raises Damaged if weights are missing or damaged, Failed if transformers cannot run the model here."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tuple[LanguageModel, dict[str, str]]:
+    """The model with all but its packed matrices, and which of those belongs where: parameter -> name in `source`.
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    refuse_unread(checkpoint.config, natively=False)
-    # Pointers, missing shards and paths that lead elsewhere are refused in our words.
-    open_folder(checkpoint.path)
-    config = _known_config(checkpoint.config)
-    try:
-        inner, info = AutoModelForCausalLM.from_pretrained(
-            str(checkpoint.path),
-            config=config,
-            dtype=dtype,
-            attn_implementation=_attention(config),
+    Raises Damaged if weights are missing or damaged, Failed if transformers cannot run the model here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    packed: frozenset[str] = getattr(source, "packed", frozenset())
+    config = _known_config(checkpoint.config, without_packing=bool(packed))
+    refuse_unread(checkpoint.config)
+    made_by: Any = AutoModelForCausalLM
+    places: dict[str, str] = {}
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": _attention(config)}
+    if packed:  # what has no place of its own is unpacked: an embedding with a factor, one expert of many
+        empty = _without_weights(checkpoint)
+        made_by, places = type(empty.inner), _places(empty, packed)
+        options["config"] = empty.inner.config  # of a model that also sees, its text part
+        there = {name: source.read(name) for name in source.shapes() if name not in places.values()}
+        options["state_dict"] = {n: t if isinstance(t, torch.Tensor) else t.dequantise() for n, t in there.items()}
+        options["quantization_config"] = _preparing()(places)
+    with _in_our_words(checkpoint):
+        inner, info = made_by.from_pretrained(
+            None if packed else str(checkpoint.path),
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **options,
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001 - hundreds of architectures, each with checks of its own
-        raise Failed(
-            tr(
-                "transformers cannot load this {family} model: {error}",
-                family=one_line(checkpoint.spec.family, 40),
-                error=_first_line(error),
-            ),
-            hint=tr("verify the files; a model that needs its own code or another package cannot be run"),
-            code="fallback.load",
-        ) from None
     missing = sorted(map(str, info["missing_keys"]))
     if missing:
         raise Damaged(
@@ -365,7 +181,116 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> LanguageModel:
             hint=tr("config.json and the weights belong to different models: pull the model again"),
             code="weights.names",
         )
-    return Fallback(checkpoint.spec, cast(nn.Module, inner))
+    return Fallback(checkpoint.spec, cast(nn.Module, inner)), {f"inner.{place}": name for place, name in places.items()}
+
+
+@contextmanager
+def _in_our_words(checkpoint: Checkpoint) -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, GlmchatError):
+        raise
+    except Exception as error:  # noqa: BLE001 - hundreds of architectures, each with checks of its own
+        raise Failed(
+            tr(
+                "transformers cannot load this {family} model: {error}",
+                family=one_line(checkpoint.spec.family, 40),
+                error=first_line(error),
+            ),
+            hint=tr("verify the files; a model that needs its own code or another package cannot be run"),
+            code="fallback.load",
+        ) from None
+
+
+def _without_weights(checkpoint: Checkpoint) -> Fallback:
+    """The network on the meta device. Raises Failed if transformers cannot make it."""
+    from transformers import AutoModelForCausalLM
+
+    config = _known_config(checkpoint.config, without_packing=True)
+    with _in_our_words(checkpoint), torch.device("meta"):
+        return Fallback(checkpoint.spec, AutoModelForCausalLM.from_config(config))
+
+
+def _parameters(model: Fallback, names: Iterable[str]) -> dict[str, str]:
+    """A file's tensor -> the parameter of `model.inner` that it is; none of those that transformers does not use, or
+    makes other tensors of."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    inner = cast(Any, model.inner)
+    rules, parameters = get_model_conversion_mapping(inner), inner.state_dict()
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    table = {}
+    for name in names:
+        renamed, pattern = rename_source_key(name, renamings, converters, inner.base_model_prefix, parameters)
+        if renamed not in parameters and name in parameters:
+            renamed, pattern = name, None
+        if pattern is None and renamed in parameters:
+            table[name] = renamed
+    return table
+
+
+def matrices(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[dict[str, tuple[int, bool]], dict[str, Shape]]:
+    """Of a file's tensors: what quantising packs, with its inputs and whether it is an end; the shapes that are known.
+
+    Raises Usage where most weights are no plain matrices.
+    """
+    model = _without_weights(checkpoint)
+    table = _parameters(model, names)
+    found = quantisable(model)
+    refuse_mostly_dense(model, [name for name, _, _ in found])
+    places = {f"{place.removeprefix('inner.')}.weight": (inputs, is_end) for place, inputs, is_end in found}
+    shapes = {key: tuple(value.shape) for key, value in model.inner.state_dict().items()}
+    return (
+        {name: places[parameter] for name, parameter in table.items() if parameter in places},
+        {name: shapes[parameter] for name, parameter in table.items()},
+    )
+
+
+def _places(model: Fallback, packed: Iterable[str]) -> dict[str, str]:
+    """Parameter -> the packed matrix that belongs there, of layers that compute nothing but a product or a lookup."""
+    plain = {f"{place.removeprefix('inner.')}.weight" for place, _, _ in quantisable(model)}
+    names = {place: name for name, place in _parameters(model, packed).items() if place in plain}
+    tied = cast(Any, model.inner).all_tied_weights_keys
+    names |= {place: names[other] for place, other in tied.items() if place in plain and other in names}
+    return names
+
+
+@cache
+def _preparing() -> Any:
+    """A quantizer, transformers' own way to let others exchange layers before weights are read: ours only makes room
+    in them."""
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+    @register_quantization_config("glmchat")
+    class Places(QuantizationConfigMixin):  # type: ignore[misc]
+        def __init__(self, places: Mapping[str, str]) -> None:
+            self.quant_method = "glmchat"
+            self.places = places
+
+    @register_quantizer("glmchat")
+    class Preparing(HfQuantizer):  # type: ignore[misc]
+        def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+            for place in self.quantization_config.places:
+                path = place.removesuffix(".weight")
+                model.set_submodule(path, PackedPlace(model.get_submodule(path)))
+            tied = model.all_tied_weights_keys
+            for place in [place for place in tied if place in self.quantization_config.places]:
+                del tied[place]
+
+        def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+            self.remove_quantization_config(model)
+
+        is_serializable = is_trainable = property(lambda self: False)
+
+    return Places
 
 
 def _attention(config: Any) -> str:
@@ -419,5 +344,6 @@ FAMILY = Family(
     load_tokenizer=_load_tokenizer,
     prompt=template_prompt,
     load=load,
+    matrices=matrices,
     parse=parse,
 )

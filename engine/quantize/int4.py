@@ -1,8 +1,8 @@
 """Four-bit codes for a matrix: one scale and one zero point for each group of inputs, chosen to lose least.
 
 weight = (code - zero point) * scale, code and zero point integers in 0..15: what the compressed-tensors format stores
-and every other reader understands. Where a float zero, which is no multiple of the scale, loses much less (weights that
-lie on or near a grid of that kind, such as GGUF's Q4_1), the matrix gets one: `offset` is what the integer leaves.
+and every other reader understands. Where no other program reads the folder anyway, a float zero, which is no multiple
+of the scale, loses less: `offset` is what the integer leaves.
 
 Errors are weighted by the weights' own size (|w| + rms of the group), as large weights move the output more. With plain
 squared errors the search clips too much: measured on SmolLM2, its perplexity is then worse than rounding to nearest.
@@ -24,10 +24,6 @@ _CUTS = ((0.0, 0.0), (-0.025, -0.025), (0.02, 0.02), (0.04, 0.04), (0.06, 0.06))
 _ROUNDS = 2  # a choice, then what fits its codes best
 _CHUNK = 1 << 18  # weights worked on at a time: what is made of them fits the second-level cache
 CARD_CHUNK = 1 << 23  # the same on a card, which wants many and has room
-_SAMPLE = 64  # rows by which a matrix is judged
-# Where other programs read the folder too, which do not know float zeros, one is taken only if it leaves less than this
-# share of the error. Weights without any grid are at 0.88 (groups of 32) to 0.95 (groups of 128).
-_WORTH = 0.86
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +56,7 @@ def quantise_int4(
     """
     rows, columns = weight.shape
     shape = (rows, columns // group)
-    integer_zero = fast or symmetric
-    if not integer_zero and portable:
-        integer_zero = not _float_zero_pays(weight[:: max(1, rows // _SAMPLE)][:_SAMPLE], group)
+    integer_zero = fast or symmetric or portable
     q, scale, low, error = search(weight.reshape(-1, group), integer_zero=integer_zero, symmetric=symmetric, fast=fast)
     if bool(error.isnan().any()):
         raise ValueError("a weight is not a finite number, or too large for a float16 scale")
@@ -96,12 +90,6 @@ def maker_on(device: str) -> str | None:
 def searches(device: str) -> bool:
     """Whether matrices are brought to this device to be searched there, with `search_torch`; else the CPU does it."""
     return torch.device(device).type == "cuda"
-
-
-def _float_zero_pays(rows: torch.Tensor, group: int) -> bool:
-    values = rows.reshape(-1, group)
-    errors = [float(search(values, integer_zero=integer_zero)[3].sum()) for integer_zero in (False, True)]
-    return errors[0] < _WORTH * errors[1]
 
 
 def search(values: torch.Tensor, *, integer_zero: bool, symmetric: bool = False, fast: bool = False) -> SearchResult:

@@ -158,17 +158,19 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
     small, Damaged if the checkpoint is.
     """
     checkpoint = identify(source)
-    refuse_unread(checkpoint.config, natively=checkpoint.family.load is None)
-    refuse_quantising(checkpoint.config, copy=True)
+    refuse_unread(checkpoint.config)
+    refuse_quantising(checkpoint.config)
     if is_ours_to_read(checkpoint.config):
         raise Usage(
             tr("{name} is already quantised", name=one_line(source.name)),
             hint=tr("run it as it is, or quantise the model it was made from"),
             code="quant.already",
         )
-    recipe = recipe.settled(checkpoint.spec.family)
     weights = open_weights(checkpoint) if announced is None else announced
-    tensors = tuple(_tensors(checkpoint, weights, recipe))
+    names = _matrices(checkpoint, weights)
+    inner = [place[0] for _, place in names.values() if place is not None and not place[1]]
+    recipe = recipe.settled(checkpoint.spec.family, inner)
+    tensors = tuple(_tensors(checkpoint, weights, names, recipe))
     shards = tuple(_shards(tensors, {} if announced is None else announced.files))
     bytes_out = 0
     for first, last in shards:
@@ -207,23 +209,35 @@ def incomplete(out: Path) -> Path:
     return out.with_name(out.name + ".incomplete")
 
 
-def _tensors(checkpoint: Checkpoint, weights: WeightSource, recipe: Recipe) -> Iterator[TensorPlan]:
-    places = checkpoint.spec.matrices()
+def _matrices(checkpoint: Checkpoint, weights: WeightSource) -> dict[str, tuple[bool, tuple[int, bool] | None]]:
+    """Every tensor that is taken along -> whether the file holds it as [in, out]; of a matrix that may be packed, its
+    inputs and whether it is embedding or head."""
+    if checkpoint.family.matrices is not None:
+        found, _ = checkpoint.family.matrices(checkpoint, weights.shapes())
+        return {name: (False, found.get(name)) for name in weights.shapes()}
+    places, transposed = checkpoint.spec.matrices(), checkpoint.family.transposed
+    return {
+        name: (transposed is not None and transposed(parameter), places.get(parameter))
+        for parameter, name in match_names(weights, checkpoint).items()
+    }
+
+
+def _tensors(
+    checkpoint: Checkpoint,
+    weights: WeightSource,
+    names: Mapping[str, tuple[bool, tuple[int, bool] | None]],
+    recipe: Recipe,
+) -> Iterator[TensorPlan]:
     shapes = weights.shapes()
-    transposed = checkpoint.family.transposed
-    for parameter, name in match_names(weights, checkpoint).items():
+    for name, (turned, place) in names.items():
         stored = weights.read(name)
-        turned = transposed is not None and transposed(parameter)
         shape = shapes[name][::-1] if turned else shapes[name]
         if isinstance(stored, Int4 | Int8):
-            yield _quantised_already(
-                checkpoint, name, shape, stored, recipe, is_end=places.get(parameter, (0, False))[1]
-            )
+            yield _quantised_already(checkpoint, name, shape, stored, recipe, is_end=place is not None and place[1])
             continue
         bits = group = 0
-        if parameter in places and name.endswith("weight"):
-            inputs, is_end = places[parameter]
-            bits, group = recipe.choose(name.removesuffix(".weight"), inputs, is_end)
+        if place is not None and name.endswith("weight"):
+            bits, group = recipe.choose(name.removesuffix(".weight"), *place)
         if bits:
             symmetric = recipe.symmetric or bits == 8
             yield _sized(TensorPlan(name, shape, bits, group, symmetric, False, turned, "float16", 0))

@@ -44,9 +44,10 @@ def quantise_model(
     Raises Usage if `group_size` does not fit, Damaged with its name for a matrix that holds NaN or infinity.
     """
     size = None if group_size == "auto" else int(group_size)
-    recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family)
     places = list(quantisable(model))
-    _refuse_mostly_dense(model, [name for name, _, _ in places])
+    inner = [inputs for _, inputs, is_end in places if not is_end]
+    recipe = Recipe(bits, size, ends, fast=fast).settled(model.spec.family, inner)
+    refuse_mostly_dense(model, [name for name, _, _ in places])
     for name, inputs, is_end in places:
         recipe.choose(name, inputs, is_end)  # refused before anything is changed
     for index, (name, inputs, is_end) in enumerate(places):
@@ -88,6 +89,8 @@ def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
 def _is_read(model: LanguageModel, name: str) -> bool:
     """Whether the module around a layer reads the layer's weight itself, as state-space layers do."""
     holder, _, leaf = name.rpartition(".")
+    if getattr(model.get_submodule(holder), "slow_but_exact", None) is False:
+        return False  # BLOOM reads it in that mode alone
     return f"self.{leaf}.weight" in _source(type(model.get_submodule(holder)))  # type: ignore[arg-type]
 
 
@@ -99,7 +102,7 @@ def _source(kind: type) -> str:
         return ""
 
 
-def _refuse_mostly_dense(model: LanguageModel, places: Sequence[str]) -> None:
+def refuse_mostly_dense(model: LanguageModel, places: Sequence[str]) -> None:
     """Raise Usage where most weights of the layers are no plain matrices (experts in one block, state-space layers):
     the model would not become smaller, and some of it reads the weights of its layers itself."""
     layers = [model.get_submodule(name) for name in places]

@@ -59,6 +59,11 @@ class Announced:
 
 
 def _shapes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """{} where some tensor's is not known before its file is here."""
+    if checkpoint.family.matrices is not None:
+        names = list(names)
+        _, known = checkpoint.family.matrices(checkpoint, names)
+        return {name: known[name] for name in names} if all(name in known for name in names) else {}
     expected = checkpoint.spec.shapes()
     transposed = checkpoint.family.transposed
     shapes: dict[str, tuple[int, ...]] = {}

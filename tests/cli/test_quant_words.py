@@ -15,6 +15,7 @@ import pytest
 import transformers
 from fakes import WEIGHTS
 
+from glmchat.chat.launch import locate
 from glmchat.cli.main import run
 from glmchat.hub import references
 
@@ -115,6 +116,18 @@ def test_a_mixture_of_experts_is_never_quantised_and_says_so_without_torch(name:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["Rwkv", "OpenAIGPT"])
+def test_layers_that_are_no_plain_matrices_are_refused_without_torch(name: str, tmp_path: Path) -> None:
+    config = getattr(transformers, f"{name}Config")()
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    told = results_of(launches(tmp_path))
+    line = f"glmchat: the layers of this {config.model_type} model are no plain matrices and cannot be quantised\n"
+    assert {result["words"] for result in told} == {line + "  hint: run it without --quant\n"}
+    assert [result["code"] for result in told] == [2] * len(told)
+    assert not any(result["torch"] for result in told)
+
+
 def test_what_another_program_packed_is_not_packed_again(tmp_path: Path) -> None:
     config = transformers.Gemma2Config(quantization_config={"quant_method": "fp8"})
     config.save_pretrained(tmp_path)
@@ -124,9 +137,19 @@ def test_what_another_program_packed_is_not_packed_again(tmp_path: Path) -> None
     assert [(result["code"], result["words"]) for result in told] == [(2, words)] * len(told)
 
 
-def test_of_a_model_that_runs_through_transformers_no_copy_is_written_and_the_way_out_is_named(tmp_path: Path) -> None:
-    transformers.Gemma2Config().save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
-    (told,) = results_of([["quantize", str(tmp_path), "--out", str(tmp_path / "out")]])
-    assert told["code"] == 2 and not told["torch"] and not (tmp_path / "out").exists()
-    assert "no quantised copy of it can be written\n  hint: run it with --quant" in told["words"]
+def test_of_a_model_that_runs_through_transformers_a_copy_is_written_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "gemma"
+    small = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    config = transformers.Gemma2Config(**small, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+    transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
+    assert run(["quantize", str(folder), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["event"] == "done" and made["quant"] == "int4-g64"
+    assert run(["show", made["path"], "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["quant"], shown["architecture"]["family"]) == ("int4-g64", "gemma2")
+    row, bits = locate(str(folder), quant=4)
+    assert (str(row.path), bits) == (made["path"], None), "run --quant 4 takes the copy"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from foreign_forms import FORMS, Tensors, said
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from glmchat.checkpoints.fit import check_folder
 from glmchat.core.errors import Damaged, Usage
@@ -112,3 +112,41 @@ def test_parts_that_do_not_belong_together_are_damage(tmp_path: Path, builders: 
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(Damaged, match="cannot be unpacked"):
         Engine.load(tmp_path, threads=1)
+
+
+def gemma(folder: Path, form: str) -> torch.Tensor:
+    """A folder of a model that runs through transformers. Returns transformers' logits of the dequantised matrices."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=272, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        num_key_value_heads=2, pad_token_id=0, sliding_window=4,
+    )  # fmt: skip
+    twin = Gemma2ForCausalLM(config).eval()
+    twin.save_pretrained(folder)
+    pack, fields = FORMS[form]
+    tensors: Tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if tensor.dim() != 2 or ("embed" in name and "MLX" not in form):
+            tensors[name] = tensor
+            continue
+        stored, dense = pack(tensor)
+        twin.get_submodule(name.removesuffix(".weight")).weight.data = dense.float().contiguous()
+        tensors |= {name.removesuffix("weight") + part: value for part, value in stored.items()}
+    twin.tie_weights()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with torch.no_grad():
+        logits: torch.Tensor = twin(torch.tensor([IDS])).logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_that_run_through_transformers_are_read_packed_too(form: str, tmp_path: Path) -> None:
+    expected = gemma(tmp_path, form)
+    check_folder(tmp_path)
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    packed = stored_bits(engine.model)
+    dense = "NF4" in form or form in ("GPTQ in activation order", "GPTQ, 8 bits", "MLX, 8 bits")
+    assert (packed is None) is dense, "codes stay codes where they have a form here"
+    assert float((engine.logits(IDS) - expected).norm() / expected.norm()) < (5e-3 if packed else 1e-4)

@@ -1,19 +1,42 @@
-"""Configurations of transformers' own kinds: measures, or one line, never a raw exception."""
+"""What runs through transformers: measures or one line, never a raw exception, and folders of packed matrices.
+
+Covers engine/models/transformers_model.py.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, DeepseekV2Config, DeepseekV2ForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
-from glmchat.core.errors import Damaged, Failed
+from glmchat.checkpoints.recipe import Recipe
+from glmchat.core.errors import Damaged, Failed, Interrupted
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
+from glmchat.engine.formats.compressed import describe, pack, pack_zero_points
 from glmchat.engine.models.transformers import parse
+from glmchat.engine.quantize.int4 import quantise_int4
+from glmchat.engine.quantize.linear import QuantLinear
+from glmchat.engine.quantize.plan import QuantizePlan, plan_quantise
+from glmchat.engine.quantize.quantiser import QuantizeProgress, execute
 
 
 @pytest.mark.parametrize("kind", ["gemma4_text", "gemma3n_text", "gemma3_text", "phi3", "mamba"])
@@ -113,3 +136,122 @@ def test_a_hybrid_says_what_its_own_generate_says(name: str, tmp_path: Path) -> 
     right = model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, len(ids) :].tolist()
     engine = Engine.load(tmp_path, dtype="float32", threads=1)
     assert list(engine.generate(ids, Sampling(temperature=0, max_tokens=12, ignore_eos=True))) == right
+
+
+# Of every kind that people quantise: norms around the layers, windows, fused matrices, factors, several tied heads.
+TYPES: dict[str, dict[str, Any]] = {
+    "Gemma": {"head_dim": 16},
+    "Gemma2": {"head_dim": 16, "sliding_window": 8},
+    "Gemma3": {"head_dim": 16, "sliding_window": 8},
+    "Phi3": {},
+    "Mistral": {"sliding_window": 8},
+    "Olmo2": {},
+    "Granite": {"tie_word_embeddings": True, "embedding_multiplier": 12.0},
+    "Cohere2": {"sliding_window": 8},
+    "SmolLM3": {},
+    "Exaone4": {"sliding_window": 8},
+    "StableLm": {"use_qkv_bias": True},
+    "GPTNeoX": {},
+    "Bloom": {"n_head": 4},
+    "BioGpt": {},
+}
+IDS = [1, 40, 77, 105, 9, 200, 31, 64, 12, 88, 41, 150]
+
+
+def saved(folder: Path, name: str, **changes: Any) -> Path:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config" if name != "Gemma3" else "Gemma3TextConfig")
+    measures = {**SMALL, "num_key_value_heads": 2, **TYPES.get(name, {}), **changes}
+    getattr(transformers, f"{name}ForCausalLM")(config(**measures)).save_pretrained(folder)
+    return folder
+
+
+def logits(folder: Path, quant: int | None = None) -> torch.Tensor:
+    return Engine.load(folder, dtype="float32", threads=1, quant=quant).logits(IDS)
+
+
+def by_transformers(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    with torch.inference_mode():
+        result: torch.Tensor = model(torch.tensor([IDS])).logits[0].float()
+    return result
+
+
+def layers(engine: Engine) -> dict[str, nn.Module]:
+    return {name: m for name, m in engine.model.named_modules() if isinstance(m, QuantLinear | nn.Linear)}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", TYPES)
+def test_a_written_folder_computes_what_quantising_in_memory_does(name: str, bits: int, tmp_path: Path) -> None:
+    source = saved(tmp_path / "dense", name)
+    out = execute(plan_quantise(source, tmp_path / "packed", Recipe(bits, ends=8)))
+    assert torch.equal(logits(out), logits(source, bits))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", TYPES)
+def test_transformers_reads_what_is_written(name: str, bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    out = execute(plan_quantise(saved(tmp_path / "dense", name), tmp_path / "packed", Recipe(bits)))
+    engine = Engine.load(out, dtype="float32", threads=1)
+    ours, theirs = engine.logits(IDS), by_transformers(out)
+    assert float((ours - theirs).abs().max() / ours.abs().max()) < 2**-8, "they multiply in 16 bits"
+    described = json.loads((out / "config.json").read_text())["quantization_config"]
+    dense = {f"inner.{name}" for name in described["ignore"]}
+    plain = {name for name, layer in layers(engine).items() if type(layer) is nn.Linear}
+    assert plain <= {*dense, "inner.lm_head", "inner.embed_out", "inner.output_projection"}, "what is said to be dense"
+    assert any(isinstance(layer, QuantLinear) for layer in layers(engine).values())
+
+
+def test_an_embedding_that_is_the_head_too_is_held_once(tmp_path: Path) -> None:
+    out = execute(plan_quantise(saved(tmp_path / "dense", "Granite"), tmp_path / "packed", Recipe(8)))
+    engine = Engine.load(out, dtype="float32", threads=1)
+    inner: Any = engine.model.get_submodule("inner")
+    assert inner.lm_head is inner.model.embed_tokens.linear
+
+
+def test_a_run_that_was_stopped_goes_on_and_makes_the_same_folder(tmp_path: Path) -> None:
+    source = saved(tmp_path / "dense", "Gemma2")
+
+    def plan(name: str) -> QuantizePlan:
+        made = plan_quantise(source, tmp_path / name, Recipe(4))
+        return replace(made, shards=tuple((n, n + 1) for n in range(len(made.tensors))))
+
+    calls = iter(range(100))
+    with pytest.raises(Interrupted):
+        execute(plan("packed"), cancelled=lambda: next(calls) == 12)
+    done: list[QuantizeProgress] = []
+    out, whole = execute(plan("packed"), on_progress=done.append), execute(plan("whole"))
+    assert done[0].done > 0
+    for file in whole.glob("*.safetensors"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_packed_folder_of_many_experts_is_unpacked_for_transformers(tmp_path: Path) -> None:
+    """As llm-compressor writes one: each expert's matrices packed under the names of the original files."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**{**SMALL, "num_key_value_heads": 2}, num_local_experts=4)).eval()
+    model.save_pretrained(tmp_path / "dense")
+    tensors, twin = {}, {}
+    for name, tensor in load_file(tmp_path / "dense" / "model.safetensors").items():
+        twin[name] = tensor
+        if "_proj" not in name and "experts" not in name:
+            tensors[name] = tensor
+            continue
+        codes = quantise_int4(tensor, 32)
+        twin[name] = codes.stored().dequantise()
+        stem = name.removesuffix("weight")
+        tensors[f"{stem}weight_packed"], tensors[f"{stem}weight_scale"] = pack(codes.q, 4), codes.scale
+        tensors[f"{stem}weight_zero_point"] = pack_zero_points(codes.zero_point)
+        tensors[f"{stem}weight_shape"] = torch.tensor(codes.q.shape)
+    save_file(twin, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
+    expected = by_transformers(tmp_path / "dense")
+    shutil.copytree(tmp_path / "dense", tmp_path / "packed")
+    save_file(tensors, tmp_path / "packed" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    config["quantization_config"] = describe({(4, 32, False): ["Linear"]}, ["lm_head"])
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    engine = Engine.load(tmp_path / "packed", dtype="float32", threads=1)
+    assert float((engine.logits(IDS) - expected).norm() / expected.norm()) < 2e-3
+    assert any(isinstance(layer, QuantLinear) for layer in layers(engine).values())

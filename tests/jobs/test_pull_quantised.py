@@ -282,3 +282,35 @@ def test_a_chatglm_in_bin_shards_arrives_as_quantising_the_whole_makes_it(
     assert left_over() == []
     assert same_weights(copy(), made_from(folder, tmp_path / "whole"))
     assert glmchat(capsys, "verify", str(copy()))[0] == 0
+
+
+def test_a_model_that_runs_through_transformers_is_quantised_as_it_arrives(
+    loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from engine_builders import write_folder
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    folder = write_folder(tmp_path / "gemma")
+    (folder / "model.safetensors").unlink()
+    config = Gemma2Config(
+        vocab_size=272, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).half().save_pretrained(folder, max_shard_size="80KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    loopback_hub.add("tiny/gemma", {p.name: p.read_bytes() for p in folder.iterdir()})
+    monkeypatch.setenv("HF_ENDPOINT", loopback_hub.url)
+    most: list[int] = []
+    drop = staging.drop
+
+    def counted(folder: Path, path: str) -> None:
+        most.append(len(list(folder.glob("*.safetensors"))))
+        drop(folder, path)
+
+    monkeypatch.setattr(staging, "drop", counted)
+    done = pull(name="tiny/gemma")
+    assert done["quant"] == "int4-g64" and max(most) == 1, "one of its files at a time"
+    assert left_over() == []
+    assert same_weights(copy(), made_from(folder, tmp_path / "whole"))
+    code, _, err = glmchat(capsys, "run", "tiny/gemma", "--quant", "4", "--max-tokens", "2", "hi")
+    assert code == 0, err
