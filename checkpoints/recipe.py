@@ -13,7 +13,7 @@ from glmchat.core.text import one_line
 GROUP_SIZES = (128, 64, 32)  # inputs that share a scale at 4 bits
 # Families whose folders other programs do not read: they have no code for THUDM's own tensors, and GPT-2's layers hold
 # their matrices the other way round.
-_ONLY_OURS = ("chatglm", "chatglm2", "chatglm3", "glm4", "gpt2")
+ONLY_OURS = ("chatglm", "chatglm2", "chatglm3", "glm4", "gpt2")
 _ROWS = 32  # packed rows come in blocks of this many, and a row in words of 8 codes (engine/native/cpu.py)
 
 
@@ -58,7 +58,7 @@ class Recipe:
         and head too.
         """
         sizes = [size for size in map(group_size, inputs) if size is not None]
-        portable = family not in _ONLY_OURS if self.portable is None else self.portable
+        portable = family not in ONLY_OURS if self.portable is None else self.portable
         if inputs and self.bits == 4 and not sizes:
             portable = False  # nothing would be packed at all
         group = min(sizes, default=None) if portable and self.group is None else self.group

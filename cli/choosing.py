@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from glmchat.checkpoints.readers import usual_readers
 from glmchat.cli import output
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
@@ -60,6 +61,8 @@ def choose_model(
         output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=quantised))
     elif launch.engine.copy is not None:
         output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
+        if (note := usual_readers(row.family or "", launch.engine.quant or 4).words()) is not None:
+            output.say(note)
     elif launch.engine.quant is not None and launch.keep_copy:
         folder = one_line(str(locations.models_dir()))
         output.say(tr("quantising in memory only: {path} cannot be written, so no copy is kept", path=folder))

@@ -62,6 +62,8 @@ def show(
     ]
     if facts["licence"]:
         lines.append((tr("licence"), catalogue.Licence(**facts["licence"]).line()))
+    if facts["readers"]:
+        lines.append((tr("other programs"), facts["readers"]["note"]))
     lines += _network(facts["architecture"])
     for quant, size in (facts["memory"] or {}).items():
         lines.append((tr("memory, {quant}", quant=tr("as it is") if quant == "none" else quant), human_bytes(size)))

@@ -36,8 +36,7 @@ class Family:
     transposed:     parameter name -> is it stored [in, out] (GPT-2's Conv1D) instead of [out, in]
     load:           for a family that loads itself (the fallback): replaces build and rename; returns the model and,
                     parameter -> name in the source, the packed matrices that are still to be put in
-    matrices:       for such a family, which of a file's tensors quantising packs (name -> inputs, is an end), and the
-                    shapes of those that are known
+    matrices:       for such a family, what is known of a file's tensors
     parse:          for a family whose measures only its library knows (the fallback): config -> measures
     """
 
@@ -48,8 +47,18 @@ class Family:
     prompt: Callable[[Path, Tokenizer, ModelSpec], PromptFormat]
     transposed: Callable[[str], bool] | None = None
     load: Callable[[Checkpoint, Any, WeightSource], tuple[LanguageModel, dict[str, str]]] | None = None  # (…, dtype, …)
-    matrices: Callable[[Checkpoint, Iterable[str]], tuple[dict[str, tuple[int, bool]], dict[str, Shape]]] | None = None
+    matrices: Callable[[Checkpoint, Iterable[str]], Matrices] | None = None
     parse: Callable[[Mapping[str, Any]], ModelSpec] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """Of a file's tensors by name: what quantising packs, with its inputs and whether it is embedding or head; the
+    shapes that are known; whether some are joined to others before the network has them."""
+
+    places: Mapping[str, tuple[int, bool]]
+    shapes: Mapping[str, Shape]
+    joined: bool
 
 
 @dataclass(frozen=True, slots=True)

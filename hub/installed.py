@@ -17,6 +17,7 @@ from glmchat.checkpoints.config import settle_generation
 from glmchat.checkpoints.families import Architecture, describe, describe_config, memory_of
 from glmchat.checkpoints.fit import config_at, counted_spec, guess_spec, spec_at
 from glmchat.checkpoints.quantised import described, label
+from glmchat.checkpoints.readers import readers_at
 from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.weight_choice import missing_parts
 from glmchat.checkpoints.weight_files import chosen_weights
@@ -374,7 +375,7 @@ def _size(path: Path) -> int | None:
 
 
 def details(row: Installed, entries: Catalogue) -> dict[str, Any]:
-    """`files`, `memory`, `architecture` and `licence` of `glmchat show --json`.
+    """`files`, `memory`, `architecture`, `licence` and `readers` of `glmchat show --json`.
 
     files: with hash and origin where a manifest has them, else what lies in the folder. memory: bytes of the weights
     alone, as they are ("none", "int4", "q4_1"…) and, for unquantised weights, in 16 bits, as int8 and as int4. The KV
@@ -386,6 +387,7 @@ def details(row: Installed, entries: Catalogue) -> dict[str, Any]:
         "memory": _memory(row, entry, network),
         "architecture": network.to_json() if network else None,
         "licence": asdict(entry.licence) if entry and entry.licence else None,
+        "readers": found.to_json() if (found := readers_at(row.path)) is not None else None,
     }
 
 

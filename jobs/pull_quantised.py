@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import config_at
+from glmchat.checkpoints.readers import Readers
 from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, Usage
@@ -52,9 +53,16 @@ class ArrivalPlan:
     bytes_out: int  # the finished copy
     disk_needed: int  # more than is taken now: the rest of the copy and the largest file
     disk_free: int
+    readers: Readers | None  # None: known when the weights are here
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "out": str(self.out), "fits": store.fits(self.disk_needed, self.disk_free)}
+        readers = self.readers.to_json() if self.readers is not None else None
+        return {
+            **asdict(self),
+            "readers": readers,
+            "out": str(self.out),
+            "fits": store.fits(self.disk_needed, self.disk_free),
+        }
 
     def lines(self) -> list[str]:
         line = tr(
@@ -65,7 +73,8 @@ class ArrivalPlan:
             count=len(self.files),
             result=human_bytes(self.bytes_out),
         )
-        return [line, *store.space_lines(self.disk_needed, self.disk_free)]
+        note = self.readers.words() if self.readers is not None else None
+        return [line, *([note] if note else []), *store.space_lines(self.disk_needed, self.disk_free)]
 
 
 def work(request: Request, tell: Tell) -> dict[str, Any]:
@@ -186,6 +195,7 @@ def _arrival(plan: PullPlan, folder: Path, out: Path, bits: int) -> tuple[Arriva
         bytes_out=bytes_out,
         disk_needed=max(bytes_out - written, 0) + max(largest, 0),
         disk_free=store.free_bytes(out),
+        readers=None if planned is None else planned[1].readers,
     )
     return arrival, planned[0] if planned else None
 
@@ -225,7 +235,9 @@ def _arrive(plan: PullPlan, folder: Path, out: Path, bits: int, tell: Tell) -> N
     if announced is None:
         bring(*arrival.files)
         source = installed.engine_path(folder, arrival.files)
-        execute(plan_quantise(source, out, Recipe(bits)), manifest=manifest, on_progress=quantising)
+        quantised = plan_quantise(source, out, Recipe(bits))
+        _say_readers(quantised, tell)
+        execute(quantised, manifest=manifest, on_progress=quantising)
     else:
         execute(
             plan_quantise(folder, out, Recipe(bits), announced),
@@ -257,8 +269,15 @@ def _beside_the_original(plan: PullPlan, out: Path, request: Request, tell: Tell
     from glmchat.jobs.quantise import write
 
     row = staging.as_row(plan, installed.engine_path(plan.root, weights))
-    written = write(plan_quantise(row.path, out, Recipe(bits)), copy_manifest(row, bits), tell)
+    quantised = plan_quantise(row.path, out, Recipe(bits))
+    _say_readers(quantised, tell)
+    written = write(quantised, copy_manifest(row, bits), tell)
     return {**_copy(plan, out).to_json(), **written}
+
+
+def _say_readers(plan: QuantizePlan, tell: Tell) -> None:
+    if (note := plan.readers.words()) is not None:
+        tell({"event": "say", "text": note})
 
 
 def _say_waiting(tell: Tell) -> None:

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
+from glmchat.checkpoints.readers import Scheme
 from glmchat.checkpoints.recipe import FORMAT, METHOD, is_ours_to_read
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
@@ -63,10 +64,13 @@ def unpack_zero_points(words: torch.Tensor, rows: int) -> torch.Tensor:
     return unpack(words.T.contiguous(), 4, rows).T.contiguous()
 
 
-def describe(schemes: Mapping[tuple[int, int, bool], Iterable[str]], dense: Iterable[str]) -> dict[str, Any]:
+def describe(
+    schemes: Mapping[Scheme, Iterable[str]], dense: Iterable[str], *, dequantize: bool = True
+) -> dict[str, Any]:
     """The `quantization_config` of a folder.
 
-    schemes: (bits, group or 0 for one scale a row, symmetric) -> module names. dense: modules left as they are.
+    schemes: how matrices are packed -> module names. dense: modules left as they are. dequantize: transformers unpacks
+    every matrix by the first scheme; else each by its own, which takes no zero points and no packed embedding.
     """
     groups = {}
     for number, ((bits, group, symmetric), names) in enumerate(sorted(schemes.items())):
@@ -87,8 +91,7 @@ def describe(schemes: Mapping[tuple[int, int, bool], Iterable[str]], dense: Iter
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
-        # transformers 5.23 with compressed-tensors 0.20 reads zero points and packed embeddings only this way.
-        "dequantize": True,
+        "dequantize": dequantize,
         "config_groups": groups,
         "ignore": sorted(dense),
         "kv_cache_scheme": None,

@@ -18,12 +18,12 @@ from torch import nn
 from glmchat.checkpoints.architectures import refuse_no_generator, unknown_type
 from glmchat.checkpoints.config import integer, token_ids
 from glmchat.checkpoints.quantised import refuse_unread
-from glmchat.checkpoints.spec import ModelSpec, Shape
+from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.errors import Damaged, Failed, GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.families import Checkpoint, Family
+from glmchat.engine.families import Checkpoint, Family, Matrices
 from glmchat.engine.formats.weights import WeightSource
 from glmchat.engine.models.base import LanguageModel, PackedPlace
 from glmchat.engine.models.transformers_model import Fallback, first_line, rope_types
@@ -215,9 +215,9 @@ def _without_weights(checkpoint: Checkpoint) -> Fallback:
         return Fallback(checkpoint.spec, AutoModelForCausalLM.from_config(config))
 
 
-def _parameters(model: Fallback, names: Iterable[str]) -> dict[str, str]:
+def _parameters(model: Fallback, names: Iterable[str]) -> tuple[dict[str, str], bool]:
     """A file's tensor -> the parameter of `model.inner` that it is; none of those that transformers does not use, or
-    makes other tensors of."""
+    makes other tensors of. And whether there are such."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -225,37 +225,36 @@ def _parameters(model: Fallback, names: Iterable[str]) -> dict[str, str]:
     rules, parameters = get_model_conversion_mapping(inner), inner.state_dict()
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    table = {}
+    table, joined = {}, False
     for name in names:
         renamed, pattern = rename_source_key(name, renamings, converters, inner.base_model_prefix, parameters)
         if renamed not in parameters and name in parameters:
             renamed, pattern = name, None
         if pattern is None and renamed in parameters:
             table[name] = renamed
-    return table
+        joined = joined or pattern is not None
+    return table, joined
 
 
-def matrices(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[dict[str, tuple[int, bool]], dict[str, Shape]]:
-    """Of a file's tensors: what quantising packs, with its inputs and whether it is an end; the shapes that are known.
-
-    Raises Usage where most weights are no plain matrices.
-    """
+def matrices(checkpoint: Checkpoint, names: Iterable[str]) -> Matrices:
+    """What is known of a file's tensors. Raises Usage where most weights are no plain matrices."""
     model = _without_weights(checkpoint)
-    table = _parameters(model, names)
+    table, joined = _parameters(model, names)
     found = quantisable(model)
     refuse_mostly_dense(model, [name for name, _, _ in found])
     places = {f"{place.removeprefix('inner.')}.weight": (inputs, is_end) for place, inputs, is_end in found}
     shapes = {key: tuple(value.shape) for key, value in model.inner.state_dict().items()}
-    return (
+    return Matrices(
         {name: places[parameter] for name, parameter in table.items() if parameter in places},
         {name: shapes[parameter] for name, parameter in table.items()},
+        joined,
     )
 
 
 def _places(model: Fallback, packed: Iterable[str]) -> dict[str, str]:
     """Parameter -> the packed matrix that belongs there, of layers that compute nothing but a product or a lookup."""
     plain = {f"{place.removeprefix('inner.')}.weight" for place, _, _ in quantisable(model)}
-    names = {place: name for name, place in _parameters(model, packed).items() if place in plain}
+    names = {place: name for name, place in _parameters(model, packed)[0].items() if place in plain}
     tied = cast(Any, model.inner).all_tied_weights_keys
     names |= {place: names[other] for place, other in tied.items() if place in plain and other in names}
     return names

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import stored_bytes
 from glmchat.checkpoints.quantised import refuse_unread
+from glmchat.checkpoints.readers import Readers, readers_of
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.core.errors import DoesNotFit, Usage
 from glmchat.core.language import tr
@@ -31,6 +32,11 @@ SHARD_BYTES = 256 * 2**20  # a kill costs the shard it happens in
 _SPARE = 64 * 2**20  # for config, tokenizer and the file system's own needs
 
 
+# Of a tensor: whether the file holds it as [in, out]; of a matrix that may be packed, its inputs and whether it is
+# embedding or head.
+_Place: TypeAlias = tuple[bool, tuple[int, bool] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One tensor: bits 0 is copied as it is, `kept` was quantised by its file and keeps its codes."""
@@ -40,7 +46,9 @@ class TensorPlan:
     bits: int
     group: int  # inputs that share a scale; 0: one scale a row
     symmetric: bool
+    whole: bool  # its zero points are whole numbers
     kept: bool
+    is_end: bool  # embedding or head
     transposed: bool  # the file holds [in, out]
     dtype: str  # of the scales, or of the tensor itself
     bytes_out: int
@@ -65,8 +73,8 @@ class TensorPlan:
         return entries
 
     def offsets(self) -> Layout:
-        """What a matrix of four bits may leave to the file beside its shard: known when its scales are searched."""
-        if self.bits != 4 or self.symmetric:
+        """What a matrix of four bits leaves to the file beside its shard."""
+        if self.bits != 4 or self.whole:
             return {}
         groups = self.shape[1] // self.group if self.group else 1
         return {f"{self.stem}weight_offset": (torch.float32, (self.shape[0], groups))}
@@ -86,9 +94,11 @@ class QuantizePlan:
     tensors: tuple[TensorPlan, ...]
     shards: tuple[tuple[int, int], ...]  # (first, behind the last) tensor of each file
     bytes_in: int
-    bytes_out: int  # with an offset for every matrix that may get one
+    bytes_out: int
     bytes_free: int
     seconds: float  # estimated from a short measurement
+    readers: Readers  # which other programs read the folder
+    dequantize: bool  # how transformers is to read it
     origin: str | None = None  # of weights that arrive file by file: what they are, instead of the files' dates
 
     @property
@@ -125,6 +135,7 @@ class QuantizePlan:
             "bytes_out": self.bytes_out,
             "bytes_free": self.bytes_free,
             "seconds": round(self.seconds, 1),
+            "readers": self.readers.to_json(),
         }
 
     def lines(self, stored: str) -> list[str]:
@@ -145,6 +156,8 @@ class QuantizePlan:
             if self.seconds >= 60
             else tr("less than a minute, into {path}", path=place),
         ]
+        if (words := self.readers.words()) is not None:
+            lines.append(words)
         if stored != "none" and self.bytes_out > 0.9 * self.bytes_in:
             lines.append(tr("this gains little: the model is already {quant}", quant=one_line(stored)))
         return lines
@@ -167,10 +180,18 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
             code="quant.already",
         )
     weights = open_weights(checkpoint) if announced is None else announced
-    names = _matrices(checkpoint, weights)
+    names, joined = _matrices(checkpoint, weights)
     inner = [place[0] for _, place in names.values() if place is not None and not place[1]]
     recipe = recipe.settled(checkpoint.spec.family, inner)
     tensors = tuple(_tensors(checkpoint, weights, names, recipe))
+    packed = [tensor for tensor in tensors if tensor.bits]
+    readers, dequantize = readers_of(
+        checkpoint.spec.family,
+        {(tensor.bits, tensor.group, tensor.symmetric) for tensor in packed},
+        ends=any(tensor.is_end for tensor in packed),
+        minima=any(not tensor.whole for tensor in packed),
+        joined=joined,
+    )
     shards = tuple(_shards(tensors, {} if announced is None else announced.files))
     bytes_out = 0
     for first, last in shards:
@@ -188,6 +209,8 @@ def plan_quantise(source: Path, out: Path, recipe: Recipe, announced: Announced 
         bytes_out=bytes_out,
         bytes_free=shutil.disk_usage(_existing(out)).free,
         seconds=_estimate(tensors, recipe),
+        readers=readers,
+        dequantize=dequantize,
         origin=None if announced is None else announced.origin,
     )
     if plan.bytes_free < bytes_out + _SPARE - _written(out):
@@ -209,23 +232,23 @@ def incomplete(out: Path) -> Path:
     return out.with_name(out.name + ".incomplete")
 
 
-def _matrices(checkpoint: Checkpoint, weights: WeightSource) -> dict[str, tuple[bool, tuple[int, bool] | None]]:
-    """Every tensor that is taken along -> whether the file holds it as [in, out]; of a matrix that may be packed, its
-    inputs and whether it is embedding or head."""
+def _matrices(checkpoint: Checkpoint, weights: WeightSource) -> tuple[dict[str, _Place], bool]:
+    """Every tensor that is taken along, and whether transformers makes some out of several of them."""
     if checkpoint.family.matrices is not None:
-        found, _ = checkpoint.family.matrices(checkpoint, weights.shapes())
-        return {name: (False, found.get(name)) for name in weights.shapes()}
+        found = checkpoint.family.matrices(checkpoint, weights.shapes())
+        return {name: (False, found.places.get(name)) for name in weights.shapes()}, found.joined
     places, transposed = checkpoint.spec.matrices(), checkpoint.family.transposed
+    table = match_names(weights, checkpoint)
     return {
         name: (transposed is not None and transposed(parameter), places.get(parameter))
-        for parameter, name in match_names(weights, checkpoint).items()
-    }
+        for parameter, name in table.items()
+    }, False
 
 
 def _tensors(
     checkpoint: Checkpoint,
     weights: WeightSource,
-    names: Mapping[str, tuple[bool, tuple[int, bool] | None]],
+    names: Mapping[str, _Place],
     recipe: Recipe,
 ) -> Iterator[TensorPlan]:
     shapes = weights.shapes()
@@ -240,10 +263,12 @@ def _tensors(
             bits, group = recipe.choose(name.removesuffix(".weight"), *place)
         if bits:
             symmetric = recipe.symmetric or bits == 8
-            yield _sized(TensorPlan(name, shape, bits, group, symmetric, False, turned, "float16", 0))
+            whole = symmetric or recipe.fast or recipe.portable is not False
+            is_end = place is not None and place[1]
+            yield _sized(TensorPlan(name, shape, bits, group, symmetric, whole, False, is_end, turned, "float16", 0))
         else:
             dtype = str(stored.dtype).removeprefix("torch.")
-            yield _sized(TensorPlan(name, shapes[name], 0, 0, True, False, turned, dtype, 0))
+            yield _sized(TensorPlan(name, shapes[name], 0, 0, True, True, False, False, turned, dtype, 0))
 
 
 def _quantised_already(
@@ -265,7 +290,16 @@ def _quantised_already(
     group = 0 if groups == 1 else shape[1] // groups
     symmetric = bits == 8 or not bool(stored.zero.any())  # type: ignore[union-attr]
     exact = torch.equal(stored.scale.half().float(), stored.scale)
-    return _sized(TensorPlan(name, shape, bits, group, symmetric, True, False, "float16" if exact else "float32", 0))
+    whole = isinstance(stored, Int8) or whole_points(stored)[1] is None
+    dtype = "float16" if exact else "float32"
+    return _sized(TensorPlan(name, shape, bits, group, symmetric, whole, True, is_end, False, dtype, 0))
+
+
+def whole_points(stored: Int4) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The nearest whole zero points [out, groups], and what they leave; None where they leave nothing."""
+    point = (8 - stored.zero / stored.scale.where(stored.scale != 0, 1)).round().clamp(0, 15)
+    offset = stored.zero - (8 - point) * stored.scale
+    return point.byte(), offset if bool(offset.any()) else None
 
 
 def _sized(tensor: TensorPlan) -> TensorPlan:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from glmchat.engine.formats.folder_writer import SafetensorsWriter, write_compan
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource, let_go_of
 from glmchat.engine.quantize.int4 import Codes4, maker_on, search_device
 from glmchat.engine.quantize.int8 import quantise_int8
-from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, plan_quantise, shard_name
+from glmchat.engine.quantize.plan import QuantizePlan, TensorPlan, incomplete, plan_quantise, shard_name, whole_points
 from glmchat.engine.quantize.replace import four_bits, not_finite
 from glmchat.engine.quantize.streaming import Arriving
 
@@ -219,9 +219,7 @@ def _packed(
 
 def _codes(stored: Int4) -> Codes4:
     """Codes that the file holds already, with the nearest integer zero point and what that leaves over."""
-    point = (8 - stored.zero / stored.scale.where(stored.scale != 0, 1)).round().clamp(0, 15)
-    offset = stored.zero - (8 - point) * stored.scale
-    return Codes4(stored.q, stored.scale, point.byte(), offset if bool(offset.any()) else None)
+    return Codes4(stored.q, stored.scale, *whole_points(stored))
 
 
 def _four(tensor: TensorPlan, codes: Codes4, offsets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -267,7 +265,7 @@ def _finish(
     }
     index = {"metadata": {"total_size": sum((folder / name).stat().st_size for name in names)}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    write_companions(plan.checkpoint, folder, _description(plan.tensors))
+    write_companions(plan.checkpoint, folder, _description(plan))
     (folder / _NOTE).unlink()
     files = []
     for path in sorted(p for p in folder.iterdir() if p.name != MANIFEST):
@@ -284,6 +282,7 @@ def _finish(
         "complete": True,
         **manifest,
         "root": str(plan.out),
+        **({"readers": plan.readers.to_json()} if plan.readers.reasons else {}),
         "settings": asdict(plan.recipe) | ({"maker": maker} if maker else {}),
         "files": files,
     }
@@ -292,16 +291,16 @@ def _finish(
     _sync(folder)
 
 
-def _description(tensors: Iterable[TensorPlan]) -> dict[str, Any]:
+def _description(plan: QuantizePlan) -> dict[str, Any]:
     schemes: dict[tuple[int, int, bool], list[str]] = {}
     dense = []
-    for tensor in tensors:
+    for tensor in plan.tensors:
         module = tensor.name.removesuffix(".weight")
         if tensor.bits:
             schemes.setdefault((tensor.bits, tensor.group, tensor.symmetric), []).append(module)
         elif len(tensor.shape) == 2:
             dense.append(module)
-    return describe(schemes, dense)
+    return describe(schemes, dense, dequantize=plan.dequantize)
 
 
 def _sha256(path: Path) -> str:

@@ -62,7 +62,7 @@ def _shapes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, tuple[int
     """{} where some tensor's is not known before its file is here."""
     if checkpoint.family.matrices is not None:
         names = list(names)
-        _, known = checkpoint.family.matrices(checkpoint, names)
+        known = checkpoint.family.matrices(checkpoint, names).shapes
         return {name: known[name] for name in names} if all(name in known for name in names) else {}
     expected = checkpoint.spec.shapes()
     transposed = checkpoint.family.transposed

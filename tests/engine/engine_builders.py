@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,17 @@ def write_folder(folder: Path, template: str | None = TEMPLATE, **changes: Any) 
     return folder
 
 
-def write_gguf(path: Path, kind: str = "F32", template: str | None = TEMPLATE, **fields: Any) -> Path:
-    """The same network as `write_folder`, in GGUF's names and its order of query and key rows."""
+def write_gguf(
+    path: Path,
+    kind: str = "F32",
+    template: str | None = TEMPLATE,
+    kinds: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Path:
+    """The same network as `write_folder`, in GGUF's names and its order of query and key rows.
+
+    kinds: other types than `kind`, by a part of the tensor's name.
+    """
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(CONFIG["max_position_embeddings"])
     writer.add_block_count(CONFIG["num_hidden_layers"])
@@ -98,8 +108,9 @@ def write_gguf(path: Path, kind: str = "F32", template: str | None = TEMPLATE, *
             heads = CONFIG["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
             tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
         data = tensor.numpy().astype(np.float32)
-        if tensor.dim() == 2 and kind != "F32":
-            quantised = GGMLQuantizationType[kind]
+        its = next((other for part, other in (kinds or {}).items() if part in name), kind)
+        if tensor.dim() == 2 and its != "F32":
+            quantised = GGMLQuantizationType[its]
             writer.add_tensor(short, quants.quantize(data, quantised), raw_dtype=quantised)
         else:
             writer.add_tensor(short, data)
