@@ -42,7 +42,7 @@ _BY_TRANSFORMERS = ("fp8", "mxfp4", "bitnet")  # with nothing but torch
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How the matrices of a folder are stored. method: "gptq", "awq", "mlx" or "bitsandbytes".
+    """How the matrices of a folder are stored. method: "gptq", "awq", "mlx", "hqq" or "bitsandbytes".
 
     group: inputs that share a scale, 0 for one scale a row. one_less: zero points are stored less one (GPTQ's first
     format). A method whose tensors tell the rest says 0 bits.
@@ -77,9 +77,19 @@ def packing_of(config: Mapping[str, Any]) -> Packing | None:
         return Packing("awq", 4, group)
     if method == "mlx" and bits in (4, 8) and said.get("mode", "affine") == "affine" and group:
         return Packing("mlx", bits, group)
+    if method == "hqq":
+        return Packing("hqq", _hqq_bits(said))
     if method == "bitsandbytes":
         return Packing("bitsandbytes", 4 if said.get("load_in_4bit") else 8)
     return None
+
+
+def _hqq_bits(said: Mapping[str, Any]) -> int:
+    """0 where layers have settings of their own."""
+    inner: Any = said.get("quant_config")
+    for key in ("weight_quant_params", "nbits"):
+        inner = inner.get(key) if isinstance(inner, Mapping) else None
+    return inner if inner in (1, 2, 3, 4, 8) else 0
 
 
 def is_read(config: Mapping[str, Any]) -> bool:
@@ -94,12 +104,12 @@ def label(config: Mapping[str, Any]) -> str | None:
     if not said:
         return None
     packing = packing_of(config)
-    if packing is not None and packing.method != "bitsandbytes":
+    if packing is not None and packing.bits and packing.method != "bitsandbytes":
         return f"int{packing.bits}"
     if packing is not None and packing.bits == 4:
         return one_line(str(said.get("bnb_4bit_quant_type") or "fp4"), 20).lower()
     kind = "fp8" if said.get("format") == "float-quantized" else said.get("quant_method")
-    return "int8" if packing is not None else one_line(str(kind or "?"), 20).lower()
+    return "int8" if packing is not None and packing.bits else one_line(str(kind or "?"), 20).lower()
 
 
 def method_name(config: Mapping[str, Any]) -> str:

@@ -136,6 +136,7 @@ def _readable(group: Any) -> bool:
         and weights.get("type", "int") == "int"
         and weights.get("num_bits") in (4, 8)
         and weights.get("strategy") in ("group", "channel")
-        and weights.get("actorder") in (None, False, "weight", "static")  # these permute nothing that is stored
+        # "group" (once "dynamic" and True) tells the group of each input in a tensor; the others store nothing of it.
+        and weights.get("actorder") in (None, False, True, "weight", "static", "group", "dynamic")
         and not group.get("input_activations")
     )

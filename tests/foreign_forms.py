@@ -107,6 +107,38 @@ def nf4(weight: torch.Tensor, nested: bool = False) -> Any:
     return stored, NF4[codes] * absmax.repeat_interleave(64).view(weight.shape)
 
 
+def hqq(weight: torch.Tensor, bits: int = 4, axis: int = 1, as_float: bool = False) -> Any:
+    codes, points, scales = drawn(weight, bits)
+    rows, columns = weight.shape
+    zeros = (points + 0.25).half()
+    if axis == 1:
+        lines, zeros, scales = codes.view(-1, GROUP), zeros.view(-1, 1), scales.view(-1, 1)
+    else:
+        lines, zeros, scales = codes.view(GROUP, -1), zeros.view(1, -1), scales.view(1, -1)
+    dense = ((lines - zeros.float()) * scales.float()).view(rows, columns)
+    count = 10 if bits == 3 else 8 // bits
+    lines = torch.cat((lines, lines.new_zeros(-len(lines) % count, lines.shape[1])))
+    parts = lines.chunk(count)  # the first part in the highest bits
+    total = sum(part << (bits * (count - 1 - n)) for n, part in enumerate(parts))
+    assert isinstance(total, torch.Tensor)
+    stored = {"W_q": total.int() if bits == 3 else total.byte(), "scale": scales, "zero": zeros}
+    if as_float:
+        stored["W_q"] = stored["W_q"].view(torch.float16)
+    numbers = {"nbits": bits, "group_size": GROUP, "axis": axis, "view_as_float": int(as_float)}
+    stored |= {name: torch.tensor(number, dtype=torch.int32) for name, number in numbers.items()}
+    packing = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8"}[bits]
+    return stored | {
+        "shape": torch.tensor([rows, columns]),
+        "packing": torch.tensor(list(packing.encode()), dtype=torch.uint8),
+        "encoded_state_dict": torch.tensor(1, dtype=torch.uint8),
+    }, dense
+
+
+def said_by_hqq(bits: int = 4, axis: int = 1) -> dict[str, Any]:
+    inner = {"weight_quant_params": {"nbits": bits, "group_size": GROUP, "axis": axis}}
+    return said("hqq", quant_config=inner, skip_modules=["lm_head"])
+
+
 def rows_of_int8(weight: torch.Tensor) -> Any:
     codes, _, scales = drawn(weight, 8, 0)
     codes = (codes - 128).to(torch.int8)
@@ -130,4 +162,10 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], Any], dict[str, Any]]] = {
     "NF4": (nf4, said("bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4")),
     "NF4 with scales quantised": (lambda w: nf4(w, True), said("bitsandbytes", load_in_4bit=True)),
     "LLM.int8": (rows_of_int8, said("bitsandbytes", load_in_8bit=True)),
+    "HQQ": (hqq, said_by_hqq()),
+    "HQQ, bytes as float16": (lambda w: hqq(w, as_float=True), said_by_hqq()),
+    "HQQ, groups across rows": (lambda w: hqq(w, axis=0), said_by_hqq(axis=0)),
+    "HQQ, 8 bits": (lambda w: hqq(w, 8), said_by_hqq(8)),
+    "HQQ, 3 bits": (lambda w: hqq(w, 3), said_by_hqq(3)),
+    "HQQ, 2 bits": (lambda w: hqq(w, 2), said_by_hqq(2)),
 }

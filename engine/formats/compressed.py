@@ -5,6 +5,7 @@ Source: compressed-tensors 0.20, `compressors/pack_quantized`. A matrix `x.weigh
     x.weight_scale       [out, groups]
     x.weight_zero_point  int32 [ceil(out * bits / 32), groups], packed along the rows; only if asymmetric
     x.weight_shape       int64 [2]
+    x.weight_g_idx       int32 [in], the group of each input; only of older folders with activation order "group"
 and weight = (code - zero point) * scale. glmchat's own addition: `x.weight_offset` float32 [out, groups], in files that
 the index does not list, for grids whose zero is no multiple of the scale.
 
@@ -30,7 +31,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.formats.weights import Bring, Int4, Int8, Stored, WeightSource, Words
 
-SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_offset")
+SUFFIXES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_offset")
 
 
 def packed_width(inputs: int, bits: int) -> int:
@@ -60,8 +61,8 @@ def pack_zero_points(points: torch.Tensor) -> torch.Tensor:
     return pack(points.T.contiguous(), 4).T.contiguous()
 
 
-def unpack_zero_points(words: torch.Tensor, rows: int) -> torch.Tensor:
-    return unpack(words.T.contiguous(), 4, rows).T.contiguous()
+def unpack_zero_points(words: torch.Tensor, rows: int, bits: int = 4) -> torch.Tensor:
+    return unpack(words.T.contiguous(), bits, rows).T.contiguous()
 
 
 def describe(
@@ -164,20 +165,34 @@ class _Compressed:
             return self._source.read(name)
         words, bits, scale, zero = self._grid(name, stem, lambda tensor: tensor)
         codes = unpack(words, bits, self._shapes[name][1])
+        order = self._order(stem, codes.shape[1] // scale.shape[1])
+        if order is not None or (bits == 8 and zero is not None):  # there is no packed form of these
+            group = torch.arange(codes.shape[1]) // (codes.shape[1] // scale.shape[1]) if order is None else order
+            values: torch.Tensor = (codes.float() - 2.0 ** (bits - 1)) * scale[:, group]
+            return values if zero is None else values + zero[:, group]
         return Int8((codes ^ 0x80).view(torch.int8), scale) if zero is None else Int4(codes, scale, zero)
 
     def words(self, name: str, bring: Bring) -> Words | None:
         """See `weights.read_on`."""
         stem = self._stems.get(name)
-        if stem is None or self._shapes[name][1] % 8:
+        if stem is None or self._shapes[name][1] % 8 or f"{stem}weight_g_idx" in self._source.shapes():
             return None
         words, bits, scale, zero = self._grid(name, stem, bring)
-        if words.shape[1] * 32 != self._shapes[name][1] * bits:
+        if words.shape[1] * 32 != self._shapes[name][1] * bits or (bits == 8 and zero is not None):
             return None
         return Words(words, bits, scale, -128 * scale if zero is None else zero - 8 * scale)
 
+    def _order(self, stem: str, size: int) -> torch.Tensor | None:
+        """The group of each input, where those of a group lie apart."""
+        name = f"{stem}weight_g_idx"
+        if name not in self._source.shapes():
+            return None
+        order = self._dense(name).long()
+        return None if torch.equal(order, torch.arange(len(order)) // size) else order
+
     def _grid(self, name: str, stem: str, bring: Bring) -> tuple[torch.Tensor, int, torch.Tensor, torch.Tensor | None]:
-        """Words, bits, scale [out, groups], and of four bits the zero: weight = (code - 8) * scale + zero."""
+        """Words, bits, scale [out, groups], and the zero: weight = (code - 2^(bits - 1)) * scale + zero. None: no zero
+        points at eight bits."""
         rows, columns = self._shapes[name]
         words = bring(self._dense(f"{stem}weight_packed"))
         scale = bring(self._dense(f"{stem}weight_scale")).float()
@@ -185,12 +200,11 @@ class _Compressed:
             raise _damaged(name, "its words are no int32, or a scale is not a finite number")
         bits = 4 if words.shape[1] == packed_width(columns, 4) else 8
         point_name = f"{stem}weight_zero_point"
-        if bits == 8:
-            if point_name in self._source.shapes():
-                raise _damaged(name, "eight bits with zero points are not supported")
-            return words, bits, scale, None
         if point_name in self._source.shapes():
-            zero = (8.0 - unpack_zero_points(bring(self._dense(point_name)), rows).float()) * scale
+            points = unpack_zero_points(bring(self._dense(point_name)), rows, bits)
+            zero = (2.0 ** (bits - 1) - points.float()) * scale
+        elif bits == 8:
+            return words, bits, scale, None
         else:
             zero = torch.zeros_like(scale)
         if f"{stem}weight_offset" in self._offsets:

@@ -1,12 +1,16 @@
-"""Matrices that other programs packed, as codes, scales and zero points: GPTQ, AWQ, mlx_lm and bitsandbytes.
+"""Matrices that other programs packed, as codes, scales and zero points: GPTQ, AWQ, mlx_lm, HQQ and bitsandbytes.
 
-Sources: AutoGPTQ's and AutoAWQ's packing (`WQLinear_GEMM`), MLX's `quantize`, bitsandbytes' `QuantState`. A matrix
+Sources: AutoGPTQ's and AutoAWQ's packing (`WQLinear_GEMM`), MLX's `quantize`, HQQ's `Quantizer`, bitsandbytes'
+`QuantState`. A matrix
 `x.weight` [out, in] is stored as
     GPTQ          x.qweight int32 [in * bits / 32, out], x.qzeros int32 [groups, out * bits / 32],
                   x.scales [groups, out], x.g_idx int32 [in]: the group of each input
     AWQ           x.qweight int32 [in, out / 8], x.qzeros int32 [groups, out / 8], x.scales [groups, out]; the eight
                   outputs of a word stand in the order 0 2 4 6 1 3 5 7
     MLX           x.weight uint32 [out, in * bits / 32], x.scales and x.biases [out, groups]: code * scale + bias
+    HQQ           x.W_q uint8, the first codes in the highest bits (three bits: ten in an int32), of the matrix as
+                  [in * out / group, group], or [group, in * out / group] of axis 0; x.scale, x.zero: (code - zero) *
+                  scale; x.nbits, x.group_size, x.axis and x.shape as tensors
     bitsandbytes  x.weight uint8, two codes a byte, with a table of 16 values and one scale for 64 (NF4, FP4); or
                   int8 [out, in] with x.SCB, 127 times the scale of a row
 """
@@ -14,10 +18,12 @@ Sources: AutoGPTQ's and AutoAWQ's packing (`WQLinear_GEMM`), MLX's `quantize`, b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from glmchat.checkpoints.quantised import Packing, packing_of
 from glmchat.core.errors import Damaged
@@ -40,6 +46,8 @@ def open_foreign(source: WeightSource, config: Mapping[str, Any]) -> WeightSourc
         return source
     if packing.method == "bitsandbytes":
         return _BitsAndBytes(source)
+    if packing.method == "hqq":
+        return _HQQ(source)
     return _Grouped(source, packing)
 
 
@@ -158,6 +166,53 @@ def _affine(codes: torch.Tensor, scales: torch.Tensor, low: torch.Tensor, bits: 
     rows, columns = codes.shape
     groups = codes.view(rows, scales.shape[1], -1).float()
     return (groups * scales[..., None] + low[..., None]).view(rows, columns)
+
+
+class _HQQ(_Source):
+    """What a layer is packed with stands beside it in tensors. Fewer than four bits are held as four."""
+
+    def __init__(self, source: WeightSource) -> None:
+        super().__init__(source)
+        shapes = source.shapes()
+        self._stems = {name.removesuffix("W_q") + "weight": name.removesuffix("W_q") for name in shapes
+                       if name.endswith(".W_q")}  # fmt: skip
+        self.packed = frozenset(self._stems)
+        kept = {f"{stem}bias" for stem in self._stems.values()}
+        for name, shape in shapes.items():
+            if name in kept or not name.startswith(tuple(self._stems.values())):
+                self._shapes[name] = shape
+        for name, stem in self._stems.items():
+            try:
+                rows, columns = (int(n) for n in self._dense(f"{stem}shape"))
+            except (KeyError, ValueError, TypeError, SafetensorError):
+                raise _damaged(name, "its shape is missing") from None
+            self._shapes[name] = (rows, columns)
+
+    def read(self, name: str) -> Stored:
+        stem = self._stems.get(name)
+        if stem is None:
+            return self._source.read(name)
+        try:
+            return self._unpacked(stem, *self._shapes[name])
+        except (RuntimeError, KeyError, IndexError, ValueError, SafetensorError) as error:
+            raise _damaged(name, one_line(str(error).splitlines()[0], 120)) from None
+
+    def _unpacked(self, stem: str, rows: int, columns: int) -> Stored:
+        group, axis = (int(self._dense(f"{stem}{part}")) for part in ("group_size", "axis"))
+        bits = math.ceil(float(self._dense(f"{stem}nbits")))  # there is 1.58 too
+        bits = 8 if bits > 4 else bits
+        scale, zero = (self._dense(f"{stem}{part}").float() for part in ("scale", "zero"))
+        words = self._dense(f"{stem}W_q")
+        if words.is_floating_point():  # bytes that were stored as numbers of the activations' type
+            words = words.view(torch.int32 if bits == 3 else torch.uint8)
+        count, top = (10, 27) if bits == 3 else (8 // bits, 8 - bits)
+        codes = torch.cat([(words >> (top - bits * part)) & (2**bits - 1) for part in range(count)])
+        lines = group if axis == 0 else rows * columns // group
+        codes = codes[:lines]
+        if axis == 0 or columns % group:
+            return ((codes.float() - zero) * scale).view(rows, columns)
+        scale, zero = scale.view(rows, -1), zero.view(rows, -1)
+        return _affine(codes.byte().view(rows, columns), scale, -zero * scale, max(bits, 4))
 
 
 class _BitsAndBytes(_Source):

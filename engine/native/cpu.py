@@ -135,8 +135,10 @@ class NativeCpu(Kernel):
         scales = scales.view(blocks, ROWS, shape.groups, -1).permute(0, 2, 3, 1)  # [blocks, groups, planes, 32]
         half = scales.half()
         # Scales that float16 does not hold exactly stay float32. A minimum that is not exact is off by at most 2^-12
-        # of itself, 1/270 of a step, and is not worth doubling the scales for.
-        exact = torch.equal(half[:, :, 0].float(), scales[:, :, 0])
+        # of itself, 1/270 of a step, and is not worth doubling the scales for; only other programs' folders, whose
+        # scales are bfloat16, get it as it is.
+        planes = 2 if torch.equal(scale.bfloat16().float(), scale) else 1
+        exact = torch.equal(half[:, :, :planes].float(), scales[:, :, :planes])
         packed = {"codes": words, "scales": (half if exact else scales).contiguous(), "unit": torch.tensor(unit)}
         weight = weight_of(padded, packed)
         native_library().glm_pack(ctypes.byref(weight), codes.data_ptr(), words.data_ptr(), torch.get_num_threads())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_forms import FORMS, Tensors, said
+from foreign_forms import FORMS, GROUP, Tensors, said
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
@@ -68,7 +68,6 @@ def test_logits_are_those_of_the_dequantised_matrices(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "hqq": (said("hqq"), "HQQ"),
     "aqlm": (said("aqlm"), "AQLM"),
     "three bits": (said("gptq", bits=3), "GPTQ"),
     "gemv": (said("awq", bits=4, version="gemv"), "AWQ"),
@@ -93,7 +92,7 @@ def test_a_method_that_is_not_read_is_named_before_an_engine_starts(
 
 
 def test_the_refusal_needs_no_torch(tmp_path: Path, builders: ModuleType) -> None:
-    builders.write_folder(tmp_path, **said("hqq"))
+    builders.write_folder(tmp_path, **said("aqlm"))
     code = (
         "import sys; from pathlib import Path; from glmchat.checkpoints.fit import check_folder\n"
         "from glmchat.core.errors import Usage\n"
@@ -147,6 +146,65 @@ def test_models_that_run_through_transformers_are_read_packed_too(form: str, tmp
     check_folder(tmp_path)
     engine = Engine.load(tmp_path, dtype="float32", threads=1)
     packed = stored_bits(engine.model)
-    dense = "NF4" in form or form in ("GPTQ in activation order", "GPTQ, 8 bits", "MLX, 8 bits")
+    dense = "NF4" in form or form in (
+        "GPTQ in activation order", "GPTQ, 8 bits", "MLX, 8 bits", "HQQ, groups across rows", "HQQ, 8 bits",
+    )  # fmt: skip
     assert (packed is None) is dense, "codes stay codes where they have a form here"
     assert float((engine.logits(IDS) - expected).norm() / expected.norm()) < (5e-3 if packed else 1e-4)
+
+
+@pytest.mark.parametrize("order", [None, "weight", "static", "group"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_folder_of_llm_compressor_has_the_weights_that_compressed_tensors_unpacks(
+    bits: int, symmetric: bool, order: str | None, tmp_path: Path, builders: ModuleType
+) -> None:
+    """With scales in bfloat16, as it writes them; unpacked in float32, so that nothing is rounded in between."""
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor as Compressor
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": GROUP}
+    arguments = QuantizationArgs(**weights)
+    scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
+    builders.write_folder(tmp_path, num_hidden_layers=1, torch_dtype="bfloat16")
+    tensors: Tensors = {}
+    right: Tensors = {}
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        if "_proj" not in name:
+            tensors[name] = tensor
+            continue
+        columns = tensor.shape[1]
+        shuffle = torch.randperm(columns, generator=torch.Generator().manual_seed(columns))
+        there = shuffle if order == "group" else torch.arange(columns)
+        groups = tensor[:, there].view(len(tensor), -1, GROUP)
+        scale, point = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+        state = {"weight": tensor[:, there], "weight_scale": scale.bfloat16(), "weight_zero_point": point}
+        packed = Compressor.compress(state, scheme)
+        dense = Compressor.decompress({**packed, "weight_scale": scale.bfloat16().float()}, scheme)["weight"]
+        back = there.argsort()
+        right[name] = dense[:, back]
+        codes = unpack_from_int32(packed["weight_packed"], bits, tensor.shape)
+        packed["weight_packed"] = pack_to_int32(codes[:, back].contiguous(), bits)
+        if order == "group":
+            packed["weight_g_idx"] = (back // GROUP).int()
+        tensors |= {name.removesuffix("weight") + part: value for part, value in packed.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "config.json"
+    group = {"targets": ["Linear"], "weights": {**weights, "actorder": order, "dynamic": False, "observer": "minmax"}}
+    described = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "config_groups": {"group_0": group}, "ignore": ["lm_head"], "version": "0.11.0",
+    }  # fmt: skip
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": described}))
+    check_folder(tmp_path)
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    assert engine.family == "llama"
+    for name, dense in right.items():
+        layer: Any = engine.model.get_submodule(name.removesuffix(".weight"))
+        found = layer.dequantise() if hasattr(layer, "dequantise") else layer.weight
+        assert torch.equal(found, dense), name
+    is_packed = order != "group" and (bits == 4 or symmetric)
+    assert (stored_bits(engine.model) == bits) is is_packed
