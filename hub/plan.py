@@ -321,7 +321,7 @@ def _refuse_unusable(config: Mapping[str, Any]) -> None:
     that could not be run are fetched for those alone who say --all or --include."""
     natively = is_native(config)
     try:
-        refuse_unread(config, natively)
+        refuse_unread(config)
         refuse_no_generator(config, natively)
     except Damaged:  # a type that nobody knows yet: a newer transformers may
         return
