@@ -148,7 +148,8 @@ def test_json_that_is_nested_without_end_is_broken_and_nothing_more(hub: Loopbac
     assert glmchat(capsys, "verify", "tiny/model")[0] == 0
     (locations.data_dir() / "aliases.json").write_text(deep)
     assert glmchat(capsys, "list")[0] == 0
-    assert glmchat(capsys, "alias")[0] == 3
+    assert glmchat(capsys, "alias")[0] == 0
+    assert list(locations.data_dir().glob("aliases.json.*")), "set aside, and begun anew"
     lock = locations.data_dir() / "deep.lock"
     lock.write_text(deep)
     assert glmchat(capsys, "pull", "--locked", str(lock))[0] == 3
