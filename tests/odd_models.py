@@ -308,7 +308,7 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
     "the output of a training": (_training_output, "model.only_adapter", 2),
     "ExLlamaV2": (_quantised(quant_method="exl2", bits=4.0), "quant.method", 2),
     "ExLlamaV3": (_quantised(quant_method="exl3", bits=4.0), "quant.method", 2),
-    "HQQ": (_quantised(quant_method="hqq", quant_config={}), "quant.method", 2),
+    "FP-Quant": (_quantised(quant_method="fp_quant", quant_config={}), "quant.method", 2),
     "Quanto": (_quantised(quant_method="quanto", weights="int8"), "quant.method", 2),
     "torchao": (_quantised(quant_method="torchao", quant_type={}), "quant.method", 2),
     "AQLM": (_quantised(quant_method="aqlm"), "quant.method", 2),

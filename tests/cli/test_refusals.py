@@ -87,7 +87,7 @@ def test_nothing_heavy_was_loaded_and_nothing_came_into_the_store(told: Any) -> 
     assert told["loaded"] == [] and told["store"] == []
 
 
-@pytest.mark.parametrize("name", ["vision alone", "HQQ", "a tokenizer cut off", "GGUF of a mixture", "a picture"])
+@pytest.mark.parametrize("name", ["vision alone", "AQLM", "a tokenizer cut off", "GGUF of a mixture", "a picture"])
 def test_the_command_itself_ends_within_a_second_of_processor_time(name: str, tmp_path: Path) -> None:
     build, _, number = MODELS[name]
     path = build(tmp_path)

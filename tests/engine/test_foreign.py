@@ -113,7 +113,7 @@ def test_parts_that_do_not_belong_together_are_damage(tmp_path: Path, builders: 
         Engine.load(tmp_path, threads=1)
 
 
-def gemma(folder: Path, form: str) -> torch.Tensor:
+def gemma(folder: Path, form: str, builders: ModuleType) -> torch.Tensor:
     """A folder of a model that runs through transformers. Returns transformers' logits of the dequantised matrices."""
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -122,6 +122,7 @@ def gemma(folder: Path, form: str) -> torch.Tensor:
     )  # fmt: skip
     twin = Gemma2ForCausalLM(config).eval()
     twin.save_pretrained(folder)
+    builders.tokenizer().save(str(folder / "tokenizer.json"))
     pack, fields = FORMS[form]
     tensors: Tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -141,8 +142,10 @@ def gemma(folder: Path, form: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_models_that_run_through_transformers_are_read_packed_too(form: str, tmp_path: Path) -> None:
-    expected = gemma(tmp_path, form)
+def test_models_that_run_through_transformers_are_read_packed_too(
+    form: str, tmp_path: Path, builders: ModuleType
+) -> None:
+    expected = gemma(tmp_path, form, builders)
     check_folder(tmp_path)
     engine = Engine.load(tmp_path, dtype="float32", threads=1)
     packed = stored_bits(engine.model)

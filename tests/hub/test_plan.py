@@ -389,7 +389,7 @@ def test_a_folder_that_was_added_is_not_an_unknown_model(command: tuple[str, ...
 
 
 UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "hqq"}}, "quant.method"),
+    "quantised": ({"model_type": "llama", "quantization_config": {"quant_method": "aqlm"}}, "quant.method"),
     "gptq of three bits": (
         {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}},
         "quant.method",
