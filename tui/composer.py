@@ -26,6 +26,7 @@ from glmchat.tui.talk import Talk
 from glmchat.tui.theme import Palette
 from glmchat.tui.view import View
 from glmchat.tui.widgets.prompt import MAX_LINES
+from glmchat.tui.widgets.rows import Rows
 from glmchat.tui.widgets.suggestions import Suggestions, suggestions_for, wants_names
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ class Composer:
             prompt.recall(-1)
 
     def search_prompts(self) -> None:
-        earlier = list(dict.fromkeys(reversed([*self._questions(), *self._view.prompt.entered])))
+        here = list(reversed([*self._questions(), *self._view.prompt.entered]))
+        earlier = list(dict.fromkeys([*here, *self._questions_elsewhere()]))
 
         def take(text: str | None) -> None:
             if text is not None:
@@ -165,6 +167,10 @@ class Composer:
         session = self._talk.session
         return [m.text for m in session.tree.path() if m.role == "user"] if session is not None else []
 
+    def _questions_elsewhere(self) -> list[str]:
+        session = self._talk.session
+        return session.history.recent_questions() if session is not None else []
+
     # Drafts
 
     def save_draft(self) -> None:
@@ -174,10 +180,14 @@ class Composer:
             self._view.start_thread(lambda: session.history.save_draft(session.tree, text), "draft")
 
     def keep_unsent(self) -> None:
-        """At the end, at once: what stands in the prompt or waits becomes the draft."""
+        """At the end, at once: what stands in the prompt or waits becomes the draft, and nothing waits any more."""
         session, text = self._talk.session, self._view.prompt.text
+        for timer in (self._draft_timer, self._measure_timer):
+            if timer is not None:
+                timer.stop()
         if session is not None:
             session.history.save_draft(session.tree, "\n\n".join([*self._talk.queue, *([text] if text else [])]))
+            self._talk.queue.clear()  # the end of an answer that is stopped now would send the next one
 
     def restore_draft(self) -> None:
         """What stood unsent in the prompt of this conversation, unless something else stands there."""
@@ -209,7 +219,7 @@ class PromptSearch(SteadyScreen, ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="panel"):
             yield Input(placeholder=tr("part of an earlier prompt"), compact=True)
-            yield OptionList()
+            yield Rows()
 
     def on_mount(self) -> None:
         panel = self.query_one("#panel")

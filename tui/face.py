@@ -221,8 +221,8 @@ class WindowFace:
 
     def leave(self) -> None:
         try:
-            self._talk.stop_all()
             self._composer.keep_unsent()
+            self._talk.stop_all()
         finally:
             self._view.app.exit(0)
 

@@ -108,6 +108,11 @@ class History:
         row = self.store.row(database.LAST_HEAD)
         return to_conversation(row) if row else None
 
+    def recent_questions(self, limit: int = 500) -> list[str]:
+        """What was asked last in all conversations, the newest first."""
+        rows = self.store.rows(database.LAST_QUESTIONS, (limit,))
+        return [row[0] for row in rows if isinstance(row[0], str)]
+
     def interrupted(self) -> Conversation | None:
         """The last conversation, if its open branch ends in an answer that was interrupted: one to offer."""
         head = self.last()

@@ -346,8 +346,8 @@ _FORMS: Mapping[str, Format] = {
 def write_export(tree: Tree, argument: str) -> Path:
     """The file that was written, named after the title unless a path was given. Raises Usage; replaces nothing."""
     word, _, rest = argument.partition(" ")
-    form = _FORMS.get(word, "markdown")
     name = rest.strip() if word in _FORMS else argument
+    form = _FORMS.get(word) or SUFFIXES.get(Path(name).suffix.lower(), "markdown")
     path = user_path(name) if name else Path.cwd() / file_name(tree, form)
     try:
         write_for_person(path, export(tree, form))

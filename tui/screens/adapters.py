@@ -26,6 +26,7 @@ from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.steady import Steady, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.widgets.actions import KeyLine
+from glmchat.tui.widgets.rows import Rows
 
 if TYPE_CHECKING:
     from glmchat.chat.client.words import ModelRow
@@ -104,7 +105,7 @@ class AdapterScreen(ListScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="panel", classes="wide"):
-            yield OptionList(id="adapters")
+            yield Rows(id="adapters")
             yield WeightLine(id="weight")
             yield Static("", id="work")
             yield KeyLine()

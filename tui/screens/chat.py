@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 LOW = 16  # rows; below, the title is given up
+_TWICE = 1.5  # seconds between two presses of Esc that belong together
 NARROW = 72  # columns; below, the sidebar takes the whole width
 
 
@@ -60,8 +62,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
         Binding("ctrl+down", "step(1)", show=False, priority=True),
         Binding("shift+pageup,alt+up", "page(-1)", show=False, priority=True),
         Binding("shift+pagedown,alt+down", "page(1)", show=False, priority=True),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
+        Binding("pageup", "page(-1)", show=False, priority=True),  # the prompt would take them for itself
+        Binding("pagedown", "page(1)", show=False, priority=True),
+        Binding("ctrl+home", "top", show=False, priority=True),
         Binding("ctrl+end", "end", show=False, priority=True),
         Binding("f3", "hit(1)", show=False, priority=True),
         Binding("shift+f3", "hit(-1)", show=False, priority=True),
@@ -85,6 +88,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.face = WindowFace(self, self.talk, self.connection, self.composer, self.sidebar, settings)
         self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
         self._notices = 0
+        self._escaped = float("-inf")  # when Esc had nothing else to do
 
     def compose(self) -> ComposeResult:
         yield self.headline
@@ -176,9 +180,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.composer.show_editing(is_editing)
 
     def welcome(self) -> Turn:
+        sends, breaks = ("Enter", "Ctrl+J") if self.settings.enter_sends else ("F5", "Enter")
         keys = [
-            ("Enter", tr("send")),
-            ("Ctrl+J", tr("new line")),
+            (sends, tr("send")),
+            (breaks, tr("new line")),
             ("Esc", tr("stop an answer")),
             ("/", tr("commands")),
             ("Ctrl+P", tr("everything else")),
@@ -272,17 +277,34 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.transcript.make_current(None)
             self.transcript.search("")
             self.prompt.focus()
-        elif not self.composer.hide_suggestions():
-            self.talk.stop_behind()
+        elif not self.composer.hide_suggestions() and not self.talk.stop_behind():
+            self._empty_prompt()
+
+    def _empty_prompt(self) -> None:
+        """The second Esc in a row empties the prompt; one alone could be meant for something that has just ended."""
+        now = time.monotonic()
+        if not self.prompt.text:
+            return
+        if now - self._escaped < _TWICE:
+            self.prompt.empty()
+            self.notify(tr("Ctrl+_ brings it back"), timeout=3)
+        else:
+            self.notify(tr("Esc again empties the prompt"), timeout=2)
+        self._escaped = now
 
     def action_interrupt(self) -> None:
-        """Ctrl+C: a selection is copied, an answer is stopped, and an idle window says how to leave."""
+        """Ctrl+C: a selection is copied, an answer is stopped, the prompt is emptied; else how to leave is said."""
         if selected := self.transcript.selected_text:
             self.face.copy_text(selected)
             self.transcript.clear_selection()
         elif self.prompt.has_focus and self.prompt.selected_text:
             self.face.copy_text(self.prompt.selected_text)
-        elif not self.talk.stop() and not self.talk.stop_behind():
+        elif self.talk.stop() or self.talk.stop_behind():
+            pass
+        elif self.prompt.text:
+            self.prompt.empty()
+            self.notify(tr("Ctrl+_ brings it back"), timeout=3)
+        else:
             self.notify(tr("Ctrl+Q or /quit to quit"), timeout=3)
 
     def action_search_prompts(self) -> None:
@@ -293,6 +315,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def action_page(self, pages: int) -> None:
         self.transcript.scroll_page(pages)
+
+    def action_top(self) -> None:
+        self.transcript.action_go_top()
 
     def action_end(self) -> None:
         self.transcript.action_go_end()

@@ -23,10 +23,11 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send"),
     ("Ctrl+J", "new line (also Shift+Enter, Alt+Enter)"),
     ("Esc, Ctrl+C", "stop the answer and keep what was written"),
+    ("Esc Esc, Ctrl+C", "empty the prompt, while no answer is written; Ctrl+_ brings it back"),
     ("Ctrl+C", "copy, when text is selected"),
     ("↑ ↓", "earlier prompts, at the edge of the prompt; a queued message returns first"),
     ("Ctrl+R", "search earlier prompts"),
-    ("PgUp PgDn", "scroll the conversation"),
+    ("PgUp PgDn Ctrl+Home Ctrl+End", "scroll the conversation, to its top and to its end"),
     (
         "Ctrl+↑ Ctrl+↓",
         "step through questions and answers; then y copy, u code, e edit, r retry, q quote, ‹ › versions, Del",

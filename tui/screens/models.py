@@ -29,6 +29,7 @@ from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import error_text
 from glmchat.tui.widgets.actions import KeyLine
+from glmchat.tui.widgets.rows import Rows
 
 
 class ModelScreen(ListScreen[Installed | None]):
@@ -79,7 +80,7 @@ class ModelScreen(ListScreen[Installed | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="panel", classes="wide"):
-            yield OptionList(id="models")
+            yield Rows(id="models")
             yield Static("", id="work")
             yield KeyLine()
 

@@ -67,7 +67,7 @@ class PresetLine(Steady, Static):
         for number, (name, y, _start, _end) in enumerate(self._places(), 1):
             text.append("\n" * (y - row))
             row = y
-            text.append(f"F{number} ", p.style(p.user))
+            text.append(f"F{number + 4} ", p.style(p.user))
             text.append(_label(name), p.accented if name == active else p.body)
             text.append(_GAP)
         self.update(text)
@@ -98,13 +98,13 @@ def _label(name: str) -> str:
 class SamplingScreen(SteadyScreen, ModalScreen[None]):
     AUTO_FOCUS = ""  # too early: focusing selects the value, and the values come later
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,ctrl+q", "leave", show=False),
+        Binding("escape,f2,ctrl+q", "leave", show=False),
         Binding("up", "app.focus_previous", show=False),
         Binding("down", "app.focus_next", show=False),
-        Binding("f1", "preset('precise')", show=False),
-        Binding("f2", "preset('balanced')", show=False),
-        Binding("f3", "preset('creative')", show=False),
-        Binding("f4", "preset('model')", show=False),
+        Binding("f5", "preset('precise')", show=False),
+        Binding("f6", "preset('balanced')", show=False),
+        Binding("f7", "preset('creative')", show=False),
+        Binding("f8", "preset('model')", show=False),
         Binding("ctrl+r", "reset", show=False),
     ]
 

@@ -90,6 +90,10 @@ class Prompt(Steady, TextArea):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
+    def empty(self) -> None:
+        """Undo brings the text back."""
+        self.replace("", (0, 0), self.document.end)
+
     def action_newline(self) -> None:
         if not self.enter_sends:
             self._send()

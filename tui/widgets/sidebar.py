@@ -20,6 +20,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line, show_controls
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
+from glmchat.tui.widgets.rows import Rows
 
 if TYPE_CHECKING:
     from glmchat.chat.history.history import History
@@ -66,7 +67,7 @@ class Sidebar(Steady, Vertical):
 
     def compose(self) -> ComposeResult:
         yield Input(placeholder=tr("search everything"), id="search", compact=True)
-        yield OptionList(id="conversations")
+        yield Rows(id="conversations")
         yield Static("", id="sidebar-hint")
 
     def toggle(self) -> None:
@@ -110,6 +111,7 @@ class Sidebar(Steady, Vertical):
             return
         listing = self.query_one(OptionList)
         at = listing.highlighted
+        before = self.targets[at] if at is not None and at < len(self.targets) else None
         listing.clear_options()
         query = self.query_text
         if query:
@@ -133,6 +135,8 @@ class Sidebar(Steady, Vertical):
                 hint = tr("deleted · u restores it")
             ids = [c.id for c in rows]
             at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
+        if before in self.targets:
+            at = self.targets.index(before)  # pinned or renamed, it stands elsewhere now and stays the chosen one
         if self.targets:
             listing.highlighted = min(at or 0, len(self.targets) - 1)
         self.query_one("#sidebar-hint", Static).update(Text(hint, self.palette.quiet))

@@ -1,0 +1,128 @@
+"""The whole program in a pseudo-terminal, and its screen as cells: what a person presses and what a person sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fcntl import ioctl
+from pathlib import Path
+from termios import TIOCSWINSZ
+from typing import Any
+
+import pyte
+
+SECONDS = 20.0  # for what must come; a machine may be busy
+COMMAND = Path(__file__).resolve().parent.parent / "cli" / "with_fake_engine.py"
+KEYS = {
+    "enter": "\r", "esc": "\x1b", "tab": "\t", "up": "\x1b[A", "down": "\x1b[B", "right": "\x1b[C", "left": "\x1b[D",
+    "home": "\x1b[H", "end": "\x1b[F", "pgup": "\x1b[5~", "pgdn": "\x1b[6~", "backspace": "\x7f",
+    "f1": "\x1bOP", "f2": "\x1bOQ", "f3": "\x1bOR", "f4": "\x1bOS", "f5": "\x1b[15~", "f7": "\x1b[18~",
+    "f8": "\x1b[19~", "f9": "\x1b[20~", "ctrl+up": "\x1b[1;5A", "ctrl+home": "\x1b[1;5H",
+    **{f"ctrl+{c}": chr(ord(c) - 96) for c in "abcdefghijklmnopqrstuvwxyz"},
+}  # fmt: skip
+
+
+class TerminalSession:
+    """`behaviour` is the fake engine's; `arguments` are those of `glmchat`."""
+
+    def __init__(
+        self, *arguments: object, columns: int = 100, rows: int = 30, behaviour: Any = None, **environ: str
+    ) -> None:
+        self.screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self.screen)
+        self._controller, terminal = pty.openpty()
+        self.resize(columns, rows)
+        argv = [sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            argv, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=lambda: os.login_tty(0),
+            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **environ},
+        )  # fmt: skip
+        os.close(terminal)
+
+    def __enter__(self) -> TerminalSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(SECONDS)
+        os.close(self._controller)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.screen.resize(rows, columns)
+        ioctl(self._controller, TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    # What a person does.
+
+    def press(self, *keys: str) -> None:
+        """Names of KEYS, or characters."""
+        for key in keys:
+            os.write(self._controller, KEYS.get(key, key).encode())
+            self._read(0.05)  # a terminal sends one key, and time passes; Esc and a letter at once would be Alt
+
+    def type(self, text: str) -> None:
+        os.write(self._controller, text.encode())
+
+    def paste(self, text: str) -> None:
+        os.write(self._controller, f"\x1b[200~{text}\x1b[201~".encode())
+
+    def say(self, text: str) -> None:
+        self.type(text)
+        self.until(lambda: text[:20] in self.text)
+        self.press("enter")
+
+    # What a person sees.
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def row_of(self, text: str) -> int:
+        """The first row of the screen that holds it."""
+        return next(number for number, line in enumerate(self.lines) if text in line)
+
+    def backgrounds(self, row: int) -> list[str]:
+        """The colour behind each cell of a row; that of reversed cells is their letters' own."""
+        cells = (self.screen.buffer[row][column] for column in range(self.screen.columns))
+        return [cell.fg if cell.reverse else cell.bg for cell in cells]
+
+    def until(self, holds: Callable[[], object], seconds: float = SECONDS) -> None:
+        """Read on until it holds; fails with the screen."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it did not come to be; the screen:\n{self.text}")
+            self._read(0.05)
+
+    def until_seen(self, *texts: str) -> None:
+        self.until(lambda: all(text in self.text for text in texts))
+
+    def until_still(self, seconds: float = 0.5) -> None:
+        """Nothing has been drawn for so long; for what must not happen."""
+        last, before = time.monotonic(), self.text
+        while time.monotonic() - last < seconds:
+            self._read(0.05)
+            if self.text != before:
+                last, before = time.monotonic(), self.text
+
+    def until_ended(self) -> int:
+        self.until(lambda: self.process.poll() is not None)
+        return self.process.wait()
+
+    def _read(self, seconds: float) -> None:
+        if select.select([self._controller], [], [], seconds)[0]:
+            with contextlib.suppress(OSError):  # the program has ended
+                self._stream.feed(os.read(self._controller, 65536))

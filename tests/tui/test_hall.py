@@ -1,0 +1,206 @@
+"""What a returning user meets, in a pseudo-terminal: keys are pressed and cells are read.
+
+Covers tui/app.py, tui/widgets/sidebar.py, tui/screens/models.py, tui/composer.py, tui/comparing.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes import WEIGHTS
+from screen import TerminalSession
+
+from glmchat.chat.history.history import History
+
+Open = Callable[..., TerminalSession]
+TITLES = ("alpha question", "bravo question", "charlie question", "delta question", "echo question")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    return folder
+
+
+@pytest.fixture
+def past() -> None:
+    """Five conversations of other days; the first lines of the list are the newest."""
+    with History.default() as history:
+        for title in reversed(TITLES):
+            tree = history.new()
+            history.append(tree, "user", title)
+            history.append(tree, "assistant", f"an answer to {title.split()[0]}")
+
+
+def ready(terminal: TerminalSession) -> None:
+    terminal.until_seen("Ask anything")
+    terminal.until(lambda: "starting" not in terminal.text and "loading" not in terminal.text.lower())
+
+
+@pytest.mark.usefixtures("past")
+def test_conversations_search_and_earlier_questions_are_there_before_the_first_question(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        terminal.press("esc", "ctrl+f")
+        terminal.until_still()
+        terminal.type("bravo")
+        terminal.until(lambda: "alpha question" not in terminal.text and "bravo" in terminal.text)
+        terminal.until_seen("answer to bravo")
+        terminal.press("esc", "esc", "ctrl+r")
+        terminal.until_seen("delta question")
+
+
+@pytest.mark.usefixtures("past")
+@pytest.mark.parametrize("environ", [{}, {"TERM": "screen", "COLORTERM": ""}, {"GLMCHAT_THEME": "light"}])
+def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
+    model: Path, environ: dict[str, str]
+) -> None:
+    with TerminalSession("run", model, **environ) as terminal:
+        ready(terminal)
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        terminal.press("down", "down")
+        terminal.until_still()
+        row, other = terminal.row_of(TITLES[2]), terminal.row_of(TITLES[3])
+        width = terminal.lines[row].index("▕") - 1
+        chosen, usual = terminal.backgrounds(row)[:width], terminal.backgrounds(other)[:width]
+        assert "▸" in terminal.lines[row][:3] and "▸" not in terminal.lines[other][:3]
+        assert all(one != two for one, two in zip(chosen[1:], usual[1:], strict=True))
+
+
+@pytest.mark.usefixtures("past")
+def test_what_is_pinned_or_renamed_stays_the_chosen_one(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        terminal.press("down", "down", "p")
+        terminal.until(lambda: terminal.row_of(TITLES[2]) < terminal.row_of(TITLES[0]))
+        terminal.press("d")
+        terminal.until(lambda: TITLES[2] not in terminal.text.split("deleted")[0])
+        terminal.until_seen(TITLES[0], TITLES[1], TITLES[3], TITLES[4])
+
+
+def test_page_keys_scroll_the_conversation_while_the_prompt_has_the_focus(model: Path) -> None:
+    with TerminalSession("run", model, rows=20, behaviour={"pieces": [f"line {n}\n\n" for n in range(60)]}) as terminal:
+        ready(terminal)
+        terminal.say("go on")
+        terminal.until_seen("line 59")
+        terminal.until_still()
+        terminal.press("pgup")
+        terminal.until(lambda: "line 59" not in terminal.text)
+        terminal.press("pgdn")
+        terminal.until_seen("line 59")
+        terminal.press("ctrl+home")
+        terminal.until_seen("go on", "line 1")
+
+
+def drafts() -> list[str]:
+    with History.default() as history:
+        path = history.path
+    assert path is not None
+    with sqlite3.connect(path) as base:
+        return [row[0] for row in base.execute("SELECT draft FROM conversation WHERE draft != ''")]
+
+
+def test_leaving_keeps_the_queue_and_the_draft_and_files_nothing_as_a_failure(model: Path) -> None:
+    slow = {"pieces": [f"word{n} " for n in range(2000)], "seconds_per_token": 0.05}
+    with TerminalSession("run", model, behaviour=slow) as terminal:
+        ready(terminal)
+        terminal.say("first question")
+        terminal.until_seen("word3")
+        for text in ("QUEUED-ONE", "QUEUED-TWO"):
+            terminal.say(text)
+            terminal.until_seen("queued")
+        terminal.type("DRAFT-IDLE")
+        terminal.until_seen("DRAFT-IDLE")
+        terminal.press("ctrl+q")
+        assert terminal.until_ended() == 0
+    (draft,) = drafts()
+    assert all(text in draft for text in ("QUEUED-ONE", "QUEUED-TWO", "DRAFT-IDLE"))
+    with History.default() as history:
+        answer = history.load(1).path()[-1]
+    assert answer.state == "stopped" and answer.text.startswith("word")
+
+
+def test_a_refused_model_leaves_the_one_that_answers(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        terminal.say(f"/model {tmp_path / 'empty'}")
+        terminal.until_seen("■")
+        terminal.until_still()
+        assert "engine stopped" not in terminal.text
+        terminal.say("still there?")
+        terminal.until_seen("one two")
+
+
+def test_an_export_has_the_form_of_its_name(model: Path, tmp_path: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        terminal.say("hello")
+        terminal.until_seen("one two")
+        terminal.say(f"/export {tmp_path / 'out.json'}")
+        terminal.until(lambda: (tmp_path / "out.json").exists() and (tmp_path / "out.json").read_text())
+    json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("keys", [("esc", "esc"), ("ctrl+c",)])
+def test_the_prompt_can_be_emptied_at_once_and_comes_back_with_undo(model: Path, keys: tuple[str, ...]) -> None:
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        terminal.type("one line")
+        terminal.press("ctrl+j")
+        terminal.type("another line")
+        terminal.until_seen("one line", "another line")
+        terminal.press(*keys)
+        terminal.until(lambda: "another line" not in terminal.text and "Ask anything" in terminal.text)
+        terminal.press("\x1f")  # Ctrl+_
+        terminal.until_seen("one line", "another line")
+
+
+def test_the_key_that_opened_a_panel_closes_it_and_changes_nothing(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        ready(terminal)
+        for key in ("f2", "f1", "f4", "f7"):
+            terminal.until_still()
+            before = terminal.text
+            terminal.press(key)
+            terminal.until(lambda before=before: terminal.text != before)  # type: ignore[misc]
+            terminal.until_still()
+            terminal.press(key)
+            terminal.until_still()
+            assert "preset" not in terminal.text and "Ask anything" in terminal.text, key
+
+
+def test_enter_and_its_other_key_are_told_as_they_are(model: Path) -> None:
+    with TerminalSession("run", model, GLMCHAT_ENTER_SENDS="false") as terminal:
+        ready(terminal)
+        terminal.until_seen("Enter    new line", "F5       send")
+
+
+def test_an_answer_of_a_comparison_leaves_later_turns_where_they_are(model: Path) -> None:
+    with TerminalSession("run", model, columns=120) as terminal:
+        ready(terminal)
+        terminal.say("/compare temp=0 temp=1 -- first?")
+        terminal.until_still(1.0)
+        terminal.press("enter")
+        terminal.until_seen("Ask anything")
+        terminal.until_still()
+        terminal.say("and later?")
+        terminal.until_seen("and later?")
+        terminal.until_still()
+        terminal.say("/compare")
+        terminal.until_still(1.0)
+        terminal.press("esc")
+        terminal.until_still()
+        assert "and later?" in terminal.text

@@ -1,0 +1,38 @@
+"""A list whose chosen row is seen: a mark at its left, and a colour behind the whole row, whatever is written in it."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.widgets import OptionList
+
+from glmchat.tui.steady import Steady
+from glmchat.tui.theme import Palette
+
+MARK = "▸ "
+
+
+class Rows(Steady, OptionList):
+    """Rows are Rich text with styles of the palette, which paint their own background: the row's goes above them."""
+
+    def _get_left_gutter_width(self) -> int:
+        return len(MARK)
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        number = self.scroll_offset.y + y
+        chosen, first = False, False
+        if number < len(self._lines):
+            option, line = self._lines[number]
+            chosen, first = option == self.highlighted and bool(strip.text.strip()), line == 0
+        plain = next((segment.style for segment in strip if segment.style), Style())
+        gutter = Segment(MARK if chosen and first else " " * len(MARK), Style(bgcolor=plain.bgcolor, meta=plain.meta))
+        if not chosen:
+            return Strip([gutter, *strip], len(MARK) + strip.cell_length)
+        palette: Palette = self.app.palette  # type: ignore[attr-defined]
+        over = palette.selected if palette.selection and not self.app.no_color else Style(reverse=True)
+        ink = Style(color=palette.accent or None, bold=True)
+        cells = [Segment(gutter.text, (gutter.style or Style()) + ink + over)]
+        cells += [Segment(text, (style or Style()) + over, control) for text, style, control in strip]
+        return Strip(cells, len(MARK) + strip.cell_length)
