@@ -145,7 +145,7 @@ def test_a_model_that_does_not_load_is_told_and_the_other_answers(
     other = model_in(tmp_path / "other")
     broken = GlmchatError("no weights", hint="", code="x").to_json()
 
-    def start(options: EngineOptions) -> engine_process.EngineProcess:
+    def start(options: EngineOptions) -> engine_process.RunningEngine:
         behaviour = {"load_failure": broken} if options.folder == model else {}
         return shared_engine.start_engine(options, command=fake_command(**behaviour))
 

@@ -20,7 +20,7 @@ from polling import wait_until
 
 from glmchat.chat import engine_process
 from glmchat.chat.engine_process import (
-    EngineProcess,
+    RunningEngine,
     engine_environment,
     process_memory,
     total_memory,
@@ -33,16 +33,16 @@ from glmchat.core.messages import Finished, Message, Piece, Sampling
 
 TESTS = Path(__file__).resolve().parent.parent
 HELLO = [Message("user", "hi")]
-Start = Callable[..., EngineProcess]
+Start = Callable[..., RunningEngine]
 
 HOLD = "block = b'x' * 50_000_000; print('here', flush=True); input()"
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    started: list[EngineProcess] = []
+    started: list[RunningEngine] = []
 
-    def begin(*, wait: bool = True, **behaviour: Any) -> EngineProcess:
+    def begin(*, wait: bool = True, **behaviour: Any) -> RunningEngine:
         process = start_engine(EngineOptions(tmp_path, "fake"), command=fake_command(**behaviour))
         started.append(process)
         if wait:
@@ -59,7 +59,7 @@ def wait_gone(pid: int) -> None:
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
-def said(process: EngineProcess) -> str:
+def said(process: RunningEngine) -> str:
     return "".join(e.text for e in process.endpoint.stream(HELLO, Sampling()) if isinstance(e, Piece))
 
 
@@ -165,7 +165,7 @@ def test_an_engine_that_hangs_is_stopped_all_the_same(start: Start) -> None:
 
 
 def test_an_engine_started_by_a_thread_outlives_the_thread(start: Start) -> None:
-    found: list[EngineProcess] = []
+    found: list[RunningEngine] = []
     thread = threading.Thread(target=lambda: found.append(start()))
     thread.start()
     thread.join()

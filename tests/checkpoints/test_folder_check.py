@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +300,7 @@ def test_every_kind_of_tokenizer_is_counted_as_its_own_library_counts_it(kind: s
     from tokenizers import AddedToken, Tokenizer, models
 
     words = {f"w{n}": n for n in range(300)}
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "BPE": lambda: models.BPE(words, []),
         "Unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
         "WordLevel": lambda: models.WordLevel(words, unk_token="w0"),

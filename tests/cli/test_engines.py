@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import WEIGHTS
+from fakes import model_in
 from polling import wait_until
 
 from glmchat.chat.shared_engine import end_engine
@@ -48,10 +48,7 @@ def glmchat(fake_argv: Argv) -> Command:
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
     for name in ("first", "second"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-        (folder / "model.safetensors").write_bytes(WEIGHTS)
+        model_in(tmp_path / name)
     return tmp_path / "first", tmp_path / "second"
 
 

@@ -123,7 +123,7 @@ def test_a_variable_that_the_chat_format_never_reads_is_refused_with_those_that_
 
     template = "{% set date = date or 'x' %}{% if enable_thinking %}{{ messages[0].role }}{% endif %}{{ bos_token }}"
     chat = odd_models.write(odd_models.llama(tmp_path / "chat"), {"chat_template.jinja": template})
-    assert variables_at(chat) == {"date", "enable_thinking"}
+    assert variables_at(chat) == frozenset({"date", "enable_thinking"})
     refuse_unheard(chat, ("enable_thinking",))
     with pytest.raises(FieldError, match="does not read mood, tone") as caught:
         refuse_unheard(chat, ("tone", "mood", "date"))

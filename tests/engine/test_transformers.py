@@ -117,12 +117,13 @@ def test_a_model_without_a_cache_goes_on_from_its_whole_text(name: str, tmp_path
 
 @pytest.mark.parametrize("name", ["Bamba", "Jamba", "GraniteMoeHybrid"])
 def test_a_hybrid_says_what_its_own_generate_says(name: str, tmp_path: Path) -> None:
-    layers = {
+    each: dict[str, dict[str, Any]] = {
         "Bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
         "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 8},
         "GraniteMoeHybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16,
                              "num_local_experts": 4, "num_experts_per_tok": 2},
-    }[name]  # fmt: skip
+    }  # fmt: skip
+    layers = each[name]
     torch.manual_seed(1)
     kind = getattr(transformers, f"{name}ForCausalLM")
     model = kind(kind.config_class(**SMALL, **layers, eos_token_id=2)).eval()

@@ -103,6 +103,11 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def piped(place: Place) -> list[str]:
+    pipe(place.model)
+    return ["run", str(place.model), "hi"]
+
+
 def link(target: str) -> Callable[[Path], None]:
     return lambda path: path.symlink_to(target)
 
@@ -229,7 +234,7 @@ MODELS = (
     Case("a GGUF file cut in two", gguf(good.gguf()[0][:5000]), 3, "is truncated", True),
     Case("a GGUF file without a word of its network", gguf(ggufs() + bytes(64)), 3, "which architecture", True),
     Case("a model that is a pipe",
-         lambda place: (pipe(place.model), ["run", str(place.model), "hi"])[1], 1, "cannot be opened", True),
+         piped, 1, "cannot be opened", True),
     Case("show: a config.json that never ends", folder(("show", "{model}"), config__json=link("/dev/zero")), 0,
          "does not run"),
     Case("show: a type with control sequences", folder(

@@ -35,7 +35,7 @@ class TerminalSession:
     """`behaviour` is the fake engine's; `arguments` are those of `glmchat`."""
 
     def __init__(
-        self, *arguments: object, columns: int = 100, rows: int = 30, behaviour: Any = None, **environ: str
+        self, *arguments: object, columns: int = 100, rows: int = 30, behaviour: Any = None, **environ: Any
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)

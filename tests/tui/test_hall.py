@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import WEIGHTS
+from fakes import model_in
 from screen import TerminalSession
 
 from glmchat.chat.history.history import History
@@ -22,11 +22,7 @@ TITLES = ("alpha question", "bravo question", "charlie question", "delta questio
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
-    return folder
+    return model_in(tmp_path / "model")
 
 
 @pytest.fixture
