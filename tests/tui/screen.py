@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
@@ -35,7 +35,12 @@ class TerminalSession:
     """`behaviour` is the fake engine's; `arguments` are those of `glmchat`."""
 
     def __init__(
-        self, *arguments: object, columns: int = 100, rows: int = 30, behaviour: Any = None, **environ: Any
+        self,
+        *arguments: object,
+        columns: int = 100,
+        rows: int = 30,
+        behaviour: Any = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
@@ -44,7 +49,7 @@ class TerminalSession:
         argv = [sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
         self.process = subprocess.Popen(
             argv, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=lambda: os.login_tty(0),
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **environ},
+            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(environ or {})},
         )  # fmt: skip
         os.close(terminal)
 

@@ -60,7 +60,7 @@ def test_conversations_search_and_earlier_questions_are_there_before_the_first_q
 def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
     model: Path, environ: dict[str, str]
 ) -> None:
-    with TerminalSession("run", model, **environ) as terminal:
+    with TerminalSession("run", model, environ=environ) as terminal:
         ready(terminal)
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES)
@@ -179,7 +179,7 @@ def test_the_key_that_opened_a_panel_closes_it_and_changes_nothing(model: Path) 
 
 
 def test_enter_and_its_other_key_are_told_as_they_are(model: Path) -> None:
-    with TerminalSession("run", model, GLMCHAT_ENTER_SENDS="false") as terminal:
+    with TerminalSession("run", model, environ={"GLMCHAT_ENTER_SENDS": "false"}) as terminal:
         ready(terminal)
         terminal.until_seen("Enter    new line", "F5       send")
 

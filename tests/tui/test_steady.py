@@ -137,7 +137,7 @@ async def test_no_key_of_the_list_of_conversations_closes_the_window(keys: tuple
         await still_answers(window, session)
 
 
-@pytest.mark.parametrize("key", ["f1", "f3", "f4", "ctrl+r", "enter", "escape"])
+@pytest.mark.parametrize("key", ["f5", "f7", "f8", "ctrl+r", "enter", "escape"])
 async def test_no_key_of_the_sampling_panel_closes_the_window(key: str) -> None:
     async with open_window(echo=True) as window:
         session = window.chat.talk.session

@@ -232,7 +232,7 @@ async def test_the_sampling_panel_sets_explains_and_refuses() -> None:
         await window.until(lambda: session.sampling().sampling.temperature == 0.25)
         await window.press(*"7", "enter")
         assert session.sampling().sampling.top_p != 7
-        await window.press("f3")
+        await window.press("f7")
         await window.until(lambda: session.sampling().sampling.min_p == 0.05)
         await window.press("escape")
         await window.until(lambda: not isinstance(window.app.screen, SamplingScreen))
@@ -878,9 +878,9 @@ async def test_every_preset_can_be_read_and_clicked_in_a_narrow_window() -> None
             return [row[region.x :] for row in window.screen_text().split("\n")[region.y : region.bottom]]
 
         await window.until(lambda: "range: 0 to 5" in window.screen_text())  # the dialog has its height now
-        await window.until(lambda: len(rows()) == 2 and rows()[1].startswith("F3 creative"))
+        await window.until(lambda: len(rows()) == 2 and rows()[1].startswith("F7 creative"))
         for _ in range(50):  # a click that meets a dialog that is being laid out again is lost
-            await window.pilot.click(PresetLine, offset=(len("F3 c"), 1))
+            await window.pilot.click(PresetLine, offset=(len("F7 c"), 1))
             if window.chat.talk.session and window.chat.talk.session.settings.sampling:
                 break
         assert window.chat.talk.session is not None
