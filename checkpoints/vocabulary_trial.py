@@ -16,6 +16,7 @@ from pathlib import Path
 
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.vocabularies import damaged_vocabulary, is_tiktoken
+from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, GlmchatError
 from glmchat.core.files import open_file
@@ -76,6 +77,9 @@ def _vocabularies(path: Path) -> list[_Vocabulary]:
 
 @lru_cache(maxsize=64)
 def _try(vocabulary: _Vocabulary, stamps: tuple[tuple[str, int, int], ...]) -> None:
+    if vocabulary.reader != "gguf":
+        for file in vocabulary.files:
+            refuse_pointer(file)
     size, digest = _digest(vocabulary)
     known = small_json(_notes()).get("good")
     good = [word for word in known if isinstance(word, str)] if isinstance(known, list) else []

@@ -51,6 +51,7 @@ NOT_READ = (
     "data/manifests/beta@path.json",
     "data/models/made/*",
     "data/adapters/poet/adapter_model.safetensors",
+    "cache/vocabularies.json",  # written where a vocabulary was tried; tests/checkpoints/test_vocabulary_trial.py
 )
 
 

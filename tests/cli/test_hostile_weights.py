@@ -62,7 +62,7 @@ def test_weights_that_lie_start_nothing(
         (("quantize", model), names[0]),
         (("bench", model), names[0]),
         (("adapters", "add", adapter), names[1]),
-        (("adapters", "merge", model, adapter, tmp_path / "out"), names[1]),
+        (("adapters", "merge", model, adapter, tmp_path / "out"), names[0]),
     ):
         done = glmchat(*command)
         assert done.returncode == 3, (command, done)

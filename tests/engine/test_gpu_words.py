@@ -100,7 +100,7 @@ def test_the_words_of_a_folder_go_to_the_card_as_they_are(
         raise AssertionError("the host unpacks a matrix")
 
     monkeypatch.setattr(compressed, "unpack", refuse)
-    monkeypatch.setattr(compressed, "unpack_zero_points", lambda words, rows: compressed_points(words, rows))
+    monkeypatch.setattr(compressed, "unpack_zero_points", lambda words, rows, bits: compressed_points(words, rows))
     kernel_report(fake_card.NAME)  # tries kernels on a matrix of their own
     with fake_card.record() as log:
         engine = Engine.load(folder, dtype="float32", device=fake_card.NAME)
