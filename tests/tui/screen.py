@@ -82,7 +82,7 @@ class TerminalSession:
 
     def say(self, text: str) -> None:
         self.type(text)
-        self.until(lambda: text[-8:] in self.text)  # a long line wraps
+        self.until(lambda: text[-5:] in self.text)  # a long line wraps
         self.press("enter")
 
     # What a person sees.
