@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +91,43 @@ def test_a_line_that_is_longer_than_a_terminal_passes_on_arrives_whole(piped: bo
     out: Any = subprocess.PIPE if piped else theirs
     child = subprocess.Popen([sys.executable, "-P", "-c", READ], stdin=theirs, stdout=out, stderr=theirs, cwd="/")
     os.close(theirs)
+    os.set_blocking(ours, False)
     text = "量a" * 5_000
     screen = b""
 
-    def reads(words: bytes) -> bool:
+    def shows(words: bytes = b"") -> bool:
         nonlocal screen
-        screen += os.read(ours, 65536)
+        with suppress(OSError):  # the child has ended, and its terminal with it
+            while select.select([ours], [], [], 0)[0]:
+                screen += os.read(ours, 65536)
         return words in screen
 
-    wait_until(lambda: reads(b"Ctrl+D"))
+    def ends() -> bool:
+        """Between two lines readline gives the terminal back for a moment, and a Ctrl+D that comes then is no end."""
+        with suppress(OSError):
+            os.write(ours, b"\x04")
+        shows()
+        return child.poll() is not None
+
+    wait_until(lambda: shows(b"Ctrl+D"))
     wait_until(lambda: not termios.tcgetattr(ours)[3] & termios.ICANON)  # keys, not lines, from now on
     data = text.encode() + b"\n"
-    while data:
-        data = data[os.write(ours, data[:500]) :]
-        screen += os.read(ours, 65536)  # what is echoed has to go somewhere
-    os.write(ours, b"\x04")
+
+    def is_typed() -> bool:
+        nonlocal data
+        with suppress(BlockingIOError):
+            data = data[os.write(ours, data[:500]) :]
+        shows()  # what is echoed has to go somewhere
+        return not data
+
+    wait_until(is_typed)
+    wait_until(ends)
+    shows()
+    os.close(ours)
     if piped:
         assert child.stdout is not None
-        result = child.stdout.read().decode()
+        with child.stdout:
+            result = child.stdout.read().decode()
     else:
-        wait_until(lambda: reads(b"<"))
-        wait_until(lambda: reads(b">"))
-        result = screen.decode(errors="replace").rpartition("<")[2]
-        result = "<" + result
-    child.wait(60)
-    os.close(ours)
+        result = "<" + screen.decode(errors="replace").rpartition("<")[2]
     assert result.strip() == f"<{text}>"
