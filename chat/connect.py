@@ -73,13 +73,15 @@ def require_fit(options: EngineOptions, purpose: Purpose = "chat") -> None:
     """Raises what tells beforehand that a load would fail, or be of no use: DoesNotFit, Damaged, NotInstalled …
 
     A conversation may be opened with a model that has no chat template, since /complete works in it. Where an engine
-    that can be joined runs already nothing is loaded. Engines that only wait for somebody make room.
+    that can be joined runs already nothing is loaded and nothing is looked at: that engine has read the same files, and
+    says the same of them at once. Engines that only wait for somebody make room.
     """
+    if shared_engine.runs(options):
+        return
     folder, name = options.require_folder(), options.model or options.require_folder().name
-    if not shared_engine.runs(options):
-        shared_engine.making_room(
-            lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
-        )
+    shared_engine.making_room(
+        lambda: card_fit.check(name, folder, options.quant, options.dtype, options.context, options.device)
+    )
     if purpose != "completion":
         check_chat(folder)
     if purpose == "answer" and not has_chat(folder):
