@@ -24,6 +24,13 @@ _STATES: Mapping[str | None, State] = {"length": "cut", "cancelled": "stopped"}
 
 
 @dataclass(frozen=True, slots=True)
+class WentOn:
+    """Another window went on in this conversation: what it said, which the question that comes now stands below."""
+
+    messages: tuple[StoredMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The question is stored and an empty answer stands below it. question None: nothing new was asked."""
 
@@ -51,7 +58,7 @@ class Done:
     answer: StoredMessage
 
 
-SessionEvent = Begun | Trimmed | Progress | Started | Piece | Finished | Done
+SessionEvent = WentOn | Begun | Trimmed | Progress | Started | Piece | Finished | Done
 Answer = Generator[SessionEvent, None, None]
 
 

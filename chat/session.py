@@ -1,7 +1,7 @@
 """One conversation with one model: ask, stop, regenerate, edit, continue, and the database right at every moment.
 
     session = ChatSession(history, endpoint)
-    for event in session.ask("hello"):      # Begun, perhaps Trimmed, Started, Piece…, Finished, Done
+    for event in session.ask("hello"):      # perhaps WentOn, Begun, perhaps Trimmed, Started, Piece…, Finished, Done
         ...
 
 Iterate in a worker thread; `stop()` may be called from any other. Closing the generator stops too.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEvent, Trimmed
+from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEvent, Trimmed, WentOn
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.context import COMPLETION, Request
 from glmchat.chat.history.history import History
@@ -24,7 +24,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, parse_sampling_value, sampling_name
 
-__all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed"]
+__all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed", "WentOn"]
 
 
 class ChatSession:
@@ -131,8 +131,24 @@ class ChatSession:
         return tuple(ids[: ids.index(first)]) if first in ids else ()
 
     def refresh(self) -> bool:
-        """Take over what another window wrote to this conversation; True if anything changed."""
-        return not self.streaming and self.history.refresh(self.tree)
+        """Take over what another window did to this conversation; True if its open branch reads otherwise now."""
+        return not self.streaming and self._take_over() is not None
+
+    def _take_over(self) -> tuple[StoredMessage, ...] | None:
+        """The messages of the open branch that were not there, or read otherwise; None if it is as it was."""
+        before, settings = self.tree.path(), self.settings
+        if not self.history.refresh(self.tree):
+            return None
+        if self.settings != settings:  # the later word counts, whoever said it
+            self.ranks.asked["conversation"] = dict(self.settings.sampling)
+            self.ranks.asked.pop("set", None)
+        after = self.tree.path()
+        return tuple(m for m in after if m not in before) if after != before else None
+
+    @property
+    def answered_elsewhere(self) -> bool:
+        """Another window, or a process whose terminal is gone, writes an answer in this conversation now."""
+        return self.history.writer_elsewhere(self.tree) is not None
 
     # Settings.
 
@@ -257,6 +273,8 @@ class ChatSession:
     def _must_be_quiet(self) -> None:
         if self.streaming:
             raise already_streaming()
+        if self.answered_elsewhere:
+            raise _answered_elsewhere()
 
     # Answers.
 
@@ -265,9 +283,15 @@ class ChatSession:
         self._turns.switch.now()
 
     def ask(self, text: str) -> Answer:
-        """Store the question, then ask the model. Raises GlmchatError; what was said until then is kept."""
+        """Store the question, then ask the model. Raises GlmchatError; what was said until then is kept.
+
+        Raises Usage, storing nothing, while another window writes an answer here.
+        """
         with self._turns.one_at_a_time():
-            self.history.refresh(self.tree)
+            if self.answered_elsewhere:
+                raise _answered_elsewhere()
+            if news := self._take_over():
+                yield WentOn(news)
             question = self.history.append(self.tree, "user", text)
             self.history.save_draft(self.tree, "")
             yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
@@ -337,3 +361,11 @@ class ChatSession:
         return AnswerSettings(
             self.identity, self.sampling(only_now), self.system_prompt, self.adapters, self.context_policy
         )
+
+
+def _answered_elsewhere() -> Usage:
+    return Usage(
+        tr("another window is writing an answer in this conversation"),
+        hint=tr("try again when it is finished, or start a new conversation with /new"),
+        code="chat.elsewhere",
+    )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 
-from glmchat.chat.answering import Answer, Trimmed, cut_note, system_note, trimmed_note
+from glmchat.chat.answering import Answer, Trimmed, WentOn, cut_note, system_note, trimmed_note
 from glmchat.chat.client.request import Stop
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
@@ -102,6 +102,8 @@ class LineFace:
         try:
             with stopping_on_interrupt(self.chat), closing(events):
                 for event in events:
+                    if isinstance(event, WentOn):
+                        self._show_elsewhere(event)
                     if isinstance(event, Trimmed) and event.unseen:
                         output.say(trimmed_note(event))
                     if isinstance(event, Piece) and event.text:
@@ -117,6 +119,11 @@ class LineFace:
             raise self._connection.cause(error) from None
         if self.chat.history.path is not None and self.chat.history.problem:
             output.say(tr("this conversation is not being saved: {why}", why=self.chat.history.problem))
+
+    def _show_elsewhere(self, event: WentOn) -> None:
+        output.say(tr("another window went on here"))
+        for message in event.messages:
+            output.say(f"{message.role}: {message.text}")
 
     def _end(self, event: Finished) -> None:
         if event.finish_reason == "cancelled":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece, Started
-from glmchat.tui.conversation import mark_unseen, note_of, speaker, turns_of
+from glmchat.tui.conversation import mark_unseen, note_of, show_changes, speaker, turns_of
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
 from glmchat.tui.widgets.status import stage_words
@@ -135,11 +135,16 @@ class AnswerDrawing:
         self._view.status.show()
 
     def _take(self, answering: Answering, event: SessionEvent, in_view: bool) -> None:
-        from glmchat.chat.answering import Begun, Done, Trimmed
+        from glmchat.chat.answering import Begun, Done, Trimmed, WentOn
         from glmchat.chat.client.endpoint import Progress
 
         view = self._view
         match event:
+            case WentOn(messages) if in_view:
+                turns = turns_of(answering.session)
+                new = {str(message.id) for message in messages}
+                show_changes(view.transcript, [turn.key for turn in turns if turn.key not in new], turns)
+                self.show_question(answering.question)
             case Begun(question, answer):
                 self._begin(answering, question, answer, in_view)
             case Progress(waiting, done, total) if in_view:

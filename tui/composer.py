@@ -133,6 +133,8 @@ class Composer:
             text.append(set_cell_size(line, min(cell_len(line), width)))
             text.append("\n", palette.quiet)
         when = tr("will be sent when the answer is finished") if ready else tr("will be sent when the model is ready")
+        if self._talk.elsewhere:
+            when = tr("will be sent when the answer in another window is finished")
         if facts.lost:
             when = tr("press F5 to start the engine and send it")
         text.append(f"{when} · {tr('↑ to edit it')}", palette.faded)

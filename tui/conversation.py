@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -93,6 +93,30 @@ def note_of(session: ChatSession, answer: StoredMessage) -> str:
     """What stands below an answer of the open branch."""
     turn = next((t for t in turns_of(session) if t.key == str(answer.id)), None)
     return turn.note if turn else state_note(answer)
+
+
+def show_changes(transcript: Transcript, before: Sequence[str], turns: Sequence[Turn]) -> None:
+    """Draw what another window made of the conversation, with a line above what is new. before: keys that were shown.
+
+    An answer that it is still writing grows in its place.
+    """
+    shown = {turn.key: turn for turn in transcript.turns}
+    if before == [turn.key for turn in turns] and all(_continues(shown.get(turn.key), turn) for turn in turns):
+        for turn in turns:
+            if more := turn.text[len(shown[turn.key].text) :]:
+                transcript.feed(turn.key, more)
+            if turn.state == "done" and shown[turn.key].state != "done":
+                transcript.finish(turn.key, turn.note)
+            elif (turn.note, turn.label) != (shown[turn.key].note, shown[turn.key].label):
+                transcript.change(turn.key, note=turn.note, label=turn.label)
+        return
+    first = next((n for n, turn in enumerate(turns) if n >= len(before) or turn.key != before[n]), len(turns))
+    line = Turn("elsewhere", "rule", tr("another window went on here"))
+    transcript.show([*turns[:first], line, *turns[first:]], at_end=transcript.is_at_end)
+
+
+def _continues(shown: Turn | None, turn: Turn) -> bool:
+    return shown is not None and turn.text.startswith(shown.text)
 
 
 def mark_unseen(transcript: Transcript, unseen: Iterable[int]) -> None:

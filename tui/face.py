@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from glmchat.hub.installed import Installed
 
 
+# Commands that act on what is said last: of another window's turn that has not been seen they do nothing.
+_ABOUT_THE_LAST = ("regen", "continue", "undo", "edit", "clear", "delete")
+
+
 class WindowFace:
     def __init__(
         self,
@@ -66,6 +70,8 @@ class WindowFace:
     def run(self, name: str, words: str = "") -> None:
         """Run a command by its name, from a slash line, a key, the palette or the mouse."""
         command = table.BY_NAME[name]
+        if command.name in _ABOUT_THE_LAST and self._talk.look_around():
+            raise Usage(tr("another window went on here"), hint=tr("look at it, then try again"), code="chat.went_on")
         if command.run is not None:
             command.run(self, words)
         else:

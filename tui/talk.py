@@ -15,7 +15,7 @@ from glmchat.core.language import language, tr
 from glmchat.core.text import is_chinese, one_line
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
 from glmchat.tui.connection import ModelConnection
-from glmchat.tui.conversation import note_of, turns_of
+from glmchat.tui.conversation import note_of, show_changes, turns_of
 from glmchat.tui.messages import Ended, Heard, Measured, Opened
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
@@ -43,6 +43,7 @@ class Talk:
         self._drawing = AnswerDrawing(view)
         self._completions = 0
         self._then: Callable[[], None] | None = None  # what waits until the answer in view has stopped
+        self.elsewhere = False  # another window writes an answer in the conversation in view
 
     @property
     def chat(self) -> ChatSession:
@@ -120,7 +121,8 @@ class Talk:
 
     def ask(self, text: str) -> None:
         """Show the question at once and answer it; what cannot be asked yet waits in the queue."""
-        if self.session is None or not self._connection.ready or self.busy:
+        self.look_around()
+        if self.session is None or not self._connection.ready or self.busy or self.elsewhere:
             self.queue.append(text)
             self._view.show_queue()
             return
@@ -173,7 +175,7 @@ class Talk:
             self._view.post_message(Ended(answering))
 
     def send_queued(self) -> None:
-        if self.queue and self._connection.ready and not self.busy:
+        if self.queue and self._connection.ready and not self.busy and not self.elsewhere:
             text = self.queue.popleft()
             self._view.show_queue()
             self.ask(text)
@@ -191,6 +193,34 @@ class Talk:
     def measured(self, news: Measured) -> None:
         if not self.busy:
             self._view.status.show(used=news.request.tokens, limit=news.request.limit)
+
+    # Other windows
+
+    def look_around(self) -> bool:
+        """What other windows have done to this conversation since the last look comes into view; True if anything."""
+        if self.session is None or self.busy:
+            return False
+        if self.session.history.is_deleted(self.session.tree.conversation.id):
+            self.turn_to(None)
+            self._view.tell(tr("another window deleted that conversation"))
+            return True
+        before, waited = [turn.key for turn in turns_of(self.session)], self.elsewhere
+        changed = self.session.refresh()
+        self.elsewhere = self.session.answered_elsewhere
+        if changed:
+            show_changes(self._view.transcript, before, turns_of(self.session) or [self._view.welcome()])
+            self._view.show_title()
+            self.show_adapters()
+        if self.elsewhere is not waited:
+            self._view.show_queue()
+        if not self.elsewhere and (changed or waited):
+            self.measure()
+        return changed
+
+    def watch(self) -> None:
+        """Now and then."""
+        self.look_around()
+        self.send_queued()
 
     # Stopping
 
@@ -251,6 +281,12 @@ class Talk:
             self.send_queued()
 
     def _failed(self, answering: Answering, error: GlmchatError) -> None:
+        if error.code == "chat.elsewhere":  # it began between our look and the question
+            self._view.transcript.drop(PENDING, PENDING_ANSWER)
+            self.queue.appendleft(answering.question)
+            self.look_around()
+            self._view.show_queue()
+            return
         if answering.key is None:  # nothing was stored: the words go back to where they can be sent again
             if not self._view.prompt.text:
                 self._view.prompt.set_text(answering.question)

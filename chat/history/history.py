@@ -98,6 +98,11 @@ class History:
         row = self.store.row(database.ONE_HEAD, (conversation,))
         return to_conversation(row) if row else None
 
+    def is_deleted(self, conversation: int) -> bool:
+        """It is hidden, and can still be restored."""
+        row = self.store.row("SELECT deletion FROM conversation WHERE id = ?", (conversation,))
+        return row is not None and row[0] is not None
+
     def conversation_of(self, message: int) -> int | None:
         """The conversation that holds this message; None if there is no such message."""
         row = self.store.row("SELECT conversation FROM message WHERE id = ? AND deletion IS NULL", (message,))

@@ -115,6 +115,11 @@ class TerminalSession:
     def until_seen(self, *texts: str) -> None:
         self.until(lambda: all(text in self.text for text in texts))
 
+    def until_ready(self) -> None:
+        """The prompt is there and the model is loaded."""
+        self.until_seen("Ask anything")
+        self.until(lambda: "starting" not in self.text and "loading" not in self.text.lower())
+
     def until_still(self, seconds: float = 0.5) -> None:
         """Nothing has been drawn for so long; for what must not happen."""
         last, before = time.monotonic(), self.text

@@ -35,15 +35,10 @@ def past() -> None:
             history.append(tree, "assistant", f"an answer to {title.split()[0]}")
 
 
-def ready(terminal: TerminalSession) -> None:
-    terminal.until_seen("Ask anything")
-    terminal.until(lambda: "starting" not in terminal.text and "loading" not in terminal.text.lower())
-
-
 @pytest.mark.usefixtures("past")
 def test_conversations_search_and_earlier_questions_are_there_before_the_first_question(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES)
         terminal.press("esc", "ctrl+f")
@@ -61,7 +56,7 @@ def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
     model: Path, environ: dict[str, str]
 ) -> None:
     with TerminalSession("run", model, environ=environ) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES)
         terminal.press("down", "down")
@@ -76,7 +71,7 @@ def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
 @pytest.mark.usefixtures("past")
 def test_what_is_pinned_or_renamed_stays_the_chosen_one(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES)
         terminal.press("down", "down", "p")
@@ -88,7 +83,7 @@ def test_what_is_pinned_or_renamed_stays_the_chosen_one(model: Path) -> None:
 
 def test_page_keys_scroll_the_conversation_while_the_prompt_has_the_focus(model: Path) -> None:
     with TerminalSession("run", model, rows=20, behaviour={"pieces": [f"line {n}\n\n" for n in range(60)]}) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.say("go on")
         terminal.until_seen("line 59")
         terminal.until_still()
@@ -111,7 +106,7 @@ def drafts() -> list[str]:
 def test_leaving_keeps_the_queue_and_the_draft_and_files_nothing_as_a_failure(model: Path) -> None:
     slow = {"pieces": [f"word{n} " for n in range(2000)], "seconds_per_token": 0.05}
     with TerminalSession("run", model, behaviour=slow) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.say("first question")
         terminal.until_seen("word3")
         for text in ("QUEUED-ONE", "QUEUED-TWO"):
@@ -131,7 +126,7 @@ def test_leaving_keeps_the_queue_and_the_draft_and_files_nothing_as_a_failure(mo
 def test_a_refused_model_leaves_the_one_that_answers(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.say(f"/model {tmp_path / 'empty'}")
         terminal.until_seen("■")
         terminal.until_still()
@@ -142,7 +137,7 @@ def test_a_refused_model_leaves_the_one_that_answers(model: Path, tmp_path: Path
 
 def test_an_export_has_the_form_of_its_name(model: Path, tmp_path: Path) -> None:
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.say("hello")
         terminal.until_seen("one two")
         terminal.say(f"/export {tmp_path / 'out.json'}")
@@ -153,7 +148,7 @@ def test_an_export_has_the_form_of_its_name(model: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("keys", [("esc", "esc"), ("ctrl+c",)])
 def test_the_prompt_can_be_emptied_at_once_and_comes_back_with_undo(model: Path, keys: tuple[str, ...]) -> None:
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.type("one line")
         terminal.press("ctrl+j")
         terminal.type("another line")
@@ -166,7 +161,7 @@ def test_the_prompt_can_be_emptied_at_once_and_comes_back_with_undo(model: Path,
 
 def test_the_key_that_opened_a_panel_closes_it_and_changes_nothing(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         for key in ("f2", "f1", "f4", "f7"):
             terminal.until_still()
             before = terminal.text
@@ -180,13 +175,13 @@ def test_the_key_that_opened_a_panel_closes_it_and_changes_nothing(model: Path) 
 
 def test_enter_and_its_other_key_are_told_as_they_are(model: Path) -> None:
     with TerminalSession("run", model, environ={"GLMCHAT_ENTER_SENDS": "false"}) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.until_seen("Enter    new line", "F5       send")
 
 
 def test_an_answer_of_a_comparison_leaves_later_turns_where_they_are(model: Path) -> None:
     with TerminalSession("run", model, columns=120) as terminal:
-        ready(terminal)
+        terminal.until_ready()
         terminal.say("/compare temp=0 temp=1 -- first?")
         terminal.until_still(1.0)
         terminal.press("enter")

@@ -113,6 +113,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.transcript.show([self.welcome()])
         self.show_title()
         self.set_interval(2.0, self.connection.watch)
+        self.set_interval(1.0, self.talk.watch)
         # The first frame is drawn before anything is loaded.
         self.call_after_refresh(self._start)
 

@@ -78,6 +78,11 @@ class Transcript(Steady, ScrollView, can_focus=True):
     def layout_of(self, key: str) -> TurnLayout | None:
         return self._page.find(key)
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the view follows what is added."""
+        return self._follow
+
     def show(self, turns: Iterable[Turn], *, at_end: bool = True) -> None:
         """Replace everything; the view goes to the end, or stays where it is."""
         self._page = Page(turns)

@@ -1,0 +1,76 @@
+"""Two windows on one conversation, each in a pseudo-terminal: neither sends what it does not show, nothing is lost.
+
+Covers tui/talk.py, chat/session.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import model_in
+from screen import TerminalSession
+
+from glmchat.chat.history.history import History
+
+SLOW = {"pieces": [f"word{n} " for n in range(40)], "seconds_per_token": 0.1}
+ELSEWHERE = "another window went on here"
+
+
+@pytest.fixture
+def windows(tmp_path: Path) -> Iterator[tuple[TerminalSession, TerminalSession]]:
+    """The first answers at once, the second takes four seconds; both show the same question and answer."""
+    model = model_in(tmp_path / "model")
+    with TerminalSession("run", model, behaviour={"pieces": ["quick answer"]}) as first:
+        first.until_ready()
+        first.say("shared question")
+        first.until_seen("quick answer")
+        with TerminalSession("run", model, "-c", behaviour=SLOW) as second:
+            second.until_ready()
+            second.until_seen("shared question", "quick answer")
+            yield first, second
+
+
+def path() -> list[tuple[str, str]]:
+    with History.default() as history:
+        last = history.last()
+        assert last is not None
+        return [(m.role, m.text) for m in history.load(last.id).path()]
+
+
+def test_a_question_waits_for_the_answer_of_another_window_and_both_show_everything(
+    windows: tuple[TerminalSession, TerminalSession],
+) -> None:
+    first, second = windows
+    second.say("from window two")
+    second.until_seen("word1")
+    first.say("from window one")
+    first.until_seen("in another window")  # what it waits for
+    first.until_seen(ELSEWHERE, "from window two", "word39", "from window one")
+    first.until(lambda: first.text.count("quick answer") == 2)
+    second.until_seen(ELSEWHERE, "from window one")
+    assert [text for role, text in path() if role == "user"] == [
+        "shared question",
+        "from window two",
+        "from window one",
+    ]
+    assert [role for role, _ in path()] == ["user", "assistant"] * 3
+
+
+def test_what_another_window_said_is_shown_before_anything_is_asked_below_it(
+    windows: tuple[TerminalSession, TerminalSession],
+) -> None:
+    first, second = windows
+    first.say("one more")
+    first.until(lambda: first.text.count("quick answer") == 2)
+    second.until_seen(ELSEWHERE, "one more")
+    second.type("kept draft")
+    second.until_seen("kept draft")
+    first.say("/undo")
+    first.until_seen("undone")
+    second.until(lambda: "one more" not in second.text)
+    assert "kept draft" in second.text
+    first.say("/delete")
+    first.until_seen("the conversation was deleted")
+    second.until_seen("another window deleted that conversation", "kept draft")
