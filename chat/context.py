@@ -31,6 +31,34 @@ class Request:
         return None if self.tokens is None or self.limit is None else max(0, self.limit - self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class ContextParts:
+    """What the next request is made of, in tokens as the server counts them; None where it cannot count.
+
+    system: its prompt, and what the chat format sets around a question. system + sent + draft is the whole request.
+    sent_turns, unsent_turns: how many; unsent are those that do not fit, and those above a new context.
+    """
+
+    system: int | None
+    sent: int | None
+    unsent: int | None
+    draft: int | None
+    limit: int | None
+    sent_turns: int = 0
+    unsent_turns: int = 0
+
+    @property
+    def tokens(self) -> int | None:
+        if self.system is None or self.sent is None or self.draft is None:
+            return None
+        return self.system + self.sent + self.draft
+
+    @property
+    def room(self) -> int | None:
+        """Tokens left for the answer."""
+        return None if self.tokens is None or self.limit is None else max(0, self.limit - self.tokens)
+
+
 def reserve(limit: int, max_tokens: int | None) -> int:
     """Tokens kept free for the answer: what it may have, but at most a quarter of the context."""
     return min(max_tokens or DEFAULT_ANSWER, limit // 4)
@@ -136,8 +164,12 @@ class ContextFit:
         return overflow.system == self._system and overflow.messages <= here and too_many
 
     @property
+    def sent(self) -> list[StoredMessage]:
+        return [*self._systems, *(m for turn in self._turns[self._dropped :] for m in turn)]
+
+    @property
     def messages(self) -> tuple[Message, ...]:
-        return to_messages(self._system, [*self._systems, *(m for turn in self._turns[self._dropped :] for m in turn)])
+        return to_messages(self._system, self.sent)
 
     @property
     def unseen(self) -> tuple[int, ...]:

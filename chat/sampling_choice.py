@@ -21,6 +21,13 @@ from glmchat.core.settings import load_settings
 
 Origin = Literal["flag", "set", "conversation", "environment", "config", "catalogue", "generation_config", "default"]
 ORDER: tuple[Origin, ...] = get_args(Origin)  # the highest rank first
+# Values for the four settings that shape an answer; "model" means: whatever the model's own files say.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "precise": {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
+    "balanced": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
+    "creative": {"temperature": 1.1, "top_p": 1.0, "top_k": 0, "min_p": 0.05},
+    "model": {},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEvent, Trimmed, WentOn
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.context import COMPLETION, Request
+from glmchat.chat.context import COMPLETION, ContextParts, Request
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
@@ -96,6 +96,11 @@ class ChatSession:
     def unseen(self) -> tuple[int, ...]:
         """Ids of the messages that the last request left out."""
         return self._turns.seen.unseen
+
+    @property
+    def decides(self) -> bool:
+        """True where our defaults hold, since the model is loaded here; a server has its own."""
+        return self._turns.decides
 
     # Which conversation.
 
@@ -351,10 +356,17 @@ class ChatSession:
 
         Asks the engine; call it from a worker. tokens is None where the server cannot count. Raises DoesNotFit.
         """
-        stored = self.tree.context()
+        return self._turns.measure(self._with(draft), self.answer_settings())
+
+    def weigh(self, draft: str = "") -> ContextParts:
+        """The parts of that request. Asks the engine; call it from a worker."""
+        return self._turns.weigh(self._with(draft), self.tree.path(), self.answer_settings())
+
+    def _with(self, draft: str) -> list[StoredMessage]:
+        stored = list(self.tree.context())
         if draft:
-            stored = [*stored, StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft)]
-        return self._turns.measure(stored, self.answer_settings())
+            stored.append(StoredMessage(-1, self.tree.conversation.id, self.tree.leaf, "user", draft))
+        return stored
 
     def answer_settings(self, only_now: Mapping[str, Any] | None = None) -> AnswerSettings:
         """What the next answer is made with; `only_now`: sampling of that answer alone."""

@@ -109,7 +109,7 @@ class Turns:
         verbatim: tuple[Message, ...] | None = None,
     ) -> Answer:
         """A new answer below `question`. asked: it is a new one. verbatim: send these messages and nothing else."""
-        details = settings.details(is_local=self._decides)
+        details = settings.details(is_local=self.decides)
         if context.is_completion(question):
             details |= {"mode": context.COMPLETION, "system": None}
         answer = self._history.begin_answer(tree, parent=question.id, details=details)
@@ -123,7 +123,7 @@ class Turns:
         answer = self._history.reopen_answer(tree, unfinished)
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
         spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
-        details = {**answer.details, **settings.details(is_local=self._decides), "spans": spans}
+        details = {**answer.details, **settings.details(is_local=self.decides), "spans": spans}
         log = AnswerLog(self._history, tree, answer, details)
         return AnswerRun(tree, None, answer, prompt, log, self.switch, self.seen, continued=unfinished).events()
 
@@ -140,8 +140,38 @@ class Turns:
             fit.drop(tokens, fit.most)
         return fit.request(tokens)
 
+    def weigh(
+        self, stored: Sequence[StoredMessage], path: Sequence[StoredMessage], settings: AnswerSettings
+    ) -> context.ContextParts:
+        """The parts of the request for `stored`, whose last message is a draft if its id is negative.
+
+        path: the open branch with what stands above a new context. Each part is the difference of two requests that the
+        server counts, so that together they are what it counts of the whole. Asks the server.
+        """
+        variables = settings.sampling.sampling.template_variables
+        fit = self._fit(stored, settings)
+        while not fit.accepts(tokens := self._count(fit.messages, variables)) and tokens is not None and fit.can_drop:
+            fit.drop(tokens, fit.most)
+
+        def count(messages: Sequence[StoredMessage], *more: Message) -> int | None:
+            return self._count([*context.to_messages(settings.system, messages), *more], variables)
+
+        asked = [m for m in path if m.role != "system"]
+        kept = [m for m in fit.sent if m.id >= 0]
+        number = len(context.turns(kept))
+        numbers = {"sent_turns": number, "unsent_turns": len(context.turns(asked)) - number}
+        limit = settings.identity.context
+        bare = count([m for m in kept if m.role == "system"], Message("user", ""))
+        if bare is None:
+            return context.ContextParts(None, None, None, None, limit, **numbers)
+        with_turns = (count(kept) or bare) if number else bare
+        whole = (tokens or with_turns) if stored and stored[-1].id < 0 else with_turns
+        every = [m for m in kept if m.role == "system"] + asked
+        unsent = (count(every) or with_turns) - with_turns if numbers["unsent_turns"] else 0
+        return context.ContextParts(bare, with_turns - bare, unsent, whole - with_turns, limit, **numbers)
+
     @property
-    def _decides(self) -> bool:
+    def decides(self) -> bool:
         """True where our defaults hold: the model is loaded here. A server has its own."""
         return self._endpoint is None or self._endpoint.is_local
 
@@ -183,9 +213,9 @@ class Turns:
     ) -> Prompt:
         text = _completed_text(stored, continued)
         fit = self._fit(stored, settings) if text is None and verbatim is None else None
-        if fit is not None and not self._decides:
+        if fit is not None and not self.decides:
             fit.foresee()
-        sampling, asked = settings.sampling.sampling, None if self._decides else settings.sampling.asked
+        sampling, asked = settings.sampling.sampling, None if self.decides else settings.sampling.asked
         ids: Sequence[int] = ()
         if continued is not None and continued.details.get("model") == settings.identity.model:
             ids = continued.token_ids  # another model's ids mean other words

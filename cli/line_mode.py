@@ -15,6 +15,7 @@ from glmchat.chat.connect import Connection, connect, open_session
 from glmchat.chat.hangup import EXIT, listening
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage
+from glmchat.chat.in_force import rows_in_force
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import value_text
 from glmchat.chat.session import ChatSession
@@ -180,6 +181,9 @@ class LineFace:
                     by_server = origin == "default" and self._connection.process is None
                     value = tr("chosen by the server") if by_server else value_text(getattr(chosen.sampling, name))
                     output.say(f"{name}  {value}" + ("" if by_server else f"  ({tr(origin)})"))
+            case "info":
+                self.show_details(rows_in_force(self.chat))
+                self.weigh_context()
             case "adapters":
                 actions.tell_adapters(self)
             case "conversations":
@@ -220,13 +224,14 @@ class LineFace:
         for title, value in rows:
             output.say(f"{title}: {one_line(value, 400)}")
 
-    def request_size(self) -> tuple[int | None, int | None]:
-        request = self.chat.measure()
-        if request.unseen:
-            output.say(
-                tr("The context is full: the model no longer sees the first {n} messages.", n=len(request.unseen))
-            )
-        return request.tokens, request.limit
+    def show_table(self, title: str, rows: list[tuple[str, str]], hint: str = "") -> None:
+        output.say(title)
+        self.show_details(rows)
+        if hint:
+            output.say(f"  {hint}")
+
+    def weigh_context(self) -> None:
+        actions.show_context(self, self.chat.weigh())
 
     # What is taken
 

@@ -90,7 +90,7 @@ class Comparing:
         elif answers:
             chat.switch(answers[min(answers)].id)
         self._talk.show_conversation()
-        self._talk.show_adapters()
+        self._talk.show_in_force()
         if column is not None and engine_key(comparison.launches[column]) != engine_key(launch):
             self._switch_to(*locate(comparison.columns[column].name))
         elif self._connection.ready and launch.server is None and self._connection.link.process is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
+from glmchat.chat.sampling_choice import PRESETS
 from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
@@ -22,8 +23,8 @@ from glmchat.tui.composer import Composer
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import columns
 from glmchat.tui.messages import Weighed
-from glmchat.tui.screens.help import HelpScreen
-from glmchat.tui.screens.sampling import PRESETS, SamplingScreen
+from glmchat.tui.screens.help import HelpScreen, InfoScreen
+from glmchat.tui.screens.sampling import SamplingScreen
 from glmchat.tui.talk import Talk
 from glmchat.tui.theme import THEME_NAMES
 from glmchat.tui.transcript.markdown import code_blocks
@@ -72,10 +73,15 @@ class WindowFace:
         command = table.BY_NAME[name]
         if command.name in _ABOUT_THE_LAST and self._talk.look_around():
             raise Usage(tr("another window went on here"), hint=tr("look at it, then try again"), code="chat.went_on")
-        if command.run is not None:
-            command.run(self, words)
-        else:
-            self._own[command.name](words)
+        try:
+            if command.run is not None:
+                command.run(self, words)
+            else:
+                self._own[command.name](words)
+        finally:
+            self._talk.show_in_force()
+        if command.name in ("system", "policy", "context"):  # the next request holds something else
+            self._talk.measure(self._view.prompt.text)
 
     def take(self, text: str) -> None:
         """What was sent from the prompt: a command, or a question."""
@@ -120,12 +126,18 @@ class WindowFace:
                 self._view.app.push_screen(HelpScreen())
             case "sampling":
                 self._view.app.push_screen(SamplingScreen(self.chat))
+            case "info":
+                self._view.app.push_screen(InfoScreen(self.chat, self._view.prompt.text), self._run_chosen)
             case "adapters":
                 self._open_adapters()
             case "conversations":
                 self._open_conversations(words)
             case "history":
                 self._sidebar.toggle()
+
+    def _run_chosen(self, name: str | None) -> None:
+        if name is not None:
+            self.run(name)
 
     def _open_adapters(self) -> None:
         from glmchat.tui.screens.adapters import AdapterScreen
@@ -186,12 +198,16 @@ class WindowFace:
         self._view.show_title()
 
     def show_adapters(self) -> None:
-        self._talk.show_adapters()
+        self._talk.show_in_force()
 
     def show_details(self, rows: list[tuple[str, str]]) -> None:
         if memory := self._view.status.facts.memory:
             rows = [*rows, (tr("memory now"), human_bytes(memory))]
-        self.tell(tr("about this answer"), columns(rows, self._view.transcript.measure - 2))
+        self.show_table(tr("about this answer"), rows)
+
+    def show_table(self, title: str, rows: list[tuple[str, str]], hint: str = "") -> None:
+        table = columns(rows, self._view.transcript.measure - 2)
+        self.tell(title, f"{table}\n{hint}" if hint else table)
 
     def current(self, role: str) -> int | None:
         turn = self._view.transcript.current
@@ -222,8 +238,8 @@ class WindowFace:
             size = tr("{size}, {n} tokens", size=size, n=f"{news.tokens:,}")
         self.tell(tr("{name}: {size}, in the prompt; nothing is sent yet", name=news.name, size=size))
 
-    def request_size(self) -> tuple[int | None, int | None]:
-        return self._view.status.facts.used, self._view.status.facts.limit
+    def weigh_context(self) -> None:
+        self._talk.weigh()
 
     def leave(self) -> None:
         try:

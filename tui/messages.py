@@ -12,7 +12,7 @@ from glmchat.core.errors import GlmchatError
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
     from glmchat.chat.client.endpoint import Endpoint
     from glmchat.chat.compare.columns import StoreNames
-    from glmchat.chat.context import Request
+    from glmchat.chat.context import ContextParts, Request
     from glmchat.chat.history.rows import Conversation
     from glmchat.chat.session import ChatSession, ModelIdentity
     from glmchat.tui.answering import Answering
@@ -69,6 +69,13 @@ class Measured(Message, bubble=False):
     """What the next request would hold."""
 
     request: Request
+
+
+@dataclass
+class PartsCounted(Message, bubble=False):
+    """What the next request is made of."""
+
+    parts: ContextParts
 
 
 @dataclass

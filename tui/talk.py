@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from glmchat.chat.commands.actions import adapters_shown
 from glmchat.core import locations
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.files import take_notes
@@ -16,7 +15,7 @@ from glmchat.core.text import is_chinese, one_line
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import note_of, show_changes, turns_of
-from glmchat.tui.messages import Ended, Heard, Measured, Opened
+from glmchat.tui.messages import Ended, Heard, Measured, Opened, PartsCounted
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
 
@@ -96,7 +95,7 @@ class Talk:
         if self.session is None or answers is None or not self._connection.ready:
             return
         self.session.reconnect(answers.endpoint, answers.identity)
-        self.show_adapters()
+        self.show_in_force()
         if language() == "zh":
             self._connection.advise_chinese()
         self.measure()
@@ -186,13 +185,29 @@ class Talk:
             session = self.session
             self._view.start_thread(lambda: self._count(session, draft), "measure", exclusive=True)
 
+    def weigh(self) -> None:
+        """Count the parts of the next request, in a thread; `PartsCounted` comes back."""
+        session, draft = self.chat, self._view.prompt.text
+        draft = "" if draft.lstrip().startswith("/") else draft
+
+        def count() -> None:
+            self._view.post_message(PartsCounted(session.weigh(draft)))
+
+        self._view.start_thread(count, "weigh")
+
     def _count(self, session: ChatSession, draft: str) -> None:
         with suppress(GlmchatError):  # the question itself will say so
             self._view.post_message(Measured(session.measure(draft)))
 
     def measured(self, news: Measured) -> None:
         if not self.busy:
-            self._view.status.show(used=news.request.tokens, limit=news.request.limit)
+            self._view.status.show(
+                used=news.request.tokens, limit=news.request.limit, unsent=self._turns_among(news.request.unseen)
+            )
+
+    def _turns_among(self, messages: Iterable[int]) -> int:
+        known = self.chat.tree.messages
+        return sum(number in known and known[number].role == "user" for number in messages)
 
     # Other windows
 
@@ -210,7 +225,7 @@ class Talk:
         if changed:
             show_changes(self._view.transcript, before, turns_of(self.session) or [self._view.welcome()])
             self._view.show_title()
-            self.show_adapters()
+            self.show_in_force()
         if self.elsewhere is not waited:
             self._view.show_queue()
         if not self.elsewhere and (changed or waited):
@@ -347,13 +362,13 @@ class Talk:
         if left is not None:
             self._leave_behind(left)
         self.answering = None
-        self._view.status.show(activity="", progress=None, speed=None, first_token=None, used=None)
+        self._view.status.show(activity="", progress=None, speed=None, first_token=None, used=None, unsent=0)
         if back is not None:
             self._come_back(back)
         else:
             self.show_conversation()
         self._show_behind()
-        self.show_adapters()
+        self.show_in_force()
         self.stop_editing()
 
     def _leave_behind(self, answering: Answering) -> None:
@@ -406,8 +421,12 @@ class Talk:
             self.session.refresh()
             self._view.show_title()
 
-    def show_adapters(self) -> None:
-        self._view.status.show(adapters=adapters_shown(self.chat))
+    def show_in_force(self) -> None:
+        """What the next answer is made with, where it is not the default."""
+        from glmchat.chat.in_force import adapters_in_force, marks
+
+        if self.session is not None:
+            self._view.status.show(adapters=adapters_in_force(self.session), marks=marks(self.session))
 
     # Editing
 

@@ -18,12 +18,13 @@ from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import Answer
+    from glmchat.chat.context import ContextParts
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession
     from glmchat.chat.text_file import TextFile
 
-Dialog = Literal["help", "sampling", "adapters", "conversations", "history"]
+Dialog = Literal["help", "sampling", "adapters", "conversations", "history", "info"]
 
 
 class Face(Protocol):
@@ -77,6 +78,8 @@ class Face(Protocol):
     def show_details(self, rows: list[tuple[str, str]]) -> None:
         """Facts of an answer: titles and values."""
 
+    def show_table(self, title: str, rows: list[tuple[str, str]], hint: str = "") -> None: ...
+
     def current(self, role: str) -> int | None:
         """The message that the keyboard stands on, if it is of that role."""
 
@@ -85,9 +88,8 @@ class Face(Protocol):
 
     def take_file(self, file: TextFile) -> None: ...
 
-    def request_size(self) -> tuple[int | None, int | None]:
-        """Tokens of the next request, and the limit; None where the server does not say."""
-        ...
+    def weigh_context(self) -> None:
+        """Count what the next request holds, beside the way where that takes time; then `show_context`."""
 
     def leave(self) -> None: ...
 
@@ -288,33 +290,37 @@ def adapter(face: Face, words: str) -> None:
 
 
 def tell_adapters(face: Face) -> None:
-    names = ", ".join(adapters_shown(face.chat))
+    from glmchat.chat.in_force import adapters_in_force
+
+    names = ", ".join(adapters_in_force(face.chat))
     face.tell(tr("adapters, starting with the next answer: {names}", names=names or tr("none")))
-
-
-def adapters_shown(chat: ChatSession) -> tuple[str, ...]:
-    """The adapters in use, with their weights."""
-    from glmchat.chat.adapters_choice import shown
-    from glmchat.hub.adapters import is_forced
-
-    return tuple(shown(name, scale, forced=is_forced(name)) for name, scale in chat.adapters)
 
 
 def context(face: Face, words: str) -> None:
     if words:
         policy(face, words)
-        return
-    used, limit = face.request_size()
-    if used is None:
-        face.tell(tr("the server does not report how many tokens the next request takes"))
-        return
+    else:
+        face.weigh_context()
+
+
+def show_context(face: Face, parts: ContextParts) -> None:
+    """What was counted, as a table."""
+    from glmchat.chat.in_force import context_rows
+
     drops = face.chat.context_policy == "drop"
-    face.tell(
-        tr("the next request takes {used} of {limit} tokens", used=f"{used:,}", limit=f"{limit or 0:,}"),
+    face.show_table(
+        tr("the next request, in tokens")
+        if parts.tokens is not None
+        else tr("the server does not report how many tokens the next request takes"),
+        context_rows(parts),
         tr("when it is full, the oldest turns are dropped and marked; /policy refuses new questions instead")
         if drops
         else tr("when it is full, new questions are refused; /policy drops the oldest turns instead"),
     )
+
+
+def info(face: Face, words: str) -> None:
+    face.open("info")
 
 
 def policy(face: Face, words: str) -> None:

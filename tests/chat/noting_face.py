@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from glmchat.chat.commands import table
+from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
 from glmchat.chat.history.rows import StoredMessage
 from glmchat.chat.launch import LaunchOptions
@@ -84,9 +84,11 @@ class NotingFace:
     def take_file(self, file: TextFile) -> None:
         self.seen.append(("file", file.name))
 
-    def request_size(self) -> tuple[int | None, int | None]:
-        request = self.chat.measure()
-        return request.tokens, request.limit
+    def show_table(self, title: str, rows: list[tuple[str, str]], hint: str = "") -> None:
+        self.seen.append(("table", (title, dict(rows), hint)))
+
+    def weigh_context(self) -> None:
+        actions.show_context(self, self.chat.weigh())
 
     def leave(self) -> None:
         self.seen.append(("left", True))

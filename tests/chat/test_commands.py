@@ -123,7 +123,8 @@ def test_the_context_is_measured_cleared_and_its_policy_changed(face: NotingFace
     assert face.told("line") == ["the context is empty already"]
     ask(face, "12345")
     face.run("/context")
-    assert face.told("line")[-1] == "the next request takes 14 of 1,000 tokens"
+    [(title, table, _)] = face.told("table")
+    assert title == "the next request, in tokens" and table["next request"] == "14 of 1,000"
     face.run("/clear")
     assert face.told("mark") == [True] and not face.chat.tree.context()
     face.run("/policy")

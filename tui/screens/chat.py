@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
-from glmchat.chat.commands import table
+from glmchat.chat.commands import actions, table
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
@@ -23,7 +23,19 @@ from glmchat.core.text import one_line
 from glmchat.tui.composer import Composer
 from glmchat.tui.connection import EngineLink, ModelConnection
 from glmchat.tui.face import WindowFace
-from glmchat.tui.messages import Ended, EngineLost, Heard, Loading, Measured, Names, Opened, Ready, Resources, Weighed
+from glmchat.tui.messages import (
+    Ended,
+    EngineLost,
+    Heard,
+    Loading,
+    Measured,
+    Names,
+    Opened,
+    PartsCounted,
+    Ready,
+    Resources,
+    Weighed,
+)
 from glmchat.tui.reading import Reading
 from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
@@ -132,6 +144,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.transcript.set_palette(self.palette)
         self.sidebar.reload()
 
+    def on_screen_resume(self) -> None:
+        self.talk.show_in_force()  # a dialog may have changed it
+
     def on_resize(self, event: events.Resize) -> None:
         self.set_class(event.size.width < NARROW, "narrow")
         self.headline.display = event.size.height >= LOW
@@ -224,6 +239,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_measured(self, news: Measured) -> None:
         self.talk.measured(news)
+
+    def on_parts_counted(self, news: PartsCounted) -> None:
+        actions.show_context(self.face, news.parts)
 
     def on_weighed(self, news: Weighed) -> None:
         self.face.show_weight(news)

@@ -1,8 +1,9 @@
-"""Keys and commands, made from the table."""
+"""What is only read: keys and commands, made from the table; and what the next answer is made with."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,11 +14,21 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from glmchat.chat.commands.table import COMMANDS, GROUPS, key_name, summary, usage
+from glmchat.chat.commands.table import BY_NAME, COMMANDS, GROUPS, key_name, summary, usage
+from glmchat.chat.in_force import context_rows, rows_in_force
+from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
+from glmchat.core.text import show_controls
+from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.wrapping import rows
+from glmchat.tui.widgets.actions import KeyLine
+
+if TYPE_CHECKING:
+    from glmchat.chat.session import ChatSession
+
+_CHANGES = {"set": "sampling", "model": "model", "adapter": "adapters", "policy": "full context"}  # by their keys
 
 _KEYS: tuple[tuple[str, str], ...] = (
     ("Enter", "send"),
@@ -88,3 +99,71 @@ def help_text(p: Palette, width: int) -> Text:
         table(tr(group), entries)
     text.append("\n" + tr("A line that begins with // is sent with one slash."), p.quiet)
     return text
+
+
+class InfoScreen(ListScreen[str | None]):
+    """What the next answer is made with. Returns the command whose key was pressed, to change it."""
+
+    LEAVING = ListScreen.LEAVING | {"f9", "q"}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,f9,enter,ctrl+q", "leave", show=False),
+        *(Binding(BY_NAME[name].key, f"change('{name}')", id=name, show=False) for name in _CHANGES),
+    ]
+
+    def __init__(self, session: ChatSession, draft: str) -> None:
+        super().__init__()
+        self._session = session
+        self._draft = draft
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="panel", classes="wide"):
+            yield Static("", id="info")
+            yield KeyLine()
+
+    def on_mount(self) -> None:
+        panel = self.query_one("#panel")
+        panel.border_title = tr("In force, starting with the next answer")
+        self.query_one(KeyLine).say(
+            " · ".join(f"{key_name(BY_NAME[name].key)} {tr(word)}" for name, word in _CHANGES.items())
+            + " · "
+            + tr("Esc closes")
+        )
+        panel.focus()
+        self._show([(tr("the next request"), tr("counting"))])
+        self.read_list(lambda: self._session.weigh(self._draft), lambda parts: self._show(context_rows(parts)))
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
+
+    def show_error(self, error: GlmchatError) -> None:
+        self._show([(tr("the next request"), error.message)])
+
+    def _show(self, counted: list[tuple[str, str]]) -> None:
+        self.query_one("#info", Static).update(_Table((rows_in_force(self._session), counted), self.palette))
+
+    def action_change(self, name: str) -> None:
+        self.dismiss(name)
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
+
+
+class _Table:
+    """Titles and values in two columns, wrapped for whatever width they are drawn at; a blank line between groups."""
+
+    def __init__(self, groups: Sequence[list[tuple[str, str]]], palette: Palette) -> None:
+        self._groups = groups
+        self._palette = palette
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        p, width = self._palette, max(20, options.max_width)
+        column = max(cell_len(title) for group in self._groups for title, _ in group) + 2
+        text = Text()
+        for group in self._groups:
+            text.append("\n" if text else "")
+            for title, value in group:
+                text.append(title + " " * (column - cell_len(title)), p.quiet)
+                for index, row in enumerate(rows(show_controls(value), max(12, width - column))):
+                    text.append(" " * column * bool(index) + show_controls(value)[row.start : row.end] + "\n", p.body)
+        text.right_crop(1)
+        yield text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -14,7 +14,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
-from glmchat.chat.sampling_choice import value_text
+from glmchat.chat.sampling_choice import PRESETS, value_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.steady import Steady, SteadyScreen, error_text
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 
-# Values for the four settings that shape an answer; "model" means: whatever the model's own files say.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "precise": {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
-    "balanced": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0},
-    "creative": {"temperature": 1.1, "top_p": 1.0, "top_k": 0, "min_p": 0.05},
-    "model": {},
-}
 PRESET_WORDS: Mapping[str, str] = {
     "precise": "stays with the likeliest words: facts, code, extraction",
     "balanced": "for conversation",

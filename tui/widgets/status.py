@@ -41,6 +41,8 @@ class Facts:
     revision: str | None = None
     quant: str | None = None
     adapters: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()  # of what the next answer is made with and is not the default
+    unsent: int = 0  # turns that do not fit into the context
     speed: float | None = None  # tokens per second
     first_token: float | None = None  # seconds
     used: int | None = None  # tokens the next request would hold
@@ -108,7 +110,11 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
         if f.quant and f.quant != "none":
             left.append((5, Text(one_line(f.quant, 16), p.quiet)))
         for adapter in f.adapters:
-            left.append((4, Text("+" + one_line(adapter, 20), p.style(p.user))))
+            called, _, said = adapter.partition(" (")  # what is said of one must not be cut off with its name
+            drawn = Text("+" + one_line(called, 20), p.style(p.user))
+            left.append((4, drawn.append(f" ({said}", p.style(p.error, bold=True)) if said else drawn))
+        for mark in f.marks:
+            left.append((4, Text(one_line(mark, 24), p.style(p.user))))
     right: list[tuple[int, Text]] = []
     if f.unsaved:
         right.append((2, Text(tr("not saved"), p.style(p.warning, bold=True))))
@@ -116,6 +122,9 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
         right.append((5, Text("… " + one_line(title, 24), p.accented)))
     if f.queued:
         right.append((2, Text(tr("{n} queued", n=f.queued), p.style(p.user))))
+    if f.unsent:
+        words = tr("1 turn not sent") if f.unsent == 1 else tr("{n} turns not sent", n=f"{f.unsent:,}")
+        right.append((3, Text(words, p.style(p.warning))))
     if f.speed is not None:
         right.append((4, Text(f"{f.speed:.1f} tok/s", p.quiet)))
     if f.first_token is not None:
