@@ -213,6 +213,10 @@ class ChatSession:
     def context_policy(self) -> str:
         return self.settings.context_policy or self.default_policy
 
+    def mark_one_shot(self) -> None:
+        """A conversation that nobody means to go on with: lists leave it out until somebody does."""
+        self._change(replace(self.settings, one_shot=True))
+
     def set_context_policy(self, policy: str) -> None:
         """ "drop" or "refuse". Raises Usage for another word."""
         if policy not in ("drop", "refuse"):
@@ -297,6 +301,7 @@ class ChatSession:
                 raise _answered_elsewhere()
             if news := self._take_over():
                 yield WentOn(news)
+            self._change(replace(self.settings, one_shot=self.settings.one_shot and not self.tree.messages))
             question = self.history.append(self.tree, "user", text)
             self.history.save_draft(self.tree, "")
             yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)

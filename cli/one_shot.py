@@ -41,6 +41,8 @@ def answer_once(
     """
     session = open_session(history, launch, settings)  # an unknown conversation is told before anything is loaded
     session.default_policy = "refuse"
+    if launch.resume is None:
+        session.mark_one_shot()
     with loaded(launch, "completion" if complete else "answer") as connection:
         session.reconnect(connection.endpoint, connection.identity)
         printer = _JsonPrinter(session) if as_json else _TextPrinter(session, stream)

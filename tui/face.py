@@ -56,6 +56,7 @@ class WindowFace:
         settings: Settings,
     ) -> None:
         self.deletions: list[tuple[int, int]] = []
+        self.leaving = False  # as soon as what was typed can be kept
         self._view = view
         self._talk = talk
         self._connection = connection
@@ -158,7 +159,8 @@ class WindowFace:
         if words:
             self._sidebar.find(words)
             return
-        earlier = self.chat.history.interrupted() or self.chat.history.last()
+        history = self.chat.history
+        earlier = history.interrupted() or history.last_draft() or history.last()
         if earlier is None or earlier.id == self.chat.tree.conversation.id:
             self._sidebar.toggle()
         else:
@@ -242,6 +244,9 @@ class WindowFace:
         self._talk.weigh()
 
     def leave(self) -> None:
+        if self._talk.session is None and self._view.prompt.text and not self.leaving:
+            self.leaving = True  # once the history is open, which then keeps what was typed
+            return
         try:
             self._composer.keep_unsent()
             self._talk.stop_all()

@@ -43,10 +43,11 @@ class EngineLost(Message, bubble=False):
 
 @dataclass
 class Opened(Message, bubble=False):
-    """The history is open and a conversation in it; interrupted: an earlier one to offer."""
+    """The history is open and a conversation in it; interrupted, unsent: earlier ones to offer."""
 
     session: ChatSession
     interrupted: Conversation | None = None
+    unsent: Conversation | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from glmchat.core import locations
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.files import take_notes
 from glmchat.core.language import language, tr
 from glmchat.core.text import is_chinese, one_line
@@ -69,7 +69,10 @@ class Talk:
         path = locations.history_file() if launch.history and settings.history else None
         history = History.open(path)
         session = open_session(history, launch, settings)
-        self._view.post_message(Opened(session, history.interrupted() if launch.resume is None else None))
+        new = launch.resume is None
+        self._view.post_message(
+            Opened(session, history.interrupted() if new else None, history.last_draft() if new else None)
+        )
 
     def opened(self, news: Opened) -> None:
         self.session = news.session
@@ -82,6 +85,11 @@ class Talk:
             self._view.tell(
                 tr("“{title}” was interrupted during an answer", title=title),
                 tr("/resume opens it, /continue resumes the answer"),
+            )
+        if news.unsent is not None:
+            self._view.tell(
+                tr("not sent: “{text}”", text=one_line(news.unsent.draft, 60)),
+                tr("/resume brings it back into the prompt"),
             )
         self._show_saving()
         if launch.resume is not None:
@@ -196,8 +204,15 @@ class Talk:
         self._view.start_thread(count, "weigh")
 
     def _count(self, session: ChatSession, draft: str) -> None:
+        from glmchat.chat.context import Request, sizes
+
         with suppress(GlmchatError):  # the question itself will say so
-            self._view.post_message(Measured(session.measure(draft)))
+            try:
+                request = session.measure(draft)
+            except DoesNotFit as error:
+                tokens, limit = sizes(error) or (None, None)
+                request = Request((), (), tokens, limit)
+            self._view.post_message(Measured(request))
 
     def measured(self, news: Measured) -> None:
         if not self.busy:
@@ -216,7 +231,9 @@ class Talk:
         if self.session is None or self.busy:
             return False
         if self.session.history.is_deleted(self.session.tree.conversation.id):
+            typed = self._view.prompt.text
             self.turn_to(None)
+            self._view.prompt.set_text(typed)
             self._view.tell(tr("another window deleted that conversation"))
             return True
         before, waited = [turn.key for turn in turns_of(self.session)], self.elsewhere
@@ -339,13 +356,14 @@ class Talk:
     def turn_to(self, conversation: int | None) -> None:
         """Another conversation, or a new one, comes into view at once. Raises Usage if it is unknown.
 
-        An answer that is being written goes on in the conversation it belongs to; what waited to be sent there becomes
-        its draft. A completion belongs to none and is stopped.
+        An answer that is being written goes on in the conversation it belongs to; what waited to be sent there, and
+        what stood in the prompt, becomes its draft. A completion belongs to none and is stopped.
         """
         session, left = self.chat, self.answering
         self._then = None
         if left is not None and conversation == session.tree.conversation.id:
             return
+        self._put_away()
         back = next((a for a in self.behind if a.session.tree.conversation.id == conversation), None)
         if back is not None:
             self.session = back.session
@@ -355,8 +373,8 @@ class Talk:
             session.new()
         else:
             session.open(conversation)
+        self._view.prompt.set_text("")
         if self.queue:
-            session.history.save_draft(session.tree, "\n\n".join(self.queue))
             self.queue.clear()
             self._view.show_queue()
         if left is not None:
@@ -370,6 +388,12 @@ class Talk:
         self._show_behind()
         self.show_in_force()
         self.stop_editing()
+
+    def _put_away(self) -> None:
+        """What is not sent stays with the conversation that is left."""
+        typed = self._view.prompt.text if self.editing is None else ""
+        unsent = "\n\n".join([*self.queue, *([typed] if typed else [])])
+        self.chat.history.save_draft(self.chat.tree, unsent)
 
     def _leave_behind(self, answering: Answering) -> None:
         layout = self._view.transcript.layout_of(answering.key or PENDING_ANSWER)

@@ -239,6 +239,10 @@ LAST_HEAD = (
     f"{_HEADS} AND EXISTS (SELECT 1 FROM message m WHERE m.conversation = c.id AND m.deletion IS NULL)"
     " ORDER BY sequence DESC LIMIT 1"
 )
+LAST_DRAFT = (
+    f"SELECT * FROM ({_HEADS} ORDER BY sequence DESC LIMIT 1) AS newest WHERE draft <> ''"
+    " AND NOT EXISTS (SELECT 1 FROM message m WHERE m.conversation = newest.id AND m.deletion IS NULL)"
+)
 LAST_QUESTIONS = (
     "SELECT m.text FROM message m JOIN conversation c ON c.id = m.conversation"
     " WHERE m.role = 'user' AND m.deletion IS NULL AND c.deletion IS NULL ORDER BY m.id DESC LIMIT ?"

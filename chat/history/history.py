@@ -113,6 +113,11 @@ class History:
         row = self.store.row(database.LAST_HEAD)
         return to_conversation(row) if row else None
 
+    def last_draft(self) -> Conversation | None:
+        """A conversation that was only begun in the prompt, after everything that was said: one to offer."""
+        row = self.store.row(database.LAST_DRAFT)
+        return to_conversation(row) if row else None
+
     def recent_questions(self, limit: int = 500) -> list[str]:
         """What was asked last in all conversations, the newest first."""
         rows = self.store.rows(database.LAST_QUESTIONS, (limit,))
@@ -173,9 +178,9 @@ class History:
         """Set fields of the head: model, settings, pinned, draft, title."""
         with self._lock:
             tree.change_head(**values)
-            if tree.messages or tree.conversation.draft:
-                # A pin or a draft does not make a conversation the last one used.
-                self.store.save(tree, touch=bool(values.keys() - {"draft", "pinned"}))
+            if tree.messages or "draft" in values:
+                # What is said makes a conversation the last one used; a title, a pin, a setting or a draft does not.
+                self.store.save(tree, touch=not tree.conversation.sequence)
 
     def rename(self, tree: Tree, title: str) -> None:
         self.change(tree, title=one_line(title.strip(), 120), renamed=True)
@@ -284,6 +289,7 @@ class History:
             while at.parent is not None and at.parent in tree.messages:
                 tree.choose(tree.messages[at.parent], at.id)
                 at = tree.messages[at.parent]
+            tree.change_head(updated=time.time())
             self.store.save(tree)
 
     # Other windows.
@@ -314,7 +320,7 @@ class History:
             for message in messages:
                 tree.put(replace(tree.messages[message.id], deletion=deletion))
             count = tree.conversation.message_count - sum(not m.is_clear for m in messages)
-            tree.change_head(leaf=leaf, message_count=count)
+            tree.change_head(leaf=leaf, message_count=count, updated=time.time())
             self.store.save(tree)
         return deletion
 

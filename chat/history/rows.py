@@ -33,6 +33,7 @@ class ConversationSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)  # field of core.messages.Sampling -> value
     adapters: tuple[tuple[str, float], ...] = ()  # (name in the store, scale)
     context_policy: str | None = None  # "drop" | "refuse"
+    one_shot: bool = False  # asked and answered on a command line, and not gone on with since
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +41,7 @@ class ConversationSettings:
             "sampling": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sampling.items()},
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
             "context_policy": self.context_policy,
+            **({"one_shot": True} if self.one_shot else {}),
         }
 
     @staticmethod
@@ -56,6 +58,7 @@ class ConversationSettings:
             sampling=sampling,
             adapters=tuple((str(a["name"]), float(a["scale"])) for a in data.get("adapters") or ()),
             context_policy=policy,
+            one_shot=data.get("one_shot") is True,
         )
 
 

@@ -212,6 +212,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_opened(self, news: Opened) -> None:
         self.talk.opened(news)
+        if self.face.leaving:
+            self.face.leave()
+            return
         if self.connection.launch.resume is not None:
             self.composer.restore_draft()
         self.talk.meet()
@@ -383,4 +386,5 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.talk.refresh()
 
     def on_sidebar_closed(self) -> None:
-        self.prompt.focus()
+        if not self.sidebar.display:  # it may have been opened again
+            self.prompt.focus()

@@ -42,6 +42,7 @@ class Sidebar(Steady, Vertical):
         Binding("delete,d,x", "delete", show=False),
         Binding("u", "undelete", show=False),
         Binding("slash", "search", show=False),
+        Binding("o", "one_shots", show=False),
     ]
 
     class Open(Message):
@@ -63,10 +64,12 @@ class Sidebar(Steady, Vertical):
         self.targets: list[tuple[int, int | None]] = []
         self._deleted: list[int] = []
         self._renaming: int | None = None
+        self._with_one_shots = False
         self.display = False
 
     def compose(self) -> ComposeResult:
-        yield Input(placeholder=tr("search everything"), id="search", compact=True)
+        yield Static(tr("new title"), id="renaming")
+        yield Input(placeholder=tr("search everything"), id="search", compact=True, select_on_focus=False)
         yield Rows(id="conversations")
         yield Static("", id="sidebar-hint")
 
@@ -75,7 +78,7 @@ class Sidebar(Steady, Vertical):
             self.action_close()
         else:
             self._show(True)
-            self.reload()
+            self._end_search()
             self.query_one(OptionList).focus()
 
     def _show(self, shown: bool) -> None:
@@ -86,14 +89,15 @@ class Sidebar(Steady, Vertical):
     def find(self, query: str) -> None:
         """Open with the search field filled."""
         self._show(True)
+        self._end_search()
         field = self.query_one("#search", Input)
         field.value = query
         self.reload()
         field.focus()
 
     def action_close(self) -> None:
-        self._renaming = None
         self._show(False)
+        self._end_search()
         self.post_message(self.Closed())
 
     def action_search(self) -> None:
@@ -126,11 +130,11 @@ class Sidebar(Steady, Vertical):
             if len(hits) == 1:
                 hint = tr("1 result · Enter opens")
         else:
-            rows = [c for c in self.history.conversations(limit=_SHOWN) if c.message_count or c.id == self.open_id]
+            rows = [c for c in self.history.conversations(limit=_SHOWN) if self._is_listed(c)]
             self.targets = [(c.id, None) for c in rows]
             now = time.time()
             listing.add_options([Option(self._row(c, now)) for c in rows])
-            hint = tr("Enter opens · r rename · p pin · d delete · / search")
+            hint = tr("Enter opens · r rename · p pin · d delete · o one-shots · / search")
             if self._deleted:
                 hint = tr("deleted · u restores it")
             ids = [c.id for c in rows]
@@ -141,11 +145,18 @@ class Sidebar(Steady, Vertical):
             listing.highlighted = min(at or 0, len(self.targets) - 1)
         self.query_one("#sidebar-hint", Static).update(Text(hint, self.palette.quiet))
 
+    def _is_listed(self, c: Conversation) -> bool:
+        """One that was only begun is listed by its draft; one-shots are listed when they are asked for."""
+        if c.id == self.open_id or c.pinned:
+            return True
+        return bool(c.message_count or c.draft) and (self._with_one_shots or not c.settings.one_shot)
+
     def _row(self, c: Conversation, now: float) -> Text:
         p = self.palette
-        sign = "● " if c.id == self.open_id else "★ " if c.pinned else "  "
+        sign = ("★" if c.pinned else "●" if c.id == self.open_id else " ") + " "
         text = Text.assemble((sign, p.accented if c.id == self.open_id else p.style(p.user)))
-        text.append(one_line(c.title or tr("untitled"), 60), p.strong if c.id == self.open_id else p.body)
+        title = c.title or (tr("draft: {text}", text=c.draft) if c.draft else tr("untitled"))
+        text.append(one_line(title, 60), p.strong if c.id == self.open_id else p.body)
         text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
         return text
 
@@ -207,19 +218,32 @@ class Sidebar(Steady, Vertical):
     def _begin_renaming(self, conversation: int, title: str) -> None:
         self._renaming = conversation
         field = self.query_one("#search", Input)
+        self.query_one("#renaming").display = True
         field.value = title
         field.focus()
+        field.action_end()  # the old title is mended, not typed over
         self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc cancels"), self.palette.quiet))
 
     def _end_renaming(self) -> None:
-        self._renaming = None
-        self.query_one("#search", Input).value = ""
-        self.reload()
+        self._end_search()
         self.query_one(OptionList).focus()
+
+    def _end_search(self) -> None:
+        """The list is of conversations again, and the field is for searching."""
+        self._renaming = None
+        self.query_one("#renaming").display = False
+        with self.prevent(Input.Changed):
+            self.query_one("#search", Input).value = ""
+        self.reload()
 
     def key_escape(self) -> None:
         if self._renaming is not None:
             self._end_renaming()
+
+    def action_one_shots(self) -> None:
+        """Answers to single commands, in the list or not."""
+        self._with_one_shots = not self._with_one_shots
+        self.reload()
 
     def action_pin(self) -> None:
         if (chosen := self._chosen) is not None and self.history is not None:

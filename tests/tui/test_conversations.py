@@ -1,0 +1,127 @@
+"""The list of conversations and what belongs to each, in a pseudo-terminal.
+
+Covers tui/widgets/sidebar.py, tui/composer.py, tui/talk.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import model_in
+from screen import TerminalSession
+
+from glmchat.chat.history.history import History
+
+TITLES = ("alpha question", "bravo question", "charlie question")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """And three conversations, the first the newest."""
+    with History.default() as history:
+        for title in reversed(TITLES):
+            tree = history.new()
+            history.append(tree, "user", title)
+            history.append(tree, "assistant", f"an answer to {title.split()[0]}")
+    return model_in(tmp_path / "model")
+
+
+def in_order(terminal: TerminalSession, *texts: str) -> bool:
+    places = [terminal.text.find(text) for text in texts]
+    return places == sorted(places) and min(places) >= 0
+
+
+def test_a_search_ends_with_the_list_and_a_title_is_not_typed_into_a_search_field(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+f")
+        terminal.until_seen("search everything")
+        terminal.type("bravo")
+        terminal.until_seen("answer to bravo")
+        terminal.press("enter", "enter")
+        terminal.until_seen("y copy")
+        terminal.press("ctrl+b")
+        terminal.until(lambda: "▕" not in terminal.text)
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES, "search everything")
+        terminal.press("home", "r")  # the newest
+        terminal.until_seen("new title")
+        terminal.type(" renamed")
+        terminal.press("enter")
+        terminal.until(lambda: "alpha question renamed" in terminal.text and "new title" not in terminal.text)
+
+
+def test_only_what_is_said_changes_the_order_of_the_list(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        terminal.press("end", "r")
+        terminal.until_seen("new title")
+        terminal.type("X")
+        terminal.press("enter")
+        terminal.until(lambda: in_order(terminal, *TITLES, "questionX"))
+        terminal.press("p")
+        terminal.until(lambda: in_order(terminal, "★ charlie", *TITLES[:2]))
+        terminal.press("p")
+        terminal.until(lambda: in_order(terminal, *TITLES))
+
+
+def test_what_is_typed_stays_with_its_conversation(model: Path) -> None:
+    with TerminalSession("run", model, "-c") as terminal:
+        terminal.until_ready()
+        terminal.until_seen("an answer to alpha")
+        terminal.type("draft of alpha")
+        terminal.until_seen("draft of alpha")
+        terminal.press("ctrl+n")
+        terminal.until(lambda: "draft of alpha" not in terminal.text and "Ask anything" in terminal.text)
+        terminal.type("draft of nothing")
+        terminal.until_seen("draft of nothing")
+        terminal.press("ctrl+f")
+        terminal.until_seen("search everything")
+        terminal.type("alpha")
+        terminal.until_seen("answer to alpha")
+        terminal.press("enter", "enter")
+        terminal.until_seen("an answer to alpha", "│ draft of alpha")
+        assert "│ draft of nothing" not in terminal.text
+
+
+def test_a_draft_of_a_new_conversation_is_offered_at_the_next_start(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.type("the longest question")
+        terminal.until_seen("the longest question")
+        terminal.press("ctrl+q")
+        terminal.until_ended()
+    with TerminalSession("run", model) as terminal:
+        terminal.until_seen("not sent: “the longest question”")
+        terminal.until_ready()
+        terminal.say("/resume")
+        terminal.until_seen("│ the longest question")
+        terminal.press("ctrl+c")
+        terminal.until_seen("Ask anything")
+        terminal.press("ctrl+q")
+        terminal.until_ended()
+    with TerminalSession("run", model) as terminal:  # emptied, it does not come back
+        terminal.until_ready()
+        terminal.until_still()
+        assert "longest" not in terminal.text
+
+
+def test_answers_of_single_commands_are_listed_when_they_are_asked_for(model: Path) -> None:
+    with TerminalSession("run", model, "a single command") as terminal:
+        terminal.until_ended()
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        assert "a single command" not in terminal.text
+        terminal.press("o")
+        terminal.until_seen("a single command")
+        terminal.press("home", "enter")
+        terminal.until_seen("one two")
+        terminal.say("and on")
+        terminal.until(lambda: terminal.text.count("one two") == 2)
+        terminal.press("ctrl+n", "ctrl+b", "ctrl+b", "o")
+        terminal.until_seen("a single command")
