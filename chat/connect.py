@@ -21,10 +21,8 @@ from glmchat.checkpoints.chat_template import no_template
 from glmchat.checkpoints.fit import check_chat, has_chat
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
-from glmchat.core.files import read_given
+from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed
 from glmchat.core.language import tr
-from glmchat.core.locations import user_path
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import adapters as adapter_store
@@ -181,28 +179,3 @@ def open_session(
         adapters=launch.adapters,
         context_policy=settings.context_policy,
     )
-
-
-_LARGEST_KEY = 64 * 1024  # bytes
-
-
-def read_key(file: Path | None, environ_key: str | None) -> str | None:
-    """The key for a server: the first line of a file, else from the environment. Raises Usage. Never shown."""
-    if file is None:
-        return environ_key or None
-    try:
-        lines = read_given(user_path(file), _LARGEST_KEY).decode("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise Usage(
-            tr("the key file {path} cannot be read: {reason}", path=str(file), reason=str(reason)),
-            hint=tr("the file must contain one line with the key, and you must be able to read it"),
-            code="server.key_file",
-        ) from None
-    if not lines:
-        raise Usage(
-            tr("the key file {path} is empty", path=str(file)),
-            hint=tr("the file must contain one line with the key, and you must be able to read it"),
-            code="server.key_file",
-        )
-    return lines[0]

@@ -63,7 +63,8 @@ def attach(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue in plain lines instead of the window.")] = False,
     server: Annotated[
-        str | None, typer.Option("--server", "--base-url", metavar="URL", help="Continue with this server's model.")
+        str | None,
+        typer.Option("--server", "--base-url", metavar="URL|NAME", help="Continue with this server's model."),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="Its key; default: $OPENAI_API_KEY.")

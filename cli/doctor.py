@@ -47,6 +47,7 @@ def diagnose(on_wait: Callable[[], None] = lambda: None, environ: Mapping[str, s
     found["paths"] = _paths(trouble)
     found["history"] = _history(trouble)
     found["proxies"] = _proxies(environ, trouble)
+    found["servers"] = _servers(trouble)
     found["terminal"] = terminal(environ)
     found["problems"] = problems
     return found
@@ -186,6 +187,24 @@ def _proxies(environ: Mapping[str, str], trouble: Trouble) -> dict[str, Any]:
     found["exempt"] = [one_line(entry) for entry in rules.exempt]
     found["HF_ENDPOINT"] = one_line(without_password(environ["HF_ENDPOINT"])) if environ.get("HF_ENDPOINT") else None
     return found
+
+
+def _servers(trouble: Trouble) -> dict[str, Any]:
+    """Those of the config, and whether each has a key; a config that cannot be read is a problem of its own."""
+    from glmchat.core.settings import load_settings
+
+    try:
+        servers = load_settings().servers
+    except GlmchatError as error:
+        trouble(error.message, error.hint)
+        return {}
+    for server in servers.values():
+        if (problem := server.key_problem()) is not None:
+            trouble(f"servers.{server.name}: {problem.message}", problem.hint)
+    return {
+        name: {"url": one_line(server.url), "key_file": server.key_file is not None, "model": server.model}
+        for name, server in servers.items()
+    }
 
 
 def terminal(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -120,7 +120,11 @@ def run(
     server: Annotated[
         str | None,
         typer.Option(
-            "--server", "--base-url", metavar="URL", help="Any OpenAI-compatible server.", rich_help_panel=_MODEL
+            "--server",
+            "--base-url",
+            metavar="URL|NAME",
+            help="An OpenAI-compatible server, or its name in the config.",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
     api_key_file: Annotated[
@@ -154,6 +158,7 @@ def run(
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
     from glmchat.chat.launch import LaunchOptions
     from glmchat.checkpoints.fit import refuse_unheard
+    from glmchat.core.servers import find_server
     from glmchat.core.settings import load_settings
 
     _refuse_contradictions(name, prompt, text, model, messages, last, resume, no_history, complete)
@@ -175,11 +180,14 @@ def run(
     sampling = {field: minus_one(field, value) for field, value in flags.items() if value is not None}
     Sampling(**sampling)  # the ranges, before anything is loaded
     settings = load_settings()
+    named = find_server(server, settings.servers) if server else None
+    if named is not None:
+        server, name = named.url, name if name or model else named.model
     launch = LaunchOptions(
         engine=engine.options(settings),
         keep_copy=not no_keep,
         server=server,
-        api_key=_key(api_key_file) if server else None,
+        api_key=(named.read_key() if named and not api_key_file else _key(api_key_file)) if server else None,
         sampling=sampling,
         system=system,
         history=settings.history and not no_history,
@@ -384,7 +392,7 @@ def _take_out(brought: list[str]) -> None:
 
 
 def _key(file: Path | None) -> str | None:
-    from glmchat.chat.connect import read_key
+    from glmchat.core.servers import read_key
 
     return read_key(file, os.environ.get("OPENAI_API_KEY") or os.environ.get("GLMCHAT_API_KEY"))
 

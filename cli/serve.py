@@ -100,8 +100,8 @@ _HANDLERS: list[object] = []  # what C calls must live as long as the process
 
 def choose_key(host: str, file: Path | None, *, no_key: bool) -> tuple[str | None, bool]:
     """The key, and whether it was made just now. Raises Usage for --no-api-key off loopback and for a bad key."""
-    from glmchat.chat.connect import read_key
     from glmchat.core.http import is_loopback
+    from glmchat.core.servers import read_key
 
     if no_key:
         if file is not None:

@@ -19,6 +19,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.files import read_text
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, minus_one, parse_sampling_value, sampling_name
+from glmchat.core.servers import Server, parse_servers
 from glmchat.core.text import one_line
 
 
@@ -38,6 +39,7 @@ class Settings:
     system: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)  # action -> key
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    servers: Mapping[str, Server] = field(default_factory=dict)  # by the names that --server takes
 
 
 _SCALARS: dict[str, type] = {
@@ -172,11 +174,16 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return tuple(value)
     if key == "keys" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
         return value
+    if key == "servers":
+        return parse_servers(value, where)
     if key == "sampling" and isinstance(value, dict):
         named = {sampling_name(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return {field: minus_one(field, v) for field, v in named.items()}
     raise Usage(
         tr("{where}: unknown setting {key!r}", where=where, key=key),
-        hint=tr("known names: {names}", names=", ".join([*_SCALARS, "keep_alive", "endpoints", "keys", "sampling"])),
+        hint=tr(
+            "known names: {names}",
+            names=", ".join([*_SCALARS, "keep_alive", "endpoints", "keys", "sampling", "servers"]),
+        ),
         code="config.unknown",
     )

@@ -20,7 +20,6 @@ from glmchat.chat.client.request import (
     EXTENSIONS,
     Stop,
     adapter_fields,
-    api_url,
     header_key,
     messages_json,
     sampling_fields,
@@ -31,6 +30,7 @@ from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
 from glmchat.core.http import make_client
 from glmchat.core.language import language, tr
 from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
+from glmchat.core.servers import api_url
 from glmchat.core.text import one_line
 
 __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]

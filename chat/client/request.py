@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
-from glmchat.core.text import one_line
 
 
 class Stop:
@@ -55,35 +52,6 @@ class Stop:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # closed already
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # an SSLSocket's own would talk TLS first
-
-
-_KNOWN_TAILS = ("/chat/completions", "/completions", "/models", "/chat")
-
-
-def api_url(text: str) -> str:
-    """`gpu-box:8000`, `http://gpu-box:8000/`, `…/v1`, `…/v1/chat/completions` -> `http://gpu-box:8000/v1`.
-
-    A path that ends in a version of its own (`/api/v3`, `/compatible-mode/v1`) is left alone. Raises Usage.
-    """
-    given = text.strip()
-    address = given if "://" in given else f"http://{given}"
-    try:
-        parts = urlsplit(address)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", address):
-        raise Usage(
-            tr("{given!r} is not a server address", given=one_line(given)),
-            hint=tr("for example http://gpu-box:8000/v1"),
-            code="server.url",
-        )
-    path = parts.path.rstrip("/")
-    for tail in _KNOWN_TAILS:
-        path = path.removesuffix(tail)
-    if not re.search(r"/v\d+[a-z0-9]*$", path):
-        path += "/v1"
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
 EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "ignore_eos")  # vLLM's and llama-server's, not OpenAI's

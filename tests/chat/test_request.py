@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.client.request import api_url
 from glmchat.core.errors import Usage
+from glmchat.core.servers import api_url
 
 
 @pytest.mark.parametrize(

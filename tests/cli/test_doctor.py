@@ -35,7 +35,17 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     found = doctor(capsys)
-    assert set(found) == {"versions", "machine", "engine", "paths", "history", "proxies", "terminal", "problems"}
+    assert set(found) == {
+        "versions",
+        "machine",
+        "engine",
+        "paths",
+        "history",
+        "proxies",
+        "servers",
+        "terminal",
+        "problems",
+    }
     assert found["versions"]["glmchat"] and found["versions"]["torch"]
     assert found["engine"]["device"] in ("cpu", "cuda")
     assert {row["bits"] for row in found["engine"]["kernels"]} == {4, 8}
@@ -173,3 +183,18 @@ def test_an_answer_from_the_cpu_beside_a_card_says_so(
     become(monkeypatch, tmp_path)
     assert run(answer) == 0
     assert "on the CPU" not in capsys.readouterr().err
+
+
+def test_servers_of_the_config_are_listed_and_a_key_that_others_can_read_is_a_problem(
+    without_engine: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key = tmp_path / "box.key"
+    key.write_text("sk-secret")
+    key.chmod(0o644)
+    locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+    locations.config_file().write_text(f'[servers.box]\nurl = "http://gpu-box:8000/v1"\nkey_file = "{key}"\n')
+    found = doctor(capsys)
+    assert found["servers"] == {"box": {"url": "http://gpu-box:8000/v1", "key_file": True, "model": None}}
+    assert any("can be read by others" in problem["message"] for problem in found["problems"])
+    locations.config_file().write_text("bananas = 1\n")
+    assert any("bananas" in problem["message"] for problem in doctor(capsys)["problems"])
