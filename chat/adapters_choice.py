@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmchat.checkpoints.adapter_fit import Base, Misfit, misfit
+from glmchat.checkpoints.adapter_files import brings_text
+from glmchat.checkpoints.adapter_fit import CHATGLM, Base, Misfit, misfit
+from glmchat.checkpoints.adapter_settings import formats_of_two, weighted_words, words_of_two
+from glmchat.checkpoints.chat_template import template_of
 from glmchat.checkpoints.peft_kinds import refuse_together
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
@@ -114,6 +117,8 @@ def require_fit(weighted: Iterable[tuple[str, float]], folder: Path | None, *, f
         problem = unfit(row, base)
         if problem is not None and not (force and problem.forceable):
             raise problem.error(row.name)
+    if base is not None:
+        _require_one_text(rows, base)
     facts = [(adapters.facts_of(row), weight) for row, weight in rows]
     refuse_together((str(fact.get("kind")), fact.get("takes_weight") is not False, weight) for fact, weight in facts)
     prefixes = [weight for row, weight in rows if adapters.facts_of(row).get("kind") in ("prefix", "prompt")]
@@ -123,6 +128,57 @@ def require_fit(weighted: Iterable[tuple[str, float]], folder: Path | None, *, f
             hint=tr("a prefix is either there or not, so its weight is 1; the weights of a mixture add up to 1"),
             code="adapter.prefixes",
         )
+
+
+def _require_one_text(rows: Sequence[tuple[Installed, float]], base: Base) -> None:
+    """Raise Usage for adapters that bring different chat templates, or words that no other may touch."""
+    if base.spec is None or base.spec.family in CHATGLM:  # whose code writes the prompts
+        return
+    templates = {row.name: template for row, _ in rows if (template := own_template(row)) is not None}
+    if len(set(templates.values())) > 1:
+        raise formats_of_two(list(templates))
+    words = {row.name: int(n) for row, _ in rows if (n := adapters.facts_of(row).get("vocabulary")) is not None}
+    here = base.spec.vocab_size
+    for row, weight in rows:
+        if words.get(row.name, here) != here and weight != 1:
+            raise weighted_words(row.name)
+    if len(words) > 1 and set(words.values()) != {here}:
+        raise words_of_two(words)
+
+
+def own_template(row: Installed) -> str | None:
+    """The chat template that an adapter brings."""
+    return template_of(row.path) if brings_text(row.path) else None
+
+
+def brings_template(name: str) -> bool:
+    """Whether the adapter of this name brings a chat template."""
+    row = adapters.by_name(name)
+    return row is not None and own_template(row) is not None
+
+
+def folder_of_template(chosen: Iterable[Weighted], folder: Path) -> Path:
+    """Where the chat template lies that these adapters and the model in `folder` are spoken to with."""
+    if (spec := Base.of(folder).spec) is not None and spec.family in CHATGLM:
+        return folder
+    return next((adapters.find_adapter(name).path for name, _ in chosen if brings_template(name)), folder)
+
+
+def own_texts(chosen: Iterable[Weighted], folder: Path | None) -> list[str]:
+    """Sentences that say which of these adapters changes how the conversation is put to the model in `folder`."""
+    base = Base.of(folder) if folder is not None else None
+    if folder is None or base is None or base.spec is None or base.spec.family in CHATGLM:
+        return []
+    told = []
+    for name, _ in chosen:
+        row = adapters.find_adapter(name)
+        words = adapters.facts_of(row).get("vocabulary")
+        template = own_template(row)
+        if template is not None and template != template_of(folder):
+            told.append(tr("{name} brings a chat template of its own, which is used while it is active", name=name))
+        if words is not None and words != base.spec.vocab_size:
+            told.append(tr("{name} brings a vocabulary of its own: {words} words", name=name, words=words))
+    return told
 
 
 def unfit(row: Installed, base: Base | None) -> Misfit | None:

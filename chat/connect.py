@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from glmchat.chat import shared_engine
+from glmchat.chat.adapters_choice import brings_template
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import RunningEngine
 from glmchat.chat.history.history import History
@@ -67,12 +68,13 @@ def engine_options(launch: LaunchOptions) -> EngineOptions:
 Purpose = Literal["chat", "answer", "completion"]
 
 
-def require_fit(options: EngineOptions, purpose: Purpose = "chat") -> None:
+def require_fit(options: EngineOptions, purpose: Purpose = "chat", adapters: Sequence[tuple[str, float]] = ()) -> None:
     """Raises what tells beforehand that a load would fail, or be of no use: DoesNotFit, Damaged, NotInstalled …
 
     A conversation may be opened with a model that has no chat template, since /complete works in it. Where an engine
     that can be joined runs already nothing is loaded and nothing is looked at: that engine has read the same files, and
-    says the same of them at once. Engines that only wait for somebody make room.
+    says the same of them at once. Engines that only wait for somebody make room. adapters: of the store, which answer
+    from the beginning: one may bring the chat template that the model lacks.
     """
     if shared_engine.runs(options):
         return
@@ -82,7 +84,7 @@ def require_fit(options: EngineOptions, purpose: Purpose = "chat") -> None:
     )
     if purpose != "completion":
         check_chat(folder)
-    if purpose == "answer" and not has_chat(folder):
+    if purpose == "answer" and not has_chat(folder) and not any(brings_template(name) for name, _ in adapters):
         raise no_template()
 
 
@@ -99,7 +101,7 @@ def connect(
     if launch.server is not None:
         return _to_server(launch)
     options = engine_options(launch)
-    require_fit(options, purpose)
+    require_fit(options, purpose, launch.adapters or ())
     process = start_engine(options)
     try:
         process.wait_ready(on_progress, cancelled)

@@ -133,8 +133,7 @@ class Turns:
         Asks the server. Raises DoesNotFit.
         """
         fit = self._fit(stored, settings)
-        variables = settings.sampling.sampling.template_variables
-        while not fit.accepts(tokens := self._count(fit.messages, variables)) and tokens is not None:
+        while not fit.accepts(tokens := self._count(fit.messages, settings)) and tokens is not None:
             if not fit.can_drop:
                 raise context.too_long(tokens, fit.limit or tokens)
             fit.drop(tokens, fit.most)
@@ -148,13 +147,12 @@ class Turns:
         path: the open branch with what stands above a new context. Each part is the difference of two requests that the
         server counts, so that together they are what it counts of the whole. Asks the server.
         """
-        variables = settings.sampling.sampling.template_variables
         fit = self._fit(stored, settings)
-        while not fit.accepts(tokens := self._count(fit.messages, variables)) and tokens is not None and fit.can_drop:
+        while not fit.accepts(tokens := self._count(fit.messages, settings)) and tokens is not None and fit.can_drop:
             fit.drop(tokens, fit.most)
 
         def count(messages: Sequence[StoredMessage], *more: Message) -> int | None:
-            return self._count([*context.to_messages(settings.system, messages), *more], variables)
+            return self._count([*context.to_messages(settings.system, messages), *more], settings)
 
         asked = [m for m in path if m.role != "system"]
         kept = [m for m in fit.sent if m.id >= 0]
@@ -180,12 +178,14 @@ class Turns:
             raise Usage(tr("no model is running"), hint=tr("/model chooses one"), code="chat.no_model")
         return self._endpoint
 
-    def _count(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> int | None:
+    def _count(self, messages: Sequence[Message], settings: AnswerSettings) -> int | None:
         endpoint = self._connected()
         if not messages or not self._counts:
             return None
         try:
-            return len(endpoint.tokenize(messages, template_variables=variables))
+            variables = settings.sampling.sampling.template_variables
+            ours = settings.adapters if endpoint.is_local else ()
+            return len(endpoint.tokenize(messages, template_variables=variables, adapters=ours))
         except (ServerFailed, NetworkFailed):  # a gateway may hang up on an address that it does not know
             if endpoint.is_local:
                 raise

@@ -41,6 +41,11 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".gguf")
 # What a training run leaves beside its weights.
 _TRAINING = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args|\w+_states|global_step\w*)\.\w+")
 _VOCABULARY = re.compile(r"\b(embed_tokens|wte|word_embeddings|lm_head|output_layer)\b")
+# How its conversations are written: what transformers saves of a tokenizer.
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 _PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # PEFT saves both as the embeddings of virtual tokens
 
 
@@ -95,7 +100,8 @@ def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> d
     """What tells which models an adapter can fit, from its tensors alone; checkpoints/adapter_fit.py compares it.
 
     layers: the highest one and one. shapes: last part of a layer's name -> [out, in] that its LoRA changes. vocabulary:
-    rows of a trained embedding or head. width: numbers that a prefix has for each position.
+    rows of a trained embedding or head. replaces: those of them that come whole. width: numbers that a prefix has for
+    each position.
     """
     found: dict[str, Any] = {}
     changed: dict[str, list[int]] = {}
@@ -110,8 +116,10 @@ def measures(shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings) -> d
             changed[stem.rpartition(".")[2]] = [out, shape[1]]
         elif ".lora_embedding_A" in name and len(shape) == 2:
             found["vocabulary"] = shape[1]
-        elif ".lora_" not in name and "original_module" not in name and len(shape) == 2 and _VOCABULARY.search(name):
-            found["vocabulary"] = shape[0]
+        elif name.endswith(".weight") and ".lora_" not in name and "original_module" not in name and len(shape) == 2:
+            if (end := _VOCABULARY.search(name)) is not None:
+                found["vocabulary"] = shape[0]
+                found["replaces"] = sorted({*found.get("replaces", ()), end.group()})
         elif name in (f"{PREFIX_ENCODER}embedding.weight", "prompt_embeddings") and len(shape) == 2:
             found.setdefault("width", shape[1])
         elif name == f"{PREFIX_ENCODER}trans.2.weight":
@@ -188,6 +196,11 @@ def refuse_settings(config: Mapping[str, Any]) -> None:
         raise refusal(kind)
     if kind == "LORA":
         parse_lora(config)
+
+
+def brings_text(folder: Path) -> bool:
+    """Whether an adapter's folder holds a tokenizer or a chat template, as trainers save them beside the weights."""
+    return folder.is_dir() and any((folder / name).is_file() for name in TEXT_FILES)
 
 
 def weight_files(path: Path) -> list[Path]:

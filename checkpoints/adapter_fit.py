@@ -65,7 +65,8 @@ def is_telling(name: str) -> bool:
     return bool(_SIZE.search(re.split(r"[/\\]", name.rstrip("/\\"))[-1].replace("_", "-")))
 
 
-_CHATGLM = ("chatglm", "chatglm2", "chatglm3", "glm4")
+# Families whose prompts are code, with words of one kind.
+CHATGLM = ("chatglm", "chatglm2", "chatglm3", "glm4")
 _HEADS = ("lm_head", "output_layer", "embed_tokens", "wte", "word_embeddings")
 
 
@@ -127,7 +128,7 @@ def _by_measures(facts: Mapping[str, Any], model: ModelSpec | None) -> Misfit | 
             tr("LoRA, DoRA, prefixes and virtual tokens run here; the other kinds need a model that runs "
 "through transformers"),
         )  # fmt: skip
-    if facts.get("form") == "thudm" and model.family not in _CHATGLM:
+    if facts.get("form") == "thudm" and model.family not in CHATGLM:
         return Misfit(
             tr("a P-Tuning prefix for ChatGLM, but this model is of the family {family}", family=model.family),
             tr("use it with the ChatGLM model it was trained on"),
@@ -169,6 +170,22 @@ def _lora(facts: Mapping[str, Any], model: ModelSpec) -> Misfit | None:
             tr("trained on {theirs} layers, but this model has {ours}", theirs=layers, ours=model.layers),
             tr("it was trained on a model with more layers"),
         )
-    if vocabulary and vocabulary != model.vocab_size:
+    if vocabulary and vocabulary != model.vocab_size and not _brings_all_words(facts, model):
         return Misfit(*other_vocabulary(vocabulary, model.vocab_size))
     return None
+
+
+def words_with(facts: Mapping[str, Any], model: ModelSpec) -> int:
+    """How many words the model has rows for while this adapter is in use."""
+    words = facts.get("vocabulary")
+    return words if isinstance(words, int) and _brings_all_words(facts, model) else model.vocab_size
+
+
+def _brings_all_words(facts: Mapping[str, Any], model: ModelSpec) -> bool:
+    """Whether an adapter with another number of words brings every row of them, so that it needs none of the model's.
+
+    The ChatGLM families have words of one kind only, which their code puts into prompts.
+    """
+    replaced = set(facts.get("replaces") or ())
+    ends = {name.split(".")[-2] for name in model.ends()}
+    return model.family not in CHATGLM and (ends <= replaced if ends else len(replaced) > 1)

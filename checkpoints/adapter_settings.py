@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ GUIDE_ALPHA = 32.0  # what the ChatGLM guides train with; files that they save d
 # Variants whose numbers need more than A and B. Absent, null, false and {} are all "not used".
 _NOT_READ = (
     "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "target_parameters",
-    "trainable_token_indices", "monteclora_config", "kasa_config", "velora_config",
+    "monteclora_config", "kasa_config", "velora_config",
 )  # fmt: skip
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -28,7 +28,8 @@ class LoraSettings:
 
     rank None: as the tensors say. targets: names, or None where the tensors alone say which (a regular expression, a
     raw file). excluded: names, or one pattern for whole names. enable: the blocks of a fused projection that old
-    MergedLinear layers trained. ties_ends: embedding and head were trained as one.
+    MergedLinear layers trained. ties_ends: embedding and head were trained as one. tokens: layer -> the ids whose rows
+    were trained; "" is the embedding.
     """
 
     rank: int | None = None
@@ -45,6 +46,7 @@ class LoraSettings:
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     ties_ends: bool = False
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def leaves_out(self, module: str) -> bool:
         """Whether a layer is no target though its name is: it is excluded, or trained as a whole."""
@@ -53,6 +55,11 @@ class LoraSettings:
         else:
             out = any(module == name or module.endswith("." + name) for name in self.excluded)
         return out or any(f".{name}." in f".{module}." for name in self.saved)
+
+    def tokens_of(self, module: str) -> tuple[int, ...]:
+        """The ids whose rows of this layer were trained; a head that is the embedding has the embedding's."""
+        named = (ids for key, ids in self.tokens.items() if key and f".{module}".endswith(f".{key}"))
+        return next(named, next(iter(self.tokens.values())) if len(self.tokens) == 1 else ())
 
     def rank_of(self, module: str) -> int | None:
         return next((rank for key, rank in self.ranks.items() if _matches(key, module)), self.rank)
@@ -100,6 +107,7 @@ def parse_lora(config: Mapping[str, Any], alpha: float | None = None) -> LoraSet
         ranks={k: integer({k: v}, k, high=LARGEST_RANK) for k, v in _patterns(config, "rank_pattern").items()},
         alphas={k: number({k: v}, k, high=1e6) for k, v in _patterns(config, "alpha_pattern").items()},
         ties_ends=config.get("ensure_weight_tying") is True,
+        tokens=_tokens(config.get("trainable_token_indices")),
     )
 
 
@@ -150,6 +158,19 @@ def _enable(value: Any) -> tuple[bool, ...] | None:
     return tuple(value)
 
 
+def _tokens(value: Any) -> Mapping[str, tuple[int, ...]]:
+    """As PEFT takes them: ids of the embedding, or layer -> ids."""
+    named = value if isinstance(value, Mapping) else {"": value} if value else {}
+    for ids in named.values():
+        if (
+            not isinstance(ids, list)
+            or not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 1 << 24 for each in ids)
+            or len(set(ids)) < len(ids)
+        ):
+            raise absurd("trainable_token_indices", ids, "different token ids")
+    return {str(name): tuple(ids) for name, ids in named.items()}
+
+
 def _patterns(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = config.get(name) or {}
     if not isinstance(value, Mapping) or len(value) > 10_000:
@@ -184,7 +205,8 @@ def absurd(name: str, value: Any, wanted: str) -> Damaged:
     )
 
 
-_KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+TOKENS = "trainable_tokens_delta"  # trained rows, which replace those of `trainable_token_indices`
+_KINDS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", TOKENS)
 _WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "pretrained_model.")
 Shape = tuple[int, ...]
 
@@ -193,7 +215,7 @@ Shape = tuple[int, ...]
 class Names:
     """Where the parts of one layer's change stand in the file."""
 
-    tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B", "lora_B.bias", … -> tensor name
+    tensors: dict[str, str] = field(default_factory=dict)  # "lora_A", "lora_B.bias", TOKENS, … -> tensor name
     replaced: dict[str, str] = field(default_factory=dict)  # "weight", "bias" -> tensor name
     transposed: bool = False  # a replaced weight is stored [in, out] (GPT-2's Conv1D)
     paired: int = (
@@ -205,7 +227,7 @@ class Names:
         return "lora_embedding_A" in self.tensors
 
     def add(self, kind: str, name: str) -> None:
-        table = self.tensors if kind.startswith("lora_") else self.replaced
+        table = self.tensors if kind.partition(".")[0] in _KINDS else self.replaced
         if kind not in table or "modules_to_save" not in name:  # PEFT saves a trained layer of a new size twice
             table[kind] = name
 
@@ -223,6 +245,39 @@ def other_vocabulary(theirs: int, ours: int) -> tuple[str, str]:
     )
 
 
+def words_of_two(words: Mapping[str, int]) -> Usage:
+    """The error for adapters of which one has words of its own while another changes words, too. words: of each."""
+    return Usage(
+        tr(
+            "these adapters change words and cannot be active at once: {names}",
+            names=one_line(", ".join(f"{name} ({number})" for name, number in words.items()), 200),
+        ),
+        hint=tr("one of them brings words of its own: use one at a time"),
+        code="adapter.words",
+    )
+
+
+def formats_of_two(names: Sequence[str]) -> Usage:
+    """The error for adapters that were trained with different chat templates or words."""
+    return Usage(
+        tr(
+            "these adapters bring different chat templates or tokenizers, so they cannot be active at once: {names}",
+            names=one_line(", ".join(names), 200),
+        ),
+        hint=tr("use one at a time"),
+        code="adapter.formats",
+    )
+
+
+def weighted_words(name: str) -> Usage:
+    """The error for an adapter with words of its own that is not to be used in full."""
+    return Usage(
+        tr("{name} brings words of its own, so its weight can only be 1", name=one_line(name, 80)),
+        hint=tr("leave out the weight; it is 1 by default"),
+        code="adapter.words",
+    )
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """Tensor name -> (layer as its model calls it, kind): "lora_A", "lora_B.bias", "weight", "bias" or "original".
 
@@ -230,7 +285,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     """
     for wrapper in _WRAPPERS:
         name = name.rpartition(wrapper)[2] if wrapper == "base_model.model." else name.removeprefix(wrapper)
-    parts = [p for p in name.split(".") if p not in ("base_layer",)]
+    parts = [p for p in name.split(".") if p not in ("base_layer", "token_adapter")]
     for index, part in enumerate(parts):
         if part in _KINDS:
             tail = parts[index + 1 :]

@@ -156,6 +156,7 @@ def run(
     ] = False,
 ) -> None:
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
+    from glmchat.chat.adapters_choice import folder_of_template
     from glmchat.chat.launch import LaunchOptions
     from glmchat.checkpoints.fit import refuse_unheard
     from glmchat.core.servers import find_server
@@ -201,11 +202,16 @@ def run(
     with _history(launch) as history:
         launch, spoken_with = _conversation(history, launch, last, resume)
         launch = choose_model(launch, name or model, settings, spoken_with, bits, engine.revision, mode)
-        if launch.server is None and launch.engine.folder is not None and not complete:
-            refuse_unheard(launch.engine.folder, sampling.get("template_variables", ()))
         brought: list[str] = []
         if adapter is not None:
             launch, brought = _adapters(launch, adapter, force=force)
+        if launch.server is None and (folder := launch.engine.folder) is not None and not complete:
+            template_at = folder_of_template(launch.adapters or (), folder)
+            try:
+                refuse_unheard(template_at, sampling.get("template_variables", ()))
+            except GlmchatError:
+                _take_out(brought)
+                raise
         if mode == "once":
             from glmchat.cli.one_shot import answer_once
 
@@ -356,7 +362,7 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> tuple[
     """The options with the adapters that flags name, checked against the model; a folder goes into the store first.
 
     Second: names of those that came into the store now. Where one of them cannot be used, none stays there."""
-    from glmchat.chat.adapters_choice import parse_adapter, parse_path, require_usable
+    from glmchat.chat.adapters_choice import own_texts, parse_adapter, parse_path, require_usable
     from glmchat.cli.adapters import bring_in
     from glmchat.hub.adapters import is_forced
 
@@ -382,6 +388,8 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> tuple[
             output.say(
                 tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
             )
+    for sentence in own_texts(chosen, launch.engine.folder):
+        output.say(sentence)
     return replace(launch, adapters=tuple(chosen)), brought
 
 

@@ -25,7 +25,7 @@ _BLOCK = 64 * 1024
 _SAMPLES = 64  # blocks of a large file, its first megabyte and its end among them
 _HEAD = 2**20
 _MANIFEST = "glmchat.json"
-_ADAPTER = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
+_ADAPTER = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model")
 _REMEMBERED = 400  # files
 State = tuple[tuple[str, int, int, int], ...]  # of each file: name, size, time of its last change, inode
 

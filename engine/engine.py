@@ -30,6 +30,7 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.cards import card_facts, choose_devices, load_in_words, needs_wide_residual, set_up
 from glmchat.engine.native.self_test import card_step, step_fault
 from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
+from glmchat.engine.prompts.adapted import Adapters, Formats
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from glmchat.engine.adapters.files import Adapter
 
 _Said = Sequence[Message | Mapping[str, Any]]
+_Named = Mapping[str, Any]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 
@@ -79,9 +81,9 @@ class Engine:
         self.identity: Identity | None = None  # started by `identify`
         self.sequence = Sequences(model, context, device)
         self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
-        self._prompt: PromptFormat | None = None
+        self._formats = Formats(None, checkpoint.spec)
         self._adapters: AdapterSet | None = None
-        self._decoders: Decoders | None = None
+        self._decoders: dict[PromptFormat | None, Decoders] = {}
         self._kernel = "dense"
 
     @classmethod
@@ -131,7 +133,7 @@ class Engine:
         trim()
         engine = cls(checkpoint, model, device, room)
         engine.threads, engine.asked_dtype, engine.plan = count, dtype, plan
-        engine._tokenizer, engine._prompt = tokenizer, prompt
+        engine._tokenizer, engine._formats = tokenizer, Formats(prompt, spec)
         engine._card = card_facts(plan.devices)
         engine._name_kernels()
         engine.load_seconds = time.perf_counter() - started
@@ -156,55 +158,60 @@ class Engine:
         """Raises Damaged if the folder has no tokenizer files."""
         if isinstance(self._tokenizer, Damaged):
             raise self._tokenizer
-        return self._tokenizer
+        return self._tokenizer if self._formats.active is None else self._formats.active.tokenizer
 
     @property
     def prompt(self) -> PromptFormat:
-        """The chat format. Raises Damaged if the folder has no tokenizer files."""
-        if self._prompt is None:
+        """The chat format of what is active. Raises Damaged if the folder has no tokenizer files."""
+        return self._prompt_with(None)
+
+    def _prompt_with(self, adapters: Adapters) -> PromptFormat:
+        if (prompt := self._formats.of(adapters)) is None:
             self.tokenizer  # noqa: B018 - says what is missing
             raise Damaged(tr("this folder has no chat format"), hint=tr("use --complete"), code="prompt.missing")
-        return self._prompt
+        return prompt
 
     @property
     def speaks(self) -> bool:
         """The folder has a tokenizer, so text can be asked for."""
-        return self._prompt is not None
+        return self._formats.own is not None
 
     @property
     def template(self) -> str | None:
         """What the chat format is, as a hash or a name; None without one."""
-        return None if self._prompt is None else self._prompt.identity
+        return None if self._formats.active is None else self._formats.active.identity
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return self._prompt.stop_ids if self._prompt is not None else self.spec.eos_ids
+        return self._formats.stop_ids(self._formats.active)
 
     # Text
 
-    def render(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render(self, messages: _Said, variables: _Named = NO_VARIABLES, adapters: Adapters = None) -> list[int]:
         """Ids of a conversation, with everything the family puts around it and before the next answer.
 
-        variables: what the checkpoint's chat template is told, as {"enable_thinking": False}.
+        variables: what the chat template is told, as {"enable_thinking": False}. adapters: see `Adapters`.
         """
-        self.prompt.require_heard(variables)
-        return self.prompt.render(read_messages(messages, self.prompt), variables)
+        prompt = self._prompt_with(adapters)
+        prompt.require_heard(variables)
+        return prompt.render(read_messages(messages, prompt), variables)
 
-    def render_open(self, messages: _Said, variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+    def render_open(self, messages: _Said, variables: _Named = NO_VARIABLES, adapters: Adapters = None) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
-        self.prompt.require_heard(variables)
-        return self.prompt.render_open(read_messages(messages, self.prompt), variables)
+        prompt = self._prompt_with(adapters)
+        prompt.require_heard(variables)
+        return prompt.render_open(read_messages(messages, prompt), variables)
 
-    def prepends_system(self, messages: Sequence[Message]) -> bool:
+    def prepends_system(self, messages: Sequence[Message], adapters: Adapters = None) -> bool:
         """Whether a system prompt was put in front of the first question here, for want of a place of its own."""
-        return self.prompt.prepends_system(messages)
+        return self._prompt_with(adapters).prepends_system(messages)
 
-    def complete(self, text: str) -> list[int]:
+    def complete(self, text: str, adapters: Adapters = None) -> list[int]:
         """Ids of raw text that is to be continued, control tokens recognised."""
-        return self.prompt.complete(text)
+        return self._prompt_with(adapters).complete(text)
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+    def tokenize(self, text: str, adapters: Adapters = None) -> list[int]:
+        return self._prompt_with(adapters).tokenizer.encode(text)
 
     # Numbers
 
@@ -272,7 +279,7 @@ class Engine:
         cleaned up as the family's own program did; what completes a text is given as the model wrote it.
         """
         seed = new_seed() if sampling.seed is None else sampling.seed
-        text = TextStream(self.tokenizer, sampling.stop, self._prompt if chat else None)
+        text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
         cached = self.sequence.held(ids)
         started = time.perf_counter()
@@ -340,7 +347,7 @@ class Engine:
         seed = (new_seed() if sampling.seed is None else sampling.seed) if seed is None else seed
         room = max(self.context - len(ids), 0)
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
-        run_on = () if self._prompt is None else self._prompt.sentence_ends
+        run_on = self._formats.active.sentence_ends if self._formats.active is not None else ()
         choose = self.sampler(sampling, seed, ids)
         steps = generate(
             self.sequence,
@@ -358,17 +365,20 @@ class Engine:
     def _ends(self, sampling: Sampling, decoder: Decoder | None) -> tuple[int, ...]:
         return (*(() if sampling.ignore_eos else self.stop_ids), *(() if decoder is None else decoder.ends))
 
-    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> Decoder | None:
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Adapters = None) -> Decoder | None:
         """What holds one answer behind `ids` to `decoding`. Raises Usage for what this model cannot do."""
+        prompt = self._formats.of(adapters)
+        rows = self._formats.rows(prompt)
         if ids:
-            self._check(ids)
-        if self._decoders is None:
-            self._decoders = Decoders(self.tokenizer, self.stop_ids, self.spec.vocab_size)
-        return self._decoders.make(decoding, ids)
+            self._check(ids, rows)
+        if prompt not in self._decoders:
+            tokenizer = self.tokenizer if prompt is None else prompt.tokenizer
+            self._decoders[prompt] = Decoders(tokenizer, self._formats.stop_ids(prompt), rows)
+        return self._decoders[prompt].make(decoding, ids)
 
     def sampler(self, sampling: Sampling, seed: int, ids: Sequence[int]) -> Sampler:
         """What chooses the ids that follow `ids`."""
-        banned = () if self._prompt is None else self._prompt.banned_ids
+        banned = self._formats.active.banned_ids if self._formats.active is not None else ()
         return make_sampler(sampling, seed, ids, banned)
 
     def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
@@ -386,12 +396,13 @@ class Engine:
         """Logits [vocab] behind one more id after `rebuild`."""
         return self.sequence.advance(token)
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def _check(self, ids: Sequence[int], rows: int | None = None) -> None:
+        rows = rows or self._formats.rows(self._formats.active)
         if not ids:
             raise Usage(tr("there is nothing to read: no ids"), hint=tr("give at least one token"), code="prompt.empty")
-        if min(ids) < 0 or max(ids) >= self.spec.vocab_size:
+        if min(ids) < 0 or max(ids) >= rows:
             raise Usage(
-                tr("an id is outside the vocabulary of {vocab_size}", vocab_size=self.spec.vocab_size),
+                tr("an id is outside the vocabulary of {vocab_size}", vocab_size=rows),
                 hint=tr("the ids were made by another model's tokenizer"),
                 code="prompt.ids",
             )
@@ -405,6 +416,7 @@ class Engine:
         Raises NotInstalled, Usage, Damaged or Hostile; the model is then as it was.
         """
         adapter = self._adapter_set().attach(Path(folder), name, force=force, alpha=alpha)
+        self._formats.of([adapter.path])  # what it brings to write conversations with is checked, too
         self._settle_cache(gone=name)
         return adapter
 
@@ -412,7 +424,9 @@ class Engine:
         """The adapters that speak from now on, with their weights; {} is the base model, bit for bit."""
         if not adapters and self._adapters is None:
             return
-        self._adapter_set().activate(adapters)
+        attached = self._adapter_set()
+        self._formats.of(attached.folders(name for name, weight in adapters.items() if weight))
+        attached.activate(adapters)
         self._settle_cache()
 
     def detach(self, name: str) -> None:
@@ -422,7 +436,9 @@ class Engine:
 
     def _settle_cache(self, gone: str | None = None) -> None:
         """A cache belongs to the adapters that it was computed with; `gone` is a name that now means something else."""
-        self.sequence.switch(tuple(sorted(self._adapter_set().active.items())))
+        attached = self._adapter_set()
+        self._formats.active = self._formats.of(attached.folders(attached.active))
+        self.sequence.switch(tuple(sorted(attached.active.items())))
         if gone is not None:
             self.sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
         self._name_kernels()
@@ -456,6 +472,7 @@ class Engine:
             "context": self.context,
             "load_ms": self.load_seconds * 1000,
             **(self.identity.facts() if self.identity is not None else {}),
+            **({"template": self.template} if self._formats.active is not self._formats.own else {}),
         }
 
     def _name_kernels(self) -> None:
@@ -473,9 +490,7 @@ class Engine:
 
     def close(self) -> None:
         """End the helper process that renders templates. The engine may still be used; it starts another."""
-        close = getattr(self._prompt, "close", None)
-        if close is not None:
-            close()
+        self._formats.close()
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

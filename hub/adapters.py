@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.adapter_files import TEXT_FILES
 from glmchat.checkpoints.peft_kinds import KINDS
 from glmchat.core import locations
 from glmchat.core.errors import UnknownModel, Usage
@@ -28,7 +29,7 @@ from glmchat.hub.store import sha256_of
 
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 # Beside the weights: what tells where they come from. Code and the rest of a training run stay behind.
-_COMPANIONS = re.compile(r"(?i)adapter_config\.json|config\.json|readme\.md|(model_)?licen[cs]e.*")
+_COMPANIONS = re.compile(r"(?i)adapter_config\.json|config\.json|readme\.md|(model_)?licen[cs]e.*")  # and TEXT_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,9 @@ def keep(
 def companions(source: Path) -> list[Path]:
     """The small files beside an adapter's weights that are kept with it."""
     folder = source if source.is_dir() else source.parent
-    return [p for p in sorted(folder.iterdir()) if p.is_file() and _COMPANIONS.fullmatch(p.name)]
+    return [
+        p for p in sorted(folder.iterdir()) if p.is_file() and (p.name in TEXT_FILES or _COMPANIONS.fullmatch(p.name))
+    ]
 
 
 def facts_of(row: Installed) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.adapter_files import CONFIG, weight_files
+from glmchat.checkpoints.adapter_files import CONFIG, TEXT_FILES, weight_files
 from glmchat.checkpoints.adapter_fit import Base, misfit
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.fingerprints import fingerprint, of_text
@@ -58,9 +58,10 @@ def _require_fit(adapter: Adapter, facts: dict[str, Any], base: Any) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Of the weights and the configuration at `path`, to know an adapter again; large files are sampled."""
+    """Of weights, configuration and text files at `path`, to know an adapter again; large files are sampled."""
     config = (path if path.is_dir() else path.parent) / CONFIG
-    files = [*weight_files(path), *([config] if config.is_file() else [])]
+    text = [path / name for name in TEXT_FILES if path.is_dir() and (path / name).is_file()]
+    files = [*weight_files(path), *([config] if config.is_file() else []), *text]
     return of_text("\n".join(f"{p.name} {p.size} {p.digest}" for p in fingerprint(files)))
 
 

@@ -266,7 +266,7 @@ class Answer:
                 answer=ids[len(ids) - self.continued :],
                 # Nothing is cleaned up that was held to a form.
                 chat=request.is_chat and request.decoding.grammar is None,
-                decoder=engine.decoder(request.decoding, ids),
+                decoder=engine.decoder(request.decoding, ids, self.host.folders(self.adapters)),
             )
         ) as chunks:
             for chunk in chunks:

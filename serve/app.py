@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -178,15 +179,18 @@ class _Routes:
         engine = host.ready()
 
         def parse(data: dict[str, Any]) -> Callable[[], list[int]]:
+            named = wire.parse_adapters(data.get("adapters"))
+            name = data.get("model")  # what vLLM names an adapter by
+            folders = host.folders({name: 1.0} if named is None and isinstance(name, str) else named or {})
             if "messages" not in data:
                 name = next((name for name in ("prompt", "text", "content") if name in data), "prompt")
                 text = data.get(name)
                 if not isinstance(text, str):
                     raise invalid("a text or messages are needed", '{"prompt": "Hello"} or {"messages": [...]}', name)
-                return lambda: engine.tokenize(text)
+                return lambda: engine.tokenize(text, folders)
             messages, variables = wire.parse_messages(data), template_variables(data)
             render = engine.render if wire.continues(data) is None else engine.render_open
-            return lambda: render(messages, variables)
+            return lambda: render(messages, variables, folders)
 
         count, long = await self._parsed(request, parse)
         ids = await host.text.do(count, long=long)
@@ -241,7 +245,8 @@ class _Routes:
         adapters = self._adapters(generation)
         place = host.line.join()
         try:
-            prompts, continued = await self._prompts(generation, long=long)
+            folders = host.folders(adapters)
+            prompts, continued = await self._prompts(generation, folders, long=long)
             engine = host.ready()
             for ids in prompts:
                 _check_length(len(ids), engine.context)
@@ -249,7 +254,7 @@ class _Routes:
                     generation.decoding != PLAIN or generation.brings_ids
                 ):  # what is wrong is said before a stream begins
                     has_form = generation.decoding.grammar is not None
-                    await host.text.do(partial(engine.decoder, generation.decoding, ids), long=has_form)
+                    await host.text.do(partial(engine.decoder, generation.decoding, ids, folders), long=has_form)
             echoes = await host.text.do(lambda: _echoes(engine, generation), long=long)
             return _Response(Answer(host, place, generation, prompts, adapters, continued, echoes), request)
         except BaseException:
@@ -276,11 +281,13 @@ class _Routes:
         named = name is not None and name not in (host.model, f"{host.model}@{host.revision}")
         return {str(name): 1.0} if named else {}
 
-    async def _prompts(self, generation: GenerationRequest, *, long: bool) -> tuple[list[list[int]], int]:
+    async def _prompts(
+        self, generation: GenerationRequest, folders: Sequence[Path], *, long: bool
+    ) -> tuple[list[list[int]], int]:
         """The ids of each prompt, and how many at the end of a conversation are the answer so far.
 
-        long: the request is, so this may take time. Rendering and tokenising need no torch and no turn: they are done
-        beside an answer that is being made.
+        folders: of the adapters that will answer. long: the request is, so this may take time. Rendering and tokenising
+        need no torch and no turn: they are done beside an answer that is being made.
         """
         engine, messages, do = self._host.ready(), generation.messages, self._host.text.do
         variables = generation.sampling.template_variables
@@ -290,7 +297,7 @@ class _Routes:
                 if isinstance(prompt, str):
                     if len(prompt) > _HOPELESS * engine.context:
                         await self._refuse_hopeless([prompt], len(prompt))
-                    prompts.append(await do(partial(engine.complete, prompt), long=long))
+                    prompts.append(await do(partial(engine.complete, prompt, folders), long=long))
                 else:
                     prompts.append(list(prompt))
             return prompts, 0
@@ -298,11 +305,11 @@ class _Routes:
         if (size := sum(map(len, texts))) > _HOPELESS * engine.context or len(texts) > engine.context:
             await self._refuse_hopeless(texts, size)
         if not generation.continue_final:
-            return [await do(lambda: engine.render(messages, variables), long=long)], 0
-        before = await do(lambda: engine.render(messages[:-1], variables), long=long)
+            return [await do(lambda: engine.render(messages, variables, folders), long=long)], 0
+        before = await do(lambda: engine.render(messages[:-1], variables, folders), long=long)
         if generation.continue_ids:
             return [before + list(generation.continue_ids)], len(generation.continue_ids)
-        opened = await do(lambda: engine.render_open(messages, variables), long=long)
+        opened = await do(lambda: engine.render_open(messages, variables, folders), long=long)
         return [opened], max(0, len(opened) - len(before))
 
     async def _refuse_hopeless(self, texts: Sequence[str], size: int) -> None:
@@ -313,7 +320,7 @@ class _Routes:
         """
         engine = self._host.ready()
         sample = "\n".join(texts)[: _HOPELESS * engine.context]
-        tokens = len(await self._host.text.do(lambda: engine.tokenize(sample), long=True))
+        tokens = len(await self._host.text.do(lambda: engine.tokenize(sample, ()), long=True))
         about = max(tokens * size // max(len(sample), 1), len(texts) if len(texts) > 1 else 0)
         if about >= engine.context:
             raise DoesNotFit(

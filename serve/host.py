@@ -286,6 +286,10 @@ class Host:
         folder = self._folders.get(name)
         return folder if folder is not None and folder.exists() else self._find_adapter(name)
 
+    def folders(self, adapters: Mapping[str, float]) -> list[Path]:
+        """Where those lie that are to be active, for whoever renders for them before they are."""
+        return [folder for name, weight in adapters.items() if weight and (folder := self._folder(name)) is not None]
+
     def attach(self, name: str) -> None:
         """Attach by store name what lies there now. Raises UnknownModel for a name that the store does not know.
 

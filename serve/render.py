@@ -295,7 +295,8 @@ class Rendering:
 
     def _system_prepended(self) -> bool:
         engine, messages = self._host.engine, self._answer.request.messages
-        return engine is not None and messages is not None and engine.prepends_system(messages)
+        folders = self._host.folders(self._answer.adapters)
+        return engine is not None and messages is not None and engine.prepends_system(messages, folders)
 
     def _facts(self, chunk: Chunk) -> dict[str, Any]:
         facts = dict(chunk.facts)

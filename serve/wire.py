@@ -279,11 +279,12 @@ def _common(data: Mapping[str, Any], defaults: Mapping[str, Any], *, chat: bool)
         "stream": flag(data, "stream"),
         "include_usage": flag(options or {}, "include_usage", "stream_options.include_usage"),
         "return_token_ids": flag(data, "return_token_ids"),
-        "adapters": _adapters(data.get("adapters")),
+        "adapters": parse_adapters(data.get("adapters")),
     }
 
 
-def _adapters(value: Any) -> dict[str, float] | None:
+def parse_adapters(value: Any) -> dict[str, float] | None:
+    """The field `adapters`: name -> scale; None: it is not there."""
     if value is None:
         return None
     form = '[{"name": "my-lora", "scale": 1.0}]'

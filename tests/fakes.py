@@ -119,29 +119,34 @@ class FakeEngine:
 
         return load
 
-    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NONE) -> list[int]:
+    def render(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] = _NONE, adapters: Sequence[Path] | None = None
+    ) -> list[int]:
         """Variables of the template stand before the messages, as `{name=value}`."""
         told = [ord(c) for name, value in variables.items() for c in f"{{{name}={value}}}"]
         return told + [ord(c) for c in "".join(f"<{m.role}>{m.content}" for m in messages) + "<assistant>"]
 
-    def prepends_system(self, messages: Sequence[Message]) -> bool:
+    def prepends_system(self, messages: Sequence[Message], adapters: Sequence[Path] | None = None) -> bool:
         return False
 
     def render_open(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] = MappingProxyType({})
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        adapters: Sequence[Path] | None = None,
     ) -> list[int]:
         return self.render(messages[:-1], variables) + self.tokenize(messages[-1].content)
 
-    def complete(self, text: str) -> list[int]:
+    def complete(self, text: str, adapters: Sequence[Path] | None = None) -> list[int]:
         return self.tokenize(text)
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, adapters: Sequence[Path] | None = None) -> list[int]:
         return [ord(c) for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
-    def decoder(self, decoding: Decoding, ids: Sequence[int] = ()) -> None:
+    def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Sequence[Path] | None = None) -> None:
         """What is asked for is recorded in `decoded`; a fake engine does none of it."""
         self.decoded.append(None if decoding == PLAIN else decoding)
 

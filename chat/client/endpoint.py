@@ -122,6 +122,7 @@ class Endpoint:
         *,
         continue_final: bool = False,
         template_variables: Mapping[str, Any] | None = None,
+        adapters: Sequence[tuple[str, float]] | None = None,
     ) -> list[int]:
         """Ids of a text, or of a rendered conversation. Our own server only (and vLLM's). Raises ServerFailed."""
         body: dict[str, Any] = (
@@ -133,6 +134,8 @@ class Endpoint:
             body["chat_template_kwargs"] = dict(template_variables)
         if self.model:
             body["model"] = self.model
+        if adapters:  # one may bring a chat template of its own
+            body |= adapter_fields(adapters, ours=True)
         ids = self._ask("POST", self._root + "/tokenize", body).get("tokens")
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
             raise ServerFailed(

@@ -237,10 +237,12 @@ def set_sampling(face: Face, words: str) -> None:
 
 
 def _refuse_unheard(face: Face, names: Iterable[str]) -> None:
-    """Raise Usage for a variable that the model's own chat format never looks at; a server knows its own."""
+    """Raise Usage for a variable that the chat format in use never looks at; a server knows its own."""
+    from glmchat.chat.adapters_choice import folder_of_template
+
     folder = face.launch.engine.folder
     if face.launch.server is None and folder is not None:
-        refuse_unheard(folder, names)
+        refuse_unheard(folder_of_template(face.chat.adapters, folder), names)
 
 
 def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
@@ -290,10 +292,13 @@ def adapter(face: Face, words: str) -> None:
 
 
 def tell_adapters(face: Face) -> None:
+    from glmchat.chat.adapters_choice import own_texts
     from glmchat.chat.in_force import adapters_in_force
 
     names = ", ".join(adapters_in_force(face.chat))
     face.tell(tr("adapters, starting with the next answer: {names}", names=names or tr("none")))
+    for sentence in own_texts(face.chat.adapters, face.launch.engine.folder) if face.launch.server is None else ():
+        face.tell(sentence)
 
 
 def context(face: Face, words: str) -> None:

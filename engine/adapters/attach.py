@@ -5,7 +5,7 @@ The same checks run against a model that is not loaded, from headers alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -13,24 +13,27 @@ from typing import cast
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_fit import names_of, other_model
-from glmchat.checkpoints.adapter_settings import Names
+from glmchat.checkpoints.adapter_files import brings_text
+from glmchat.checkpoints.adapter_fit import CHATGLM, names_of, other_model
+from glmchat.checkpoints.adapter_settings import Names, weighted_words, words_of_two
 from glmchat.checkpoints.peft_kinds import KINDS, refuse_together, takes_weight
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
-from glmchat.core.errors import UnknownModel, Usage
+from glmchat.core.errors import Damaged, UnknownModel, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter, read_adapter
-from glmchat.engine.adapters.lora import Change, match, read_changes, require_finite
-from glmchat.engine.adapters.low_rank import Weighted, adapted_embedding, adapted_linear, replaced
+from glmchat.engine.adapters.lora import match, read_changes, require_finite
+from glmchat.engine.adapters.low_rank import Change, Weighted, adapted_embedding, adapted_linear, replaced
 from glmchat.engine.adapters.peft_layers import PeftWeights, read_weights, require_transformers, stand_in
 from glmchat.engine.adapters.prefix_tuning import check_prefix, keys_of_prompt, read_prefix
+from glmchat.engine.adapters.words import VOCABULARIES, measures, with_trained_rows
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.native.cards import device_of
+from glmchat.engine.prompts.adapted import Formats
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -93,6 +96,10 @@ class AdapterSet:
     def active(self) -> Mapping[str, float]:
         return dict(self._active)
 
+    def folders(self, names: Iterable[str]) -> list[Path]:
+        """Where these were read from. Raises UnknownModel."""
+        return [self._attached(name).adapter.path for name in names]
+
     def attach(self, path: Path, name: str, *, force: bool = False, alpha: float | None = None) -> Adapter:
         """Read the adapter at `path`, check it against the model, and keep it ready under `name`.
 
@@ -134,6 +141,7 @@ class AdapterSet:
         weights = {name: float(weight) for name, weight in adapters.items() if weight != 0}
         for name in adapters:
             self._attached(name)
+        self._refuse_words_of_two(weights)
         layers = self._layers(weights)
         prefixes = self._prefixes(weights)
         other = self._stand_in(weights)
@@ -171,11 +179,33 @@ class AdapterSet:
         base = self._modules[place]
         trained = [(c, w) for c, w in changes if c.replaced]
         if isinstance(base, nn.Embedding | QuantEmbedding):
-            return adapted_embedding(base, changes)
+            rest = [(c, w) for c, w in changes if c.a is not None or c.replaced]
+            if not rest:
+                return with_trained_rows(base, changes)
+            embedding = adapted_embedding(base, rest)
+            if any(c.tokens for c, _ in changes):
+                embedding.rows = with_trained_rows(base if embedding.rows is None else embedding.rows, changes)
+            return embedding
         if any("weight" in c.replaced for c, _ in trained) or not hasattr(base, "in_features"):
             base = replaced(base, trained)
+        base = with_trained_rows(base, changes)
+        if base is not self._modules[place]:
             changes = [(c, w) for c, w in changes if c.a is not None]
         return adapted_linear(base, changes) if changes and hasattr(base, "in_features") else base
+
+    def _refuse_words_of_two(self, weights: Mapping[str, float]) -> None:
+        """An adapter with another number of words has every row of its own: nothing can be added to them."""
+        changing: dict[str, int] = {}  # the adapters that change words -> how many they have
+        for name, weight in weights.items():
+            for place, change in self._ready[name].changes.items():
+                if place.rpartition(".")[2] in VOCABULARIES:
+                    rows = measures(self._modules[place])[0]
+                    changing[name] = len(change.replaced.get("weight", range(rows)))
+                    resized = changing[name] != rows
+                    if resized and weight != 1:
+                        raise weighted_words(name)
+        if len(changing) > 1 and set(changing.values()) != {self._model.spec.vocab_size}:
+            raise words_of_two(changing)
 
     def _prefixes(self, weights: Mapping[str, float]) -> list[tuple[Ready, float]]:
         """The prefixes among them; one, or several of one kind and length whose weights add up to one."""
@@ -245,7 +275,8 @@ def layers_of(
 ) -> dict[str, Names]:
     """`match` with what is known of the model. modules: of the bare model, as `modules_of` gives them."""
     heads = {"q_proj": checkpoint.spec.heads, "k_proj": checkpoint.spec.kv_heads}
-    return match(adapter, modules, checkpoint.family.transposed, tied_ends(model), heads)
+    resizable = checkpoint.spec.family not in CHATGLM
+    return match(adapter, modules, checkpoint.family.transposed, tied_ends(model), resizable, heads)
 
 
 def tied_ends(model: LanguageModel) -> tuple[str, ...]:
@@ -271,7 +302,26 @@ def check_against(adapter: Adapter, base: Path) -> Checkpoint:
     else:
         check_prefix(adapter, checkpoint.spec, model)
     refuse_other_base(adapter, checkpoint)
+    _check_text(adapter, checkpoint)
     return checkpoint
+
+
+def _check_text(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Raise what speaking with the adapter's own tokenizer or chat template would raise."""
+    if not brings_text(adapter.path):
+        return
+    path, spec, family = checkpoint.path, checkpoint.spec, checkpoint.family
+    try:
+        tokenizer = family.load_tokenizer(path, spec)
+    except Damaged as error:
+        if error.code != "tokenizer.missing":
+            raise
+        return
+    formats = Formats(family.prompt(path, tokenizer, spec), spec)
+    try:
+        formats.of([adapter.path])
+    finally:
+        formats.close()
 
 
 def check_numbers(adapter: Adapter) -> None:

@@ -6,13 +6,13 @@ A and B are [rank, in] and [out, rank] under the names that PEFT gives them, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from glmchat.checkpoints.adapter_settings import (
+    TOKENS,
     LoraSettings,
     Names,
     changed_shape,
@@ -24,33 +24,13 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.files import Adapter
+from glmchat.engine.adapters.low_rank import Change
+from glmchat.engine.adapters.words import VOCABULARIES, check_tokens, measures, rows_brought, share_rows
 from glmchat.engine.formats.gguf import halves_apart
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 
 _PREFIXES = ("", "model.", "transformer.", "inner.", "inner.model.", "inner.transformer.")
 _HEADS = ("lm_head", "output_layer")
-VOCABULARIES = (*_HEADS, "embed_tokens", "wte", "word_embeddings", "embed_in", "embed_out")
-
-
-@dataclass(slots=True)
-class Change:
-    """What one adapter changes in one layer, read and checked; everything in float32 but replaced weights.
-
-    a [rank, in] and b [out, rank]; b is not scaled yet. For an embedding a is [rank, vocab] and b [width, rank].
-    """
-
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-    scale: float = 1.0
-    magnitude: torch.Tensor | None = None  # DoRA: the length of each row of the changed matrix, [rows of b]
-    b_bias: torch.Tensor | None = None
-    replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # parameter -> trained value
-    is_embedding: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (self.a, self.b, self.magnitude, self.b_bias, *self.replaced.values())
-        return sum(t.nbytes for t in tensors if t is not None)
 
 
 Modules = Mapping[str, nn.Module]
@@ -61,12 +41,14 @@ def match(
     modules: Modules,
     transposed: Callable[[str], bool] | None = None,
     ends: tuple[str, ...] = (),
+    resizable: bool = False,
     heads: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Names]:
     """Layer of the model -> the adapter's tensors for it, every shape checked. Nothing of the weights is read.
 
     modules: every module of the bare model by name. transposed: of a parameter, whether checkpoints store it [in, out].
-    ends: embedding and head, where they are one. heads: of the layers that are rotated, by the last part of their name.
+    ends: embedding and head, where they are one. resizable: an adapter may bring another number of words. heads: of the
+    layers that are rotated, by the last part of their name.
     Raises Damaged or Usage that names what does not fit.
     """
     shapes = adapter.tensors.shapes()
@@ -82,11 +64,13 @@ def match(
         if kind != "original":
             layers.setdefault(place, Names()).add(kind, name)
     refuse_strangers(strangers, len(shapes))
+    share_rows(layers, ends)
+    words = rows_brought(layers, modules, shapes, ends) if resizable else None
     for place, names in layers.items():
         names.transposed = transposed is not None and transposed(f"{place}.weight")
         if getattr(adapter.tensors, "paired", False):
             names.paired = heads.get(place.rpartition(".")[2], 0)
-        _check_shapes(place, names, modules[place], shapes, settings)
+        _check_shapes(place, names, modules[place], shapes, settings, words)
     _check_complete(layers, modules, settings)
     if settings.ties_ends:
         _check_ends(layers, ends)
@@ -113,9 +97,16 @@ def _place(name: str, modules: Modules) -> str | None:
 
 
 def _check_shapes(
-    place: str, names: Names, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], settings: LoraSettings
+    place: str,
+    names: Names,
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: LoraSettings,
+    words: int | None,
 ) -> None:
     out, width = measures(module)
+    if words is not None and place.rpartition(".")[2] in VOCABULARIES:
+        out = words
     if names.is_embedding:
         out, width = width, out  # the change of an embedding is stored the other way round
     for a_kind, b_kind in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
@@ -142,11 +133,17 @@ def _check_shapes(
                 hint=tr("it was trained on a model of hidden size {a}", a=a[1]),
                 code="adapter.shape",
             )
+    if TOKENS in names.tensors:
+        check_tokens(
+            place, shapes[names.tensors[TOKENS]], settings, (width, out) if names.is_embedding else (out, width)
+        )
     for kind, length in (("lora_magnitude_vector", out), ("lora_B.bias", out)):  # an embedding's out is its width
         if kind in names.tensors and _count(shapes[names.tensors[kind]]) != length:
             raise _misshapen(place, kind, shapes[names.tensors[kind]], (length,))
     for parameter, name in names.replaced.items():
         expected = _parameter_shape(module, parameter)
+        if words is not None and expected is not None and place.rpartition(".")[2] in VOCABULARIES:
+            expected = (words, *expected[1:])
         if parameter == "weight" and names.transposed and expected is not None:
             expected = expected[::-1]
         if expected is None and parameter == "bias" and shapes[name] == (out,):
@@ -215,15 +212,6 @@ def _is_target(name: str, module: nn.Module, settings: LoraSettings) -> bool:
     return any(name == t or name.endswith("." + t) for t in settings.targets or ())
 
 
-def measures(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer, (rows, width) of an embedding, (0, 0) of anything else."""
-    if isinstance(module, nn.Linear | QuantLinear):
-        return module.out_features, module.in_features
-    if isinstance(module, nn.Embedding | QuantEmbedding):
-        return module.num_embeddings, module.embedding_dim
-    return 0, 0
-
-
 def _parameter_shape(module: nn.Module, parameter: str) -> tuple[int, ...] | None:
     if parameter == "weight" and measures(module) != (0, 0):
         return measures(module)
@@ -270,6 +258,9 @@ def read_changes(
             change.magnitude = read_number(adapter, magnitude, device, torch.float32).flatten()
         if "lora_B.bias" in names.tensors:
             change.b_bias = read_number(adapter, names.tensors["lora_B.bias"], device, torch.float32)
+        if TOKENS in names.tensors:
+            change.tokens = adapter.lora.tokens_of(place)
+            change.rows = read_number(adapter, names.tensors[TOKENS], device, torch.float32)
         for parameter, name in names.replaced.items():
             value = read_number(adapter, name, device, None)
             turned = parameter == "weight" and names.transposed

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import nn
 
-from glmchat.engine.adapters.lora import Change
 from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
+
+
+@dataclass(slots=True)
+class Change:
+    """What one adapter changes in one layer, read and checked; everything in float32 but replaced weights.
+
+    a [rank, in] and b [out, rank]; b is not scaled yet. For an embedding a is [rank, vocab] and b [width, rank].
+    """
+
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    scale: float = 1.0
+    magnitude: torch.Tensor | None = None  # DoRA: the length of each row of the changed matrix, [rows of b]
+    b_bias: torch.Tensor | None = None
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)  # parameter -> trained value
+    is_embedding: bool = False
+    tokens: tuple[int, ...] = ()
+    rows: torch.Tensor | None = None  # in the place of those of `tokens`, [tokens, width]
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.a, self.b, self.magnitude, self.b_bias, self.rows, *self.replaced.values())
+        return sum(t.nbytes for t in tensors if t is not None)
 
 
 class LowRank:
@@ -138,7 +161,7 @@ def adapted_linear(base: nn.Module, changes: Sequence[Weighted]) -> AdaptedLinea
     downs, ups = [], []
     gain: torch.Tensor | None = None
     offset: torch.Tensor | None = None
-    out, device = cast(int, base.out_features), _device(base)
+    out, device = cast(int, base.out_features), device_of_layer(base)
     bias = cast("torch.Tensor | None", base.bias)
     for change, weight in changes:
         if change.a is not None and change.b is not None:
@@ -176,6 +199,16 @@ def column_lengths(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.T
     return torch.stack([rows.square().sum(0) for rows in _changed_rows(base, a, b)]).sum(0).sqrt()
 
 
+def own_factor(embedding: nn.Module) -> float:
+    own = getattr(embedding, "embed_scale", 1.0)
+    return float(own) if isinstance(own, int | float) or torch.is_tensor(own) else 1.0
+
+
+def rows_of(base: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    packed = base.linear if isinstance(base, QuantEmbedding) else base
+    return packed.rows(tokens) if isinstance(packed, QuantLinear) else cast(torch.Tensor, packed.weight)[tokens]
+
+
 def _changed_rows(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> Iterator[torch.Tensor]:
     """W + B A, a few rows at a time. a [rank, in], b [out, rank]"""
     packed = base.linear if isinstance(base, QuantEmbedding) else base
@@ -192,9 +225,8 @@ def adapted_embedding(base: nn.Embedding | QuantEmbedding, changes: Sequence[Wei
     """base with every change of its rows. A factor of the base's own (Gemma's) holds for what is added too."""
     trained = [(c, w) for c, w in changes if "weight" in c.replaced]
     rows = replaced(base, trained) if trained else None
-    own = getattr(base, "embed_scale", 1.0)
-    factor = float(own) if isinstance(own, int | float) or torch.is_tensor(own) else 1.0
-    device = _device(base)
+    factor = own_factor(base)
+    device = device_of_layer(base)
     downs, ups = [], []
     gain: torch.Tensor | None = None
     for change, weight in changes:
@@ -218,7 +250,7 @@ def replaced(base: nn.Module, changes: Sequence[Weighted]) -> nn.Module:
 
     One change of weight 1 is taken as it was saved. Packed matrices become dense ones here, and only here.
     """
-    dtype = _dtype(base)
+    dtype = dtype_of(base)
     names = dict.fromkeys(name for change, _ in changes for name in change.replaced)
     values = {name: _blend(_own(base, name), [(c.replaced[name], w) for c, w in changes if name in c.replaced], dtype)
               for name in names}  # fmt: skip
@@ -227,19 +259,21 @@ def replaced(base: nn.Module, changes: Sequence[Weighted]) -> nn.Module:
     if type(base) in (nn.Embedding, QuantEmbedding):
         embedding = cast("nn.Embedding | QuantEmbedding", base)
         with torch.device("meta"):
-            made = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim)
+            made = nn.Embedding(len(values["weight"]), embedding.embedding_dim)
         made.weight = nn.Parameter(values["weight"], requires_grad=False)
         return made
     # A subclass computes in a way of its own (Gemma's embedding has a factor): its copy does too.
     clone = copy.copy(base)
+    if isinstance(clone, nn.Embedding):
+        clone.num_embeddings = len(values["weight"])
     clone._parameters = {**base._parameters, **{k: nn.Parameter(v, requires_grad=False) for k, v in values.items()}}
     return clone
 
 
 def _linear(base: nn.Linear | QuantLinear, values: dict[str, torch.Tensor], dtype: torch.dtype) -> nn.Linear:
     bias = values.get("bias", base.bias)
-    with torch.device("meta"):
-        made = nn.Linear(base.in_features, base.out_features, bias=bias is not None)
+    with torch.device("meta"):  # of the trained matrix's measures: it may have other words
+        made = nn.Linear(base.in_features, len(values["weight"]), bias=bias is not None)
     made.weight = nn.Parameter(values["weight"], requires_grad=False)
     if bias is not None:
         made.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
@@ -264,7 +298,7 @@ def _own(base: nn.Module, name: str) -> torch.Tensor | None:
     return cast("torch.Tensor | None", getattr(base, name))
 
 
-def _dtype(base: nn.Module) -> torch.dtype:
+def dtype_of(base: nn.Module) -> torch.dtype:
     """Of the activations that this module works on."""
     if isinstance(base, QuantEmbedding):
         return base.dtype
@@ -272,7 +306,7 @@ def _dtype(base: nn.Module) -> torch.dtype:
     return weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
 
 
-def _device(base: nn.Module) -> torch.device:
+def device_of_layer(base: nn.Module) -> torch.device:
     tensor = next((t for t in (*base.parameters(), *base.buffers())), None)
     return torch.device("cpu") if tensor is None else tensor.device
 

@@ -12,15 +12,21 @@ from typing import cast
 import torch
 from torch import nn
 
+from glmchat.checkpoints.adapter_files import TEXT_FILES, brings_text
+from glmchat.checkpoints.adapter_fit import CHATGLM
 from glmchat.checkpoints.adapter_settings import Names
+from glmchat.checkpoints.chat_template import FILE, template_of
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER
 from glmchat.core.errors import Usage
+from glmchat.core.files import read_file
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.attach import check_against, layers_of, modules_of, outline, tied_ends
 from glmchat.engine.adapters.files import Adapter
-from glmchat.engine.adapters.lora import Change, read_changes
+from glmchat.engine.adapters.lora import read_changes
+from glmchat.engine.adapters.low_rank import Change
+from glmchat.engine.adapters.words import VOCABULARIES
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.folder_writer import Layout, SafetensorsWriter, write_companions
 from glmchat.engine.formats.weights import WeightSource
@@ -109,7 +115,7 @@ def _write(
     modules = modules_of(model)
     ends = tied_ends(model)
     matched = layers_of(adapter, model, checkpoint, modules) if adapter.kind == "lora" else {}
-    tensors = list(_tensors(checkpoint, weights, matched, dtype))
+    tensors = list(_tensors(checkpoint, weights, adapter, matched, dtype))
     embedding = next((t for t in tensors if ends and t.module == ends[0]), None)
     untied = embedding is not None and not matched.keys().isdisjoint(ends)
     if embedding is not None and untied:  # what changes the one leaves the other as it is
@@ -136,7 +142,10 @@ def _write(
     index = {"metadata": {"total_size": size}, "weight_map": table}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     write_companions(checkpoint, folder, {})
-    _settle_config(folder / "config.json", adapter, untied=untied, dtype=tensors[0].dtype)
+    if checkpoint.spec.family not in CHATGLM:  # whose code writes the prompts
+        _write_text(adapter.path, checkpoint.path, folder)
+    words = next((shape[0] for shape in _resized(adapter, matched).values()), None)
+    _settle_config(folder / "config.json", adapter, untied=untied, dtype=tensors[0].dtype, words=words)
 
 
 def _refuse_lost(matched: Mapping[str, Names], parameters: set[str]) -> None:
@@ -154,12 +163,13 @@ def _refuse_lost(matched: Mapping[str, Names], parameters: set[str]) -> None:
 def _tensors(
     checkpoint: Checkpoint,
     weights: WeightSource,
+    adapter: Adapter,
     matched: Mapping[str, Names],
     dtype: torch.dtype | None,
 ) -> Iterator[_Tensor]:
     turned = checkpoint.family.transposed
     upright = getattr(weights, "upright", ())
-    shapes = checkpoint.spec.shapes()
+    shapes = {**checkpoint.spec.shapes(), **_resized(adapter, matched)}
     for parameter, name in match_names(weights, checkpoint).items():
         stored = weights.read(name)
         own = stored.dtype if isinstance(stored, torch.Tensor) and stored.is_floating_point() else torch.float16
@@ -169,6 +179,14 @@ def _tensors(
         yield _Tensor(
             name, shape[::-1] if lies else shape, dtype or own, module, leaf, lies and name not in upright, name
         )
+
+
+def _resized(adapter: Adapter, matched: Mapping[str, Names]) -> dict[str, tuple[int, ...]]:
+    """Parameter -> its shape, where the adapter has another number of words."""
+    shapes = adapter.tensors.shapes()
+    ends = [place for place in matched if place.rpartition(".")[2] in VOCABULARIES]
+    named = ((place, matched[place].replaced.get("weight")) for place in ends)
+    return {f"{place}.weight": shapes[name] for place, name in named if name is not None}
 
 
 def _shards(tensors: list[_Tensor]) -> Iterator[list[_Tensor]]:
@@ -209,6 +227,8 @@ def _value(
 def _changed(value: torch.Tensor, parameter: str, change: Change) -> torch.Tensor:
     if parameter in change.replaced:
         value = change.replaced[parameter].float()
+    if parameter == "weight" and change.rows is not None:
+        value = value.index_copy(0, torch.tensor(change.tokens), change.rows)
     if parameter == "bias" and change.b_bias is not None:
         return value + change.b_bias * change.scale
     if parameter != "weight" or change.a is None or change.b is None:
@@ -220,9 +240,26 @@ def _changed(value: torch.Tensor, parameter: str, change: Change) -> torch.Tenso
     return value.T if change.is_embedding else value
 
 
-def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.dtype) -> None:
+def _write_text(adapter: Path, base: Path, folder: Path) -> None:
+    """Put the adapter's own tokenizer and chat template in the place of the base's; what it lacks stays."""
+    if not brings_text(adapter):
+        return
+    own = template_of(adapter)
+    template = template_of(base) if own is None else own
+    if (adapter / "tokenizer.json").is_file() or (adapter / "tokenizer.model").is_file():
+        for name in TEXT_FILES:
+            (folder / name).unlink(missing_ok=True)
+            if (adapter / name).is_file():
+                (folder / name).write_bytes(read_file(adapter / name))
+    if template is not None:
+        (folder / FILE).write_text(template, encoding="utf-8")
+
+
+def _settle_config(path: Path, adapter: Adapter, *, untied: bool, dtype: torch.dtype, words: int | None) -> None:
     config = read_json(path)
     config.pop("quantization_config", None)
+    if words is not None:
+        config["vocab_size"] = words
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
     if untied:
         config["tie_word_embeddings"] = False

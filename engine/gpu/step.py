@@ -181,6 +181,8 @@ class CardStep:
         self._graph: Any = None
         self._unused = torch.zeros(1, device=self._device)
         heads, kv_heads, size = spec.heads, spec.kv_heads, spec.head_dim
+        if bare(parts.head).out_features != spec.vocab_size:
+            raise NotCompiled("an adapter brings other words")
         if size > 256 or heads % kv_heads:
             raise NotCompiled(f"{heads} heads of {size} over {kv_heads}")
         self._splits = -(-cache.capacity // SPLIT)

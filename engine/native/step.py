@@ -104,7 +104,7 @@ class CompiledStep:
         if spec.head_dim > _LARGEST_HEAD:
             raise NotCompiled(f"heads of {spec.head_dim}")
         self._alive: list[Any] = []  # what the addresses point to
-        self.vocab = spec.vocab_size
+        self.vocab = cast(int, bare(parts.head).out_features)  # an adapter may bring other words
         self._embedding = parts.embedding
         layers = [self._layer(layer) for layer in parts.layers]
         self._network = _Network(

@@ -28,6 +28,7 @@ class PromptFormat(ABC):
     has_system: bool = True  # False: a system prompt is prepended to the first question
     takes_tools: bool = False  # whether a system message may offer tools
     banned_ids: tuple[int, ...] = ()  # never sampled
+    rows: int | None = None  # words that the network has rows for, where an adapter brings another number of them
     variables: frozenset[str] | None = frozenset()  # what the format may be told beside the messages; None: anything
     # Completion mode only: one that has reached its length runs on to the next of these, so it ends at a sentence.
     sentence_ends: tuple[int, ...] = ()

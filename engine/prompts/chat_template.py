@@ -35,7 +35,8 @@ class ChatTemplate:
         if len(source) > LARGEST:
             raise too_large()
         self.source = source
-        self._setup, self._tokens = {"template": source}, dict(tokens)
+        self.tokens = dict(tokens)
+        self._setup = {"template": source}
         self._lock = threading.Lock()
         self._sandbox: Sandbox | None = None
         self._compiled = False
@@ -57,7 +58,7 @@ class ChatTemplate:
         """
         request = {
             "variables": dict(variables or {}),
-            "tokens": self._tokens,
+            "tokens": self.tokens,
             "messages": list(messages),
             "add_generation_prompt": add_generation_prompt,
         }

@@ -57,6 +57,7 @@ _TURN_ENDS = (
 class TemplateTokenizer(Tokenizer, Protocol):
     """A tokenizer that knows its control tokens by text."""
 
+    vocab_size: int
     specials: dict[str, int]
     spoken: frozenset[int]  # ids of the control tokens that stand in the model's own answers
 
@@ -65,6 +66,7 @@ class TemplateTokenizer(Tokenizer, Protocol):
         ...
 
     def encode_completion(self, text: str) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes | None: ...
 
 
 class TemplatePrompt(PromptFormat):
@@ -74,6 +76,10 @@ class TemplatePrompt(PromptFormat):
         super().__init__(tokenizer, stop_ids)
         self._tokenizer = tokenizer
         self._template = template
+
+    @property
+    def template(self) -> ChatTemplate:
+        return self._template
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -195,18 +201,24 @@ class BaseModel(NoChat):
 
 def template_prompt(path: Path, tokenizer: Tokenizer, spec: ModelSpec) -> PromptFormat:
     """The chat format of a folder or GGUF file; `NoChat` for a base model, which only completes text."""
-    specials: Mapping[str, int] = getattr(tokenizer, "specials", {})
-    ends = [specials[text] for text in _TURN_ENDS if text in specials]
-    if "<|channel|>" in specials and "<|end|>" in specials:  # which ends a thought there, and the answer follows
-        ends.remove(specials["<|end|>"])
-    stop_ids = [*spec.eos_ids, *ends]
     if path.is_file():
         source, tokens = _gguf_template(path)
     else:
         source, tokens = folder_template(path)
+    return template_format(tokenizer, spec.eos_ids, source, tokens)
+
+
+def template_format(
+    tokenizer: Tokenizer, given: Sequence[int], source: str | None, tokens: Mapping[str, str]
+) -> TemplatePrompt | BaseModel:
+    """A format by this template, None: it has none. given: the ends of a turn that the files list."""
+    specials: Mapping[str, int] = getattr(tokenizer, "specials", {})
+    ends = [specials[text] for text in _TURN_ENDS if text in specials]
+    if "<|channel|>" in specials and "<|end|>" in specials:  # which ends a thought there, and the answer follows
+        ends.remove(specials["<|end|>"])
     if source is None:
-        return BaseModel(tokenizer, stop_ids)  # type: ignore[arg-type]
-    return TemplatePrompt(tokenizer, stop_ids, ChatTemplate(source, tokens))  # type: ignore[arg-type]
+        return BaseModel(tokenizer, [*given, *ends])  # type: ignore[arg-type]
+    return TemplatePrompt(tokenizer, [*given, *ends], ChatTemplate(source, dict(tokens)))  # type: ignore[arg-type]
 
 
 def _gguf_template(path: Path) -> tuple[str | None, dict[str, str]]:

@@ -66,6 +66,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "saved-head": {"modules_to_save": ["lm_head"]},
     "saved-ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "saved-ends-as-one": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "trained-rows": {"trainable_token_indices": [40, 200, 3]},
+    "trained-rows-of-both-ends": {"trainable_token_indices": {"embed_tokens": [40, 9], "lm_head": [7, 271]}},
     "layers-of-the-vocabulary-kept": {"saved": {"save_embedding_layers": True}},
 }
 _GPT2 = {
