@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from textual.message import Message
 
 from glmchat.chat.launch import LaunchOptions
-from glmchat.core.errors import DoesNotFit, GlmchatError, Interrupted, Usage
+from glmchat.core.errors import DoesNotFit, GlmchatError, Interrupted, NetworkFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.tui.messages import EngineLost, Loading, Ready, Resources
@@ -45,12 +46,12 @@ class EngineLink:
     def connect(self, report: Report) -> None:
         """Start or find it, report how far it is, then Ready or EngineLost."""
         try:
-            report(self._greet_server() if self.launch.server is not None else self._start_engine(report))
+            report(self.greet_server() if self.launch.server is not None else self._start_engine(report))
         except GlmchatError as error:
             if not self._closed:
                 report(EngineLost(error))
 
-    def _greet_server(self) -> Ready:
+    def greet_server(self) -> Ready:
         from glmchat.chat.connect import connect
 
         self.stop()
@@ -160,11 +161,13 @@ class ModelConnection:
         self._answered: LaunchOptions | None = None  # what was last connected to
         self._view = view
         self._advised = False
+        self._away = False  # the server does not answer, and is asked again now and then
 
     def connect(self, *, fresh: bool = False) -> None:
         """Start the engine or find the server, in a thread; `Loading`, then `Ready` or `EngineLost` come back."""
         self.ready = False
-        self._view.status.show(activity=stage_words("start"), progress=None, lost=False)
+        self._away = False
+        self._view.status.show(activity=stage_words("start"), progress=None, lost=False, away=False)
         self._view.show_queue()
 
         def work() -> None:
@@ -204,9 +207,12 @@ class ModelConnection:
         if self.answers is None:
             gc.freeze()  # full collections leave out what stays for good; they took 130 ms, in the midst of typing
         self.ready, self.answers, self._answered = True, news, self.launch
+        if self._away:
+            self._away = False
+            self._view.tell(tr("the server answers again"), tr("/continue resumes an answer, /regen asks again"))
         identity = news.identity
         self._view.status.show(
-            activity="", progress=None, lost=False, model=identity.model, revision=identity.revision,
+            activity="", progress=None, lost=False, away=False, model=identity.model, revision=identity.revision,
             quant=identity.quant, limit=identity.context, device=identity.device, device_reason=identity.device_reason,
         )  # fmt: skip
 
@@ -218,12 +224,17 @@ class ModelConnection:
                 model=self.launch.engine.model, quant=self.launch.engine.quant_label,
                 revision=self.launch.engine.revision,
             )  # fmt: skip
+        self._away = self.is_away(error)
         self._show_lost()
         self._view.show_error(error)
 
+    def is_away(self, error: GlmchatError) -> bool:
+        """Whether a server has gone, as an answer or a greeting says: it may come back by itself."""
+        return self.launch.server is not None and (isinstance(error, NetworkFailed) or error.code == "server.broke")
+
     def _show_lost(self) -> None:
         self.ready = False
-        self._view.status.show(activity="", progress=None, lost=True, memory=None)
+        self._view.status.show(activity="", progress=None, lost=True, away=self._away, memory=None)
         self._view.show_queue()
 
     def failure(self) -> GlmchatError | None:
@@ -244,9 +255,18 @@ class ModelConnection:
             raise Usage(tr("the model is still loading"), hint=tr("try again in a moment"), code="chat.loading")
 
     def watch(self) -> None:
-        """Look at the engine in a thread: its memory, and whether it still lives."""
+        """Look in a thread: at the engine's memory, whether it still lives, and whether a lost server is back."""
+        if self._away:
+            self._view.start_thread(self._look_for_server, "watch", exclusive=True)
         if self.link.process is not None and self.ready:
             self._view.start_thread(self._look, "watch", exclusive=True)
+
+    def _look_for_server(self) -> None:
+        launch = self.launch
+        with suppress(GlmchatError):  # still away
+            news = self.link.greet_server()
+            if self._away and self.launch is launch:
+                self._view.post_message(news)
 
     def _look(self) -> None:
         failure = self.failure()

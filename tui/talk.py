@@ -332,6 +332,9 @@ class Talk:
         if (failure := self._connection.failure()) is not None:
             self._connection.lost(failure)
             self.disconnect()
+        elif self._connection.is_away(error):
+            self._connection.lost(error)
+            self.disconnect()
         else:
             self._view.show_error(error)
 

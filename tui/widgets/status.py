@@ -54,6 +54,7 @@ class Facts:
     activity: str = ""  # "loading weights", "reading the prompt", "answering": replaces the facts at the left
     progress: float | None = None  # of the activity
     lost: bool = False
+    away: bool = False  # what is lost is a server, which is asked again
     unsaved: bool = False
     queued: int = 0
     behind: tuple[str, ...] = ()  # titles of conversations that are answered while another one is in view
@@ -94,7 +95,8 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     short = (f.revision or "")[:7]
     left: list[tuple[int, Text]] = []
     if f.lost:
-        left.append((0, Text(tr("engine stopped · F5 starts it again"), p.style(p.error, bold=True))))
+        words = tr("server not reachable · trying again") if f.away else tr("engine stopped · F5 starts it again")
+        left.append((0, Text(words, p.style(p.error, bold=True))))
     elif f.activity:
         line = Text.assemble((f.activity, p.accented))
         if f.progress is not None:

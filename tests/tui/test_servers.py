@@ -1,0 +1,97 @@
+"""A server that goes away under a window and comes back: a real one on loopback, killed and started again.
+
+Covers tui/connection.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socketserver
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+import pytest
+from screen import TerminalSession
+
+from glmchat.core import locations
+
+
+class Handler(socketserver.StreamRequestHandler):
+    """One model, which says the last question again."""
+
+    def handle(self) -> None:
+        length, line = 0, self.rfile.readline()
+        while header := self.rfile.readline().strip().lower():
+            if header.startswith(b"content-length:"):
+                length = int(header.split(b":")[1])
+        body = json.loads(self.rfile.read(length)) if length else {}
+        kind = "application/json"
+        if b"/models" in line:
+            answer = json.dumps({"data": [{"id": "parrot", "max_model_len": 1000}]})
+        else:
+            kind = "text/event-stream"
+            said = f"you said: {body['messages'][-1]['content']}"
+            piece = {"choices": [{"index": 0, "delta": {"content": said}, "finish_reason": None}]}
+            end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            answer = f"data: {json.dumps(piece)}\n\ndata: {json.dumps(end)}\n\ndata: [DONE]\n\n"
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
+        self.wfile.write((head + answer).encode())
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+
+
+def serve(port: int, pipe: object) -> None:
+    server = Server(("127.0.0.1", port), Handler)
+    pipe.send(server.server_address[1])  # type: ignore[attr-defined]
+    server.serve_forever()
+
+
+@contextmanager
+def running(port: int = 0) -> Iterator[tuple[int, int]]:
+    """(port, process)."""
+    ours, theirs = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=serve, args=(port, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv(), process.pid or 0
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(
+    ("lang", "columns", "rows", "lost", "back"),
+    [
+        ("en", 80, 24, "server not reachable", "the server answers again"),
+        ("zh", 120, 36, "连不上服务器", "服务器恢复了"),
+    ],
+)
+def test_a_killed_server_is_said_and_the_conversation_goes_on_when_it_is_back(
+    lang: str, columns: int, rows: int, lost: str, back: str
+) -> None:
+    with running() as (port, pid):
+        locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+        locations.config_file().write_text(f'[servers.box]\nurl = "http://127.0.0.1:{port}"\n')
+        with TerminalSession("--lang", lang, "run", "--server", "box", columns=columns, rows=rows) as terminal:
+            terminal.until_seen("parrot")
+            terminal.say("alpha")
+            terminal.until_seen("you said: alpha")
+            terminal.until_still()
+            os.kill(pid, signal.SIGKILL)
+            terminal.say("bravo")
+            terminal.until(lambda: lost in terminal.lines[-1])
+            terminal.say("charlie")
+            terminal.until_still()
+            assert "you said: charlie" not in terminal.text
+            with running(port):
+                terminal.until_seen(back)
+                terminal.until_seen("you said: bravo")  # two questions without an answer between are one message
+                terminal.until(lambda: "charlie" in terminal.text.partition("you said: bravo")[2])
+                assert lost not in terminal.lines[-1]
+                terminal.press("ctrl+home")
+                terminal.until_seen("you said: alpha")  # nothing of the conversation is lost
