@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -414,16 +415,20 @@ def _age(one: Draw, tensors: Tensors, prefix: str) -> Tensors:
     return tensors
 
 
+_LAYER = re.compile(r"\b(layers|h)\.\d+\.")
+
+
 def _pack(one: Draw, tensors: Tensors) -> tuple[Tensors, Tensors]:
     pack, stored, dense = FORMS[one.quant][0], Tensors(), Tensors()
     for name, tensor in tensors.items():
         ends = any(part in name for part in ("embed", "lm_head"))
-        apart = "layers." not in name and not (ends and "MLX" in one.quant)
+        apart = not _LAYER.search(name) and not (ends and "MLX" in one.quant)
         if apart or tensor.dim() != 2 or any(size % 32 for size in tensor.shape):
             stored[name] = dense[name] = tensor
             continue
-        parts, dense[name] = pack(tensor)
-        dense[name] = dense[name].float().contiguous()
+        turned = one.family == "GPT-2" and not ends  # its Conv1D holds [in, out]; others pack [out, in]
+        parts, matrix = pack(tensor.t().contiguous() if turned else tensor)
+        dense[name] = (matrix.t() if turned else matrix).float().contiguous()
         stored |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
     return stored, dense
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from glmchat.checkpoints.architectures import refuse_no_generator, unknown_type
 from glmchat.checkpoints.config import integer, token_ids
-from glmchat.checkpoints.quantised import refuse_unread
+from glmchat.checkpoints.quantised import packing_of, refuse_unread
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.core.errors import Damaged, Failed, GlmchatError
@@ -150,7 +150,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tu
     from transformers import AutoModelForCausalLM
 
     packed: frozenset[str] = getattr(source, "packed", frozenset())
-    config = _known_config(checkpoint.config, without_packing=bool(packed))
+    by_others = packing_of(checkpoint.config) is not None  # it may be said of tensors that are dense
+    config = _known_config(checkpoint.config, without_packing=bool(packed) or by_others)
     refuse_unread(checkpoint.config)
     made_by: Any = AutoModelForCausalLM
     places: dict[str, str] = {}
@@ -160,7 +161,9 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tu
         made_by, places = type(empty.inner), _places(empty, packed)
         options["config"] = empty.inner.config  # of a model that also sees, its text part
         there = {name: source.read(name) for name in source.shapes() if name not in places.values()}
-        options["state_dict"] = {n: t if isinstance(t, torch.Tensor) else t.dequantise() for n, t in there.items()}
+        dense = {n: t if isinstance(t, torch.Tensor) else t.dequantise() for n, t in there.items()}
+        turned = _stored_the_other_way(empty, packed) if by_others else frozenset[str]()
+        options["state_dict"] = {n: t.t().contiguous() if n in turned else t for n, t in dense.items()}
         options["quantization_config"] = _preparing()(places)
     with _in_our_words(checkpoint):
         inner, info = made_by.from_pretrained(
@@ -258,6 +261,14 @@ def _places(model: Fallback, packed: Iterable[str]) -> dict[str, str]:
     tied = cast(Any, model.inner).all_tied_weights_keys
     names |= {place: names[other] for place, other in tied.items() if place in plain and other in names}
     return names
+
+
+def _stored_the_other_way(model: Fallback, packed: Iterable[str]) -> frozenset[str]:
+    """Matrices of GPT-2's Conv1D, which holds [in, out]: what others pack is [out, in] as of a plain layer."""
+    from transformers.pytorch_utils import Conv1D
+
+    places = {f"{path}.weight" for path, module in model.inner.named_modules() if isinstance(module, Conv1D)}
+    return frozenset(name for name, place in _parameters(model, packed)[0].items() if place in places)
 
 
 @cache

@@ -98,9 +98,9 @@ class HFTokenizer:
             return self._mark
 
     def encode_completion(self, text: str) -> list[int]:
-        """Raw text with the ids that begin a text, where this vocabulary has some."""
-        ids = self.encode_special(text)
-        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
+        """Raw text behind the ids that begin a text, where there are some: as in transformers, once more where
+        the text brings them itself."""
+        return [*self._begin, *self.encode_special(text)]
 
     def save(self, path: Path) -> None:
         """Write it as a tokenizer.json, as it was before templates had their say."""

@@ -143,9 +143,9 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_completion(self, text: str) -> list[int]:
-        """Raw text with the ids that begin a text, where this vocabulary has some."""
-        ids = self.encode_special(text)
-        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
+        """Raw text behind the ids that begin a text, where there are some: as in transformers, once more where
+        the text brings them itself."""
+        return [*self._begin, *self.encode_special(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         raw = b"".join(self._raw(token) for token in ids)

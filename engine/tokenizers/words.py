@@ -7,6 +7,7 @@ tokens where a template wrote them, and plain characters where a person did.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ _THOUGHT = re.compile(
     r"</?(\w+:)?think(ing)?>|</?(thought|reason|reasoning)>|\[/?THINK\]|<\|(START|END)_THINKING\|>|◁/?think▷"
     r"|<\|?(begin|end)_of_thought\|?>"
 )
+# What the tokenizers package means by a blank: Unicode's White_Space. Python's own strip() takes U+001C to U+001F too.
+_BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+_JOINERS_AND_FRAMES = re.compile("[\u200c\u200dⒶ-ⓩ\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
 _END = "<|endoftext|>"
 _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
@@ -33,6 +40,7 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "Qwen2Tokenizer": {"eos_token": _END, "unk_token": _END, "pad_token": _END},
 }
 _NAMED = re.compile(r"\w+_token")
+_MAP = "special_tokens_map.json"
 # Types of models whose tokenizer.json transformers takes as it is written, whatever class the settings name.
 AS_WRITTEN = frozenset({
     "beam", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "fuyu", "glm", "glm4", "glm4_moe",
@@ -103,17 +111,23 @@ class WordFinder:
                 untrusted = True
                 continue
             before = text[end : match.start()]
-            parts += [before.rstrip() if word.lstrip else before, word.id]
+            parts += [before.rstrip(_BLANKS) if word.lstrip else before, word.id]
             at = end = match.end()
             if word.rstrip:
-                at = end = len(text) - len(text[end:].lstrip())
+                at = end = len(text) - len(text[end:].lstrip(_BLANKS))
         parts.append(text[end:])
         return [part for part in parts if part != ""], untrusted
 
 
 def _inside_a_word(text: str, begin: int, end: int) -> bool:
     beside = text[begin - 1 : begin] + text[end : end + 1] if begin else text[end : end + 1]
-    return any(c.isalnum() or c == "_" for c in beside)
+    return any(_of_a_word(c) for c in beside)
+
+
+def _of_a_word(character: str) -> bool:
+    """What the tokenizers package means by \\w (UTS 18): marks, joiners and letters in frames too, and no fractions."""
+    kind = unicodedata.category(character)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or _JOINERS_AND_FRAMES.fullmatch(character) is not None
 
 
 def always(begin: int, end: int, token: int) -> bool:
@@ -175,8 +189,7 @@ def blank_before_words(settings: Mapping[str, Any], usual: bool = True) -> str:
 def special_names(folder: Path) -> frozenset[str]:
     """Texts that the folder's settings call special, with or without an id."""
     names = set(named_tokens(folder).values())
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        data = small_json(folder / file)
+    for data in _settings(folder):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             more = data.get(key)
             items = more.values() if isinstance(more, Mapping) else more if isinstance(more, list) else ()
@@ -197,11 +210,17 @@ def named_tokens(folder: Path) -> dict[str, str]:
     ):
         name = "LlamaTokenizer"  # the names of SentencePiece's own control pieces
     tokens = dict(_CLASS_TOKENS.get(name, {}))
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for name, value in small_json(folder / file).items():
+    for data in _settings(folder):
+        for name, value in data.items():
             if _NAMED.fullmatch(name) and (text := _text(value)) is not None:
                 tokens[name] = text
     return tokens
+
+
+def _settings(folder: Path) -> list[Mapping[str, Any]]:
+    """The files that name tokens, the one that wins last: beside `added_tokens_decoder` transformers reads no map."""
+    settings = small_json(folder / "tokenizer_config.json")
+    return [settings] if "added_tokens_decoder" in settings else [small_json(folder / _MAP), settings]
 
 
 def _text(item: Any) -> str | None:

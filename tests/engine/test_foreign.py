@@ -17,7 +17,7 @@ import pytest
 import torch
 from foreign_forms import FORMS, GROUP, Tensors, said
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from glmchat.checkpoints.fit import check_folder
 from glmchat.core.errors import Damaged, Usage
@@ -65,6 +65,32 @@ def test_logits_are_those_of_the_dequantised_matrices(
     exact = 5e-3 if stored_bits(engine.model) else 1e-4
     assert float((engine.logits(IDS) - expected).norm() / expected.norm()) < exact
     assert quant_of(json.loads((tmp_path / "config.json").read_text())) != "none"
+
+
+@pytest.mark.parametrize("form", ["GPTQ", "GPTQ in activation order", "NF4", "MLX"])
+@pytest.mark.parametrize("said_alone", [False, True])
+def test_a_packed_gpt_2_is_read_although_its_own_matrices_lie_the_other_way_round(
+    form: str, said_alone: bool, tmp_path: Path
+) -> None:
+    pack, config = FORMS[form]
+    torch.manual_seed(0)
+    twin = GPT2LMHeadModel(GPT2Config(vocab_size=272, n_embd=64, n_layer=2, n_head=4, n_positions=128)).eval()
+    twin.save_pretrained(tmp_path)
+    stored: Tensors = {}
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        if ".h." not in name or tensor.dim() != 2 or said_alone:  # config.json may say it of dense tensors too
+            stored[name] = tensor
+            continue
+        parts, dense = pack(tensor.t().contiguous())  # as of a plain layer: [out, in]
+        twin.get_submodule(name.removesuffix(".weight")).weight.data = dense.float().t().contiguous()
+        stored |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    with torch.no_grad():
+        expected = twin(torch.tensor([IDS])).logits[0]
+    found = Engine.load(tmp_path, dtype="float32", threads=1).logits(IDS)
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -52,7 +52,7 @@ from glmchat.engine import load_tokenizer
 from glmchat.engine.families import identify
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.prompts.template import TemplatePrompt
-from glmchat.engine.tokenizers.hf import bpe_from_gguf, wrap
+from glmchat.engine.tokenizers.hf import HFTokenizer, bpe_from_gguf, wrap
 from glmchat.engine.tokenizers.words import AS_WRITTEN
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
@@ -224,9 +224,9 @@ def test_a_raw_completion_begins_as_in_transformers(begin: list[str], template: 
         )
     checkpoint = identify(folder)
     prompt = checkpoint.family.prompt(folder, load_tokenizer(folder), checkpoint.spec)
-    right = AutoTokenizer.from_pretrained(folder)("Once upon")["input_ids"]
-    assert prompt.complete("Once upon") == right
-    assert prompt.complete("".join(begin) + "Once upon") == right  # and not twice, where it was typed
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in ("Once upon", "".join(begin) + "Once upon", "".join(begin), ""):  # once more where the text brings them
+        assert prompt.complete(text) == tokenizer(text)["input_ids"], text
     if isinstance(prompt, TemplatePrompt):
         prompt.close()
 
@@ -244,7 +244,54 @@ def test_a_gguf_completion_begins_as_llama_cpp_reads_the_file(pre: str, told: bo
     tokenizer = bpe_from_gguf(fields)
     begins = pre.startswith("llama") if told is None else told
     assert tokenizer.encode_completion("Once") == [256] * begins + tokenizer.encode("Once")
-    assert tokenizer.encode_completion("<s>Once").count(256) == 1
+    # llama.cpp and transformers put it before a text that brings its own too.
+    assert tokenizer.encode_completion("<s>Once").count(256) == 1 + begins
+
+
+def all_but(place: int) -> Callable[[int, int, int], bool]:
+    return lambda begin, end, token: begin != place
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip", "single_word"])
+def test_a_word_takes_the_blanks_and_neighbours_that_the_tokenizers_package_takes(side: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    marks = [AddedToken("<|m|>", special=True, normalized=False, **{side: True})]
+    kind = Kind("", lambda f, r: finish(byte_level(), f, *words(r), *marks), CHATML)
+    folder = kind.build(tmp_path / "model", as_it_is)
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert isinstance(ours, HFTokenizer)
+    beside = [*map(chr, (*range(0x01, 0x21), 0x7F, 0x85, 0xA0, 0xAD, 0xAA, 0xBD, 0x301, 0x5B0, 0x1680, 0x180E)),
+              *"_aé1²½Ⅷ٣你Ⓐⓩ①‿-.", *map(chr, (*range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
+              0x3000, 0xFEFF, 0x1F44B, 0x1F170))]  # fmt: skip
+    for text in (f"x{c}<|m|>{c}y<|im_end|>" for c in beside):
+        right = theirs(text, add_special_tokens=False)["input_ids"]
+        typed = text.index("<|im_end|>")  # one that stays text, so that the others are cut out here
+        found = ours.encode_rendered(text, all_but(typed))
+        end = right.index(theirs.convert_tokens_to_ids("<|im_end|>"))
+        assert found[:end] == right[:end], ascii(text)
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_the_map_of_special_tokens_names_them_where_transformers_reads_it(decoder: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    kind = Kind("", lambda f, r: finish(byte_level(), f, *words(r), *thoughts(r)), source)
+    folder = kind.build(tmp_path / "m", as_it_is)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    names = {name: settings.pop(name) for name in ("bos_token", "eos_token")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    if decoder:
+        settings["added_tokens_decoder"] = {}
+    path.write_text(json.dumps(settings))
+    checkpoint = identify(folder)
+    prompt = checkpoint.family.prompt(folder, load_tokenizer(folder), checkpoint.spec)
+    right = AutoTokenizer.from_pretrained(folder).apply_chat_template([{"role": "user", "content": "the cat"}])
+    assert prompt.render([Message("user", "the cat")]) == right["input_ids"]
+    assert isinstance(prompt, TemplatePrompt)
+    prompt.close()
 
 
 def test_a_half_thought_goes_on_from_the_ids_that_the_model_wrote(tmp_path: Path) -> None:
