@@ -16,13 +16,13 @@ from glmchat.chat.sampling_choice import PRESETS
 from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.settings import Settings
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 from glmchat.tui import terminal
 from glmchat.tui.comparing import Comparing
 from glmchat.tui.composer import Composer
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import columns
-from glmchat.tui.messages import Weighed
+from glmchat.tui.messages import Served, Weighed
 from glmchat.tui.screens.help import HelpScreen, InfoScreen
 from glmchat.tui.screens.sampling import SamplingScreen
 from glmchat.tui.talk import Talk
@@ -301,17 +301,73 @@ class WindowFace:
 
     def _model(self, words: str) -> None:
         from glmchat.chat.launch import locate
-        from glmchat.tui.screens.models import ModelScreen
+        from glmchat.tui.screens.models import ModelScreen, ServerScreen
 
         def load(row: Installed | None) -> None:
             if row is not None:
                 self._switch_to(row, None)
 
-        if words:
+        answers = self._connection.answers if self.launch.server is not None else None
+        if answers is not None and words:
+            endpoint = answers.endpoint
+
+            def ask() -> None:
+                self._view.post_message(Served(words, endpoint.models()))
+
+            self._view.start_thread(ask, "models")
+        elif answers is not None:
+            models = ServerScreen(answers.endpoint.models, answers.endpoint.model)
+            self._view.app.push_screen(models, self._choose_served)
+        elif words:
             self._switch_to(*locate(words))
         else:
             current = self.launch.engine.model if self._connection.ready else None
             self._view.app.push_screen(ModelScreen(current, self._unload), load)
+
+    def _choose_served(self, chosen: str | None) -> None:
+        """A model of the server; "" for the models on this machine."""
+        from glmchat.tui.screens.models import ModelScreen
+
+        if chosen:
+            self._switch_model_of_server(chosen)
+        elif chosen is not None:
+            self._view.app.push_screen(
+                ModelScreen(None), lambda row: self._switch_to(row, None) if row is not None else None
+            )
+
+    def switch_on_server(self, news: Served) -> None:
+        """To a model of the server; else to one on this machine. Raises Usage for what is neither."""
+        from glmchat.chat.launch import locate
+
+        row = next((row for row in news.rows if row.name == news.wanted), None)
+        if row is not None and row.parent:
+            raise Usage(
+                tr("{name} is an adapter, not a model", name=one_line(row.name, 60)),
+                hint=f"/adapter {one_line(row.name, 60)}",
+                code="server.no_model",
+            )
+        if row is not None:
+            self._switch_model_of_server(row.name)
+            return
+        try:
+            found = locate(news.wanted)
+        except GlmchatError:
+            names = ", ".join(one_line(row.name, 60) for row in news.rows[:20] if row.parent is None)
+            raise Usage(
+                tr("neither the server nor this machine has {name}", name=one_line(news.wanted, 60)),
+                hint=tr("it has: {names}", names=names or tr("none")),
+                code="server.no_model",
+            ) from None
+        self._switch_to(*found)
+
+    def _switch_model_of_server(self, name: str) -> None:
+        launch = replace(self.launch, engine=replace(self.launch.engine, model=name))
+        self._talk.stop_behind()
+        self.when_quiet(lambda: self._go_on_with(launch))
+
+    def _go_on_with(self, launch: LaunchOptions) -> None:
+        self.tell(tr("switching to {name}", name=one_line(launch.engine.model or "", 60)))
+        self._connection.switch(launch)
 
     def _unload(self) -> None:
         self._talk.stop_all()

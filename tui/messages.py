@@ -11,6 +11,7 @@ from glmchat.core.errors import GlmchatError
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
     from glmchat.chat.client.endpoint import Endpoint
+    from glmchat.chat.client.words import ModelRow
     from glmchat.chat.compare.columns import StoreNames
     from glmchat.chat.context import ContextParts, Request
     from glmchat.chat.history.rows import Conversation
@@ -77,6 +78,14 @@ class PartsCounted(Message, bubble=False):
     """What the next request is made of."""
 
     parts: ContextParts
+
+
+@dataclass
+class Served(Message, bubble=False):
+    """What a server lists, for the model that was asked for by name."""
+
+    wanted: str
+    rows: list[ModelRow]
 
 
 @dataclass

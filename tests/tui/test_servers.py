@@ -18,6 +18,11 @@ from screen import TerminalSession
 
 from glmchat.core import locations
 
+MODELS = [
+    {"id": "parrot", "max_model_len": 1000}, {"id": "raven", "max_model_len": 500},
+    {"id": "poet", "parent": "parrot"},
+]  # fmt: skip
+
 
 class Handler(socketserver.StreamRequestHandler):
     """One model, which says the last question again."""
@@ -30,10 +35,10 @@ class Handler(socketserver.StreamRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         kind = "application/json"
         if b"/models" in line:
-            answer = json.dumps({"data": [{"id": "parrot", "max_model_len": 1000}]})
+            answer = json.dumps({"data": MODELS})
         else:
             kind = "text/event-stream"
-            said = f"you said: {body['messages'][-1]['content']}"
+            said = f"{body['model']} heard: {body['messages'][-1]['content']}"
             piece = {"choices": [{"index": 0, "delta": {"content": said}, "finish_reason": None}]}
             end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
             answer = f"data: {json.dumps(piece)}\n\ndata: {json.dumps(end)}\n\ndata: [DONE]\n\n"
@@ -76,22 +81,48 @@ def test_a_killed_server_is_said_and_the_conversation_goes_on_when_it_is_back(
 ) -> None:
     with running() as (port, pid):
         locations.config_file().parent.mkdir(parents=True, exist_ok=True)
-        locations.config_file().write_text(f'[servers.box]\nurl = "http://127.0.0.1:{port}"\n')
+        locations.config_file().write_text(f'[servers.box]\nurl = "http://127.0.0.1:{port}"\nmodel = "parrot"\n')
         with TerminalSession("--lang", lang, "run", "--server", "box", columns=columns, rows=rows) as terminal:
             terminal.until_seen("parrot")
             terminal.say("alpha")
-            terminal.until_seen("you said: alpha")
+            terminal.until_seen("parrot heard: alpha")
             terminal.until_still()
             os.kill(pid, signal.SIGKILL)
             terminal.say("bravo")
             terminal.until(lambda: lost in terminal.lines[-1])
             terminal.say("charlie")
             terminal.until_still()
-            assert "you said: charlie" not in terminal.text
+            assert "parrot heard: charlie" not in terminal.text
             with running(port):
                 terminal.until_seen(back)
-                terminal.until_seen("you said: bravo")  # two questions without an answer between are one message
-                terminal.until(lambda: "charlie" in terminal.text.partition("you said: bravo")[2])
+                terminal.until_seen("parrot heard: bravo")  # two questions without an answer between are one message
+                terminal.until(lambda: "charlie" in terminal.text.partition("parrot heard: bravo")[2])
                 assert lost not in terminal.lines[-1]
                 terminal.press("ctrl+home")
-                terminal.until_seen("you said: alpha")  # nothing of the conversation is lost
+                terminal.until_seen("parrot heard: alpha")  # nothing of the conversation is lost
+
+
+@pytest.mark.parametrize(("lang", "columns", "rows"), [("en", 80, 24), ("zh", 120, 36)])
+def test_the_models_of_a_server_are_listed_and_switched_and_the_conversation_goes_on(
+    lang: str, columns: int, rows: int
+) -> None:
+    with running() as (port, _):
+        arguments = ("--lang", lang, "run", "parrot", "--server", f"http://127.0.0.1:{port}")
+        with TerminalSession(*arguments, columns=columns, rows=rows) as terminal:
+            terminal.until(lambda: "parrot" in terminal.lines[-1])
+            terminal.say("alpha")
+            terminal.until_seen("parrot heard: alpha")
+            terminal.until_still()
+            terminal.press("f4")
+            terminal.until_seen("raven", "poet")
+            terminal.press("down", "enter")
+            terminal.until(lambda: "raven" in terminal.lines[-1])
+            terminal.say("bravo")
+            terminal.until_seen("raven heard: bravo", "alpha")
+            terminal.until_still()
+            terminal.say("/model poet")
+            terminal.until_seen("/adapter poet")
+            terminal.say("/model nobody")
+            terminal.until(lambda: "nobody" in terminal.text and "parrot, raven" in terminal.text)
+            terminal.say("/model parrot")
+            terminal.until(lambda: "parrot" in terminal.lines[-1])

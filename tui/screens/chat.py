@@ -34,6 +34,7 @@ from glmchat.tui.messages import (
     PartsCounted,
     Ready,
     Resources,
+    Served,
     Weighed,
 )
 from glmchat.tui.reading import Reading
@@ -245,6 +246,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_parts_counted(self, news: PartsCounted) -> None:
         actions.show_context(self.face, news.parts)
+
+    def on_served(self, news: Served) -> None:
+        self.face.switch_on_server(news)
 
     def on_weighed(self, news: Weighed) -> None:
         self.face.show_weight(news)

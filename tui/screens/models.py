@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -30,6 +30,9 @@ from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import error_text
 from glmchat.tui.widgets.actions import KeyLine
 from glmchat.tui.widgets.rows import Rows
+
+if TYPE_CHECKING:
+    from glmchat.chat.client.words import ModelRow
 
 
 class ModelScreen(ListScreen[Installed | None]):
@@ -318,3 +321,59 @@ class ModelScreen(ListScreen[Installed | None]):
             self._keys()
         else:
             self._read(done.line, done.line)
+
+
+class ServerScreen(ListScreen[str | None]):
+    """The models of the server that is talked to. Returns the chosen one, or "" for those on this machine."""
+
+    LEAVING = ListScreen.LEAVING | {"f4"}
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,ctrl+q", "leave", show=False)]
+
+    def __init__(self, models: Callable[[], list[ModelRow]], current: str | None) -> None:
+        super().__init__()
+        self._models = models
+        self._current = current
+        self._names: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="panel", classes="wide"):
+            yield Rows(id="models")
+            yield Static("", id="work")
+            yield KeyLine()
+
+    def on_mount(self) -> None:
+        self.query_one("#panel").border_title = tr("Models of the server")
+        self.query_one(KeyLine).say(tr("Enter chooses · Esc closes"))
+        self.query_one(OptionList).focus()
+        self.query_one("#work", Static).update(tr("asking the server"))
+        self._list([])
+        self.read_list(self._models, self._read)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
+
+    def show_error(self, error: GlmchatError) -> None:
+        self.query_one("#work", Static).update(error_text(error, self.palette))
+
+    def _read(self, rows: list[ModelRow]) -> None:
+        self._list([row.name for row in rows if row.parent is None])
+        adapters = ", ".join(one_line(row.name, 60) for row in rows if row.parent)
+        words = tr("adapters of the server, for F7: {names}", names=adapters) if adapters else ""
+        self.query_one("#work", Static).update(Text(words, self.palette.quiet))
+
+    def _list(self, names: list[str]) -> None:
+        options, p = self.query_one(OptionList), self.palette
+        self._names = [*names, ""]
+        options.clear_options()
+        for name in self._names:
+            mark = Text("● " if name and name == self._current else "  ", p.accented)
+            shown = one_line(name, 80) if name else tr("the models on this machine …")
+            options.add_option(Option(mark.append(shown, p.body if name else p.quiet)))
+        options.highlighted = self._names.index(self._current) if self._current in self._names else 0
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        if not self.reading:
+            self.dismiss(self._names[event.option_index])
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
