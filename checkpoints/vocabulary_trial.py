@@ -160,6 +160,9 @@ def _keep(good: list[str]) -> None:
         folder = locations.private_dir(_notes().parent)
         temporary = folder / f".vocabularies.{os.getpid()}.tmp"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"good": good[-_KEPT:]}, file)
-        temporary.replace(_notes())
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump({"good": good[-_KEPT:]}, file)
+            temporary.replace(_notes())
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
-from glmchat.core.errors import Failed, Usage
+from glmchat.core.errors import FULL, DoesNotFit, Failed, Usage
 from glmchat.core.files import read_given, write_for_person
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -45,15 +45,6 @@ def _history() -> History:
     elif history.problem:
         output.say(tr("not saved: {reason}", reason=one_line(history.problem)))
     return history
-
-
-def _writable(history: History) -> None:
-    if not history.saved:
-        raise Failed(
-            one_line(history.problem or ""),
-            hint=tr("free some space, or make the folder writable"),
-            code="history.unsaved",
-        )
 
 
 def _when(seconds: float) -> str:
@@ -242,8 +233,8 @@ def _write(path: Path, text: str, force: bool) -> None:
     output.say(str(path))
 
 
-def _unwritable(path: Path, error: OSError) -> Failed:
-    return Failed(
+def _unwritable(path: Path, error: OSError) -> Failed | DoesNotFit:
+    return (DoesNotFit if error.errno in FULL else Failed)(
         tr("{path} cannot be written: {reason}", path=one_line(str(path)), reason=error.strerror or str(error)),
         hint=tr("choose another path with --output"),
         code="history.unwritable",
@@ -269,7 +260,7 @@ def import_(
             ) from None
         incoming += read_import(data, str(file))
     with _history() as history:
-        _writable(history)
+        history.require_saved()
         trees = add_to_history(history, incoming)
         rows = [c for tree in trees if (c := history.find(tree.conversation.id))]
     if as_json:
@@ -289,28 +280,34 @@ def rm(
 ) -> None:
     """Delete conversations. `glmchat history restore` brings them back within a week."""
     with _history() as history:
-        heads = [history.load(number).conversation for number in dict.fromkeys(conversations)]
-        _writable(history)
+        numbers = list(dict.fromkeys(conversations))
+        # What waits for its week to pass can go at once.
+        hidden = {c: deletion for deletion, c in history.deletions() if history.find(c) is None} if forever else {}
+        heads = [history.load(number).conversation for number in numbers if number not in hidden]
+        history.require_saved()
         if not yes:
-            titles = ", ".join(f"{c.id} {one_line(c.title, 40)}" for c in heads)
+            titles = ", ".join(
+                [f"{c.id} {one_line(c.title, 40)}" for c in heads] + [str(n) for n in numbers if n in hidden]
+            )
             if not output.confirm(tr("Delete {titles}?", titles=titles)):
                 raise Usage(tr("nothing was deleted"), hint=tr("answer y to delete"), code="history.kept")
         deletions = [history.delete_conversation(c.id) for c in heads]
         if forever:
-            history.purge(deletions)
+            history.purge([*deletions, *(hidden[n] for n in numbers if n in hidden)])
+        history.require_saved()
     if as_json:
-        output.json_line([{"id": c.id, "forever": forever} for c in heads])
+        output.json_line([{"id": number, "forever": forever} for number in numbers])
     elif forever:
         output.say(tr("Deleted permanently."))
     else:
-        numbers = " ".join(str(c.id) for c in heads)
-        output.say(tr("Deleted. Within a week `glmchat history restore {ids}` brings it back.", ids=numbers))
+        ids = " ".join(map(str, numbers))
+        output.say(tr("Deleted. Within a week `glmchat history restore {ids}` brings it back.", ids=ids))
 
 
 def restore(conversations: Ids, as_json: Json = False) -> None:
     """Bring deleted conversations back."""
     with _history() as history:
-        _writable(history)
+        history.require_saved()
         by_conversation = {number: deletion for deletion, number in reversed(history.deletions())}
         for number in conversations:
             deletion = by_conversation.get(number)
@@ -321,6 +318,7 @@ def restore(conversations: Ids, as_json: Json = False) -> None:
                     code="history.not_deleted",
                 )
             history.restore(deletion)
+        history.require_saved()
         rows = [c for number in conversations if (c := history.find(number))]
     if as_json:
         output.json_line([_row(c) for c in rows])

@@ -24,6 +24,7 @@ from glmchat.cli import output
 from glmchat.cli.one_shot import loaded, stopping_on_interrupt
 from glmchat.core import locations
 from glmchat.core.errors import EngineDied, GlmchatError, Usage
+from glmchat.core.files import open_file
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece
 from glmchat.core.settings import Settings
@@ -299,4 +300,5 @@ class _PromptHistory:
 
             locations.private_dir(self._file.parent)
             self._file.touch(mode=0o600)
+            open_file(self._file).close()  # readline would wait for the other end of a pipe
             readline.write_history_file(self._file)

@@ -6,7 +6,6 @@ control sequences shown, not obeyed.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol
 
-from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Usage
+from glmchat.core.errors import FULL, DoesNotFit, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line, show_controls
 
@@ -47,7 +46,7 @@ def _write(stream: IO[str] | None, text: str) -> None:
         raise
     except OSError as error:
         discard(stream)
-        kind = DoesNotFit if error.errno in (errno.ENOSPC, errno.EDQUOT) else Failed
+        kind = DoesNotFit if error.errno in FULL else Failed
         raise kind(
             tr("the output cannot be written: {reason}", reason=error.strerror or str(error)),
             hint=tr("free some space on that disk, or send the output elsewhere"),

@@ -53,9 +53,13 @@ class EngineRecord:
     def write(self) -> None:
         """Whole or not at all, and for nobody else to read. Raises OSError."""
         descriptor, name = tempfile.mkstemp(dir=self.path.parent, suffix=".new")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-        Path(name).replace(self.path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file)
+            Path(name).replace(self.path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
 
     def forget(self) -> None:
         """Remove it and the socket: nobody can find this engine any more."""

@@ -28,7 +28,7 @@ _REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk that takes no more
 
 
 class GlmchatError(Exception):
@@ -131,7 +131,9 @@ def refusal(error: OSError) -> GlmchatError | None:
     """What a file system refuses, in words, wherever that is met; None for an OSError that may be a mistake of ours."""
     if error.errno not in _REFUSALS:
         return None
-    kind = DoesNotFit if error.errno in _FULL else Failed
+    kind = DoesNotFit if error.errno in FULL else Failed
     where = f"{one_line(str(error.filename))}: " if error.filename else ""
     hint = tr("check its owner and permissions, and the disk")
+    if kind is DoesNotFit:
+        hint = tr("free some space, or make the folder writable")
     return kind(f"{where}{error.strerror}", hint=hint, code="file.refused")

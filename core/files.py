@@ -163,7 +163,8 @@ def write_for_person(path: Path, text: str, *, replace: bool = False) -> None:
     place = path.resolve()  # a link stays one
     temporary = place.with_name(f".{place.name[:200]}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)  # a link that somebody put there would be followed
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

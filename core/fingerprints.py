@@ -149,5 +149,8 @@ def _save(notes: Mapping[str, Any]) -> None:
         folder = _notes().parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = folder / f".fingerprints.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(latest), encoding="utf-8")
-        temporary.replace(_notes())
+        try:
+            temporary.write_text(json.dumps(latest), encoding="utf-8")
+            temporary.replace(_notes())
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -9,8 +9,10 @@ bytes at the same offsets; that is harmless, and works on network disks where lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,16 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub.store import BLOCK, disk_error, stopped
 
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _open(path: Path) -> int:
+    """Raises OSError, also for a pipe or a device in its place: in a shared cache somebody else may have made it."""
+    descriptor = os.open(path, _FLAGS, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, tr("{name} is no file", name=one_line(path.name)), str(path))
+    return descriptor
 
 
 class PartialFile:
@@ -31,7 +42,7 @@ class PartialFile:
         self._digest = hashlib.sha256()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, _FLAGS, 0o666)
+            self._fd = _open(path)
         except OSError as error:
             raise disk_error(error, path) from None
 
@@ -86,7 +97,7 @@ class PartialFile:
         self.close()
         try:
             self.path.unlink(missing_ok=True)
-            self._fd = os.open(self.path, _FLAGS, 0o666)
+            self._fd = _open(self.path)
         except OSError as error:
             raise disk_error(error, self.path) from None
         self.length = 0

@@ -105,7 +105,8 @@ def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
     """A file is whole or absent: written beside its place, flushed to disk, renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a link that somebody put there would be followed
+        with temporary.open("xb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.write(content)

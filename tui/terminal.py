@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import shlex
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -88,8 +90,12 @@ def copy(text: str, environ: Mapping[str, str] | None = None) -> Copied:
     path: Path | None = clipboard_file()
     try:
         locations.private_dir(locations.state_dir())
-        descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        # Without waiting: a pipe in its place has nobody at its other end.
+        descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            file.truncate(0)
             file.write(text)
     except (OSError, GlmchatError):
         path = None

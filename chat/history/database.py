@@ -5,6 +5,7 @@ Every name in them is fixed here; values always go in as parameters.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -17,7 +18,7 @@ import psutil
 
 from glmchat.chat.history.rows import CLEAR
 from glmchat.core import files, locations
-from glmchat.core.errors import Failed
+from glmchat.core.errors import FULL, Failed
 from glmchat.core.language import tr
 
 # `user_version` counts the steps that a database has been through. A step is never changed once it was released.
@@ -82,21 +83,38 @@ LOCK_SECONDS = 5.0  # how long one window waits for another's write
 NETWORK = ("nfs", "cifs", "smb", "9p", "afs", "fuse.sshfs", "ceph", "lustre", "gpfs", "beegfs", "webdav", "davfs")
 # What SQLite says of a file that is no sound database; everything else may pass (locks, a full disk).
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# On a full disk it cannot make the file of its shared memory either, and calls that an I/O error.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 @dataclass(slots=True)
 class Opened:
-    """A database that is ready. `problem` says why nothing is saved; `note` is told once."""
+    """A database that is ready. `problem` says why nothing is saved, full that it is for lack of room; `note` is told
+    once."""
 
     connection: sqlite3.Connection
-    journal: str  # "wal" | "delete" | "memory"
+    journal: str  # "wal" | "delete" | "read-only" | "memory"
     problem: str | None = None
+    full: bool = False
     note: str | None = None
 
 
 def is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _DAMAGE
+
+
+def is_full(error: sqlite3.Error | OSError) -> bool:
+    """The disk has no room."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return getattr(error, "sqlite_errorcode", None) in _FULL
+
+
+def reason(error: sqlite3.Error) -> str:
+    """SQLite's own words, but where they lead astray."""
+    no_room = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_SHMSIZE
+    return os.strerror(errno.ENOSPC) if no_room else str(error)
 
 
 def filesystem(path: Path) -> str | None:
@@ -119,10 +137,10 @@ def is_network(path: Path) -> bool:
     return (filesystem(path) or "").lower().startswith(NETWORK)
 
 
-def open_in_memory(problem: str | None = None) -> Opened:
+def open_in_memory(problem: str | None = None, *, full: bool = False) -> Opened:
     connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
     prepare(connection)
-    return Opened(connection, "memory", problem)
+    return Opened(connection, "memory", problem, full)
 
 
 def open_database(path: Path) -> Opened:
@@ -132,12 +150,12 @@ def open_database(path: Path) -> Opened:
         create_private(path)
     except (Failed, OSError) as error:
         problem = error.message if isinstance(error, Failed) else f"{path}: {error.strerror}"
-        return _open_read_only(path, problem)
+        return _open_read_only(path, problem, isinstance(error, OSError) and is_full(error))
     try:
         return _open_writable(path)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
-            return _open_read_only(path, f"{path}: {error}")
+            return _open_read_only(path, f"{path}: {reason(error)}", is_full(error))
     aside = set_aside(path)
     opened = _open_writable(path)
     _far_above(opened.connection)
@@ -152,7 +170,8 @@ def create_private(path: Path) -> None:
         files.open_file(path).close()
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
     status = path.stat()
-    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 and status.st_uid == os.getuid():
+    ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not path.is_symlink()
+    if ours and status.st_mode & 0o077:  # what a link leads to may be another program's
         path.chmod(0o600)
 
 
@@ -171,7 +190,7 @@ def _open_writable(path: Path) -> Opened:
     return Opened(connection, journal)
 
 
-def _open_read_only(path: Path, problem: str) -> Opened:
+def _open_read_only(path: Path, problem: str, full: bool) -> Opened:
     """What was saved before can still be read where the disk takes no more; else the history lives in memory."""
     if path.is_file():
         # immutable: on a read-only disk SQLite cannot make the files beside it that WAL needs.
@@ -186,8 +205,8 @@ def _open_read_only(path: Path, problem: str) -> Opened:
                 if connection is not None:
                     connection.close()
                 continue
-            return Opened(connection, "read-only", problem)
-    return open_in_memory(problem)
+            return Opened(connection, "read-only", problem, full)
+    return open_in_memory(problem, full=full)
 
 
 def _probe(connection: sqlite3.Connection) -> None:
@@ -220,7 +239,7 @@ def replace_damaged(path: Path) -> Opened:
         opened = open_database(path)
         _far_above(opened.connection)
     except OSError as error:
-        return open_in_memory(f"{path}: {error.strerror}")
+        return open_in_memory(f"{path}: {error.strerror}", full=is_full(error))
     opened.note = tr("The history was damaged. It was moved to {path}, and a new one was started.", path=aside.name)
     return opened
 

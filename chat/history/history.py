@@ -7,9 +7,10 @@ All methods may be called from any thread.
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from glmchat.chat.history.rows import (
 from glmchat.chat.history.search import Hit, count_hits, find_hits
 from glmchat.chat.history.store import HEAD_FIELDS, Store, add_deletion, purge, purge_old
 from glmchat.core import locations
-from glmchat.core.errors import Usage
+from glmchat.core.errors import DoesNotFit, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -77,6 +78,13 @@ class History:
     def saved(self) -> bool:
         """True if what is said now is on the disk. Always False for a history in memory."""
         return self.path is not None and self.problem is None
+
+    def require_saved(self) -> None:
+        """Raise DoesNotFit or Failed if what was changed here is not on the disk."""
+        if not self.saved:
+            kind = DoesNotFit if self.store.full else Failed
+            hint = tr("free some space, or make the folder writable")
+            raise kind(one_line(self.problem or ""), hint=hint, code="history.unsaved")
 
     @property
     def note(self) -> str | None:
@@ -361,6 +369,13 @@ class History:
         purge(self.store, numbers)
         return len(numbers)
 
-    def batch(self) -> AbstractContextManager[None]:
-        """Many changes in one transaction (imports); a failure in it is raised."""
-        return self.store.transaction()
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Many changes in one transaction (imports): all or none. Raises DoesNotFit or Failed where the file does not
+        take them."""
+        try:
+            with self.store.transaction():
+                yield
+        except sqlite3.OperationalError as error:
+            self.store.fail(error)
+            self.require_saved()

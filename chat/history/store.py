@@ -40,6 +40,7 @@ class Store:
         self._db.create_function("handed", 1, lambda number: self._handed[number])
         self.journal = opened.journal
         self.problem = opened.problem
+        self.full = opened.full
         self.note = opened.note
 
     def close(self) -> None:
@@ -113,11 +114,16 @@ class Store:
                 if self._depth:
                     raise
                 if not self._replace_if_damaged(error):
-                    self.problem = tr("the history cannot be written: {reason}", reason=str(error))
+                    self.fail(error)
                 return False
             if self.path is not None and self.journal != "memory":  # memory in a file's place keeps its problem
-                self.problem = None
+                self.problem, self.full = None, False
             return True
+
+    def fail(self, error: sqlite3.DatabaseError) -> None:
+        """The file did not take a write; the next one tries again."""
+        self.problem = tr("the history cannot be written: {reason}", reason=database.reason(error))
+        self.full = database.is_full(error)
 
     def _replace_if_damaged(self, error: sqlite3.DatabaseError) -> bool:
         if self.path is None or not database.is_damage(error):
@@ -268,4 +274,7 @@ def purge(store: Store, deletions: Collection[int]) -> None:
         store.run("INSERT INTO search (search) VALUES ('optimize')")
 
     if deletions and store.attempt(write) and store.journal == "wal":
-        store.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old pages
+        try:
+            store.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old pages
+        except sqlite3.OperationalError as error:  # no room to move them
+            store.fail(error)

@@ -5,6 +5,7 @@ Covers chat/history/database.py, chat/history/owners.py.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ from glmchat.chat.history import database
 from glmchat.chat.history.database import prepare
 from glmchat.chat.history.history import History
 from glmchat.chat.history.owners import is_alive, this_process
+from glmchat.chat.history.transcript import add_to_history, read_import
+from glmchat.core.errors import DoesNotFit, Failed
 
 WRITER = """
 import sys, time
@@ -272,3 +275,42 @@ def test_a_disk_that_is_full_at_the_first_start_is_called_full(tmp_path: Path, p
     with pytest.raises(sqlite3.OperationalError, match="full"):
         prepare(connection)
     connection.close()
+
+
+def test_what_a_full_disk_did_not_take_is_told_and_not_called_done(history: History) -> None:
+    head = history.append(history.new(), "user", "question").conversation
+    deletion = history.delete_conversation(head)
+    limit_pages(history, 0)
+    history.store.rows("PRAGMA query_only = ON")  # as a disk without room for one more page of the log
+    history.restore(deletion)
+    with pytest.raises(Failed, match="cannot be written"):
+        history.require_saved()
+    history.store.rows("PRAGMA query_only = OFF")
+    history.restore(deletion)
+    history.require_saved()
+    assert history.find(head) is not None
+
+
+def test_an_import_that_the_disk_has_no_room_for_leaves_nothing_of_it(history: History) -> None:
+    history.append(history.new(), "user", "before")
+    incoming = read_import(json.dumps([{"role": "user", "content": "x " * 40_000}]).encode(), "f")
+    limit_pages(history, 2)
+    with pytest.raises(DoesNotFit) as caught:
+        add_to_history(history, incoming)
+    assert caught.value.code == "history.unsaved" and "full" in caught.value.message
+    limit_pages(history, 10_000)
+    assert [c.title for c in history.conversations()] == ["before"]
+    (tree,) = add_to_history(history, incoming)
+    assert history.saved and history.find(tree.conversation.id) is not None
+
+
+def test_the_rights_of_what_a_link_leads_to_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(b"no database")
+    (tmp_path / "theirs").chmod(0o644)
+    path = tmp_path / "data" / "history.db"
+    path.parent.mkdir(mode=0o700)
+    path.symlink_to(tmp_path / "theirs")
+    with History.open(path) as history:
+        assert history.note is not None and "damaged" in history.note
+    assert (tmp_path / "theirs").read_bytes() == b"no database"
+    assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o644

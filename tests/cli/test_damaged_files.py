@@ -197,3 +197,39 @@ def test_what_stands_in_the_place_of_the_history_is_said_and_left_alone(glmchat:
     done = glmchat("history", "list")
     assert done.returncode == 0 and (str(path) in done.stderr or "history.db.corrupt" in done.stderr)
     assert modes == {device: device.stat().st_mode for device in modes}, "a device was given other rights"
+
+
+@pytest.mark.parametrize("kind", [*STRANGE, "somebody's file"])
+@pytest.mark.parametrize(
+    "file", ["data/aliases.json", "data/history.db", "state/fingerprints.json", "state/last-model.json"]
+)
+def test_what_stands_where_a_command_writes_is_replaced_or_refused_and_never_written_through(
+    glmchat: Run, home: Path, tmp_path: Path, file: str, kind: str
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    theirs.chmod(0o644)
+    devices = {name: Path(name).stat().st_mode for name in ("/dev/zero", "/dev/full", "/dev/tty")}
+    if kind == "somebody's file":
+        (home / file).unlink()
+        (home / file).symlink_to(theirs)
+    else:
+        put(kind, home / file)
+    began = time.monotonic()
+    conversation = tmp_path / "c.json"
+    conversation.write_text('[{"role": "user", "content": "hello"}]')
+    gamma = write_model(tmp_path / "gamma")
+    for command in (
+        ("alias", "again", "beta"),
+        ("add", gamma, "--name", "gamma"),
+        ("history", "import", conversation),
+        ("verify", "beta"),
+    ):
+        done = glmchat(*command)
+        assert done.returncode in (0, 1, 3, 4) and "Traceback" not in done.stderr, done
+        if done.returncode:
+            assert "hint" in done.stderr, done
+    assert time.monotonic() - began < SECONDS
+    assert (theirs.read_text(), theirs.stat().st_mode & 0o777) == ("theirs", 0o644)
+    assert devices == {name: Path(name).stat().st_mode for name in devices}
+    assert "beta" in glmchat("list").stdout

@@ -104,3 +104,12 @@ def test_a_damaged_history_is_said(glmchat: Run, talked: None) -> None:
     locations.history_file().write_bytes(b"no database")
     done = glmchat("history", "list", "--json")
     assert (done.returncode, done.stdout) == (0, "[]\n") and "corrupt-" in done.stderr
+
+
+def test_what_waits_for_its_week_can_go_for_ever_at_once(glmchat: Run, talked: None) -> None:
+    assert glmchat("history", "rm", "2", "-y").returncode == 0
+    assert glmchat("history", "rm", "2", "-y").returncode == 2
+    done = glmchat("history", "rm", "2", "-y", "--forever", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [{"id": 2, "forever": True}])
+    assert glmchat("history", "restore", "2").returncode == 2
+    assert json.loads(glmchat("history", "list", "--json").stdout)[0]["id"] == 1

@@ -132,3 +132,11 @@ def test_a_file_for_a_person_is_whole_or_what_it_was(tmp_path: Path) -> None:
     assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["export.json"]
     write_for_person(path, "second", replace=True)
     assert path.read_text() == "second"
+
+
+def test_a_link_where_the_new_file_grows_is_not_followed(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    (tmp_path / f".export.json.{os.getpid()}.tmp").symlink_to(theirs)
+    write_for_person(tmp_path / "export.json", "mine")
+    assert (theirs.read_text(), (tmp_path / "export.json").read_text()) == ("theirs", "mine")

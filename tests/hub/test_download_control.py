@@ -23,10 +23,12 @@ from typing import Any
 import pytest
 from loopback_hub import LoopbackHub, Synthetic
 from polling import SECONDS, wait_until
+from strange_files import put
 
 from glmchat.core.errors import Damaged, DoesNotFit, Failed, Interrupted, NetworkFailed
 from glmchat.hub.download import Candidate, FetchedFile, FileRequest, Progress, RetryPolicy, download
 from glmchat.hub.fetch import retry_after
+from glmchat.hub.partial import PartialFile
 from glmchat.hub.store import disk_error
 
 FAST = RetryPolicy(stall=0.5, first_pause=0.01, longest_pause=0.05, rounds=3)
@@ -348,3 +350,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 )
 def test_retry_after_is_read_in_both_forms(value: str | None, seconds: float | None) -> None:
     assert retry_after(value, now=lambda: 100.0) == seconds
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "endless device", "folder"])
+def test_what_is_no_file_where_a_half_one_lies_is_told_in_one_line(tmp_path: Path, kind: str) -> None:
+    put(kind, tmp_path / "x.glmchat.incomplete")
+    with pytest.raises(Failed) as caught:
+        PartialFile(tmp_path / "x.glmchat.incomplete")
+    assert str(tmp_path) in caught.value.message and caught.value.hint

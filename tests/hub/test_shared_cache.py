@@ -1,7 +1,6 @@
-"""Two users and one cache of a group: one finishes what the other began, and takes nothing of the other's away.
+"""Users and one cache of a group: one finishes what another began, and takes nothing of the other's away.
 
-Covers hub/store.py, hub/removal.py. Needs root, who may become other users. They keep the right to read everything, as
-the interpreter may lie in root's home; what they may write is theirs, and the modes say what they could read.
+Covers hub/store.py, hub/removal.py. Needs root, who becomes other users that have none of root's rights.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ from typing import Any
 import odd_models
 import pytest
 from loopback_hub import LoopbackHub
+from other_users import GROUP, as_user, why_not
 from polling import wait_until
 
-USERS, GROUP = {"a": 20001, "b": 20002}, 20010
-ROOT = Path(__file__).resolve().parents[2]
+USERS = {"a": 20001, "b": 20002, "c": 20003, "d": 20004}
 SIZE = 3_000_000
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root may become two other users"
-)
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.fixture
@@ -62,28 +59,12 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 
 
 def command(place: Path, user: str, *words: str, url: str = "") -> list[str]:
-    number = str(USERS[user])
     home = place / user
     settings = {"HOME": home, "GLMCHAT_HOME": home / "glmchat", "HF_HUB_CACHE": place / "cache", "HF_ENDPOINT": url,
                 "GLMCHAT_LANG": "en", "PATH": os.environ["PATH"]}  # fmt: skip
     given = [f"{name}={value}" for name, value in settings.items()]
-    reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    as_user = ["setpriv", "--reuid", number, "--regid", number, "--groups", str(GROUP), *reads]
-    return [
-        *as_user,
-        "env",
-        "-i",
-        *given,
-        "sh",
-        "-c",
-        'umask 0002; exec "$@"',
-        "sh",
-        sys.executable,
-        "-P",
-        "-m",
-        "glmchat",
-        *words,
-    ]
+    run = [sys.executable, "-P", "-m", "glmchat", *words]
+    return [*as_user(USERS[user]), "env", "-i", *given, "sh", "-c", 'umask 0002; exec "$@"', "sh", *run]
 
 
 def glmchat(place: Path, user: str, *words: str, url: str = "") -> subprocess.CompletedProcess[str]:
@@ -136,3 +117,48 @@ def test_what_is_written_for_one_user_alone_is_told_to_the_other_in_one_line(pla
     lines = removed.stderr.splitlines()
     assert removed.returncode == 1 and "Permission denied" in lines[0] and lines[1].startswith("  hint: ")
     assert json.loads(glmchat(place, "a", "show", "acme/tiny", "--json").stdout)["complete"]
+
+
+def test_no_user_here_reads_what_is_roots(place: Path) -> None:
+    secret = place / "secret"
+    secret.write_text("root's")
+    secret.chmod(0o600)
+    code = f"open({str(secret)!r})"
+    done = subprocess.run([*as_user(USERS["a"]), sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 1 and "PermissionError" in done.stderr
+
+
+def test_four_users_pull_and_remove_at_once_and_each_has_the_model_in_the_end(place: Path, hub: LoopbackHub) -> None:
+    hub.rate = None
+    rounds = (("pull", "acme/tiny"), ("verify", "acme/tiny"), ("rm", "acme/tiny", "--yes"), ("prune", "--yes"))
+    for number in range(4):
+        words = {user: rounds[(number + place) % 4] for place, user in enumerate(USERS)}
+        running = [
+            subprocess.Popen(command(place, user, *words[user], url=hub.url), stdout=subprocess.DEVNULL,
+                             stderr=subprocess.PIPE, text=True, cwd="/") for user in USERS
+        ]  # fmt: skip
+        for child in running:
+            said = child.communicate(timeout=120)[1]
+            assert child.returncode in (0, 1, 3) and "Traceback" not in said, said
+    for user in USERS:
+        done = glmchat(place, user, "pull", "acme/tiny", "--quiet", url=hub.url)
+        assert done.returncode == 0, done
+    for user in USERS:
+        assert glmchat(place, user, "verify", "acme/tiny").returncode == 0, user
+
+
+def test_a_cache_that_others_may_only_read_is_used_by_all(place: Path, hub: LoopbackHub) -> None:
+    hub.rate = None
+    assert glmchat(place, "a", "pull", "acme/tiny", "--quiet", url=hub.url).returncode == 0
+    for path in [place / "cache", *(place / "cache").rglob("*")]:
+        if not path.is_symlink():
+            os.chown(path, 0, 0)
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    for words in (("list",), ("show", "acme/tiny"), ("verify", "acme/tiny"), ("pull", "acme/tiny", "--quiet")):
+        done = glmchat(place, "b", *words, url=hub.url)
+        assert done.returncode == 0, done
+    for words in (("rm", "acme/tiny", "--yes"), ("pull", "acme/other", "--quiet")):
+        done = glmchat(place, "b", *words, url=hub.url)
+        lines = done.stderr.splitlines()
+        assert done.returncode in (1, 3) and lines[-1].startswith("  hint: ") and "Traceback" not in done.stderr, done
+    assert glmchat(place, "a", "verify", "acme/tiny").returncode == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from strange_files import STRANGE, put
 
 from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
@@ -90,6 +91,15 @@ def test_a_text_too_long_for_the_terminal_is_only_in_the_file_and_that_is_said()
     copied = terminal.copy(text, {})
     assert copied.sequence is None
     assert "too long" in copied.words() and str(terminal.clipboard_file()) in copied.words()
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_stands_in_the_place_of_the_clipboards_file_is_left_alone_and_nobody_waits(kind: str) -> None:
+    path = locations.private_dir(locations.state_dir()) / "clipboard.txt"
+    put(kind, path)
+    copied = terminal.copy("x", {})
+    assert copied.sequence is not None
+    assert copied.file == (path if kind == "terabyte" else None)
 
 
 def test_a_home_that_cannot_be_written_still_copies_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
