@@ -84,7 +84,8 @@ _TABLES = ("rope_scaling", "rope_parameters", "quantization_config", "text_confi
 
 
 def refuse_types(config: Mapping[str, Any]) -> None:
-    """Raise Damaged for a switch that is neither true nor false, or a number where a table of settings should be."""
+    """Raise Damaged for a switch that is neither true nor false, or something else where a table of settings or the id
+    of a token should be."""
     for name in _FLAGS:
         flag(config, name, False)
     for name in _TABLES:
@@ -92,6 +93,15 @@ def refuse_types(config: Mapping[str, Any]) -> None:
             raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
                 tr("expected a table of settings: the file is damaged or not a model"),
+            )
+    ends = config.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if not isinstance(end, int | None) or isinstance(end, bool):
+            raise absurd(
+                tr(
+                    "{name} is {value} in the model's configuration", name="eos_token_id", value=one_line(repr(end), 60)
+                ),
+                tr("expected the id of a token, or a list of them"),
             )
 
 

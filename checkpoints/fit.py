@@ -57,8 +57,7 @@ def check_folder(folder: Path) -> None:
     refuse_pipeline(folder)
     config = folder_config(folder)
     refuse_absurd(config)
-    if not is_native(config):
-        refuse_types(config)
+    refuse_types(config)
     refuse_adapter_folder(folder, config)
     natively = is_native(config)
     refuse_no_generator(config, natively)

@@ -314,6 +314,7 @@ def verify(
 ) -> None:
     """Hash every file of an adapter and compare with what was added. Needs no network."""
     from glmchat.hub.adapters import find_adapter, list_adapters
+    from glmchat.hub.verify import unknown_files
     from glmchat.hub.verify import verify as check
 
     reports = [check(row) for row in ([find_adapter(n) for n in names] if names else list_adapters())]
@@ -322,8 +323,11 @@ def verify(
             output.json_line(report.to_json())
         for file in report.wrong:
             output.data(f"{report.name}: {file.sentence()}")
-        if not as_json and not report.wrong:
+        unknown = unknown_files(report)
+        if not as_json and not report.wrong and len(unknown) < len(report.files):
             output.say(tr("{name} is intact", name=report.name))
+        if not as_json and unknown:
+            output.say(tr("{count} files could not be checked: their hashes are not known", count=len(unknown)))
     for report in reports:
         report.require_good()
 

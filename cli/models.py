@@ -319,6 +319,16 @@ def _tell(report: Report) -> None:
 
     for file in report.wrong:
         output.data(f"{report.name}: {file.sentence()}")
+    unknown = unknown_files(report)
+    if report.files and len(unknown) == len(report.files):
+        output.say(
+            tr(
+                "{name}: its {count} files could not be checked: their hashes are not known",
+                name=report.name,
+                count=len(unknown),
+            )
+        )
+        return
     right = sum(f.state == "ok" for f in report.files)
     against = {"manifest": tr("its manifest"), "cache": tr("the names of its blobs"), "nothing": tr("no reference")}
     output.say(
@@ -330,7 +340,7 @@ def _tell(report: Report) -> None:
             against=against.get(report.against, report.against),
         )
     )
-    if unknown := unknown_files(report):
+    if unknown:
         output.say(tr("{count} files could not be checked: their hashes are not known", count=len(unknown)))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from glmchat.core.errors import GlmchatError, NetworkFailed, Usage
+from glmchat.core.http_bounds import address_of
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -29,15 +30,8 @@ _WITH_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 def is_loopback(host: str) -> bool:
     """True for localhost, *.localhost, 127.0.0.0/8, ::1 and the unspecified address, which connects to loopback."""
-    name = host.strip("[]").rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.is_loopback or address.is_unspecified or bool(mapped and mapped.is_loopback)
+    address = address_of(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
 
 
 def without_password(url: str) -> str:

@@ -173,12 +173,17 @@ class _Inflating:
 
 def is_here(host: str) -> bool:
     """This machine, or the link-local addresses at which clouds tell secrets."""
+    address = address_of(host)
+    return address is not None and (address.is_loopback or address.is_unspecified or address.is_link_local)
+
+
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as, localhost and IPv4 within IPv6 included; None for any other name."""
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
-        return True
+        return ipaddress.IPv4Address("127.0.0.1")
     try:
         address = ipaddress.ip_address(name.partition("%")[0])
     except ValueError:
-        return False
-    inner = getattr(address, "ipv4_mapped", None) or address
-    return bool(inner.is_loopback or inner.is_unspecified or inner.is_link_local)
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -229,7 +229,7 @@ def modelscope_folders(repo: str, sources: tuple[Source, ...] = ()) -> list[Path
                 # The tools write a dot in a model's name as three underscores.
                 for written in dict.fromkeys((model, model.replace(".", "___"))):
                     folder = root / middle / owner / written
-                    if folder.is_dir():
+                    if os.path.isdir(folder):  # noqa: PTH112 (another user's, in which nothing may be looked up, is none)
                         folders.append(folder)
     return folders
 

@@ -314,3 +314,18 @@ def test_every_kind_of_tokenizer_is_counted_as_its_own_library_counts_it(kind: s
     check_tokenizer(tmp_path, fitting, natively=True)
     with pytest.raises(Damaged, match=f"{count} tokens"):
         check_tokenizer(tmp_path, short, natively=True)
+
+
+@pytest.mark.parametrize("value", ["abc", [1], True, 1.5, 0])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters", "quantization_config"])
+def test_a_table_of_settings_that_is_none_is_refused_by_name(name: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, name: value}))
+    with pytest.raises(Damaged, match=rf"{name} is .* in the model's configuration"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["abc", {}, {"id": 2}, True, 1.5, ["2"], [[2]]])
+def test_an_end_token_that_is_no_id_is_refused_by_name(value: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": value}))
+    with pytest.raises(Damaged, match=r"eos_token_id is .* in the model's configuration"):
+        check_folder(tmp_path)

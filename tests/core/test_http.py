@@ -29,6 +29,7 @@ from glmchat.core.http import (
     trusted_certificates,
     without_password,
 )
+from glmchat.core.http_bounds import is_here
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -273,3 +274,13 @@ def test_a_file_of_certificates_that_cannot_be_read_is_named_before_anything_is_
     assert "SSL_CERT_FILE" in caught.value.message and str(file) in caught.value.message
     with pytest.raises(Usage):
         trusted_certificates()
+
+
+@pytest.mark.parametrize("host", ["localhost", "a.localhost.", "[::1]", "::ffff:127.0.0.1", "0.0.0.0", "::"])
+def test_a_loopback_host_is_this_machine(host: str) -> None:
+    assert is_loopback(host) and is_here(host)
+
+
+@pytest.mark.parametrize(("host", "here"), [("169.254.169.254", True), ("10.0.0.1", False), ("localhost.com", False)])
+def test_other_hosts_are_no_loopback(host: str, here: bool) -> None:
+    assert not is_loopback(host) and is_here(host) is here
