@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,24 +88,33 @@ def require_known(chosen: Iterable[Weighted]) -> tuple[Weighted, ...]:
     return adapters_named
 
 
-def require_usable(chosen: Sequence[Weighted], folder: Path | None, *, force: bool = False) -> None:
+def require_usable(
+    chosen: Sequence[Weighted], folder: Path | None, *, force: bool = False, forced: Collection[str] = ()
+) -> None:
     """Raise Usage or UnknownModel unless these can be used together, with the model in `folder` if that is known.
 
-    force: take those that name another base too, and note in the store that their answers have to say so.
+    force: take those that name another base too, and note in the store that their answers have to say so. forced: names
+    that this conversation has taken so already; another conversation is asked anew.
     """
     names = [name for name, _ in require_known(chosen)]
     if len(set(names)) < len(names):
         raise Usage(
             tr("an adapter is named twice"), hint=tr("name each one once, as NAME:WEIGHT"), code="adapter.twice"
         )
-    require_fit(chosen, folder, force=force)
+    require_fit(chosen, folder, force=force, forced=forced)
     for name in names if force else ():
         row = adapters.find_adapter(name)
         if not adapters.facts_of(row).get("forced"):
             adapters.change_force(row, True)
 
 
-def require_fit(weighted: Iterable[tuple[str, float]], folder: Path | None, *, force: bool = False) -> None:
+def require_fit(
+    weighted: Iterable[tuple[str, float]],
+    folder: Path | None,
+    *,
+    force: bool = False,
+    forced: Collection[str] = (),
+) -> None:
     """Raise Usage with the reason if these adapters of the store cannot be right for the model in `folder`.
 
     weighted: (name, weight). folder: None for a model that is not known yet. force: names prove nothing, measures do.
@@ -115,7 +124,7 @@ def require_fit(weighted: Iterable[tuple[str, float]], folder: Path | None, *, f
     base = Base.of(folder) if folder is not None and rows else None
     for row, _ in rows:
         problem = unfit(row, base)
-        if problem is not None and not (force and problem.forceable):
+        if problem is not None and not ((force or row.name in forced) and problem.forceable):
             raise problem.error(row.name)
     if base is not None:
         _require_one_text(rows, base)
@@ -182,10 +191,14 @@ def own_texts(chosen: Iterable[Weighted], folder: Path | None) -> list[str]:
 
 
 def unfit(row: Installed, base: Base | None) -> Misfit | None:
-    """Why this adapter of the store cannot be used, with this model if one is known."""
+    """Why this adapter of the store cannot be used, with this model if one is known.
+
+    That it was forced once counts for nothing here: it was so in another conversation.
+    """
     if not row.complete:
         return Misfit(tr("some of its files are missing"), tr("glmchat verify {name} shows which", name=row.name))
-    return misfit(adapters.facts_of(row), row.base, base) if base is not None else None
+    facts = {**adapters.facts_of(row), "forced": False}
+    return misfit(facts, row.base, base) if base is not None else None
 
 
 def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) -> None:
@@ -210,7 +223,8 @@ def change(session: ChatSession, words: Sequence[str], launch: LaunchOptions) ->
 def use(session: ChatSession, chosen: Sequence[Weighted], launch: LaunchOptions, *, force: bool = False) -> None:
     """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
     if launch.server is None:
-        require_usable(chosen, launch.engine.folder, force=force)
+        forced = [name for name, _ in session.adapters if adapters.is_forced(name)]
+        require_usable(chosen, launch.engine.folder, force=force, forced=forced)
     session.use_adapters(chosen)
 
 

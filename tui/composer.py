@@ -68,7 +68,7 @@ class Composer:
             self._draft_timer.stop()
         self._draft_timer = prompt.set_timer(_DRAFT_AFTER, self.save_draft)
         if not prompt.text.startswith("/"):
-            self._measure_timer = prompt.set_timer(_MEASURE_AFTER, lambda: self._talk.measure(prompt.text))
+            self._measure_timer = prompt.set_timer(_MEASURE_AFTER, self._talk.measure)
 
     def grow(self) -> None:
         """As high as its text, up to ten lines and two fifths of the screen."""

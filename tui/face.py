@@ -82,7 +82,7 @@ class WindowFace:
         finally:
             self._talk.show_in_force()
         if command.name in ("system", "policy", "context"):  # the next request holds something else
-            self._talk.measure(self._view.prompt.text)
+            self._talk.measure()
 
     def take(self, text: str) -> None:
         """What was sent from the prompt: a command, or a question."""
@@ -224,7 +224,7 @@ class WindowFace:
         fence = "````" if "```" in file.text else "```"
         block = f"{file.name}:\n{fence}\n{file.text.rstrip()}\n{fence}\n"
         self._view.prompt.set_text(f"{before}\n\n{block}" if before else block)
-        self._talk.measure(self._view.prompt.text)
+        self._talk.measure()
         self._view.start_thread(lambda: self._weigh(file, block), "file")
 
     def _weigh(self, file: TextFile, block: str) -> None:

@@ -187,10 +187,11 @@ class Talk:
             self._view.show_queue()
             self.ask(text)
 
-    def measure(self, draft: str = "") -> None:
-        """Count what the next request would hold, in a thread; the latest question counts."""
+    def measure(self) -> None:
+        """Count what the next request would hold, the prompt included, in a thread; the latest call counts."""
         if self.session is not None and self._connection.ready and not self.busy:
-            session = self.session
+            session, typed = self.session, self._view.prompt.text
+            draft = "" if typed.startswith("/") else typed
             self._view.start_thread(lambda: self._count(session, draft), "measure", exclusive=True)
 
     def weigh(self) -> None:

@@ -75,7 +75,8 @@ def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptio
         require_known(column.adapters)
         row, bits = locate(column.name)
         launch = launch_installed(base, row, bits)
-        require_fit(column.adapters, launch.engine.folder)
+        forced = [name for name, _ in column.adapters if adapters.is_forced(name)]  # their answers say so
+        require_fit(column.adapters, launch.engine.folder, forced=forced)
         sampling = {**base.sampling, **column.sampling}
         options.append(replace(launch, adapters=column.adapters, sampling=sampling))
     return options

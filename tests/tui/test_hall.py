@@ -6,6 +6,7 @@ Covers tui/app.py, tui/widgets/sidebar.py, tui/screens/models.py, tui/composer.p
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from fakes import model_in
 from screen import TerminalSession
 
 from glmchat.chat.history.history import History
+from glmchat.chat.launch import LaunchOptions
 
 Open = Callable[..., TerminalSession]
 TITLES = ("alpha question", "bravo question", "charlie question", "delta question", "echo question")
@@ -195,3 +197,25 @@ def test_an_answer_of_a_comparison_leaves_later_turns_where_they_are(model: Path
         terminal.press("esc")
         terminal.until_still()
         assert "and later?" in terminal.text
+
+
+def test_a_draft_that_does_not_fit_is_counted(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.paste("ten chars\n" * 500)
+        terminal.until(lambda: re.search(r"5,0\d\d/4,096", terminal.text))
+
+
+def test_an_adapter_is_forced_for_one_conversation_only(adapters_here: LaunchOptions) -> None:
+    with TerminalSession("run", adapters_here.engine.folder) as terminal:
+        terminal.until_ready()
+        terminal.say("/adapter medical")
+        terminal.until_seen("me/Other-7M")
+        terminal.say("/adapter medical --force")
+        terminal.until_seen("medical (forced)")
+        terminal.say("/adapter medical:0.5")  # in this one it stays
+        terminal.until_seen("medical:0.5")
+        terminal.press("ctrl+n")
+        terminal.until(lambda: "medical" not in terminal.text)
+        terminal.say("/adapter medical")
+        terminal.until_seen("▲", "me/Other-7M")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import set_cell_size
@@ -58,7 +58,7 @@ class Row:
             return text.append(self.misfit.reason, p.faded)
         size = human_bytes(self.size) if self.size is not None else ""
         text.append(f"{set_cell_size(self.what, 22)} {size:>9}  ", p.quiet)
-        return text.append(tr("forced") if self.forced else one_line(self.base, 60), p.quiet)
+        return text.append(tr("forced") if self.forced and weight is not None else one_line(self.base, 60), p.quiet)
 
 
 class WeightLine(Steady, Static):
@@ -133,14 +133,16 @@ class AdapterScreen(ListScreen[None]):
         self._say(line)
 
     def _list(self, rows: Sequence[Row]) -> None:
+        used = dict(self._session.adapters)  # one that was forced is so for this conversation only
+        rows = [replace(row, misfit=None) if row.forced and row.name in used else row for row in rows]
         names = {row.name for row in rows}
         lost = Misfit(tr("no longer in the store"), tr("press Space to remove it, or the next answer will be refused"))
         gone = [Row(name, misfit=lost) for name, _ in self._session.adapters if name not in names]
         self._rows = [*gone, *sorted(rows, key=lambda row: row.misfit is not None)]
         self._draw()
         options = self.query_one(OptionList)
-        used = next((n for n, row in enumerate(self._rows) if row.name in dict(self._session.adapters)), None)
-        options.highlighted = 0 if used is None else used + 1
+        first = next((n for n, row in enumerate(self._rows) if row.name in used), None)
+        options.highlighted = 0 if first is None else first + 1
         self._say("" if self._rows else tr("there are no adapters yet; `glmchat adapters add PATH` adds one"))
 
     def _draw(self) -> None:
