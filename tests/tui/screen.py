@@ -89,7 +89,10 @@ class TerminalSession:
 
     @property
     def lines(self) -> list[str]:
-        return [line.rstrip() for line in self.screen.display]
+        # pyte's own `display` fails where a wide character lost its first cell; the second cell of one holds "".
+        cells, columns = self.screen.buffer, range(self.screen.columns)
+        rows = ("".join(cells[row][column].data for column in columns) for row in range(self.screen.lines))
+        return [row.rstrip() for row in rows]
 
     @property
     def text(self) -> str:
