@@ -209,6 +209,14 @@ class Endpoint:
         self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None, asked: Collection[str] | None
     ) -> dict[str, Any]:
         model = {"model": self.model} if self.model else {}
+        if adapters and not self.is_glmchat:  # elsewhere (vLLM) an adapter is asked for as a model
+            if len(adapters) > 1 or adapters[0][1] != 1:
+                raise Usage(
+                    tr("this server takes one adapter, with the weight 1"),
+                    hint="/adapter NAME",
+                    code="server.one_adapter",
+                )
+            model, adapters = {"model": adapters[0][0]}, None
         return {
             **model,
             **sampling_fields(sampling, ours=self.is_glmchat, asked=None if self.is_local else asked),

@@ -347,3 +347,15 @@ def test_proxies_are_not_asked_for_loopback(foreign: Foreign, monkeypatch: pytes
     for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "socks://127.0.0.1:1")
     assert text_of(ask(foreign.says(chunk("x", "stop") + "\n\n"))) == "x"
+
+
+def test_an_adapter_of_a_foreign_server_is_asked_for_as_vllm_has_it_by_the_name_of_a_model(foreign: Foreign) -> None:
+    piece = {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}
+    endpoint = foreign.says(f"data: {json.dumps(piece)}\n\ndata: [DONE]\n\n")
+    list(endpoint.stream([Message("user", "hi")], Sampling(), (("poet", 1.0),)))
+    [body] = [body for path, _, body in foreign.asked if path.endswith("/chat/completions")]
+    assert body["model"] == "poet" and "adapters" not in body
+    for adapters in ((("poet", 0.5),), (("poet", 1.0), ("medical", 1.0))):
+        with pytest.raises(Usage, match="one adapter"):
+            list(endpoint.stream([Message("user", "hi")], Sampling(), adapters))
+    assert len([path for path, _, _ in foreign.asked if path.endswith("/chat/completions")]) == 1
