@@ -59,6 +59,7 @@ class LocalSpeaker(Endpoint):
         *,
         continue_final: bool = False,
         template_variables: Mapping[str, Any] | None = None,
+        adapters: Sequence[tuple[str, float]] | None = None,
     ) -> list[int]:
         if not self.counts:
             raise ServerFailed("no such address", hint="", code="server.not_found")
