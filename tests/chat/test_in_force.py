@@ -57,7 +57,7 @@ def test_the_parts_add_up_to_what_the_engine_counts_of_the_request_that_is_then_
     assert parts.sent_turns == questions and parts.unsent_turns == 0
     list(chat.ask("the next one"))
     assert parts.tokens == chat.tree.path()[-1].details["prompt_tokens"]
-    assert parts.room == 10_000 - parts.tokens
+    assert parts.tokens is not None and parts.room == 10_000 - parts.tokens
 
 
 def test_turns_that_do_not_fit_or_stand_above_a_new_context_are_counted_as_not_sent(history: History) -> None:
