@@ -41,7 +41,6 @@ class ConversationSettings:
             "sampling": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sampling.items()},
             "adapters": [{"name": name, "scale": scale} for name, scale in self.adapters],
             "context_policy": self.context_policy,
-            **({"one_shot": True} if self.one_shot else {}),
         }
 
     @staticmethod

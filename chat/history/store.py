@@ -193,7 +193,7 @@ class Store:
     # -- rows of the two tables
 
     def write_head(self, c: Conversation, changed: Collection[str]) -> None:
-        settings = dump(c.settings.to_json())
+        settings = dump({**c.settings.to_json(), **({"one_shot": True} if c.settings.one_shot else {})})
         self.run(
             database.write_head(changed),
             (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
