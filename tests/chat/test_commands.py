@@ -123,7 +123,9 @@ def test_the_context_is_measured_cleared_and_its_policy_changed(face: NotingFace
     assert face.told("line") == ["the context is empty already"]
     ask(face, "12345")
     face.run("/context")
-    [(title, table, _)] = face.told("table")
+    [shown] = face.told("table")
+    assert isinstance(shown, tuple)
+    title, table, _ = shown
     assert title == "the next request, in tokens" and table["next request"] == "14 of 1,000"
     face.run("/clear")
     assert face.told("mark") == [True] and not face.chat.tree.context()

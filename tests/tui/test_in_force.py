@@ -5,6 +5,7 @@ Covers tui/screens/help.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ WORDS = {
 ADAPTERS = {"en": "none: just the model", "zh": "仅模型本身"}
 
 
+def is_said(terminal: TerminalSession, word: str) -> bool:
+    return terminal.text.count(word) >= 4  # twice in the question, twice in its echo
+
+
 @pytest.mark.parametrize(("lang", "columns", "rows"), [("en", 80, 24), ("zh", 120, 36)])
 def test_what_is_not_the_default_is_in_the_status_line_and_all_of_it_on_f9(
     tmp_path: Path, lang: str, columns: int, rows: int
@@ -29,7 +34,7 @@ def test_what_is_not_the_default_is_in_the_status_line_and_all_of_it_on_f9(
         terminal.until_seen(ready)
         for word in ("alpha", "bravo", "charlie"):
             terminal.say(f"a long question of {word}, with words that fill the context, and then again {word}")
-            terminal.until(lambda word=word: terminal.text.count(word) >= 4)
+            terminal.until(partial(is_said, terminal, word))
             terminal.until_still()
         terminal.until(lambda: unsent in terminal.lines[-1])
         assert system not in terminal.lines[-1]

@@ -20,7 +20,7 @@ from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.widgets.status import Facts
 
 ANSWER = (Path(__file__).parent / "answer.txt").read_text(encoding="utf-8")
-FACTS = Facts("smollm2", "b179c9523d0e", "q4_1", (), 41.2, 0.12, 312, 8192, 412_000_000)
+FACTS = Facts("smollm2", "b179c9523d0e", "q4_1", speed=41.2, first_token=0.12, used=312, limit=8192, memory=412_000_000)
 
 
 @pytest.fixture(autouse=True)
