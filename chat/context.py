@@ -281,7 +281,7 @@ def sizes(error: GlmchatError) -> tuple[int, int] | None:
     A refused request is longer than the context, so the two need no names.
     """
     words = re.sub(r"HTTP \d+", "", error.message)
-    numbers = [int(digits) for digits in re.findall(r"(?<![A-Za-z\d_.-])\d+(?![A-Za-z\d_]|\.\d)", words)][:2]
+    numbers = [int(digits) for digits in re.findall(r"(?<![A-Za-z\d_.-])\d{1,15}(?![A-Za-z\d_]|\.\d)", words)][:2]
     return (max(numbers), min(numbers)) if len(numbers) == 2 else None
 
 

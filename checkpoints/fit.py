@@ -206,7 +206,8 @@ def ways(folder: Path, contexts: Sequence[int] = FIT_CONTEXTS) -> list[tuple[int
 
     Weights that are quantised already have one way.
     """
-    config, spec = config_at(folder), spec_at(folder)
+    config = config_at(folder)
+    spec = spec_of(config)
     own = min(spec.context, LONGEST_CONTEXT) if spec is not None else LONGEST_CONTEXT
     lengths = sorted({min(length, own) for length in contexts} | {own})
     plain = str(config.get("torch_dtype") or config.get("dtype") or "as it is")
@@ -243,7 +244,8 @@ def estimate(
     stored = stored_bytes(folder)
     if not stored:
         return None
-    config, spec = config_at(folder), spec_at(folder)
+    config = config_at(folder)
+    spec = spec_of(config)
     if quant is not None and not is_quantisable(config):
         return None
     length = context or min(spec.context if spec is not None else LONGEST_CONTEXT, LONGEST_CONTEXT)

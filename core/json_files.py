@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.core.errors import Damaged
-from glmchat.core.files import TooLarge, read_file, unreadable
+from glmchat.core.files import TooLarge, bound, read_file, unreadable
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
-_MOST_VALUES = 2**21  # in one file: an index of a million tensors has half as many
+# Bytes of a file's bound for each value that may be in it: 64 MB of an index hold those of two million tensors, 4 MB of
+# a config.json 131,072.
+_BYTES_EACH = 32
+_DEEPEST = 64  # levels; who walks through them in Python has a thousand
 
 
 def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
@@ -21,7 +24,7 @@ def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
     """
     name = one_line(str(path))
     try:
-        data = _parsed(read_file(path, most))
+        data = _parsed(read_file(path, most), most or bound(path))
     except TooLarge as error:
         raise Damaged(
             tr("{name} is larger than {most} MB", name=name, most=error.most >> 20),
@@ -48,14 +51,30 @@ def read_json(path: Path, most: int | None = None) -> dict[str, Any]:
 def small_json(path: Path) -> dict[str, Any]:
     """As `read_json`; {} where that would raise."""
     try:
-        data = _parsed(read_file(path))
+        data = _parsed(read_file(path), bound(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
 
-def _parsed(data: bytes) -> Any:
-    """Raises ValueError or RecursionError. An object in memory takes twenty times what "[]," takes in a file."""
-    if sum(data.count(sign) for sign in (b"[", b"{", b",")) > _MOST_VALUES:
-        raise ValueError(f"more than {_MOST_VALUES} values")
-    return json.loads(data)
+def _parsed(data: bytes, most: int) -> Any:
+    """most: bytes. Raises ValueError or RecursionError. An object in memory takes twenty times what "[]," takes in a
+    file, and is read more than once by those who ask for a few of its fields."""
+    if sum(data.count(sign) for sign in (b"[", b"{", b",")) > most // _BYTES_EACH:
+        raise ValueError(f"more than {most // _BYTES_EACH} values")
+    whole = json.loads(data)
+    level = [whole]
+    for _ in range(_DEEPEST):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if isinstance(whole, dict | list)
+            else []
+        )
+        if not level:
+            return whole
+    raise ValueError(f"more than {_DEEPEST} levels")

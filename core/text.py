@@ -57,3 +57,8 @@ def human_bytes(count: int | float) -> str:
 def is_chinese(text: str) -> bool:
     """True if the text holds at least one Han character."""
     return any("\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" for c in text)
+
+
+def whole_text(text: str) -> str:
+    """Half a surrogate pair (a terminal may hand one over) is no character and can be neither sent nor stored."""
+    return text.encode("utf-8", "replace").decode()

@@ -21,6 +21,7 @@ from glmchat.hub import store
 from glmchat.hub.references import LONGEST_PART
 from glmchat.hub.safe_paths import safe_path
 
+_LONGEST_PATH = 4095  # bytes, of Linux
 FORMAT = 1
 BESIDE = "glmchat.json"  # the manifest of a model that glmchat made, in the model's own folder
 
@@ -110,6 +111,16 @@ def _paths() -> list[Path]:
     return sorted(folder.glob("*.json")) if folder.is_dir() else []
 
 
+def _root(value: Any) -> Path:
+    """Raises ValueError for what no folder is called, and for one that depends on where somebody stands."""
+    if not isinstance(value, str) or len(os.fsencode(value)) > _LONGEST_PATH or not Path(value).is_absolute():
+        raise ValueError(value)
+    home = Path(value)
+    if any(len(os.fsencode(part)) > LONGEST_PART or "\0" in part for part in home.parts):
+        raise ValueError(home)
+    return home
+
+
 def _manifest(data: Mapping[str, Any], root: Path | None) -> Manifest:
     files = []
     for raw in data.get("files", []):
@@ -125,9 +136,7 @@ def _manifest(data: Mapping[str, Any], root: Path | None) -> Manifest:
             raise ValueError(record.size)
         files.append(record)
         safe_path(record.path, source="the manifest")
-    home = root or Path(str(data["root"]))
-    if any(len(os.fsencode(part)) > LONGEST_PART or "\0" in part for part in home.parts):
-        raise ValueError(home)
+    home = root or _root(data["root"])
     return Manifest(
         name=str(data["name"]),
         kind=str(data.get("kind", "model")),

@@ -152,7 +152,7 @@ class MirrorFolder:
             )
         try:
             files = tuple(_file(item) for item in data["files"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise _unreadable(path) from None
         check_listing((file.path for file in files), source=f"the mirror folder {one_line(str(self.root))}")
         return Snapshot(repo, commit, files, str(data.get("date", "")), str(data.get("source", "")))

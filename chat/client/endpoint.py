@@ -23,7 +23,6 @@ from glmchat.chat.client.request import (
     header_key,
     messages_json,
     sampling_fields,
-    whole_text,
 )
 from glmchat.chat.client.words import Health, ModelRow, broken, error_of, health_of, rows_of, status_error
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
@@ -31,7 +30,7 @@ from glmchat.core.http import make_client
 from glmchat.core.language import language, tr
 from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
 from glmchat.core.servers import api_url
-from glmchat.core.text import one_line
+from glmchat.core.text import one_line, whole_text
 
 __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 

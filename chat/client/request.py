@@ -11,6 +11,7 @@ from typing import Any
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
+from glmchat.core.text import whole_text
 
 
 class Stop:
@@ -89,11 +90,6 @@ def adapter_fields(adapters: Sequence[tuple[str, float]] | None, *, ours: bool) 
 
 def messages_json(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**m.to_json(), "content": whole_text(m.content)} for m in messages]
-
-
-def whole_text(text: str) -> str:
-    """Half a surrogate pair (a terminal may hand one over) is no character and cannot be sent."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def header_key(key: str | None) -> str | None:

@@ -21,6 +21,8 @@ from glmchat.core import files, locations
 from glmchat.core.errors import FULL, Failed
 from glmchat.core.language import tr
 
+# rowid: a message's id, or minus a conversation's id for its title. The text has every CJK character set off.
+SEARCH = "CREATE VIRTUAL TABLE search USING fts5(text, prefix='2 3', tokenize='unicode61 remove_diacritics 2')"
 # `user_version` counts the steps that a database has been through. A step is never changed once it was released.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -45,8 +47,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         # Ids and sequence numbers that are never given twice, whatever was purged.
         "CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
         "INSERT INTO counter VALUES ('conversation', 0), ('message', 0), ('deletion', 0), ('sequence', 0)",
-        # rowid: a message's id, or minus a conversation's id for its title. The text has every CJK character set off.
-        "CREATE VIRTUAL TABLE search USING fts5(text, prefix='2 3', tokenize='unicode61 remove_diacritics 2')",
+        SEARCH,
     ),
 )
 VERSION = len(STEPS)
@@ -296,6 +297,16 @@ PIECES = "SELECT text, token_ids FROM piece WHERE message = ? ORDER BY number"
 WRITE_PIECE = "INSERT INTO piece SELECT ?, coalesce(max(number), 0) + 1, ?, ? FROM piece WHERE message = ?"
 INDEX = "INSERT INTO search (rowid, text) VALUES (?, CAST(handed(?) AS TEXT))"
 INDEX_AGAIN = "UPDATE search SET text = CAST(handed(?) AS TEXT) WHERE rowid = ?"
+INDEX_ALL = (
+    "INSERT OR REPLACE INTO search (rowid, text) SELECT id, spaced(CAST(text AS BLOB)) FROM message"
+    " WHERE state <> 'streaming' AND text <> ''",
+    "INSERT OR REPLACE INTO search (rowid, text) SELECT -id, spaced(CAST(title AS BLOB)) FROM conversation"
+    " WHERE renamed AND title <> ''",
+)
+TOUCH_SEARCH = (
+    "SELECT text FROM search ORDER BY rowid DESC LIMIT 1",
+    "SELECT rowid FROM search WHERE search MATCH 'a' LIMIT 1",
+)
 FORGET_PIECES = "DELETE FROM piece WHERE message = ?"
 
 _HIT = "c.id, c.title, m.id, m.role, coalesce(m.text, c.title), coalesce(m.created, c.created)"

@@ -33,7 +33,7 @@ from glmchat.chat.history.store import HEAD_FIELDS, Store, add_deletion, purge, 
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Usage
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import one_line, whole_text
 
 
 class History:
@@ -185,7 +185,7 @@ class History:
     def change(self, tree: Tree, **values: Any) -> None:
         """Set fields of the head: model, settings, pinned, draft, title."""
         with self._lock:
-            tree.change_head(**values)
+            tree.change_head(**{k: whole_text(v) if isinstance(v, str) else v for k, v in values.items()})
             if tree.messages or "draft" in values:
                 # What is said makes a conversation the last one used; a title, a pin, a setting or a draft does not.
                 self.store.save(tree, touch=not tree.conversation.sequence)
@@ -217,6 +217,7 @@ class History:
     ) -> StoredMessage:
         """Add a message below `parent` (None: below the open leaf; root: below none) and open the branch there."""
         below = None if root else tree.leaf if parent is None else parent
+        text = whole_text(text)
         with self._lock:
             message = StoredMessage(
                 id=self.store.reserve("message"),

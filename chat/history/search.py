@@ -8,6 +8,7 @@ substring is found. Latin words match from their beginning.
 from __future__ import annotations
 
 import re
+import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -143,4 +144,50 @@ def count_hits(rows: Rows, query: str) -> int:
         return 0
     expression = match_expression(query)
     statement = database.COUNT_SCAN if expression is None else database.COUNT_HITS
-    return int(rows(statement, (expression or query,))[0][0])
+    return int(next(iter(rows(statement, (expression or query,))), (0,))[0])
+
+
+# The index holds nothing that the conversations do not: damage to it alone is mended by making it anew.
+
+
+class BrokenIndex(sqlite3.DatabaseError):
+    """What SQLite says of a statement about the index, and of nothing else that is wrong."""
+
+
+def is_broken(error: sqlite3.Error, statement: str = "") -> bool:
+    """Whether SQLite says this of the index, not of a lock, a full disk or the conversations.
+
+    statement: that which failed. The index writes down what it was given only at the end of a transaction.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    if isinstance(error, BrokenIndex) or code == sqlite3.SQLITE_CORRUPT_VTAB:
+        return True
+    if statement == "COMMIT":
+        return bool(code & 0xFF == sqlite3.SQLITE_ERROR)
+    return " search " in statement and code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT)
+
+
+def rebuild(connection: sqlite3.Connection) -> None:
+    """Make the index anew of what the conversations say, in one transaction. Raises sqlite3.DatabaseError."""
+    connection.create_function("spaced", 1, lambda text: spaced(text.decode("utf-8", "replace")))
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _drop(connection)
+        for statement in (database.SEARCH, *database.INDEX_ALL):
+            connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _drop(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("DROP TABLE IF EXISTS search")
+    except sqlite3.DatabaseError:  # one that cannot even be opened
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_master WHERE name = 'search'")
+        connection.execute("PRAGMA writable_schema = RESET")
+    for part in ("data", "idx", "content", "docsize", "config"):
+        connection.execute(f"DROP TABLE IF EXISTS search_{part}")

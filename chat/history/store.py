@@ -42,6 +42,9 @@ class Store:
         self.problem = opened.problem
         self.full = opened.full
         self.note = opened.note
+        if self.path is not None and self.problem is None:
+            for statement in database.TOUCH_SEARCH:
+                self.rows(statement)
 
     def close(self) -> None:
         with self.lock:
@@ -50,16 +53,31 @@ class Store:
     # -- reading
 
     def rows(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows. Damage that shows here sets the file aside; then there is nothing to read."""
+        """All rows. Damage that shows here sets the file aside; then there is nothing to read.
+
+        Where only the index of the search is damaged, it is made anew; where that fails, nothing is found.
+        """
         with self.lock:
             try:
-                return self._db.execute(statement, parameters).fetchall()
+                return self._execute(statement, parameters).fetchall()
             except OverflowError:  # a number of more than 64 bits, typed by somebody: no row has it
                 return []
             except sqlite3.DatabaseError as error:
-                if self._depth or not self._replace_if_damaged(error):
+                if self._depth:
+                    raise
+                if search.is_broken(error, statement):
+                    return self._db.execute(statement, parameters).fetchall() if self._mend_search() else []
+                if not self._replace_if_damaged(error):
                     raise
                 return []
+
+    def _execute(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, parameters)
+        except sqlite3.DatabaseError as error:
+            if search.is_broken(error, statement):
+                raise search.BrokenIndex(str(error)) from error
+            raise
 
     def row(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...] | None:
         return next(iter(self.rows(statement, parameters)), None)
@@ -76,7 +94,7 @@ class Store:
             try:
                 yield
                 if self._depth == 1:
-                    self._db.execute("COMMIT")
+                    self._execute("COMMIT")
             except BaseException:
                 if self._depth == 1 and self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -86,7 +104,7 @@ class Store:
 
     def run(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
         """One statement inside a transaction."""
-        self._db.execute(statement, parameters)
+        self._execute(statement, parameters)
 
     def _run_long(self, statement: str, *values: Any) -> None:
         """One statement inside a transaction, whose long values, as bytes, `handed(?)` takes.
@@ -102,10 +120,13 @@ class Store:
 
     def run_all(self, statements: Iterable[str], parameters: dict[str, Any]) -> None:
         for statement in statements:
-            self._db.execute(statement, {k: v for k, v in parameters.items() if f":{k}" in statement})
+            self._execute(statement, {k: v for k, v in parameters.items() if f":{k}" in statement})
 
-    def attempt(self, write: Callable[[], None]) -> bool:
-        """Do a write; False, with `problem` saying why, if the file does not take it."""
+    def attempt(self, write: Callable[[], None], *, mended: bool = False) -> bool:
+        """Do a write; False, with `problem` saying why, if the file does not take it.
+
+        mended: the index of the search was made anew for it, which is done once.
+        """
         with self.lock:
             try:
                 with self.transaction():
@@ -113,6 +134,8 @@ class Store:
             except sqlite3.DatabaseError as error:
                 if self._depth:
                     raise
+                if search.is_broken(error) and not mended and self._mend_search():
+                    return self.attempt(write, mended=True)
                 if not self._replace_if_damaged(error):
                     self.fail(error)
                 return False
@@ -131,6 +154,18 @@ class Store:
         self._db.close()
         self._take(database.replace_damaged(self.path))
         self.generation += 1
+        return True
+
+    def _mend_search(self) -> bool:
+        """Make the index of the search anew; False, with `note` saying why, if that fails."""
+        try:
+            search.rebuild(self._db)
+        except sqlite3.DatabaseError as error:
+            if not self._replace_if_damaged(error):
+                words = tr("The index of the search is damaged and cannot be built anew: {reason}", reason=str(error))
+                self.note = words
+            return False
+        self.note = tr("The index of the search was damaged and was built anew. No conversation is lost.")
         return True
 
     def reserve(self, name: str) -> int:
@@ -226,7 +261,7 @@ class Store:
 
     def _index(self, rowid: int, text: str) -> None:
         spaced = search.spaced(text)
-        row = self._db.execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
+        row = self._execute("SELECT text FROM search WHERE rowid = ?", (rowid,)).fetchone()
         if row is None and text:
             self._run_long(database.INDEX, rowid, spaced.encode())
         elif row is not None and row[0] != spaced:

@@ -29,7 +29,7 @@ from glmchat.core.errors import Damaged, Usage
 from glmchat.core.files import write_for_person
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
-from glmchat.core.text import one_line, short_name
+from glmchat.core.text import one_line, short_name, whole_text
 
 Format = Literal["markdown", "json", "text"]
 SUFFIXES: Mapping[str, Format] = {".md": "markdown", ".markdown": "markdown", ".json": "json", ".txt": "text"}
@@ -272,12 +272,14 @@ def _checked(one: Any, where: str, number: int) -> dict[str, Any]:
         raise _bad(where, tr("the settings of conversation {number} are not readable", number=number + 1)) from None
     title, model, system = one.get("title"), one.get("model"), one.get("system")
     first = next((m["text"] for m in checked if m["role"] == "user"), "")
-    plain = settings if isinstance(settings, dict) else {"system": _whole(system) if isinstance(system, str) else None}
+    plain = (
+        settings if isinstance(settings, dict) else {"system": whole_text(system) if isinstance(system, str) else None}
+    )
     leaf = one.get("leaf")
     return {
-        "title": one_line(_whole(title), 120) if isinstance(title, str) and title else title_from(first),
+        "title": one_line(whole_text(title), 120) if isinstance(title, str) and title else title_from(first),
         "renamed": one.get("renamed") is True,
-        "model": _whole(model) if isinstance(model, str) else None,
+        "model": whole_text(model) if isinstance(model, str) else None,
         "created": seconds(one.get("created")),
         "pinned": one.get("pinned") is True,
         "settings": plain,
@@ -307,7 +309,7 @@ def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]
         "id": raw["id"] if own else (before or 0) + 1,
         "parent": raw.get("parent") if own else before,
         "role": role,
-        "text": _whole(text),
+        "text": whole_text(text),
         "state": state
         if isinstance(state, str) and state in states
         else "interrupted"
@@ -317,11 +319,6 @@ def _checked_message(raw: Any, where: str, before: int | None) -> dict[str, Any]
         "token_ids": TokenIds(ids) if whole and isinstance(ids, list) else NO_IDS,
         "details": sound_details(details),
     }
-
-
-def _whole(text: str) -> str:
-    """Half a surrogate pair is no character."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _bad(where: str, why: str) -> Damaged:

@@ -314,3 +314,58 @@ def test_the_rights_of_what_a_link_leads_to_are_left_alone(tmp_path: Path) -> No
         assert history.note is not None and "damaged" in history.note
     assert (tmp_path / "theirs").read_bytes() == b"no database"
     assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o644
+
+
+INDEX_DAMAGE = {
+    "no version": ["DELETE FROM search_config"],
+    "nothing in it": ["DELETE FROM search_data"],
+    "noise in it": ["UPDATE search_data SET block = randomblob(200)"],
+    "a part is gone": ["DROP TABLE search_idx"],
+    "the texts are gone": ["DROP TABLE search_content"],
+    "no index": ["DROP TABLE search"],
+    "another table": ["DROP TABLE search", "CREATE TABLE search (x)"],
+    "a view": ["DROP TABLE search", "CREATE VIEW search AS SELECT 1 AS x"],
+}
+
+
+def damage_index(history_path: Path, damage: str) -> None:
+    connection = sqlite3.connect(history_path)
+    for statement in INDEX_DAMAGE[damage]:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", INDEX_DAMAGE)
+def test_a_damaged_index_of_the_search_is_built_anew_and_no_conversation_is_lost(
+    history: History, history_path: Path, damage: str
+) -> None:
+    tree = history.new("m")
+    history.append(tree, "user", "量化 quantisation")
+    history.rename(tree, "headline")
+    history.close()
+    damage_index(history_path, damage)
+    with History.open(history_path) as again:
+        assert [hit.conversation for hit in again.search("量化")] == [tree.conversation.id]
+        assert again.count_hits("headline") == 1
+        assert again.note == "The index of the search was damaged and was built anew. No conversation is lost."
+        assert again.saved and [c.title for c in again.conversations()] == ["headline"]
+        history_tree = again.load(tree.conversation.id)
+        again.append(history_tree, "assistant", "afterwards")
+        assert again.count_hits("afterwards") == 1
+    assert not list(history_path.parent.glob("*damaged*"))
+    with History.open(history_path) as third:
+        assert third.note is None and third.count_hits("afterwards") == 1
+
+
+@pytest.mark.parametrize("damage", [name for name in INDEX_DAMAGE if name != "no version"])  # read once, when opened
+def test_an_index_that_breaks_while_the_history_is_open_is_built_anew(
+    history: History, history_path: Path, damage: str
+) -> None:
+    tree = history.new("m")
+    history.append(tree, "user", "before")
+    damage_index(history_path, damage)
+    history.append(tree, "user", "afterwards")
+    assert history.count_hits("before") == history.count_hits("afterwards") == 1
+    assert history.saved and history.note and "No conversation is lost" in history.note
+    assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "afterwards"]

@@ -50,3 +50,16 @@ def test_a_file_over_the_bound_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(Damaged) as refused:
         read_json(tmp_path / "a.json")
     assert refused.value.code == "config.size" and "16 MB" in refused.value.message
+
+
+def test_what_is_nested_deeper_than_readers_can_walk_is_no_json(tmp_path: Path) -> None:
+    for levels, is_read in ((60, True), (70, False), (900, False)):
+        (tmp_path / "a.json").write_bytes(b'{"a": ' * levels + b"1" + b"}" * levels)
+        assert bool(small_json(tmp_path / "a.json")) is is_read
+
+
+def test_a_configuration_holds_fewer_values_than_an_index(tmp_path: Path) -> None:
+    data = b'{"a": [' + b"1," * 200_000 + b"1]}"
+    for name, is_read in (("config.json", False), ("model.safetensors.index.json", True)):
+        (tmp_path / name).write_bytes(data)
+        assert bool(small_json(tmp_path / name)) is is_read

@@ -147,6 +147,9 @@ def read_config(data: bytes, folder: Path) -> None:
     quant_of_folder(folder)
     check_folder(folder)
     checkpoint = identify(folder)
+    if checkpoint.family.matrices is not None:  # transformers makes the network
+        checkpoint.family.matrices(checkpoint, ())
+        return
     with torch.device("meta"):
         checkpoint.family.build(checkpoint.spec)
 

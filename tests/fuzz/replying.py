@@ -1,4 +1,7 @@
-"""Servers on loopback that say what they were told to whoever comes, for ever if that was told."""
+"""Servers on loopback that say what they were told to whoever comes, for ever if that was told.
+
+Each client has a thread, so that one who says nothing keeps none waiting.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FOUND = sorted((ROOT / "tests" / "fuzz" / "found").glob("*.bin"))
 INPUTS = {
     "gguf": 60, "safetensors": 150, "pickle": 200, "tokenizer": 20, "vocabulary": 30, "adapter": 100, "index": 150,
     "template": 12, "manifest": 60, "lock": 400, "toml": 200, "http": 100, "sse": 30, "reply": 60, "hub": 60,
-    "mirror": 100, "history": 40, "lines": 40,
+    "mirror": 100, "history": 40, "lines": 40, "database": 15, "wire": 300,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from glmchat.core.errors import GlmchatError
 
 SECONDS = 10.0
 GROWTH = 300 * 2**20  # bytes of resident memory above the start
+_LARGEST = 16 * 2**20  # bytes of an input: what a server takes, and most of what a file may hold
 _BATCH = 2000  # inputs of one child
 _ADDRESSES = 4 * 2**30  # bytes a child may ask for beyond what it has: more is refused before the machine suffers
 _STATE = struct.Struct("<qdqq")  # number of the input under way, when it began, how many are done, were accepted
@@ -86,7 +87,7 @@ def input_of(target: Target, seeds: Sequence[bytes], seed: int, number: int) -> 
     """The same bytes each time; the first numbers are the seeds themselves."""
     if number < len(seeds):
         return seeds[number]
-    data = mutate(Random(f"{target.name} {seed} {number}"), seeds, target.tokens)
+    data = mutate(Random(f"{target.name} {seed} {number}"), seeds, target.tokens)[:_LARGEST]
     return target.mend(data) if target.mend else data
 
 

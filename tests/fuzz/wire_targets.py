@@ -17,6 +17,7 @@ from typing import Any
 
 import good_inputs as good
 from good_inputs import BLOB, COMMIT, as_json
+from replying import answer
 from trials import Target
 
 _SECONDS = 5.0  # a server of ours that says nothing for so long is one that hangs
@@ -156,17 +157,7 @@ class _Replies:
     def _serve(self) -> None:
         while True:
             connection, _ = self.listener.accept()
-            with connection, suppress(OSError):
-                connection.settimeout(_SECONDS)
-                asked = bytearray()
-                while b"\r\n\r\n" not in asked and (piece := connection.recv(65536)):
-                    asked += piece
-                head, _, body = bytes(asked).partition(b"\r\n\r\n")
-                for line in head.lower().split(b"\r\n"):
-                    if line.startswith(b"content-length:"):
-                        while len(body) < int(line[15:]) and (piece := connection.recv(65536)):
-                            body += piece
-                connection.sendall(self.data)
+            threading.Thread(target=answer, args=(connection, self.data), daemon=True).start()
 
 
 @cache
