@@ -251,7 +251,7 @@ MODELS = (
         model__safetensors__index__json={"weight_map": {"a": "../../etc/passwd"}}), 3, "names the file"),
     Case("verify: a manifest beside it that lies", folder(
         ("verify", "{model}"), glmchat__json={"name": ESCAPE, "files": [{"path": "../../etc/passwd", "size": 5}]}), 0,
-        "0 of 3"),
+        "could not be checked"),
     Case("quantize: a pickle that starts a program", folder(
         ("quantize", "{model}", "--bits", "4", "--dry-run"), model__safetensors=None,
         pytorch_model__bin=zipped(pickle.dumps(_Evil(), 2))), 3, ""),
