@@ -151,7 +151,8 @@ class Composer:
             prompt.set_text(self._talk.queue.pop())
             self._view.show_queue()
         elif not prompt.recall(step) and step < 0 and not prompt.text and not prompt.entered:
-            for question in self._questions():  # of this conversation: they are earlier prompts too
+            # Of other conversations, then of this one: they are earlier prompts too.
+            for question in [*reversed(self._questions_elsewhere()), *self._questions()]:
                 prompt.remember(question)
             prompt.recall(-1)
 

@@ -49,6 +49,7 @@ class Opened(Message, bubble=False):
     session: ChatSession
     interrupted: Conversation | None = None
     unsent: Conversation | None = None
+    running: tuple[str, ...] = ()  # engines that other programs of this user keep warm
 
 
 @dataclass

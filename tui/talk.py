@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from glmchat.core import locations
+from glmchat.core import engine_records, locations
 from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.files import take_notes
 from glmchat.core.language import language, tr
-from glmchat.core.text import is_chinese, one_line
+from glmchat.core.text import is_chinese, one_line, short_name
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import note_of, show_changes, turns_of
@@ -70,9 +70,13 @@ class Talk:
         history = History.open(path)
         session = open_session(history, launch, settings)
         new = launch.resume is None
-        self._view.post_message(
-            Opened(session, history.interrupted() if new else None, history.last_draft() if new else None)
+        running = tuple(
+            f"{short_name(record.model or '')} {record.quant or ''}".strip()
+            for record in engine_records.running()
+            if record.model != launch.engine.model
         )
+        drafted = history.last_draft() if new else None
+        self._view.post_message(Opened(session, history.interrupted() if new else None, drafted, running))
 
     def opened(self, news: Opened) -> None:
         self.session = news.session

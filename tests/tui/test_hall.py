@@ -37,17 +37,23 @@ def past() -> None:
             history.append(tree, "assistant", f"an answer to {title.split()[0]}")
 
 
+def listed(terminal: TerminalSession, title: str) -> int:
+    """The row of a conversation in the list at the left; 0 where it is not there."""
+    return next((number for number, line in enumerate(terminal.lines) if title in line[:36]), 0)
+
+
 @pytest.mark.usefixtures("past")
 def test_conversations_search_and_earlier_questions_are_there_before_the_first_question(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
         terminal.until_ready()
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES)
+        terminal.until(lambda: all(listed(terminal, title) for title in TITLES))
         terminal.press("esc", "ctrl+f")
         terminal.until_still()
         terminal.type("bravo")
-        terminal.until(lambda: "alpha question" not in terminal.text and "bravo" in terminal.text)
-        terminal.until_seen("answer to bravo")
+        terminal.until(lambda: not listed(terminal, "alpha question") and listed(terminal, "bravo"))
+        terminal.until(lambda: listed(terminal, "answer to bravo"))
         terminal.press("esc", "esc", "ctrl+r")
         terminal.until_seen("delta question")
 
@@ -60,10 +66,10 @@ def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
     with TerminalSession("run", model, environ=environ) as terminal:
         terminal.until_ready()
         terminal.press("ctrl+b")
-        terminal.until_seen(*TITLES)
+        terminal.until(lambda: all(listed(terminal, title) for title in TITLES))
         terminal.press("down", "down")
         terminal.until_still()
-        row, other = terminal.row_of(TITLES[2]), terminal.row_of(TITLES[3])
+        row, other = listed(terminal, TITLES[2]), listed(terminal, TITLES[3])
         width = terminal.lines[row].index("▕") - 1
         chosen, usual = terminal.backgrounds(row)[:width], terminal.backgrounds(other)[:width]
         assert "▸" in terminal.lines[row][:3] and "▸" not in terminal.lines[other][:3]
@@ -75,12 +81,12 @@ def test_what_is_pinned_or_renamed_stays_the_chosen_one(model: Path) -> None:
     with TerminalSession("run", model) as terminal:
         terminal.until_ready()
         terminal.press("ctrl+b")
-        terminal.until_seen(*TITLES)
+        terminal.until(lambda: all(listed(terminal, title) for title in TITLES))
         terminal.press("down", "down", "p")
-        terminal.until(lambda: 0 <= terminal.text.find(TITLES[2]) < terminal.text.find(TITLES[0]))
+        terminal.until(lambda: listed(terminal, TITLES[2]) < listed(terminal, TITLES[0]))
         terminal.press("d")
-        terminal.until(lambda: TITLES[2] not in terminal.text.split("deleted")[0])
-        terminal.until_seen(TITLES[0], TITLES[1], TITLES[3], TITLES[4])
+        terminal.until(lambda: not listed(terminal, TITLES[2]))
+        assert all(listed(terminal, title) for title in (*TITLES[:2], *TITLES[3:]))
 
 
 def test_page_keys_scroll_the_conversation_while_the_prompt_has_the_focus(model: Path) -> None:
@@ -219,3 +225,36 @@ def test_an_adapter_is_forced_for_one_conversation_only(adapters_here: LaunchOpt
         terminal.until(lambda: "medical" not in terminal.text)
         terminal.say("/adapter medical")
         terminal.until_seen("▲", "me/Other-7M")
+
+
+@pytest.mark.usefixtures("past")
+@pytest.mark.parametrize(("keys", "title"), [(("enter",), TITLES[0]), (("3", "enter"), TITLES[2])])
+@pytest.mark.parametrize(("columns", "rows"), [(40, 12), (80, 24), (200, 60)])
+def test_a_start_shows_the_last_conversations_which_a_number_or_enter_opens(
+    model: Path, keys: tuple[str, ...], title: str, columns: int, rows: int
+) -> None:
+    with TerminalSession("run", model, columns=columns, rows=rows) as terminal:
+        terminal.until_seen(TITLES[0], TITLES[2])
+        terminal.press(*keys)
+        terminal.until_seen(f"an answer to {title.split()[0]}")
+        terminal.until(lambda: "● glmchat" not in terminal.text)
+
+
+@pytest.mark.usefixtures("past")
+def test_up_brings_back_what_was_asked_in_other_conversations(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_seen(TITLES[4])
+        terminal.press("up", "up")
+        terminal.until(lambda: any(TITLES[1] in line and "│" in line for line in terminal.lines))
+
+
+@pytest.mark.usefixtures("past")
+def test_conversations_stand_under_their_day_and_hits_say_who_and_when(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_seen(TITLES[4])
+        terminal.press("ctrl+b")
+        terminal.until_seen("today")
+        terminal.press("/")
+        terminal.until_still()
+        terminal.type("bravo")
+        terminal.until(lambda: any("model · " in line and "bravo" in line for line in terminal.lines))

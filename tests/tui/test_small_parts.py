@@ -222,6 +222,7 @@ def test_the_first_frame_loads_neither_the_engines_client_nor_the_database() -> 
 
 
 def test_a_hit_stands_near_the_beginning_of_its_line_in_the_narrow_list() -> None:
-    assert sidebar._lead("a" * 60 + "hit", 60) == 50
+    assert sidebar._lead("one thousand words of a hit", 24) == "one thousand words of a hit".index("of")
+    assert sidebar._lead("a" * 60 + "hit", 60) == 60
     assert sidebar._lead("量" * 30 + "化", 30) == 25
     assert sidebar._lead("hit", 0) == 0

@@ -793,7 +793,7 @@ async def test_what_is_typed_right_after_enter_belongs_to_the_next_message() -> 
         await window.until(lambda: window.chat.prompt.text == "two" and window.said("user") == ["one"])
 
 
-async def test_the_sidebar_shows_a_title_once_above_the_hits_of_its_conversation() -> None:
+async def test_the_sidebar_shows_who_when_and_the_title_above_what_was_said() -> None:
     async with open_window(echo=True) as window:
         await window.ask("鲸鱼在哪里")
         await window.ask("鲸鱼吃什么")
@@ -806,7 +806,7 @@ async def test_the_sidebar_shows_a_title_once_above_the_hits_of_its_conversation
             return [row for row in rows if ":" in row and "鲸鱼在哪里" in row]  # the time stands before the title
 
         await window.until(titled)
-        assert len(titled()) == 1
+        assert sorted("you" in row for row in titled()) == [False, False, True, True]
         assert len({message for _, message in sidebar.targets}) == 4
         await window.press("enter", "down", "enter")
         await window.until(lambda: window.chat.transcript.current)

@@ -44,7 +44,7 @@ from glmchat.tui.transcript.transcript import Clicked, Transcript
 from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.prompt import Prompt
-from glmchat.tui.widgets.sidebar import Sidebar
+from glmchat.tui.widgets.sidebar import Sidebar, when
 from glmchat.tui.widgets.status import StatusLine
 from glmchat.tui.widgets.suggestions import Suggestions
 
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 LOW = 16  # rows; below, the title is given up
+_RECENT = 5  # conversations that an empty one lists
+_HEADS = 50  # among so many, pinned ones first, the last are looked for
 _TWICE = 1.5  # seconds between two presses of Esc that belong together
 NARROW = 72  # columns; below, the sidebar takes the whole width
 
@@ -101,6 +103,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.face = WindowFace(self, self.talk, self.connection, self.composer, self.sidebar, settings)
         self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
         self._notices = 0
+        self._recent: list[int] = []  # conversations, as the empty one numbers them
+        self._warm: tuple[str, ...] = ()
         self._escaped = float("-inf")  # when Esc had nothing else to do
 
     def compose(self) -> ComposeResult:
@@ -204,18 +208,46 @@ class ChatScreen(SteadyScreen, Screen[None]):
             ("Esc", tr("stop an answer")),
             ("/", tr("commands")),
             ("Ctrl+P", tr("everything else")),
+            ("Ctrl+B", tr("conversations")),
+            ("F4", tr("models")),
             ("Ctrl+Q", tr("quit")),
         ]
         model = one_line(self.connection.launch.engine.model or "", 40)
-        return Turn("welcome", "welcome", "\n".join(f"{k}\t{v}" for k, v in keys), label=model)
+        lines = [*self._recent_lines(), *(f"{key}\t{does}" for key, does in keys)]
+        return Turn("welcome", "welcome", "\n".join(lines), label=model)
+
+    def _recent_lines(self) -> list[str]:
+        """The last conversations, numbered, and what runs, for the top of an empty one."""
+        lines: list[str] = []
+        self._recent.clear()
+        if (session := self.talk.session) is not None:
+            heads = [head for head in session.history.conversations(limit=_HEADS) if head.message_count]
+            for head in sorted(heads, key=lambda head: -head.sequence)[:_RECENT]:
+                self._recent.append(head.id)
+                title = one_line(head.title or tr("untitled"), 60).replace("\t", " ")
+                lines.append(f"{len(self._recent)}\t{title}\t{when(head.updated, time.time())}\t{head.id}")
+        if self._recent and self.settings.enter_sends:
+            lines += ["", f"Enter\t{tr('open the latest, or the number typed')}"]
+        if self._warm:
+            lines.append(f"{tr('running')}\t{one_line(', '.join(self._warm), 60)}")
+        return [*lines, ""] if lines else []
+
+    def _recent_meant(self, typed: str) -> int | None:
+        """The conversation that a number (or nothing) means where the last ones are listed."""
+        if self.transcript.layout_of("welcome") is None or not self._recent:
+            return None
+        number = 1 if not typed else int(typed) if typed in "123456789" else 0
+        return self._recent[number - 1] if 0 < number <= len(self._recent) else None
 
     # News of the threads
 
     def on_opened(self, news: Opened) -> None:
+        self._warm = news.running
         self.talk.opened(news)
         if self.face.leaving:
             self.face.leave()
             return
+        self.transcript.change("welcome", text=self.welcome().text)
         if self.connection.launch.resume is not None:
             self.composer.restore_draft()
         self.talk.meet()
@@ -259,6 +291,13 @@ class ChatScreen(SteadyScreen, Screen[None]):
     # The prompt
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
+        if (conversation := self._recent_meant(event.text.strip())) is not None:
+            if event.text:
+                self.prompt.entered.pop()  # a number is no earlier prompt
+            self.face.turn_to(conversation)
+            return
+        if not event.text:
+            return
         self.composer.save_draft()  # what was sent must not come back as a draft
         self.face.take(event.text)
 
@@ -367,6 +406,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.reading.act(event.act)
 
     def on_clicked(self, event: Clicked) -> None:
+        if event.name == "open-conversation":
+            self.face.turn_to(int(event.argument))
+            self.prompt.focus()
+            return
         # A link is copied too. Opening would start a browser where glmchat runs, which over SSH is the wrong machine.
         self.face.copy_text(event.argument)
 

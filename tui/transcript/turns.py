@@ -137,20 +137,38 @@ def notice(turn: Turn, look: Look) -> list[Line]:
 
 
 def welcome(turn: Turn, look: Look) -> list[Line]:
-    """The empty conversation: a name, the model, the keys worth knowing. `text` holds "key<tab>what" lines."""
+    """The empty conversation: a name, the model, the last conversations, the keys worth knowing.
+
+    `text` holds "key<tab>what" lines, those of a conversation with "<tab>when<tab>id"; an empty line is air, given up
+    first where rows are few, then conversations, then keys.
+    """
     p = look.palette
-    entries = [line.partition("\t")[::2] for line in turn.text.split("\n") if line]
-    keys = max((cell_len(key) for key, _ in entries), default=0)
-    body = [
-        [Segment(key + " " * (keys - cell_len(key) + 3), p.accented), Segment(what, p.quiet)] for key, what in entries
-    ]
+    entries = [[*line.split("\t"), "", "", ""][:4] for line in turn.text.split("\n")]
+    entries = _within(entries, look.room - 2 - (not look.compact)) if look.room else entries
+    keys = max((cell_len(entry[0]) for entry in entries), default=0)
+    room = max(8, look.width - keys - 3 - max((cell_len(entry[2]) + 2 for entry in entries if entry[2]), default=0))
+    titles = min(room, max((cell_len(entry[1]) for entry in entries if entry[3]), default=0))
+    body = []
+    for key, what, when, number in entries:
+        row = [Segment(key + " " * (keys - cell_len(key) + 3), p.accented)] if key else []
+        if number:
+            row += [Segment(set_cell_size(what, titles), p.body), Segment(f"  {when}", p.quiet)]
+        elif key:
+            row.append(Segment(set_cell_size(what, min(cell_len(what), look.width - keys - 3)), p.quiet))
+        body.append((row, number))
     title = [Segment("● ", p.accented), Segment("glmchat", p.strong)]
     if turn.label:
         title.append(Segment(f"  {turn.label}", p.quiet))
-    rows = [title, [], *body] if not look.compact else [title, *body]
-    widest = max(sum(s.cell_length for s in row) for row in rows)
+    rows = [(title, ""), *([] if look.compact else [([], "")]), *body]
+    widest = max(sum(s.cell_length for s in row) for row, _ in rows)
     side = max(0, (look.width - widest) // 2)
-    lines = [Line([Segment(" " * side, p.body), *row], look.width, "", "") for row in rows]
+    lines = [
+        Line(
+            [Segment(" " * side, p.body), *row], look.width, "", "", "",
+            (side, side + widest, "open-conversation", number) if number else None,
+        )
+        for row, number in rows
+    ]  # fmt: skip
     if turn.hint:
         lines.append(Line([], 0, ""))
         lines += [
@@ -158,3 +176,14 @@ def welcome(turn: Turn, look: Look) -> list[Line]:
         ]
     above = max(0, (look.room - len(lines)) * 2 // 5)  # a little above the middle looks like the middle
     return [*[Line([], 0, "")] * above, *lines, Line([], 0, "")]
+
+
+def _within(entries: list[list[str]], rows: int) -> list[list[str]]:
+    """As many entries as there is room for."""
+    if len(entries) > rows:
+        entries = [entry for entry in entries if entry[0]]
+    listed = sum(bool(entry[3]) for entry in entries)
+    while len(entries) > rows and listed > 2 and listed > rows // 2:
+        listed -= 1
+        del entries[listed]
+    return entries[: max(1, rows)]

@@ -28,6 +28,8 @@ class Prompt(Steady, TextArea):
     ]
 
     class Sent(Message):
+        """Empty where Enter was pressed on an empty prompt."""
+
         def __init__(self, text: str) -> None:
             super().__init__()
             self.text = text
@@ -75,7 +77,9 @@ class Prompt(Steady, TextArea):
 
     def _send(self) -> None:
         text = self.text
-        if text.strip():
+        if not text.strip():
+            self.post_message(self.Sent(""))
+        else:
             # Emptied here, not where it is heard of: what is typed meanwhile belongs to the next message.
             self.remember(text)
             self.set_text("")

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 from textual.strip import Strip
 from textual.widgets import OptionList
+from textual.widgets.option_list import Option
 
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import Palette
 
 MARK = "▸ "
+
+
+class Headed(Option):
+    """A row below lines that head a group of them: these are not chosen with it."""
+
+    def __init__(self, heading: Text, row: Text) -> None:
+        super().__init__(Text("\n").join((heading, row)))
+        self.heading = heading.plain.count("\n") + 1
 
 
 class Rows(Steady, OptionList):
@@ -24,8 +34,13 @@ class Rows(Steady, OptionList):
         number = self.scroll_offset.y + y
         chosen, first = False, False
         if number < len(self._lines):
-            option, line = self._lines[number]
-            chosen, first = option == self.highlighted and bool(strip.text.strip()), line == 0
+            index, line = self._lines[number]
+            option = self.get_option_at_index(index)
+            heading = option.heading if isinstance(option, Headed) else 0
+            if line < heading and index == self.highlighted:
+                ground = Style(bgcolor=self.app.palette.background or None)  # type: ignore[attr-defined]
+                strip = Strip([Segment(text, (style or Style()) + ground, c) for text, style, c in strip])
+            chosen, first = index == self.highlighted and line >= heading and bool(strip.text.strip()), line == heading
         plain = next((segment.style for segment in strip if segment.style), Style())
         gutter = Segment(MARK if chosen and first else " " * len(MARK), Style(bgcolor=plain.bgcolor, meta=plain.meta))
         if not chosen:

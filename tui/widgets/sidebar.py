@@ -17,10 +17,10 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from glmchat.core.language import tr
-from glmchat.core.text import one_line, show_controls
+from glmchat.core.text import is_chinese, one_line, show_controls
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
-from glmchat.tui.widgets.rows import Rows
+from glmchat.tui.widgets.rows import Headed, Rows
 
 if TYPE_CHECKING:
     from glmchat.chat.history.history import History
@@ -124,8 +124,7 @@ class Sidebar(Steady, Vertical):
             groups = grouped(self.history.search(query, limit=100))
             hits = [hit for group in groups for hit in group]
             self.targets = [(hit.conversation, hit.message) for hit in hits]
-            for group in groups:
-                listing.add_options([Option(self._hit(hit, first=hit is group[0])) for hit in group])
+            listing.add_options([Option(self._hit(hit)) for hit in hits])
             hint = tr("{n} results · Enter opens", n=len(hits)) if hits else tr("no matches")
             if len(hits) == 1:
                 hint = tr("1 result · Enter opens")
@@ -133,7 +132,13 @@ class Sidebar(Steady, Vertical):
             rows = [c for c in self.history.conversations(limit=_SHOWN) if self._is_listed(c)]
             self.targets = [(c.id, None) for c in rows]
             now = time.time()
-            listing.add_options([Option(self._row(c, now)) for c in rows])
+            above = ""
+            for c in rows:
+                day = tr("pinned") if c.pinned else day_of(c.updated, now)
+                heading = Text(("\n" if above else "") + day, self.palette.faded)
+                row = self._row(c, now)
+                listing.add_option(Option(row) if day == above else Headed(heading, row))
+                above = day
             hint = tr("Enter opens · r rename · p pin · d delete · o one-shots · / search")
             if self._deleted:
                 hint = tr("deleted · u restores it")
@@ -160,13 +165,12 @@ class Sidebar(Steady, Vertical):
         text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
         return text
 
-    def _hit(self, hit: Hit, *, first: bool) -> Text:
-        """What was said around the words; above the first hit of a conversation its date and title."""
+    def _hit(self, hit: Hit) -> Text:
+        """Who said it, when, and in which conversation; below, what was said around the words."""
         p = self.palette
-        text = Text()
-        if first:
-            text.append(f"{when(hit.created, time.time())}  ", p.quiet)
-            text.append(one_line(hit.title or tr("untitled"), 60) + "\n", p.strong)
+        who = {"user": tr("you"), "assistant": tr("model")}.get(hit.role or "", tr("title"))
+        text = Text.assemble((f"{who} · {when(hit.created, time.time())} · ", p.quiet))
+        text.append(one_line(hit.title or tr("untitled"), 60) + "\n", p.strong)
         plain, spans = hit.snippet.replace("\n", " "), hit.spans
         at = _lead(plain, spans[0][0]) if spans else 0
         if at:
@@ -287,9 +291,16 @@ def when(seconds: float, now: float) -> str:
     return then.strftime("%m-%d") if then.year == today.year else then.strftime("%Y-%m-%d")
 
 
+def day_of(seconds: float, now: float) -> str:
+    """The group of a list that a time belongs to."""
+    days = (datetime.fromtimestamp(now).date() - datetime.fromtimestamp(seconds).date()).days
+    return tr("today") if days <= 0 else tr("yesterday") if days == 1 else tr("older")
+
+
 def _lead(text: str, hit: int) -> int:
-    """Where to begin, so that the first hit stands within the narrow list instead of behind its edge."""
+    """Where to begin, so that the first hit stands within the narrow list: where a word begins, if one does there."""
     begin = hit
     while begin > 0 and cell_len(text[begin - 1 : hit]) <= _LEAD:
         begin -= 1
-    return begin
+    words = [at for at in range(begin, hit) if at == 0 or text[at - 1].isspace()]
+    return next(iter(words), begin if is_chinese(text[begin:hit]) else hit)
