@@ -221,8 +221,12 @@ class ChatScreen(SteadyScreen, Screen[None]):
         lines: list[str] = []
         self._recent.clear()
         if (session := self.talk.session) is not None:
-            heads = [head for head in session.history.conversations(limit=_HEADS) if head.message_count]
-            for head in sorted(heads, key=lambda head: -head.sequence)[:_RECENT]:
+            heads = [
+                head
+                for head in session.history.conversations(limit=_HEADS)
+                if head.message_count and not head.settings.one_shot
+            ]
+            for head in sorted(heads, key=lambda head: -head.updated)[:_RECENT]:
                 self._recent.append(head.id)
                 title = one_line(head.title or tr("untitled"), 60).replace("\t", " ")
                 lines.append(f"{len(self._recent)}\t{title}\t{when(head.updated, time.time())}\t{head.id}")
