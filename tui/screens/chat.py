@@ -105,6 +105,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self._notices = 0
         self._recent: list[int] = []  # conversations, as the empty one numbers them
         self._warm: tuple[str, ...] = ()
+        self._early: list[str] = []  # commands that wait until the history is open
         self._escaped = float("-inf")  # when Esc had nothing else to do
 
     def compose(self) -> ComposeResult:
@@ -255,6 +256,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if self.connection.launch.resume is not None:
             self.composer.restore_draft()
         self.talk.meet()
+        early, self._early = self._early, []
+        for text in early:
+            self.face.take(text)
 
     def on_loading(self, news: Loading) -> None:
         self.connection.loading(news)
@@ -301,6 +305,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.face.turn_to(conversation)
             return
         if not event.text:
+            return
+        if self.talk.session is None and event.text.startswith("/"):  # waits, as questions do
+            self._early.append(event.text)
             return
         self.composer.save_draft()  # what was sent must not come back as a draft
         self.face.take(event.text)
