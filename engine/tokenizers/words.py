@@ -33,7 +33,13 @@ _END = "<|endoftext|>"
 _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "CodeLlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "GemmaTokenizer": {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
     "GPT2Tokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
     "CodeGenTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
     "GPTNeoXTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END, "pad_token": "<|padding|>"},
@@ -200,7 +206,7 @@ def special_names(folder: Path) -> frozenset[str]:
 def named_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token and their like, which templates write by name.
 
-    What the files do not name is as the class says that they name (transformers' own defaults).
+    What the files do not name is as the class says that they name (transformers' own defaults); null names none.
     """
     name = tokenizer_class(small_json(folder / "tokenizer_config.json"))
     if (
@@ -214,13 +220,15 @@ def named_tokens(folder: Path) -> dict[str, str]:
         for name, value in data.items():
             if _NAMED.fullmatch(name) and (text := _text(value)) is not None:
                 tokens[name] = text
+            elif value is None:
+                tokens.pop(name, None)
     return tokens
 
 
 def _settings(folder: Path) -> list[Mapping[str, Any]]:
     """The files that name tokens, the one that wins last: beside `added_tokens_decoder` transformers reads no map."""
     settings = small_json(folder / "tokenizer_config.json")
-    return [settings] if "added_tokens_decoder" in settings else [small_json(folder / _MAP), settings]
+    return [settings] if "added_tokens_decoder" in settings else [settings, small_json(folder / _MAP)]
 
 
 def _text(item: Any) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as proto
-from tokenizers import AddedToken, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from vocabulary_kinds import (
     CHATML,
     CONFIG,
@@ -53,7 +53,7 @@ from glmchat.engine.families import identify
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.hf import HFTokenizer, bpe_from_gguf, wrap
-from glmchat.engine.tokenizers.words import AS_WRITTEN
+from glmchat.engine.tokenizers.words import AS_WRITTEN, named_tokens
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 
@@ -292,6 +292,32 @@ def test_the_map_of_special_tokens_names_them_where_transformers_reads_it(decode
     assert prompt.render([Message("user", "the cat")]) == right["input_ids"]
     assert isinstance(prompt, TemplatePrompt)
     prompt.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({"bos_token": None, "eos_token": None, "unk_token": None}, {}),
+        ({}, {"bos_token": None}),
+        ({"bos_token": "<a>"}, {"bos_token": "<b>"}),
+        ({"bos_token": "<a>", "added_tokens_decoder": {}}, {"bos_token": "<b>", "eos_token": "<b>"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizer", "Qwen2Tokenizer", "GemmaTokenizer", "X"])
+def test_of_two_files_and_a_class_the_one_that_transformers_hears_names_a_token(
+    name: str, settings: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["a", "<a>", "<b>", "<s>", "</s>", "<unk>", "<|endoftext|>", "<bos>", "<eos>", "<pad>"]
+    Tokenizer(models.BPE({text: number for number, text in enumerate(texts)}, [])).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, **settings}))
+    if more:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    assert named_tokens(tmp_path) == AutoTokenizer.from_pretrained(tmp_path).special_tokens_map
 
 
 def test_a_half_thought_goes_on_from_the_ids_that_the_model_wrote(tmp_path: Path) -> None:
