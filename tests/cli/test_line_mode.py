@@ -108,7 +108,7 @@ def test_a_conversation_in_lines(plain: Callable[..., Terminal]) -> None:
     terminal.type("/undo")
     terminal.wait_for("undone")
     terminal.type("/context")
-    terminal.wait_for("of 4,096 tokens")
+    terminal.wait_for("of 4,096")
     terminal.type("/quit")
     assert terminal.end() == 0
     assert not re.search(r"\x1b", terminal.seen)

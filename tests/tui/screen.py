@@ -47,9 +47,11 @@ class TerminalSession:
         self._controller, terminal = pty.openpty()
         self.resize(columns, rows)
         argv = [sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
+        # Two tests at a time are told a size that is not this terminal's.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             argv, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=lambda: os.login_tty(0),
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(environ or {})},
+            env={**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(environ or {})},
         )  # fmt: skip
         os.close(terminal)
 
