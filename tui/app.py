@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.geometry import Offset
 from textual.notifications import SeverityLevel
@@ -125,7 +126,10 @@ class GlmchatApp(Steady, App[int]):
         if not isinstance(cause, GlmchatError):
             super()._handle_exception(error)
         elif isinstance(screen := self.screen_stack[-1] if self.screen_stack else None, SteadyScreen):
-            screen.show_error(cause)
+            try:
+                screen.show_error(cause)
+            except NoMatches:  # it has been opened and is not put together yet
+                toast(self, cause)
         else:
             toast(self, cause)
 

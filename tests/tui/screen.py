@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from fcntl import ioctl
@@ -49,6 +50,9 @@ class TerminalSession:
         argv = [sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
         # Two tests at a time are told a size that is not this terminal's.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        # Nor are the engines of other tests its own. A socket's path has to be short.
+        self._sockets = tempfile.TemporaryDirectory(prefix="g", dir="/tmp", ignore_cleanup_errors=True)
+        inherited.setdefault("XDG_RUNTIME_DIR", self._sockets.name)
         self.process = subprocess.Popen(
             argv, stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=lambda: os.login_tty(0),
             env={**inherited, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(environ or {})},
@@ -63,6 +67,7 @@ class TerminalSession:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(SECONDS)
         os.close(self._controller)
+        self._sockets.cleanup()
 
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(rows, columns)

@@ -11,7 +11,7 @@ from polling import eventually
 from windows import LAUNCH, EngineInThread, make_app
 
 from glmchat.chat.launch import LaunchOptions
-from glmchat.core import language
+from glmchat.core import engine_records, language
 from glmchat.tui import model_rows
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.connection import ModelConnection
@@ -24,9 +24,9 @@ FACTS = Facts("smollm2", "b179c9523d0e", "q4_1", speed=41.2, first_token=0.12, u
 
 
 @pytest.fixture(autouse=True)
-def still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing moves by itself: no engine, no watch, no blinking cursor, and no engine of another test that runs."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(engine_records, "running", list)
     monkeypatch.setattr(ModelConnection, "watch", lambda self: None)
     monkeypatch.setattr(ModelConnection, "connect", lambda self: None)
     monkeypatch.setattr(model_rows, "available_memory", lambda: 8_000_000_000)

@@ -20,7 +20,7 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import show_controls
 from glmchat.tui.list_screen import ListScreen
-from glmchat.tui.steady import SteadyScreen
+from glmchat.tui.steady import SteadyScreen, error_text
 from glmchat.tui.theme import Palette
 from glmchat.tui.transcript.wrapping import rows
 from glmchat.tui.widgets.actions import KeyLine
@@ -136,7 +136,7 @@ class InfoScreen(ListScreen[str | None]):
         self.call_after_refresh(self.query_one(KeyLine).place)
 
     def show_error(self, error: GlmchatError) -> None:
-        self._show([(tr("the next request"), error.message)])
+        self.query_one("#info", Static).update(error_text(error, self.palette))
 
     def _show(self, counted: list[tuple[str, str]]) -> None:
         self.query_one("#info", Static).update(_Table((rows_in_force(self._session), counted), self.palette))
