@@ -194,14 +194,18 @@ class Talk:
     def measure(self) -> None:
         """Count what the next request would hold, the prompt included, in a thread; the latest call counts."""
         if self.session is not None and self._connection.ready and not self.busy:
-            session, typed = self.session, self._view.prompt.text
-            draft = "" if typed.startswith("/") else typed
+            session, draft = self.session, self._draft
             self._view.start_thread(lambda: self._count(session, draft), "measure", exclusive=True)
+
+    @property
+    def _draft(self) -> str:
+        """What stands in the prompt and would be sent; a command is not."""
+        typed = self._view.prompt.text
+        return "" if typed.lstrip().startswith("/") else typed
 
     def weigh(self) -> None:
         """Count the parts of the next request, in a thread; `PartsCounted` comes back."""
-        session, draft = self.chat, self._view.prompt.text
-        draft = "" if draft.lstrip().startswith("/") else draft
+        session, draft = self.chat, self._draft
 
         def count() -> None:
             self._view.post_message(PartsCounted(session.weigh(draft)))
