@@ -303,7 +303,8 @@ class ChatSession:
                 yield WentOn(news)
             self._change(replace(self.settings, one_shot=self.settings.one_shot and not self.tree.messages))
             question = self.history.append(self.tree, "user", text)
-            self.history.save_draft(self.tree, "")
+            if self.tree.conversation.draft == text:  # else it is of words that are still to be sent
+                self.history.save_draft(self.tree, "")
             yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
 
     def ask_messages(self, messages: Sequence[Message]) -> Answer:

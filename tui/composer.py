@@ -24,6 +24,7 @@ from glmchat.tui.messages import Names
 from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
 from glmchat.tui.theme import Palette
+from glmchat.tui.unsent import Unsent
 from glmchat.tui.view import View
 from glmchat.tui.widgets.prompt import MAX_LINES
 from glmchat.tui.widgets.rows import Rows
@@ -40,10 +41,13 @@ _LOW = 10  # rows; below, nothing is suggested
 class Composer:
     """queue: where the waiting questions are listed. box: the frame around the prompt."""
 
-    def __init__(self, view: View, talk: Talk, suggestions: Suggestions, queue: Static, box: Vertical) -> None:
+    def __init__(
+        self, view: View, talk: Talk, unsent: Unsent, suggestions: Suggestions, queue: Static, box: Vertical
+    ) -> None:
         self.suggestions = suggestions
         self._view = view
         self._talk = talk
+        self._unsent = unsent
         self._queue = queue
         self._box = box
         self._measure_timer: Timer | None = None
@@ -66,7 +70,7 @@ class Composer:
             self._measure_timer.stop()
         if self._draft_timer is not None:
             self._draft_timer.stop()
-        self._draft_timer = prompt.set_timer(_DRAFT_AFTER, self.save_draft)
+        self._draft_timer = prompt.set_timer(_DRAFT_AFTER, self.save_unsent)
         if not prompt.text.startswith("/"):
             self._measure_timer = prompt.set_timer(_MEASURE_AFTER, self._talk.measure)
 
@@ -148,7 +152,7 @@ class Composer:
         """Up on the first line or Down on the last: a waiting question comes back, or an earlier prompt."""
         prompt = self._view.prompt
         if step < 0 and self._talk.queue and not prompt.text:
-            prompt.set_text(self._talk.queue.pop())
+            prompt.set_text(self._talk.queue.pop())  # of the draft it stays a part
             self._view.show_queue()
         elif not prompt.recall(step) and step < 0 and not prompt.text and not prompt.entered:
             # Of other conversations, then of this one: they are earlier prompts too.
@@ -176,21 +180,16 @@ class Composer:
 
     # Drafts
 
-    def save_draft(self) -> None:
+    def save_unsent(self) -> None:
         """In a thread."""
-        session, text = self._talk.session, self._view.prompt.text
-        if session is not None and session.tree.conversation.draft != text:
-            self._view.start_thread(lambda: session.history.save_draft(session.tree, text), "draft")
+        self._unsent.save(self._talk.session)
 
     def keep_unsent(self) -> None:
-        """At the end, at once: what stands in the prompt or waits becomes the draft, and nothing waits any more."""
-        session, text = self._talk.session, self._view.prompt.text
+        """At the end, at once: what stands in the prompt or waits becomes the draft."""
         for timer in (self._draft_timer, self._measure_timer):
             if timer is not None:
                 timer.stop()
-        if session is not None:
-            session.history.save_draft(session.tree, "\n\n".join([*self._talk.queue, *([text] if text else [])]))
-            self._talk.queue.clear()  # the end of an answer that is stopped now would send the next one
+        self._unsent.keep(self._talk.session)
 
     def restore_draft(self) -> None:
         """What stood unsent in the prompt of this conversation, unless something else stands there."""

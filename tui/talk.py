@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import note_of, show_changes, turns_of
 from glmchat.tui.messages import Ended, Heard, Measured, Opened, PartsCounted
 from glmchat.tui.transcript.turns import Turn
+from glmchat.tui.unsent import Unsent
 from glmchat.tui.view import View
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ class Talk:
     session: None until the history is open. editing: the question whose new words stand in the prompt.
     """
 
-    def __init__(self, view: View, connection: ModelConnection) -> None:
+    def __init__(self, view: View, connection: ModelConnection, unsent: Unsent) -> None:
         self.session: ChatSession | None = None
-        self.queue: deque[str] = deque()
+        self.queue = unsent.queue
+        self._unsent = unsent
         self.answering: Answering | None = None
         self.behind: list[Answering] = []
         self.editing: int | None = None
@@ -136,6 +137,7 @@ class Talk:
         if self.session is None or not self._connection.ready or self.busy or self.elsewhere:
             self.queue.append(text)
             self._view.show_queue()
+            self._unsent.save(self.session)
             return
         if is_chinese(text):
             self._connection.advise_chinese()
@@ -190,6 +192,7 @@ class Talk:
             text = self.queue.popleft()
             self._view.show_queue()
             self.ask(text)
+            self._unsent.save(self.session)
 
     def measure(self) -> None:
         """Count what the next request would hold, the prompt included, in a thread; the latest call counts."""
@@ -327,6 +330,7 @@ class Talk:
             self.queue.appendleft(answering.question)
             self.look_around()
             self._view.show_queue()
+            self._unsent.save(self.session)
             return
         if answering.key is None:  # nothing was stored: the words go back to where they can be sent again
             if not self._view.prompt.text:
@@ -375,7 +379,7 @@ class Talk:
         self._then = None
         if left is not None and conversation == session.tree.conversation.id:
             return
-        self._put_away()
+        self._unsent.keep(session)
         back = next((a for a in self.behind if a.session.tree.conversation.id == conversation), None)
         if back is not None:
             self.session = back.session
@@ -386,9 +390,7 @@ class Talk:
         else:
             session.open(conversation)
         self._view.prompt.set_text("")
-        if self.queue:
-            self.queue.clear()
-            self._view.show_queue()
+        self._view.show_queue()
         if left is not None:
             self._leave_behind(left)
         self.answering = None
@@ -400,12 +402,6 @@ class Talk:
         self._show_behind()
         self.show_in_force()
         self.stop_editing()
-
-    def _put_away(self) -> None:
-        """What is not sent stays with the conversation that is left."""
-        typed = self._view.prompt.text if self.editing is None else ""
-        unsent = "\n\n".join([*self.queue, *([typed] if typed else [])])
-        self.chat.history.save_draft(self.chat.tree, unsent)
 
     def _leave_behind(self, answering: Answering) -> None:
         layout = self._view.transcript.layout_of(answering.key or PENDING_ANSWER)

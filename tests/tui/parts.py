@@ -18,6 +18,7 @@ from glmchat.tui.messages import Ended, Heard, Measured, Opened, Ready
 from glmchat.tui.talk import Talk
 from glmchat.tui.transcript.transcript import Transcript
 from glmchat.tui.transcript.turns import Role, Turn
+from glmchat.tui.unsent import Unsent
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.status import StatusLine
 
@@ -53,7 +54,7 @@ class Stage(App[None]):
         self.transcript, self.prompt, self.status = Transcript(), Prompt(), StatusLine()
         self.link = Link()
         self.connection = ModelConnection(self, LAUNCH, self.link)  # type: ignore[arg-type]
-        self.talk = Talk(self, self.connection)
+        self.talk = Talk(self, self.connection, Unsent(self))
         self.errors: list[GlmchatError] = []
         self.words: list[str] = []
         self.is_editing = False

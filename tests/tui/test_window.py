@@ -20,7 +20,7 @@ from textual import events
 from textual.color import Color
 from textual.geometry import Offset
 from textual.widgets import OptionList
-from windows import LAUNCH, Window, make_app, open_window
+from windows import ENDLESS, LAUNCH, Window, make_app, open_window
 
 from glmchat.chat.commands.table import COMMANDS
 from glmchat.chat.history.history import History
@@ -593,12 +593,6 @@ async def test_without_colours_the_chosen_row_of_a_list_is_underlined(monkeypatc
             for y in range(models.size.height)
         ]
         assert underlined.count(True) == 1
-
-
-ENDLESS: dict[str, Any] = {
-    "pieces": ["word "], "repeat": 100_000, "seconds_per_token": 0.002, "context": 1_000_000,
-    "launch": replace(LAUNCH, sampling={"max_tokens": 1_000_000}),
-}  # fmt: skip
 
 
 async def test_a_new_conversation_comes_at_once_and_the_answer_goes_on_in_its_own() -> None:

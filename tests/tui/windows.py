@@ -32,6 +32,10 @@ HOPS = 8  # from a key to the widget, up to the screen that acts, and down to th
 LAUNCH = LaunchOptions(
     EngineOptions(folder=Path("/fake/model"), model="smollm2", quant_label="q4_1", revision="b179c9523d0e")
 )
+ENDLESS: dict[str, Any] = {
+    "pieces": ["word "], "repeat": 100_000, "seconds_per_token": 0.002, "context": 1_000_000,
+    "launch": replace(LAUNCH, sampling={"max_tokens": 1_000_000}),
+}  # fmt: skip
 
 
 class EngineInThread:

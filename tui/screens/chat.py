@@ -42,6 +42,7 @@ from glmchat.tui.steady import SteadyScreen
 from glmchat.tui.talk import Talk
 from glmchat.tui.transcript.transcript import Clicked, Transcript
 from glmchat.tui.transcript.turns import Role, Turn
+from glmchat.tui.unsent import Unsent
 from glmchat.tui.widgets.actions import TurnActions
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar, when
@@ -98,8 +99,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.prompt_box = Vertical(self.prompt, id="prompt-box")
         self.status = StatusLine(id="status")
         self.connection = ModelConnection(self, launch, link)
-        self.talk = Talk(self, self.connection)
-        self.composer = Composer(self, self.talk, self.suggestions, self.queue_box, self.prompt_box)
+        unsent = Unsent(self)
+        self.talk = Talk(self, self.connection, unsent)
+        self.composer = Composer(self, self.talk, unsent, self.suggestions, self.queue_box, self.prompt_box)
         self.face = WindowFace(self, self.talk, self.connection, self.composer, self.sidebar, settings)
         self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
         self._notices = 0
@@ -309,7 +311,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if self.talk.session is None and event.text.startswith("/"):  # waits, as questions do
             self._early.append(event.text)
             return
-        self.composer.save_draft()  # what was sent must not come back as a draft
+        self.composer.save_unsent()  # what was sent must not come back as a draft
         self.face.take(event.text)
 
     def on_prompt_leave(self) -> None:
