@@ -20,6 +20,7 @@ from vocabulary_kinds import THOUGHTS, WINDING, as_the_model_wrote, renamed
 
 from glmchat.checkpoints.families import describe
 from glmchat.checkpoints.fit import check_folder
+from glmchat.checkpoints.readers import readers_at
 from glmchat.core.errors import GlmchatError
 from glmchat.core.messages import Message, Sampling
 from glmchat.engine import Engine
@@ -139,6 +140,8 @@ _LATE = ("fallback.load", "fallback.compute", "weights.names")
 
 
 def _reference(one: Draw, folder: Path, path: Path) -> Reference:
+    if one.quant.startswith("glmchat"):
+        return _quantised(folder, path)
     if not one.quant.startswith(("GGUF", *FORMS)):
         try:
             return Reference(_model(path), None)
@@ -150,6 +153,19 @@ def _reference(one: Draw, folder: Path, path: Path) -> Reference:
         return Reference(_model(plain(folder)), refusal)
     except Exception as error:
         return Reference(None, f"{refusal}; {_line(error)}")
+
+
+def _quantised(folder: Path, path: Path) -> Reference:
+    """The unpacked matrices in transformers' network. Where the folder says that transformers reads it, it does."""
+    theirs = Reference(_model(plain(folder)), "only glmchat reads it")
+    readers = readers_at(path)
+    if readers is not None and "transformers" not in readers.to_json()["programs"]:
+        return theirs
+    ids = [3, 1, 4, 1, 5]
+    right, found = theirs.logits(ids), Reference(_model(path), None).logits(ids)
+    if not float((found - right).norm() / right.norm()) < _PACKED:
+        raise Different("transformers reads other weights than the folder's")
+    return Reference(theirs.model, None)
 
 
 def _model(folder: Path) -> Any:

@@ -118,7 +118,7 @@ TIES = ("as transformers saves", "both", "both, different", "head alone", "said 
 ENDS = ("int", "list", "generation", "generation wins", "both lists", "lost", "generation without", "0 and -1")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GGUFS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K mixture")
-QUANTS = (*FORMS, "glmchat 4", "glmchat 8", "compressed-tensors", *(f"GGUF {kind}" for kind in GGUFS))
+QUANTS = (*FORMS, "glmchat 4", "glmchat 4, offsets", "glmchat 8", "compressed-tensors", *(f"GGUF {kind}" for kind in GGUFS))
 WORDS = (
     AddedToken("Straße", normalized=False), AddedToken("čas", normalized=True), AddedToken("the cat", lstrip=True),
     AddedToken("word", rstrip=True), AddedToken("y_", single_word=True), AddedToken("    "),
@@ -328,9 +328,10 @@ def write(one: Draw, folder: Path) -> Path:
         from glmchat.engine.quantize.plan import plan_quantise
         from glmchat.engine.quantize.quantiser import execute
 
-        # An asymmetric one has offsets beside its zero points, which only glmchat reads.
-        recipe = Recipe(int(one.quant[-1]), symmetric=one.quant == "glmchat 4")
-        return execute(plan_quantise(folder, folder.with_name("quantised"), recipe))
+        recipe = Recipe(8 if one.quant == "glmchat 8" else 4, symmetric=one.quant == "glmchat 4")
+        path = execute(plan_quantise(folder, folder.with_name("quantised"), recipe))
+        save_file(unpacked(path, lies_across=one.family == "GPT-2"), plain(folder) / "model.safetensors", metadata={"format": "pt"})
+        return path
     return folder
 
 
@@ -431,6 +432,36 @@ def _pack(one: Draw, tensors: Tensors) -> tuple[Tensors, Tensors]:
         dense[name] = (matrix.t() if turned else matrix).float().contiguous()
         stored |= {name.removesuffix("weight") + part: value for part, value in parts.items()}
     return stored, dense
+
+
+def unpacked(path: Path, *, lies_across: bool) -> Tensors:
+    """What compressed-tensors' own unpacking makes of a folder that glmchat wrote: codes times their scales.
+
+    lies_across: the network holds the matrices of its layers as [in, out], as GPT-2's. Offsets, in files of their own
+    beside the shards, are glmchat's addition.
+    """
+    helpers = import_module("compressed_tensors.compressors.pack_quantized.helpers")
+    stored, dense = Tensors(), Tensors()
+    for file in path.glob("*.safetensors"):
+        stored |= load_file(file)
+    for name, tensor in stored.items():
+        stem, _, part = name.rpartition("weight_")
+        if f"{stem}weight_packed" not in stored:
+            dense[name] = tensor
+        if part != "packed":
+            continue
+        stem += "weight"
+        shape, scale = torch.Size(stored[f"{stem}_shape"].tolist()), stored[f"{stem}_scale"].float()
+        codes = helpers.unpack_from_int32(tensor, 32 * tensor.shape[1] // shape[1], shape).float()
+        codes = codes.view(len(scale), scale.shape[1], -1)
+        if f"{stem}_zero_point" in stored:
+            codes = codes - helpers.unpack_from_int32(stored[f"{stem}_zero_point"], 4, scale.shape, 0)[..., None]
+        matrix = codes * scale[..., None]
+        if f"{stem}_offset" in stored:
+            matrix = matrix + stored[f"{stem}_offset"][..., None]
+        matrix = matrix.view(shape)
+        dense[stem] = matrix.t().contiguous() if lies_across and _LAYER.search(stem) else matrix
+    return dense
 
 
 _COMPRESSED = {
