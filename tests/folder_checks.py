@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import chatglm_draws
 import torch
-from folder_draws import FORMS, Draw, draw, plain, set_ends, write, write_words
+from chatglm_draws import ORIGINALS, SHARED, FirstGLM, Words, glm_of
+from folder_draws import FORMS, SHARDS, Draw, draw, plain, set_ends, write, write_words
+from safetensors.torch import load_file
 from vocabulary_kinds import THOUGHTS, WINDING, as_the_model_wrote, renamed
 
 from glmchat.checkpoints.families import describe
@@ -38,7 +41,7 @@ class Different(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """result: "equal", "refused" or "differs"."""
+    """result: "equal", "refused", "differs" or "skipped"."""
 
     draw: Draw
     result: str
@@ -53,14 +56,18 @@ class Reference:
     """transformers' model of a folder. refusal: why it does not load the folder itself; `model` is then of its twin, or
     None where the tensors say too little."""
 
-    model: Any
+    model: Any  # transformers', or that of a specification
     refusal: str | None
 
     def logits(self, ids: list[int]) -> torch.Tensor:
+        if isinstance(self.model, FirstGLM):
+            return self.model.logits(ids)
         with torch.inference_mode():
             return self.model(input_ids=torch.tensor([ids])).logits[0].float()
 
     def answer(self, ids: list[int], count: int = NEW) -> list[int]:
+        if isinstance(self.model, FirstGLM):
+            return self.model.answer(ids, count)
         prompt = torch.tensor([ids])
         asked = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None}
         with torch.inference_mode():
@@ -72,8 +79,10 @@ class Reference:
 def check(seed: int, folder: Path) -> Outcome:
     """Of the draw of this seed, written into `folder`, which is not there yet."""
     one = draw(seed)
+    if one.family in ORIGINALS and not SHARED.is_dir():
+        return Outcome(one, "skipped", "../shared with the published vocabularies is absent")
     try:
-        return _check(one, folder)
+        return _check_original(one, folder) if one.family in ORIGINALS else _check(one, folder)
     except Different as difference:
         return Outcome(one, "differs", str(difference))
     except Exception as error:
@@ -93,7 +102,8 @@ def _check(one: Draw, folder: Path) -> Outcome:
         if error.code == "quant.family":  # glmchat quantises what it computes itself
             return Outcome(one, "refused", f"{error.code}: {one.quant} of {one.family}")
         raise
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    in_file = {"gguf_file": path.name} if one.has_pieces and one.quant.startswith("GGUF") else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **in_file)
     theirs = _reference(one, folder, path)
     begin = [3, 1, 4, 1, 5]
     if not one.quant.startswith("GGUF"):
@@ -109,6 +119,40 @@ def _check(one: Draw, folder: Path) -> Outcome:
     finally:
         if isinstance(engine.prompt, TemplatePrompt):
             engine.prompt.close()
+    return Outcome(one, "equal", engine.family)
+
+
+def _check_original(one: Draw, folder: Path) -> Outcome:
+    path = write(one, folder)
+    words, config = Words(one.family), chatglm_draws.configuration(one.family)
+    tensors = load_file(plain(folder) / "model.safetensors")
+    model = FirstGLM(tensors, config, early=words.early) if words.first else glm_of(tensors, config)
+    lost = one.index in ("stale", "foreign", "names more files") or (
+        one.index == "absent" and len(SHARDS[one.shards]) > 1
+    )
+    theirs = Reference(model, "the index names other files" if lost else None)
+    begin = words.conversation([{"role": "user", "content": "the cat"}])
+    ends = chatglm_draws.set_ends(one.ends, path, words, theirs.answer(begin)[5])
+    try:
+        engine = _load(path)
+    except GlmchatError as error:
+        return Outcome(one, "refused", _may_refuse(one, theirs, error))
+    if set(engine.stop_ids) != ends:
+        raise Different(f"ends at {engine.stop_ids}, not {sorted(ends)}")
+    _equal("a completion", engine.complete(one.text), words.completion(one.text))
+    conversation = one.messages()
+    ids = engine.render([Message(m["role"], m["content"]) for m in conversation])
+    _equal("the conversation", ids, words.conversation(conversation))
+    exact = _PACKED if one.quant != "none" and stored_bits(engine.model) else _EXACT
+    _logits(engine, theirs, ids, exact)
+    said = _answer(engine, ids, theirs.answer(ids), ends, theirs, exact)
+    text, right = engine.tokenizer.decode(said), words.decode(said)
+    if right is not None and "\ufffd" not in right and text != right:
+        raise Different(f"shows {text!r} for {right!r}, ids {said}")
+    longer = [*conversation, {"role": "assistant", "content": text}, {"role": "user", "content": one.said[1] + "?"}]
+    again = engine.render([Message(m["role"], m["content"]) for m in longer])
+    _equal("the second turn", again, words.conversation(longer))
+    _answer(engine, again, theirs.answer(again, 6), ends, theirs, exact)
     return Outcome(one, "equal", engine.family)
 
 
@@ -206,10 +250,7 @@ def _compare(one: Draw, folder: Path, path: Path, engine: Engine, theirs: Refere
     if max(ids) >= engine.spec.vocab_size:
         return  # a word without a row: both refuse to compute it
     exact = _PACKED if one.quant != "none" and stored_bits(engine.model) else _EXACT
-    found, expected = engine.logits(ids), theirs.logits(ids)
-    gap = float((found - expected).norm() / expected.norm())
-    if not gap < exact:
-        raise Different(f"logits are {gap:.1e} off")
+    _logits(engine, theirs, ids, exact)
     answer = theirs.answer(ids)
     ends = _ends(one, folder, path, engine, tokenizer)
     said = _answer(engine, ids, answer, ends, theirs, exact)
@@ -225,6 +266,13 @@ def _compare(one: Draw, folder: Path, path: Path, engine: Engine, theirs: Refere
         _answer(engine, again, theirs.answer(again, 6), ends, theirs, exact)
 
 
+def _logits(engine: Engine, theirs: Reference, ids: list[int], exact: float) -> None:
+    found, expected = engine.logits(ids), theirs.logits(ids)
+    gap = float((found - expected).norm() / expected.norm())
+    if not gap < exact:
+        raise Different(f"logits are {gap:.1e} off")
+
+
 def _conversation(one: Draw, folder: Path, path: Path) -> tuple[list[dict[str, str]], Any]:
     """What is said, and the tokenizer whose control words nobody typed; None where other names make other words."""
     from transformers import AutoTokenizer
@@ -233,6 +281,9 @@ def _conversation(one: Draw, folder: Path, path: Path) -> tuple[list[dict[str, s
         return one.messages(), None
     other = folder.with_name("renamed")
     write_words(one, other, renamed)
+    if one.has_pieces and one.quant.startswith("GGUF"):  # no file of this kind says "legacy"
+        settings = json.loads((other / "tokenizer_config.json").read_text())
+        (other / "tokenizer_config.json").write_text(json.dumps({**settings, "legacy": False}))
     return one.messages(), AutoTokenizer.from_pretrained(other)
 
 

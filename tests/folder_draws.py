@@ -16,7 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import chatglm_draws
 import torch
+from chatglm_draws import ORIGINALS
 from foreign_forms import FORMS
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
@@ -89,8 +91,13 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
 # Types for which transformers has no tokenizer class of its own, and then takes tokenizer.json as it is.
 _NO_CLASS = ("llama", "mistral", "mixtral", "glm", "glm4", "glm4_moe", "olmo2", "granite", "phi3", "smollm3", "exaone4",
              "stablelm", "lfm2", "gpt_oss", "deepseek_v3", "falcon", "bloom", "ernie4_5")  # fmt: skip
-GGUF_VOCABULARIES = {"Llama": ("bytes", "Llama 3"), "Qwen2": ("Qwen",)}
+GGUF_VOCABULARIES = {
+    "Llama": ("bytes", "Llama 3", "pieces, added_tokens.json, legacy", "pieces, added_tokens_decoder", "pieces, both",
+              "pieces, defined by the user"),
+    "Qwen2": ("Qwen",),
+}  # fmt: skip
 PACKABLE = ("Llama", "Llama with biases", "Llama 3", "Qwen2", "Qwen3", "Mistral", "GLM", "GLM-4")
+ITS_OWN = ("none", "none", "none", "THUDM 8", "THUDM 4", "glmchat 4", "glmchat 4, offsets", "glmchat 8")
 
 _REFUSES_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
@@ -118,7 +125,7 @@ TIES = ("as transformers saves", "both", "both, different", "head alone", "said 
 ENDS = ("int", "list", "generation", "generation wins", "both lists", "lost", "generation without", "0 and -1")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GGUFS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K mixture")
-QUANTS = (*FORMS, "glmchat 4", "glmchat 4, offsets", "glmchat 8", "compressed-tensors", *(f"GGUF {kind}" for kind in GGUFS))
+QUANTS = (*FORMS, *dict.fromkeys(ITS_OWN[3:]), "compressed-tensors", *(f"GGUF {kind}" for kind in GGUFS))
 WORDS = (
     AddedToken("Straße", normalized=False), AddedToken("čas", normalized=True), AddedToken("the cat", lstrip=True),
     AddedToken("word", rstrip=True), AddedToken("y_", single_word=True), AddedToken("    "),
@@ -163,6 +170,11 @@ class Draw:
         template = TEMPLATES[self.template]
         return kind if template == "" else replace(kind, template=template or "")
 
+    @property
+    def has_pieces(self) -> bool:
+        """The vocabulary is a tokenizer.model."""
+        return self.vocabulary.startswith("pieces")
+
     def messages(self) -> list[dict[str, str]]:
         turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(self.said[1:])]
         return [{"role": "system", "content": self.said[0]}, *turns] if self.said[0] else turns
@@ -172,6 +184,8 @@ def vocabularies(family: str) -> list[str]:
     """The kinds whose files transformers reads as they are in such a folder. In a Qwen2's it takes the class of that
     name whatever the files say, and beside most types a tokenizer.model without tokenizer.json loses its first blank.
     """
+    if family in ORIGINALS:
+        return [ORIGINALS[family][2]]
     kind = FAMILIES[family][0]
     if kind == "qwen2":
         return ["Qwen", "Qwen 3"]
@@ -181,12 +195,14 @@ def vocabularies(family: str) -> list[str]:
 def draw(seed: int) -> Draw:
     """Half of them have nothing odd about their files, and two thirds dense weights."""
     chance = random.Random(seed)
-    quant = chance.choice(QUANTS) if chance.random() < 0.3 else "none"
+    quant = chance.choice([name for name in QUANTS if "THUDM" not in name]) if chance.random() < 0.3 else "none"
+    family = chance.choice([*FAMILIES, *ORIGINALS])
+    if family in ORIGINALS:
+        quant = chance.choice(ITS_OWN[: 3 if "GLM-4" in family else None])
     odd = chance.random() < 0.5 and not quant.startswith(("GGUF", "glmchat"))
-    family = chance.choice(list(FAMILIES))
     if quant.startswith("GGUF"):
         family = chance.choice(("Llama", "Qwen2"))
-    elif quant != "none" and chance.random() < 0.85:
+    elif family not in ORIGINALS and quant != "none" and chance.random() < 0.85:
         family = chance.choice(PACKABLE)
     names = vocabularies(family)
     fragments = [chance.randint(0, 5) for _ in range(5)]
@@ -195,7 +211,7 @@ def draw(seed: int) -> Draw:
         seed=seed,
         family=family,
         vocabulary=chance.choice(GGUF_VOCABULARIES[family] if quant.startswith("GGUF") else names),
-        template=chance.choice(list(TEMPLATES)),
+        template="its own" if family in ORIGINALS else chance.choice(list(TEMPLATES)),
         place=chance.choice(PLACES),
         words=tuple(str(word.content) for word in chance.sample(WORDS, 2)) if chance.random() < 0.3 else (),
         begins=chance.random() < 0.5,
@@ -210,7 +226,8 @@ def draw(seed: int) -> Draw:
         lean=chance.random() < 0.5,
         old=chance.random() < 0.3,
         said=(texts[0] if chance.random() < 0.5 else "", texts[1], texts[2], texts[3]),
-        text=texts[4] + "the cat",
+        # In front of pieces in GGUF llama.cpp puts a blank beside the one that a text begins with; transformers none.
+        text=texts[4].lstrip(" ▁" if quant.startswith("GGUF") else "") + "the cat",
         named=chance.choice(NAMED),
         relics=chance.choice(RELICS) if quant == "none" else "",
     )
@@ -234,7 +251,7 @@ def write_words(one: Draw, folder: Path, rename: Callable[[str], str] = as_it_is
     if not (folder / "tokenizer.json").is_file():
         settings["add_bos_token"] = one.begins
     _name(one, folder, settings)
-    if one.quant.startswith("GGUF"):
+    if one.quant.startswith("GGUF") and not one.has_pieces:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if one.quant.startswith("GGUF") and TEMPLATES[one.template] is not None:
         settings["chat_template"] = source
@@ -282,6 +299,8 @@ def write(one: Draw, folder: Path) -> Path:
     """The folder, or the GGUF file in it. What it means by others' reckoning lies in `folder`.plain (see `plain`)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if one.family in ORIGINALS:
+        return _write_original(one, folder)
     rows = write_words(one, folder) + one.rows
     kind, more = FAMILIES[one.family]
     sizes = {**SIZES, "vocab_size": rows, "tie_word_embeddings": one.tied, **more}
@@ -323,16 +342,36 @@ def write(one: Draw, folder: Path) -> Path:
     (plain(folder) / "config.json").write_text((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(told))
     _shard(one, folder, tensors)
-    if one.quant.startswith("glmchat"):
-        from glmchat.checkpoints.recipe import Recipe
-        from glmchat.engine.quantize.plan import plan_quantise
-        from glmchat.engine.quantize.quantiser import execute
+    return _quantised(one, folder)
 
-        recipe = Recipe(8 if one.quant == "glmchat 8" else 4, symmetric=one.quant == "glmchat 4")
-        path = execute(plan_quantise(folder, folder.with_name("quantised"), recipe))
-        save_file(unpacked(path, lies_across=one.family == "GPT-2"), plain(folder) / "model.safetensors", metadata={"format": "pt"})
-        return path
-    return folder
+
+def _write_original(one: Draw, folder: Path) -> Path:
+    chatglm_draws.write_words(one.family, folder)
+    told = chatglm_draws.configuration(one.family)
+    tensors = dense = chatglm_draws.weights(one.family, one.seed, DTYPES[one.dtype])
+    if one.quant.startswith("THUDM"):
+        bits = int(one.quant[-1])
+        tensors, dense = chatglm_draws.pack(tensors, bits)
+        told |= {"quantization_bit": bits}
+    (folder / "config.json").write_text(json.dumps(told))
+    save_file(dense, plain(folder) / "model.safetensors", metadata={"format": "pt"})
+    _shard(one, folder, tensors)
+    return _quantised(one, folder)
+
+
+def _quantised(one: Draw, folder: Path) -> Path:
+    """What glmchat writes where the draw says so, its codes times their scales beside the folder; else the folder."""
+    if not one.quant.startswith("glmchat"):
+        return folder
+    from glmchat.checkpoints.recipe import Recipe
+    from glmchat.engine.quantize.plan import plan_quantise
+    from glmchat.engine.quantize.quantiser import execute
+
+    recipe = Recipe(8 if one.quant == "glmchat 8" else 4, symmetric=one.quant == "glmchat 4")
+    path = execute(plan_quantise(folder, folder.with_name("quantised"), recipe))
+    dense = unpacked(path, lies_across=one.family == "GPT-2")
+    save_file(dense, plain(folder) / "model.safetensors", metadata={"format": "pt"})
+    return path
 
 
 def plain(folder: Path) -> Path:
@@ -477,7 +516,7 @@ def _compress(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
     stored, dense = Tensors(), Tensors()
     for name, tensor in tensors.items():
-        if tensor.dim() != 2 or "layers." not in name:
+        if tensor.dim() != 2 or "layers." not in name or tensor.shape[1] % 32:
             stored[name] = dense[name] = tensor
             continue
         groups = tensor.float().view(len(tensor), -1, 32)

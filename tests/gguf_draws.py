@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2 as proto
 from transformers import AutoTokenizer
 
 if TYPE_CHECKING:
@@ -106,7 +107,41 @@ def _random_blocks(data: np.ndarray[Any, Any], kind: GGMLQuantizationType, seed:
     return codes.reshape(data.shape[0], -1)
 
 
+def _add_pieces(folder: Path, writer: GGUFWriter, rows: int) -> list[str]:
+    """As llama.cpp's converter: pieces with their scores and types, added words as control or user-defined ones."""
+    model = proto.ModelProto()
+    model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    listed = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {word["content"]: int(at) for at, word in settings.get("added_tokens_decoder", {}).items()}
+    special = {word["content"] for word in settings.get("added_tokens_decoder", {}).values() if word["special"]}
+    if (folder / "added_tokens.json").is_file():
+        added |= json.loads((folder / "added_tokens.json").read_text())
+    for text in sorted(added, key=added.__getitem__):
+        listed.append((text, -1000.0, 3 if text in special else 4))
+    listed += [(f"<unused{n}>", -1000.0, 5) for n in range(rows - len(listed))]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([text for text, _, _ in listed])
+    writer.add_token_scores([score for _, score, _ in listed])
+    writer.add_token_types([kind for _, _, kind in listed])
+    return [text for text, _, _ in listed]
+
+
 def _add_words(one: Draw, folder: Path, writer: GGUFWriter, rows: int) -> None:
+    if one.has_pieces:
+        words = _add_pieces(folder, writer, rows)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        for name in ("bos", "eos"):
+            word = settings[f"{name}_token"]
+            writer.add_uint32(
+                f"tokenizer.ggml.{name}_token_id", words.index(word if isinstance(word, str) else word["content"])
+            )
+        writer.add_uint32("tokenizer.ggml.unknown_token_id", 0)
+        writer.add_add_bos_token(one.begins)
+        if "chat_template" in settings:
+            writer.add_chat_template(settings["chat_template"])
+        return
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     theirs = AutoTokenizer.from_pretrained(folder)
     added = {word["content"]: word["special"] for word in tokenizer["added_tokens"]}
