@@ -234,7 +234,7 @@ def glm_of(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> An
         if "query_key_value" not in name:
             named[name] = tensor.float()
             continue
-        parts = tensor.float().split([heads * width, groups * width, groups * width])
+        parts = torch.split(tensor.float(), [heads * width, groups * width, groups * width])
         for letter, part in zip("qkv", parts, strict=True):
             named[name.replace("self_attention.query_key_value", f"self_attn.{letter}_proj")] = part
     model.load_state_dict(named)

@@ -51,7 +51,7 @@ def test_what_a_drawn_chatglm_is_compared_with_computes_what_the_original_code_r
     folder = shared / "reference" / "chatglm" / name
     config = json.loads((folder / "config.json").read_text())
     golden = load_file(folder / "golden.safetensors")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in folder.glob("pytorch_model*.bin"):
         tensors |= torch.load(file, weights_only=True)
     if "_int" in name:
