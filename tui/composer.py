@@ -124,7 +124,8 @@ class Composer:
 
     # What waits, and what was sent before
 
-    def show_queue(self, palette: Palette, ready: bool) -> None:
+    def show_queue(self, palette: Palette, ready: bool, has_model: bool) -> None:
+        """ready: the model can be asked. has_model: one was chosen, so it will be."""
         queue = self._talk.queue
         facts = self._view.status.facts
         self._view.status.show(queued=len(queue))
@@ -139,7 +140,9 @@ class Composer:
         when = tr("will be sent when the answer is finished") if ready else tr("will be sent when the model is ready")
         if self._talk.elsewhere:
             when = tr("will be sent when the answer in another window is finished")
-        if facts.lost:
+        if not has_model:
+            when = tr("will be sent when a model is loaded; F4 chooses one")
+        elif facts.lost:
             when = tr("press F5 to start the engine and send it")
         text.append(f"{when} · {tr('↑ to edit it')}", palette.faded)
         self._queue.update(text)

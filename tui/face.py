@@ -322,7 +322,8 @@ class WindowFace:
             self._switch_to(*locate(words))
         else:
             current = self.launch.engine.model if self._connection.ready else None
-            self._view.app.push_screen(ModelScreen(current, self._unload), load)
+            screen = ModelScreen(current, self._unload, is_first=not self._connection.link.has_target)
+            self._view.app.push_screen(screen, load)
 
     def _choose_served(self, chosen: str | None) -> None:
         """A model of the server; "" for the models on this machine."""

@@ -27,6 +27,9 @@ from glmchat.tui.theme import Palette
 
 Fits = Literal["yes", "quantised", "no", "unknown"]
 _NAME = 30  # cells
+_QUANT = 13  # int4-g128+g64
+_SHORT_NAME = 22
+_ALL, _MOST = 85, 62  # cells that a row takes with all its columns, and without the quantisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,22 @@ class Row:
     fits: Fits
     installed: Installed | None = None
 
-    def drawn(self, p: Palette, *, current: bool = False) -> Text:
-        """● marks the model in use."""
+    def drawn(self, p: Palette, width: int, *, current: bool = False) -> Text:
+        """In one line of so many cells: at least the name and whether it fits. ● marks the model in use."""
+        name = _NAME if width >= _ALL else _SHORT_NAME
+        columns = [(human_bytes(self.size).rjust(9), _MOST), ("/".join(self.languages).ljust(5), _MOST)]
+        columns.insert(1, (set_cell_size(self.quant if self.quant != "none" else "", _QUANT), _ALL))
         text = Text.assemble(("● " if current else "  ", p.accented))
-        text.append(set_cell_size(_short(one_line(self.name)), _NAME) + " ", p.strong if current else p.body)
-        text.append(f"{human_bytes(self.size):>9}  {self.quant if self.quant != 'none' else '':<11}", p.quiet)
-        text.append(f"{'/'.join(self.languages):<6} ", p.quiet)
+        text.append(set_cell_size(_short(one_line(self.name), name), name) + "  ", p.strong if current else p.body)
+        text.append("".join(f"{column}  " for column, needs in columns if width >= needs), p.quiet)
         return text.append(fits_words(self.fits), p.quiet if self.fits == "yes" else p.faded)
 
 
-def _short(name: str) -> str:
+def _short(name: str, cells: int) -> str:
     """The end of a long name, where a folder's path has its own name and its bits."""
-    if cell_len(name) <= _NAME:
+    if cell_len(name) <= cells:
         return name
-    while cell_len(name) >= _NAME:
+    while cell_len(name) >= cells:
         name = name[1:]
     return f"…{name}"
 
@@ -76,16 +81,16 @@ def all_rows() -> list[Row]:
     every = launch.pickable(incomplete=True)
     here = [row for row in every if row.complete]
     entries = catalogue.load()
+    named = {entry.reference: entry for entry in entries}
     most = free if card is None or free is None else max(free, card.free)
     rows = []
     for row in here:
-        entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else None
+        entry = entries.of_repo(row.repo, row.revision) if row.repo and row.revision else named.get(row.name)
         languages = entry.languages if entry else ()
         rows.append(Row(row.name, row.size_bytes, row.quant, languages, _fits_here(row, free, card), row))
     names = {row.name for row in here}
-    known = {entry.reference for entry in entries}
     for row in every:  # a pull goes on with what is half here
-        if not row.complete and row.kind == "model" and row.source == "hf" and row.name not in known:
+        if not row.complete and row.kind == "model" and row.source == "hf" and row.name not in named:
             total = max(row.size_bytes, sum(file.size for file in row.files))
             rows.append(Row(row.name, total, row.quant, (), "unknown"))
     for entry in sorted(entries, key=_size):

@@ -198,7 +198,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.app.title = f"glmchat · {one_line(title, 60)}" if title else "glmchat"
 
     def show_queue(self) -> None:
-        self.composer.show_queue(self.palette, self.connection.ready)
+        self.composer.show_queue(self.palette, self.connection.ready, self.connection.link.has_target)
 
     def show_editing(self, is_editing: bool) -> None:
         self.composer.show_editing(is_editing)
@@ -215,6 +215,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
             ("F4", tr("models")),
             ("Ctrl+Q", tr("quit")),
         ]
+        if not self.connection.link.has_target:
+            keys = [("F4", tr("choose a model")), *(row for row in keys if row[0] != "F4")]
         model = one_line(self.connection.launch.engine.model or "", 40)
         lines = [*self._recent_lines(), *(f"{key}\t{does}" for key, does in keys)]
         return Turn("welcome", "welcome", "\n".join(lines), label=model)
@@ -267,6 +269,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_ready(self, news: Ready) -> None:
         self.connection.connected(news)
+        welcome = self.welcome()  # perhaps of the first model
+        self.transcript.change("welcome", text=welcome.text, label=welcome.label)
         self.talk.meet()
 
     def on_engine_lost(self, news: EngineLost) -> None:

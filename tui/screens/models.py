@@ -15,12 +15,12 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from glmchat.chat.launch import problem_of
-from glmchat.core.errors import GlmchatError, Interrupted
+from glmchat.core.errors import GlmchatError, Interrupted, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import plan as planning
 from glmchat.hub import pull, references, removal, store, verify
-from glmchat.hub.file_request import Progress
+from glmchat.hub.file_request import FileProgress, Progress
 from glmchat.hub.installed import Installed
 from glmchat.hub.plan import PullPlan
 from glmchat.hub.removal import RemovalPlan
@@ -29,7 +29,7 @@ from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.model_rows import Row, all_rows
 from glmchat.tui.steady import error_text
 from glmchat.tui.widgets.actions import KeyLine
-from glmchat.tui.widgets.rows import Rows
+from glmchat.tui.widgets.rows import MARK, Rows
 
 if TYPE_CHECKING:
     from glmchat.chat.client.words import ModelRow
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 class ModelScreen(ListScreen[Installed | None]):
     """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
 
+    is_first: there is no model yet, so one that was pulled is loaded at once.
     Everything that takes time runs in worker threads; only `Read`, `_Step` and `_Finished` come back from them. A plan
     is shown before it is carried out, and Enter is the answer.
     """
@@ -59,20 +60,24 @@ class ModelScreen(ListScreen[Installed | None]):
             self.line, self.share = line, share
 
     class _Finished(Message):
-        """The thread is over. plan: to be shown and asked for; error: why it failed."""
+        """The thread is over. pulled: a model that is here now; plan: to be shown and asked for."""
 
         def __init__(
             self,
             line: str = "",
             *,
+            pulled: str = "",
             plan: PullPlan | model_rows.QuantisedPull | RemovalPlan | None = None,
             error: GlmchatError | None = None,
         ) -> None:
             super().__init__()
-            self.line, self.plan, self.error = line, plan, error
+            self.line, self.pulled, self.plan, self.error = line, pulled, plan, error
 
-    def __init__(self, current: str | None, unload: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, current: str | None, unload: Callable[[], None] | None = None, *, is_first: bool = False
+    ) -> None:
         super().__init__()
+        self._is_first = is_first
         self._current = current
         self._unload = unload
         self._rows: list[Row] = []
@@ -80,6 +85,7 @@ class ModelScreen(ListScreen[Installed | None]):
         self._at = ""  # the row that the lines below speak of
         self._working = False
         self._cancelled = False
+        self._pulled = ""  # what is loaded as soon as it stands in the list
 
     def compose(self) -> ComposeResult:
         with Vertical(id="panel", classes="wide"):
@@ -94,6 +100,7 @@ class ModelScreen(ListScreen[Installed | None]):
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
+        self.call_after_refresh(self._draw)
 
     def _read(self, line: str, then: str = "") -> None:
         """line: said meanwhile; then: said when the list stands."""
@@ -102,28 +109,37 @@ class ModelScreen(ListScreen[Installed | None]):
         self._keys()
 
     def _show_rows(self, rows: list[Row], line: str) -> None:
+        pulled, self._pulled = self._pulled, ""
+        if self._is_first and (new := next((r for r in rows if r.installed and r.name == pulled), None)) is not None:
+            self.dismiss(new.installed)
+            return
+        self._draw(rows)
+        here = any(row.installed is not None for row in rows)
+        self.query_one("#panel").border_title = tr("Models on this machine") if here else tr("No models here yet")
+        now = self._chosen()
+        self._at = now.name if now else ""
+        self._say(line)
+        self._keys()
+
+    def _draw(self, rows: list[Row] | None = None) -> None:
+        """rows: None for those that stand there, in another width."""
         options = self.query_one(OptionList)
         chosen = self._chosen()
-        self._rows = rows
+        self._rows = self._rows if rows is None else rows
         here = [row for row in self._rows if row.installed is not None]
         before = chosen.name if chosen else next((r.name for r in here if r.name == self._current), None)
+        width = options.scrollable_content_region.width - len(MARK)
         options.clear_options()
         for number, row in enumerate(self._rows):
             if number == len(here):
                 options.add_option(Option(Text(tr("can be pulled"), self.palette.quiet), disabled=True, id="heading"))
             current = row.installed is not None and row.name == self._current
-            options.add_option(Option(row.drawn(self.palette, current=current), id=str(number)))
+            options.add_option(Option(row.drawn(self.palette, width, current=current), id=str(number)))
         same = (n for n, row in enumerate(self._rows) if row.name == before)
         if (number_before := next(same, None)) is not None:
             options.highlighted = options.get_option_index(str(number_before))
         else:
             options.action_first()
-        panel = self.query_one("#panel")
-        panel.border_title = tr("Models on this machine") if here else tr("No models here yet")
-        now = self._chosen()
-        self._at = now.name if now else ""
-        self._say(line)
-        self._keys()
 
     def _keys(self) -> None:
         """What the keys do at this moment."""
@@ -244,7 +260,7 @@ class ModelScreen(ListScreen[Installed | None]):
             self._tell(words, done / total if total else None)
 
         name = model_rows.pull_quantised(plan, tell, lambda: self._cancelled)
-        return self._Finished(tr("{name} is ready; Enter loads it", name=name))
+        return self._Finished(tr("{name} is ready; Enter loads it", name=name), pulled=name)
 
     def _pull(self, plan: PullPlan) -> ModelScreen._Finished:
         planning.require_fit(plan)
@@ -256,7 +272,7 @@ class ModelScreen(ListScreen[Installed | None]):
         )
         if (problem := problem_of(row)) is not None:
             return self._Finished(error=problem)
-        return self._Finished(tr("{name} is ready; Enter loads it", name=row.name))
+        return self._Finished(tr("{name} is ready; Enter loads it", name=row.name), pulled=row.name)
 
     def _wait(self, why: str, seconds: float) -> None:
         """Sit out the time that a hub asks to be left alone for; Esc ends it."""
@@ -280,7 +296,9 @@ class ModelScreen(ListScreen[Installed | None]):
         return self._Finished(tr("deleted, {size} freed", size=human_bytes(plan.bytes_freed)))
 
     def _progress(self, now: Progress) -> None:
-        facts = [human_bytes(now.done) + (f" / {human_bytes(now.total)}" if now.total else "")]
+        moving = [file for file in now.files if file.state not in ("waiting", "done")]
+        facts = [_doing(moving[0])] if moving else []
+        facts.append(human_bytes(now.done) + (f" / {human_bytes(now.total)}" if now.total else ""))
         if now.bytes_per_second:
             facts.append(f"{human_bytes(int(now.bytes_per_second))}/s")
         if now.seconds_left is not None:
@@ -314,13 +332,28 @@ class ModelScreen(ListScreen[Installed | None]):
             self._keys()
             if isinstance(done.error, Interrupted):
                 raise Interrupted(done.error.message, hint=tr("Enter resumes"), code=done.error.code)
+            if done.error.code == "pull.network":  # its own hint is of the command line
+                hint = tr("Enter tries again and keeps what was downloaded; HF_ENDPOINT names another source")
+                raise NetworkFailed(done.error.message, hint=hint, code=done.error.code)
             raise done.error
         if done.plan is not None:
             self._asked = done.plan
             self._say(model_rows.draw_plan(done.plan, self.palette))
             self._keys()
         else:
+            self._pulled = done.pulled
             self._read(done.line, done.line)
+
+
+def _doing(file: FileProgress) -> str:
+    name = one_line(file.path, 40)
+    match file.state:
+        case "unpacking":
+            return tr("unpacking {name}", name=name)
+        case "checking":
+            return tr("checking {name}", name=name)
+        case _:
+            return tr("downloading {name}", name=name)
 
 
 class ServerScreen(ListScreen[str | None]):
