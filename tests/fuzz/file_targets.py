@@ -278,6 +278,8 @@ def read_database(data: bytes, folder: Path) -> None:
 
 
 _ENGINE = ("torch", "glmchat.engine.engine", "glmchat.engine.formats.gguf", "glmchat.engine.adapters.files")
+# What torch and transformers import for the first network that they make: seconds, and 200 MB.
+_NETWORKS = ("torch._dynamo", "transformers.models.opt.modeling_opt", "glmchat.hub.installed")
 _HISTORY = ("glmchat.chat.session", "glmchat.chat.history.transcript", "speakers")
 _HUB = ("glmchat.hub.installed", "glmchat.hub.adapters", "glmchat.hub.lockfile")
 TARGETS = (
@@ -289,7 +291,7 @@ TARGETS = (
     Target("tokenizer", good.tokenizer_files, read_tokenizer, modules=_ENGINE),
     Target("vocabulary", good.tokenizer_models, read_vocabulary, (b"\x0a\x0e", b"<0x00>", b"=="), modules=_ENGINE),
     Target("adapter", good.adapters, read_adapter_folder, (b"lora_A", b"lora_B", b'"F32"'), modules=_ENGINE),
-    Target("config", good.configs, read_config, modules=(*_ENGINE, "transformers")),
+    Target("config", good.configs, read_config, modules=(*_ENGINE, *_NETWORKS)),
     Target("index", good.indexes, read_index, modules=_ENGINE),
     Target("template", good.templates, read_template, (b"{{", b"{%", b"%}", b"| tojson", b"range(10**9)", b"**9"),
            modules=_ENGINE),

@@ -23,6 +23,7 @@ _VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 _BYTES = (b"\0", b"\xff", b"\x80", b"\n", b"\r\n", b"{", b"[", b'"', b"\xed\xa0\x80", b"\xef\xbb\xbf", b"PK\x03\x04")
 _LINE = re.compile(rb"(?m)^[^{\n]{0,200}\{")
+_LONGEST = 4 * 2**20  # characters of JSON that are changed, or that a change makes: what is made here counts as growth
 _DEEP = 2000  # brackets; Python's own reader gives up at about 1000
 
 
@@ -41,6 +42,8 @@ def _other_json(random: Random, data: bytes) -> bytes | None:
     if not starts:
         return None
     start = random.choice(starts)
+    if len(data) > _LONGEST:
+        return None
     text = data[start:].decode("utf-8", "surrogateescape")
     try:
         value, end = json.JSONDecoder().raw_decode(text)
@@ -76,9 +79,13 @@ def _change(random: Random, root: Any) -> None:
             deep = [deep] if random.random() < 0.5 else {"a": deep}
         holder[key] = deep
     elif isinstance(holder, list):
-        holder *= random.choice((2, 100))
+        holder *= _often(random.choice((2, 100)), holder)
     else:
-        holder[key] = [holder[key]] * random.choice((2, 1000))
+        holder[key] = [holder[key]] * _often(random.choice((2, 1000)), holder[key])
+
+
+def _often(times: int, value: Any) -> int:
+    return times if times * len(json.dumps(value)) < _LONGEST else 1
 
 
 def _places(root: Any) -> list[tuple[Any, Any]]:

@@ -1,6 +1,7 @@
 """Runs a target on many inputs, in children that may hang, grow or die without taking the run along.
 
-What counts as found: an exception that is no error of the tree, a signal, over `SECONDS`, or over `GROWTH`.
+What counts as found: an exception that is no error of the tree, a signal, over `SECONDS` of the processor or `STALL`
+of the clock (which goes on while others use the machine), or over `GROWTH`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mutation import mutate
 from glmchat.core.errors import GlmchatError
 
 SECONDS = 10.0
+STALL = 60.0
 GROWTH = 300 * 2**20  # bytes of resident memory above the start
 _LARGEST = 16 * 2**20  # bytes of an input: what a server takes, and most of what a file may hold
 _BATCH = 2000  # inputs of one child
@@ -150,9 +152,16 @@ def _batch(
     ]
     number, _, done, accepted = _STATE.unpack_from(state)
     if status and (killed or os.WIFSIGNALED(status) or not any(f.kind == "memory" for f in findings)):
-        words = f"over {SECONDS:g} s" if killed else f"signal or exit {os.waitstatus_to_exitcode(status)}"
-        data = input_of(target, seeds, seed, number)
-        findings.append(Finding("hang" if killed else "crash", number, words, data))
+        code = os.waitstatus_to_exitcode(status)
+        hung = killed or code == -signal.SIGPROF
+        words = (
+            f"over {STALL:g} s"
+            if killed
+            else f"over {SECONDS:g} s of the processor"
+            if hung
+            else f"signal or exit {code}"
+        )
+        findings.append(Finding("hang" if hung else "crash", number, words, input_of(target, seeds, seed, number)))
         done = number + 1
     return max(done, first + 1) if status else done, accepted, findings, peak
 
@@ -166,7 +175,7 @@ def _listen(reader: int, child: int, state: mmap.mmap) -> tuple[bytes, bool]:
             if not piece:
                 return bytes(told), killed
             told += piece
-        if not killed and time.monotonic() - _STATE.unpack_from(state)[1] > SECONDS:
+        if not killed and time.monotonic() - _STATE.unpack_from(state)[1] > STALL:
             os.kill(child, signal.SIGKILL)
             killed = True
 
@@ -191,6 +200,7 @@ def _work(
         _STATE.pack_into(state, 0, number, time.monotonic(), number, accepted)
         place.mkdir()
         kind, words = "", ""
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process, wherever it is
         try:
             target.check(data, place)
             accepted += 1
@@ -198,6 +208,7 @@ def _work(
             pass
         except BaseException as error:  # a panic of a library in Rust is no Exception
             kind, words = "traceback", _words(error)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         shutil.rmtree(place, ignore_errors=True)
         peak = _resident() - start
         if peak > GROWTH and not kind:
