@@ -63,18 +63,19 @@ def _parsed(data: bytes, most: int) -> Any:
     if sum(data.count(sign) for sign in (b"[", b"{", b",")) > most // _BYTES_EACH:
         raise ValueError(f"more than {most // _BYTES_EACH} values")
     whole = json.loads(data)
-    level = [whole]
+    if is_deep(whole):
+        raise ValueError(f"more than {_DEEPEST} levels")
+    return whole
+
+
+def is_deep(value: Any) -> bool:
+    """Whether it is nested more deeply than those who walk through it in Python, or indent it, are to be asked."""
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
-        level = (
-            [
-                inner
-                for outer in level
-                for inner in (outer.values() if isinstance(outer, dict) else outer)
-                if isinstance(inner, dict | list)
-            ]
-            if isinstance(whole, dict | list)
-            else []
-        )
-        if not level:
-            return whole
-    raise ValueError(f"more than {_DEEPEST} levels")
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)

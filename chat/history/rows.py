@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, overload
 
 from glmchat.core.errors import Usage
+from glmchat.core.json_files import is_deep
 from glmchat.core.language import tr
 from glmchat.core.settings import check_sampling
 from glmchat.core.text import one_line
@@ -180,6 +181,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_sound(name: str, value: Any) -> bool:
+    if is_deep(value):
+        return False
     kind = _DETAILS.get(name)
     if value is None or kind is None:
         return True
