@@ -1,6 +1,7 @@
-"""How long until something is there: `glmchat --help`, a list, the window's first frame, a one-shot's first token.
+"""How long until something is there: `glmchat --help`, a list, the window, its last conversation, a one-shot's token.
 
-The one-shot finds its engine warm, as the second of two does. Best and median of several.
+The one-shot finds its engine warm, as the second of two does; the window has a conversation of yesterday, which the
+bare `glmchat` lists and `run -c` opens. Best and median of several.
 
 python benchmarks/start_up.py [--rounds 7]
 """
@@ -8,6 +9,7 @@ python benchmarks/start_up.py [--rounds 7]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pty
 import select
@@ -20,6 +22,8 @@ from pathlib import Path
 
 SIZE = {"LINES": "40", "COLUMNS": "120"}
 COMMAND = str(Path(sys.executable).parent / "glmchat")
+TITLE, ANSWER = "Rivers", "Danube"
+TALK = [{"role": "user", "content": TITLE}, {"role": "assistant", "content": ANSWER}]
 
 
 def seconds_of(*arguments: str) -> float:
@@ -28,22 +32,21 @@ def seconds_of(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def seconds_to_first_frame(home: str) -> float:
-    """From the start of the process to the first screen that shows the prompt's placeholder, on a real terminal."""
+def seconds_until_seen(text: str, *arguments: str) -> float:
+    """From the start of the process to the first screen that shows the text, on a real terminal."""
     parent, child = pty.openpty()
     started = time.perf_counter()
     process = subprocess.Popen(
-        [COMMAND, "run", "smollm2"],
-        stdin=child, stdout=child, stderr=child, cwd="/", start_new_session=True,
-        env={**os.environ, "GLMCHAT_HOME": home, "TERM": "xterm-256color", "GLMCHAT_LANG": "en", **SIZE},
+        [COMMAND, *arguments], stdin=child, stdout=child, stderr=child, cwd="/", start_new_session=True,
+        env={**os.environ, "TERM": "xterm-256color", "GLMCHAT_LANG": "en", **SIZE},
     )  # fmt: skip
     os.close(child)
     seen = b""
     try:
-        while b"Ask anything" not in seen:
+        while text.encode() not in seen:
             ready, _, _ = select.select([parent], [], [], 60)
             if not ready:
-                sys.exit("no frame within a minute")
+                sys.exit(f"{text!r} was not seen within a minute")
             seen += os.read(parent, 65536)
         return time.perf_counter() - started
     finally:
@@ -79,10 +82,15 @@ def main() -> None:
             "glmchat --version": lambda: seconds_of("--version"),
             "glmchat --help": lambda: seconds_of("--help"),
             "glmchat list": lambda: seconds_of("list"),
-            "first frame of the window": lambda: seconds_to_first_frame(str(home)),
+            "first frame of the window": lambda: seconds_until_seen("Ask anything", "run", "smollm2"),
+            "last conversation, listed": lambda: seconds_until_seen(TITLE),
+            "last conversation, opened": lambda: seconds_until_seen(ANSWER, "run", "-c"),
             "first token of a one-shot": seconds_to_first_token,
         }
         seconds_to_first_token()  # starts the engine
+        talk = Path(scratch) / "talk.json"
+        talk.write_text(json.dumps({"model": "smollm2", "messages": TALK}), encoding="utf-8")
+        subprocess.run([COMMAND, "history", "import", str(talk)], cwd="/", check=True, capture_output=True)
         for name, measure in work.items():
             times = [measure() for _ in range(rounds)]
             print(f"{name:28} best {min(times):.2f} s, median {statistics.median(times):.2f} s of {rounds}")

@@ -8,7 +8,6 @@ SIGTERM (`kill`) ends an answer in any case, and the process with it, once every
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING
 from glmchat.core.errors import Failed
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
+    import asyncio
+
     from glmchat.chat.session import ChatSession
 
 EXIT = 128 + signal.SIGHUP  # what a shell reports of a program that SIGHUP ended

@@ -156,7 +156,6 @@ def run(
     ] = False,
 ) -> None:
     """Chat with a model. With a prompt, or with something on stdin: one answer on stdout, nothing else there."""
-    from glmchat.chat.adapters_choice import folder_of_template
     from glmchat.chat.launch import LaunchOptions
     from glmchat.checkpoints.fit import refuse_unheard
     from glmchat.core.servers import find_server
@@ -205,10 +204,12 @@ def run(
         brought: list[str] = []
         if adapter is not None:
             launch, brought = _adapters(launch, adapter, force=force)
-        if launch.server is None and (folder := launch.engine.folder) is not None and not complete:
-            template_at = folder_of_template(launch.adapters or (), folder)
+        variables = sampling.get("template_variables", ())
+        if launch.server is None and (folder := launch.engine.folder) is not None and variables and not complete:
+            from glmchat.chat.adapters_choice import folder_of_template
+
             try:
-                refuse_unheard(template_at, sampling.get("template_variables", ()))
+                refuse_unheard(folder_of_template(launch.adapters or (), folder), variables)
             except GlmchatError:
                 _take_out(brought)
                 raise

@@ -322,6 +322,15 @@ def test_the_command_imports_neither_torch_nor_textual() -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
+def test_a_plain_one_shot_loads_nothing_that_only_other_starts_need(model: Path) -> None:
+    """Typer would load pydantic for flags that nobody typed, and the window alone has an event loop."""
+    needless = "{'pydantic', 'asyncio', 'textual', 'torch'}"
+    code = f"import sys; from glmchat.cli.main import run; run({['show', str(model)]!r})"
+    code += f"; import glmchat.cli.one_shot; print({needless} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
 def test_plain_lines_stay_plain_when_what_is_said_goes_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """`glmchat run M --plain | tee log`: the terminal is typed at, and stdout is a pipe."""
     monkeypatch.setattr(output, "is_terminal", lambda stream: stream is sys.stdin)
