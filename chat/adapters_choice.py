@@ -224,7 +224,14 @@ def use(session: ChatSession, chosen: Sequence[Weighted], launch: LaunchOptions,
     """Exactly these from the next answer on. Raises Usage or UnknownModel; what was in use then stays."""
     if launch.server is None:
         forced = [name for name, _ in session.adapters if adapters.is_forced(name)]
-        require_usable(chosen, launch.engine.folder, force=force, forced=forced)
+        try:
+            require_usable(chosen, launch.engine.folder, force=force, forced=forced)
+        except Usage as problem:
+            if problem.code != "adapter.other_base":
+                raise
+            words = " ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in chosen)
+            hint = tr("use it with its own base, or attach it anyway: /adapter {names} --force", names=words)
+            raise Usage(problem.message, hint=hint, code=problem.code) from None
     session.use_adapters(chosen)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_adapters, complete_installed
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 # A LoRA saved as the guides do it has a name that its author chose; what else a training run saves is no adapter.
 _SAVED = ("*.json", "*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors")
 _OF_TRAINING = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*", "*_states.pt", "*/*")
-
-
-def complete_adapters(incomplete: str) -> list[str]:
-    """Names of adapters in the store, for the shell."""
-    from glmchat.hub.adapters import list_adapters
-
-    return [row.name for row in list_adapters() if row.name.startswith(incomplete)]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
@@ -59,7 +52,8 @@ def add(
     source: Annotated[str, typer.Argument(metavar="PATH|REPO[@REV]", help="A folder, a file, or owner/repo.")],
     name: Annotated[str | None, typer.Option(help="The name to give it.")] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Check it against this model.", autocompletion=complete_models)
+        str | None,
+        typer.Option(metavar="MODEL", help="Check it against this model.", autocompletion=complete_installed),
     ] = None,
     alpha: Alpha = None,
     force: Force = False,
@@ -333,7 +327,7 @@ def verify(
 
 
 def merge(
-    base: Annotated[str, typer.Argument(metavar="BASE", autocompletion=complete_models)],
+    base: Annotated[str, typer.Argument(metavar="BASE", autocompletion=complete_installed)],
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A name in the store, a folder or a file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
     quant: Annotated[str | None, typer.Option(metavar="4|8", help="Write it quantised.")] = None,

@@ -13,6 +13,7 @@ import typer
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.cli import output
+from glmchat.cli.completion import complete_conversations
 from glmchat.core.errors import Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -59,7 +60,12 @@ def register(app: typer.Typer) -> None:
 
 def attach(
     conversation: Annotated[
-        int | None, typer.Argument(metavar="[ID]", help="Default: the one being answered now, else the last one.")
+        int | None,
+        typer.Argument(
+            metavar="[ID]",
+            help="Default: the one being answered now, else the last one.",
+            autocompletion=complete_conversations,
+        ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue in plain lines instead of the window.")] = False,
     server: Annotated[

@@ -10,7 +10,7 @@ import typer
 from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import check_weights, config_at
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_installed
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.cli.output import cancelled_by_interrupt
 from glmchat.core.errors import Usage
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
+        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_installed)
     ] = None,
     engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,

@@ -45,6 +45,45 @@ def complete_models(incomplete: str) -> list[str]:
     return complete_names(incomplete)
 
 
+def complete_installed(incomplete: str) -> list[str]:
+    """Names of models on this machine alone, for what is done to one that is there."""
+    from glmchat.core.errors import GlmchatError
+    from glmchat.hub import aliases
+    from glmchat.hub.lookup import list_installed
+
+    try:
+        names = [*(row.name for row in list_installed() if row.kind != "adapter"), *aliases.load()]
+    except GlmchatError:  # completion has no place for a message
+        return []
+    return [name for name in dict.fromkeys(names) if name.lower().startswith(incomplete.lower())]
+
+
+def complete_adapters(incomplete: str) -> list[str]:
+    """Names of adapters in the store."""
+    from glmchat.hub.adapters import list_adapters
+
+    return [row.name for row in list_adapters() if row.name.startswith(incomplete)]
+
+
+def complete_here(incomplete: str) -> list[str]:
+    """Models and adapters on this machine."""
+    return [*complete_installed(incomplete), *complete_adapters(incomplete)]
+
+
+def complete_conversations(incomplete: str) -> list[tuple[str, str]]:
+    """Numbers of the last conversations, each with its title where the shell shows such."""
+    from glmchat.chat.history.history import History
+    from glmchat.core.errors import GlmchatError
+    from glmchat.core.text import one_line
+
+    try:
+        with History.default() as history:
+            rows = history.conversations(limit=50)
+    except GlmchatError:
+        return []
+    return [(str(row.id), one_line(row.title or "", 60)) for row in rows if str(row.id).startswith(incomplete)]
+
+
 def complete_columns(incomplete: str) -> list[str]:
     """A column of a comparison: models here, `+` adapters, `,` settings."""
     from glmchat.chat.compare.columns import completions, store_names

@@ -10,6 +10,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
+from glmchat.cli.completion import complete_conversations
 from glmchat.core.errors import FULL, DoesNotFit, Failed, Usage
 from glmchat.core.files import read_given, write_for_person
 from glmchat.core.language import tr
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from glmchat.chat.history.rows import Conversation, StoredMessage, Tree
 
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on stdout.")]
-Ids = Annotated[list[int], typer.Argument(metavar="ID...", help="Numbers from `glmchat history list`.")]
+Ids = Annotated[
+    list[int],
+    typer.Argument(metavar="ID...", help="Numbers from `glmchat history list`.", autocompletion=complete_conversations),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +90,12 @@ def list_(
 
 
 def show(
-    conversation: Annotated[int, typer.Argument(metavar="ID", help="A number from `glmchat history list`.")],
+    conversation: Annotated[
+        int,
+        typer.Argument(
+            metavar="ID", help="A number from `glmchat history list`.", autocompletion=complete_conversations
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """One conversation: the branch that is open; with --json that branch and its settings."""
@@ -152,7 +161,8 @@ def search(
 
 def export(
     conversations: Annotated[
-        list[int] | None, typer.Argument(metavar="[ID...]", help="Without one: all of them.")
+        list[int] | None,
+        typer.Argument(metavar="[ID...]", help="Without one: all of them.", autocompletion=complete_conversations),
     ] = None,
     form: Annotated[
         str | None,

@@ -11,7 +11,7 @@ import typer
 
 from glmchat.cli import output
 from glmchat.cli.asking import carry_out
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_here, complete_installed, complete_models
 from glmchat.core.errors import NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glmchat.hub.verify import Report
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete_models)]
-Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Models.", autocompletion=complete_models)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Models.", autocompletion=complete_installed)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, change nothing.")]
@@ -65,8 +65,8 @@ def list_models(
                 (
                     r.name,
                     r.kind,
-                    r.family or "?",
-                    r.quant,
+                    r.family or ("" if r.kind == "adapter" else "?"),
+                    "" if r.kind == "adapter" else r.quant,
                     human_bytes(r.size_bytes),
                     (r.revision or "")[:12],
                     "" if r.complete else tr("incomplete"),
@@ -142,7 +142,7 @@ def verify(
         typer.Argument(
             metavar="[NAME…]",
             help="Models, adapters or folders; without one, all of them.",
-            autocompletion=complete_models,
+            autocompletion=complete_here,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -247,7 +247,7 @@ def lock(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME…]", help="Models or adapters; without one, all of them.", autocompletion=complete_models
+            metavar="[NAME…]", help="Models or adapters; without one, all of them.", autocompletion=complete_here
         ),
     ] = None,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.fit import check_weights, config_at
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_installed
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.core.engine_options import parse_quant, quant_bits
 from glmchat.core.errors import Usage
@@ -33,7 +33,7 @@ def quantize(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME[:int4|:int8]", help="A model on this machine, or a folder.", autocompletion=complete_models
+            metavar="NAME[:int4|:int8]", help="A model on this machine, or a folder.", autocompletion=complete_installed
         ),
     ],
     bits: Annotated[str | None, typer.Option("--bits", "-b", metavar="4|8", help="Bits per weight.")] = None,

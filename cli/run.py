@@ -13,7 +13,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
 from glmchat.cli.choosing import choose_model
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_adapters, complete_conversations, complete_models
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
@@ -108,6 +108,7 @@ def run(
             "--adapter",
             metavar="NAME[:WEIGHT]",
             help="An adapter in the store, or its folder; repeatable.",
+            autocompletion=complete_adapters,
             rich_help_panel=_MODEL,
         ),
     ] = None,
@@ -140,7 +141,14 @@ def run(
         bool, typer.Option("--continue", "-c", help="Continue the last conversation.", rich_help_panel=_CHAT)
     ] = False,
     resume: Annotated[
-        int | None, typer.Option("--resume", metavar="ID", help="Continue this conversation.", rich_help_panel=_CHAT)
+        int | None,
+        typer.Option(
+            "--resume",
+            metavar="ID",
+            help="Continue this conversation.",
+            rich_help_panel=_CHAT,
+            autocompletion=complete_conversations,
+        ),
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.", rich_help_panel=_CHAT)] = False,
     theme: Annotated[

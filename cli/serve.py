@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_installed
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError, Usage
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     *,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_models)
+        str | None, typer.Argument(metavar="NAME", help="A model on this machine.", autocompletion=complete_installed)
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8000,

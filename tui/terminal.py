@@ -37,6 +37,8 @@ def edit(text: str) -> str | None:
         return read_text(path).rstrip("\n") if code == 0 else None
 
 
+_TMUX_SECONDS = 2.0  # that a copy waits for it
+
 # xterm takes 100,000 bytes of base64 by default in many builds, hterm and kitty less or more; tmux 1 MB. The smallest
 # that is in wide use counts, because a cut clipboard is worse than none.
 OSC52_LIMIT = 74_994  # bytes of text: 99,992 of base64
@@ -44,7 +46,7 @@ OSC52_LIMIT = 74_994  # bytes of text: 99,992 of base64
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What happened. sequence: bytes for the terminal, None if the text is too long for it.
+    """What happened. sequence: bytes for the terminal, None if the text is too long for it, or tmux has it already.
 
     file: None if it cannot be written.
     """
@@ -52,8 +54,11 @@ class Copied:
     characters: int
     sequence: str | None
     file: Path | None
+    in_tmux: bool = False
 
     def words(self) -> str:
+        if self.in_tmux:
+            return tr("copied {n} characters, into tmux too", n=self.characters)
         if self.sequence is not None and self.file is not None:
             return tr(
                 "copied {n} characters; if your terminal ignored it: {file}", n=self.characters, file=str(self.file)
@@ -81,6 +86,24 @@ def osc52(text: str, environ: Mapping[str, str]) -> str | None:
     return sequence
 
 
+def _hand_to_tmux(text: str, environ: Mapping[str, str]) -> bool:
+    """Into a buffer of the tmux that this runs in, which hands it to the terminal's clipboard.
+
+    As tmux comes, it drops sequences of programs that mean the clipboard (set-clipboard external, allow-passthrough
+    off); what it is given by its own command always arrives.
+    """
+    if not environ.get("TMUX"):
+        return False
+    try:
+        done = subprocess.run(
+            ["tmux", "load-buffer", "-w", "-"], input=text.encode("utf-8", "replace"), timeout=_TMUX_SECONDS,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
 def clipboard_file() -> Path:
     return locations.state_dir() / "clipboard.txt"
 
@@ -99,4 +122,6 @@ def copy(text: str, environ: Mapping[str, str] | None = None) -> Copied:
             file.write(text)
     except (OSError, GlmchatError):
         path = None
-    return Copied(len(text), osc52(text, os.environ if environ is None else environ), path)
+    environ = os.environ if environ is None else environ
+    in_tmux = _hand_to_tmux(text, environ)
+    return Copied(len(text), None if in_tmux else osc52(text, environ), path, in_tmux)

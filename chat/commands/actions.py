@@ -101,7 +101,11 @@ Action = Callable[[Face, str], None]
 
 
 def new(face: Face, words: str) -> None:
+    before = face.chat.adapters
     face.turn_to(None)
+    if before and not face.chat.adapters:
+        names = " ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in before)
+        face.tell(tr("a new conversation begins without adapters"), tr("/adapter {names} uses them again", names=names))
 
 
 def clear(face: Face, words: str) -> None:

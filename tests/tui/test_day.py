@@ -1,0 +1,143 @@
+"""What surrounds a conversation, in a pseudo-terminal: copies, adapters, a shared engine, what other commands list.
+
+Covers chat/in_force.py, cli/completion.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fakes import model_in
+from screen import TerminalSession
+
+from glmchat.chat.history.history import History
+from glmchat.chat.launch import LaunchOptions
+from glmchat.core import locations
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return model_in(tmp_path / "model")
+
+
+def test_a_note_in_the_corner_leaves_the_prompt_to_what_is_being_typed(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.say("hello")
+        terminal.until_seen("one two")
+        terminal.say("/copy")
+        terminal.until_seen("copied 7 characters")
+        typed = "something long enough to reach the right half of the prompt, where notes used to lie"
+        terminal.type(typed)
+        terminal.until_seen(typed)
+        assert terminal.row_of("copied 7") < terminal.row_of(typed) - 3
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_copy_reaches_a_tmux_with_its_default_settings(model: Path, tmp_path: Path) -> None:
+    tmux = ("tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null")
+    try:
+        with TerminalSession("run", model, inside=(*tmux, "new-session")) as terminal:
+            terminal.until_ready()
+            terminal.say("hello")
+            terminal.until_seen("one two")
+            terminal.say("/copy")
+            terminal.until_seen("copied 7 characters, into tmux too")
+            assert subprocess.run([*tmux, "show-buffer"], capture_output=True, check=True).stdout == b"one two"
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
+
+
+def test_an_adapter_that_is_refused_names_what_can_be_typed_here(adapters_here: LaunchOptions) -> None:
+    with TerminalSession("run", adapters_here.engine.folder, columns=160) as terminal:
+        terminal.until_ready()
+        terminal.say("/adapter medical:0.5")
+        terminal.until_seen("trained on me/Other-7M", "attach it anyway: /adapter medical:0.5 --force")
+
+
+def test_a_new_conversation_says_which_adapters_it_leaves_behind(adapters_here: LaunchOptions) -> None:
+    with TerminalSession("run", adapters_here.engine.folder) as terminal:
+        terminal.until_ready()
+        terminal.say("/adapter poet:0.5")
+        terminal.until(lambda: "poet:0.5" in terminal.lines[-1])
+        terminal.press("ctrl+n")
+        terminal.until_seen("without adapters", "/adapter poet:0.5")
+        assert "poet" not in terminal.lines[-1]
+
+
+def test_a_system_prompt_is_in_sight_after_the_next_start(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.say("hello")
+        terminal.until_seen("one two")
+        terminal.say("/system Answer as a pirate.")
+        terminal.until(lambda: "system prompt" in terminal.lines[-1])
+        terminal.press("ctrl+q")
+        terminal.until_ended()
+    with TerminalSession("run", model, "-c") as terminal:
+        terminal.until_seen("one two")
+        terminal.until(lambda: "system prompt" in terminal.lines[-1])
+        terminal.press("f9")
+        terminal.until_seen("Answer as a pirate.")
+
+
+def test_two_windows_on_one_model_share_an_engine(model: Path, tmp_path: Path) -> None:
+    shared = {"GLMCHAT_KEEP_ALIVE": "5m", "XDG_RUNTIME_DIR": str(tmp_path)}
+    try:
+        with TerminalSession("run", model, environ=shared) as first:
+            first.until_ready()
+            with TerminalSession("run", model, environ=shared) as second:
+                second.until_ready()
+                second.say("hello")
+                second.until_seen("one two")
+                first.say("hello")
+                first.until_seen("one two")
+                with TerminalSession("ps", "--json", environ=shared, columns=2000) as engines:
+                    engines.until_ended()
+                    rows = [json.loads(line) for line in engines.lines if line]
+        (engine,) = [row for row in rows if row["model"] == str(model)]  # others may run on this machine
+        assert len(engine["users"]) == 2
+    finally:
+        with TerminalSession("stop", "all", environ=shared) as stop:
+            assert stop.until_ended() == 0
+
+
+def test_a_setting_that_no_command_would_take_is_a_problem_for_doctor(model: Path) -> None:
+    locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+    locations.config_file().write_text("bananas = 3\n")
+    with TerminalSession("run", model, "hello", rows=100) as terminal:
+        assert terminal.until_ended() == 2
+    with TerminalSession("doctor", rows=100) as terminal:
+        terminal.until_ended()
+        assert "unknown setting 'bananas'" in terminal.text and "no problems found" not in terminal.text
+
+
+def test_a_list_says_of_an_adapter_only_what_an_adapter_has(adapters_here: LaunchOptions) -> None:
+    with TerminalSession("list", columns=120) as terminal:
+        terminal.until_ended()
+        (row,) = [line for line in terminal.lines if line.strip().startswith("poet")]
+    assert "adapter" in row and "?" not in row and "none" not in row
+
+
+def test_tab_offers_what_can_be_meant(adapters_here: LaunchOptions) -> None:
+    with History.default() as history:
+        history.append(history.new(), "user", "a question of the past")
+    with TerminalSession("add", adapters_here.engine.folder) as terminal:
+        assert terminal.until_ended() == 0
+
+    def offered(*words: str) -> str:
+        environ = {"_GLMCHAT_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("glmchat", *words, "")),
+                   "COMP_CWORD": str(len(words) + 1)}  # fmt: skip
+        with TerminalSession(environ=environ) as terminal:
+            terminal.until_ended()
+            return terminal.text
+
+    removable = offered("rm")
+    assert "Tiny-7M" in removable and "chatglm" not in removable
+    assert "chatglm" in offered("pull")
+    assert "poet" in offered("run", "--adapter")
+    assert offered("history", "show").split() == ["1"]
