@@ -18,6 +18,7 @@ from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling, minus_one, parse_template_variables
+from glmchat.core.settings import THEMES
 from glmchat.core.text import one_line
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def run(
     ] = None,
     no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.", rich_help_panel=_CHAT)] = False,
     theme: Annotated[
-        str | None, typer.Option("--theme", help="dark, light, contrast or ansi.", rich_help_panel=_CHAT)
+        str | None,
+        typer.Option("--theme", help="dark, light, nord … (/theme in the window lists all).", rich_help_panel=_CHAT),
     ] = None,
     finish_on_hangup: Annotated[
         bool,
@@ -357,11 +359,10 @@ def _template_variables(given: list[str] | None) -> dict[str, Any] | None:
 
 
 def _theme(name: str | None) -> str | None:
-    themes = ("dark", "light", "contrast", "ansi")
-    if name is not None and name not in themes:
+    if name is not None and name not in THEMES:
         raise Usage(
             tr("{flag} cannot be {value}", flag="--theme", value=repr(one_line(name))),
-            hint=", ".join(themes),
+            hint=", ".join(THEMES),
             code="usage.value",
         )
     return name

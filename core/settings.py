@@ -22,11 +22,16 @@ from glmchat.core.messages import Sampling, minus_one, parse_sampling_value, sam
 from glmchat.core.servers import Server, parse_servers
 from glmchat.core.text import one_line
 
+THEMES = (
+    *("dark", "light", "contrast", "ansi"),
+    *("nord", "gruvbox", "dracula", "tokyo-night", "solarized-light", "catppuccin-latte"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     default_model: str | None = None
-    theme: str | None = None  # "dark" | "light" | "contrast" | "ansi"
+    theme: str | None = None  # one of THEMES
     enter_sends: bool = True  # False: Enter is a newline and Ctrl+Enter, Alt+Enter or F5 sends
     language: str | None = None
     threads: int | None = None
@@ -47,7 +52,7 @@ _SCALARS: dict[str, type] = {
     "context_policy": str, "downloads": int, "history": bool, "system": str,
 }  # fmt: skip
 _CHOICES = {
-    "theme": ("dark", "light", "contrast", "ansi"),
+    "theme": THEMES,
     "context_policy": ("drop", "refuse"),
     "language": ("en", "zh"),
 }

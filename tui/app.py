@@ -30,7 +30,7 @@ from glmchat.core.settings import Settings, load_settings
 from glmchat.tui.connection import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
 from glmchat.tui.steady import Steady, SteadyScreen, toast
-from glmchat.tui.theme import PALETTES, THEME_NAMES, Palette, choose_theme, textual_themes
+from glmchat.tui.theme import Palette, choose_theme, colors_of, palette_in, textual_theme
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
@@ -97,13 +97,13 @@ class GlmchatApp(Steady, App[int]):
         super().__init__(ansi_color=True if theme == "plain" else None)
         self.launch = launch
         self.settings = settings or Settings()
-        self.palette: Palette = PALETTES[theme]
+        self.color_depth = colors_of()
+        self.palette: Palette = palette_in(theme, self.color_depth)
         self.link = EngineLink(launch, start)
         self.terminal = hangup.Terminal()
         self.killed = False  # by SIGTERM
         self.left_answering: list[ChatSession] = []  # whose answers are finished without a screen
-        for made in textual_themes():
-            self.register_theme(made)
+        self.register_theme(textual_theme(self.palette))
         self.theme = f"glmchat-{theme}"
         self.set_keymap(dict(self.settings.keys))
 
@@ -152,12 +152,9 @@ class GlmchatApp(Steady, App[int]):
     def chat(self) -> ChatScreen:
         return next(screen for screen in self.screen_stack if isinstance(screen, ChatScreen))
 
-    def change_theme(self, name: str = "") -> None:
-        """The named theme, or the next one."""
-        if not name:
-            now = THEME_NAMES.index(self.palette.name) if self.palette.name in THEME_NAMES else -1
-            name = THEME_NAMES[(now + 1) % len(THEME_NAMES)]
-        self.palette = PALETTES[name]
+    def change_theme(self, name: str) -> None:
+        self.palette = palette_in(name, self.color_depth)
+        self.register_theme(textual_theme(self.palette))
         self.theme = f"glmchat-{name}"
         self.chat.apply_palette()
 

@@ -15,7 +15,7 @@ from glmchat.chat.commands.actions import Dialog
 from glmchat.chat.sampling_choice import PRESETS
 from glmchat.core.errors import DoesNotFit, GlmchatError, Usage
 from glmchat.core.language import tr
-from glmchat.core.settings import Settings
+from glmchat.core.settings import THEMES, Settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.tui import terminal
 from glmchat.tui.comparing import Comparing
@@ -24,9 +24,10 @@ from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import columns
 from glmchat.tui.messages import Served, Weighed
 from glmchat.tui.screens.help import HelpScreen, InfoScreen
+from glmchat.tui.screens.palette import ThemeScreen
 from glmchat.tui.screens.sampling import SamplingScreen
 from glmchat.tui.talk import Talk
-from glmchat.tui.theme import THEME_NAMES
+from glmchat.tui.theme import remember_theme
 from glmchat.tui.transcript.markdown import code_blocks
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
@@ -427,9 +428,14 @@ class WindowFace:
         self.tell(tr("the conversation was deleted"), tr("/redo restores it"))
 
     def _theme(self, words: str) -> None:
-        if words and words not in THEME_NAMES:
-            raise Usage(
-                tr("there is no theme {name}", name=repr(words)), hint=", ".join(THEME_NAMES), code="theme.unknown"
-            )
         app: Any = self._view.app
+        if app.palette.name == "plain":
+            self.tell(tr("NO_COLOR is set, so there are no themes to choose from"))
+            return
+        if not words:
+            app.push_screen(ThemeScreen())
+            return
+        if words not in THEMES:
+            raise Usage(tr("there is no theme {name}", name=repr(words)), hint=", ".join(THEMES), code="theme.unknown")
         app.change_theme(words)
+        remember_theme(words)

@@ -7,12 +7,20 @@ through the theme's variables. Both come from the same `Palette`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from rich.console import Console
 from rich.style import Style
-from textual.theme import Theme
+from textual.color import BLACK, WHITE, Color
+from textual.theme import BUILTIN_THEMES, Theme
+
+from glmchat.core import locations
+from glmchat.core.errors import GlmchatError
+from glmchat.core.files import read_text
+from glmchat.core.settings import THEMES
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,29 +245,123 @@ _ANSI = Palette(
 
 _PLAIN = Palette("plain", dark=True, rules=True)
 
-PALETTES: Mapping[str, Palette] = {p.name: p for p in (_DARK, _LIGHT, _CONTRAST, _ANSI, _PLAIN)}
-THEME_NAMES = ("dark", "light", "contrast", "ansi")
+
+def _luminance(color: Color) -> float:
+    parts = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in color.normalized]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def _readable(color: Color, grounds: Iterable[Color], ratio: float) -> str:
+    """The colour, moved towards white or black until its contrast (WCAG 2) is `ratio` on all grounds."""
+    lights = [_luminance(ground) for ground in grounds]
+    end = WHITE if max(lights) < 0.2 else BLACK
+    for step in range(20):
+        ink = color.blend(end, step / 20)
+        light = _luminance(ink)
+        if all((max(light, one) + 0.05) / (min(light, one) + 0.05) >= ratio for one in lights):
+            return ink.hex6.lower()
+    return end.hex6.lower()
+
+
+def _scheme(name: str) -> Palette:
+    """A scheme that people know, as Textual ships it, in inks that can be read."""
+    theme = BUILTIN_THEMES[name]
+    background, surface, text = (Color.parse(c or "") for c in (theme.background, theme.surface, theme.foreground))
+    code = background.blend(surface, 0.5)
+    grounds = (background, surface, code)
+    primary, second, third, yellow, red, green = (
+        _readable(Color.parse(c or theme.primary), grounds, 4.5)
+        for c in (theme.primary, theme.secondary, theme.accent, theme.warning, theme.error, theme.success)
+    )
+    body, muted = _readable(text, grounds, 7), _readable(text.blend(background, 0.35), grounds, 4.5)
+    return Palette(
+        name, theme.dark, background.hex6.lower(), surface.hex6.lower(), code.hex6.lower(),
+        border=background.blend(text, 0.25).hex6.lower(), text=body, muted=muted,
+        faint=background.blend(text, 0.45).hex6.lower(), accent=primary, user=third, warning=yellow, error=red,
+        success=green, selection=background.blend(Color.parse(theme.primary), 0.3).hex6.lower(), hit=yellow,
+        hit_text=background.hex6.lower(),
+        syntax={
+            "keyword": third, "string": green, "number": yellow, "comment": muted, "function": primary,
+            "class": yellow, "operator": body, "name": body, "builtin": second, "inserted": green, "deleted": red,
+            "heading": primary,
+        },
+    )  # fmt: skip
+
+
+_SCHEMES = (_scheme(name) for name in THEMES if name in BUILTIN_THEMES)
+PALETTES: Mapping[str, Palette] = {p.name: p for p in (_DARK, _LIGHT, _CONTRAST, _ANSI, *_SCHEMES, _PLAIN)}
+COLORS = ("truecolor", "256", "standard")  # how many a terminal shows, in Rich's words
+
+
+def palette_in(name: str, colors: str | None) -> Palette:
+    """The theme for a terminal of so many colours.
+
+    Of 256 surfaces are greys: the nearest colours to a dark tint are pure black and a loud teal. Of sixteen none is
+    left for what is chosen, which is reversed.
+    """
+    palette = PALETTES[name]
+    if not palette.background or colors == "truecolor":
+        return palette
+    if colors != "256":
+        return replace(palette, selection="", hit="", rules=True)
+    light = round(Color.parse(palette.background).brightness * 255)
+    surface, code, chosen = (light + (step if palette.dark else -step) for step in (18, 9, 48))
+    return replace(
+        palette, background=_grey(light), surface=_grey(surface), code_background=_grey(code), selection=_grey(chosen)
+    )
+
+
+def _grey(light: int) -> str:
+    """The nearest grey of the 256 colours: black, white, or one of a ramp of 24, ten apart, from 8 to 238."""
+    level = 8 + 10 * round((light - 8) / 10)
+    level = 0 if light < 4 else 255 if light > 246 else min(level, 238)
+    return f"#{level:02x}{level:02x}{level:02x}"
+
+
+def colors_of(environ: Mapping[str, str] | None = None) -> str | None:
+    """One of COLORS; None where a terminal shows none at all."""
+    return Console(force_terminal=True, _environ=os.environ if environ is None else environ).color_system
 
 
 def choose_theme(setting: str | None, environ: Mapping[str, str] | None = None) -> str:
-    """The theme to start with: NO_COLOR wins, then the setting, then what the terminal says of its background."""
+    """The theme to start with: NO_COLOR wins, then the setting, then what the terminal says of itself.
+
+    Where colours are few it is the terminal's own sixteen; then the last one that was chosen; then its background
+    decides.
+    """
     environ = os.environ if environ is None else environ
     if environ.get("NO_COLOR"):
         return "plain"
-    if setting in THEME_NAMES:
+    if setting in THEMES:
         return str(setting)
+    if colors_of(environ) not in ("truecolor", "256"):
+        return "ansi"
+    if (last := remembered_theme()) is not None:
+        return last
     # rxvt, Konsole and others: "15;0" is white on black. 7 and 15 are the light backgrounds.
     background = environ.get("COLORFGBG", "").rpartition(";")[2]
     return "light" if background in ("7", "15") else "dark"
 
 
-def textual_themes() -> list[Theme]:
-    """One Textual theme for each palette, named "glmchat-<palette>"."""
-    return [_textual_theme(palette) for palette in PALETTES.values()]
+def remember_theme(name: str) -> None:
+    """For the next starts. A disk that takes nothing costs only that."""
+    from glmchat.hub.store import write_whole
+
+    with suppress(OSError, GlmchatError):
+        write_whole(locations.private_dir(locations.state_dir()) / "theme", name.encode())
 
 
-def _textual_theme(p: Palette) -> Theme:
+def remembered_theme() -> str | None:
+    with suppress(OSError, UnicodeDecodeError, GlmchatError):
+        name = read_text(locations.state_dir() / "theme").strip()
+        return name if name in THEMES else None
+    return None
+
+
+def textual_theme(p: Palette) -> Theme:
+    """Textual's theme of a palette, named "glmchat-<palette>"."""
     ansi = not p.background
+    selection = p.selection or p.text  # reversed, where no colour is left for it
 
     def css(color: str, fallback: str) -> str:
         return color if color.startswith("#") else f"ansi_{color or fallback}"
@@ -287,7 +389,8 @@ def _textual_theme(p: Palette) -> Theme:
             "chat-surface": css(p.surface, "default"),
             "chat-user": css(p.user, "default"),
             "chat-accent": css(p.accent, "default"),
-            "chat-selection": css(p.selection, "bright_black"),
+            "chat-selection": css(selection, "bright_black"),
+            "chat-selected": css(p.background if selection == p.text else p.text, "default"),
             "scrollbar": css(p.border, "bright_black"),
             "scrollbar-hover": css(p.muted, "default"),
             "scrollbar-active": css(p.accent, "default"),
@@ -295,6 +398,7 @@ def _textual_theme(p: Palette) -> Theme:
             "scrollbar-background-hover": css(p.background, "default"),
             "scrollbar-background-active": css(p.background, "default"),
             "scrollbar-corner-color": css(p.background, "default"),
-            "input-selection-background": css(p.selection, "bright_black"),
+            "input-selection-background": css(selection, "bright_black"),
+            "input-selection-foreground": css(p.background if selection == p.text else p.text, "default"),
         },
     )

@@ -87,7 +87,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("delete", "Delete this conversation (Ctrl+Z in the list restores it)",
             instead="glmchat history rm NUMBER"),
     Command("export", "Write this conversation to a file", "[md|json|txt] [PATH]", run=actions.export),
-    Command("theme", "Change the theme", "[dark|light|contrast|ansi]", group="Window"),
+    Command("theme", "Choose a theme; the choice is remembered", "[NAME]", group="Window"),
     Command("editor", "Write the prompt in $EDITOR", key="ctrl+g", group="Window"),
     Command("quit", "Quit", aliases=("bye", "exit"), key="ctrl+q", group="Window", run=actions.leave),
 )  # fmt: skip

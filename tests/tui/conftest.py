@@ -26,6 +26,13 @@ def _keep(tmp_path: Path, name: str, base: str | None = "me/Tiny-7M", **facts: A
     adapters.keep(name, [weights], {**_FITS, **facts}, adapters.Origin("here"), base=base)
 
 
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window looks the same wherever the tests run."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+
+
 @pytest.fixture
 def adapters_here(tmp_path: Path) -> LaunchOptions:
     """A model of 64 channels, two adapters that fit it and three that do not."""

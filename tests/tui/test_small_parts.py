@@ -18,7 +18,7 @@ from strange_files import STRANGE, put
 from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import language, locations
-from glmchat.core.settings import Settings
+from glmchat.core.settings import THEMES, Settings
 from glmchat.tui import terminal
 from glmchat.tui.app import speak
 from glmchat.tui.model_rows import Row
@@ -167,11 +167,15 @@ def test_progress_shows_a_share() -> None:
 @pytest.mark.parametrize(
     ("setting", "environ", "theme"),
     [
-        (None, {}, "dark"),
+        (None, {"TERM": "xterm-256color"}, "dark"),
         ("light", {}, "light"),
         ("light", {"NO_COLOR": "1"}, "plain"),
-        (None, {"COLORFGBG": "0;15"}, "light"),
-        (None, {"COLORFGBG": "15;0"}, "dark"),
+        (None, {"TERM": "xterm-256color", "COLORFGBG": "0;15"}, "light"),
+        (None, {"TERM": "xterm-256color", "COLORFGBG": "15;0"}, "dark"),
+        (None, {"TERM": "screen"}, "ansi"),
+        (None, {"TERM": "linux"}, "ansi"),
+        (None, {"TERM": "screen", "COLORTERM": "truecolor"}, "dark"),
+        ("nord", {"TERM": "screen"}, "nord"),
         ("contrast", {"COLORFGBG": "0;15"}, "contrast"),
     ],
 )
@@ -181,7 +185,7 @@ def test_the_theme_follows_no_color_then_the_setting_then_the_terminal(
     assert choose_theme(setting, environ) == theme
 
 
-@pytest.mark.parametrize("name", ["dark", "light", "contrast"])
+@pytest.mark.parametrize("name", [name for name in THEMES if name != "ansi"])
 def test_text_can_be_read_on_its_background(name: str) -> None:
     """WCAG's contrast ratio: 7 for text, 4.5 for quiet text and code."""
 
@@ -195,7 +199,7 @@ def test_text_can_be_read_on_its_background(name: str) -> None:
         return (high + 0.05) / (low + 0.05)
 
     p = PALETTES[name]
-    assert ratio(p.text, p.background) >= 7 and ratio(p.text, p.surface) >= 7
+    assert ratio(p.text, p.background) >= 7 and ratio(p.text, p.surface) >= 7 and ratio(p.text, p.selection) >= 4.5
     assert all(ratio(c, p.background) >= 4.5 for c in (p.muted, p.accent, p.user, p.error, p.warning))
     for kind, colour in p.syntax.items():
         assert ratio(colour, p.code_background) >= (3.5 if kind == "comment" else 4.5), kind
