@@ -52,6 +52,7 @@ def check_folder(folder: Path) -> None:
         refuse_absurd(config)
         parse(config)
         check_gguf_tokenizer(file)
+        file.check_scales()
         try_vocabulary(folder)
         return
     refuse_pipeline(folder)

@@ -42,6 +42,8 @@ _MOST_FIELDS = 65_536
 _MOST_TENSORS = 100_000
 _MOST_ELEMENTS = 2**42
 _PIECE = 2**20  # bytes of a header that are read at a time
+_BEGINNING = 16_384  # bytes of each packed tensor that are looked at: of random ones, one scale in 32 is none
+_FINITE = bytes(high for high in range(256) if high & 0x7C != 0x7C)  # the higher byte of a float16 that is a number
 
 # GGML's number of a type -> (name, elements in a block, bytes of a block); tests compare it with the gguf package.
 TYPES: Mapping[int, tuple[str, int, int]] = {
@@ -106,6 +108,23 @@ class GGUFFile:
     def data(self, tensor: GGUFTensor) -> memoryview:
         """The stored bytes of one tensor, mapped, not copied."""
         return memoryview(self.parts[tensor.part].bytes)[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def check_scales(self) -> None:
+        """Raise Damaged for packed tensors in whose beginnings a scale is not a finite number: data that lies elsewhere
+        than the header says. The engine looks at all of them, when it loads them."""
+        for number, part in enumerate(self.parts):
+            with open_file(part.path) as file:
+                for tensor in self.tensors.values():
+                    if tensor.part != number or tensor.type_name not in PACKED:
+                        continue
+                    width, places = TYPES[tensor.type][2], (1, 3) if tensor.type_name == "Q4_1" else (1,)
+                    begin = os.pread(file.fileno(), min(tensor.nbytes, _BEGINNING), tensor.offset)
+                    if any(begin[place::width].translate(None, _FINITE) for place in places):
+                        raise Damaged(
+                            tr("{name}: a scale is not a finite number", name=one_line(tensor.name, 80)),
+                            hint=tr("the file is damaged: run `glmchat verify`, or pull the model again"),
+                            code="weights.not_finite",
+                        )
 
     def join(self, count: int) -> None:
         """Take in the tensors of the other parts. Raises Damaged or Usage that says which part is what."""

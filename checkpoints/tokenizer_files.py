@@ -107,6 +107,13 @@ def _words_in_json(path: Path) -> int | None:
                kind=one_line(repr(kind), 40)),
             tr("known kinds: {kinds}", kinds=", ".join(KINDS)),
         )  # fmt: skip
+    unknown = model.get("unk_token")
+    if kind == "WordPiece" and unknown not in inside:
+        raise damaged_vocabulary(
+            tr("{name} has no word for what it does not know: {token} is not in it", name=one_line(path.name),
+               token=one_line(repr(unknown), 40)),
+            tr("the download was interrupted, or this is a different file: pull it again"),
+        )  # fmt: skip
     return len(inside) + len(more)
 
 

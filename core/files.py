@@ -10,10 +10,11 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from datetime import datetime
 from fnmatch import fnmatchcase
 from io import BufferedReader, FileIO
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _BOUNDS = (
 _ANY = 16 * MB  # manifests, lock files, notes
 # What a shell hands over: `--messages <(jq …)` is /dev/fd/63.
 _HANDED_OVER = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
+_MOST_FILES = 20_000  # below a folder; a model has some hundreds, a disk millions
 _NO_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -46,6 +48,16 @@ class TooLarge(OSError):
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(errno.EFBIG, tr("it is larger than {most} MB", most=max(1, most // MB)), str(path))
         self.most = most
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All that is no folder below one, links too, at most some thousands: a disk is no model.
+
+    A folder below it that may not be read holds none. Raises PermissionError for `folder` itself.
+    """
+    next(iter(folder.iterdir()), None)
+    found = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return islice(found, _MOST_FILES)
 
 
 def bound(path: Path) -> int:

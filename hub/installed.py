@@ -23,6 +23,7 @@ from glmchat.checkpoints.weight_choice import missing_parts
 from glmchat.checkpoints.weight_files import chosen_weights
 from glmchat.core import locations
 from glmchat.core.errors import Damaged
+from glmchat.core.files import files_below
 from glmchat.core.json_files import small_json
 from glmchat.core.text import one_line
 from glmchat.hub import manifests, selection, store
@@ -202,7 +203,7 @@ def row_of_manifest(manifest: Manifest, entries: Catalogue) -> Installed:
 
 def _beside(manifest: Manifest) -> list[FileRecord]:
     """What other programs put into the same snapshot of the cache; each link is named by the hash of its file."""
-    if manifest.source != "hf" or not manifest.root.is_dir():
+    if manifest.source != "hf" or manifest.root.parent.name != "snapshots" or not manifest.root.is_dir():
         return []
     listed = {f.path for f in manifest.files}
     records = []
@@ -358,12 +359,12 @@ def _half(repo: str, file: FileRecord) -> int:
 
 
 def _inside(folder: Path) -> list[str]:
-    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()]
+    return [p.relative_to(folder).as_posix() for p in files_below(folder)] if folder.is_dir() else []
 
 
 def folder_size(folder: Path) -> int:
     """Bytes of all its files, links followed."""
-    return sum(_size(p) or 0 for p in folder.rglob("*") if p.is_file())
+    return sum(_size(p) or 0 for p in files_below(folder)) if folder.is_dir() else 0
 
 
 def _size(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from glmchat.checkpoints.weight_choice import missing_parts
 from glmchat.checkpoints.weight_files import chosen_weights, parse_pointer
 from glmchat.core.errors import Damaged
+from glmchat.core.files import files_below
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
 from glmchat.hub import catalogue, selection
@@ -155,9 +156,7 @@ def _expected(row: Installed, root: Path, entries: Catalogue) -> tuple[list[Know
 def _by_blob_names(snapshot: Path) -> list[KnownFile]:
     """In a Hugging Face cache every link leads to a blob that is named by its hash."""
     files = []
-    for place in sorted(snapshot.rglob("*")):
-        if place.is_dir():
-            continue
+    for place in sorted(files_below(snapshot)):
         sha256, git_blob = hash_of_link(place)
         files.append(KnownFile(place.relative_to(snapshot).as_posix(), sha256=sha256, git_blob=git_blob))
     return files
@@ -173,7 +172,7 @@ def _resembling(
     seen = {p: _verdict(root, KnownFile(p), entries, on_bytes, cancelled) for p in there}
     entry = max(entries, key=lambda e: _likeness(e, seen), default=None)
     if entry is None or _likeness(entry, seen) == (0, 0, 0):
-        others = (p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file())
+        others = (p.relative_to(root).as_posix() for p in sorted(files_below(root)) if p.is_file())
         verdicts = [
             _verdict(root, KnownFile(p), entries, on_bytes, cancelled) for p in others if single is None or p == single
         ]

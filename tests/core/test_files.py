@@ -16,6 +16,7 @@ from glmchat.core.errors import Damaged, refusal
 from glmchat.core.files import (
     TooLarge,
     bound,
+    files_below,
     open_file,
     read_file,
     read_given,
@@ -140,3 +141,12 @@ def test_a_link_where_the_new_file_grows_is_not_followed(tmp_path: Path) -> None
     (tmp_path / f".export.json.{os.getpid()}.tmp").symlink_to(theirs)
     write_for_person(tmp_path / "export.json", "mine")
     assert (theirs.read_text(), (tmp_path / "export.json").read_text()) == ("theirs", "mine")
+
+
+def test_a_disk_is_looked_at_for_a_moment_and_a_folder_that_may_not_be_read_holds_none(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert sorted(files_below(tmp_path)) == [tmp_path / "a" / "b" / "c", tmp_path / "a" / "link"]
+    assert 0 < len(list(files_below(Path("/")))) <= 20_000, "/proc has folders that nobody may read"

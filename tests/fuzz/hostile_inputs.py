@@ -122,6 +122,10 @@ def one(**changes: Any) -> dict[str, Any]:
     return {"lm_head.weight": {"dtype": "F32", "shape": [8, 4], "data_offsets": [0, 128], **changes}}
 
 
+def found(name: str) -> bytes:
+    return (Path(__file__).parent / "found" / f"{name}.bin").read_bytes()
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch /tmp/glmchat-owned",)
@@ -218,6 +222,9 @@ MODELS = (
     Case("a pickle whose packing is broken", bin_file(broken_deflate()), 3, "", False),
     Case("an archive with nothing in it", bin_file(b"PK\x05\x06" + bytes(18)), 3, "", False),
     Case("a pickle that is a text", bin_file(b"hello"), 3, "truncated or damaged", True),
+    Case("a vocabulary of pieces without one for the unknown",
+         folder(tokenizer__json=found("tokenizer-2-1")), 3, "'[UNK]' is not in it", True),
+    Case("a GGUF file whose scales are no numbers", gguf(found("gguf-1-1")), 3, "a scale is not a finite number", True),
     Case("a GGUF file of four letters", gguf(b"GGUF"), 3, "in the middle of its header", True),
     Case("a GGUF file of version 99", gguf(ggufs(version=99) + bytes(100)), 3, "version", True),
     Case("a GGUF file of 2 to the 62nd fields", gguf(ggufs(fields=2**62)), 3, "impossible header", True),
@@ -345,6 +352,9 @@ KEPT = (
         LIST, config__models_toml=good.tomls()[1].replace(b'path = "config.json"', b'path = "../../x"')), 2,
         "models.toml"),
     Case("a manifest of random bytes", home(LIST, data__manifests__x_json=RANDOM), 0, "there are no models"),
+    Case("a manifest whose root is the whole disk", home(LIST, data__manifests__x_json={
+        "format": 1, "name": "disk", "kind": "model", "source": "hf", "root": "/", "repo": "a/b", "revision": COMMIT,
+        "files": [{"path": "etc/passwd", "size": 1}]}), 0, "incomplete"),
     Case("a manifest that names control sequences", home(
         LIST, data__manifests__x_json={**json.loads(good.manifests()[0]), "name": ESCAPE}), 0, ""),
     Case("a history of random bytes", home(HISTORY, data__history_db=RANDOM), 0, "The history was damaged"),
