@@ -9,21 +9,22 @@ Iterate in a worker thread; `stop()` may be called from any other. Closing the g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEvent, Trimmed, WentOn
-from glmchat.chat.client.endpoint import Endpoint
-from glmchat.chat.context import COMPLETION, ContextParts, Request
+from glmchat.chat.client.endpoint import Endpoint, Stop
+from glmchat.chat.context import COMPLETION, ContextParts, Request, is_completion
 from glmchat.chat.history.history import History
-from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree
+from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree, title_from
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.chat.turns import AnswerSettings, ModelIdentity, Turns, already_streaming
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, parse_sampling_value, sampling_name
 
+_QUESTIONS = 3  # of a conversation that has no title yet
 __all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed", "WentOn"]
 
 
@@ -276,6 +277,24 @@ class ChatSession:
         """Open the branch through that version, as deep as it was left."""
         self._must_be_quiet()
         self.history.open_branch(self.tree, self.tree.message(message))
+
+    @property
+    def wants_title(self) -> bool:
+        """Its title is the first words of a question still, and has been answered. Later it is known by them."""
+        head, path = self.tree.conversation, self.tree.path()
+        asked = [m for m in path if m.role == "user" and not is_completion(m)]
+        is_answered = bool(path) and path[-1].role == "assistant" and path[-1].state in ("complete", "cut")
+        is_new = is_answered and 0 < len(asked) <= _QUESTIONS
+        return is_new and not head.renamed and head.title == title_from(asked[0].text)
+
+    def write_title(self, stop: Stop, is_free: Callable[[int], bool]) -> bool:
+        """Have the model write a title, for as long as it is free; True if the conversation has it now.
+
+        Asks the engine; call it from a worker. Raises GlmchatError.
+        """
+        tree = self.tree
+        title = self._turns.title(tree.context(), self.answer_settings(), stop, is_free)
+        return title is not None and self.history.give_title(tree, title)
 
     # What the parts above share.
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +20,8 @@ from glmchat.chat.sampling_choice import ChosenSampling
 from glmchat.chat.stream import AnswerLog, Source, Switch
 from glmchat.core.errors import NetworkFailed, ServerFailed, Usage
 from glmchat.core.language import tr
-from glmchat.core.messages import Message
+from glmchat.core.messages import Finished, Message, Piece, Sampling
+from glmchat.core.text import is_chinese, show_controls
 from glmchat.hub.adapters import is_forced
 
 
@@ -168,6 +173,43 @@ class Turns:
         unsent = (count(every) or with_turns) - with_turns if numbers["unsent_turns"] else 0
         return context.ContextParts(bare, with_turns - bare, unsent, whole - with_turns, limit, **numbers)
 
+    def title(
+        self, stored: Sequence[StoredMessage], settings: AnswerSettings, stop: Stop, is_free: Callable[[int], bool]
+    ) -> str | None:
+        """A title for the conversation, from the model that answers in it; None where it has no good one.
+
+        is_free: whether no request but so many of ours is at the engine; once it is False the model is left to others.
+        The request begins as the next question's will, so that the engine's cache loses nothing. Raises GlmchatError.
+        """
+        endpoint = self._connected()
+        question = next(m.text for m in reversed(stored) if m.role == "user")
+        wish = Message("user", _TITLE_ZH if is_chinese(question) else _TITLE)
+        variables = settings.sampling.sampling.template_variables
+        sampling = Sampling(temperature=0, max_tokens=_TITLE_TOKENS, template_variables=variables)
+        said, ended, looked = "", False, time.monotonic()
+        if not is_free(0):
+            return None
+        with closing(
+            endpoint.stream(
+                [*context.to_messages(settings.system, stored), wish],
+                sampling,
+                settings.adapters if settings.adapters or endpoint.is_local else None,
+                asked=None if self.decides else ("temperature", "max_tokens"),
+                stop=stop,
+            )
+        ) as events:
+            for event in events:
+                if time.monotonic() - looked > _LOOK_SECONDS:
+                    looked = time.monotonic()
+                    if not is_free(1):
+                        return None
+                if isinstance(event, Piece):
+                    said += event.text
+                ended = "\n" in said.strip() or (isinstance(event, Finished) and event.finish_reason == "stop")
+                if ended:
+                    break
+        return title_in(said, question) if ended else None
+
     @property
     def decides(self) -> bool:
         """True where our defaults hold: the model is loaded here. A server has its own."""
@@ -240,6 +282,34 @@ class Turns:
             )
 
         return Prompt(stored, fit, verbatim or (), open_stream, is_chat=text is None)
+
+
+TITLE_CELLS = 40  # the widest title that a model gives
+_TITLE_TOKENS = 32
+_LOOK_SECONDS = 0.25
+_TITLE = "Write a title for this conversation, at most five words. Write the title only, nothing else."
+_TITLE_ZH = "请用不超过十个字为这段对话写一个标题，只写标题，不要写别的。"
+_AROUND = " \t*_#`\"'“”‘’「」『』《》.。"
+
+
+def title_in(said: str, question: str) -> str | None:
+    """The title among what a model said when it was asked for one; None for what is none.
+
+    Small models answer the question again, go round in circles, or talk of the title: the first words are better.
+    """
+    line = said.strip().partition("\n")[0]
+    title = re.sub(r"^\W*(?:title|标题)\W*[:：]", "", line, flags=re.IGNORECASE).strip(_AROUND)
+    width = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in title)
+    words = Counter(word for word in re.findall(r"\w+", title.lower()) if len(word) > 2)
+    is_odd = (
+        not any(c.isalpha() for c in title)
+        or title.endswith((":", "："))
+        or show_controls(title, keep=frozenset()) != title  # what would drive a terminal is no title
+        or any(c in title for c in "<>\ufffd")
+        or is_chinese(title) is not is_chinese(question)
+        or max(words.values(), default=0) > 2
+    )
+    return None if is_odd or width > TITLE_CELLS else title
 
 
 def already_streaming() -> Usage:

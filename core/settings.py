@@ -41,6 +41,7 @@ class Settings:
     endpoints: tuple[str, ...] = ()  # mirrors, in order
     downloads: int = 4  # files at a time
     history: bool = True
+    titles: str = "local"  # who writes titles in idle time: "local" engines, "always" (servers too), "never"
     system: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)  # action -> key
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -50,11 +51,13 @@ class Settings:
 _SCALARS: dict[str, type] = {
     "default_model": str, "theme": str, "enter_sends": bool, "language": str, "threads": int, "context": int,
     "context_policy": str, "downloads": int, "history": bool, "system": str,
+    "titles": str,
 }  # fmt: skip
 _CHOICES = {
     "theme": THEMES,
     "context_policy": ("drop", "refuse"),
     "language": ("en", "zh"),
+    "titles": ("local", "always", "never"),
 }
 
 

@@ -79,6 +79,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv(
         "GLMCHAT_KEEP_ALIVE", "0"
     )  # an engine ends with its test; what is about warm ones says otherwise
+    monkeypatch.setenv("GLMCHAT_TITLES", "never")  # what is about them says otherwise
     monkeypatch.delenv("NO_COLOR", raising=False)
     yield home
     if notes.is_file():

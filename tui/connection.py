@@ -85,6 +85,18 @@ class EngineLink:
         process = self.process  # looked at once and without the lock, which `stop` holds until the engine has ended
         return process.failure() if process is not None else None
 
+    def is_free(self, own: int) -> bool:
+        """No request but so many of ours is at the engine, as far as one that is shared tells."""
+        from glmchat.chat.shared_engine import SharedEngine, users_of
+
+        process = self.process
+        if not isinstance(process, SharedEngine):
+            return True
+        try:
+            return users_of(process.socket_path).answers <= own
+        except GlmchatError:
+            return False
+
     def resources(self) -> Resources:
         from glmchat.chat.engine_process import gpu_memory, process_memory
 

@@ -68,6 +68,11 @@ class Ended(Message, bubble=False):
 
 
 @dataclass
+class Titled(Message, bubble=False):
+    """A conversation has a title that the model wrote."""
+
+
+@dataclass
 class Measured(Message, bubble=False):
     """What the next request would hold."""
 

@@ -14,12 +14,13 @@ from glmchat.core.text import is_chinese, one_line, short_name
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import note_of, show_changes, turns_of
-from glmchat.tui.messages import Ended, Heard, Measured, Opened, PartsCounted
+from glmchat.tui.messages import Ended, Heard, Measured, Opened, PartsCounted, Titled
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.unsent import Unsent
 from glmchat.tui.view import View
 
 if TYPE_CHECKING:
+    from glmchat.chat.client.endpoint import Stop
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.session import ChatSession, SessionEvent
     from glmchat.core.settings import Settings
@@ -43,6 +44,9 @@ class Talk:
         self._drawing = AnswerDrawing(view)
         self._completions = 0
         self._then: Callable[[], None] | None = None  # what waits until the answer in view has stopped
+        self._titles = "never"  # as the settings say
+        self._unnamed: int | None = None  # the conversation that was answered last, until a title was asked for
+        self._naming: Stop | None = None
         self.elsewhere = False  # another window writes an answer in the conversation in view
 
     @property
@@ -66,6 +70,7 @@ class Talk:
         from glmchat.chat.connect import open_session
         from glmchat.chat.history.history import History
 
+        self._titles = settings.titles
         launch = self._connection.launch
         path = locations.history_file() if launch.history and settings.history else None
         history = History.open(path)
@@ -171,6 +176,7 @@ class Talk:
 
         if self.busy:
             raise already_streaming()
+        self._stop_naming()
         self.answering = answering
         self._view.status.show(activity=tr("thinking"), progress=None)
         self._view.start_thread(lambda: self._speak(answering, events), "answer")
@@ -265,6 +271,36 @@ class Talk:
         """Now and then."""
         self.look_around()
         self.send_queued()
+        self._name_conversation()
+
+    # The title
+
+    def _name_conversation(self) -> None:
+        """After an answer, in idle time, the model is asked for a title, and left as soon as anybody needs it."""
+        from glmchat.chat.client.endpoint import Stop
+
+        session = self.session
+        if session is None or self._unnamed != session.tree.conversation.id or not self._connection.ready:
+            return
+        if self.being_written or self.queue or self.elsewhere or len(self._view.app.screen_stack) > 1:
+            return
+        self._unnamed = None
+        if self._titles == "never" or not (session.decides or self._titles == "always") or not session.wants_title:
+            return
+        stop, link = Stop(), self._connection.link
+        self._naming = stop
+
+        def name() -> None:
+            with suppress(GlmchatError):  # it keeps its first words
+                if session.write_title(stop, link.is_free):
+                    self._view.post_message(Titled())
+
+        self._view.start_thread(name, "title")
+
+    def _stop_naming(self) -> None:
+        if self._naming is not None:
+            self._naming.now()
+            self._naming = None
 
     # Stopping
 
@@ -283,11 +319,13 @@ class Talk:
         return bool(self.behind)
 
     def stop_all(self) -> None:
+        self._stop_naming()
         for answering in self.being_written:
             answering.stop()
 
     def when_quiet(self, act: Callable[[], None]) -> None:
         """Do it now. Where an answer is being written, stop that first: what was said is kept."""
+        self._stop_naming()
         if self.answering is None:
             act()
             return
@@ -318,6 +356,7 @@ class Talk:
             self._view.transcript.finish(answering.key, tr("stopped") if answering.stopping else "")
         else:
             self._view.show_title()
+            self._unnamed = answering.session.tree.conversation.id
         if then is not None:
             then()
         elif error is None:

@@ -309,6 +309,7 @@ TOUCH_SEARCH = (
 )
 FORGET_PIECES = "DELETE FROM piece WHERE message = ?"
 
+GIVE_TITLE = "UPDATE conversation SET title = ? WHERE id = ? AND title = ? AND NOT renamed"
 _HIT = "c.id, c.title, m.id, m.role, coalesce(m.text, c.title), coalesce(m.created, c.created)"
 _LIVING = "c.deletion IS NULL AND (m.id IS NULL OR m.deletion IS NULL)"
 _HITS = (

@@ -193,6 +193,17 @@ class History:
     def rename(self, tree: Tree, title: str) -> None:
         self.change(tree, title=one_line(title.strip(), 120), renamed=True)
 
+    def give_title(self, tree: Tree, title: str) -> bool:
+        """A title that a model wrote, in place of the first words; False where a person has given one meanwhile."""
+        with self._lock:
+            values = (title, tree.conversation.id, tree.conversation.title)
+            self.store.attempt(lambda: self.store.run(database.GIVE_TITLE, values))
+            head = self.find(tree.conversation.id)
+            is_given = head is not None and head.title == title and not head.renamed
+            if is_given:  # nothing to be saved: a later save must not bring it back over a person's
+                tree.conversation = replace(tree.conversation, title=title)
+        return is_given
+
     def pin(self, tree: Tree, pinned: bool) -> None:
         self.change(tree, pinned=pinned)
 

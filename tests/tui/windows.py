@@ -92,6 +92,7 @@ def make_app(
 ) -> GlmchatApp:
     """behaviour: FakeEngine's arguments; child: in a process of its own, then fake_server's."""
     if not child:
+        settings = settings or Settings(titles="never")
         return GlmchatApp(launch, settings, start=lambda options: EngineInThread(options, **behaviour))  # type: ignore[arg-type,return-value]
     return GlmchatApp(launch, settings, start=lambda options: start_engine(options, command=fake_command(**behaviour)))
 

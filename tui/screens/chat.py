@@ -35,6 +35,7 @@ from glmchat.tui.messages import (
     Ready,
     Resources,
     Served,
+    Titled,
     Weighed,
 )
 from glmchat.tui.reading import Reading
@@ -286,6 +287,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_ended(self, news: Ended) -> None:
         self.talk.end(news.answering, news.error)
+
+    def on_titled(self, news: Titled) -> None:
+        self.show_title()
 
     def on_measured(self, news: Measured) -> None:
         self.talk.measured(news)
