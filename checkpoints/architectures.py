@@ -1,18 +1,23 @@
-"""Whether a network goes on with a text at all: known from its type before anything is loaded.
+"""Whether a network goes on with a text at all, and whether its settings are ones that its type has: known before
+anything is loaded.
 
-Which types can is what the installed transformers says in `models/auto/modeling_auto.py`. Its tables are read as text,
-since its import takes longer than a refusal may.
+Both are what the installed transformers says: in `models/auto/modeling_auto.py`, and in the class of settings of each
+type, whose annotations it checks each value against. They are read as text, since its import takes longer than a
+refusal may.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from glmchat.checkpoints.config import absurd
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.files import read_text
 from glmchat.core.language import tr
@@ -34,13 +39,17 @@ _TABLE = re.compile(r"^MODEL_?(\w*?)_?MAPPING_NAMES = OrderedDict\(\n(.*?)^\)", 
 @cache
 def _types() -> Mapping[str, frozenset[str]]:
     """Table of transformers -> the types in it: "FOR_CAUSAL_LM" -> {"gpt_neox", …}; {} where it cannot be read."""
+    found = _TABLE.findall(_source("models/auto/modeling_auto.py"))
+    return {name: frozenset(re.findall(r'\(\s*"([\w.-]+)",', body)) for name, body in found}
+
+
+def _source(name: str) -> str:
+    """The text of a file of transformers; empty where it cannot be read."""
     found = find_spec("transformers")
-    file = Path(found.origin or "").parent / "models" / "auto" / "modeling_auto.py" if found else Path()
     try:
-        text = read_text(file)
-    except OSError:
-        return {}
-    return {name: frozenset(re.findall(r'\(\s*"([\w.-]+)",', body)) for name, body in _TABLE.findall(text)}
+        return read_text(Path(found.origin or "").parent / name) if found else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def refuse_no_generator(config: Mapping[str, Any], natively: bool) -> None:
@@ -113,3 +122,286 @@ def refuse_pipeline(folder: Path) -> None:
 
 def _other(sentence: str, hint: str | None = None) -> Usage:
     return Usage(sentence, hint=hint or tr("use a model that was trained to generate text"), code="model.kind")
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """annotation: of what types a value is; least, most: where there is a range; default: None for none or a call."""
+
+    annotation: ast.expr
+    least: float
+    most: float
+    default: Any
+
+
+_BOUNDLESS = (-float("inf"), float("inf"))
+_PARTS = ("text_config",)  # settings of their own within those of a model that also sees or hears
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+_DTYPES = ("float", "float16", "float32", "float64", "half", "double", "bfloat16")  # in which torch can hold a model
+_SLIDING = "sliding_attention"
+_ROPE_DEFAULTS = ("rope_type", "rope_theta", "original_max_position_embeddings")  # known from elsewhere where not said
+
+
+def refuse_settings(config: Mapping[str, Any]) -> None:
+    """Raise Damaged, with its name, for a setting that transformers would not take for this type of model.
+
+    What it takes and what means nothing to the network is left alone. A type that it does not know has no such rules
+    but one: the weights are of a type that torch has.
+    """
+    for settings in (config, *(part for name in _PARTS if isinstance(part := config.get(name), Mapping))):
+        _refuse_dtype(settings)
+        fields = _fields(settings.get("model_type"))
+        for name in fields.keys() & settings.keys():
+            _refuse_value(name, settings[name], fields[name])
+        if fields:
+            _refuse_activation(settings, fields)
+            _refuse_layers(settings, fields)
+            _refuse_rope(settings, fields)
+            _refuse_padding(settings, fields)
+
+
+def _refuse_dtype(settings: Mapping[str, Any]) -> None:
+    name = "torch_dtype" if settings.get("dtype") is None else "dtype"
+    value = settings.get(name)
+    if isinstance(value, Mapping | None) or (isinstance(value, str) and value in _DTYPES):
+        return
+    raise _refused(name, value, tr("expected one of {names}", names=", ".join(_DTYPES)))
+
+
+def _refuse_value(name: str, value: Any, field: _Field) -> None:
+    if not _is_of(value, field.annotation):
+        kinds = tr(" or ").join(dict.fromkeys(_words_of(field.annotation)))
+        raise _refused(name, value, tr("expected {kinds}: the file is damaged or not a model", kinds=kinds))
+    if isinstance(value, int | float) and not field.least <= value <= field.most:
+        raise _refused(
+            name, value, tr("expected a number between {low:g} and {high:g}", low=field.least, high=field.most)
+        )
+
+
+def _refuse_activation(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+    known = _activations()
+    for name in _ACTIVATIONS:
+        value = settings.get(name)
+        if name not in fields or not isinstance(value, str) or not known:
+            continue
+        if value not in known and not _has_code_for(settings["model_type"], value):
+            raise _refused(name, value, tr("expected one of {names}", names=", ".join(known)))
+
+
+def _refuse_layers(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+    """Kinds of layers that there are, one for each layer, with a window where one of them needs it."""
+    allowed, old = _layer_kinds()
+    layers, kinds = _value("num_hidden_layers", settings, fields), settings.get("layer_types")
+    if kinds is not None and allowed:
+        count = layers if isinstance(layers, int) else None
+        words = [old.get(kind, kind) for kind in kinds] if _is_texts(kinds) else None
+        if words is None or not set(words) <= set(allowed) or (count is not None and len(words) != count):
+            hint = tr(
+                "expected one of {names} for each of {count} layers", names=", ".join(allowed), count=count or "?"
+            )
+            raise _refused("layer_types", kinds, hint)
+    window = _value("sliding_window", settings, fields)
+    if "use_sliding_window" in fields and not _value("use_sliding_window", settings, fields):
+        window = None
+    slides = isinstance(kinds, list) and _SLIDING in kinds
+    if not isinstance(window, int | None) or isinstance(window, bool) or (slides and window is None):
+        raise _refused("sliding_window", window, tr("expected the number of tokens that a layer looks back"))
+    if window is not None and window < 1 and (slides or (kinds is None and "sliding_window" in fields)):
+        raise _refused("sliding_window", window, tr("expected the number of tokens that a layer looks back"))
+
+
+def _refuse_rope(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+    if "rope_parameters" not in fields:
+        return
+    known = _rope_kinds()
+    given = next((v for key in ("rope_scaling", "rope_parameters") if isinstance(v := settings.get(key), Mapping)), {})
+    tables = [given]
+    if given and all(isinstance(value, Mapping | None) for value in given.values()):  # one for each kind of layer
+        tables = [value for value in given.values() if isinstance(value, Mapping)]
+    for table in tables:
+        kind = table.get("rope_type", table.get("type", "default"))
+        kind = "default" if kind is None else kind
+        if isinstance(kind, str) and kind not in known and _has_code_for(settings["model_type"], kind):
+            continue
+        if known and (not isinstance(kind, str) or kind not in known):
+            raise _refused("rope_type", kind, tr("expected one of {names}", names=", ".join(known)))
+        for name in known.get(kind, ()):
+            if name not in table and settings.get(name) is None:
+                raise _refused(name, None, tr("a rope_type of {kind} needs it", kind=kind))
+        both = table if "rope_theta" in table else settings
+        theta = both.get("rope_theta", 1.0)
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+            raise _refused("rope_theta", theta, tr("expected a number above 0"))
+
+
+def _refuse_padding(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+    """An embedding that keeps a row for padding needs that row; ids of other tokens may lie anywhere."""
+    pad, rows = settings.get("pad_token_id"), _value("vocab_size", settings, fields)
+    if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows and _pads(settings["model_type"]):
+        hint = tr("expected the id of a token below {rows}, or null", rows=rows)
+        raise _refused("pad_token_id", pad, hint)
+
+
+def _refused(name: str, value: Any, hint: str) -> Damaged:
+    shown = "null" if value is None else one_line(repr(value), 60)
+    return absurd(tr("{name} is {value} in the model's configuration", name=name, value=shown), hint)
+
+
+def _value(name: str, settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> Any:
+    if name in settings or name not in fields:
+        return settings.get(name)
+    return fields[name].default
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _is_of(value: Any, annotation: ast.expr) -> bool:
+    """Whether a value of JSON is of an annotated type, as huggingface_hub's `strict` judges it. What a file cannot hold
+    or nobody here knows is taken."""
+    match annotation:
+        case ast.BinOp(left=left, right=right):
+            return _is_of(value, left) or _is_of(value, right)
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Name(id="bool"):
+            return isinstance(value, bool)
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool)
+        case ast.Name(id="float"):
+            return isinstance(value, float)
+        case ast.Name(id="str"):
+            return isinstance(value, str)
+        case ast.Name(id="list" | "tuple"):
+            return isinstance(value, list)
+        case ast.Name(id="dict" | "PreTrainedConfig" | "RopeParameters") | ast.Subscript(value=ast.Name(id="dict")):
+            return isinstance(value, Mapping)
+        case ast.Subscript(value=ast.Name(id="list"), slice=inner) if not isinstance(inner, ast.Tuple):
+            return isinstance(value, list) and all(_is_of(part, inner) for part in value)
+    return True
+
+
+def _words_of(annotation: ast.expr) -> Iterator[str]:
+    match annotation:
+        case ast.BinOp(left=left, right=right):
+            yield from _words_of(left)
+            yield from _words_of(right)
+        case ast.Constant(value=None):
+            yield "null"
+        case ast.Name(id="bool"):
+            yield tr("true or false")
+        case ast.Name(id="int"):
+            yield tr("a whole number")
+        case ast.Name(id="float"):
+            yield tr("a number with a decimal point")
+        case ast.Name(id="str"):
+            yield tr("a text")
+        case ast.Name(id="list" | "tuple") | ast.Subscript(value=ast.Name(id="list" | "tuple")):
+            yield tr("a list")
+        case _:
+            yield tr("a table of settings")
+
+
+@cache
+def _fields(kind: Any) -> Mapping[str, _Field]:
+    """What transformers' class of settings for a type says of each of them; {} for a type that has none."""
+    name = _classes().get(kind) if isinstance(kind, str) else None
+    if name is None:
+        return {}
+    module = _module(kind)
+    try:
+        body = ast.parse(_source(f"models/{module}/configuration_{module}.py")).body
+    except SyntaxError:
+        return {}
+    classes = {part.name: part for part in body if isinstance(part, ast.ClassDef)}
+    return _fields_of(name, classes)
+
+
+def _fields_of(name: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, _Field]:
+    made = classes.get(name)
+    if made is None:
+        return {}
+    fields: dict[str, _Field] = {}
+    for base in made.bases:
+        fields |= _fields_of(base.id, classes) if isinstance(base, ast.Name) else {}
+    for line in made.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            fields[line.target.id] = _field(line)
+    return fields
+
+
+def _field(line: ast.AnnAssign) -> _Field:
+    least, most = _BOUNDLESS
+    value = line.value
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Call):  # interval(min=0.0, max=1.0)(default=0.02)
+        bounds = {word.arg: ast.literal_eval(word.value) for word in value.func.keywords}
+        least, most = bounds.get("min", least), bounds.get("max", most)
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    try:
+        default = ast.literal_eval(value) if value is not None else None
+    except ValueError:
+        default = None
+    return _Field(line.annotation, least, most, default)
+
+
+@cache
+def _classes() -> Mapping[str, str]:
+    """Type -> its class of settings."""
+    return dict(re.findall(r'\("([\w.-]+)", "(\w+Config)"\)', _source("models/auto/auto_mappings.py")))
+
+
+@cache
+def _modules() -> Mapping[str, str]:
+    """Type -> the folder of its class, where that has another name."""
+    return dict(re.findall(r'\("([\w.-]+)", "([a-z]\w*)"\)', _source("models/auto/auto_mappings.py")))
+
+
+@cache
+def _activations() -> Sequence[str]:
+    body = re.search(r"^ACT2CLS = \{\n(.*?)^\}", _source("activations.py"), re.MULTILINE | re.DOTALL)
+    return re.findall(r'^    "(\w+)":', body[1], re.MULTILINE) if body else []
+
+
+@cache
+def _layer_kinds() -> tuple[Sequence[str], Mapping[str, str]]:
+    """The kinds of layers, and older names of some."""
+    source = _source("configuration_utils.py")
+    kinds = re.search(r"^ALLOWED_ATTN_LAYER_TYPES = \(\n(.*?)^\)", source, re.MULTILINE | re.DOTALL)
+    older = re.search(r"^_LEGACY_LAYER_TYPE_REMAP = \{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL)
+    return (
+        re.findall(r'^    "(\w+)",', kinds[1], re.MULTILINE) if kinds else [],
+        dict(re.findall(r'^    "(\w+)": "(\w+)",', older[1], re.MULTILINE)) if older else {},
+    )
+
+
+@cache
+def _rope_kinds() -> Mapping[str, Sequence[str]]:
+    """Way of scaling positions -> what has to be said of it; {} where it cannot be read."""
+    source = _source("modeling_rope_utils.py")
+    table = re.search(r"^ROPE_INIT_FUNCTIONS\b.*? = \{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL)
+    kinds = re.findall(r'^    "(\w+)":', table[1], re.MULTILINE) if table else []
+    needs = dict(re.findall(r"def _validate_(\w+)_rope_parameters\(.*?required_keys = \{(.*?)\}", source, re.DOTALL))
+    found = {kind: re.findall(r'"(\w+)"', needs.get(kind, "")) for kind in kinds}
+    others = {kind: [name for name in names if name not in _ROPE_DEFAULTS] for kind, names in found.items()}
+    return {"default": (), **others} if kinds else {}
+
+
+def _pads(kind: str) -> bool:
+    """Whether the network of a type gives its embedding the row of the padding."""
+    return "padding_idx" in _code(kind)
+
+
+def _has_code_for(kind: str, word: str) -> bool:
+    """Whether the files of a type know a word that the tables do not."""
+    return bool(word) and f'"{word}"' in _code(kind)
+
+
+@cache
+def _code(kind: str) -> str:
+    module = _module(kind)
+    return "".join(_source(f"models/{module}/{part}_{module}.py") for part in ("configuration", "modeling"))
+
+
+def _module(kind: str) -> str:
+    return _modules().get(kind, kind.replace("-", "_"))

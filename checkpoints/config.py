@@ -29,6 +29,7 @@ _LARGEST = {
 }
 _MAY_BE_NONE_AT_ALL = ("pre_seq_len",)
 _ANY = 2**24
+_ANY_NUMBER = 1e37  # float32 ends at 3.4e38
 
 
 def absurd(sentence: str, hint: str) -> Damaged:
@@ -65,6 +66,16 @@ def integer(
         hint=tr("the folder contains another kind of model, or config.json is incomplete"),
         code="config.missing",
     )
+
+
+def epsilon(config: Mapping[str, Any], name: str, default: float) -> float:
+    """What a norm adds to a variance: a number of any size, as every implementation takes it."""
+    return number(config, name, low=-_ANY_NUMBER, high=_ANY_NUMBER, default=default)
+
+
+def rope_theta(config: Mapping[str, Any]) -> float:
+    """The base of the rotary frequencies."""
+    return number(config, "rope_theta", low=1 / _ANY_NUMBER, high=_ANY_NUMBER, default=10000.0)
 
 
 def refuse_absurd(config: Mapping[str, Any]) -> None:

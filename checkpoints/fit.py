@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from glmchat.checkpoints.architectures import refuse_no_generator, refuse_pipeline
+from glmchat.checkpoints.architectures import refuse_no_generator, refuse_pipeline, refuse_settings
 from glmchat.checkpoints.chat_template import check_template, template_of, unheard, variables_of
 from glmchat.checkpoints.config import absurd, refuse_absurd, refuse_types, settle_generation
 from glmchat.checkpoints.families import has_experts, is_native, is_quantisable, parse, spec_of
@@ -62,6 +62,7 @@ def check_folder(folder: Path) -> None:
     refuse_adapter_folder(folder, config)
     natively = is_native(config)
     refuse_no_generator(config, natively)
+    refuse_settings(config)
     refuse_unread(config)
     if natively or not isinstance(config.get("model_type"), str):
         parse(config)

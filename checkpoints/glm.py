@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.config import absurd, integer, number, token_ids
+from glmchat.checkpoints.config import absurd, epsilon, integer, number, rope_theta, token_ids
 from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.language import tr
@@ -75,8 +75,8 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
         generation=_TYPES[kind],
         extra={
-            "eps": number(config, "rms_norm_eps", high=1.0, default=1.5625e-7),
-            "theta": number(rope, "rope_theta", low=1, default=10000.0),
+            "eps": epsilon(config, "rms_norm_eps", 1.5625e-7),
+            "theta": rope_theta(rope),
             "rotated": rotated,
             "qkv_bias": bool(config.get("attention_bias", True)),
             "output_bias": False,

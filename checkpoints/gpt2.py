@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.config import absurd, integer, number, token_ids
+from glmchat.checkpoints.config import absurd, epsilon, integer, token_ids
 from glmchat.checkpoints.quantised import described
 from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
@@ -55,7 +55,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         bos_id=bos[0] if bos else None,
         generation=WORDS["cpm"] if is_cpm(config) else None,
         extra={
-            "epsilon": number(config, "layer_norm_epsilon", default=1e-5, high=1.0),
+            "epsilon": epsilon(config, "layer_norm_epsilon", 1e-5),
             "gelu": "none" if config.get("activation_function") == "gelu" else "tanh",
             "tied": tied,
             "ignored": ("lm_head.weight",) if tied else (),  # most files repeat the embedding under this name

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from glmchat.checkpoints.config import absurd, integer, number, token_ids
+from glmchat.checkpoints.config import absurd, epsilon, integer, number, rope_theta, token_ids
 from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.core.language import tr
@@ -30,18 +30,28 @@ def _rope_type(config: Mapping[str, Any]) -> str:
 
 
 def matches(config: Mapping[str, Any]) -> bool:
-    """Variants that need more than this file computes go to transformers: sliding windows, experts, other scalings."""
+    """Variants that need more than this file computes go to transformers: sliding windows, experts, other scalings.
+
+    A window that a Llama names acts on its cache there, though its layers know of none.
+    """
     kind = config.get("model_type")
-    sliding = config.get("sliding_window") and (kind == "mistral" or config.get("use_sliding_window"))
+    sliding = config.get("sliding_window") is not None and (
+        config.get("use_sliding_window") or not str(kind).startswith("qwen")
+    )
     return (
         kind in TYPES
         and not sliding
+        and _sees_all(config.get("layer_types"))
         and not config.get("num_local_experts")
         and config.get("hidden_act", "silu") in ("silu", "swish")
         and not config.get("rope_interleaved")
         and is_read(config)
         and _rope_type(config) in _ROPE_TYPES
     )
+
+
+def _sees_all(layer_types: Any) -> bool:
+    return not isinstance(layer_types, list) or all(kind in ("full_attention", "attention") for kind in layer_types)
 
 
 def _yarn(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, float]:
@@ -93,16 +103,14 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     rope = _rope(config)
     scaling: dict[str, float] = {}
     if _rope_type(config) in ("linear", "llama3"):
-        scaling["factor"] = number(rope, "factor", low=1e-3, high=1e6)
+        scaling["factor"] = number(rope, "factor", low=1e-3, high=1e9)
     if _rope_type(config) == "llama3":
         scaling["low"] = number(rope, "low_freq_factor", low=1e-3, high=1e6)
         scaling["high"] = number(rope, "high_freq_factor", low=scaling["low"] * 1.0001, high=1e6)
         scaling["original"] = number(rope, "original_max_position_embeddings", low=1, high=1e9)
     if _rope_type(config) == "yarn":
         scaling |= _yarn(config, rope)
-    theta = number(
-        {**config, **{k: v for k, v in rope.items() if k == "rope_theta"}}, "rope_theta", low=1, default=10000.0
-    )
+    theta = rope_theta({**config, **{k: v for k, v in rope.items() if k == "rope_theta"}})
     kind = str(config.get("model_type"))
     tied = bool(config.get("tie_word_embeddings", False))
     bias = bool(config.get("attention_bias", kind == "qwen2"))
@@ -120,7 +128,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         bos_id=next(iter(token_ids(config.get("bos_token_id"), vocab)), None),
         generation=None if kind == "llama" else kind,
         extra={
-            "eps": number(config, "rms_norm_eps", high=1.0, default=1e-6),
+            "eps": epsilon(config, "rms_norm_eps", 1e-6),
             "theta": theta,
             "rope": scaling,
             "rope_freqs": bool(config.get("rope_freqs")),

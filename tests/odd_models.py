@@ -286,6 +286,20 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
     "a config of words for numbers": (lambda f: llama(f, vocab_size="many"), "config.absurd", 3),
     "a config without a type": (lambda f: llama(f, model_type=None), "model.unknown_family", 3),
     "a config without a width": (lambda f: write(llama(f), {"config.json": _NO_KEY}), "config.missing", 3),
+    "an activation nobody knows": (lambda f: llama(f, hidden_act="nonsense"), "config.absurd", 3),
+    "a type of weights nobody knows": (lambda f: llama(f, torch_dtype="bf17"), "config.absurd", 3),
+    "kinds of layers nobody knows": (lambda f: llama(f, layer_types=["odd", "odd"]), "config.absurd", 3),
+    "one kind of layer too few": (lambda f: llama(f, layer_types=["full_attention"]), "config.absurd", 3),
+    "a window in words": (lambda f: llama(f, sliding_window="wide"), "config.absurd", 3),
+    "a window of no tokens": (lambda f: llama(f, model_type="mistral", sliding_window=0), "config.absurd", 3),
+    "a begin token in words": (lambda f: llama(f, bos_token_id="<s>"), "config.absurd", 3),
+    "an end token that is none": (lambda f: llama(f, eos_token_id=[None]), "config.absurd", 3),
+    "a padding token without a row": (lambda f: llama(f, pad_token_id=272), "config.absurd", 3),
+    "an epsilon in words": (lambda f: llama(f, rms_norm_eps="1e-5"), "config.absurd", 3),
+    "a scaling of positions nobody knows": (
+        lambda f: llama(f, rope_scaling={"rope_type": "odd", "factor": 2.0}), "config.absurd", 3),
+    "a table of settings in place of a number": (
+        lambda f: llama(f, model_type="phi3", original_max_position_embeddings={}), "config.absurd", 3),
     "a config of a larger network": (lambda f: llama(f, hidden_size=4096, num_hidden_layers=32), "config.absurd", 3),
     "no tokenizer": (lambda f: _without(llama(f), "tokenizer.json", "tokenizer_config.json"), "tokenizer.missing", 3),
     "a tokenizer of an unknown model": (

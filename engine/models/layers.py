@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -25,7 +26,8 @@ class RMSNorm(nn.Module):
         if x.numel() == self.size and x.dtype == torch.float32 and x.is_cpu:
             # Decoding: fewer operations, a third of the time.
             row = x.view(-1)
-            scale = (torch.dot(row, row).item() / self.size + self.eps) ** -0.5
+            mean = torch.dot(row, row).item() / self.size + self.eps
+            scale = mean**-0.5 if mean > 0 else math.inf if mean == 0 else math.nan  # an epsilon may be 0, or below
             return torch.mul(x, self.weight).mul_(scale)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self.eps))

@@ -44,17 +44,22 @@ _REACHING = (
     "kernel_config",
     "custom_pipelines",
 )
+# What would change only the form of what a forward returns, or is said of heads that answer with a class.
+_OTHER_ANSWERS = ("return_dict", "output_hidden_states", "output_attentions", "id2label", "label2id", "problem_type")
 
 
 def _clean(config: Any) -> Any:
-    """The configuration without the fields that reach for code; floats that JSON has no word for as transformers
-    writes them, {"__float__": "Infinity"}."""
+    """The configuration without the fields that reach for code or for answers of another form; floats that JSON has no
+    word for as transformers writes them, {"__float__": "Infinity"}.
+    """
     if isinstance(config, list):
         return [_clean(part) for part in config]
     if isinstance(config, Mapping) and config.get("__float__") in ("Infinity", "-Infinity", "NaN"):
         return float(config["__float__"])
     if isinstance(config, Mapping):
-        return {key: _clean(value) for key, value in config.items() if key.lstrip("_") not in _REACHING}
+        return {
+            key: _clean(value) for key, value in config.items() if key.lstrip("_") not in (*_REACHING, *_OTHER_ANSWERS)
+        }
     return config
 
 

@@ -5,13 +5,15 @@ Covers engine/models/base.py, engine/models/layers.py.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from glmchat.engine import Engine
+from glmchat.checkpoints.architectures import refuse_settings
+from glmchat.engine import Engine, Sampling
 from glmchat.engine.adapters.low_rank import fused
 from glmchat.engine.models import layers
 from glmchat.engine.quantize.linear import QuantLinear
@@ -53,6 +55,39 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = theirs(torch.tensor([IDS])).logits[0]
     assert torch.allclose(mine.logits(IDS), wanted, atol=1e-4)
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "no epsilon": {"rms_norm_eps": 0.0},
+    "an epsilon below zero": {"rms_norm_eps": -1e-5},
+    "a huge epsilon": {"rms_norm_eps": 1e9},
+    "a huge base of the positions": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e30}},
+    "a small base of the positions": {"rope_parameters": {"rope_type": "default", "rope_theta": 0.5}},
+    "a window that its layers do not know": {"sliding_window": 8},
+    "tokens outside the vocabulary": {"bos_token_id": 9999, "eos_token_id": -1, "pad_token_id": -2},
+    "another activation": {"hidden_act": "relu2"},
+    "answers of another form": {"output_hidden_states": True, "id2label": {"0": "good"}},
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_settings_that_transformers_takes_give_its_logits_and_its_answer(case: str, tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, **ODD[case])).eval()
+    theirs.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        right = theirs(torch.tensor([IDS]), output_hidden_states=False).logits[0]
+        made = theirs.generate(
+            torch.tensor([IDS]), max_new_tokens=12, do_sample=False, eos_token_id=None, bos_token_id=1
+        )
+    refuse_settings(json.loads((tmp_path / "config.json").read_text()))
+    mine = Engine.load(tmp_path, dtype="float32", threads=1)
+    assert torch.allclose(mine.logits(IDS), right, atol=1e-4)
+    sampling = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
+    assert list(mine.generate(IDS, sampling)) == getattr(made, "sequences", made)[0, len(IDS) :].tolist()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
