@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from glmchat.checkpoints.families import refuse_quantising
@@ -163,11 +164,14 @@ def problem_of(row: Installed) -> GlmchatError | None:
     """Why `glmchat run` would refuse it, as far as a look at the files tells."""
     if row.kind == "adapter":
         return None
-    if not row.complete:
-        return unfinished(row)
+    return unfinished(row) if not row.complete else problem_at(row.path)
+
+
+def problem_at(path: Path) -> GlmchatError | None:
+    """As `problem_of`, for a folder or a GGUF file that has no name yet."""
     try:
-        check_folder(row.path)
-        check_chat(row.path)
+        check_folder(path)
+        check_chat(path)
     except GlmchatError as error:
         return error
     return None

@@ -200,6 +200,8 @@ def weight_files(folder: Path) -> list[Path]:
     named, or with what lies there instead."""
     names = file_names(folder)
     chosen = chosen_weights(folder, names)
+    if (link := dead_link(folder, chosen)) is not None:
+        require_readable(link)
     if chosen is None:
         raise no_weights(str(folder), file_names(folder, below=True))
     if chosen.missing:
@@ -209,6 +211,15 @@ def weight_files(folder: Path) -> list[Path]:
         refuse_pointer(path)
         refuse_cut(path)
     return paths
+
+
+def dead_link(folder: Path, chosen: WeightSet | None) -> Path | None:
+    """A link to nothing where weights should be: one that is missing of those that were chosen, the file that comes
+    before all others, or any where none were."""
+    kinds = (".safetensors", ".bin", ".gguf")
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in kinds] if chosen is None else []
+    paths += [folder / name for name in ("model.safetensors", *(chosen.missing if chosen is not None else ()))]
+    return next((path for path in paths if path.is_symlink() and not path.exists()), None)
 
 
 def shards_of(index: Path) -> list[str]:

@@ -180,6 +180,8 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Give a model folder a name, without copying it."""
+    from glmchat.chat.launch import problem_at
+    from glmchat.core.errors import Hostile
     from glmchat.hub.references import parse
     from glmchat.hub.registration import register as register_folder
     from glmchat.hub.store import stopped
@@ -190,6 +192,9 @@ def add(
             hint=tr("use a plain name without /, @ or : that is not a folder here"),
             code="add.name",
         )
+    problem = problem_at(user_path(path))
+    if isinstance(problem, Hostile):  # what wants to run code gets no name either
+        raise problem
     try:
         with nullcontext() if as_json else output.progress() as meter:
             row = register_folder(user_path(path), name, _to(meter), lambda: False)
@@ -197,10 +202,13 @@ def add(
         raise stopped() from None
     if as_json:
         output.json_line(row.to_json())
-        return
-    output.say(tr("{name} is {path}", name=row.name, path=row.path))
-    if row.repo:
-        output.say(tr("its files are those of {repo} at {revision}", repo=row.repo, revision=row.revision))
+    else:
+        output.say(tr("{name} is {path}", name=row.name, path=row.path))
+        if row.repo:
+            output.say(tr("its files are those of {repo} at {revision}", repo=row.repo, revision=row.revision))
+    if problem is not None:
+        output.say(f"{tr('does not run')}: {problem.message}")
+        output.say(f"{tr('what helps')}: {problem.hint}")
 
 
 def alias(

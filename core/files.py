@@ -127,14 +127,15 @@ def require_readable(path: Path) -> None:
 
 # What is read of a folder by its name, by us or by the libraries that read vocabularies and weights.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-_WORDS = ("added_tokens.json", "special_tokens_map.json", "vocab.*")
+_WORDS = ("added_tokens.json", "chat_template.json", "special_tokens_map.json", "vocab.*")
 
 
 def require_plain_folder(folder: Path) -> None:
     """Raise Damaged for what lies in a folder and is no file: a pipe or a device of any name, and under a name that is
-    read anything else too, one that this user may not read, or one over its bound. Libraries open them by name.
+    read anything else too, a link to nothing, one that this user may not read, or one over its bound. Libraries open
+    them by name.
 
-    A link whose file is not there yet counts as absent: a pull may have been broken off.
+    Of weights not all may be needed: a link to nothing is one that is missing, which is found where they are chosen.
     """
     names = [pattern for pattern, _ in _BOUNDS] + [*_WEIGHTS, *_WORDS]
     try:
@@ -147,7 +148,8 @@ def require_plain_folder(folder: Path) -> None:
                 elif is_read:
                     _touch(path)
             except FileNotFoundError:
-                continue
+                if is_read and path.is_symlink() and not any(fnmatchcase(path.name, pattern) for pattern in _WEIGHTS):
+                    raise
     except OSError as error:
         raise unreadable(Path(error.filename or folder), error) from None
 

@@ -144,6 +144,20 @@ def _without(folder: Path, *names: str) -> Path:
     return folder
 
 
+def _gone(path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    return path
+
+
+def _running_code() -> bytes:
+    """A file of torch whose pickle calls a function of the system."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
+        archive.writestr("archive/version", b"3\n")
+    return packed.getvalue()
+
+
 def _linked(path: Path) -> Path:
     path.symlink_to(path.parent / "nowhere")
     return path
@@ -271,7 +285,7 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
     "a page in place of the weights": (
         lambda f: write(llama(f, weights=False), {"model.safetensors": _PAGE}), "weights.damaged", 3),
     "weights that are a dangling link": (
-        lambda f: _linked(llama(f, weights=False) / "model.safetensors").parent, "weights.none", 3),
+        lambda f: _linked(llama(f, weights=False) / "model.safetensors").parent, "config.unreadable", 3),
     "an index that leads elsewhere": (
         lambda f: write(llama(f, weights=False), {"model.safetensors.index.json": {"weight_map": {"a": "../x"}}}),
         "weights.path", 3),
@@ -300,6 +314,17 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
         lambda f: llama(f, rope_scaling={"rope_type": "odd", "factor": 2.0}), "config.absurd", 3),
     "a table of settings in place of a number": (
         lambda f: llama(f, model_type="phi3", original_max_position_embeddings={}), "config.absurd", 3),
+    **{
+        f"{name} that links to nothing": (
+            lambda f, name=name: _linked(_gone(llama(f) / name)).parent, "config.unreadable", 3)  # type: ignore[misc]
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json",
+                     "chat_template.jinja", "model.safetensors", "added_tokens.json")
+    },
+    "shards of which one links to nothing": (
+        lambda f: _linked(_sharded(f, missing=True) / "model-00002-of-00002.safetensors").parent,
+        "config.unreadable", 3),
+    "a pickle that runs code": (
+        lambda f: write(llama(f, weights=False), {"pytorch_model.bin": _running_code()}), "weights.pickle", 3),
     "a config of a larger network": (lambda f: llama(f, hidden_size=4096, num_hidden_layers=32), "config.absurd", 3),
     "no tokenizer": (lambda f: _without(llama(f), "tokenizer.json", "tokenizer_config.json"), "tokenizer.missing", 3),
     "a tokenizer of an unknown model": (

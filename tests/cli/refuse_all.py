@@ -88,6 +88,8 @@ def main() -> None:
         said = {"run": command("run", request["base"], "hi", "--adapter", path, "--json")}
         said["add"] = command("adapters", "add", path, "--base", request["base"], "--json")
         found["adapters"][name] = said
+    for name, path in request["models"].items():  # last, as it gives them names
+        found["models"][name]["add"] = command("add", path, "--json")
     from glmchat.core import locations
 
     found["store"] = [p.name for p in Path(locations.adapters_dir()).glob("*")]

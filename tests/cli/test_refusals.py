@@ -72,6 +72,17 @@ def test_what_is_no_model_is_refused_in_the_same_words_by_every_face(name: str, 
     assert max(face["seconds"] for face in faces.values()) < SECONDS
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_what_does_not_run_gets_no_name_without_a_word(name: str, told: Any) -> None:
+    run, add = told["models"][name]["run"]["said"], told["models"][name]["add"]
+    assert isinstance(add["exit"], int)
+    if name == "a pickle that runs code" or add["exit"] != 0:
+        assert add["exit"] in (2, 3) and len(add["lines"]) == 2 and not add["said"].get("name")
+    else:
+        assert add["lines"] == [f"does not run: {run['message']}", f"what helps: {run['hint']}"]
+    assert add["seconds"] < SECONDS
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_what_is_no_adapter_for_a_model_is_refused_where_it_is_typed(name: str, told: Any) -> None:
     _, code, number = ADAPTERS[name]
