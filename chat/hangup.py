@@ -9,6 +9,7 @@ SIGTERM (`kill`) ends an answer in any case, and the process with it, once every
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
 EXIT = 128 + signal.SIGHUP  # what a shell reports of a program that SIGHUP ended
 KILLED = 128 + signal.SIGTERM
 _POLL = 0.1
+_LOOK = 1.0  # seconds between looks at the terminal, for those who hear no signal
 
 
 class Terminal:
@@ -36,6 +38,14 @@ class Terminal:
     def __init__(self) -> None:
         self._descriptors = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
         self.gone = False
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the other side has closed it. A program whose controlling terminal it is not, hears no SIGHUP."""
+        poll = select.poll()
+        for descriptor in self._descriptors:
+            poll.register(descriptor, 0)
+        return bool(poll.poll(0))
 
     def let_go(self) -> None:
         """Standard input ends, what would go to the screen goes nowhere, and further SIGHUPs are not heard.
@@ -74,15 +84,25 @@ def is_heard() -> bool:
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
-def watch(loop: asyncio.AbstractEventLoop, hang_up: Callable[[], None], terminate: Callable[[], None]) -> None:
+def watch(
+    loop: asyncio.AbstractEventLoop, terminal: Terminal, hang_up: Callable[[], None], terminate: Callable[[], None]
+) -> None:
     """Have these called in the loop's own thread: when the terminal goes away, and at SIGTERM.
 
     Outside the main thread: nothing.
     """
+
+    def look() -> None:
+        if terminal.is_hung_up:
+            hang_up()
+        else:
+            loop.call_later(_LOOK, look)
+
     if threading.current_thread() is not threading.main_thread():
         return
     if is_heard():
         loop.add_signal_handler(signal.SIGHUP, hang_up)
+    look()
     loop.add_signal_handler(signal.SIGTERM, terminate)
 
 

@@ -180,7 +180,7 @@ class GlmchatApp(Steady, App[int]):
 
     def on_mount(self) -> None:
         if not self.is_headless:
-            hangup.watch(asyncio.get_running_loop(), self.hang_up, self.terminate)
+            hangup.watch(asyncio.get_running_loop(), self.terminal, self.hang_up, self.terminate)
             before = signal.getsignal(signal.SIGTSTP)  # Textual's: it leaves the screen, stops, and comes back
             if callable(before):
                 signal.signal(signal.SIGTSTP, rest_around(before))

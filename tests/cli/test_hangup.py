@@ -29,16 +29,19 @@ SLOW = {"pieces": ["word "], "seconds_per_token": 0.02}
 
 
 class OnTerminal:
-    """A program with a controlling terminal that can be taken away, as sshd does when the line breaks."""
+    """A program on a terminal that can be taken away, as sshd does when the line breaks.
 
-    def __init__(self, argv: list[str], **environ: str) -> None:
+    controlling: it is the one that the kernel sends SIGHUP for.
+    """
+
+    def __init__(self, argv: list[str], controlling: bool = True, **environ: str) -> None:
         self.controller, terminal = pty.openpty()
         self.process = subprocess.Popen(
             argv,
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            preexec_fn=lambda: os.login_tty(0),
+            preexec_fn=(lambda: os.login_tty(0)) if controlling else os.setsid,
             env={**os.environ, "COLUMNS": "80", "LINES": "24", **environ},
         )
         os.close(terminal)
@@ -74,8 +77,9 @@ def enough(tmp_path: Path) -> Path:
 def on_terminal(fake_argv: Argv, enough: Path) -> Iterator[Callable[..., OnTerminal]]:
     started: list[OnTerminal] = []
 
-    def start(*arguments: object, term: str = "xterm-256color") -> OnTerminal:
-        started.append(OnTerminal(fake_argv({**SLOW, "until": str(enough)}, *arguments), TERM=term))
+    def start(*arguments: object, term: str = "xterm-256color", controlling: bool = True) -> OnTerminal:
+        argv = fake_argv({**SLOW, "until": str(enough)}, *arguments)
+        started.append(OnTerminal(argv, controlling, TERM=term))
         return started[-1]
 
     yield start
@@ -126,6 +130,19 @@ def test_a_closed_terminal_ends_the_chat_and_keeps_what_was_said(
     engines = terminal.children()
     terminal.hang_up()
     assert terminal.process.wait(ENDS) == 129
+    assert engines and not psutil.wait_procs(engines, ENDS)[1]
+    answer = answer_of()
+    assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
+
+
+@pytest.mark.parametrize("mode", ["window", "plain"])
+def test_so_does_one_for_which_no_signal_comes(on_terminal: Callable[..., OnTerminal], model: Path, mode: str) -> None:
+    """As under a supervisor or in a container, where the terminal is nobody's controlling one."""
+    terminal = on_terminal("run", model, *(["--plain"] if mode == "plain" else []), controlling=False)
+    ask(terminal, mode)
+    engines = terminal.children()
+    terminal.hang_up()
+    terminal.process.wait(ENDS)
     assert engines and not psutil.wait_procs(engines, ENDS)[1]
     answer = answer_of()
     assert answer.state == "stopped" and answer.can_continue and answer.text.startswith("word word word")
