@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from textual.app import App, SystemCommand
+from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.command import CommandPalette
 from textual.css.query import NoMatches
 from textual.driver import Driver
 from textual.geometry import Offset
@@ -20,15 +19,15 @@ from textual.screen import Screen
 from textual.worker import WorkerFailed
 
 from glmchat.chat import hangup
-from glmchat.chat.commands import table as commands
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.core.job_control import rest_around
-from glmchat.core.language import choose, chosen, tr
+from glmchat.core.language import choose, chosen
 from glmchat.core.machine import return_big_blocks
 from glmchat.core.settings import Settings, load_settings
 from glmchat.tui.connection import EngineLink, Start
 from glmchat.tui.screens.chat import ChatScreen
+from glmchat.tui.screens.palette import PaletteScreen
 from glmchat.tui.steady import Steady, SteadyScreen, toast
 from glmchat.tui.theme import Palette, choose_theme, colors_of, palette_in, textual_theme
 
@@ -159,24 +158,11 @@ class GlmchatApp(Steady, App[int]):
         self.chat.apply_palette()
 
     def action_command_palette(self) -> None:
-        if not CommandPalette.is_open(self):  # type: ignore[arg-type]
-            self.push_screen(CommandPalette(placeholder=tr("search the commands"), id="--command-palette"))
-
-    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette is made from the same table as the slash commands."""
-        for command in commands.COMMANDS:
-            key = f"  {commands.key_name(command.key)}" if command.key else ""
-            yield SystemCommand(
-                f"/{command.name}{key}", commands.summary(command), lambda name=command.name: self._from_palette(name)
-            )
-
-    def _from_palette(self, name: str) -> None:
-        command = commands.BY_NAME[name]
-        if command.argument and not command.argument.startswith("["):
-            self.chat.prompt.set_text(f"/{name} ")  # it needs an argument: the prompt asks for it
-            self.chat.prompt.focus()
+        """The key that opened it closes it."""
+        if isinstance(self.screen, PaletteScreen):
+            self.screen.dismiss()
         else:
-            self.chat.face.run(name)
+            self.push_screen(PaletteScreen())
 
     def on_mount(self) -> None:
         if not self.is_headless:

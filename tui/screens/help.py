@@ -44,7 +44,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
         "step through questions and answers; then y copy, u code, e edit, r retry, q quote, ‹ › versions, Del",
     ),
     ("F3 / Shift+F3", "next and previous search result"),
-    ("Ctrl+P", "all commands"),
+    ("Ctrl+P", "palette: commands, settings, themes, models, adapters, conversations, earlier prompts"),
     ("Ctrl+Z", "stop the window and its engine until `fg`; Ctrl+_ takes back what was typed"),
     ("Ctrl+Q", "quit (also Ctrl+D on an empty prompt)"),
 )

@@ -1,0 +1,117 @@
+"""The palette, in a pseudo-terminal: what it finds, and that Enter does it.
+
+Covers tui/screens/palette.py.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fakes import model_in
+from screen import SECONDS, TerminalSession
+
+from glmchat.chat.history.history import History
+
+SIZES = ((40, 12), (80, 24), (120, 36), (200, 60))
+TITLE = "[red]bold[/] \x1b]0;x\x07 bravo"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return model_in(tmp_path / "model")
+
+
+@pytest.fixture
+def past() -> None:
+    with History.default() as history:
+        tree = history.new()
+        history.append(tree, "user", "tell me of the charlie crossing")
+        history.append(tree, "assistant", "the answer speaks of delta")
+        history.rename(tree, TITLE)
+
+
+def look_for(terminal: TerminalSession, words: str) -> None:
+    if "Palette" in terminal.text or "命令面板" in terminal.text:
+        terminal.press("ctrl+u")
+        terminal.until(lambda: any(hint in terminal.text for hint in ("commands, settings", "命令、设置")))
+    else:
+        terminal.press("ctrl+p")
+        terminal.until(lambda: "Palette" in terminal.text or "命令面板" in terminal.text)
+    terminal.type(words)
+    terminal.until(lambda: any(line.strip(" │") == words for line in terminal.lines))
+
+
+def chosen(terminal: TerminalSession) -> str:
+    return next((line for line in terminal.lines if "▸" in line), "")
+
+
+@pytest.mark.usefixtures("past")
+def test_it_finds_descriptions_settings_themes_models_conversations_and_earlier_prompts(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        for words, first in (
+            ("branch", "/edit"),
+            ("temperature", "temperature  setting"),
+            ("gruv", "gruvbox  theme"),
+            ("bravo", "[red]bold[/]"),
+            ("charlie", "earlier prompt"),
+            ("delta", "the answer speaks of delta  answer"),
+            ("xyzzy", "no matches"),
+        ):
+            look_for(terminal, words)
+            terminal.until(lambda first=first: first in chosen(terminal))  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("past")
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_enter_does_what_is_chosen(model: Path, theme: str, columns: int, rows: int) -> None:
+    settings = {"GLMCHAT_THEME": theme}
+    with TerminalSession("run", model, columns=columns, rows=rows, environ=settings) as terminal:
+        terminal.until_ready()
+        look_for(terminal, "min_p")
+        terminal.until(lambda: "▸ min_p" in terminal.text)
+        row = terminal.row_of("▸ min_p")
+        first = terminal.lines[row].index("▸")
+        terminal.until(lambda: terminal.backgrounds(row)[first] != terminal.backgrounds(row - 1)[first])
+        terminal.press("enter")
+        terminal.until_seen("/set min_p")
+        terminal.press("esc", "esc", "esc")
+        terminal.until_seen("Ask anything")
+        look_for(terminal, "charlie")
+        terminal.until(lambda: "tell me of" in chosen(terminal))
+        terminal.press("enter")
+        terminal.until(lambda: "Palette" not in terminal.text)
+        terminal.until_seen("tell me of the charlie")
+        terminal.press("ctrl+c")
+        terminal.until_seen("Ask anything")
+        look_for(terminal, "bravo")
+        terminal.until(lambda: "bold" in chosen(terminal))
+        terminal.press("enter")
+        terminal.until_seen("the answer speaks of delta")
+
+
+def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> None:
+    with TerminalSession("--lang", "zh", "run", model) as terminal:
+        terminal.until(lambda: "输入" in terminal.text)
+        look_for(terminal, "温度")
+        look_for(terminal, "xyzzy")
+        terminal.until(lambda: chosen(terminal) and "xyzzy" not in chosen(terminal))
+        assert not any(word in terminal.text for word in ("matches", "Enter does", "commands"))
+        terminal.press("ctrl+p")
+        terminal.until(lambda: "命令面板" not in terminal.text)
+
+
+def test_among_ten_thousand_conversations_it_answers_at_once(model: Path) -> None:
+    with History.default() as history, history.batch():
+        for number in range(10_000):
+            history.append(history.new(), "user", f"question number {number} about cats")
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        look_for(terminal, "cats")
+        begun = time.monotonic()
+        look_for(terminal, "9876")
+        terminal.until(lambda: "number 9876" in chosen(terminal))
+        assert time.monotonic() - begun < SECONDS / 4
