@@ -188,6 +188,7 @@ class AnswerRun:
                 continue
             if event is not None:
                 return event
+            self._log.beat()
 
     def _shorten(self, error: GlmchatError) -> None:
         """Drop turns if that is what `error` asks for; else raise it."""

@@ -17,12 +17,14 @@ from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEven
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.context import COMPLETION, ContextParts, Request, is_completion
 from glmchat.chat.history.history import History
+from glmchat.chat.history.owners import SILENT_SECONDS, machine_of
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree, title_from
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
 from glmchat.chat.turns import AnswerSettings, ModelIdentity, Turns, already_streaming
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, parse_sampling_value, sampling_name
+from glmchat.core.text import one_line
 
 _QUESTIONS = 3  # of a conversation that has no title yet
 __all__ = ["Answer", "Begun", "ChatSession", "Done", "ModelIdentity", "SessionEvent", "Trimmed", "WentOn"]
@@ -301,8 +303,26 @@ class ChatSession:
     def _must_be_quiet(self) -> None:
         if self.streaming:
             raise already_streaming()
-        if self.answered_elsewhere:
-            raise _answered_elsewhere()
+        self._refuse_beside_another()
+
+    def _refuse_beside_another(self) -> None:
+        owner = self.history.writer_elsewhere(self.tree)
+        if owner is None:
+            return
+        if (machine := machine_of(owner)) is not None:
+            raise Usage(
+                tr("an answer is being written in this conversation on {machine}", machine=one_line(machine, 60)),
+                hint=tr(
+                    "a window goes on after {n} seconds without a sign of it; /new starts another",
+                    n=round(SILENT_SECONDS),
+                ),
+                code="chat.elsewhere",
+            )
+        raise Usage(
+            tr("another window is writing an answer in this conversation"),
+            hint=tr("try again when it is finished, or start a new conversation with /new"),
+            code="chat.elsewhere",
+        )
 
     # Answers.
 
@@ -316,8 +336,7 @@ class ChatSession:
         Raises Usage, storing nothing, while another window writes an answer here.
         """
         with self._turns.one_at_a_time():
-            if self.answered_elsewhere:
-                raise _answered_elsewhere()
+            self._refuse_beside_another()
             if news := self._take_over():
                 yield WentOn(news)
             self._change(replace(self.settings, one_shot=self.settings.one_shot and not self.tree.messages))
@@ -398,11 +417,3 @@ class ChatSession:
         return AnswerSettings(
             self.identity, self.sampling(only_now), self.system_prompt, self.adapters, self.context_policy
         )
-
-
-def _answered_elsewhere() -> Usage:
-    return Usage(
-        tr("another window is writing an answer in this conversation"),
-        hint=tr("try again when it is finished, or start a new conversation with /new"),
-        code="chat.elsewhere",
-    )

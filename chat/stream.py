@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from glmchat.chat.client.endpoint import Progress, Stop
 from glmchat.chat.history.history import History
+from glmchat.chat.history.owners import BEAT_SECONDS
 from glmchat.chat.history.rows import State, StoredMessage, Tree
 from glmchat.chat.replay import record
 from glmchat.core.messages import Finished, Piece, StreamEvent
@@ -139,6 +141,13 @@ class AnswerLog:
         self._news, self._over = threading.Event(), threading.Event()
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._beaten = time.monotonic()
+
+    def beat(self) -> None:
+        """Called while nothing comes: now and then another machine that shares the home is shown that we live."""
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            self._history.add_piece(self._tree, self._answer, "")
 
     def add(self, piece: Piece) -> None:
         self.record(piece.facts)

@@ -282,7 +282,10 @@ STREAMING = (
     f"SELECT {_MESSAGE}, (SELECT updated FROM conversation c WHERE c.id = message.conversation)"
     " FROM message WHERE state = 'streaming'"
 )
-STREAM_OWNERS = "SELECT owner FROM message WHERE conversation = ? AND state = 'streaming'"
+STREAM_OWNERS = (
+    "SELECT id, owner, (SELECT count(*) FROM piece WHERE piece.message = message.id)"
+    " FROM message WHERE conversation = ? AND state = 'streaming'"
+)
 ALL_STREAMS = (
     "SELECT m.conversation, m.owner FROM message m JOIN conversation c ON c.id = m.conversation"
     " WHERE m.state = 'streaming' AND m.deletion IS NULL AND c.deletion IS NULL ORDER BY m.id DESC"

@@ -44,6 +44,7 @@ class History:
         self.path = store.path
         self._lock = store.lock
         self._me = owners.this_process()
+        self._heard: owners.Heard = {}
 
     @staticmethod
     def open(path: Path | None) -> History:
@@ -316,7 +317,8 @@ class History:
 
     def writer_elsewhere(self, tree: Tree) -> str | None:
         """The other living process that streams an answer in this conversation now, as `host pid start`."""
-        return owners.writer_elsewhere(self.store, tree.conversation.id)
+        with self._lock:
+            return owners.writer_elsewhere(self.store, tree.conversation.id, self._heard)
 
     def answered_elsewhere(self) -> list[int]:
         """Conversations that other living processes answer now, the last asked first."""

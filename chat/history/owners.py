@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,11 @@ from glmchat.chat.history.store import Store
 from glmchat.core.files import read_text
 
 FOREIGN_OWNER_SECONDS = 600.0  # a writer on another machine cannot be asked; it counts as alive this long
+BEAT_SECONDS = 10.0  # a writer adds something to its answer at least so often, be it an empty piece
+SILENT_SECONDS = 60.0  # one on another machine that was seen to add nothing for so long is gone
+Heard = dict[
+    int, tuple[int, float]
+]  # answer of such a writer -> its pieces, and since when (monotonic) there are so many
 
 
 @cache
@@ -64,10 +70,28 @@ def is_alive(owner: str | None) -> bool | None:
     return _start(int(pid)) == start
 
 
-def writer_elsewhere(store: Store, conversation: int) -> str | None:
-    """The other living process that streams an answer in this conversation now, as `host pid start`."""
-    owners = [owner for (owner,) in store.rows(database.STREAM_OWNERS, (conversation,))]
-    return next((o for o in owners if o != this_process() and is_alive(o) is not False), None)
+def machine_of(owner: str) -> str | None:
+    """The name of another machine; None for this one."""
+    machine = owner.partition(" ")[0]
+    return None if machine == _machine() else machine.partition("/")[0]
+
+
+def writer_elsewhere(store: Store, conversation: int, heard: Heard) -> str | None:
+    """The other living process that streams an answer in this conversation now, as `host pid start`.
+
+    heard: what earlier looks saw of writers on other machines. One that fell silent is gone: its answer is marked.
+    """
+    living = None
+    for message, owner, pieces in store.rows(database.STREAM_OWNERS, (conversation,)):
+        alive = owner != this_process() and is_alive(owner)
+        if alive is None:
+            before, since = heard.get(message, (-1, 0.0))
+            heard[message] = (pieces, since if pieces == before else time.monotonic())
+            alive = time.monotonic() - heard[message][1] < SILENT_SECONDS
+            if not alive:
+                mark_interrupted(store, gone=(message,))
+        living = living or (owner if alive else None)
+    return living
 
 
 def answered_elsewhere(store: Store) -> list[int]:
@@ -76,12 +100,15 @@ def answered_elsewhere(store: Store) -> list[int]:
     return list(dict.fromkeys(int(c) for c, o in rows if o != this_process() and is_alive(o) is not False))
 
 
-def mark_interrupted(store: Store) -> int:
-    """Answers whose writer is gone keep what was said and are marked; those of living windows are left alone."""
+def mark_interrupted(store: Store, gone: Collection[int] = ()) -> int:
+    """Answers whose writer is gone keep what was said and are marked; those of living windows are left alone.
+
+    gone: answers whose writers are known to be.
+    """
     marked = 0
     for *columns, updated in store.rows(database.STREAMING):
         message = to_message(columns)
-        alive = is_alive(message.owner)
+        alive = message.id not in gone and is_alive(message.owner)
         if alive is None:
             alive = abs(time.time() - float(updated or 0.0)) < FOREIGN_OWNER_SECONDS
         if not alive:

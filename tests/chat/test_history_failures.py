@@ -12,19 +12,22 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from polling import wait_until
+from speakers import LocalSpeaker
 
-from glmchat.chat.history import database
+from glmchat.chat.history import database, owners
 from glmchat.chat.history.database import prepare
 from glmchat.chat.history.history import History
 from glmchat.chat.history.owners import is_alive, this_process
 from glmchat.chat.history.transcript import add_to_history, read_import
-from glmchat.core.errors import DoesNotFit, Failed
+from glmchat.chat.session import ChatSession
+from glmchat.core.errors import DoesNotFit, Failed, Usage
 
 WRITER = """
 import sys, time
@@ -95,6 +98,51 @@ def test_an_answer_that_another_living_window_streams_is_left_alone(history_path
             assert len(tree.path()[-1].text) > before  # it can be followed from here
     finally:
         kill(process)
+
+
+def test_a_writer_on_another_machine_blocks_until_it_has_been_silent_for_a_minute(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process cannot be asked: the clocks of two machines differ, so only what is seen to come from it counts."""
+    clock = [1000.0]
+    monkeypatch.setattr(owners.time, "monotonic", lambda: clock[0])
+    tree = history.new()
+    history.append(tree, "user", "question")
+    answer = history.begin_answer(tree)
+    history.add_piece(tree, answer, "begun")
+    history.store.attempt(
+        lambda: history.store.run("UPDATE message SET owner = 'box/boot 7 1' WHERE id = ?", (answer.id,))
+    )
+    seen = history.load(tree.conversation.id)
+    for _ in range(4):  # it writes nothing but that it lives, over a long prompt
+        assert history.writer_elsewhere(seen) == "box/boot 7 1"
+        clock[0] += owners.SILENT_SECONDS - 1
+        history.store.attempt(lambda: history.store.write_piece(answer.id, "", ()))
+    session = ChatSession(history, LocalSpeaker("fine"), seen.conversation.id)
+    with pytest.raises(Usage, match="on box") as refused:
+        list(session.ask("and now?"))
+    assert refused.value.code == "chat.elsewhere"
+    clock[0] += owners.SILENT_SECONDS + 1
+    assert history.writer_elsewhere(seen) is None
+    list(session.ask("and now?"))
+    assert [(m.text, m.state) for m in session.tree.path()] == [
+        ("question", "complete"), ("begun", "interrupted"), ("and now?", "complete"), ("fine", "complete")
+    ]  # fmt: skip
+
+
+def test_a_writer_that_waits_for_its_first_word_shows_that_it_lives(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmchat.chat.stream.BEAT_SECONDS", 0.1)
+    session = ChatSession(history, LocalSpeaker(silent=True))
+    events = session.ask("a long prompt")
+    next(events)
+    thread = threading.Thread(target=list, args=(events,), daemon=True)
+    thread.start()
+    wait_until(lambda: history.store.rows("SELECT count(*) FROM piece")[0][0] > 1)
+    session.stop()
+    thread.join()
+    assert session.tree.path()[-1].text == ""
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
