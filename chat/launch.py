@@ -19,6 +19,7 @@ from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions, quant_bits
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
+from glmchat.core.servers import Server
 from glmchat.core.settings import Settings
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue, gguf_choice, lookup, references
@@ -212,6 +213,19 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
         sampling=dict(defaults_of(row)),
     )
     return replace(options, engine=engine, family=row.family)
+
+
+def launch_server(options: LaunchOptions, server: Server, model: str | None) -> LaunchOptions:
+    """The same options with a server of the config. model: None for its usual one. Raises Usage for its key's file."""
+    plain = replace(options.engine, folder=None, revision=None, quant=None, copy=None, quant_label=None, sampling={})
+    engine = replace(plain, model=model or server.model)
+    return replace(options, server=server.url, api_key=server.read_key(), engine=engine, family=None)
+
+
+def server_named(text: str, servers: Mapping[str, Server]) -> tuple[Server, str | None] | None:
+    """`box` or `box:MODEL` -> a server of the config and the model there; None for what names no server."""
+    name, _, model = text.partition(":")
+    return (servers[name], model or None) if name in servers else None
 
 
 def _stored_bits(quant: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -54,8 +55,8 @@ class EngineLink:
     def greet_server(self) -> Ready:
         from glmchat.chat.connect import connect
 
-        self.stop()
         connection = connect(self.launch)
+        self.stop()  # an engine that answered until now
         return Ready(connection.endpoint, connection.identity)
 
     def _start_engine(self, report: Report) -> Ready:
@@ -127,6 +128,7 @@ class EngineLink:
         self.stop()
 
 
+HEALTH_SECONDS = 15.0  # between two looks at a server that is not asked anything
 _ROOM = 0.8  # share of the machine's memory that weights may take
 
 
@@ -174,6 +176,7 @@ class ModelConnection:
         self._view = view
         self._advised = False
         self._away = False  # the server does not answer, and is asked again now and then
+        self._looked = time.monotonic()  # when an idle server was looked at last
 
     def connect(self, *, fresh: bool = False) -> None:
         """Start the engine or find the server, in a thread; `Loading`, then `Ready` or `EngineLost` come back."""
@@ -270,8 +273,24 @@ class ModelConnection:
         """Look in a thread: at the engine's memory, whether it still lives, and whether a lost server is back."""
         if self._away:
             self._view.start_thread(self._look_for_server, "watch", exclusive=True)
+        elif self.launch.server is not None and self.ready and time.monotonic() - self._looked > HEALTH_SECONDS:
+            self._looked = time.monotonic()
+            self._view.start_thread(self._look_at_server, "watch", exclusive=True)
         if self.link.process is not None and self.ready:
             self._view.start_thread(self._look, "watch", exclusive=True)
+
+    def _look_at_server(self) -> None:
+        """Whether an idle server is still there; one that is slow to say so once is."""
+        launch, answers = self.launch, self.answers
+        if answers is None:
+            return
+        for is_last in (False, True):
+            try:
+                answers.endpoint.health()
+                return
+            except GlmchatError as error:
+                if is_last and self.is_away(error) and self.launch is launch:
+                    self._view.post_message(EngineLost(error))
 
     def _look_for_server(self) -> None:
         launch = self.launch

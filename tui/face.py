@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession
     from glmchat.chat.text_file import TextFile
+    from glmchat.core.servers import Server
     from glmchat.hub.installed import Installed
 
 
@@ -63,6 +64,7 @@ class WindowFace:
         self._connection = connection
         self._composer = composer
         self._sidebar = sidebar
+        self._servers = settings.servers
         self._comparing = Comparing(view, talk, connection, settings, self._switch_to)
         self._own: Mapping[str, Callable[[str], None]] = {
             "stop": self._stop, "copy": self._copy, "quote": self._quote, "preset": self._preset, "model": self._model,
@@ -76,7 +78,9 @@ class WindowFace:
         if command.name in _ABOUT_THE_LAST and self._talk.look_around():
             raise Usage(tr("another window went on here"), hint=tr("look at it, then try again"), code="chat.went_on")
         try:
-            if command.run is not None:
+            if command.name == "adapter" and (served := self._adapters_of_server(words)) is not None:
+                self._view.start_thread(served, "models")
+            elif command.run is not None:
                 command.run(self, words)
             else:
                 self._own[command.name](words)
@@ -300,8 +304,36 @@ class WindowFace:
             self.chat.set(field, value)
         self.tell(tr("preset {name}, starting with the next answer", name=name))
 
+    def _adapters_of_server(self, words: str) -> Callable[[], None] | None:
+        """Asks a server for its list, before adapters that are named are taken; None where there is none to ask."""
+        answers, first = self._connection.answers, words.partition(" ")[0].lower()
+        if self.launch.server is None or answers is None or first in ("", "off", "none", "weight"):
+            return None
+        endpoint = answers.endpoint
+
+        def ask() -> None:
+            self._view.post_message(Served(words, endpoint.models(), adapters=True))
+
+        return ask
+
+    def use_adapters_of_server(self, news: Served) -> None:
+        """Raises Usage for a name that the server does not list."""
+        from glmchat.chat.adapters_choice import parse_adapter
+
+        listed = [row.name for row in news.rows]
+        for word in news.wanted.split():
+            name = parse_adapter(word)[0]
+            if name not in listed and word != "--force":
+                names = ", ".join(one_line(row.name, 60) for row in news.rows[:20] if row.parent is not None)
+                raise Usage(
+                    tr("the server has no adapter {name}", name=one_line(name, 60)),
+                    hint=tr("it has: {names}", names=names or tr("none")),
+                    code="server.no_adapter",
+                )
+        actions.adapter(self, news.wanted)
+
     def _model(self, words: str) -> None:
-        from glmchat.chat.launch import locate
+        from glmchat.chat.launch import locate, server_named
         from glmchat.tui.screens.models import ModelScreen, ServerScreen
 
         def load(row: Installed | None) -> None:
@@ -309,7 +341,9 @@ class WindowFace:
                 self._switch_to(row, None)
 
         answers = self._connection.answers if self.launch.server is not None else None
-        if answers is not None and words:
+        if (named := server_named(words, self._servers)) is not None:
+            self._switch_to_server(*named)
+        elif answers is not None and words:
             endpoint = answers.endpoint
 
             def ask() -> None:
@@ -361,6 +395,32 @@ class WindowFace:
                 code="server.no_model",
             ) from None
         self._switch_to(*found)
+
+    def _switch_to_server(self, server: Server, model: str | None) -> None:
+        """A server of the config, for this conversation. Raises Usage for its key's file, and nothing has changed."""
+        from glmchat.chat.launch import launch_server
+        from glmchat.chat.sampling_choice import ranks_for_launch
+
+        launch = launch_server(self.launch, server, model)
+
+        def switch() -> None:
+            chat = self.chat
+            if chat.adapters and self.launch.server != launch.server:
+                names = ", ".join(one_line(name, 40) for name, _ in chat.adapters)
+                chat.use_adapters(())
+                self._view.tell(
+                    tr("turned off, because they do not fit this model: {names}", names=names), "/adapter", "warning"
+                )
+            ranks = ranks_for_launch(launch.sampling)
+            for origin in ("set", "conversation"):
+                ranks.asked[origin] = chat.ranks.rank(origin)
+            chat.ranks = ranks
+            self._talk.disconnect()
+            self.tell(tr("switching to {name}", name=launch.engine.model or server.name))
+            self._connection.switch(launch)
+
+        self._talk.stop_behind()
+        self.when_quiet(switch)
 
     def _switch_model_of_server(self, name: str) -> None:
         launch = replace(self.launch, engine=replace(self.launch.engine, model=name))

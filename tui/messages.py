@@ -88,10 +88,11 @@ class PartsCounted(Message, bubble=False):
 
 @dataclass
 class Served(Message, bubble=False):
-    """What a server lists, for the model that was asked for by name."""
+    """What a server lists, for the model, or the adapters, that were asked for by name."""
 
     wanted: str
     rows: list[ModelRow]
+    adapters: bool = False
 
 
 @dataclass

@@ -126,3 +126,38 @@ def test_the_models_of_a_server_are_listed_and_switched_and_the_conversation_goe
             terminal.until(lambda: "nobody" in terminal.text and "parrot, raven" in terminal.text)
             terminal.say("/model parrot")
             terminal.until(lambda: "parrot" in terminal.lines[-1])
+
+
+def test_another_server_of_the_config_is_switched_to_and_one_that_goes_while_nothing_is_asked_is_noticed() -> None:
+    with running() as (port, _), running() as (other, pid):
+        locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+        locations.config_file().write_text(
+            f'[servers.box]\nurl = "http://127.0.0.1:{port}"\nmodel = "parrot"\n'
+            f'[servers.hut]\nurl = "http://127.0.0.1:{other}"\nmodel = "raven"\n'
+            f'[servers.den]\nurl = "http://127.0.0.1:{other}"\nkey_file = "/nowhere/key"\n'
+        )
+        with TerminalSession("run", "--server", "box") as terminal:
+            terminal.until(lambda: "parrot" in terminal.lines[-1])
+            terminal.say("alpha")
+            terminal.until_seen("parrot heard: alpha")
+            terminal.until_still()
+            terminal.say("/adapter nobody")
+            terminal.until_seen("the server has no adapter nobody", "it has: poet")
+            terminal.say("/model den")
+            terminal.until_seen("the key file /nowhere/key cannot be read")
+            assert "parrot" in terminal.lines[-1]  # what is refused changes nothing
+            terminal.say("/model hut")
+            terminal.until(lambda: "raven" in terminal.lines[-1])
+            terminal.say("bravo")
+            terminal.until_seen("raven heard: bravo")
+            terminal.until_still()
+            os.kill(pid, signal.SIGKILL)
+            terminal.until(lambda: "server not reachable" in terminal.lines[-1], 60)
+            with running(other):
+                terminal.until_seen("the server answers again")
+                terminal.say("/model box:raven")
+                terminal.until_seen("switching to raven")
+                terminal.say("charlie")
+                terminal.until_seen("raven heard: charlie")
+            terminal.press("ctrl+home")
+            terminal.until_seen("parrot heard: alpha")

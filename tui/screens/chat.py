@@ -298,7 +298,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         actions.show_context(self.face, news.parts)
 
     def on_served(self, news: Served) -> None:
-        self.face.switch_on_server(news)
+        if news.adapters:
+            self.face.use_adapters_of_server(news)
+        else:
+            self.face.switch_on_server(news)
 
     def on_weighed(self, news: Weighed) -> None:
         self.face.show_weight(news)
