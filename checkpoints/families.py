@@ -45,8 +45,11 @@ def _parse_other(config: Mapping[str, Any]) -> ModelSpec:
 
     What a config.json leaves to transformers' own defaults is not known here; the engine asks transformers for it.
 
-    Llamas that are computed elsewhere (sliding windows, other scalings) have the tensors of Llamas all the same.
+    Llamas that are computed elsewhere (sliding windows, other scalings) have the tensors of Llamas all the same, and so
+    has a GPT-2 that somebody else packed.
     """
+    if config["model_type"] == "gpt2":
+        return replace(gpt2.parse(config), generation="through transformers")
     if config["model_type"] in llama.TYPES and not config.get("num_local_experts"):
         return replace(llama.parse(config), family=config["model_type"], generation="through transformers")
     inner = config.get("text_config")

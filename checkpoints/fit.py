@@ -367,8 +367,10 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
     width: bytes of an activation, in which everything else is kept.
     """
     if not path.is_file():
-        if described(config) and is_read(config) and has_experts(config) and not is_native(config):
-            return stored * 8 * width // packed_bits(config)  # transformers takes experts unpacked, all in one
+        if described(config) and is_read(config) and not is_native(config) and _is_unpacked(config):
+            spec = spec_of(config)
+            known = spec.weight_bytes(width=width) if spec is not None else None
+            return known if known is not None else stored * 8 * width // packed_bits(config)
         return stored if _is_quantised(path, config) else None
     try:
         file = open_gguf(path)
@@ -379,6 +381,12 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
     dense = width * (sum(prod(t.shape) for t in tensors) - sum(prod(t.shape) for t in packed))
     held = (packed_bytes(t.shape[0], t.shape[1], PACKED[t.type_name], 32) for t in packed)
     return dense + sum(held) if packed else None
+
+
+def _is_unpacked(config: Mapping[str, Any]) -> bool:
+    """Whether transformers takes matrices as numbers that others packed: experts, all in one, and those that lie the
+    other way round in the file (its Conv1D)."""
+    return has_experts(config) or config.get("model_type") in ("gpt2", "openai-gpt")
 
 
 def _scratch(spec: ModelSpec, context: int, width: int) -> int:

@@ -19,6 +19,7 @@ from foreign_forms import FORMS, GROUP, Tensors, said
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from glmchat.checkpoints import fit
 from glmchat.checkpoints.fit import check_folder
 from glmchat.core.errors import Damaged, Usage
 from glmchat.engine import Engine
@@ -89,8 +90,13 @@ def test_a_packed_gpt_2_is_read_although_its_own_matrices_lie_the_other_way_roun
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     with torch.no_grad():
         expected = twin(torch.tensor([IDS])).logits[0]
-    found = Engine.load(tmp_path, dtype="float32", threads=1).logits(IDS)
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    found = engine.logits(IDS)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
+    for dtype, width in (("float32", 4), ("bfloat16", 2)):
+        memory = fit.estimate(tmp_path, dtype=dtype)
+        assert memory is not None and memory.weights == width * sum(p.numel() for p in twin.parameters())
+    assert sum(p.nbytes for p in engine.model.parameters()) == 4 * sum(p.numel() for p in twin.parameters())
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
