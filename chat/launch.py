@@ -251,4 +251,5 @@ def defaults_of(row: Installed) -> Mapping[str, Any]:
 
 def pickable(*, incomplete: bool = False) -> list[Installed]:
     """What a picker shows: whole models and quantised copies on this machine, and on request half downloads."""
-    return [row for row in lookup.list_installed() if row.kind != "adapter" and (row.complete or incomplete)]
+    rows = lookup.told_apart(lookup.list_installed())
+    return [row for row in rows if row.kind != "adapter" and (row.complete or incomplete)]

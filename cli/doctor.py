@@ -7,8 +7,9 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +26,10 @@ from glmchat.core.http import ProxyRules, trusted_certificates, without_password
 from glmchat.core.language import language, tr
 from glmchat.core.sockets import socket_dir
 from glmchat.core.text import human_bytes, one_line
+from glmchat.hub.selection import modelscope_cache
 
 PROBE_SECONDS = 120.0
+_MOST_CLOSED = 5  # folders that are named
 _PACKAGES = (
     "torch", "transformers", "huggingface_hub", "textual", "typer", "rich", "httpx2", "starlette", "uvicorn", "gguf",
     "safetensors", "sentencepiece", "tokenizers", "peft", "numpy", "cpm_kernels",
@@ -110,13 +113,24 @@ def _paths(trouble: Trouble) -> dict[str, Any]:
         ("logs", locations.logs_dir()),
     ):
         found[name] = _path(path)
-        private = name not in ("hub cache", "config")
-        if private and path.is_dir() and path.stat().st_mode & 0o077:
+        private, is_there = name not in ("hub cache", "config"), os.path.isdir(path)  # noqa: PTH112 (may be another's)
+        if private and is_there and path.stat().st_mode & 0o077:
             trouble(tr("{path} can be read by others", path=one_line(str(path))), f"chmod 700 {one_line(str(path))}")
-        if path.is_dir() and not os.access(path, os.W_OK):
+        if is_there and name == "hub cache" and not os.access(path, os.W_OK):
+            trouble(
+                tr("{path} cannot be written: its models are used, but none can be added", path=one_line(str(path))),
+                tr("to pull models set HF_HOME to a folder that you can write to"),
+            )
+        elif is_there and not os.access(path, os.W_OK):
             trouble(
                 tr("{path} cannot be written", path=one_line(str(path))),
                 tr("set GLMCHAT_HOME to a folder that you can write to"),
+            )
+    for root, variable in ((locations.hf_cache(), "HF_HOME"), (modelscope_cache(), "MODELSCOPE_CACHE")):
+        for folder in islice(_closed(root), _MOST_CLOSED) if root is not None else ():
+            trouble(
+                tr("{path} cannot be read: what lies there is not used", path=one_line(str(folder))),
+                tr("ask its owner for the right to read it, or set {variable} to another folder", variable=variable),
             )
     try:
         found["sockets"] = _path(socket_dir())
@@ -124,6 +138,22 @@ def _paths(trouble: Trouble) -> dict[str, Any]:
         found["sockets"] = {"path": "-"}
         trouble(error.message, error.hint)
     return found
+
+
+def _closed(folder: Path, depth: int = 3) -> Iterator[Path]:
+    """The folders of a cache in which this user may not look: ROOT/hub/models/OWNER, ROOT/models--OWNER--NAME/blobs."""
+    try:
+        inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+    except PermissionError:
+        yield folder
+    except OSError:
+        return
+    else:
+        if not os.access(folder, os.X_OK):  # one may be listed and yet not be entered
+            yield folder
+            return
+        for path in inside if depth else ():
+            yield from _closed(Path(path), depth - 1)
 
 
 def _path(path: Path) -> dict[str, Any]:

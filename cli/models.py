@@ -45,12 +45,12 @@ def list_models(
     known: Annotated[bool, typer.Option("--known", help="Everything in the catalogue, pulled or not.")] = False,
 ) -> None:
     """List the models on this machine."""
-    from glmchat.hub.lookup import list_installed
+    from glmchat.hub.lookup import list_installed, told_apart
 
     if known:
         _list_known(as_json)
         return
-    rows = list_installed()
+    rows = told_apart(list_installed())
     if as_json:
         output.json_line([r.to_json() for r in rows])
     elif quiet:

@@ -70,17 +70,22 @@ class Installed:
 
 def copy_folder(row: Installed, bits: int, variant: str = "") -> Path:
     """The folder of the copy with `bits` in the store. variant: settings that differ from the default ("g32-fast")."""
-    stem = re.sub(r"[^\w.@+-]", "-", row.name.partition(":")[0]).strip(".-") or "model"
+    stem = re.sub(r"[^\w.@+-]", "-", _name_for_copies(row).partition(":")[0]).strip(".-") or "model"
     if row.source == "path":  # two folders of one name are two models
         stem = re.sub(r"[^\w.@+-]", "-", row.path.stem if row.path.is_file() else row.path.name).strip(".-") or "model"
     return locations.models_dir() / f"{stem}-int{bits}{'-' + variant if variant else ''}"
 
 
+def _name_for_copies(row: Installed) -> str:
+    """Of one that a list names by its path, as the same model lies elsewhere too: what both are called."""
+    return row.repo if row.repo is not None and row.name == str(row.path) else row.name
+
+
 def copy_manifest(row: Installed, bits: int) -> dict[str, Any]:
     """What the store wants to know of the copy; the quantiser adds files, hashes and settings."""
     return {
-        "name": f"{row.name}:int{bits}",
-        "base": row.name,
+        "name": f"{_name_for_copies(row)}:int{bits}",
+        "base": _name_for_copies(row),
         "repo": row.repo,
         "revision": row.revision,
         **({"family": row.family} if row.family else {}),

@@ -44,6 +44,18 @@ def list_installed() -> list[Installed]:
     return _rows(_places(catalogue.load()), lambda _: True)
 
 
+def told_apart(rows: Sequence[Installed]) -> list[Installed]:
+    """The rows of a list as they are shown: of one model in several places (two caches, a cache and a folder) its name
+    means the first; the others are named by their paths, which find them wherever a name does."""
+    names: set[str] = set()
+    told: list[Installed] = []
+    for row in rows:
+        again = row.kind != "adapter" and row.name.lower() in names
+        told.append(replace(row, name=str(row.path)) if again else row)
+        names.add(row.name.lower())
+    return told
+
+
 def by_name(name: str) -> list[Installed]:
     """The rows of that name, whatever its case: one, or several that were added by hand under one name."""
     word = name.lower()
@@ -227,8 +239,13 @@ def _rows(places: Sequence[_Place], chosen: Callable[[_Place], bool]) -> list[In
     beside = (place for place in places if place.root in roots or place.path in paths)
     rows = [row for place in beside if (row := place.look()) is not None]
     distinct = {(row.path, row.kind): row for row in reversed(rows)}.values()
-    order = {"model": 0, "quantized": 1, "adapter": 2}
-    return sorted(distinct, key=lambda row: (order.get(row.kind, 3), row.name.lower()))
+    order, cache = {"model": 0, "quantized": 1, "adapter": 2}, locations.hf_cache()
+
+    def rank(row: Installed) -> tuple[int, str, bool, bool]:
+        """Of one name the whole one comes first, then what lies in the cache that is used now."""
+        return order.get(row.kind, 3), row.name.lower(), not row.complete, not row.path.is_relative_to(cache)
+
+    return sorted(distinct, key=rank)
 
 
 def _stem(name: str) -> str:

@@ -127,10 +127,11 @@ def _steps(row: Installed) -> list[Step]:
             raise Failed(
                 tr("{name} is being pulled right now", name=row.name), hint=tr("stop the pull first"), code="rm.in_use"
             )
-        snapshot = store.snapshot(row.repo, row.revision)
+        snapshot = _snapshot_of(row, row.repo, row.revision)
         if snapshot.is_dir():
-            steps.append(Step("revision", snapshot, _freed(row.repo, row.revision), row.repo, row.revision))
-        steps += _partials_of(row)
+            steps.append(Step("revision", snapshot, _freed(snapshot, row.repo, row.revision), row.repo, row.revision))
+        if snapshot == store.snapshot(row.repo, row.revision):
+            steps += _partials_of(row)
     else:
         folder = row.path if row.path.is_dir() else row.path.parent
         if folder.resolve().is_relative_to(locations.data_dir().resolve()):
@@ -138,6 +139,13 @@ def _steps(row: Installed) -> list[Step]:
     if manifest is not None and row.source != "made":
         steps.append(Step("manifest", manifest.file))
     return steps
+
+
+def _snapshot_of(row: Installed, repo: str, revision: str) -> Path:
+    """The folder of this very row, which may lie in another cache than the one that is used now."""
+    root = row.manifest.root if row.manifest is not None else row.path
+    inside = (place for place in (root, *root.parents) if place.parent.name == "snapshots" and place.name == revision)
+    return next(inside, store.snapshot(repo, revision))
 
 
 def _partials_of(row: Installed) -> list[Step]:
@@ -154,19 +162,19 @@ def _partials_of(row: Installed) -> list[Step]:
     return [Step("file", p, p.stat().st_size) for p in paths if p.is_file() and not p.is_symlink()]
 
 
-def _strategy(repo: str, revision: str) -> DeleteCacheStrategy | None:
+def _strategy(snapshot: Path, repo: str, revision: str) -> DeleteCacheStrategy | None:
     """The hub's own plan for one revision of one repository (the same commit of a renamed copy is not touched)."""
     from huggingface_hub import scan_cache_dir
 
-    scan = scan_cache_dir(locations.hf_cache())
+    scan = scan_cache_dir(snapshot.parents[2])
     mine = [r for r in scan.repos if r.repo_id == repo and r.repo_type == "model"]
     if not mine or revision not in {r.commit_hash for r in mine[0].revisions}:
         return None
     return replace(scan, repos=frozenset(mine)).delete_revisions(revision)
 
 
-def _freed(repo: str, revision: str) -> int:
-    strategy = _strategy(repo, revision)
+def _freed(snapshot: Path, repo: str, revision: str) -> int:
+    strategy = _strategy(snapshot, repo, revision)
     return strategy.expected_freed_size if strategy else 0
 
 
@@ -181,7 +189,7 @@ def _delete_revision(step: Step) -> None:
     for place in step.path.rglob("*"):
         if place.is_symlink() and not place.exists():
             place.unlink()
-    strategy = _strategy(step.repo or "", step.revision or "")
+    strategy = _strategy(step.path, step.repo or "", step.revision or "")
     if strategy is not None:
         strategy.execute()
     elif step.path.is_dir():

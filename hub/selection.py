@@ -214,12 +214,18 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
     return None
 
 
+def modelscope_cache() -> Path | None:
+    """Where ModelScope's tools keep models; None for a user without a home."""
+    try:
+        return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    except RuntimeError:
+        return None
+
+
 def modelscope_folders(repo: str, sources: tuple[Source, ...] = ()) -> list[Path]:
     """Folders in which ModelScope's tools keep this model, old and new layout, existing ones only."""
-    try:
-        roots = [Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()]
-    except RuntimeError:  # a user without a home has no such cache
-        roots = []
+    root = modelscope_cache()
+    roots = [] if root is None else [root]
     names = [repo, *(s.repo for s in sources if s.kind == "modelscope")]
     folders = []
     for name in dict.fromkeys(names):

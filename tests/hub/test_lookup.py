@@ -360,3 +360,43 @@ def test_a_copied_home_has_its_own_models_and_each_once(tmp_path: Path, monkeypa
     monkeypatch.setenv("GLMCHAT_HOME", str(home))
     (row,) = lookup.list_installed()
     assert row.name == first.name and row.path == home / first.path.relative_to(folder.parents[2])
+
+
+def test_of_one_model_in_two_caches_each_has_a_name_that_finds_it_and_rm_takes_the_one_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    places = {}
+    for name in ("old", "new"):
+        monkeypatch.setenv("HF_HOME", str(tmp_path / name))
+        places[name] = put_into_cache("acme/tiny", COMMIT_A, KNOWN, ref="main")
+        if name == "old":  # as after a pull
+            sizes = tuple(FileRecord(path, len(data), sha256(data)) for path, data in KNOWN.items())
+            manifests.write(Manifest("acme/tiny", "model", "hf", places["old"], "acme/tiny", COMMIT_A, files=sizes))
+    rows = lookup.told_apart(lookup.list_installed())
+    listed = json.loads(glmchat(capsys, "list", "--json")[1])
+    assert [(row["name"], Path(row["path"])) for row in listed] == [(row.name, row.path) for row in rows]
+    assert [(row.name, row.path) for row in rows] == [
+        ("acme/tiny", places["new"]),
+        (str(places["old"]), places["old"]),
+    ]
+    for row in rows:
+        found = lookup.find_installed(parse(row.name))
+        assert found is not None and found.path == row.path
+        assert json.loads(glmchat(capsys, "show", row.name, "--json")[1])["path"] == str(row.path)
+    assert glmchat(capsys, "rm", str(places["old"]), "--yes")[0] == 0
+    assert not places["old"].exists() and places["new"].is_dir()
+    assert [(row.name, row.path) for row in lookup.list_installed()] == [("acme/tiny", places["new"])]
+    assert glmchat(capsys, "rm", "acme/tiny", "--yes")[0] == 0
+    assert lookup.list_installed() == []
+
+
+def test_of_one_name_the_whole_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "old"))
+    whole = put_into_cache("acme/tiny", COMMIT_A, KNOWN, ref="main")
+    sizes = tuple(FileRecord(path, len(data), sha256(data)) for path, data in KNOWN.items())
+    manifests.write(Manifest("acme/tiny", "model", "hf", whole, "acme/tiny", COMMIT_A, files=sizes))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "new"))
+    half = put_into_cache("acme/tiny", COMMIT_A, KNOWN, ref="main")
+    (half / "model.safetensors").resolve().unlink()
+    found = lookup.find_installed(parse("acme/tiny"))
+    assert found is not None and found.path == whole

@@ -162,3 +162,41 @@ def test_a_cache_that_others_may_only_read_is_used_by_all(place: Path, hub: Loop
         lines = done.stderr.splitlines()
         assert done.returncode in (1, 3) and lines[-1].startswith("  hint: ") and "Traceback" not in done.stderr, done
     assert glmchat(place, "a", "verify", "acme/tiny").returncode == 0
+
+
+def test_caches_in_which_a_user_may_not_look_are_passed_over_and_named_by_doctor(place: Path, hub: LoopbackHub) -> None:
+    hub.rate = None
+    closed = place / "a" / ".cache" / "modelscope"
+    (closed / "hub" / "models" / "acme" / "tiny").mkdir(parents=True)
+    other = place / "cache" / "models--acme--secret"
+    (other / "snapshots" / ("c" * 40)).mkdir(parents=True)
+    script = (
+        "import json; from glmchat.cli import doctor; told = []\n"
+        "doctor._paths(lambda message, hint: told.append([message, hint])); print(json.dumps(told))"
+    )
+    told = []
+    for folder, mode in ((closed, 0o700), (closed, 0o744), (other, 0o700)):
+        closed.chmod(0o755)
+        folder.chmod(mode)
+        assert glmchat(place, "a", "pull", "acme/tiny", "--quiet", url=hub.url).returncode == 0
+        done = glmchat(place, "a", "list")
+        assert done.returncode == 0 and "acme/tiny" in done.stdout and "secret" not in done.stdout
+        line = command(place, "a")
+        done = subprocess.run([*line[:-2], "-c", script], capture_output=True, text=True, cwd="/", check=True)
+        told.append([one for one in json.loads(done.stdout) if "cannot be read" in one[0]])
+    folders, names = (closed, closed, other), ("MODELSCOPE_CACHE", "MODELSCOPE_CACHE", "HF_HOME")
+    for problems, folder, name in zip(told, folders, names, strict=True):
+        assert [message for message, _ in problems] == [f"{folder} cannot be read: what lies there is not used"]
+        assert name in problems[0][1]
+
+
+def test_a_cache_that_may_only_be_read_is_told_by_doctor_with_its_own_setting(place: Path) -> None:
+    (place / "cache").chmod(0o755)
+    script = (
+        "import json; from glmchat.cli import doctor; told = []\n"
+        "doctor._paths(lambda message, hint: told.append([message, hint])); print(json.dumps(told))"
+    )
+    line = command(place, "a")
+    done = subprocess.run([*line[:-2], "-c", script], capture_output=True, text=True, cwd="/", check=True)
+    (problem,) = json.loads(done.stdout)
+    assert str(place / "cache") in problem[0] and "none can be added" in problem[0] and "HF_HOME" in problem[1]
