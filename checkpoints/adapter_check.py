@@ -10,6 +10,7 @@ from pathlib import Path
 from glmchat.checkpoints.adapter_files import (
     AdapterFacts,
     find_weights,
+    own_tokenizer,
     recognise,
     refuse_settings,
     shapes_of_safetensors,
@@ -26,6 +27,7 @@ from glmchat.checkpoints.weight_files import weight_files as files_of_a_model
 def check_adapter(path: Path, base: Path | None, *, alpha: float | None = None, force: bool = False) -> None:
     """Raise Usage, Damaged, Hostile or NotInstalled for what is no adapter, or none for the model in `base`."""
     facts = read_facts(path, alpha=alpha, force=force)
+    own_tokenizer(facts.path)
     if base is None:
         return
     difference = misfit(facts.to_json(), facts.base, Base.of(base))

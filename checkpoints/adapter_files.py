@@ -19,12 +19,13 @@ from glmchat.checkpoints.file_kinds import kind_of_file, refuse_no_weights
 from glmchat.checkpoints.gguf_file import adapter_config, open_gguf
 from glmchat.checkpoints.peft_kinds import KINDS, check_peft, kind_of, rank_of, refusal, takes_weight
 from glmchat.checkpoints.safetensors_file import read_safetensors
+from glmchat.checkpoints.tokenizer_files import PAIR, PAIRED
 from glmchat.checkpoints.torch_file import read_torch_file
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.checkpoints.weight_files import weight_files as files_of_a_model
 from glmchat.core.errors import Damaged, NotInstalled, Usage
 from glmchat.core.files import require_plain_folder
-from glmchat.core.json_files import read_json
+from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -196,6 +197,27 @@ def refuse_settings(config: Mapping[str, Any]) -> None:
         raise refusal(kind)
     if kind == "LORA":
         parse_lora(config)
+
+
+def own_tokenizer(folder: Path) -> tuple[str, ...]:
+    """The files that an adapter's own words are read from; () where it brings none.
+
+    Raises Usage for words that only the code of some class could put together.
+    """
+    for names in (("tokenizer.json",), ("tokenizer.model",), PAIR):
+        if folder.is_dir() and all((folder / name).is_file() for name in names):
+            break
+    else:
+        return ()
+    kind = small_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    if names == PAIR and str(kind or "").removesuffix("Fast") not in PAIRED:
+        raise Usage(
+            tr("its words are in vocab.json and merges.txt, for the class {kind}, which is not read from there",
+               kind=one_line(str(kind or "?"), 60)),
+            hint=tr("save its tokenizer with transformers (save_pretrained), which writes tokenizer.json"),
+            code="adapter.vocabulary",
+        )  # fmt: skip
+    return names
 
 
 def brings_text(folder: Path) -> bool:

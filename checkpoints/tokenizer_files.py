@@ -28,6 +28,8 @@ from glmchat.core.text import one_line
 LARGEST = 16 * 2**20  # bytes of a tokenizer.json that is read whole
 KINDS = ("BPE", "Unigram", "WordLevel", "WordPiece")  # what the tokenizers package calls its models
 GGUF_KINDS = ("gpt2", "llama")
+PAIR = ("vocab.json", "merges.txt")
+PAIRED = ("GPT2Tokenizer", "Qwen2Tokenizer")  # the classes that are put together from them
 _HEAD = 4 * 2**20  # bytes of a tokenizer.json in which its added words stand
 _USUAL = ("tokenizer.json", "tokenizer.model")
 _OF_GPT2 = ("chinese_vocab.model", "spiece.model", "tokenizer.json", "merges.txt")

@@ -255,6 +255,8 @@ def list_all(
 
 def show(name: Name, as_json: AsJson = False) -> None:
     """Show one adapter: what it is, what it was trained on, where it came from, its files."""
+    from glmchat.chat.adapters_choice import own_template
+    from glmchat.checkpoints.adapter_files import own_tokenizer
     from glmchat.hub.adapters import facts_of, find_adapter, kind_words, to_json
 
     row = find_adapter(name)
@@ -264,12 +266,16 @@ def show(name: Name, as_json: AsJson = False) -> None:
         return
     facts = facts_of(row)
     checked = facts.get("checked_against") or {}
+    words = facts.get("vocabulary") if facts.get("replaces") else None
     lines = [
         (tr("name"), row.name),
         (tr("kind"), kind_words(facts)),
         (tr("base"), row.base),
         (tr("checked against"), checked.get("name")),
         (tr("layers"), ", ".join(map(str, facts.get("targets") or ())) or None),
+        (tr("tokenizer"), ", ".join(own_tokenizer(row.path)) or None),
+        (tr("chat template"), None if own_template(row) is None else tr("its own, used while it is active")),
+        (tr("words"), None if words is None else tr("rows of its own for {words} words", words=words)),
         (tr("repository"), row.repo),
         (tr("revision"), row.revision),
         (tr("origin"), row.manifest.asked if row.manifest else None),

@@ -213,6 +213,9 @@ class Engine:
     def tokenize(self, text: str, adapters: Adapters = None) -> list[int]:
         return self._prompt_with(adapters).tokenizer.encode(text)
 
+    def detokenize(self, ids: Sequence[int], adapters: Adapters = None) -> str:
+        return self._prompt_with(adapters).tokenizer.decode(ids)
+
     # Numbers
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
@@ -415,8 +418,10 @@ class Engine:
         force: attach one that names another base of the same shape. alpha: of a raw LoRA file, which does not say it.
         Raises NotInstalled, Usage, Damaged or Hostile; the model is then as it was.
         """
-        adapter = self._adapter_set().attach(Path(folder), name, force=force, alpha=alpha)
-        self._formats.of([adapter.path])  # what it brings to write conversations with is checked, too
+        attached = self._adapter_set()
+        adapter = attached.attach(
+            Path(folder), name, force=force, alpha=alpha, check_text=lambda path: self._formats.of([path])
+        )
         self._settle_cache(gone=name)
         return adapter
 

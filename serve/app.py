@@ -255,7 +255,7 @@ class _Routes:
                 ):  # what is wrong is said before a stream begins
                     has_form = generation.decoding.grammar is not None
                     await host.text.do(partial(engine.decoder, generation.decoding, ids, folders), long=has_form)
-            echoes = await host.text.do(lambda: _echoes(engine, generation), long=long)
+            echoes = await host.text.do(lambda: _echoes(engine, generation, folders), long=long)
             return _Response(Answer(host, place, generation, prompts, adapters, continued, echoes), request)
         except BaseException:
             place.leave()
@@ -338,11 +338,11 @@ _LONG = 100_000  # bytes of a body; tokenising so many takes some 20 to 400 ms
 _HOPELESS = 16  # characters for each token of the context; no language has half as many
 
 
-def _echoes(engine: EngineFace, generation: GenerationRequest) -> list[str]:
-    """What stands before each answer: its prompt as it was sent, ids as the text they are."""
+def _echoes(engine: EngineFace, generation: GenerationRequest, folders: Sequence[Path]) -> list[str]:
+    """What stands before each answer: its prompt as it was sent, ids as the text they are to these adapters' words."""
     if not generation.echo:
         return []
-    return [one if isinstance(one, str) else engine.tokenizer.decode(list(one)) for one in generation.prompts]
+    return [one if isinstance(one, str) else engine.detokenize(one, folders) for one in generation.prompts]
 
 
 def _check_length(length: int, context: int) -> None:

@@ -42,19 +42,14 @@ class Chunk(Protocol):
         ...
 
 
-class Decodes(Protocol):
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
 class EngineFace(Protocol):
-    """One loaded model. All calls come from one thread, but for `render`, `render_open`, `complete`, `tokenize`, and
-    `family`, `facts` and `identified`, which the event loop asks for and which therefore answer at once.
+    """One loaded model. All calls come from one thread, but for `render`, `render_open`, `complete`, `tokenize` and
+    `detokenize`, and `family`, `facts` and `identified`, which the event loop asks for and which therefore answer at
+    once.
     """
 
     context: int
 
-    @property
-    def tokenizer(self) -> Decodes: ...
     @property
     def family(self) -> str: ...
     @property
@@ -79,6 +74,7 @@ class EngineFace(Protocol):
 
     def complete(self, text: str, adapters: Sequence[Path] | None = ...) -> list[int]: ...
     def tokenize(self, text: str, adapters: Sequence[Path] | None = ...) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int], adapters: Sequence[Path] | None = ...) -> str: ...
     def decoder(
         self, decoding: Decoding, ids: Sequence[int] = ..., adapters: Sequence[Path] | None = ...
     ) -> Decoder | None:

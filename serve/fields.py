@@ -361,9 +361,11 @@ def _structured_outputs(value: Any) -> list[Grammar]:
 
 
 def _thinking_budget(data: Mapping[str, Any]) -> int | None:
-    """Qwen's, vLLM's, llama-server's and OpenRouter's names; a negative one is no limit."""
-    reasoning = data.get("reasoning")
+    """Qwen's, vLLM's, llama-server's, OpenRouter's and Anthropic's names; a negative one is no limit."""
+    reasoning, thinking = data.get("reasoning"), data.get("thinking")
     nested = {"reasoning.max_tokens": reasoning.get("max_tokens")} if isinstance(reasoning, dict) else {}
+    if isinstance(thinking, dict) and thinking.get("type") != "disabled":
+        nested["thinking.budget_tokens"] = thinking.get("budget_tokens")
     for name, value in {**{n: data.get(n) for n in _BUDGETS}, **nested}.items():
         if value is not None:
             return None if (count := _whole(value, name)) < 0 else count
@@ -401,13 +403,22 @@ def _thinking(value: Any, name: str) -> dict[str, Any]:
     if isinstance(value, bool):
         return {"enable_thinking": value}
     if isinstance(value, dict):
-        if value.get("type") in ("enabled", "disabled", "auto", "adaptive"):
-            return {} if value["type"] in ("auto", "adaptive") else {"enable_thinking": value["type"] == "enabled"}
+        if value.get("type") in ("enabled", "disabled", "auto", "adaptive") and set(value) <= _KINDS_OF_THINKING:
+            keeps = value.get("clear_thinking")
+            told = {} if keeps is None else {"clear_thinking": flag(value, "clear_thinking", f"{name}.clear_thinking")}
+            return (
+                told
+                if value["type"] in ("auto", "adaptive")
+                else {"enable_thinking": value["type"] == "enabled", **told}
+            )
         switch = {} if value.get("enabled") is None else {"enable_thinking": flag(value, "enabled", f"{name}.enabled")}
         effort = {} if value.get("effort") is None else _effort(value["effort"], name)
         if set(value) <= {"enabled", "effort", "max_tokens", "exclude", "summary", "generate_summary"}:
             return {**switch, **effort}
     raise invalid(f"{name} is of no form that glmchat knows", '{"type": "disabled"}', name)
+
+
+_KINDS_OF_THINKING = {"type", "budget_tokens", "clear_thinking"}  # of Anthropic, DeepSeek and GLM
 
 
 def _effort(value: Any, name: str) -> dict[str, Any]:

@@ -11,7 +11,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+WORDS = ["<|turn|>", "<|stop|>", "zebra"]
+OWN = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}: {{ m['content'] }}<|stop|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
+)
 
 
 def theirs(folder: Path) -> Any:
@@ -39,6 +45,28 @@ def write_peft(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Any:
     data["base_model_name_or_path"] = None
     path.write_text(json.dumps(data))
     return model.eval()
+
+
+def train(base: Path, folder: Path, words: int | None, template: str | None = OWN, **settings: Any) -> Path:
+    """An adapter as trl saves one: new words in the tokenizer, the model resized (None: it is not)."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if template is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:2]})
+        tokenizer.add_tokens(WORDS[2:])
+        tokenizer.chat_template = template
+        tokenizer.eos_token = "<|stop|>"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if words is not None:
+            model.resize_token_embeddings(words)
+        trained = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
+                                                      **settings}))  # fmt: skip
+        randomise(trained, 1)
+        trained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def peft_logits(model: Any, ids: list[int]) -> torch.Tensor:

@@ -93,7 +93,6 @@ class FakeEngine:
         self.until = until
         self.context = context
         self.family = "fake"
-        self.tokenizer = self
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
         self.decoded: list[Decoding | None] = []
@@ -143,7 +142,7 @@ class FakeEngine:
     def tokenize(self, text: str, adapters: Sequence[Path] | None = None) -> list[int]:
         return [ord(c) for c in text]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Sequence[int], adapters: Sequence[Path] | None = None) -> str:
         return "".join(map(chr, ids))
 
     def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Sequence[Path] | None = None) -> None:

@@ -5,7 +5,7 @@ The same checks run against a model that is not loaded, from headers alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -100,11 +100,20 @@ class AdapterSet:
         """Where these were read from. Raises UnknownModel."""
         return [self._attached(name).adapter.path for name in names]
 
-    def attach(self, path: Path, name: str, *, force: bool = False, alpha: float | None = None) -> Adapter:
+    def attach(
+        self,
+        path: Path,
+        name: str,
+        *,
+        force: bool = False,
+        alpha: float | None = None,
+        check_text: Callable[[Path], object] = lambda path: None,
+    ) -> Adapter:
         """Read the adapter at `path`, check it against the model, and keep it ready under `name`.
 
-        force: attach an adapter that names another base of the same shape. Raises Usage, Damaged, Hostile or
-        NotInstalled with the reason; the model and the other adapters are then as they were.
+        force: attach an adapter that names another base of the same shape. check_text: raises where the words that it
+        brings do not fit. Raises Usage, Damaged, Hostile or NotInstalled with the reason; the model and what is
+        attached are then as they were.
         """
         adapter = read_adapter(path, alpha=alpha, force=force)
         ready = Ready(adapter)
@@ -121,6 +130,7 @@ class AdapterSet:
             check_prefix(adapter, self._model.spec, self._model)
             refuse_other_base(adapter, self._checkpoint)
             ready.rows = read_prefix(adapter, self._model.spec, self._device)
+        check_text(adapter.path)
         if name in self._active:
             self.activate({other: weight for other, weight in self._active.items() if other != name})
         self._ready[name] = ready

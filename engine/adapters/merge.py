@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_files import TEXT_FILES, brings_text
+from glmchat.checkpoints.adapter_files import TEXT_FILES, brings_text, own_tokenizer
 from glmchat.checkpoints.adapter_fit import CHATGLM
 from glmchat.checkpoints.adapter_settings import Names
 from glmchat.checkpoints.chat_template import FILE, template_of
@@ -118,8 +118,11 @@ def _write(
     tensors = list(_tensors(checkpoint, weights, adapter, matched, dtype))
     embedding = next((t for t in tensors if ends and t.module == ends[0]), None)
     untied = embedding is not None and not matched.keys().isdisjoint(ends)
-    if embedding is not None and untied:  # what changes the one leaves the other as it is
-        tensors.append(replace(embedding, name="lm_head.weight", module="lm_head"))
+    if embedding is not None and untied:  # what changes the one may leave the other as it is
+        head = replace(embedding, name="lm_head.weight", module="lm_head")
+        own, other = (_value(end, adapter, matched, modules, weights) for end in (embedding, head))
+        untied = not torch.equal(own, other)
+        tensors += [head] * untied
     _refuse_lost(matched, {f"{tensor.module}.{tensor.parameter}" for tensor in tensors})
     tensors += [
         _Tensor(name, shape, torch.float32, "", "", source=None)
@@ -246,7 +249,7 @@ def _write_text(adapter: Path, base: Path, folder: Path) -> None:
         return
     own = template_of(adapter)
     template = template_of(base) if own is None else own
-    if (adapter / "tokenizer.json").is_file() or (adapter / "tokenizer.model").is_file():
+    if own_tokenizer(adapter):
         for name in TEXT_FILES:
             (folder / name).unlink(missing_ok=True)
             if (adapter / name).is_file():

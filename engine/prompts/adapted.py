@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from glmchat.checkpoints.adapter_check import read_facts
-from glmchat.checkpoints.adapter_files import brings_text
+from glmchat.checkpoints.adapter_files import brings_text, own_tokenizer
 from glmchat.checkpoints.adapter_fit import words_with
 from glmchat.checkpoints.adapter_settings import formats_of_two
 from glmchat.checkpoints.spec import ModelSpec
@@ -89,7 +89,7 @@ def adapter_prompt(folder: Path, base: PromptFormat, spec: ModelSpec, rows: int)
     if not isinstance(base, TemplatePrompt | BaseModel):
         return base
     tokenizer = cast(TemplateTokenizer, base.tokenizer)
-    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file():
+    if own_tokenizer(folder):
         try_vocabulary(folder)
         own = cast(TemplateTokenizer, load_plain_tokenizer(folder, None))
         if _has_other_words(own, tokenizer, rows, resized=rows != spec.vocab_size):

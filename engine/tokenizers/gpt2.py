@@ -12,26 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Lower
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import (
     WORDS_WITHOUT_ROWS,
     check_rows,
-    damaged_vocabulary,
     read_vocabulary,
     require_kind,
     vocabulary_file,
 )
-from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.language import tr
-from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.base import SPACE, Tokenizer, encodable, open_pieces
-from glmchat.engine.tokenizers.hf import HFTokenizer, load_tokenizer_json, raise_own
-from glmchat.engine.tokenizers.words import Word
+from glmchat.engine.tokenizers.hf import load_byte_pairs, load_tokenizer_json
 
 PIECES = 30_000
 UNK, NEWLINE, SEP, EOD = 0, 3, 4, 7
@@ -118,7 +108,6 @@ def _plain(text: str) -> str:
 
 
 _CPM_FILES = ("chinese_vocab.model", "spiece.model")
-_END = "<|endoftext|>"
 
 
 def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
@@ -132,35 +121,10 @@ def load_gpt2_tokenizer(folder: Path, spec: ModelSpec) -> Tokenizer:
         tokenizer = load_tokenizer_json(folder)
     elif (folder / "merges.txt").is_file():
         path = vocabulary_file(folder, "vocab.json", "GPT-2")
-        tokenizer = byte_pairs(path, folder / "merges.txt")
+        tokenizer = load_byte_pairs(folder, "GPT2Tokenizer")
     else:
         path = vocabulary_file(folder, "chinese_vocab.model", "CPM's GPT-2")
         tokenizer = CPMTokenizer(path)
     spare = 0 if isinstance(tokenizer, CPMTokenizer) else WORDS_WITHOUT_ROWS
     check_rows(path, tokenizer.vocab_size, spec.vocab_size, spare)
     return tokenizer
-
-
-def byte_pairs(vocabulary: Path, merges: Path) -> HFTokenizer:
-    """GPT-2's own two files. Raises Damaged."""
-    for path in (vocabulary, merges):
-        refuse_pointer(path)
-    try:
-        lower = Lower(BPE.from_file(str(vocabulary), str(merges)))
-    except BaseException as error:  # noqa: BLE001 - see raise_own
-        raise_own(error)
-        raise damaged_vocabulary(
-            tr(
-                "{name} and {name2} are not a GPT-2 vocabulary: {error}",
-                name=one_line(vocabulary.name),
-                name2=merges.name,
-                error=one_line(str(error), 120),
-            ),
-            tr("pull the model again"),
-        ) from None
-    lower.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    lower.decoder = ByteLevelDecoder()
-    end = lower.token_to_id(_END)
-    if end is not None:
-        lower.add_special_tokens([_END])
-    return HFTokenizer(lower, [] if end is None else [Word(_END, end)])

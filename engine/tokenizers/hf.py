@@ -1,4 +1,4 @@
-"""Vocabularies of the `tokenizers` package: tokenizer.json, and what GGUF metadata says of one.
+"""Vocabularies of the `tokenizers` package: tokenizer.json, GPT-2's two files, and what GGUF metadata says of one.
 
 Two ways in: `encode` takes every character as ordinary text, `encode_special` is for our own templates and recognises
 control tokens. A person's `<|im_start|>` therefore never becomes the control token.
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Lower
 from tokenizers.models import BPE
 
@@ -32,6 +32,7 @@ from glmchat.engine.tokenizers.words import (
     named_tokens,
     rebuilding_class,
     special_names,
+    tokenizer_class,
     words_of_folder,
 )
 
@@ -175,6 +176,46 @@ def load_tokenizer_json(folder: Path) -> HFTokenizer:
                 error=one_line(str(error), 120),
             ),
             tr("pull the model again, or verify it"),
+        ) from None
+
+
+def load_byte_pairs(folder: Path, usual: str = "") -> HFTokenizer:
+    """vocab.json and merges.txt, put together as the class in tokenizer_config.json does it, or `usual` without one.
+
+    Raises Damaged, also for a class that is not one of `BYTE_PAIRS`.
+    """
+    paths = folder / "vocab.json", folder / "merges.txt"
+    for path in paths:
+        refuse_pointer(path)
+    settings = small_json(folder / "tokenizer_config.json")
+    name, space = tokenizer_class(settings) or usual, settings.get("add_prefix_space") is True
+    try:
+        lower = Lower(BPE.from_file(*map(str, paths)))
+        lower.decoder = decoders.ByteLevel()
+        if name == "Qwen2Tokenizer":
+            lower.normalizer = normalizers.NFC()
+        lower.pre_tokenizer = _cutter(BYTE_PAIRS[name], space)
+        told = words_of_folder(folder)
+        _add_missing(lower, told)
+        special = special_names(folder, usual) | {word.text for word in told if word.special}
+        here = [text for text in sorted(special) if lower.token_to_id(text) is not None]
+        lower.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in here])
+        lower.add_tokens(
+            [_added(w, special=False) for w in told if lower.token_to_id(w.text) == w.id and not w.special]
+        )
+        if settings.get("add_bos_token") is True and (begin := named_tokens(folder, usual).get("bos_token")):
+            _begin_with(lower, begin)
+        return wrap(lower, frozenset(special))
+    except BaseException as error:  # noqa: BLE001 - see raise_own
+        raise_own(error)
+        raise damaged_vocabulary(
+            tr(
+                "{name} and {name2} are not a GPT-2 vocabulary: {error}",
+                name=paths[0].name,
+                name2=paths[1].name,
+                error=one_line(str(error), 120),
+            ),
+            tr("pull the model again"),
         ) from None
 
 
@@ -325,6 +366,9 @@ def bpe_from_gguf(metadata: Mapping[str, Any]) -> HFTokenizer:
     bos, asked = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.add_bos_token")
     begins = pre in _BEGINS if asked is None else bool(asked)
     return HFTokenizer(lower, words, [bos] if begins and isinstance(bos, int) else [])
+
+
+BYTE_PAIRS = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}  # class -> how it cuts a text
 
 
 def _cutter(pre: Any, space: bool) -> Any:

@@ -13,7 +13,7 @@ import sentencepiece
 
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.spec import ModelSpec
-from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, no_tokenizer
+from glmchat.checkpoints.tokenizer_files import PAIR, check_gguf_tokenizer, no_tokenizer
 from glmchat.checkpoints.vocabularies import WORDS_WITHOUT_ROWS, damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
 from glmchat.core.errors import Damaged
@@ -26,7 +26,10 @@ from glmchat.engine.tokenizers.words import LIKE_CONTROL, Word, WordFinder, alwa
 
 
 def load_plain_tokenizer(path: Path, spec: ModelSpec | None) -> Tokenizer:
-    """From GGUF metadata, tokenizer.json, or tokenizer.model. Raises Damaged if there is none or it does not fit."""
+    """From GGUF metadata, tokenizer.json, tokenizer.model, or vocab.json and merges.txt.
+
+    Raises Damaged if there is none or it does not fit.
+    """
     tokenizer = _from_gguf(path) if path.is_file() else _from_folder(path)
     if spec is not None and tokenizer.vocab_size > spec.vocab_size + WORDS_WITHOUT_ROWS:
         raise Damaged(
@@ -58,6 +61,10 @@ def _from_folder(folder: Path) -> Tokenizer:
         return load_tokenizer_json(folder)
     if (folder / "tokenizer.model").is_file():
         return load_tokenizer_model(folder)
+    if all((folder / name).is_file() for name in PAIR):
+        from glmchat.engine.tokenizers.hf import load_byte_pairs
+
+        return load_byte_pairs(folder)
     raise no_tokenizer(folder)
 
 

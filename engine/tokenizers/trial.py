@@ -19,7 +19,7 @@ from glmchat.core.errors import Damaged, GlmchatError
 from glmchat.core.files import read_file
 from glmchat.core.sandbox import READY, confine, reply_stream
 from glmchat.core.text import one_line
-from glmchat.engine.tokenizers import gpt2, hf, loading
+from glmchat.engine.tokenizers import hf, loading
 from glmchat.engine.tokenizers.base import open_pieces
 
 _PROBE = 4096  # characters
@@ -122,7 +122,7 @@ def _read(request: Mapping[str, Any]) -> None:
         case "pieces":
             _probe(open_pieces(path, read_file(path)), [])
         case "merges":
-            _probe(gpt2.byte_pairs(path / "vocab.json", path / "merges.txt"), [])
+            _probe(hf.load_byte_pairs(path, "GPT2Tokenizer"), [])
         case _:
             _probe(loading.load_plain_tokenizer(path, None), [])
 

@@ -192,9 +192,9 @@ def blank_before_words(settings: Mapping[str, Any], usual: bool = True) -> str:
     return "always" if settings.get("legacy") and name != "CodeLlamaTokenizer" else "first"
 
 
-def special_names(folder: Path) -> frozenset[str]:
-    """Texts that the folder's settings call special, with or without an id."""
-    names = set(named_tokens(folder).values())
+def special_names(folder: Path, usual: str = "") -> frozenset[str]:
+    """Texts that the folder's settings call special, with or without an id. usual: the class where they name none."""
+    names = set(named_tokens(folder, usual).values())
     for data in _settings(folder):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             more = data.get(key)
@@ -203,12 +203,12 @@ def special_names(folder: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def named_tokens(folder: Path) -> dict[str, str]:
+def named_tokens(folder: Path, usual: str = "") -> dict[str, str]:
     """bos_token, eos_token and their like, which templates write by name.
 
     What the files do not name is as the class says that they name (transformers' own defaults); null names none.
     """
-    name = tokenizer_class(small_json(folder / "tokenizer_config.json"))
+    name = tokenizer_class(small_json(folder / "tokenizer_config.json")) or usual
     if (
         name not in _CLASS_TOKENS
         and (folder / "tokenizer.model").is_file()

@@ -190,6 +190,29 @@ def test_a_kind_of_peft_is_added_listed_and_shown_by_its_name(glmchat: Run, tmp_
     assert told["takes_weight"] is True and "kind: LoHa of rank 1" in glmchat("adapters", "show", "poet").stdout
 
 
+def test_show_names_the_template_and_the_tokenizer_that_an_adapter_brings(glmchat: Run, tmp_path: Path) -> None:
+    plain, own = write_loha(tmp_path / "plain"), write_loha(tmp_path / "own")
+    (own / "chat_template.jinja").write_text("{{ messages }}")
+    (own / "tokenizer.json").write_text("{}")
+    pair = write_loha(tmp_path / "pair")
+    for name in ("vocab.json", "merges.txt"):
+        (pair / name).write_text("{}")
+    settings = {"tokenizer_class": "CodeGenTokenizer", "chat_template": "{{ messages }}"}
+    (pair / "tokenizer_config.json").write_text(json.dumps(settings))
+    for folder in (plain, own):
+        assert glmchat("adapters", "add", folder).returncode == 0
+    refused = glmchat("adapters", "add", pair)
+    assert refused.returncode == 2 and "for the class CodeGenTokenizer" in refused.stderr
+    (pair / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "Qwen2Tokenizer"}))
+    assert glmchat("adapters", "add", pair).returncode == 0
+    told = glmchat("adapters", "show", "own").stdout
+    assert "chat template: its own, used while it is active" in told and "tokenizer: tokenizer.json" in told
+    told = glmchat("adapters", "show", "pair").stdout
+    assert "chat template: its own" in told and "tokenizer: vocab.json, merges.txt" in told
+    told = glmchat("adapters", "show", "plain").stdout
+    assert "chat template" not in told and "tokenizer" not in told
+
+
 @pytest.mark.usefixtures("adds_here")
 @pytest.mark.parametrize(
     ("mark", "config", "code", "reason"),

@@ -14,16 +14,16 @@ from typing import Any
 import adapter_builders as adapters
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from glmchat.chat import connect
 from glmchat.chat.adapters_choice import brings_template, folder_of_template, own_texts, require_fit
-from glmchat.checkpoints.adapter_check import read_facts
+from glmchat.checkpoints.adapter_check import check_adapter, read_facts
 from glmchat.checkpoints.adapter_files import weight_files
 from glmchat.checkpoints.chat_template import template_of
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import GlmchatError, Usage
+from glmchat.core.errors import GlmchatError, UnknownModel, Usage
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
 from glmchat.engine.adapters.files import read_adapter
@@ -32,33 +32,6 @@ from glmchat.hub.adapters import Origin, companions, find_adapter, keep
 
 TALK = [{"role": "user", "content": "he said the <|turn|> thing"}, {"role": "assistant", "content": "so"},
         {"role": "user", "content": "and then"}]  # fmt: skip
-WORDS = ["<|turn|>", "<|stop|>", "zebra"]
-OWN = (
-    "{% for m in messages %}<|turn|>{{ m['role'] }}: {{ m['content'] }}<|stop|>{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
-)
-
-
-def train(base: Path, folder: Path, words: int | None, template: str | None = OWN, **settings: Any) -> Path:
-    """An adapter as trl saves one: new words in the tokenizer, the model resized (None: it is not)."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if template is not None:
-        tokenizer.add_special_tokens({"additional_special_tokens": WORDS[:2]})
-        tokenizer.add_tokens(WORDS[2:])
-        tokenizer.chat_template = template
-        tokenizer.eos_token = "<|stop|>"
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if words is not None:
-            model.resize_token_embeddings(words)
-        trained = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
-                                                      **settings}))  # fmt: skip
-        adapters.randomise(trained, 1)
-        trained.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def theirs(base: Path, folder: Path, words: int | None) -> tuple[list[int], torch.Tensor]:
@@ -102,7 +75,7 @@ CASES: dict[str, tuple[bool, int | None, dict[str, Any]]] = {
 def test_ids_and_logits_are_those_of_transformers_and_peft(case: str, builders: ModuleType, tmp_path: Path) -> None:
     tied, words, settings = CASES[case]
     base = builders.write_folder(tmp_path / "base", tie_word_embeddings=tied)
-    folder = train(base, tmp_path / "own", words, **settings)
+    folder = adapters.train(base, tmp_path / "own", words, **settings)
     ids, logits = theirs(base, folder, words)
     engine = Engine.load(base, threads=1, dtype="float32")
     before, said = engine.logits(list(range(3, 40))), engine.render(TALK)
@@ -129,7 +102,7 @@ def test_ids_and_logits_are_those_of_transformers_and_peft(case: str, builders: 
 def test_a_merged_folder_speaks_alike_here_and_in_transformers(case: str, builders: ModuleType, tmp_path: Path) -> None:
     tied, words, settings = CASES[case]
     base = builders.write_folder(tmp_path / "base", tie_word_embeddings=tied)
-    folder = train(base, tmp_path / "own", words, **settings)
+    folder = adapters.train(base, tmp_path / "own", words, **settings)
     ids, logits = theirs(base, folder, words)
     merged = merge(read_adapter(folder), base, tmp_path / "merged", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(merged)
@@ -145,7 +118,7 @@ def test_a_merged_folder_speaks_alike_here_and_in_transformers(case: str, builde
 
 def test_pefts_own_way_to_load_such_a_folder_gives_the_same(builders: ModuleType, tmp_path: Path) -> None:
     base = builders.write_folder(tmp_path / "base", vocab_size=262, tie_word_embeddings=False)
-    folder = train(base, tmp_path / "own", 264, modules_to_save=["embed_tokens", "lm_head"])
+    folder = adapters.train(base, tmp_path / "own", 264, modules_to_save=["embed_tokens", "lm_head"])
     tuned = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     engine = Engine.load(base, threads=1, dtype="float32")
     engine.attach(folder, "own")
@@ -159,7 +132,7 @@ def test_a_base_without_a_template_takes_that_of_the_adapter(builders: ModuleTyp
     base = builders.write_folder(tmp_path / "base", template=None)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     tokenizer.chat_template = builders.TEMPLATE
-    folder = train(base, tmp_path / "chat", None, template=None)
+    folder = adapters.train(base, tmp_path / "chat", None, template=None)
     tokenizer.save_pretrained(folder)
     engine = Engine.load(base, threads=1, dtype="float32")
     with pytest.raises(Usage, match="no chat template"):
@@ -176,13 +149,13 @@ def test_a_base_without_a_template_takes_that_of_the_adapter(builders: ModuleTyp
 
 def test_adapters_that_disagree_are_refused_by_name(builders: ModuleType, tmp_path: Path) -> None:
     base = builders.write_folder(tmp_path / "base")
-    own = train(base, tmp_path / "own", None)
-    other = train(base, tmp_path / "other", None, template=OWN.replace(": ", "> "))
-    plain = train(base, tmp_path / "plain", None, template=None)
+    own = adapters.train(base, tmp_path / "own", None)
+    other = adapters.train(base, tmp_path / "other", None, template=adapters.OWN.replace(": ", "> "))
+    plain = adapters.train(base, tmp_path / "plain", None, template=None)
     for path in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (plain / path).unlink(missing_ok=True)
-    larger = train(base, tmp_path / "larger", 280, modules_to_save=["embed_tokens", "lm_head"])
-    saved = train(base, tmp_path / "saved", None, template=None, modules_to_save=["embed_tokens"])
+    larger = adapters.train(base, tmp_path / "larger", 280, modules_to_save=["embed_tokens", "lm_head"])
+    saved = adapters.train(base, tmp_path / "saved", None, template=None, modules_to_save=["embed_tokens"])
     engine = Engine.load(base, threads=1, dtype="float32")
     for folder in (own, other, plain, larger, saved):
         engine.attach(folder, folder.name)
@@ -202,10 +175,10 @@ def test_adapters_that_disagree_are_refused_by_name(builders: ModuleType, tmp_pa
 def test_words_without_rows_and_words_of_another_model_are_refused(builders: ModuleType, tmp_path: Path) -> None:
     base = builders.write_folder(tmp_path / "base", vocab_size=262)
     engine = Engine.load(base, threads=1, dtype="float32")
-    lost = train(base, tmp_path / "lost", None)  # two words more than rows, and no rows saved
+    lost = adapters.train(base, tmp_path / "lost", None)  # two words more than rows, and no rows saved
     with pytest.raises(Usage, match="its tokenizer has 264 words, but there are rows for 262"):
         engine.attach(lost, "lost")
-    foreign = train(base, tmp_path / "foreign", None, template=None)
+    foreign = adapters.train(base, tmp_path / "foreign", None, template=None)
     data = json.loads((foreign / "tokenizer.json").read_text())
     words = {word: index for index, word in enumerate(reversed(data["model"]["vocab"]))}
     (foreign / "tokenizer.json").write_text(json.dumps({**data, "model": {**data["model"], "vocab": words}}))
@@ -213,6 +186,73 @@ def test_words_without_rows_and_words_of_another_model_are_refused(builders: Mod
         engine.attach(foreign, "foreign")
     assert engine.render(TALK[:1])[0] == 1
     engine.close()
+
+
+def test_one_whose_text_is_refused_is_not_attached_and_leaves_what_had_its_name(
+    builders: ModuleType, tmp_path: Path
+) -> None:
+    base = builders.write_folder(tmp_path / "base", vocab_size=262)
+    engine = Engine.load(base, threads=1, dtype="float32")
+    lost = adapters.train(base, tmp_path / "lost", None)
+    with pytest.raises(Usage, match="its tokenizer has"):
+        engine.attach(lost, "lost")
+    with pytest.raises(UnknownModel, match="no adapter is attached as 'lost'"):
+        engine.activate({"lost": 1.0})
+    good = adapters.train(base, tmp_path / "good", None, template=None)
+    engine.attach(good, "mine")
+    engine.activate({"mine": 1.0})
+    before = engine.logits([1, 2, 3])
+    with pytest.raises(Usage, match="its tokenizer has"):
+        engine.attach(lost, "mine")
+    assert torch.equal(engine.logits([1, 2, 3]), before)
+    engine.close()
+
+
+def as_two_files(folder: Path, kind: str) -> Path:
+    """The tokenizer of the folder as slow classes saved one: vocab.json, merges.txt and the words beside them."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary, merges = data["model"]["vocab"], data["model"]["merges"]
+    lines = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {
+        str(word["id"]): {key: word[key] for key in ("content", "special", "normalized", "lstrip", "rstrip")}
+        for word in data["added_tokens"]
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": kind}))
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"])
+def test_words_in_vocab_json_and_merges_txt_are_those_of_transformers(
+    kind: str, builders: ModuleType, tmp_path: Path
+) -> None:
+    base = builders.write_folder(tmp_path / "base", vocab_size=272)
+    folder = as_two_files(adapters.train(base, tmp_path / "own", None), kind)
+    ids, logits = theirs(base, folder, None)
+    engine = Engine.load(base, threads=1, dtype="float32")
+    engine.attach(folder, "own")
+    engine.activate({"own": 1.0})
+    talk = [{**m, "content": m["content"].replace("<|turn|>", "@")} for m in TALK]
+    assert engine.render(talk) == ids and torch.allclose(engine.logits(ids), logits, atol=1e-4, rtol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in ("the zebra's 123 45 cats\n\n  e\u0301 \u4f60<|turn|>x", "zebra", "  a zebra  \t"):
+        assert engine.complete(text) == tokenizer(text)["input_ids"]
+    merged = merge(read_adapter(folder), base, tmp_path / "merged")
+    assert AutoTokenizer.from_pretrained(merged)("the zebra")["input_ids"] == tokenizer("the zebra")["input_ids"]
+    engine.close()
+
+
+def test_two_files_of_a_class_that_is_not_put_together_from_them_are_refused_where_the_adapter_is_typed(
+    builders: ModuleType, tmp_path: Path
+) -> None:
+    base = builders.write_folder(tmp_path / "base", vocab_size=272)
+    folder = as_two_files(adapters.train(base, tmp_path / "own", None), "CodeGenTokenizer")
+    with pytest.raises(Usage, match=r"vocab\.json and merges\.txt, for the class CodeGenTokenizer") as caught:
+        check_adapter(folder, base)
+    assert "save_pretrained" in caught.value.hint
 
 
 def store(folder: Path) -> str:
@@ -228,12 +268,12 @@ def test_the_store_keeps_them_and_says_before_an_engine_starts_what_they_bring(
     base = builders.write_folder(tmp_path / "base", tie_word_embeddings=False)
     silent = builders.write_folder(tmp_path / "silent", template=None, tie_word_embeddings=False)
     own, larger = (
-        store(train(base, tmp_path / "own", None)),
-        store(train(base, tmp_path / "larger", 280, modules_to_save=["embed_tokens", "lm_head"])),
+        store(adapters.train(base, tmp_path / "own", None)),
+        store(adapters.train(base, tmp_path / "larger", 280, modules_to_save=["embed_tokens", "lm_head"])),
     )
-    other = store(train(base, tmp_path / "other", None, template=OWN.replace(": ", "> ")))
+    other = store(adapters.train(base, tmp_path / "other", None, template=adapters.OWN.replace(": ", "> ")))
     kept = find_adapter(own).path
-    assert template_of(kept) == OWN and (kept / "tokenizer.json").is_file()
+    assert template_of(kept) == adapters.OWN and (kept / "tokenizer.json").is_file()
     assert brings_template(own)
     for names, words in (((own, other), "own, other"), ((larger, other), "larger, other")):
         with pytest.raises(Usage, match=f"different chat templates or tokenizers, .*: {words}"):

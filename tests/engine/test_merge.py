@@ -10,7 +10,7 @@ from typing import Any
 import adapter_builders as adapters
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Usage
 from glmchat.engine import Engine
@@ -42,6 +42,32 @@ def test_transformers_loads_the_merged_model_and_agrees_with_peft(
     engine = Engine.load(folder, dtype="float32", threads=1)
     assert float((engine.logits(IDS) - reference).abs().max()) < 1e-4
     assert engine.tokenizer.encode("the heat")
+
+
+TIED: dict[str, tuple[dict[str, Any], bool]] = {
+    "some rows": ({"trainable_token_indices": [3, 40, 105], "target_modules": ["v_proj"]}, True),
+    "a low rank of the embedding": ({"target_modules": ["embed_tokens"]}, False),
+    "layers": ({"target_modules": ["q_proj"]}, True),
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_a_tied_model_stays_tied_where_the_adapter_leaves_its_ends_the_same(
+    case: str, tmp_path: Path, builders: ModuleType
+) -> None:
+    settings, stays = TIED[case]
+    base = builders.write_folder(tmp_path / "base", tie_word_embeddings=True)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if name != "lm_head.weight"}, base / "model.safetensors")
+    reference = adapters.peft_logits(adapters.write_peft(base, tmp_path / "lora", **settings), IDS)
+    folder = merge(read_adapter(tmp_path / "lora"), base, tmp_path / "merged")
+    table = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert ("lm_head.weight" not in table) is stays
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is stays
+    with torch.no_grad():
+        found = adapters.theirs(folder)(input_ids=torch.tensor([IDS])).logits[0]
+    assert float((found - reference).abs().max()) < 1e-4
+    assert float((Engine.load(folder, dtype="float32", threads=1).logits(IDS) - reference).abs().max()) < 1e-4
 
 
 def test_a_merged_model_is_written_quantised(tmp_path: Path, builders: ModuleType) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from adapter_builders import train
+from tiny_checkpoints import llamas
+from transformers import AutoTokenizer
 from windows import Window, hold_reading, open_window
 
 from glmchat.chat.compare import columns
 from glmchat.chat.launch import LaunchOptions
+from glmchat.checkpoints.adapter_check import read_facts
+from glmchat.checkpoints.adapter_files import weight_files
+from glmchat.core.engine_options import EngineOptions
+from glmchat.engine import Engine
 from glmchat.hub import adapters, manifests, removal
 from glmchat.hub.manifests import Manifest
 from glmchat.tui.screens import adapters as adapters_screen
@@ -184,3 +192,43 @@ async def test_names_are_completed_from_what_was_read_last_while_the_store_is_re
         assert offered(window) == ["poet"]
         may_read.set()
         await window.until(lambda: offered(window) == [])
+
+
+async def test_one_that_brings_words_is_taken_and_left_in_the_middle_of_a_conversation(tmp_path: Path) -> None:
+    """The whole conversation is put to the model in the words of who answers, whoever answered before."""
+    base = llamas.write_folder(tmp_path / "Tiny-7M")
+    trained = train(base, tmp_path / "own", None)
+    files = dict.fromkeys([*adapters.companions(trained), *weight_files(trained)])
+    adapters.keep("own", list(files), read_facts(trained).to_json(), adapters.Origin("here"), base=None)
+    launch = LaunchOptions(EngineOptions(folder=base, model="Tiny-7M"), sampling={"temperature": 0, "max_tokens": 4})
+    asked: list[tuple[list[dict[str, str]], list[int]]] = []
+
+    class Noting(Engine):
+        """Notes what it is asked to put into words."""
+
+        def render(self, messages: Any, *rest: Any, **named: Any) -> list[int]:
+            ids = super().render(messages, *rest, **named)
+            asked.append(([{"role": m.role, "content": m.content} for m in messages], ids))
+            return ids
+
+    def load(report: Any) -> Engine:
+        return Noting.load(base, threads=1, dtype="float32")
+
+    async with open_window(launch=launch, load=load) as window:
+        places = []
+        for command, question, place in (
+            (None, "a zebra", base), ("/adapter own", "the zebra", trained), ("/adapter off", "zebra?", base),
+            ("/adapter own", "and?", trained),
+        ):  # fmt: skip
+            if command is not None:
+                await window.send(command)
+            await window.ask(question)
+            said, ids = next((s, i) for s, i in reversed(asked) if s[-1]["content"] == question)
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            right = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            assert ids == right
+            places.append(len(said))
+        assert places == [1, 3, 5, 7]
+        labels = [turn.label for turn in window.turns if turn.role == "assistant"]
+        assert labels == ["Tiny-7M", "Tiny-7M + own", "Tiny-7M", "Tiny-7M + own"]
+        assert "own brings a chat template of its own" in window.notices

@@ -23,6 +23,7 @@ from glmchat.chat.shared_engine import start_engine
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.settings import Settings
 from glmchat.core.sockets import bind_unix, new_socket_path
+from glmchat.serve.face import Load
 from glmchat.serve.run import make_server
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.chat import ChatScreen
@@ -39,11 +40,13 @@ ENDLESS: dict[str, Any] = {
 
 
 class EngineInThread:
-    """An engine process without the process: the real server over a fake engine, in a thread."""
+    """An engine process without the process: the real server over a fake engine, or one of `load`, in a thread."""
 
-    def __init__(self, options: EngineOptions, seconds_to_load: float = 0.0, **behaviour: Any) -> None:
+    def __init__(
+        self, options: EngineOptions, seconds_to_load: float = 0.0, load: Load | None = None, **behaviour: Any
+    ) -> None:
         self.socket_path = new_socket_path()
-        load = FakeEngine.loader(seconds_to_load=seconds_to_load, **behaviour)
+        load = load or FakeEngine.loader(seconds_to_load=seconds_to_load, **behaviour)
         chosen = replace(options, adapters=(), sampling={}, quant_label=None)
         self.server = make_server(chosen, load, over_tcp=False)
         self.endpoint = Endpoint(uds=str(self.socket_path), model=options.model)

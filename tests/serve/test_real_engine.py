@@ -1,0 +1,261 @@
+"""Small models behind the API: adapters that PEFT computes, adapters that bring words, thoughts that are cut short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import adapter_builders as adapters
+import pytest
+import torch
+from peft import PeftModel
+from tiny_checkpoints import llamas
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glmchat.engine import Engine
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny GPT-NeoX that reads and writes bytes."""
+    folder = adapters.write_neox(tmp_path / "neox")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        '{"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}'
+    )
+    return folder
+
+
+def test_a_request_chooses_kind_and_scale_and_the_next_one_without_is_the_base_again(
+    serve: Any, base: Path, tmp_path: Path
+) -> None:
+    for name, peft_type in (("poet", "LOHA"), ("sage", "IA3")):
+        adapters.write_kind(base, tmp_path / name, peft_type, seed=3)
+    engine = Engine.load(base, threads=1, dtype="float32")
+    running = serve(engine, adapters={"poet": tmp_path / "poet", "sage": tmp_path / "sage"})
+    try:
+        settings = {"temperature": 0, "max_tokens": 8, "return_token_ids": True}
+
+        def ids(**fields: Any) -> list[int]:
+            reply = running.ask(**settings, **fields)
+            assert reply.status_code == 200, reply.text
+            return reply.json()["choices"][0]["token_ids"]
+
+        plain = ids()
+        poet = ids(adapters=[{"name": "poet", "scale": 1.0}])
+        half = ids(adapters=[{"name": "poet", "scale": 0.5}])
+        assert len({tuple(plain), tuple(poet), tuple(half)}) == 3
+        assert ids() == plain
+        assert ids(model="poet") == poet
+        refused = running.ask(**settings, adapters=[{"name": "sage", "scale": 0.5}])
+        assert refused.status_code == 400 and "IA3" in refused.json()["error"]["message"]
+        both = running.ask(**settings, adapters=[{"name": "sage"}, {"name": "poet"}])
+        assert both.status_code == 400 and "IA3 + LoHa" in both.json()["error"]["message"]
+        assert ids() == plain
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return llamas.write_folder(tmp_path / "base")
+
+
+def peft_says(base: Path, adapter: Path | None, ids: list[int], count: int) -> list[int]:
+    """PEFT's greedy ids."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    tuned = model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
+    said: list[int] = []
+    for _ in range(count):
+        said.append(int(adapters.peft_logits(tuned, [*ids, *said])[-1].argmax()))
+    return said
+
+
+GREEDY = {"temperature": 0, "max_tokens": 5, "return_token_ids": True, "ignore_eos": True}
+
+
+def test_an_adapters_own_words_are_used_while_it_answers_and_no_longer(serve: Any, llama: Path, tmp_path: Path) -> None:
+    folder = adapters.train(llama, tmp_path / "own", None)
+    engine = Engine.load(llama, threads=1, dtype="float32")
+    running = serve(engine, adapters={"own": folder})
+    talk = [{"role": "user", "content": "a zebra"}, {"role": "assistant", "content": "so"},
+            {"role": "user", "content": "and then"}]  # fmt: skip
+    try:
+        for name, place, adapter in (("own", folder, folder), ("fake", llama, None), ("own", folder, folder)):
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+            right = peft_says(llama, adapter, ids, 5)
+            reply = running.client.post("/v1/chat/completions", json={"model": name, "messages": talk, **GREEDY}).json()
+            assert reply["choices"][0]["token_ids"] == right and reply["usage"]["prompt_tokens"] == len(ids)
+            streamed = running.client.post(
+                "/v1/chat/completions", json={"model": name, "messages": talk, "stream": True, **GREEDY}
+            )
+            events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+            assert events[0]["prompt_token_ids"] == ids
+            assert [t for e in events for c in e["choices"] for t in c.get("token_ids") or ()] == right
+            told = running.client.post("/tokenize", json={"model": name, "messages": talk}).json()
+            assert told["tokens"] == ids
+            text = running.client.post("/tokenize", json={"model": name, "prompt": "a zebra"}).json()
+            assert text["tokens"] == tokenizer("a zebra", add_special_tokens=False)["input_ids"]
+            raw = running.client.post("/v1/completions", json={"model": name, "prompt": "a zebra", **GREEDY}).json()
+            assert raw["choices"][0]["token_ids"] == peft_says(llama, adapter, tokenizer("a zebra")["input_ids"], 5)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("first", ["own", "fake"])
+def test_ids_are_echoed_in_the_words_of_who_answers_not_of_who_answered_before(
+    first: str, serve: Any, llama: Path, tmp_path: Path
+) -> None:
+    folder = adapters.train(llama, tmp_path / "own", None)
+    engine = Engine.load(llama, threads=1, dtype="float32")
+    running = serve(engine, adapters={"own": folder})
+    zebra = AutoTokenizer.from_pretrained(folder)("a zebra")["input_ids"]
+    assert max(zebra) >= len(AutoTokenizer.from_pretrained(llama))
+    try:
+        running.ask(model=first, max_tokens=1)
+        for name, place in (("own", folder), ("fake", llama), ("own", folder)):
+            fields = {"model": name, "prompt": zebra, "echo": True, **GREEDY}
+            choice = running.client.post("/v1/completions", json=fields).json()["choices"][0]
+            right = AutoTokenizer.from_pretrained(place).decode(zebra, clean_up_tokenization_spaces=False)
+            assert choice["text"].startswith(right)
+            assert choice["text"].startswith("a zebra") is (name == "own")
+    finally:
+        engine.close()
+
+
+def test_an_adapter_whose_words_do_not_fit_is_refused_each_time_and_the_base_goes_on(
+    serve: Any, tmp_path: Path
+) -> None:
+    base = llamas.write_folder(tmp_path / "small", vocab_size=262)
+    lost = adapters.train(base, tmp_path / "lost", None)  # two words more than rows
+    engine = Engine.load(base, threads=1, dtype="float32")
+    running = serve(engine, adapters={"lost": lost})
+    try:
+        plain = running.ask(**GREEDY).json()["choices"][0]["token_ids"]
+        for _ in range(2):
+            refused = running.ask(model="lost", **GREEDY)
+            assert refused.status_code == 400 and "264 words" in refused.json()["error"]["message"]
+            loaded = running.client.post("/v1/load_lora_adapter", json={"lora_name": "lost"})
+            assert loaded.status_code == 400
+            assert running.ask(**GREEDY).json()["choices"][0]["token_ids"] == plain
+        assert running.client.post("/v1/unload_lora_adapter", json={"lora_name": "lost"}).status_code == 404
+    finally:
+        engine.close()
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
+    "{% endif %}"
+)
+
+
+@pytest.fixture
+def thinker(tmp_path: Path) -> Path:
+    """Its template opens a thought, unless it is told not to."""
+    folder = llamas.write_folder(tmp_path / "thinker", template=THINKS, vocab_size=280)
+    lower = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    lower.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", "</think>")])
+    lower.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"enable_thinking": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"enable_thinking": False}, "thinking_budget": 3},
+        {"thinking": {"type": "disabled"}},
+        {"think": False},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {},
+    ],
+)
+def test_the_template_is_told_whether_to_think(fields: dict[str, Any], serve: Any, thinker: Path) -> None:
+    engine = Engine.load(thinker, threads=1, dtype="float32")
+    running = serve(engine)
+    told = (
+        {}
+        if not fields or fields.get("chat_template_kwargs") == {"enable_thinking": True}
+        else {"enable_thinking": False}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(thinker)
+    talk = [{"role": "user", "content": "hi"}]
+    right = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False, **told)
+    try:
+        streamed = running.ask(stream=True, **GREEDY, **fields)
+        first = next(line for line in streamed.text.splitlines() if line.startswith("data: {"))
+        assert json.loads(first[6:])["prompt_token_ids"] == right
+        counted = running.client.post("/tokenize", json={"messages": talk, **fields}).json()
+        assert counted["tokens"] == right
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": 3},
+        {"thinking_token_budget": 3},
+        {"reasoning_budget": 3},
+        {"reasoning": {"max_tokens": 3}},
+        {"thinking": {"type": "enabled", "budget_tokens": 3}},
+        {"thinking_budget": 0},
+    ],
+)
+def test_a_thought_ends_where_its_budget_does_and_the_answer_goes_on(
+    fields: dict[str, Any], serve: Any, thinker: Path
+) -> None:
+    engine = Engine.load(thinker, threads=1, dtype="float32")
+    running = serve(engine)
+    tokenizer = AutoTokenizer.from_pretrained(thinker)
+    opens, closes = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    never = {str(token): -100 for token in (0, 1, 2, opens, closes)}
+    asked = {**GREEDY, "max_tokens": 12, "logit_bias": never}
+    budget = 0 if fields == {"thinking_budget": 0} else 3
+    try:
+        free = running.ask(**asked).json()["choices"][0]
+        cut = running.ask(**asked, **fields).json()["choices"][0]
+        assert closes not in free["token_ids"] and cut["finish_reason"] == "length"
+        ids = cut["token_ids"]
+        assert ids[:budget] == free["token_ids"][:budget]
+        close = tokenizer.encode("\n</think>\n\n", add_special_tokens=False)
+        assert ids[budget : budget + len(close)] == close and ids.count(closes) == 1 and len(ids) == 12
+        streamed = running.ask(**asked, **fields, stream=True).text
+        events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+        assert [t for e in events for c in e["choices"] for t in c.get("token_ids") or ()] == ids
+        text = "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+        assert text == cut["message"]["content"] and "</think>" in text
+        unlimited = {name: -1 for name in fields if not isinstance(fields[name], dict)}
+        assert running.ask(**asked, **unlimited).json()["choices"][0]["token_ids"] == free["token_ids"]
+    finally:
+        engine.close()
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_by_its_name(serve: Any, llama: Path, thinker: Path) -> None:
+    form = {"response_format": {"type": "json_object"}}
+    for folder, fields, param in (
+        (llama, {"thinking_budget": 3}, "thinking_budget"),
+        (llama, {"thinking": {"type": "auto", "budget_tokens": 3}}, "thinking_budget"),
+        (thinker, {"thinking_budget": 3, **form}, "thinking_budget"),
+        (thinker, {"thinking_budget": "much"}, "thinking_budget"),
+        (thinker, {"thinking_budget": 2.5}, "thinking_budget"),
+        (thinker, {"thinking": {"type": "enabled", "depth": 3}}, "thinking"),
+    ):
+        engine = Engine.load(folder, threads=1, dtype="float32")
+        try:
+            for stream in (False, True):
+                refused = serve(engine).ask(**GREEDY, **fields, stream=stream)
+                assert refused.status_code == 400, refused.text
+                assert refused.json()["error"]["param"] == param
+        finally:
+            engine.close()
