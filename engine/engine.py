@@ -418,10 +418,7 @@ class Engine:
         force: attach one that names another base of the same shape. alpha: of a raw LoRA file, which does not say it.
         Raises NotInstalled, Usage, Damaged or Hostile; the model is then as it was.
         """
-        attached = self._adapter_set()
-        adapter = attached.attach(
-            Path(folder), name, force=force, alpha=alpha, check_text=lambda path: self._formats.of([path])
-        )
+        adapter = self._adapter_set().attach(Path(folder), name, self._formats.check, force=force, alpha=alpha)
         self._settle_cache(gone=name)
         return adapter
 

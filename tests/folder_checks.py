@@ -358,7 +358,9 @@ def _text(text: str, ids: list[int], tokenizer: Any) -> None:
     marks = {tokenizer.convert_tokens_to_ids(word) for word in THOUGHTS}
     if marks & set(ids):
         return
-    right = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    special = set(tokenizer.all_special_ids)  # its decoder shows some of them, which were added as words first
+    plain_ids = [token for token in ids if token not in special]
+    right = tokenizer.decode(plain_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if "\ufffd" in right:  # of bytes that are no text tokenizers throws away the whole run
         return
     if text.strip() != right.strip():

@@ -104,10 +104,10 @@ class AdapterSet:
         self,
         path: Path,
         name: str,
+        check_text: Callable[[Path], None] = lambda path: None,
         *,
         force: bool = False,
         alpha: float | None = None,
-        check_text: Callable[[Path], object] = lambda path: None,
     ) -> Adapter:
         """Read the adapter at `path`, check it against the model, and keep it ready under `name`.
 

@@ -53,6 +53,10 @@ class Formats:
             raise formats_of_two(list(own))
         return next(iter(own.values()), self.own)
 
+    def check(self, folder: Path) -> None:
+        """Raise what `of` raises for the adapter there alone."""
+        self.of([folder])
+
     def rows(self, prompt: PromptFormat | None) -> int:
         """Words that the network has rows for while it is spoken to like this."""
         return self._spec.vocab_size if prompt is None or prompt.rows is None else prompt.rows

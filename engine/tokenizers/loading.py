@@ -209,10 +209,10 @@ def _tokenizer(
     for number, piece in enumerate(model.pieces):
         if piece.type in (_CONTROL, _UNKNOWN):
             words.setdefault(number, Word(piece.piece, number))
-        elif piece.type == _USER_DEFINED and LIKE_CONTROL.fullmatch(piece.piece):
+        elif piece.type == _USER_DEFINED and (SPACE not in piece.piece or LIKE_CONTROL.fullmatch(piece.piece)):
             words.setdefault(number, Word(piece.piece, number, special=False))
         if number in words and piece.type == _USER_DEFINED:
-            piece.type = _CONTROL  # else it would be found in plain text
+            piece.type = _CONTROL  # else it would be found where a person typed it, and with a blank before it
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
     except (RuntimeError, OSError, ValueError) as error:

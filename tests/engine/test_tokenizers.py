@@ -16,6 +16,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 from glmchat.core.errors import Damaged
 from glmchat.core.messages import Message
@@ -123,6 +124,25 @@ def test_words_that_a_gguf_file_of_pieces_defines_are_tokens_where_a_template_pu
         "the  cat" if kind == 3 else "the <tool> cat"
     )
     assert at + 1 in tokenizer.encode("die Straße") and tokenizer.decode(tokenizer.encode("die Straße")) == "die Straße"
+
+
+@pytest.mark.parametrize("where", ["tokenizer.model", "GGUF"])
+def test_no_blank_stands_before_a_defined_word_that_a_text_begins_with(spm_folder: Path, where: str) -> None:
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    model = proto.ModelProto()
+    model.ParseFromString((spm_folder / "tokenizer.model").read_bytes())
+    model.pieces.add(piece="Straße", score=0.0, type=4)
+    folder = spm_folder / "defined"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": false}')
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer_model(folder) if where == "tokenizer.model" else spm_from_gguf(as_metadata(folder))
+    for text in ("Straße the cat", "StraßeStraße", "Straße", "the Straße a", "StraßenStraß", "a"):
+        right = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == right and ours.decode(right) == text
 
 
 def test_a_forged_message_leaves_the_words_around_it_as_they_are(spm_folder: Path) -> None:

@@ -21,7 +21,7 @@ OPENERS = {
     "O_RDONLY": ("hub/partial.py", "engine/quantize/quantiser.py"),  # to bring a folder or a file of ours to the disk
     "safe_open": ("engine/formats/weights.py", "engine/formats/compressed.py", "engine/formats/packed_cache.py",
                   "engine/adapters/files.py"),
-    "from_file": ("engine/tokenizers/hf.py", "engine/tokenizers/gpt2.py"),
+    "from_file": ("engine/tokenizers/hf.py",),
     "from_pretrained": ("engine/models/transformers.py",),
     "ZipFile": ("hub/sources_pypi.py",),
     "copyfile": ("hub/store.py", "hub/pull.py", "hub/adapters.py", "engine/formats/folder_writer.py"),
