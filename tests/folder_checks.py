@@ -35,6 +35,10 @@ NEW = 12
 _EXACT, _PACKED = 1e-4, 1e-2  # of the norm of all logits: sums in another order; minima that a kernel keeps in 16 bits
 
 
+class Refused(Exception):
+    """glmchat says that it cannot be done, and transformers cannot do it either."""
+
+
 class Different(Exception):
     """glmchat made something else of the folder, and did not say so."""
 
@@ -116,6 +120,8 @@ def _check(one: Draw, folder: Path) -> Outcome:
         raise Different(f"it runs; transformers: {theirs.refusal}")
     try:
         _compare(one, folder, path, engine, theirs, tokenizer)
+    except Refused as refusal:
+        return Outcome(one, "refused", str(refusal))
     finally:
         if isinstance(engine.prompt, TemplatePrompt):
             engine.prompt.close()
@@ -242,7 +248,10 @@ def _compare(one: Draw, folder: Path, path: Path, engine: Engine, theirs: Refere
     if one.template != "none":
         conversation, right = _conversation(one, folder, path)
         messages = _system_first(one, conversation)
-        ids = engine.render([Message(m["role"], m["content"]) for m in conversation])
+        try:
+            ids = engine.render([Message(m["role"], m["content"]) for m in conversation])
+        except GlmchatError as error:
+            raise _refused_too(error, tokenizer, messages) from None
         if right is not None:
             _equal("the conversation", ids, _ids(right, messages))
     elif not isinstance(engine.prompt, NoChat):
@@ -264,6 +273,15 @@ def _compare(one: Draw, folder: Path, path: Path, engine: Engine, theirs: Refere
     _equal("the second turn", again, _ids(right, _system_first(one, longer)))
     if max(again) < engine.spec.vocab_size:
         _answer(engine, again, theirs.answer(again, 6), ends, theirs, exact)
+
+
+def _refused_too(error: GlmchatError, tokenizer: Any, messages: list[dict[str, str]]) -> Exception:
+    """The template names a token that the files do not, for one."""
+    try:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    except Exception as theirs:
+        return Refused(f"{error.code}; transformers: {_line(theirs)}")
+    return Different(f"does not render: {_line(error)}")
 
 
 def _logits(engine: Engine, theirs: Reference, ids: list[int], exact: float) -> None:
