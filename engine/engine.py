@@ -135,7 +135,7 @@ class Engine:
         engine.threads, engine.asked_dtype, engine.plan = count, dtype, plan
         engine._tokenizer, engine._formats = tokenizer, Formats(prompt, spec)
         engine._card = card_facts(plan.devices)
-        engine._name_kernels()
+        engine._kernel = _kernels(engine.model)
         engine.load_seconds = time.perf_counter() - started
         report("warmup", 1.0)
         return engine
@@ -346,7 +346,7 @@ class Engine:
     ) -> tuple[Generator[int, None, None], int]:
         """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
-        self._name_kernels()
+        self._kernel = _kernels(self.model)
         seed = (new_seed() if sampling.seed is None else sampling.seed) if seed is None else seed
         room = max(self.context - len(ids), 0)
         limit = min(sampling.max_tokens or MAX_TOKENS, room)
@@ -393,7 +393,7 @@ class Engine:
         """Compute in this type from now on, as if the load had settled on it. For replays."""
         set_dtype(self.model, dtype, self.device)
         self.sequence = Sequences(self.model, self.context, self.device)
-        self._name_kernels()
+        self._kernel = _kernels(self.model)
 
     def advance(self, token: int) -> torch.Tensor:
         """Logits [vocab] behind one more id after `rebuild`."""
@@ -443,7 +443,7 @@ class Engine:
         self.sequence.switch(tuple(sorted(attached.active.items())))
         if gone is not None:
             self.sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
-        self._name_kernels()
+        self._kernel = _kernels(self.model)
 
     def _adapter_set(self) -> AdapterSet:
         if self._adapters is None:
@@ -476,10 +476,6 @@ class Engine:
             **(self.identity.facts() if self.identity is not None else {}),
             **({"template": self.template} if self._formats.active is not self._formats.own else {}),
         }
-
-    def _name_kernels(self) -> None:
-        """Compile the step of the model as it is now, and name what multiplies, for `facts`."""
-        self._kernel = _kernels(self.model)
 
     def identify(self) -> None:
         """From now on `facts` tell by hashes what was loaded, once these are computed: see `identified`."""
@@ -530,6 +526,7 @@ def _room(spec: ModelSpec, asked: int | None) -> int:
 
 
 def _kernels(model: LanguageModel) -> str:
+    """Compile the step of the model as it is now, and name what multiplies, for `facts`."""
     names = dict.fromkeys(m.kernel.name for m in model.modules() if isinstance(m, QuantLinear))
     if model.step() is not None:
         names["step"] = None  # one token is one call (native/step.py)
