@@ -45,8 +45,8 @@ def template_of(path: Path) -> str | None:
             raise unreadable(file, error) from None
     source = read_json(settings).get("chat_template") if settings.is_file() else None
     if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)}
-        source = named.get("default")
+        templates = (item for item in source if isinstance(item, Mapping) and item.get("name") == "default")
+        source = next(templates, {}).get("template")
     return source if isinstance(source, str) else None
 
 

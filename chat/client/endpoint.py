@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakSet
 
 import httpx2
 
@@ -36,6 +37,7 @@ __all__ = ["Endpoint", "Health", "ModelRow", "Progress", "Stop"]
 
 ASK_SECONDS = 15.0  # for a question that costs a server nothing
 PROGRESS = "X-Glmchat-Progress"  # asks our own server for the SSE comments that `Progress` is read from
+_asked: WeakSet[Stop] = WeakSet()  # of the questions of this process that are not answered yet
 SILENCE = 600.0  # seconds a foreign server may take over a long prompt without sending a byte
 
 
@@ -346,6 +348,7 @@ class Endpoint:
         content = None if body is None else json.dumps(body).encode()
         stop, late = stop or Stop(), threading.Event()
         trace = {"trace": stop.watch}
+        _asked.add(stop)
 
         def hang_up() -> None:
             late.set()
@@ -366,6 +369,7 @@ class Endpoint:
             raise httpx2.ReadTimeout("it took too long") if late.is_set() else error from None
         finally:
             limit.cancel()
+            _asked.discard(stop)
 
     def _ask(
         self,
@@ -386,6 +390,12 @@ class Endpoint:
         if problem := error_of(data):
             raise problem
         return data
+
+
+def hang_up() -> None:
+    """End every question of this process that some server has not answered: nobody waits for the answers any more."""
+    for stop in list(_asked):
+        stop.now()
 
 
 class _Refused(ServerFailed):

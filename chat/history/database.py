@@ -51,6 +51,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ),
 )
 VERSION = len(STEPS)
+_LOGS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # how a -wal begins (SQLite, "Database File Format", 4.1)
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -100,7 +101,9 @@ class Opened:
     note: str | None = None
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: sqlite3.Error | UnicodeDecodeError) -> bool:
+    if isinstance(error, UnicodeDecodeError):  # SQLite quotes what is no text in the tables' definitions
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _DAMAGE
 
@@ -152,16 +155,31 @@ def open_database(path: Path) -> Opened:
     except (Failed, OSError) as error:
         problem = error.message if isinstance(error, Failed) else f"{path}: {error.strerror}"
         return _open_read_only(path, problem, isinstance(error, OSError) and is_full(error))
+    lost = _damaged_log(path)
     try:
-        return _open_writable(path)
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
+        opened = _open_writable(path)
+        if lost is not None:
+            opened.note = tr("What the history took last was damaged. It was moved to {path}.", path=lost.name)
+        return opened
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
             return _open_read_only(path, f"{path}: {reason(error)}", is_full(error))
     aside = set_aside(path)
     opened = _open_writable(path)
     _far_above(opened.connection)
     opened.note = tr("The history was damaged. It was moved to {path}, and a new one was started.", path=aside.name)
     return opened
+
+
+def _damaged_log(path: Path) -> Path | None:
+    """Where the log beside the database lies now, if it was none: SQLite takes such a one for an empty one, and writes
+    over it without a word."""
+    log = path.with_name(path.name + "-wal")
+    with suppress(OSError):
+        with files.open_file(log) as file:
+            begin = file.read(4)
+        return files.set_aside(log) if begin and begin not in _LOGS else None
+    return None
 
 
 def create_private(path: Path) -> None:

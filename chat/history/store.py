@@ -78,6 +78,10 @@ class Store:
             if search.is_broken(error, statement):
                 raise search.BrokenIndex(str(error)) from error
             raise
+        except UnicodeDecodeError as error:  # SQLite quotes what is no text in the tables' definitions
+            damage = sqlite3.DatabaseError(str(error))
+            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damage from None
 
     def row(self, statement: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> tuple[Any, ...] | None:
         return next(iter(self.rows(statement, parameters)), None)

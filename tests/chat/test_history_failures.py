@@ -417,3 +417,18 @@ def test_an_index_that_breaks_while_the_history_is_open_is_built_anew(
     assert history.count_hits("before") == history.count_hits("afterwards") == 1
     assert history.saved and history.note and "No conversation is lost" in history.note
     assert [m.text for m in history.load(tree.conversation.id).path()] == ["before", "afterwards"]
+
+
+def test_a_log_that_is_none_is_kept_and_told_instead_of_being_written_over(history_path: Path) -> None:
+    with History.open(history_path) as history:
+        history.append(history.new("m"), "user", "in the database")
+    log = history_path.with_name(f"{history_path.name}-wal")
+    log.write_bytes(b"\xff" * 5000)
+    with History.open(history_path) as history:
+        assert history.note is not None and f"{log.name}.corrupt-" in history.note
+        assert [head.title for head in history.conversations()] == ["in the database"]
+        history.append(history.new("m"), "user", "after it")
+    (aside,) = history_path.parent.glob(f"{log.name}.corrupt-*")
+    assert aside.read_bytes() == b"\xff" * 5000
+    with History.open(history_path) as history:
+        assert history.note is None and len(history.conversations()) == 2
