@@ -284,7 +284,7 @@ def retry_after(value: str | None, now: Callable[[], float] = time.time) -> floa
     if not value:
         return None
     if value.strip().isdecimal():
-        return float(value)
+        return float(value.strip())
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now())
     except (ValueError, TypeError, OverflowError):
