@@ -24,11 +24,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hub"))
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tui"))
+
+import torch
 from forked_commands import REPO, Child, Place, Tally, a_place, tell
+from screen import TerminalSession
 
 from glmchat.chat.history.history import History
 from glmchat.core import locations
+from glmchat.engine.formats import packed_cache
+from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.jobs import merge
+from glmchat.tui.theme import remember_theme
 
 ROOMS = (0, 1, 4096, 8192, 16_384, 40_000, 100_000, 200_000, 400_000)  # bytes left
 FAKE = Path(__file__).resolve().parents[1] / "tests" / "cli" / "with_fake_engine.py"
@@ -62,7 +69,32 @@ def writes(place: Place, disk: Path) -> dict[str, Write]:
         line = [sys.executable, "-P", str(FAKE), "{}", "run", str(place.model), "--keep-alive", "0", "hello"]
         return subprocess.run(line, check=False).returncode
 
+    def packed() -> int:
+        packed_cache._SMALLEST = 1
+        cache = packed_cache.PackedCache(locations.packed_dir() / "x.safetensors", 1)
+        layers = [QuantLinear.from_int8(torch.ones(512, 256, dtype=torch.int8), torch.ones(512)) for _ in range(3)]
+        for number, layer in enumerate(layers):
+            cache.add(f"layer{number}", layer)
+        cache.save()
+        return 0 if all(bool((layer(torch.ones(1, 256)) == 256).all()) for layer in layers) else 1
+
+    def settings() -> int:
+        remember_theme("light")
+        return 0
+
+    def window() -> int:
+        argv = ("run", place.model, "--keep-alive", 0)
+        with TerminalSession(*argv, columns=60, behaviour={"pieces": ["an ", "answer"]}) as session:
+            session.until_ready()
+            session.say("what is left?")
+            session.until_seen("an answer")
+            session.press("ctrl+q")
+            return session.until_ended()
+
     return {
+        "settings": Write(lambda: place.begin(settings)),
+        "packed cache": Write(lambda: place.begin(packed)),
+        "window": Write(lambda: place.begin(window)),
         "pull": Write(command("pull", REPO)),
         "quantise": Write(lambda: place.begin(place.quantise)),
         "merge": Write(lambda: place.begin(merged)),
