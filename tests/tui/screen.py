@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
 from termios import TIOCSWINSZ
-from typing import Any
+from typing import Any, Self
 
 import pyte
 
@@ -60,7 +60,7 @@ class TerminalSession:
         )  # fmt: skip
         os.close(terminal)
 
-    def __enter__(self) -> TerminalSession:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
