@@ -41,6 +41,7 @@ class Settings:
     endpoints: tuple[str, ...] = ()  # mirrors, in order
     downloads: int = 4  # files at a time
     history: bool = True
+    hints: bool = True  # the line of keys below the prompt
     titles: str = "local"  # who writes titles in idle time: "local" engines, "always" (servers too), "never"
     system: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)  # action -> key
@@ -50,7 +51,7 @@ class Settings:
 
 _SCALARS: dict[str, type] = {
     "default_model": str, "theme": str, "enter_sends": bool, "language": str, "threads": int, "context": int,
-    "context_policy": str, "downloads": int, "history": bool, "system": str,
+    "context_policy": str, "downloads": int, "history": bool, "hints": bool, "system": str,
     "titles": str,
 }  # fmt: skip
 _CHOICES = {

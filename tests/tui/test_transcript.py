@@ -144,9 +144,9 @@ async def test_a_mouse_selection_copies_what_was_said_not_what_was_drawn() -> No
         "A sentence that is long enough to be wrapped at least once in this narrow view.\n\n```py\nx = 1\n```\n\n- item"
     )
     async with reader(Turn("a", "assistant", text, "m"), size=(40, 30)) as (transcript, pilot):
-        await pilot.mouse_down(Transcript, offset=(4, 1))
-        await pilot.hover(Transcript, offset=(38, 12))
-        await pilot.mouse_up(Transcript, offset=(38, 12))
+        await pilot.mouse_down(Transcript, offset=(4, transcript.air + 1))
+        await pilot.hover(Transcript, offset=(38, transcript.size.height - 1))
+        await pilot.mouse_up(Transcript, offset=(38, transcript.size.height - 1))
         await pilot.pause()
         assert "long enough to be wrapped at least once in this narrow view." in transcript.selected_text
         assert "\nx = 1\n" in transcript.selected_text
@@ -157,15 +157,15 @@ async def test_a_mouse_selection_copies_what_was_said_not_what_was_drawn() -> No
 async def test_selected_chinese_is_cut_at_characters() -> None:
     async with reader(Turn("a", "assistant", "量化把权重压缩到四位", "m"), size=(40, 10)) as (transcript, pilot):
         left = transcript.margin + 2
-        await pilot.mouse_down(Transcript, offset=(left + 4, 1))
-        await pilot.hover(Transcript, offset=(left + 10, 1))
-        await pilot.mouse_up(Transcript, offset=(left + 10, 1))
+        await pilot.mouse_down(Transcript, offset=(left + 4, transcript.air + 1))
+        await pilot.hover(Transcript, offset=(left + 10, transcript.air + 1))
+        await pilot.mouse_up(Transcript, offset=(left + 10, transcript.air + 1))
         assert transcript.selected_text == "把权重"
 
 
 async def test_a_double_click_selects_a_word() -> None:
     async with reader(Turn("a", "assistant", "one two_three four", "m"), size=(40, 10)) as (transcript, pilot):
-        await pilot.click(Transcript, offset=(transcript.margin + 2 + 6, 1), times=2)
+        await pilot.click(Transcript, offset=(transcript.margin + 2 + 6, transcript.air + 1), times=2)
         assert transcript.selected_text == "two_three"
 
 

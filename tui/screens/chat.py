@@ -44,7 +44,7 @@ from glmchat.tui.talk import Talk
 from glmchat.tui.transcript.transcript import Clicked, Transcript
 from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.unsent import Unsent
-from glmchat.tui.widgets.actions import TurnActions
+from glmchat.tui.widgets.actions import TurnActions, hint_line
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar, when
 from glmchat.tui.widgets.status import StatusLine
@@ -53,10 +53,12 @@ from glmchat.tui.widgets.suggestions import Suggestions
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
+_HINTED = {"help": "help", "history": "conversations", "model": "models", "quit": "quit"}  # commands with keys
 LOW = 16  # rows; below, the title is given up
 _RECENT = 5  # conversations that an empty one lists
 _HEADS = 50  # among so many, pinned ones first, the last are looked for
 _TWICE = 1.5  # seconds between two presses of Esc that belong together
+WIDE = 130  # columns; from here on the sidebar opens by itself
 NARROW = 72  # columns; below, the sidebar takes the whole width
 
 
@@ -108,14 +110,15 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self._notices = 0
         self._recent: list[int] = []  # conversations, as the empty one numbers them
         self._warm: tuple[str, ...] = ()
+        self._was_wide = False
         self._early: list[str] = []  # commands that wait until the history is open
         self._escaped = float("-inf")  # when Esc had nothing else to do
 
     def compose(self) -> ComposeResult:
-        yield self.headline
         with Horizontal(id="body"):
             yield self.sidebar
             with Vertical(id="main"):
+                yield self.headline
                 yield self.transcript
                 yield self.turn_actions
                 yield self.suggestions
@@ -152,6 +155,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             widget.refresh()
         self.transcript.set_palette(self.palette)
         self.sidebar.reload()
+        self.show_hints()
 
     def on_screen_resume(self) -> None:
         self.talk.show_in_force()  # a dialog may have changed it
@@ -162,6 +166,24 @@ class ChatScreen(SteadyScreen, Screen[None]):
         # Where rows are few the prompt gives up its frame.
         self.prompt_box.styles.border = ("none", "transparent") if event.size.height < 8 else None
         self.composer.grow()
+        self.show_beside(event.size.width)
+
+    def show_beside(self, width: int) -> None:
+        """Where there is room the conversations stand beside, until somebody closes them."""
+        is_wide = width >= WIDE and self._recent != []
+        if is_wide is not self._was_wide:
+            self._was_wide = is_wide
+            self.sidebar.stand_by(is_wide)
+
+    def on_transcript_resized(self) -> None:
+        """Title, prompt and what surrounds it stand in the column of the text."""
+        side = self.transcript.margin
+        self.headline.styles.padding = (0, side)
+        self.prompt_box.styles.margin = (0, max(0, side - 1))
+        self.status.styles.padding = (0, max(0, side - 1))
+        for widget in (self.suggestions, self.queue_box, self.turn_actions):
+            widget.styles.padding = (0, side + 1)
+        self.call_after_refresh(self.show_hints)
 
     def leave_for_good(self, going_on: Sequence[ChatSession] = ()) -> None:
         """The window ends from outside: what stood in the prompt or waited is kept; all answers end but those going on.
@@ -172,6 +194,36 @@ class ChatScreen(SteadyScreen, Screen[None]):
         for answering in self.talk.being_written:
             if answering.session not in going_on:
                 answering.stop()
+
+    # The keys that exist now
+
+    def show_hints(self) -> None:
+        """In the lower border of the prompt, which costs no row."""
+        if not self.settings.hints:
+            return
+        line = hint_line(self._hints(), self.prompt_box.outer_size.width - 6, self.palette)
+        self.prompt_box.border_subtitle = line if line else ""
+
+    def _hints(self) -> list[tuple[str, str]]:
+        sends, breaks = ("Enter", "Ctrl+J") if self.settings.enter_sends else ("F5", "Enter")
+        if self.focused is not None and self.sidebar in self.focused.ancestors:
+            return [("Enter", tr("open")), ("Esc", tr("close"))]
+        if self.transcript.has_focus:
+            return [("Ctrl+↑ ↓", tr("turns")), ("PgUp PgDn", tr("scroll")), ("Esc", tr("back to the prompt"))]
+        if self.prompt.suggesting:
+            return [("Tab", tr("complete")), ("↑ ↓", tr("choose")), ("Esc", tr("close"))]
+        stop = [("Esc", tr("stop"))] if self.talk.busy else []
+        if self.prompt.text:
+            rest = [] if self.talk.busy else [("Esc Esc", tr("empty the prompt"))]
+            return [*stop, (sends, tr("queue") if self.talk.busy else tr("send")), (breaks, tr("new line")), *rest]
+        keys = {name: table.key_name(self.settings.keys.get(name, table.BY_NAME[name].key)) for name in _HINTED}
+        return [*stop, ("Ctrl+P", tr("palette")), *((keys[name], tr(does)) for name, does in _HINTED.items())]
+
+    def on_descendant_focus(self) -> None:
+        self.show_hints()
+
+    def on_descendant_blur(self) -> None:
+        self.show_hints()
 
     # What the parts have of the screen (`View`)
 
@@ -195,10 +247,12 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.sidebar.history = session.history
             self.sidebar.open_id = session.tree.conversation.id
         self.sidebar.reload()
+        self.show_hints()
         self.headline.update(Text(one_line(title or tr("new conversation"), 200)))
         self.app.title = f"glmchat · {one_line(title, 60)}" if title else "glmchat"
 
     def show_queue(self) -> None:
+        self.show_hints()
         self.composer.show_queue(self.palette, self.connection.ready, self.connection.link.has_target)
 
     def show_editing(self, is_editing: bool) -> None:
@@ -258,6 +312,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.face.leave()
             return
         self.transcript.change("welcome", text=self.welcome().text)
+        self.show_beside(self.size.width)
         if self.connection.launch.resume is not None:
             self.composer.restore_draft()
         self.talk.meet()
@@ -284,9 +339,11 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def on_heard(self, news: Heard) -> None:
         self.talk.hear(news.answering)
+        self.show_hints()
 
     def on_ended(self, news: Ended) -> None:
         self.talk.end(news.answering, news.error)
+        self.show_hints()
 
     def on_titled(self, news: Titled) -> None:
         self.show_title()
@@ -343,6 +400,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         if event.text_area is self.prompt:
             self.composer.text_changed()
+            self.show_hints()
 
     # Keys
 

@@ -53,6 +53,9 @@ class Transcript(Steady, ScrollView, can_focus=True):
     class Selected(Message):
         """Text was selected with the mouse."""
 
+    class Resized(Message):
+        """The column of the text may be another one."""
+
     class CurrentChanged(Message):
         """Another turn is the current one (or none)."""
 
@@ -95,10 +98,19 @@ class Transcript(Steady, ScrollView, can_focus=True):
 
     def add(self, turn: Turn, *, follow: bool = True) -> None:
         """Append a turn. follow: scroll to it even if the view was scrolled up (a person has just sent it)."""
+        if turn.role == "user":
+            self._fold_notices()
         self._page.insert(len(self._page), turn)
         self._follow = self._follow or follow
         self._arrange()
         self._wake()
+
+    def _fold_notices(self) -> None:
+        """What was said before a question makes room."""
+        for layout in self._page:
+            if layout.turn.role in ("notice", "warning", "error") and not layout.turn.past:
+                layout.turn.past = True
+                layout.redraw()
 
     def drop(self, *keys: str) -> None:
         self._page.drop(keys)
@@ -216,6 +228,11 @@ class Transcript(Steady, ScrollView, can_focus=True):
     def margin(self) -> int:
         return max(0, (self.scrollable_content_region.width - self.measure) // 2)
 
+    @property
+    def air(self) -> int:
+        """Rows above a short conversation, which stands near the prompt."""
+        return max(0, self.size.height - self._page.height)
+
     def _arrange(self) -> None:
         """Bring layouts, virtual size and scroll position into agreement; draw what is in view."""
         if not self.is_mounted or self.size.width < 1 or self.size.height < 1:
@@ -254,6 +271,7 @@ class Transcript(Steady, ScrollView, can_focus=True):
 
     def on_resize(self, event: events.Resize) -> None:
         self._arrange()
+        self.post_message(self.Resized())
 
     def on_mount(self) -> None:
         self._refresh_scrollbars()
@@ -309,7 +327,8 @@ class Transcript(Steady, ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         blank = self._palette.body
-        place = self._page.place(self.scroll_offset.y + y)
+        line_number = self.scroll_offset.y + y - self.air
+        place = self._page.place(line_number) if line_number >= 0 else None
         if place is None:
             return Strip.blank(width, blank)
         layout = self._page[place.turn]
@@ -342,7 +361,7 @@ class Transcript(Steady, ScrollView, can_focus=True):
     # Mouse
 
     def _position(self, event: events.MouseEvent) -> Position | None:
-        y = self.scroll_offset.y + event.y
+        y = self.scroll_offset.y + event.y - self.air
         if y < 0:
             return Position(0, 0, 0, 0)
         place = self._page.place(y)

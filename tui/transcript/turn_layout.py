@@ -190,7 +190,7 @@ class TurnLayout:
             self._heights.append(1)
             self._read()
         else:
-            self._heights.append({"user": 3, "rule": 3, "welcome": 8}.get(self.turn.role, 2))
+            self._heights.append({"user": 2, "rule": 3, "welcome": 8}.get(self.turn.role, 2))
 
     def _read(self) -> None:
         """Pieces for all blocks of the text that have none yet, and for what stands below the last of them."""
@@ -266,7 +266,7 @@ class TurnLayout:
             case "welcome":
                 return turns.welcome(turn, look)
             case _:
-                return turns.notice(turn, look)
+                return turns.notice(turn, look, self.folded)
 
     def _draw_answer(self, piece: int) -> list[Line]:
         look = self.look

@@ -36,6 +36,7 @@ class Turn:
     hint: str = ""
     state: State = "done"
     unseen: bool = False  # the model no longer gets it
+    past: bool = False  # of a notice: something was asked since
 
 
 class Look(NamedTuple):
@@ -90,7 +91,7 @@ def question(turn: Turn, look: Look, folded: bool) -> list[Line]:
         words = set_cell_size(words, look.width - INDENT)
         quiet = p.style(p.muted, p.surface, dim=not p.muted)
         lines.append(Line([bar, Segment(words, quiet)], look.width, "", "", "", (0, look.width, "fold", "")))
-    if p.surface and not look.compact:
+    if p.surface and p.rules and not look.compact:
         edge = Style(color=p.surface, bgcolor=p.background or None)
         corner = Style(color=p.surface, bgcolor=p.background or None)
         rest = max(0, look.width - 1)
@@ -123,8 +124,15 @@ def rule(turn: Turn, look: Look) -> list[Line]:
     return [Line([], 0, ""), Line(segments, look.width, "", ""), Line([], 0, "")]
 
 
-def notice(turn: Turn, look: Look) -> list[Line]:
+def notice(turn: Turn, look: Look, folded: bool) -> list[Line]:
+    """One from before the last question is a single faint row until it is clicked."""
     p = look.palette
+    if turn.past and folded:
+        words = turn.text.strip().partition("\n")
+        more = bool(words[2] or turn.hint) or cell_len(words[0]) > look.width - INDENT
+        row = set_cell_size(show_controls(words[0]), min(cell_len(words[0]), look.width - INDENT - 2 * more))
+        shown = f"· {row}{' …' if more else ''}"
+        return [Line([Segment(shown, p.faded)], 2, row, "", "", (0, look.width, "fold", "") if more else None)]
     sign, color = {"warning": ("▲", p.warning), "error": ("■", p.error)}.get(turn.role, ("·", p.muted))
     ink = p.style(color, bold=turn.role == "error") if turn.role != "notice" else p.quiet
     width = max(1, look.width - INDENT)

@@ -1,7 +1,8 @@
-"""What the keys of a dialog do: in its lower border where that is wide enough, else wrapped on lines of its own."""
+"""What keys do: those of a dialog, of the turn one stands on, and those that exist now."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -20,7 +21,10 @@ _CORNERS = 6  # cells of a border that its subtitle cannot have
 
 
 class KeyLine(Static):
-    """The last child of a bordered panel. The screen calls `place` when it was resized."""
+    """In a dialog's lower border where that is wide enough, else wrapped on lines of its own.
+
+    The last child of a bordered panel. The screen calls `place` when it was resized.
+    """
 
     DEFAULT_CSS = "KeyLine { height: auto; color: $chat-muted; display: none; }"
 
@@ -39,6 +43,17 @@ class KeyLine(Static):
             panel.border_subtitle = self._words if fits else ""
             self.display = not fits
             self.update("" if fits else self._words)
+
+
+def hint_line(hints: Sequence[tuple[str, str]], width: int, palette: Palette) -> Text:
+    """Keys and what they do, as many whole ones as fit, the most useful first."""
+    line = Text()
+    for key, does in hints:
+        one = Text.assemble(("  " if line else "", palette.faded), (key, palette.quiet), (f" {does}", palette.faded))
+        if line.cell_len + one.cell_len > width:
+            break
+        line.append_text(one)
+    return line
 
 
 _GAP = 3  # cells between two

@@ -62,6 +62,7 @@ class Sidebar(Steady, Vertical):
         self.history: History | None = None
         self.open_id: int | None = None
         self.targets: list[tuple[int, int | None]] = []
+        self.stands_by = False  # opened by itself, and not taken up yet
         self._deleted: list[int] = []
         self._renaming: int | None = None
         self._with_one_shots = False
@@ -73,10 +74,22 @@ class Sidebar(Steady, Vertical):
         yield Rows(id="conversations")
         yield Static("", id="sidebar-hint")
 
+    def stand_by(self, shown: bool) -> None:
+        """Open beside the conversation without the focus; closed again only if nobody took it up."""
+        if shown and not self.display:
+            self.stands_by = True
+            self._show(True)
+            self.reload()
+        elif not shown and self.stands_by:
+            self._show(False)
+            self.stands_by = False
+
     def toggle(self) -> None:
-        if self.display:
+        """Into the list, and out of it."""
+        if self.display and not self.stands_by:
             self.action_close()
         else:
+            self.stands_by = False
             self._show(True)
             self._end_search()
             self.query_one(OptionList).focus()
@@ -88,6 +101,7 @@ class Sidebar(Steady, Vertical):
 
     def find(self, query: str) -> None:
         """Open with the search field filled."""
+        self.stands_by = False
         self._show(True)
         self._end_search()
         field = self.query_one("#search", Input)

@@ -84,7 +84,9 @@ class Suggestions(Steady, Widget):
             row.truncate(column + 1)
             row.append(" " * max(1, column + 2 - row.cell_len))
             row.append(one.summary, p.body if on else p.quiet)
-            row.truncate(max(1, self.size.width), overflow="ellipsis")
+            row.truncate(max(1, self.size.width), overflow="ellipsis", pad=True)
+            if on:
+                row.stylize(p.selected)
             rows.append(row)
         return Text("\n").join(rows)
 

@@ -1,0 +1,142 @@
+"""Where things stand in the window and how they are drawn, in a pseudo-terminal at four sizes.
+
+Covers tui/screens/chat.py, tui/widgets/actions.py, tui/widgets/sidebar.py, tui/transcript/turns.py,
+tui/widgets/suggestions.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import model_in
+from rich.cells import cell_len
+from screen import TerminalSession
+
+from glmchat.chat.history.history import History
+from glmchat.tui.theme import PALETTES
+from glmchat.tui.widgets.actions import hint_line
+
+SIZES = ((40, 12), (80, 24), (120, 36), (200, 60))
+SLOW = {"pieces": [f"word{n} " for n in range(2000)], "seconds_per_token": 0.05}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return model_in(tmp_path / "model")
+
+
+def hints(terminal: TerminalSession) -> str:
+    """The lower border of the prompt."""
+    return next((line for line in reversed(terminal.lines) if "╰" in line), "")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_title_question_answer_and_prompt_stand_in_one_column_and_a_question_takes_one_row(
+    model: Path, theme: str, columns: int, rows: int
+) -> None:
+    settings = {"GLMCHAT_THEME": theme}
+    with TerminalSession("run", model, columns=columns, rows=rows, environ=settings) as terminal:
+        terminal.until_ready()
+        terminal.say("hello there")
+        terminal.until_seen("one two")
+        terminal.until_still()
+        left = terminal.lines[terminal.row_of("▌ hello there")].index("▌")
+        assert terminal.lines[terminal.row_of("● model")].index("●") == left
+        assert terminal.lines[terminal.row_of("╭")].index("╭") == left - 1
+        if rows >= 16:
+            assert terminal.lines[0].index("hello there") == left
+        question = terminal.row_of("▌ hello there")
+        assert not terminal.lines[question - 1].strip(" ▇▄▅▆▃▂▁█") or question == 1
+        assert not any("▀" in line for line in terminal.lines) and "●" in terminal.lines[question + 2]
+        behind = terminal.backgrounds(question)
+        assert behind[left + 5] != terminal.backgrounds(question + 2)[left + 5]
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_what_a_command_says_stands_above_the_prompt_and_is_one_row_after_the_next_question(
+    model: Path, columns: int, rows: int
+) -> None:
+    with TerminalSession("run", model, columns=columns, rows=rows) as terminal:
+        terminal.until_ready()
+        terminal.say("first")
+        terminal.until_seen("one two")
+        terminal.say("/set temp 0.2")
+        terminal.until_seen("temperature is 0.2", "/reset temperature")
+        terminal.until_still()
+        assert terminal.row_of("╭") - terminal.row_of("/reset temperature") <= 3
+        terminal.say("second")
+        terminal.until(lambda: "/reset temperature" not in terminal.text)
+        if rows > 12:
+            terminal.until(lambda: any("temperature is 0.2" in line and "…" in line for line in terminal.lines))
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_keys_that_exist_now_stand_in_the_border_of_the_prompt(
+    model: Path, lang: str, columns: int, rows: int
+) -> None:
+    stop, empty = {"en": ("Esc stop", "Ctrl+P palette"), "zh": ("Esc 停止", "Ctrl+P 命令面板")}[lang]
+    with TerminalSession("--lang", lang, "run", model, columns=columns, rows=rows, behaviour=SLOW) as terminal:
+        terminal.until(lambda: empty in hints(terminal))
+        assert cell_len(hints(terminal)) <= columns and hints(terminal).endswith("╯")
+        terminal.type("/re")
+        terminal.until(lambda: "Tab" in hints(terminal))
+        terminal.press("esc", "ctrl+c")
+        terminal.until(lambda: empty in hints(terminal))
+        terminal.say("go on")
+        terminal.until(lambda: stop in hints(terminal))
+        terminal.press("ctrl+up")
+        terminal.until(lambda: "Ctrl+↑ ↓" in hints(terminal))
+        terminal.press("esc")  # stops the answer; the next one leaves the turn
+        terminal.until(lambda: "resume" in terminal.text or "继续" in terminal.text)
+        terminal.press("esc")
+        terminal.until(lambda: empty in hints(terminal))
+        assert cell_len(hints(terminal)) <= columns
+
+
+def test_the_keys_can_be_turned_off(model: Path) -> None:
+    with TerminalSession("run", model, environ={"GLMCHAT_HINTS": "false"}) as terminal:
+        terminal.until_ready()
+        terminal.type("words")
+        terminal.until_seen("words")
+        terminal.until_still()
+        assert set(hints(terminal).strip()) == set("╰─╯")
+
+
+@pytest.mark.parametrize("width", range(0, 60, 7))
+def test_no_hint_is_cut_in_half(width: int) -> None:
+    keys = [("Ctrl+P", "命令面板"), ("F1", "帮助"), ("Ctrl+B", "对话")]
+    line = hint_line(keys, width, PALETTES["dark"])
+    assert line.cell_len <= width
+    assert line.plain in ["  ".join(" ".join(key) for key in keys[:count]) for count in range(4)]
+
+
+def test_from_130_columns_on_the_conversations_stand_beside_until_they_are_closed(model: Path) -> None:
+    with History.default() as history:
+        history.append(history.new(), "user", "alpha question")
+    with TerminalSession("run", model, columns=140, rows=30) as terminal:
+        terminal.until(lambda: any("alpha" in line[:36] for line in terminal.lines))
+        terminal.type("typed")  # the prompt has the focus
+        terminal.until_seen("│ typed")
+        terminal.press("esc", "esc")
+        terminal.resize(100, 30)
+        terminal.until(lambda: not any("▕" in line for line in terminal.lines))
+        terminal.resize(140, 30)
+        terminal.until(lambda: any("alpha" in line[:36] for line in terminal.lines))
+        terminal.press("ctrl+b")
+        terminal.until(lambda: "Enter open" in hints(terminal))
+        terminal.press("ctrl+b")
+        terminal.until(lambda: not any("▕" in line for line in terminal.lines))
+
+
+def test_the_chosen_suggestion_has_a_row_of_its_own_colour(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.type("/re")
+        terminal.until_seen("▸ /regen")
+        terminal.until_still()
+        row = terminal.row_of("▸ /regen")
+        chosen, usual = terminal.backgrounds(row)[5:90], terminal.backgrounds(row + 1)[5:90]
+        assert all(one != two for one, two in zip(chosen, usual, strict=True))
