@@ -20,12 +20,14 @@ from glmchat.checkpoints.file_kinds import refuse_lone_weights, refuse_no_weight
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, is_read, packed_bits, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
+from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, check_tokenizer
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.checkpoints.weight_files import (
     folder_config,
+    is_safetensors,
     refuse_adapter_folder,
     settle_head,
     weight_files,
@@ -371,7 +373,7 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
             spec = spec_of(config)
             known = spec.weight_bytes(width=width) if spec is not None else None
             return known if known is not None else stored * 8 * width // packed_bits(config)
-        return stored if _is_quantised(path, config) else None
+        return stored + _widened(path, width) if _is_quantised(path, config) else None
     try:
         file = open_gguf(path)
     except (GlmchatError, OSError):
@@ -387,6 +389,20 @@ def _is_unpacked(config: Mapping[str, Any]) -> bool:
     """Whether transformers takes matrices as numbers that others packed: experts, all in one, and those that lie the
     other way round in the file (its Conv1D)."""
     return has_experts(config) or config.get("model_type") in ("gpt2", "openai-gpt")
+
+
+def _widened(folder: Path, width: int) -> int:
+    """Bytes that matrices and norms which a quantised folder leaves as they are take in memory beyond their file's."""
+    more = 0
+    for path in filter(is_safetensors, weight_paths(folder)):
+        try:
+            tensors = read_safetensors(path)
+        except (GlmchatError, OSError):
+            continue
+        for name, tensor in tensors.items():
+            if name.endswith((".weight", ".bias")) and tensor.dtype in ("F16", "BF16", "F32"):
+                more += prod(tensor.shape) * width - (tensor.end - tensor.start)
+    return more
 
 
 def _scratch(spec: ModelSpec, context: int, width: int) -> int:

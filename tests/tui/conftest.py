@@ -15,6 +15,7 @@ from glmchat.hub import adapters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `from windows import open_window`
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))  # a hub on loopback to pull from
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))  # models that can be quantised
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "chat"))  # an endpoint without a process
 
 _FITS = {"kind": "lora", "form": "peft", "rank": 8, "shapes": {"q_proj": [64, 64]}, "layers": 3}

@@ -139,8 +139,8 @@ class TerminalSession:
             if self.text != before:
                 last, before = time.monotonic(), self.text
 
-    def until_ended(self) -> int:
-        self.until(lambda: self.process.poll() is not None)
+    def until_ended(self, seconds: float = SECONDS) -> int:
+        self.until(lambda: self.process.poll() is not None, seconds)
         return self.process.wait()
 
     def _read(self, seconds: float) -> None:

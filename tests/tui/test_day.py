@@ -6,12 +6,15 @@ Covers chat/in_force.py, cli/completion.py.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from engine_builders import CONFIG, weights, write_folder
 from fakes import model_in
+from safetensors.torch import save_file
 from screen import TerminalSession
 
 from glmchat.chat.history.history import History
@@ -104,6 +107,30 @@ def test_two_windows_on_one_model_share_an_engine(model: Path, tmp_path: Path) -
     finally:
         with TerminalSession("stop", "all", environ=shared) as stop:
             assert stop.until_ended() == 0
+
+
+def test_what_a_quantised_copy_will_take_is_foretold_also_of_a_small_model(tmp_path: Path) -> None:
+    config = {**CONFIG, "vocab_size": 4096, "hidden_size": 128, "intermediate_size": 256, "torch_dtype": "bfloat16"}
+    small = write_folder(tmp_path / "small", **config)  # its embedding is half of it, and stays as it is
+    save_file({name: one.bfloat16() for name, one in weights(config).items()}, small / "model.safetensors")
+
+    def shown(*words: object) -> str:
+        with TerminalSession(*words, columns=120) as terminal:
+            assert terminal.until_ended(120) == 0, terminal.text
+            return terminal.text
+
+    def found(pattern: str, text: str) -> str:
+        match = re.search(pattern, text)
+        assert match is not None, text
+        return match[1]
+
+    shown("add", small)
+    foretold, loaded = shown("show", "small"), shown("show", "small", "--fit")
+    made = shown("quantize", "small")
+    assert found(r"memory, int4: (.*?) *\n", foretold) == found(r"become (.*?) \(", made)
+    assert found(r"memory, int4\S*: (.*?) *\n", shown("show", "small:int4")) == found(r"become (.*?) \(", made)
+    in_use = found(r"\n\S+ +256 +(\S+ \S+) ", shown("show", "small:int4", "--fit"))
+    assert found(r"\nint4 +256 +(\S+ \S+) ", loaded) == in_use
 
 
 def test_a_setting_that_no_command_would_take_is_a_problem_for_doctor(model: Path) -> None:
