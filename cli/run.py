@@ -250,9 +250,13 @@ def open_window() -> None:
 
 
 def _window(launch: LaunchOptions) -> None:
-    from glmchat.tui.app import run_window
+    from glmchat.tui.terminal import unechoed
 
-    if code := run_window(launch):
+    with unechoed() as before:
+        from glmchat.tui.app import run_window
+
+        code = run_window(launch, before)
+    if code:
         raise typer.Exit(code)
 
 

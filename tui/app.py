@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
@@ -62,8 +63,10 @@ class Vanishing:
         return getattr(self._stream, name)
 
 
-def outlive_terminal(driver: type[Driver], is_gone: Callable[[], bool]) -> type[Driver]:
-    """The same driver, writing through `Vanishing`."""
+def outlive_terminal(
+    driver: type[Driver], is_gone: Callable[[], bool], attributes: list[Any] | None = None
+) -> type[Driver]:
+    """The same driver, writing through `Vanishing`. attributes: of the terminal, which is left with them."""
 
     class Lasting(driver):  # type: ignore[valid-type, misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -71,11 +74,16 @@ def outlive_terminal(driver: type[Driver], is_gone: Callable[[], bool]) -> type[
             if (stream := getattr(self, "_file", None)) is not None:
                 self._file = Vanishing(stream, is_gone)
 
+        def start_application_mode(self) -> None:
+            super().start_application_mode()
+            if attributes is not None:
+                self.attrs_before = attributes
+
     return Lasting
 
 
 class GlmchatApp(Steady, App[int]):
-    """start: what starts the engine process (tests put a fake there)."""
+    """start: what starts the engine process (tests put a fake there). attributes: see `run_window`."""
 
     CSS_PATH = "glmchat.tcss"
     TITLE = "glmchat"
@@ -88,13 +96,21 @@ class GlmchatApp(Steady, App[int]):
     HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "slim"), (56, "broad")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "low"), (24, "high")]  # noqa: RUF012
 
-    def __init__(self, launch: LaunchOptions, settings: Settings | None = None, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        launch: LaunchOptions,
+        settings: Settings | None = None,
+        start: Start | None = None,
+        attributes: list[Any] | None = None,
+    ) -> None:
+        self._attributes = attributes
         theme = choose_theme(
             launch.theme or (settings.theme if settings else None)
         )  # before Textual takes NO_COLOR away
         # Under NO_COLOR Textual chooses its filter here, before our theme is known: without this word it would turn the
         # terminal's own colours into black on black.
         super().__init__(ansi_color=True if theme == "plain" else None)
+        self._typed_ahead: list[events.Event] | None = []
         self.launch = launch
         self.settings = settings or Settings()
         self.color_depth = colors_of()
@@ -111,7 +127,24 @@ class GlmchatApp(Steady, App[int]):
         return ChatScreen(self.launch, self.settings, self.link)
 
     def get_driver_class(self) -> type[Driver]:
-        return outlive_terminal(super().get_driver_class(), lambda: self.terminal.gone)
+        return outlive_terminal(super().get_driver_class(), lambda: self.terminal.gone, self._attributes)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Textual drops keys that come before there is a widget to take them."""
+        if self._typed_ahead is not None and isinstance(event, events.Key | events.Paste):
+            self._typed_ahead.append(event)
+        else:
+            await super().on_event(event)
+
+    async def hear_typed_ahead(self) -> None:
+        """There is a prompt now. As a callback, after what gives it the focus.
+
+        Before the terminal was set up for us it turned Enter into a line feed, which would be Ctrl+J.
+        """
+        typed, self._typed_ahead = self._typed_ahead or [], None
+        for event in typed:
+            is_line_feed = isinstance(event, events.Key) and event.key == "ctrl+j"
+            await super().on_event(events.Key("enter", "\r") if is_line_feed else event)
 
     def notify(
         self, message: str, *, title: str = "", severity: SeverityLevel = "information",
@@ -210,11 +243,14 @@ def speak(launch: LaunchOptions, settings: Settings) -> None:
     choose(launch.language or chosen() or settings.language)
 
 
-def run_window(launch: LaunchOptions) -> int:
-    """Open the window and return its exit code. Raises GlmchatError for a broken config."""
+def run_window(launch: LaunchOptions, attributes: list[Any] | None = None) -> int:
+    """Open the window and return its exit code. Raises GlmchatError for a broken config.
+
+    attributes: of the terminal, as the window leaves it.
+    """
     settings = load_settings()
     speak(launch, settings)
-    app = GlmchatApp(launch, settings)
+    app = GlmchatApp(launch, settings, attributes=attributes)
     try:
         code = app.run()
         hangup.finish(app.left_answering)

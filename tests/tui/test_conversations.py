@@ -40,8 +40,6 @@ def test_a_search_ends_with_the_list_and_a_title_is_not_typed_into_a_search_fiel
         terminal.type("bravo")
         terminal.until_seen("answer to bravo")
         terminal.press("enter")
-        terminal.until_still()  # the list has the focus now
-        terminal.press("enter")
         terminal.until_seen("y copy")
         terminal.press("ctrl+b")
         terminal.until(lambda: "▕" not in terminal.text)
@@ -84,8 +82,6 @@ def test_what_is_typed_stays_with_its_conversation(model: Path) -> None:
         terminal.until_seen("search everything")
         terminal.type("alpha")
         terminal.until_seen("answer to alpha")
-        terminal.press("enter")
-        terminal.until_still()  # the list has the focus now
         terminal.press("enter")
         terminal.until_seen("an answer to alpha", "│ draft of alpha")
         assert "│ draft of nothing" not in terminal.text

@@ -223,7 +223,7 @@ def test_an_adapter_is_forced_for_one_conversation_only(adapters_here: LaunchOpt
         terminal.say("/adapter medical:0.5")  # in this one it stays
         terminal.until_seen("medical:0.5")
         terminal.press("ctrl+n")
-        terminal.until(lambda: "medical" not in terminal.text)
+        terminal.until(lambda: "medical" not in terminal.lines[-1])
         terminal.say("/adapter medical")
         terminal.until_seen("▲", "me/Other-7M")
 
@@ -259,3 +259,38 @@ def test_conversations_stand_under_their_day_and_hits_say_who_and_when(model: Pa
         terminal.until_still()
         terminal.type("bravo")
         terminal.until(lambda: any("model · " in line and "bravo" in line for line in terminal.lines))
+
+
+@pytest.mark.usefixtures("past")
+def test_a_number_with_a_space_before_it_is_asked_and_the_start_says_so(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.until_seen("open the latest")
+        terminal.type("3")
+        terminal.until_seen("open 3; with a space before it, 3 is asked")
+        terminal.press("backspace", " ", "3")
+        terminal.until_seen("open the latest")
+        terminal.press("enter")
+        terminal.until_seen("one two")
+        assert "charlie" not in terminal.text
+
+
+@pytest.mark.usefixtures("past")
+@pytest.mark.parametrize(("keys", "title"), [(("enter",), TITLES[0]), (("3", "f5"), TITLES[2])])
+def test_where_enter_breaks_lines_a_start_opens_conversations_too(
+    model: Path, keys: tuple[str, ...], title: str
+) -> None:
+    with TerminalSession("run", model, environ={"GLMCHAT_ENTER_SENDS": "false"}) as terminal:
+        terminal.until_seen(TITLES[2])
+        terminal.press(*keys)
+        terminal.until_seen(f"an answer to {title.split()[0]}")
+
+
+def test_what_is_typed_before_the_window_is_there_reaches_the_prompt(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.type("typed ahead")  # the interpreter has not begun yet
+        terminal.until_seen("│ typed ahead")
+        terminal.until_still()
+        assert terminal.text.count("typed ahead") == 1
+        terminal.press("enter")
+        terminal.until_seen("one two")

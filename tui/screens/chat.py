@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _HINTED = {"help": "help", "history": "conversations", "model": "models", "quit": "quit"}  # commands with keys
 LOW = 16  # rows; below, the title is given up
 _RECENT = 5  # conversations that an empty one lists
+_DIGITS = tuple(map(str, range(1, _RECENT + 1)))
 _HEADS = 50  # among so many, pinned ones first, the last are looked for
 _TWICE = 1.5  # seconds between two presses of Esc that belong together
 WIDE = 130  # columns; from here on the sidebar opens by itself
@@ -138,6 +139,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.show_title()
         self.set_interval(2.0, self.connection.watch)
         self.set_interval(1.0, self.talk.watch)
+        self.app.call_later(self.app.hear_typed_ahead)  # type: ignore[attr-defined]
         # The first frame is drawn before anything is loaded.
         self.call_after_refresh(self._start)
 
@@ -290,8 +292,15 @@ class ChatScreen(SteadyScreen, Screen[None]):
                 self._recent.append(head.id)
                 title = one_line(head.title or tr("untitled"), 60).replace("\t", " ")
                 lines.append(f"{len(self._recent)}\t{title}\t{when(head.updated, time.time())}\t{head.id}")
-        if self._recent and self.settings.enter_sends:
-            lines += ["", f"Enter\t{tr('open the latest, or the number typed')}"]
+        if self._recent:
+            typed = self.prompt.text
+            at = int(typed) - 1 if typed in _DIGITS else 0
+            if typed in _DIGITS and at < len(self._recent):
+                sends = "Enter" if self.settings.enter_sends else "F5"
+                does = tr("open {n}; with a space before it, {n} is asked", n=typed)
+                lines += ["", f"{sends}\t{does}"]
+            else:
+                lines += ["", f"Enter\t{tr('open the latest')}", f"1 … {len(self._recent)}\t{tr('open that one')}"]
         if self._warm:
             lines.append(f"{tr('running')}\t{one_line(', '.join(self._warm), 60)}")
         return [*lines, ""] if lines else []
@@ -300,7 +309,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         """The conversation that a number (or nothing) means where the last ones are listed."""
         if self.transcript.layout_of("welcome") is None or not self._recent:
             return None
-        number = 1 if not typed else int(typed) if typed in "123456789" else 0
+        number = 1 if not typed else int(typed) if typed in _DIGITS else 0
         return self._recent[number - 1] if 0 < number <= len(self._recent) else None
 
     # News of the threads
@@ -369,7 +378,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
     # The prompt
 
     def on_prompt_sent(self, event: Prompt.Sent) -> None:
-        if (conversation := self._recent_meant(event.text.strip())) is not None:
+        if (conversation := self._recent_meant(event.text)) is not None:
             if event.text:
                 self.prompt.entered.pop()  # a number is no earlier prompt
             self.face.turn_to(conversation)
@@ -401,14 +410,24 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if event.text_area is self.prompt:
             self.composer.text_changed()
             self.show_hints()
+            if self._recent:
+                self.transcript.change("welcome", text=self.welcome().text)  # what a number would do
 
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where Enter is a newline F5 sends, while something stands in the prompt."""
+        """Where Enter is a newline F5 goes to the prompt, which sends or hands it back."""
         if action == "command" and parameters == ("restart",) and self.prompt.sends_with_f5:
-            return self.settings.keys.get("restart", "f5") != "f5"
+            return not self._restarts_with_f5
         return super().check_action(action, parameters)
+
+    @property
+    def _restarts_with_f5(self) -> bool:
+        return self.settings.keys.get("restart", "f5") == "f5"
+
+    def on_prompt_nothing_to_send(self) -> None:
+        if self._restarts_with_f5:
+            self.face.run("restart")
 
     def action_command(self, name: str) -> None:
         self.face.run(name)

@@ -34,6 +34,9 @@ class Prompt(Steady, TextArea):
             super().__init__()
             self.text = text
 
+    class NothingToSend(Message):
+        """F5 on an empty prompt, where it sends; it may mean something else."""
+
     class Leave(Message):
         """Ctrl+D on an empty prompt."""
 
@@ -73,7 +76,8 @@ class Prompt(Steady, TextArea):
 
     @property
     def sends_with_f5(self) -> bool:
-        return not self.enter_sends and self.has_focus and bool(self.text.strip())
+        """Whether F5 is the prompt's. What was typed just before may not stand in it yet, so its text says nothing."""
+        return not self.enter_sends and self.has_focus
 
     def _send(self) -> None:
         text = self.text
@@ -116,9 +120,12 @@ class Prompt(Steady, TextArea):
             self.post_message(self.Complete())
         elif key in ("ctrl+j", "shift+enter", "alt+enter"):
             self.action_newline()  # no binding of priority: that would overtake what was typed just before
+        elif key == "f5" and not self.enter_sends and not self.text.strip():
+            self.post_message(self.NothingToSend())
         elif key == "enter" or (key in ("ctrl+enter", "f5") and not self.enter_sends):
             if (key == "enter") != self.enter_sends:
-                self.insert("\n") if key == "enter" else self._send()
+                is_line = key == "enter" and bool(self.text)  # an empty prompt has no line to break
+                self.insert("\n") if is_line else self._send()
             else:
                 self._send()
         else:

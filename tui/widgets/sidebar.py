@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -211,6 +212,13 @@ class Sidebar(Steady, Vertical):
         if self._renaming is None:
             self.reload()
 
+    def on_key(self, event: events.Key) -> None:
+        """Up and Down choose a hit while the words are still being typed."""
+        if event.key in ("up", "down") and self.query_one("#search", Input).has_focus and self._renaming is None:
+            event.stop()
+            listing = self.query_one(OptionList)
+            listing.action_cursor_up() if event.key == "up" else listing.action_cursor_down()
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         if self._renaming is not None and self.history is not None:
@@ -222,7 +230,9 @@ class Sidebar(Steady, Vertical):
                 self._end_renaming()
                 self.post_message(self.Changed())
         elif self.targets:
-            self.query_one(OptionList).focus()
+            at = self.query_one(OptionList).highlighted
+            conversation, message = self.targets[at or 0]
+            self.post_message(self.Open(conversation, message, self.query_text))
 
     # Changes
 
