@@ -28,7 +28,7 @@ from glmchat.tui.theme import Palette
 Fits = Literal["yes", "quantised", "no", "unknown"]
 _NAME = 30  # cells
 _QUANT = 13  # int4-g128+g64
-_SHORT_NAME = 22
+_SHORT_NAME = 20
 _ALL, _MOST = 85, 62  # cells that a row takes with all its columns, and without the quantisation
 
 

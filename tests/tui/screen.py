@@ -33,7 +33,10 @@ KEYS = {
 
 
 class TerminalSession:
-    """`behaviour` is the fake engine's; `arguments` are those of `glmchat`. inside: a command that runs it."""
+    """`behaviour` is the fake engine's; `arguments` are those of `glmchat`.
+
+    inside: a command that runs it. real: with the engine that a person has.
+    """
 
     def __init__(
         self,
@@ -43,12 +46,14 @@ class TerminalSession:
         behaviour: Any = None,
         environ: Mapping[str, str] | None = None,
         inside: Sequence[str] = (),
+        real: bool = False,
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._controller, terminal = pty.openpty()
         self.resize(columns, rows)
-        argv = [*inside, sys.executable, "-P", str(COMMAND), json.dumps(behaviour or {}), *map(str, arguments)]
+        command = ("-m", "glmchat") if real else (str(COMMAND), json.dumps(behaviour or {}))
+        argv = [*inside, sys.executable, "-P", *command, *map(str, arguments)]
         # Two tests at a time are told a size that is not this terminal's.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         # Nor are the engines of other tests its own. A socket's path has to be short.

@@ -9,17 +9,21 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from engine_builders import CONFIG, weights, write_folder
 from fakes import model_in
+from hub_helpers import COMMIT_A, hub_entry, user_catalogue
 from safetensors.torch import save_file
 from screen import TerminalSession
 
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core import locations
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -168,3 +172,34 @@ def test_tab_offers_what_can_be_meant(adapters_here: LaunchOptions) -> None:
     assert "chatglm" in offered("pull")
     assert "poet" in offered("run", "--adapter")
     assert offered("history", "show").split() == ["1"]
+
+
+def test_a_replay_that_parts_where_it_was_asked_to_has_done_what_it_was_asked(tmp_path: Path) -> None:
+    small = write_folder(tmp_path / "small")
+    settings = ("--seed", 5, "--temperature", 1, "--max-tokens", 12)
+    with TerminalSession("run", small, "hello", *settings, real=True) as terminal:
+        assert terminal.until_ended(120) == 0
+    with TerminalSession("replay", 1, "--set", "temp=0", columns=160, real=True) as terminal:
+        assert terminal.until_ended(120) == 0
+        assert "first difference at token" in terminal.text
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40])
+def test_a_model_takes_one_line_in_the_list_whatever_its_columns_hold(tmp_path: Path, columns: int) -> None:
+    files = {path.name: path.read_bytes() for path in model_in(tmp_path / "tiny").iterdir()}
+    entries = [hub_entry(f"tiny-{n}", f"owner/tiny-{n}", COMMIT_A, files) for n in range(3)]
+    entries[1] = entries[1].replace('label = "main"', 'label = "main"\nquant = "int4-g128+g64"')
+    user_catalogue(*entries)
+    with TerminalSession(columns=columns, rows=24) as terminal:
+        terminal.until_seen("tiny-0", "tiny-1", "tiny-2", "fits")
+        rows = [terminal.row_of(f"tiny-{n}") for n in range(3)]
+        assert rows == list(range(rows[0], rows[0] + 3))
+        assert len({terminal.lines[row].index(" fits") for row in rows}) == 1
+
+
+def test_every_step_of_a_day_is_played_by_a_test() -> None:
+    spec = spec_from_file_location("window_day", ROOT / "benchmarks" / "window_day.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(day := module_from_spec(spec))
+    assert list(day.STEPS) == [f"D{n}" for n in range(1, 34)]
+    assert all(day.tests_of(step) for step, (_, file, _) in day.STEPS.items() if file)
