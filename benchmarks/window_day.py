@@ -39,7 +39,7 @@ STEPS = {  # step -> (what is tried, the file and the beginning of the name of i
     "D20": ("models and adapters of a server", "servers", "the_models_of_a_server_are_listed"),
     "D21": ("notes and the prompt", "day", "a_note_in_the_corner"),
     "D22": ("a copy in tmux", "day", "a_copy_reaches_a_tmux"),
-    "D23": ("the palette", "", ""),
+    "D23": ("the palette", "palette", "it_"),
     "D24": ("themes", "theme", ""),
     "D25": ("the columns of the models", "day", "a_model_takes_one_line"),
     "D26": ("lists and what Tab offers", "day", ("a_list_says", "tab_offers")),
