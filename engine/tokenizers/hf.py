@@ -21,9 +21,10 @@ from tokenizers.models import BPE
 
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
 from glmchat.checkpoints.weight_files import refuse_pointer
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
+from glmchat.core.sandbox import Sandbox
 from glmchat.core.text import one_line
 from glmchat.engine.tokenizers.words import (
     Word,
@@ -226,7 +227,44 @@ def raise_own(error: BaseException) -> None:
         raise error
 
 
+_LONG = 20_000  # characters; up to here an expression that is quadratic takes two seconds
+_SECONDS, _CHARACTERS_A_SECOND = 10.0, 50_000  # what a long text may take, on a busy machine
+_TRIAL = "glmchat.engine.tokenizers.trial"
+
+
+def _refuse_slow(lower: Lower, text: str) -> None:
+    r"""Raise Usage for a long text that the expressions of a vocabulary do not get through in time.
+
+    Some are quadratic in runs of blanks (`\s+$`), and the library lets nothing else of this process run meanwhile, so
+    a long text is encoded in a process that can be ended first.
+    """
+    if len(text) <= _LONG or not _has_expression(lower):
+        return
+    seconds = _SECONDS + len(text) / _CHARACTERS_A_SECOND
+    table, sandbox = lower.to_str(), Sandbox(_TRIAL)
+    try:
+        if sandbox.obstacle() is None:
+            memory = 2**30 + 64 * (len(table) + 4 * len(text))
+            request = {"reader": "text", "path": table, "text": text, "seconds": seconds, "memory": memory}
+            sandbox.send(request)
+            reply = sandbox.reply(4 * seconds)
+            if "late" in reply or "died" in reply:
+                raise Usage(
+                    tr("the vocabulary takes more than {seconds} s to cut this text", seconds=f"{seconds:.0f}"),
+                    hint=tr("shorten long runs of blanks or of one character"),
+                    code="tokenizer.slow",
+                )
+    finally:
+        sandbox.stop()
+
+
+def _has_expression(lower: Lower) -> bool:
+    stages = (lower.normalizer, lower.pre_tokenizer)
+    return any(stage is not None and b'"Regex"' in stage.__getstate__() for stage in stages)
+
+
 def _encode(lower: Lower, text: str) -> list[int]:
+    _refuse_slow(lower, text)
     try:
         ids: list[int] = lower.encode(text, add_special_tokens=False).ids
     except BaseException as error:  # noqa: BLE001 - see raise_own

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as Lower
+
 from glmchat.core.errors import Damaged, GlmchatError
 from glmchat.core.files import read_file
 from glmchat.core.sandbox import READY, confine, reply_stream
@@ -112,6 +114,9 @@ def _probe(tokenizer: Any, words: list[str]) -> None:
 
 
 def _read(request: Mapping[str, Any]) -> None:
+    if request["reader"] == "text":  # whether it is cut in time; what becomes of it is told by who asked
+        Lower.from_str(request["path"]).encode(request["text"], add_special_tokens=False)
+        return
     path = Path(request["path"])
     match request["reader"]:
         case "tokenizer.json":

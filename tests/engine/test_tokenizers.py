@@ -6,6 +6,7 @@ Covers engine/tokenizers/hf.py, engine/tokenizers/base.py, engine/tokenizers/loa
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +16,15 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from glmchat.core.errors import Damaged
+from glmchat.core.errors import Damaged, Usage
 from glmchat.core.messages import Message
 from glmchat.engine import load_tokenizer
 from glmchat.engine.prompts.chat_template import ChatTemplate
 from glmchat.engine.prompts.template import TemplatePrompt
+from glmchat.engine.tokenizers import hf
 from glmchat.engine.tokenizers.hf import HFTokenizer, bpe_from_gguf, wrap
 from glmchat.engine.tokenizers.loading import SentencePieceTokenizer, load_tokenizer_model, spm_from_gguf
 from glmchat.engine.tokenizers.words import Word
@@ -312,3 +314,25 @@ def test_some_words_may_have_no_row_in_the_matrix(tmp_path: Path, builders: Modu
 def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, builders: ModuleType) -> None:
     with pytest.raises(Damaged, match="100"):
         load_tokenizer(builders.write_folder(tmp_path, vocab_size=100))
+
+
+def test_a_text_that_an_expression_does_not_get_through_is_refused_while_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lower = Tokenizer(models.BPE({chr(33 + n): n for n in range(90)}, []))
+    lower.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+$"), "isolated")
+    monkeypatch.setattr(hf, "_SECONDS", 0.3)
+    slow, ticks, ended = wrap(lower), [0], threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(0.05):
+            ticks[0] += 1
+
+    threading.Thread(target=tick, daemon=True).start()
+    with pytest.raises(Usage, match="takes more than") as caught:
+        slow.encode(" " * 300_000 + "x")  # half an hour
+    ended.set()
+    assert caught.value.code == "tokenizer.slow" and caught.value.hint
+    assert ticks[0] > 3, "nothing else of the process ran meanwhile"
+    text = "abc " * 10_000
+    assert slow.encode(text) == lower.encode(text).ids and slow.encode("ab") == [64, 65]
