@@ -236,6 +236,7 @@ def test_a_start_shows_the_last_conversations_which_a_number_or_enter_opens(
 ) -> None:
     with TerminalSession("run", model, columns=columns, rows=rows) as terminal:
         terminal.until_seen(TITLES[0], TITLES[2])
+        terminal.until(lambda: columns < 130 or terminal.text.count(TITLES[0]) == 2)  # beside the list at the left too
         terminal.press(*keys)
         terminal.until_seen(f"an answer to {title.split()[0]}")
         terminal.until(lambda: "● glmchat" not in terminal.text)
