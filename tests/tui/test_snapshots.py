@@ -46,6 +46,8 @@ def showing(
         await pilot.pause()
         app.chat.prompt.cursor_blink = False
         await eventually(lambda: app.chat.talk.session is not None)
+        box, text = app.chat.prompt_box, app.chat.transcript
+        await eventually(lambda: box.border_subtitle and box.region.x == text.region.x + text.margin - 1)
         if theme:
             app.change_theme(theme)
         app.chat.status.facts = FACTS
