@@ -101,6 +101,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.queue_box = Static("", id="queue")
         self.prompt = Prompt(enter_sends=settings.enter_sends, id="prompt")
         self.prompt_box = Vertical(self.prompt, id="prompt-box")
+        self.prompt_column = Vertical(self.prompt_box, id="prompt-column")
         self.status = StatusLine(id="status")
         self.connection = ModelConnection(self, launch, link)
         unsent = Unsent(self)
@@ -124,7 +125,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
                 yield self.turn_actions
                 yield self.suggestions
                 yield self.queue_box
-                yield self.prompt_box
+                yield self.prompt_column
                 yield self.status
 
     def on_mount(self) -> None:
@@ -181,7 +182,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         """Title, prompt and what surrounds it stand in the column of the text."""
         side = self.transcript.margin
         self.headline.styles.padding = (0, side)
-        self.prompt_box.styles.margin = (0, max(0, side - 1))
+        self.prompt_column.styles.padding = (0, max(0, side - 1))  # a margin would narrow its siblings too
         self.status.styles.padding = (0, max(0, side - 1))
         for widget in (self.suggestions, self.queue_box, self.turn_actions):
             widget.styles.padding = (0, side + 1)
