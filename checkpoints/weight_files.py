@@ -5,6 +5,7 @@ Pointers are the 130 bytes of a clone without git-lfs: github.com/git-lfs/git-lf
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -217,9 +218,14 @@ def dead_link(folder: Path, chosen: WeightSet | None) -> Path | None:
     """A link to nothing where weights should be: one that is missing of those that were chosen, the file that comes
     before all others, or any where none were."""
     kinds = (".safetensors", ".bin", ".gguf")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix in kinds] if chosen is None else []
-    paths += [folder / name for name in ("model.safetensors", *(chosen.missing if chosen is not None else ()))]
-    return next((path for path in paths if path.is_symlink() and not path.exists()), None)
+    with os.scandir(folder) as entries:  # an index may name any number of files, and a folder holds those it holds
+        dead = sorted(entry.name for entry in entries if entry.is_symlink() and not Path(entry.path).exists())
+    if chosen is None:
+        wanted = [name for name in dead if name.endswith(kinds)]
+    else:
+        missing = {"model.safetensors", *chosen.missing}
+        wanted = [name for name in dead if name in missing]
+    return folder / wanted[0] if wanted else None
 
 
 def shards_of(index: Path) -> list[str]:

@@ -20,7 +20,6 @@ from textual.screen import Screen
 from textual.worker import WorkerFailed
 
 from glmchat.chat import hangup
-from glmchat.chat.client import endpoint
 from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.core.job_control import rest_around
@@ -234,6 +233,8 @@ class GlmchatApp(Steady, App[int]):
 
     def on_unmount(self) -> None:
         if not self.left_answering:
+            from glmchat.chat.client import endpoint
+
             endpoint.hang_up()  # Python would wait for the threads that wait for a slow server
             self.link.close()
 

@@ -116,9 +116,9 @@ class TerminalSession:
         return next(number for number, line in enumerate(self.lines) if text in line)
 
     def backgrounds(self, row: int) -> list[str]:
-        """The colour behind each cell of a row; that of reversed cells is their letters' own."""
+        """The colour behind each cell of a row; of reversed cells their letters' own, which may be the terminal's."""
         cells = (self.screen.buffer[row][column] for column in range(self.screen.columns))
-        return [cell.fg if cell.reverse else cell.bg for cell in cells]
+        return [("letters" if cell.fg == "default" else cell.fg) if cell.reverse else cell.bg for cell in cells]
 
     def until(self, holds: Callable[[], object], seconds: float = SECONDS) -> None:
         """Read on until it holds; fails with the screen."""

@@ -53,7 +53,7 @@ def test_conversations_search_and_earlier_questions_are_there_before_the_first_q
         terminal.press("esc", "ctrl+f")
         terminal.until_still()
         terminal.type("bravo")
-        terminal.until(lambda: not listed(terminal, "alpha question") and listed(terminal, "bravo"))
+        terminal.until(lambda: not listed(terminal, "alpha question") and listed(terminal, "bravo question"))
         terminal.until(lambda: listed(terminal, "answer to bravo"))
         terminal.press("esc", "esc", "ctrl+r")
         terminal.until_seen("delta question")

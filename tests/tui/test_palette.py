@@ -32,19 +32,24 @@ def past() -> None:
         history.rename(tree, TITLE)
 
 
+def is_open(terminal: TerminalSession) -> bool:
+    return any(title in terminal.text for title in ("╭─ Palette", "╭─ 命令面板"))
+
+
 def look_for(terminal: TerminalSession, words: str) -> None:
-    if "Palette" in terminal.text or "命令面板" in terminal.text:
+    if is_open(terminal):
         terminal.press("ctrl+u")
         terminal.until(lambda: any(hint in terminal.text for hint in ("commands, settings", "命令、设置")))
     else:
         terminal.press("ctrl+p")
-        terminal.until(lambda: "Palette" in terminal.text or "命令面板" in terminal.text)
+        terminal.until(lambda: is_open(terminal))
     terminal.type(words)
-    terminal.until(lambda: any(line.strip(" │") == words for line in terminal.lines))
+    terminal.until(lambda: any(f"│ {words}  " in line for line in terminal.lines))
 
 
 def chosen(terminal: TerminalSession) -> str:
-    return next((line for line in terminal.lines if "▸" in line), "")
+    """The marked row of the palette; a list beside it has one of its own."""
+    return next((line.partition("│ ▸")[2] for line in terminal.lines if "│ ▸" in line), "")
 
 
 @pytest.mark.usefixtures("past")
@@ -83,7 +88,7 @@ def test_enter_does_what_is_chosen(model: Path, theme: str, columns: int, rows: 
         look_for(terminal, "charlie")
         terminal.until(lambda: "tell me of" in chosen(terminal))
         terminal.press("enter")
-        terminal.until(lambda: "Palette" not in terminal.text)
+        terminal.until(lambda: not is_open(terminal))
         terminal.until_seen("tell me of the charlie")
         terminal.press("ctrl+c")
         terminal.until_seen("Ask anything")
@@ -101,7 +106,7 @@ def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> 
         terminal.until(lambda: chosen(terminal) and "xyzzy" not in chosen(terminal))
         assert not any(word in terminal.text for word in ("matches", "Enter does", "commands"))
         terminal.press("ctrl+p")
-        terminal.until(lambda: "命令面板" not in terminal.text)
+        terminal.until(lambda: not is_open(terminal))
 
 
 def test_among_ten_thousand_conversations_it_answers_at_once(model: Path) -> None:

@@ -71,7 +71,15 @@ ARGUMENTS = {"preset": "precise", "save": "title", "reset": "temperature", "load
 
 
 async def told_again(window: Window, before: int) -> None:
-    await window.until(lambda: window.notices.count("it is broken") > before)
+    """In the conversation, or on the screen that a command opened, which is closed again."""
+    await window.until(
+        lambda: (
+            window.notices.count("it is broken") > before
+            or (window.app.screen is not window.chat and "it is broken" in window.toasts + window.screen_text())
+        )
+    )
+    while window.app.screen is not window.chat:
+        await window.press("escape")
 
 
 async def test_no_command_closes_the_window_whatever_the_conversation_raises() -> None:
