@@ -29,7 +29,7 @@ def read_text_file(argument: str) -> TextFile:
         data = read_file(path, LIMIT)
     except TooLarge:
         raise Usage(
-            tr("{path} is larger than {limit}", path=shown, limit=human_bytes(LIMIT)),
+            tr("{path} is larger than {limit}, the most that /file takes", path=shown, limit=human_bytes(LIMIT)),
             hint=tr("give the path of a text file"),
             code="file.size",
         ) from None

@@ -74,6 +74,8 @@ def _end_note(message: StoredMessage) -> str:
 
     match message.state:
         case "stopped":
+            if not message.text:
+                return tr("stopped before it began · /regen asks again")
             return tr("stopped · /continue resumes")
         case "interrupted":
             return tr("interrupted · /continue resumes")

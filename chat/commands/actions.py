@@ -268,7 +268,11 @@ def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
 def reset(face: Face, words: str) -> None:
     name = sampling_name(words) if words else None
     face.chat.reset(name)
-    face.tell(tr("{name} is back to its value before /set", name=name or tr("every setting")))
+    face.tell(
+        tr("{name} is back to its value before /set", name=name)
+        if name
+        else tr("sampling is back to what it was before /set")
+    )
 
 
 def system(face: Face, words: str) -> None:

@@ -138,7 +138,7 @@ async def test_a_model_is_quantised_as_it_arrives_and_only_the_copy_stays(
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         async with open_window() as window:
             await window.press("f4")
-            await window.until(lambda: "4 or 8 also quantises" in shown(window))
+            await window.until(lambda: "4 / 8 pull and quantise" in shown(window))
             await window.press("4")
             await window.until(lambda: "to int4" in shown(window), 60)
             assert not list_installed()

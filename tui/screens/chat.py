@@ -268,7 +268,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             (breaks, tr("new line")),
             ("Esc", tr("stop an answer")),
             ("/", tr("commands")),
-            ("Ctrl+P", tr("everything else")),
+            ("Ctrl+P", tr("all commands")),
             ("Ctrl+B", tr("conversations")),
             ("F4", tr("models")),
             ("Ctrl+Q", tr("quit")),

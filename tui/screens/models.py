@@ -152,7 +152,7 @@ class ModelScreen(ListScreen[Installed | None]):
         elif (row := self._chosen()) is not None and row.installed is not None:
             words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
         else:
-            words = tr("Enter pulls · 4 or 8 also quantises to that many bits · Esc closes")
+            words = tr("Enter pulls · 4 / 8 pull and quantise · Esc closes")
         self.query_one(KeyLine).say(words)
 
     def _chosen(self) -> Row | None:
