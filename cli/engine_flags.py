@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype, parse_quant
+from glmchat.core.engine_options import EngineOptions, parse_device, parse_dtype, parse_parallel, parse_quant
 from glmchat.core.settings import Settings, parse_seconds
 
 _PANEL = "Model"
@@ -44,6 +44,16 @@ class EngineFlags:
     context: Annotated[
         int | None, typer.Option("--context", min=16, help="Context size in tokens.", rich_help_panel=_PANEL)
     ] = None
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            parser=parse_parallel,
+            metavar="auto|N",
+            help="Answers to write at once; auto: as memory allows, at most 16.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
 
     keep_alive: Annotated[
         str | None,
@@ -67,6 +77,7 @@ class EngineFlags:
             device=parse_device(self.device),
             threads=self.threads or settings.threads,
             context=self.context or settings.context,
+            parallel=self.parallel,
             keep_alive=settings.keep_alive
             if self.keep_alive is None
             else parse_seconds(self.keep_alive, "--keep-alive"),

@@ -46,6 +46,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
     ] = None,
+    queue: Annotated[int, typer.Option(min=0, max=10_000, help="Requests that may wait; others get 429.")] = 8,
     engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
@@ -62,7 +63,7 @@ def serve(
     from glmchat.serve.run import make_server
 
     names = (host, *(allow_host or ()))
-    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=names)
+    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=names, waiting=queue)
     url = _url(host, listener.getsockname()[1])
     output.say(tr("{model} at {url}", model=one_line(options.model or ""), url=url))
     if is_new:

@@ -76,6 +76,8 @@ class EngineOptions:
     keep_alive: float = field(default=0.0, metadata=_argument(float))
     # Tokens to hold.
     context: int | None = field(default=None, metadata=_argument(int))
+    # Answers to write at once; None: as many as memory allows, at most 16.
+    parallel: int | None = field(default=None, metadata=_argument(int))
     # (store name, folder) of adapters that may be asked for, beside those in the store's own folder.
     adapters: tuple[tuple[str, Path], ...] = field(
         default=(), metadata=_argument(_pair, "{0[0]}={0[1]}".format, action="append", metavar="NAME=FOLDER")
@@ -108,7 +110,7 @@ class EngineOptions:
 
     def for_load(self) -> dict[str, Any]:
         """The keywords of `Engine.load`."""
-        return {name: getattr(self, name) for name in ("quant", "dtype", "device", "threads", "context")}
+        return {name: getattr(self, name) for name in ("quant", "dtype", "device", "threads", "context", "parallel")}
 
     @property
     def files_folder(self) -> Path | None:
@@ -145,6 +147,23 @@ def parse_dtype(text: str | None) -> str | None:
             code="usage.value",
         )
     return text
+
+
+MOST_PARALLEL = 64
+
+
+def parse_parallel(text: str) -> int | None:
+    """The value of `--parallel`: how many answers are written at once; None for "auto". Raises Usage."""
+    word = text.strip().lower()
+    if word == "auto":
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}", word) or not 1 <= int(word) <= MOST_PARALLEL:
+        raise Usage(
+            tr("{flag} cannot be {value}", flag="--parallel", value=repr(one_line(word, 60))),
+            hint=tr("auto, or 1 to {most}", most=MOST_PARALLEL),
+            code="usage.value",
+        )
+    return int(word)
 
 
 def _flag(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,16 +21,17 @@ from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.decoding.decoder import Decoder, Decoders
 from glmchat.engine.decoding.passes import Pass
+from glmchat.engine.decoding.sequences import Sequences, Slot
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.weights import trim
-from glmchat.engine.generate import Sequences, generate
+from glmchat.engine.generate import generate
 from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.identity import Identity
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.cards import card_facts, choose_devices, load_in_words, needs_wide_residual, set_up
 from glmchat.engine.native.self_test import card_step, step_fault
-from glmchat.engine.placement import choose_dtype, multiply_exactly, settle_dtype, tune
+from glmchat.engine.placement import choose_dtype, choose_parallel, multiply_exactly, settle_dtype, tune
 from glmchat.engine.prompts.adapted import Adapters, Formats
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
@@ -79,7 +81,7 @@ class Engine:
         self.load_seconds = 0.0
         self.asked_dtype: str | None = None
         self.identity: Identity | None = None  # started by `identify`
-        self.sequence = Sequences(model, context, device)
+        self.sequences = Sequences(model, context, device)
         self._tokenizer: Tokenizer | Damaged = Damaged(tr("no tokenizer"), hint="", code="tokenizer.missing")
         self._formats = Formats(None, checkpoint.spec)
         self._adapters: AdapterSet | None = None
@@ -96,12 +98,14 @@ class Engine:
         threads: int | None = None,
         *,
         context: int | None = None,
+        parallel: int | None = 1,
         on_progress: Progress | None = None,
     ) -> Engine:
         """Load a Hugging Face folder, a GGUF file, or a quantised folder of ours.
 
         quant: 4 or 8 quantises in memory; None keeps the file's precision. dtype: of the activations ("float32",
         "bfloat16", "float16"), None takes the fastest. context: positions to reserve, at most the model's own.
+        parallel: answers that will be written at once, each with a cache of its own; None: as many as memory allows.
         on_progress(stage, done): stages "tokenizer", "weights", "warmup", each from 0 to 1.
         A folder without tokenizer files loads too; only what needs text then raises.
         Raises Damaged, Hostile, DoesNotFit, NotInstalled or Usage.
@@ -136,9 +140,20 @@ class Engine:
         engine._tokenizer, engine._formats = tokenizer, Formats(prompt, spec)
         engine._card = card_facts(plan.devices)
         engine._kernel = _kernels(engine.model)
+        engine.sequences.most = choose_parallel(model, device, room, parallel)
         engine.load_seconds = time.perf_counter() - started
         report("warmup", 1.0)
         return engine
+
+    @property
+    def parallel(self) -> int:
+        """How many answers it can write at once."""
+        return self.sequences.most
+
+    @property
+    def sequence(self) -> Slot:
+        """The one that was used last."""
+        return self.sequences.current
 
     @property
     def family(self) -> str:
@@ -240,11 +255,15 @@ class Engine:
         self, ids: Sequence[int], sampling: Sampling, *, cancelled: Callable[[], bool] | None = None
     ) -> Generator[int, None, None]:
         """The ids that follow; the id that ends an answer is the last one. Close it to stop."""
-        steps, _ = self._generate(ids, sampling, cancelled, None)
+        slot = self.sequences.take(ids)
         try:
-            yield from steps
+            for token in self._generate(slot, ids, sampling, cancelled, None)[0]:
+                if token is not None:
+                    yield token
         except Stopped:
             return
+        finally:
+            self.sequences.give_back(slot)
 
     def stream(
         self,
@@ -281,12 +300,46 @@ class Engine:
         answer: the ids at the end of `ids` that are the beginning of the answer itself. chat: it is an answer, and is
         cleaned up as the family's own program did; what completes a text is given as the model wrote it.
         """
+        with closing(
+            self.stream_tokens(
+                ids, sampling, cancelled=cancelled, on_prefill=on_prefill, answer=answer, chat=chat, decoder=decoder
+            )
+        ) as steps:
+            for chunk in steps:
+                if chunk is not None:
+                    yield chunk
+
+    def step(self) -> None:
+        """Compute the next token of all `stream_tokens` that are under way, in one step where that is possible."""
+        self.sequences.step()
+
+    def stream_tokens(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+        answer: Sequence[int] = (),
+        chat: bool = True,
+        decoder: Decoder | None = None,
+    ) -> Generator[Chunk | None, None, None]:
+        """`stream_ids`, which yields after every token, and None where there is nothing to say yet.
+
+        So several can be under way in turns, in one thread; with `step` before each round the weights are read once for
+        all of them. Adapters are not changed meanwhile.
+        """
         seed = new_seed() if sampling.seed is None else sampling.seed
         text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
-        cached = self.sequence.held(ids)
+        slot = self.sequences.take(ids)
+        cached = slot.held(ids)
         started = time.perf_counter()
-        steps, limit = self._generate(ids, sampling, cancelled, on_prefill, seed, decoder)
+        try:
+            steps, limit = self._generate(slot, ids, sampling, cancelled, on_prefill, seed, decoder)
+        except BaseException:
+            self.sequences.give_back(slot)
+            raise
         told = (lambda **_: ()) if decoder is None else decoder.told
         ids_so_far: list[int] = []
         pending: list[int] = []
@@ -298,14 +351,20 @@ class Engine:
         ends = self._ends(sampling, decoder)
         try:
             for token in steps:
+                if token is None:
+                    yield None
+                    continue
                 first = first or time.perf_counter()
-                opening = opening or {"seed": seed, "cached_n": cached, "passes": self.sequence.passes.to_json()}
+                opening = opening or {"seed": seed, "cached_n": cached, "passes": slot.passes.to_json()}
                 ids_so_far.append(token)
                 pending.append(token)
                 if token in ends:
                     reason, by = "stop", "eos"
                     break
                 piece = text.push(token)
+                loops = not sampling.ignore_eos and repeats_itself(ids_so_far)
+                if text.stopped or loops:
+                    slot.pending = None
                 if piece:
                     yield Chunk(piece, tuple(pending), facts=opening if untold else {}, logprobs=told())
                     pending.clear()
@@ -313,13 +372,16 @@ class Engine:
                 if text.stopped:
                     reason, by = "stop", "stop"
                     break
-                if not sampling.ignore_eos and repeats_itself(ids_so_far):
+                if loops:
                     reason, by = "length", "loop"
                     break
+                if not piece:
+                    yield None
         except Stopped:
             reason = by = "cancelled"
         finally:
             steps.close()
+            self.sequences.give_back(slot)
         ended = time.perf_counter()
         read = (first or ended) - started
         facts = {
@@ -337,13 +399,14 @@ class Engine:
 
     def _generate(
         self,
+        slot: Slot,
         ids: Sequence[int],
         sampling: Sampling,
         cancelled: Callable[[], bool] | None,
         on_prefill: OnPrefill | None,
         seed: int | None = None,
         decoder: Decoder | None = None,
-    ) -> tuple[Generator[int, None, None], int]:
+    ) -> tuple[Generator[int | None, None, None], int]:
         """The steps, and the number of them that was asked for or that there is room for."""
         self._check(ids)
         self._kernel = _kernels(self.model)
@@ -353,7 +416,7 @@ class Engine:
         run_on = self._formats.active.sentence_ends if self._formats.active is not None else ()
         choose = self.sampler(sampling, seed, ids)
         steps = generate(
-            self.sequence,
+            slot,
             ids,
             choose if decoder is None else decoder.sampler(choose),
             stop_ids=self._ends(sampling, decoder),
@@ -392,7 +455,7 @@ class Engine:
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute in this type from now on, as if the load had settled on it. For replays."""
         set_dtype(self.model, dtype, self.device)
-        self.sequence = Sequences(self.model, self.context, self.device)
+        self.sequences = Sequences(self.model, self.context, self.device, self.sequences.most)
         self._kernel = _kernels(self.model)
 
     def advance(self, token: int) -> torch.Tensor:
@@ -440,9 +503,9 @@ class Engine:
         """A cache belongs to the adapters that it was computed with; `gone` is a name that now means something else."""
         attached = self._adapter_set()
         self._formats.active = self._formats.of(attached.folders(attached.active))
-        self.sequence.switch(tuple(sorted(attached.active.items())))
+        self.sequences.switch(tuple(sorted(attached.active.items())))
         if gone is not None:
-            self.sequence.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
+            self.sequences.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
         self._kernel = _kernels(self.model)
 
     def _adapter_set(self) -> AdapterSet:
@@ -459,7 +522,7 @@ class Engine:
         tensors = (*self.model.parameters(), *self.model.buffers())
         weights = sum(t.nbytes for t in {(t.device, t.data_ptr()): t for t in tensors}.values())
         adapters = self._adapters.nbytes if self._adapters is not None else 0
-        return {"weights": weights, "cache": self.sequence.cache_bytes, "adapters": adapters}
+        return {"weights": weights, "cache": self.sequences.cache_bytes, "adapters": adapters}
 
     def facts(self) -> dict[str, Any]:
         """What the server tells of the model with every answer. From any thread: nothing is built or waited for."""

@@ -94,3 +94,22 @@ def choose_threads(asked: int | None, step: Callable[[], float]) -> int:
             best, best_seconds = count, seconds
     torch.set_num_threads(best)
     return best
+
+
+_MOST_AT_ONCE = 16  # rows of one compiled step
+_SHARE = 0.5  # of the memory that is free, for caches beside the first
+
+
+def choose_parallel(model: LanguageModel, device: str, context: int, asked: int | None) -> int:
+    """How many answers are written at once: what was asked for, else as many as one step computes and memory holds.
+
+    Each has a cache of its own. One, where a step takes one token: nothing would be won.
+    """
+    if asked is not None:
+        return asked
+    if device != "cpu" or getattr(model.step(), "most_rows", 1) == 1:
+        return 1
+    spec, width = model.spec, torch.empty(0, dtype=model.dtype).element_size()
+    cache = 2 * spec.layers * spec.kv_heads * spec.head_dim * context * width
+    free = available_memory()
+    return _MOST_AT_ONCE if free is None else max(1, min(_MOST_AT_ONCE, 1 + int(free * _SHARE / cache)))

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -60,7 +61,7 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A piece of one of the answers, which are made one after the other. final: nothing at all comes after it."""
+    """A piece of one of the answers. final: nothing at all comes after it."""
 
     choice: int
     chunk: Chunk
@@ -115,6 +116,7 @@ class Answer:
         self._pieces: list[Said] = []  # pieces that a timer of the loop will send
         self._pieces_lock = threading.Lock()
         self._last: Said | None = None
+        self._unfinished = self.choices
         self._events: asyncio.Queue[Event | _Over | _Gone] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
@@ -167,7 +169,7 @@ class Answer:
         started = time.monotonic()
         error: Exception | None = None
         try:
-            error = await self.host.call(self._produce)
+            error = await self.host.write(self._produce(), self.adapters)
             self.host.line.took(time.monotonic() - started)
             self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
             await self._wait_for_hashes()
@@ -230,25 +232,39 @@ class Answer:
             self._told_prefill = now
             self._tell(Prefill(done, total))
 
-    def _produce(self) -> Exception | None:
-        """In the engine's thread. Tells every piece but the last, and returns what went wrong, for the client."""
+    def _produce(self) -> Generator[None, None, Exception | None]:
+        """In the engine's thread, a token of each answer at a time. Tells every piece but the last, and returns what
+        went wrong, for the client.
+        """
+        waiting = deque(range(self.choices))
+        writing: list[Generator[None, None, None]] = []
         try:
             if self._stop_wanted():
                 return None
-            self.host.activate(self.adapters)
-            for choice in range(self.choices):
-                self._say(choice)
-                if self._stop_wanted():
-                    break
+            if not self.host.writing:  # who writes beside others has their adapters
+                self.host.activate(self.adapters)
+            while (waiting or writing) and not self._stop_wanted():
+                while waiting and (not writing or self.host.writing < self.host.line.parallel):
+                    writing.append(self._say(waiting.popleft()))
+                    self.host.writing += 1
+                for one in list(writing):
+                    if next(one, _ENDED) is _ENDED:
+                        writing.remove(one)
+                        self.host.writing -= 1
+                yield
             if self.host.stopping.is_set():
                 return ServerFailed(
                     tr("the server is shutting down"), hint=tr("start it again"), code="server.stopping"
                 )
         except Exception as caught:  # noqa: BLE001 (goes to the client; the engine lives on)
             return None if self._cancelled.is_set() else in_words(caught)
+        finally:
+            for one in writing:
+                one.close()
+            self.host.writing -= len(writing)
         return None
 
-    def _say(self, choice: int) -> None:
+    def _say(self, choice: int) -> Generator[None, None, None]:
         """One of the answers. The first to a prompt has the seed that was asked for, the next ones those behind it, as
         in vLLM.
         """
@@ -258,7 +274,7 @@ class Answer:
         if again and sampling.seed is not None:
             sampling = replace(sampling, seed=(sampling.seed + again) % 2**63)
         with contextlib.closing(
-            engine.stream_ids(
+            engine.stream_tokens(
                 ids,
                 sampling,
                 cancelled=self._stop_or_rest,
@@ -270,13 +286,23 @@ class Answer:
             )
         ) as chunks:
             for chunk in chunks:
-                final = chunk.finish_reason is not None and choice + 1 == self.choices
-                if final:
-                    self._last = Said(choice, chunk, final=True)
-                else:
-                    self._piece(Said(choice, chunk))
+                if chunk is not None:
+                    self._tell_chunk(choice, chunk)
                 if self._stop_wanted():
                     break
+                yield
+
+    def _tell_chunk(self, choice: int, chunk: Chunk) -> None:
+        if chunk.finish_reason is not None:
+            self.host.counts.add(chunk.facts)
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._last = Said(choice, chunk, final=True)
+                return
+        self._piece(Said(choice, chunk))
+
+
+_ENDED = object()
 
 
 def in_words(error: Exception) -> GlmchatError:

@@ -30,7 +30,17 @@ from glmchat.serve.fields import invalid, template_variables
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
 from glmchat.serve.leases import Leases
-from glmchat.serve.render import Rendering, comment, error_json, model_json, models_json, sse, status_of, to_bytes
+from glmchat.serve.render import (
+    Rendering,
+    comment,
+    error_json,
+    metrics_text,
+    model_json,
+    models_json,
+    sse,
+    status_of,
+    to_bytes,
+)
 from glmchat.serve.wire import GenerationRequest
 
 PROGRESS = "x-glmchat-progress"  # a client that sends this header reads SSE comments; others may stumble over them
@@ -51,6 +61,7 @@ def build_app(
     app = Starlette(
         routes=[
             Route("/health", routes.health),
+            Route("/metrics", routes.metrics),
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
@@ -148,6 +159,9 @@ class _Routes:
             loading = {"status": "loading", "stage": host.stage, "done": round(host.done, 4)}
             return _json(loading, 503, {"Retry-After": "1"})
         return _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(metrics_text(self._host), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
         return _json(models_json(self._host))

@@ -51,6 +51,11 @@ class EngineFace(Protocol):
     context: int
 
     @property
+    def parallel(self) -> int:
+        """How many answers it can write at once."""
+        ...
+
+    @property
     def family(self) -> str: ...
     @property
     def identified(self) -> bool:
@@ -78,7 +83,7 @@ class EngineFace(Protocol):
     def decoder(
         self, decoding: Decoding, ids: Sequence[int] = ..., adapters: Sequence[Path] | None = ...
     ) -> Decoder | None:
-        """For `stream_ids`: what holds one answer behind `ids` to `decoding`; None where that asks for nothing.
+        """For `stream_tokens`: what holds one answer behind `ids` to `decoding`; None where that asks for nothing.
 
         Raises Usage for what this model cannot do.
         """
@@ -88,7 +93,7 @@ class EngineFace(Protocol):
         """What the `glmchat` object of an answer says of the model: quant, threads, kernel, …"""
         ...
 
-    def stream_ids(
+    def stream_tokens(
         self,
         ids: Sequence[int],
         sampling: Sampling,
@@ -98,12 +103,18 @@ class EngineFace(Protocol):
         answer: Sequence[int] = (),
         chat: bool = True,
         decoder: Decoder | None = None,
-    ) -> Generator[Chunk, None, None]:
-        """The answer to `ids`. `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
+    ) -> Generator[Chunk | None, None, None]:
+        """The answer to `ids`; yields after each token, and while the prompt is read, None where nothing is said yet.
+
+        `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
 
         answer: the ids at the end of `ids` that are the beginning of the answer itself (a continued one).
         chat: False for the completion of a text, which is not cleaned up.
         """
+        ...
+
+    def step(self) -> None:
+        """Compute the next token of every `stream_tokens` that is under way, as far as that can be done together."""
         ...
 
     def attach(self, folder: Path, name: str) -> object: ...

@@ -1,8 +1,9 @@
-"""The engine's life behind the server: loaded in a thread of its own, and asked for one thing at a time there.
+"""The engine's life behind the server: loaded in a thread of its own, which does everything that the engine is asked.
 
 One thread for everything, because torch keeps a pool of OpenMP workers per calling thread, and because the first
-request must not wait for an import: `/health` answers while this thread still loads. One generation runs at a time;
-eight wait in order; the ninth is told to come back.
+request must not wait for an import: `/health` answers while this thread still loads. As many answers as the engine can
+write at once (`parallel`) take turns token by token, those of other adapters after them; eight wait in order; the ninth
+is told to come back.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +34,7 @@ WAITING = 8
 
 
 class Busy(ServerFailed):
-    """Nine clients are being served or wait already: HTTP 429."""
+    """As many clients wait already as may: HTTP 429."""
 
     default_code = "server.busy"
 
@@ -45,7 +47,7 @@ class Busy(ServerFailed):
 
 
 class Place:
-    """A place in the line: 0 is being served, 1 is next. Leave it in every case."""
+    """A place in the line: those of number 0 are being served, 1 is next. Leave it in every case."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -74,9 +76,10 @@ class Place:
 
 
 class Line:
-    """All calls come from the event loop's thread."""
+    """All calls come from the event loop's thread. parallel: how many are served at once."""
 
-    def __init__(self, waiting: int = WAITING) -> None:
+    def __init__(self, waiting: int = WAITING, parallel: int = 1) -> None:
+        self.parallel = parallel
         self._places: deque[Place] = deque()
         self._waiting = waiting
         self._first_since = time.monotonic()  # when somebody came into an empty line
@@ -87,7 +90,7 @@ class Line:
 
     def join(self) -> Place:
         """The next place. Raises Busy where all are taken."""
-        if len(self._places) > self._waiting:
+        if len(self._places) >= self._waiting + self.parallel:
             raise Busy(self._waiting, self.seconds_until_free())
         if not self._places:
             self._first_since = time.monotonic()
@@ -96,7 +99,7 @@ class Line:
         return place
 
     def number(self, place: Place) -> int:
-        return self._places.index(place)
+        return max(0, self._places.index(place) - self.parallel + 1)
 
     def leave(self, place: Place) -> None:
         if place not in self._places:
@@ -110,7 +113,7 @@ class Line:
         finds a place then. Before the first turn is over, that one's time so far is all there is.
         """
         turn = self.seconds_per_turn or time.monotonic() - self._first_since
-        return max(1, math.ceil(turn * len(self._places)))
+        return max(1, math.ceil(turn * len(self._places) / self.parallel))
 
     def took(self, seconds: float) -> None:
         self.seconds_per_turn += (0.3 if self.seconds_per_turn else 1.0) * (seconds - self.seconds_per_turn)
@@ -154,6 +157,73 @@ class Beside:
             line.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass
+class Counts:
+    """What was done since the start, for whoever watches a server. Written in the engine's thread."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of these: not computed, since a cache held them
+    answer_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_seconds: float = 0.0
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """An answer that is over, by the facts of its last chunk."""
+        self.answers += 1
+        self.prompt_tokens += facts.get("prompt_n", 0)
+        self.cached_tokens += facts.get("cached_n", 0)
+        self.answer_tokens += facts.get("predicted_n", 0)
+        self.prompt_seconds += facts.get("prompt_ms", 0.0) / 1000
+        self.answer_seconds += facts.get("predicted_ms", 0.0) / 1000
+
+
+Settle = Callable[[Any, BaseException | None], None]
+
+
+class Work:
+    """Something that is done in the engine's thread, at one go and while no answer is being written."""
+
+    def __init__(self, work: Callable[[], Any], settle: Settle) -> None:
+        self._context = contextvars.copy_context()  # the language of who asks
+        self._work = work
+        self._settle = settle
+
+    def run(self) -> None:
+        try:
+            value, error = self._context.run(self._work), None
+        except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
+            value, error = None, caught
+        self._settle(value, error)
+
+
+class Turn:
+    """An answer that is being written: `advance` takes it one token further."""
+
+    def __init__(self, steps: Generator[None, None, Any], adapters: Mapping[str, float], settle: Settle) -> None:
+        self.adapters = dict(adapters)
+        self._context = contextvars.copy_context()
+        self._steps = steps
+        self._settle = settle
+
+    def advance(self) -> bool:
+        """False when it is over."""
+        try:
+            self._context.run(next, self._steps)
+        except StopIteration as end:
+            self._settle(end.value, None)
+            return False
+        except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
+            self._settle(None, caught)
+            return False
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Something that it has in common with others went wrong."""
+        self._context.run(self._steps.close)
+        self._settle(None, error)
+
+
 class Host:
     """One engine: its state, its thread, the line before it, and the adapters it may be given.
 
@@ -170,10 +240,12 @@ class Host:
         adapters: Mapping[str, Path] | None = None,
         find_adapter: Callable[[str], Path | None] | None = None,
         sampling: Mapping[str, Any] | None = None,
+        waiting: int = WAITING,
     ) -> None:
         self.model, self.revision, self.quant = model, revision, quant
         self.sampling = dict(sampling or {})
-        self.line = Line()
+        self.line = Line(waiting)
+        self.counts = Counts()
         self.created = int(time.time())
         self.load_ms: float | None = None
         self.stage, self.done = "import", 0.0
@@ -191,7 +263,8 @@ class Host:
         self.forced: set[str] = set()  # of these: attached although they name another base
         self._active: dict[str, float] = {}
         self._load = load
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.writing = 0  # answers, of all clients; counted in the engine's thread
+        self._jobs: queue.SimpleQueue[Work | Turn | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -210,6 +283,7 @@ class Host:
         try:
             self.engine = self._load(self._report)
             self.load_ms = (time.perf_counter() - started) * 1000
+            self.line.parallel = self.engine.parallel
             log.info("ready after %.0f ms", self.load_ms)
         except GlmchatError as error:
             log.error("cannot load: %s (%s)", error.message, error.hint)
@@ -234,10 +308,42 @@ class Host:
                 code="engine.load",
             )
         self.loaded.set()
-        while (job := self._jobs.get()) is not None:
-            job()
+        self._serve()
         if self.engine is not None:
             self.engine.close()
+
+    def _serve(self) -> None:
+        """Do what is asked, in order, until None is: work alone, answers together with those of the same adapters."""
+        waiting: deque[Work | Turn] = deque()
+        running: list[Turn] = []
+        while True:
+            while not (running or waiting) or not self._jobs.empty():
+                job = self._jobs.get()
+                if job is None:
+                    return
+                waiting.append(job)
+            while waiting and (not running or self._may_join(waiting[0], running)):
+                match waiting.popleft():
+                    case Work() as work:
+                        work.run()
+                    case turn:
+                        running.append(turn)
+            running = self._advance(running)
+
+    def _may_join(self, job: Work | Turn, running: Sequence[Turn]) -> bool:
+        has_room = self.writing < self.line.parallel and len(running) < self.line.parallel
+        return has_room and isinstance(job, Turn) and job.adapters == running[0].adapters
+
+    def _advance(self, running: Sequence[Turn]) -> list[Turn]:
+        """Each of them by a token, which one step computes for all where the engine can; those that are not over."""
+        try:
+            if self.writing > 1:
+                self.ready().step()
+        except Exception as error:  # noqa: BLE001 (handed to whoever waits)
+            for turn in running:
+                turn.fail(error)
+            return []
+        return [turn for turn in running if turn.advance()]
 
     def _report(self, stage: str, done: float) -> None:
         self.stage, self.done = stage, max(0.0, min(1.0, done))
@@ -251,26 +357,30 @@ class Host:
         return self.engine
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Run `work` in the engine's thread, behind whatever runs there."""
+        """Run `work` in the engine's thread, alone, behind whatever runs and waits there."""
+        answer: T = await self._ask(lambda settle: Work(work, settle))
+        return answer
+
+    async def write(self, steps: Generator[None, None, T], adapters: Mapping[str, float]) -> T:
+        """Let these steps of an answer take turns with those of others; what they return at their end."""
+        answer: T = await self._ask(lambda settle: Turn(steps, adapters, settle))
+        return answer
+
+    async def _ask(self, make: Callable[[Settle], Work | Turn]) -> Any:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        context = contextvars.copy_context()  # the language of who asks
+        answer: asyncio.Future[Any] = loop.create_future()
 
         def settle(value: Any, error: BaseException | None) -> None:
             if not answer.cancelled():
                 answer.set_exception(error) if error else answer.set_result(value)
 
-        def job() -> None:
-            try:
-                value, error = context.run(work), None
-            except BaseException as caught:  # noqa: BLE001 (handed to whoever waits)
-                value, error = None, caught
+        def from_engine(value: Any, error: BaseException | None) -> None:
             try:
                 loop.call_soon_threadsafe(settle, value, error)
             except RuntimeError:  # the loop has ended: the process is about to
                 log.debug("nobody waits any more")
 
-        self._jobs.put(job)
+        self._jobs.put(make(from_engine))
         return await answer
 
     # Adapters. `adapters()` is asked from the event loop; the rest runs in the engine's thread.

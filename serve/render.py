@@ -349,3 +349,29 @@ def models_json(host: Host) -> dict[str, Any]:
         }
 
     return {"object": "list", "data": [row(host.model, None), *(row(name, host.model) for name in host.adapters())]}
+
+
+def metrics_text(host: Host) -> str:
+    """What a server does, in Prometheus' text form (github.com/prometheus/docs, exposition formats)."""
+    counts, line = host.counts, host.line
+    waiting = max(0, len(line) - line.parallel)
+    rows = (
+        ("requests_running", "gauge", "Requests that are being answered.", len(line) - waiting),
+        ("requests_waiting", "gauge", "Requests that wait for their turn.", waiting),
+        ("parallel", "gauge", "Answers that are written at once, at most.", line.parallel),
+        ("answers_total", "counter", "Answers that were written.", counts.answers),
+        ("prompt_tokens_total", "counter", "Tokens of prompts.", counts.prompt_tokens),
+        ("cached_tokens_total", "counter", "Tokens of prompts that a cache held already.", counts.cached_tokens),
+        ("answer_tokens_total", "counter", "Tokens that were written.", counts.answer_tokens),
+        (
+            "prompt_seconds_total",
+            "counter",
+            "Time to first tokens, of all.",
+            round(counts.prompt_seconds, 6),
+        ),
+        ("answer_seconds_total", "counter", "Time from the first token, of all.", round(counts.answer_seconds, 6)),
+    )
+    return "".join(
+        f"# HELP glmchat_{name} {words}\n# TYPE glmchat_{name} {kind}\nglmchat_{name} {value}\n"
+        for name, kind, words, value in rows
+    )

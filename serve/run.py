@@ -34,7 +34,7 @@ from glmchat.core.sockets import bind_unix
 from glmchat.serve.app import build_app
 from glmchat.serve.face import Load
 from glmchat.serve.guard import own_names
-from glmchat.serve.host import Host
+from glmchat.serve.host import WAITING, Host
 from glmchat.serve.leases import Leases
 
 
@@ -200,12 +200,13 @@ def make_server(
     key: str | None = None,
     allow_hosts: tuple[str, ...] = (),
     record: EngineRecord | None = None,
+    waiting: int = WAITING,
 ) -> Server:
     """A server that has not begun yet. `serve_on` begins.
 
     over_tcp: Host headers are checked. key: asked of every request; None asks for none (a Unix socket, or loopback by
     the user's own wish). allow_hosts: the address it listens at, and names by which clients may call this machine.
-    record: of an engine that several programs share.
+    record: of an engine that several programs share. waiting: how many may wait before others are told to come back.
     """
     host = Host(
         load,
@@ -215,6 +216,7 @@ def make_server(
         adapters=dict(options.adapters),
         find_adapter=store_adapter,
         sampling=options.sampling,
+        waiting=waiting,
     )
     leases = Leases(host, record) if record is not None and record.shared else None
     names = own_names(allow_hosts) if over_tcp else None

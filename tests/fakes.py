@@ -81,6 +81,7 @@ class FakeEngine:
         repeat: int = 1,
         until: str | None = None,
         context: int = 4096,
+        parallel: int = 1,
     ) -> None:
         self.pieces = tuple(pieces) * repeat
         self.seconds_per_token = seconds_per_token
@@ -93,6 +94,8 @@ class FakeEngine:
         self.until = until
         self.context = context
         self.family = "fake"
+        self.parallel = parallel
+        self.steps = 0  # how often several answers were advanced together
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
         self.decoded: list[Decoding | None] = []
@@ -167,6 +170,12 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def stream_tokens(self, *given: Any, **options: Any) -> Generator[FakeChunk, None, None]:
+        return self.stream_ids(*given, **options)
 
     def stream_ids(
         self,

@@ -33,6 +33,11 @@ class Passes:
     def __init__(self) -> None:
         self.done: list[Pass] = []
 
+    def copy(self) -> Passes:
+        copied = Passes()
+        copied.done = list(self.done)
+        return copied
+
     def add(self, start: int, end: int, kind: str) -> None:
         last = self.done[-1] if self.done else None
         if last is not None and kind == last.kind == "decode":

@@ -131,7 +131,7 @@ AMX_TARGET static void amx_many(const glm_job *job, int64_t block) {
         shape.bytes[i] = i == 4 || i == 5 ? (uint16_t)step : 64;
         shape.rows[i] = i < 6 ? AMX_ROWS : (uint8_t)(step / 4);
     }
-    memset(out, 0, sizeof out);
+    memset(out, 0, (size_t)(tiles * AMX_ROWS) * sizeof *out);
     memset(weights, 0, sizeof weights);
     _tile_loadconfig(&shape);
     const uint8_t *a = job->a;

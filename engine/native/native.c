@@ -43,6 +43,7 @@
 #define ROWS 32        /* output rows of a block */
 #define FEW 8          /* up to here packed words are used directly; measured, see BENCHMARKS.md */
 #define PART 128       /* inputs that share an activation scale; int32 sums of int8 * int16 cannot overflow */
+#define MOST_TILE 16   /* the largest TILE */
 #define CHUNK 144      /* activation rows unpacked weights are used for; a multiple of every TILE */
 #define AHEAD 4096 /* bytes of packed words that are asked for before they are needed; 1 to 16 kB measured alike */
 #define EXPORT __attribute__((visibility("default")))
@@ -64,6 +65,7 @@ typedef struct { /* one product, prepared by the caller for the threads */
     void *a;            /* activations as int16 pairs or float32: [part][rows / tile][pair or input][tile]; amx_part.h has bytes */
     float *steps, *sums; /* [part][rows, whole tiles]: activation scale, and the sum of the part's activations */
     int64_t rows, tile;
+    int64_t wide, before; /* outputs of a row of y, and those of the weights that lie before its first one */
     int bf16, exact;
 } glm_job;
 
@@ -328,7 +330,7 @@ EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows,
     const glm_kernels *kernels = atomic_load(&chosen);
     int few = rows <= FEW && !exact;
     if (kernels->plain && (few || exact)) kernels = kernels->plain;
-    glm_job job = {.w = w, .bf16 = bf16, .exact = exact, .tile = few ? 1 : kernels->tile};
+    glm_job job = {.w = w, .bf16 = bf16, .exact = exact, .tile = few ? 1 : kernels->tile, .wide = w->outputs};
     int64_t blocks = (w->outputs + ROWS - 1) / ROWS, parts = w->inputs / w->group * parts_of_group(w);
     int64_t most = minimum(rows, CHUNK), wide = (most + job.tile - 1) / job.tile * job.tile;
     int64_t inputs = kernels->filled ? kernels->filled(w) : w->inputs;
@@ -425,7 +427,7 @@ GLM_TARGET INLINE VF F(scaled)(VI sum, VF scale, VF low, float step, float total
 /* Store LANES outputs of one activation row, with bias, in the caller's dtype. */
 GLM_TARGET INLINE void F(store)(const glm_job *job, int64_t row, int64_t output, VF value) {
     const glm_weight *w = job->w;
-    int64_t count = minimum(GLM_LANES, w->outputs - output), at = row * w->outputs + output;
+    int64_t count = minimum(GLM_LANES, w->outputs - output), at = row * job->wide + output - job->before;
     if (count <= 0) return;
     value *= w->unit;
     if (count == GLM_LANES) {
@@ -670,8 +672,8 @@ GLM_TARGET INLINE void F(many_part)(const glm_job *job, int64_t block, int64_t i
 GLM_TARGET static void F(many)(const glm_job *job, int64_t block) {
     const glm_weight *w = job->w;
     VF out[CHUNK][VECTORS];
-    int64_t part = 0;
-    memset(out, 0, sizeof out);
+    int64_t part = 0, tiles = (job->rows + GLM_TILE - 1) / GLM_TILE;
+    memset(out, 0, (size_t)(tiles * GLM_TILE) * sizeof *out);
     for (int64_t group = 0; group < w->inputs / w->group; group++)
         for (int64_t start = 0; start < w->group; start += PART, part++) {
             int64_t count = minimum(PART, w->group - start), input = group * w->group + start;

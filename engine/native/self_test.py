@@ -81,7 +81,23 @@ def _fault(device: str) -> str | None:
             error = difference(model)
         if not error < 1e-3:  # both multiply the same rounded numbers; a wrong step is off by about 1; NaN fails too
             return f"a step of {model.spec.family} differs from torch by {error:.1%}"
+        if device == "cpu" and (rows := rows_that_differ(model)):
+            return f"{rows} rows of a step of {model.spec.family} are not what each is alone"
     return None
+
+
+def rows_that_differ(model: LanguageModel) -> int:
+    """How many rows of one step have other bits than each of them alone; 0 for none: an answer is its own."""
+    step = model.step()
+    for count in (3, step.most_rows):
+        tokens = list(range(3, 3 + count))
+        caches = [model.new_cache(4, torch.float32) for _ in tokens]
+        positions = [model.position(cache) for cache in caches]
+        together = step.rows(tokens, caches, positions)
+        alone = [step(*one) for one in zip(tokens, caches, positions, strict=True)]
+        if not torch.equal(together, torch.stack(alone)):
+            return count
+    return 0
 
 
 def small_model(model: LanguageModel, device: str = "cpu") -> LanguageModel:

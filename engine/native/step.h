@@ -1,9 +1,13 @@
-/* One token through a whole decoder in one call: what torch would do in a dozen small operations a layer.
+/* One token of each of up to MOST_ROWS sequences through a whole decoder in one call: what torch would do in a dozen
+ * small operations a layer.
  *
- * A token is a list of stages. The blocks of a stage (32 outputs of a product, a stretch of the context for one key
- * head) go to whichever thread asks next; who finishes the last one does the small work that the next stage starts from
- * (a norm, the rotation, SiLU, rounding activations) and opens it. So there is one meeting of the threads for each
- * stage, nothing is allocated, and no number depends on how many threads there are.
+ * A step is a list of stages. The blocks of a stage (32 outputs of a product for all rows, a stretch of one row's context
+ * for one key head) go to whichever thread asks next; who finishes the last one does the small work that the next stage
+ * starts from (a norm, the rotation, SiLU, rounding activations) and opens it. So there is one meeting of the threads for
+ * each stage, nothing is allocated, and no number depends on how many threads there are.
+ *
+ * Nor does a row's number depend on the rows beside it. Integer products have no order of addition (native.c); all that
+ * is float32 is done row by row, by the same instructions whether there is one row or sixteen. A test holds this.
  *
  * Everything between the products is float32. Keys and values go to the caller's cache in its own type.
  */
@@ -11,6 +15,7 @@
 #define STRETCH 128     /* positions of the context that are attended to in one block */
 #define QUERIES 16      /* query heads of one key head that read it together */
 #define LARGEST_HEAD 256
+#define MOST_ROWS 16    /* sequences that advance together */
 #define MOST_PRODUCTS 3 /* that read one input: queries, keys, values */
 
 typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) * up */
@@ -46,26 +51,38 @@ typedef struct {
     int32_t bf16;
 } glm_cache;
 
+typedef struct { /* the next token of one sequence */
+    const glm_cache *cache;
+    const float *embedded; /* [hidden]: what the token looks like, or NULL: it is looked up */
+    int64_t token, position;
+} glm_row;
+
 typedef enum { NOTHING, QKV, ATTEND, O_PROJ, GATE_UP, DOWN, HEAD, LOW } glm_kind;
 
 typedef struct glm_stage {
     glm_kind begin, work; /* what is made for it before; what its blocks do */
     const glm_layer *layer;
     const glm_product *products;
-    float *y; /* where products write; added to what is there if `add` */
+    float *y; /* [rows][width]: where products write; added to what is there if `add` */
     const float *closing; /* NULL, or the norm with which `branch` is added to x before anything else */
     int64_t number, count, blocks; /* layer, products */
+    int64_t width, rank; /* of a row: outputs of all products, and numbers between their low-rank halves */
     int add;
 } glm_stage;
 
 typedef struct glm_step {
     const glm_network *net;
-    const glm_cache *cache;
+    const glm_row *row;
     glm_stage *stages;
-    int64_t stage_count, position, total; /* total: positions that are attended to, the new one with them */
+    int64_t stage_count, rows;
+    int64_t total[MOST_ROWS];             /* positions that a row attends to, the new one with them */
+    int64_t stretch_before[MOST_ROWS + 1]; /* stretches of the rows before it */
     int chunk_for; /* threads */
+    int64_t tile;  /* activation rows that lie together for `multiply` */
+    glm_task prepare, multiply;
     _Atomic uint64_t ticket; /* stage << 32 | next block */
     _Atomic int64_t finished;
+    /* [rows] of what a stage reads and writes; partial, most and sums: [stretches of all rows][heads] */
     float *x, *branch, *source, *qkv, *gate_up, *low, *partial, *most, *sums, *cosines, *sines;
     glm_job rounded[MOST_PRODUCTS]; /* room for rounded activations: one for each size of group in a stage */
     glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share */
@@ -113,10 +130,12 @@ static int64_t rank_of(const glm_product *products, int64_t count) {
 
 /* Add a stage of products, and before it one for the low-rank halves that they need. */
 static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_t number, const glm_layer *layer,
-                            const glm_product *products, int64_t count, float *y, const float *closing) {
+                            const glm_product *products, int64_t count, int64_t rows, float *y, const float *closing) {
     glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .closing = closing,
                        .number = number, .count = count};
-    stage.blocks = rank_of(products, count);
+    stage.rank = rank_of(products, count);
+    for (int64_t i = 0; i < count; i++) stage.width += products[i].w.outputs;
+    stage.blocks = stage.rank * rows;
     stage.add = kind == O_PROJ ? !layer->attention_norm : kind == DOWN && !layer->feed_forward_norm;
     if (stage.blocks) {
         stages[at++] = stage;
@@ -136,72 +155,100 @@ static void *slice(char *room, size_t *used, int64_t bytes) {
     return found;
 }
 
-static size_t lay_out(glm_step *step, const glm_network *net, int64_t capacity, void *room) {
-    int64_t rank = rank_of(net->head, 1), splits = (capacity + STRETCH - 1) / STRETCH;
+/* Bytes of one row's rounded activations, however a kernel lays them out: parts may be filled up to 64 inputs. */
+static int64_t rounded_bytes(const glm_product *products, int64_t count, int64_t rows) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const glm_weight *w = &products[i].w;
+        if (!w->codes) continue;
+        most = most_of(most, rows > FEW ? w->inputs / w->group * ((w->group + 63) / 64 * 64) : w->inputs);
+    }
+    return most * 2;
+}
+
+static size_t lay_out(glm_step *step, const glm_network *net, int64_t rows, int64_t stretches, void *room) {
+    int64_t rank = rank_of(net->head, 1), rounded = rounded_bytes(net->head, 1, rows);
     int64_t widest = most_of(most_of(net->hidden, net->ffn), net->heads * net->head_dim);
+    int64_t whole = rows > FEW ? rows + MOST_TILE - 1 : rows; /* rows of whole tiles, at most */
     for (int64_t i = 0; i < net->layers; i++) {
         const glm_layer *layer = &net->layer[i];
-        rank = most_of(rank, rank_of(layer->qkv, layer->qkv_count));
-        rank = most_of(rank, rank_of(layer->gate_up, layer->gate_up_count));
-        rank = most_of(rank, most_of(layer->o_proj->rank, layer->down_proj->rank));
+        const glm_product *products[] = {layer->qkv, layer->o_proj, layer->gate_up, layer->down_proj};
+        int64_t counts[] = {layer->qkv_count, 1, layer->gate_up_count, 1};
+        for (int stage = 0; stage < 4; stage++) {
+            rank = most_of(rank, rank_of(products[stage], counts[stage]));
+            rounded = most_of(rounded, rounded_bytes(products[stage], counts[stage], rows));
+        }
     }
     size_t used = 0;
     step->stages = slice(room, &used, (net->layers * 9 + 2) * (int64_t)sizeof(glm_stage));
-    step->x = slice(room, &used, net->hidden * 4);
-    step->branch = slice(room, &used, net->hidden * 4);
-    step->source = slice(room, &used, widest * 4);
-    step->qkv = slice(room, &used, (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
-    step->gate_up = slice(room, &used, 2 * net->ffn * 4);
-    step->low = slice(room, &used, rank * 4);
-    step->partial = slice(room, &used, splits * net->heads * net->head_dim * 4);
-    step->most = slice(room, &used, splits * net->heads * 4);
-    step->sums = slice(room, &used, splits * net->heads * 4);
-    step->cosines = slice(room, &used, net->rotated * 4);
-    step->sines = slice(room, &used, net->rotated * 4);
+    step->x = slice(room, &used, rows * net->hidden * 4);
+    step->branch = slice(room, &used, rows * net->hidden * 4);
+    step->source = slice(room, &used, rows * widest * 4);
+    step->qkv = slice(room, &used, rows * (net->heads + 2 * net->kv_heads) * net->head_dim * 4);
+    step->gate_up = slice(room, &used, rows * 2 * net->ffn * 4);
+    step->low = slice(room, &used, rows * rank * 4);
+    step->partial = slice(room, &used, stretches * net->heads * net->head_dim * 4);
+    step->most = slice(room, &used, stretches * net->heads * 4);
+    step->sums = slice(room, &used, stretches * net->heads * 4);
+    step->cosines = slice(room, &used, rows * net->rotated * 4);
+    step->sines = slice(room, &used, rows * net->rotated * 4);
     for (int i = 0; i < MOST_PRODUCTS; i++) {
-        step->rounded[i].a = slice(room, &used, widest * 2);
-        step->rounded[i].steps = slice(room, &used, widest); /* a group has at least 4 inputs */
-        step->rounded[i].sums = slice(room, &used, widest);
+        step->rounded[i].a = slice(room, &used, whole * rounded);
+        step->rounded[i].steps = slice(room, &used, whole * widest); /* a group has at least 4 inputs */
+        step->rounded[i].sums = slice(room, &used, whole * widest);
     }
     return used;
 }
 
-/* Bytes of the room that glm_step wants, 64-byte aligned, for a cache of this capacity. */
-EXPORT int64_t glm_step_room(const glm_network *net, int64_t capacity) {
+/* Bytes of the room that glm_step_run wants, 64-byte aligned, for so many rows that attend to so many stretches in all. */
+EXPORT int64_t glm_step_room(const glm_network *net, int64_t rows, int64_t stretches) {
     glm_step step;
-    return (int64_t)lay_out(&step, net, capacity, NULL);
+    return (int64_t)lay_out(&step, net, rows, stretches, NULL);
 }
 
-/* The token at `position` behind what the cache holds: its keys and values into the cache, its logits [vocabulary] out.
- * `token` is looked up in the embedding, or `row` [hidden] is what it looks like. With `logits` NULL only the first
- * `layers` layers are computed, for measuring. The caller has checked that there is room in the cache. */
-EXPORT void glm_step_run(const glm_network *net, const glm_cache *cache, void *room, int64_t token, const float *row,
-                         int64_t position, float *logits, int64_t layers, int threads) {
+/* Stretches that a row attends to whose cache holds `length` positions. */
+EXPORT int64_t glm_step_stretches(int64_t length) { return (length + 1 + STRETCH - 1) / STRETCH; }
+
+/* One token of each row, behind what its cache holds: keys and values into the cache, logits [rows][vocabulary] out. With
+ * `logits` NULL only the first `layers` layers are computed, for measuring. The caller has checked that there is room in
+ * the caches, that they are of as many sequences, and that there are 1 to MOST_ROWS rows. */
+EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t rows, void *room, float *logits, int64_t layers,
+                         int threads) {
     const glm_kernels *kernels = atomic_load(&chosen);
-    glm_step step = {.net = net, .cache = cache, .position = position, .total = cache->length + 1, .chunk_for = threads,
-                     .begin = kernels->step_begin, .work = kernels->step_work};
-    lay_out(&step, net, cache->capacity, room);
-    if (row) memcpy(step.x, row, (size_t)net->hidden * 4);
-    else kernels->step_row(net->embedding, token, step.x);
-    for (int64_t i = 0; i < net->rotated; i++) {
-        float angle = (float)position * net->frequencies[i];
-        step.cosines[i] = cosf(angle);
-        step.sines[i] = sinf(angle);
+    const glm_kernels *products = rows <= FEW && kernels->plain ? kernels->plain : kernels;
+    glm_step step = {.net = net, .row = row, .rows = rows, .chunk_for = threads, .begin = kernels->step_begin,
+                     .work = kernels->step_work, .prepare = products->prepare,
+                     .multiply = rows <= FEW ? products->few : products->many, .tile = rows <= FEW ? 1 : products->tile};
+    for (int64_t r = 0; r < rows; r++) {
+        step.total[r] = row[r].cache->length + 1;
+        step.stretch_before[r + 1] = step.stretch_before[r] + glm_step_stretches(row[r].cache->length);
     }
-    int64_t at = 0, stretches = (step.total + STRETCH - 1) / STRETCH;
+    int64_t stretches = step.stretch_before[rows];
+    lay_out(&step, net, rows, stretches, room);
+    for (int64_t r = 0; r < rows; r++) {
+        float *x = step.x + r * net->hidden;
+        if (row[r].embedded) memcpy(x, row[r].embedded, (size_t)net->hidden * 4);
+        else kernels->step_row(net->embedding, row[r].token, x);
+        for (int64_t i = 0; i < net->rotated; i++) {
+            float angle = (float)row[r].position * net->frequencies[i];
+            step.cosines[r * net->rotated + i] = cosf(angle);
+            step.sines[r * net->rotated + i] = sinf(angle);
+        }
+    }
+    int64_t at = 0;
     for (int64_t i = 0; i < layers; i++) {
         const glm_layer *layer = &net->layer[i];
         const float *before = i ? layer[-1].feed_forward_norm : NULL;
-        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, step.qkv, before);
+        float *attended = layer->attention_norm ? step.branch : step.x, *fed = layer->feed_forward_norm ? step.branch : step.x;
+        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, rows, step.qkv, before);
         step.stages[at++] = (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
                                         .blocks = net->kv_heads * stretches};
-        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, layer->attention_norm ? step.branch : step.x, NULL);
-        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, step.gate_up,
+        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, rows, attended, NULL);
+        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, rows, step.gate_up,
                           layer->attention_norm);
-        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, layer->feed_forward_norm ? step.branch : step.x,
-                          NULL);
+        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, rows, fed, NULL);
     }
-    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, logits,
+    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, rows, logits,
                                   net->layer[layers - 1].feed_forward_norm);
     step.stage_count = at;
     open_stage(&step, 0);

@@ -1,4 +1,5 @@
-"""The decoder step in C (step.h): one call for one token, where torch needs a dozen operations a layer.
+"""The decoder step in C (step.h): one call for a token of each of some sequences, where torch needs a dozen operations
+a layer.
 
 A model of the kind that it knows says which of its modules do what (`Parts`); the step keeps their addresses. Whatever
 it does not know (another device, float16, exact float32 products, foreign modules) is computed by torch as before.
@@ -26,6 +27,8 @@ from glmchat.engine.quantize.linear import QuantEmbedding, QuantLinear
 _WIDTH = 16  # lanes of the widest vectors: inputs come in multiples of it
 _LARGEST_HEAD = 256
 _ALIGNMENT = 64
+MOST_ROWS = 16  # sequences that advance together
+_SPARE = 64  # stretches more than are needed now: the room lasts for so many times 128 tokens
 _pointer, _size, _number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
@@ -88,8 +91,19 @@ class _Cache(ctypes.Structure):
     )
 
 
+class _Row(ctypes.Structure):
+    _fields_ = (
+        ("cache", _pointer),
+        ("embedded", _pointer),
+        ("token", _size),
+        ("position", _size),
+    )
+
+
 class CompiledStep:
     """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know."""
+
+    most_rows = MOST_ROWS
 
     def __init__(self, parts: Parts, spec: ModelSpec) -> None:
         if reason := NativeCpu().unavailable():
@@ -125,7 +139,7 @@ class CompiledStep:
         )
         self._address = ctypes.addressof(self._network)
         self._room = torch.empty(0, dtype=torch.uint8)
-        self._capacity = -1
+        self._room_for = (0, 0)  # rows, stretches
 
     def takes(self, cache: KVCache) -> bool:
         keys = cache.keys[0]
@@ -137,45 +151,47 @@ class CompiledStep:
 
     def __call__(self, token: int, cache: KVCache, position: int, second_position: int = 0) -> torch.Tensor:
         """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
-        logits = torch.empty(self.vocab)
-        self._run(token, cache, position, logits.data_ptr(), self._network.layers)
+        return self.rows([token], [cache], [position])[0]
+
+    def rows(self, tokens: Sequence[int], caches: Sequence[KVCache], positions: Sequence[int]) -> torch.Tensor:
+        """float32 logits [rows, vocab] behind one token of each sequence; as `__call__` gives them, to the bit."""
+        logits = torch.empty(len(tokens), self.vocab)
+        self._run(tokens, caches, positions, logits.data_ptr(), self._network.layers)
         return logits
 
     def seconds(self, cache: KVCache, layers: int) -> float:
         """What the first `layers` layers take for one token, for measuring."""
         started = time.perf_counter()
-        self._run(0, cache, 0, None, min(layers, self._network.layers))
+        self._run([0], [cache], [0], None, min(layers, self._network.layers))
         return time.perf_counter() - started
 
-    def _run(self, token: int, cache: KVCache, position: int, logits: int | None, layers: int) -> None:
-        if self._capacity != cache.capacity:
-            self._capacity = cache.capacity
-            size = native_library().glm_step_room(self._address, cache.capacity)
+    def _run(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[KVCache],
+        positions: Sequence[int],
+        logits: int | None,
+        layers: int,
+    ) -> None:
+        if not 0 < len(tokens) <= MOST_ROWS:
+            raise ValueError(f"{len(tokens)} rows")
+        library = native_library()
+        stretches = sum(library.glm_step_stretches(cache.length) for cache in caches)
+        if self._room_for[0] != len(tokens) or self._room_for[1] < stretches:
+            self._room_for = len(tokens), stretches + _SPARE
+            size = library.glm_step_room(self._address, *self._room_for)
             self._room = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
-        state = cache.addresses
-        if state is None:
-            pointers = [
-                (_pointer * len(rows))(*(row.data_ptr() for row in rows)) for rows in (cache.keys, cache.values)
-            ]
-            bf16 = cache.keys[0].dtype == torch.bfloat16
-            state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, bf16)
-            cache.addresses = state
-            state.kept = pointers
-        state.length = cache.length
-        row = None
+        embedded: torch.Tensor | None = None
         if not self._network.embedding:
-            row = self._embedding(torch.tensor([token])).float().contiguous()
+            embedded = self._embedding(torch.tensor(tokens)).float().contiguous()
+        rows = (_Row * len(tokens))()
+        for number, (row, token, cache, position) in enumerate(zip(rows, tokens, caches, positions, strict=True)):
+            row.cache = ctypes.addressof(_state(cache))
+            row.embedded = None if embedded is None else embedded[number].data_ptr()
+            row.token, row.position = token, position
         room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        native_library().glm_step_run(
-            self._address,
-            ctypes.addressof(state),
-            room,
-            token,
-            None if row is None else row.data_ptr(),
-            position,
-            logits,
-            layers,
-            torch.get_num_threads(),
+        library.glm_step_run(
+            self._address, ctypes.addressof(rows), len(tokens), room, logits, layers, torch.get_num_threads()
         )
 
     def _layer(self, parts: LayerParts) -> _Layer:
@@ -261,3 +277,16 @@ class CompiledStep:
     def _keep(self, made: Any) -> int:
         self._alive.append(made)
         return ctypes.addressof(made)
+
+
+def _state(cache: KVCache) -> _Cache:
+    """A cache as C knows it, as long as it is now."""
+    state = cache.addresses
+    if state is None:
+        pointers = [(_pointer * len(rows))(*(row.data_ptr() for row in rows)) for rows in (cache.keys, cache.values)]
+        bf16 = cache.keys[0].dtype == torch.bfloat16
+        state = _Cache(*(ctypes.addressof(p) for p in pointers), cache.capacity, 0, bf16)
+        cache.addresses = state
+        state.kept = pointers
+    state.length = cache.length
+    return cast(_Cache, state)

@@ -94,24 +94,26 @@ GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, 
     for (int64_t i = 0; i < w->inputs; i += GLM_LANES) *(LOOSE_F *)(out + i) = F(load)(row, i, embedding->dense_bf16);
 }
 
-/* Queries and keys are rotated to their position; key and value go into the cache. */
-GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage) {
+/* Queries and keys of a row are rotated to their position; key and value go into its cache. */
+GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage, int64_t row) {
     const glm_network *net = step->net;
-    const glm_cache *cache = step->cache;
+    const glm_cache *cache = step->row[row].cache;
+    const float *cosines = step->cosines + row * net->rotated, *sines = step->sines + row * net->rotated;
     int64_t width = net->head_dim, rotated = net->heads + net->kv_heads;
     int64_t stride = net->interleaved ? 2 : 1, apart = net->interleaved ? 1 : width / 2;
+    float *qkv = step->qkv + row * (net->heads + 2 * net->kv_heads) * width;
     for (int64_t h = 0; h < rotated; h++) {
-        float *head = step->qkv + h * width;
+        float *head = qkv + h * width;
         const float *norm = h < net->heads ? stage->layer->query_norm : stage->layer->key_norm;
         if (norm) F(rms_norm)(head, norm, width, net->eps, head);
         for (int64_t i = 0; i < net->rotated; i++) {
             float a = head[i * stride], b = head[i * stride + apart];
-            head[i * stride] = a * step->cosines[i] - b * step->sines[i];
-            head[i * stride + apart] = b * step->cosines[i] + a * step->sines[i];
+            head[i * stride] = a * cosines[i] - b * sines[i];
+            head[i * stride + apart] = b * cosines[i] + a * sines[i];
         }
     }
     for (int64_t h = 0; h < 2 * net->kv_heads; h++) {
-        const float *from = step->qkv + (net->heads + h) * width;
+        const float *from = qkv + (net->heads + h) * width;
         void *to = h < net->kv_heads ? cache->keys[stage->number] : cache->values[stage->number];
         int64_t at = (h % net->kv_heads * cache->capacity + cache->length) * width;
         if (!cache->bf16) memcpy((float *)to + at, from, (size_t)width * 4);
@@ -147,12 +149,14 @@ GLM_TARGET INLINE void F(weigh)(const float *factors, const float *rows, int64_t
     for (int v = 0; v < vectors; v++) *(LOOSE_F *)(out + v * GLM_LANES) = sum[v];
 }
 
-/* Up to QUERIES query heads of one key head over one stretch of the context: sums that `gather` puts together. */
-GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t kv_head, int64_t stretch, int64_t first,
-                                 int64_t queries) {
+/* Up to QUERIES query heads of one key head over one stretch of a row's context: sums that `gather` puts together. */
+GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t row, int64_t kv_head, int64_t stretch,
+                                 int64_t first, int64_t queries) {
     const glm_network *net = step->net;
-    const glm_cache *cache = step->cache;
-    int64_t width = net->head_dim, start = stretch * STRETCH, count = minimum(STRETCH, step->total - start);
+    const glm_cache *cache = step->row[row].cache;
+    int64_t width = net->head_dim, start = stretch * STRETCH, count = minimum(STRETCH, step->total[row] - start);
+    int64_t part = (step->stretch_before[row] + stretch) * net->heads + first;
+    const float *query = step->qkv + (row * (net->heads + 2 * net->kv_heads) + first) * width;
     float scores[QUERIES][STRETCH], room[NEAR * LARGEST_HEAD], scale = 1 / __builtin_sqrtf((float)width);
     int64_t base = (kv_head * cache->capacity + start) * width;
     const void *all_keys = cache->keys[stage->number], *all_values = cache->values[stage->number];
@@ -166,12 +170,12 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
                 const void *rows[4];
                 float found[4];
                 for (int64_t r = 0; r < 4; r++) rows[r] = keys + minimum(p + r, here - 1) * width;
-                F(dots4)(step->qkv + (first + q) * width, rows, width, 0, found);
+                F(dots4)(query + q * width, rows, width, 0, found);
                 memcpy(&scores[q][at + p], found, sizeof found); /* what is written beyond the end is not read */
             }
     }
     for (int64_t q = 0; q < queries; q++) {
-        int64_t at = stretch * net->heads + first + q;
+        int64_t at = part + q;
         float most = scores[q][0], sum = 0;
         for (int64_t p = 1; p < count; p++) most = scores[q][p] > most ? scores[q][p] : most;
         for (int64_t p = count; p % GLM_LANES; p++) scores[q][p] = -__builtin_inff();
@@ -191,10 +195,10 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     for (int64_t at = 0; at < count; at += NEAR) {
         int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
         if (next) F(fetch)(cache, all_values, base + (at + here) * width, next * width);
-        else F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total - start - count) * width);
+        else F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total[row] - start - count) * width);
         const float *values = F(cached)(all_values, base + at * width, here * width, cache->bf16, room);
         for (int64_t q = 0; q < queries; q++) {
-            float *out = step->partial + (stretch * net->heads + first + q) * width;
+            float *out = step->partial + (part + q) * width;
             int64_t i = 0;
             for (; i + 8 * GLM_LANES <= width; i += 8 * GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 8, out + i);
             for (; i + 4 * GLM_LANES <= width; i += 4 * GLM_LANES) F(weigh)(&scores[q][at], values + i, here, width, 4, out + i);
@@ -203,16 +207,18 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     }
 }
 
-/* The stretches of the context, each with its own largest score, as one attention: into `source`. */
-GLM_TARGET static void F(gather)(glm_step *step) {
+/* The stretches of a row's context, each with its own largest score, as one attention: into `source`. */
+GLM_TARGET static void F(gather)(glm_step *step, int64_t row) {
     const glm_network *net = step->net;
-    int64_t stretches = (step->total + STRETCH - 1) / STRETCH, width = net->head_dim;
+    int64_t stretches = step->stretch_before[row + 1] - step->stretch_before[row], width = net->head_dim;
+    int64_t part = step->stretch_before[row] * net->heads;
     for (int64_t h = 0; h < net->heads; h++) {
-        float most = step->most[h], sum = 0, *out = step->source + h * width;
-        for (int64_t s = 1; s < stretches; s++) most = step->most[s * net->heads + h] > most ? step->most[s * net->heads + h] : most;
+        const float *mosts = step->most + part + h;
+        float most = mosts[0], sum = 0, *out = step->source + (row * net->heads + h) * width;
+        for (int64_t s = 1; s < stretches; s++) most = mosts[s * net->heads] > most ? mosts[s * net->heads] : most;
         memset(out, 0, (size_t)width * 4);
         for (int64_t s = 0; s < stretches; s++) {
-            int64_t at = s * net->heads + h;
+            int64_t at = part + s * net->heads + h;
             float share = F(exp)(step->most[at] - most - (VF){0})[0];
             sum += step->sums[at] * share;
             for (int64_t i = 0; i < width; i += GLM_LANES)
@@ -222,47 +228,80 @@ GLM_TARGET static void F(gather)(glm_step *step) {
     }
 }
 
-/* What a stage starts from: its input in `source`, in float32 and rounded for packed weights. */
+/* What a stage starts from: the rows' inputs in `source`, in float32 and rounded for packed weights. */
 GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
     const glm_network *net = step->net;
-    if (stage->closing && stage->begin != NOTHING) {
-        F(rms_norm)(step->branch, stage->closing, net->hidden, net->eps, step->source);
-        for (int64_t i = 0; i < net->hidden; i++) step->x[i] += step->source[i];
-    }
-    switch (stage->begin) {
-    case QKV: F(rms_norm)(step->x, stage->layer->input_norm, net->hidden, net->eps, step->source); break;
-    case GATE_UP: F(rms_norm)(step->x, stage->layer->second_norm, net->hidden, net->eps, step->source); break;
-    case HEAD: F(rms_norm)(step->x, net->last_norm, net->hidden, net->eps, step->source); break;
-    case O_PROJ: F(gather)(step); break;
-    case ATTEND: F(turn)(step, stage); return;
-    case DOWN:
-        for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
-            VF gate = *(const LOOSE_F *)(step->gate_up + i), up = *(const LOOSE_F *)(step->gate_up + net->ffn + i);
-            *(LOOSE_F *)(step->source + i) = gate / (1.0f + F(exp)(-gate)) * up;
+    if (stage->begin == NOTHING) return;
+    for (int64_t row = 0; row < step->rows; row++) {
+        float *x = step->x + row * net->hidden, *source = step->source + row * net->hidden;
+        const float *gates = step->gate_up + row * 2 * net->ffn;
+        if (stage->closing) {
+            F(rms_norm)(step->branch + row * net->hidden, stage->closing, net->hidden, net->eps, source);
+            for (int64_t i = 0; i < net->hidden; i++) x[i] += source[i];
         }
-        break;
-    default: return;
+        switch (stage->begin) {
+        case QKV: F(rms_norm)(x, stage->layer->input_norm, net->hidden, net->eps, source); break;
+        case GATE_UP: F(rms_norm)(x, stage->layer->second_norm, net->hidden, net->eps, source); break;
+        case HEAD: F(rms_norm)(x, net->last_norm, net->hidden, net->eps, source); break;
+        case O_PROJ: F(gather)(step, row); break;
+        case ATTEND: F(turn)(step, stage, row); break;
+        default: /* DOWN */
+            for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
+                VF gate = *(const LOOSE_F *)(gates + i), up = *(const LOOSE_F *)(gates + net->ffn + i);
+                *(LOOSE_F *)(step->source + row * net->ffn + i) = gate / (1.0f + F(exp)(-gate)) * up;
+            }
+        }
     }
     for (int64_t i = 0; i < stage->count; i++) {
         const glm_weight *w = &stage->products[i].w;
         if (!w->codes) continue;
         int64_t same = 0;
-        while (same < i && !(stage->products[same].w.codes && stage->products[same].w.group == w->group)) same++;
+        for (; same < i; same++) {
+            const glm_weight *other = &stage->products[same].w;
+            if (other->codes && other->group == w->group && other->bits == w->bits) break;
+        }
         const glm_job *room = &step->rounded[same];
         step->jobs[i] = (glm_job){.w = w, .source = step->source, .a = room->a, .steps = room->steps, .sums = room->sums,
-                                  .rows = 1, .tile = 1};
-        if (same == i) F(prepare)(&step->jobs[i], 0);
+                                  .rows = step->rows, .tile = step->tile, .wide = ROWS};
+        if (same < i) continue;
+        for (int64_t tile = 0; tile < (step->rows + step->tile - 1) / step->tile; tile++) step->prepare(&step->jobs[i], tile);
     }
 }
 
-/* Block `block` of the product of `job`: 32 outputs of one row, before the unit. */
-GLM_TARGET static void F(one)(const glm_job *job, int64_t block, VF out[][VECTORS]) {
-    const glm_weight *w = job->w;
-    int64_t first = 0;
-    if (w->bits == 4) FEW_ROWS(1, 4, 4);
-    else FEW_ROWS(1, 4, 8);
+/* 32 outputs of a product of dense weights, for one row, with bias. Bound by the reading of weights: other rows find
+ * them in the cache. */
+GLM_TARGET static void F(dense)(const float *source, const glm_product *product, int64_t first, float *values) {
+    const glm_weight *w = &product->w;
+    const char *weights = product->dense;
+    int64_t bytes = w->inputs * (product->dense_bf16 ? 2 : 4), count = minimum(ROWS, w->outputs - first);
+    for (int64_t r = 0; r < count; r += 4) {
+        const void *rows[4];
+        for (int64_t i = 0; i < 4; i++) rows[i] = weights + minimum(first + r + i, w->outputs - 1) * bytes;
+        if (product->dense_bf16) F(dots4)(source, rows, w->inputs, 1, values + r);
+        else F(dots4)(source, rows, w->inputs, 0, values + r);
+    }
+    if (w->bias)
+        for (int64_t i = 0; i < count; i++) values[i] += w->bias[first + i];
 }
 
+/* What an adapter makes of 32 outputs of one row: (values * gain + offset + low * up), into y. */
+GLM_TARGET static __attribute__((noinline)) void F(finish)(const glm_product *product, int64_t first, const float *low, int add,
+                                                           float *values, float *y) {
+    int64_t count = minimum(ROWS, product->w.outputs - first);
+    const float *up = product->up + first * product->rank;
+    if (product->gain)
+        for (int64_t i = 0; i < count; i++) values[i] *= product->gain[first + i];
+    if (product->offset)
+        for (int64_t i = 0; i < count; i++) values[i] += product->offset[first + i];
+    for (int64_t r = 0; r < product->rank; r++)
+        for (int64_t i = 0; i < ROWS; i += GLM_LANES)
+            *(LOOSE_F *)(values + i) += low[r] * *(const LOOSE_F *)(up + r * ROWS + i);
+    if (add)
+        for (int64_t i = 0; i < count; i++) y[i] += values[i];
+    else memcpy(y, values, (size_t)count * 4);
+}
+
+/* Block `block` of the products of a stage: 32 outputs of one of them, for all rows. */
 GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_t block) {
     int64_t number = 0, low = 0, before = 0;
     while (block >= (stage->products[number].w.outputs + ROWS - 1) / ROWS) {
@@ -272,56 +311,45 @@ GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_
         low += passed->rank;
     }
     const glm_product *product = &stage->products[number];
-    const glm_weight *w = &product->w;
-    int64_t first = block * ROWS, count = minimum(ROWS, w->outputs - first);
-    VF found[1][VECTORS] = {0};
-    float *values = (float *)found;
-    const float *up = product->up + block * product->rank * ROWS;
+    int64_t first = block * ROWS, inputs = product->w.inputs;
+    float values[MOST_ROWS][ROWS] __attribute__((aligned(64)));
+    const float *up = product->up + first * product->rank;
     for (int64_t r = 0; r < product->rank; r++) { /* needed behind the product, and nothing guesses that */
         __builtin_prefetch(up + r * ROWS);
         __builtin_prefetch(up + r * ROWS + ROWS / 2);
     }
-    if (w->codes) {
-        F(one)(&step->jobs[number], block, found);
-        for (int v = 0; v < VECTORS; v++) found[0][v] *= w->unit;
-    } else {
-        const char *weights = product->dense;
-        int64_t bytes = w->inputs * (product->dense_bf16 ? 2 : 4);
-        for (int64_t r = 0; r < count; r += 4) {
-            const void *rows[4];
-            for (int64_t i = 0; i < 4; i++) rows[i] = weights + minimum(first + r + i, w->outputs - 1) * bytes;
-            if (product->dense_bf16) F(dots4)(step->source, rows, w->inputs, 1, values + r);
-            else F(dots4)(step->source, rows, w->inputs, 0, values + r);
-        }
-    }
-    if (w->bias)
-        for (int64_t i = 0; i < count; i++) values[i] += w->bias[first + i];
-    if (product->gain)
-        for (int64_t i = 0; i < count; i++) values[i] *= product->gain[first + i];
-    if (product->offset)
-        for (int64_t i = 0; i < count; i++) values[i] += product->offset[first + i];
-    for (int64_t r = 0; r < product->rank; r++)
-        for (int v = 0; v < VECTORS; v++)
-            found[0][v] += step->low[low + r] * *(const LOOSE_F *)(up + r * ROWS + v * GLM_LANES);
-    float *y = stage->y + before + first;
-    if (stage->add)
-        for (int64_t i = 0; i < count; i++) y[i] += values[i];
-    else memcpy(y, values, (size_t)count * 4);
+    if (product->w.outputs - first < ROWS) memset(values, 0, (size_t)step->rows * sizeof *values);
+    if (product->w.codes) {
+        glm_job job = step->jobs[number];
+        job.y = values;
+        job.before = first;
+        step->multiply(&job, block);
+    } else
+        for (int64_t row = 0; row < step->rows; row++) F(dense)(step->source + row * inputs, product, first, values[row]);
+    for (int64_t row = 0; row < step->rows; row++)
+        F(finish)(product, first, step->low + row * stage->rank + low, stage->add, values[row],
+                  stage->y + row * stage->width + before + first);
 }
 
 GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int64_t block) {
     const glm_network *net = step->net;
     if (stage->work == ATTEND) {
-        int64_t stretches = stage->blocks / net->kv_heads, kv_head = block / stretches, stretch = block % stretches;
-        int64_t group = net->heads / net->kv_heads; /* a thread that goes on reads on */
+        int64_t row = 0, heads = net->kv_heads, group = net->heads / heads;
+        while (block >= heads * step->stretch_before[row + 1]) row++;
+        block -= heads * step->stretch_before[row];
+        int64_t stretches = step->stretch_before[row + 1] - step->stretch_before[row]; /* a thread that goes on reads on */
+        int64_t kv_head = block / stretches, stretch = block % stretches;
         for (int64_t q = 0; q < group; q += QUERIES)
-            F(attend)(step, stage, kv_head, stretch, kv_head * group + q, minimum(QUERIES, group - q));
+            F(attend)(step, stage, row, kv_head, stretch, kv_head * group + q, minimum(QUERIES, group - q));
     } else if (stage->work == LOW) {
         const glm_product *product = stage->products;
-        int64_t row = block;
-        while (row >= product->rank) row -= product++->rank;
-        const char *next = (const char *)(product->down + (row + 1) * product->w.inputs);
-        for (int64_t i = 0; i < product->w.inputs * 4; i += 64) __builtin_prefetch(next + i);
-        step->low[block] = F(dot)(step->source, product->down + row * product->w.inputs, product->w.inputs);
+        int64_t inner = block / step->rows, row = block % step->rows; /* rows share what is read */
+        int64_t at = inner;
+        while (inner >= product->rank) inner -= product++->rank;
+        const char *next = (const char *)(product->down + (inner + 1) * product->w.inputs);
+        if (row == 0)
+            for (int64_t i = 0; i < product->w.inputs * 4; i += 64) __builtin_prefetch(next + i);
+        const float *down = product->down + inner * product->w.inputs;
+        step->low[row * stage->rank + at] = F(dot)(step->source + row * product->w.inputs, down, product->w.inputs);
     } else F(product)(step, stage, block);
 }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from glmchat.cli.engine_flags import EngineFlags
 from glmchat.cli.main import CommandTable
-from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype
+from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype, parse_parallel
 from glmchat.core.errors import Usage
 from glmchat.core.settings import Settings
 
@@ -35,6 +35,7 @@ EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(("auto", "cpu", "cuda:1")),
     "threads": st.integers(1, 512),
     "context": st.integers(16, 1 << 20),
+    "parallel": st.integers(1, 64),
     "adapters": st.lists(st.tuples(NAMES, PATHS), max_size=3).map(tuple),
     "sampling": OBJECTS,
     "keep_alive": st.floats(0, 1e6),
@@ -68,7 +69,7 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     assert typed <= {name for one in context.command.params for name in one.opts}
 
 
-TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "context": 64}
+TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "context": 64, "parallel": 2}
 
 
 @pytest.mark.parametrize("flag", TYPED)
@@ -125,3 +126,10 @@ def test_an_unknown_dtype_is_refused_with_those_there_are() -> None:
     with pytest.raises(Usage) as refused:
         parse_dtype("float8")
     assert all(name in refused.value.hint for name in DTYPES)
+
+
+def test_how_many_answers_at_once_is_a_number_or_left_to_the_engine() -> None:
+    assert [parse_parallel(word) for word in ("auto", "AUTO", "1", "64")] == [None, None, 1, 64]
+    for word in ("0", "65", "-1", "many", "", "1.5"):
+        with pytest.raises(Usage, match="--parallel"):
+            parse_parallel(word)

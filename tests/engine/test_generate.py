@@ -12,7 +12,7 @@ import torch
 
 from glmchat.core.errors import Damaged, DoesNotFit, Usage
 from glmchat.engine import Engine, Sampling
-from glmchat.engine import generate as loop
+from glmchat.engine.decoding import sequences
 
 GREEDY = Sampling(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPT = [5, 9, 40, 41, 42, 8, 77, 100, 3, 60, 61, 62, 13]
@@ -59,7 +59,7 @@ def any_engine(
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill in steps of 4, so that a short prompt has several."""
-    monkeypatch.setattr(loop, "CHUNK", 4)
+    monkeypatch.setattr(sequences, "CHUNK", 4)
 
 
 def fresh(engine: Engine, ids: list[int], sampling: Sampling = GREEDY) -> list[int]:

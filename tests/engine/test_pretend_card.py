@@ -15,8 +15,8 @@ import torch
 from tiny_checkpoints import NAMES, build, prompt_of
 
 from glmchat.core.errors import DoesNotFit
-from glmchat.engine import Engine, Sampling, generate, kv_cache
-from glmchat.engine.decoding.passes import Passes
+from glmchat.engine import Engine, Sampling, kv_cache
+from glmchat.engine.decoding import sequences
 from glmchat.engine.gpu.choose import TOP
 from glmchat.engine.gpu.step import CardSteps, chain_of
 from glmchat.engine.quantize import linear
@@ -93,7 +93,7 @@ def test_a_cache_grows_and_a_prompt_is_read_in_pieces_without_a_difference(
     here = Engine.load(folder, dtype="float32", device="cpu", threads=1)
     right = list(here.generate(ids, GREEDY))
     monkeypatch.setattr(kv_cache, "FIRST", 4)
-    monkeypatch.setattr(generate, "CARD_CHUNK", 3)
+    monkeypatch.setattr(sequences, "CARD_CHUNK", 3)
     there = Engine.load(folder, dtype="float32", device=fake_card.NAME)
     assert list(there.generate(ids, GREEDY)) == right
     cache = there.sequence.cache
@@ -191,7 +191,7 @@ def test_a_prompt_that_does_not_fit_the_card_is_read_in_smaller_pieces(name: str
     there = Engine.load(folder, dtype="float32", device=fake_card.NAME)
     there.sequence.cache  # noqa: B018 - what a loaded engine has; the piece of the prompt is what does not fit
     with pytest.MonkeyPatch.context() as patch, fake_card.short_of_memory(4 * 60 * 300):
-        patch.setattr(generate, "LEAST", 16)
+        patch.setattr(sequences, "LEAST", 16)
         assert list(there.generate(ids, GREEDY)) == list(here.generate(ids, GREEDY))
     starts = [one.start for one in there.sequence.passes.done if one.kind == "prefill"]
     assert len(starts) > 1 and starts[0] == 0
@@ -201,9 +201,12 @@ def test_caches_of_other_adapters_go_before_a_piece_of_a_prompt_shrinks(tmp_path
     there = Engine.load(build("llama", tmp_path / "llama"), dtype="float32", device=fake_card.NAME)
     ids = long_prompt("llama", 60)
     list(there.generate(ids, GREEDY))
-    kept = there.sequence
-    kept._spare["another"] = (there.model.new_cache(16), [], Passes())
-    assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 2048 and not kept._spare
+    there.sequences.switch("another")
+    list(there.generate(ids, GREEDY))
+    there.sequences.switch(())
+    kept, bytes_of_both = there.sequence, there.sequences.cache_bytes
+    assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 2048
+    assert there.sequences.cache_bytes == kept.nbytes == bytes_of_both // 2
     assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 1024
 
 

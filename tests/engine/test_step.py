@@ -5,7 +5,7 @@ Covers engine/native/self_test.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -87,6 +87,65 @@ def test_so_does_a_chatglm(
     engine = Engine.load(tmp_path, quant=quant, threads=1)
     engine.use_dtype(torch.float32)
     assert difference(engine) < TOLERANCE
+
+
+LENGTHS = (1, 5, 127, 128, 129, 40, 300, 2, 64, 7, 256, 31, 90, 3, 200, 11)
+
+
+def together(engine: Engine, count: int, lengths: Sequence[int] = LENGTHS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of `count` sequences of these lengths that advance in one step three times, and of each of them alone."""
+    model, found, alone = engine.model, [], []
+    with torch.inference_mode():
+        caches = [[model.new_cache(512, model.dtype) for _ in range(2)] for _ in range(count)]
+        for number, pair in enumerate(caches):
+            for cache in pair:
+                model(torch.tensor(ids(lengths[number])), cache, last_only=True)
+        compiled = model.step()
+        for turn in range(3):
+            tokens = [(31 * number + turn) % 250 + 4 for number in range(count)]
+            shared = [first for first, _ in caches]
+            found.append(compiled.rows(tokens, shared, [model.position(cache) for cache in shared]))
+            alone.append(
+                torch.stack(
+                    [compiled(t, own, *model.positions(own)) for t, (_, own) in zip(tokens, caches, strict=True)]
+                )
+            )
+            for cache in (cache for pair in caches for cache in pair):
+                cache.advance(1)
+    for one, other in caches:
+        for left, right in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+            assert torch.equal(left[:, : one.length], right[:, : other.length])
+    return torch.stack(found), torch.stack(alone)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 13, 16])
+@pytest.mark.parametrize("quant", [None, 4, 8])
+def test_a_row_has_the_same_bits_alone_and_in_company(
+    quant: int | None, count: int, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    found, alone = together(llama(tmp_path, builders, quant, **LLAMAS["qwen3"]), count)
+    assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("case", ["with biases, untied", "glm4"])
+def test_so_it_has_whatever_stands_in_its_layers(
+    case: str, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    engine = llama(tmp_path, builders, 4, intermediate_size=544, **LLAMAS[case])
+    engine.use_dtype(torch.bfloat16)
+    for count in (3, 12):
+        found, alone = together(engine, count)
+        assert torch.equal(found, alone)
+
+
+def test_so_it_has_under_an_adapter(tmp_path: Path, builders: ModuleType, instructions: str) -> None:
+    engine = llama(tmp_path / "base", builders, 4)
+    adapters.write_peft(tmp_path / "base", tmp_path / "adapter", r=4, target_modules="all-linear")
+    engine.attach(tmp_path / "adapter", "a")
+    engine.activate({"a": 1.0})
+    for count in (4, 16):
+        found, alone = together(engine, count)
+        assert torch.equal(found, alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -308,5 +367,22 @@ def test_a_step_that_computes_wrongly_is_passed_over_and_named(
         wanted = decoded(engine, False, 9)
         assert torch.equal(decoded(engine, True, 9), wanted)
         assert "differs from torch" in engine.model.not_compiled
+    finally:
+        self_test.step_fault.cache_clear()
+
+
+def test_a_step_whose_rows_mind_their_company_is_not_used(
+    tmp_path: Path, builders: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = step.CompiledStep.rows
+
+    def wrong(self: step.CompiledStep, tokens: Sequence[int], *given: Any) -> torch.Tensor:
+        return right(self, tokens, *given) + (1e-6 if len(tokens) > 3 else 0)
+
+    monkeypatch.setattr(step.CompiledStep, "rows", wrong)
+    self_test.step_fault.cache_clear()
+    try:
+        model = llama(tmp_path, builders, 4).model
+        assert model.step() is None and model.not_compiled == "16 rows of a step of llama are not what each is alone"
     finally:
         self_test.step_fault.cache_clear()

@@ -17,6 +17,7 @@ from glmchat.core.sockets import bind_tcp, bind_unix
 from glmchat.serve.run import make_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))  # `import engine_builders`
 
 from running import Running, Serve
 

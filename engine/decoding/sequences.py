@@ -1,0 +1,374 @@
+"""The sequences that a model works on: one for each answer that is being written, and what was computed before.
+
+Several are advanced together by one compiled step, which reads the weights once for all of them. A row of it has the
+same bits whatever stands beside it (native/step.h), so an answer is the same alone and in company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+
+import torch
+
+from glmchat.core.errors import DoesNotFit
+from glmchat.core.language import tr
+from glmchat.engine.decoding.passes import Pass, Passes
+from glmchat.engine.formats.weights import trim
+from glmchat.engine.gpu.prompt import OnPrefill, Pace, watch_layers
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.native.cards import free_memory, give_back, no_memory
+
+# Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
+# of one step smaller. Between layers a stop is heard anyway.
+CHUNK = 512
+CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows of a step
+SHARED_CHUNK = 64  # while other answers are being written: they wait for it
+
+LEAST = 64  # rows of a step when memory is short
+SPARE_CACHES = 3  # caches of other sets of adapters, beside those in use
+WORTH = 16  # ids that two prompts must have in common for their keys and values to be copied
+_ROOM = 4  # times its bytes must be free for a cache to be kept
+
+
+class Slot:
+    """One sequence: its cache, and the ids that the cache holds. name: what it was computed with, the active adapters.
+
+    An answer that is being written has taken it (`Sequences.take`); `pending` is then the id that it would go on with.
+    """
+
+    def __init__(self, all_slots: Sequences, name: Hashable) -> None:
+        self.name = name
+        self.taken = False
+        self.used = 0  # when it was taken last, as a number that grows
+        self.pending: int | None = None
+        self.passes = Passes()  # how what stands in the cache came there
+        self._all = all_slots
+        self._cache: KVCache | None = None
+        self._ids: list[int] = []  # what stands in the cache, behind its prefix
+        self._ready: torch.Tensor | None = None  # logits behind `pending`, computed together with others
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._all.model
+
+    @property
+    def cache(self) -> KVCache:
+        """Allocated at first use. Raises DoesNotFit if there is no memory for it."""
+        if self._cache is None:
+            self._cache = self._all.allocate()
+        return self._cache
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._cache is None else self._cache.nbytes
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    def forget(self) -> None:
+        self._cache = None
+        self._ids = []
+        self.passes = Passes()
+        self.pending = self._ready = None
+
+    def fits_beside(self) -> bool:
+        """Whether there is memory for one more like it.
+
+        On the CPU pages that were never written cost nothing, so it is the filled part that must fit; a card's are.
+        """
+        if self._cache is None:
+            return True
+        device, cache = self._all.device, self._cache
+        free = free_memory(device)
+        filled = min(1.0, cache.length / max(cache.capacity, 1)) if device == "cpu" else 1.0
+        return free is None or cache.nbytes * filled * _ROOM < free
+
+    def held(self, ids: Sequence[int]) -> int:
+        """How many of `ids` need no computing: the longest common prefix, but at least one id is always computed."""
+        if not self.model.spec.causal:
+            return 0  # the prompt is read in both directions: a grown one is another prompt
+        count = 0
+        for old, new in zip(self._ids, ids[:-1], strict=False):
+            if old != new:
+                break
+            count += 1
+        return count
+
+    def copy(self, other: Slot, count: int) -> None:
+        """Hold the first `count` ids that `other` holds."""
+        source, cache = other.cache, self.cache
+        start, end = source.prefix, source.prefix + count
+        for mine, theirs in ((cache.keys, source.keys), (cache.values, source.values)):
+            for to, given in zip(mine, theirs, strict=True):
+                to[:, start:end].copy_(given[:, start:end])
+        cache.length = end
+        self._ids = other._ids[:count]
+        self.passes = other.passes.copy()
+        self.passes.cut(count, other._ids)
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> torch.Tensor:
+        """Bring the cache to `ids` at one go and return the float32 logits [vocab] behind the last of them."""
+        steps = self.read(ids, cancelled, on_prefill)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                logits: torch.Tensor = end.value
+                return logits
+
+    def read(
+        self,
+        ids: Sequence[int],
+        cancelled: Callable[[], bool] | None = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> Generator[None, None, torch.Tensor]:
+        """Bring the cache to `ids`; yields between chunks, and returns the float32 logits [vocab] behind the last id.
+
+        Raises DoesNotFit if they are longer than the context, and Stopped when `cancelled` says so; the cache then
+        holds what was finished and remembers exactly that.
+        """
+        context, device, pace = self._all.context, self._all.device, self._all.pace
+        if len(ids) >= context:
+            raise DoesNotFit(
+                tr("the prompt has {ids} tokens, the context only {context}", ids=len(ids), context=context),
+                hint=tr("shorten it, start a new conversation, or make room with --context"),
+                code="context.full",
+            )
+        start = first = self.held(ids)
+        self.cut(start)
+        cache = self.cache
+        if not self.model.spec.causal:
+            cache.layout = None
+        step = (CHUNK if device == "cpu" else CARD_CHUNK) if self.model.spec.causal else len(ids)
+        logits: torch.Tensor | None = None
+        while start < len(ids):
+            shared = self.model.spec.causal and self._all.is_shared
+            end = min(start + (min(step, SHARED_CHUNK) if shared else step), len(ids))
+            layers = self.model.spec.layers
+            watch = watch_layers(cancelled, on_prefill, start, end, len(ids), layers, pace)
+            try:
+                logits = self._forward(ids[start:end], watch)
+            except torch.OutOfMemoryError as error:
+                step = self._fewer(step, error)
+                continue
+            start = end
+            if start < len(ids):
+                yield
+            if pace is not None and start < len(ids):
+                continue  # the card is not there yet: the next step's layers tell when it is
+            if pace is not None:
+                pace.behind(cancelled, 0)
+            if on_prefill is not None:
+                on_prefill(start, len(ids))
+        if len(ids) - first >= CHUNK:
+            trim()  # of a long prompt's scratch the allocator would keep hundreds of megabytes
+        assert logits is not None
+        return logits
+
+    def _fewer(self, rows: int, error: Exception) -> int:
+        """How many rows to try now that a card's memory ran out: as many, once caches of other adapters are gone; then
+        half. Raises DoesNotFit."""
+        if self._all.drop_idle():
+            pass
+        elif rows // 2 >= LEAST and self.model.spec.causal:
+            rows //= 2
+        else:
+            raise no_memory(error, self._all.device, self._all.context) from None
+        give_back()
+        return rows
+
+    def advance(self, token: int) -> torch.Tensor:
+        """Logits [vocab] behind `token`, which follows what the cache holds."""
+        if self._ready is not None:
+            logits, self._ready, self.pending = self._ready, None, None
+            return logits
+        self.pending = None
+        while True:
+            try:
+                return self._advance(token)
+            except torch.OutOfMemoryError as error:
+                self._fewer(1, error)
+
+    def _advance(self, token: int) -> torch.Tensor:
+        cache = self.cache
+        step = self.model.compiled(cache)
+        if step is None:
+            return self._forward((token,), None, "decode")
+        with torch.inference_mode():
+            logits: torch.Tensor = step(token, cache, *self.model.positions(cache))
+        cache.advance(1)
+        self.note((token,), "decode")
+        return logits
+
+    def rebuild(self, ids: Sequence[int], passes: Sequence[Pass]) -> torch.Tensor:
+        """Fill an empty cache with `ids` in the very passes that did it once; logits [vocab] behind the last id."""
+        self.forget()
+        logits: torch.Tensor | None = None
+        for one in passes:
+            if one.kind == "decode":
+                for token in ids[one.start : one.end]:
+                    logits = self.advance(token)
+                continue
+            logits = self._forward((*ids[one.start : one.end], *one.dropped), None)
+            self.cut(one.end)
+        assert logits is not None
+        return logits
+
+    def cut(self, length: int) -> None:
+        """Keep the first `length` ids."""
+        self.pending = self._ready = None
+        self.cache.truncate(self.cache.prefix + length)
+        self.passes.cut(length, self._ids)
+        del self._ids[length:]
+
+    def _forward(
+        self, ids: Sequence[int], between_layers: Callable[[], None] | None, kind: str = "prefill"
+    ) -> torch.Tensor:
+        cache = self.cache
+        before = cache.length
+        try:
+            with torch.inference_mode():
+                row = torch.tensor(ids, device=self._all.device)
+                logits: torch.Tensor = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
+                logits.ids = row  # type: ignore[attr-defined]  # for who chooses on a card: they are there already
+        except BaseException:
+            cache.truncate(before)
+            raise
+        self.note(ids, kind)
+        return logits
+
+    def note(self, ids: Sequence[int], kind: str) -> None:
+        """These ids stand in the cache now."""
+        self.passes.add(len(self._ids), len(self._ids) + len(ids), kind)
+        self._ids.extend(ids)
+
+    def give_logits(self, logits: torch.Tensor) -> None:
+        """Those behind `pending`, which was computed together with others; its keys and values are in the cache."""
+        assert self.pending is not None
+        self.cache.advance(1)
+        self.note((self.pending,), "decode")
+        self._ready = logits
+
+
+class Sequences:
+    """All slots of one model. most: how many of them the same adapters may have; one alone is used again and again."""
+
+    def __init__(self, model: LanguageModel, context: int, device: str, most: int = 1) -> None:
+        self.model = model
+        self.context = context
+        self.device = device
+        self.most = most
+        self.pace = Pace(torch.cuda.Event) if device.startswith("cuda") else None
+        self.slots: list[Slot] = []
+        self._name: Hashable = ()
+        self._count = 0  # of takings
+        self.current = self._new()  # the one that was used last with these adapters
+
+    def _new(self) -> Slot:
+        slot = Slot(self, self._name)
+        self.slots.append(slot)
+        return slot
+
+    def _of(self, name: Hashable) -> list[Slot]:
+        return [slot for slot in self.slots if slot.name == name]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one answer is being written."""
+        return sum(slot.taken for slot in self.slots) > 1
+
+    def take(self, ids: Sequence[int]) -> Slot:
+        """A slot for an answer to `ids`, which holds as many of them already as any does. Give it back."""
+        mine = self._of(self._name)
+        idle = [slot for slot in mine if not slot.taken]
+        best = max(idle, key=lambda slot: (slot.held(ids), -slot.used), default=None)
+        # What another conversation may go on with is left, while there is room for one more.
+        is_loss = best is not None and best.length > 0 and 2 * best.held(ids) < best.length
+        if best is None or (is_loss and len(mine) < self.most and best.fits_beside()):
+            best = self._new()
+        source = max(mine, key=lambda slot: slot.held(ids), default=best)
+        if source is not best and (count := source.held(ids)) >= WORTH + best.held(ids):
+            best.copy(source, count)
+        self._count += 1
+        best.taken, best.used = True, self._count
+        self.current = best
+        return best
+
+    def give_back(self, slot: Slot) -> None:
+        slot.taken = False
+        slot.pending = None
+
+    def step(self) -> None:
+        """Compute what all answers that are being written go on with, as far as one step can do it for several."""
+        waiting = [slot for slot in self.slots if slot.taken and slot.pending is not None]
+        if len(waiting) < 2:
+            return
+        compiled = [self.model.compiled(slot.cache) for slot in waiting]
+        rows = getattr(compiled[0], "most_rows", 1)
+        waiting = [slot for slot, step in zip(waiting, compiled, strict=True) if step is not None]
+        for first in range(0, len(waiting) if rows > 1 else 0, rows):
+            some = waiting[first : first + rows]
+            tokens = [slot.pending for slot in some if slot.pending is not None]
+            positions = [self.model.position(slot.cache) for slot in some]
+            with torch.inference_mode():
+                logits = compiled[0].rows(tokens, [slot.cache for slot in some], positions)
+            for slot, row in zip(some, logits, strict=True):
+                slot.give_logits(row)
+
+    def allocate(self) -> KVCache:
+        try:
+            return self._allocate()
+        except (RuntimeError, MemoryError):
+            raise DoesNotFit(
+                tr("there is not enough memory for a context of {context} tokens", context=self.context),
+                hint=tr("use a smaller one: --context {value}", value=max(512, self.context // 4)),
+                code="memory.cache",
+            ) from None
+
+    def _allocate(self) -> KVCache:
+        try:
+            return self.model.new_cache(self.context, self.model.dtype)
+        except (RuntimeError, MemoryError):
+            if not self.drop_idle():
+                raise
+            give_back()
+            return self.model.new_cache(self.context, self.model.dtype)
+
+    def drop_idle(self) -> bool:
+        """Forget what nobody uses; False if there was nothing."""
+        idle = [slot for slot in self.slots if not slot.taken and slot is not self.current and slot.nbytes]
+        for slot in idle:
+            self.slots.remove(slot)
+        return bool(idle)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(slot.nbytes for slot in self.slots)
+
+    def switch(self, name: Hashable) -> None:
+        """The model computes differently from now on: `name` says how, and equal names mean the same computation.
+
+        The caches so far are kept for the way back if memory is plentiful; those that were kept for `name` are used.
+        """
+        if name == self._name:
+            return
+        for slot in self._of(self._name):
+            if not (slot.length and slot.nbytes and slot.fits_beside()):
+                self.slots.remove(slot)
+        self._name = name
+        mine = self._of(name)
+        self.current = max(mine, key=lambda slot: slot.used) if mine else self._new()
+        others = sorted((slot for slot in self.slots if slot.name != name), key=lambda slot: slot.used)
+        for slot in others[: max(0, len(others) - SPARE_CACHES)]:
+            self.slots.remove(slot)
+
+    def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
+        """Forget the caches of all names that `is_gone` says will not come back as they were."""
+        self.slots = [slot for slot in self.slots if slot.name == self._name or not is_gone(slot.name)]

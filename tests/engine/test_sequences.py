@@ -1,0 +1,142 @@
+"""Answers that are written at once, token by token in turns: the same as alone, whoever comes, goes or stops meanwhile.
+
+Covers engine/decoding/sequences.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from glmchat.engine import Engine, Sampling
+from glmchat.engine.decoding import sequences
+from glmchat.engine.engine import Chunk
+from glmchat.engine.kv_cache import KVCache
+from glmchat.engine.native.step import CompiledStep
+
+Steps = Generator[Chunk | None, None, None]
+
+
+def engine_in(folder: Path, builders: ModuleType, quant: int | None = 4, most: int = 4) -> Engine:
+    engine = Engine.load(builders.write_folder(folder, max_position_embeddings=512), quant=quant, threads=1)
+    engine.sequences.most = most
+    return engine
+
+
+def prompt(number: int, length: int) -> list[int]:
+    """Prompts of different numbers have no beginning in common."""
+    return [number + 4, *((7 * i + 13 * number) % 250 + 4 for i in range(length - 1))]
+
+
+def sampled(number: int, tokens: int) -> Sampling:
+    return Sampling(temperature=1.0, seed=number, max_tokens=tokens, ignore_eos=True)
+
+
+def ids_of(chunks: Sequence[Chunk | None]) -> list[int]:
+    return [token for chunk in chunks if chunk is not None for token in chunk.token_ids]
+
+
+def alone(engine: Engine, ids: Sequence[int], sampling: Sampling) -> list[int]:
+    engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device)
+    return ids_of(list(engine.stream_ids(ids, sampling)))
+
+
+@pytest.mark.parametrize("quant", [None, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_is_the_same_alone_and_in_company(
+    seed: int, quant: int | None, tmp_path: Path, builders: ModuleType
+) -> None:
+    engine, chance = engine_in(tmp_path, builders, quant, most=6), random.Random(seed)
+    asked = [(prompt(n, chance.randint(1, 60)), sampled(n, chance.randint(1, 40))) for n in range(14)]
+    wanted = [alone(engine, ids, sampling) for ids, sampling in asked]
+    engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device, most=6)
+    waiting = list(range(14))
+    said: dict[int, list[Chunk | None]] = {number: [] for number in waiting}
+    writing: dict[int, Steps] = {}
+    left: set[int] = set()
+    while waiting or writing:
+        while waiting and len(writing) < 6 and chance.random() < 0.6:
+            number = waiting.pop(chance.randrange(len(waiting)))
+            writing[number] = engine.stream_tokens(*asked[number])
+        engine.step()
+        for number, steps in list(writing.items()):
+            if len(writing) > 1 and chance.random() < 0.01:
+                steps.close()  # its reader has gone
+                left.add(number)
+                del writing[number]
+                continue
+            try:
+                said[number].append(next(steps))
+            except StopIteration:
+                del writing[number]
+    for number, ids in enumerate(wanted):
+        got = ids_of(said[number])
+        assert got == (ids[: len(got)] if number in left else ids)
+
+
+def test_one_step_computes_a_token_of_all_of_them(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders)
+    three = [engine.stream_tokens(prompt(n, 5), sampled(n, 8)) for n in range(3)]
+    for steps in three:
+        next(steps)
+    forwards: list[str] = []
+    engine.model.register_forward_hook(lambda *_: forwards.append("torch"))
+    single = CompiledStep.__call__
+
+    def noted(step: CompiledStep, token: int, cache: KVCache, *positions: int) -> torch.Tensor:
+        forwards.append("one row")
+        return single(step, token, cache, *positions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledStep, "__call__", noted)
+        for _ in range(5):
+            engine.step()
+            for steps in three:
+                next(steps)
+    assert not forwards
+    assert all(slot.length == 5 + 5 for slot in engine.sequences.slots)
+
+
+def test_a_beginning_that_another_has_read_is_copied(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders)
+    system = prompt(1, 50)
+    first, second = [*system, 9, 8, 7], [*system, 5, 6]
+    wanted = alone(engine, second, sampled(2, 10))
+    engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device, most=2)
+    running = engine.stream_tokens(first, sampled(1, 30))
+    next(running)
+    chunks = list(engine.stream_tokens(second, sampled(2, 10)))
+    assert ids_of(chunks) == wanted
+    assert chunks[-1] is not None and chunks[-1].facts["cached_n"] == 50
+    rest = [*running]
+    assert len(ids_of(rest)) >= 28
+
+
+def test_another_conversation_keeps_its_cache_while_there_is_room(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders, most=2)
+    one, two, three = (prompt(n, 40) for n in range(3))
+    for ids in (one, two):
+        list(engine.stream_ids(ids, sampled(0, 2)))
+    assert list(engine.stream_ids([*one, 5, 6], sampled(0, 2)))[-1].facts["cached_n"] >= 40
+    assert list(engine.stream_ids([*two, 5, 6], sampled(0, 2)))[-1].facts["cached_n"] >= 40
+    list(engine.stream_ids(three, sampled(0, 2)))  # takes the place of the one that was used least recently
+    assert list(engine.stream_ids([*two, 5, 6], sampled(0, 2)))[-1].facts["cached_n"] >= 40
+    assert len(engine.sequences.slots) == 2
+
+
+def test_a_long_prompt_lets_the_others_write_meanwhile(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders)
+    writing = engine.stream_tokens(prompt(1, 5), sampled(1, 200))
+    next(writing)
+    reading = engine.stream_tokens(prompt(2, 400), sampled(2, 5))
+    rounds = 0
+    while next(reading) is None:
+        engine.step()
+        next(writing)
+        rounds += 1
+    assert rounds >= 400 // sequences.SHARED_CHUNK - 1

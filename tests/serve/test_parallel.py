@@ -1,0 +1,153 @@
+"""Several answers at once: who is served together, who waits, and that an answer is its own.
+
+Covers serve/host.py and serve/answer.py where an engine writes more than one answer at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import engine_builders
+from fakes import FakeEngine
+from polling import SECONDS, wait_until
+from running import Running, Serve
+
+from glmchat.engine import Engine
+from glmchat.serve.host import Line
+
+ENDLESS: dict[str, Any] = {"repeat": 100_000, "seconds_per_token": 0.001, "context": 1_000_000}
+
+
+class Reader(threading.Thread):
+    """A client that reads until it is told to leave."""
+
+    def __init__(self, running: Running, **body: Any) -> None:
+        super().__init__(daemon=True)
+        self.client, self.leave = running.another(), threading.Event()
+        self.lines: list[str] = []
+        self.body = {
+            "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 900_000, **body
+        }  # fmt: skip
+        self.start()
+
+    def run(self) -> None:
+        with self.client.stream("POST", "/v1/chat/completions", json=self.body) as answer:
+            for line in answer.iter_lines():
+                self.lines.append(line)
+                if self.leave.is_set():
+                    return
+
+    @property
+    def reads(self) -> bool:
+        return any('"content":"x' in line for line in list(self.lines))
+
+    def end(self) -> None:
+        self.leave.set()
+        self.join(SECONDS)
+
+
+def test_as_many_are_served_at_once_as_the_engine_writes_and_the_next_waits(serve: Serve) -> None:
+    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS))
+    served = [Reader(running) for _ in range(3)]
+    wait_until(lambda: all(reader.reads for reader in served))
+    fourth = Reader(running)
+    wait_until(lambda: "glmchat_requests_waiting 1\n" in running.client.get("/metrics").text)
+    assert not fourth.reads and running.engine.steps > 0
+    served[1].end()
+    wait_until(lambda: fourth.reads)
+    for reader in (served[0], served[2], fourth):
+        reader.end()
+    wait_until(lambda: running.host.writing == 0 and not running.host.line)
+
+
+def test_who_asks_for_other_adapters_waits_until_the_others_are_through(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    plain = Reader(running)
+    wait_until(lambda: plain.reads)
+    adapted = Reader(running, model="lora")
+    late = Reader(running)
+    wait_until(lambda: len(running.host.line) == 3)
+    assert not running.engine.active and not adapted.reads
+    plain.end()
+    wait_until(lambda: adapted.reads)
+    assert running.engine.active == {"lora": 1.0} and not late.reads, "whoever came later does not overtake"
+    adapted.end()
+    wait_until(lambda: late.reads)
+    assert not running.engine.active
+    late.end()
+
+
+def test_adapters_are_changed_while_nobody_is_being_answered(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    running = serve(FakeEngine(["x"], parallel=4, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    reader = Reader(running)
+    wait_until(lambda: reader.reads)
+    with ThreadPoolExecutor(1) as pool:
+        client = running.another()
+        loading = pool.submit(client.post, "/v1/load_lora_adapter", json={"lora_name": "lora"})
+        wait_until(lambda: len(running.host.line) == 2)
+        assert not running.engine.attached
+        reader.end()
+        assert loading.result(SECONDS).status_code == 200 and "lora" in running.engine.attached
+
+
+def test_the_answers_of_one_request_are_written_together(serve: Serve) -> None:
+    running = serve(FakeEngine(["one ", "two"], parallel=4))
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 3, "seed": 5}
+    answer = running.client.post("/v1/chat/completions", json=body).json()
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["one two"] * 3
+    assert answer["usage"]["completion_tokens"] == 6
+    assert [sampling.seed for _, sampling in running.engine.asked] == [5, 6, 7]
+    assert running.engine.steps > 0
+
+
+def test_one_that_fails_ends_alone(serve: Serve) -> None:
+    class Failing(FakeEngine):
+        def stream_tokens(self, *given: Any, **options: Any) -> Any:
+            for number, chunk in enumerate(super().stream_tokens(*given, **options)):
+                if given[1].seed == 13 and number == 3:
+                    raise RuntimeError("it was this one")
+                yield chunk
+
+    running = serve(Failing(["x"], parallel=3, **ENDLESS))
+    other = Reader(running)
+    wait_until(lambda: other.reads)
+    failed = running.ask(seed=13)
+    assert failed.status_code == 500
+    before = len(other.lines)
+    wait_until(lambda: len(other.lines) > before + 3)
+    other.end()
+
+
+def test_places_are_counted_from_those_that_are_served() -> None:
+    line = Line(waiting=2, parallel=3)
+    places = [line.join() for _ in range(5)]
+    assert [place.number for place in places] == [0, 0, 0, 1, 2]
+    line.leave(places[0])
+    assert [place.number for place in places[1:]] == [0, 0, 0, 1]
+
+
+def test_a_real_engine_says_in_company_what_it_says_alone(tmp_path: Path, serve: Serve) -> None:
+    folder = engine_builders.write_folder(tmp_path / "tiny", max_position_embeddings=512)
+    engine = Engine.load(folder, quant=4, threads=1, parallel=8)
+    running = serve(engine)
+    bodies = [
+        {"prompt": [n + 4, *range(20, 20 + 3 * n)], "max_tokens": 30, "seed": n, "temperature": 1.0, "ignore_eos": True}
+        for n in range(8)
+    ]
+
+    def ask(body: dict[str, Any]) -> list[str]:
+        answer = running.another().post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return [choice["text"] for choice in answer.json()["choices"]]
+
+    alone = [ask(body) for body in bodies]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, bodies))
+    assert together == alone
+    text = running.client.get("/metrics").text
+    assert "glmchat_answers_total 16\n" in text and "glmchat_answer_tokens_total 480\n" in text
