@@ -164,7 +164,12 @@ def is_broken(error: sqlite3.Error, statement: str = "") -> bool:
         return True
     if statement == "COMMIT":
         return bool(code & 0xFF == sqlite3.SQLITE_ERROR)
-    return " search " in statement and code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT)
+    return is_about_index(statement) and code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT)
+
+
+def is_about_index(statement: str) -> bool:
+    """Whether it reads or writes the index; what a transaction wrote to it is written down at the transaction's end."""
+    return " search " in statement or statement == "COMMIT"
 
 
 def rebuild(connection: sqlite3.Connection) -> None:
@@ -185,7 +190,7 @@ def rebuild(connection: sqlite3.Connection) -> None:
 def _drop(connection: sqlite3.Connection) -> None:
     try:
         connection.execute("DROP TABLE IF EXISTS search")
-    except sqlite3.DatabaseError:  # one that cannot even be opened
+    except (sqlite3.DatabaseError, MemoryError):  # one that cannot even be opened
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("DELETE FROM sqlite_master WHERE name = 'search'")
         connection.execute("PRAGMA writable_schema = RESET")

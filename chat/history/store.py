@@ -78,6 +78,10 @@ class Store:
             if search.is_broken(error, statement):
                 raise search.BrokenIndex(str(error)) from error
             raise
+        except MemoryError:  # of lengths that noise in the index claims
+            if search.is_about_index(statement):
+                raise search.BrokenIndex("out of memory") from None
+            raise
         except UnicodeDecodeError as error:  # SQLite quotes what is no text in the tables' definitions
             damage = sqlite3.DatabaseError(str(error))
             damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

@@ -368,6 +368,7 @@ INDEX_DAMAGE = {
     "no version": ["DELETE FROM search_config"],
     "nothing in it": ["DELETE FROM search_data"],
     "noise in it": ["UPDATE search_data SET block = randomblob(200)"],
+    "noise that claims great lengths": ["UPDATE search_data SET block = x'b12774964e30d397423de886c03e4aab'"],
     "a part is gone": ["DROP TABLE search_idx"],
     "the texts are gone": ["DROP TABLE search_content"],
     "no index": ["DROP TABLE search"],
