@@ -142,7 +142,7 @@ def test_a_setting_that_no_command_would_take_is_a_problem_for_doctor(model: Pat
     locations.config_file().write_text("bananas = 3\n")
     with TerminalSession("run", model, "hello", rows=100) as terminal:
         assert terminal.until_ended() == 2
-    with TerminalSession("doctor", rows=100) as terminal:
+    with TerminalSession("doctor", columns=300, rows=100) as terminal:  # the path of the file stands before it
         terminal.until_ended()
         assert "unknown setting 'bananas'" in terminal.text and "no problems found" not in terminal.text
 
