@@ -5,13 +5,16 @@ Covers tui/screens/palette.py.
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from fakes import model_in
 from screen import SECONDS, TerminalSession
+from windows import open_window
 
+from glmchat.chat.compare.columns import StoreNames, store_names
 from glmchat.chat.history.history import History
 
 SIZES = ((40, 12), (80, 24), (120, 36), (200, 60))
@@ -96,6 +99,25 @@ def test_enter_does_what_is_chosen(model: Path, theme: str, columns: int, rows: 
         terminal.until(lambda: "bold" in chosen(terminal))
         terminal.press("enter")
         terminal.until_seen("the answer speaks of delta")
+
+
+async def test_who_types_before_the_store_is_read_still_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first key cancels the search that began when the palette opened, and with it all that search waits for."""
+    go_on = threading.Event()
+
+    def slow() -> StoreNames:
+        go_on.wait(SECONDS)
+        return store_names()
+
+    monkeypatch.setattr("glmchat.chat.compare.columns.store_names", slow)
+    async with open_window() as window:
+        await window.press("ctrl+p")
+        await window.until(lambda: window.app.screen.query("#--input"))
+        await window.press("m", "i")
+        await window.until(lambda: window.app.screen.query_one("CommandInput").value == "mi")
+        go_on.set()
+        await window.press("n", "_")
+        await window.until(lambda: "▸ min_p" in window.screen_text())
 
 
 def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> None:

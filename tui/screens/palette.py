@@ -56,10 +56,18 @@ class PaletteScreen(SteadyScreen, CommandPalette):
                 yield LoadingIndicator()
 
 
+def _store_names() -> StoreNames | None:
+    from glmchat.chat.compare.columns import store_names
+
+    with suppress(GlmchatError):  # a catalogue that cannot be read: the command itself says so
+        return store_names()
+    return None
+
+
 class Everything(Provider):
     """Commands, settings, themes, models, adapters, conversations and earlier prompts."""
 
-    _names: StoreNames | None = None
+    _reading: asyncio.Task[StoreNames | None] | None = None
 
     @property
     def _chat(self) -> Any:
@@ -67,19 +75,17 @@ class Everything(Provider):
         return app.chat
 
     async def startup(self) -> None:
-        from glmchat.chat.compare.columns import store_names
-
-        with suppress(GlmchatError):  # a catalogue that cannot be read: the command itself says so
-            self._names = await asyncio.to_thread(store_names)
+        """Waits for nothing: the first key cancels the first search, and with it a start that it waits for."""
+        self._reading = asyncio.create_task(asyncio.to_thread(_store_names))
 
     def _commands(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
         for command in table.COMMANDS:
             key = f" · {table.key_name(command.key)}" if command.key else ""
             yield f"/{command.name}", table.summary(command) + key, partial(self._run, command)
 
-    def _entries(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    def _entries(self, names: StoreNames | None) -> Iterator[tuple[str, str, Callable[[], object]]]:
         """Name, description, and what Enter does, of all that has a name and is not in the history."""
-        chat, names = self._chat, self._names
+        chat = self._chat
         yield from self._commands()
         for name, (_, what) in EXPLAINED.items():
             yield name, f"{tr('setting')} · {tr(what)}", partial(chat.composer.fill, f"/set {name} ")
@@ -117,7 +123,8 @@ class Everything(Provider):
     async def search(self, query: str) -> Hits:
         """Names by letters in their order, descriptions by the words themselves, the history by its own index."""
         matcher, words, found = self.matcher(query), query.casefold().split(), False
-        for name, what, act in self._entries():
+        names = await asyncio.shield(self._reading) if self._reading else None
+        for name, what, act in self._entries(names):
             score = matcher.match(name)
             if query.casefold() in name.casefold():
                 score += 100  # above letters that are scattered
