@@ -204,10 +204,15 @@ def _refuse_layers(settings: Mapping[str, Any], fields: Mapping[str, _Field]) ->
     if "use_sliding_window" in fields and not _value("use_sliding_window", settings, fields):
         window = None
     slides = isinstance(kinds, list) and _SLIDING in kinds
+    if window is True and "sliding_window" not in fields and not slides:
+        return  # of a type that has none: transformers' cache then keeps every token
+    hint = tr("expected the number of tokens that a layer looks back")
+    if "sliding_window" not in fields and not slides:
+        hint = tr("expected the number of tokens that a layer looks back, or null")
     if not isinstance(window, int | None) or isinstance(window, bool) or (slides and window is None):
-        raise _refused("sliding_window", window, tr("expected the number of tokens that a layer looks back"))
+        raise _refused("sliding_window", window, hint)
     if window is not None and window < 1 and (slides or (kinds is None and "sliding_window" in fields)):
-        raise _refused("sliding_window", window, tr("expected the number of tokens that a layer looks back"))
+        raise _refused("sliding_window", window, hint)
 
 
 def _refuse_rope(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:

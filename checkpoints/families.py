@@ -124,8 +124,8 @@ def _numbers(value: Any) -> list[int]:
     return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
 
 
-# RWKV divides matrices of its deeper layers while it answers; the first GPT holds its own the other way round.
-_NEVER_PACKED = ("rwkv", "openai-gpt")
+# RWKV divides matrices of its deeper layers while it answers.
+_NEVER_PACKED = ("rwkv",)
 
 
 def refuse_quantising(config: Mapping[str, Any]) -> None:

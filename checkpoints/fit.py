@@ -19,7 +19,7 @@ from glmchat.checkpoints.families import has_experts, is_native, is_quantisable,
 from glmchat.checkpoints.file_kinds import refuse_lone_weights, refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
 from glmchat.checkpoints.quantised import described, is_read, packed_bits, refuse_unread
-from glmchat.checkpoints.recipe import Recipe, packed_bytes
+from glmchat.checkpoints.recipe import Recipe, is_ours_to_read, packed_bytes
 from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.spec import Layout, ModelSpec
 from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, check_tokenizer
@@ -388,7 +388,8 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
 def _is_unpacked(config: Mapping[str, Any]) -> bool:
     """Whether transformers takes matrices as numbers that others packed: experts, all in one, and those that lie the
     other way round in the file (its Conv1D)."""
-    return has_experts(config) or config.get("model_type") in ("gpt2", "openai-gpt")
+    turned = config.get("model_type") in ("gpt2", "openai-gpt") and not is_ours_to_read(config)
+    return has_experts(config) or turned
 
 
 def _widened(folder: Path, width: int) -> int:

@@ -13,7 +13,7 @@ from glmchat.core.text import one_line
 GROUP_SIZES = (128, 64, 32)  # inputs that share a scale at 4 bits
 # Families whose folders other programs do not read: they have no code for THUDM's own tensors, and GPT-2's layers hold
 # their matrices the other way round.
-ONLY_OURS = ("chatglm", "chatglm2", "chatglm3", "glm4", "gpt2")
+ONLY_OURS = ("chatglm", "chatglm2", "chatglm3", "glm4", "gpt2", "openai-gpt")
 _ROWS = 32  # packed rows come in blocks of this many, and a row in words of 8 codes (engine/native/cpu.py)
 
 

@@ -54,10 +54,11 @@ class Family:
 @dataclass(frozen=True, slots=True)
 class Matrices:
     """Of a file's tensors by name: what quantising packs, with its inputs and whether it is embedding or head; the
-    shapes that are known; whether some are joined to others before the network has them."""
+    shapes that are known; which lie the other way round, [in, out]; whether some are joined to others first."""
 
     places: Mapping[str, tuple[int, bool]]
     shapes: Mapping[str, Shape]
+    across: frozenset[str]
     joined: bool
 
 

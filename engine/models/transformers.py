@@ -28,7 +28,7 @@ from glmchat.engine.formats.weights import WeightSource
 from glmchat.engine.models.base import LanguageModel, PackedPlace
 from glmchat.engine.models.transformers_model import Fallback, first_line, rope_types
 from glmchat.engine.prompts.template import template_prompt
-from glmchat.engine.quantize.replace import quantisable, refuse_mostly_dense
+from glmchat.engine.quantize.replace import lies_across, quantisable, refuse_mostly_dense
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
@@ -161,14 +161,15 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tu
     made_by: Any = AutoModelForCausalLM
     places: dict[str, str] = {}
     options: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": _attention(config)}
-    if packed:  # what has no place of its own is unpacked: an embedding with a factor, one expert of many
+    if packed:  # what has no place of its own is unpacked: an embedding with a factor, one expert of many; and what
+        # others packed lying the other way round, which keeps more of its minima than a kernel's float16
         empty = _without_weights(checkpoint)
-        made_by, places = type(empty.inner), _places(empty, packed)
+        across = _lying_across(empty, packed) if by_others else frozenset[str]()
+        made_by, places = type(empty.inner), _places(empty, packed - across)
         options["config"] = empty.inner.config  # of a model that also sees, its text part
         there = {name: source.read(name) for name in source.shapes() if name not in places.values()}
         dense = {n: t if isinstance(t, torch.Tensor) else t.dequantise() for n, t in there.items()}
-        turned = _stored_the_other_way(empty, packed) if by_others else frozenset[str]()
-        options["state_dict"] = {n: t.t().contiguous() if n in turned else t for n, t in dense.items()}
+        options["state_dict"] = {n: t.t().contiguous() if n in across else t for n, t in dense.items()}
         options["quantization_config"] = _preparing()(places)
     with _in_our_words(checkpoint):
         inner, info = made_by.from_pretrained(
@@ -255,6 +256,7 @@ def matrices(checkpoint: Checkpoint, names: Iterable[str]) -> Matrices:
     return Matrices(
         {name: places[parameter] for name, parameter in table.items() if parameter in places},
         {name: shapes[parameter] for name, parameter in table.items()},
+        _lying_across(model, table),
         joined,
     )
 
@@ -268,12 +270,10 @@ def _places(model: Fallback, packed: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _stored_the_other_way(model: Fallback, packed: Iterable[str]) -> frozenset[str]:
-    """Matrices of GPT-2's Conv1D, which holds [in, out]: what others pack is [out, in] as of a plain layer."""
-    from transformers.pytorch_utils import Conv1D
-
-    places = {f"{path}.weight" for path, module in model.inner.named_modules() if isinstance(module, Conv1D)}
-    return frozenset(name for name, place in _parameters(model, packed)[0].items() if place in places)
+def _lying_across(model: Fallback, names: Iterable[str]) -> frozenset[str]:
+    """Those of a file's matrices that a Conv1D holds [in, out]; what is packed is [out, in] as of a plain layer."""
+    places = {f"{path}.weight" for path, module in model.inner.named_modules() if lies_across(module)}
+    return frozenset(name for name, place in _parameters(model, names)[0].items() if place in places)
 
 
 @cache

@@ -236,7 +236,7 @@ def _matrices(checkpoint: Checkpoint, weights: WeightSource) -> tuple[dict[str, 
     """Every tensor that is taken along, and whether transformers makes some out of several of them."""
     if checkpoint.family.matrices is not None:
         found = checkpoint.family.matrices(checkpoint, weights.shapes())
-        return {name: (False, found.places.get(name)) for name in weights.shapes()}, found.joined
+        return {name: (name in found.across, found.places.get(name)) for name in weights.shapes()}, found.joined
     places, transposed = checkpoint.spec.matrices(), checkpoint.family.transposed
     table = match_names(weights, checkpoint)
     return {

@@ -61,6 +61,11 @@ def quantise_model(
 _AS_PLAIN = ("FalconLinear",)  # classes of transformers that compute what nn.Linear does, in two operations
 
 
+def lies_across(module: nn.Module) -> bool:
+    """Whether a layer is transformers' Conv1D: an nn.Linear whose matrix is [in, out]."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nx", None), int)
+
+
 def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
     """(dotted name, inputs, is embedding or head) of each dense matrix that may be packed.
 
@@ -81,6 +86,8 @@ def quantisable(model: LanguageModel) -> list[tuple[str, int, bool]]:
         plain = type(module) is nn.Linear or (isinstance(module, nn.Linear) and type(module).__name__ in _AS_PLAIN)
         if plain and id(module.weight) not in own and not _is_read(model, name):
             places.append((name, module.in_features, module.out_features == words))
+        elif lies_across(module) and not _is_read(model, name):
+            places.append((name, len(cast(torch.Tensor, module.weight)), False))
         elif type(module) is nn.Embedding and module.num_embeddings == words:
             places.append((name, module.embedding_dim, True))
     return places
@@ -106,7 +113,7 @@ def refuse_mostly_dense(model: LanguageModel, places: Sequence[str]) -> None:
     """Raise Usage where most weights of the layers are no plain matrices (experts in one block, state-space layers):
     the model would not become smaller, and some of it reads the weights of its layers itself."""
     layers = [model.get_submodule(name) for name in places]
-    packed = sum(m.weight.numel() for m in layers if isinstance(m, nn.Linear))
+    packed = sum(cast(torch.Tensor, m.weight).numel() for m in layers if not isinstance(m, nn.Embedding))
     ends = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     ends |= {id(m.weight) for m in layers if isinstance(m, nn.Linear) and m.out_features == model.spec.vocab_size}
     rest = sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in ends)
@@ -128,6 +135,7 @@ def _packed(module: nn.Module, name: str, bits: int, group: int, recipe: Recipe,
         return None
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
+    weight = weight.t() if lies_across(module) else weight
 
     def bring(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device)

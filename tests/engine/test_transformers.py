@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from folder_draws import unpacked
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -27,6 +28,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from glmchat.checkpoints.architectures import refuse_settings
+from glmchat.checkpoints.families import refuse_quantising
+from glmchat.checkpoints.fit import config_at
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.errors import Failed, GlmchatError, Interrupted
 from glmchat.core.messages import Sampling
@@ -117,6 +121,24 @@ def test_a_model_without_a_cache_goes_on_from_its_whole_text(name: str, tmp_path
     assert list(engine.generate(text[:6], Sampling(temperature=0, max_tokens=8, ignore_eos=True))) == text[6:]
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma"])
+def test_a_window_of_true_in_a_type_that_has_none_is_no_window_there_either(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    kind(kind.config_class(**SMALL, head_dim=16, initializer_range=0.3)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": True}))
+    refuse_settings(json.loads(file.read_text()))
+    prompt = torch.tensor([[5, 40, 77, 105, 9, 200, 31, 64, 12, 88]])
+    asked = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    right = model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, 10:].tolist()
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    asked_here = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
+    assert list(engine.generate(prompt[0].tolist(), asked_here)) == right
+    assert len(set(right)) > 3
+
+
 @pytest.mark.parametrize("name", ["Bamba", "Jamba", "GraniteMoeHybrid"])
 def test_a_hybrid_says_what_its_own_generate_says(name: str, tmp_path: Path) -> None:
     each: dict[str, dict[str, Any]] = {
@@ -205,6 +227,46 @@ def test_transformers_reads_what_is_written(name: str, bits: int, tmp_path: Path
     plain = {name for name, layer in layers(engine).items() if type(layer) is nn.Linear}
     assert plain <= {*dense, "inner.lm_head", "inner.embed_out", "inner.output_projection"}, "what is said to be dense"
     assert any(isinstance(layer, QuantLinear) for layer in layers(engine).values())
+
+
+# Networks whose layers are Conv1D: a linear layer whose file holds [in, out].
+TURNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "the first GPT": ("OpenAIGPT", {}),
+    "GPT-2 with another activation": ("GPT2", {"activation_function": "relu"}),
+    "GPT-2 that scales by depth": ("GPT2", {"scale_attn_by_inverse_layer_idx": True}),
+    "GPT-2 with cross attention": ("GPT2", {"add_cross_attention": True}),
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("case", TURNED)
+def test_layers_that_lie_the_other_way_round_are_packed_upright_and_compute_their_codes(
+    case: str, bits: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    name, changes = TURNED[case]
+    torch.manual_seed(0)
+    measures = {"vocab_size": 272, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.2}
+    kind, config = getattr(transformers, f"{name}LMHeadModel"), getattr(transformers, f"{name}Config")
+    model = kind(config(**measures, **changes, bos_token_id=1, eos_token_id=2)).eval()
+    model.save_pretrained(tmp_path / "dense")
+    refuse_quantising(config_at(tmp_path / "dense"))
+    plan = plan_quantise(tmp_path / "dense", tmp_path / "packed", Recipe(bits, ends=0))
+    assert plan.to_json()["readers"]["programs"] == ["glmchat"]
+    out, weights = execute(plan), model.state_dict()
+    packed = 0
+    for key, matrix in unpacked(out, lies_across=True).items():
+        own = weights[key if key in weights else f"transformer.{key}"]
+        assert float((matrix - own).abs().max()) < (0.1 if bits == 4 else 0.01), "it is the matrix that it was"
+        packed += not torch.equal(matrix, own)
+        own.copy_(matrix)
+    assert packed == 2 * (4 if "cross" not in case else 7)
+    with torch.inference_mode():
+        right = model(torch.tensor([IDS])).logits[0]
+    ours = logits(out)
+    assert float((ours - right).norm() / right.norm()) < 0.02, "activations go in eight bits"
+    written = execute(plan_quantise(tmp_path / "dense", tmp_path / "whole", Recipe(bits, ends=8)))
+    assert torch.equal(logits(tmp_path / "dense", bits), logits(written))
 
 
 def test_an_embedding_that_is_the_head_too_is_held_once(tmp_path: Path) -> None:
