@@ -177,7 +177,7 @@ def compare(
     system: Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")] = None,
     engine: EngineFlags,
     one_by_one: Annotated[
-        bool, typer.Option("--one-by-one", help="Never run two engines at once, so that speeds can be compared.")
+        bool, typer.Option("--one-by-one", help="Never write two answers at once, so that speeds can be compared.")
     ] = False,
     pick: Annotated[
         int | None, typer.Option("--pick", metavar="N", min=1, help="Continue with the Nth answer (`run -c`).")
@@ -190,8 +190,8 @@ def compare(
 ) -> None:
     """Ask several models, quantisations, adapters or settings the same question, side by side.
 
-    The answers are stored as versions of one answer, each with its identity. Engines answer at the same time where
-    cores and memory allow it, else one after the other.
+    The answers are stored as versions of one answer, each with its identity. Columns of one model and its adapters are
+    answered together by one engine; several engines answer at the same time where cores and memory allow it.
 
     Exit code 0: every column answered. Else that of the first that failed; the others' answers are kept. 130: stopped.
     """

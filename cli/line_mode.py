@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
 from glmchat.chat.answering import Answer, Trimmed, WentOn, cut_note, system_note, trimmed_note
@@ -158,6 +158,13 @@ class LineFace:
 
     def require_model(self) -> None:
         """A dead engine is started again by the answer itself."""
+
+    def choose_among(self, count: int, pairs: Sequence[str], seed: int | None) -> None:
+        raise Usage(
+            tr("several answers to choose from need the window"),
+            hint=tr("`glmchat run -c` without --plain opens it; /regen asks for one"),
+            code="regen.window",
+        )
 
     def when_quiet(self, act: Callable[[], None]) -> None:
         act()  # a line is read only when nothing is written any more

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.talk import Talk
 from glmchat.tui.view import View
@@ -60,6 +62,40 @@ class Comparing:
         self._view.app.push_screen(
             ComparisonScreen(comparison, earlier, text.strip()), lambda column: self._left(comparison, column)
         )
+
+    def open_versions(self, count: int, pairs: Sequence[str], seed: int | None, message: int | None) -> None:
+        """So many answers of what answers here to the question that `message` answers (None: the last one), of which
+        one is picked. The settings are of these answers alone. Raises Usage for a model on a server.
+        """
+        from glmchat.chat.compare import compare
+        from glmchat.chat.compare.columns import versions
+        from glmchat.tui.screens.comparison import ComparisonScreen
+
+        chat, launch = self._talk.chat, self._connection.launch
+        if launch.server is not None:
+            raise Usage(
+                tr("several answers to choose from need a model that runs here"),
+                hint=tr("/regen asks for one"),
+                code="regen.server",
+            )
+        self._connection.require_loaded()
+        question = chat.tree.question(message)
+        columns = versions(launch.engine.model, chat.adapters, count, pairs, seed)
+        comparison = compare.Comparison(
+            chat.history, columns, self._settings, base=self._shared(), tree=chat.tree, running=self._engine_here()
+        )
+        self._view.app.push_screen(
+            ComparisonScreen(comparison, question, question.text),
+            lambda column: self._chosen(comparison, column),
+        )
+
+    def _chosen(self, comparison: Comparison, column: int | None) -> None:
+        answers = comparison.answers()
+        if answers:
+            number = column if column in answers else min(answers)
+            self._talk.chat.switch(answers[number].id)
+        self._talk.show_conversation()
+        self._talk.measure()
 
     def _shared(self) -> LaunchOptions:
         """What all columns share: the flags of this window and the settings of this conversation."""

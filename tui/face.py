@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -472,6 +472,10 @@ class WindowFace:
     def _compare(self, words: str) -> None:
         self._talk.stop_behind()
         self.when_quiet(lambda: self._comparing.open(words))
+
+    def choose_among(self, count: int, pairs: Sequence[str], seed: int | None) -> None:
+        self._talk.stop_behind()
+        self.when_quiet(lambda: self._comparing.open_versions(count, pairs, seed, self.current("assistant")))
 
     def _restart(self, words: str) -> None:
         if not self._connection.link.has_target:

@@ -57,6 +57,9 @@ class Face(Protocol):
     def answer(self, events: Answer) -> None:
         """Show an answer while it is written. Raises Usage while another one is."""
 
+    def choose_among(self, count: int, pairs: Sequence[str], seed: int | None) -> None:
+        """Have a question answered `count` times more, with settings NAME=VALUE, and let one be chosen."""
+
     def complete(self, text: str) -> None:
         """Let the model go on with a text; nothing is stored."""
 
@@ -120,15 +123,37 @@ def _clear(face: Face) -> None:
         face.show_new_context(mark)
 
 
+_MOST_ANSWERS = 9  # as many keys choose among them
+
+
 def regen(face: Face, words: str) -> None:
+    first, *pairs = words.split() or [""]
+    count = int(first) if first.isascii() and first.isdigit() and len(first) < 3 else None
+    if count is None and first:
+        pairs.insert(0, first)
     changes = {}
-    for pair in words.split():
+    for pair in pairs:
         word, _, value = pair.partition("=")
         name = sampling_name(word)
         changes[name] = parse_sampling_value(name, value)
-    face.chat.sampling(changes)  # complains of a value out of range before anything is stopped
+    chosen = face.chat.sampling(changes).sampling  # complains of a value out of range before anything is stopped
     face.require_model()
-    face.when_quiet(lambda: _regenerate(face, changes))
+    if count is None:
+        face.when_quiet(lambda: _regenerate(face, changes))
+        return
+    if not 2 <= count <= _MOST_ANSWERS:
+        raise Usage(
+            tr("{n} answers cannot be chosen from", n=count),
+            hint=tr("/regen 2 to /regen {most}; /regen alone asks for one", most=_MOST_ANSWERS),
+            code="regen.count",
+        )
+    if chosen.temperature == 0:
+        raise Usage(
+            tr("at temperature 0 all answers are the same"),
+            hint=f"/regen {count} temp=0.8",
+            code="regen.same",
+        )
+    face.choose_among(count, pairs, chosen.seed)
 
 
 def _regenerate(face: Face, changes: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What is compared: NAME[:int4][+ADAPTER[:WEIGHT]]…[,SETTING=VALUE]…, for example `chatglm3-6b:int4+poet:0.5,temp=0.2`.
 
 An empty NAME means the model of the column before: `smollm2 +poet ,temp=0` are three columns of one model. Columns of
-one model share an engine; whether several may answer at the same time is a question of cores and memory.
+one model share an engine, which answers those of the same adapters together; whether several engines may answer at the
+same time is a question of cores and memory.
 """
 
 from __future__ import annotations
@@ -58,11 +59,24 @@ def beside(model: str | None, adapters: Sequence[tuple[str, float]], texts: Sequ
 
     The texts of the result stand for themselves, so that they can be stored. Raises Usage.
     """
-    current = (model or "") + "".join(f"+{name}:{scale:g}" for name, scale in adapters)
-    texts = [current, *texts] if len(texts) == 1 else list(texts)
+    texts = [_text(model, adapters), *texts] if len(texts) == 1 else list(texts)
     if texts and model and texts[0][:1] in ("", "+", ","):
         texts[0] = model + texts[0]
     return parse_columns(texts)
+
+
+def versions(
+    model: str | None, adapters: Sequence[tuple[str, float]], count: int, pairs: Sequence[str], seed: int | None
+) -> list[Column]:
+    """`count` columns of what answers in a conversation, with settings NAME=VALUE. A seed goes up by one from each to
+    the next, as equal ones would give equal answers. Raises Usage."""
+    same = ",".join([_text(model, adapters), *pairs])
+    seeds = [""] * count if seed is None else [f",seed={(seed + i) % 2**63}" for i in range(count)]
+    return parse_columns([same + own for own in seeds])
+
+
+def _text(model: str | None, adapters: Sequence[tuple[str, float]]) -> str:
+    return (model or "") + "".join(f"+{name}:{scale:g}" for name, scale in adapters)
 
 
 def launches(columns: Sequence[Column], base: LaunchOptions) -> list[LaunchOptions]:
@@ -127,10 +141,14 @@ def _settings(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """All engines answer at the same time; threads: of each that is started, None if there is only one engine."""
+    """All engines answer at the same time; threads: of each that is started, None if there is only one engine.
+
+    lots: how many of its lots of columns one engine answers behind each other, at most.
+    """
 
     engines: int
     threads: int | None
+    lots: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +183,18 @@ def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Ru
     for index in columns:
         groups.setdefault(engine_key(launches[index]), []).append(index)
     return sorted(groups.values(), key=lambda g: running is None or not running.answers(launches[g[0]]))
+
+
+_MOST_AT_ONCE = 8  # as many as a server lets wait
+
+
+def lots(columns: Sequence[Column], numbers: Sequence[int]) -> list[list[int]]:
+    """The columns of one engine that it answers at once, since they have the same adapters, in the order of their
+    first one."""
+    same: dict[tuple[tuple[str, float], ...], list[int]] = {}
+    for number in numbers:
+        same.setdefault(columns[number].adapters, []).append(number)
+    return [lot[i : i + _MOST_AT_ONCE] for lot in same.values() for i in range(0, len(lot), _MOST_AT_ONCE)]
 
 
 def demand_of(launch: LaunchOptions) -> tuple[str, int | None, int | None]:

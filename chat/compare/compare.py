@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from glmchat.chat.compare.columns import (
     demand_of,
     group,
     launches,
+    lots,
     parse_columns,
 )
 from glmchat.chat.connect import Connection
@@ -134,7 +136,7 @@ class Comparison:
         self.question: StoredMessage | None = None
         self._sampling = dict(base.sampling)
         self._running = running
-        self._one_by_one = one_by_one
+        self._why_in_turn = tr("as requested") if one_by_one else ""
         self._stopping = threading.Event()
         self._sessions: dict[int, ColumnSession] = {}
         self._lock = threading.Lock()
@@ -161,7 +163,7 @@ class Comparison:
     def go_on(self) -> Generator[ComparisonEvent, None, None]:
         """Bring the answers that are missing; an interrupted one is continued from its last token."""
         self._stopping.clear()
-        self._one_by_one = True  # a branch is open while its answer is continued
+        self._why_in_turn = tr("a branch is open while its answer is continued")
         yield from self._run(self.missing())
 
     def answers(self) -> dict[int, StoredMessage]:
@@ -200,15 +202,17 @@ class Comparison:
     def _run(self, columns: Sequence[int]) -> Generator[ComparisonEvent, None, None]:
         groups = group(self.launches, columns, self._running)
         how = decide([self.launches[g[0]] for g in groups], self._running)
-        if self._one_by_one and len(groups) > 1:
-            how = OneByOne(tr("as requested"))
+        if self._why_in_turn and len(columns) > 1:
+            how = OneByOne(self._why_in_turn)
+        elif isinstance(how, Together):
+            how = replace(how, lots=max(len(self._lots(g)) for g in groups) if groups else 1)
         yield how
         threads = how.threads if isinstance(how, Together) else None
         events: queue.SimpleQueue[ComparisonEvent | None] = queue.SimpleQueue()
-        lots = [[g] for g in groups] if isinstance(how, Together) else [groups]
+        lines = [[g] for g in groups] if isinstance(how, Together) else [groups]
         workers = [
-            threading.Thread(target=self._work, args=(lot, threads, events.put), daemon=True, name=f"column-{n}")
-            for n, lot in enumerate(lots)
+            threading.Thread(target=self._work, args=(line, threads, events.put), daemon=True, name=f"engine-{n}")
+            for n, line in enumerate(lines)
         ]
         for worker in workers:
             worker.start()
@@ -275,14 +279,38 @@ class Comparison:
             self._running.release()
             self._running = None
 
-    def _answers(self, waiting: list[int], connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
-        """The columns of one engine, in turn; `waiting` loses each that has answered."""
-        while waiting and not self._stopping.is_set():
-            self._one_answer(waiting[0], connection, put)
-            waiting.pop(0)
+    def _lots(self, numbers: Sequence[int]) -> list[list[int]]:
+        return [[number] for number in numbers] if self._why_in_turn else lots(self.columns, numbers)
 
-    def _one_answer(self, column: int, connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
-        """Raises EngineDied, as the columns behind it have no engine either; other errors are this column's own."""
+    def _answers(self, waiting: list[int], connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
+        """The columns of one engine, lot by lot; `waiting` loses each that has answered. Raises what the first one of
+        a lot raises that has no engine any more."""
+
+        def work(column: int, begun: threading.Event) -> None:
+            try:
+                self._one_answer(column, connection, put, begun)
+            finally:
+                begun.set()
+            waiting.remove(column)
+
+        for lot in self._lots(waiting):
+            answers = []
+            with ThreadPoolExecutor(len(lot), "column") as threads:
+                for column in lot:
+                    if self._stopping.is_set():
+                        return
+                    answers.append(threads.submit(work, column, begun := threading.Event()))
+                    begun.wait()  # in the history the answers stand in the order of the columns
+            for answer in answers:
+                answer.result()
+
+    def _one_answer(
+        self, column: int, connection: Connection, put: Callable[[ComparisonEvent], None], begun: threading.Event
+    ) -> None:
+        """begun: set once the answer has its place in the history.
+
+        Raises EngineDied, as the columns behind it have no engine either; other errors are this column's own.
+        """
         session = ColumnSession(self, column, connection)
         with self._lock:
             if self._stopping.is_set():
@@ -291,6 +319,7 @@ class Comparison:
         try:
             for event in session.answer():
                 put(Said(column, event))
+                begun.set()
         except EngineDied as error:
             raise connection.cause(error) from None
         except GlmchatError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from glmchat.chat.commands import actions, table
 from glmchat.chat.commands.actions import Dialog
@@ -49,6 +49,9 @@ class NotingFace:
 
     def answer(self, events: Iterable[object]) -> None:
         self.seen += [("event", event) for event in events]
+
+    def choose_among(self, count: int, pairs: Sequence[str], seed: int | None) -> None:
+        self.seen.append(("versions", (count, tuple(pairs), seed)))
 
     def complete(self, text: str) -> None:
         self.seen.append(("completion", text))

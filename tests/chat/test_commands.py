@@ -61,6 +61,20 @@ def test_regen_gives_another_version_with_settings_of_its_own(face: NotingFace) 
     assert len(face.chat.branches(versions[0].id)[0]) == 2
 
 
+def test_regen_with_a_number_lets_one_of_so_many_answers_be_chosen(face: NotingFace) -> None:
+    ask(face, "one")
+    face.run("/set seed 7")
+    face.run("/regen 3 temp=0.5")
+    assert face.told("versions") == [(3, ("temp=0.5",), 7)]
+    for line, words in (
+        ("/regen 1", "1 answers"), ("/regen 10", "10 answers"), ("/regen 0", "0 answers"), ("/regen 3 temp=0", "same"),
+        ("/regen 2 temp=99", "temperature"),
+    ):  # fmt: skip
+        with pytest.raises(Usage, match=words):
+            face.run(line)
+    assert len(face.told("versions")) == 1 and len(face.chat.branches(face.chat.tree.path()[-1].id)[0]) == 1
+
+
 def test_edit_asks_in_the_given_words_or_lets_the_face_edit(face: NotingFace) -> None:
     with pytest.raises(Usage, match="no question to edit"):
         face.run("/edit")

@@ -16,7 +16,7 @@ from fakes import model_in
 
 from glmchat.chat import connect, engine_process, shared_engine
 from glmchat.chat.compare import columns
-from glmchat.chat.compare.columns import OneByOne, Together, parse_columns
+from glmchat.chat.compare.columns import OneByOne, Together, parse_columns, versions
 from glmchat.chat.compare.compare import ColumnFailed, Comparison, Said, resume
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -81,7 +81,7 @@ def test_columns_of_one_model_share_one_engine_and_one_question(history: History
     columns = parse_columns([str(model), "+poet:0.5", ",temp=0.1"])
     comparison = Comparison(history, columns, Settings(), base=LaunchOptions(sampling={"seed": 5}))
     events = list(comparison.ask("hello"))
-    assert events[0] == Together(1, None)
+    assert events[0] == Together(1, None, lots=2)
     assert texts(comparison) == {0: "one two", 1: "one two", 2: "one two"}
     answers = comparison.answers()
     assert {a.parent for a in answers.values()} == {comparison.question and comparison.question.id}
@@ -92,7 +92,49 @@ def test_columns_of_one_model_share_one_engine_and_one_question(history: History
     assert answers[1].details["facts"]["adapters"] == [{"name": "poet", "scale": 0.5}]
     assert answers[0].details["facts"]["adapters"] == []
     said = [(e.column, e.event.text) for e in events if isinstance(e, Said) and isinstance(e.event, Piece)]
-    assert said == [(c, word) for c in (0, 1, 2) for word in ("one ", "two")]
+    assert sorted(said[:4]) == [(c, word) for c in (0, 2) for word in ("one ", "two")], "those without an adapter"
+    assert said[4:] == [(1, "one "), (1, "two")]
+
+
+def test_columns_of_one_engine_that_differ_in_settings_are_answered_together(
+    history: History, model: Path, engine: Fake, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go on"
+    engine(until=str(go_on), seconds_per_token=0.01, parallel=3)
+    comparison = Comparison(history, parse_columns([str(model), ",temp=0.1", ",temp=0.2"]), Settings())
+    seen: set[int] = set()
+    for event in comparison.ask("hello"):
+        if isinstance(event, Said) and isinstance(event.event, Piece):
+            seen.add(event.column)
+            if seen == {0, 1, 2}:
+                go_on.touch()  # no column ends before all have begun
+    assert seen == {0, 1, 2} == set(comparison.answers())
+    assert [comparison.answers()[i].details["sampling"]["temperature"] for i in (1, 2)] == [0.1, 0.2]
+
+
+def test_whoever_compares_speeds_has_one_answer_written_at_a_time(history: History, model: Path, engine: Fake) -> None:
+    engine(parallel=2)
+    comparison = Comparison(history, parse_columns([str(model), ",temp=0.1"]), Settings(), one_by_one=True)
+    how, *events = comparison.ask("hello")
+    assert isinstance(how, OneByOne)
+    said = [e.column for e in events if isinstance(e, Said) and isinstance(e.event, Piece)]
+    assert said == [0, 0, 1, 1]
+
+
+def test_an_engine_that_dies_under_several_columns_is_told_to_each(history: History, model: Path, engine: Fake) -> None:
+    engine(die_after=1, parallel=2)
+    comparison = Comparison(history, parse_columns([str(model), ",temp=0.1", "+poet"]), Settings())
+    failures = [e for e in comparison.ask("hello") if isinstance(e, ColumnFailed)]
+    assert sorted(f.column for f in failures) == [0, 1, 2]
+    assert {f.error.code for f in failures} == {"engine.killed"}
+
+
+@pytest.mark.parametrize(("seed", "seeds"), [(None, [None] * 3), (7, [7, 8, 9]), (2**63 - 1, [2**63 - 1, 0, 1])])
+def test_versions_are_columns_of_what_answers_with_seeds_that_differ(seed: int | None, seeds: list[int | None]) -> None:
+    columns = versions("tiny:int4", [("poet", 0.5)], 3, ["temp=0.9"], seed)
+    assert [c.sampling.get("seed") for c in columns] == seeds
+    assert {(c.name, c.adapters, c.sampling["temperature"]) for c in columns} == {("tiny:int4", (("poet", 0.5),), 0.9)}
+    assert parse_columns([c.text for c in columns]) == columns, "the texts are kept, and stand for themselves"
 
 
 def test_picking_an_answer_opens_its_branch_with_its_model_and_settings(
@@ -133,7 +175,7 @@ def test_a_column_that_fails_does_not_stop_the_others(history: History, model: P
     failures = [
         e for e in long.ask("a question of more than forty characters, which none takes") if isinstance(e, ColumnFailed)
     ]
-    assert [f.column for f in failures] == [0, 1]
+    assert sorted(f.column for f in failures) == [0, 1]
     engine(load_failure=GlmchatError("no weights", hint="", code="x").to_json())
     broken = Comparison(history, parse_columns([str(model), "+poet"]), Settings())
     assert [e.error.message for e in broken.ask("hello") if isinstance(e, ColumnFailed)] == ["no weights"] * 2

@@ -23,7 +23,7 @@ def test_json_lines_carry_their_column_and_identity(glmchat: Run, model: Path) -
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
     assert lines[0]["event"] == "start" and [c["column"] for c in lines[0]["columns"]] == [0, 1]
-    ends = [line for line in lines if line["event"] == "end"]
+    ends = sorted((line for line in lines if line["event"] == "end"), key=lambda line: int(line["column"]))
     assert [(e["column"], e["token_ids"], e["seed"]) for e in ends] == [(0, [0, 1], 3), (1, [0, 1], 3)]
     assert lines[-1]["event"] == "done"
     with History.default() as history:
@@ -46,7 +46,8 @@ def test_wrong_columns_are_refused_before_anything_loads(glmchat: Run, model: Pa
 
 
 def test_an_interrupt_keeps_what_was_said_and_begins_no_other(fake_argv: Callable[..., list[str]], model: Path) -> None:
-    command = fake_argv({"repeat": 500, "seconds_per_token": 0.02}, "compare", "-p", "hi", model, ",temp=0", "--json")
+    behaviour: dict[str, Any] = {"repeat": 500, "seconds_per_token": 0.02}
+    command = fake_argv(behaviour, "compare", "-p", "hi", model, ",temp=0", "--one-by-one", "--json")
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ), text=True)
     assert child.stdout is not None
     events = []
@@ -66,7 +67,7 @@ def test_an_interrupt_keeps_what_was_said_and_begins_no_other(fake_argv: Callabl
 
 def test_a_kill_half_way_loses_nothing(fake_argv: Callable[..., list[str]], glmchat: Run, model: Path) -> None:
     behaviour: dict[str, Any] = {"repeat": 50, "seconds_per_token": 0.02}
-    command = fake_argv(behaviour, "compare", "-p", "hello", model, ",temp=0", "--json")
+    command = fake_argv(behaviour, "compare", "-p", "hello", model, ",temp=0", "--one-by-one", "--json")
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ), text=True)
     assert child.stdout is not None
     heard = ""
@@ -90,3 +91,33 @@ def test_a_kill_half_way_loses_nothing(fake_argv: Callable[..., list[str]], glmc
     with History.default() as history:
         answer = history.load(head.id).messages[second.id]
     assert answer.state == "complete" and answer.text.startswith(second.text) and len(answer.text) > len(second.text)
+
+
+def test_a_kill_while_two_are_written_together_loses_nothing(
+    fake_argv: Callable[..., list[str]], glmchat: Run, model: Path
+) -> None:
+    behaviour: dict[str, Any] = {"repeat": 50, "seconds_per_token": 0.02, "parallel": 2}
+    command = fake_argv(behaviour, "compare", "-p", "hello", model, ",temp=0", "--json")
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ), text=True)
+    assert child.stdout is not None
+    heard = {0: "", 1: ""}
+    for line in child.stdout:
+        event = json.loads(line)
+        if event["event"] == "text":
+            heard[event["column"]] += event["text"]
+        if min(len(text) for text in heard.values()) > len("one two" * 40):
+            break
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    with History.default() as history:
+        head = history.last()
+        assert head is not None
+        before = {m.id: m for m in history.load(head.id).messages.values() if m.role == "assistant"}
+    assert [m.state for m in before.values()] == ["interrupted"] * 2
+    assert all(m.text.startswith("one two") for m in before.values())
+    assert glmchat("compare", "--resume", head.id, "--json").returncode == 0
+    with History.default() as history:
+        after = history.load(head.id).messages
+    for number, m in before.items():
+        assert after[number].state == "complete" and after[number].text.startswith(m.text)

@@ -187,6 +187,8 @@ def test_what_the_windows_commands_do_is_done_in_lines_or_said_to_need_the_windo
     terminal.wait_for("answer tokens: ")
     terminal.type("/regen temperature=0.2")
     terminal.wait_for("\nfirst question\n> ")
+    terminal.type("/regen 3")
+    terminal.wait_for("need the window")
     terminal.type("/regen temperature=99")
     terminal.wait_for("temperature")
     terminal.type("/save 量化的问题")

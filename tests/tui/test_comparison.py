@@ -72,7 +72,11 @@ async def test_two_adapters_are_compared_on_the_engine_that_runs_and_one_is_pick
         await window.send("/compare +poet +clerk:0.5,temp=0.2\nhello")
         await over(window)
         text = window.screen_text()
-        assert "one engine answers them in turn" in text and "+ poet" in text and "+ clerk:0.5" in text
+        assert (
+            "one engine answers them, those of the same adapters together" in text
+            and "+ poet" in text
+            and "+ clerk:0.5" in text
+        )
         assert "seed 5" in text and "temperature 0.2" in text
         assert "tiny + poet (forced)" in text and text.count("+ clerk:0.5") == 2, "above an answer too"
         await window.press("right", "enter")
@@ -85,6 +89,25 @@ async def test_two_adapters_are_compared_on_the_engine_that_runs_and_one_is_pick
         assert len(versions) == 2 and index == 1
         await window.ask("after")
         assert session.tree.path()[-1].details["adapters"] == [{"name": "clerk", "scale": 0.5}]
+
+
+async def test_the_last_question_is_answered_several_times_and_one_is_chosen(launch: LaunchOptions) -> None:
+    async with open_window((160, 40), launch=launch, parallel=3) as window:
+        await window.ask("hello")
+        await window.send("/set seed 5")
+        await window.send("/regen 3 temp=0.7")
+        await over(window)
+        text = window.screen_text()
+        assert "one engine answers them together" in text and "seed 6" in text and "temperature 0.7" in text
+        await window.press("right", "right", "enter")
+        await window.until(lambda: isinstance(window.app.screen, ChatScreen))
+        session = window.chat.talk.session
+        assert session is not None and window.said("user") == ["hello"]
+        await window.until(lambda: "version 4 of 4" in window.screen_text())
+        versions, index = session.branches(session.tree.path()[-1].id)
+        assert [v.details["sampling"]["seed"] for v in versions[1:]] == [5, 6, 7] and index == 3
+        chosen = session.sampling().sampling
+        assert chosen.temperature != 0.7 and chosen.seed == 5, "the settings were of these answers alone"
 
 
 async def test_one_name_is_compared_with_the_model_that_runs_on_the_last_question_again(launch: LaunchOptions) -> None:

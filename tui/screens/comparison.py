@@ -161,8 +161,10 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
             match event:
                 case OneByOne(reason):
                     self._news = tr("one after another: {why}", why=reason)
-                case Together(1, _):
-                    self._news = tr("one engine answers them in turn")
+                case Together(1, _, 1):
+                    self._news = tr("one engine answers them together")
+                case Together(1):
+                    self._news = tr("one engine answers them, those of the same adapters together")
                 case Together(engines, threads):
                     self._news = tr("{n} engines answer at once, {threads} threads each", n=engines, threads=threads)
                 case Loading(number, stage, done):
