@@ -143,8 +143,8 @@ def regen(face: Face, words: str) -> None:
         return
     if not 2 <= count <= _MOST_ANSWERS:
         raise Usage(
-            tr("{n} answers cannot be chosen from", n=count),
-            hint=tr("/regen 2 to /regen {most}; /regen alone asks for one", most=_MOST_ANSWERS),
+            tr("from 2 to {most} answers can be chosen from", most=_MOST_ANSWERS),
+            hint=tr("/regen asks for one"),
             code="regen.count",
         )
     if chosen.temperature == 0:

@@ -67,8 +67,8 @@ def test_regen_with_a_number_lets_one_of_so_many_answers_be_chosen(face: NotingF
     face.run("/regen 3 temp=0.5")
     assert face.told("versions") == [(3, ("temp=0.5",), 7)]
     for line, words in (
-        ("/regen 1", "1 answers"), ("/regen 10", "10 answers"), ("/regen 0", "0 answers"), ("/regen 3 temp=0", "same"),
-        ("/regen 2 temp=99", "temperature"),
+        ("/regen 1", "from 2 to 9"), ("/regen 10", "from 2 to 9"), ("/regen 0", "from 2 to 9"),
+        ("/regen 3 temp=0", "same"), ("/regen 2 temp=99", "temperature"),
     ):  # fmt: skip
         with pytest.raises(Usage, match=words):
             face.run(line)
