@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glmchat.chat.adapters_choice import shown
-from glmchat.chat.sampling_choice import PRESETS, Origin, choose_sampling, value_text
+from glmchat.chat.sampling_choice import PRESETS, WORDS, Origin, choose_sampling, value_text
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, short_name
 from glmchat.hub.adapters import is_forced
@@ -62,7 +62,8 @@ def rows_in_force(chat: ChatSession) -> Rows:
     changed, preset = changed_sampling(chat), preset_in_force(chat)
     chosen = chat.sampling()
     settings = ", ".join(
-        f"{name} {one_line(value_text(value), 60)} ({tr(chosen.origins[name])})" for name, value in changed.items()
+        f"{name} {one_line(value_text(value), 60)} ({tr(WORDS[chosen.origins[name]])})"
+        for name, value in changed.items()
     )
     if changed and preset:
         settings = f"{tr(preset)}: {settings}"

@@ -21,6 +21,16 @@ from glmchat.core.settings import load_settings
 
 Origin = Literal["flag", "set", "conversation", "environment", "config", "catalogue", "generation_config", "default"]
 ORDER: tuple[Origin, ...] = get_args(Origin)  # the highest rank first
+WORDS: Mapping[Origin, str] = {  # of each rank, as people are told it; translated when shown
+    "flag": "command line",
+    "set": "you",
+    "conversation": "this conversation",
+    "environment": "environment",
+    "config": "config",
+    "catalogue": "catalogue",
+    "generation_config": "model",
+    "default": "built in",
+}
 # Values for the four settings that shape an answer; "model" means: whatever the model's own files say.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "precise": {"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0},

@@ -153,10 +153,13 @@ class ChatSession:
         after = self.tree.path()
         return tuple(m for m in after if m not in before) if after != before else None
 
-    @property
-    def answered_elsewhere(self) -> bool:
-        """Another window, or a process whose terminal is gone, writes an answer in this conversation now."""
-        return self.history.writer_elsewhere(self.tree) is not None
+    def writer_elsewhere(self) -> str | None:
+        """Another window, or a process whose terminal is gone, that writes an answer in this conversation now.
+
+        The name of its machine, "" for this one; None where nobody does.
+        """
+        owner = self.history.writer_elsewhere(self.tree)
+        return None if owner is None else machine_of(owner) or ""
 
     # Settings.
 

@@ -84,6 +84,12 @@ def complete_conversations(incomplete: str) -> list[tuple[str, str]]:
     return [(str(row.id), one_line(row.title or "", 60)) for row in rows if str(row.id).startswith(incomplete)]
 
 
+def complete_themes(incomplete: str) -> list[str]:
+    from glmchat.core.settings import THEMES
+
+    return [name for name in THEMES if name.startswith(incomplete)]
+
+
 def complete_columns(incomplete: str) -> list[str]:
     """A column of a comparison: models here, `+` adapters, `,` settings."""
     from glmchat.chat.compare.columns import completions, store_names

@@ -12,7 +12,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import carry_out
 from glmchat.cli.completion import complete_here, complete_installed, complete_models
-from glmchat.core.errors import NotInstalled, Usage
+from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
 from glmchat.core.text import human_bytes, one_line
@@ -77,6 +77,17 @@ def list_models(
         )
     if not (as_json or quiet):
         _say_damaged()
+        _say_unreadable()
+
+
+def _say_unreadable() -> None:
+    """What is wrong with the config: a list needs none, but no conversation begins with it."""
+    from glmchat.core.settings import load_settings
+
+    try:
+        load_settings()
+    except GlmchatError as error:
+        output.error(error)
 
 
 def _say_damaged() -> None:

@@ -13,7 +13,7 @@ import typer
 from glmchat.cli import output
 from glmchat.cli.asking import TextCommand
 from glmchat.cli.choosing import choose_model
-from glmchat.cli.completion import complete_adapters, complete_conversations, complete_models
+from glmchat.cli.completion import complete_adapters, complete_conversations, complete_models, complete_themes
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
@@ -154,7 +154,12 @@ def run(
     no_history: Annotated[bool, typer.Option("--no-history", help="Save nothing.", rich_help_panel=_CHAT)] = False,
     theme: Annotated[
         str | None,
-        typer.Option("--theme", help="dark, light, nord … (/theme in the window lists all).", rich_help_panel=_CHAT),
+        typer.Option(
+            "--theme",
+            help="dark, light, nord … (/theme in the window lists all).",
+            autocompletion=complete_themes,
+            rich_help_panel=_CHAT,
+        ),
     ] = None,
     finish_on_hangup: Annotated[
         bool,

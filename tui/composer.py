@@ -140,6 +140,9 @@ class Composer:
         when = tr("will be sent when the answer is finished") if ready else tr("will be sent when the model is ready")
         if self._talk.elsewhere:
             when = tr("will be sent when the answer in another window is finished")
+            if self._talk.writer:
+                machine = one_line(self._talk.writer, 40)
+                when = tr("will be sent when the answer being written on {machine} is finished", machine=machine)
         if not has_model:
             when = tr("will be sent when a model is loaded; F4 chooses one")
         elif facts.lost:

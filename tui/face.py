@@ -336,10 +336,6 @@ class WindowFace:
         from glmchat.chat.launch import locate, server_named
         from glmchat.tui.screens.models import ModelScreen, ServerScreen
 
-        def load(row: Installed | None) -> None:
-            if row is not None:
-                self._switch_to(row, None)
-
         answers = self._connection.answers if self.launch.server is not None else None
         if (named := server_named(words, self._servers)) is not None:
             self._switch_to_server(*named)
@@ -351,25 +347,35 @@ class WindowFace:
 
             self._view.start_thread(ask, "models")
         elif answers is not None:
-            models = ServerScreen(answers.endpoint.models, answers.endpoint.model)
+            others = [server for server in self._servers.values() if server.url != self.launch.server]
+            models = ServerScreen(answers.endpoint.models, answers.endpoint.model, others)
             self._view.app.push_screen(models, self._choose_served)
         elif words:
             self._switch_to(*locate(words))
         else:
             current = self.launch.engine.model if self._connection.ready else None
-            screen = ModelScreen(current, self._unload, is_first=not self._connection.link.has_target)
-            self._view.app.push_screen(screen, load)
+            servers, is_first = tuple(self._servers.values()), not self._connection.link.has_target
+            screen = ModelScreen(current, self._unload, servers=servers, is_first=is_first)
+            self._view.app.push_screen(screen, self._choose)
 
-    def _choose_served(self, chosen: str | None) -> None:
-        """A model of the server; "" for the models on this machine."""
+    def _choose(self, chosen: Installed | Server | None) -> None:
+        from glmchat.core.servers import Server
+
+        if isinstance(chosen, Server):
+            self._switch_to_server(chosen, None)
+        elif chosen is not None:
+            self._switch_to(chosen, None)
+
+    def _choose_served(self, chosen: str | Server | None) -> None:
+        """A model of the server, another server, or "" for the models on this machine."""
         from glmchat.tui.screens.models import ModelScreen
 
-        if chosen:
+        if chosen == "":
+            self._view.app.push_screen(ModelScreen(None), self._choose)
+        elif isinstance(chosen, str):
             self._switch_model_of_server(chosen)
-        elif chosen is not None:
-            self._view.app.push_screen(
-                ModelScreen(None), lambda row: self._switch_to(row, None) if row is not None else None
-            )
+        else:
+            self._choose(chosen)
 
     def switch_on_server(self, news: Served) -> None:
         """To a model of the server; else to one on this machine. Raises Usage for what is neither."""

@@ -17,6 +17,7 @@ from glmchat.checkpoints.recipe import usual_bytes
 from glmchat.core.cards import Card
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
+from glmchat.core.servers import Server
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import catalogue
 from glmchat.hub.catalogue import Entry
@@ -34,7 +35,7 @@ _ALL, _MOST = 85, 62  # cells that a row takes with all its columns, and without
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """installed: None for what can be pulled. fits: into the memory that is free now."""
+    """installed: None for what can be pulled, and for a server. fits: into the memory that is free now."""
 
     name: str
     size: int
@@ -42,9 +43,12 @@ class Row:
     languages: tuple[str, ...]
     fits: Fits
     installed: Installed | None = None
+    server: Server | None = None
 
     def drawn(self, p: Palette, width: int, *, current: bool = False) -> Text:
         """In one line of so many cells: at least the name and whether it fits. ● marks the model in use."""
+        if self.server is not None:
+            return server_row(self.server, p)
         name = _NAME if width >= _ALL else _SHORT_NAME
         columns = [(human_bytes(self.size).rjust(9), _MOST), ("/".join(self.languages).ljust(5), _MOST)]
         columns.insert(1, (set_cell_size(self.quant if self.quant != "none" else "", _QUANT), _ALL))
@@ -52,6 +56,12 @@ class Row:
         text.append(set_cell_size(_short(one_line(self.name), name), name) + "  ", p.strong if current else p.body)
         text.append("".join(f"{column}  " for column, needs in columns if width >= needs), p.quiet)
         return text.append(fits_words(self.fits), p.quiet if self.fits == "yes" else p.faded)
+
+
+def server_row(server: Server, p: Palette) -> Text:
+    """A server of the config in a list of models."""
+    text = Text.assemble(("  ", p.body), (one_line(server.name, _NAME), p.body))
+    return text.append(f"  {one_line(server.model or '', _NAME)}  {one_line(server.url)}", p.quiet)
 
 
 def _short(name: str, cells: int) -> str:

@@ -47,7 +47,7 @@ class Talk:
         self._titles = "never"  # as the settings say
         self._unnamed: int | None = None  # the conversation that was answered last, until a title was asked for
         self._naming: Stop | None = None
-        self.elsewhere = False  # another window writes an answer in the conversation in view
+        self.writer: str | None = None  # the machine ("": this) of another window that answers here
 
     @property
     def chat(self) -> ChatSession:
@@ -58,6 +58,11 @@ class Talk:
     @property
     def busy(self) -> bool:
         return self.answering is not None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Another window writes an answer in the conversation in view."""
+        return self.writer is not None
 
     @property
     def being_written(self) -> list[Answering]:
@@ -254,16 +259,16 @@ class Talk:
             self._view.prompt.set_text(typed)
             self._view.tell(tr("another window deleted that conversation"))
             return True
-        before, waited = [turn.key for turn in turns_of(self.session)], self.elsewhere
+        before, waited = [turn.key for turn in turns_of(self.session)], self.writer
         changed = self.session.refresh()
-        self.elsewhere = self.session.answered_elsewhere
+        self.writer = self.session.writer_elsewhere()
         if changed:
             show_changes(self._view.transcript, before, turns_of(self.session) or [self._view.welcome()])
             self._view.show_title()
             self.show_in_force()
-        if self.elsewhere is not waited:
+        if self.writer != waited:
             self._view.show_queue()
-        if not self.elsewhere and (changed or waited):
+        if not self.elsewhere and (changed or waited is not None):
             self.measure()
         return changed
 

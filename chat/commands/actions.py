@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from glmchat.chat.sampling_choice import value_text
+from glmchat.chat.sampling_choice import WORDS, value_text
 from glmchat.checkpoints.fit import refuse_unheard
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -250,7 +250,7 @@ def set_sampling(face: Face, words: str) -> None:
     if len(parts) == 1:
         chosen = face.chat.sampling()
         value = value_text(getattr(chosen.sampling, name))
-        face.tell(f"{name} {value}", tr("from: {origin}", origin=tr(chosen.origins[name])))
+        face.tell(f"{name} {value}", tr("from: {origin}", origin=tr(WORDS[chosen.origins[name]])))
         return
     if name == "template_variables":
         _refuse_unheard(face, parse_sampling_value(name, parts[1]))
@@ -280,7 +280,7 @@ def _set_variable(face: Face, variable: str, value: Sequence[str]) -> None:
     variables = chosen.sampling.template_variables
     if not value:
         shown = value_text(variables[variable]) if variable in variables else tr("not set")
-        face.tell(f"{variable} {shown}", tr("from: {origin}", origin=tr(chosen.origins["template_variables"])))
+        face.tell(f"{variable} {shown}", tr("from: {origin}", origin=tr(WORDS[chosen.origins["template_variables"]])))
         return
     _refuse_unheard(face, (variable,))
     face.chat.set("template_variables", {**variables, variable: template_value(value[0])})

@@ -153,7 +153,12 @@ def completions(text: str) -> list[Command]:
 
 
 def usage(command: Command) -> str:
-    return f"/{command.name} {command.argument}".rstrip()
+    return f"/{command.name} {argument(command)}".rstrip()
+
+
+def argument(command: Command) -> str:
+    """How its argument is shown; "" if it takes none."""
+    return tr(command.argument) if command.argument else ""
 
 
 def key_name(key: str) -> str:

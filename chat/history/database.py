@@ -322,7 +322,8 @@ INDEX_ALL = (
     "INSERT OR REPLACE INTO search (rowid, text) SELECT id, spaced(CAST(text AS BLOB)) FROM message"
     " WHERE state <> 'streaming' AND text <> ''",
     "INSERT OR REPLACE INTO search (rowid, text) SELECT -id, spaced(CAST(title AS BLOB)) FROM conversation"
-    " WHERE renamed AND title <> ''",
+    " WHERE title <> '' AND (renamed OR NOT EXISTS (SELECT 1 FROM message WHERE conversation = conversation.id"
+    " AND role = 'user' AND instr(text, rtrim(title, '…'))))",
 )
 TOUCH_SEARCH = (
     "SELECT text FROM search ORDER BY rowid DESC LIMIT 1",

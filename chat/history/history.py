@@ -197,10 +197,17 @@ class History:
     def give_title(self, tree: Tree, title: str) -> bool:
         """A title that a model wrote, in place of the first words; False where a person has given one meanwhile."""
         with self._lock:
-            values = (title, tree.conversation.id, tree.conversation.title)
-            self.store.attempt(lambda: self.store.run(database.GIVE_TITLE, values))
-            head = self.find(tree.conversation.id)
-            is_given = head is not None and head.title == title and not head.renamed
+            values, is_given = (title, tree.conversation.id, tree.conversation.title), False
+
+            def write() -> None:
+                nonlocal is_given
+                self.store.run(database.GIVE_TITLE, values)
+                head = self.find(tree.conversation.id)
+                is_given = head is not None and head.title == title and not head.renamed
+                if is_given and head is not None:
+                    self.store.index_title(replace(tree, conversation=head))
+
+            is_given = self.store.attempt(write) and is_given
             if is_given:  # nothing to be saved: a later save must not bring it back over a person's
                 tree.conversation = replace(tree.conversation, title=title)
         return is_given

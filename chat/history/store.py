@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.history import database, search
-from glmchat.chat.history.rows import Conversation, StoredMessage, TokenIds, Tree, dump, ids_of
+from glmchat.chat.history.rows import Conversation, StoredMessage, TokenIds, Tree, dump, ids_of, title_from
 from glmchat.core.language import tr
 
 # Ids given while the file cannot be asked; far above all others, so they stay right when it can be written again.
@@ -220,6 +220,8 @@ class Store:
                 tree.change_head(sequence=self.count_up("sequence"))
             if tree.head_unsaved:
                 self.write_head(tree.conversation, tree.head_unsaved)
+            if "title" in tree.head_unsaved:
+                self.index_title(tree)
             for message in sorted(tree.unsaved):
                 self.write_message(tree.messages[message])
 
@@ -241,8 +243,13 @@ class Store:
             database.write_head(changed),
             (c.id, c.title, c.renamed, c.model, c.created, c.updated, c.sequence, c.pinned, settings, c.draft, c.leaf),
         )
-        if c.renamed and "title" in changed:  # other titles are the first question, which is found itself
-            self._index(-c.id, c.title)
+
+    def index_title(self, tree: Tree) -> None:
+        """Inside a transaction. A title that is the first question is not in the index: that is found itself."""
+        head = tree.conversation
+        first = next((m.text for m in tree.messages.values() if m.role == "user"), "")
+        is_own = head.renamed or head.title != title_from(first)
+        self._index(-head.id, head.title if is_own else "")
 
     def write_message(self, m: StoredMessage) -> None:
         self._run_long(

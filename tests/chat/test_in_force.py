@@ -40,7 +40,7 @@ def test_what_is_in_force_names_value_and_who_gave_it(history: History) -> None:
     chat.set("temperature", "0.2")
     chat.system("Be brief.")
     rows = dict(rows_in_force(chat))
-    assert rows["sampling"] == "temperature 0.2 (set)" and rows["system prompt"] == "Be brief."
+    assert rows["sampling"] == "temperature 0.2 (you)" and rows["system prompt"] == "Be brief."
     assert rows["adapters"] == "none" and rows["full context"] == "drops the oldest turns"
 
 

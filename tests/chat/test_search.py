@@ -106,6 +106,26 @@ def test_spans_point_into_the_original_text(text: str) -> None:
     assert all(around[a:b] for a, b in inside)
 
 
+@pytest.mark.parametrize("mended", [False, True])
+def test_titles_are_found_whoever_gave_them_and_the_first_words_of_a_question_once(
+    history: History, mended: bool
+) -> None:
+    plain, named, titled, brought = (history.new() for _ in range(4))
+    for tree in (plain, named, titled):
+        history.append(tree, "user", "alpha beta\nand more")
+    history.rename(named, "gamma of a person")
+    assert history.give_title(titled, "delta of a model")
+    history.append(brought, "user", "epsilon")
+    history.change(brought, title="zeta of another program")
+    if mended:
+        assert history.store._mend_search()
+    for word in ("gamma", "delta", "zeta"):
+        (hit,) = history.search(word)
+        assert hit.message is None
+    assert [hit.message for hit in history.search("alpha")] == [3, 2, 1]
+    assert [hit.message for hit in history.search("epsilon")] == [4]
+
+
 def test_spacing_leaves_latin_words_whole() -> None:
     assert spaced("用int4量化") == " 用 int4 量  化 "
     assert match_expression("用int4 x") == '"用 int4"* AND "x"*'

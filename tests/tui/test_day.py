@@ -142,6 +142,9 @@ def test_a_setting_that_no_command_would_take_is_a_problem_for_doctor(model: Pat
     locations.config_file().write_text("bananas = 3\n")
     with TerminalSession("run", model, "hello", rows=100) as terminal:
         assert terminal.until_ended() == 2
+    with TerminalSession("list", columns=300) as terminal:
+        assert terminal.until_ended() == 0
+        assert "unknown setting 'bananas'" in terminal.text
     with TerminalSession("doctor", columns=300, rows=100) as terminal:  # the path of the file stands before it
         terminal.until_ended()
         assert "unknown setting 'bananas'" in terminal.text and "no problems found" not in terminal.text
@@ -172,6 +175,7 @@ def test_tab_offers_what_can_be_meant(adapters_here: LaunchOptions) -> None:
     assert "chatglm" in offered("pull")
     assert "poet" in offered("run", "--adapter")
     assert offered("history", "show").split() == ["1"]
+    assert "nord" in offered("run", "--theme")
 
 
 def test_a_replay_that_parts_where_it_was_asked_to_has_done_what_it_was_asked(tmp_path: Path) -> None:

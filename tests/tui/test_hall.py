@@ -276,6 +276,19 @@ def test_a_number_with_a_space_before_it_is_asked_and_the_start_says_so(model: P
         assert "charlie" not in terminal.text
 
 
+def test_where_one_conversation_is_listed_there_is_one_number_to_press(model: Path) -> None:
+    with History.default() as history:
+        tree = history.new()
+        history.append(tree, "user", "the only question")
+        history.append(tree, "assistant", "the only answer")
+    with TerminalSession("run", model) as terminal:
+        terminal.until_seen("open that one")
+        row = terminal.row_of("open that one")
+        assert terminal.lines[row].split() == ["1", "open", "that", "one"]
+        terminal.press("1", "enter")
+        terminal.until_seen("the only answer")
+
+
 @pytest.mark.usefixtures("past")
 @pytest.mark.parametrize(("keys", "title"), [(("enter",), TITLES[0]), (("3", "f5"), TITLES[2])])
 def test_where_enter_breaks_lines_a_start_opens_conversations_too(

@@ -5,6 +5,7 @@ Covers tui/screens/help.py.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,43 @@ ADAPTERS = {"en": "none: just the model", "zh": "仅模型本身"}
 
 def is_said(terminal: TerminalSession, word: str) -> bool:
     return terminal.text.count(word) >= 4  # twice in the question, twice in its echo
+
+
+@pytest.mark.parametrize(
+    ("lang", "heads", "built_in", "flag", "own"),
+    [
+        ("en", ("setting", "value", "from"), "built in", "command line", "you"),
+        ("zh", ("设置", "值", "来源"), "内置", "命令行", "您"),
+    ],
+)
+def test_where_a_setting_comes_from_is_said_in_the_words_of_the_window(
+    tmp_path: Path, lang: str, heads: tuple[str, ...], built_in: str, flag: str, own: str
+) -> None:
+    model = model_in(tmp_path / "model")
+    with TerminalSession("--lang", lang, "run", model, "--top-k", 7, columns=80, rows=24) as terminal:
+        terminal.until(lambda: "Ctrl+P" in terminal.text)
+        terminal.until_still()
+        terminal.press("f2")
+        terminal.until_seen(built_in, *heads)
+        assert terminal.lines[terminal.row_of("top k")].split()[-2] == flag.split()[-1]
+        assert not any(word in terminal.text for word in ("default", "flag", "/set"))
+        terminal.type("0.3")
+        terminal.press("enter")
+        terminal.until(lambda: own in terminal.lines[terminal.row_of("temperature")])
+
+
+def test_what_a_command_takes_is_chinese_in_a_chinese_window(tmp_path: Path) -> None:
+    model = model_in(tmp_path / "model")
+    with TerminalSession("--lang", "zh", "run", model, columns=100, rows=110) as terminal:
+        terminal.until(lambda: "Ctrl+P" in terminal.text)
+        terminal.press("f1")
+        terminal.until_seen("/save 标题", "/model [名称]", "/export", "/quit")
+        english = [line for line in terminal.lines if re.search(r" /\w+ [^ ]*[A-Z]{3}", line)]
+        assert not english
+        terminal.press("esc")
+        terminal.until(lambda: "/quit" not in terminal.text)
+        terminal.type("/sav")
+        terminal.until_seen("▸ /save 标题")
 
 
 @pytest.mark.parametrize(("lang", "columns", "rows"), [("en", 80, 24), ("zh", 120, 36)])

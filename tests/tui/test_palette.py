@@ -120,6 +120,18 @@ async def test_who_types_before_the_store_is_read_still_finds(monkeypatch: pytes
         await window.until(lambda: "▸ min_p" in window.screen_text())
 
 
+def test_enter_on_nothing_found_does_nothing(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        look_for(terminal, "xyzzy")
+        terminal.until_seen("no matches")
+        terminal.press("enter")
+        terminal.until_still()
+        assert is_open(terminal) and "│ xyzzy " in terminal.text
+        look_for(terminal, "min_p")
+        terminal.until(lambda: "▸ min_p" in terminal.text)
+
+
 def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> None:
     with TerminalSession("--lang", "zh", "run", model) as terminal:
         terminal.until(lambda: "输入" in terminal.text)

@@ -12,8 +12,10 @@ import socketserver
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
+from fakes import model_in
 from screen import TerminalSession
 
 from glmchat.core import locations
@@ -126,6 +128,38 @@ def test_the_models_of_a_server_are_listed_and_switched_and_the_conversation_goe
             terminal.until(lambda: "nobody" in terminal.text and "parrot, raven" in terminal.text)
             terminal.say("/model parrot")
             terminal.until(lambda: "parrot" in terminal.lines[-1])
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(40, 12), (80, 24)])
+def test_the_list_of_models_has_the_servers_of_the_config(tmp_path: Path, columns: int, rows: int) -> None:
+    with running() as (port, _), running() as (other, _):
+        locations.config_file().parent.mkdir(parents=True, exist_ok=True)
+        locations.config_file().write_text(
+            f'[servers.box]\nurl = "http://127.0.0.1:{port}"\nmodel = "parrot"\n'
+            f'[servers.hut]\nurl = "http://127.0.0.1:{other}"\nmodel = "raven"\n'
+        )
+        with TerminalSession("run", model_in(tmp_path / "model"), columns=columns, rows=rows) as terminal:
+            terminal.until_ready()
+            terminal.press("f4")
+            terminal.until_seen("can be pulled")
+            terminal.press("end")
+            terminal.until_seen("servers", "▸   hut")
+            terminal.press("v", "d", "4", "u")  # of models on this machine
+            terminal.press("up")
+            terminal.until_seen("▸   box")
+            terminal.press("enter")
+            terminal.until(lambda: "parrot" in terminal.lines[-1])
+            terminal.say("alpha")
+            terminal.until_seen("parrot heard: alpha")
+            terminal.until_still()
+            terminal.press("f4")
+            terminal.until_seen("raven", "hut")
+            terminal.press("end", "up")
+            terminal.until_seen("▸   hut")
+            terminal.press("enter")
+            terminal.until(lambda: "raven" in terminal.lines[-1])
+            terminal.press("f7")
+            terminal.until_seen("Adapters for raven")
 
 
 def test_another_server_of_the_config_is_switched_to_and_one_that_goes_while_nothing_is_asked_is_noticed() -> None:

@@ -32,6 +32,22 @@ def test_the_model_names_a_conversation_once_it_is_idle_unless_the_setting_forbi
         assert title in terminal.lines[0]
 
 
+def test_a_title_that_the_model_wrote_is_found(tmp_path: Path) -> None:
+    model, environ = model_in(tmp_path / "tiny"), {"GLMCHAT_TITLES": "local"}
+    with TerminalSession("run", model, behaviour={"pieces": ["Poultry ", "supper"]}, environ=environ) as terminal:
+        terminal.until_ready()
+        terminal.say(QUESTION)
+        terminal.until(lambda: "Poultry supper" in terminal.lines[0])
+        terminal.press("ctrl+f")
+        terminal.until_seen("search everything")
+        terminal.type("poultry")
+        terminal.until_seen("title · ", "2 results")
+        terminal.press("ctrl+p")
+        terminal.until_seen("╭─ Palette")
+        terminal.type("poultry")
+        terminal.until_seen("Poultry supper  conversation")
+
+
 def name_now(talk: Talk, titles: str = "local") -> None:
     """What the window's clock does, at a moment that the test chooses."""
     talk._titles, talk._unnamed = titles, talk.chat.tree.conversation.id

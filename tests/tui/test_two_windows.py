@@ -58,6 +58,20 @@ def test_a_question_waits_for_the_answer_of_another_window_and_both_show_everyth
     assert [role for role, _ in path()] == ["user", "assistant"] * 3
 
 
+@pytest.mark.parametrize(("lang", "said"), [("en", "far-away is finished"), ("zh", "far-away 上的回答")])
+def test_a_question_that_waits_for_another_machine_names_it(tmp_path: Path, lang: str, said: str) -> None:
+    with History.default() as history:
+        tree = history.new()
+        question = history.append(tree, "user", "shared question")
+        answer = history.begin_answer(tree, parent=question.id)
+        far = "UPDATE message SET owner = 'far-away/boot 1 2' WHERE id = ?"  # a home on a network
+        history.store.attempt(lambda: history.store.run(far, (answer.id,)))
+    with TerminalSession("--lang", lang, "run", model_in(tmp_path / "model"), "-c") as terminal:
+        terminal.until_seen("shared question")
+        terminal.say("from here")
+        terminal.until_seen("◦ from here", said)
+
+
 def test_what_another_window_said_is_shown_before_anything_is_asked_below_it(
     windows: tuple[TerminalSession, TerminalSession],
 ) -> None:

@@ -301,7 +301,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
                 does = tr("open {n}; with a space before it, {n} is asked", n=typed)
                 lines += ["", f"{sends}\t{does}"]
             else:
-                lines += ["", f"Enter\t{tr('open the latest')}", f"1 … {len(self._recent)}\t{tr('open that one')}"]
+                numbers = "1" if len(self._recent) == 1 else f"1 … {len(self._recent)}"
+                lines += ["", f"Enter\t{tr('open the latest')}", f"{numbers}\t{tr('open that one')}"]
         if self._warm:
             lines.append(f"{tr('running')}\t{one_line(', '.join(self._warm), 60)}")
         return [*lines, ""] if lines else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from glmchat.chat.launch import problem_of
 from glmchat.core.errors import GlmchatError, Interrupted, NetworkFailed
 from glmchat.core.language import tr
+from glmchat.core.servers import Server
 from glmchat.core.text import human_bytes, one_line
 from glmchat.hub import plan as planning
 from glmchat.hub import pull, references, removal, store, verify
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from glmchat.chat.client.words import ModelRow
 
 
-class ModelScreen(ListScreen[Installed | None]):
-    """Returns the row to load, or None. unload: stops the engine, so that its memory is free.
+class ModelScreen(ListScreen[Installed | Server | None]):
+    """Returns what to load, a server to talk to, or None. unload: stops the engine, so that its memory is free.
 
     is_first: there is no model yet, so one that was pulled is loaded at once.
     Everything that takes time runs in worker threads; only `Read`, `_Step` and `_Finished` come back from them. A plan
@@ -74,9 +75,16 @@ class ModelScreen(ListScreen[Installed | None]):
             self.line, self.pulled, self.plan, self.error = line, pulled, plan, error
 
     def __init__(
-        self, current: str | None, unload: Callable[[], None] | None = None, *, is_first: bool = False
+        self,
+        current: str | None,
+        unload: Callable[[], None] | None = None,
+        *,
+        servers: Sequence[Server] = (),
+        is_first: bool = False,
     ) -> None:
+        """servers: those of the config."""
         super().__init__()
+        self._servers = [Row(server.name, 0, "", (), "unknown", server=server) for server in servers]
         self._is_first = is_first
         self._current = current
         self._unload = unload
@@ -125,14 +133,15 @@ class ModelScreen(ListScreen[Installed | None]):
         """rows: None for those that stand there, in another width."""
         options = self.query_one(OptionList)
         chosen = self._chosen()
-        self._rows = self._rows if rows is None else rows
+        self._rows = self._rows if rows is None else [*rows, *self._servers]
         here = [row for row in self._rows if row.installed is not None]
         before = chosen.name if chosen else next((r.name for r in here if r.name == self._current), None)
         width = options.scrollable_content_region.width - len(MARK)
         options.clear_options()
         for number, row in enumerate(self._rows):
-            if number == len(here):
-                options.add_option(Option(Text(tr("can be pulled"), self.palette.quiet), disabled=True, id="heading"))
+            if row.installed is None and number in (len(here), len(self._rows) - len(self._servers)):
+                heading = tr("servers") if row.server is not None else tr("can be pulled")
+                options.add_option(Option(Text(heading, self.palette.quiet), disabled=True))
             current = row.installed is not None and row.name == self._current
             options.add_option(Option(row.drawn(self.palette, width, current=current), id=str(number)))
         same = (n for n, row in enumerate(self._rows) if row.name == before)
@@ -151,6 +160,8 @@ class ModelScreen(ListScreen[Installed | None]):
             words = tr("Enter confirms · Esc cancels")
         elif (row := self._chosen()) is not None and row.installed is not None:
             words = tr("Enter loads · v verifies · d deletes · u unloads · Esc closes")
+        elif row is not None and row.server is not None:
+            words = tr("Enter chooses · Esc closes")
         else:
             words = tr("Enter pulls · 4 / 8 pull and quantise · Esc closes")
         self.query_one(KeyLine).say(words)
@@ -184,15 +195,15 @@ class ModelScreen(ListScreen[Installed | None]):
         if self._asked is not None:
             plan, self._asked = self._asked, None
             self._begin(lambda: self._carry_out(plan))
-        elif row.installed is not None:
-            self.dismiss(row.installed)
+        elif (chosen := row.installed or row.server) is not None:
+            self.dismiss(chosen)
         else:
             self._say(tr("planning"))
             self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name), wait=self._wait)))
 
     def action_quantise(self, bits: int) -> None:
         row = self._chosen()
-        if row is not None and row.installed is None and not self._working:
+        if row is not None and row.installed is None and row.server is None and not self._working:
             name = row.name
             self._say(tr("planning"))
             self._begin(lambda: self._Finished(plan=model_rows.plan_quantised(name, bits, lambda: self._cancelled)))
@@ -356,17 +367,22 @@ def _doing(file: FileProgress) -> str:
             return tr("downloading {name}", name=name)
 
 
-class ServerScreen(ListScreen[str | None]):
-    """The models of the server that is talked to. Returns the chosen one, or "" for those on this machine."""
+class ServerScreen(ListScreen[str | Server | None]):
+    """The models of the server that is talked to. Returns the chosen one, another server, or "" for those on this
+    machine."""
 
     LEAVING = ListScreen.LEAVING | {"f4"}
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,ctrl+q", "leave", show=False)]
 
-    def __init__(self, models: Callable[[], list[ModelRow]], current: str | None) -> None:
+    def __init__(
+        self, models: Callable[[], list[ModelRow]], current: str | None, servers: Sequence[Server] = ()
+    ) -> None:
+        """servers: the others of the config."""
         super().__init__()
         self._models = models
         self._current = current
-        self._names: list[str] = []
+        self._servers = servers
+        self._choices: list[str | Server] = []
 
     def compose(self) -> ComposeResult:
         with Vertical(id="panel", classes="wide"):
@@ -396,17 +412,20 @@ class ServerScreen(ListScreen[str | None]):
 
     def _list(self, names: list[str]) -> None:
         options, p = self.query_one(OptionList), self.palette
-        self._names = [*names, ""]
+        self._choices = [*names, *self._servers, ""]
         options.clear_options()
-        for name in self._names:
-            mark = Text("● " if name and name == self._current else "  ", p.accented)
-            shown = one_line(name, 80) if name else tr("the models on this machine …")
-            options.add_option(Option(mark.append(shown, p.body if name else p.quiet)))
-        options.highlighted = self._names.index(self._current) if self._current in self._names else 0
+        for choice in self._choices:
+            if isinstance(choice, Server):
+                options.add_option(Option(model_rows.server_row(choice, p)))
+                continue
+            mark = Text("● " if choice and choice == self._current else "  ", p.accented)
+            shown = one_line(choice, 80) if choice else tr("the models on this machine …")
+            options.add_option(Option(mark.append(shown, p.body if choice else p.quiet)))
+        options.highlighted = names.index(self._current) if self._current in names else 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         if not self.reading:
-            self.dismiss(self._names[event.option_index])
+            self.dismiss(self._choices[event.option_index])
 
     def action_leave(self) -> None:
         self.dismiss(None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.command import CommandInput, CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.command import Command, CommandInput, CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import LoadingIndicator, OptionList
@@ -36,7 +36,12 @@ _LATEST = 5  # conversations below the commands, before anything is typed
 
 
 class _Found(CommandList, Rows, can_focus=False):
-    """What is found, with the cursor of all lists."""
+    """What is found, with the cursor of all lists. The line that says that nothing was cannot be taken."""
+
+    def action_select(self) -> None:
+        chosen = self.highlighted_option
+        if not isinstance(chosen, Command) or chosen.hit.command is not _nothing:
+            super().action_select()
 
 
 class PaletteScreen(SteadyScreen, CommandPalette):
@@ -54,6 +59,10 @@ class PaletteScreen(SteadyScreen, CommandPalette):
             with Vertical(id="--results"):
                 yield _Found()
                 yield LoadingIndicator()
+
+
+def _nothing() -> None:
+    """What Enter does where nothing was found."""
 
 
 def _store_names() -> StoreNames | None:
@@ -141,7 +150,7 @@ class Everything(Provider):
             found = True
             yield self._said(hit, query)
         if not found:
-            yield Hit(0, self._row(tr("no matches"), ""), lambda: None)
+            yield Hit(0, self._row(tr("no matches"), ""), _nothing)
 
     def _said(self, hit: Said, query: str) -> Hit:
         """A title or an answer opens its conversation there; a question comes into the prompt again."""

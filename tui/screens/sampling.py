@@ -14,7 +14,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
-from glmchat.chat.sampling_choice import PRESETS, value_text
+from glmchat.chat.sampling_choice import PRESETS, WORDS, value_text
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
 from glmchat.tui.steady import Steady, SteadyScreen, error_text
@@ -108,6 +108,10 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="panel", can_focus=False):
             yield PresetLine(id="presets")
+            with Horizontal(classes="setting heads"):
+                yield Label(tr("setting"), classes="name")
+                yield Label(tr("value"), classes="value")
+                yield Label(tr("from"), classes="origin")
             for name in EXPLAINED:
                 with Horizontal(classes="setting"):
                     yield Label(name.replace("_", " "), classes="name")
@@ -133,7 +137,7 @@ class SamplingScreen(SteadyScreen, ModalScreen[None]):
             value = value_text(getattr(chosen.sampling, name))
             if field.value != value:
                 field.value = value
-            self.query_one(f"#from-{name}", Label).update(tr(chosen.origins[name]))
+            self.query_one(f"#from-{name}", Label).update(tr(WORDS[chosen.origins[name]]))
         settings = dict(self._session.settings.sampling)
         self.query_one(PresetLine).show(next((name for name, values in PRESETS.items() if values == settings), None))
 

@@ -99,7 +99,7 @@ class Suggestions(Steady, Widget):
 def suggestions_for(text: str, names: StoreNames | None) -> list[Suggestion]:
     """For a prompt that holds `text`; empty where nothing is to be completed. names: of the store, as last read."""
     commands = [
-        Suggestion(f"/{c.name} " if c.argument else f"/{c.name}", f"/{c.name}", c.argument, table.summary(c))
+        Suggestion(f"/{c.name} " if c.argument else f"/{c.name}", f"/{c.name}", table.argument(c), table.summary(c))
         for c in table.completions(text)
     ]
     return commands or (_names(text, names) if names is not None and wants_names(text) else [])
