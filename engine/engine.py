@@ -67,7 +67,7 @@ class Chunk:
 
 
 class Engine:
-    """One loaded model. One answer at a time, from one thread; rendering and encoding may be asked for beside it."""
+    """One loaded model. Answers come from one thread, in turns; rendering and encoding may be asked for beside it."""
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, device: str, context: int) -> None:
         """Use `Engine.load`."""
@@ -333,7 +333,6 @@ class Engine:
         text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
         slot = self.sequences.take(ids)
-        cached = slot.held(ids)
         started = time.perf_counter()
         try:
             steps, limit = self._generate(slot, ids, sampling, cancelled, on_prefill, seed, decoder)
@@ -355,7 +354,7 @@ class Engine:
                     yield None
                     continue
                 first = first or time.perf_counter()
-                opening = opening or {"seed": seed, "cached_n": cached, "passes": slot.passes.to_json()}
+                opening = opening or {"seed": seed, "cached_n": slot.cached, "passes": slot.passes.to_json()}
                 ids_so_far.append(token)
                 pending.append(token)
                 if token in ends:
@@ -386,7 +385,7 @@ class Engine:
         read = (first or ended) - started
         facts = {
             "prompt_n": len(ids),
-            "cached_n": cached,
+            "cached_n": slot.cached,
             "prompt_ms": read * 1000,
             "predicted_n": len(ids_so_far),
             "predicted_ms": (ended - first) * 1000 if first else 0.0,

@@ -169,7 +169,7 @@ class Answer:
         started = time.monotonic()
         error: Exception | None = None
         try:
-            error = await self.host.write(self._produce(), self.adapters)
+            error = await self.host.write(self._produce(), self.adapters, self._stop_wanted)
             self.host.line.took(time.monotonic() - started)
             self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
             await self._wait_for_hashes()
@@ -239,17 +239,19 @@ class Answer:
         waiting = deque(range(self.choices))
         writing: list[Generator[None, None, None]] = []
         try:
-            if self._stop_wanted():
-                return None
-            if not self.host.writing:  # who writes beside others has their adapters
+            if not self._stop_wanted() and not self.host.writing:  # who writes beside others has their adapters
                 self.host.activate(self.adapters)
             while (waiting or writing) and not self._stop_wanted():
-                while waiting and (not writing or self.host.writing < self.host.line.parallel):
+                while waiting and (not writing or self.host.has_room):
                     writing.append(self._say(waiting.popleft()))
                     self.host.writing += 1
                 for one in list(writing):
-                    if next(one, _ENDED) is _ENDED:
-                        writing.remove(one)
+                    if next(one, _ENDED) is not _ENDED:
+                        continue
+                    writing.remove(one)
+                    if waiting and not writing:  # the one place that it has is not given to another request
+                        writing.append(self._say(waiting.popleft()))
+                    else:
                         self.host.writing -= 1
                 yield
             if self.host.stopping.is_set():
@@ -295,6 +297,8 @@ class Answer:
     def _tell_chunk(self, choice: int, chunk: Chunk) -> None:
         if chunk.finish_reason is not None:
             self.host.counts.add(chunk.facts)
+            if chunk.finish_reason == "cancelled":
+                return  # nobody listens, or is told why
             self._unfinished -= 1
             if not self._unfinished:
                 self._last = Said(choice, chunk, final=True)

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -198,16 +198,28 @@ class Work:
 
 
 class Turn:
-    """An answer that is being written: `advance` takes it one token further."""
+    """A request that is being answered: `advance` takes its answers one token further.
 
-    def __init__(self, steps: Generator[None, None, Any], adapters: Mapping[str, float], settle: Settle) -> None:
+    is_over: whether nobody wants it any more; its next step is then its last.
+    """
+
+    def __init__(
+        self,
+        steps: Generator[None, None, Any],
+        adapters: Mapping[str, float],
+        is_over: Callable[[], bool],
+        settle: Settle,
+    ) -> None:
         self.adapters = dict(adapters)
+        self.is_over = is_over
+        self.begun = False
         self._context = contextvars.copy_context()
         self._steps = steps
         self._settle = settle
 
     def advance(self) -> bool:
         """False when it is over."""
+        self.begun = True
         try:
             self._context.run(next, self._steps)
         except StopIteration as end:
@@ -217,11 +229,6 @@ class Turn:
             self._settle(None, caught)
             return False
         return True
-
-    def fail(self, error: BaseException) -> None:
-        """Something that it has in common with others went wrong."""
-        self._context.run(self._steps.close)
-        self._settle(None, error)
 
 
 class Host:
@@ -264,6 +271,7 @@ class Host:
         self._active: dict[str, float] = {}
         self._load = load
         self.writing = 0  # answers, of all clients; counted in the engine's thread
+        self._running: list[Turn] = []
         self._jobs: queue.SimpleQueue[Work | Turn | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -315,35 +323,45 @@ class Host:
     def _serve(self) -> None:
         """Do what is asked, in order, until None is: work alone, answers together with those of the same adapters."""
         waiting: deque[Work | Turn] = deque()
-        running: list[Turn] = []
         while True:
-            while not (running or waiting) or not self._jobs.empty():
+            while not (self._running or waiting) or not self._jobs.empty():
                 job = self._jobs.get()
                 if job is None:
                     return
                 waiting.append(job)
-            while waiting and (not running or self._may_join(waiting[0], running)):
+            for turn in [job for job in waiting if isinstance(job, Turn) and job.is_over()]:
+                waiting.remove(turn)
+                turn.advance()
+            while waiting and (not self._running or self._may_join(waiting[0])):
                 match waiting.popleft():
                     case Work() as work:
                         work.run()
-                    case turn:
-                        running.append(turn)
-            running = self._advance(running)
+                    case joining:
+                        self._running.append(joining)
+            self._advance()
 
-    def _may_join(self, job: Work | Turn, running: Sequence[Turn]) -> bool:
-        has_room = self.writing < self.line.parallel and len(running) < self.line.parallel
-        return has_room and isinstance(job, Turn) and job.adapters == running[0].adapters
+    def _may_join(self, job: Work | Turn) -> bool:
+        return self.has_room and isinstance(job, Turn) and job.adapters == self._running[0].adapters
 
-    def _advance(self, running: Sequence[Turn]) -> list[Turn]:
-        """Each of them by a token, which one step computes for all where the engine can; those that are not over."""
+    @property
+    def has_room(self) -> bool:
+        """Whether one more answer may be written beside those that are, and those about to begin. In the engine's
+        thread.
+        """
+        begin = sum(not turn.begun for turn in self._running)
+        return self.writing + begin < self.line.parallel
+
+    def _advance(self) -> None:
+        """Each turn by a token, which one step computes for all where the engine can.
+
+        Where that step fails each computes its own token, so that one for which there is no memory ends alone.
+        """
         try:
             if self.writing > 1:
                 self.ready().step()
-        except Exception as error:  # noqa: BLE001 (handed to whoever waits)
-            for turn in running:
-                turn.fail(error)
-            return []
-        return [turn for turn in running if turn.advance()]
+        except Exception as error:  # noqa: BLE001 (whoever cannot go on alone says why)
+            log.warning("answers are computed one by one: %s", one_line(f"{type(error).__name__}: {error}"))
+        self._running = [turn for turn in self._running if turn.advance()]
 
     def _report(self, stage: str, done: float) -> None:
         self.stage, self.done = stage, max(0.0, min(1.0, done))
@@ -361,9 +379,14 @@ class Host:
         answer: T = await self._ask(lambda settle: Work(work, settle))
         return answer
 
-    async def write(self, steps: Generator[None, None, T], adapters: Mapping[str, float]) -> T:
-        """Let these steps of an answer take turns with those of others; what they return at their end."""
-        answer: T = await self._ask(lambda settle: Turn(steps, adapters, settle))
+    async def write(
+        self, steps: Generator[None, None, T], adapters: Mapping[str, float], is_over: Callable[[], bool]
+    ) -> T:
+        """Let these steps of an answer take turns with those of others; what they return at their end.
+
+        is_over: asked while they wait for others; where it is true their first step is taken at once, and must end.
+        """
+        answer: T = await self._ask(lambda settle: Turn(steps, adapters, is_over, settle))
         return answer
 
     async def _ask(self, make: Callable[[Settle], Work | Turn]) -> Any:

@@ -43,7 +43,7 @@ class GenerationRequest:
     continue_final: bool = False
     continue_ids: tuple[int, ...] = ()  # the exact ids of the answer so far; otherwise its text is encoded
     decoding: Decoding = PLAIN
-    choices: int = 1  # answers wanted to each prompt, made one after the other
+    choices: int = 1  # answers wanted to each prompt
 
     @property
     def is_chat(self) -> bool:

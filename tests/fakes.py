@@ -196,6 +196,7 @@ class FakeEngine:
                 time.sleep(self.seconds_per_prefill / self.prefill_steps)
                 on_prefill((step + 1) * len(ids) // self.prefill_steps, len(ids))
                 if cancelled():
+                    yield FakeChunk("", (), "cancelled")
                     return
             read = time.perf_counter()
             pieces = list(self._answer(ids) if self.echo else self.pieces)
@@ -209,6 +210,7 @@ class FakeEngine:
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(self.seconds_per_token)
                 if cancelled():
+                    yield FakeChunk("", (), "cancelled")
                     return
                 yield FakeChunk(piece, (number,))
                 if number + 1 == len(pieces) and self.until and not Path(self.until).exists():

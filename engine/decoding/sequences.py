@@ -42,6 +42,7 @@ class Slot:
         self.taken = False
         self.used = 0  # when it was taken last, as a number that grows
         self.pending: int | None = None
+        self.cached = 0  # ids of the prompt that did not have to be computed
         self.passes = Passes()  # how what stands in the cache came there
         self._all = all_slots
         self._cache: KVCache | None = None
@@ -89,17 +90,19 @@ class Slot:
         """How many of `ids` need no computing: the longest common prefix, but at least one id is always computed."""
         if not self.model.spec.causal:
             return 0  # the prompt is read in both directions: a grown one is another prompt
-        count = 0
-        for old, new in zip(self._ids, ids[:-1], strict=False):
-            if old != new:
-                break
-            count += 1
-        return count
+        most = max(0, min(len(self._ids), len(ids) - 1))
+        if self.begins_with(ids[:most]):
+            return most
+        return next(n for n, (old, new) in enumerate(zip(self._ids, ids, strict=False)) if old != new)
+
+    def begins_with(self, ids: Sequence[int]) -> bool:
+        return self._ids[: len(ids)] == list(ids)
 
     def copy(self, other: Slot, count: int) -> None:
         """Hold the first `count` ids that `other` holds."""
         source, cache = other.cache, self.cache
         start, end = source.prefix, source.prefix + count
+        cache.reserve(end)
         for mine, theirs in ((cache.keys, source.keys), (cache.values, source.values)):
             for to, given in zip(mine, theirs, strict=True):
                 to[:, start:end].copy_(given[:, start:end])
@@ -150,6 +153,10 @@ class Slot:
         logits: torch.Tensor | None = None
         while start < len(ids):
             shared = self.model.spec.causal and self._all.is_shared
+            if shared and (ahead := self._all.ahead_of(self, ids)) is not None:
+                held = ahead.held(ids)
+                self.copy(ahead, held)
+                self.cached, start = self.cached + held - start, held
             end = min(start + (min(step, SHARED_CHUNK) if shared else step), len(ids))
             layers = self.model.spec.layers
             watch = watch_layers(cancelled, on_prefill, start, end, len(ids), layers, pace)
@@ -297,9 +304,20 @@ class Sequences:
         if source is not best and (count := source.held(ids)) >= WORTH + best.held(ids):
             best.copy(source, count)
         self._count += 1
-        best.taken, best.used = True, self._count
+        best.taken, best.used, best.cached = True, self._count, best.held(ids)
         self.current = best
         return best
+
+    def ahead_of(self, slot: Slot, ids: Sequence[int]) -> Slot | None:
+        """One that has read more of `ids`, where that is worth copying: a prompt that several read at once is read
+        once, by each of them in turns.
+        """
+        least = slot.length + WORTH
+        if len(ids) <= least:
+            return None
+        longer = [other for other in self._of(slot.name) if other is not slot and other.length >= least]
+        ahead = [other for other in longer if other.begins_with(ids[:least])]
+        return max(ahead, key=lambda other: other.held(ids), default=None)
 
     def give_back(self, slot: Slot) -> None:
         slot.taken = False

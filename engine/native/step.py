@@ -178,9 +178,10 @@ class CompiledStep:
         library = native_library()
         stretches = sum(library.glm_step_stretches(cache.length) for cache in caches)
         if self._room_for[0] != len(tokens) or self._room_for[1] < stretches:
-            self._room_for = len(tokens), stretches + _SPARE
-            size = library.glm_step_room(self._address, *self._room_for)
+            room_for = len(tokens), stretches + _SPARE
+            size = library.glm_step_room(self._address, *room_for)
             self._room = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+            self._room_for = room_for  # only now: there may have been no memory
         embedded: torch.Tensor | None = None
         if not self._network.embedding:
             embedded = self._embedding(torch.tensor(tokens)).float().contiguous()

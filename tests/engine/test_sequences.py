@@ -9,12 +9,14 @@ import random
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.decoding import sequences
+from glmchat.engine.decoding.passes import Pass
 from glmchat.engine.engine import Chunk
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.native.step import CompiledStep
@@ -39,6 +41,10 @@ def sampled(number: int, tokens: int) -> Sampling:
 
 def ids_of(chunks: Sequence[Chunk | None]) -> list[int]:
     return [token for chunk in chunks if chunk is not None for token in chunk.token_ids]
+
+
+def one_pass(row: list[Any]) -> Pass:
+    return Pass(row[0], row[1], row[2], tuple(row[3] if len(row) > 3 else ()))
 
 
 def alone(engine: Engine, ids: Sequence[int], sampling: Sampling) -> list[int]:
@@ -115,6 +121,73 @@ def test_a_beginning_that_another_has_read_is_copied(tmp_path: Path, builders: M
     assert chunks[-1] is not None and chunks[-1].facts["cached_n"] == 50
     rest = [*running]
     assert len(ids_of(rest)) >= 28
+
+
+def test_a_prompt_that_several_read_at_once_is_read_once(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders, most=5)
+    writing = engine.stream_tokens(prompt(1, 5), sampled(1, 200))
+    next(writing)
+    rows: list[int] = []
+    engine.model.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    system = prompt(2, 400)
+    ids = [[*system, n + 4, 9] for n in range(4)]
+    reading = {
+        n: engine.stream_tokens(ids[n], Sampling(temperature=0, max_tokens=3, ignore_eos=True)) for n in range(4)
+    }
+    said: dict[int, list[Chunk]] = {n: [] for n in range(4)}
+    while reading:
+        for number, steps in list(reading.items()):
+            try:
+                said[number] += [chunk for chunk in (next(steps),) if chunk is not None]
+            except StopIteration:
+                del reading[number]
+    told = [said[n][-1].facts for n in range(4)]
+    prefilled = [count for count in rows if count > 1]
+    assert 402 <= sum(prefilled) < 402 + 3 * (sequences.WORTH + sequences.SHARED_CHUNK)
+    assert sum(facts["prompt_n"] - facts["cached_n"] for facts in told) == sum(prefilled)
+    for n, facts in enumerate(told):
+        logits = engine.rebuild(ids[n], [one_pass(row) for row in facts["passes"]])
+        assert int(logits.argmax()) == ids_of(said[n])[0], "a replay repeats the passes that were told"
+
+
+def test_what_was_copied_is_what_is_read(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders, quant=None, most=3)
+    ids = prompt(2, 300)
+    wanted = [alone(engine, ids, sampled(n, 12)) for n in range(3)]
+    engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device, most=3)
+    writing = {n: engine.stream_tokens(ids, sampled(n, 12)) for n in range(3)}
+    said: dict[int, list[Chunk | None]] = {n: [] for n in writing}
+    while writing:
+        engine.step()
+        for number, steps in list(writing.items()):
+            try:
+                said[number].append(next(steps))
+            except StopIteration:
+                del writing[number]
+    assert [ids_of(said[n]) for n in range(3)] == wanted
+
+
+def test_a_beginning_is_copied_into_a_cache_that_must_grow_for_it(tmp_path: Path, builders: ModuleType) -> None:
+    engine = engine_in(tmp_path, builders)
+    allocate = sequences.Sequences.allocate
+
+    def short(self: sequences.Sequences) -> KVCache:
+        """As on a card, where a cache begins with some positions of its context."""
+        cache = allocate(self)
+        cache.keys, cache.values = ([one[:, :16].clone() for one in some] for some in (cache.keys, cache.values))
+        cache.capacity = 16
+        return cache
+
+    ids = prompt(1, 100)
+    wanted = alone(engine, ids, sampled(1, 5))
+    engine.sequences = sequences.Sequences(engine.model, engine.context, engine.device, most=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences.Sequences, "allocate", short)
+        running = engine.stream_tokens(ids, sampled(2, 30))
+        next(running)
+        chunks = list(engine.stream_tokens(ids, sampled(1, 5)))
+    assert ids_of(chunks) == wanted
+    assert chunks[-1] is not None and chunks[-1].facts["cached_n"] == 99
 
 
 def test_another_conversation_keeps_its_cache_while_there_is_room(tmp_path: Path, builders: ModuleType) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.native import self_test, step
-from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.native.cpu import NativeCpu, native_library
 from glmchat.engine.placement import multiply_exactly
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
@@ -146,6 +146,27 @@ def test_so_it_has_under_an_adapter(tmp_path: Path, builders: ModuleType, instru
     for count in (4, 16):
         found, alone = together(engine, count)
         assert torch.equal(found, alone)
+
+
+def test_a_step_for_which_there_was_no_memory_leaves_room_for_the_next(tmp_path: Path, builders: ModuleType) -> None:
+    model = llama(tmp_path, builders, 4).model
+    compiled = model.step()
+    caches = [model.new_cache(40_000, model.dtype) for _ in range(2)]
+    compiled.rows([5, 6], caches, [0, 0])
+    caches[0].length = 30_000
+    empty = torch.empty
+
+    def none_left(*shape: Any, **options: Any) -> torch.Tensor:
+        if options.get("dtype") == torch.uint8:
+            raise MemoryError
+        return empty(*shape, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch, "empty", none_left)
+        compiled.rows([5, 6], caches, [0, 0])
+    assert compiled._room.numel() >= native_library().glm_step_room(compiled._address, *compiled._room_for)
+    compiled.rows([5, 6], caches, [0, 0])
+    assert compiled._room_for[1] > 30_000 // 128
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,15 +5,18 @@ Covers serve/host.py and serve/answer.py where an engine writes more than one an
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import engine_builders
+import pytest
 from fakes import FakeEngine
 from polling import SECONDS, wait_until
-from running import Running, Serve
+from running import QUESTION, Running, Serve
 
 from glmchat.engine import Engine
 from glmchat.serve.host import Line
@@ -34,11 +37,16 @@ class Reader(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with self.client.stream("POST", "/v1/chat/completions", json=self.body) as answer:
+        progress = {"X-Glmchat-Progress": "1"}
+        with self.client.stream("POST", "/v1/chat/completions", json=self.body, headers=progress) as answer:
             for line in answer.iter_lines():
                 self.lines.append(line)
                 if self.leave.is_set():
                     return
+
+    @property
+    def begun(self) -> bool:
+        return any('"waiting":0' in line for line in list(self.lines))
 
     @property
     def reads(self) -> bool:
@@ -47,6 +55,16 @@ class Reader(threading.Thread):
     def end(self) -> None:
         self.leave.set()
         self.join(SECONDS)
+
+
+def connect(running: Running, **body: Any) -> socket.socket:
+    """A client that has asked for a stream and reads nothing of it."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(running.uds or "")
+    content = json.dumps({**QUESTION, "stream": True, **body}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+    connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+    return connection
 
 
 def test_as_many_are_served_at_once_as_the_engine_writes_and_the_next_waits(serve: Serve) -> None:
@@ -121,6 +139,100 @@ def test_one_that_fails_ends_alone(serve: Serve) -> None:
     before = len(other.lines)
     wait_until(lambda: len(other.lines) > before + 3)
     other.end()
+
+
+def test_a_request_of_several_answers_leaves_no_room_that_two_others_take_at_once(serve: Serve) -> None:
+    class Watched(FakeEngine):
+        most = 0
+        gate = threading.Event()
+
+        def step(self) -> None:
+            super().step()
+            self.most = max(self.most, running.host.writing)
+            self.gate.wait(SECONDS)
+
+    engine = Watched(["x"], parallel=4, **ENDLESS)
+    running = serve(engine)
+    readers = [Reader(running, n=3)]
+    wait_until(lambda: engine.steps > 0)  # it stands in a step: whoever comes now joins together
+    readers += [Reader(running) for _ in range(4)]
+    wait_until(lambda: sum(reader.begun for reader in readers) == 4)
+    engine.gate.set()
+    wait_until(lambda: sum(reader.reads for reader in readers) > 1 and engine.steps > 5)
+    assert engine.most == 4
+    readers.pop(0).end()
+    wait_until(lambda: all(reader.reads for reader in readers))
+    for reader in readers:
+        reader.end()
+    assert engine.most == 4
+
+
+def test_who_has_more_answers_to_write_than_places_gives_none_away_twice(serve: Serve) -> None:
+    class Watched(FakeEngine):
+        most = 0
+
+        def step(self) -> None:
+            self.most = max(self.most, running.host.writing)
+
+    engine = Watched(["x"] * 7, parallel=3, seconds_per_token=0.001)
+    running = serve(engine)
+    with ThreadPoolExecutor(6) as pool:
+        clients = [running.another() for _ in range(6)]
+        answers = list(pool.map(lambda client: client.post("/v1/chat/completions", json={**QUESTION, "n": 5}), clients))
+    assert [len(answer.json()["choices"]) for answer in answers] == [5] * 6
+    assert engine.most == 3
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("a bug")])
+def test_where_no_step_computes_them_together_each_is_computed_alone(serve: Serve, failure: Exception) -> None:
+    class Failing(FakeEngine):
+        def step(self) -> None:
+            super().step()
+            raise failure
+
+    running = serve(Failing(["one ", "two"] * 20, parallel=2))
+    body = {**QUESTION, "n": 2}
+    answer = running.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200 and running.engine.steps > 0
+    assert [choice["message"]["content"] for choice in answer.json()["choices"]] == ["one two" * 20] * 2
+
+
+def test_what_the_engine_never_expected_is_told_in_words(serve: Serve) -> None:
+    class Failing(FakeEngine):
+        def stream_tokens(self, *given: Any, **options: Any) -> Any:
+            raise MemoryError
+
+    running = serve(Failing())
+    assert running.ask().json()["error"]["code"] == "memory"
+
+
+def test_who_leaves_while_others_with_other_adapters_are_answered_keeps_no_place(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    plain = Reader(running)
+    wait_until(lambda: plain.reads)
+    left = [connect(running, model="lora") for _ in range(3)]
+    wait_until(lambda: len(running.host.line) == 4)
+    for connection in left:
+        connection.close()
+    wait_until(lambda: len(running.host.line) == 1)
+    before = len(plain.lines)
+    wait_until(lambda: len(plain.lines) > before + 3)
+    plain.end()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_waits_while_the_server_stops_is_told_so(serve: Serve, stream: bool) -> None:
+    running = serve(FakeEngine(["x"], parallel=2, seconds_per_prefill=0.2, **ENDLESS))
+    body = {**QUESTION, "stream": stream, "max_tokens": 900_000}
+    with ThreadPoolExecutor(5) as pool:
+        clients = [running.another() for _ in range(5)]
+        asked = [pool.submit(client.post, "/v1/chat/completions", json=body) for client in clients]
+        wait_until(lambda: len(running.host.line) == 5 and running.engine.steps > 0)
+        running.server.stop()
+        for answer in (one.result(SECONDS) for one in asked):
+            assert answer.text.count('"code":"server.stopping"') == 1
+            assert answer.text.count("[DONE]") == stream and "cancelled" not in answer.text
 
 
 def test_places_are_counted_from_those_that_are_served() -> None:
