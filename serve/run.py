@@ -57,11 +57,15 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self._open[self] = None
         mine = [one for one in self._open if one.server_state is self.server_state]
-        at_rest = [one for one in mine if one.cycle is None or one.cycle.response_complete]
+        at_rest = [one for one in mine if one.conn.their_state is h11.SEND_BODY or not one.is_answering]
         if len(at_rest) > self.most:
             del self._open[at_rest[0]]
             at_rest[0].transport.abort()
         self._wait_for_request()
+
+    @property
+    def is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def pause_writing(self) -> None:
         super().pause_writing()

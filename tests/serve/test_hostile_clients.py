@@ -91,8 +91,9 @@ def test_a_first_token_comes_at_once_beside_fifty_hostile_clients(
     assert running.client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("said", ["nothing", "half a head", "half a body"])
 def test_who_opens_connections_and_asks_nothing_takes_nobodys_place(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    said: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PatientProtocol, "most", 20)
     running = serve(FakeEngine(["x"] * 50, seconds_per_token=PACE), tcp=True)
@@ -100,7 +101,13 @@ def test_who_opens_connections_and_asks_nothing_takes_nobodys_place(
         working = stack.enter_context(socket.create_connection(address_of(running), timeout=SECONDS))
         working.sendall(request(json.dumps(QUESTION).encode(), b"Connection: close"))
         wait_until(lambda: running.engine.asked)
-        idle = [stack.enter_context(socket.create_connection(address_of(running), timeout=SECONDS)) for _ in range(60)]
+        idle = []
+        for _ in range(60):
+            idle.append(stack.enter_context(socket.create_connection(address_of(running), timeout=SECONDS)))
+            with suppress(OSError):
+                idle[-1].sendall(HOSTILE[said])
+            if said == "half a body":  # one by one, each with a request that is begun
+                wait_until(lambda: all(one.cycle for one in list(running.server.server_state.connections)))
         with suppress(ConnectionResetError):
             assert idle[0].recv(10) == b"", "the first one was hung up on"
         assert running.another().get("/health").status_code == 200
