@@ -5,7 +5,7 @@ Nothing of it runs here: jinja2 reads its syntax, and only the engine's helper p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def broken_template(words: str) -> Damaged:
     )
 
 
-def unheard(names: Iterable[str], known: Iterable[str]) -> FieldError:
+def unheard(names: Collection[str], known: Collection[str]) -> FieldError:
     """The error for variables that a chat format never looks at. known: those that it does."""
     listed = ", ".join(sorted(known))
     return FieldError(
@@ -120,6 +120,7 @@ def unheard(names: Iterable[str], known: Iterable[str]) -> FieldError:
         else tr("it reads none: leave it out; in the chat, /reset template_variables"),
         code="template.variable",
         param="chat_template_kwargs",
+        names=tuple(sorted(names)),
     )
 
 

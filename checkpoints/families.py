@@ -20,6 +20,7 @@ from glmchat.checkpoints.quantised import described, method_name
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabularies import WORDS, generation
+from glmchat.checkpoints.weight_files import settle_head
 from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
@@ -211,7 +212,7 @@ def describe(folder: Path) -> Architecture | None:
         except (GlmchatError, OSError):
             return None
     config = small_json(folder / "config.json") if folder.is_dir() else {}
-    return describe_config(settle_generation(folder, config)) if config else None
+    return describe_config(settle_head(folder, settle_generation(folder, config))) if config else None
 
 
 def describe_config(config: Mapping[str, Any]) -> Architecture | None:

@@ -33,7 +33,7 @@ from glmchat.checkpoints.weight_files import (
     weight_files,
     weight_paths,
 )
-from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
@@ -76,11 +76,19 @@ def check_folder(folder: Path) -> None:
 
 
 def check_weights(path: Path) -> None:
-    """Raise Damaged or Hostile for weights that cannot be read, for work that loads them and nothing else."""
-    if path.is_dir():
-        weight_files(path)
-    else:
+    """Raise Damaged or Hostile for weights that cannot be read, or beside which another model's vocabulary lies, for
+    work that takes no text: a folder without a vocabulary is fine."""
+    if not path.is_dir():
         open_gguf(path)
+        return
+    weight_files(path)
+    config = folder_config(path)
+    try:
+        if not check_vocabulary(path, config):
+            check_tokenizer(path, config, is_native(config))
+    except Damaged as error:
+        if error.code != "tokenizer.missing":
+            raise
 
 
 def check_chat(folder: Path) -> None:

@@ -86,10 +86,12 @@ def show(
 
 def _family(row: Installed, facts: Any) -> str | None:
     """With the name that its makers gave it, where it is computed as a member of another family."""
-    kind = facts["model_type"] if facts else None
-    if kind is None or row.family is None or row.family.startswith(kind):
+    if not facts:
         return row.family
-    return tr("{model_type}, computed as {family}", model_type=one_line(kind, 40), family=row.family)
+    kind, family = facts["model_type"], row.family or one_line(facts["family"], 40)
+    if kind is None or family.startswith(kind):
+        return family
+    return tr("{model_type}, computed as {family}", model_type=one_line(kind, 40), family=family)
 
 
 def _network(facts: Any) -> list[tuple[str, Any]]:

@@ -95,13 +95,25 @@ class UnknownModel(Usage):
 
 
 class FieldError(Usage):
-    """A field of a request that is wrong or not done. `param` is its name: OpenAI's error object has a place for it."""
+    """A field of a request that is wrong or not done. `param` is its name: OpenAI's error object has a place for it.
+
+    names: what in it is at fault, where the field is an object.
+    """
 
     default_code = "request.invalid"
 
-    def __init__(self, message: str, *, hint: str, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str,
+        code: str | None = None,
+        param: str | None = None,
+        names: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.param = param
+        self.names = names
 
 
 class Damaged(GlmchatError):

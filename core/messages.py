@@ -74,11 +74,11 @@ class Sampling:
             if value is not None and not low <= value <= high:  # NaN fails the comparison too
                 raise Usage(
                     tr(
-                        "{name} is {value}, but it must be between {low:g} and {high:g}",
+                        "{name} is {value}, but it must be between {low} and {high}",
                         name=name,
                         value=one_line(str(value), 40),
-                        low=low,
-                        high=high,
+                        low=f"{low:,}" if isinstance(low, int) else f"{low:g}",
+                        high=f"{high:,}" if isinstance(high, int) else f"{high:g}",
                     ),
                     hint=tr("for example {name} {low:g}", name=name, low=max(low, min(high, 0.8 if high < 10 else 40))),
                     code="sampling.range",

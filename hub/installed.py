@@ -20,7 +20,7 @@ from glmchat.checkpoints.quantised import described, label
 from glmchat.checkpoints.readers import readers_at
 from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.weight_choice import missing_parts
-from glmchat.checkpoints.weight_files import chosen_weights
+from glmchat.checkpoints.weight_files import chosen_weights, weight_paths
 from glmchat.core import locations
 from glmchat.core.errors import Damaged
 from glmchat.core.files import files_below
@@ -433,4 +433,5 @@ def _weight_bytes(row: Installed) -> int:
         return row.path.stat().st_size
     if not row.path.is_dir():  # its manifest outlived it
         return 0
-    return sum(p.stat().st_size for p in row.path.iterdir() if p.is_file() and selection.is_weights(p.name))
+    inside = (p for p in row.path.iterdir() if p.is_file() and selection.is_weights(p.name))
+    return sum(p.stat().st_size for p in weight_paths(row.path) or inside)

@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from glmchat import __version__
 from glmchat.core.decoding import PLAIN
-from glmchat.core.errors import DoesNotFit, GlmchatError, ServerFailed, UnknownModel, Usage
+from glmchat.core.errors import DoesNotFit, FieldError, GlmchatError, ServerFailed, UnknownModel, Usage
 from glmchat.core.language import answer_in, tr
 from glmchat.core.text import one_line
 from glmchat.serve import wire
 from glmchat.serve.answer import Answer, Said, Silence
 from glmchat.serve.face import EngineFace
-from glmchat.serve.fields import invalid, template_variables
+from glmchat.serve.fields import fields_of_variables, invalid, template_variables, unread_variable
 from glmchat.serve.guard import Guard
 from glmchat.serve.host import Busy, Host, StillLoading
 from glmchat.serve.leases import Leases
@@ -204,10 +204,15 @@ class _Routes:
                 return lambda: engine.tokenize(text, folders)
             messages, variables = wire.parse_messages(data), template_variables(data)
             render = engine.render if wire.continues(data) is None else engine.render_open
+            told_in.update(fields_of_variables(data))
             return lambda: render(messages, variables, folders)
 
+        told_in: dict[str, str] = {}
         count, long = await self._parsed(request, parse)
-        ids = await host.text.do(count, long=long)
+        try:
+            ids = await host.text.do(count, long=long)
+        except FieldError as error:
+            raise unread_variable(error, told_in) from None
         return _json({"count": len(ids), "tokens": ids, "max_model_len": engine.context})
 
     async def load_adapter(self, request: Request) -> Response:
@@ -271,6 +276,9 @@ class _Routes:
                     await host.text.do(partial(engine.decoder, generation.decoding, ids, folders), long=has_form)
             echoes = await host.text.do(lambda: _echoes(engine, generation, folders), long=long)
             return _Response(Answer(host, place, generation, prompts, adapters, continued, echoes), request)
+        except FieldError as error:
+            place.leave()
+            raise unread_variable(error, generation.variables_in) from None
         except BaseException:
             place.leave()
             raise

@@ -209,7 +209,8 @@ def sampling(data: Mapping[str, Any], defaults: Mapping[str, Any], *, max_tokens
         try:
             Sampling(**{field: value})
         except Usage as error:
-            raise FieldError(error.message, hint=error.hint, code=error.code, param=name) from None
+            words = error.message if name == field else f"{name}: {error.message}"
+            raise FieldError(words, hint=error.hint, code=error.code, param=name) from None
         values[field] = value
     return Sampling(**values)
 
@@ -381,22 +382,49 @@ def template_variables(data: Mapping[str, Any]) -> dict[str, Any]:
     `reasoning` (OpenRouter), `reasoning_effort` (OpenAI).
     """
     variables: dict[str, Any] = {}
-    for name in ("enable_thinking", "think"):
-        if data.get(name) is not None:
-            variables["enable_thinking"] = flag(data, name)
-    for name in ("thinking", "reasoning"):
-        if (value := data.get(name)) is not None:
-            variables |= _thinking(value, name)
-    if (effort := data.get("reasoning_effort")) is not None:
-        variables |= _effort(effort, "reasoning_effort")
-    given = data.get("chat_template_kwargs")
-    if given is not None and not isinstance(given, dict):
-        raise invalid("chat_template_kwargs must be an object", '{"enable_thinking": false}', "chat_template_kwargs")
+    for field in _TOLD_IN:
+        if (value := data.get(field)) is not None:
+            variables |= _told_in(field, data, value)
+    return variables
+
+
+def fields_of_variables(data: Mapping[str, Any]) -> dict[str, str]:
+    """The field in which a client told each of the `template_variables`: what is wrong with one is said of it."""
+    fields: dict[str, str] = {}
+    for field in _TOLD_IN:
+        if (value := data.get(field)) is not None:
+            fields |= dict.fromkeys(_told_in(field, data, value), field)
+    return fields
+
+
+def unread_variable(error: FieldError, fields: Mapping[str, str]) -> FieldError:
+    """The refusal of a template variable, said of the field that told it. Other errors come back as they are."""
+    if error.code != "template.variable":
+        return error
+    field = next((fields[name] for name in error.names if name in fields), _KWARGS)
+    words = error.message if field in (_KWARGS, *error.names) else f"{field}: {error.message}"
+    return FieldError(words, hint=error.hint, code=error.code, param=field)
+
+
+_KWARGS = "chat_template_kwargs"
+_TOLD_IN = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", _KWARGS)  # a later one counts
+
+
+def _told_in(field: str, data: Mapping[str, Any], value: Any) -> dict[str, Any]:
+    match field:
+        case "enable_thinking" | "think":
+            return {"enable_thinking": flag(data, field)}
+        case "thinking" | "reasoning":
+            return _thinking(value, field)
+        case "reasoning_effort":
+            return _effort(value, field)
+    if not isinstance(value, dict):
+        raise invalid(f"{field} must be an object", '{"enable_thinking": false}', field)
     try:
-        check_template_variables(given or {})
+        check_template_variables(value)
     except Usage as error:
-        raise FieldError(error.message, hint=error.hint, code=error.code, param="chat_template_kwargs") from None
-    return {**variables, **(given or {})}
+        raise FieldError(error.message, hint=error.hint, code=error.code, param=field) from None
+    return dict(value)
 
 
 def _thinking(value: Any, name: str) -> dict[str, Any]:

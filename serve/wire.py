@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmchat.core.decoding import PLAIN, Decoding
@@ -44,6 +44,7 @@ class GenerationRequest:
     continue_ids: tuple[int, ...] = ()  # the exact ids of the answer so far; otherwise its text is encoded
     decoding: Decoding = PLAIN
     choices: int = 1  # answers wanted to each prompt
+    variables_in: Mapping[str, str] = field(default_factory=dict)  # template variable -> the field that told it
 
     @property
     def is_chat(self) -> bool:
@@ -276,6 +277,7 @@ def _common(data: Mapping[str, Any], defaults: Mapping[str, Any], *, chat: bool)
         "sampling": fields.sampling(data, defaults, max_tokens=None if chat else fields.COMPLETION_TOKENS),
         "decoding": fields.decoding(data, chat=chat),
         "choices": fields.choices(data),
+        "variables_in": fields.fields_of_variables(data),
         "stream": flag(data, "stream"),
         "include_usage": flag(options or {}, "include_usage", "stream_options.include_usage"),
         "return_token_ids": flag(data, "return_token_ids"),

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import odd_models
 import pytest
 import transformers
 from fakes import WEIGHTS
@@ -135,6 +136,18 @@ def test_what_another_program_packed_is_not_packed_again(tmp_path: Path) -> None
     told = results_of(launches(tmp_path))
     words = "glmchat: these weights were already quantised with FP8\n  hint: run it without --quant\n"
     assert [(result["code"], result["words"]) for result in told] == [(2, words)] * len(told)
+
+
+def test_no_copy_is_made_of_a_model_with_the_vocabulary_of_another(tmp_path: Path) -> None:
+    folder = odd_models.llama(tmp_path)
+    words = {f"word{number}": number for number in range(2500)}
+    other = {**odd_models.TOKENIZER, "model": {"type": "BPE", "vocab": words, "merges": []}}
+    odd_models.write(folder, {"tokenizer.json": other})
+    told = results_of(launches(folder))
+    line = "glmchat: tokenizer.json has 2,500 tokens, but config.json gives the network 272 rows\n"
+    assert [(result["code"], result["words"].splitlines(keepends=True)[0]) for result in told] == [(3, line)] * 5
+    assert not any(result["torch"] for result in told)
+    assert not (folder / "out").exists()
 
 
 def test_of_a_model_that_runs_through_transformers_a_copy_is_written_and_used(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from glmchat.checkpoints import fit
 from glmchat.checkpoints.recipe import Recipe
@@ -107,6 +108,33 @@ def test_both_say_the_bytes_that_the_engine_then_holds(
         # Biases beside packed matrices keep the file's type; `show` speaks of 16 bits.
         held = sum(2 * t.numel() if name.endswith("bias") else t.nbytes for name, t in tensors)
         assert said["memory"][f"int{bits}"] == held
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "gpt2"])
+def test_a_head_that_was_trained_apart_is_counted_whatever_config_json_says(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config_of(name))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({**load_file(path), "lm_head.weight": torch.randn(320, 128)}, path, metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    assert count == sum(parameter.numel() for parameter in model.parameters()) + 320 * 128
+    said = shown(capsys, tmp_path)[0]
+    assert said["architecture"]["parameters"] == count
+    assert said["memory"]["float16"] == 2 * count
+
+
+def test_weights_that_are_not_loaded_take_no_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers.AutoModelForCausalLM.from_config(config_of("llama")).save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    for number in (1, 2):  # what an earlier save left there
+        (tmp_path / f"model-0000{number}-of-00002.safetensors").write_bytes(bytes(5000))
+    old = {"weight_map": {f"{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(old))
+    assert shown(capsys, tmp_path)[0]["memory"]["none"] == size
 
 
 def test_a_network_that_is_not_counted_is_as_large_in_float16_whatever_its_file_holds(

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletionUserMessageParam, completion_create_
 from running import Serve
 
 from glmchat.core.decoding import Grammar
-from glmchat.core.errors import Usage
+from glmchat.core.errors import FieldError, Usage
 from glmchat.serve import fields, wire
 
 USER: ChatCompletionUserMessageParam = {"role": "user", "content": "hi"}
@@ -87,6 +87,12 @@ def test_the_newer_name_of_the_limit_wins_in_whatever_order_they_come() -> None:
     assert chat(repeat_penalty=1.5, repetition_penalty=1.2).sampling.repetition_penalty == 1.2
 
 
+def test_a_limit_out_of_range_is_refused_under_the_name_that_the_client_gave_it() -> None:
+    with pytest.raises(FieldError, match=r"^n_predict: .*between 1 and 10,000,000$") as caught:
+        chat(n_predict=0)
+    assert caught.value.param == "n_predict"
+
+
 def test_a_completion_without_a_limit_has_sixteen_tokens_as_openais() -> None:
     def limit(**given: Any) -> int | None:
         return wire.parse_completion({"prompt": "a", **given}, {}).sampling.max_tokens
@@ -103,6 +109,11 @@ def test_a_completion_without_a_limit_has_sixteen_tokens_as_openais() -> None:
         ({"think": True}, {"enable_thinking": True}),
         ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}),
         ({"thinking": {"type": "enabled"}}, {"enable_thinking": True}),
+        ({"chat_template_kwargs": {"clear_thinking": False}}, {"clear_thinking": False}),
+        (
+            {"thinking": {"type": "enabled", "clear_thinking": False}},
+            {"enable_thinking": True, "clear_thinking": False},
+        ),
         ({"reasoning": {"enabled": False}}, {"enable_thinking": False}),
         ({"reasoning": {"effort": "high"}}, {"reasoning_effort": "high"}),
         ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),

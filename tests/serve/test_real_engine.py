@@ -158,6 +158,18 @@ THINKS = (
 )
 
 
+# As GLM-4.7's: earlier thoughts are left out unless it is told to keep them.
+CLEARS = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content else '' %}"
+    "{% if ((clear_thinking is defined and not clear_thinking) or loop.index0 > ns.last) and thought %}"
+    "<think>{{ thought.strip() }}</think>{% else %}</think>{% endif %}{{ m.content.split('</think>')[-1].strip() }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{{ '</think>' if (enable_thinking is defined and not enable_thinking) else '<think>' }}{% endif %}"
+)
+
+
 @pytest.fixture
 def thinker(tmp_path: Path) -> Path:
     """Its template opens a thought, unless it is told not to."""
@@ -239,6 +251,66 @@ def test_a_thought_ends_where_its_budget_does_and_the_answer_goes_on(
         assert running.ask(**asked, **unlimited).json()["choices"][0]["token_ids"] == free["token_ids"]
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, {}),
+        ({"chat_template_kwargs": {"clear_thinking": False}}, {"clear_thinking": False}),
+        ({"chat_template_kwargs": {"clear_thinking": True}}, {"clear_thinking": True}),
+        (
+            {"thinking": {"type": "disabled", "clear_thinking": False}},
+            {"enable_thinking": False, "clear_thinking": False},
+        ),
+    ],
+)
+def test_whether_earlier_thoughts_stay_is_the_clients_choice(
+    fields: dict[str, Any], told: dict[str, Any], serve: Any, tmp_path: Path
+) -> None:
+    folder = llamas.write_folder(tmp_path / "clears", template=CLEARS, vocab_size=280)
+    lower = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    lower.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", "</think>", "<|user|>")])
+    lower.save(str(folder / "tokenizer.json"))
+    thought = "<think>\nlong thought\n</think>\n\nyes"
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": thought},
+        {"role": "user", "content": "b"},
+    ]
+    right = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        talk, add_generation_prompt=True, return_dict=False, **told
+    )
+    engine = Engine.load(folder, threads=1, dtype="float32")
+    try:
+        assert serve(engine).client.post("/tokenize", json={"messages": talk, **fields}).json()["tokens"] == right
+    finally:
+        engine.close()
+
+
+def test_a_variable_that_the_template_never_reads_is_refused_by_the_field_that_told_it(
+    serve: Any, llama: Path, thinker: Path
+) -> None:
+    for folder, fields, param in (
+        (llama, {"thinking": {"type": "enabled"}}, "thinking"),
+        (llama, {"think": True}, "think"),
+        (llama, {"reasoning": {"effort": "high"}}, "reasoning"),
+        (llama, {"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
+        (thinker, {"reasoning_effort": "low"}, "reasoning_effort"),
+        (thinker, {"thinking": {"type": "enabled", "clear_thinking": True}}, "thinking"),
+        (thinker, {"think": True, "chat_template_kwargs": {"depth": 3}}, "chat_template_kwargs"),
+    ):
+        engine = Engine.load(folder, threads=1, dtype="float32")
+        try:
+            running = serve(engine)
+            talk = {"messages": [{"role": "user", "content": "hi"}], **fields}
+            for reply in (running.ask(**GREEDY, **fields), running.client.post("/tokenize", json=talk)):
+                assert reply.status_code == 400, reply.text
+                error = reply.json()["error"]
+                assert (error["code"], error["param"]) == ("template.variable", param)
+                assert param in error["message"] or param == "chat_template_kwargs"
+        finally:
+            engine.close()
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_by_its_name(serve: Any, llama: Path, thinker: Path) -> None:
