@@ -124,7 +124,7 @@ class _Run:
         total = None if any(one is None for one in totals) else sum(one for one in totals if one is not None)
         speed = self._speed.measure(sum(state.received for state in self.states))
         left = (total - done) / speed if total is not None and speed else None
-        return Progress(files, done, total, speed, left, self.shared.note)
+        return Progress(files, done, total, speed, left, self.shared.next_note())
 
 
 class Speed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
 import time
@@ -39,10 +40,21 @@ class DownloadState:
         self.retry = retry
         self.hosts = Hosts()
         self.note = ""
+        self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.reached = False  # some server has answered something
         self._cancel = threading.Event()
         self._lock = threading.Lock()
         self._open: set[httpx2.Response] = set()
+
+    def notify(self, text: str) -> None:
+        """What has to be said however soon the file is there; a `note` goes when its trouble does."""
+        self._notices.put(text)
+
+    def next_note(self) -> str:
+        try:
+            return self._notices.get_nowait()
+        except queue.Empty:
+            return self.note
 
     def cancel(self) -> None:
         """Wake every transfer, also those that wait in recv()."""

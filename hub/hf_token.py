@@ -34,6 +34,20 @@ def refused_words(host: str) -> str:
     )
 
 
+def without_words(host: str) -> str:
+    """That a hub does not take the user's token, and is asked again without one."""
+    _TOLD.add((host, token()))
+    return refused_words(host) + tr("; going on without it")
+
+
+def is_told(host: str) -> bool:
+    """Whether `without_words` were said of this token already: each of several steps finds out for itself."""
+    return (host, token()) in _TOLD
+
+
+_TOLD: set[tuple[str, str | None]] = set()
+
+
 def refused_hint() -> str:
     """What helps then."""
     return tr(

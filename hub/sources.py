@@ -23,7 +23,7 @@ from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 from glmchat.hub.catalogue import KnownFile
 from glmchat.hub.fetch import LONGEST_WAIT, asked_wait
-from glmchat.hub.hf_token import refused_hint, refused_words, token
+from glmchat.hub.hf_token import refused_hint, refused_words, token, without_words
 from glmchat.hub.mirror_folder import MirrorFolder
 from glmchat.hub.references import checked_repo, is_commit
 from glmchat.hub.safe_paths import check_listing
@@ -224,7 +224,7 @@ def _ask_hf(place: HubEndpoint, repo: str, revision: str | None) -> Listing:
         except HfHubHTTPError as error:
             if not key or isinstance(error, GatedRepoError) or error.response.status_code not in (401, 403):
                 raise
-            notes.append(refused_words(place.label) + tr("; going on without it"))
+            notes.append(without_words(place.label))
             api = HfApi(endpoint=place.address, token=False)
             info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
         commit, siblings, canonical = info.sha, info.siblings or [], info.id

@@ -13,7 +13,7 @@ from glmchat.core.text import human_bytes, one_line
 from glmchat.hub.download_state import DownloadState
 from glmchat.hub.fetch import LONGEST_WAIT, Broken, Refused, Reply, open_reply, source_name
 from glmchat.hub.file_request import Candidate, FetchedFile, FileRequest
-from glmchat.hub.hf_token import refused_hint, refused_words
+from glmchat.hub.hf_token import is_told, refused_hint, refused_words, without_words
 from glmchat.hub.partial import PartialFile
 from glmchat.hub.store import git_blob_of, sha256_of
 
@@ -142,7 +142,8 @@ class Transfer:
                 self.shared.reached = True
                 if refusal.for_token and name not in hosts.token_refused:
                     hosts.token_refused.add(name)
-                    self._say(refused_words(name) + tr("; going on without it"))
+                    if not is_told(name):
+                        self.shared.notify(one_line(without_words(name)))
                     continue
                 self._reasons[name] = refusal
                 self._alive.remove(candidate)
