@@ -90,6 +90,8 @@ def main() -> int:
             report = search(target, seed=options.seed, inputs=counts.get(target.name), seconds=seconds)
         clean = clean and not report.findings
         print(as_json(report) if options.json else row(report), flush=True)
+        for finding in report.findings:
+            print(f"{target.name} {finding.number}: {finding.kind}\n{finding.words}", file=sys.stderr, flush=True)
         if options.save is not None:
             save(options.save, report, options.seed)
     return 0 if clean else 1

@@ -1,11 +1,14 @@
 """Runs a target on many inputs, in children that may hang, grow or die without taking the run along.
 
-What counts as found: an exception that is no error of the tree, a signal, over `SECONDS` of the processor or `STALL`
-of the clock (which goes on while others use the machine), or over `GROWTH`.
+What counts as found: an exception that is no error of the tree, a signal, over `SECONDS` of the processor, over `STALL`
+asleep, or over `GROWTH`. A process that stands in the queue for the processor or the disk waits for the machine, and
+so does one whose watcher did not run either: neither is held against the reader. A hang is told with its seconds of
+both kinds and the stack of each thread, so that it need not come again to be understood.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -19,6 +22,7 @@ import time
 import traceback
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -29,11 +33,12 @@ from mutation import mutate
 from glmchat.core.errors import GlmchatError
 
 SECONDS = 10.0
-STALL = 60.0
+STALL = 60.0  # seconds in which every thread of it slept
 GROWTH = 300 * 2**20  # bytes of resident memory above the start
 _LARGEST = 16 * 2**20  # bytes of an input: what a server takes, and most of what a file may hold
 _BATCH = 2000  # inputs of one child
 _ADDRESSES = 4 * 2**30  # bytes a child may ask for beyond what it has: more is refused before the machine suffers
+_TICK = 0.25  # seconds between two looks at it
 _STATE = struct.Struct("<qdqq")  # number of the input under way, when it began, how many are done, were accepted
 
 
@@ -127,19 +132,24 @@ def _batch(
     _STATE.pack_into(state, 0, first, time.monotonic(), first, 0)
     folder = tempfile.mkdtemp(prefix="glmchat-fuzz-")
     reader, writer = os.pipe()
+    stacks = Path(folder) / "stacks"
     child = os.fork()
     if not child:
         os.close(reader)
         code = 1
         try:
+            file = stacks.open("wb")
+            for number in (signal.SIGPROF, signal.SIGUSR1):
+                faulthandler.register(number, file, chain=True)  # where each thread is, and then its end
             _work(target, seeds, seed, (first, last, end), state, Path(folder), writer)
             code = 0
         finally:
             os._exit(code)
     os.close(writer)
     try:
-        told, killed = _listen(reader, child, state)
+        told, hang = _listen(reader, child, state)
         _, status = os.waitpid(child, 0)
+        stack = stacks.read_text(errors="replace") if stacks.exists() else ""
     finally:
         os.close(reader)
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,34 +160,64 @@ def _batch(
         for line in lines
         if "kind" in line
     ]
-    number, _, done, accepted = _STATE.unpack_from(state)
-    if status and (killed or os.WIFSIGNALED(status) or not any(f.kind == "memory" for f in findings)):
+    number, began, done, accepted = _STATE.unpack_from(state)
+    if status and (hang or os.WIFSIGNALED(status) or not any(f.kind == "memory" for f in findings)):
         code = os.waitstatus_to_exitcode(status)
-        hung = killed or code == -signal.SIGPROF
-        words = (
-            f"over {STALL:g} s"
-            if killed
-            else f"over {SECONDS:g} s of the processor"
-            if hung
-            else f"signal or exit {code}"
-        )
-        findings.append(Finding("hang" if hung else "crash", number, words, input_of(target, seeds, seed, number)))
+        if not hang and code == -signal.SIGPROF:
+            hang = f"over {SECONDS:g} s of the processor, {time.monotonic() - began:.1f} s of the clock"
+        words = f"{hang}\n{stack}" if hang else f"signal or exit {code}"
+        findings.append(Finding("hang" if hang else "crash", number, words, input_of(target, seeds, seed, number)))
         done = number + 1
     return max(done, first + 1) if status else done, accepted, findings, peak
 
 
-def _listen(reader: int, child: int, state: mmap.mmap) -> tuple[bytes, bool]:
-    """What the child tells until it ends, and whether it had to be killed because one input took too long."""
-    told, killed = bytearray(), False
+def _listen(reader: int, child: int, state: mmap.mmap) -> tuple[bytes, str]:
+    """What the child tells until it ends, and why it was killed: "", or that one input slept too long."""
+    told, hang, number, slept, before = bytearray(), "", -1, 0.0, time.monotonic()
     while True:
-        if select.select([reader], [], [], 0.25)[0]:
+        if select.select([reader], [], [], _TICK)[0]:
             piece = os.read(reader, 1 << 16)
             if not piece:
-                return bytes(told), killed
+                return bytes(told), hang
             told += piece
-        if not killed and time.monotonic() - _STATE.unpack_from(state)[1] > STALL:
+        now, (under_way, began, _, _) = time.monotonic(), _STATE.unpack_from(state)
+        if under_way != number:
+            number, slept = under_way, 0.0
+        elif not _works(child):
+            slept += min(now - before, 4 * _TICK)  # more is a machine that stood still
+        before = now
+        if slept > STALL and not hang:
+            hang = f"over {STALL:g} s asleep, {now - began:.1f} s of the clock, {_processor(child)}"
+            _end(child)
+
+
+def _end(child: int) -> None:
+    """Have it write where each of its threads is and end, or kill it where it does not even that."""
+    os.kill(child, signal.SIGUSR1)
+    end = time.monotonic() + 5
+    while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+        if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
-            killed = True
+        time.sleep(_TICK)
+
+
+def _threads(child: int) -> list[list[str]]:
+    """What /proc tells of each of its threads, from the state on (field 3 of proc(5)); none on a Mac."""
+    told = []
+    for file in Path(f"/proc/{child}/task").glob("*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            told.append(file.read_text().rpartition(") ")[2].split())
+    return told
+
+
+def _works(child: int) -> bool:
+    """Whether a thread of it runs, stands in the queue for the processor, or waits for the disk."""
+    return any(fields[0] in "RD" for fields in _threads(child))
+
+
+def _processor(child: int) -> str:
+    ticks = sum(int(fields[11]) + int(fields[12]) for fields in _threads(child))
+    return f"{ticks / os.sysconf('SC_CLK_TCK'):.1f} s of the processor since its first input"
 
 
 def _work(
