@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from glmchat.chat import shared_engine
 from glmchat.chat.adapters_choice import brings_template
-from glmchat.chat.client.endpoint import Endpoint
+from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.engine_process import RunningEngine
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions
@@ -99,7 +99,7 @@ def connect(
     Raises what the load raised (Damaged, DoesNotFit, EngineDied …), NetworkFailed, ServerFailed, Usage, Interrupted.
     """
     if launch.server is not None:
-        return _to_server(launch)
+        return greet(launch)
     options = engine_options(launch)
     require_fit(options, purpose, launch.adapters or ())
     process = start_engine(options)
@@ -111,17 +111,18 @@ def connect(
         raise
 
 
-def _to_server(launch: LaunchOptions) -> Connection:
+def greet(launch: LaunchOptions, stop: Stop | None = None) -> Connection:
+    """Ask a server what it has. Raises NetworkFailed, ServerFailed, Usage, and Interrupted where it was stopped."""
     endpoint = Endpoint(launch.server, key=launch.api_key, model=launch.engine.model)
     if launch.engine.model is None:
-        endpoint.choose_model()
-    return Connection(endpoint, identity_of(launch, endpoint))
+        endpoint.choose_model(stop=stop)
+    return Connection(endpoint, identity_of(launch, endpoint, stop))
 
 
-def identity_of(launch: LaunchOptions, endpoint: Endpoint) -> ModelIdentity:
+def identity_of(launch: LaunchOptions, endpoint: Endpoint, stop: Stop | None = None) -> ModelIdentity:
     """What is known of the model that answers. What a foreign server does not tell is None."""
     try:
-        rows = endpoint.models()
+        rows = endpoint.models(stop)
     except ServerFailed:  # some servers list no models, and that is no reason not to chat
         rows = []
     row = next((r for r in rows if r.name == endpoint.model), rows[0] if len(rows) == 1 else None)

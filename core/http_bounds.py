@@ -12,9 +12,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from glmchat.core.errors import Hostile, NetworkFailed
+from glmchat.core.errors import Hostile, Interrupted, NetworkFailed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -22,6 +23,37 @@ if TYPE_CHECKING:
     import httpx2
 
     Send = Callable[[httpx2.Request], httpx2.Response]
+
+T = TypeVar("T")
+_LOOK_SECONDS = 0.1  # between two looks whether somebody still waits
+
+
+def result_of(work: Callable[[], T], given_up: Callable[[], bool], seconds: float | None = None) -> T:
+    """`work()`, in a thread that is left behind as soon as nobody waits for it any more.
+
+    A name that is looked up and a connection that is being made heed nobody, and a process does not wait for such a
+    thread when it ends. Raises what `work` raised, Interrupted where it was given up, TimeoutError after `seconds`.
+    """
+    ended: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((work(), None))
+        except BaseException as error:  # noqa: BLE001 (raised by whoever waits)
+            ended.put((None, error))
+
+    threading.Thread(target=run, name="question", daemon=True).start()
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        if given_up():
+            raise Interrupted(tr("stopped"), hint=tr("try again at any time"))
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError
+        with suppress(Empty):
+            result, error = ended.get(timeout=_LOOK_SECONDS)
+            if error is not None:
+                raise error
+            return result  # type: ignore[return-value]
 
 
 class Bounds:

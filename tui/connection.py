@@ -16,11 +16,12 @@ from glmchat.chat.launch import LaunchOptions
 from glmchat.core.errors import DoesNotFit, GlmchatError, Interrupted, NetworkFailed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes
-from glmchat.tui.messages import EngineLost, Loading, Ready, Resources
+from glmchat.tui.messages import EngineLost, Loading, Ready, Replied, Resources
 from glmchat.tui.view import View
 from glmchat.tui.widgets.status import stage_words
 
 if TYPE_CHECKING:
+    from glmchat.chat.client.endpoint import Stop
     from glmchat.chat.engine_process import RunningEngine
     from glmchat.core.engine_options import EngineOptions
     from glmchat.hub.catalogue import Entry
@@ -38,6 +39,7 @@ class EngineLink:
         self._start = start
         self._lock = threading.Lock()
         self._closed = False
+        self.greeting: Stop | None = None  # gives up asking the server what it has
         self.device: str | None = None  # where the engine computes, once it says so
 
     @property
@@ -45,17 +47,18 @@ class EngineLink:
         return self.launch.server is not None or self.launch.engine.folder is not None
 
     def connect(self, report: Report) -> None:
-        """Start or find it, report how far it is, then Ready or EngineLost."""
+        """Start or find it, report how far it is, then Ready or EngineLost. One that was given up reports nothing."""
+        greeting = self.greeting
         try:
             report(self.greet_server() if self.launch.server is not None else self._start_engine(report))
         except GlmchatError as error:
-            if not self._closed:
+            if not self._closed and not (greeting is not None and greeting.is_set):
                 report(EngineLost(error))
 
     def greet_server(self) -> Ready:
-        from glmchat.chat.connect import connect
+        from glmchat.chat.connect import greet
 
-        connection = connect(self.launch)
+        connection = greet(self.launch, self.greeting)
         self.stop()  # an engine that answered until now
         return Ready(connection.endpoint, connection.identity)
 
@@ -125,6 +128,8 @@ class EngineLink:
     def close(self) -> None:
         """As `stop`; nothing is reported any more."""
         self._closed = True
+        if self.greeting is not None:
+            self.greeting.now()
         self.stop()
 
 
@@ -173,6 +178,7 @@ class ModelConnection:
         self.ready = False
         self.answers: Ready | None = None
         self._answered: LaunchOptions | None = None  # what was last connected to
+        self._asking: Stop | None = None  # of the question that the window waits for
         self._view = view
         self._advised = False
         self._away = False  # the server does not answer, and is asked again now and then
@@ -180,9 +186,13 @@ class ModelConnection:
 
     def connect(self, *, fresh: bool = False) -> None:
         """Start the engine or find the server, in a thread; `Loading`, then `Ready` or `EngineLost` come back."""
+        from glmchat.chat.client.request import Stop
+
         self.ready = False
         self._away = False
-        self._view.status.show(activity=stage_words("start"), progress=None, lost=False, away=False)
+        self._asking = self.link.greeting = Stop() if self.launch.server is not None else None
+        activity = stage_words("start") if self._asking is None else self._waiting_words()
+        self._view.status.show(activity=activity, progress=None, lost=False, away=False)
         self._view.show_queue()
 
         def work() -> None:
@@ -191,6 +201,60 @@ class ModelConnection:
             self.link.connect(self._report)
 
         self._view.start_thread(work, "engine")
+
+    @property
+    def asking(self) -> bool:
+        """The window waits for a server's word; `give_up` ends that."""
+        return self._asking is not None
+
+    def ask(self, question: Callable[[Stop], Message]) -> None:
+        """Have a thread ask what answers; the message comes back, unless it was given up. A later one takes over."""
+        from glmchat.chat.client.request import Stop
+
+        if self._asking is not None:
+            self._asking.now()
+        stop = self._asking = Stop()
+        if not self._view.status.facts.activity:
+            self._view.status.show(activity=self._waiting_words(), progress=None)
+
+        def work() -> None:
+            try:
+                self._report(Replied(stop, question(stop)))
+            except GlmchatError as error:
+                self._report(Replied(stop, error=error))
+
+        self._view.start_thread(work, "models")
+
+    def replied(self, news: Replied) -> None:
+        """Raises what the question raised."""
+        if news.given_up.is_set:
+            return
+        self._asked()
+        if news.error is not None:
+            raise news.error
+        if news.reply is not None:
+            self._view.post_message(news.reply)
+
+    def _asked(self) -> None:
+        self._asking = None
+        if self._view.status.facts.activity == self._waiting_words():
+            self._view.status.show(activity="")
+
+    def _waiting_words(self) -> str:
+        return stage_words("greet" if self.launch.server is not None else "ask")
+
+    def give_up(self) -> bool:
+        """Wait for the server's word no longer. False where the window waits for none."""
+        if self._asking is None:
+            return False
+        is_greeting = self._asking is self.link.greeting
+        self._asking.now()
+        self._asked()
+        if is_greeting:
+            self.lost(Interrupted(tr("stopped"), hint=tr("F5 connects again")))
+        else:
+            self._view.tell(tr("stopped"))
+        return True
 
     def restart(self) -> None:
         """As `connect`, with another engine in place of the one that is there, unless others use that."""
@@ -219,6 +283,7 @@ class ModelConnection:
         self._view.status.show(activity=stage_words(news.stage), progress=news.done if has_share else None)
 
     def connected(self, news: Ready) -> None:
+        self._asked()
         if self.answers is None:
             gc.freeze()  # full collections leave out what stays for good; they took 130 ms, in the midst of typing
         self.ready, self.answers, self._answered = True, news, self.launch
@@ -239,6 +304,7 @@ class ModelConnection:
                 model=self.launch.engine.model, quant=self.launch.engine.quant_label,
                 revision=self.launch.engine.revision,
             )  # fmt: skip
+        self._asked()
         self._away = self.is_away(error)
         self._show_lost()
         self._view.show_error(error)
@@ -249,7 +315,8 @@ class ModelConnection:
 
     def _show_lost(self) -> None:
         self.ready = False
-        self._view.status.show(activity="", progress=None, lost=True, away=self._away, memory=None)
+        is_server = self.launch.server is not None
+        self._view.status.show(activity="", progress=None, lost=True, server=is_server, away=self._away, memory=None)
         self._view.show_queue()
 
     def failure(self) -> GlmchatError | None:

@@ -78,8 +78,8 @@ class WindowFace:
         if command.name in _ABOUT_THE_LAST and self._talk.look_around():
             raise Usage(tr("another window went on here"), hint=tr("look at it, then try again"), code="chat.went_on")
         try:
-            if command.name == "adapter" and (served := self._adapters_of_server(words)) is not None:
-                self._view.start_thread(served, "models")
+            if command.name == "adapter" and self._names_adapters_of_server(words):
+                self._ask_server(words, adapters=True)
             elif command.run is not None:
                 command.run(self, words)
             else:
@@ -304,17 +304,16 @@ class WindowFace:
             self.chat.set(field, value)
         self.tell(tr("preset {name}, starting with the next answer", name=name))
 
-    def _adapters_of_server(self, words: str) -> Callable[[], None] | None:
-        """Asks a server for its list, before adapters that are named are taken; None where there is none to ask."""
-        answers, first = self._connection.answers, words.partition(" ")[0].lower()
-        if self.launch.server is None or answers is None or first in ("", "off", "none", "weight"):
-            return None
-        endpoint = answers.endpoint
+    def _names_adapters_of_server(self, words: str) -> bool:
+        """Before adapters are taken by name a server is asked for its list."""
+        named = words.partition(" ")[0].lower() not in ("", "off", "none", "weight")
+        return named and self.launch.server is not None and self._connection.answers is not None
 
-        def ask() -> None:
-            self._view.post_message(Served(words, endpoint.models(), adapters=True))
-
-        return ask
+    def _ask_server(self, words: str, *, adapters: bool = False) -> None:
+        """For its list, which `words` are looked for in."""
+        assert self._connection.answers is not None
+        endpoint = self._connection.answers.endpoint
+        self._connection.ask(lambda stop: Served(words, endpoint.models(stop), adapters))
 
     def use_adapters_of_server(self, news: Served) -> None:
         """Raises Usage for a name that the server does not list."""
@@ -340,12 +339,7 @@ class WindowFace:
         if (named := server_named(words, self._servers)) is not None:
             self._switch_to_server(*named)
         elif answers is not None and words:
-            endpoint = answers.endpoint
-
-            def ask() -> None:
-                self._view.post_message(Served(words, endpoint.models()))
-
-            self._view.start_thread(ask, "models")
+            self._ask_server(words)
         elif answers is not None:
             others = [server for server in self._servers.values() if server.url != self.launch.server]
             models = ServerScreen(answers.endpoint.models, answers.endpoint.model, others)

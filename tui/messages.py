@@ -10,7 +10,7 @@ from textual.message import Message
 from glmchat.core.errors import GlmchatError
 
 if TYPE_CHECKING:  # the window draws its first frame before it loads what talks to the engine and the database
-    from glmchat.chat.client.endpoint import Endpoint
+    from glmchat.chat.client.endpoint import Endpoint, Stop
     from glmchat.chat.client.words import ModelRow
     from glmchat.chat.compare.columns import StoreNames
     from glmchat.chat.context import ContextParts, Request
@@ -84,6 +84,15 @@ class PartsCounted(Message, bubble=False):
     """What the next request is made of."""
 
     parts: ContextParts
+
+
+@dataclass
+class Replied(Message, bubble=False):
+    """What came of a question that the window waited for; ignored where that was given up meanwhile."""
+
+    given_up: Stop
+    reply: Message | None = None
+    error: GlmchatError | None = None
 
 
 @dataclass

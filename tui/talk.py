@@ -220,11 +220,7 @@ class Talk:
     def weigh(self) -> None:
         """Count the parts of the next request, in a thread; `PartsCounted` comes back."""
         session, draft = self.chat, self._draft
-
-        def count() -> None:
-            self._view.post_message(PartsCounted(session.weigh(draft)))
-
-        self._view.start_thread(count, "weigh")
+        self._connection.ask(lambda stop: PartsCounted(session.weigh(draft)))
 
     def _count(self, session: ChatSession, draft: str) -> None:
         from glmchat.chat.context import Request, sizes

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
@@ -26,8 +25,9 @@ from glmchat.chat.client.request import (
     sampling_fields,
 )
 from glmchat.chat.client.words import Health, ModelRow, broken, error_of, health_of, rows_of, status_error
-from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed, Usage
+from glmchat.core.errors import EngineDied, GlmchatError, Interrupted, ServerFailed, Usage
 from glmchat.core.http import make_client
+from glmchat.core.http_bounds import result_of
 from glmchat.core.language import language, tr
 from glmchat.core.messages import Finished, Message, Sampling, StreamEvent
 from glmchat.core.servers import api_url
@@ -87,8 +87,8 @@ class Endpoint:
     def health(self) -> Health:
         """Our server's `/health`; of a foreign one, "ok" if it answers at all. Raises NetworkFailed or EngineDied."""
         try:
-            with self._answer("GET", self._root + "/health", None, 10.0, None) as answer:
-                return health_of(json_object(read_body(answer)), answer.status_code)
+            status, _, text = self._answer("GET", self._root + "/health", None, 10.0, None)
+            return health_of(json_object(text), status)
         except (httpx2.HTTPError, OSError, GlmchatError) as error:
             raise self._broken(error, answering=False) from None
 
@@ -99,13 +99,13 @@ class Endpoint:
             self._ours = any(row.owner == "glmchat" for row in rows)
         return rows
 
-    def choose_model(self, name: str | None = None) -> str:
+    def choose_model(self, name: str | None = None, stop: Stop | None = None) -> str:
         """The model to ask for: the one named, else the only base model that the server has. Remembers it.
 
         A name that the list does not hold is believed: servers have aliases. Raises Usage where there is a choice.
         """
         if name is None:
-            names = [row.name for row in self.models() if row.parent is None]
+            names = [row.name for row in self.models(stop) if row.parent is None]
             if len(names) != 1:
                 shown = ", ".join(one_line(n, 60) for n in names[:20]) or tr("none")
                 raise Usage(
@@ -272,10 +272,12 @@ class Endpoint:
     ) -> Generator[StreamEvent, None, None]:
         client = self._client(None if self.uds else SILENCE)  # an engine's end closes its socket
         try:
-            with client, self._open(client, path, body, stop) as answer:
+            with client, contextlib.ExitStack() as opened:
+                asked = self._open(client, path, body, stop)
+                answer = result_of(lambda: opened.enter_context(asked), lambda: stop.is_set)
                 if answer.status_code != 200:
                     text = read_body(answer)
-                    error = self._refusal(answer, text)
+                    error = self._refusal(answer.status_code, answer.headers, text)
                     if answer.status_code in (400, 422):
                         raise _Refused(error, text.decode("utf-8", "replace"))
                     raise error
@@ -293,7 +295,7 @@ class Endpoint:
                     if reader.finished:
                         return
                 yield from reader.end()
-        except (httpx2.HTTPError, httpx2.StreamError, OSError, ServerFailed) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, OSError, ServerFailed, Interrupted) as error:
             if stop.is_set:
                 yield reader.cancelled()
                 return
@@ -336,40 +338,36 @@ class Endpoint:
             return {"Accept-Language": language()}
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
-    def _refusal(self, answer: httpx2.Response, text: bytes) -> GlmchatError:
-        return status_error(answer.status_code, answer.headers, text, self.url, keyed=self._key is not None)
+    def _refusal(self, status: int, headers: httpx2.Headers, text: bytes) -> GlmchatError:
+        return status_error(status, headers, text, self.url, keyed=self._key is not None)
 
-    @contextlib.contextmanager
     def _answer(
         self, method: str, url: str, body: Mapping[str, Any] | None, seconds: float, stop: Stop | None
-    ) -> Iterator[httpx2.Response]:
-        """An answer that must be complete within `seconds`, also where each of its bytes comes in time."""
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        """Status, headers and body, complete within `seconds`, also where each of its bytes comes in time.
+
+        Raises Interrupted as soon as `stop` is set, ServerFailed, and what httpx2 and the system raise.
+        """
         headers = {**self._headers(), **({"Content-Type": "application/json"} if body is not None else {})}
         content = None if body is None else json.dumps(body).encode()
-        stop, late = stop or Stop(), threading.Event()
-        trace = {"trace": stop.watch}
-        _asked.add(stop)
+        own = Stop()
 
-        def hang_up() -> None:
-            late.set()
-            stop.hang_up()
-
-        limit = threading.Timer(seconds, hang_up)
-        limit.daemon = True
-        limit.start()
-        try:
+        def ask() -> tuple[int, httpx2.Headers, bytes]:
+            trace = {"trace": own.watch}
             with (
                 self._client(seconds) as client,
                 client.stream(method, url, content=content, headers=headers, extensions=trace) as answer,
             ):
-                yield answer
-                if late.is_set():  # a body without a length seems to end where it was cut
-                    raise httpx2.ReadTimeout("it took too long")
-        except (httpx2.HTTPError, OSError) as error:
-            raise httpx2.ReadTimeout("it took too long") if late.is_set() else error from None
+                return answer.status_code, answer.headers, read_body(answer)
+
+        _asked.add(own)
+        try:
+            return result_of(ask, lambda: own.is_set or (stop is not None and stop.is_set), seconds)
+        except TimeoutError:
+            raise httpx2.ReadTimeout("it took too long") from None
         finally:
-            limit.cancel()
-            _asked.discard(stop)
+            own.now()  # a thread that was left behind has nothing more to read, once it is connected
+            _asked.discard(own)
 
     def _ask(
         self,
@@ -380,12 +378,11 @@ class Endpoint:
         stop: Stop | None = None,
     ) -> dict[str, Any]:
         try:
-            with self._answer(method, url, body, timeout, stop) as answer:
-                text = read_body(answer)
-                if answer.status_code != 200 or text.lstrip()[:1] == b"<":
-                    raise self._refusal(answer, text)
+            status, headers, text = self._answer(method, url, body, timeout, stop)
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             raise self._broken(error, answering=False) from None
+        if status != 200 or text.lstrip()[:1] == b"<":
+            raise self._refusal(status, headers, text)
         data = json_object(text)
         if problem := error_of(data):
             raise problem

@@ -34,11 +34,6 @@ class Stop:
             self._is_set = True
             self._shut()
 
-    def hang_up(self) -> None:
-        """Close the connection as if the server had: no stop that somebody asked for."""
-        with self._lock:
-            self._shut()
-
     def watch(self, event: str, info: Mapping[str, Any]) -> None:
         """httpcore's trace hook: remembers the socket as soon as there is one."""
         # TLS wraps the socket in another one, and a proxy may do so twice: the last one is the one that is read.

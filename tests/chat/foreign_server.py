@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -38,6 +39,21 @@ class Foreign:
         for name, value in how.items():
             setattr(self, name, value)
         return Endpoint(self.url, model="m")
+
+
+@contextmanager
+def deaf() -> Iterator[str]:
+    """The address of a server that makes no connection: its queue is full, and nobody takes anything out of it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for one in waiting:
+            one.close()
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from foreign_server import Foreign, chunk, serving
+from foreign_server import Foreign, chunk, deaf, serving
 from polling import SECONDS
 
 from glmchat.chat.client import reading
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.client.words import MOST_MODELS
-from glmchat.core.errors import GlmchatError
+from glmchat.core.errors import GlmchatError, Interrupted
 from glmchat.core.messages import Finished, Message, Piece, Sampling
 from glmchat.core.text import show_controls
 
@@ -143,6 +143,45 @@ def test_whatever_a_server_does_a_stop_ends_it_within_a_second_and_keeps_what_ca
     text, end, error = result[0]
     assert error is None and end is not None and end.finish_reason == "cancelled"
     assert text in ("", "so ", "so far")
+
+
+ASK: dict[str, Callable[[Endpoint, Stop], Any]] = {
+    "its models": lambda endpoint, stop: endpoint.models(stop),
+    "an answer": lambda endpoint, stop: list(endpoint.stream(TALK, Sampling(), stop=stop)),
+    "a continuation": lambda endpoint, stop: list(endpoint.complete("and", Sampling(), stop=stop)),
+}
+
+
+@pytest.mark.parametrize("what", ASK)
+@pytest.mark.parametrize("kind", ["silence", "header lines", "a byte now and then", "no connection"])
+def test_whatever_is_asked_nobody_waits_longer_than_a_second_after_a_stop(kind: str, what: str) -> None:
+    """Not even where there is no connection yet that could be closed."""
+
+    def speak(write: Write) -> None:
+        write(b"" if kind == "silence" else b"HTTP/1.1 200 OK\r\n")
+        while True:
+            write({"header lines": b"X-A: b\r\n", "a byte now and then": b"X"}.get(kind, b""))
+            time.sleep(PACE)
+
+    with deaf() if kind == "no connection" else speaking(speak, models=True) as url:
+        stop, ended = Stop(), []
+
+        def ask() -> None:
+            try:
+                ended.append(ASK[what](Endpoint(url, model="m"), stop))
+            except Interrupted as error:
+                ended.append(error)
+
+        worker = threading.Thread(target=ask)
+        worker.start()
+        worker.join(0.5)
+        assert worker.is_alive()
+        asked = time.monotonic()
+        stop.now()
+        worker.join(SECONDS)
+        assert time.monotonic() - asked < 1
+    end = ended[0]
+    assert isinstance(end, Interrupted) or end[-1].finish_reason == "cancelled"
 
 
 @pytest.mark.parametrize("models", [True, False])

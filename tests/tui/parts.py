@@ -32,6 +32,7 @@ class Link:
         self.lost: EngineDied | None = None
         self.started: list[LaunchOptions] = []
         self.launch = LAUNCH
+        self.greeting: object | None = None
 
     def connect(self, report: Callable[[Message], None]) -> None:
         self.started.append(self.launch)

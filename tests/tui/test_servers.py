@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import socketserver
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import pytest
 from fakes import model_in
+from foreign_server import deaf
+from hub_helpers import COMMIT_A
 from screen import TerminalSession
 
 from glmchat.core import locations
@@ -195,3 +199,89 @@ def test_another_server_of_the_config_is_switched_to_and_one_that_goes_while_not
                 terminal.until_seen("raven heard: charlie")
             terminal.press("ctrl+home")
             terminal.until_seen("parrot heard: alpha")
+
+
+@contextmanager
+def holding() -> Iterator[tuple[str, threading.Event]]:
+    """A server whose list of models begins, and ends when the event is set."""
+    goes_on = threading.Event()
+
+    class Slow(Handler):
+        def handle(self) -> None:
+            while not goes_on.wait(0.05):
+                try:
+                    if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                        return  # the client hung up
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    return
+            super().handle()
+
+    with Server(("127.0.0.1", 0), Slow) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", goes_on
+        finally:
+            goes_on.set()
+            server.shutdown()
+
+
+SOON = 4.0  # seconds: a second, and a machine that others use; the server would be waited for more than 10
+
+
+def test_esc_takes_back_the_wait_for_a_server_and_f5_asks_it_again() -> None:
+    with holding() as (url, goes_on), TerminalSession("run", "parrot", "--server", url) as terminal:
+        terminal.until(lambda: "asking the server" in terminal.lines[-1])
+        terminal.press("esc")
+        terminal.until(lambda: "not connected · F5" in terminal.lines[-1] and "stopped" in terminal.text, SOON)
+        goes_on.set()
+        terminal.press("f5")
+        terminal.until(lambda: terminal.lines[-1].strip().startswith("parrot"))
+        terminal.say("alpha")
+        terminal.until_seen("parrot heard: alpha")
+        terminal.until(lambda: "thinking" not in terminal.lines[-1] and "answering" not in terminal.lines[-1])
+        goes_on.clear()
+        for question in ("/model raven", "/adapter poet"):
+            before = terminal.text.count("stopped")
+            terminal.say(question)
+            terminal.until(lambda: "asking the server" in terminal.lines[-1])
+            terminal.press("esc")
+            terminal.until(lambda b=before: terminal.text.count("stopped") > b, SOON)  # type: ignore[misc]
+            assert "parrot" in terminal.lines[-1]
+        terminal.press("ctrl+q")
+        assert terminal.until_ended(SOON) == 0
+
+
+@pytest.mark.parametrize("act", ["quit", "SIGTERM"])
+def test_a_window_ends_at_once_while_it_waits_for_a_server_that_makes_no_connection(act: str) -> None:
+    with deaf() as url, TerminalSession("run", "parrot", "--server", url) as terminal:
+        terminal.until(lambda: "asking the server" in terminal.lines[-1])
+        if act == "quit":
+            terminal.press("ctrl+q")
+        else:
+            os.kill(terminal.process.pid, signal.SIGTERM)
+        terminal.until_ended(SOON)
+
+
+@pytest.mark.parametrize("act", ["esc", "SIGTERM"])
+def test_the_plan_of_a_pull_does_not_wait_for_a_hub(act: str) -> None:
+    locations.user_catalogue().parent.mkdir(parents=True, exist_ok=True)
+    locations.user_catalogue().write_text(
+        '[[model]]\nname = "aaa"\nlabel = "main"\nfamily = "llama"\nquant = "none"\nparameters = 9\ncontext = 9\n'
+        f'languages = ["en"]\n[[model.source]]\nkind = "hf"\nrepo = "a/b"\nrevision = "{COMMIT_A}"\n'
+    )
+    with holding() as (url, _), TerminalSession("run", environ={"HF_ENDPOINT": url}) as terminal:
+        terminal.until_seen("can be pulled", "aaa")
+        terminal.until_still()
+        for _ in range(terminal.row_of("aaa") - terminal.row_of("can be pulled") - 1):
+            terminal.press("down")
+        terminal.press("enter")
+        terminal.until_seen("planning", "Esc stops it")
+        if act == "esc":
+            terminal.press("esc")
+            terminal.until(lambda: "stopped" in terminal.text and "Esc closes" in terminal.text, SOON)
+        else:
+            os.kill(terminal.process.pid, signal.SIGTERM)
+            terminal.until_ended(SOON)

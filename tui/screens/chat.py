@@ -33,6 +33,7 @@ from glmchat.tui.messages import (
     Opened,
     PartsCounted,
     Ready,
+    Replied,
     Resources,
     Served,
     Titled,
@@ -215,7 +216,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
             return [("Ctrl+↑ ↓", tr("turns")), ("PgUp PgDn", tr("scroll")), ("Esc", tr("back to the prompt"))]
         if self.prompt.suggesting:
             return [("Tab", tr("complete")), ("↑ ↓", tr("choose")), ("Esc", tr("close"))]
-        stop = [("Esc", tr("stop"))] if self.talk.busy else []
+        stop = [("Esc", tr("stop"))] if self.talk.busy or self.connection.asking else []
         if self.prompt.text:
             rest = [] if self.talk.busy else [("Esc Esc", tr("empty the prompt"))]
             return [*stop, (sends, tr("queue") if self.talk.busy else tr("send")), (breaks, tr("new line")), *rest]
@@ -362,6 +363,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
     def on_measured(self, news: Measured) -> None:
         self.talk.measured(news)
 
+    def on_replied(self, news: Replied) -> None:
+        self.connection.replied(news)
+        self.show_hints()
+
     def on_parts_counted(self, news: PartsCounted) -> None:
         actions.show_context(self.face, news.parts)
 
@@ -435,8 +440,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.face.run(name)
 
     def action_escape(self) -> None:
-        """Stop the answer; else leave, one after the other: editing, the current turn, the transcript's focus."""
-        if self.talk.stop():
+        """Stop the answer, or the wait for a server; else leave, one after the other: editing, the current turn, the
+        transcript's focus."""
+        if self.talk.stop() or self.connection.give_up():
+            self.show_hints()
             return
         if self.talk.editing is not None:
             self.prompt.set_text("")
@@ -467,8 +474,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
             self.transcript.clear_selection()
         elif self.prompt.has_focus and self.prompt.selected_text:
             self.face.copy_text(self.prompt.selected_text)
-        elif self.talk.stop() or self.talk.stop_behind():
-            pass
+        elif self.talk.stop() or self.connection.give_up() or self.talk.stop_behind():
+            self.show_hints()
         elif self.prompt.text:
             self.prompt.empty()
             self.notify(tr("Ctrl+_ brings it back"), timeout=3)

@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 
 from glmchat.chat.launch import problem_of
 from glmchat.core.errors import GlmchatError, Interrupted, NetworkFailed
+from glmchat.core.http_bounds import result_of
 from glmchat.core.language import tr
 from glmchat.core.servers import Server
 from glmchat.core.text import human_bytes, one_line
@@ -105,6 +106,9 @@ class ModelScreen(ListScreen[Installed | Server | None]):
         self.query_one("#panel").border_title = tr("Models on this machine")
         self.query_one(OptionList).focus()
         self._read(tr("reading which models are here"))
+
+    def on_unmount(self) -> None:
+        self._cancelled = True  # the window ends from outside: nothing goes on behind it
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.query_one(KeyLine).place)
@@ -199,7 +203,15 @@ class ModelScreen(ListScreen[Installed | Server | None]):
             self.dismiss(chosen)
         else:
             self._say(tr("planning"))
-            self._begin(lambda: self._Finished(plan=planning.plan_pull(references.parse(row.name), wait=self._wait)))
+            name = row.name
+            self._begin(lambda: self._plan(name))
+
+    def _plan(self, name: str) -> ModelScreen._Finished:
+        """A hub may be asked; planning changes nothing, so that it can be left where it stands."""
+        reference = references.parse(name)
+        return self._Finished(
+            plan=result_of(lambda: planning.plan_pull(reference, wait=self._wait), lambda: self._cancelled)
+        )
 
     def action_quantise(self, bits: int) -> None:
         row = self._chosen()

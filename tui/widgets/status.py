@@ -18,6 +18,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 STAGES = {  # of an engine's loading and of an answer, in words
+    "greet": "asking the server",
+    "ask": "asking the engine",
     "start": "starting the engine",
     "import": "starting the engine",
     "quantize": "quantising (only once)",
@@ -54,6 +56,7 @@ class Facts:
     activity: str = ""  # "loading weights", "reading the prompt", "answering": replaces the facts at the left
     progress: float | None = None  # of the activity
     lost: bool = False
+    server: bool = False  # what is lost is a server, and no engine of ours
     away: bool = False  # what is lost is a server, which is asked again
     unsaved: bool = False
     queued: int = 0
@@ -95,7 +98,13 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     short = (f.revision or "")[:7]
     left: list[tuple[int, Text]] = []
     if f.lost:
-        words = tr("server not reachable · trying again") if f.away else tr("engine stopped · F5 starts it again")
+        words = (
+            tr("server not reachable · trying again")
+            if f.away
+            else tr("not connected · F5 connects again")
+            if f.server
+            else tr("engine stopped · F5 starts it again")
+        )
         left.append((0, Text(words, p.style(p.error, bold=True))))
     elif f.activity:
         line = Text.assemble((f.activity, p.accented))
