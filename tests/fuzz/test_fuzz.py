@@ -71,7 +71,7 @@ def test_the_bounds_are_seen_by_the_one_who_looks(tmp_path: Path) -> None:
     """A check of the check: a reader that raises, aborts, hangs or grows is found, and said to do that. One that took
     as long because the machine stood still is not."""
     code = f"""
-import json, os, signal, sys, time
+import json, os, signal, sys, threading, time
 sys.path.insert(0, {str(ROOT / "tests" / "fuzz")!r})
 import trials
 trials.SECONDS, trials.STALL = 1.0, 2.0
@@ -82,14 +82,14 @@ def reader(data, folder):
     if data == b"abort":
         os.abort()
     if data == b"hang":
-        time.sleep(600)
+        threading.Event().wait()
     while data == b"spin":
         pass
     if data == b"grow":
         held.append(bytearray(os.urandom(1)) * (350 << 20))
     if data == b"frozen":
         os.kill(os.getppid(), signal.SIGSTOP)  # with its watcher, as a machine that stands still stops both
-        time.sleep(4)
+        time.sleep(trials.STALL * 2)
         os.kill(os.getppid(), signal.SIGCONT)
 found = {{word: trials.try_one(reader, word.encode()) for word in sys.argv[1:]}}
 print(json.dumps({{word: finding and [finding.kind, finding.words] for word, finding in found.items()}}))
