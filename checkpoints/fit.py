@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
         file = open_gguf(folder)
         config = config_of(file)
         refuse_absurd(config)
-        parse(config)
+        file.check_tensors(parse(config))
         check_gguf_tokenizer(file)
         file.check_scales()
         try_vocabulary(folder)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from glmchat.checkpoints.architectures import refuse_gguf_kind
+from glmchat.checkpoints.spec import ModelSpec, match_tensors
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.checkpoints.weight_files import gguf_parts, refuse_pointer
 from glmchat.core.errors import Damaged, Hostile, Usage
@@ -56,6 +57,8 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }  # fmt: skip
+# What the gguf package cannot turn into weights either: types of activations, of counts, and one bit a weight.
+UNREAD = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0"})
 PACKED: Mapping[str, int] = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}  # types that stay packed in memory -> bits; groups of 32
 
 
@@ -70,6 +73,18 @@ class GGUFTensor:
     offset: int  # from the start of the file
     nbytes: int
     part: int = 0  # of a model in several files, the one that it lies in
+
+
+def unread_type(tensor: GGUFTensor) -> Damaged:
+    return Damaged(
+        tr(
+            "{name} is stored as {type_name}, which cannot be read",
+            name=one_line(tensor.name, 60),
+            type_name=tensor.type_name,
+        ),
+        hint=tr("use a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model"),
+        code="gguf.type",
+    )
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -108,6 +123,14 @@ class GGUFFile:
     def data(self, tensor: GGUFTensor) -> memoryview:
         """The stored bytes of one tensor, mapped, not copied."""
         return memoryview(self.parts[tensor.part].bytes)[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def check_tensors(self, spec: ModelSpec) -> None:
+        """Raise Damaged for what the table of tensors tells: one that is missing, belongs to no part of such a network,
+        has another shape, or is stored in a way that nobody reads."""
+        for tensor in self.tensors.values():
+            if tensor.type_name in UNREAD:
+                raise unread_type(tensor)
+        match_tensors({checkpoint_name(name): tensor.shape for name, tensor in self.tensors.items()}, spec, "llama")
 
     def check_scales(self) -> None:
         """Raise Damaged for packed tensors in whose beginnings a scale is not a finite number: data that lies elsewhere
@@ -239,11 +262,13 @@ class GGUFFile:
                     code="gguf.truncated",
                 )
             tensors[name] = GGUFTensor(name, shape, kind, type_name, start + offset, nbytes)
-        end = 0
+        end = start
         for tensor in sorted(tensors.values(), key=lambda t: t.offset):
             if tensor.offset < end:
                 self._lie(f"{one_line(tensor.name, 60)} overlaps another tensor")
-            end = tensor.offset + tensor.nbytes
+            if tensor.offset > end:  # nobody writes such a file, and llama.cpp refuses it
+                self._lie(f"{one_line(tensor.name, 60)} lies {tensor.offset - end} bytes behind the tensor before it")
+            end = -(-(tensor.offset + tensor.nbytes) // alignment) * alignment
         return tensors
 
     def _type(self, kind: int, name: str) -> tuple[str, int, int]:

@@ -12,7 +12,8 @@ from math import prod
 from typing import Any
 
 from glmchat.checkpoints.recipe import Recipe, packed_bytes
-from glmchat.checkpoints.weight_files import PREFIX_ENCODER
+from glmchat.checkpoints.vocabularies import model_of_embedding
+from glmchat.checkpoints.weight_files import PREFIX_ENCODER, refuse_names
 
 Shape = tuple[int, ...]  # of a matrix: (outputs, inputs), also where the file holds it the other way round
 
@@ -131,6 +132,46 @@ class ModelSpec:
             layout = self.layout(self)
             yield from ((name, shape, self.layers) for name, shape in layout.layer.items())
             yield from ((name, shape, 1) for name, shape in layout.rest.items())
+
+
+def match_tensors(
+    stored: Mapping[str, Shape],
+    spec: ModelSpec,
+    family: str,
+    rename: Callable[[str], str | None] = str,
+    is_turned: Callable[[str, str], bool] = lambda parameter, name: False,
+) -> dict[str, str]:
+    """Parameter -> name, for every tensor that a checkpoint stores. Raises Damaged that names each that is in the way.
+
+    family: its name in what is said. rename: a stored name -> the parameter's, None for what is not read. is_turned: it
+    is stored as [in, out].
+    """
+    shapes = spec.shapes()
+    table: dict[str, str] = {}
+    left_over: list[str] = []
+    misshapen: list[str] = []
+    other: str | None = None  # the published model that the embedding belongs to, if it is not this one
+    renamed, ends = {name: rename(name) for name in stored}, spec.ends()
+    ignored = spec.extra.get("ignored", ())
+    if ignored and ends[0] not in renamed.values():  # a tied head that is stored alone is the embedding
+        renamed = {name: ends[0] if parameter in ignored else parameter for name, parameter in renamed.items()}
+    for name, shape in stored.items():
+        parameter = renamed[name]
+        if parameter is None or parameter in ignored:
+            continue
+        expected = shapes.get(parameter)
+        if expected is None:
+            left_over.append(name)
+            continue
+        if is_turned(parameter, name):
+            shape = shape[::-1]
+        if shape != expected:
+            other = model_of_embedding(shape) if "word_embeddings" in name else other
+            misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
+        table[parameter] = name
+    missing = [name for name in shapes if name not in table]
+    refuse_names(family, missing, left_over, misshapen, other)
+    return table
 
 
 def _is_matrix(name: str, shape: Shape) -> bool:

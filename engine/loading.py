@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from glmchat.checkpoints.device_plan import ON_CPU, DevicePlan
 from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.quantised import is_read
-from glmchat.checkpoints.vocabularies import model_of_embedding
-from glmchat.checkpoints.weight_files import refuse_adapter_folder, refuse_names
+from glmchat.checkpoints.spec import match_tensors
+from glmchat.checkpoints.weight_files import refuse_adapter_folder
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
@@ -171,33 +171,13 @@ def _in_float32(model: nn.Module) -> set[str]:
 
 def match_names(source: WeightSource, checkpoint: Checkpoint) -> dict[str, str]:
     """Parameter -> checkpoint name, for all of them. Raises Damaged that names each tensor that is in the way."""
-    family = checkpoint.family
-    shapes = checkpoint.spec.shapes()
-    table: dict[str, str] = {}
-    left_over: list[str] = []
-    misshapen: list[str] = []
-    other: str | None = None  # the published model that the embedding belongs to, if it is not this one
-    renamed, ends = {name: family.rename(name) for name in source.shapes()}, checkpoint.spec.ends()
-    ignored = checkpoint.spec.extra.get("ignored", ())
-    if ignored and ends[0] not in renamed.values():  # a tied head that is stored alone is the embedding
-        renamed = {name: ends[0] if parameter in ignored else parameter for name, parameter in renamed.items()}
-    for name, shape in source.shapes().items():
-        parameter = renamed[name]
-        if parameter is None or parameter in ignored:
-            continue
-        expected = shapes.get(parameter)
-        if expected is None:
-            left_over.append(name)
-            continue
-        if _lies(checkpoint, source, parameter, name):
-            shape = shape[::-1]
-        if shape != expected:
-            other = model_of_embedding(shape) if "word_embeddings" in name else other
-            misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
-        table[parameter] = name
-    missing = [name for name in shapes if name not in table]
-    refuse_names(family.name, missing, left_over, misshapen, other)
-    return table
+    return match_tensors(
+        source.shapes(),
+        checkpoint.spec,
+        checkpoint.family.name,
+        checkpoint.family.rename,
+        lambda parameter, name: _lies(checkpoint, source, parameter, name),
+    )
 
 
 def _lies(checkpoint: Checkpoint, source: WeightSource, parameter: str, name: str) -> bool:

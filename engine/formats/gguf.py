@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor, checkpoint_name
-from glmchat.core.errors import Damaged
-from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.checkpoints.gguf_file import PACKED, TYPES, GGUFFile, GGUFTensor, checkpoint_name, unread_type
 from glmchat.engine.formats.weights import Bring, Int4, Int8, Stored, Words
 
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -82,15 +79,7 @@ def decode(file: GGUFFile, tensor: GGUFTensor) -> Stored:
             np.frombuffer(raw, np.uint8).reshape(*tensor.shape[:-1], -1), GGMLQuantizationType(tensor.type)
         )
     except NotImplementedError:
-        raise Damaged(
-            tr(
-                "{name} is stored as {type_name}, which cannot be read",
-                name=one_line(tensor.name, 60),
-                type_name=tensor.type_name,
-            ),
-            hint=tr("use a Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, F16 or BF16 file of this model"),
-            code="gguf.type",
-        ) from None
+        raise unread_type(tensor) from None
     return torch.from_numpy(np.ascontiguousarray(dense, np.float32)).view(tensor.shape)
 
 

@@ -10,7 +10,9 @@ import struct
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from glmchat.checkpoints.families import describe
 from glmchat.checkpoints.fit import check_folder
-from glmchat.checkpoints.gguf_file import TYPES, GGUFFile
+from glmchat.checkpoints.gguf_file import TYPES, UNREAD, GGUFFile
 from glmchat.core.errors import Damaged, GlmchatError, Hostile
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
@@ -201,6 +203,62 @@ def test_missing_and_left_over_tensors_are_named(tiny: Path, tmp_path: Path) -> 
         Engine.load(with_bytes(tmp_path, raw))
     assert "model.layers.1.self_attn.q_proj.weight" in caught.value.message
     assert "blk.1.attn_x.weight" in caught.value.message
+
+
+def retold(data: bytes, tensor: str, **told: Any) -> bytes:
+    """The file with another claim in the record of one tensor: its name, type, shape (rows last) or offset."""
+    at = data.index(text(tensor)) + 8
+    dimensions = int.from_bytes(data[at + len(tensor) :][:4], "little")
+    shape = at + len(tensor) + 4
+    places = {"name": at, "shape": shape, "type": shape + 8 * dimensions, "offset": shape + 8 * dimensions + 4}
+    for what, value in told.items():
+        form = {"shape": f"<{dimensions}Q", "type": "<I", "offset": "<Q"}.get(what)
+        new = value.encode() if form is None else struct.pack(form, *(value if what == "shape" else (value,)))
+        data = data[: places[what]] + new + data[places[what] + len(new) :]
+    return data
+
+
+TABLES: dict[str, tuple[dict[str, Any], str]] = {
+    "another name": ({"name": "blk.0.ffn_upp.weigh"}, "1 tensors are missing: model.layers.0.mlp.up_proj.weight"),
+    "a matrix on its side": ({"shape": (96, 64)}, "is [64, 96] instead of [96, 64]"),
+    "fewer rows": ({"shape": (64, 64)}, "bytes behind the tensor before it"),
+    "more rows": ({"shape": (64, 128)}, "overlaps another tensor"),
+    "a smaller type": ({"type": 2}, "bytes behind the tensor before it"),
+    "a type of counts": ({"type": 24}, "overlaps another tensor"),
+    "a type that nobody knows": ({"type": 5}, "of the unknown type 5"),
+    "an offset behind the end": ({"offset": 2**40}, "is said to lie at byte"),
+    "an offset of another tensor": ({"offset": 0}, "overlaps another tensor"),
+}
+
+
+@pytest.mark.parametrize("damage", TABLES)
+def test_what_the_table_of_tensors_tells_is_told_before_an_engine_starts_and_in_its_words(
+    damage: str, tiny: Path, tmp_path: Path
+) -> None:
+    claims, words = TABLES[damage]
+    path = with_bytes(tmp_path, retold(tiny.read_bytes(), "blk.0.ffn_up.weight", **claims))
+    with pytest.raises(GlmchatError) as early:
+        check_folder(path)
+    with pytest.raises(GlmchatError) as late:
+        Engine.load(path, dtype="float32", threads=1)
+    assert words in early.value.message
+    assert early.value.to_json() == late.value.to_json()
+
+
+def test_a_type_that_nobody_can_read_is_told_before_an_engine_starts(tiny: Path, tmp_path: Path) -> None:
+    path = with_bytes(tmp_path, retold(tiny.read_bytes(), "blk.0.ffn_norm.weight", type=26))  # as wide as F32
+    with pytest.raises(Damaged, match="is stored as I32, which cannot be read"):
+        check_folder(path)
+
+
+def test_the_types_that_are_refused_are_those_that_the_gguf_package_cannot_read() -> None:
+    unread = set()
+    for number, (name, _, size) in TYPES.items():
+        try:
+            dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType(number))
+        except NotImplementedError:
+            unread.add(name)
+    assert unread == UNREAD
 
 
 def test_another_architecture_in_a_gguf_file_is_named(tmp_path: Path) -> None:
