@@ -606,43 +606,51 @@ GLM_TARGET INLINE void F(unpack_float)(const glm_weight *w, int64_t block, int64
     }
 }
 
-/* GLM_TILE activation rows times two vectors of outputs. */
+/* The first `rows` activation rows of a tile, a constant, times two vectors of outputs. */
 GLM_TARGET INLINE void F(tile_pairs)(const int32_t *a, const VI *pairs, int64_t count, const float *steps, const float *sums,
-                                     const VF scale[2], const VF low[2], VF out[][VECTORS]) {
+                                     const VF scale[2], const VF low[2], VF out[][VECTORS], int rows) {
     VI sum[GLM_TILE][2] = {0};
     for (int64_t i = 0; i < count; i++) {
         VI left = pairs[i * VECTORS], right = pairs[i * VECTORS + 1];
 #pragma GCC unroll 16
-        for (int r = 0; r < GLM_TILE; r++) {
+        for (int r = 0; r < rows; r++) {
             VI factor = a[i * GLM_TILE + r] - (VI){0};
             sum[r][0] = GLM_PAIRS(sum[r][0], factor, left);
             sum[r][1] = GLM_PAIRS(sum[r][1], factor, right);
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < GLM_TILE; r++) {
+    for (int r = 0; r < rows; r++) {
         out[r][0] += F(scaled)(sum[r][0], scale[0], low[0], steps[r], sums[r]);
         out[r][1] += F(scaled)(sum[r][1], scale[1], low[1], steps[r], sums[r]);
     }
 }
 
-GLM_TARGET INLINE void F(tile_float)(const float *a, const VF *weights, int64_t count, VF out[][VECTORS]) {
+GLM_TARGET INLINE void F(tile_float)(const float *a, const VF *weights, int64_t count, VF out[][VECTORS], int rows) {
     VF sum[GLM_TILE][2] = {0};
     for (int64_t i = 0; i < count; i++) {
         VF left = weights[i * VECTORS], right = weights[i * VECTORS + 1];
 #pragma GCC unroll 16
-        for (int r = 0; r < GLM_TILE; r++) {
+        for (int r = 0; r < rows; r++) {
             VF factor = a[i * GLM_TILE + r] - (VF){0};
             sum[r][0] += factor * left;
             sum[r][1] += factor * right;
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < GLM_TILE; r++) {
+    for (int r = 0; r < rows; r++) {
         out[r][0] += sum[r][0];
         out[r][1] += sum[r][1];
     }
 }
+
+/* Calls `tile` with the arguments and as many rows, in thirds of a tile, as hold the `left` ones of it. */
+#define TILE_ROWS(tile, left, ...)                                                                                            \
+    do {                                                                                                                      \
+        if ((left) <= GLM_TILE / 3) tile(__VA_ARGS__, GLM_TILE / 3);                                                          \
+        else if ((left) <= 2 * GLM_TILE / 3) tile(__VA_ARGS__, 2 * GLM_TILE / 3);                                             \
+        else tile(__VA_ARGS__, GLM_TILE);                                                                                     \
+    } while (0)
 
 GLM_TARGET INLINE void F(many_part)(const glm_job *job, int64_t block, int64_t input, int64_t count, int64_t part, int bits,
                                     VF out[][VECTORS]) {
@@ -654,7 +662,8 @@ GLM_TARGET INLINE void F(many_part)(const glm_job *job, int64_t block, int64_t i
         F(unpack_float)(w, block, input, count, bits, weights);
         for (int v = 0; v < VECTORS; v += 2)
             for (int64_t tile = 0; tile < tiles; tile++)
-                F(tile_float)(a + tile * count * GLM_TILE, weights + v, count, (VF(*)[VECTORS]) & out[tile * GLM_TILE][v]);
+                TILE_ROWS(F(tile_float), job->rows - tile * GLM_TILE, a + tile * count * GLM_TILE, weights + v, count,
+                          (VF(*)[VECTORS]) & out[tile * GLM_TILE][v]);
         return;
     }
     const int32_t *a = (const int32_t *)job->a + before / 2;
@@ -664,8 +673,9 @@ GLM_TARGET INLINE void F(many_part)(const glm_job *job, int64_t block, int64_t i
         VF scale[2] = {F(scales)(w, block, group, 0, v), F(scales)(w, block, group, 0, v + 1)}, low[2] = {0};
         if (bits == 4) low[0] = F(scales)(w, block, group, 1, v), low[1] = F(scales)(w, block, group, 1, v + 1);
         for (int64_t tile = 0; tile < tiles; tile++)
-            F(tile_pairs)(a + tile * count / 2 * GLM_TILE, (const VI *)weights + v, count / 2, steps + tile * GLM_TILE,
-                          sums + tile * GLM_TILE, scale, low, (VF(*)[VECTORS]) & out[tile * GLM_TILE][v]);
+            TILE_ROWS(F(tile_pairs), job->rows - tile * GLM_TILE, a + tile * count / 2 * GLM_TILE, (const VI *)weights + v,
+                      count / 2, steps + tile * GLM_TILE, sums + tile * GLM_TILE, scale, low,
+                      (VF(*)[VECTORS]) & out[tile * GLM_TILE][v]);
     }
 }
 
@@ -703,6 +713,7 @@ static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F
 #undef LOOSE_H
 #undef TO_FLOAT
 #undef FEW_ROWS
+#undef TILE_ROWS
 #if GLM_LANES == 4
 #undef GLM_PAIRS
 #endif
