@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/causal_sweep.py [--seconds 600] [--only mixtral,gemma2] [--out table.md]
 
 Each type gets its own configuration with small measures, weights at random, and the tokenizer of the tests. A child
-computes 24 logits and 12 greedy ids by transformers and by glmchat, and loads it once more with eight bits. Types of
-which no small configuration can be made, and those that transformers itself cannot run, are counted apart.
+computes 24 logits and 12 greedy ids by transformers and by glmchat, loads it once more with eight bits, and once more
+as `quantize` writes it. What the check before a start refuses, and only that, must fail. Types of which no small
+configuration can be made, and those that transformers itself cannot run, are counted apart.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TYPES
 from transformers.utils import logging
 
+from glmchat.checkpoints.fit import check_folder
+from glmchat.checkpoints.recipe import Recipe
 from glmchat.core.errors import GlmchatError
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
+from glmchat.engine.quantize.plan import plan_quantise
+from glmchat.engine.quantize.quantiser import execute
 
 IDS = [5, 40, 77, 105, 9, 200, 31, 64, 12, 88, 41, 150, 7, 19, 230, 66, 90, 33, 121, 54, 8, 71, 99, 17]
 NEW, LAYERS, MOST_WEIGHTS = 12, 4, 30_000_000
@@ -223,6 +228,9 @@ def outcome(kind: str) -> dict[str, str]:
         if not isinstance(ours, tuple):
             return {"result": ours["result"], "detail": ours["detail"]}
         gap = float((ours[0] - logits).abs().max() / logits.abs().max())
+        said = _told(lambda: check_folder(folder))
+        if said is not None:
+            return {"result": "refused before a start, but runs", "detail": said["detail"]}
         if gap < _CLOSE and ours[1] in (ids, one_by_one):
             result = "equal" if ours[1] == ids else "equal to forward, not to generate"
         else:
@@ -231,7 +239,16 @@ def outcome(kind: str) -> dict[str, str]:
         packed = _told(lambda: Engine.load(folder, quant=8, dtype="float32", threads=1).logits(IDS))
         if isinstance(packed, dict):
             return {**row, "quant": packed["result"], "why": packed["detail"]}
+        written = _told(lambda: _written(folder, folder / "int8"))
+        if isinstance(written, dict):
+            return {**row, "quant": "not written", "why": written["detail"]}
+        row["why"] = "" if torch.equal(written, packed) else "differs as written"
         return {**row, "quant": f"{float((packed - logits).norm() / logits.norm()):.3f}"}
+
+
+def _written(folder: Path, out: Path) -> torch.Tensor:
+    execute(plan_quantise(folder, out, Recipe(8, ends=8)))
+    return Engine.load(out, dtype="float32", threads=1).logits(IDS)
 
 
 def _ours(folder: Path) -> tuple[torch.Tensor, list[int]]:
@@ -299,7 +316,8 @@ def main() -> None:
         counts[row["result"]] += 1
         quant = row.get("quant", "")
         if quant:
-            quants[quant if quant in ("refused", "traceback") else "packed"] += 1
+            quants[quant if quant in ("refused", "traceback", "not written") else "packed"] += 1
+            quants["differs as written"] += row.get("why") == "differs as written"
         lines.append(f"| {kind} | {row['result']} | {row['detail']} | {quant} {row.get('why', row.get('here', ''))} |")
         print(lines[-1], flush=True)
     lines += ["", f"{len(kinds)} types: {dict(counts)}; INT8 of those that ran: {dict(quants)}"]

@@ -11,15 +11,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from glmchat.checkpoints.config import absurd
+from glmchat.checkpoints.transformers_text import Field, code_of, fields_of, text_of
 from glmchat.core.errors import Damaged, Usage
-from glmchat.core.files import read_text
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 
@@ -39,17 +37,8 @@ _TABLE = re.compile(r"^MODEL_?(\w*?)_?MAPPING_NAMES = OrderedDict\(\n(.*?)^\)", 
 @cache
 def _types() -> Mapping[str, frozenset[str]]:
     """Table of transformers -> the types in it: "FOR_CAUSAL_LM" -> {"gpt_neox", …}; {} where it cannot be read."""
-    found = _TABLE.findall(_source("models/auto/modeling_auto.py"))
+    found = _TABLE.findall(text_of("models/auto/modeling_auto.py"))
     return {name: frozenset(re.findall(r'\(\s*"([\w.-]+)",', body)) for name, body in found}
-
-
-def _source(name: str) -> str:
-    """The text of a file of transformers; empty where it cannot be read."""
-    found = find_spec("transformers")
-    try:
-        return read_text(Path(found.origin or "").parent / name) if found else ""
-    except (OSError, ValueError):
-        return ""
 
 
 def refuse_no_generator(config: Mapping[str, Any], natively: bool) -> None:
@@ -124,17 +113,6 @@ def _other(sentence: str, hint: str | None = None) -> Usage:
     return Usage(sentence, hint=hint or tr("use a model that was trained to generate text"), code="model.kind")
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """annotation: of what types a value is; least, most: where there is a range; default: None for none or a call."""
-
-    annotation: ast.expr
-    least: float
-    most: float
-    default: Any
-
-
-_BOUNDLESS = (-float("inf"), float("inf"))
 _PARTS = ("text_config",)  # settings of their own within those of a model that also sees or hears
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _DTYPES = ("float", "float16", "float32", "float64", "half", "double", "bfloat16")  # in which torch can hold a model
@@ -150,7 +128,7 @@ def refuse_settings(config: Mapping[str, Any]) -> None:
     """
     for settings in (config, *(part for name in _PARTS if isinstance(part := config.get(name), Mapping))):
         _refuse_dtype(settings)
-        fields = _fields(settings.get("model_type"))
+        fields = fields_of(settings.get("model_type"))
         for name in fields.keys() & settings.keys():
             _refuse_value(name, settings[name], fields[name])
         if fields:
@@ -168,7 +146,7 @@ def _refuse_dtype(settings: Mapping[str, Any]) -> None:
     raise _refused(name, value, tr("expected one of {names}", names=", ".join(_DTYPES)))
 
 
-def _refuse_value(name: str, value: Any, field: _Field) -> None:
+def _refuse_value(name: str, value: Any, field: Field) -> None:
     if not _is_of(value, field.annotation):
         kinds = tr(" or ").join(dict.fromkeys(_words_of(field.annotation)))
         raise _refused(name, value, tr("expected {kinds}: the file is damaged or not a model", kinds=kinds))
@@ -178,7 +156,7 @@ def _refuse_value(name: str, value: Any, field: _Field) -> None:
         )
 
 
-def _refuse_activation(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+def _refuse_activation(settings: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
     known = _activations()
     for name in _ACTIVATIONS:
         value = settings.get(name)
@@ -188,7 +166,7 @@ def _refuse_activation(settings: Mapping[str, Any], fields: Mapping[str, _Field]
             raise _refused(name, value, tr("expected one of {names}", names=", ".join(known)))
 
 
-def _refuse_layers(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+def _refuse_layers(settings: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
     """Kinds of layers that there are, one for each layer, with a window where one of them needs it."""
     allowed, old = _layer_kinds()
     layers, kinds = _value("num_hidden_layers", settings, fields), settings.get("layer_types")
@@ -215,7 +193,7 @@ def _refuse_layers(settings: Mapping[str, Any], fields: Mapping[str, _Field]) ->
         raise _refused("sliding_window", window, hint)
 
 
-def _refuse_rope(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+def _refuse_rope(settings: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
     if "rope_parameters" not in fields:
         return
     known = _rope_kinds()
@@ -239,7 +217,7 @@ def _refuse_rope(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> N
             raise _refused("rope_theta", theta, tr("expected a number above 0"))
 
 
-def _refuse_padding(settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> None:
+def _refuse_padding(settings: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
     """An embedding that keeps a row for padding needs that row; ids of other tokens may lie anywhere."""
     pad, rows = settings.get("pad_token_id"), _value("vocab_size", settings, fields)
     if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows and _pads(settings["model_type"]):
@@ -252,7 +230,7 @@ def _refused(name: str, value: Any, hint: str) -> Damaged:
     return absurd(tr("{name} is {value} in the model's configuration", name=name, value=shown), hint)
 
 
-def _value(name: str, settings: Mapping[str, Any], fields: Mapping[str, _Field]) -> Any:
+def _value(name: str, settings: Mapping[str, Any], fields: Mapping[str, Field]) -> Any:
     if name in settings or name not in fields:
         return settings.get(name)
     return fields[name].default
@@ -309,69 +287,15 @@ def _words_of(annotation: ast.expr) -> Iterator[str]:
 
 
 @cache
-def _fields(kind: Any) -> Mapping[str, _Field]:
-    """What transformers' class of settings for a type says of each of them; {} for a type that has none."""
-    name = _classes().get(kind) if isinstance(kind, str) else None
-    if name is None:
-        return {}
-    module = _module(kind)
-    try:
-        body = ast.parse(_source(f"models/{module}/configuration_{module}.py")).body
-    except SyntaxError:
-        return {}
-    classes = {part.name: part for part in body if isinstance(part, ast.ClassDef)}
-    return _fields_of(name, classes)
-
-
-def _fields_of(name: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, _Field]:
-    made = classes.get(name)
-    if made is None:
-        return {}
-    fields: dict[str, _Field] = {}
-    for base in made.bases:
-        fields |= _fields_of(base.id, classes) if isinstance(base, ast.Name) else {}
-    for line in made.body:
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-            fields[line.target.id] = _field(line)
-    return fields
-
-
-def _field(line: ast.AnnAssign) -> _Field:
-    least, most = _BOUNDLESS
-    value = line.value
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Call):  # interval(min=0.0, max=1.0)(default=0.02)
-        bounds = {word.arg: ast.literal_eval(word.value) for word in value.func.keywords}
-        least, most = bounds.get("min", least), bounds.get("max", most)
-        value = next((word.value for word in value.keywords if word.arg == "default"), None)
-    try:
-        default = ast.literal_eval(value) if value is not None else None
-    except ValueError:
-        default = None
-    return _Field(line.annotation, least, most, default)
-
-
-@cache
-def _classes() -> Mapping[str, str]:
-    """Type -> its class of settings."""
-    return dict(re.findall(r'\("([\w.-]+)", "(\w+Config)"\)', _source("models/auto/auto_mappings.py")))
-
-
-@cache
-def _modules() -> Mapping[str, str]:
-    """Type -> the folder of its class, where that has another name."""
-    return dict(re.findall(r'\("([\w.-]+)", "([a-z]\w*)"\)', _source("models/auto/auto_mappings.py")))
-
-
-@cache
 def _activations() -> Sequence[str]:
-    body = re.search(r"^ACT2CLS = \{\n(.*?)^\}", _source("activations.py"), re.MULTILINE | re.DOTALL)
+    body = re.search(r"^ACT2CLS = \{\n(.*?)^\}", text_of("activations.py"), re.MULTILINE | re.DOTALL)
     return re.findall(r'^    "(\w+)":', body[1], re.MULTILINE) if body else []
 
 
 @cache
 def _layer_kinds() -> tuple[Sequence[str], Mapping[str, str]]:
     """The kinds of layers, and older names of some."""
-    source = _source("configuration_utils.py")
+    source = text_of("configuration_utils.py")
     kinds = re.search(r"^ALLOWED_ATTN_LAYER_TYPES = \(\n(.*?)^\)", source, re.MULTILINE | re.DOTALL)
     older = re.search(r"^_LEGACY_LAYER_TYPE_REMAP = \{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL)
     return (
@@ -383,7 +307,7 @@ def _layer_kinds() -> tuple[Sequence[str], Mapping[str, str]]:
 @cache
 def _rope_kinds() -> Mapping[str, Sequence[str]]:
     """Way of scaling positions -> what has to be said of it; {} where it cannot be read."""
-    source = _source("modeling_rope_utils.py")
+    source = text_of("modeling_rope_utils.py")
     table = re.search(r"^ROPE_INIT_FUNCTIONS\b.*? = \{\n(.*?)^\}", source, re.MULTILINE | re.DOTALL)
     kinds = re.findall(r'^    "(\w+)":', table[1], re.MULTILINE) if table else []
     needs = dict(re.findall(r"def _validate_(\w+)_rope_parameters\(.*?required_keys = \{(.*?)\}", source, re.DOTALL))
@@ -394,19 +318,9 @@ def _rope_kinds() -> Mapping[str, Sequence[str]]:
 
 def _pads(kind: str) -> bool:
     """Whether the network of a type gives its embedding the row of the padding."""
-    return "padding_idx" in _code(kind)
+    return "padding_idx" in code_of(kind)
 
 
 def _has_code_for(kind: str, word: str) -> bool:
     """Whether the files of a type know a word that the tables do not."""
-    return bool(word) and f'"{word}"' in _code(kind)
-
-
-@cache
-def _code(kind: str) -> str:
-    module = _module(kind)
-    return "".join(_source(f"models/{module}/{part}_{module}.py") for part in ("configuration", "modeling"))
-
-
-def _module(kind: str) -> str:
-    return _modules().get(kind, kind.replace("-", "_"))
+    return bool(word) and f'"{word}"' in code_of(kind)

@@ -76,6 +76,16 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name; None for what the original never uses.
+
+    `lm_head.weight` is stored, yet the original's loader replaces it by the embedding matrix, whatever it holds.
+    """
+    if name.endswith("attention.rotary_emb.inv_freq") or name == "lm_head.weight":
+        return None
+    return name
+
+
 def layout(spec: ModelSpec) -> Layout:
     """The head is the embedding matrix, whatever the file holds."""
     hidden, ffn, prefix = spec.hidden_size, spec.ffn_size, spec.prefix_width

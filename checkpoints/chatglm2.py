@@ -69,6 +69,11 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name; None for the stored rotary frequencies, which the original never loads."""
+    return None if name == "transformer.rotary_pos_emb.inv_freq" else name
+
+
 def layout(spec: ModelSpec) -> Layout:
     """All three generations have the same tensors."""
     hidden, ffn, bias = spec.hidden_size, spec.ffn_size, spec.extra["linear_bias"]

@@ -30,11 +30,15 @@ from glmchat.core.text import one_line
 @dataclass(frozen=True, slots=True)
 class Family:
     """matches: config (config.json, or GGUF metadata in config.json's words) -> is it ours.
-    parse: config -> measures, every one checked (checkpoints/config.py) before memory is taken; raises Damaged."""
+    parse: config -> measures, every one checked (checkpoints/config.py) before memory is taken; raises Damaged.
+    rename: a checkpoint's tensor name -> the parameter's name, or None for a buffer that is ignored.
+    transposed: parameter name -> is it stored [in, out] (GPT-2's Conv1D) instead of [out, in]."""
 
     name: str
     matches: Callable[[Mapping[str, Any]], bool]
     parse: Callable[[Mapping[str, Any]], ModelSpec]
+    rename: Callable[[str], str | None] = str
+    transposed: Callable[[str], bool] | None = None
 
 
 def _any_other(config: Mapping[str, Any]) -> bool:
@@ -76,11 +80,11 @@ def _parse_other(config: Mapping[str, Any]) -> ModelSpec:
 
 # In the order in which they are asked; the last takes what nobody else knows.
 FAMILIES: tuple[Family, ...] = (
-    Family("chatglm", chatglm.matches, chatglm.parse),
-    Family("chatglm2", chatglm2.matches, chatglm2.parse),
-    Family("glm", glm.matches, glm.parse),
-    Family("gpt2", gpt2.matches, gpt2.parse),
-    Family("llama", llama.matches, llama.parse),
+    Family("chatglm", chatglm.matches, chatglm.parse, chatglm.rename),
+    Family("chatglm2", chatglm2.matches, chatglm2.parse, chatglm2.rename),
+    Family("glm", glm.matches, glm.parse, llama.rename),
+    Family("gpt2", gpt2.matches, gpt2.parse, gpt2.rename, gpt2.transposed),
+    Family("llama", llama.matches, llama.parse, llama.rename),
     Family("transformers", _any_other, _parse_other),
 )
 

@@ -22,6 +22,7 @@ from glmchat.checkpoints.quantised import described, is_read, packed_bits, refus
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read, packed_bytes
 from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.spec import Layout, ModelSpec
+from glmchat.checkpoints.tensor_fit import refuse_misfit, shapes_of
 from glmchat.checkpoints.tokenizer_files import check_gguf_tokenizer, check_tokenizer
 from glmchat.checkpoints.vocabularies import check_vocabulary
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
@@ -72,23 +73,25 @@ def check_folder(folder: Path) -> None:
     if not check_vocabulary(folder, config):
         check_tokenizer(folder, config, natively)
     _compare_sizes(config, files)
+    refuse_misfit(config, *shapes_of(config, files))
     try_vocabulary(folder)
 
 
 def check_weights(path: Path) -> None:
-    """Raise Damaged or Hostile for weights that cannot be read, or beside which another model's vocabulary lies, for
-    work that takes no text: a folder without a vocabulary is fine."""
+    """Raise Damaged or Hostile for weights that cannot be read, are not those of their configuration, or beside which
+    another model's vocabulary lies, for work that takes no text: a folder without a vocabulary is fine."""
     if not path.is_dir():
-        open_gguf(path)
+        file = open_gguf(path)
+        file.check_tensors(parse(config_of(file)))
         return
-    weight_files(path)
-    config = folder_config(path)
+    files, config = weight_files(path), folder_config(path)
     try:
         if not check_vocabulary(path, config):
             check_tokenizer(path, config, is_native(config))
     except Damaged as error:
         if error.code != "tokenizer.missing":
             raise
+    refuse_misfit(config, *shapes_of(config, files))
 
 
 def check_chat(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from glmchat.checkpoints.recipe import is_ours_to_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.checkpoints.vocabularies import WORDS, is_cpm
 from glmchat.core.language import tr
+
+_TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -49,7 +53,7 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        ffn_size=integer(config, "n_inner", "intermediate_size", default=4 * hidden),
+        ffn_size=integer(config, "n_inner", default=4 * hidden),
         context=integer(config, "n_positions", "n_ctx", "max_position_embeddings", default=1024),
         eos_ids=token_ids(config.get("eos_token_id"), vocab),  # CPM's config names 50256, which it does not have
         bos_id=bos[0] if bos else None,
@@ -62,6 +66,17 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
         },
         layout=layout,
     )
+
+
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name: causal masks are computed; OpenAI's files leave out `transformer.`."""
+    if _BUFFERS.fullmatch(name):
+        return None
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+
+
+def transposed(parameter: str) -> bool:
+    return _TRANSPOSED.fullmatch(parameter) is not None
 
 
 def layout(spec: ModelSpec) -> Layout:

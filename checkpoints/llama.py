@@ -144,6 +144,14 @@ def parse(config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def rename(name: str) -> str | None:
+    """Checkpoint name -> parameter name: rotary frequencies, which old files store, are computed; a network that was
+    saved without its head leaves out `model.`."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return None
+    return f"model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
+
+
 def layout(spec: ModelSpec) -> Layout:
     """Of all that the family's configurations can say."""
     extra, hidden, ffn, head = spec.extra, spec.hidden_size, spec.ffn_size, spec.head_dim

@@ -37,6 +37,12 @@ _METHODS: Mapping[str, tuple[str, str]] = {
     "mxfp4": ("MXFP4", ""),
     "fp8": ("FP8", ""),
 }
+# Of a matrix `x.weight` with groups: what it is stored as, under `x.…`; the words come first.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "mlx": ("weight", "scales", "biases"),
+}
 _BY_TRANSFORMERS = ("fp8", "mxfp4", "bitnet")  # with nothing but torch
 
 
@@ -82,6 +88,18 @@ def packing_of(config: Mapping[str, Any]) -> Packing | None:
     if method == "bitsandbytes":
         return Packing("bitsandbytes", 4 if said.get("load_in_4bit") else 8)
     return None
+
+
+def grouped_shape(packing: Packing, words: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int] | None:
+    """The matrix [out, in] that GPTQ, AWQ or MLX packed into words and scales of these shapes; None where they do not
+    belong together."""
+    if len(words) != 2 or len(scales) != 2:
+        return None
+    if packing.method == "mlx":
+        return words[0], scales[1] * packing.group
+    outputs, inputs = words[1] if packing.method == "gptq" else words[1] * 8, words[0]
+    inputs *= 32 // packing.bits if packing.method == "gptq" else 1
+    return (outputs, inputs) if outputs == scales[1] and scales[0] and inputs % scales[0] == 0 else None
 
 
 def _hqq_bits(said: Mapping[str, Any]) -> int:

@@ -135,7 +135,7 @@ class ModelSpec:
 
 
 def match_tensors(
-    stored: Mapping[str, Shape],
+    stored: Mapping[str, Shape | None],
     spec: ModelSpec,
     family: str,
     rename: Callable[[str], str | None] = str,
@@ -143,13 +143,13 @@ def match_tensors(
 ) -> dict[str, str]:
     """Parameter -> name, for every tensor that a checkpoint stores. Raises Damaged that names each that is in the way.
 
-    family: its name in what is said. rename: a stored name -> the parameter's, None for what is not read. is_turned: it
-    is stored as [in, out].
+    stored: names and shapes, None for a packed matrix that does not tell its own. family: its name in what is said.
+    rename: a stored name -> the parameter's, None for what is not read. is_turned: it is stored as [in, out].
     """
     shapes = spec.shapes()
     table: dict[str, str] = {}
     left_over: list[str] = []
-    misshapen: list[str] = []
+    misshapen: dict[str, str] = {}
     other: str | None = None  # the published model that the embedding belongs to, if it is not this one
     renamed, ends = {name: rename(name) for name in stored}, spec.ends()
     ignored = spec.extra.get("ignored", ())
@@ -163,14 +163,15 @@ def match_tensors(
         if expected is None:
             left_over.append(name)
             continue
-        if is_turned(parameter, name):
+        if shape is not None and is_turned(parameter, name):
             shape = shape[::-1]
-        if shape != expected:
+        if shape is not None and shape != expected:
             other = model_of_embedding(shape) if "word_embeddings" in name else other
-            misshapen.append(f"{name} is {list(shape)} instead of {list(expected)}")
+            misshapen[parameter] = f"{name} is {list(shape)} instead of {list(expected)}"
         table[parameter] = name
     missing = [name for name in shapes if name not in table]
-    refuse_names(family, missing, left_over, misshapen, other)
+    in_order = [misshapen[name] for name in shapes if name in misshapen]  # files have any order
+    refuse_names(family, missing, sorted(left_over), in_order, other)
     return table
 
 

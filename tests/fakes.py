@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from glmchat.checkpoints.families import family_of, is_native, spec_of
 from glmchat.core.decoding import PLAIN, Decoding, TokenLogprob
 from glmchat.core.errors import GlmchatError, Hostile
 from glmchat.core.messages import FinishReason, Message, Sampling
@@ -34,14 +36,43 @@ _TOKENIZER: Mapping[str, Any] = {
     "pre_tokenizer": None, "post_processor": None, "decoder": None,
     "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
 }  # fmt: skip
+_IGNORED = ("model.rotary_emb.inv_freq",)
 STAGES = (("import", 0.0), ("tokenizer", 0.1), ("weights", 0.2), ("weights", 0.6), ("weights", 1.0), ("warmup", 1.0))
+
+
+def stored_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor as a file of this config.json holds it; {} where they are not known."""
+    spec = spec_of(config)
+    if spec is None or not is_native(config):
+        return {}
+    turned = family_of(config).transposed or (lambda name: False)
+    return {name: shape[::-1] if turned(name) else shape for name, shape in spec.shapes().items()}
+
+
+def weights_of(config: Mapping[str, Any]) -> bytes:
+    """A safetensors file of zeros, one byte each, with every tensor that a config.json describes, and as large as
+    `WEIGHTS` where a name is ignored that can fill it up; `WEIGHTS` itself where the tensors are not known."""
+    stored = stored_shapes(config)
+    if not stored:
+        return WEIGHTS
+    ignored = [name for name in _IGNORED if family_of(config).rename(name) is None]
+
+    def written(filler: int) -> bytes:
+        header, at = {}, 0
+        for name, shape in {**stored, **dict.fromkeys(ignored, (filler,))}.items():
+            header[name] = {"dtype": "U8", "shape": shape, "data_offsets": [at, at + prod(shape)]}
+            at += prod(shape)
+        text = json.dumps(header).ljust(4096).encode()
+        return len(text).to_bytes(8, "little") + text + bytes(at)
+
+    return written(max(len(WEIGHTS) - len(written(0)), 0))
 
 
 def model_in(folder: Path, **config: Any) -> Path:
     """A folder that stands for a model: everything that is looked at before an engine starts is there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
-    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "model.safetensors").write_bytes(weights_of({**LLAMA, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}{{ enable_thinking }}"}))
     return folder

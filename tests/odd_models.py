@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fakes import stored_shapes
 from gguf import GGUFWriter
 
 Build = Callable[[Path], Path]  # an empty folder -> what is given as the model or the adapter
@@ -65,7 +66,7 @@ def llama(folder: Path, *, weights: bool = True, **changes: Any) -> Path:
     """A Llama of two layers as far as names and sizes tell."""
     write(folder, {"config.json": {**LLAMA, **changes}, "tokenizer.json": TOKENIZER, "tokenizer_config.json": {}})
     if weights:
-        tensors(folder / "model.safetensors", {"model.embed_tokens.weight": (272, 64), "rest.weight": (1000, 64)})
+        tensors(folder / "model.safetensors", stored_shapes(LLAMA))
     return folder
 
 
@@ -326,6 +327,17 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
     "a pickle that runs code": (
         lambda f: write(llama(f, weights=False), {"pytorch_model.bin": _running_code()}), "weights.pickle", 3),
     "a config of a larger network": (lambda f: llama(f, hidden_size=4096, num_hidden_layers=32), "config.absurd", 3),
+    "heads of another width than the tensors'": (lambda f: llama(f, head_dim=64), "weights.names", 3),
+    "more layers than the tensors have": (lambda f: llama(f, num_hidden_layers=3), "weights.names", 3),
+    "fewer layers than the tensors have": (lambda f: llama(f, num_hidden_layers=1), "weights.names", 3),
+    "fewer words than the embedding has": (lambda f: llama(f, vocab_size=200), "weights.names", 3),
+    "another width in a model of transformers": (
+        lambda f: llama(f, model_type="gemma", head_dim=16, intermediate_size=48), "weights.names", 3),
+    "a tensor missing": (
+        lambda f: tensors(llama(f) / "model.safetensors",
+                          {k: v for k, v in stored_shapes(LLAMA).items() if "1.mlp.up" not in k}).parent,
+        "weights.names", 3),
+    "GGUF without most of its tensors": (lambda f: gguf(f / "x.gguf"), "weights.names", 3),
     "no tokenizer": (lambda f: _without(llama(f), "tokenizer.json", "tokenizer_config.json"), "tokenizer.missing", 3),
     "a tokenizer of an unknown model": (
         lambda f: write(llama(f), {"tokenizer.json": {**TOKENIZER, "model": {"type": "Acme", "vocab": {}}}}),

@@ -25,17 +25,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from glmchat.checkpoints.quantised import Packing, packing_of
+from glmchat.checkpoints.quantised import PARTS, Packing, grouped_shape, packing_of
 from glmchat.core.errors import Damaged
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.formats.weights import Int4, Int8, Stored, WeightSource
 
-_PARTS = {
-    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
-    "awq": ("qweight", "qzeros", "scales"),
-    "mlx": ("weight", "scales", "biases"),
-}
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word output 0, 1, 2 … of eight stands
 
 
@@ -91,7 +86,7 @@ class _Grouped(_Source):
         super().__init__(source)
         self._packing = packing
         shapes = source.shapes()
-        parts = _PARTS[packing.method]
+        parts = PARTS[packing.method]
         self._stems = {
             f"{name.removesuffix(parts[0])}weight": name.removesuffix(parts[0])
             for name in shapes
@@ -104,13 +99,8 @@ class _Grouped(_Source):
             self._shapes[name] = self._shape_of(name, shapes[f"{stem}{parts[0]}"], shapes[f"{stem}scales"])
 
     def _shape_of(self, name: str, words: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...]:
-        if len(words) != 2 or len(scales) != 2:
-            raise _damaged(name, f"{list(words)} words and {list(scales)} scales")
-        method, bits = self._packing.method, self._packing.bits
-        if method == "mlx":
-            return words[0], scales[1] * self._packing.group
-        shape = (scales[1], words[0] * (32 // bits) if method == "gptq" else words[0])
-        if (words[1] if method == "gptq" else words[1] * 8) != shape[0] or shape[1] % scales[0]:
+        shape = grouped_shape(self._packing, words, scales)
+        if shape is None:
             raise _damaged(name, f"{list(words)} words and {list(scales)} scales")
         return shape
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.chatglm import rename
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -254,16 +255,6 @@ class ChatGLM(PrefixedModel):
             cache.advance(len(ids))
         x = self.transformer.final_layernorm(x[-1:] if last_only else x)
         return tied_logits(x, self.transformer.word_embeddings)
-
-
-def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name; None for what the original never uses.
-
-    `lm_head.weight` is stored, yet the original's loader replaces it by the embedding matrix, whatever it holds.
-    """
-    if name.endswith("attention.rotary_emb.inv_freq") or name == "lm_head.weight":
-        return None
-    return name
 
 
 FAMILY = Family(

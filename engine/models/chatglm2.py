@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.chatglm2 import rename
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
@@ -175,11 +176,6 @@ class ChatGLM2(PrefixedModel):
             cache.advance(len(ids))
         x = self.transformer.encoder.final_layernorm(x[-1:] if last_only else x)
         return cast(torch.Tensor, self.transformer.output_layer(x).float())
-
-
-def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name; None for the stored rotary frequencies, which the original never loads."""
-    return None if name == "transformer.rotary_pos_emb.inv_freq" else name
 
 
 FAMILY = Family(

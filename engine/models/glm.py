@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glmchat.checkpoints.llama import rename
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.families import Family
 from glmchat.engine.kv_cache import KVCache
@@ -23,7 +24,7 @@ from glmchat.engine.models.layers import (
     prepare_embedding,
     rotate_interleaved,
 )
-from glmchat.engine.models.llama import Attention, Llama, rename
+from glmchat.engine.models.llama import Attention, Llama
 from glmchat.engine.models.parts import glm_layer
 from glmchat.engine.models.rope import rotary_frequencies
 from glmchat.engine.prompts.template import template_prompt

@@ -5,7 +5,6 @@ Checkpoints store the linear layers as [in, out]; here they are plain `Linear` u
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import cast
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from glmchat.checkpoints.gpt2 import rename, transposed
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import DoesNotFit
 from glmchat.core.language import tr
@@ -23,9 +23,6 @@ from glmchat.engine.models.parts import Parts, gpt2_parts
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.prompts.template import gpt2_prompt
 from glmchat.engine.tokenizers.gpt2 import load_gpt2_tokenizer
-
-_TRANSPOSED = re.compile(r"transformer\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
 
 class Attention(nn.Module):
@@ -125,17 +122,6 @@ class GPT2(PrefixedModel):
         if cache is not None:
             cache.advance(len(ids))
         return tied_logits(self.transformer.ln_f(x[-1:] if last_only else x), self.transformer.wte, self.lm_head)
-
-
-def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name: causal masks are computed; OpenAI's files leave out `transformer.`."""
-    if _BUFFERS.fullmatch(name):
-        return None
-    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-
-
-def transposed(parameter: str) -> bool:
-    return _TRANSPOSED.fullmatch(parameter) is not None
 
 
 FAMILY = Family(

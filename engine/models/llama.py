@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from glmchat.checkpoints.llama import rename
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.adapters.low_rank import fused
 from glmchat.engine.families import Family
@@ -181,14 +182,6 @@ class Llama(PrefixedModel):
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states [n, hidden] -> float32 logits [n, vocab]; a tied head multiplies by the embedding itself."""
         return tied_logits(x, self.model.embed_tokens, self.lm_head)
-
-
-def rename(name: str) -> str | None:
-    """Checkpoint name -> parameter name: rotary frequencies, which old files store, are computed; a network that was
-    saved without its head leaves out `model.`."""
-    if name.endswith("rotary_emb.inv_freq"):
-        return None
-    return f"model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.")) else name
 
 
 FAMILY = Family(

@@ -19,7 +19,9 @@ from glmchat.checkpoints.architectures import refuse_no_generator, unknown_type
 from glmchat.checkpoints.config import integer, token_ids
 from glmchat.checkpoints.quantised import packing_of, refuse_unread
 from glmchat.checkpoints.spec import ModelSpec
+from glmchat.checkpoints.tensor_fit import refuse_misfit
 from glmchat.checkpoints.vocabularies import damaged_vocabulary
+from glmchat.checkpoints.weight_files import refuse_names
 from glmchat.core.errors import Damaged, Failed, GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -155,6 +157,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tu
     from transformers import AutoModelForCausalLM
 
     packed: frozenset[str] = getattr(source, "packed", frozenset())
+    refuse_misfit(checkpoint.config, source.shapes(), packed)
     by_others = packing_of(checkpoint.config) is not None  # it may be said of tensors that are dense
     config = _known_config(checkpoint.config, without_packing=bool(packed) or by_others)
     refuse_unread(checkpoint.config)
@@ -177,8 +180,11 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, source: WeightSource) -> tu
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         )
+    misshapen = sorted(f"{name} is {list(held)} instead of {list(own)}" for name, held, own in info["mismatched_keys"])
+    refuse_names(checkpoint.spec.family, [], [], misshapen, None)
     missing = sorted(map(str, info["missing_keys"]))
     if missing:
         raise Damaged(

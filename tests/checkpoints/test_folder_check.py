@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import LLAMA
+from fakes import LLAMA, stored_shapes, weights_of
 
 from glmchat.checkpoints import fit, tokenizer_files
 from glmchat.checkpoints.families import describe
@@ -55,15 +55,22 @@ def write_bin(
     torch.save({name: held[:1] if number else held for number, name in enumerate(names)}, path)
 
 
+def write_shards(folder: Path, config: Mapping[str, Any]) -> None:
+    """Config and weights in two shards: every tensor by name and shape, of zeros in a byte each."""
+    write_config(folder, config)
+    table: dict[str, str] = {}
+    for number in (1, 2):
+        name = f"pytorch_model-0000{number}-of-00002.bin"
+        shapes = dict(list(stored_shapes(config).items())[number - 1 :: 2])
+        torch.save({key: torch.zeros(shape, dtype=torch.uint8) for key, shape in shapes.items()}, folder / name)
+        table |= dict.fromkeys(shapes, name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": table}))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A ChatGLM3 of two layers in shards, as far as anybody can see without reading tensors. No vocabulary yet."""
-    write_config(tmp_path, CONFIGS["chatglm2"])
-    shards = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)]
-    for name in shards:
-        write_bin(tmp_path / name, size=PARAMETERS)
-    index = {"weight_map": {f"tensor{n}": name for n, name in enumerate(shards)}}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    """A ChatGLM3 of two layers in shards. No vocabulary yet."""
+    write_shards(tmp_path, CONFIGS["chatglm2"])
     return tmp_path
 
 
@@ -96,7 +103,7 @@ def test_a_sound_folder_passes_and_torch_is_not_loaded(whole: Path) -> None:
 def test_each_vocabulary_passes_beside_its_own_config_and_no_other(
     name: str, beside: str, folder: Path, shared: Path
 ) -> None:
-    write_config(folder, CONFIGS[beside])
+    write_shards(folder, CONFIGS[beside])
     shutil.copy(vocabulary(shared, name), folder / KNOWN[beside].file)
     if name == beside:
         check_folder(folder)
@@ -191,8 +198,7 @@ def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole: Path) ->
 def test_safetensors_of_the_wrong_length_are_told(change: int, whole: Path) -> None:
     for file in whole.glob("*.bin*"):
         file.unlink()
-    header = json.dumps({"a": {"dtype": "F16", "shape": [PARAMETERS], "data_offsets": [0, 2 * PARAMETERS]}}).encode()
-    data = len(header).to_bytes(8, "little") + header + bytes(2 * PARAMETERS)
+    data = weights_of(CONFIGS["chatglm2"])
     (whole / "model.safetensors").write_bytes(data)
     check_folder(whole)
     (whole / "model.safetensors").write_bytes(data[:change] if change < 0 else data + b"x")

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from fakes import weights_of
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from glmchat.checkpoints import vocabulary_trial
@@ -264,7 +263,7 @@ def test_a_folder_is_refused_before_an_engine_starts_and_by_the_engine(tmp_path:
     config = {"model_type": "llama", "vocab_size": 257, "hidden_size": 8, "num_hidden_layers": 1,
               "num_attention_heads": 1, "intermediate_size": 8}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({"a": torch.zeros(3000)}, folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(weights_of(config))
     check_folder(folder)
     assert load_tokenizer(folder).encode("hi")
     write(folder, split(r"(\p{L}+)+\d"))

@@ -117,7 +117,7 @@ def test_a_mixture_of_experts_is_never_quantised_and_says_so_without_torch(name:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["Rwkv", "OpenAIGPT"])
+@pytest.mark.parametrize("name", ["Rwkv"])
 def test_layers_that_are_no_plain_matrices_are_refused_without_torch(name: str, tmp_path: Path) -> None:
     config = getattr(transformers, f"{name}Config")()
     config.save_pretrained(tmp_path)
