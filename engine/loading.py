@@ -18,8 +18,9 @@ from glmchat.checkpoints.families import refuse_quantising
 from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import match_tensors
 from glmchat.checkpoints.weight_files import refuse_adapter_folder
-from glmchat.core.errors import Usage
+from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.formats.compressed import open_compressed, open_official
 from glmchat.engine.formats.foreign import open_foreign
@@ -136,10 +137,16 @@ def fill(
             continue
         turned = _lies(checkpoint, source, parameter, name)
         stored = read_on(source, name, uploads.get(device), upright=not turned)
+        if isinstance(stored, torch.Tensor) and not stored.is_floating_point():
+            raise Damaged(
+                tr("{name} holds whole numbers and says no scale", name=one_line(name, 120)),
+                hint=tr("the folder was packed in a way that config.json does not tell: pull the model again"),
+                code="weights.type",
+            )
         if turned:
             stored = _transpose(stored)
         if dtype is not None and isinstance(stored, torch.Tensor) and parameter not in kept:
-            stored = stored.to(dtype) if stored.is_floating_point() else stored
+            stored = stored.to(dtype)
         if isinstance(stored, torch.Tensor):
             _assign(model, parameter, stored)
         else:

@@ -103,6 +103,15 @@ def test_every_missing_left_over_and_misshapen_tensor_is_named(folder: Path) -> 
         assert name in message
 
 
+def test_whole_numbers_without_a_scale_are_refused_by_name(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: torch.zeros_like(tensors[name], dtype=torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(Damaged, match=r"up_proj\.weight holds whole numbers") as caught:
+        Engine.load(folder)
+    assert caught.value.code == "weights.type"
+
+
 @pytest.mark.parametrize("part", [0, 7, 100, 5000])
 def test_a_truncated_safetensors_file_is_refused_with_its_name(part: int, folder: Path) -> None:
     path = folder / "model.safetensors"
