@@ -25,9 +25,10 @@ _STATES: Mapping[str | None, State] = {"length": "cut", "cancelled": "stopped"}
 
 @dataclass(frozen=True, slots=True)
 class WentOn:
-    """Another window went on in this conversation: what it said, which the question that comes now stands below."""
+    """Another window went on in this conversation: what it said, and the message that the question stands below now."""
 
     messages: tuple[StoredMessage, ...]
+    last: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ Iterate in a worker thread; `stop()` may be called from any other. Closing the g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -339,14 +340,24 @@ class ChatSession:
         Raises Usage, storing nothing, while another window writes an answer here.
         """
         with self._turns.one_at_a_time():
-            self._refuse_beside_another()
-            if news := self._take_over():
-                yield WentOn(news)
-            self._change(replace(self.settings, one_shot=self.settings.one_shot and not self.tree.messages))
-            question = self.history.append(self.tree, "user", text)
-            if self.tree.conversation.draft == text:  # else it is of words that are still to be sent
-                self.history.save_draft(self.tree, "")
-            yield from self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
+            news, events = self.history.together(self.tree, lambda: self._begin(text))
+            with closing(events):
+                if news is not None:
+                    begun = next(events)
+                    yield news
+                    yield begun
+                yield from events
+
+    def _begin(self, text: str) -> tuple[WentOn | None, Answer]:
+        """What another window said meanwhile, and the answer to a question that stands below it now."""
+        self._refuse_beside_another()
+        taken, last = self._take_over(), self.tree.leaf
+        self._change(replace(self.settings, one_shot=self.settings.one_shot and not self.tree.messages))
+        question = self.history.append(self.tree, "user", text)
+        if self.tree.conversation.draft == text:  # else it is of words that are still to be sent
+            self.history.save_draft(self.tree, "")
+        answer = self._turns.answer(self.tree, question, self.answer_settings(), asked=True)
+        return None if taken is None else WentOn(taken, last), answer
 
     def ask_messages(self, messages: Sequence[Message]) -> Answer:
         """Ask with a whole conversation as it is given, nothing added, merged or dropped. Raises DoesNotFit."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Piece, Started
-from glmchat.tui.conversation import mark_unseen, note_of, show_changes, speaker, turns_of
+from glmchat.tui.conversation import mark_unseen, note_of, show_changes, speaker, system_rules, turns_of
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.view import View
 from glmchat.tui.widgets.status import stage_words
@@ -140,9 +140,10 @@ class AnswerDrawing:
 
         view = self._view
         match event:
-            case WentOn(messages) if in_view:
-                turns = turns_of(answering.session)
-                new = {str(message.id) for message in messages}
+            case WentOn(messages, last) if in_view:
+                every = turns_of(answering.session)  # with the question, whose thread is ahead of us
+                at = next((n for n, turn in enumerate(every, 1) if turn.key == str(last)), 0)
+                turns, new = every[:at], {str(message.id) for message in messages}
                 show_changes(view.transcript, [turn.key for turn in turns if turn.key not in new], turns)
                 self.show_question(answering.question)
             case Begun(question, answer):
@@ -175,6 +176,10 @@ class AnswerDrawing:
             transcript.rename(PENDING, str(question.id))
             transcript.rename(PENDING_ANSWER, answering.key)
             transcript.change(answering.key, label=speaker(answering.session, answer))
+            rule = system_rules(answering.session, answering.session.tree.path()).get(question.id)
+            if rule is not None:
+                at = next(n for n, turn in enumerate(transcript.turns) if turn.key == str(question.id))
+                transcript.insert(at, rule)
         else:
             self.show_conversation(answering, answer.text)
         self._view.show_title()

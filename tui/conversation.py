@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 from glmchat.tui.transcript.turns import State, Turn
 from glmchat.tui.transcript.wrapping import rows
 
@@ -26,13 +27,40 @@ def turns_of(session: ChatSession) -> list[Turn]:
             versions.setdefault((message.parent, message.role), []).append(message.id)
     turns: list[Turn] = []
     was_unseen = False
-    for message in session.tree.path():
+    path = session.tree.path()
+    rules = system_rules(session, path)
+    for message in path:
         hidden = message.id in unseen
         if was_unseen and not hidden:
             turns.append(Turn("unseen", "rule", tr("the model no longer sees anything above this line")))
         was_unseen = hidden
+        if message.id in rules:
+            turns.append(rules[message.id])
         turns.append(turn_of(session, message, sorted(versions[message.parent, message.role]), hidden))
     return turns
+
+
+def system_rules(session: ChatSession, path: Sequence[StoredMessage]) -> dict[int, Turn]:
+    """Where answers have another system prompt than those before: the message to stand above, and a line that says it.
+
+    The config's needs no word. Of answers of other programs it is not known.
+    """
+    from glmchat.chat.context import is_completion  # not before the first frame
+
+    rules: dict[int, Turn] = {}
+    before, question = session.default_system, None
+    for message in path:
+        if message.role == "user":
+            question = None if is_completion(message) else message.id
+        elif message.role == "assistant" and question is not None and "system" in message.details:
+            now = message.details["system"] or None
+            if now != before:
+                words = (
+                    tr("system prompt: {text}", text=one_line(now, 60)) if now else tr("no system prompt from here on")
+                )
+                rules[question] = Turn(f"system-{question}", "rule", words)
+            before = now
+    return rules
 
 
 def turn_of(session: ChatSession, message: StoredMessage, versions: list[int], unseen: bool = False) -> Turn:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glmchat.chat.history import database, owners
 from glmchat.chat.history.rows import (
@@ -34,6 +34,8 @@ from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, whole_text
+
+T = TypeVar("T")
 
 
 class History:
@@ -321,6 +323,23 @@ class History:
             self.store.save(tree)
 
     # Other windows.
+
+    def together(self, tree: Tree, act: Callable[[], T]) -> T:
+        """What `act` reads and what it then writes is one transaction: no other window writes between.
+
+        Where the file takes none it is done all the same, from the beginning: the tree goes on alone.
+        """
+        with self._lock:
+            before = replace(
+                tree, messages=dict(tree.messages), unsaved=set(tree.unsaved), head_unsaved=set(tree.head_unsaved)
+            )
+            try:
+                with self.store.transaction():
+                    return act()
+            except sqlite3.DatabaseError:
+                for field in fields(tree):
+                    setattr(tree, field.name, getattr(before, field.name))
+            return act()
 
     def writer_elsewhere(self, tree: Tree) -> str | None:
         """The other living process that streams an answer in this conversation now, as `host pid start`."""

@@ -5,9 +5,13 @@ Covers chat/turns.py, chat/answering.py, chat/stream.py.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from speakers import LocalSpeaker
 
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
 from glmchat.chat.history.history import History
-from glmchat.chat.history.rows import StoredMessage
+from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
 from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage
@@ -51,6 +55,63 @@ def test_an_answer_goes_from_question_to_done(history: History) -> None:
     assert speaker.asked[1]["messages"] == [
         Message("user", "hi"), Message("assistant", "Hello 你好"), Message("user", "again")
     ]  # fmt: skip
+
+
+ASK_BESIDE = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from speakers import LocalSpeaker
+from glmchat.chat.history.history import History
+from glmchat.chat.session import ChatSession
+from glmchat.core.errors import Usage
+with History.open(Path(sys.argv[1])) as history:
+    session = ChatSession(history, LocalSpeaker("their answer"), 1)
+    for _ in range(200):
+        try:
+            list(session.ask("theirs"))
+            break
+        except Usage:  # refused, it asks again
+            time.sleep(0.05)
+"""
+
+
+def test_between_the_look_for_other_windows_and_the_question_no_other_window_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "history.db"
+    with History.open(path) as history:
+        session = ChatSession(history, LocalSpeaker("an answer"))
+        talk(session.ask("shared"))
+        here, append, others = Path(__file__).parent, history.append, []
+
+        def append_slowly(tree: Tree, role: str, text: str = "", **more: Any) -> StoredMessage:
+            if text == "mine":
+                argv = [sys.executable, "-P", "-c", ASK_BESIDE, str(path), str(here), str(here.parent)]
+                others.append(subprocess.Popen(argv))
+                with suppress(subprocess.TimeoutExpired):
+                    others[0].wait(3.0)  # time for a whole answer
+            return append(tree, role, text, **more)
+
+        monkeypatch.setattr(history, "append", append_slowly)
+        talk(session.ask("mine"))
+        assert others[0].wait(20) == 0
+        asked = [m.text for m in history.load(1).path() if m.role == "user"]
+        assert asked == ["shared", "mine", "theirs"]
+        assert [m.role for m in history.load(1).path()] == ["user", "assistant"] * 3
+
+
+def test_a_question_that_the_file_does_not_take_is_asked_all_the_same(tmp_path: Path) -> None:
+    with History.open(tmp_path / "history.db") as history:
+        session = ChatSession(history, LocalSpeaker("an answer"))
+        talk(session.ask("saved"))
+        history.store.rows("PRAGMA query_only = ON")
+        talk(session.ask("not saved"))
+        assert [text for _, text, _ in said(session)] == ["saved", "an answer", "not saved", "an answer"]
+        assert not history.saved
+        history.store.rows("PRAGMA query_only = OFF")
+        talk(session.ask("saved again"))
+        assert history.saved and len(history.load(session.tree.conversation.id).path()) == 6
 
 
 def test_the_question_is_on_the_disk_before_the_model_is_asked(history: History) -> None:

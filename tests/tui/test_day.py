@@ -92,6 +92,26 @@ def test_a_system_prompt_is_in_sight_after_the_next_start(model: Path) -> None:
         terminal.until_seen("Answer as a pirate.")
 
 
+def test_where_the_system_prompt_changed_the_transcript_says_so(model: Path) -> None:
+    rule, end = "system prompt: Answer as a pirate.", "no system prompt from here on"
+    with TerminalSession("run", model, rows=60) as terminal:
+        terminal.until_ready()
+        for text, said in (("alpha", 1), ("/system Answer as a pirate.", 1), ("bravo", 2), ("charlie", 3),
+                           ("/system none", 3), ("delta", 4)):  # fmt: skip
+            terminal.say(text)
+            terminal.until(lambda said=said: terminal.text.count("one two") == said)  # type: ignore[misc]
+            terminal.until_still()
+        terminal.press("ctrl+q")
+        terminal.until_ended()
+        live = terminal.text
+    with TerminalSession("run", model, "-c", rows=60) as terminal:
+        terminal.until(lambda: terminal.text.count("one two") == 4)
+        for text in (live, terminal.text):
+            places = [text.find(part) for part in ("▌ alpha", rule, "▌ bravo", "▌ charlie", end, "▌ delta")]
+            assert places == sorted(places) and min(places) >= 0, text
+            assert text.count(rule) == text.count(end) == 1
+
+
 def test_two_windows_on_one_model_share_an_engine(model: Path, tmp_path: Path) -> None:
     shared = {"GLMCHAT_KEEP_ALIVE": "5m", "XDG_RUNTIME_DIR": str(tmp_path)}
     try:

@@ -5,6 +5,7 @@ Covers tui/talk.py, chat/session.py.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,33 @@ def test_a_question_that_waits_for_another_machine_names_it(tmp_path: Path, lang
         terminal.until_seen("shared question")
         terminal.say("from here")
         terminal.until_seen("◦ from here", said)
+
+
+def test_of_two_questions_within_a_moment_one_waits_for_the_other(tmp_path: Path) -> None:
+    model = model_in(tmp_path / "model")
+    with TerminalSession("run", model, behaviour={"echo": True}) as first:
+        first.until_ready()
+        first.say("shared question")
+        first.until(lambda: first.text.count("shared question") >= 3)
+        with TerminalSession("run", model, "-c", behaviour={"echo": True}) as second:
+            second.until_ready()
+            second.until(lambda: second.text.count("shared question") >= 3)
+            for number in range(3):
+                for window, name in ((first, "alpha"), (second, "bravo")):
+                    window.type(f"{name}-{number}")
+                    window.until_seen(f"│ {name}-{number}")
+                    window.process.send_signal(signal.SIGSTOP)
+                    window.type("\r")
+                for window in (first, second):
+                    window.process.send_signal(signal.SIGCONT)
+                for window in (first, second):
+                    for name in ("alpha", "bravo"):
+                        window.until(lambda w=window, text=f"{name}-{number}": w.text.count(text) == 2)  # type: ignore[misc]
+            said = path()
+    assert [role for role, _ in said] == ["user", "assistant"] * 7
+    assert {text for role, text in said if role == "user"} == {
+        "shared question", *(f"{name}-{number}" for name in ("alpha", "bravo") for number in range(3))
+    }  # fmt: skip
 
 
 def test_what_another_window_said_is_shown_before_anything_is_asked_below_it(

@@ -844,7 +844,7 @@ async def test_nothing_of_a_dialog_is_out_of_sight_in_a_low_window(size: tuple[i
         panel = window.app.screen.query_one("#panel")
         keys = window.app.screen.query_one("#keys")
         await window.until(lambda: not keys.display or panel.content_region.contains_region(keys.region))
-        words = ["Esc", "closes"] + (["range: 0 to 5", "default"] if key == "f2" else [])
+        words = ["Esc", "closes"] + (["range: 0 to 5", "built in"] if key == "f2" else [])
         await window.until(lambda: all(word in window.screen_text() for word in words))
 
 
