@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import IO, Any, Protocol
 
+from glmchat.core import typed_ahead
 from glmchat.core.errors import FULL, DoesNotFit, Failed, GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line, show_controls
@@ -97,6 +98,12 @@ def error(problem: GlmchatError, *, as_json: bool = False) -> None:
         say(f"  {tr('hint')}: {one_line(problem.hint, 2000)}")
 
 
+def _typed() -> str:
+    """A line from a person, who sees what is typed."""
+    typed_ahead.release()
+    return sys.stdin.readline()
+
+
 def confirm(question: str, *, assume_yes: bool = False) -> bool:
     """Ask on the terminal. Without one it is an error, not a hang. Raises Usage (exit 2)."""
     if assume_yes:
@@ -108,7 +115,7 @@ def confirm(question: str, *, assume_yes: bool = False) -> bool:
             code="question.no_terminal",
         )
     say(f"{question} [y/N] ", end="")
-    return sys.stdin.readline().strip().lower() in ("y", "yes", "是", "好")
+    return _typed().strip().lower() in ("y", "yes", "是", "好")
 
 
 def choose(question: str, options: Sequence[str]) -> int:
@@ -122,7 +129,7 @@ def choose(question: str, options: Sequence[str]) -> int:
     for number, option in enumerate(options, 1):
         say(f"  {number}  {one_line(option)}")
     say(f"{question} ", end="")
-    answer = sys.stdin.readline().strip()
+    answer = _typed().strip()
     if answer.isdecimal() and 1 <= int(answer) <= len(options):
         return int(answer) - 1
     raise Usage(tr("nothing was selected"), hint=tr("give a number from the list"), code="question.unanswered")

@@ -15,6 +15,7 @@ from glmchat.cli.asking import TextCommand
 from glmchat.cli.choosing import choose_model
 from glmchat.cli.completion import complete_adapters, complete_conversations, complete_models, complete_themes
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
+from glmchat.core import typed_ahead
 from glmchat.core.errors import GlmchatError, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling, minus_one, parse_template_variables
@@ -211,6 +212,8 @@ def run(
     )
     question = _Question.of(prompt if prompt is not None else text, messages)
     mode = _mode(question, plain=plain, as_json=as_json)
+    if mode != "window":
+        typed_ahead.release()
     if mode == "once":
         question = question.with_stdin(server)
     with _history(launch) as history:
@@ -255,12 +258,13 @@ def open_window() -> None:
 
 
 def _window(launch: LaunchOptions) -> None:
-    from glmchat.tui.terminal import unechoed
-
-    with unechoed() as before:
+    before = typed_ahead.hold()
+    try:
         from glmchat.tui.app import run_window
 
         code = run_window(launch, before)
+    finally:
+        typed_ahead.release()
     if code:
         raise typer.Exit(code)
 

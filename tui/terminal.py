@@ -8,41 +8,15 @@ import os
 import shlex
 import stat
 import subprocess
-import sys
 import tempfile
-import termios
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glmchat.core import locations
 from glmchat.core.errors import Failed, GlmchatError
 from glmchat.core.files import read_text
 from glmchat.core.language import tr
-
-
-@contextmanager
-def unechoed() -> Iterator[list[Any] | None]:
-    """What is typed while the window is still being loaded waits for it, as it was typed, and is not shown.
-
-    Yields what the terminal was set to before, for whoever gives it back; None without a terminal.
-    """
-    try:
-        before = termios.tcgetattr(sys.stdin.fileno())
-    except (OSError, ValueError, termios.error):
-        yield None
-        return
-    quiet = [*before]
-    quiet[0] &= ~termios.ICRNL  # else Enter would come as Ctrl+J
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
-    try:
-        yield before
-    finally:
-        with suppress(OSError, termios.error):  # it may be gone
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
 
 
 def edit(text: str) -> str | None:

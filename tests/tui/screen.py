@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
-from termios import TIOCSWINSZ
+from termios import TIOCSWINSZ, tcgetattr
 from typing import Any, Self
 
 import pyte
@@ -78,6 +78,10 @@ class TerminalSession:
     def resize(self, columns: int, rows: int) -> None:
         self.screen.resize(rows, columns)
         ioctl(self._controller, TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def settings(self) -> list[Any]:
+        """Of the terminal: whether it echoes, and the rest."""
+        return tcgetattr(self._controller)
 
     # What a person does.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -298,6 +300,34 @@ def test_where_enter_breaks_lines_a_start_opens_conversations_too(
         terminal.until_seen(TITLES[2])
         terminal.press(*keys)
         terminal.until_seen(f"an answer to {title.split()[0]}")
+
+
+SPY = """
+import os, runpy, sys, termios
+switch, sys.argv = termios.tcsetattr, ["glmchat", *sys.argv[5:]]
+def noting(*arguments):
+    with open(os.environ["NOTES"], "a") as notes:
+        print([name for name in ("typer", "httpx2", "textual", "sqlite3") if name in sys.modules], file=notes)
+    switch(*arguments)
+termios.tcsetattr = noting
+runpy.run_module("glmchat", run_name="__main__")
+"""
+
+
+def test_what_is_typed_is_hidden_before_anything_is_loaded(model: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    spy, environ = (sys.executable, "-P", "-c", SPY), {"NOTES": str(notes)}
+    with TerminalSession("run", model, inside=spy, environ=environ, real=True) as terminal:
+        terminal.until_seen("Ask anything")
+    assert notes.read_text().splitlines()[0] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("run", "nobody"), ("run", "nobody", "a question"), ("--help",)])
+def test_a_terminal_is_left_as_it_was(arguments: tuple[str, ...]) -> None:
+    with TerminalSession(*arguments, real=True) as terminal:
+        before = terminal.settings()
+        terminal.until_ended()
+        assert terminal.settings() == before and before[3] & termios.ECHO
 
 
 def test_what_is_typed_before_the_window_is_there_reaches_the_prompt(model: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fakes import model_in
 from screen import SECONDS, TerminalSession
+from textual.widgets import Input
 from windows import open_window
 
 from glmchat.chat.compare.columns import StoreNames, store_names
@@ -114,7 +115,7 @@ async def test_who_types_before_the_store_is_read_still_finds(monkeypatch: pytes
         await window.press("ctrl+p")
         await window.until(lambda: window.app.screen.query("#--input"))
         await window.press("m", "i")
-        await window.until(lambda: window.app.screen.query_one("CommandInput").value == "mi")
+        await window.until(lambda: window.app.screen.query_one("CommandInput", Input).value == "mi")
         go_on.set()
         await window.press("n", "_")
         await window.until(lambda: "▸ min_p" in window.screen_text())
