@@ -1,4 +1,4 @@
-"""A day with the window, step by step in pseudo-terminals: one line for each, right or wrong.
+"""A day with the window, step by step in pseudo-terminals: one line for each, right or wrong, its seconds, its tests.
 
     .venv/bin/python -P benchmarks/window_day.py
 
@@ -36,11 +36,11 @@ STEPS = {  # step -> (what is tried, the file and the beginning of the name of i
     "D17": ("two windows, one engine", "day", "two_windows_on_one_model_share_an_engine"),
     "D18": ("what a quantised copy will take", "day", "what_a_quantised_copy_will_take"),
     "D19": ("a wrong setting and doctor", "day", "a_setting_that_no_command_would_take"),
-    "D20": ("models and adapters of a server", "servers", "the_models_of_a_server_are_listed"),
+    "D20": ("models and adapters of a server", "servers", ("the_models_of_a_server_are_listed", "the_list_of_models")),
     "D21": ("notes and the prompt", "day", "a_note_in_the_corner"),
     "D22": ("a copy in tmux", "day", "a_copy_reaches_a_tmux"),
-    "D23": ("the palette", "palette", "it_"),
-    "D24": ("themes", "theme", ""),
+    "D23": ("the palette", "palette", ("it_", "enter_")),
+    "D24": ("themes", "theme", ("a_theme_", "few_colours")),
     "D25": ("the columns of the models", "day", "a_model_takes_one_line"),
     "D26": ("lists and what Tab offers", "day", ("a_list_says", "tab_offers")),
     "D27": ("typed text and another conversation", "conversations", "what_is_typed_stays_with_its_conversation"),
@@ -48,7 +48,7 @@ STEPS = {  # step -> (what is tried, the file and the beginning of the name of i
     "D29": ("a replay that is asked to differ", "day", "a_replay_that_parts"),
     "D30": ("adapters and a new conversation", "day", "a_new_conversation_says_which_adapters"),
     "D31": ("one-shots in the list", "conversations", "answers_of_single_commands"),
-    "D32": ("what is in force", "day", "a_system_prompt_is_in_sight"),
+    "D32": ("what is in force", "day", ("a_system_prompt_is_in_sight", "where_the_system_prompt_changed")),
     "D33": ("the order of the list", "conversations", "only_what_is_said_changes_the_order"),
 }
 
@@ -64,18 +64,18 @@ def tests_of(step: str) -> list[str]:
     return [f"{path}::{name}" for name in defined if name.startswith(starts)]
 
 
-def outcomes(tests: list[str]) -> dict[str, list[bool]]:
-    """Test -> whether each of its cases was right; none where all were skipped."""
+def outcomes(tests: list[str]) -> dict[str, list[tuple[bool, float]]]:
+    """Test -> of each of its cases whether it was right, and its seconds; none where all were skipped."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        pytest = [sys.executable, "-P", "-m", "pytest", "-q", f"--junitxml={report}", *tests]
+        pytest = [sys.executable, "-P", "-m", "pytest", "-q", f"--junitxml={report}", *dict.fromkeys(tests)]
         subprocess.run(pytest, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-        found: dict[str, list[bool]] = {}
+        found: dict[str, list[tuple[bool, float]]] = {}
         for case in ElementTree.parse(report).iter("testcase"):
             cases = found.setdefault(case.attrib["name"].split("[")[0], [])
             ends = {child.tag for child in case}
             if "skipped" not in ends:
-                cases.append(not ends & {"failure", "error"})
+                cases.append((not ends & {"failure", "error"}, float(case.attrib["time"])))
         return found
 
 
@@ -83,10 +83,13 @@ def main() -> int:
     played = {step: tests_of(step) for step in STEPS}
     results, wrong = outcomes([test for tests in played.values() for test in tests]), 0
     for step, (what, *_) in STEPS.items():
-        cases = [right for test in played[step] for right in results.get(test.rpartition("::")[2], [])]
-        verdict = "not played here" if not cases else "right" if all(cases) else "wrong"
+        names = [test.rpartition("::")[2] for test in played[step]]
+        cases = [case for name in names for case in results.get(name, [])]
+        verdict = "not played here" if not cases else "right" if all(right for right, _ in cases) else "wrong"
         wrong += verdict == "wrong"
-        print(f"{step:<4} {verdict:<16} {what}")
+        print(f"{step:<4} {verdict:<16} {sum(seconds for _, seconds in cases):5.1f} s  {what}")
+        for test in played[step]:
+            print(f"      {Path(test).relative_to(ROOT)}")
     return int(wrong > 0)
 
 

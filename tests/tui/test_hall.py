@@ -1,7 +1,7 @@
 """What a returning user meets, in a pseudo-terminal: keys are pressed and cells are read.
 
 Covers tui/app.py, tui/widgets/sidebar.py, tui/widgets/rows.py, tui/screens/models.py, tui/composer.py,
-tui/comparing.py.
+tui/comparing.py, core/typed_ahead.py.
 """
 
 from __future__ import annotations
