@@ -24,7 +24,7 @@ from glmchat.checkpoints.torch_file import read_torch_file
 from glmchat.checkpoints.weight_files import PREFIX_ENCODER, checkpoints
 from glmchat.checkpoints.weight_files import weight_files as files_of_a_model
 from glmchat.core.errors import Damaged, NotInstalled, Usage
-from glmchat.core.files import require_plain_folder
+from glmchat.core.files import require_plain_folder, require_readable
 from glmchat.core.json_files import read_json, small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -138,6 +138,8 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
     Raises NotInstalled if nothing is there, Damaged, or Usage for a folder that holds no adapter or several.
     """
     if not path.exists():
+        if path.is_symlink():
+            require_readable(path)
         raise NotInstalled(
             tr("there is no adapter at {path}", path=one_line(str(path))),
             hint="glmchat adapters list",
@@ -167,6 +169,9 @@ def find_weights(path: Path) -> tuple[Path, dict[str, Any]]:
     if len(files) == 1:
         _look(files[0])
         return files[0], config
+    for link in sorted(p for p in path.iterdir() if p.is_symlink() and not p.exists()):
+        if not files and link.suffix in _SUFFIXES:
+            require_readable(link)
     raise _no_adapter(path, files)
 
 

@@ -193,7 +193,7 @@ def weight_paths(path: Path) -> list[Path]:
     if chosen is None:
         return []
     here = [path / name for name in chosen.files if name not in chosen.missing]
-    return [*here, *sorted(set(path.glob("offsets-*.safetensors")) - set(here))]
+    return [*here, *sorted({p for p in path.glob(_OFFSETS) if p.is_file()} - set(here))]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -208,10 +208,32 @@ def weight_files(folder: Path) -> list[Path]:
     if chosen.missing:
         raise missing_weights(chosen, names, tr("pull the model again: what was downloaded is kept"))
     paths = [folder / name for name in chosen.files]
-    for path in paths:
+    for path in (*paths, *_offset_files(folder)):
         refuse_pointer(path)
         refuse_cut(path)
     return paths
+
+
+def _offset_files(folder: Path) -> list[Path]:
+    """The files beside the weights of a quantised copy of ours without which its zero points are other numbers: those
+    that are there, and those that its own list has. Raises Damaged with one that is missing."""
+    files = small_json(folder / "glmchat.json").get("files")
+    names = {str(file.get("path")) for file in (files if isinstance(files, list) else ()) if isinstance(file, dict)}
+    paths = sorted({folder / name for name in names if _OFFSETS_NAME.fullmatch(name)} | set(folder.glob(_OFFSETS)))
+    for path in paths:
+        if path.is_symlink():
+            require_readable(path)
+        if not path.exists():
+            raise Damaged(
+                tr("{name} is missing: zero points of this quantised copy are in it", name=one_line(path.name)),
+                hint=tr("copy it too from where the folder is from, or quantise again"),
+                code="weights.missing_shard",
+            )
+    return paths
+
+
+_OFFSETS = "offsets-*.safetensors"
+_OFFSETS_NAME = re.compile(r"offsets-\d{5,9}\.safetensors")
 
 
 def dead_link(folder: Path, chosen: WeightSet | None) -> Path | None:

@@ -324,6 +324,11 @@ MODELS: Mapping[str, tuple[Build, str, int]] = {
     "shards of which one links to nothing": (
         lambda f: _linked(_sharded(f, missing=True) / "model-00002-of-00002.safetensors").parent,
         "config.unreadable", 3),
+    "a quantised copy that lost its zero points": (
+        lambda f: write(llama(f), {"glmchat.json": {"files": [{"path": "offsets-00001.safetensors"}]}}),
+        "weights.missing_shard", 3),
+    "zero points that link to nothing": (
+        lambda f: _linked(llama(f) / "offsets-00001.safetensors").parent, "config.unreadable", 3),
     "a pickle that runs code": (
         lambda f: write(llama(f, weights=False), {"pytorch_model.bin": _running_code()}), "weights.pickle", 3),
     "a config of a larger network": (lambda f: llama(f, hidden_size=4096, num_hidden_layers=32), "config.absurd", 3),
@@ -420,6 +425,15 @@ ADAPTERS: Mapping[str, tuple[Build, str, int]] = {
     "an empty folder": (lambda f: f, "adapter.empty", 2),
     "nothing": (lambda f: f / "nothing", "adapter.no_path", 1),
     "settings without weights": (lambda f: _without(lora(f), "adapter_model.safetensors"), "adapter.empty", 2),
+    "a link to nothing": (lambda f: _linked(f / "poet"), "config.unreadable", 3),
+    "pickled weights that link to nothing": (
+        lambda f: _linked(_without(lora(f), "adapter_model.safetensors") / "adapter_model.bin").parent,
+        "config.unreadable", 3),
+    **{
+        f"{name} that links to nothing": (
+            lambda f, name=name: _linked(_gone(lora(f) / name)).parent, "config.unreadable", 3)  # type: ignore[misc]
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja")
+    },
     "weights cut off": (
         lambda f: _cut(lora(f) / "adapter_model.safetensors", 900).parent, "adapter.damaged", 3),
     "settings that are a list": (lambda f: write(lora(f), {"adapter_config.json": "[]"}), "config.damaged", 3),

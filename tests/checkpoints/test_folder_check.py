@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import odd_models
 import pytest
 import torch
 from fakes import LLAMA, stored_shapes, weights_of
 
 from glmchat.checkpoints import fit, tokenizer_files
 from glmchat.checkpoints.families import describe
-from glmchat.checkpoints.fit import check_folder
+from glmchat.checkpoints.fit import check_folder, stored_bytes
 from glmchat.checkpoints.tokenizer_files import check_tokenizer
 from glmchat.checkpoints.vocabularies import KNOWN, generation
 from glmchat.checkpoints.weight_files import folder_config
@@ -192,6 +193,23 @@ def test_a_missing_shard_a_pointer_and_a_shard_cut_off_are_named(whole: Path) ->
     shard.unlink()
     error = refused(whole)
     assert error.code == "weights.missing_shard" and shard.name in error.message
+
+
+def test_zero_points_that_a_quantised_copy_has_lost_are_told(whole: Path) -> None:
+    offsets = odd_models.tensors(whole / "offsets-00001.safetensors", {"a.weight_offset": (4, 1)})
+    files = [{"path": name} for name in (offsets.name, "offsets-../../x.safetensors", "config.json")]
+    (whole / "glmchat.json").write_text(json.dumps({"files": [*files, {"path": 3}, None]}))
+    check_folder(whole)
+    data = offsets.read_bytes()
+    offsets.write_bytes(data[:-1])
+    assert refused(whole).code == "weights.damaged"
+    offsets.unlink()
+    error = refused(whole)
+    assert error.code == "weights.missing_shard" and "offsets-00001.safetensors is missing" in error.message
+    offsets.symlink_to(whole / "nowhere")
+    assert "link" in refused(whole).hint and stored_bytes(whole) == sum(p.stat().st_size for p in whole.glob("*.bin"))
+    (whole / "glmchat.json").unlink()
+    assert "link" in refused(whole).hint
 
 
 @pytest.mark.parametrize("change", [-1, 1])
