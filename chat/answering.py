@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from glmchat.chat.stream import AnswerLog, Ended, Pump, Source, Switch, facts_of
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.language import tr
 from glmchat.core.messages import Finished, Message, Piece, Started
+from glmchat.core.text import human_bytes
 
 if TYPE_CHECKING:
     from glmchat.chat.history.rows import StoredMessage
@@ -275,6 +277,12 @@ def details_of(message: StoredMessage) -> list[tuple[str, str]]:
     row(tr("weights"), "quant")
     row(tr("prompt tokens"), "prompt_tokens", "{:,}")
     row(tr("cached"), "cached_tokens", "{:,}")
+    disk = (d.get("facts") or {}).get("disk")
+    if isinstance(disk, Mapping):
+        with suppress(KeyError, TypeError, ValueError):  # a server of another version
+            came = tr("{tokens} tokens, {size}", tokens=f"{disk['ids']:,}", size=human_bytes(disk["bytes"]))
+            table.append((tr("from the disk"), came))
+            table.append((tr("saved"), f"{disk['saved']:.1f} s"))
     row(tr("answer tokens"), "completion_tokens", "{:,}")
     row(tr("first token"), "ttft_seconds", "{:.2f} s")
     row(tr("prefill"), "prefill_tokens_per_second", "{:,.0f} tok/s")

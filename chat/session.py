@@ -299,7 +299,7 @@ class ChatSession:
         Asks the engine; call it from a worker. Raises GlmchatError.
         """
         tree = self.tree
-        title = self._turns.title(tree.context(), self.answer_settings(), stop, is_free)
+        title = self._turns.title(tree, self.answer_settings(), stop, is_free)
         return title is not None and self.history.give_title(tree, title)
 
     # What the parts above share.

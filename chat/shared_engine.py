@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from glmchat.core import engine_records
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.engine_records import EngineRecord
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError
+from glmchat.core.fingerprints import program_state
 from glmchat.core.http import make_client
 from glmchat.core.job_control import Rests, rests_with_us
 from glmchat.core.language import tr
@@ -71,17 +71,8 @@ def key_of(options: EngineOptions) -> str:
     files = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
     told = asdict(replace(options, adapters=(), keep_alive=0.0, copy=None))  # adapters are asked for by name, later
     environment = {name: value for name, value in engine_environment().items() if name.startswith(_READ)}
-    what = [__version__, sys.executable, sys.version, _code(), str(folder), files, told, environment]
+    what = [__version__, sys.executable, sys.version, program_state(), str(folder), files, told, environment]
     return hashlib.sha256(json.dumps(what, default=str, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def _code() -> tuple[int, int]:
-    """Of this glmchat's files: how many, and the last change. A version that was changed in place is another one."""
-    root = Path(__file__).resolve().parent.parent
-    rooms = [room for room in root.iterdir() if room.is_dir() and (room / "__init__.py").is_file()]
-    files = [file for room in rooms for file in (*room.rglob("*.py"), *room.rglob("*.so"))]
-    return len(files), max(file.stat().st_mtime_ns for file in files)
 
 
 class Lease(Rests):

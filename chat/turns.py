@@ -118,13 +118,13 @@ class Turns:
         if context.is_completion(question):
             details |= {"mode": context.COMPLETION, "system": None}
         answer = self._history.begin_answer(tree, parent=question.id, details=details)
-        prompt = self._prompt(tree.context(question.id), settings, verbatim=verbatim)
+        prompt = self._prompt(tree, question, settings, verbatim=verbatim)
         log, new = AnswerLog(self._history, tree, answer, details), question if asked else None
         return AnswerRun(tree, new, answer, prompt, log, self.switch, self.seen).events()
 
     def go_on(self, tree: Tree, unfinished: StoredMessage, settings: AnswerSettings) -> Answer:
         """More of an answer that stands already."""
-        prompt = self._prompt(tree.context(unfinished.id), settings, continued=unfinished)
+        prompt = self._prompt(tree, unfinished, settings, continued=unfinished)
         answer = self._history.reopen_answer(tree, unfinished)
         # Where each stretch of a continued answer begins, in token ids: a replay repeats the stretches.
         spans = [*(unfinished.details.get("spans") or [0]), len(unfinished.token_ids)]
@@ -173,15 +173,13 @@ class Turns:
         unsent = (count(every) or with_turns) - with_turns if numbers["unsent_turns"] else 0
         return context.ContextParts(bare, with_turns - bare, unsent, whole - with_turns, limit, **numbers)
 
-    def title(
-        self, stored: Sequence[StoredMessage], settings: AnswerSettings, stop: Stop, is_free: Callable[[int], bool]
-    ) -> str | None:
+    def title(self, tree: Tree, settings: AnswerSettings, stop: Stop, is_free: Callable[[int], bool]) -> str | None:
         """A title for the conversation, from the model that answers in it; None where it has no good one.
 
         is_free: whether no request but so many of ours is at the engine; once it is False the model is left to others.
         The request begins as the next question's will, so that the engine's cache loses nothing. Raises GlmchatError.
         """
-        endpoint = self._connected()
+        endpoint, stored = self._connected(), tree.context()
         question = next(m.text for m in reversed(stored) if m.role == "user")
         wish = Message("user", _TITLE_ZH if is_chinese(question) else _TITLE)
         variables = settings.sampling.sampling.template_variables
@@ -195,6 +193,7 @@ class Turns:
                 sampling,
                 settings.adapters if settings.adapters or endpoint.is_local else None,
                 asked=None if self.decides else ("temperature", "max_tokens"),
+                conversation=self._history.cache_name(tree),
                 stop=stop,
             )
         ) as events:
@@ -247,12 +246,14 @@ class Turns:
 
     def _prompt(
         self,
-        stored: Sequence[StoredMessage],
+        tree: Tree,
+        last: StoredMessage,
         settings: AnswerSettings,
         *,
         continued: StoredMessage | None = None,
         verbatim: tuple[Message, ...] | None = None,
     ) -> Prompt:
+        stored, conversation = tree.context(last.id), self._history.cache_name(tree)
         text = _completed_text(stored, continued)
         fit = self._fit(stored, settings) if text is None and verbatim is None else None
         if fit is not None and not self.decides:
@@ -268,7 +269,13 @@ class Turns:
             adapters = settings.adapters if settings.adapters or endpoint.is_local else None
             if text is not None:
                 return lambda report: endpoint.complete(
-                    text, sampling, adapters, asked=asked, stop=stop, on_progress=report
+                    text,
+                    sampling,
+                    adapters,
+                    asked=asked,
+                    conversation=conversation,
+                    stop=stop,
+                    on_progress=report,
                 )
             return lambda report: endpoint.stream(
                 messages,
@@ -277,6 +284,7 @@ class Turns:
                 continued is not None,
                 continue_ids=ids,
                 asked=asked,
+                conversation=conversation,
                 stop=stop,
                 on_progress=report,
             )

@@ -20,7 +20,7 @@ from glmchat.chat.engine_process import gpu_memory, total_memory
 from glmchat.chat.history.database import filesystem, is_network
 from glmchat.chat.jobs import run_job
 from glmchat.cli import output
-from glmchat.core import locations, machine
+from glmchat.core import kv_files, locations, machine
 from glmchat.core.errors import GlmchatError
 from glmchat.core.http import ProxyRules, trusted_certificates, without_password
 from glmchat.core.language import language, tr
@@ -49,6 +49,7 @@ def diagnose(on_wait: Callable[[], None] = lambda: None, environ: Mapping[str, s
     found["engine"] = _engine(trouble)
     found["paths"] = _paths(trouble)
     found["history"] = _history(trouble)
+    found["conversation caches"] = _kv_caches(trouble)
     found["proxies"] = _proxies(environ, trouble)
     found["servers"] = _servers(trouble)
     found["terminal"] = terminal(environ)
@@ -197,6 +198,28 @@ def _history(trouble: Trouble) -> dict[str, Any]:
     if path.stat().st_mode & 0o077:
         trouble(tr("{path} can be read by others", path=one_line(str(path))), f"chmod 600 {one_line(str(path))}")
     return found
+
+
+def _kv_caches(trouble: Trouble) -> dict[str, Any]:
+    """Those on the disk, and how many bytes the config lets them take."""
+    from glmchat.core.settings import load_settings
+
+    try:
+        limit: int | None = load_settings().kv_cache
+    except GlmchatError:  # said with the servers
+        limit = None
+    folder, files = locations.kv_dir(), kv_files.kv_files()
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        trouble(
+            tr("{path} belongs to another user: no caches are kept there", path=one_line(str(folder))),
+            tr("take it away, or set GLMCHAT_HOME to a folder of your own"),
+        )
+    return {
+        **_path(folder),
+        "files": len(files),
+        "size_bytes": sum(file.size for file in files),
+        "limit_bytes": limit,
+    }
 
 
 def _proxies(environ: Mapping[str, str], trouble: Trouble) -> dict[str, Any]:

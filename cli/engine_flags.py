@@ -78,6 +78,7 @@ class EngineFlags:
             threads=self.threads or settings.threads,
             context=self.context or settings.context,
             parallel=self.parallel,
+            kv_cache=settings.kv_cache,
             keep_alive=settings.keep_alive
             if self.keep_alive is None
             else parse_seconds(self.keep_alive, "--keep-alive"),

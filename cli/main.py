@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("models", "Remove models. Other revisions, and everything they share, stay."),
     "prune": (
         "models",
-        "Remove what nothing refers to: partial downloads, blobs without a link, manifests without a model.",
+        "Remove conversations' caches, and what nothing refers to: partial downloads, blobs without a link, manifests.",
     ),
     "verify": (
         "models",

@@ -141,7 +141,7 @@ def _refuse_one_of_several(name: str, row: Installed) -> None:
 
 
 def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove what nothing refers to: partial downloads, blobs without a link, manifests without a model."""
+    """Remove conversations' caches, and what nothing refers to: partial downloads, blobs without a link, manifests."""
     from glmchat.hub.removal import plan_prune
 
     carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)

@@ -47,6 +47,12 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients call this machine; repeatable.")
     ] = None,
     queue: Annotated[int, typer.Option(min=0, max=10_000, help="Requests that may wait; others get 429.")] = 8,
+    keep_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--keep-prompts", help="Keep the caches of what clients ask on the disk, so that it is read once."
+        ),
+    ] = False,
     engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
@@ -56,6 +62,7 @@ def serve(
 
     key, is_new = choose_key(host, api_key_file, no_key=no_api_key)
     options = _options(name, engine)
+    options = options if keep_prompts else replace(options, kv_cache=0)
     listener = bind_tcp(host, port)  # before anything is loaded, so that a port in use is told at once
     os.environ.update(engine_environment())  # before torch is imported, which reads it once
 
@@ -63,7 +70,16 @@ def serve(
     from glmchat.serve.run import make_server
 
     names = (host, *(allow_host or ()))
-    server = make_server(options, engine_loader(options), over_tcp=True, key=key, allow_hosts=names, waiting=queue)
+    load = engine_loader(options, "serve")
+    server = make_server(
+        options,
+        load,
+        over_tcp=True,
+        key=key,
+        allow_hosts=names,
+        waiting=queue,
+        keep_prompts=keep_prompts,
+    )
     url = _url(host, listener.getsockname()[1])
     output.say(tr("{model} at {url}", model=one_line(options.model or ""), url=url))
     if is_new:

@@ -78,6 +78,8 @@ class EngineOptions:
     context: int | None = field(default=None, metadata=_argument(int))
     # Answers to write at once; None: as many as memory allows, at most 16.
     parallel: int | None = field(default=None, metadata=_argument(int))
+    # Bytes of conversations' caches that may lie on the disk; 0: none is written or read.
+    kv_cache: int = field(default=0, metadata=_argument(int))
     # (store name, folder) of adapters that may be asked for, beside those in the store's own folder.
     adapters: tuple[tuple[str, Path], ...] = field(
         default=(), metadata=_argument(_pair, "{0[0]}={0[1]}".format, action="append", metavar="NAME=FOLDER")

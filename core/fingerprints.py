@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ def state_of(path: Path) -> State:
     except OSError:
         return ()
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in states)
+
+
+@cache
+def program_state() -> tuple[int, int]:
+    """Of this glmchat's files: how many, and the last change. A version that was changed in place is another one."""
+    root = Path(__file__).resolve().parent.parent
+    rooms = [room for room in root.iterdir() if room.is_dir() and (room / "__init__.py").is_file()]
+    files = [file for room in rooms for file in (*room.rglob("*.py"), *room.rglob("*.so"))]
+    return len(files), max(file.stat().st_mtime_ns for file in files)
 
 
 def whole(path: Path) -> str:

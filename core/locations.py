@@ -102,6 +102,11 @@ def packed_dir() -> Path:
     return cache_dir() / "packed"
 
 
+def kv_dir() -> Path:
+    """KV caches of conversations (core/kv_files.py); may be deleted at any time."""
+    return cache_dir() / "kv"
+
+
 def logs_dir() -> Path:
     return state_dir() / "logs"
 

@@ -37,6 +37,7 @@ class Settings:
     threads: int | None = None
     context: int | None = None
     keep_alive: float = 300.0  # seconds that an engine stays after its last user left; 0: it ends with its window
+    kv_cache: int = 2_000_000_000  # bytes of conversations' caches that may lie on the disk; 0: none
     context_policy: str = "drop"  # "drop" | "refuse"
     endpoints: tuple[str, ...] = ()  # mirrors, in order
     downloads: int = 4  # files at a time
@@ -88,6 +89,8 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
                 values[key] = _checked(key, _from_text(kind, text, name), name)
     if text := environ.get("GLMCHAT_KEEP_ALIVE"):
         values["keep_alive"] = _checked("keep_alive", text, "GLMCHAT_KEEP_ALIVE")
+    if text := environ.get("GLMCHAT_KV_CACHE"):
+        values["kv_cache"] = _checked("kv_cache", text, "GLMCHAT_KV_CACHE")
     if text := environ.get("GLMCHAT_ENDPOINTS"):
         values["endpoints"] = tuple(part for part in text.split(",") if part)
     for item in fields(Sampling):
@@ -132,6 +135,19 @@ def parse_seconds(value: object, where: str) -> float:
             code="config.value",
         )
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def parse_bytes(value: object, where: str) -> int:
+    """Bytes of 500_000_000, "500MB", "2 GB" or "1.5GiB". Raises Usage that names `where`."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b?)", str(value).strip().lower())
+    if found is None or isinstance(value, bool):
+        raise Usage(
+            tr("{where}: {text} is not a size", where=where, text=one_line(repr(value), 60)),
+            hint=tr('"2GB", "500MB", or 0 for none'),
+            code="config.value",
+        )
+    unit = 1024 if found[3] else 1000
+    return int(float(found[1]) * unit ** " kmgt".index(found[2] or " "))
 
 
 def _from_text(kind: type, text: str, where: str) -> Any:
@@ -179,6 +195,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return value
     if key == "keep_alive":
         return parse_seconds(value, where)
+    if key == "kv_cache":
+        return parse_bytes(value, f"{where}: kv_cache")
     if key == "endpoints" and isinstance(value, list) and all(isinstance(v, str) for v in value):
         return tuple(value)
     if key == "keys" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
@@ -192,7 +210,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
         tr("{where}: unknown setting {key!r}", where=where, key=key),
         hint=tr(
             "known names: {names}",
-            names=", ".join([*_SCALARS, "keep_alive", "endpoints", "keys", "sampling", "servers"]),
+            names=", ".join([*_SCALARS, "keep_alive", "kv_cache", "endpoints", "keys", "sampling", "servers"]),
         ),
         code="config.unknown",
     )

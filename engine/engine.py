@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,16 +18,19 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.core.decoding import Decoding, TokenLogprob
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.fingerprints import of_adapter, program_state
 from glmchat.core.language import tr
 from glmchat.core.messages import FinishReason, Message, Sampling
 from glmchat.engine.decoding.decoder import Decoder, Decoders
+from glmchat.engine.decoding.kv_store import IDLE_SECONDS, KVStore, key_of
 from glmchat.engine.decoding.passes import Pass
 from glmchat.engine.decoding.sequences import Sequences, Slot
 from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.formats.packed_cache import weights_state
 from glmchat.engine.formats.weights import trim
 from glmchat.engine.generate import generate
 from glmchat.engine.gpu.prompt import OnPrefill, Stopped
-from glmchat.engine.identity import Identity
+from glmchat.engine.identity import Identity, versions
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.cards import card_facts, choose_devices, load_in_words, needs_wide_residual, set_up
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 _Said = Sequence[Message | Mapping[str, Any]]
 _Named = Mapping[str, Any]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
+_COMPUTES = ("ATEN_", "DNNL_", "GLMCHAT_KERNEL", "MKL_", "ONEDNN_", "TORCH")  # of the environment: how torch does
+_LAST_SECONDS = 1.0  # for caches that are still to be written when the engine ends
 MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
 
 
@@ -87,6 +93,8 @@ class Engine:
         self._adapters: AdapterSet | None = None
         self._decoders: dict[PromptFormat | None, Decoders] = {}
         self._kernel = "dense"
+        self._loaded: list[Any] = []  # what was asked for, and of which files
+        self._digests: dict[str, str | None] = {}  # of attached adapters
 
     @classmethod
     def load(
@@ -113,7 +121,7 @@ class Engine:
         started = time.perf_counter()
         report = on_progress or (lambda stage, done: None)
         checkpoint = identify(Path(folder))
-        spec = checkpoint.spec
+        spec, loaded = checkpoint.spec, [quant, dtype, weights_state(checkpoint.path)]
         room = _room(spec, context)
         plan = choose_devices(device, checkpoint.path, quant, dtype, room)
         device = plan.devices[0]
@@ -138,7 +146,7 @@ class Engine:
         engine = cls(checkpoint, model, device, room)
         engine.threads, engine.asked_dtype, engine.plan = count, dtype, plan
         engine._tokenizer, engine._formats = tokenizer, Formats(prompt, spec)
-        engine._card = card_facts(plan.devices)
+        engine._card, engine._loaded = card_facts(plan.devices), loaded
         engine._kernel = _kernels(engine.model)
         engine.sequences.most = choose_parallel(model, device, room, parallel)
         engine.load_seconds = time.perf_counter() - started
@@ -323,18 +331,20 @@ class Engine:
         answer: Sequence[int] = (),
         chat: bool = True,
         decoder: Decoder | None = None,
+        conversation: str | None = None,
     ) -> Generator[Chunk | None, None, None]:
         """`stream_ids`, which yields after every token, and None where there is nothing to say yet.
 
         So several can be under way in turns, in one thread; with `step` before each round the weights are read once for
-        all of them. Adapters are not changed meanwhile.
+        all of them. Adapters are not changed meanwhile. conversation: see `keep_caches`.
         """
         seed = new_seed() if sampling.seed is None else sampling.seed
         text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
-        slot = self.sequences.take(ids)
+        slot = self.sequences.take(ids, conversation)
         started = time.perf_counter()
         try:
+            brought = yield from self.sequences.restore(slot, ids)
             steps, limit = self._generate(slot, ids, sampling, cancelled, on_prefill, seed, decoder)
         except BaseException:
             self.sequences.give_back(slot)
@@ -393,6 +403,7 @@ class Engine:
             "seed": seed,
             **opening,
             "stopped_by": by,
+            **({} if brought is None else {"disk": asdict(brought)}),
         }
         yield Chunk(text.finish(), tuple(pending), reason, facts, told(ended=by == "eos"))
 
@@ -481,6 +492,10 @@ class Engine:
         Raises NotInstalled, Usage, Damaged or Hostile; the model is then as it was.
         """
         adapter = self._adapter_set().attach(Path(folder), name, self._formats.check, force=force, alpha=alpha)
+        self._digests[name] = None
+        if self.sequences.store is not None:
+            with suppress(OSError):  # taken away meanwhile: what it computes is not kept
+                self._digests[name] = f"{of_adapter(Path(folder))} {alpha}"
         self._settle_cache(gone=name)
         return adapter
 
@@ -513,6 +528,32 @@ class Engine:
 
             self._adapters = AdapterSet(self.model, self.checkpoint, self.device)
         return self._adapters
+
+    # What is kept
+
+    def keep_caches(self, limit: int, scope: str = "", idle_seconds: float = IDLE_SECONDS) -> None:
+        """Keep the caches of conversations on the disk from now on, `limit` bytes of all together, and use them.
+
+        A conversation is what `stream_tokens` is told as one; what has no name is never written. scope: who shares
+        them. A file is used by engines that have all in common with the one that wrote it on which a number could
+        depend.
+        """
+        computed = [str(self.dtype), self.plan.name, self._card, self.threads, self._kernel]
+        environment = {name: value for name, value in os.environ.items() if name.startswith(_COMPUTES)}
+        what = [scope, program_state(), versions(), self.checkpoint.config, *self._loaded, *computed, environment]
+
+        def key(name: Hashable) -> str | None:
+            digests = [self._digests.get(adapter) for adapter, _ in cast(_Active, name)]
+            return None if None in digests else key_of([*what, name, digests])
+
+        self.sequences.store = KVStore(key, limit, lambda: self.sequences.is_busy, idle_seconds)
+
+    def leave(self, seconds: float = 0.0) -> None:
+        """Nobody is here any more: write what is to be kept now; wait for that so long at most. From any thread."""
+        if (store := self.sequences.store) is not None:
+            store.hurry()
+            if seconds:
+                store.close(seconds)
 
     # What it is and costs
 
@@ -550,6 +591,7 @@ class Engine:
 
     def close(self) -> None:
         """End the helper process that renders templates. The engine may still be used; it starts another."""
+        self.leave(_LAST_SECONDS)
         self._formats.close()
 
 

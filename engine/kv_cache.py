@@ -18,7 +18,10 @@ class KVCache:
     keys[l], values[l]: [kv_heads, capacity, head_dim]; the first `length` positions are filled. An attached P-Tuning
     prefix takes the first `prefix` positions; they are part of `length`, and no token ids stand for them. Of the
     rotary or learnt positions it takes `shift`: none in P-Tuning v2, all of its length where PEFT trained it.
+    floor: the shortest that it was since somebody set it: what stands before has not changed.
     """
+
+    floor = 0
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget everything behind `length` (never into the prefix)."""
         self.length = max(self.prefix, min(self.length, length))
+        self.floor = min(self.floor, self.length)
 
     @property
     def nbytes(self) -> int:

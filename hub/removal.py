@@ -11,11 +11,12 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmchat.core import locations
+from glmchat.core import kv_files, locations
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 from glmchat.hub import lookup, manifests, store
@@ -72,8 +73,10 @@ def plan_removal(rows: Sequence[Installed]) -> RemovalPlan:
 
 
 def plan_prune() -> RemovalPlan:
-    """What nothing refers to: half downloads that nobody continues, blobs without a link, manifests without a model."""
-    steps = [*_half_downloads(), *_loose_blobs(), *_left_behind()]
+    """What nothing refers to: half downloads that nobody continues, blobs without a link, manifests without a model;
+    and the caches of conversations, which cost a prompt read again.
+    """
+    steps = [*_half_downloads(), *_loose_blobs(), *_left_behind(), *_kv_caches()]
     rows = {r.manifest.file for r in lookup.list_installed() if r.manifest}
     gone = {s.path for s in steps}
     for manifest in manifests.read_all():
@@ -239,6 +242,12 @@ def _loose_blobs() -> Iterable[Step]:
                 continue
             if _is_mine(blob) and not store.in_use(repo, blob.name):
                 yield Step("file", blob, blob.stat().st_size)
+
+
+def _kv_caches() -> Iterable[Step]:
+    for path in kv_files.everything():
+        with suppress(FileNotFoundError):  # an engine takes its half files away
+            yield Step("file", path, path.lstat().st_size)
 
 
 def _left_behind() -> Iterable[Step]:

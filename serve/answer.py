@@ -285,6 +285,7 @@ class Answer:
                 # Nothing is cleaned up that was held to a form.
                 chat=request.is_chat and request.decoding.grammar is None,
                 decoder=engine.decoder(request.decoding, ids, self.host.folders(self.adapters)),
+                conversation=self.host.conversation(request.keep_as),
             )
         ) as chunks:
             for chunk in chunks:

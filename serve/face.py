@@ -103,13 +103,15 @@ class EngineFace(Protocol):
         answer: Sequence[int] = (),
         chat: bool = True,
         decoder: Decoder | None = None,
+        conversation: str | None = None,
     ) -> Generator[Chunk | None, None, None]:
         """The answer to `ids`; yields after each token, and while the prompt is read, None where nothing is said yet.
 
         `cancelled` is asked between tokens and between layers; `on_prefill(done, total)`.
 
         answer: the ids at the end of `ids` that are the beginning of the answer itself (a continued one).
-        chat: False for the completion of a text, which is not cleaned up.
+        chat: False for the completion of a text, which is not cleaned up. conversation: the name under which its cache
+        may be kept on the disk (`core.kv_files`), or UNNAMED; None: it may not.
         """
         ...
 
@@ -120,13 +122,19 @@ class EngineFace(Protocol):
     def attach(self, folder: Path, name: str) -> object: ...
     def detach(self, name: str) -> None: ...
     def activate(self, adapters: Mapping[str, float]) -> None: ...
+    def leave(self, seconds: float = 0.0) -> None:
+        """Nobody is here any more: write what is to be kept now, and wait for that so long at most. From any thread."""
+        ...
+
     def close(self) -> None: ...
 
 
 Load = Callable[[Report], EngineFace]
 
 
-def engine_loader(options: EngineOptions) -> Load:
+def engine_loader(options: EngineOptions, scope: str = "") -> Load:
+    """scope: of the caches on the disk; what clients of a server ask is kept apart from the user's own."""
+
     def load(report: Report) -> EngineFace:
         report("import", 0.0)
         from glmchat.engine.engine import Engine
@@ -144,6 +152,8 @@ def engine_loader(options: EngineOptions) -> Load:
         else:
             engine = Engine.load(options.require_folder(), **options.for_load(), on_progress=report)
         engine.identify()
+        if options.kv_cache:
+            engine.keep_caches(options.kv_cache, scope)
         return engine
 
     return load

@@ -16,6 +16,7 @@ from typing import Any
 
 from glmchat.core.decoding import Decoding, Grammar, GrammarKind
 from glmchat.core.errors import FieldError, Usage
+from glmchat.core.kv_files import is_name
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, check_template_variables
 from glmchat.core.text import one_line
@@ -44,6 +45,7 @@ _HEARD = frozenset(
         *("logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "stop_token_ids"),
         *("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
         *("grammar", "json_schema", "regex", "ebnf"),
+        "keep_as",
         *("chat_template_kwargs", "enable_thinking", "think", "thinking", "reasoning", "reasoning_effort"),
         *("thinking_budget", "thinking_token_budget", "reasoning_budget"),
         *_SAMPLING,
@@ -111,6 +113,14 @@ def unsupported(name: str, hint: str | None = None) -> FieldError:
         code="request.unsupported",
         param=name,
     )
+
+
+def keep_as(data: Mapping[str, Any]) -> str | None:
+    """The name under which a cache may be kept on the disk. It becomes part of a file's."""
+    name = data.get("keep_as")
+    if name is None or (isinstance(name, str) and is_name(name)):
+        return name
+    raise invalid("keep_as must be 32 hexadecimal digits", "leave the field out", "keep_as")
 
 
 def refuse_unheard(data: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, ServerFailed, UnknownModel
 from glmchat.core.fingerprints import State, of_adapter, state_of
+from glmchat.core.kv_files import UNNAMED
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.serve.face import EngineFace, Load
@@ -164,6 +165,8 @@ class Counts:
     answers: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of these: not computed, since a cache held them
+    disk_tokens: int = 0  # of these: a cache on the disk
+    disk_seconds_saved: float = 0.0
     answer_tokens: int = 0
     prompt_seconds: float = 0.0
     answer_seconds: float = 0.0
@@ -174,6 +177,9 @@ class Counts:
         self.prompt_tokens += facts.get("prompt_n", 0)
         self.cached_tokens += facts.get("cached_n", 0)
         self.answer_tokens += facts.get("predicted_n", 0)
+        if disk := facts.get("disk"):
+            self.disk_tokens += disk["ids"]
+            self.disk_seconds_saved += disk["saved"]
         self.prompt_seconds += facts.get("prompt_ms", 0.0) / 1000
         self.answer_seconds += facts.get("predicted_ms", 0.0) / 1000
 
@@ -234,7 +240,8 @@ class Turn:
 class Host:
     """One engine: its state, its thread, the line before it, and the adapters it may be given.
 
-    model, revision, quant: what answers and `/v1/models` say of it. adapters: store name -> folder.
+    model, revision, quant: what answers and `/v1/models` say of it. adapters: store name -> folder. keep_prompts:
+    caches of all clients may lie on the disk, not only of conversations that a window names.
     """
 
     def __init__(
@@ -248,7 +255,9 @@ class Host:
         find_adapter: Callable[[str], Path | None] | None = None,
         sampling: Mapping[str, Any] | None = None,
         waiting: int = WAITING,
+        keep_prompts: bool = False,
     ) -> None:
+        self._keep_prompts = keep_prompts
         self.model, self.revision, self.quant = model, revision, quant
         self.sampling = dict(sampling or {})
         self.line = Line(waiting)
@@ -362,6 +371,15 @@ class Host:
         except Exception as error:  # noqa: BLE001 (whoever cannot go on alone says why)
             log.warning("answers are computed one by one: %s", one_line(f"{type(error).__name__}: {error}"))
         self._running = [turn for turn in self._running if turn.advance()]
+
+    def conversation(self, name: str | None) -> str | None:
+        """Under which name the engine may keep what it computes: None for nothing, UNNAMED where it finds one."""
+        return UNNAMED if name is None and self._keep_prompts else name
+
+    def left(self, seconds: float = 0.0) -> None:
+        """Nobody uses the engine any more: what it keeps is written now. From any thread."""
+        if self.engine is not None:
+            self.engine.leave(seconds)
 
     def _report(self, stage: str, done: float) -> None:
         self.stage, self.done = stage, max(0.0, min(1.0, done))

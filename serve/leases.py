@@ -96,6 +96,8 @@ class Leases:
     def leave(self, lease: Lease) -> None:
         self._held.pop(lease.number, None)
         self._changed = time.monotonic()
+        if not self._held:
+            self._host.left()
         self._wake()
 
     async def _rest(self, request: Request) -> Response:

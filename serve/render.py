@@ -13,6 +13,7 @@ from typing import Any
 
 from glmchat.core.decoding import TokenLogprob
 from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
+from glmchat.core.kv_files import kv_bytes
 from glmchat.serve.answer import Answer, Begun, Event, Prefill, Said, Waiting
 from glmchat.serve.face import Chunk
 from glmchat.serve.host import Busy, Host, StillLoading
@@ -282,6 +283,7 @@ class Rendering:
             ],
             "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
             "cached_n": facts.get("cached_n"),
+            **({"disk": facts["disk"]} if facts.get("disk") else {}),
             "passes": facts.get("passes"),
             "sampling": self._answer.request.sampling.to_json(),
             # Always None, as nothing speculates (docs/decisions/0013); kept because every record of an answer has it.
@@ -362,6 +364,14 @@ def metrics_text(host: Host) -> str:
         ("answers_total", "counter", "Answers that were written.", counts.answers),
         ("prompt_tokens_total", "counter", "Tokens of prompts.", counts.prompt_tokens),
         ("cached_tokens_total", "counter", "Tokens of prompts that a cache held already.", counts.cached_tokens),
+        ("kv_disk_bytes", "gauge", "Bytes of the caches on the disk, of all engines.", kv_bytes()),
+        ("kv_disk_tokens_total", "counter", "Cached tokens that came from the disk.", counts.disk_tokens),
+        (
+            "kv_disk_saved_seconds_total",
+            "counter",
+            "What computing those would have taken longer.",
+            round(counts.disk_seconds_saved, 6),
+        ),
         ("answer_tokens_total", "counter", "Tokens that were written.", counts.answer_tokens),
         (
             "prompt_seconds_total",

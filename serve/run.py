@@ -127,6 +127,7 @@ class PatientProtocol(H11Protocol):
 
 
 END_OF_LIFELINE = 0
+LAST_SECONDS = 1.0  # for caches that are still to be written when the window has gone; then it waits no more
 
 
 def watch_lifeline(descriptor: int = 0, at_end: Callable[[], None] = lambda: None) -> None:
@@ -205,12 +206,14 @@ def make_server(
     allow_hosts: tuple[str, ...] = (),
     record: EngineRecord | None = None,
     waiting: int = WAITING,
+    keep_prompts: bool = False,
 ) -> Server:
     """A server that has not begun yet. `serve_on` begins.
 
     over_tcp: Host headers are checked. key: asked of every request; None asks for none (a Unix socket, or loopback by
     the user's own wish). allow_hosts: the address it listens at, and names by which clients may call this machine.
     record: of an engine that several programs share. waiting: how many may wait before others are told to come back.
+    keep_prompts: caches of what clients ask may lie on the disk.
     """
     host = Host(
         load,
@@ -221,6 +224,7 @@ def make_server(
         find_adapter=store_adapter,
         sampling=options.sampling,
         waiting=waiting,
+        keep_prompts=keep_prompts,
     )
     leases = Leases(host, record) if record is not None and record.shared else None
     names = own_names(allow_hosts) if over_tcp else None
@@ -257,10 +261,17 @@ def main(arguments: list[str], load_with: Callable[[EngineOptions], Load]) -> in
         starter=os.getppid(), log=own.log,
     )  # fmt: skip
     record.write()
+    server = make_server(options, load_with(options), over_tcp=False, record=record)
+
+    def at_end() -> None:
+        with suppress(Exception):
+            server.engine_host.left(LAST_SECONDS)
+        record.forget()
+
     if own.lifeline:
-        watch_lifeline(at_end=record.forget)
+        watch_lifeline(at_end=at_end)
     try:
-        make_server(options, load_with(options), over_tcp=False, record=record).serve_on(listener)
+        server.serve_on(listener)
     finally:
         record.forget()
     logging.shutdown()

@@ -45,6 +45,7 @@ class GenerationRequest:
     decoding: Decoding = PLAIN
     choices: int = 1  # answers wanted to each prompt
     variables_in: Mapping[str, str] = field(default_factory=dict)  # template variable -> the field that told it
+    keep_as: str | None = None  # what the conversation's cache on the disk is called; None: it has no name
 
     @property
     def is_chat(self) -> bool:
@@ -282,6 +283,7 @@ def _common(data: Mapping[str, Any], defaults: Mapping[str, Any], *, chat: bool)
         "include_usage": flag(options or {}, "include_usage", "stream_options.include_usage"),
         "return_token_ids": flag(data, "return_token_ids"),
         "adapters": parse_adapters(data.get("adapters")),
+        "keep_as": fields.keep_as(data),
     }
 
 

@@ -131,6 +131,8 @@ class FakeEngine:
         self.asked: list[tuple[list[int], Sampling]] = []
         self.decoded: list[Decoding | None] = []
         self.stopped = 0
+        self.conversations: list[str | None] = []
+        self.left = 0  # how often it was told that nobody is here any more
         self.closed = False
         self.attached: dict[str, Path] = {}
         self.attachments: list[str] = []  # every call of attach
@@ -199,6 +201,9 @@ class FakeEngine:
     def activate(self, adapters: Mapping[str, float]) -> None:
         self.active = dict(adapters)
 
+    def leave(self, seconds: float = 0.0) -> None:
+        self.left += 1
+
     def close(self) -> None:
         self.closed = True
 
@@ -218,8 +223,10 @@ class FakeEngine:
         answer: Sequence[int] = (),
         chat: bool = True,
         decoder: Decoder | None = None,
+        conversation: str | None = None,
     ) -> Generator[FakeChunk, None, None]:
         self.asked.append((list(ids), sampling))
+        self.conversations.append(conversation)
         started = time.perf_counter()
         finished = False
         try:

@@ -162,6 +162,7 @@ class Endpoint:
         *,
         continue_ids: Sequence[int] = (),
         asked: Collection[str] | None = None,
+        conversation: str | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -170,12 +171,13 @@ class Endpoint:
         adapters: (store name, scale); None leaves them to the server, () means none. continue_final: the last message
         is an answer to be continued; continue_ids: its exact ids, where they are known (our own server).
         asked: the fields of `sampling` that somebody set; what else is in it stays with a server that is not our child.
+        conversation: the name under which our own engine may keep its cache on the disk (`History.cache_name`).
         on_progress: told of the place in the server's line and of the prefill; called in the caller's thread.
         Raises EngineDied, NetworkFailed, ServerFailed, or what our own server raised (DoesNotFit, Usage, …).
         """
 
         def body() -> dict[str, Any]:
-            fields = {**self._fields(sampling, adapters, asked), "messages": messages_json(messages)}
+            fields = {**self._fields(sampling, adapters, asked, conversation), "messages": messages_json(messages)}
             if continue_final and self.is_glmchat:
                 fields["continue_final"] = True
                 if continue_ids:
@@ -193,6 +195,7 @@ class Endpoint:
         adapters: Sequence[tuple[str, float]] | None = None,
         *,
         asked: Collection[str] | None = None,
+        conversation: str | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -202,14 +205,19 @@ class Endpoint:
             text = whole_text(prompt) if isinstance(prompt, str) else list(prompt)
             # A completion that names no limit has 16 tokens, as OpenAI's; ours is asked for all there is room for.
             unlimited = {"max_tokens": -1} if self.is_glmchat and sampling.max_tokens is None else {}
-            return {**self._fields(sampling, adapters, asked), **unlimited, "prompt": text}
+            return {**self._fields(sampling, adapters, asked, conversation), **unlimited, "prompt": text}
 
         return self._stream("/completions", body, stop or Stop(), on_progress)
 
     def _fields(
-        self, sampling: Sampling, adapters: Sequence[tuple[str, float]] | None, asked: Collection[str] | None
+        self,
+        sampling: Sampling,
+        adapters: Sequence[tuple[str, float]] | None,
+        asked: Collection[str] | None,
+        conversation: str | None,
     ) -> dict[str, Any]:
         model = {"model": self.model} if self.model else {}
+        keep = {"keep_as": conversation} if conversation is not None and self.is_local else {}
         if adapters and not self.is_glmchat:  # elsewhere (vLLM) an adapter is asked for as a model
             if len(adapters) > 1 or adapters[0][1] != 1:
                 raise Usage(
@@ -222,6 +230,7 @@ class Endpoint:
             **model,
             **sampling_fields(sampling, ours=self.is_glmchat, asked=None if self.is_local else asked),
             **adapter_fields(adapters, ours=self.is_glmchat),
+            **keep,
         }
 
     def _stream(

@@ -32,6 +32,7 @@ from glmchat.chat.history.search import Hit, count_hits, find_hits
 from glmchat.chat.history.store import HEAD_FIELDS, Store, add_deletion, purge, purge_old
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Usage
+from glmchat.core.kv_files import conversation_name, forget
 from glmchat.core.language import tr
 from glmchat.core.text import one_line, whole_text
 
@@ -98,6 +99,18 @@ class History:
     def journal(self) -> str:
         """ "wal", "delete" (network file systems), "read-only" or "memory"."""
         return self.store.journal
+
+    def cache_name(self, tree: Tree) -> str | None:
+        """What the conversation's caches on the disk are called; None where none of it may lie there, since it is not
+        saved. One answer to one question is not gone on with as a rule, and has none.
+        """
+        if self.path is None or not self.saved or tree.conversation.settings.one_shot:
+            return None
+        return conversation_name(self.path, tree.conversation.id)
+
+    def _forget_caches(self, conversation: int) -> None:
+        if self.path is not None:
+            forget(conversation_name(self.path, conversation))
 
     # Conversations.
 
@@ -370,6 +383,7 @@ class History:
             count = tree.conversation.message_count - sum(not m.is_clear for m in messages)
             tree.change_head(leaf=leaf, message_count=count, updated=time.time())
             self.store.save(tree)
+        self._forget_caches(tree.conversation.id)
         return deletion
 
     def delete_conversation(self, conversation: int) -> int:
@@ -379,6 +393,7 @@ class History:
             deletion = add_deletion(self.store, conversation, None)
             statement = "UPDATE conversation SET deletion = ? WHERE id = ?"
             self.store.attempt(lambda: self.store.run(statement, (deletion, conversation)))
+        self._forget_caches(conversation)
         return deletion
 
     def restore(self, deletion: int, tree: Tree | None = None) -> None:

@@ -6,12 +6,17 @@ same bits whatever stands beside it (native/step.h), so an answer is the same al
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Hashable, Sequence
+from dataclasses import dataclass
+from secrets import token_hex
 
 import torch
 
 from glmchat.core.errors import DoesNotFit
+from glmchat.core.kv_files import UNNAMED
 from glmchat.core.language import tr
+from glmchat.engine.decoding.kv_store import LEAST_MORE, Contents, Job, KVStore, Unusable
 from glmchat.engine.decoding.passes import Pass, Passes
 from glmchat.engine.formats.weights import trim
 from glmchat.engine.gpu.prompt import OnPrefill, Pace, watch_layers
@@ -44,6 +49,10 @@ class Slot:
         self.pending: int | None = None
         self.cached = 0  # ids of the prompt that did not have to be computed
         self.passes = Passes()  # how what stands in the cache came there
+        self.conversation: str | None = None  # whose it is, if what it holds may lie on the disk
+        self.is_unnamed = False
+        self._on_disk = 0  # ids that a file of this conversation holds
+        self._job: Job | None = None  # the last time that it was to be written
         self._all = all_slots
         self._cache: KVCache | None = None
         self._ids: list[int] = []  # what stands in the cache, behind its prefix
@@ -101,6 +110,7 @@ class Slot:
     def copy(self, other: Slot, count: int) -> None:
         """Hold the first `count` ids that `other` holds."""
         source, cache = other.cache, self.cache
+        cache.truncate(cache.prefix)
         start, end = source.prefix, source.prefix + count
         cache.reserve(end)
         for mine, theirs in ((cache.keys, source.keys), (cache.values, source.values)):
@@ -110,6 +120,36 @@ class Slot:
         self._ids = other._ids[:count]
         self.passes = other.passes.copy()
         self.passes.cut(count, other._ids)
+
+    def belong(self, conversation: str | None, ids: Sequence[int]) -> None:
+        """An answer of this conversation takes it. Without a name it has that of what it goes on with, or a new one."""
+        self.is_unnamed = conversation == UNNAMED
+        if self.is_unnamed:
+            goes_on = self.conversation is not None and self.length > 0 and 2 * self.held(ids) >= self.length
+            conversation = self.conversation if goes_on else token_hex(16)
+        if conversation != self.conversation:
+            self.conversation, self._on_disk, self._job = conversation, 0, None
+
+    def restore(self, ids: Sequence[int], passes: Sequence[Pass], count: int, *, own: bool) -> None:
+        """The cache holds the first `count` of `ids` now, as `passes` computed them once. own: and so does a file of
+        this conversation."""
+        self.cache.length = self.cache.floor = self.cache.prefix + count
+        self._ids = list(ids[:count])
+        self.passes.done = list(passes)
+        self.passes.cut(count, ids)
+        self.cached, self._on_disk = count, count if own else 0
+
+    def keep(self, store: KVStore) -> None:
+        """Have what it holds written, if that is worth it and the conversation may lie on the disk."""
+        cache = self._cache
+        if cache is None or self.conversation is None or not self.model.spec.causal:
+            return
+        if self._job is not None and self._job.done:
+            self._on_disk = len(self._job.contents.ids)
+        self._on_disk = min(self._on_disk, max(cache.floor - cache.prefix, 0))
+        if self.length - self._on_disk >= LEAST_MORE:
+            contents = Contents(tuple(self._ids), tuple(self.passes.done), self._all.prompt_speed)
+            self._job = store.keep(self.name, self.conversation, cache, contents)
 
     def prefill(
         self,
@@ -160,11 +200,13 @@ class Slot:
             end = min(start + (min(step, SHARED_CHUNK) if shared else step), len(ids))
             layers = self.model.spec.layers
             watch = watch_layers(cancelled, on_prefill, start, end, len(ids), layers, pace)
+            began = time.perf_counter()
             try:
                 logits = self._forward(ids[start:end], watch)
             except torch.OutOfMemoryError as error:
                 step = self._fewer(step, error)
                 continue
+            self._all.took(end - start, time.perf_counter() - began)
             start = end
             if start < len(ids):
                 yield
@@ -264,6 +306,17 @@ class Slot:
         self._ready = logits
 
 
+@dataclass(frozen=True, slots=True)
+class FromDisk:
+    """What a file brought: ids, the bytes that were read, how long that took, and what computing would have taken
+    longer."""
+
+    ids: int
+    bytes: int
+    seconds: float
+    saved: float
+
+
 class Sequences:
     """All slots of one model. most: how many of them the same adapters may have; one alone is used again and again."""
 
@@ -274,6 +327,8 @@ class Sequences:
         self.most = most
         self.pace = Pace(torch.cuda.Event) if device.startswith("cuda") else None
         self.slots: list[Slot] = []
+        self.store: KVStore | None = None  # where caches are kept on the disk
+        self._read = (0, 0.0)  # ids of prompts so far, and seconds
         self._name: Hashable = ()
         self._count = 0  # of takings
         self.current = self._new()  # the one that was used last with these adapters
@@ -291,8 +346,24 @@ class Sequences:
         """Whether more than one answer is being written."""
         return sum(slot.taken for slot in self.slots) > 1
 
-    def take(self, ids: Sequence[int]) -> Slot:
-        """A slot for an answer to `ids`, which holds as many of them already as any does. Give it back."""
+    def took(self, ids: int, seconds: float) -> None:
+        """So long reading so many took."""
+        self._read = self._read[0] + ids, self._read[1] + seconds
+
+    @property
+    def prompt_speed(self) -> float:
+        """Ids a second at which prompts are read here; 0 if that is not known."""
+        return self._read[0] / self._read[1] if self._read[1] else 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        return any(slot.taken for slot in self.slots)
+
+    def take(self, ids: Sequence[int], conversation: str | None = None) -> Slot:
+        """A slot for an answer to `ids`, which holds as many of them already as any does. Give it back.
+
+        conversation: the name under which what it holds may be kept on the disk, UNNAMED or None (`kv_store.KVStore`).
+        """
         mine = self._of(self._name)
         idle = [slot for slot in mine if not slot.taken]
         best = max(idle, key=lambda slot: (slot.held(ids), -slot.used), default=None)
@@ -300,11 +371,15 @@ class Sequences:
         is_loss = best is not None and best.length > 0 and 2 * best.held(ids) < best.length
         if best is None or (is_loss and len(mine) < self.most and best.fits_beside()):
             best = self._new()
+        elif self._is_handed_over(best, ids, conversation):
+            self.slots.remove(best)
+            best = self._new()
         source = max(mine, key=lambda slot: slot.held(ids), default=best)
         if source is not best and (count := source.held(ids)) >= WORTH + best.held(ids):
             best.copy(source, count)
         self._count += 1
         best.taken, best.used, best.cached = True, self._count, best.held(ids)
+        best.belong(conversation, ids)
         self.current = best
         return best
 
@@ -319,9 +394,46 @@ class Sequences:
         ahead = [other for other in longer if other.begins_with(ids[:least])]
         return max(ahead, key=lambda other: other.held(ids), default=None)
 
+    def _is_handed_over(self, slot: Slot, ids: Sequence[int], conversation: str | None) -> bool:
+        """Whether the cache of another conversation is still to be written, so that it goes to who does that."""
+        if self.store is None or slot.held(ids) == slot.length or not slot.fits_beside():
+            return False
+        goes_on = 2 * slot.held(ids) >= slot.length and conversation in (slot.conversation, UNNAMED)
+        return not goes_on and self.store.takes_over(slot.cache)
+
+    def restore(self, slot: Slot, ids: Sequence[int]) -> Generator[None, None, FromDisk | None]:
+        """Read what a file holds of `ids` beyond what the slot does, yielding between parts of it."""
+        if self.store is None or slot.conversation is None or not self.model.spec.causal:
+            return None
+        started, held = time.perf_counter(), slot.held(ids)
+        match = self.store.find(slot.name, slot.conversation, ids, held, slot.cache)
+        if match is None:
+            return None
+        slot.cut(0)
+        reader = match.reader
+        try:
+            for _ in reader.read(match.length):
+                yield
+            if slot.is_unnamed and 2 * match.length >= len(reader.ids):
+                slot.conversation = match.conversation
+            own = match.conversation == slot.conversation
+            slot.restore(reader.ids.tolist(), reader.passes, match.length, own=own)
+        except (OSError, Unusable) as error:
+            slot.cut(0)
+            self.store.refuse(match.path, error)
+            return None
+        finally:
+            reader.close()
+        took = time.perf_counter() - started
+        saved = (match.length - held) / reader.speed - took if reader.speed > 0 else 0.0
+        return FromDisk(match.length, reader.bytes_read, took, max(0.0, saved))
+
     def give_back(self, slot: Slot) -> None:
         slot.taken = False
         slot.pending = None
+        if self.store is not None:
+            slot.keep(self.store)
+            self.store.rest()
 
     def step(self) -> None:
         """Compute what all answers that are being written go on with, as far as one step can do it for several."""
@@ -363,8 +475,14 @@ class Sequences:
         """Forget what nobody uses; False if there was nothing."""
         idle = [slot for slot in self.slots if not slot.taken and slot is not self.current and slot.nbytes]
         for slot in idle:
-            self.slots.remove(slot)
+            self._remove(slot)
         return bool(idle)
+
+    def _remove(self, slot: Slot) -> None:
+        """Its memory is free, whatever was still to be written of it."""
+        self.slots.remove(slot)
+        if self.store is not None and slot.nbytes:
+            self.store.release(slot.cache)
 
     @property
     def cache_bytes(self) -> int:
@@ -379,13 +497,13 @@ class Sequences:
             return
         for slot in self._of(self._name):
             if not (slot.length and slot.nbytes and slot.fits_beside()):
-                self.slots.remove(slot)
+                self._remove(slot)
         self._name = name
         mine = self._of(name)
         self.current = max(mine, key=lambda slot: slot.used) if mine else self._new()
         others = sorted((slot for slot in self.slots if slot.name != name), key=lambda slot: slot.used)
         for slot in others[: max(0, len(others) - SPARE_CACHES)]:
-            self.slots.remove(slot)
+            self._remove(slot)
 
     def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
         """Forget the caches of all names that `is_gone` says will not come back as they were."""

@@ -36,7 +36,7 @@ Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 def file_size(layout: Layout) -> int:
     """Bytes of the file, header included."""
-    return len(_header(layout)) + sum(_size(*entry) for entry in layout.values())
+    return len(header_bytes(layout)) + sum(_size(*entry) for entry in layout.values())
 
 
 def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -46,8 +46,11 @@ def _size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return count
 
 
-def _header(layout: Layout, metadata: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
-    """length: in bytes; None takes what is needed, so that what is mapped begins on a cache line."""
+def header_bytes(layout: Layout, metadata: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
+    """What a safetensors file begins with.
+
+    length: in bytes; None takes what is needed, so that what is mapped begins on a cache line.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, (dtype, shape) in layout.items():
@@ -72,7 +75,7 @@ class SafetensorsWriter:
         self._waiting = list(layout.items())
         self._hash = hashlib.sha256()
         self._file = self._partial.open("wb")
-        self._put(_header(layout, metadata))
+        self._put(header_bytes(layout, metadata))
 
     def _put(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
@@ -142,7 +145,7 @@ class MappedWriter:
     def finish(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the header and give the file its name when all of it is on the disk. Raises OSError."""
         self._file.seek(0)
-        self._file.write(_header(self._layout, metadata, _ROOM_FOR_HEADER))
+        self._file.write(header_bytes(self._layout, metadata, _ROOM_FOR_HEADER))
         self._file.truncate(self._end)
         self._file.flush()
         os.fsync(self._file.fileno())

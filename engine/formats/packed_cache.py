@@ -144,10 +144,8 @@ def open_cache(checkpoint: Checkpoint) -> PackedCache | None:
     probe = choose(Shape(64, 64, 4, 64))
     if not probe.name.startswith("native"):
         return None
-    path = checkpoint.path
-    files = weight_files_of(path)
-    recorded = _recorded(path) if path.is_dir() else {}
-    words = [FORMAT, LAYOUT, checkpoint.family.name, *(_identity(file, recorded) for file in files)]
+    files = weight_files_of(checkpoint.path)
+    words = [FORMAT, LAYOUT, checkpoint.family.name, *weights_state(checkpoint.path)]
     key = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
     return PackedCache(locations.packed_dir() / f"{key}.safetensors", sum(file.stat().st_size for file in files))
 
@@ -159,6 +157,12 @@ def weight_files_of(path: Path) -> list[Path]:
         if path.is_file()
         else sorted(p for p in path.iterdir() if p.suffix in _KINDS and p.is_file())
     )
+
+
+def weights_state(path: Path) -> list[list[Any]]:
+    """What is known of the content of these files without reading them; another content has another state."""
+    recorded = _recorded(path) if path.is_dir() else {}
+    return [_identity(file, recorded) for file in weight_files_of(path)]
 
 
 def _identity(file: Path, recorded: dict[str, tuple[int, str]]) -> list[Any]:

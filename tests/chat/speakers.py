@@ -75,6 +75,7 @@ class LocalSpeaker(Endpoint):
         *,
         continue_ids: Sequence[int] = (),
         asked: Collection[str] | None = None,
+        conversation: str | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
@@ -86,6 +87,7 @@ class LocalSpeaker(Endpoint):
                 "continue_final": continue_final,
                 "continue_ids": tuple(continue_ids),
                 "asked": asked,
+                "conversation": conversation,
             }
         )
         if self.refuse_over is not None and count(messages) > self.refuse_over:
@@ -115,10 +117,11 @@ class LocalSpeaker(Endpoint):
         adapters: Sequence[tuple[str, float]] | None = None,
         *,
         asked: Collection[str] | None = None,
+        conversation: str | None = None,
         stop: Stop | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Generator[StreamEvent, None, None]:
-        return self.stream([Message("text", str(prompt))], sampling, adapters, stop=stop)
+        return self.stream([Message("text", str(prompt))], sampling, adapters, conversation=conversation, stop=stop)
 
 
 def count(text: str | Sequence[Message]) -> int:

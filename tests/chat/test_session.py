@@ -19,10 +19,12 @@ from polling import wait_until
 from speakers import LocalSpeaker
 
 from glmchat.chat.answering import Begun, Done, SessionEvent, Trimmed
+from glmchat.chat.client.endpoint import Stop
 from glmchat.chat.history.history import History
 from glmchat.chat.history.rows import StoredMessage, Tree
 from glmchat.chat.sampling_choice import SamplingRanks
 from glmchat.chat.session import ChatSession, ModelIdentity
+from glmchat.core import kv_files
 from glmchat.core.errors import DoesNotFit, EngineDied, ServerFailed, Usage
 from glmchat.core.messages import Finished, Message, Piece, Started, StreamEvent
 
@@ -493,3 +495,41 @@ def test_a_continuation_that_is_refused_leaves_the_answer_as_it_was(history: His
         talk(session.continue_answer())
     now = session.tree.messages[cut.id]
     assert (now.text, now.state, now.owner) == ("half ", "cut", None) and now.can_continue
+
+
+def test_a_conversation_that_is_saved_names_itself_for_its_cache_and_no_other_does(history: History) -> None:
+    def named(history: History, *, one_shot: bool = False) -> list[str | None]:
+        speaker = LocalSpeaker("a title")
+        session = ChatSession(history, speaker, identity=ModelIdentity("m"))
+        if one_shot:
+            session.mark_one_shot()
+        talk(session.ask("hi"))
+        talk(session.ask("more"))
+        talk(session.complete("Once"))
+        session.write_title(Stop(), lambda mine: True)
+        return [asked["conversation"] for asked in speaker.asked]
+
+    first, second = named(history), named(history)
+    assert len(first) >= 3 and len({*first}) == len({*second}) == 1 and first[0] and first[0] != second[0]
+    alone, *gone_on = named(history, one_shot=True)
+    assert alone is None and None not in gone_on
+    with History.open(None) as forgotten:
+        assert {*named(forgotten)} == {None}
+
+
+@pytest.mark.parametrize("what", ["conversation", "answer"])
+def test_what_is_deleted_leaves_no_cache_on_the_disk(history: History, what: str) -> None:
+    speaker = LocalSpeaker()
+    session = ChatSession(history, speaker, identity=ModelIdentity("m"))
+    talk(session.ask("hi"))
+    name = speaker.asked[0]["conversation"]
+    kv_files.open_folder()
+    mine, another = kv_files.kv_path("a" * 32, name), kv_files.kv_path("a" * 32, "0" * 32)
+    for path in (mine, another):
+        path.write_bytes(b"x")
+    if what == "conversation":
+        history.delete_conversation(session.tree.conversation.id)
+    else:
+        session.delete(session.tree.path()[-1].id)
+    assert not mine.exists() and another.exists()
+    assert kv_files.is_forgotten(name, 0.0)

@@ -19,7 +19,7 @@ from tiny_checkpoints import build
 from glmchat.chat import shared_engine
 from glmchat.cli import doctor as checks
 from glmchat.cli.main import run
-from glmchat.core import locations
+from glmchat.core import kv_files, locations
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys: pytest.
     assert set(found) == {
         "versions",
         "machine",
+        "conversation caches",
         "engine",
         "paths",
         "history",
@@ -198,3 +199,15 @@ def test_servers_of_the_config_are_listed_and_a_key_that_others_can_read_is_a_pr
     assert any("can be read by others" in problem["message"] for problem in found["problems"])
     locations.config_file().write_text("bananas = 1\n")
     assert any("bananas" in problem["message"] for problem in doctor(capsys)["problems"])
+
+
+@pytest.mark.usefixtures("without_engine")
+def test_the_caches_of_conversations_are_shown_with_their_limit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCHAT_KV_CACHE", "3GB")
+    kv_files.open_folder()
+    kv_files.kv_path("a" * 32, "b" * 32).write_bytes(bytes(700))
+    shown = doctor(capsys)["conversation caches"]
+    assert shown["path"] == str(locations.cache_dir() / "kv") and shown["mode"] == "700"
+    assert (shown["files"], shown["size_bytes"], shown["limit_bytes"]) == (1, 700, 3 * 10**9)

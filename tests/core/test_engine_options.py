@@ -39,6 +39,7 @@ EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "adapters": st.lists(st.tuples(NAMES, PATHS), max_size=3).map(tuple),
     "sampling": OBJECTS,
     "keep_alive": st.floats(0, 1e6),
+    "kv_cache": st.integers(0, 10**12),
 }
 
 
@@ -59,10 +60,10 @@ def test_a_relative_folder_is_found_from_wherever_the_child_starts(monkeypatch: 
 
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
-    """The other fields come from the model that is chosen, and from `--adapter` and the flags of sampling."""
-    of_the_model = {"folder", "model", "quant_label", "copy", "adapters", "sampling"}
+    """The other fields come from the model that is chosen, from the config, `--adapter` and the flags of sampling."""
+    elsewhere = {"kv_cache", "folder", "model", "quant_label", "copy", "adapters", "sampling"}
     flags = {field.name for field in fields(EngineFlags)}
-    assert flags == {field.name for field in fields(EngineOptions)} - of_the_model
+    assert flags == {field.name for field in fields(EngineOptions)} - elsewhere
     context = typer.Context(CommandTable().commands[command])
     # A server stays until somebody ends it.
     typed = {"--" + flag.replace("_", "-") for flag in flags if (command, flag) != ("serve", "keep_alive")}
@@ -75,7 +76,7 @@ TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "con
 @pytest.mark.parametrize("flag", TYPED)
 def test_a_flag_that_was_typed_reaches_the_engine(flag: str) -> None:
     given = {flag: TYPED[flag]}
-    options = EngineFlags(**given).options(Settings(keep_alive=0.0))
+    options = EngineFlags(**given).options(Settings(keep_alive=0.0, kv_cache=0))
     assert options == EngineOptions(**given)
     assert options.for_load()[flag] == TYPED[flag]
 

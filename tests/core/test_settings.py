@@ -11,7 +11,7 @@ import pytest
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Usage
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
-from glmchat.core.settings import Settings, load_settings
+from glmchat.core.settings import Settings, load_settings, parse_bytes
 
 
 def test_a_missing_file_is_all_defaults(tmp_path: Path) -> None:
@@ -149,3 +149,28 @@ def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, content
     (tmp_path / "config.toml").write_bytes(content)
     with pytest.raises(Usage, match=r"config\.toml"):
         load_settings(tmp_path / "config.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GB", 2 * 10**9), ("1.5 gib", 3 * 2**29), ("500M", 5 * 10**8), ("0", 0), (0, 0), (12, 12), ("7b", 7)],
+)
+def test_a_size_is_written_as_people_write_it(text: object, count: int) -> None:
+    assert parse_bytes(text, "here") == count
+
+
+@pytest.mark.parametrize("text", ["much", "-1", True, "2XB", [], "1e9", "", "GB"])
+def test_what_is_no_size_is_refused_with_its_place(text: object, tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="kv_cache"):
+        parse_bytes(text, "config.toml: kv_cache")
+    if isinstance(text, str) and text:
+        with pytest.raises(Usage, match="GLMCHAT_KV_CACHE"):
+            load_settings(tmp_path / "none.toml", {"GLMCHAT_KV_CACHE": text})
+
+
+def test_the_environment_stands_above_the_file_for_the_size_of_caches(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('kv_cache = "3GB"')
+    assert load_settings(file, {}).kv_cache == 3 * 10**9
+    assert load_settings(file, {"GLMCHAT_KV_CACHE": "0"}).kv_cache == 0
+    assert load_settings(tmp_path / "none.toml", {}).kv_cache == 2 * 10**9

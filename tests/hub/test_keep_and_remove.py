@@ -25,7 +25,7 @@ from hub_helpers import (
 )
 from loopback_hub import LoopbackHub, Synthetic
 
-from glmchat.core import locations
+from glmchat.core import kv_files, locations
 from glmchat.hub import lookup, manifests, store
 from glmchat.hub.lookup import find_installed
 from glmchat.hub.manifests import FileRecord, Manifest
@@ -172,6 +172,20 @@ def test_prune_takes_what_nothing_refers_to_and_nothing_else(hub: LoopbackHub, c
     assert (blobs / f"{'3' * 64}.incomplete").exists()
     assert glmchat(capsys, "verify", "tiny/model")[0] == 0
     assert json.loads(glmchat(capsys, "prune", "--dry-run", "--json")[1])["steps"] == []
+
+
+def test_prune_empties_the_caches_of_conversations(capsys: Any) -> None:
+    folder = kv_files.open_folder()
+    cache = kv_files.kv_path("a" * 32, "b" * 32)
+    half, mark, mine = folder / f"{cache.name}.1-0.incomplete", folder / f"{'c' * 32}.gone", folder / "notes.txt"
+    for path, size in ((cache, 700), (half, 50), (mark, 0), (mine, 9)):
+        path.write_bytes(bytes(size))
+    code, out, _ = glmchat(capsys, "prune", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["bytes_freed"] == 750
+    assert {Path(step["path"]) for step in json.loads(out)["steps"]} == {cache, half, mark}
+    assert cache.exists()
+    assert glmchat(capsys, "prune", "--yes")[0] == 0
+    assert list(folder.iterdir()) == [mine]
 
 
 def test_prune_leaves_a_running_pull_alone(hub: LoopbackHub, capsys: Any, tmp_path: Path) -> None:

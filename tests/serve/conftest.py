@@ -37,9 +37,15 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         **options: Any,
     ) -> Running:
         fake = engine or FakeEngine()
+        more = {name: options.pop(name) for name in ("keep_prompts", "record") if name in options}
         chosen = EngineOptions(tmp_path, options.pop("model", "fake"), **options)
         server = make_server(
-            chosen, load or (lambda report: fake), over_tcp=tcp, key=key, allow_hosts=("127.0.0.1", *allow_hosts)
+            chosen,
+            load or (lambda report: fake),
+            over_tcp=tcp,
+            key=key,
+            allow_hosts=("127.0.0.1", *allow_hosts),
+            **more,
         )
         path = tmp_path / f"{len(all_running)}.sock"
         listener = bind_tcp("127.0.0.1", 0) if tcp else bind_unix(path)
