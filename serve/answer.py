@@ -111,7 +111,7 @@ class Answer:
         self.continued = continued
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
-        self._begun = False
+        self._begun = False  # it stands before the engine, or is there
         self._piece_time = 0.0
         self._pieces: list[Said] = []  # pieces that a timer of the loop will send
         self._pieces_lock = threading.Lock()
@@ -165,7 +165,6 @@ class Answer:
             if number:
                 self._events.put_nowait(Waiting(number))
         self._begun = True
-        self._events.put_nowait(Begun())
         started = time.monotonic()
         error: Exception | None = None
         try:
@@ -239,8 +238,10 @@ class Answer:
         waiting = deque(range(self.choices))
         writing: list[Generator[None, None, None]] = []
         try:
-            if not self._stop_wanted() and not self.host.writing:  # who writes beside others has their adapters
-                self.host.activate(self.adapters)
+            if not self._stop_wanted():
+                self._tell(Begun())
+                if not self.host.writing:  # who writes beside others has their adapters
+                    self.host.activate(self.adapters)
             while (waiting or writing) and not self._stop_wanted():
                 while waiting and (not writing or self.host.has_room):
                     writing.append(self._say(waiting.popleft()))

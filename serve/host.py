@@ -353,6 +353,11 @@ class Host:
         return self.has_room and isinstance(job, Turn) and job.adapters == self._running[0].adapters
 
     @property
+    def running(self) -> int:
+        """How many requests are being answered; others of the line wait, for a place or for other adapters' answers."""
+        return len(self._running)
+
+    @property
     def has_room(self) -> bool:
         """Whether one more answer may be written beside those that are, and those about to begin. In the engine's
         thread.

@@ -356,10 +356,10 @@ def models_json(host: Host) -> dict[str, Any]:
 def metrics_text(host: Host) -> str:
     """What a server does, in Prometheus' text form (github.com/prometheus/docs, exposition formats)."""
     counts, line = host.counts, host.line
-    waiting = max(0, len(line) - line.parallel)
+    running = min(host.running, len(line))
     rows = (
-        ("requests_running", "gauge", "Requests that are being answered.", len(line) - waiting),
-        ("requests_waiting", "gauge", "Requests that wait for their turn.", waiting),
+        ("requests_running", "gauge", "Requests that are being answered.", running),
+        ("requests_waiting", "gauge", "Requests that wait for their turn.", len(line) - running),
         ("parallel", "gauge", "Answers that are written at once, at most.", line.parallel),
         ("answers_total", "counter", "Answers that were written.", counts.answers),
         ("prompt_tokens_total", "counter", "Tokens of prompts.", counts.prompt_tokens),

@@ -101,13 +101,13 @@ def test_who_opens_connections_and_asks_nothing_takes_nobodys_place(
         working = stack.enter_context(socket.create_connection(address_of(running), timeout=SECONDS))
         working.sendall(request(json.dumps(QUESTION).encode(), b"Connection: close"))
         wait_until(lambda: running.engine.asked)
-        idle = []
+        idle, open_now = [], running.server.server_state.connections
         for _ in range(60):
             idle.append(stack.enter_context(socket.create_connection(address_of(running), timeout=SECONDS)))
             with suppress(OSError):
                 idle[-1].sendall(HOSTILE[said])
             if said == "half a body":  # one by one, each with a request that is begun
-                wait_until(lambda: all(one.cycle for one in list(running.server.server_state.connections)))
+                wait_until(lambda: all(getattr(one, "cycle", None) for one in open_now.copy()))
         with suppress(ConnectionResetError):
             assert idle[0].recv(10) == b"", "the first one was hung up on"
         assert running.another().get("/health").status_code == 200

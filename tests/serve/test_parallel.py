@@ -90,8 +90,12 @@ def test_who_asks_for_other_adapters_waits_until_the_others_are_through(serve: S
     late = Reader(running)
     wait_until(lambda: len(running.host.line) == 3)
     assert not running.engine.active and not adapted.reads
+    assert not adapted.begun, "it is not its turn yet"
+    told = running.client.get("/metrics").text
+    assert "glmchat_requests_running 1\n" in told and "glmchat_requests_waiting 2\n" in told
     plain.end()
     wait_until(lambda: adapted.reads)
+    assert adapted.begun
     assert running.engine.active == {"lora": 1.0} and not late.reads, "whoever came later does not overtake"
     adapted.end()
     wait_until(lambda: late.reads)
@@ -156,7 +160,7 @@ def test_a_request_of_several_answers_leaves_no_room_that_two_others_take_at_onc
     readers = [Reader(running, n=3)]
     wait_until(lambda: engine.steps > 0)  # it stands in a step: whoever comes now joins together
     readers += [Reader(running) for _ in range(4)]
-    wait_until(lambda: sum(reader.begun for reader in readers) == 4)
+    wait_until(lambda: running.host._jobs.qsize() == 3)
     engine.gate.set()
     wait_until(lambda: sum(reader.reads for reader in readers) > 1 and engine.steps > 5)
     assert engine.most == 4
