@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -187,6 +188,12 @@ class _Routes:
         url = request.url
         proxy = None if self._uds else self._rules.choose(url.scheme, url.host, url.port)
         send = self._pool(proxy, tls=url.scheme == "https").handle_request
+        if self._uds:
+            try:
+                return send(request)
+            except BaseException as error:
+                _close_socket(error)
+                raise
         return self._bounds.send(request, send) if self._bounds else send(request)
 
     def _pool(self, proxy: str | None, *, tls: bool) -> httpx2.HTTPTransport:
@@ -212,6 +219,15 @@ class _Routes:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close_socket(error: BaseException | None) -> None:
+    """httpcore2 leaves a Unix socket open to which nobody listens (`connect_unix_socket`): only its frame knows it."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "connect_unix_socket" and "sock" in frame.f_locals:
+                frame.f_locals["sock"].close()
+        error = error.__cause__ or error.__context__
 
 
 def trusted_certificates() -> ssl.SSLContext:

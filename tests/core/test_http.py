@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import socketserver
@@ -284,3 +285,12 @@ def test_a_loopback_host_is_this_machine(host: str) -> None:
 @pytest.mark.parametrize(("host", "here"), [("169.254.169.254", True), ("10.0.0.1", False), ("localhost.com", False)])
 def test_other_hosts_are_no_loopback(host: str, here: bool) -> None:
     assert not is_loopback(host) and is_here(host) is here
+
+
+@pytest.mark.filterwarnings("always::ResourceWarning")
+def test_no_socket_stays_open_where_nobody_listens(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """httpcore2 leaves one to the collector of garbage, which says so in whatever runs then."""
+    with make_client(uds=str(tmp_path / "nobody.sock")) as client, pytest.raises(httpx2.ConnectError):
+        client.get("/")
+    gc.collect()
+    assert [warning for warning in recwarn if warning.category is ResourceWarning] == []
