@@ -293,6 +293,10 @@ class ChatSession:
         is_new = is_answered and 0 < len(asked) <= _QUESTIONS
         return is_new and not head.renamed and head.title == title_from(asked[0].text)
 
+    def wants_title_by(self, titles: str) -> bool:
+        """And the setting lets this model write it: "local" (an engine of ours), "always" (a server too) or "never"."""
+        return (titles == "always" or (titles == "local" and self.decides)) and self.wants_title
+
     def write_title(self, stop: Stop, is_free: Callable[[int], bool]) -> bool:
         """Have the model write a title, for as long as it is free; True if the conversation has it now.
 

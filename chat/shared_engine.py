@@ -275,6 +275,16 @@ def users_of(socket_path: Path) -> Users:
         raise EngineDied(tr("the engine does not answer"), hint="glmchat stop", code="engine.silent") from None
 
 
+def is_free(process: RunningEngine | None, own: int) -> bool:
+    """No request but so many of ours is at the engine, as far as one that is shared tells."""
+    if not isinstance(process, SharedEngine):
+        return True
+    try:
+        return users_of(process.socket_path).answers <= own
+    except GlmchatError:
+        return False
+
+
 def program_of(pid: int) -> str:
     """`run smollm2 (4711)`: what was typed in that process, as far as the system tells."""
     words: Sequence[str] = ()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
 from glmchat.chat.answering import Answer, Trimmed, WentOn, cut_note, system_note, trimmed_note
 from glmchat.chat.client.request import Stop
@@ -19,6 +20,7 @@ from glmchat.chat.in_force import rows_in_force
 from glmchat.chat.launch import LaunchOptions
 from glmchat.chat.sampling_choice import value_text
 from glmchat.chat.session import ChatSession
+from glmchat.chat.shared_engine import is_free
 from glmchat.chat.text_file import TextFile
 from glmchat.cli import output
 from glmchat.cli.one_shot import loaded, stopping_on_interrupt
@@ -39,12 +41,14 @@ def converse(history: History, launch: LaunchOptions, settings: Settings) -> int
     session = open_session(history, launch, settings)
     with loaded(launch) as connection:
         session.reconnect(connection.endpoint, connection.identity)
-        face = LineFace(session, connection, launch)
+        face = LineFace(session, connection, launch, settings.titles)
         face.greet()
         with _PromptHistory(), listening(session, finish_answer=launch.finish_on_hangup) as terminal:
             try:
                 while face.going and not terminal.gone:
-                    face.take(_read())
+                    with face.writing_title():
+                        text = _read()
+                    face.take(text)
             except EOFError:
                 output.say("")
             finally:
@@ -55,12 +59,35 @@ def converse(history: History, launch: LaunchOptions, settings: Settings) -> int
 class LineFace:
     """What the slash commands act on here (`chat/commands/actions.Face`): answers to stdout, all else to stderr."""
 
-    def __init__(self, chat: ChatSession, connection: Connection, launch: LaunchOptions) -> None:
+    def __init__(self, chat: ChatSession, connection: Connection, launch: LaunchOptions, titles: str = "never") -> None:
+        """titles: who writes them, as the settings say."""
         self.going = True
         self.chat = chat
         self.launch = launch
         self.deletions: list[tuple[int, int]] = []
         self._connection = connection
+        self._titles = titles
+        self._unnamed: int | None = None  # the conversation that was answered last, until a title was asked for
+
+    @contextmanager
+    def writing_title(self) -> Iterator[None]:
+        """While a person reads and types the model is asked for a title, once after an answer; Enter ends that."""
+        unnamed, self._unnamed = self._unnamed, None
+        is_idle = sys.stdin.isatty() and unnamed == self.chat.tree.conversation.id
+        if not is_idle or not self.chat.wants_title_by(self._titles):
+            yield
+            return
+        stop, process = Stop(), self._connection.process
+
+        def write() -> None:
+            with suppress(GlmchatError):  # it keeps its first words
+                self.chat.write_title(stop, lambda own: is_free(process, own))
+
+        threading.Thread(target=write, name="title", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.now()
 
     def greet(self) -> None:
         output.say(tr("{model} is ready. /help lists the commands.", model=one_line(self.chat.identity.model or "")))
@@ -119,6 +146,7 @@ class LineFace:
             if last != "\n":
                 output.data("")
             raise self._connection.cause(error) from None
+        self._unnamed = self.chat.tree.conversation.id
         if self.chat.history.path is not None and self.chat.history.problem:
             output.say(tr("this conversation is not being saved: {why}", why=self.chat.history.problem))
 

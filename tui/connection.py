@@ -90,16 +90,9 @@ class EngineLink:
         return process.failure() if process is not None else None
 
     def is_free(self, own: int) -> bool:
-        """No request but so many of ours is at the engine, as far as one that is shared tells."""
-        from glmchat.chat.shared_engine import SharedEngine, users_of
+        from glmchat.chat.shared_engine import is_free
 
-        process = self.process
-        if not isinstance(process, SharedEngine):
-            return True
-        try:
-            return users_of(process.socket_path).answers <= own
-        except GlmchatError:
-            return False
+        return is_free(self.process, own)
 
     def resources(self) -> Resources:
         from glmchat.chat.engine_process import gpu_memory, process_memory

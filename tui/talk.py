@@ -286,7 +286,7 @@ class Talk:
         if self.being_written or self.queue or self.elsewhere or len(self._view.app.screen_stack) > 1:
             return
         self._unnamed = None
-        if self._titles == "never" or not (session.decides or self._titles == "always") or not session.wants_title:
+        if not session.wants_title_by(self._titles):
             return
         stop, link = Stop(), self._connection.link
         self._naming = stop

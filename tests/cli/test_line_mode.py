@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from polling import wait_until
 
 from glmchat.chat.history.history import History
 
@@ -116,6 +117,22 @@ def test_a_conversation_in_lines(plain: Callable[..., Terminal]) -> None:
         tree = history.load(1)
         assert [m.text for m in tree.path()] == ["你好 there", "你好 there", "one\ntwo", "one\ntwo"]
         assert tree.conversation.settings.sampling == {"temperature": 0.3}
+
+
+@pytest.mark.parametrize(("titles", "title"), [("local", "Eggs for supper"), ("never", "What can I cook?")])
+def test_the_model_names_the_conversation_while_nobody_types_unless_the_setting_forbids_it(
+    titles: str, title: str, plain: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCHAT_TITLES", titles)
+    terminal = plain(pieces=["Eggs ", "for supper"])
+    terminal.type("What can I cook?")
+    terminal.wait_for("Eggs for supper\n> ")
+    with History.default() as history:
+        wait_until(lambda: history.load(1).conversation.title == title)
+    terminal.type("and then?")
+    terminal.wait_for("Eggs for supper\n> ")
+    terminal.type("/quit")
+    assert terminal.end() == 0
 
 
 def test_ctrl_c_stops_an_answer_and_continue_goes_on(plain: Callable[..., Terminal]) -> None:
