@@ -37,12 +37,16 @@ from glmchat.engine.kv_cache import KVCache
 log = logging.getLogger("glmchat.engine")
 
 FORMAT = 1
-BLOCK = 256  # positions that are read, written and summed together
+BLOCK = 256  # positions that are read, written and summed together, at most
+_BLOCK_BYTES = 2**24  # of one such block: the scratch that reading and writing takes
 LEAST = 64  # ids; fewer are computed as fast as a file is opened
 LEAST_MORE = 16  # ids beyond what a file holds for which it is written anew
 IDLE_SECONDS = 20.0  # of rest after an answer; until then another question is likely to follow
 _LARGEST_HEADER = 16 * 2**20  # bytes
 _SUM = 32  # bytes, of sha256
+_MOST_HANDED_OVER = (
+    2  # caches that wait to be written in the place of none: a server that never rests must not keep all
+)
 _PARTS = count()  # for names of half files
 
 
@@ -65,9 +69,11 @@ class Contents:
 def _layout(cache: KVCache, length: int) -> Layout:
     """Of a file that holds the first `length` ids of such a cache."""
     heads, _, width = cache.keys[0].shape
+    each = 2 * len(cache.keys) * heads * width * cache.keys[0].element_size()
+    block = max(1, min(BLOCK, _BLOCK_BYTES // each))
     blocks = {
-        str(start): (cache.keys[0].dtype, (len(cache.keys), 2, heads, min(BLOCK, length - start), width))
-        for start in range(0, length, BLOCK)
+        str(start): (cache.keys[0].dtype, (len(cache.keys), 2, heads, min(block, length - start), width))
+        for start in range(0, length, block)
     }
     return {"ids": (torch.int32, (length,)), **blocks, "sums": (torch.uint8, (len(blocks) + 2, _SUM))}
 
@@ -243,6 +249,7 @@ class Job:
     due: float
     used: float
     done: bool = False  # it is on the disk
+    handed_over: bool = False  # nothing but this holds it
 
 
 class KVStore:
@@ -290,7 +297,8 @@ class KVStore:
             if len(reader.ids) < most or (reader.ids[:most] != row[:most]).any():  # another file by now
                 reader.close()
                 return None
-            os.utime(best.path)
+            with suppress(OSError):  # a disk that only reads
+                os.utime(best.path)
         except (OSError, Unusable) as error:
             self.refuse(best.path, error)
             return None
@@ -313,11 +321,12 @@ class KVStore:
         return np.empty(0, dtype=np.int32)
 
     def refuse(self, path: Path, error: Exception) -> None:
-        """Say what is wrong with a file, once, and take it away."""
+        """Say what is wrong with a file, and take away what is damaged; a disk may come to itself."""
         log.warning("the cache in %s cannot be used, and its prompt is read again: %s", path, one_line(str(error)))
         self._ids.pop(path, None)
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+        if isinstance(error, Unusable):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     # Writing.
 
@@ -329,6 +338,9 @@ class KVStore:
         cache.floor = cache.length
         job = Job(key, conversation, cache, contents, time.monotonic() + self._idle_seconds, time.time())
         with self._changed:
+            for number, other in list(self._jobs.items()):  # several answers to one question: the last one's
+                if (other.key, other.conversation) == (key, conversation):
+                    del self._jobs[number]
             self._jobs[id(cache)] = job
             if self._thread is None:
                 self._ends = False
@@ -341,9 +353,10 @@ class KVStore:
         written as soon as the engine rests."""
         with self._changed:
             job = self._jobs.get(id(cache))
-            if job is None or not self._is_wanted(job):
+            over = sum(other.handed_over for other in self._jobs.values())
+            if job is None or not self._is_wanted(job) or over >= _MOST_HANDED_OVER:
                 return False
-            job.due = 0.0
+            job.due, job.handed_over = 0.0, True
             self._changed.notify_all()
             return True
 

@@ -500,3 +500,70 @@ def test_whoever_comes_goes_or_stops_meanwhile_each_file_holds_what_its_passes_c
         for name in ("keys", "values"):
             for ours, theirs in zip(getattr(read, name), getattr(computed.cache, name), strict=True):
                 assert torch.equal(ours[:, :length], theirs[:, :length])
+
+
+def test_of_several_answers_to_one_question_one_is_written(model: Path) -> None:
+    engine = load(model)
+    engine.keep_caches(PLENTY, idle_seconds=600)
+    engine.sequences.most = 4
+    ids = prompt(1, 200)
+    writing = [
+        engine.stream_tokens(ids, Sampling(temperature=1.0, seed=seed, max_tokens=5, ignore_eos=True), conversation=ONE)
+        for seed in range(4)
+    ]
+    while writing:
+        engine.step()
+        writing = [steps for steps in writing if next(steps, ENDED) is not ENDED]
+    store = engine.sequences.store
+    assert store is not None and len(store._jobs) == 1
+
+
+def test_a_server_that_never_rests_does_not_hold_the_caches_of_everybody(model: Path) -> None:
+    engine = load(model)
+    engine.keep_caches(PLENTY, idle_seconds=600)
+    engine.sequences.most = 2
+    busy = engine.stream_tokens(prompt(0, 20), Sampling(temperature=1.0, seed=1, max_tokens=500, ignore_eos=True))
+    next(busy)
+    for number in range(1, 9):
+        ask(engine, prompt(number, 200), str(number) * 32)
+    store = engine.sequences.store
+    assert store is not None and len(store._jobs) <= 3  # two that wait, and the one that is still in its place
+    busy.close()
+
+
+def test_a_disk_that_only_reads_gives_what_it_has(model: Path) -> None:
+    ids = prompt(1, 300)
+    ask(load(model), ids)
+    path = written()
+    if not mounted(path.parent.parent / "other", "size=10m,mode=700"):
+        pytest.skip("only root may mount a small disk, and not in every container")
+    other = path.parent.parent / "other"
+    try:
+        (other / path.name).write_bytes(path.read_bytes())
+        path.unlink()
+        subprocess.run(["mount", "-o", "remount,ro", str(other)], check=True)
+        subprocess.run(["mount", "--bind", str(other), str(path.parent)], check=True)
+        engine = load(model)
+        assert ask(engine, [*ids, 9])[1]["disk"]["ids"] >= 300
+        engine.close()
+        LOADED.clear()
+        subprocess.run(["umount", "-l", str(path.parent)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", str(other)], check=True)
+
+
+def test_a_wide_model_is_read_and_written_in_blocks_of_bounded_size(tmp_path: Path) -> None:
+    cache = kv_store.KVCache(8, 32, 128, 700, torch.float32)  # a quarter of a megabyte a position
+    for rows in (*cache.keys, *cache.values):
+        rows.copy_(torch.randn(rows.shape))
+    cache.length = 700
+    contents = kv_store.Contents((7,) * 700, (Pass(0, 700, "prefill"),))
+    path = tmp_path / "a.safetensors"
+    assert kv_store.write(path, "key", cache, contents) == path.stat().st_size
+    again = kv_store.KVCache(8, 32, 128, 700, torch.float32)
+    reader = kv_store.KVReader(path, "key", again)
+    assert sum(1 for _ in reader.read(500)) > 4
+    reader.close()
+    assert all(torch.equal(a[:, :500], b[:, :500]) for a, b in zip(again.keys, cache.keys, strict=True))
+    with safe_open(path, "pt") as file:
+        assert max(file.get_tensor(name).nbytes for name in file.keys()) <= 2**24  # noqa: SIM118

@@ -5,16 +5,23 @@ Covers what of core/kv_files.py the server asks for: names, bytes, and whose the
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import sys
 from typing import Any
 
 import pytest
 from fakes import FakeEngine
 from polling import wait_until
 from running import Running, Serve
+from tiny_checkpoints import llamas
 
+from glmchat.chat.engine_process import EngineProcess
 from glmchat.core import kv_files
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.engine_records import EngineRecord
+from glmchat.core.messages import Finished, Message, Sampling
 
 NAME = "0123456789abcdef" * 2
 
@@ -92,3 +99,33 @@ def lease(running: Running) -> socket.socket:
     while b"lease" not in said.partition(b"\r\n\r\n")[2]:
         said += connection.recv(1000)
     return connection
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_an_engine_whose_window_closes_at_once_has_written_and_a_killed_one_left_nothing_half(
+    end: str, tmp_path: Any
+) -> None:
+    """The real program, which rests 20 seconds before it writes of itself."""
+    folder = llamas.write_folder(tmp_path / "model", max_position_embeddings=2048)
+    options = EngineOptions(folder, "tiny", threads=1, kv_cache=10**9)
+    question = [Message("user", "Tell me of the sea and the ships. " * 20)]
+
+    def answer(process: EngineProcess) -> Finished:
+        process.wait_ready()
+        sampling = Sampling(temperature=0, max_tokens=4)
+        *_, finished = process.endpoint.stream(question, sampling, conversation=NAME)
+        assert isinstance(finished, Finished)
+        return finished
+
+    command = (sys.executable, "-P", "-m", "glmchat.serve")
+    for _ in range(3):  # it has a second for that, which a disk may need for others
+        with EngineProcess(options, command) as first:
+            answer(first)
+            if end == "killed":
+                os.kill(first.pid, signal.SIGKILL)
+        if (files := kv_files.kv_files()) or end == "killed":
+            break
+    assert len(files) == (end == "closed") and all(file.conversation == NAME for file in files)
+    with EngineProcess(options, command) as second:
+        brought = answer(second).facts.get("disk")
+    assert (brought is not None and brought["ids"] > 500) == (end == "closed")
