@@ -104,7 +104,7 @@ def all_rows() -> list[Row]:
             total = max(row.size_bytes, sum(file.size for file in row.files))
             rows.append(Row(row.name, total, row.quant, (), "unknown"))
     for entry in sorted(entries, key=_size):
-        if entry.default and entry.reference not in names:
+        if entry.reference not in names:
             size = _size(entry)
             rows.append(Row(entry.reference, size, entry.quant, entry.languages, fits_before_pull(entry, most)))
     return rows

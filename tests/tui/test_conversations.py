@@ -42,7 +42,7 @@ def test_a_search_ends_with_the_list_and_a_title_is_not_typed_into_a_search_fiel
         terminal.press("enter")
         terminal.until_seen("y copy")
         terminal.press("ctrl+b")
-        terminal.until(lambda: "▕" not in terminal.text)
+        terminal.until(lambda: "╭─ Conversations" not in terminal.text)
         terminal.press("ctrl+b")
         terminal.until_seen(*TITLES, "search everything")
         terminal.press("home", "r")  # the newest

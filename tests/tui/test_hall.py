@@ -73,10 +73,10 @@ def test_the_chosen_row_of_a_list_is_seen_over_its_whole_width_and_by_a_mark(
         terminal.press("down", "down")
         terminal.until_still()
         row, other = listed(terminal, TITLES[2]), listed(terminal, TITLES[3])
-        width = terminal.lines[row].index("▕") - 1
+        width = terminal.lines[row].index("│", 1) - 1  # within the frame of the list
         chosen, usual = terminal.backgrounds(row)[:width], terminal.backgrounds(other)[:width]
         assert "▸" in terminal.lines[row][:3] and "▸" not in terminal.lines[other][:3]
-        assert all(one != two for one, two in zip(chosen[1:], usual[1:], strict=True))
+        assert all(one != two for one, two in zip(chosen[2:], usual[2:], strict=True))
 
 
 @pytest.mark.usefixtures("past")

@@ -27,8 +27,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def hints(terminal: TerminalSession) -> str:
-    """The lower border of the prompt."""
-    return next((line for line in reversed(terminal.lines) if "╰" in line), "")
+    """The lower border of the prompt, or of a dialog before it; that of the list at the left begins its row."""
+    return next((line for line in reversed(terminal.lines) if "╰" in line[1:]), "")
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -124,13 +124,80 @@ def test_from_130_columns_on_the_conversations_stand_beside_until_they_are_close
         terminal.until_seen("│ typed")
         terminal.press("esc", "esc")
         terminal.resize(100, 30)
-        terminal.until(lambda: not any("▕" in line for line in terminal.lines))
+        terminal.until(lambda: "╭─ Conversations" not in terminal.text)
         terminal.resize(140, 30)
         terminal.until(lambda: any("alpha" in line[:36] for line in terminal.lines))
         terminal.press("ctrl+b")
         terminal.until(lambda: "Enter open" in hints(terminal))
         terminal.press("ctrl+b")
-        terminal.until(lambda: not any("▕" in line for line in terminal.lines))
+        terminal.until(lambda: "╭─ Conversations" not in terminal.text)
+
+
+@pytest.mark.parametrize("environ", [{}, {"GLMCHAT_THEME": "light"}, {"TERM": "screen", "COLORTERM": ""}])
+@pytest.mark.parametrize(("columns", "rows"), [(40, 12), (80, 24)])
+def test_behind_a_dialog_no_frame_stands_out_and_all_is_dimmed(
+    model: Path, environ: dict[str, str], columns: int, rows: int
+) -> None:
+    with TerminalSession("run", model, columns=columns, rows=rows, environ=environ) as terminal:
+        terminal.until_ready()
+        terminal.until(lambda: "Ctrl+P" in hints(terminal) and terminal.lines[-1].endswith("B"))  # the memory
+        terminal.until_still()
+        before = terminal.screen.buffer[rows - 1][2].fg
+        for key in ("ctrl+p", "f2", "f1"):
+            terminal.press(key)
+            terminal.until(lambda: terminal.text.count("╭") == terminal.text.count("╰") == 1)
+            terminal.until(lambda: not terminal.lines[-1].strip() or "╰" in terminal.lines[-1] or
+                           terminal.screen.buffer[rows - 1][2].fg != before or "TERM" in environ)  # fmt: skip
+            terminal.press("esc")
+            terminal.until(lambda: "Ctrl+P" in hints(terminal))
+            terminal.until(lambda: terminal.screen.buffer[rows - 1][2].fg == before)
+
+
+@pytest.mark.parametrize(("lang", "columns", "rows"), [("en", 40, 12), ("zh", 40, 12)])
+def test_where_rows_are_few_keys_take_one(model: Path, lang: str, columns: int, rows: int) -> None:
+    with TerminalSession("--lang", lang, "run", model, columns=columns, rows=rows) as terminal:
+        terminal.until(lambda: "Ctrl+P" in hints(terminal))
+        for key, least in (("f4", 4), ("f7", 1), ("f2", 8)):
+            terminal.press(key)
+            terminal.until(lambda: " · … ─╯" in hints(terminal))
+            foot = next(n for n in range(rows - 1, -1, -1) if "· … ─╯" in terminal.lines[n])
+            assert foot - terminal.row_of("╭─") > least
+            terminal.press("esc")
+            terminal.until(lambda: "Ctrl+P" in hints(terminal))
+        terminal.press("ctrl+b")
+        terminal.until(lambda: " · … ─╯" in terminal.lines[-1])
+        assert terminal.lines[0].startswith("╭─") and cell_len(terminal.lines[0]) == columns
+        terminal.press("esc")
+        terminal.until(lambda: "Ctrl+P" in hints(terminal))
+        terminal.say("hello")
+        terminal.until_seen("one two")
+        terminal.press("ctrl+up")
+        terminal.until(lambda: any(line.rstrip().endswith(" …") for line in terminal.lines))
+        acts = next(n for n, line in enumerate(terminal.lines) if line.rstrip().endswith(" …"))
+        assert acts == terminal.row_of("╭") - 1 and "one two" in terminal.text
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_the_palette_has_its_foot_on_the_screen(model: Path, columns: int, rows: int) -> None:
+    with TerminalSession("run", model, columns=columns, rows=rows) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+p")
+        terminal.until(lambda: any("Esc closes ─╯" in line for line in terminal.lines))
+
+
+def test_the_speed_leaves_a_narrow_status_line_first(model: Path) -> None:
+    with TerminalSession("run", model, columns=110) as terminal:
+        terminal.until_ready()
+        terminal.say("hello")
+        terminal.until(lambda: "tok/s" in terminal.lines[-1] and "B" in terminal.lines[-1].split("·")[-1])
+        for columns in range(106, 30, -4):
+            terminal.resize(columns, 30)
+            terminal.until_still(0.3)
+            line = terminal.lines[-1]
+            if "tok/s" not in line:
+                assert "/4,096" in line and "MB" in line and "first token" not in line
+                return
+        raise AssertionError("it never left")
 
 
 def test_the_chosen_suggestion_has_a_row_of_its_own_colour(model: Path) -> None:

@@ -38,7 +38,7 @@ def chosen_cells(terminal: TerminalSession, row: int) -> tuple[list[tuple[str, b
     """The colours behind the row that is marked, within its panel, and behind the row below or above it."""
     line = terminal.lines[row]
     first = line.index("▸")
-    last = max(line.rfind("│"), line.rfind("▕")) if ("│" in line[first:] or "▕" in line[first:]) else len(line)
+    last = line.index("│", first) if "│" in line[first:] else len(line)
     other = row + 1 if "│" in terminal.lines[row + 1] else row - 1
     return grounds(terminal, row)[first : last - 4], grounds(terminal, other)[first : last - 4]
 

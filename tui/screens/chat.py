@@ -45,7 +45,7 @@ from glmchat.tui.talk import Talk
 from glmchat.tui.transcript.transcript import Clicked, Transcript
 from glmchat.tui.transcript.turns import Role, Turn
 from glmchat.tui.unsent import Unsent
-from glmchat.tui.widgets.actions import TurnActions, hint_line
+from glmchat.tui.widgets.actions import FEW_ROWS, TurnActions, hint_line
 from glmchat.tui.widgets.prompt import Prompt
 from glmchat.tui.widgets.sidebar import Sidebar, when
 from glmchat.tui.widgets.status import StatusLine
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
 
 _HINTED = {"help": "help", "history": "conversations", "model": "models", "quit": "quit"}  # commands with keys
-LOW = 16  # rows; below, the title is given up
+LOW = FEW_ROWS  # below, the title is given up
 _RECENT = 5  # conversations that an empty one lists
 _DIGITS = tuple(map(str, range(1, _RECENT + 1)))
 _HEADS = 50  # among so many, pinned ones first, the last are looked for
@@ -161,7 +161,13 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.sidebar.reload()
         self.show_hints()
 
+    def on_screen_suspend(self) -> None:
+        self.prompt_box.add_class("behind")  # the corners of its frame would stand out below a dialog
+        self.show_hints()
+
     def on_screen_resume(self) -> None:
+        self.prompt_box.remove_class("behind")
+        self.show_hints()
         self.talk.show_in_force()  # a dialog may have changed it
 
     def on_resize(self, event: events.Resize) -> None:
@@ -205,7 +211,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
         """In the lower border of the prompt, which costs no row."""
         if not self.settings.hints:
             return
-        line = hint_line(self._hints(), self.prompt_box.outer_size.width - 6, self.palette)
+        is_behind, width = self.prompt_box.has_class("behind"), self.prompt_box.outer_size.width - 6
+        line = "" if is_behind else hint_line(self._hints(), width, self.palette)
         self.prompt_box.border_subtitle = line if line else ""
 
     def _hints(self) -> list[tuple[str, str]]:

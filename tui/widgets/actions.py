@@ -20,8 +20,21 @@ from glmchat.tui.theme import PALETTES, Palette
 _CORNERS = 6  # cells of a border that its subtitle cannot have
 
 
+FEW_ROWS = 16  # below, keys take one row, as many as fit; the help has them all
+
+
+def first_keys(words: str, width: int) -> str:
+    """As many of the keys ("Enter loads · v verifies") as fit into so many cells, and a sign that there are more."""
+    if cell_len(words) <= width:
+        return words
+    parts = words.split(" · ")
+    while len(parts) > 1 and cell_len(" · ".join(parts)) + 4 > width:
+        parts.pop()
+    return " · ".join([*parts, "…"])
+
+
 class KeyLine(Static):
-    """In a dialog's lower border where that is wide enough, else wrapped on lines of its own.
+    """In a dialog's lower border where that is wide enough, else wrapped on lines of its own; where rows are few, cut.
 
     The last child of a bordered panel. The screen calls `place` when it was resized.
     """
@@ -39,8 +52,10 @@ class KeyLine(Static):
     def place(self) -> None:
         panel = self.parent
         if isinstance(panel, Widget):
-            fits = not panel.outer_size.width or cell_len(self._words) <= panel.outer_size.width - _CORNERS
-            panel.border_subtitle = self._words if fits else ""
+            width = panel.outer_size.width - _CORNERS
+            words = first_keys(self._words, width) if self.screen.size.height < FEW_ROWS else self._words
+            fits = not panel.outer_size.width or cell_len(words) <= width
+            panel.border_subtitle = words if fits else ""
             self.display = not fits
             self.update("" if fits else self._words)
 
@@ -104,11 +119,14 @@ class TurnActions(Steady, Widget):
         self.refresh(layout=True)
 
     def places(self, width: int) -> list[tuple[int, int, Action]]:
-        """(row, column, action), as many in a row as fit."""
+        """(row, column, action), as many in a row as fit; where rows are few one row of them."""
         places, x, y = [], 0, 0
+        is_low = self.screen.size.height < FEW_ROWS
         for action in self.actions:
             cells = cell_len(self._shown(action))
-            if x and x + cells > width:
+            if x and x + cells > width - (2 if is_low else 0):
+                if is_low:
+                    break
                 x, y = 0, y + 1
             places.append((y, x, action))
             x += cells + (_GAP if action.word else 1)
@@ -133,6 +151,8 @@ class TurnActions(Steady, Widget):
             text.append(action.sign, p.accented)
             text.append(self._shown(action)[len(action.sign) :], p.quiet)
             column = x + cell_len(self._shown(action))
+        if row == 0 and len(text) and len(self.places(self.content_size.width)) < len(self.actions):
+            text.append(" …", p.quiet)
         return text
 
     def on_click(self, event: events.Click) -> None:

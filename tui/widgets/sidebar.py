@@ -21,6 +21,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import is_chinese, one_line, show_controls
 from glmchat.tui.steady import Steady
 from glmchat.tui.theme import PALETTES, Palette
+from glmchat.tui.widgets.actions import KeyLine
 from glmchat.tui.widgets.rows import Headed, Rows
 
 if TYPE_CHECKING:
@@ -73,7 +74,13 @@ class Sidebar(Steady, Vertical):
         yield Static(tr("new title"), id="renaming")
         yield Input(placeholder=tr("search everything"), id="search", compact=True, select_on_focus=False)
         yield Rows(id="conversations")
-        yield Static("", id="sidebar-hint")
+        yield KeyLine()
+
+    def on_mount(self) -> None:
+        self.border_title = tr("Conversations")
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
 
     def stand_by(self, shown: bool) -> None:
         """Open beside the conversation without the focus; closed again only if nobody took it up."""
@@ -163,7 +170,7 @@ class Sidebar(Steady, Vertical):
             at = self.targets.index(before)  # pinned or renamed, it stands elsewhere now and stays the chosen one
         if self.targets:
             listing.highlighted = min(at or 0, len(self.targets) - 1)
-        self.query_one("#sidebar-hint", Static).update(Text(hint, self.palette.quiet))
+        self.query_one(KeyLine).say(hint)
 
     def _is_listed(self, c: Conversation) -> bool:
         """One that was only begun is listed by its draft; one-shots are listed when they are asked for."""
@@ -250,7 +257,7 @@ class Sidebar(Steady, Vertical):
         field.value = title
         field.focus()
         field.action_end()  # the old title is mended, not typed over
-        self.query_one("#sidebar-hint", Static).update(Text(tr("Enter renames · Esc cancels"), self.palette.quiet))
+        self.query_one(KeyLine).say(tr("Enter renames · Esc cancels"))
 
     def _end_renaming(self) -> None:
         self._end_search()

@@ -137,9 +137,9 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
         words = tr("1 turn not sent") if f.unsent == 1 else tr("{n} turns not sent", n=f"{f.unsent:,}")
         right.append((3, Text(words, p.style(p.warning))))
     if f.speed is not None:
-        right.append((4, Text(f"{f.speed:.1f} tok/s", p.quiet)))
+        right.append((11, Text(f"{f.speed:.1f} tok/s", p.quiet)))
     if f.first_token is not None:
-        right.append((7, Text(tr("first token {s} s", s=f"{f.first_token:.2f}"), p.quiet)))
+        right.append((12, Text(tr("first token {s} s", s=f"{f.first_token:.2f}"), p.quiet)))
     if f.used is not None and f.limit:
         share = f.used / f.limit
         ink = p.style(p.error if share > 0.9 else p.warning if share > 0.75 else p.muted, dim=not p.muted)
