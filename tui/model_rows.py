@@ -29,6 +29,7 @@ from glmchat.tui.theme import Palette
 Fits = Literal["yes", "quantised", "no", "unknown"]
 _NAME = 30  # cells
 _QUANT = 13  # int4-g128+g64
+_USUAL_NAME = 24  # chatglm-6b@f83182484538
 _SHORT_NAME = 20
 _ALL, _MOST = 85, 62  # cells that a row takes with all its columns, and without the quantisation
 
@@ -49,7 +50,7 @@ class Row:
         """In one line of so many cells: at least the name and whether it fits. ● marks the model in use."""
         if self.server is not None:
             return server_row(self.server, p)
-        name = _NAME if width >= _ALL else _SHORT_NAME
+        name = _NAME if width >= _ALL else _USUAL_NAME if width >= _MOST + _USUAL_NAME - _SHORT_NAME else _SHORT_NAME
         columns = [(human_bytes(self.size).rjust(9), _MOST), ("/".join(self.languages).ljust(5), _MOST)]
         columns.insert(1, (set_cell_size(self.quant if self.quant != "none" else "", _QUANT), _ALL))
         text = Text.assemble(("● " if current else "  ", p.accented))

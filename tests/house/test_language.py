@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from glmchat.chat.commands.table import COMMANDS
 from glmchat.cli.main import SENTENCES, run
 from glmchat.core import language
 
@@ -46,7 +47,8 @@ def chinese() -> dict[str, str]:
 
 
 def test_every_sentence_of_the_interface_has_a_chinese_one() -> None:
-    missing = sorted((sentences() | set(SENTENCES)) - set(chinese()))
+    arguments = {command.argument for command in COMMANDS if command.argument}
+    missing = sorted((sentences() | set(SENTENCES) | arguments) - set(chinese()))
     assert not missing, "no Chinese for:\n" + "\n".join(missing)
 
 
