@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
-import psutil
-
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.checkpoints.fit import smaller_hint
 from glmchat.core.cards import look
@@ -77,6 +75,8 @@ def process_memory(pid: int) -> int | None:
 
     Weights are mapped from their file; what the kernel has read of them is counted, as `top` counts it.
     """
+    import psutil
+
     try:
         process = psutil.Process(pid)
         return int(sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]))
@@ -96,6 +96,8 @@ def gpu_memory(device: str | None = None) -> tuple[int, int] | None:
 
 def total_memory() -> int:
     """Bytes of memory in this machine."""
+    import psutil
+
     return int(psutil.virtual_memory().total)
 
 

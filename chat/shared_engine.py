@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from glmchat import __version__
 from glmchat.chat.client.endpoint import Endpoint
 from glmchat.chat.engine_process import (
@@ -44,6 +42,7 @@ from glmchat.core import engine_records
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.engine_records import EngineRecord
 from glmchat.core.errors import DoesNotFit, EngineDied, GlmchatError
+from glmchat.core.files import read_text
 from glmchat.core.fingerprints import program_state
 from glmchat.core.http import make_client
 from glmchat.core.job_control import Rests, rests_with_us
@@ -287,6 +286,8 @@ def is_free(process: RunningEngine | None, own: int) -> bool:
 
 def program_of(pid: int) -> str:
     """`run smollm2 (4711)`: what was typed in that process, as far as the system tells."""
+    import psutil
+
     words: Sequence[str] = ()
     with suppress(psutil.Error):
         line = psutil.Process(pid).cmdline()
@@ -296,6 +297,10 @@ def program_of(pid: int) -> str:
 
 
 def _lives(pid: int) -> bool:
+    with suppress(OSError):  # field 3 of /proc/PID/stat; the name before it may hold brackets
+        return read_text(Path(f"/proc/{pid}/stat"), errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    import psutil
+
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

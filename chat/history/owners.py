@@ -10,8 +10,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from glmchat.chat.history import database
 from glmchat.chat.history.rows import to_message
 from glmchat.chat.history.store import Store
@@ -43,6 +41,8 @@ def _start(pid: int) -> str | None:
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
         pass
+    import psutil
+
     try:
         return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:

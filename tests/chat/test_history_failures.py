@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from polling import wait_until
 from speakers import LocalSpeaker
@@ -433,3 +434,21 @@ def test_a_log_that_is_none_is_kept_and_told_instead_of_being_written_over(histo
     assert aside.read_bytes() == b"\xff" * 5000
     with History.open(history_path) as history:
         assert history.note is None and len(history.conversations()) == 2
+
+
+def test_where_a_file_system_begins_is_told_as_psutil_tells_it() -> None:
+    for part in psutil.disk_partitions(all=True):
+        if (place := Path(part.mountpoint)).is_dir():
+            last = [one.fstype for one in psutil.disk_partitions(all=True) if one.mountpoint == part.mountpoint][-1]
+            assert database.filesystem(place) == last, part.mountpoint
+
+
+def test_what_a_start_loads_asks_the_system_itself() -> None:
+    """psutil takes 40 ms to import, and a start has half a second."""
+    code = (
+        "import sys, glmchat.chat.connect, glmchat.chat.history.history as h, glmchat.chat.history.owners as o\n"
+        "import glmchat.chat.shared_engine as s, os\n"
+        "h.History.open(None)\nassert o.this_process() and s._lives(os.getpid())\n"
+        "assert 'psutil' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
