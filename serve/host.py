@@ -128,11 +128,12 @@ class Beside:
     """Work that needs no turn and is done beside an answer: reading bodies, rendering, counting.
 
     There are two lines, so that what takes milliseconds never stands behind what takes seconds (a book to count, a
-    schema of 100 kB). In the second one WAITING wait, as before the engine.
+    schema of 100 kB). In the second one WAITING wait, as before the engine. The first one is several wide: a short
+    text may take seconds too, for a process that tries whether a vocabulary's expressions get through it.
     """
 
     def __init__(self) -> None:
-        self._short = ThreadPoolExecutor(1, "short")
+        self._short = ThreadPoolExecutor(4, "short")
         self._long = ThreadPoolExecutor(1, "long")
         self._waiting = 0
         self._closed = False

@@ -67,7 +67,7 @@ def _param(code: str, path: str) -> str | None:
             return "lora_name" if path.endswith("_lora_adapter") else "adapters"
         case _, "prompt.ids" if chat:  # the only ids that a conversation brings
             return "continue_token_ids"
-        case (("context" | "prompt" | "template"), _) if path:
+        case (("context" | "prompt" | "template"), _) | (_, "tokenizer.slow") if path:
             return "prompt" if path.endswith("/completions") and not chat else "messages"
     return None
 

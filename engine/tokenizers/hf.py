@@ -66,10 +66,12 @@ class HFTokenizer:
             self._bytes |= {w.id: w.text.encode() for w in words if w.is_shown and not _is_byte(lower, w.text)}
 
     def encode(self, text: str) -> list[int]:
+        _refuse_slow(self._lower, text)  # which may take seconds: others go on meanwhile
         with self._lock:
             return _encode(self._lower, text)
 
     def encode_special(self, text: str) -> list[int]:
+        _refuse_slow(self._lower, text)
         with self._lock:
             self._lower.encode_special_tokens = False
             try:
@@ -227,8 +229,10 @@ def raise_own(error: BaseException) -> None:
         raise error
 
 
-_LONG = 20_000  # characters; up to here an expression that is quadratic takes two seconds
-_SECONDS, _CHARACTERS_A_SECOND = 10.0, 50_000  # what a long text may take, on a busy machine
+_LONG = 20_000  # characters
+# What an expression is quadratic in. So many characters take 20 ms then, 20,000 of them five seconds.
+_RUN = re.compile(r"\s{1000}|[^\W\d_]{1000}|\d{1000}|[^\w\s]{1000}|_{1000}")
+_SECONDS, _CHARACTERS_A_SECOND = 2.0, 25_000  # what a long text may take, on a busy machine
 _TRIAL = "glmchat.engine.tokenizers.trial"
 
 
@@ -236,12 +240,13 @@ def _refuse_slow(lower: Lower, text: str) -> None:
     r"""Raise Usage for a long text that the expressions of a vocabulary do not get through in time.
 
     Some are quadratic in runs of blanks (`\s+$`), and the library lets nothing else of this process run meanwhile, so
-    a long text is encoded in a process that can be ended first.
+    a long text, or one with a long run, is encoded in a process that can be ended first.
     """
-    if len(text) <= _LONG or not _has_expression(lower):
+    is_long = len(text) > _LONG
+    if not (is_long or _RUN.search(text)) or not _has_expression(lower):
         return
     seconds = _SECONDS + len(text) / _CHARACTERS_A_SECOND
-    table, sandbox = lower.to_str(), Sandbox(_TRIAL)
+    table, sandbox = (lower if is_long else _expressions(lower)).to_str(), Sandbox(_TRIAL)
     try:
         if sandbox.obstacle() is None:
             memory = 2**30 + 64 * (len(table) + 4 * len(text))
@@ -258,13 +263,22 @@ def _refuse_slow(lower: Lower, text: str) -> None:
         sandbox.stop()
 
 
+def _expressions(lower: Lower) -> Lower:
+    """How a text is cut, without the words: they are most of a vocabulary."""
+    cut = Lower(BPE())
+    if lower.normalizer is not None:
+        cut.normalizer = lower.normalizer
+    if lower.pre_tokenizer is not None:
+        cut.pre_tokenizer = lower.pre_tokenizer
+    return cut
+
+
 def _has_expression(lower: Lower) -> bool:
     stages = (lower.normalizer, lower.pre_tokenizer)
     return any(stage is not None and b'"Regex"' in stage.__getstate__() for stage in stages)
 
 
 def _encode(lower: Lower, text: str) -> list[int]:
-    _refuse_slow(lower, text)
     try:
         ids: list[int] = lower.encode(text, add_special_tokens=False).ids
     except BaseException as error:  # noqa: BLE001 - see raise_own
