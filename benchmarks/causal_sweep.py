@@ -54,9 +54,9 @@ _DEPTHS = (
     "num_decoder_layers",
 )
 _MEASURES: Mapping[int, str] = {
-    272: "vocab_size vocab_size_per_layer_input",
+    272: "vocab_size vocab_size_per_layer_input decoder_vocab_size",
     64: "hidden_size n_embd d_model word_embed_proj_dim embedding_size dim dim_model lru_width "
-    "attention_hidden_size embed_dim",
+    "attention_hidden_size embed_dim embedding_dim",
     128: "intermediate_size n_inner ffn_dim d_ff dff dim_ff encoder_ffn_dim decoder_ffn_dim ffn_hidden_size mlp_dim",
     32: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
     "moe_latent_size hidden_size_per_layer_input index_head_dim head_k_dim expert_ffn_hidden_size",
@@ -147,7 +147,9 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 # What differs from `small` for types that are else small enough by their names.
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "bailing_hybrid": {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_head_dim": 16, "linear_num_heads": 4,
+    },
     "bamba": {"attn_layer_indices": [1, 3]},
     "blenderbot": {"encoder_layers": LAYERS},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "topk_method": "greedy"},
@@ -168,6 +170,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (16, 48), "axial_pos_shape": (16, 16)},
     "xlm": {"emb_dim": 64},
     "xlnet": {"d_head": 16},
+    "xlstm": {"qk_dim_factor": 1.0, "num_blocks": LAYERS},
+    "xmod": {"default_language": "en_XX"},
 }  # fmt: skip
 
 
