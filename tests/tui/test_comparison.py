@@ -224,7 +224,8 @@ def test_two_adapters_and_a_quantisation(
 ) -> None:
     """The screen after a comparison whose answers are stored; speeds are those of the record."""
     monkeypatch.setattr(ModelConnection, "watch", lambda self: None)
-    files = {"config.json": CONFIG, "model.safetensors": b"weights" * 100}
+    assert launch.engine.folder is not None
+    files = {path.name: path.read_bytes() for path in launch.engine.folder.iterdir() if path.is_file()}
     user_catalogue(hub_entry("smollm2", "owner/tiny", COMMIT_A, files))
     put_into_cache("owner/tiny", COMMIT_A, files)
     launch = replace(launch, engine=replace(launch.engine, model="smollm2"))
