@@ -444,7 +444,7 @@ def test_where_a_file_system_begins_is_told_as_psutil_tells_it() -> None:
 
 
 def test_what_a_start_loads_asks_the_system_itself() -> None:
-    """psutil takes 40 ms to import, and a start has half a second."""
+    """psutil takes 10 ms of the processor to import, and a start has half a second."""
     code = (
         "import sys, glmchat.chat.connect, glmchat.chat.history.history as h, glmchat.chat.history.owners as o\n"
         "import glmchat.chat.shared_engine as s, os\n"
