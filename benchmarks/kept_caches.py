@@ -57,7 +57,7 @@ def measure(engine: Engine, length: int, rounds: int) -> None:
     before = ids[:length]
     ask(engine, before)
     started = time.perf_counter()
-    engine.close()  # which writes
+    engine.leave(60.0)  # which writes
     written = time.perf_counter() - started
     files = kv_files.kv_files()
     if not files:
@@ -76,7 +76,7 @@ def measure(engine: Engine, length: int, rounds: int) -> None:
             seconds, said = ask(engine, ids)
             best[way] = min(best.get(way, seconds), seconds)
             answers.add(tuple(said))
-            engine.close()
+            engine.leave(60.0)
     again = best["read again"]
     ways = [f"{best[way]:.3f} s {way} ({again / best[way]:.1f} times sooner)" for way in ("warm", "cold")]
     same = "one answer" if len(answers) == 1 else "answers that differ"
