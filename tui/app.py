@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -110,6 +111,7 @@ class GlmchatApp(Steady, App[int]):
         # terminal's own colours into black on black.
         super().__init__(ansi_color=True if theme == "plain" else None)
         self._typed_ahead: list[events.Event] | None = []
+        self._on_their_way: deque[tuple[events.Key, Screen[Any]]] = deque(maxlen=64)  # to a widget, and perhaps back
         self.launch = launch
         self.settings = settings or Settings()
         self.color_depth = colors_of()
@@ -129,11 +131,26 @@ class GlmchatApp(Steady, App[int]):
         return outlive_terminal(super().get_driver_class(), lambda: self.terminal.gone, self._attributes)
 
     async def on_event(self, event: events.Event) -> None:
-        """Textual drops keys that come before there is a widget to take them."""
+        """Textual drops keys that come before there is a widget to take them. And it lets a key that no widget wanted
+        act on the screen that is there when it comes back: Esc, and Ctrl+P right behind it, closed the palette again.
+        """
         if self._typed_ahead is not None and isinstance(event, events.Key | events.Paste):
             self._typed_ahead.append(event)
+        elif isinstance(event, events.Key) and (screen := self._pressed_on(event)) is not None:
+            for namespace, bindings in screen._modal_binding_chain:
+                for binding in bindings.key_to_bindings.get(event.key, ()):
+                    if not binding.priority and await self.run_action(binding.action, namespace):
+                        return
         else:
             await super().on_event(event)
+
+    def _pressed_on(self, event: events.Key) -> Screen[Any] | None:
+        """The screen for which a key was meant that comes back, if another one lies above it now."""
+        if not event.is_forwarded:
+            self._on_their_way.append((event, self.screen))
+            return None
+        screen = next((screen for key, screen in self._on_their_way if key is event), self.screen)
+        return screen if screen is not self.screen and screen in self.screen_stack else None
 
     async def hear_typed_ahead(self) -> None:
         """There is a prompt now. As a callback, after what gives it the focus.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -21,6 +20,9 @@ from typing import Any, Self
 
 import pyte
 
+# Synchronised output: what stands between the two is one frame, and a terminal that knows them shows it at once.
+ASKS_FOR_FRAMES, HAS_FRAMES = b"\x1b[?2026$p", b"\x1b[?2026;2$y"
+FRAME, FRAME_END = b"\x1b[?2026h", b"\x1b[?2026l"
 SECONDS = 20.0  # for what must come; a machine may be busy
 COMMAND = Path(__file__).resolve().parent.parent / "cli" / "with_fake_engine.py"
 KEYS = {
@@ -50,6 +52,7 @@ class TerminalSession:
     ) -> None:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
+        self._unread = b""  # of a frame that is not whole yet
         self._controller, terminal = pty.openpty()
         self.resize(columns, rows)
         command = ("-m", "glmchat") if real else (str(COMMAND), json.dumps(behaviour or {}))
@@ -153,6 +156,25 @@ class TerminalSession:
         return self.process.wait()
 
     def _read(self, seconds: float) -> None:
-        if select.select([self._controller], [], [], seconds)[0]:
-            with contextlib.suppress(OSError):  # the program has ended
-                self._stream.feed(os.read(self._controller, 65536))
+        if not select.select([self._controller], [], [], seconds)[0]:
+            return
+        try:
+            news = os.read(self._controller, 65536)
+        except OSError:  # the program has ended
+            self._stream.feed(self._unread)
+            self._unread = b""
+            return
+        if ASKS_FOR_FRAMES in self._unread + news:
+            os.write(self._controller, HAS_FRAMES)
+        self._unread += news
+        end = self._whole()
+        self._stream.feed(self._unread[:end])
+        self._unread = self._unread[end:]
+
+    def _whole(self) -> int:
+        """How many of the bytes are no part of a frame, or of a sequence about frames, whose end is to come."""
+        begun = self._unread.rfind(FRAME)
+        if begun >= 0 and FRAME_END not in self._unread[begun:]:
+            return begun
+        cut = (n for n in range(len(FRAME) - 1, 0, -1) if self._unread.endswith((FRAME[:n], ASKS_FOR_FRAMES[:n])))
+        return len(self._unread) - next(cut, 0)

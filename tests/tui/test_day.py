@@ -215,7 +215,7 @@ def test_a_model_takes_one_line_in_the_list_whatever_its_columns_hold(tmp_path: 
     entries[1] = entries[1].replace('label = "main"', 'label = "main"\nquant = "int4-g128+g64"')
     user_catalogue(*entries)
     with TerminalSession(columns=columns, rows=24) as terminal:
-        terminal.until_seen("tiny-0", "tiny-1", "tiny-2", "fits")
+        terminal.until(lambda: sum("tiny-" in line and " fits" in line for line in terminal.lines) == 3)
         rows = [terminal.row_of(f"tiny-{n}") for n in range(3)]
         assert rows == list(range(rows[0], rows[0] + 3))
         assert len({terminal.lines[row].index(" fits") for row in rows}) == 1

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from fakes import model_in
 from screen import SECONDS, TerminalSession
+from textual import events
 from textual.widgets import Input
-from windows import open_window
+from windows import ENDLESS, open_window
 
 from glmchat.chat.compare.columns import StoreNames, store_names
 from glmchat.chat.history.history import History
+from glmchat.tui.screens import palette
+from glmchat.tui.screens.chat import ChatScreen
 
 SIZES = ((40, 12), (80, 24), (120, 36), (200, 60))
 TITLE = "[red]bold[/] \x1b]0;x\x07 bravo"
@@ -131,6 +134,20 @@ def test_enter_on_nothing_found_does_nothing(model: Path) -> None:
         assert is_open(terminal) and "│ xyzzy " in terminal.text
         look_for(terminal, "min_p")
         terminal.until(lambda: "▸ min_p" in terminal.text)
+
+
+async def test_a_key_pressed_just_before_acts_on_the_screen_it_was_pressed_on() -> None:
+    async with open_window(**ENDLESS) as window:
+        await window.send("hello")
+        await window.until(lambda: "word word" in window.screen_text())
+        for key, character in (("escape", "\x1b"), ("ctrl+p", "\x10")):
+            window.app.post_message(events.Key(key, character))
+        await window.until(lambda: window.app.screen.query("#--input"))
+        await window.until(lambda: not window.chat.talk.busy)
+        await window.settle()
+        assert isinstance(window.app.screen, palette.PaletteScreen)
+        await window.press("escape")
+        await window.until(lambda: isinstance(window.app.screen, ChatScreen))
 
 
 def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> None:
