@@ -29,7 +29,9 @@ CONFIG = json.dumps(
      "num_attention_heads": 1, "num_key_value_heads": 1}
 ).encode()  # fmt: skip
 WORDS = b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
-SMALL = {"config.json": CONFIG, "tokenizer.json": WORDS, "README.md": b"# tiny"}
+# Of a type that runs through transformers, whose tensors may have any names.
+ANY_TYPE = CONFIG.replace(b'"llama"', b'"gemma"')
+SMALL = {"config.json": ANY_TYPE, "tokenizer.json": WORDS, "README.md": b"# tiny"}
 TENSORS = {name: save({name: torch.ones(8, 8, 3)}) for name in ("a", "b", "c")}
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 
