@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmchat.checkpoints.families import refuse_quantising
-from glmchat.checkpoints.fit import check_chat, check_folder, check_weights, config_at
+from glmchat.checkpoints.fit import check_chat, check_folder, config_at
 from glmchat.checkpoints.weight_choice import listed
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions, quant_bits
@@ -200,7 +200,6 @@ def launch_installed(options: LaunchOptions, row: Installed, bits: int | None) -
     config = config_at(row.path) if bits is not None else {}
     if bits is not None:
         refuse_quantising(config)
-        check_weights(row.path)
     if bits is not None and options.keep_copy and locations.can_write(locations.models_dir()):
         copy = {"out": str(copy_folder(row, bits)), "manifest": copy_manifest(row, bits)}
     engine = replace(

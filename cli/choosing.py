@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from glmchat.checkpoints.fit import check_weights
 from glmchat.checkpoints.readers import usual_readers
 from glmchat.cli import output
 from glmchat.core import locations
@@ -60,6 +61,7 @@ def choose_model(
     if quantised is not None and launch.engine.quant is None:
         output.say(tr("{name} already has {bits} bits: nothing to do", name=one_line(row.name), bits=quantised))
     elif launch.engine.copy is not None:
+        check_weights(row.path)
         output.say(tr("quantising once; the copy is kept in {path}", path=one_line(str(launch.engine.copy["out"]))))
         if (note := usual_readers(row.family or "", launch.engine.quant or 4).words()) is not None:
             output.say(note)
