@@ -18,6 +18,7 @@ from glmchat.checkpoints.spec import Shape
 from glmchat.checkpoints.transformers_text import classes_in, fields_of, module_of, settings_class, settings_classes
 
 _UNKNOWN: Any = object()
+_MOST_REPEATED = 100_000
 _BASE = ("PreTrainedConfig", "PretrainedConfig")  # of all classes of settings; it adds no measures
 _TABLE: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -281,6 +282,11 @@ class _Reader:
 def _apply(function: Callable[..., Any] | None, *values: Any) -> Any:
     if function is None or _UNKNOWN in values or any(isinstance(value, _Record) for value in values):
         return _UNKNOWN
+    is_long = any(isinstance(value, int) and value > _MOST_REPEATED for value in values)
+    if any(isinstance(value, str | list) for value in values) and (
+        function is operator.mod or (function is operator.mul and is_long)
+    ):
+        return _UNKNOWN  # a text or a list that a number of config.json would make as long as it likes
     try:
         return function(*values)
     except (TypeError, ValueError, ArithmeticError):

@@ -44,9 +44,8 @@ LEAST_MORE = 16  # ids beyond what a file holds for which it is written anew
 IDLE_SECONDS = 20.0  # of rest after an answer; until then another question is likely to follow
 _LARGEST_HEADER = 16 * 2**20  # bytes
 _SUM = 32  # bytes, of sha256
-_MOST_HANDED_OVER = (
-    2  # caches that wait to be written in the place of none: a server that never rests must not keep all
-)
+# Caches that wait to be written in the place of none: a server that never rests must not keep all.
+_MOST_HANDED_OVER = 2
 _PARTS = count()  # for names of half files
 
 

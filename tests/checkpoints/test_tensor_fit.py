@@ -17,6 +17,7 @@ import odd_models
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from glmchat.checkpoints.fit import check_folder, check_weights
 from glmchat.checkpoints.tensor_fit import refuse_misfit
@@ -160,3 +161,26 @@ def test_work_that_only_loads_weights_says_it_before_torch_too(kind: str, tmp_pa
     with pytest.raises(Damaged, match=r"9 tensors are missing: model\.layers\.2\.input_layernorm\.weight") as caught:
         check_weights(folder)
     assert caught.value.code == "weights.names"
+
+
+_EVERY_MEASURE = """
+import json, resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+from glmchat.checkpoints.layer_shapes import layer_shapes
+from glmchat.checkpoints.transformers_text import fields_of
+for kind in json.load(sys.stdin):
+    for name in fields_of(kind):
+        for value in (10**9, "%999999999d"):
+            started = time.process_time()
+            layer_shapes({"model_type": kind, name: value})
+            if time.process_time() - started > 1:
+                print(kind, name, value)
+"""
+
+
+def test_no_number_or_text_of_a_configuration_makes_the_comparison_long() -> None:
+    kinds = json.dumps(list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _EVERY_MEASURE], input=kinds, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
