@@ -29,9 +29,11 @@ from glmchat.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:  # the store's rooms and the database are loaded by the thread that reads them
     from glmchat.chat.compare.columns import StoreNames
+    from glmchat.chat.history.history import History
     from glmchat.chat.history.search import Hit as Said
 
 _MOST = 40  # conversations and prompts among what is found
+_LOOK_SECONDS = 0.05  # until the history is open
 _LATEST = 5  # conversations below the commands, before anything is typed
 
 
@@ -120,11 +122,9 @@ class Everything(Provider):
     async def discover(self) -> Hits:
         for name, what, act in self._commands():
             yield DiscoveryHit(self._row(name, what), act)
-        session = self._chat.talk.session
-        latest: list[Any] = []
-        if session is not None:
-            with suppress(GlmchatError):
-                latest = await asyncio.to_thread(session.history.conversations, limit=_LATEST)
+        history, latest = await self._history(), list[Any]()
+        with suppress(GlmchatError):
+            latest = await asyncio.to_thread(history.conversations, limit=_LATEST)
         for head in latest:
             if head.title:
                 yield DiscoveryHit(self._row(head.title, tr("conversation")), self._opening(head.id))
@@ -142,15 +142,21 @@ class Everything(Provider):
             if score > 0:
                 found = True
                 yield Hit(score, self._row(name, what), act)
-        session, said = self._chat.talk.session, []
-        if session is not None:
-            with suppress(GlmchatError):
-                said = await asyncio.to_thread(session.history.search, query, limit=_MOST)
+        history, said = await self._history(), list[Any]()
+        with suppress(GlmchatError):
+            said = await asyncio.to_thread(history.search, query, limit=_MOST)
         for hit in said:
             found = True
             yield self._said(hit, query)
         if not found:
             yield Hit(0, self._row(tr("no matches"), ""), _nothing)
+
+    async def _history(self) -> History:
+        """Once it is open: what is typed before finds its conversations too."""
+        while (session := self._chat.talk.session) is None:
+            await asyncio.sleep(_LOOK_SECONDS)
+        history: History = session.history
+        return history
 
     def _said(self, hit: Said, query: str) -> Hit:
         """A title or an answer opens its conversation there; a question comes into the prompt again."""
