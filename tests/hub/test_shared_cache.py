@@ -51,6 +51,8 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
     model = odd_models.llama(tmp_path / "model", weights=False)
     names = ("config.json", "tokenizer.json", "tokenizer_config.json")
     files: dict[str, Any] = {name: (model / name).read_bytes() for name in names}
+    config = {**json.loads(files["config.json"]), "model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
+    files["config.json"] = json.dumps(config).encode()  # a type whose tensors may have any names
     header = json.dumps({"x": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}).encode()
     data = len(header).to_bytes(8, "little") + header + random.Random(3).randbytes(SIZE)
     with LoopbackHub(rate=400_000) as running:
