@@ -6,7 +6,8 @@ more than tensors).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -38,13 +39,31 @@ from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory, has_bf16
-from glmchat.core.text import human_bytes
+from glmchat.core.text import human_bytes, one_line
 
 _LEAST = 0.5  # bytes of a weight in the tightest format there is
 
 
+@contextmanager
+def _while_it_is_there(path: Path) -> Iterator[None]:
+    """A folder that another program removes or moves while it is looked at is one line, as any other refusal."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(
+            tr("{name} went away while it was looked at", name=one_line(path.name, 80)),
+            hint=tr("another program moves or removes it: try again when that has finished"),
+            code="weights.gone",
+        ) from None
+
+
 def check_folder(folder: Path) -> None:
     """Raise Damaged, Hostile or Usage for a folder or GGUF file that is no whole model, or a mixture of two."""
+    with _while_it_is_there(folder):
+        _check_folder(folder)
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.exists():
         return  # who names a path looks whether it is there; the engine says so of one that has gone meanwhile
     if not folder.is_dir():
@@ -80,6 +99,11 @@ def check_folder(folder: Path) -> None:
 def check_weights(path: Path) -> None:
     """Raise Damaged or Hostile for weights that cannot be read, are not those of their configuration, or beside which
     another model's vocabulary lies, for work that takes no text: a folder without a vocabulary is fine."""
+    with _while_it_is_there(path):
+        _check_weights(path)
+
+
+def _check_weights(path: Path) -> None:
     if not path.is_dir():
         file = open_gguf(path)
         file.check_tensors(parse(config_of(file)))

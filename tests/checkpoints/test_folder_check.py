@@ -353,3 +353,20 @@ def test_an_end_token_that_is_no_id_is_refused_by_name(value: Any, tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": value}))
     with pytest.raises(Damaged, match=r"eos_token_id is .* in the model's configuration"):
         check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["refuse_pipeline", "folder_config", "weight_files", "check_tokenizer", "shapes_of"])
+def test_a_folder_that_another_program_removes_meanwhile_is_one_line(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, then = odd_models.llama(tmp_path / "model"), getattr(fit, step)
+    check_folder(folder)
+
+    def gone(*arguments: object) -> object:
+        shutil.rmtree(folder, ignore_errors=True)
+        return then(*arguments)
+
+    monkeypatch.setattr(fit, step, gone)
+    with pytest.raises(GlmchatError) as raised:
+        check_folder(folder)
+    assert raised.value.exit in (2, 3)
