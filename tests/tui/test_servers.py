@@ -5,74 +5,36 @@ Covers tui/connection.py.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from fakes import model_in
 from foreign_server import deaf
 from hub_helpers import COMMIT_A
+from parrot import Handler, Server
 from screen import TerminalSession
 
 from glmchat.core import locations
-
-MODELS = [
-    {"id": "parrot", "max_model_len": 1000}, {"id": "raven", "max_model_len": 500},
-    {"id": "poet", "parent": "parrot"},
-]  # fmt: skip
-
-
-class Handler(socketserver.StreamRequestHandler):
-    """One model, which says the last question again."""
-
-    def handle(self) -> None:
-        length, line = 0, self.rfile.readline()
-        while header := self.rfile.readline().strip().lower():
-            if header.startswith(b"content-length:"):
-                length = int(header.split(b":")[1])
-        body = json.loads(self.rfile.read(length)) if length else {}
-        kind = "application/json"
-        if b"/models" in line:
-            answer = json.dumps({"data": MODELS})
-        else:
-            kind = "text/event-stream"
-            said = f"{body['model']} heard: {body['messages'][-1]['content']}"
-            piece = {"choices": [{"index": 0, "delta": {"content": said}, "finish_reason": None}]}
-            end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-            answer = f"data: {json.dumps(piece)}\n\ndata: {json.dumps(end)}\n\ndata: [DONE]\n\n"
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
-        self.wfile.write((head + answer).encode())
-
-
-class Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-
-
-def serve(port: int, pipe: object) -> None:
-    server = Server(("127.0.0.1", port), Handler)
-    pipe.send(server.server_address[1])  # type: ignore[attr-defined]
-    server.serve_forever()
 
 
 @contextmanager
 def running(port: int = 0) -> Iterator[tuple[int, int]]:
     """(port, process)."""
-    ours, theirs = get_context("fork").Pipe()
-    process = get_context("fork").Process(target=serve, args=(port, theirs), daemon=True)
-    process.start()
-    try:
-        yield ours.recv(), process.pid or 0
-    finally:
-        process.kill()
-        process.join()
+    command = [sys.executable, "-P", str(Path(__file__).with_name("parrot.py")), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline()), process.pid
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
