@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
+ROOMS = ("core", "checkpoints", "hub", "engine", "tuning", "jobs", "serve", "chat", "tui", "cli")
 READER = "core/files.py"
 # Names that open a file to read it, and who may use them beside the reader.
 OPENERS = {

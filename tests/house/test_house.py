@@ -22,7 +22,7 @@ from glmchat.cli.main import COMMANDS, CommandTable
 from glmchat.core import errors
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
+ROOMS = ("core", "checkpoints", "hub", "engine", "tuning", "jobs", "serve", "chat", "tui", "cli")
 
 
 def sources(room: str) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from glmchat.cli.main import SENTENCES, run
 from glmchat.core import language
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "checkpoints", "hub", "chat", "tui", "cli", "serve", "engine", "jobs")
+ROOMS = ("core", "checkpoints", "hub", "chat", "tui", "cli", "serve", "engine", "tuning", "jobs")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
+ROOMS = ("core", "checkpoints", "hub", "engine", "tuning", "jobs", "serve", "chat", "tui", "cli")
 SMALL = 40  # lines; a smaller file is tested with the one that uses it
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "checkpoints", "hub", "engine", "jobs", "serve", "chat", "tui", "cli")
+ROOMS = ("core", "checkpoints", "hub", "engine", "tuning", "jobs", "serve", "chat", "tui", "cli")
 # A person who reads these, and nothing else, knows how an answer is computed.
 ENGINE_CORE = (
     *("engine", "generate", "sampling", "kv_cache", "text_stream", "loading", "families", "identity", "placement"),
