@@ -19,7 +19,7 @@ from glmchat.checkpoints.config import absurd, refuse_absurd, refuse_types, sett
 from glmchat.checkpoints.families import has_experts, is_native, is_quantisable, parse, spec_of
 from glmchat.checkpoints.file_kinds import refuse_lone_weights, refuse_no_weights
 from glmchat.checkpoints.gguf_file import PACKED, config_of, open_gguf
-from glmchat.checkpoints.quantised import described, is_read, packed_bits, refuse_unread
+from glmchat.checkpoints.quantised import becomes_dense, described, is_read, packed_bits, refuse_unread
 from glmchat.checkpoints.recipe import Recipe, is_ours_to_read, packed_bytes
 from glmchat.checkpoints.safetensors_file import read_safetensors
 from glmchat.checkpoints.spec import Layout, ModelSpec
@@ -404,7 +404,7 @@ def packed_weights(path: Path, config: Mapping[str, Any], stored: int, width: in
     width: bytes of an activation, in which everything else is kept.
     """
     if not path.is_file():
-        if described(config) and is_read(config) and not is_native(config) and _is_unpacked(config):
+        if becomes_dense(config) or (is_read(config) and not is_native(config) and _is_unpacked(config)):
             spec = spec_of(config)
             known = spec.weight_bytes(width=width) if spec is not None else None
             return known if known is not None else stored * 8 * width // packed_bits(config)
@@ -424,7 +424,7 @@ def _is_unpacked(config: Mapping[str, Any]) -> bool:
     """Whether transformers takes matrices as numbers that others packed: experts, all in one, and those that lie the
     other way round in the file (its Conv1D)."""
     turned = config.get("model_type") in ("gpt2", "openai-gpt") and not is_ours_to_read(config)
-    return has_experts(config) or turned
+    return bool(described(config)) and (has_experts(config) or turned)
 
 
 def _widened(folder: Path, width: int) -> int:

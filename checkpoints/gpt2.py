@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmchat.checkpoints.config import absurd, epsilon, integer, token_ids
-from glmchat.checkpoints.quantised import described
-from glmchat.checkpoints.recipe import is_ours_to_read
+from glmchat.checkpoints.quantised import is_read
 from glmchat.checkpoints.spec import Layout, ModelSpec, linear, norm
 from glmchat.checkpoints.vocabularies import WORDS, is_cpm
 from glmchat.core.language import tr
@@ -25,7 +24,7 @@ def matches(config: Mapping[str, Any]) -> bool:
         and config.get("scale_attn_weights", True) is True
         and not config.get("scale_attn_by_inverse_layer_idx")
         and not config.get("add_cross_attention")
-        and (not described(config) or is_ours_to_read(config))
+        and is_read(config)
     )
 
 

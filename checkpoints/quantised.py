@@ -102,12 +102,30 @@ def grouped_shape(packing: Packing, words: tuple[int, ...], scales: tuple[int, .
     return (outputs, inputs) if outputs == scales[1] and scales[0] and inputs % scales[0] == 0 else None
 
 
+def becomes_dense(config: Mapping[str, Any]) -> bool:
+    """Whether the matrices take their full width in memory: codes that are no equal steps of groups in a row."""
+    said, packing = described(config), packing_of(config)
+    if packing is None:
+        return False
+    if packing.method == "gptq":
+        apart = said.get("desc_act") is True and said.get("static_groups") is not True and packing.group > 0
+        return apart or (packing.bits == 8 and said.get("sym") is not True)
+    if packing.method == "hqq":
+        return packing.bits == 8 or _hqq_params(said).get("axis") == 0
+    return (packing.method, packing.bits) in (("mlx", 8), ("bitsandbytes", 4))
+
+
+def _hqq_params(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of all layers; {} where layers have settings of their own."""
+    inner = said.get("quant_config")
+    params = inner.get("weight_quant_params") if isinstance(inner, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
+
+
 def _hqq_bits(said: Mapping[str, Any]) -> int:
     """0 where layers have settings of their own."""
-    inner: Any = said.get("quant_config")
-    for key in ("weight_quant_params", "nbits"):
-        inner = inner.get(key) if isinstance(inner, Mapping) else None
-    return inner if inner in (1, 2, 3, 4, 8) else 0
+    bits = _hqq_params(said).get("nbits")
+    return bits if bits in (1, 2, 3, 4, 8) else 0
 
 
 def is_read(config: Mapping[str, Any]) -> bool:

@@ -70,6 +70,11 @@ class _Source:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.packed: frozenset[str] = frozenset()  # names of the matrices that are put together
 
+    @property
+    def upright(self) -> frozenset[str]:
+        """Packed matrices are [out, in] even in a family whose files hold [in, out]."""
+        return self.packed
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
