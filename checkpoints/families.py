@@ -212,9 +212,14 @@ def describe(folder: Path) -> Architecture | None:
     """The network in `folder`, or in a GGUF file; None if nothing there names one."""
     if folder.is_file():
         try:
-            return describe_config(config_of(open_gguf(folder)))
+            file = open_gguf(folder)
         except (GlmchatError, OSError):
             return None
+        try:
+            return describe_config(config_of(file))
+        except GlmchatError:  # of an architecture that is not read its header tells the name
+            kind = file.metadata.get("general.architecture")
+            return Architecture(kind, None, model_type=kind) if isinstance(kind, str) and kind else None
     config = small_json(folder / "config.json") if folder.is_dir() else {}
     return describe_config(settle_head(folder, settle_generation(folder, config))) if config else None
 

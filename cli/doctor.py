@@ -26,7 +26,7 @@ from glmchat.core.http import ProxyRules, trusted_certificates, without_password
 from glmchat.core.language import language, tr
 from glmchat.core.sockets import socket_dir
 from glmchat.core.text import human_bytes, one_line
-from glmchat.hub.selection import modelscope_cache
+from glmchat.hub.modelscope_cache import modelscope_cache
 
 PROBE_SECONDS = 120.0
 _MOST_CLOSED = 5  # folders that are named

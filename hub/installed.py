@@ -30,6 +30,7 @@ from glmchat.hub import manifests, selection, store
 from glmchat.hub.catalogue import Catalogue, Entry
 from glmchat.hub.gguf_choice import choices, default_choice, label_of, matching
 from glmchat.hub.manifests import BESIDE, FileRecord, Manifest
+from glmchat.hub.modelscope_cache import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +190,14 @@ def row_of_manifest(manifest: Manifest, entries: Catalogue) -> Installed:
     if not whole and manifest.source in ("hf", "modelscope") and manifest.repo:
         on_disk += sum(_half(manifest.repo, f) for f, size in zip(files, sizes, strict=True) if size is None)
     entry = entries.of_repo(manifest.repo, manifest.revision) if manifest.repo and manifest.revision else None
+    path = engine_path(manifest.root, [f.path for f in files])
     return Installed(
         name=manifest_name(manifest, entries),
         kind=manifest.kind,
-        path=engine_path(manifest.root, [f.path for f in files]),
+        path=path,
         repo=manifest.repo,
         revision=manifest.revision,
-        family=manifest.family or (entry.family if entry else None),
+        family=manifest.family or (entry.family if entry else None) or (family_at(path) if whole else None),
         quant=manifest.quant,
         size_bytes=on_disk,
         complete=whole and has_whole_weights(manifest.root, [f.path for f in files]),
@@ -297,23 +299,45 @@ def row_of_entry(entry: Entry, source: str, folder: Path) -> Installed | None:
 def row_of_snapshot(folder: Path, entries: Catalogue) -> Installed | None:
     """A snapshot in the Hugging Face cache, whoever put it there; None if it holds no model. Raises PermissionError."""
     repo = snapshot_repo(folder)
+    row = _row_of_files(folder, repo, folder.name)
+    if row is None or (entry := entries.of_repo(repo, folder.name)) is None:
+        return row and replace(row, name=_name_of(repo, folder.name))
+    names = _inside(folder)
+    whole = not entry.files or all(f.path in names for f in selection.needed(entry.files))
+    family, complete = entry.family or row.family, row.complete and whole
+    return replace(row, name=entry.reference, family=family, quant=entry.quant, complete=complete)
+
+
+def row_of_kept(kept: Kept, entries: Catalogue) -> Installed | None:
+    """A folder in ModelScope's cache; None if it holds no model. Its files are its tools' own, as a user's are.
+
+    Of a model that the catalogue has there too it has the catalogue's name, if its files have their sizes.
+    """
+    there = (e for e in entries for s in e.sources if s.kind == "modelscope" and s.repo.lower() == kept.repo.lower())
+    known = next((row for e in there if (row := row_of_entry(e, "path", kept.folder)) is not None), None)
+    if known is not None:
+        return known
+    row = _row_of_files(kept.folder, kept.repo, kept.revision)
+    return row and replace(row, source="path")
+
+
+def _row_of_files(folder: Path, repo: str, revision: str | None) -> Installed | None:
+    """The row of a folder that another program filled; None if it holds no model. Raises PermissionError."""
     names = sorted(_inside(folder))
     weights = [n for n in names if selection.is_weights(n)]
     if not weights or not ("config.json" in names or any(n.endswith(".gguf") for n in weights)):
         return None
-    entry = entries.of_repo(repo, folder.name)
-    needed = [f.path for f in selection.needed(entry.files)] if entry and entry.files else names
-    whole = all(n in names for n in needed) and has_whole_weights(folder, names)
+    path = engine_path(folder, weights)
     return Installed(
-        name=entry.reference if entry else _name_of(repo, folder.name),
+        name=repo,
         kind="model",
-        path=engine_path(folder, weights),
+        path=path,
         repo=repo,
-        revision=folder.name,
-        family=(entry.family if entry else None) or family_at(folder),
-        quant=entry.quant if entry else quant_of_folder(folder),
+        revision=revision,
+        family=family_at(path),
+        quant=quant_of_folder(folder),
         size_bytes=sum(_size(folder / n) or 0 for n in names),
-        complete=whole and all((folder / n).exists() for n in names),
+        complete=has_whole_weights(folder, names) and all((folder / n).exists() for n in names),
     )
 
 

@@ -23,6 +23,7 @@ from glmchat.hub import aliases, catalogue, gguf_choice, installed, manifests, s
 from glmchat.hub.catalogue import Catalogue, Entry
 from glmchat.hub.installed import Installed
 from glmchat.hub.manifests import Manifest
+from glmchat.hub.modelscope_cache import kept
 from glmchat.hub.references import Reference
 
 
@@ -161,6 +162,7 @@ def _places(entries: Catalogue) -> list[_Place]:
         *_made_places(),
         *_source_places(entries, {record.root for record in records}),
         *_snapshot_places(entries, {record.root for record in records}),
+        *_modelscope_places(entries, {record.root for record in records}),
         *_adapter_places(),
     ]
 
@@ -214,14 +216,26 @@ def _snapshot_places(entries: Catalogue, roots: set[Path]) -> list[_Place]:
         if folder not in roots:
             repo = installed.snapshot_repo(folder)
             entry = entries.of_repo(repo, folder.name)
-            look = partial(_snapshot_row, folder, entries, roots)
+            look = partial(_row_unless_closed, partial(installed.row_of_snapshot, folder, entries), roots)
             places.append(_Place(entry.reference if entry else repo, folder, folder, look, repo, folder.name))
     return places
 
 
-def _snapshot_row(folder: Path, entries: Catalogue, roots: set[Path]) -> Installed | None:
+def _modelscope_places(entries: Catalogue, roots: set[Path]) -> list[_Place]:
+    """What ModelScope's tools fetched; of a model that the catalogue has there, under the catalogue's name too."""
+    known = {s.repo.lower(): e.reference for e in entries for s in e.sources if s.kind == "modelscope"}
+    places = []
+    for one in kept():
+        if one.folder not in roots:
+            look = partial(_row_unless_closed, partial(installed.row_of_kept, one, entries), roots)
+            name = known.get(one.repo.lower(), one.repo)
+            places.append(_Place(name, one.folder, one.folder, look, one.repo, one.revision))
+    return places
+
+
+def _row_unless_closed(look: Callable[[], Installed | None], roots: set[Path]) -> Installed | None:
     try:
-        row = installed.row_of_snapshot(folder, entries)
+        row = look()
     except PermissionError:  # a cache that several users share: what we may not read is not there for us
         return None
     return None if row is None or row.path in roots or row.path.parent in roots else row

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from glmchat.core.text import one_line
 from glmchat.hub import store
 from glmchat.hub.catalogue import KnownFile, Source
 from glmchat.hub.gguf_choice import default_choice
+from glmchat.hub.modelscope_cache import folders_of
 
 # What holds tensors: under the usual names, and under those that an index may give.
 _TENSORS = re.compile(r".+\.safetensors(-.*)?|(pytorch_|adapter_)?model.*\.bin(-.*)?")
@@ -208,36 +208,11 @@ def elsewhere(repo: str, file: KnownFile, sources: tuple[Source, ...] = ()) -> P
         if not other.is_symlink() and size_of(other) == file.size:
             return other
     named = [locations.user_path(s.repo) for s in sources if s.kind == "path"]
-    for folder in [*named, *modelscope_folders(repo, sources)]:
+    on_modelscope = [s.repo for s in sources if s.kind == "modelscope"]
+    for folder in [*named, *folders_of(repo, *on_modelscope)]:
         if size_of(folder / file.path) == file.size:
             return folder / file.path
     return None
-
-
-def modelscope_cache() -> Path | None:
-    """Where ModelScope's tools keep models; None for a user without a home."""
-    try:
-        return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
-    except RuntimeError:
-        return None
-
-
-def modelscope_folders(repo: str, sources: tuple[Source, ...] = ()) -> list[Path]:
-    """Folders in which ModelScope's tools keep this model, old and new layout, existing ones only."""
-    root = modelscope_cache()
-    roots = [] if root is None else [root]
-    names = [repo, *(s.repo for s in sources if s.kind == "modelscope")]
-    folders = []
-    for name in dict.fromkeys(names):
-        owner, _, model = name.partition("/")
-        for root in roots:
-            for middle in ("hub/models", "hub", "models", ""):
-                # The tools write a dot in a model's name as three underscores.
-                for written in dict.fromkeys((model, model.replace(".", "___"))):
-                    folder = root / middle / owner / written
-                    if os.path.isdir(folder):  # noqa: PTH112 (another user's, in which nothing may be looked up, is none)
-                        folders.append(folder)
-    return folders
 
 
 def made_up_etag(repo: str, commit: str, path: str) -> str:

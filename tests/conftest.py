@@ -75,6 +75,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GLMCHAT_HOME", str(home / "glmchat"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.delenv("MODELSCOPE_CACHE", raising=False)
     monkeypatch.setenv("GLMCHAT_LANG", "en")
     monkeypatch.setenv(
         "GLMCHAT_KEEP_ALIVE", "0"

@@ -101,8 +101,10 @@ def test_a_packed_gpt_2_is_read_although_its_own_matrices_lie_the_other_way_roun
         memory, dense = fit.estimate(tmp_path, dtype=dtype), width * sum(p.numel() for p in twin.parameters())
         assert memory is not None and (memory.weights < 0.5 * dense if packed else memory.weights >= dense)
     held = engine.memory()["weights"]
-    assert held < 2 * sum(p.numel() for p in twin.parameters()) if packed else held == 4 * sum(
-        p.numel() for p in twin.parameters()
+    assert (
+        held < 2 * sum(p.numel() for p in twin.parameters())
+        if packed
+        else held == 4 * sum(p.numel() for p in twin.parameters())
     )
 
 

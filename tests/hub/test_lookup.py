@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import adapter_builders
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from hub_helpers import (
     COMMIT_A,
     COMMIT_B,
@@ -400,3 +402,18 @@ def test_of_one_name_the_whole_model_comes_first(tmp_path: Path, monkeypatch: py
     (half / "model.safetensors").resolve().unlink()
     found = lookup.find_installed(parse("acme/tiny"))
     assert found is not None and found.path == whole
+
+
+def test_the_family_of_a_gguf_file_is_in_the_list_also_of_one_that_is_not_read(tmp_path: Path, capsys: Any) -> None:
+    for name in ("llama", "phi3"):
+        writer = GGUFWriter(tmp_path / f"{name}.gguf", name)
+        writer.add_tensor("token_embd.weight", np.zeros((32, 32), np.float32))
+        for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+            write()
+        writer.close()
+        data = (tmp_path / f"{name}.gguf").read_bytes()
+        put_into_cache(f"acme/{name}", COMMIT_A, {f"{name}.gguf": data}, ref="main")
+        record(f"my-{name}", tmp_path, f"{name}.gguf")
+    rows = {row["name"]: row["family"] for row in json.loads(glmchat(capsys, "list", "--json")[1])}
+    assert rows == {"acme/llama": "llama", "acme/phi3": "phi3", "my-llama": "llama", "my-phi3": "phi3"}
+    assert "?" not in glmchat(capsys, "list")[1]
