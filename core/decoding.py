@@ -39,6 +39,7 @@ class Decoding:
     top_logprobs: int | None = None
     grammar: Grammar | None = None
     thinking_budget: int | None = None
+    budget_param: str = "thinking_budget"  # the field of the request that told it
 
 
 PLAIN = Decoding()  # asks for nothing: answers are computed as if none of this existed

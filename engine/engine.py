@@ -217,13 +217,13 @@ class Engine:
         """
         prompt = self._prompt_with(adapters)
         prompt.require_heard(variables)
-        return prompt.render(read_messages(messages, prompt), variables)
+        return self._formats.with_rows(prompt, prompt.render(read_messages(messages, prompt), variables))
 
     def render_open(self, messages: _Said, variables: _Named = NO_VARIABLES, adapters: Adapters = None) -> list[int]:
         """Like `render`; the last message is an answer that is to be continued."""
         prompt = self._prompt_with(adapters)
         prompt.require_heard(variables)
-        return prompt.render_open(read_messages(messages, prompt), variables)
+        return self._formats.with_rows(prompt, prompt.render_open(read_messages(messages, prompt), variables))
 
     def prepends_system(self, messages: Sequence[Message], adapters: Adapters = None) -> bool:
         """Whether a system prompt was put in front of the first question here, for want of a place of its own."""
@@ -231,7 +231,8 @@ class Engine:
 
     def complete(self, text: str, adapters: Adapters = None) -> list[int]:
         """Ids of raw text that is to be continued, control tokens recognised."""
-        return self._prompt_with(adapters).complete(text)
+        prompt = self._prompt_with(adapters)
+        return self._formats.with_rows(prompt, prompt.complete(text))
 
     def tokenize(self, text: str, adapters: Adapters = None) -> list[int]:
         return self._prompt_with(adapters).tokenizer.encode(text)

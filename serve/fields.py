@@ -254,7 +254,7 @@ def decoding(data: Mapping[str, Any], *, chat: bool) -> Decoding:
         min_tokens=0 if shortest is None else _count({name: shortest}, name, 0, 10_000_000) or 0,
         top_logprobs=_logprobs(data, chat=chat),
         grammar=_grammar(data),
-        thinking_budget=_thinking_budget(data),
+        **_thinking_budget(data),
     )
 
 
@@ -371,16 +371,17 @@ def _structured_outputs(value: Any) -> list[Grammar]:
     return asked
 
 
-def _thinking_budget(data: Mapping[str, Any]) -> int | None:
-    """Qwen's, vLLM's, llama-server's, OpenRouter's and Anthropic's names; a negative one is no limit."""
+def _thinking_budget(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a `Decoding`: the budget and the field that told it; {} for none, as a negative one means. The names are
+    Qwen's, vLLM's, llama-server's, OpenRouter's and Anthropic's."""
     reasoning, thinking = data.get("reasoning"), data.get("thinking")
     nested = {"reasoning.max_tokens": reasoning.get("max_tokens")} if isinstance(reasoning, dict) else {}
     if isinstance(thinking, dict) and thinking.get("type") != "disabled":
         nested["thinking.budget_tokens"] = thinking.get("budget_tokens")
     for name, value in {**{n: data.get(n) for n in _BUDGETS}, **nested}.items():
         if value is not None:
-            return None if (count := _whole(value, name)) < 0 else count
-    return None
+            return {} if (count := _whole(value, name)) < 0 else {"thinking_budget": count, "budget_param": name}
+    return {}
 
 
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "reasoning_budget")

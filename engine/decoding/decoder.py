@@ -235,9 +235,9 @@ class Decoders:
                 tr("an answer held to a form has no thoughts, so a budget for them cannot be kept"),
                 hint=tr("leave out one of the two"),
                 code="decoding.thoughts",
-                param="thinking_budget",
+                param=decoding.budget_param,
             )
-        thought = self._thought(decoding.thinking_budget, prompt)
+        thought = self._thought(decoding, prompt)
         return Decoder(decoding, self._stop_ids, self._piece, matcher, thought)
 
     def _piece(self, token: int) -> bytes:
@@ -257,8 +257,8 @@ class Decoders:
             self._vocabulary = Vocabulary(self._tokenizer, self._stop_ids, self._size)
         return Matcher(decoding.grammar, self._vocabulary)
 
-    def _thought(self, budget: int | None, prompt: Sequence[int]) -> Thought | None:
-        if budget is None:
+    def _thought(self, decoding: Decoding, prompt: Sequence[int]) -> Thought | None:
+        if (budget := decoding.thinking_budget) is None:
             return None
         for opens, closes in _MARKS:
             marks = [self._tokenizer.encode_special(text) for text in (opens, closes)]
@@ -269,7 +269,7 @@ class Decoders:
             tr("this model does not mark its thoughts, so a budget for them cannot be kept"),
             hint=tr("leave the field out"),
             code="decoding.thoughts",
-            param="thinking_budget",
+            param=decoding.budget_param,
         )
 
 

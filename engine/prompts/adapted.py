@@ -25,6 +25,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.prompts.chat_template import folder_template
 from glmchat.engine.prompts.template import BaseModel, TemplatePrompt, TemplateTokenizer, template_format
+from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import load_plain_tokenizer
 
 Adapters = Sequence[Path] | None
@@ -60,6 +61,23 @@ class Formats:
     def rows(self, prompt: PromptFormat | None) -> int:
         """Words that the network has rows for while it is spoken to like this."""
         return self._spec.vocab_size if prompt is None or prompt.rows is None else prompt.rows
+
+    def with_rows(self, prompt: PromptFormat, ids: list[int]) -> list[int]:
+        """The ids of a text. Raises Usage for a word of the vocabulary that the network has no row for: the published
+        Gemma 3 1B has one such word."""
+        rows = self.rows(prompt)
+        if (strange := next((token for token in ids if token >= rows), None)) is None:
+            return ids
+        specials = getattr(prompt.tokenizer, "specials", {})
+        word = next((text for text, token in specials.items() if token == strange), None)
+        raise Usage(
+            tr(
+                "the tokenizer knows the word {word}, but the network has no row for it",
+                word=_shown(prompt.tokenizer, strange) if word is None else one_line(word, 40),
+            ),
+            hint=tr("leave the word out of the text and of the chat template"),
+            code="prompt.no_row",
+        )
 
     def stop_ids(self, prompt: PromptFormat | None) -> tuple[int, ...]:
         return prompt.stop_ids if prompt is not None else self._spec.eos_ids
@@ -144,5 +162,5 @@ def _has_other_words(own: TemplateTokenizer, base: TemplateTokenizer, rows: int,
     return not known or bool(others) or own.vocab_size > base.vocab_size or base.vocab_size > rows + WORDS_WITHOUT_ROWS
 
 
-def _shown(tokenizer: TemplateTokenizer, token: int) -> str:
+def _shown(tokenizer: Tokenizer, token: int) -> str:
     return one_line(repr((tokenizer.token_bytes(token) or b"").decode("utf-8", "replace")), 40)

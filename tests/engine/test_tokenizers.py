@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.messages import Message
-from glmchat.engine import load_tokenizer
+from glmchat.engine import Engine, load_tokenizer
 from glmchat.engine.prompts.chat_template import ChatTemplate
 from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers import hf
@@ -309,6 +309,32 @@ def test_some_words_may_have_no_row_in_the_matrix(tmp_path: Path, builders: Modu
     size = load_tokenizer(builders.write_folder(tmp_path / "whole")).vocab_size
     folder = builders.write_folder(tmp_path / "less", vocab_size=size - 3)
     assert load_tokenizer(folder).vocab_size == size
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "<|image|>{{ messages[0].content }}"])
+def test_a_word_without_a_row_is_named_where_its_id_would_be_used(
+    template: str, tmp_path: Path, builders: ModuleType
+) -> None:
+    folder = builders.write_folder(tmp_path, template)
+    lower = builders.tokenizer()
+    fill = [AddedToken(f"<unused{n}>", special=True) for n in range(272 - lower.get_vocab_size())]
+    lower.add_special_tokens([*fill, AddedToken("<|image|>", special=True)])
+    assert lower.token_to_id("<|image|>") == 272
+    lower.save(str(folder / "tokenizer.json"))
+    engine = Engine.load(folder, threads=1, dtype="float32")
+    try:
+        said = [{"role": "user", "content": "see <|image|>"}]
+        if template.startswith("<"):
+            with pytest.raises(Usage, match=r"word <\|image\|>, but the network has no row") as caught:
+                engine.render(said)
+            assert caught.value.code == "prompt.no_row"
+        else:
+            assert max(engine.render(said)) < 272  # what is typed is text
+        with pytest.raises(Usage, match=r"word <\|image\|>, but the network has no row"):
+            engine.complete("see <|image|>")
+        assert engine.complete("see") == engine.tokenizer.encode("see")
+    finally:
+        engine.close()
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path: Path, builders: ModuleType) -> None:

@@ -317,7 +317,10 @@ def test_a_budget_that_cannot_be_kept_is_refused_by_its_name(serve: Any, llama: 
     form = {"response_format": {"type": "json_object"}}
     for folder, fields, param in (
         (llama, {"thinking_budget": 3}, "thinking_budget"),
-        (llama, {"thinking": {"type": "auto", "budget_tokens": 3}}, "thinking_budget"),
+        (llama, {"thinking": {"type": "auto", "budget_tokens": 3}}, "thinking.budget_tokens"),
+        (llama, {"reasoning": {"max_tokens": 3}}, "reasoning.max_tokens"),
+        (llama, {"reasoning_budget": 3}, "reasoning_budget"),
+        (thinker, {"thinking": {"type": "enabled", "budget_tokens": 3}, **form}, "thinking.budget_tokens"),
         (thinker, {"thinking_budget": 3, **form}, "thinking_budget"),
         (thinker, {"thinking_budget": "much"}, "thinking_budget"),
         (thinker, {"thinking_budget": 2.5}, "thinking_budget"),
