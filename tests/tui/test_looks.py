@@ -89,6 +89,7 @@ def test_the_keys_that_exist_now_stand_in_the_border_of_the_prompt(
         terminal.until(lambda: empty in hints(terminal))
         terminal.say("go on")
         terminal.until(lambda: stop in hints(terminal))
+        terminal.until_seen("word0")  # one that had not begun is not stopped in the middle
         terminal.press("ctrl+up")
         terminal.until(lambda: "Ctrl+↑ ↓" in hints(terminal))
         terminal.press("esc")  # stops the answer; the next one leaves the turn
