@@ -6,8 +6,10 @@ so nobody can write `<|user|>` into a question and be taken for the template.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +22,18 @@ from glmchat.engine.tokenizers.base import Tokenizer
 NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 _THINKING = frozenset({"enable_thinking", "thinking", "reasoning_effort"})
 _NO_THOUGHT = (False, None, "none", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A conversation with its last answer, in ids: what the chat sends, what the model has to write, what ends it.
+
+    stop: one id, or none where the format ends no answer.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    stop: list[int]
 
 
 class PromptFormat(ABC):
@@ -76,6 +90,20 @@ class PromptFormat(ABC):
     def encode_answer(self, text: str) -> list[int]:
         """Ids of what there is of an answer that is to be continued."""
         return self.tokenizer.encode(text)
+
+    def render_answered(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> Answered:
+        """What is learned from a conversation whose last message is an answer; the prompt is `render`'s of the rest."""
+        prompt = self.render(messages[:-1], variables)
+        return Answered(prompt, self.encode_answer(messages[-1].content), list(self.stop_ids[:1]))
+
+    def tool_call(self, name: str, arguments: Mapping[str, Any]) -> Message:
+        """The answer by which the model calls a tool, as this family writes it."""
+        call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+        return Message("assistant", call, name)
+
+    def tool_offer(self, system: str, functions: Sequence[Mapping[str, Any]]) -> Message:
+        """The system message that offers functions: name, description, parameters. system: what else it says."""
+        return Message("system", system, tools=tuple({"type": "function", "function": f} for f in functions))
 
     def prepends_system(self, messages: Sequence[Message]) -> bool:
         """Whether these messages open a conversation whose system prompt this family can only read as a question."""

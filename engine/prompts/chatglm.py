@@ -16,7 +16,7 @@ from glmchat.checkpoints.spec import ModelSpec
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat
+from glmchat.engine.prompts.base import NO_VARIABLES, Answered, PromptFormat
 from glmchat.engine.tokenizers import chatglm2
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.chatglm import ChatGLMTokenizer
@@ -180,6 +180,20 @@ class ChatGLM3Prompt(_Cleaned):
             return super().render_open(messages, variables)
         return self._turns(messages)  # the answer's header line stands before what there is of it
 
+    def render_answered(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> Answered:
+        """The model writes the header line too; the next role's token ends a tool call, the end of a text all else."""
+        last = messages[-1]
+        stop = self.role(Message("observation", "")) if self.header(last) else self.stop_ids[0]
+        return Answered(self.render(messages[:-1]), self.turn(last)[1:], [stop])
+
+    def tool_call(self, name: str, arguments: Mapping[str, Any]) -> Message:
+        """As the original's training data: a call of Python that is read and never run."""
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return Message("assistant", f"```python\ntool_call({given})\n```", name)
+
+    def tool_offer(self, system: str, functions: Sequence[Mapping[str, Any]]) -> Message:
+        return Message("system", system or _OFFER, tools=tuple(functions))
+
     def complete(self, text: str) -> list[int]:
         ids = self.tokenizer.encode_special(text)
         return ids if self.prefix[1] in ids else [*self.prefix, *ids]
@@ -220,6 +234,9 @@ _TOOLS = (
 _CALL = "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 
 
+_OFFER = "Answer the following questions as best as you can. You have access to the following tools:"
+
+
 class GLM4Prompt(ChatGLM3Prompt):
     """As ChatGLM3, but header and content are one text, messages without content are left out, and tools are a system
     message of their own."""
@@ -232,6 +249,12 @@ class GLM4Prompt(ChatGLM3Prompt):
 
     def role(self, message: Message) -> int:
         return IDS[f"<|{role_name(message)}|>"]
+
+    def tool_call(self, name: str, arguments: Mapping[str, Any]) -> Message:
+        return Message("assistant", json.dumps(arguments, ensure_ascii=False), name)
+
+    def tool_offer(self, system: str, functions: Sequence[Mapping[str, Any]]) -> Message:
+        return PromptFormat.tool_offer(self, system, functions)
 
     def turn(self, message: Message) -> list[int]:
         ids: list[int] = []

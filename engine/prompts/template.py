@@ -22,7 +22,7 @@ from glmchat.core.errors import Damaged, GlmchatError, Usage
 from glmchat.core.fingerprints import of_text
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.engine.prompts.base import NO_VARIABLES, NoChat, PromptFormat
+from glmchat.engine.prompts.base import NO_VARIABLES, Answered, NoChat, PromptFormat
 from glmchat.engine.prompts.chat_template import ChatTemplate, folder_template
 from glmchat.engine.prompts.typed_text import MODEL, TEMPLATE, OwnedText
 from glmchat.engine.tokenizers.base import Tokenizer
@@ -135,13 +135,47 @@ class TemplatePrompt(PromptFormat):
         return "sha256:" + of_text(self._template.source)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> list[int]:
+        return self._encode(self._text(messages, variables))
+
+    def render_answered(self, messages: Sequence[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> Answered:
+        """What the template writes behind the prompt, up to the token that ends the turn, is the model's to write.
+
+        Raises Usage for a template that writes an answered conversation otherwise than it opened it.
+        """
+        asked, whole = self._text(messages[:-1], variables), self._text(messages, variables, opens=False)
+        if not whole.startswith(asked):
+            raise Usage(
+                tr("the model's chat template writes the prompt of this answer in another way than the chat sends it"),
+                hint=tr("it opens answers with words that answers in its history lack: it cannot be trained on"),
+                code="template.not_a_prefix",
+            )
+        prompt, rest, ends = self._encode(asked), whole[len(asked) :], set(self.stop_ids)
+        joint = self._encode(whole)
+        written = joint[len(prompt) :] if joint[: len(prompt)] == prompt else self._encode(rest)
+        at = next((n for n, token in enumerate(written) if token in ends), None)
+        if at is not None:
+            return Answered(prompt, written[:at], [written[at]])
+        said = rest[: rest.owners.rfind(MODEL) + 1]  # nothing ends it here: blanks behind it are the template's layout
+        return Answered(prompt, self._encode(said), list(self._turn_end[:1]))
+
+    @cached_property
+    def _turn_end(self) -> list[int]:
+        return [*self._ends_of_the_template(), *self.stop_ids]
+
+    def tool_call(self, name: str, arguments: Mapping[str, Any]) -> Message:
+        call = super().tool_call(name, arguments)
+        named = "<tool_call>" in self._template.source
+        return replace(call, content=f"<tool_call>\n{call.content}\n</tool_call>", name=None) if named else call
+
+    def _text(self, messages: Sequence[Message], variables: Mapping[str, Any], *, opens: bool = True) -> OwnedText:
+        """opens: with the words that open the next answer."""
         tools = next((message.tools for message in messages if message.tools is not None), None)
         if tools is not None:
             variables = {**variables, "tools": list(tools)}
             messages = [replace(m, tools=None) for m in messages if m.tools is None or m.content]
         prepared = [message.to_json() for message in self._with_system(messages)]
         try:
-            return self._encode(self._template.render(prepared, variables=variables))
+            return self._template.render(prepared, add_generation_prompt=opens, variables=variables)
         except Damaged as error:
             if error.code in ("template.broken", "template.limit") and self._renders_a_question():
                 raise Usage(

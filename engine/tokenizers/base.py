@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     """Text to ids and back. `encode` takes every character as ordinary text: control tokens come from formats."""
 
     vocab_size: int
+    controls: dict[str, int]  # what control tokens are called, for people to see
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; no special tokens are added and none are recognised."""

@@ -44,6 +44,7 @@ class ChatGLMTokenizer:
         names = {"<sop>": SOP, "[MASK]": MASK, "<unk>": UNK, "<pad>": PAD, "[gMASK]": GMASK, "[sMASK]": SMASK}
         names["</s>" if self.early else "<eop>"] = END if self.early else EOP
         self._special = {name: token + self.offset for name, token in names.items()}
+        self.controls = {**self._special, "<eop>": EOP + self.offset, "</s>": END + self.offset}
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
 
     @property

@@ -43,6 +43,8 @@ _PATTERN = (
 class GLM4Tokenizer:
     """Text to ids and back; every id stands for bytes of its own."""
 
+    controls = IDS
+
     def __init__(self, path: Path) -> None:
         ranks = _ranks(path)
         self._encoding = tiktoken.Encoding(
@@ -119,6 +121,7 @@ class ChatGLM2Tokenizer:
         self._text = PieceText(self._pieces, shown, strip_all=False)
         # In a text only names in brackets are taken for control tokens: "sop" is also half of a word.
         self._special = {f"<{n}>" if n.isalpha() else n: token for n, token in _CONTROL.items()} | names
+        self.controls = {**self._special, "<s>": 1, "</s>": EOS}
         self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
 
     def encode(self, text: str) -> list[int]:

@@ -50,6 +50,8 @@ def _cutter() -> Any:
 class CPMTokenizer:
     """Text to ids and back; every id stands for characters of its own."""
 
+    controls = _NAMES
+
     def __init__(self, path: Path) -> None:
         data = read_vocabulary(path)
         require_kind(path, data, "cpm")

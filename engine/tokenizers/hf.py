@@ -51,6 +51,7 @@ class HFTokenizer:
         self.vocab_size: int = lower.get_vocab_size(with_added_tokens=True)
         self._control = WordFinder(word for word in words if word.is_control)
         self.specials = {text: word.id for text, word in self._control.by_text.items()}
+        self.controls = self.specials
         self.spoken = frozenset(word.id for word in words if word.is_spoken)
         self._special = frozenset(word.text for word in words if word.special)
         self._hidden = frozenset(word.id for word in words if not word.is_shown)

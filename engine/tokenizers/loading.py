@@ -113,6 +113,7 @@ class SentencePieceTokenizer:
             WordFinder(word for word in words if word.is_control == control) for control in (True, False)
         )
         self.specials = {text: word.id for text, word in self._control.by_text.items()}
+        self.controls = self.specials
         self.spoken = frozenset(word.id for word in words if word.is_spoken)
         self._pieces = processor.get_piece_size()
         self.vocab_size: int = max([self._pieces, *(word.id + 1 for word in words)])

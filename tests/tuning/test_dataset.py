@@ -1,0 +1,95 @@
+"""Whole files to examples: counts that add up, prompts that are the chat's, tokens that are never stale.
+
+Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/store.py, tuning/page.py, tuning/formats.py,
+tuning/sources.py, tuning/rows.py, tuning/rendering.py, tuning/reading.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glmchat.core.messages import Message
+from glmchat.tuning.dataset import DataOptions, read_dataset
+from glmchat.tuning.options import PromptSide
+from glmchat.tuning.page import Facts, lines
+
+Sides = Callable[[str], PromptSide]
+REAL = {
+    "advertisegen/dev.json": 1070,
+    "advertisegen/train-sample.json": 30,
+    "alpaca-zh/zh-data-first200.json": 200,
+    "chatglm/improve_data_sample.jsonl": 100,
+    "chatglm/multiturn_ptuning_readme.jsonl": 3,
+    "chatglm-efficient-tuning/examples.json": 2,
+    "chatglm-efficient-tuning/oaast_sft_zh.json": 689,
+    "llama-factory/alpaca_en_demo.json": 999,
+    "llama-factory/c4_demo.jsonl": 300,
+    "llama-factory/identity.json": 91,
+    "llama-factory/dataset_info.json#identity": 91,
+}
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_file_is_read_with_counts_that_add_up(sides: Sides, shared: Path, name: str) -> None:
+    dataset = read_dataset([str(shared / "data" / name)], DataOptions(over_length="cut-question"), sides("smollm2"))
+    facts = dataset.facts
+    assert facts.read == REAL[name] == facts.used + facts.refusals
+    assert facts.refusals == sum(what.count for what in facts.refused.values())
+    assert facts.documents == len(dataset.examples) >= facts.used
+    assert facts.tokens == sum(dataset.examples.lengths) == sum(len(example.ids) for example in dataset.examples)
+    assert facts.learned == sum(dataset.examples.counts)
+    assert sum(facts.lengths.values()) == facts.documents
+    assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    assert lines(facts)
+    dataset.close()
+
+
+def test_the_prompt_of_an_example_is_what_the_chat_sends(sides: Sides, family: str, tmp_path: Path) -> None:
+    turns = [("你好", "你好！"), ("Two and two?", "4"), ("谢谢 {{x}} <|user|>", "不客气\n再见")]
+    said = [Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    data = write(tmp_path / "a.jsonl", {"messages": [message.to_json() for message in said]})
+    side = sides(family)
+    dataset = read_dataset([data], DataOptions(), side)
+    ends = []
+    for example in dataset.examples:
+        ends += [(example, s) for s in example.segments if s.part == "answer"]
+    assert len(ends) == len(turns)
+    for number, (example, segment) in enumerate(ends):
+        assert list(example.ids[: segment.start]) == side.prompt.render(said[: 2 * number + 1])
+        assert all(example.learned[segment.start : segment.end + 1])
+        assert example.ids[segment.end] in side.prompt.stop_ids
+        decoded = side.tokenizer.decode(example.ids[segment.start : segment.end])
+        assert side.prompt.clean(decoded).strip() == turns[number][1]
+    assert dataset.facts.stopped == dataset.facts.documents
+    dataset.close()
+
+
+def test_a_kept_reading_is_used_again_and_never_a_stale_one(sides: Sides, tmp_path: Path) -> None:
+    folder, side = tmp_path / "run", sides("smollm2")
+    folder.mkdir()
+    data = write(tmp_path / "a.jsonl", {"question": "a", "answer": "b"}, {"question": "c", "answer": "d"})
+
+    def read(options: DataOptions, of: PromptSide = side) -> tuple[int, list[tuple[int, ...]]]:
+        dataset = read_dataset([data], options, of, folder=folder)
+        examples = [example.ids for example in dataset.examples]
+        dataset.close()
+        return (folder / "tokens.bin").stat().st_ino, examples
+
+    first, examples = read(DataOptions())
+    assert read(DataOptions()) == (first, examples)
+    second, others = read(DataOptions(system="Be brief."))
+    assert second != first and others != examples
+    third, others = read(DataOptions(), sides("glm4"))
+    assert third != second and others != examples
+    write(tmp_path / "a.jsonl", {"question": "a", "answer": "b"}, {"question": "c", "answer": "e"})
+    fourth, others = read(DataOptions())
+    assert fourth != third and others[0] == examples[0] and others[1] != examples[1]
