@@ -21,7 +21,6 @@ typedef vf_avx512vnni amx_float;
 typedef vi_avx512vnni amx_int;
 
 INLINE int64_t amx_step(const glm_weight *w) { return w->group <= 32 ? 32 : 64; }
-INLINE int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
 /* Inputs of a whole row with every part filled up to whole tiles. */
 static int64_t amx_inputs(const glm_weight *w) {
@@ -165,6 +164,6 @@ static int amx_allowed(void) {
 }
 
 static const glm_kernels kernels_avx512amx = {
-    "avx512amx", AMX_ROWS, amx_prepare, few_avx512vnni, amx_many, step_begin_avx512vnni, step_work_avx512vnni,
+    "avx512amx", AMX_ROWS, FEW, amx_prepare, few_avx512vnni, amx_many, step_begin_avx512vnni, step_work_avx512vnni,
     step_row_avx512vnni, &kernels_avx512vnni, amx_inputs,
 };

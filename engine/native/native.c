@@ -41,7 +41,8 @@
 #endif
 
 #define ROWS 32        /* output rows of a block */
-#define FEW 8          /* up to here packed words are used directly; measured, see BENCHMARKS.md */
+#define FEW 8          /* rows for which packed words are used directly; measured, see BENCHMARKS.md */
+#define FEW_WIDE 16    /* the same where there are 32 registers of 16 lanes */
 #define PART 128       /* inputs that share an activation scale; int32 sums of int8 * int16 cannot overflow */
 #define MOST_TILE 16   /* the largest TILE */
 #define CHUNK 144      /* activation rows unpacked weights are used for; a multiple of every TILE */
@@ -173,6 +174,7 @@ INLINE uint16_t to_bf16(float number) {
 }
 
 INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 INLINE int64_t planes(const glm_weight *w) { return w->bits == 4 ? 2 : 1; }
 INLINE int64_t per_word(const glm_weight *w) { return w->bits == 4 ? 8 : 4; }
 /* Groups longer than PART are multiplied in parts. */
@@ -210,16 +212,21 @@ struct glm_product;
 
 typedef struct glm_kernels {
     const char *name;
-    int tile;
+    int tile, few_rows; /* activation rows that lie together in `many`; up to how many rows `few` is taken */
     glm_task prepare, few, many;
     void (*step_begin)(struct glm_step *, const struct glm_stage *);
     void (*step_work)(struct glm_step *, const struct glm_stage *, int64_t);
     void (*step_row)(const struct glm_product *, int64_t, float *);
-    const struct glm_kernels *plain;          /* for few rows and exact products, or NULL: this one */
+    const struct glm_kernels *plain;          /* for up to FEW rows and exact products, or NULL: this one */
     int64_t (*filled)(const glm_weight *);    /* inputs of a prepared row, or NULL: those of the weights */
 } glm_kernels;
 
 static _Atomic(const glm_kernels *) chosen;
+
+/* The kernels that multiply so many rows. */
+INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) {
+    return rows <= FEW && kernels->plain ? kernels->plain : kernels;
+}
 
 #include "step.h"
 
@@ -327,9 +334,8 @@ EXPORT const char *glm_sources(void) { return GLM_SOURCES; }
 
 /* y [rows][outputs] = x [rows][inputs] * weights + bias. Both float32 or both bfloat16. Returns 0, or 1 without memory. */
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {
-    const glm_kernels *kernels = atomic_load(&chosen);
-    int few = rows <= FEW && !exact;
-    if (kernels->plain && (few || exact)) kernels = kernels->plain;
+    const glm_kernels *kernels = kernels_for(atomic_load(&chosen), exact ? 1 : rows);
+    int few = rows <= kernels->few_rows && !exact;
     glm_job job = {.w = w, .bf16 = bf16, .exact = exact, .tile = few ? 1 : kernels->tile, .wide = w->outputs};
     int64_t blocks = (w->outputs + ROWS - 1) / ROWS, parts = w->inputs / w->group * parts_of_group(w);
     int64_t most = minimum(rows, CHUNK), wide = (most + job.tile - 1) / job.tile * job.tile;
@@ -384,9 +390,11 @@ typedef uint32_t VU __attribute__((vector_size(GLM_LANES * 4), may_alias));
 typedef float VF __attribute__((vector_size(GLM_LANES * 4), may_alias));
 typedef int16_t VS __attribute__((vector_size(GLM_LANES * 4), may_alias));
 /* The same in memory that others aligned. */
+#define LOOSE_I F(loose_i)
 #define LOOSE_U F(loose_u)
 #define LOOSE_F F(loose_f)
 #define LOOSE_H F(loose_h)
+typedef VI LOOSE_I __attribute__((aligned(4)));
 typedef VU LOOSE_U __attribute__((aligned(4)));
 typedef VF LOOSE_F __attribute__((aligned(4)));
 typedef uint16_t LOOSE_H __attribute__((vector_size(GLM_LANES * 2), aligned(2), may_alias));
@@ -461,21 +469,26 @@ GLM_TARGET INLINE void F(read_part)(const glm_job *job, int64_t row, int64_t fir
 GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t first, int64_t count, int64_t at, int32_t *whole) {
     float values[PART];
     int32_t most = 0, total = 0;
+    VI sizes = {0}, sum = {0};
+    int64_t end = round_up(count, GLM_LANES);
     F(read_part)(job, row, first, count, values);
-    memcpy(whole, values, (size_t)count * 4);
-    for (int64_t i = 0; i < count; i++) { /* without its sign a float orders like an integer */
-        int32_t size = whole[i] & 0x7fffffff;
-        most = size > most ? size : most;
+    for (int64_t i = count; i < end; i++) values[i] = 0;
+    for (int64_t i = 0; i < end; i += GLM_LANES) { /* without its sign a float orders like an integer */
+        VI size = *(const LOOSE_I *)(values + i) & 0x7fffffff;
+        VI larger = size > sizes;
+        sizes = (size & larger) | (sizes & ~larger);
     }
+    for (int i = 0; i < GLM_LANES; i++) most = sizes[i] > most ? sizes[i] : most;
     float largest;
     memcpy(&largest, &most, 4);
     float inverse = largest > 0x1p-100f ? 32767 / largest : 0;
-    for (int64_t i = 0; i < count; i++) values[i] = values[i] * inverse + 0x1.8p23f; /* rounds to a whole number */
-    memcpy(whole, values, (size_t)count * 4);
-    for (int64_t i = 0; i < count; i++) {
-        whole[i] -= 0x4b400000;
-        total += whole[i];
+    for (int64_t i = 0; i < end; i += GLM_LANES) {
+        VF near = *(const LOOSE_F *)(values + i) * inverse + 0x1.8p23f; /* rounds to a whole number */
+        VI number = (VI)near - 0x4b400000;
+        *(LOOSE_I *)(whole + i) = number;
+        sum += number;
     }
+    for (int i = 0; i < GLM_LANES; i++) total += sum[i];
     /* NaN and infinity must come out as NaN, not as a plausible number. */
     job->steps[at] = most < 0x7f800000 ? largest / 32767 : __builtin_nanf("");
     job->sums[at] = (float)total * job->steps[at];
@@ -557,9 +570,86 @@ GLM_TARGET INLINE void F(few_part)(const glm_job *job, int64_t block, int64_t gr
     F(few_part)(job, block, group, start, minimum(PART, w->group - start), first, count, v,                    \
                 (vectors) < VECTORS ? (vectors) : VECTORS, bits, out)
 
+#if GLM_LANES == 16
+/* The same for 6, 8 or 12 rows and two vectors, over a part of 32, 64 or 128 inputs: as the compiler knows both, the sums
+ * stay in registers and rows lie at fixed distances. Rows that are not there are multiplied and not stored. */
+GLM_TARGET INLINE void F(some_part)(const glm_job *job, int64_t block, int64_t group, int64_t start, int64_t inputs,
+                                    int64_t first, int count, int bits, VF out[][VECTORS]) {
+    const glm_weight *w = job->w;
+    int64_t input = group * w->group + start, part = group * parts_of_group(w) + start / PART;
+    int64_t pairs = inputs / 2, per = bits == 4 ? 4 : 2;
+    const uint32_t *codes = F(words)(w, block, input);
+    const int32_t *a = (const int32_t *)job->a + input * job->rows / 2 + first * pairs;
+    const float *steps = job->steps + part * job->rows + first, *sums = job->sums + part * job->rows + first;
+    VI sum[12][VECTORS] = {0};
+    for (int64_t at = 0; at < pairs / per; at++) {
+        VU word[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            __builtin_prefetch(codes + at * ROWS + v * GLM_LANES + AHEAD / 4);
+            word[v] = *(const LOOSE_U *)(codes + at * ROWS + v * GLM_LANES);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < per; i++) {
+            VI left = F(pair)(word[0], i, bits), right = F(pair)(word[1], i, bits);
+#pragma GCC unroll 12
+            for (int r = 0; r < count; r++) {
+                VI factor = a[r * pairs + at * per + i] - (VI){0};
+                sum[r][0] = GLM_PAIRS(sum[r][0], factor, left);
+                sum[r][1] = GLM_PAIRS(sum[r][1], factor, right);
+            }
+        }
+    }
+    VF scale[VECTORS], low[VECTORS] = {0};
+    for (int v = 0; v < VECTORS; v++) {
+        scale[v] = F(scales)(w, block, group, 0, v);
+        if (bits == 4) low[v] = F(scales)(w, block, group, 1, v);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) out[r][v] += F(scaled)(sum[r][v], scale[v], low[v], steps[r], sums[r]);
+}
+
+#define SOME_ROWS(rows, bits, length)                              \
+    for (int64_t group = 0; group < w->inputs / w->group; group++) \
+        for (int64_t start = 0; start < w->group; start += PART)   \
+    F(some_part)(job, block, group, start, length, first, rows, bits, out)
+
+#define SOME(name, rows_)                                                                                           \
+    GLM_TARGET static __attribute__((noinline)) void F(name)(const glm_job *job, int64_t block, int64_t first) {    \
+        const glm_weight *w = job->w;                                                                               \
+        VF out[rows_][VECTORS] = {0};                                                                               \
+        switch (minimum(w->group, PART) + w->bits) {                                                                \
+        case 32 + 4: SOME_ROWS(rows_, 4, 32); break;                                                                \
+        case 64 + 4: SOME_ROWS(rows_, 4, 64); break;                                                                \
+        case PART + 4: SOME_ROWS(rows_, 4, PART); break;                                                            \
+        case 32 + 8: SOME_ROWS(rows_, 8, 32); break;                                                                \
+        case 64 + 8: SOME_ROWS(rows_, 8, 64); break;                                                                \
+        default: SOME_ROWS(rows_, 8, PART); break;                                                                  \
+        }                                                                                                           \
+        for (int64_t r = 0; r < minimum(rows_, job->rows - first); r++)                                             \
+            for (int v = 0; v < VECTORS; v++) F(store)(job, first + r, block * ROWS + v * GLM_LANES, out[r][v]);    \
+    }
+SOME(some6, 6)
+SOME(some8, 8)
+SOME(some12, 12)
+
+/* Whether every part has as many inputs, and some_part knows how many. */
+INLINE int F(is_even)(const glm_weight *w) { return w->group == 32 || w->group == 64 || w->group % PART == 0; }
+#endif
+
 GLM_TARGET static void F(few)(const glm_job *job, int64_t block) {
     const glm_weight *w = job->w;
-    for (int64_t first = 0; first < job->rows;) {
+    int64_t first = 0;
+#if GLM_LANES == 16
+    while (job->rows - first > 4 && F(is_even)(w)) {
+        int64_t left = job->rows - first;
+        int64_t count = left <= 6 ? 6 : left > 8 && left <= 12 ? 12 : 8;
+        (count == 6 ? F(some6) : count == 8 ? F(some8) : F(some12))(job, block, first);
+        first += minimum(count, left);
+    }
+#endif
+    while (first < job->rows) {
         VF out[4][VECTORS] = {0};
         int64_t count = minimum(4, job->rows - first);
         switch (count * 10 + w->bits) {
@@ -698,7 +788,7 @@ GLM_TARGET static void F(many)(const glm_job *job, int64_t block) {
 
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
-static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F(few), F(many),
+static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, GLM_LANES == 16 ? FEW_WIDE : FEW, F(prepare), F(few), F(many),
                                        F(step_begin), F(step_work), F(step_row), NULL, NULL};
 
 #undef STRING_
@@ -708,11 +798,14 @@ static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, F(prepare), F
 #undef VU
 #undef VF
 #undef VS
+#undef LOOSE_I
 #undef LOOSE_U
 #undef LOOSE_F
 #undef LOOSE_H
 #undef TO_FLOAT
 #undef FEW_ROWS
+#undef SOME_ROWS
+#undef SOME
 #undef TILE_ROWS
 #if GLM_LANES == 4
 #undef GLM_PAIRS

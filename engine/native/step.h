@@ -4,7 +4,8 @@
  * A step is a list of stages. The blocks of a stage (32 outputs of a product for all rows, a stretch of one row's context
  * for one key head) go to whichever thread asks next; who finishes the last one does the small work that the next stage
  * starts from (a norm, the rotation, SiLU, rounding activations) and opens it. So there is one meeting of the threads for
- * each stage, nothing is allocated, and no number depends on how many threads there are.
+ * each stage, nothing is allocated, and no number depends on how many threads there are. Of SEVERAL rows that work is a
+ * stage of its own, with a block for each row.
  *
  * Nor does a row's number depend on the rows beside it. Integer products have no order of addition (native.c); all that
  * is float32 is done row by row, by the same instructions whether there is one row or sixteen. A test holds this.
@@ -16,6 +17,7 @@
 #define QUERIES 16      /* query heads of one key head that read it together */
 #define LARGEST_HEAD 256
 #define MOST_ROWS 16    /* sequences that advance together */
+#define SEVERAL 4       /* rows whose small work is worth a meeting of its own */
 #define MOST_PRODUCTS 3 /* that read one input: queries, keys, values */
 
 typedef struct glm_product { /* y = (x * W + bias) * gain + offset + (x * down) * up */
@@ -57,7 +59,7 @@ typedef struct { /* the next token of one sequence */
     int64_t token, position;
 } glm_row;
 
-typedef enum { NOTHING, QKV, ATTEND, O_PROJ, GATE_UP, DOWN, HEAD, LOW } glm_kind;
+typedef enum { NOTHING, QKV, ATTEND, O_PROJ, GATE_UP, DOWN, HEAD, LOW, EACH_ROW } glm_kind;
 
 typedef struct glm_stage {
     glm_kind begin, work; /* what is made for it before; what its blocks do */
@@ -85,7 +87,8 @@ typedef struct glm_step {
     /* [rows] of what a stage reads and writes; partial, most and sums: [stretches of all rows][heads] */
     float *x, *branch, *source, *qkv, *gate_up, *low, *partial, *most, *sums, *cosines, *sines;
     glm_job rounded[MOST_PRODUCTS]; /* room for rounded activations: one for each size of group in a stage */
-    glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share */
+    glm_job jobs[MOST_PRODUCTS];    /* the products of a stage, with the room that they share; w NULL: dense */
+    int is_first[MOST_PRODUCTS];    /* whether a job is the one that fills its room */
     void (*begin)(struct glm_step *, const glm_stage *);
     void (*work)(struct glm_step *, const glm_stage *, int64_t);
 } glm_step;
@@ -122,6 +125,18 @@ static void take_part(const glm_job *job, int64_t number) {
 
 INLINE int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Add a stage, and before it one for what it starts from where there are so many rows. */
+static int64_t add_stage(glm_stage *stages, int64_t at, glm_stage stage, int64_t each_row) {
+    if (each_row) {
+        stages[at] = stage;
+        stages[at].work = EACH_ROW;
+        stages[at++].blocks = each_row;
+        stage.begin = NOTHING;
+    }
+    stages[at++] = stage;
+    return at;
+}
+
 static int64_t rank_of(const glm_product *products, int64_t count) {
     int64_t rank = 0;
     for (int64_t i = 0; i < count; i++) rank += products[i].rank;
@@ -130,7 +145,8 @@ static int64_t rank_of(const glm_product *products, int64_t count) {
 
 /* Add a stage of products, and before it one for the low-rank halves that they need. */
 static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_t number, const glm_layer *layer,
-                            const glm_product *products, int64_t count, int64_t rows, float *y, const float *closing) {
+                            const glm_product *products, int64_t count, int64_t rows, int64_t each_row, float *y,
+                            const float *closing) {
     glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .closing = closing,
                        .number = number, .count = count};
     stage.rank = rank_of(products, count);
@@ -138,14 +154,14 @@ static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_
     stage.blocks = stage.rank * rows;
     stage.add = kind == O_PROJ ? !layer->attention_norm : kind == DOWN && !layer->feed_forward_norm;
     if (stage.blocks) {
-        stages[at++] = stage;
+        at = add_stage(stages, at, stage, each_row);
         stage.begin = NOTHING;
+        each_row = 0;
     }
     stage.work = kind;
     stage.blocks = 0;
     for (int64_t i = 0; i < count; i++) stage.blocks += (products[i].w.outputs + ROWS - 1) / ROWS;
-    stages[at++] = stage;
-    return at;
+    return add_stage(stages, at, stage, each_row);
 }
 
 /* Divides `room`, or only counts it while `room` is NULL. */
@@ -161,7 +177,7 @@ static int64_t rounded_bytes(const glm_product *products, int64_t count, int64_t
     for (int64_t i = 0; i < count; i++) {
         const glm_weight *w = &products[i].w;
         if (!w->codes) continue;
-        most = most_of(most, rows > FEW ? w->inputs / w->group * ((w->group + 63) / 64 * 64) : w->inputs);
+        most = most_of(most, rows > FEW ? w->inputs / w->group * round_up(w->group, 64) : w->inputs);
     }
     return most * 2;
 }
@@ -169,7 +185,7 @@ static int64_t rounded_bytes(const glm_product *products, int64_t count, int64_t
 static size_t lay_out(glm_step *step, const glm_network *net, int64_t rows, int64_t stretches, void *room) {
     int64_t rank = rank_of(net->head, 1), rounded = rounded_bytes(net->head, 1, rows);
     int64_t widest = most_of(most_of(net->hidden, net->ffn), net->heads * net->head_dim);
-    int64_t whole = rows > FEW ? rows + MOST_TILE - 1 : rows; /* rows of whole tiles, at most */
+    int64_t whole = rows > 4 ? rows + MOST_TILE - 1 : rows; /* rows of whole tiles, at most, or those that `few` adds */
     for (int64_t i = 0; i < net->layers; i++) {
         const glm_layer *layer = &net->layer[i];
         const glm_product *products[] = {layer->qkv, layer->o_proj, layer->gate_up, layer->down_proj};
@@ -180,7 +196,7 @@ static size_t lay_out(glm_step *step, const glm_network *net, int64_t rows, int6
         }
     }
     size_t used = 0;
-    step->stages = slice(room, &used, (net->layers * 9 + 2) * (int64_t)sizeof(glm_stage));
+    step->stages = slice(room, &used, (net->layers * 14 + 3) * (int64_t)sizeof(glm_stage));
     step->x = slice(room, &used, rows * net->hidden * 4);
     step->branch = slice(room, &used, rows * net->hidden * 4);
     step->source = slice(room, &used, rows * widest * 4);
@@ -215,10 +231,11 @@ EXPORT int64_t glm_step_stretches(int64_t length) { return (length + 1 + STRETCH
 EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t rows, void *room, float *logits, int64_t layers,
                          int threads) {
     const glm_kernels *kernels = atomic_load(&chosen);
-    const glm_kernels *products = rows <= FEW && kernels->plain ? kernels->plain : kernels;
+    const glm_kernels *products = kernels_for(kernels, rows);
+    int few = rows <= products->few_rows;
     glm_step step = {.net = net, .row = row, .rows = rows, .chunk_for = threads, .begin = kernels->step_begin,
                      .work = kernels->step_work, .prepare = products->prepare,
-                     .multiply = rows <= FEW ? products->few : products->many, .tile = rows <= FEW ? 1 : products->tile};
+                     .multiply = few ? products->few : products->many, .tile = few ? 1 : products->tile};
     for (int64_t r = 0; r < rows; r++) {
         step.total[r] = row[r].cache->length + 1;
         step.stretch_before[r + 1] = step.stretch_before[r] + glm_step_stretches(row[r].cache->length);
@@ -235,20 +252,20 @@ EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t row
             step.sines[r * net->rotated + i] = sinf(angle);
         }
     }
-    int64_t at = 0;
+    int64_t at = 0, each_row = few && threads > 1 && rows >= SEVERAL ? rows : 0;
     for (int64_t i = 0; i < layers; i++) {
         const glm_layer *layer = &net->layer[i];
         const float *before = i ? layer[-1].feed_forward_norm : NULL;
         float *attended = layer->attention_norm ? step.branch : step.x, *fed = layer->feed_forward_norm ? step.branch : step.x;
-        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, rows, step.qkv, before);
-        step.stages[at++] = (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
-                                        .blocks = net->kv_heads * stretches};
-        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, rows, attended, NULL);
-        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, rows, step.gate_up,
+        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, rows, each_row, step.qkv, before);
+        at = add_stage(step.stages, at, (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
+                                                    .blocks = net->kv_heads * stretches}, each_row);
+        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, rows, each_row, attended, NULL);
+        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, rows, each_row, step.gate_up,
                           layer->attention_norm);
-        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, rows, fed, NULL);
+        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, rows, each_row, fed, NULL);
     }
-    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, rows, logits,
+    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, rows, each_row, logits,
                                   net->layer[layers - 1].feed_forward_norm);
     step.stage_count = at;
     open_stage(&step, 0);

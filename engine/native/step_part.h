@@ -137,6 +137,16 @@ INLINE void F(fetch)(const glm_cache *cache, const void *rows, int64_t at, int64
     for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)rows + at * size + i);
 }
 
+/* Ask for the first keys that are attended to behind those of this key head. */
+GLM_TARGET INLINE void F(fetch_next)(const glm_step *step, const glm_stage *stage, int64_t row, int64_t kv_head) {
+    const glm_network *net = step->net;
+    if (++kv_head == net->kv_heads) kv_head = 0, row++;
+    if (row == step->rows) return;
+    const glm_cache *cache = step->row[row].cache;
+    int64_t count = minimum(NEAR, step->total[row]);
+    F(fetch)(cache, cache->keys[stage->number], kv_head * cache->capacity * net->head_dim, count * net->head_dim);
+}
+
 /* out [width] (+)= the sum of factors[p] * rows[p][width]. */
 GLM_TARGET INLINE void F(weigh)(const float *factors, const float *rows, int64_t count, int64_t width, int vectors, float *out) {
     VF sum[8];
@@ -195,7 +205,9 @@ GLM_TARGET static void F(attend)(glm_step *step, const glm_stage *stage, int64_t
     for (int64_t at = 0; at < count; at += NEAR) {
         int64_t here = minimum(NEAR, count - at), next = minimum(NEAR, count - at - here);
         if (next) F(fetch)(cache, all_values, base + (at + here) * width, next * width);
-        else F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total[row] - start - count) * width);
+        else if (start + count < step->total[row])
+            F(fetch)(cache, all_keys, base + count * width, minimum(NEAR, step->total[row] - start - count) * width);
+        else F(fetch_next)(step, stage, row, kv_head);
         const float *values = F(cached)(all_values, base + at * width, here * width, cache->bf16, room);
         for (int64_t q = 0; q < queries; q++) {
             float *out = step->partial + (part + q) * width;
@@ -228,32 +240,37 @@ GLM_TARGET static void F(gather)(glm_step *step, int64_t row) {
     }
 }
 
-/* What a stage starts from: the rows' inputs in `source`, in float32 and rounded for packed weights. */
-GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
+/* What a stage starts from, of one row: its inputs in `source`, in float32 and, where rows lie alone, rounded. */
+GLM_TARGET static void F(begin_row)(glm_step *step, const glm_stage *stage, int64_t row) {
     const glm_network *net = step->net;
-    if (stage->begin == NOTHING) return;
-    for (int64_t row = 0; row < step->rows; row++) {
-        float *x = step->x + row * net->hidden, *source = step->source + row * net->hidden;
-        const float *gates = step->gate_up + row * 2 * net->ffn;
-        if (stage->closing) {
-            F(rms_norm)(step->branch + row * net->hidden, stage->closing, net->hidden, net->eps, source);
-            for (int64_t i = 0; i < net->hidden; i++) x[i] += source[i];
-        }
-        switch (stage->begin) {
-        case QKV: F(rms_norm)(x, stage->layer->input_norm, net->hidden, net->eps, source); break;
-        case GATE_UP: F(rms_norm)(x, stage->layer->second_norm, net->hidden, net->eps, source); break;
-        case HEAD: F(rms_norm)(x, net->last_norm, net->hidden, net->eps, source); break;
-        case O_PROJ: F(gather)(step, row); break;
-        case ATTEND: F(turn)(step, stage, row); break;
-        default: /* DOWN */
-            for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
-                VF gate = *(const LOOSE_F *)(gates + i), up = *(const LOOSE_F *)(gates + net->ffn + i);
-                *(LOOSE_F *)(step->source + row * net->ffn + i) = gate / (1.0f + F(exp)(-gate)) * up;
-            }
+    float *x = step->x + row * net->hidden, *source = step->source + row * net->hidden;
+    const float *gates = step->gate_up + row * 2 * net->ffn;
+    if (stage->closing) {
+        F(rms_norm)(step->branch + row * net->hidden, stage->closing, net->hidden, net->eps, source);
+        for (int64_t i = 0; i < net->hidden; i++) x[i] += source[i];
+    }
+    switch (stage->begin) {
+    case QKV: F(rms_norm)(x, stage->layer->input_norm, net->hidden, net->eps, source); break;
+    case GATE_UP: F(rms_norm)(x, stage->layer->second_norm, net->hidden, net->eps, source); break;
+    case HEAD: F(rms_norm)(x, net->last_norm, net->hidden, net->eps, source); break;
+    case O_PROJ: F(gather)(step, row); break;
+    case ATTEND: F(turn)(step, stage, row); break;
+    default: /* DOWN */
+        for (int64_t i = 0; i < net->ffn; i += GLM_LANES) {
+            VF gate = *(const LOOSE_F *)(gates + i), up = *(const LOOSE_F *)(gates + net->ffn + i);
+            *(LOOSE_F *)(step->source + row * net->ffn + i) = gate / (1.0f + F(exp)(-gate)) * up;
         }
     }
+    for (int64_t i = 0; i < stage->count && step->tile == 1; i++)
+        if (step->jobs[i].w && step->is_first[i]) step->prepare(&step->jobs[i], row);
+}
+
+/* What a stage starts from: the products' room, and the rows' inputs if they are not a stage of their own. */
+GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
+    if (stage->begin == NOTHING) return;
     for (int64_t i = 0; i < stage->count; i++) {
         const glm_weight *w = &stage->products[i].w;
+        step->jobs[i].w = NULL;
         if (!w->codes) continue;
         int64_t same = 0;
         for (; same < i; same++) {
@@ -263,9 +280,13 @@ GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
         const glm_job *room = &step->rounded[same];
         step->jobs[i] = (glm_job){.w = w, .source = step->source, .a = room->a, .steps = room->steps, .sums = room->sums,
                                   .rows = step->rows, .tile = step->tile, .wide = ROWS};
-        if (same < i) continue;
-        for (int64_t tile = 0; tile < (step->rows + step->tile - 1) / step->tile; tile++) step->prepare(&step->jobs[i], tile);
+        step->is_first[i] = same == i;
     }
+    if (stage->work == EACH_ROW) return;
+    for (int64_t row = 0; row < step->rows; row++) F(begin_row)(step, stage, row);
+    for (int64_t i = 0; i < stage->count && step->tile > 1; i++)
+        if (step->jobs[i].w && step->is_first[i])
+            for (int64_t tile = 0; tile < (step->rows + step->tile - 1) / step->tile; tile++) step->prepare(&step->jobs[i], tile);
 }
 
 /* 32 outputs of a product of dense weights, for one row, with bias. Bound by the reading of weights: other rows find
@@ -351,5 +372,6 @@ GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int6
             for (int64_t i = 0; i < product->w.inputs * 4; i += 64) __builtin_prefetch(next + i);
         const float *down = product->down + inner * product->w.inputs;
         step->low[row * stage->rank + at] = F(dot)(step->source + row * product->w.inputs, down, product->w.inputs);
-    } else F(product)(step, stage, block);
+    } else if (stage->work == EACH_ROW) F(begin_row)(step, stage, block);
+    else F(product)(step, stage, block);
 }
