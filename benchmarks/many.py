@@ -2,12 +2,14 @@
 
 `.venv/bin/python -P benchmarks/many.py MODEL [--quant 4] [--threads 2] [--prompt 200] [--tokens 100]`: the engine in
 this process, first alone, then 2, 4, 8 and 16 sequences, `--rounds` times in turn, the best of each; counted once all
-prompts are read. With `--evaluation` 64 prompts of 100 tokens, answers of 60: sixteen at a time, and one by one.
+prompts are read. With `--evaluation N` so many prompts of 100 tokens, answers of 60: sixteen at a time, and one by one.
+`--cpu` counts the processor's seconds instead of the clock's, for one thread on a machine that others use.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.decoding.sequences import Sequences
 from glmchat.engine.engine import Chunk
+
+CLOCK = time.thread_time if "--cpu" in sys.argv else time.perf_counter
 
 
 def prompt(number: int, length: int, vocabulary: int) -> list[int]:
@@ -29,7 +33,7 @@ def run(engine: Engine, prompts: list[list[int]], tokens: int, at_once: int) -> 
     waiting = [engine.stream_tokens(ids, sampling) for ids in prompts]
     writing: list[Generator[Chunk | None, None, None]] = []
     read, left = 0.0, 0
-    started = time.perf_counter()
+    started = CLOCK()
     while waiting or writing:
         while waiting and len(writing) < at_once:
             writing.append(waiting.pop(0))
@@ -37,9 +41,9 @@ def run(engine: Engine, prompts: list[list[int]], tokens: int, at_once: int) -> 
         writing = [steps for steps in writing if next(steps, _ENDED) is not _ENDED]
         slots = [slot for slot in engine.sequences.slots if slot.taken]
         if not read and len(slots) == len(writing) and all(slot.pending is not None for slot in slots):
-            read = time.perf_counter()
+            read = CLOCK()
             left = sum(tokens + len(prompts[0]) - 1 - slot.length for slot in slots)
-    ended = time.perf_counter()
+    ended = CLOCK()
     return ended - started, left / (ended - read)
 
 
@@ -54,24 +58,29 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--evaluation", action="store_true")
+    parser.add_argument("--counts", default="1,2,4,8,16")
+    parser.add_argument("--evaluation", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true")
     given = parser.parse_args()
+    if given.cpu and given.threads != 1:
+        parser.error("--cpu is for --threads 1")
     engine = Engine.load(given.model, quant=given.quant, threads=given.threads, context=2048)
     size = engine.spec.vocab_size
     print(f"{given.model.name}: {engine.facts()['kernel']}, {engine.facts()['dtype']}, {given.threads} threads")
     best: dict[int, float] = {}
     for _ in range(given.rounds):
-        for count in (1, 2, 4, 8, 16):
+        for count in map(int, given.counts.split(",")):
             prompts = [prompt(number, given.prompt, size) for number in range(count)]
             best[count] = max(best.get(count, 0.0), run(engine, prompts, given.tokens, count)[1])
+    alone = best[min(best)]
     for count, speed in best.items():
         print(
-            f"{count:3} at once: {speed:8.1f} tokens a second in all, {speed / best[1]:.2f} times one alone", flush=True
+            f"{count:3} at once: {speed:8.1f} tokens a second in all, {speed / alone:.2f} times one alone", flush=True
         )
     if given.evaluation:
-        prompts = [prompt(n, 100, size) for n in range(64)]
+        prompts = [prompt(n, 100, size) for n in range(given.evaluation)]
         together, single = run(engine, prompts, 60, 16)[0], run(engine, prompts, 60, 1)[0]
-        print(f"64 prompts of 100, answers of 60: {together:.1f} s sixteen at once, {single:.1f} s one after the other")
+        print(f"{len(prompts)} prompts of 100, answers of 60: {together:.1f} s sixteen at once, {single:.1f} s in turn")
 
 
 if __name__ == "__main__":

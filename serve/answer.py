@@ -169,7 +169,8 @@ class Answer:
         error: Exception | None = None
         try:
             error = await self.host.write(self._produce(), self.adapters, self._stop_wanted)
-            self.host.line.took(time.monotonic() - started)
+            if not self._stop_wanted():  # one that was given up says nothing of how long a turn takes
+                self.host.line.took(time.monotonic() - started)
             self.place.leave()  # now, not when all is sent: a client that reads slowly keeps nobody waiting
             await self._wait_for_hashes()
         finally:

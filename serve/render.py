@@ -97,7 +97,7 @@ class _Choice:
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
         self.opened = False
-        self._made: int | None = None
+        self.facts: Mapping[str, Any] = {}  # of its end
 
     def take(self, chunk: Chunk) -> int:
         """Keep a piece; returns how long the text of the tokens before it was, as `text_offset` counts."""
@@ -106,13 +106,19 @@ class _Choice:
         self.text.append(chunk.text)
         self.logprobs.extend(chunk.logprobs)
         self.finish_reason = chunk.finish_reason or self.finish_reason
-        self._made = chunk.facts.get("predicted_n", self._made)
+        if chunk.finish_reason is not None:
+            self.facts = chunk.facts
         return offset
 
     @property
     def made(self) -> int:
         """Tokens, with one that ended it."""
-        return len(self.ids) if self._made is None else self._made
+        made: int = self.facts.get("predicted_n", len(self.ids))
+        return made
+
+    def own(self) -> dict[str, Any]:
+        """What a replay of this answer needs, beside what is true of all of them."""
+        return {name: self.facts.get(name) for name in ("seed", "cached_n", "passes", "stopped_by")}
 
 
 def _token(piece: bytes) -> str:
@@ -190,7 +196,7 @@ class Rendering:
         if event.final:
             return told + self._last(choice, chunk)
         if chunk.finish_reason is not None:
-            told += sse(self._chunk(choice, {} if self._chat else "", finish=chunk.finish_reason))
+            told += sse(self._end(choice, chunk))
         return told or None
 
     def _piece(self, choice: int, chunk: Chunk) -> bytes | None:
@@ -220,14 +226,19 @@ class Rendering:
 
     def _last(self, choice: int, chunk: Chunk) -> bytes:
         """The chunk with the finish reason, and what is known of the answer; with include_usage that comes apart."""
-        facts = self._facts(chunk)
-        delta: Any = {} if self._chat else ""
+        facts = self._facts()
         if not self._answer.request.include_usage:
-            last = self._chunk(choice, delta, finish=chunk.finish_reason, extra=facts)
-            return sse(last) + b"data: [DONE]\n\n"
-        closing = self._chunk(choice, delta, finish=chunk.finish_reason, extra={"usage": None})
+            return sse(self._end(choice, chunk, facts)) + b"data: [DONE]\n\n"
+        closing = self._end(choice, chunk, {"usage": None})
         usage = {**self._kind(".chunk"), "choices": [], **facts}
         return sse(closing) + sse(usage) + b"data: [DONE]\n\n"
+
+    def _end(self, choice: int, chunk: Chunk, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The chunk with the finish reason of one answer; of several each tells its own facts."""
+        ended = self._chunk(choice, {} if self._chat else "", finish=chunk.finish_reason, extra=extra)
+        if len(self._choices) > 1:
+            ended["choices"][0]["glmchat"] = self._choices[choice].own()
+        return ended
 
     def whole(self, pieces: Sequence[Said]) -> dict[str, Any]:
         """The answer to a request that does not stream; the last of `pieces` is the final one."""
@@ -241,8 +252,10 @@ class Rendering:
             row.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
             if self._answer.request.return_token_ids:
                 row["token_ids"] = choice.ids
+            if len(self._choices) > 1:
+                row["glmchat"] = choice.own()
             choices.append(row)
-        data: dict[str, Any] = {**self._kind(""), "choices": choices, **self._facts(pieces[-1].chunk)}
+        data: dict[str, Any] = {**self._kind(""), "choices": choices, **self._facts()}
         if self._answer.request.return_token_ids:
             data["prompt_token_ids"] = self._answer.prompts[0]
         return data
@@ -300,24 +313,32 @@ class Rendering:
         folders = self._host.folders(self._answer.adapters)
         return engine is not None and messages is not None and engine.prepends_system(messages, folders)
 
-    def _facts(self, chunk: Chunk) -> dict[str, Any]:
-        facts = dict(chunk.facts)
-        prompt, cached = sum(map(len, self._answer.prompts)), facts.get("cached_n")
-        made = sum(choice.made for choice in self._choices)
+    def _facts(self) -> dict[str, Any]:
+        """Of all answers together: tokens and times are sums; `glmchat` tells the first one's seed and passes."""
+        told, again = [choice.facts for choice in self._choices], self._answer.request.choices
+
+        def total(name: str, some: Sequence[Mapping[str, Any]] = told) -> Any:
+            values = [facts[name] for facts in some if facts.get(name) is not None]
+            return sum(values) if values else None
+
+        prompt, made = sum(map(len, self._answer.prompts)), sum(choice.made for choice in self._choices)
+        read, cached = total("prompt_n"), total("cached_n")
+        # Each prompt counts once, however many answers it has: what its first answer found in a cache.
+        found = total("cached_n", told[::again])
         return {
             "usage": {
                 "prompt_tokens": prompt,
                 "completion_tokens": made,
                 "total_tokens": prompt + made,
-                "prompt_tokens_details": None if cached is None else {"cached_tokens": cached},
+                "prompt_tokens_details": None if found is None else {"cached_tokens": found},
             },
             "timings": {
                 # llama-server counts the tokens it read, not those it still knew: the speed is prompt_n / prompt_ms.
-                "prompt_n": None if facts.get("prompt_n") is None else facts["prompt_n"] - (cached or 0),
+                "prompt_n": None if read is None else read - (cached or 0),
                 "cache_n": cached,
-                **{name: facts.get(name) for name in ("prompt_ms", "predicted_n", "predicted_ms")},
+                **{name: total(name) for name in ("prompt_ms", "predicted_n", "predicted_ms")},
             },
-            "glmchat": self._identity(facts),
+            "glmchat": self._identity(told[0]),
         }
 
 

@@ -127,6 +127,32 @@ def test_the_answers_of_one_request_are_written_together(serve: Serve) -> None:
     assert running.engine.steps > 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_each_answer_of_a_request_tells_its_own_facts_and_the_request_their_sums(serve: Serve, stream: bool) -> None:
+    running = serve(FakeEngine(["one ", "two"], parallel=4))
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 3, "seed": 5, "stream": stream}
+    answer = running.client.post("/v1/chat/completions", json=body)
+    if stream:
+        told = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    else:
+        told = [answer.json()]
+    ends = [choice for event in told for choice in event["choices"] if choice["finish_reason"]]
+    assert {choice["index"]: choice["glmchat"]["seed"] for choice in ends} == {0: 5, 1: 6, 2: 7}
+    assert told[-1]["usage"]["completion_tokens"] == told[-1]["timings"]["predicted_n"] == 6
+    assert told[-1]["glmchat"]["seed"] == 5
+
+
+def test_an_answer_that_was_given_up_says_nothing_of_how_long_one_takes(serve: Serve) -> None:
+    running = serve(FakeEngine(["x"], parallel=2, **ENDLESS))
+    reader = Reader(running)
+    wait_until(lambda: reader.reads)
+    reader.end()
+    wait_until(lambda: not len(running.host.line))
+    assert running.host.line.seconds_per_turn == 0
+    running.ask(max_tokens=3)
+    assert running.host.line.seconds_per_turn > 0
+
+
 def test_one_that_fails_ends_alone(serve: Serve) -> None:
     class Failing(FakeEngine):
         def stream_tokens(self, *given: Any, **options: Any) -> Any:
