@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from glmchat.engine.gpu.prompt import Seen, attend_rows
+from glmchat.engine.models.documents import Documents
 from glmchat.engine.quantize.linear import QuantEmbedding
 
 
@@ -79,7 +80,7 @@ def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
     return torch.cat((rotated.to(x.dtype), x[..., width:]), dim=-1)
 
 
-Mask = torch.Tensor | Seen | None
+Mask = torch.Tensor | Seen | Documents | None
 
 
 def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Mask) -> torch.Tensor:
@@ -87,7 +88,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
 
     query [length, heads, head_dim]; keys, values [kv_heads, total, head_dim]; mask bool [length, total], True where it
     may look, or None: one row looks at everything, several rows that are the whole sequence look back causally. On a
-    card `Seen` takes its place, and several rows look back causally whatever stands before them.
+    card `Seen` takes its place, and several rows look back causally whatever stands before them. `Documents`: the rows
+    are several sequences.
     Returns [length, heads * head_dim].
     """
     length, heads, head_dim = query.shape
@@ -100,6 +102,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
             return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
         # Not `view`: the memory-efficient kernel of older cards gives its result transposed.
         return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).reshape(1, -1)
+    if isinstance(mask, Documents):
+        return mask.attend(query, keys, values)
     if not query.is_cpu:
         return attend_rows(query, keys, values, mask if isinstance(mask, Seen) else Seen())
     attended = functional.scaled_dot_product_attention(

@@ -114,7 +114,8 @@ class Layer(Block):
             self.derived = tuple(part.forward for part in parts)  # a module's call costs more than some operations
         norm, attention, second_norm, feed_forward = self.derived
         x = x + attention(norm(x), layer, cache, rotary, table, mask)
-        return x.add_(feed_forward(second_norm(x)))
+        added = feed_forward(second_norm(x))
+        return x + added if x.requires_grad else x.add_(added)
 
 
 class Trunk(nn.Module):

@@ -18,7 +18,9 @@ READER = "core/files.py"
 OPENERS = {
     "read_bytes": (),
     "read_text": ("core/language.py", "hub/catalogue.py"),  # what glmchat brings itself, by importlib.resources
-    "O_RDONLY": ("hub/partial.py", "engine/quantize/quantiser.py"),  # to bring a folder or a file of ours to the disk
+    "O_RDONLY": (  # to bring a folder or a file of ours to the disk
+        *("hub/partial.py", "engine/quantize/quantiser.py", "tuning/state.py"),
+    ),
     "safe_open": ("engine/formats/weights.py", "engine/formats/compressed.py", "engine/formats/packed_cache.py",
                   "engine/adapters/files.py"),
     "from_file": ("engine/tokenizers/hf.py",),

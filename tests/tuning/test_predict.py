@@ -1,0 +1,77 @@
+"""Memory is told before the first step, and what does not fit is refused with the setting that would."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from learning import documents, learn, plain
+from tiny_checkpoints import NAMES, build
+
+from glmchat.core.errors import DoesNotFit
+from glmchat.tuning import predict
+from glmchat.tuning.forward import flatten, load_base
+from glmchat.tuning.lora import LoraShape, attach, prepare, trainable
+
+
+@pytest.mark.parametrize("family", [name for name in NAMES if name != "fallback"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_two_short_documents_keep_tells_what_long_ones_will(tmp_path: Path, family: str, count: int) -> None:
+    _, model, _ = load_base(build(family, tmp_path / "m"), plain(), "cpu")
+    prepare(model)
+    learning = list(trainable(attach(model, LoraShape(), seed=0)).values())
+    start = documents(family, 1)[0].ids[:9]
+    growth = predict.measure(model, learning, start)
+    data = documents(family, count, longest=120)
+    lengths = [len(each.ids) for each in data]
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    real = predict._kept(model, flatten(data), held)
+    assert growth.kept(lengths, by_layer=False) == pytest.approx(real, rel=0.15)
+
+
+def test_a_run_that_does_not_fit_names_what_would_and_that_does(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path / "base")
+    data = documents("llama", 40, longest=120)
+    settings = plain(rows_per_step=40, row_tokens=4096, epochs=1)
+    _, events = learn(tmp_path / "fits", folder, data, settings)
+    resident = events[0]["prediction"]["resident"]
+    peak = events[0]["prediction"]["peak"]
+    allowed = resident + (peak - resident) // 3
+    with pytest.raises(DoesNotFit) as raised:
+        learn(tmp_path / "not", folder, data, plain(rows_per_step=40, row_tokens=4096, epochs=1, memory=allowed // 2))
+    assert "--quant" in raised.value.hint and not (tmp_path / "not").exists()
+
+
+def test_the_way_out_is_a_length_that_fits() -> None:
+    growth = predict.Growth(10_000.0, 0.0, 100, 10, 64, 300, 1000)
+    allowed = predict.resident_bytes("cpu") + growth.kept([500], by_layer=True) + 2 * growth.passing([500])
+    with pytest.raises(DoesNotFit) as raised:
+        predict.choose(growth, [500] * 20, "auto", allowed, "cpu")
+    found = re.search(r"--row-tokens (\d+)", raised.value.hint)
+    assert found is not None
+    fits = predict.choose(growth, [int(found[1])], "auto", allowed, "cpu")
+    assert fits.peak <= allowed
+
+
+def test_layers_are_computed_twice_only_where_memory_asks_for_it() -> None:
+    growth = predict.Growth(1e6, 0.0, 1000, 10, 64, 300, 1000)
+    worst = [1000]
+    roomy, tight = 1 << 50, predict.predict(growth, worst, by_layer=True, device="cpu").peak + (32 << 20)
+    assert not predict.choose(growth, worst, "auto", roomy, "cpu").by_layer
+    assert predict.choose(growth, worst, "auto", tight, "cpu").by_layer
+    assert predict.choose(growth, worst, "on", roomy, "cpu").by_layer
+    with pytest.raises(DoesNotFit, match="learning needs") as raised:
+        predict.choose(growth, worst, "off", tight, "cpu")
+    assert "--checkpointing on" in raised.value.hint
+
+
+def test_the_time_is_that_of_real_passes(tmp_path: Path) -> None:
+    _, events = learn(
+        tmp_path / "run", build("llama", tmp_path / "base"), documents("llama", 9), plain(rows_per_step=3)
+    )
+    plan = events[0]
+    assert plan["kind"] == "plan" and plan["steps"] == 9 and plan["prediction"]["seconds"] > 0
+    assert plan["prediction"]["tokens_per_second"] * plan["prediction"]["seconds"] == pytest.approx(plan["tokens"])
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,224 @@
+"""The networks of engine/models as training runs them: several documents in one pass, no padding, no cache.
+
+The layers are the model's own. What stands here is what their `forward` does around the layers, for documents that lie
+behind each other: each has positions of its own and sees itself alone (`engine/models/documents.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from glmchat.checkpoints.device_plan import DevicePlan
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.machine import physical_cores
+from glmchat.engine.families import Checkpoint, identify
+from glmchat.engine.loading import load_model
+from glmchat.engine.models import chatglm, chatglm2
+from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.chatglm import ChatGLM
+from glmchat.engine.models.chatglm2 import ChatGLM2
+from glmchat.engine.models.documents import Documents
+from glmchat.engine.models.gpt2 import GPT2
+from glmchat.engine.models.layers import tied_head
+from glmchat.engine.models.llama import Llama
+from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.transformers_model import Fallback
+from glmchat.engine.placement import choose_dtype, multiply_exactly
+from glmchat.tuning.examples import Example
+from glmchat.tuning.products import head_loss, sum_of_losses
+from glmchat.tuning.settings import Settings
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Documents behind each other.
+
+    ids [n] of all of them; lengths of each; rows [m]: those of the n whose next token is learned; targets [m] these
+    tokens.
+    """
+
+    ids: torch.Tensor
+    lengths: tuple[int, ...]
+    rows: torch.Tensor
+    targets: torch.Tensor
+
+    def documents(self) -> Iterator[torch.Tensor]:
+        return iter(torch.split(self.ids, list(self.lengths)))
+
+
+def flatten(examples: Sequence[Example], device: torch.device | str = "cpu") -> Flat:
+    """The first token of a document stands behind nothing, so it is never learned whatever `learned` says."""
+    ids: list[int] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    for example in examples:
+        start = len(ids)
+        ids += example.ids
+        learned = [at for at, counts in enumerate(example.learned) if counts and at]
+        rows += [start + at - 1 for at in learned]
+        targets += [example.ids[at] for at in learned]
+    lengths = tuple(len(example.ids) for example in examples)
+    tensors = (torch.tensor(values, dtype=torch.long, device=device) for values in (ids, rows, targets))
+    numbers, places, words = tensors
+    return Flat(numbers, lengths, places, words)
+
+
+def learned_of(example: Example) -> int:
+    """How many tokens of a document are learned."""
+    return sum(example.learned[1:])
+
+
+def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+    """Sum of the cross entropies of `flat.targets`, float32; logits are computed for the learned rows alone.
+
+    by_layer: keep only what goes into each layer, and compute the layer again in the backward pass.
+    """
+    if isinstance(model, Fallback):
+        return _of_transformers(model, flat)
+    return head_loss(hidden(model, flat, by_layer=by_layer), flat.targets, head_of(model))
+
+
+def hidden(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+    """What the head of a model of ours is given for `flat.rows`: [m, hidden], after the last norm."""
+    x, layers, norm = _unrolled(model, flat)
+    for layer in layers:
+        x = cast(torch.Tensor, checkpoint(layer, x, use_reentrant=False)) if by_layer else layer(x)
+    return cast(torch.Tensor, norm(x.index_select(0, flat.rows)))
+
+
+def head_of(model: LanguageModel) -> nn.Module:
+    """What turns hidden states into logits."""
+    if isinstance(model, ChatGLM):
+        return tied_head(model.transformer.word_embeddings)
+    if isinstance(model, ChatGLM2):
+        return model.transformer.output_layer
+    if isinstance(model, Llama):
+        return model.lm_head if model.lm_head is not None else tied_head(model.model.embed_tokens)
+    own = cast(GPT2, model)
+    return own.lm_head if own.lm_head is not None else tied_head(own.transformer.wte)
+
+
+def layers_of(model: LanguageModel) -> list[tuple[str, nn.Module]]:
+    """The layers with their names, first to last."""
+    lists = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == model.spec.layers)
+    name, found = next(lists)
+    return [(f"{name}.{number}", layer) for number, layer in enumerate(found)]
+
+
+def refuse_untrainable(model: LanguageModel) -> None:
+    """Raise Usage for a model whose documents cannot be computed here as its own forward would."""
+    if isinstance(model, PrefixedModel) and (model.prefix_key_values is not None or model.own_prefix_encoder()):
+        raise Usage(
+            tr("this checkpoint has a P-Tuning prefix of its own, and a LoRA on top of it is not trained here"),
+            hint=tr("tune the model without its prefix (pre_seq_len)"),
+            code="tune.prefix",
+        )
+    if not isinstance(model, Llama | ChatGLM | ChatGLM2 | GPT2 | Fallback):
+        raise Usage(
+            tr("models of the family {family} cannot be tuned", family=model.spec.family),
+            hint=tr("take a model of another family"),
+            code="tune.family",
+        )
+
+
+def _unrolled(model: LanguageModel, flat: Flat) -> tuple[torch.Tensor, list[Layer], nn.Module]:
+    """Embeddings [n, hidden], the layers as functions of [n, hidden], and the last norm."""
+    device, longest = flat.ids.device, max(flat.lengths)
+    positions = torch.cat([torch.arange(length, device=device) for length in flat.lengths])
+    mask: Documents
+    if isinstance(model, ChatGLM):
+        return _of_chatglm(model, flat)
+    mask = Documents(flat.lengths, device=device)
+    if isinstance(model, ChatGLM2):
+        cos, sin = chatglm2.rotation(0, longest, model.spec, device)
+        rotary = (cos[positions], sin[positions])
+        network = model.transformer
+        x = network.embedding.word_embeddings(flat.ids)
+        x = x.float() if model.wide_residual else x
+        layers: list[Layer] = [
+            partial(layer, rotary=rotary, mask=mask, cache=None, layer=number)
+            for number, layer in enumerate(network.encoder.layers)
+        ]
+        return x, layers, network.encoder.final_layernorm
+    if isinstance(model, Llama):
+        table = model.rotary.at(0, longest)
+        turned = (table[0][positions], table[1][positions])
+        x = model.model.embed_tokens(flat.ids)
+        x = x.float() if model.wide_residual else x
+        layers = [
+            partial(layer, layer=number, cache=None, rotary=model.rotary, table=turned, mask=mask)
+            for number, layer in enumerate(model.model.layers)
+        ]
+        return x, layers, model.model.norm
+    trunk = cast(GPT2, model).transformer
+    x = trunk.wte(flat.ids) + trunk.wpe(positions)
+    return x, [partial(layer, mask=mask, cache=None, layer=n) for n, layer in enumerate(trunk.h)], trunk.ln_f
+
+
+def _of_chatglm(model: ChatGLM, flat: Flat) -> tuple[torch.Tensor, list[Layer], nn.Module]:
+    """Two positions a token, and a prompt that is read in both directions."""
+    device, two_rows = flat.ids.device, model.spec.extra["two_positions"]
+    layouts = [chatglm.read_layout(ids, model.spec) for ids in flat.documents()]
+    positions = torch.cat(
+        [layout.positions(0, length, two_rows, device) for layout, length in zip(layouts, flat.lengths, strict=True)],
+        dim=1,
+    )
+    rotary = chatglm.rotation(positions, model.spec.head_dim // len(positions))
+    mask = Documents(flat.lengths, [layout.visible for layout in layouts], device)
+    x = model.transformer.word_embeddings(flat.ids)
+    layers: list[Layer] = [
+        partial(block, rotary=rotary, mask=mask, cache=None, layer=number)
+        for number, block in enumerate(model.transformer.layers)
+    ]
+    return x, layers, model.transformer.final_layernorm
+
+
+def _of_transformers(model: Fallback, flat: Flat) -> torch.Tensor:
+    """One document after the other, by the network's own forward: nobody knows how it would keep several apart."""
+    accepted = inspect.signature(model.inner.forward).parameters
+    total = torch.zeros((), device=flat.ids.device)
+    start = 0
+    for ids in flat.documents():
+        here = (flat.rows >= start) & (flat.rows < start + len(ids))
+        rows, targets = flat.rows[here] - start, flat.targets[here]
+        start += len(ids)
+        if not len(rows):
+            continue
+        some = {"logits_to_keep": rows} if "logits_to_keep" in accepted else {}
+        logits = cast(Any, model.inner)(input_ids=ids[None], use_cache=False, **some).logits[0]
+        total = total + sum_of_losses(logits if some else logits[rows], targets)
+    return total
+
+
+def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint, LanguageModel, int]:
+    """The checkpoint, its model with the weights in, and the number of threads that compute.
+
+    Packed weights stay packed. Raises what loading raises, and Usage for a model that cannot be tuned.
+    """
+    checkpoint = identify(folder)
+    dtype = choose_dtype(settings.dtype, checkpoint, device)
+    if dtype == torch.float16 and device == "cpu":
+        raise Usage(
+            tr("learning in float16 overflows, and a CPU computes it slowly"),
+            hint=tr("take bfloat16 or float32; weights that lie in float16 are read as they are"),
+            code="tune.dtype",
+        )
+    model = load_model(checkpoint, dtype=dtype, quant=settings.quant, plan=DevicePlan((device,)))
+    if settings.dtype == "float32":
+        multiply_exactly(model)
+    refuse_untrainable(model)
+    if device == "cpu":
+        torch.set_num_threads(settings.threads or physical_cores())
+    return checkpoint, model, torch.get_num_threads()

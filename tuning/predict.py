@@ -1,0 +1,210 @@
+"""What a run will need, before its first step: memory from what a short document keeps, time from two real passes.
+
+What autograd keeps for the backward pass grows with the tokens, and where attention is written out with their square.
+Two short documents tell both; the longest pass of the run is then arithmetic.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmchat.core.errors import DoesNotFit
+from glmchat.core.files import read_text
+from glmchat.core.language import tr
+from glmchat.core.machine import available_memory
+from glmchat.core.text import human_bytes
+from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning.forward import Flat, layers_of, loss_of
+from glmchat.tuning.products import logit_rows
+
+_SHORT = 24  # tokens of the document that is measured, and twice as many
+_MARGIN = 1.05  # what the allocator does not give back
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Bytes and seconds. resident: with the base loaded and nothing learned; kept: for the backward pass; passing: what
+    lives for a moment; learning: gradients and moments. peak: all of it. seconds: of all steps."""
+
+    resident: int
+    kept: int
+    passing: int
+    learning: int
+    by_layer: bool
+    tokens_per_second: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        return self.resident + int(_MARGIN * (self.kept + self.passing + self.learning))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak}
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Bytes that a pass keeps: per token, per square of a document's tokens, and per token where only what goes into
+    each layer is kept; the widest output of a layer in numbers."""
+
+    per_token: float
+    per_square: float
+    inputs_per_token: int
+    layers: int
+    widest: int
+    vocabulary: int
+    learning: int
+
+    def kept(self, lengths: Sequence[int], *, by_layer: bool) -> int:
+        tokens, squares = sum(lengths), sum(length * length for length in lengths)
+        whole = self.per_token * tokens + self.per_square * squares
+        if by_layer:
+            whole = self.inputs_per_token * tokens + whole / self.layers
+        return int(whole)
+
+    def passing(self, lengths: Sequence[int]) -> int:
+        """Four float32 copies of the widest output, or the logits of a chunk of the head three times over."""
+        rows = min(sum(lengths), logit_rows(self.vocabulary))
+        return max(16 * sum(lengths) * self.widest, 14 * rows * self.vocabulary)
+
+
+def measure(model: LanguageModel, learning: Sequence[torch.Tensor], start: Sequence[int]) -> Growth:
+    """start: ids that any document of the model begins with (ChatGLM-6B cannot read without its own)."""
+    device = learning[0].device
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    sizes = []
+    counts = (_SHORT, 2 * _SHORT)
+    for count in counts:
+        ids = torch.tensor([*start, *([start[-1]] * count)][: max(count, len(start) + 2)], device=device)
+        rows = torch.arange(len(ids) - 1, device=device)
+        kept = _kept(model, Flat(ids, (len(ids),), rows, ids[1:]), held)
+        sizes.append((len(ids), kept))
+    (n, first), (m, second) = sizes
+    square = max(0.0, (second / m - first / n) / (m - n)) if m > n else 0.0
+    outputs = (getattr(layer, "out_features", None) for layer in model.modules())
+    wide = max(out for out in outputs if isinstance(out, int) and out != model.spec.vocab_size)
+    width = 4 if model.wide_residual else torch.finfo(model.dtype).bits // 8
+    return Growth(
+        per_token=max(0.0, first / n - square * n),
+        per_square=square,
+        inputs_per_token=len(layers_of(model)) * model.spec.hidden_size * width,
+        layers=len(layers_of(model)),
+        widest=wide,
+        vocabulary=model.spec.vocab_size,
+        learning=sum(12 * tensor.numel() for tensor in learning),
+    )
+
+
+def _kept(model: LanguageModel, flat: Flat, held: set[int]) -> int:
+    """Bytes of the tensors that one forward pass keeps for its backward pass."""
+    seen: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # so that no storage is freed and its address counted twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            seen[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(model, flat)
+    torch.autograd.backward(loss)  # brings the weights that only the backward pass reads into memory, too
+    for parameter in model.parameters():
+        parameter.grad = None
+    return sum(seen.values())
+
+
+def resident_bytes(device: str) -> int:
+    """What this process holds now."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated()
+    try:
+        return int(read_text(Path("/proc/self/statm")).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def predict(growth: Growth, worst: Sequence[int], *, by_layer: bool, device: str) -> Prediction:
+    """worst: lengths of the documents of the pass that needs most."""
+    return Prediction(
+        resident_bytes(device),
+        growth.kept(worst, by_layer=by_layer),
+        growth.passing(worst),
+        growth.learning,
+        by_layer,
+    )
+
+
+def choose(growth: Growth, worst: Sequence[int], wanted: str, memory: int, device: str) -> Prediction:
+    """The prediction, with layers computed twice if that was asked for or is needed. memory: bytes that may be used in
+    all; 0: what is free now. Raises DoesNotFit with the setting that would fit."""
+    allowed = memory or _allowed(device)
+    fast = predict(growth, worst, by_layer=False, device=device)
+    small = predict(growth, worst, by_layer=True, device=device)
+    if wanted == "on" or (wanted == "auto" and allowed is not None and fast.peak > allowed):
+        chosen = small
+    else:
+        chosen = fast
+    if allowed is None or chosen.peak <= allowed:
+        return chosen
+    raise DoesNotFit(
+        tr(
+            "learning needs {needed}, and {allowed} may be used: the longest pass has {tokens:,} tokens",
+            needed=human_bytes(chosen.peak),
+            allowed=human_bytes(allowed),
+            tokens=sum(worst),
+        ),
+        hint=_way_out(growth, worst, small, wanted, allowed, device),
+        code="tune.memory",
+    )
+
+
+def _way_out(growth: Growth, worst: Sequence[int], small: Prediction, wanted: str, allowed: int, device: str) -> str:
+    if wanted == "off" and small.peak <= allowed:
+        return tr("with --checkpointing on it needs {needed}", needed=human_bytes(small.peak))
+    by_layer = wanted != "off"
+    longest = max(worst)
+    for tokens in (sum(worst) * share // 16 for share in range(15, 0, -1)):
+        part = [longest] * (tokens // longest) + [tokens % longest]
+        if tokens and predict(growth, part, by_layer=by_layer, device=device).peak <= allowed:
+            if tokens >= longest:
+                return tr("--row-tokens {tokens} would fit", tokens=tokens)
+            return tr("--row-tokens {tokens} and --max-length {tokens} would fit", tokens=tokens)
+    return tr("no length would fit: take a smaller model, or a quantised one (--quant 4)")
+
+
+def _allowed(device: str) -> int | None:
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_allocated()
+    free_here = available_memory()
+    return None if free_here is None else free_here + resident_bytes(device)
+
+
+def timed(found: Prediction, tokens_per_second: float, seconds: float) -> Prediction:
+    return replace(found, tokens_per_second=tokens_per_second, seconds=seconds)
+
+
+def time_passes(run: Callable[[], None], tokens: int) -> float:
+    """Tokens a second of the second of two passes; the first one warms up."""
+    run()
+    started = time.perf_counter()
+    run()
+    return tokens / max(time.perf_counter() - started, 1e-9)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that this process has held so far."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,118 @@
+"""Products with frozen matrices that gradients pass through, and the loss of the head.
+
+A packed matrix stays packed: forward is the kernel that the engine multiplies with, backward multiplies by blocks of
+its rows, dequantised one after the other into one buffer. Nothing is kept between the two but what torch keeps anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from glmchat.engine.quantize.kernels import BLOCK_VALUES
+from glmchat.engine.quantize.linear import QuantLinear
+
+_CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
+
+
+class Packed(nn.Module):
+    """A QuantLinear that gradients pass through; it has no gradient of its own."""
+
+    def __init__(self, base: QuantLinear) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return cast(torch.Tensor, self.base(x))
+        return cast(torch.Tensor, _Product.apply(x, self.base))  # type: ignore[no-untyped-call]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: QuantLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return cast(torch.Tensor, layer(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        flat = times_rows(grad.reshape(-1, grad.shape[-1]), ctx.layer)
+        return flat.view(*grad.shape[:-1], -1), None
+
+
+def times_rows(grad: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """grad [n, out] times the matrix [out, in] of a frozen layer: [n, in] in grad's dtype."""
+    if not isinstance(layer, QuantLinear):
+        return grad @ cast(torch.Tensor, layer.weight).to(grad.dtype)
+    step = max(1, BLOCK_VALUES // layer.in_features)
+    if step >= layer.out_features:
+        return grad @ layer.dequantise(grad.dtype)
+    total = torch.zeros(len(grad), layer.in_features, dtype=torch.float32, device=grad.device)
+    buffer = grad.new_empty(step, layer.in_features)
+    for start in range(0, layer.out_features, step):
+        ids = torch.arange(start, min(start + step, layer.out_features), device=grad.device)
+        block = buffer[: len(ids)]
+        block.copy_(layer.rows(ids))
+        part = grad[:, start : start + len(ids)]
+        if grad.dtype == torch.float32:
+            total.addmm_(part, block)
+        else:
+            total += part @ block
+    return total.to(grad.dtype)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Sum of the cross entropies of rows x [m, hidden] under a frozen head; logits exist for a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+        grads = torch.empty_like(x) if x.requires_grad else None
+        total = x.new_zeros((), dtype=torch.float64)
+        for start, logits, words in _chunks(x.detach(), targets, head):
+            lengths = logits.logsumexp(1, keepdim=True)
+            total += (lengths - logits.gather(1, words)).sum(dtype=torch.float64)
+            if grads is not None:
+                share = logits.sub_(lengths).exp_()
+                share.scatter_add_(1, words, torch.full_like(lengths, -1.0))
+                grads[start : start + len(share)] = times_rows(share.to(x.dtype), head)
+        ctx.save_for_backward(grads)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grads,) = ctx.saved_tensors
+        return grads * grad.to(grads.dtype), None, None
+
+
+def logit_rows(vocabulary: int) -> int:
+    """For how many rows logits exist at a time."""
+    return max(16, _CHUNK_BYTES // (4 * vocabulary))
+
+
+def _chunks(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> Any:
+    """(first row, float32 logits [k, vocab], targets [k, 1]) for a few rows after the other."""
+    step = logit_rows(cast(int, head.out_features))
+    for start in range(0, len(x), step):
+        logits = head(x[start : start + step]).float()
+        yield start, logits, targets[start : start + step, None]
+
+
+def head_loss(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    """Sum of the cross entropies of targets [m] under the head's logits of x [m, hidden], in float32; 0 for no rows."""
+    if not len(x):
+        return x.sum().float()
+    if any(parameter.requires_grad for parameter in head.parameters()):  # a LoRA on the head learns by autograd
+        return sum_of_losses(head(x), targets)
+    frozen = head.base if isinstance(head, Packed) else head
+    return cast(torch.Tensor, _HeadLoss.apply(x, targets, frozen))  # type: ignore[no-untyped-call]
+
+
+def sum_of_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")

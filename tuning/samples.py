@@ -1,0 +1,54 @@
+"""Answers of the model as it is while it learns, greedily, so that one sees from step to step what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glmchat.engine.families import Checkpoint
+from glmchat.engine.models.base import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """ids: the question as a row of the data would have it, up to where the answer begins."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class Sampler:
+    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, questions: Sequence[Question], most: int) -> None:
+        """most: tokens of an answer."""
+        self._model, self._questions, self._most = model, questions, most
+        self._tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
+        prompt = checkpoint.family.prompt(checkpoint.path, self._tokenizer, checkpoint.spec)
+        self._stops = frozenset(prompt.stop_ids)
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """{"question", "answer", "stopped": it ended by itself} of each question."""
+        was = self._model.training
+        self._model.eval()
+        try:
+            for question in self._questions:
+                ids, stopped = self._answer(question.ids)
+                yield {"question": question.text, "answer": self._tokenizer.decode(ids), "stopped": stopped}
+        finally:
+            self._model.train(was)
+
+    @torch.no_grad()
+    def _answer(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        device = next(self._model.parameters()).device
+        cache = self._model.new_cache(len(ids) + self._most, self._model.dtype)
+        answer: list[int] = []
+        following = torch.tensor(ids, device=device)
+        while len(answer) < self._most:
+            token = int(self._model(following, cache, last_only=True)[-1].argmax())
+            if token in self._stops:
+                return answer, True
+            answer.append(token)
+            following = torch.tensor([token], device=device)
+        return answer, False

@@ -1,0 +1,105 @@
+"""What a run is told: the adapter's shape, how it learns, and how often it looks at itself. Plain numbers and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See the fields; a `Settings()` is a run that most people want.
+
+    rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
+    quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
+    learning_rate, schedule, warmup (steps, or a share of all steps below 1), betas, eps, weight_decay, clip (0: never):
+    of AdamW. epochs, steps: whichever ends first; steps 0: as many as the epochs give.
+    tokens_per_step: documents are gathered up to so many tokens and then make one step; rows_per_step, where it is not
+    0, counts documents instead. row_tokens: so many tokens are in one pass, a longer document alone.
+    checkpointing: compute layers twice instead of keeping what they were given; "auto": where memory asks for it.
+    memory: bytes that may be used; 0: what the machine has free.
+    save_every, evaluate_every, sample_every: steps; 0: only at the end. keep: checkpoints that stay.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] | str = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    quant: int | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    epochs: int = 3
+    steps: int = 0
+    tokens_per_step: int = 4096
+    rows_per_step: int = 0
+    row_tokens: int = 2048
+    seed: int = 0
+    shuffle: bool = True
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    memory: int = 0
+    save_every: int = 0
+    evaluate_every: int = 0
+    sample_every: int = 0
+    sample_tokens: int = 128
+    keep: int = 2
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what is written into the record of the run, and no more
+
+    def __post_init__(self) -> None:
+        """Raises Usage for numbers that make no run."""
+        wrong = (
+            ("rank", self.rank < 1),
+            ("alpha", self.alpha <= 0),
+            ("dropout", not 0 <= self.dropout < 1),
+            ("learning_rate", not 0 < self.learning_rate < 100),
+            ("schedule", self.schedule not in SCHEDULES),
+            ("warmup", self.warmup < 0),
+            ("epochs", self.epochs < 1),
+            ("tokens_per_step", self.tokens_per_step < 1),
+            ("row_tokens", self.row_tokens < 1),
+            ("keep", self.keep < 1),
+            ("steps", self.steps < 0),
+            ("rows_per_step", self.rows_per_step < 0),
+        )
+        for name, is_wrong in wrong:
+            if is_wrong:
+                raise Usage(
+                    tr("{name} cannot be {value}", name=name, value=str(getattr(self, name))),
+                    hint=tr("`glmchat tune --help` says what it may be"),
+                    code="tune.setting",
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """Raises Usage for names that are none of these."""
+        known = {each.name for each in fields(cls)}
+        strange = sorted(set(data) - known)
+        if strange:
+            raise Usage(
+                tr("a run has no setting {name}", name=strange[0]),
+                hint=tr("it has: {names}", names=", ".join(sorted(known))),
+                code="tune.setting",
+            )
+        given = dict(data)
+        for name in ("betas", "targets"):
+            if isinstance(given.get(name), list):
+                given[name] = tuple(given[name])
+        return cls(**given)

@@ -1,0 +1,397 @@
+"""A run: one loop from the first step to the adapter, which any stop leaves whole and any start takes up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmchat.checkpoints.adapter_fit import names_of
+from glmchat.core.errors import Failed, Usage
+from glmchat.core.language import tr
+from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning import faults, predict, state
+from glmchat.tuning.examples import Example
+from glmchat.tuning.forward import Flat, flatten, learned_of, load_base, loss_of
+from glmchat.tuning.lora import LoraShape, attach, change_norm, count, prepare, read_into, trainable, write_adapter
+from glmchat.tuning.order import Step, rate_at, read_through, steps_of, worst_of
+from glmchat.tuning.samples import Question, Sampler
+from glmchat.tuning.settings import Settings
+
+Tell = Callable[[dict[str, Any]], None]
+CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """adapter: PEFT's folder. stopped: before the last step, at a checkpoint. change: the length of what was added to
+    the weights. evaluation: the last loss of the evaluation rows, None without any."""
+
+    adapter: Path
+    step: int
+    steps: int
+    stopped: bool
+    loss: float
+    evaluation: float | None
+    change: float
+    learning: int
+    numbers: int
+    tokens: int
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "adapter": str(self.adapter)}
+
+
+class Learner(nn.Module):
+    """The model as one call from documents to a loss, which is what several processes need to agree on gradients."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.by_layer = False
+
+    def forward(self, flat: Flat) -> torch.Tensor:
+        return loss_of(self.model, flat, by_layer=self.by_layer)
+
+
+def train(
+    model_folder: Path,
+    dataset: Sequence[Example],
+    settings: Settings,
+    folder: Path,
+    tell: Tell,
+    stop: Callable[[], bool],
+    *,
+    evaluation: Sequence[Example] = (),
+    questions: Sequence[Question] = (),
+) -> Result:
+    """Learn an adapter for the model from `dataset`; everything written is below `folder`, the adapter last.
+
+    A folder that holds a whole checkpoint of this very run is gone on with. tell: hears every event as a plain dict.
+    stop: asked before each step; True saves and stops. Raises Usage, Damaged, DoesNotFit or Failed.
+    """
+    return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions).go(stop)
+
+
+class _Run:
+    def __init__(
+        self,
+        model_folder: Path,
+        dataset: Sequence[Example],
+        settings: Settings,
+        folder: Path,
+        tell: Tell,
+        evaluation: Sequence[Example],
+        questions: Sequence[Question],
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
+        self.accelerator = Accelerator(cpu=settings.device == "cpu")
+        self.device = str(self.accelerator.device) if settings.device != "cpu" else "cpu"
+        self.main = self.accelerator.is_main_process
+        self.tell: Tell = tell if self.main else lambda event: None
+        self.lengths, self.learned, self.fingerprint = read_through(dataset)
+        self.steps = steps_of(self.lengths, settings)
+        self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device)
+        self._refuse_too_long()
+        self.shape = LoraShape(
+            settings.rank, settings.alpha, settings.dropout, settings.targets, settings.rslora, settings.dora
+        )
+        prepare(self.model)
+        self.linears = dict(self.model.named_modules())
+        self.layers = attach(self.model, self.shape, settings.seed)
+        self.parameters = trainable(self.layers)
+        self.model.train()
+        self.learner = Learner(self.model)
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens) if questions else None
+        self.done, self.tokens, self.loss = 0, 0, math.nan
+        self.evaluated: float | None = None
+
+    def go(self, stop: Callable[[], bool]) -> Result:
+        started = time.perf_counter()
+        prediction = self._predict()
+        self._resume()
+        call: Any = self.learner
+        if self.accelerator.num_processes > 1:
+            call, self.optimiser = self.accelerator.prepare(self.learner, self.optimiser)
+        stopped = False
+        for step in self.steps[self.done :]:
+            if stopped := self._agreed(stop()):
+                break
+            self._step(call, step)
+            self._look(step)
+        if stopped:
+            self._save()
+        elif self.main:
+            self._finish()
+        self.accelerator.wait_for_everyone()
+        learning, numbers = count(self.model, self.layers)
+        return Result(
+            self.folder / ADAPTER,
+            self.done,
+            len(self.steps),
+            stopped,
+            self.loss,
+            self.evaluated,
+            change_norm(self.layers),
+            learning,
+            numbers,
+            self.tokens,
+            time.perf_counter() - started,
+            {
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "device": self.device,
+                "threads": self.threads,
+                "processes": self.accelerator.num_processes,
+                "prediction": prediction.to_json(),
+                "peak": predict.peak_bytes(self.device),
+                "data": self.fingerprint,
+            },
+        )
+
+    # Before the first step
+
+    def _refuse_too_long(self) -> None:
+        longest = max(range(len(self.lengths)), key=lambda number: self.lengths[number])
+        if self.lengths[longest] > self.checkpoint.spec.context:
+            raise Usage(
+                tr(
+                    "{place} has {length:,} tokens, and the model reads {context:,} at most",
+                    place=str(self.dataset[longest].place),
+                    length=self.lengths[longest],
+                    context=self.checkpoint.spec.context,
+                ),
+                hint=tr("cut rows with --max-length {context}", context=self.checkpoint.spec.context),
+                code="tune.length",
+            )
+
+    def _predict(self) -> predict.Prediction:
+        """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
+        worst = worst_of(self.steps, self.lengths)
+        growth = predict.measure(self.model, list(self.parameters.values()), self._opening())
+        lengths = [self.lengths[number] for number in worst]
+        settings = self.settings
+        found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device)
+        self.learner.by_layer = found.by_layer
+        flat = self._flat(worst)
+
+        def run() -> None:
+            self.learner(flat).backward()
+            self.optimiser.zero_grad(set_to_none=True)
+
+        self._seed(0)
+        speed = predict.time_passes(run, len(flat.ids))
+        total = sum(self.lengths[number] for step in self.steps for number in step.documents)
+        found = predict.timed(found, speed, total / speed / self.accelerator.num_processes)
+        learning, numbers = count(self.model, self.layers)
+        self.tell(
+            {
+                "kind": "plan",
+                "steps": len(self.steps),
+                "documents": len(self.lengths),
+                "tokens": total,
+                "learned": sum(self.learned),
+                "learning": learning,
+                "numbers": numbers,
+                "layers": len(self.layers),
+                "checkpointing": found.by_layer,
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "threads": self.threads,
+                "prediction": found.to_json(),
+            }
+        )
+        return found
+
+    def _opening(self) -> list[int]:
+        """The beginning of a document, up to where something is learned."""
+        example = self.dataset[min(range(len(self.lengths)), key=lambda number: self.lengths[number])]
+        first = next((at for at, counts in enumerate(example.learned) if counts), len(example.ids) - 1)
+        return list(example.ids[: max(1, first)])
+
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be gone on with."""
+        settings = self.settings.to_json()
+        for free in ("memory", "checkpointing", "save_every", "evaluate_every", "sample_every", "sample_tokens", "keep",
+                     "extra"):  # fmt: skip
+            settings.pop(free)
+        return {
+            "settings": json.loads(json.dumps(settings)),
+            "data": self.fingerprint,
+            "learns": hashlib.sha256("\n".join(self.parameters).encode()).hexdigest(),
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _resume(self) -> None:
+        saved = state.newest(self.folder / CHECKPOINTS)
+        if saved is None:
+            return
+        record, own = saved.position.get("run"), self._record()
+        if record != own:
+            differs = next((k for k in own if not isinstance(record, Mapping) or record.get(k) != own[k]), "settings")
+            raise Usage(
+                tr("this folder holds a run with other {what}", what=differs),
+                hint=tr("resume it as it was begun, or begin a new run"),
+                code="tune.resume",
+            )
+        read_into(saved.folder, self.layers)
+        state.restore_moments(self.optimiser, self.parameters, saved.tensors(state.OPTIMISER))
+        torch.set_rng_state(saved.tensors(state.GENERATOR)["generator"])
+        self.done, self.tokens = saved.step, int(saved.position["tokens"])
+        self.loss, self.evaluated = float(saved.position["loss"]), saved.position["evaluation"]
+        self.tell({"kind": "resumed", "step": self.done, "steps": len(self.steps)})
+
+    # Steps
+
+    def _flat(self, numbers: Sequence[int]) -> Flat:
+        return flatten([self.dataset[number] for number in numbers], self.device)
+
+    def _seed(self, step: int) -> None:
+        """Dropout of a step is a function of the seed and the step: neither samples nor evaluations move it."""
+        torch.manual_seed((self.settings.seed * 1_000_003 + step * 8191 + self.accelerator.process_index) % (1 << 63))
+
+    def _step(self, call: Any, step: Step) -> None:
+        begun = time.perf_counter()
+        accelerator = self.accelerator
+        rate = rate_at(step.number, len(self.steps), self.settings)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        learned = max(1, sum(self.learned[number] for number in step.documents))
+        own = step.passes[accelerator.process_index :: accelerator.num_processes]
+        self._seed(step.number)
+        total = torch.zeros((), dtype=torch.float64)
+        for index, numbers in enumerate(own or step.passes[:1]):
+            last = index == len(own) - 1 or not own
+            with accelerator.no_sync(call) if not last and accelerator.num_processes > 1 else nullcontext():
+                loss = call(self._flat(numbers))
+                share = (accelerator.num_processes / learned) if own else 0.0
+                accelerator.backward(loss * share)
+            total += loss.detach().double().cpu() if own else 0.0
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total.float().to(self.device)).double().cpu()
+        self.loss = float(total) / learned
+        norm = self._norm()
+        if not math.isfinite(self.loss) or not math.isfinite(norm) or self.loss == 0:
+            raise faults.bad_step(self.model, self.dataset, step, self.loss, self.parameters, self.learner.by_layer)
+        if self.done == 0:
+            faults.require_gradients(self.parameters)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - begun
+        tokens = sum(self.lengths[number] for number in step.documents)
+        self.done, self.tokens = step.number, self.tokens + tokens
+        self._told(step, rate, norm, tokens, seconds)
+
+    def _norm(self) -> float:
+        values = list(self.parameters.values())
+        if self.settings.clip:
+            return float(self.accelerator.clip_grad_norm_(values, self.settings.clip))
+        grads = [value.grad for value in values if value.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+    def _told(self, step: Step, rate: float, norm: float, tokens: int, seconds: float) -> None:
+        speed = tokens / max(seconds, 1e-9)
+        left = sum(self.lengths[number] for each in self.steps[self.done :] for number in each.documents)
+        widest = max(sum(self.lengths[n] for n in numbers) for numbers in step.passes)
+        self.tell(
+            {
+                "kind": "step",
+                "step": step.number,
+                "steps": len(self.steps),
+                "epoch": step.epoch,
+                "loss": self.loss,
+                "lr": rate,
+                "grad_norm": norm,
+                "tokens": tokens,
+                "tokens_per_second": speed,
+                "memory": predict.resident_bytes(self.device),
+                "seconds_left": left / speed,
+                "worst": widest / max(1, self.settings.row_tokens),
+            }
+        )
+
+    def _look(self, step: Step) -> None:
+        """What is due after a step: an evaluation, samples, a checkpoint."""
+        settings, last = self.settings, step.number == len(self.steps)
+        if self.evaluation and (last or _due(step.number, settings.evaluate_every)):
+            found = self.evaluated = self._evaluate()
+            perplexity = math.exp(min(found, 700.0))
+            self.tell({"kind": "evaluation", "step": step.number, "loss": found, "perplexity": perplexity})
+        if self.main and self.sampler is not None and (last or _due(step.number, settings.sample_every)):
+            for sample in self.sampler.answers():
+                self.tell({"kind": "sample", "step": step.number, **sample})
+        if last or _due(step.number, settings.save_every):
+            self._save()
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        """Mean loss of the evaluation rows, one after the other: nothing is stacked."""
+        self.model.eval()
+        try:
+            total = sum(float(self.learner(flatten([example], self.device))) for example in self.evaluation)
+        finally:
+            self.model.train()
+        return total / max(1, sum(map(learned_of, self.evaluation)))
+
+    def _agreed(self, wanted: bool) -> bool:
+        """Whether any process was asked to stop: all stop at one step, or none."""
+        if self.accelerator.num_processes == 1:
+            return wanted
+        return bool(self.accelerator.reduce(torch.tensor(float(wanted), device=self.device)) > 0)
+
+    # What is written
+
+    def _save(self) -> None:
+        if not self.main:
+            return
+        position = {
+            "run": self._record(),
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "evaluation": self.evaluated,
+            "epoch": self.steps[self.done - 1].epoch if self.done else 0,
+        }
+        moments = state.moments(getattr(self.optimiser, "optimizer", self.optimiser), self.parameters)
+        places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
+        state.save(places, self.done, position, moments, generator, self._write, self.settings.keep)
+        self.tell({"kind": "checkpoint", "step": self.done})
+
+    def _write(self, folder: Path) -> None:
+        across = self.checkpoint.family.transposed is not None
+        names = names_of(self.checkpoint.path, self.checkpoint.config)
+        write_adapter(folder, self.layers, self.shape, names[0] if names else "", lies_in_out=across,
+                      linears=self.linears)  # fmt: skip
+
+    def _finish(self) -> None:
+        """The adapter in its folder, whole or not there."""
+        wrong = [name for name, value in self.parameters.items() if not bool(value.isfinite().all())]
+        if wrong:
+            raise Failed(
+                tr("{name} holds numbers that are not finite (NaN or infinity)", name=wrong[0]),
+                hint=tr("take an earlier checkpoint, and a lower learning rate"),
+                code="tune.not_finite",
+            )
+        beside = self.folder / f".{ADAPTER}"
+        state.replace_folder(self.folder / ADAPTER, beside, self._write)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
