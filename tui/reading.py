@@ -26,6 +26,7 @@ class Reading:
         self._face = face
         self._actions = actions
         self._leave = leave
+        self._typing = False  # letters are on their way to the prompt, which has not got the focus yet
 
     def press(self, event: events.Key) -> None:
         """Keys on the current turn, while the transcript has the focus; other letters go to the prompt."""
@@ -35,7 +36,12 @@ class Reading:
             if event.is_printable and event.character:
                 prompt.focus()
                 prompt.insert(event.character)
+                self._typing = True
                 event.stop()
+            elif key == "enter" and self._typing:  # typed in one go with the letters: it comes to the prompt behind them
+                self._typing = False
+                event.stop()
+                prompt.app.post_message(events.Key(key, event.character))
             return
         act = next((a.act for a in ACTIONS if key in a.keys and turn.role in a.roles), None)
         if act is not None:

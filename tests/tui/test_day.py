@@ -59,6 +59,19 @@ def test_a_copy_reaches_a_tmux_with_its_default_settings(model: Path, tmp_path: 
         subprocess.run([*tmux, "kill-server"], check=False)
 
 
+def test_what_is_typed_in_one_go_behind_a_selection_is_sent(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.say("hello")
+        terminal.until_seen("one two")
+        row = terminal.row_of("one two") + 1
+        for button, column, end in ((0, 6, "M"), (32, 12, "M"), (0, 12, "m")):
+            terminal.type(f"\x1b[<{button};{column};{row}{end}")
+        terminal.until_seen("Esc back to the prompt")
+        terminal.type("and more\r")
+        terminal.until(lambda: terminal.text.count("one two") == 2)
+
+
 def test_an_adapter_that_is_refused_names_what_can_be_typed_here(adapters_here: LaunchOptions) -> None:
     with TerminalSession("run", adapters_here.engine.folder, columns=160) as terminal:
         terminal.until_ready()
