@@ -108,6 +108,17 @@ def test_the_keys_can_be_turned_off(model: Path) -> None:
         assert set(hints(terminal).strip()) == set("╰─╯")
 
 
+@pytest.mark.parametrize(("lang", "words"), [("en", "r rename · p pin · d delete"), ("zh", "r 重命名 · p 置顶 · d 删除")])
+def test_the_keys_of_the_conversations_take_no_row_of_their_own(model: Path, lang: str, words: str) -> None:
+    with History.default() as history:
+        history.append(history.new(), "user", "alpha question")
+    with TerminalSession("run", model, columns=120, environ={"GLMCHAT_LANG": lang}) as terminal:
+        terminal.until_seen("Ctrl+B", "alpha question")
+        terminal.press("ctrl+b")
+        terminal.until_seen(words, "alpha question")
+        assert terminal.lines[-1].startswith("╰") and words in terminal.lines[-1]
+
+
 @pytest.mark.parametrize("width", range(0, 60, 7))
 def test_no_hint_is_cut_in_half(width: int) -> None:
     keys = [("Ctrl+P", "命令面板"), ("F1", "帮助"), ("Ctrl+B", "对话")]

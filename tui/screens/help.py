@@ -38,6 +38,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
     ("Ctrl+C", "copy, when text is selected"),
     ("↑ ↓", "earlier prompts, at the edge of the prompt; a queued message returns first"),
     ("Ctrl+R", "search earlier prompts"),
+    ("Ctrl+B", "conversations; there Enter opens, r rename, p pin, d delete, o one-shots, / search"),
     ("PgUp PgDn Ctrl+Home Ctrl+End", "scroll the conversation, to its top and to its end"),
     (
         "Ctrl+↑ Ctrl+↓",

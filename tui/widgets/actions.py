@@ -43,17 +43,22 @@ class KeyLine(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="keys", markup=False)
-        self._words = ""
+        self._words = self._brief = ""
 
-    def say(self, words: str) -> None:
-        self._words = words
+    def say(self, words: str, brief: str = "") -> None:
+        """brief: the keys that matter most, instead of lines of their own."""
+        self._words, self._brief = words, brief
         self.place()
 
     def place(self) -> None:
         panel = self.parent
         if isinstance(panel, Widget):
             width = panel.outer_size.width - _CORNERS
-            words = first_keys(self._words, width) if self.screen.size.height < FEW_ROWS else self._words
+            words = self._words
+            if self._brief and cell_len(words) > width:
+                words = first_keys(self._brief, width)
+            elif self.screen.size.height < FEW_ROWS:
+                words = first_keys(words, width)
             fits = not panel.outer_size.width or cell_len(words) <= width
             panel.border_subtitle = words if fits else ""
             self.display = not fits

@@ -139,7 +139,7 @@ class Sidebar(Steady, Vertical):
         at = listing.highlighted
         before = self.targets[at] if at is not None and at < len(self.targets) else None
         listing.clear_options()
-        query = self.query_text
+        query, brief = self.query_text, ""
         if query:
             from glmchat.chat.history.search import grouped  # not before the first frame
 
@@ -162,15 +162,16 @@ class Sidebar(Steady, Vertical):
                 listing.add_option(Option(row) if day == above else Headed(heading, row))
                 above = day
             hint = tr("Enter opens · r rename · p pin · d delete · o one-shots · / search")
+            brief = tr("r rename · p pin · d delete")
             if self._deleted:
-                hint = tr("deleted · u restores it")
+                hint, brief = tr("deleted · u restores it"), ""
             ids = [c.id for c in rows]
             at = at if at is not None else (ids.index(self.open_id) if self.open_id in ids else 0)
         if before in self.targets:
             at = self.targets.index(before)  # pinned or renamed, it stands elsewhere now and stays the chosen one
         if self.targets:
             listing.highlighted = min(at or 0, len(self.targets) - 1)
-        self.query_one(KeyLine).say(hint)
+        self.query_one(KeyLine).say(hint, brief)
 
     def _is_listed(self, c: Conversation) -> bool:
         """One that was only begun is listed by its draft; one-shots are listed when they are asked for."""
