@@ -134,13 +134,13 @@ def generation_config(folder: Path | None) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """A setting as it is typed."""
+    """A setting as it is typed, in the language of the window."""
     if value is None:
-        return "none"
+        return tr("none")
     if isinstance(value, tuple):
         return "|".join(value)
     if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False) if value else "none"
+        return json.dumps(value, ensure_ascii=False) if value else tr("none")
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

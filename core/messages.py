@@ -149,7 +149,7 @@ def parse_sampling_value(name: str, text: str) -> Any:
             case "top_k":
                 return minus_one(name, int(text))
             case "seed" | "max_tokens":
-                return None if text.lower() in ("none", "off", "auto", "") else minus_one(name, int(text))
+                return None if text.lower() in ("none", tr("none"), "off", "auto", "") else minus_one(name, int(text))
             case "stop":
                 return tuple(text.split("|")) if text else ()
             case "template_variables":

@@ -38,7 +38,9 @@ class Reading:
                 prompt.insert(event.character)
                 self._typing = True
                 event.stop()
-            elif key == "enter" and self._typing:  # typed in one go with the letters: it comes to the prompt behind them
+            elif (
+                key == "enter" and self._typing
+            ):  # typed in one go with the letters: it comes to the prompt behind them
                 self._typing = False
                 event.stop()
                 prompt.app.post_message(events.Key(key, event.character))

@@ -16,10 +16,11 @@ from glmchat.chat.adapters_choice import change
 from glmchat.chat.answering import Done
 from glmchat.chat.history.history import History
 from glmchat.chat.launch import LaunchOptions, launch_installed, locate, wanted_model
-from glmchat.chat.sampling_choice import ORDER, Origin, choose_sampling, generation_config, ranks_for_launch
+from glmchat.chat.sampling_choice import ORDER, Origin, choose_sampling, generation_config, ranks_for_launch, value_text
 from glmchat.chat.session import ChatSession
 from glmchat.core import locations
 from glmchat.core.errors import NotInstalled, UnknownModel, Usage
+from glmchat.core.messages import Sampling, parse_sampling_value
 from glmchat.core.settings import Settings, load_settings
 from glmchat.hub import installed, lookup
 from glmchat.hub.installed import Installed
@@ -203,3 +204,17 @@ def test_a_swap_of_adapters_and_an_answer_look_at_no_model_and_at_no_other_adapt
     answer = list(session.ask("hi"))[-1]
     assert isinstance(answer, Done) and answer.answer.text == "Hello"
     assert set(seen) == {"poet", "bard"}
+
+
+@pytest.mark.parametrize(("lang", "nothing"), [("en", "none"), ("zh", "无")])
+def test_what_a_setting_is_shown_as_can_be_typed_again(
+    lang: str, nothing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCHAT_LANG", lang)
+    assert value_text(None) == nothing
+    for sampling in (Sampling(), Sampling(seed=7, max_tokens=9, temperature=0.25, top_k=3, stop=("a", "b"))):
+        for name, value in sampling.to_json().items():
+            if name != "template_variables":
+                value = tuple(value) if name == "stop" else value
+                assert parse_sampling_value(name, value_text(value)) == value
+    assert parse_sampling_value("seed", "none") is None

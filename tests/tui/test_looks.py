@@ -108,7 +108,9 @@ def test_the_keys_can_be_turned_off(model: Path) -> None:
         assert set(hints(terminal).strip()) == set("╰─╯")
 
 
-@pytest.mark.parametrize(("lang", "words"), [("en", "r rename · p pin · d delete"), ("zh", "r 重命名 · p 置顶 · d 删除")])
+@pytest.mark.parametrize(
+    ("lang", "words"), [("en", "r rename · p pin · d delete"), ("zh", "r 重命名 · p 置顶 · d 删除")]
+)
 def test_the_keys_of_the_conversations_take_no_row_of_their_own(model: Path, lang: str, words: str) -> None:
     with History.default() as history:
         history.append(history.new(), "user", "alpha question")
