@@ -156,6 +156,10 @@ def test_the_status_line_says_where_the_model_computes_and_why_and_the_reason_go
     assert "cuda:1 · RTX 3090, 22.1 GB free" in status_text(facts, 80, PALETTES["dark"]).plain
     narrow = status_text(facts, 24, PALETTES["dark"]).plain
     assert "cuda:1" in narrow and "RTX" not in narrow
+    facts = Facts("smollm2", revision="0.1.2", quant="q4_1", used=112, limit=8192, memory=574_900_000, device="cpu")
+    facts.device_reason, facts.speed, facts.first_token = "no NVIDIA driver responds", 93.2, 0.21
+    row = status_text(facts, 80, PALETTES["dark"]).plain
+    assert "93.2 tok/s" in row and "NVIDIA" not in row  # which is known since the start
     facts = Facts("m", device="cpu", device_reason="the installed torch was built without CUDA")
     assert "CPU · the installed torch was built without CUDA" in status_text(facts, 80, PALETTES["dark"]).plain
 

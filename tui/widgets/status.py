@@ -150,7 +150,7 @@ def status_text(facts: Facts, width: int, palette: Palette) -> Text:
     if f.device is not None:
         right.append((8, Text("CPU" if f.device == "cpu" else one_line(f.device, 24), p.quiet)))
         if f.device_reason:
-            right.append((10, Text(one_line(f.device_reason, 48), p.quiet)))
+            right.append((13, Text(one_line(f.device_reason, 48), p.quiet)))
     if f.memory is not None:
         right.append((8, Text(human_bytes(f.memory), p.quiet)))
     if f.gpu is not None:
