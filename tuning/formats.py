@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
@@ -117,10 +116,10 @@ def recognise(rows: Sequence[Raw], file: str) -> Form:
     for value in keyed:
         for form in FORMS.values():
             if all(form.columns[part] in value for part in form.needs):
-                return _with_tags(form, value)
+                return with_tags(form, rows)
     for row in rows:
         if isinstance(row.value, list) and row.value and all(isinstance(item, dict) for item in row.value):
-            return _with_tags(Form("messages", {"messages": ""}, ("messages",), OPENAI), {"": row.value})
+            return with_tags(Form("messages", {"messages": ""}, ("messages",), OPENAI), rows)
     keys = ", ".join(dict.fromkeys(key for value in keyed[:3] for key in value)) or tr("none")
     raise Usage(
         tr("{file}: no known format has the keys {keys}", file=one_line(file), keys=one_line(keys, 120)),
@@ -129,10 +128,12 @@ def recognise(rows: Sequence[Raw], file: str) -> Form:
     )
 
 
-def _with_tags(form: Form, value: Mapping[str, Any]) -> Form:
+def with_tags(form: Form, rows: Sequence[Raw]) -> Form:
     """ShareGPT's names in a field that OpenAI's are usual in, and the other way round (ChatGLM3's demo)."""
-    listed = value.get(form.columns.get("messages", "\0"))
-    if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
-        return form
-    tags = next((tags for tags in (form.tags, SHAREGPT, OPENAI) if tags.role in listed[0]), form.tags)
-    return replace(form, tags=tags)
+    key = form.columns.get("messages")
+    for row in rows if key is not None else ():
+        listed = row.value if not key else row.value.get(key) if isinstance(row.value, dict) else None
+        if isinstance(listed, list) and listed and isinstance(listed[0], dict):
+            known = (form.tags, SHAREGPT, OPENAI)
+            return replace(form, tags=next((tags for tags in known if tags.role in listed[0]), form.tags))
+    return form

@@ -10,14 +10,16 @@ from itertools import chain, islice, pairwise
 from pathlib import Path
 
 from glmchat.core.errors import Usage
+from glmchat.core.fingerprints import of_text
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.prompts.base import NoChat
 from glmchat.tuning.examples import Place
-from glmchat.tuning.formats import Form, recognise
+from glmchat.tuning.formats import Form, recognise, with_tags
 from glmchat.tuning.options import DataOptions, PromptSide
 from glmchat.tuning.page import SHOWN, Counted, Facts, FileFacts, sample_of
 from glmchat.tuning.reading import Fault, Raw, read_rows
+from glmchat.tuning.recipes import differences
 from glmchat.tuning.rendering import On, OverLength, Rendered, fit
 from glmchat.tuning.rows import Conversation, RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source, share_of
@@ -53,9 +55,13 @@ class Gathering:
         self._first = array("I")  # of each used row: its first example,
         self._keys = array("Q")  # a hash of what it says,
         self._use = array("H")  # and its file
+        self._recipe = options.recipe(side.checkpoint.spec.family)
         self._limit = options.max_length or min(LENGTH, side.checkpoint.spec.context)
+        if self._recipe is not None:
+            self._limit = self._recipe.total
         self._policy: OverLength = options.over_length or "cut-question"
         self._on: On = options.on or "answers"
+        self._is_text = True  # until questions and answers are met
 
     def read(self) -> Facts:
         """Everything, in the order of the files. Raises Usage for data that cannot be learned from as they are."""
@@ -67,6 +73,13 @@ class Gathering:
         self._first.append(len(self.store))
         facts = self.facts
         facts.on, facts.limit, facts.policy = self._on, self._limit, self._policy
+        if self._is_text:
+            facts.on, facts.policy = "text", self._options.over_length or "split"
+        facts.recipe = of_text(repr((self._options, self._side.prompt.identity)))[:12]
+        if self._recipe is not None:
+            facts.policy = self._recipe.name
+            facts.recipe = f"{self._recipe.name} {self._recipe.digest}"
+            facts.differences = differences(self._recipe)
         if not any(file.used for file in facts.files if file.use == "train"):
             raise self._nothing()
         self._require_fitting()
@@ -84,7 +97,7 @@ class Gathering:
         head = list(islice(notes, _PEEK))
         rows = [row for row in head if isinstance(row, Raw)]
         if rows or source.form is not None:
-            form = source.form or recognise(rows, about.file)
+            form = recognise(rows, about.file) if source.form is None else with_tags(source.form, rows)
             about.form = form.name
             self._require(form, about.file)
             self._tell_unused(rows, form, about.file)
@@ -123,6 +136,8 @@ class Gathering:
         return None
 
     def _render(self, said: Conversation | Text) -> Rendered:
+        if self._recipe is not None:
+            return self._recipe.make(self._recipe, said, self._side.prompt)
         return fit(said, self._side.prompt, self._on, self._limit, self._policy)
 
     def _suspect(self, said: Conversation | Text) -> None:
@@ -142,9 +157,15 @@ class Gathering:
                 hint=tr("learn the better ones alone: --columns {columns},answer=chosen", columns=columns),
                 code="data.pairs",
             )
+        if self._recipe is not None and self._recipe.is_text != form.is_text:
+            raise Usage(
+                tr("--like {name} does not learn rows of the format {form}", name=self._recipe.name, form=form.name),
+                hint=tr("it takes texts") if self._recipe.is_text else tr("it takes questions and answers"),
+                code="data.recipe_rows",
+            )
         if form.is_text:
-            self._on = self._options.on or ("text" if len(self._sources) == 1 else self._on)
             return
+        self._is_text = False
         if self._on == "text":
             raise Usage(
                 tr("{file} holds questions and answers, no texts", file=name),

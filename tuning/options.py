@@ -11,11 +11,14 @@ from typing import Any
 
 from glmchat.checkpoints.gguf_file import open_gguf
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
+from glmchat.core.errors import Usage
 from glmchat.core.fingerprints import whole
+from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.engine.prompts.template import TemplatePrompt
 from glmchat.engine.tokenizers.base import Tokenizer
+from glmchat.tuning.recipes import Recipe, recipe_of
 from glmchat.tuning.rendering import On, OverLength
 from glmchat.tuning.sources import Source
 
@@ -38,6 +41,20 @@ class DataOptions:
     evaluation: str | None = None
     system: str | None = None
     seed: int = 0
+
+    def recipe(self, family: str) -> Recipe | None:
+        """The original that is asked for. Raises Usage where something else is that a recipe fixes."""
+        found = recipe_of(self.like, family)
+        asked = {"--max-length": self.max_length, "--over-length": self.over_length, "--on": self.on,
+                 "--system": self.system}  # fmt: skip
+        fixed = [name for name, value in asked.items() if value is not None]
+        if found is not None and fixed:
+            raise Usage(
+                tr("--like fixes what {options} would change", options=", ".join(fixed)),
+                hint=tr("leave out one of them"),
+                code="data.recipe_fixed",
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -68,10 +68,11 @@ class Raw:
         return _position(self, _before(self.source.decode("utf-8"), path))
 
 
+Heard = Callable[[int], None]  # (bytes read so far)
 Note = Callable[[str, int], None]  # (what is odd about the file as a whole: "bom", "crlf"; line)
 
 
-def read_rows(path: Path, note: Note, heard: Callable[[int], None] = lambda done: None) -> Iterator[Raw | Fault]:
+def read_rows(path: Path, note: Note, heard: Heard = lambda done: None) -> Iterator[Raw | Fault]:
     """All rows of a file, and what in it is none, in their order. heard: bytes read so far.
 
     Raises Damaged for a file that cannot be opened.
@@ -83,18 +84,16 @@ def read_rows(path: Path, note: Note, heard: Callable[[int], None] = lambda done
             begin = len(_BOM) if head.startswith(_BOM) else 0
             if begin:
                 note("bom", 1)
-            if b"\r\n" in head:
-                note("crlf", head[: head.index(b"\r\n")].count(b"\n") + 1)
             file.seek(begin)
             kind = path.suffix.lower()
             if kind in (".csv", ".tsv"):
                 yield from _table(file, name, "\t" if kind == ".tsv" else None, heard)
             elif kind in (".txt", ".md"):
-                yield from _text(file, name, heard)
+                yield from _text(file, name, note, heard)
             elif _is_array(head[begin:]):
-                yield from _array(file, name, heard, column=1 + bool(begin))
+                yield from _array(file, name, note, heard, column=1 + bool(begin))
             else:
-                yield from _lines(file, name, heard, column=1 + bool(begin))
+                yield from _lines(file, name, note, heard, column=1 + bool(begin))
     except OSError as error:
         known = refusal(error)
         if known is not None:
@@ -112,14 +111,16 @@ def _is_array(head: bytes) -> bool:
     if not first.startswith(b"["):
         return False
     try:
-        return not (isinstance(orjson.loads(first), list) and rest.lstrip(_BLANK).startswith(b"["))
+        items = orjson.loads(first)
     except orjson.JSONDecodeError:
         return True
+    is_talk = bool(items) and all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in items)
+    return not (is_talk or rest.lstrip(_BLANK).startswith(b"["))
 
 
-def _lines(file: BinaryIO, name: str, heard: Callable[[int], None], column: int) -> Iterator[Raw | Fault]:
+def _lines(file: BinaryIO, name: str, note: Note, heard: Heard, column: int) -> Iterator[Raw | Fault]:
     done = file.tell()
-    for number, line in _bounded_lines(file):
+    for number, line in _bounded_lines(file, note):
         done += len(line)
         heard(done)
         place = Place(name, number)
@@ -130,10 +131,13 @@ def _lines(file: BinaryIO, name: str, heard: Callable[[int], None], column: int)
         column = 1
 
 
-def _bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _bounded_lines(file: BinaryIO, note: Note) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers; of one that is too large only the beginning, which is too large too."""
-    number = 1
+    number, is_plain = 1, True
     while line := file.readline(LARGEST + 1):
+        if is_plain and line.endswith(b"\r\n"):
+            note("crlf", number)
+            is_plain = False
         yield number, line
         while len(line) > LARGEST and not line.endswith(b"\n"):
             line = file.readline(LARGEST + 1)
@@ -143,8 +147,9 @@ def _bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 class _Counted:
     """A file read in blocks, of which only what is still looked at is kept."""
 
-    def __init__(self, file: BinaryIO, heard: Callable[[int], None], column: int) -> None:
-        self._file, self._heard, self._done = file, heard, file.tell()
+    def __init__(self, file: BinaryIO, note: Note, heard: Heard, column: int) -> None:
+        self._file, self._note, self._heard, self._done = file, note, heard, file.tell()
+        self._is_plain = True
         self.data = b""
         self.line, self.column, self._at = 1, column, 0  # of data[_at]
 
@@ -166,6 +171,9 @@ class _Counted:
         self._heard(self._done)
         self.data = self.data[keep:] + block
         self._at -= keep
+        if self._is_plain and (end := self.data.find(b"\r\n")) >= 0:
+            self._note("crlf", self.line + self.data[self._at : end].count(b"\n"))
+            self._is_plain = False
         return bool(block)
 
     def row(self, name: str, begin: int, end: int) -> Raw | Fault | None:
@@ -178,16 +186,16 @@ class _Counted:
         return _parsed(data.strip(_BLANK), Place(name, line), column)
 
 
-def _array(file: BinaryIO, name: str, heard: Callable[[int], None], column: int) -> Iterator[Raw | Fault]:
+def _array(file: BinaryIO, name: str, note: Note, heard: Heard, column: int) -> Iterator[Raw | Fault]:
     """The elements of one array. A broken one ends where the next begins on a line of its own, indented alike; what
     stands behind the end of the array is named, and read as if it went on."""
-    text = _Counted(file, heard, column)
+    text = _Counted(file, note, heard, column)
     text.more(0)
     at = begin = text.data.index(b"[") + 1
     depth, closed, first = 1, False, True
     while True:
         mark = _MARK.search(text.data, at)
-        if mark is None or (mark[1] is None and mark[0].startswith(b'"') and mark.end() == len(text.data)):
+        if mark is None or (mark[1] is None and mark[0].startswith(b'"')):  # nothing, or half a string
             end = len(text.data)
             is_large, at = end - begin > LARGEST, end if mark is None else mark.start()
             if not is_large:
@@ -314,7 +322,7 @@ def _too_large(place: Place) -> Fault:
     return Fault(place, "large", tr("a row of more than {size} MB", size=LARGEST // 2**20), tr("rows that fit a model"))
 
 
-def _table(file: BinaryIO, name: str, between: str | None, heard: Callable[[int], None]) -> Iterator[Raw | Fault]:
+def _table(file: BinaryIO, name: str, between: str | None, heard: Heard) -> Iterator[Raw | Fault]:
     """Rows as {column: cell}, the first line naming the columns. Raises Damaged for one that cannot."""
     csv.field_size_limit(LARGEST)
     text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
@@ -356,10 +364,10 @@ def _table(file: BinaryIO, name: str, between: str | None, heard: Callable[[int]
     text.detach()
 
 
-def _text(file: BinaryIO, name: str, heard: Callable[[int], None]) -> Iterator[Raw | Fault]:
+def _text(file: BinaryIO, name: str, note: Note, heard: Heard) -> Iterator[Raw | Fault]:
     """Each line that is not blank."""
     done = 0
-    for number, line in _bounded_lines(file):
+    for number, line in _bounded_lines(file, note):
         done += len(line)
         heard(done)
         place = Place(name, number)

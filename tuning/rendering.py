@@ -156,6 +156,8 @@ def windows(example: Example, limit: int, begin: Sequence[int]) -> Iterator[Exam
     head = list(begin) if example.ids[: len(begin)] != tuple(begin) else []
     size = max(1, limit - len(begin))
     bounds = [0, *range(limit, len(example.ids), size), len(example.ids)]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < 2:  # a token alone is predicted from nothing
+        bounds[-2] -= 1
     for start, end in pairwise(bounds):
         document = Document(example.place)
         if start:

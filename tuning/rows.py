@@ -21,13 +21,15 @@ from glmchat.tuning.reading import Fault, Raw
 class Conversation:
     """messages end with an answer. learned: of each message, whether it is an answer that is to be learned.
 
-    rejected: of a ranking pair, the answer that is not preferred to the last one.
+    rejected: of a ranking pair, the answer that is not preferred to the last one. asked: the last question in the two
+    parts that some formats have (instruction and input).
     """
 
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
     place: Place
     rejected: str | None = None
+    asked: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,14 @@ def read_row(row: Raw, form: Form, prompt: PromptFormat, system: str | None = No
         kept, rejected = (_preferred(value, form, part) for part in ("chosen", "rejected"))
         said.append((Message("assistant", kept), True))
     _check(said, form)
+    if not prompt.takes_tools and any(message.tools or message.role == "tool" or message.name for message, _ in said):
+        found, wanted = tr("tools"), tr("none: this model's format does not support tools")
+        raise RowFault("tools", (form.columns["messages"],) if "messages" in form.columns else (), found, wanted)
     messages, learned = zip(*said, strict=True)
-    return Conversation(messages, learned, row.place, rejected)
+    asked = "", ""
+    if "prompt" in form.columns:
+        asked = value[form.columns["prompt"]], value.get(form.columns.get("query", "\0")) or ""
+    return Conversation(messages, learned, row.place, rejected, asked)
 
 
 Said = tuple[Message, bool]  # and whether it is learned
@@ -141,7 +149,8 @@ def _said(
     item: Mapping[str, Any], role: str, path: tuple[str | int, ...], tags: Tags, prompt: PromptFormat, counts: bool
 ) -> Iterator[Said]:
     """One message of a file: a text, or a call of a tool in one of the three forms that are usual."""
-    content, name = item.get(tags.content), item.get("metadata") or item.get("name")
+    content = item.get(tags.content)
+    name = item.get("metadata") if role == "assistant" else item.get("name")
     if role == "tool" and "observation" in item and "parameters" in item:  # ChatGLM3's demo: call and result at once
         yield _call(prompt, name, item["parameters"], path), counts
         yield Message("tool", _content(item["observation"], (*path, "observation"))), False
@@ -228,7 +237,9 @@ def _check(said: Iterable[Said], form: Form) -> None:
 def _preferred(value: Mapping[str, Any], form: Form, part: str) -> str:
     key = form.columns[part]
     given = value[key]
-    if isinstance(given, list) and given:  # whole conversations: the last message is what differs
+    if (
+        isinstance(given, list) and given and isinstance(given[-1], dict)
+    ):  # whole conversations: the last message is what differs
         given = given[-1]
     if isinstance(given, dict):
         tags = next((tags for tags in (form.tags, SHAREGPT, OPENAI) if tags.content in given), form.tags)

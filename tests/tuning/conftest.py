@@ -18,7 +18,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
                          "mask_token_id": 150000, "gmask_token_id": 150001, "pad_token_id": 20003},
     "chatglm-6b": {}, "chatglm2": {}, "chatglm3": {}, "glm4": {},
 }  # fmt: skip
-FAMILIES = (*CONFIGS, "smollm2")
+FAMILIES = (*CONFIGS, "smollm2")  # those that talk
+CPM = {"model_type": "gpt2", "vocab_size": 30000, "n_positions": 1024, "n_ctx": 1024, "n_embd": 768, "n_layer": 12,
+       "n_head": 12}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +40,12 @@ def sides(
                         shutil.copyfile(file, path / file.name)
                 config = json.loads((shared / "tokenizers" / name.removesuffix("-early") / "config.json").read_text())
                 (path / "config.json").write_text(json.dumps(config | CONFIGS[name]))
+            if name == "cpm":
+                path = tmp_path_factory.mktemp(name)
+                shutil.copyfile(
+                    shared / "tokenizers" / "cpm-gpt2" / "chinese_vocab.model", path / "chinese_vocab.model"
+                )
+                (path / "config.json").write_text(json.dumps(CPM))
             loaded[name] = load_prompt_side(path)
         return loaded[name]
 

@@ -1,7 +1,6 @@
 """Whole files to examples: counts that add up, prompts that are the chat's, tokens that are never stale.
 
-Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/store.py, tuning/page.py, tuning/formats.py,
-tuning/sources.py, tuning/rows.py, tuning/rendering.py, tuning/reading.py.
+Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/store.py, tuning/page.py.
 """
 
 from __future__ import annotations
