@@ -117,6 +117,20 @@ def installed_row(name: str, *, incomplete: bool = False) -> Installed:
     return row
 
 
+def launch_source(text: str) -> Installed:
+    """The model that is to be tuned: whole, and readable. Raises as `locate`, and what makes it unfit to run."""
+    row, bits = locate(text)
+    if bits is not None:
+        raise NotInstalled(
+            tr("{name} is not on this machine", name=one_line(text)),
+            hint=f"glmchat quantize {one_line(row.name)} --bits {bits}",
+        )
+    if row.kind != "adapter" and not row.complete:
+        raise unfinished(row)
+    check_folder(row.path)
+    return row
+
+
 def not_installed(reference: Reference) -> GlmchatError:
     """Why a known model cannot be run from here: none of it is on this machine, or only a part."""
     row = find_installed(reference.base, incomplete=True)

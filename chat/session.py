@@ -18,13 +18,15 @@ from glmchat.chat.answering import Answer, Begun, Done, SeenContext, SessionEven
 from glmchat.chat.client.endpoint import Endpoint, Stop
 from glmchat.chat.context import COMPLETION, ContextParts, Request, is_completion
 from glmchat.chat.history.history import History
-from glmchat.chat.history.owners import SILENT_SECONDS, machine_of
+from glmchat.chat.history.owners import SILENT_SECONDS
 from glmchat.chat.history.rows import ConversationSettings, StoredMessage, Tree, title_from
 from glmchat.chat.sampling_choice import ChosenSampling, SamplingRanks
+from glmchat.chat.trained import trained_system
 from glmchat.chat.turns import AnswerSettings, ModelIdentity, Turns, already_streaming
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, parse_sampling_value, sampling_name
+from glmchat.core.processes import machine_of
 from glmchat.core.text import one_line
 
 _QUESTIONS = 3  # of a conversation that has no title yet
@@ -202,7 +204,9 @@ class ChatSession:
 
     @property
     def system_prompt(self) -> str | None:
-        own = self.settings.system
+        """What somebody set in this conversation; else what its adapters were trained with; else the config's."""
+        if (own := self.settings.system) is None and self.decides and self.adapters:
+            own = trained_system(self.adapters)
         return (own or None) if own is not None else self.default_system
 
     def system(self, text: str | None) -> None:

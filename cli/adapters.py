@@ -272,6 +272,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
         (tr("kind"), kind_words(facts)),
         (tr("base"), row.base),
         (tr("checked against"), checked.get("name")),
+        *_trained(facts.get("trained")),
         (tr("layers"), ", ".join(map(str, facts.get("targets") or ())) or None),
         (tr("tokenizer"), ", ".join(own_tokenizer(row.path)) or None),
         (tr("chat template"), None if own_template(row) is None else tr("its own, used while it is active")),
@@ -292,6 +293,20 @@ def show(name: Name, as_json: AsJson = False) -> None:
         [(f.path, human_bytes(f.size), (f.sha256 or "?")[:12]) for f in row.files],
         right=(1,),
     )
+
+
+def _trained(record: Any) -> list[tuple[str, str | None]]:
+    """What `glmchat tune` noted."""
+    if not isinstance(record, dict):
+        return []
+    loss, judged = record.get("loss"), record.get("evaluation")
+    return [
+        (tr("trained on rows of"), ", ".join(map(str, record.get("data") or ())) or None),
+        (tr("system prompt"), record.get("system") or None),
+        (tr("loss"), f"{loss:.4f}" if isinstance(loss, float) else None),
+        (tr("held-out loss"), f"{judged:.4f}" if isinstance(judged, float) else None),
+        (tr("run"), record.get("run")),
+    ]
 
 
 def rm(

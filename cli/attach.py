@@ -99,7 +99,7 @@ def attach(
 
 def _to_stop(owner: str | None) -> str:
     """How to come back, and how to end the answer instead."""
-    from glmchat.chat.history.owners import pid_of
+    from glmchat.core.processes import pid_of
 
     pid = pid_of(owner)
     if pid is None:
@@ -110,7 +110,7 @@ def _to_stop(owner: str | None) -> str:
 def _read_along(conversation: int | None) -> int:
     """Print the answer that is being written to its end. Returns the conversation. Raises Usage if there is none."""
     from glmchat.chat.history.history import History
-    from glmchat.chat.history.owners import is_alive
+    from glmchat.core.processes import is_alive
 
     with History.default() as history:
         answered = history.answered_elsewhere()

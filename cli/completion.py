@@ -65,6 +65,13 @@ def complete_adapters(incomplete: str) -> list[str]:
     return [row.name for row in list_adapters() if row.name.startswith(incomplete)]
 
 
+def complete_runs(incomplete: str) -> list[str]:
+    """Runs of tuning."""
+    from glmchat.core.run_folder import runs
+
+    return [run.id for run in runs() if run.id.startswith(incomplete)]
+
+
 def complete_here(incomplete: str) -> list[str]:
     """Models and adapters on this machine."""
     return [*complete_installed(incomplete), *complete_adapters(incomplete)]

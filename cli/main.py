@@ -59,6 +59,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("models", "Print a lock file: exact commits and hashes, for `glmchat pull --locked FILE` elsewhere."),
     "quantize": ("quantize", "Make a 4-bit or 8-bit copy of a model that needs a quarter or half of the memory."),
     "quantise": ("quantize", ""),
+    "tune": (
+        "tune",
+        "Teach a model from your own rows: the plan first, then an adapter. `glmchat tune BASE DATA --dry-run`.",
+    ),
     "adapters": ("adapters", "LoRA and other adapters: add, list, show, rm, verify, merge."),
     "history": ("history", "Conversations: list, show, search, export, import, delete."),
     "replay": ("replay", "Repeat a stored answer with its weights, seed and passes, and compare the token ids."),

@@ -118,6 +118,13 @@ def confirm(question: str, *, assume_yes: bool = False) -> bool:
     return _typed().strip().lower() in ("y", "yes", "是", "好")
 
 
+def agree(question: str) -> bool:
+    """Ask on the terminal something that is usually meant: Enter is a yes. The end of the input is none."""
+    say(f"{question} [Y/n] ", end="")
+    typed = _typed()
+    return bool(typed) and typed.strip().lower() in ("", "y", "yes", "是", "好")
+
+
 def choose(question: str, options: Sequence[str]) -> int:
     """A numbered list on the terminal; returns the index chosen. Raises Usage without a terminal or a valid number."""
     if not interactive():

@@ -386,6 +386,7 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> tuple[
 
     Second: names of those that came into the store now. Where one of them cannot be used, none stays there."""
     from glmchat.chat.adapters_choice import own_texts, parse_adapter, parse_path, require_usable
+    from glmchat.chat.trained import trained_system, trained_words
     from glmchat.cli.adapters import bring_in
     from glmchat.hub.adapters import is_forced
 
@@ -411,7 +412,8 @@ def _adapters(launch: LaunchOptions, given: list[str], *, force: bool) -> tuple[
             output.say(
                 tr("{name} is attached by force: it may have been trained on another model", name=one_line(name))
             )
-    for sentence in own_texts(chosen, launch.engine.folder):
+    system = launch.system if launch.system is not None else trained_system(chosen)
+    for sentence in [*own_texts(chosen, launch.engine.folder), *trained_words(chosen, launch.engine.folder, system)]:
         output.say(sentence)
     return replace(launch, adapters=tuple(chosen)), brought
 

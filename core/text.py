@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from glmchat.core.language import tr
+
 # Bidi embeddings, overrides and isolates reorder what stands around them ("Trojan source").
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # U+200D joins emoji and U+200C is needed in Persian; other format characters stay, they draw nothing.
@@ -52,6 +54,16 @@ def human_bytes(count: int | float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return tr("{seconds} s", seconds=round(seconds))
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return tr("{minutes} min", minutes=minutes)
+    return tr("{hours} h {minutes} min", hours=minutes // 60, minutes=minutes % 60)
 
 
 def is_chinese(text: str) -> bool:

@@ -33,7 +33,7 @@ def work(request: Request, tell: Tell) -> dict[str, Any]:
     tell({"event": "plan", "path": str(path), "adapter": facts})
     if (base := request.get("base")) is not None:
         _require_fit(adapter, facts, base)
-    digest = _digest(path)
+    digest = digest_of(path)
     if request.get("reuse"):
         same = (row.name for row in adapters.list_adapters() if adapters.facts_of(row).get("digest") == digest)
         if (name := next(same, None)) is not None:
@@ -57,7 +57,7 @@ def _require_fit(adapter: Adapter, facts: dict[str, Any], base: Any) -> None:
         facts["checked_against"] = base["note"]
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Of weights, configuration and text files at `path`, to know an adapter again; large files are sampled."""
     config = (path if path.is_dir() else path.parent) / CONFIG
     text = [path / name for name in TEXT_FILES if path.is_dir() and (path / name).is_file()]

@@ -35,6 +35,7 @@ from glmchat.tui.theme import Palette, choose_theme, colors_of, palette_in, text
 
 if TYPE_CHECKING:
     from glmchat.chat.session import ChatSession
+    from glmchat.core.run_folder import Run
 
 
 class Vanishing:
@@ -254,6 +255,45 @@ class GlmchatApp(Steady, App[int]):
 
             endpoint.hang_up()  # Python would wait for the threads that wait for a slow server
             self.link.close()
+
+
+class RunApp(GlmchatApp):
+    """One run of tuning and nothing else, for `glmchat tune`: no conversation, no engine."""
+
+    def __init__(self, run: Run, settings: Settings, attributes: list[Any] | None = None) -> None:
+        super().__init__(LaunchOptions(), settings, attributes=attributes)
+        self._run_shown = run
+
+    def get_default_screen(self) -> Screen[Any]:
+        from glmchat.tui.screens.tune import RunScreen
+
+        return RunScreen(self._run_shown)
+
+    def action_command_palette(self) -> None:
+        """There is none: a run has its keys."""
+
+    async def action_quit(self) -> None:
+        self.exit(0)
+
+    def hang_up(self) -> None:
+        """The run goes on; only what is looked at it with ends."""
+        self.terminal.let_go()
+        self.exit(hangup.EXIT)
+
+    def terminate(self) -> None:
+        self.killed = True
+        self.exit()
+
+
+def show_run(run: Run, attributes: list[Any] | None = None) -> int:
+    """The live view of a run; returns when it is left. Raises GlmchatError for a broken config."""
+    settings = load_settings()
+    speak(LaunchOptions(), settings)
+    app = RunApp(run, settings, attributes)
+    app.run()
+    if app.killed:
+        return hangup.KILLED
+    return app.return_code or 0
 
 
 def speak(launch: LaunchOptions, settings: Settings) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession
     from glmchat.chat.text_file import TextFile
+    from glmchat.core.run_folder import Run
     from glmchat.core.servers import Server
     from glmchat.hub.installed import Installed
 
@@ -69,7 +70,7 @@ class WindowFace:
         self._own: Mapping[str, Callable[[str], None]] = {
             "stop": self._stop, "copy": self._copy, "quote": self._quote, "preset": self._preset, "model": self._model,
             "compare": self._compare, "restart": self._restart, "find": sidebar.find, "delete": self._delete,
-            "theme": self._theme, "editor": lambda words: composer.edit_in_editor(),
+            "theme": self._theme, "tune": self._tune, "editor": lambda words: composer.edit_in_editor(),
         }  # fmt: skip
 
     def run(self, name: str, words: str = "") -> None:
@@ -468,6 +469,31 @@ class WindowFace:
             ranks.asked[origin] = chat.ranks.rank(origin)
         chat.ranks = ranks
         self._connection.switch(launch)
+
+    def _tune(self, words: str) -> None:
+        """The runs, or the one that is named, or the plan of a new one for a file of rows; the adapter that one became
+        can be used at once."""
+        from glmchat.chat.recipe import request_of
+        from glmchat.chat.tuning import Begun
+        from glmchat.core.locations import user_path
+        from glmchat.core.run_folder import find_run
+        from glmchat.tui.screens.tune import RunScreen, RunsScreen
+
+        def use(adapter: str | None) -> None:
+            if adapter is not None:
+                self.run("adapter", adapter)
+
+        def open_run(run: Run | None) -> None:
+            if run is not None:
+                self._view.app.push_screen(RunScreen(run), use)
+
+        if words and user_path(words.partition("#")[0]).exists():
+            begun = Begun((request := request_of(self.launch.engine.model or "", [words], None))["name"], request)
+            self._view.app.push_screen(RunScreen(begun.run, begun), use)
+        elif words:
+            open_run(find_run(words))
+        else:
+            self._view.app.push_screen(RunsScreen(), open_run)
 
     def _compare(self, words: str) -> None:
         self._talk.stop_behind()

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ from glmchat.tuning.settings import Settings
 
 Tell = Callable[[dict[str, Any]], None]
 CHECKPOINTS, ADAPTER = "checkpoints", "adapter"
+_PROBED = 64  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the trained model makes of some ids: float32 logits behind the last, to be compared by who reads it back."""
+
+    ids: tuple[int, ...]
+    logits: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +57,11 @@ class Result:
     tokens: int
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None  # None where it was stopped, and in processes that only help
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "adapter": str(self.adapter)}
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "probe"}
+        return {**facts, "adapter": str(self.adapter)}
 
 
 class Learner(nn.Module):
@@ -166,7 +177,15 @@ class _Run:
                 "peak": predict.peak_bytes(self.device),
                 "data": self.fingerprint,
             },
+            self._probe() if self.main and not stopped else None,
         )
+
+    @torch.no_grad()
+    def _probe(self) -> Probe:
+        """Of the beginning of the first row."""
+        ids = self.dataset[0].ids[:_PROBED]
+        self.model.eval()
+        return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
 
     # Before the first step
 

@@ -311,6 +311,11 @@ def system(face: Face, words: str) -> None:
     none = words.lower() in ("none", "off")
     face.chat.system("" if none else words)
     face.tell(tr("no system prompt, starting with the next answer") if none else tr("the system prompt is set"))
+    if face.launch.server is None:
+        from glmchat.chat.trained import trained_words
+
+        for sentence in trained_words(face.chat.adapters, None, face.chat.system_prompt):
+            face.tell(sentence)
 
 
 def adapter(face: Face, words: str) -> None:
@@ -327,11 +332,14 @@ def adapter(face: Face, words: str) -> None:
 def tell_adapters(face: Face) -> None:
     from glmchat.chat.adapters_choice import own_texts
     from glmchat.chat.in_force import adapters_in_force
+    from glmchat.chat.trained import trained_words
 
     names = ", ".join(adapters_in_force(face.chat))
     face.tell(tr("adapters, starting with the next answer: {names}", names=names or tr("none")))
-    for sentence in own_texts(face.chat.adapters, face.launch.engine.folder) if face.launch.server is None else ():
-        face.tell(sentence)
+    if face.launch.server is None:
+        chosen, folder = face.chat.adapters, face.launch.engine.folder
+        for sentence in [*own_texts(chosen, folder), *trained_words(chosen, folder, face.chat.system_prompt)]:
+            face.tell(sentence)
 
 
 def context(face: Face, words: str) -> None:

@@ -66,6 +66,8 @@ COMMANDS: tuple[Command, ...] = (
         "compare", "Ask several models, adapters or settings the same question, side by side",
         "[NAME[:int4][+ADAPTER][,SETTING=VALUE] …]", key="f6", group="Model",
     ),
+    Command("tune", "Show the runs of tuning, or begin one with a file of rows", "[RUN|FILE]", group="Model",
+            instead="`glmchat tune --list` lists them, `glmchat tune --attach RUN` follows one"),
     Command("restart", "Start the engine again", key="f5", group="Model",
             instead="the next question starts the engine again"),
     Command("info", "Show what the next answer is made with: model, sampling, system prompt, adapters, context",

@@ -34,6 +34,7 @@ from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Usage
 from glmchat.core.kv_files import conversation_name, forget
 from glmchat.core.language import tr
+from glmchat.core.processes import this_process
 from glmchat.core.text import one_line, whole_text
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class History:
         self.store = store
         self.path = store.path
         self._lock = store.lock
-        self._me = owners.this_process()
+        self._me = this_process()
         self._heard: owners.Heard = {}
 
     @staticmethod

@@ -1,6 +1,6 @@
 """A bad disk costs the saving, never the conversation; a crash costs at most the last second.
 
-Covers chat/history/database.py, chat/history/owners.py.
+Covers chat/history/database.py, chat/history/owners.py, core/processes.py.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from speakers import LocalSpeaker
 from glmchat.chat.history import database, owners
 from glmchat.chat.history.database import prepare
 from glmchat.chat.history.history import History
-from glmchat.chat.history.owners import is_alive, this_process
 from glmchat.chat.history.transcript import add_to_history, read_import
 from glmchat.chat.session import ChatSession
 from glmchat.core.errors import DoesNotFit, Failed, Usage
+from glmchat.core.processes import is_alive, this_process
 
 WRITER = """
 import sys, time
@@ -446,7 +446,7 @@ def test_where_a_file_system_begins_is_told_as_psutil_tells_it() -> None:
 def test_what_a_start_loads_asks_the_system_itself() -> None:
     """psutil takes 10 ms of the processor to import, and a start has half a second."""
     code = (
-        "import sys, glmchat.chat.connect, glmchat.chat.history.history as h, glmchat.chat.history.owners as o\n"
+        "import sys, glmchat.chat.connect, glmchat.chat.history.history as h, glmchat.core.processes as o\n"
         "import glmchat.chat.shared_engine as s, os\n"
         "h.History.open(None)\nassert o.this_process() and s._lives(os.getpid())\n"
         "assert 'psutil' not in sys.modules"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import set_cell_size
@@ -15,12 +16,13 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from glmchat.chat import adapters_choice
+from glmchat.chat import adapters_choice, tuning
 from glmchat.chat.adapters_choice import unfit
 from glmchat.checkpoints.adapter_fit import Base, Misfit
 from glmchat.core.errors import GlmchatError
 from glmchat.core.language import tr
-from glmchat.core.text import human_bytes, one_line
+from glmchat.core.run_folder import Run, runs
+from glmchat.core.text import human_bytes, one_line, short_name
 from glmchat.hub.adapters import facts_of, kind_words, list_adapters
 from glmchat.tui.list_screen import ListScreen
 from glmchat.tui.steady import Steady, error_text
@@ -39,7 +41,7 @@ _NAME = 24  # cells
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One adapter. misfit: why it cannot be used with the loaded model."""
+    """One adapter, or one that is being learned. misfit: why it cannot be used with the loaded model."""
 
     name: str
     what: str = ""
@@ -47,6 +49,7 @@ class Row:
     base: str = ""
     misfit: Misfit | None = None
     forced: bool = False
+    run: Run | None = None  # that still learns it: its last checkpoint can be used
 
     def drawn(self, p: Palette, weight: float | None) -> Text:
         """● marks one in use, with its weight unless that is 1."""
@@ -56,6 +59,8 @@ class Row:
         text.append(f"{'' if weight in (None, 1) else f'×{weight:g}':<6}", p.style(p.user))
         if self.misfit:
             return text.append(self.misfit.reason, p.faded)
+        if self.run is not None:
+            return text.append(self.what, p.style(p.warning))
         size = human_bytes(self.size) if self.size is not None else ""
         text.append(f"{set_cell_size(self.what, 22)} {size:>9}  ", p.quiet)
         return text.append(tr("forced") if self.forced and weight is not None else one_line(self.base, 60), p.quiet)
@@ -178,9 +183,13 @@ class AdapterScreen(ListScreen[None]):
             self._say(f"{row.name}: {row.misfit.reason}", row.misfit.hint)
         else:
             self._say("")
+        if row is not None and row.run is not None:
+            self._say(tr("{name} is being trained; its last checkpoint can be used meanwhile", name=row.name))
         words = tr("Enter uses only this · Space adds or removes it · o none · Esc closes")
         if self.reading:
             words = tr("Esc closes")
+        elif row is not None and row.run is not None:
+            words = tr("Enter uses its last checkpoint · Esc closes")
         elif row is not None and row.misfit is not None:
             words = tr("f attaches it anyway · Esc closes") if row.misfit.forceable else tr("Esc closes")
         self.query_one(KeyLine).say(words)
@@ -193,6 +202,8 @@ class AdapterScreen(ListScreen[None]):
         row = self._chosen()
         if row is None:
             self._use({})
+        elif row.run is not None:
+            self._take(row.run)
         elif row.misfit is None:
             self._use({row.name: dict(self._session.adapters).get(row.name, 1.0)})
 
@@ -203,6 +214,8 @@ class AdapterScreen(ListScreen[None]):
             self._use({})
         elif row.name in used:
             self._use({name: weight for name, weight in used.items() if name != row.name})
+        elif row.run is not None:
+            self._take(row.run)
         elif row.misfit is None:
             self._use({**used, row.name: 1.0})
 
@@ -225,6 +238,21 @@ class AdapterScreen(ListScreen[None]):
         adapters_choice.use(self._session, tuple(chosen.items()), self._launch, force=force)
         self._draw()
 
+    def _take(self, run: Run) -> None:
+        """The last checkpoint of a run becomes an adapter of the store, and that is used."""
+        folder = self._launch.engine.folder
+
+        def take() -> tuple[str, list[Row]]:
+            return tuning.take_checkpoint(run, folder), store_rows(self._launch)
+
+        def show(taken: tuple[str, list[Row]]) -> None:
+            self._use({taken[0]: 1.0})
+            self._list(taken[1])
+
+        self.read_list(take, show)
+        self._explain()
+        self._say(tr("bringing the last checkpoint of {name} into the store", name=run.id))
+
     def action_leave(self) -> None:
         self.dismiss()
 
@@ -237,7 +265,19 @@ def store_rows(launch: LaunchOptions) -> list[Row]:
         facts = facts_of(adapter)
         why, is_forced = unfit(adapter, base), facts.get("forced") is True
         rows.append(Row(adapter.name, kind_words(facts), adapter.size_bytes, adapter.base or "", why, is_forced))
-    return rows
+    return [*rows, *(_learning(run, launch.engine.folder) for run in runs() if run.at_work)]
+
+
+def _learning(run: Run, folder: Path | None) -> Row:
+    """A run at work, as a row among the adapters. What it learns for another model is none of this one's."""
+    now, recipe = tuning.progress_of(run).now, run.recipe()
+    what = tr("training: step {step} of {steps}", step=now.get("step", 0), steps=now.get("steps", "?"))
+    other = None
+    if folder is not None and folder != Path(str(recipe.get("folder", ""))):
+        other = Misfit(tr("is being trained for {base}", base=short_name(str(recipe.get("base", "?")))), "")
+    elif tuning.last_checkpoint(run) is None:
+        other = Misfit(what, tr("wait for its first checkpoint"))
+    return Row(str(recipe.get("name", run.id)), what, misfit=other, run=None if other else run)
 
 
 def server_rows(models: Sequence[ModelRow]) -> list[Row]:

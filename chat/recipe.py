@@ -1,0 +1,166 @@
+"""What a run of tuning is asked for, checked as far as that takes neither torch nor a look into the rows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.launch import launch_source
+from glmchat.core.errors import Usage
+from glmchat.core.language import tr
+from glmchat.core.locations import user_path
+from glmchat.core.text import one_line
+from glmchat.hub import adapters
+
+LIKE = ("lora-guide", "ptuning", "chatglm2-ptuning", "chatglm3", "chatglm-tuning", "cpm")
+ON = ("answers", "last", "all", "text")
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
+OVER_LENGTH = ("refuse", "cut-question", "cut-answer", "split", "drop")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+# field -> lowest, highest
+_RANGES = {
+    "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95), "lr": (1e-12, 10),
+    "epochs": (1, 10_000), "steps": (1, 10**9), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
+    "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024), "seed": (0, 2**63 - 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """None: not asked for, so that what --like says, or the default, holds."""
+
+    like: str | None
+    on: str | None
+    system: str | None
+    eval: str | None
+    mix: list[str]
+    columns: str | None
+    max_length: int | None
+    over_length: str | None
+    rank: int | None
+    alpha: float | None
+    dropout: float | None
+    targets: str | None
+    rslora: bool | None
+    dora: bool | None
+    lr: float | None
+    epochs: int | None
+    steps: int | None
+    minutes: float | None
+    tokens_per_step: int | None
+    save_every: int | None
+    row_tokens: int | None
+    checkpointing: str | None
+    quant: int | None
+    dtype: str | None
+    device: str | None
+    threads: int | None
+    samples: list[str]
+    seed: int | None
+
+    def checked(self) -> dict[str, Any]:
+        """As it stands in recipe.json, paths absolute. Raises Usage with what is wanted instead."""
+        for field, flag, words in (
+            ("like", "--like", LIKE),
+            ("on", "--on", ON),
+            ("over_length", "--over-length", OVER_LENGTH),
+            ("checkpointing", "--checkpointing", ("auto", "on", "off")),
+            ("dtype", "--dtype", DTYPES),
+            ("device", "--device", DEVICES),
+        ):
+            if (value := getattr(self, field)) is not None and value not in words:
+                raise _wrong(flag, value, ", ".join(words))
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                flag = f"--{field.replace('_', '-')}"
+                raise _wrong(flag, f"{value:g}", tr("from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
+        lengths = [f"--{name}" for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise Usage(
+                tr("{one} and {other} conflict", one=lengths[0], other=lengths[1]),
+                hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
+        recipe = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        if self.eval is not None:
+            share = _share(self.eval, "--eval", most=90)
+            recipe["eval"] = parse_data(self.eval) if share is None else self.eval.strip()
+        if self.mix:
+            recipe["mix"] = [_mix(one) for one in self.mix]
+        if self.columns is not None:
+            recipe["columns"] = _columns(self.columns)
+        return recipe
+
+
+def request_of(base: str, data: Sequence[str], name: str | None) -> dict[str, Any]:
+    """What is trained on what, and what it will be called, as it stands in recipe.json.
+
+    Raises what makes a base, a file or a name no good.
+    """
+    row = launch_source(base)
+    sources = [parse_data(one) for one in data]
+    file, _, entry = sources[0].partition("#")
+    wanted = name or adapters.unused_name(adapters.suggested_name(Path(entry or file), None))
+    adapters.free_name(wanted)
+    note: dict[str, Any] = {"name": row.name, "repo": row.repo, "revision": row.revision}
+    note["files"] = {file.path: file.sha256 for file in row.files if file.sha256}
+    return {"base": row.name, "folder": str(row.path), "base_note": note, "data": sources, "name": wanted}
+
+
+def parse_data(text: str) -> str:
+    """A file or a folder of rows, absolute; `FILE#name` names an entry of a dataset_info.json. Raises Usage."""
+    path, mark, entry = (text, "", "") if _there(text) else text.partition("#")
+    if not _there(path):
+        raise Usage(
+            tr("{path} is not here", path=one_line(text, 200)),
+            hint=tr("DATA is a file of rows, a folder of .txt, or dataset_info.json#name"),
+            code="tune.no_data",
+        )
+    return f"{user_path(path)}{mark}{entry}"
+
+
+def _there(text: str) -> bool:
+    try:
+        return Path(user_path(text)).exists()
+    except OSError:
+        return False
+
+
+def _share(text: str, flag: str, *, most: float) -> float | None:
+    """ "5%" -> 0.05; None for what is no share. Raises Usage for one out of range."""
+    if (match := _SHARE.fullmatch(text.strip())) is None:
+        return None
+    if not 0 < (percent := float(match[1])) <= most:
+        raise _wrong(flag, text, tr("from {low} to {high}", low="0.1%", high=f"{most:g}%"))
+    return percent / 100
+
+
+def _mix(text: str) -> str:
+    """FILE:20%, the file absolute."""
+    path, colon, share = text.rpartition(":")
+    if not colon or _share(share, "--mix", most=95) is None:
+        raise _wrong("--mix", text, tr("FILE:20%, the share of all rows"))
+    return f"{parse_data(path)}:{share}"
+
+
+def _columns(text: str) -> dict[str, str]:
+    """prompt=A,answer=B -> what -> column."""
+    chosen: dict[str, str] = {}
+    for pair in text.split(","):
+        what, equals, column = (part.strip() for part in pair.partition("="))
+        if not equals or not column or not what:
+            raise _wrong("--columns", pair, "--columns prompt=A,answer=B")
+        chosen[what] = column
+    return chosen
+
+
+def _wrong(flag: str, value: str, wanted: str) -> Usage:
+    return Usage(
+        tr("{flag} cannot be {value}", flag=flag, value=repr(one_line(value, 60))), hint=wanted, code="usage.value"
+    )

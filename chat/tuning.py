@@ -1,0 +1,296 @@
+"""Runs of tuning, as the faces see them: begun, read along, stopped, gone on with.
+
+A run is a process of its own session (jobs/tune.py), so that a lost line ends nothing. It hears a face in two ways:
+its stdin says "go" once the page was looked at, and SIGTERM saves and stops (a second one stops at once).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from glmchat.chat.engine_process import last_words
+from glmchat.chat.jobs import job_environment, run_job
+from glmchat.core.errors import Failed, GlmchatError, Interrupted, Usage
+from glmchat.core.language import tr
+from glmchat.core.run_folder import Run, State, last_record, new_run
+from glmchat.core.run_log import LogReader, Progress
+from glmchat.core.text import duration, human_bytes, one_line
+
+PROGRAM: tuple[str, ...] = ("-m", "glmchat.jobs.tune")
+POLL_SECONDS = 0.1
+_DYING_SECONDS = 0.5  # between the last record and the end of a process
+STOP_SECONDS = 20.0  # for a plan that nobody wants any more
+
+Record = Mapping[str, Any]
+
+
+class Begun:
+    """A run whose page is being made; it ends with this process unless `go` is said."""
+
+    def __init__(self, name: str, recipe: Mapping[str, Any]) -> None:
+        self.run = new_run(name, recipe)
+        self._reader = LogReader(self.run.log)
+        try:
+            self._child = _start(self.run, waits=True)
+        except OSError:
+            self.run.remove()
+            raise
+
+    def page(self, cancelled: Callable[[], bool] | None = None) -> Record:
+        """Wait for the plan. Raises what planning raised, or Interrupted; the folder is then gone."""
+        try:
+            while True:
+                dead = self._child.poll() is not None  # asked first: what it wrote before is read below
+                for record in self._reader.read():
+                    if record.get("kind") == "page":
+                        return record
+                    if record.get("kind") == "end":
+                        raise error_of(record)
+                if dead:
+                    raise died(self.run)
+                if cancelled is not None and cancelled():
+                    raise Interrupted(tr("stopped"), hint=tr("nothing was trained; run it again"))
+                time.sleep(POLL_SECONDS)
+        except BaseException as error:
+            is_bug = isinstance(error, GlmchatError) and error.code in ("tune.bug", "run.died")
+            self.give_up(keep=is_bug)  # its log tells where
+            raise
+
+    def go(self) -> Run:
+        """Let it learn; from now on it lives by itself."""
+        assert self._child.stdin is not None
+        with suppress(OSError):
+            self._child.stdin.write(b"go\n")
+            self._child.stdin.close()
+        return self.run
+
+    def give_up(self, *, keep: bool = False) -> None:
+        """It was only a plan: the process and its folder go. keep: the folder stays."""
+        assert self._child.stdin is not None
+        with suppress(OSError):
+            self._child.stdin.close()
+        try:
+            self._child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if not keep:
+            self.run.remove()
+
+
+def _start(run: Run, *, waits: bool) -> subprocess.Popen[bytes]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    log = os.open(run.folder / "job.log", flags, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", *PROGRAM, str(run.folder), *([] if waits else ["--go"])],
+            cwd="/",
+            env=job_environment(pulls=False),
+            stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # neither Ctrl-C nor the end of the terminal reaches it
+        )
+    finally:
+        os.close(log)
+
+
+def resume(run: Run) -> None:
+    """Go on from its last whole checkpoint. Raises Usage for a run that is at work, or has nothing to go on with."""
+    state = run.state()
+    if run.at_work:
+        raise Usage(
+            tr("the run {name} is at work", name=run.id), hint=f"glmchat tune --attach {run.id}", code="run.at_work"
+        )
+    if state == "done":
+        raise Usage(
+            tr("the run {name} is done", name=run.id), hint=tr("glmchat tune BASE DATA starts one"), code="run.done"
+        )
+    # Its first act is to note that it is at work; until then who looks would see how the last one ended.
+    before = run.log.stat().st_size if run.log.exists() else 0
+    child = _start(run, waits=False)
+    while child.poll() is None and (not run.log.exists() or run.log.stat().st_size == before):
+        time.sleep(POLL_SECONDS)
+
+
+def stop(run: Run) -> bool:
+    """Save and stop; asked a second time, stop at once. False where nothing is at work. Raises Usage elsewhere."""
+    if (machine := run.machine()) is not None and run.at_work:
+        raise Usage(
+            tr("the run {name} is at work on {machine}", name=run.id, machine=one_line(machine, 60)),
+            hint=tr("stop it there"),
+            code="run.elsewhere",
+        )
+    if (pid := run.pid()) is None:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    return True
+
+
+def follow(run: Run, *, leave: Callable[[], bool] | None = None) -> Generator[list[dict[str, Any]], None, None]:
+    """What the log holds, and then what comes, until the run has ended or `leave` says so.
+
+    Some times a second, also where nothing is new: []. A process that died without a word ends with a record of its
+    own, of state "dead".
+    """
+    reader = LogReader(run.log)
+    while True:
+        is_over = not run.at_work
+        records = reader.read()
+        if is_over and not (records and records[-1].get("kind") == "end"):
+            ended = last_record(run, "end") is not None and run.state() != "dead"
+            records += [] if ended else [{"kind": "end", "state": "dead", **died(run).to_json()}]
+        yield records
+        if is_over or (leave is not None and leave()):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def progress_of(run: Run) -> Progress:
+    """All that its log tells until now."""
+    progress = Progress()
+    progress.add(LogReader(run.log).read())
+    return progress
+
+
+def died(run: Run) -> GlmchatError:
+    """Its process is gone and wrote no end."""
+    words = last_words(run.folder / "job.log")
+    return Failed(
+        tr("the run {name} died", name=run.id) + (f": {words}" if words else ""),
+        hint=tr("glmchat tune --resume {name} goes on from its last checkpoint", name=run.id),
+        code="run.died",
+    )
+
+
+def error_of(end: Record) -> GlmchatError:
+    """The error that a record of an end tells."""
+    return GlmchatError.from_json(dict(end))
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The newest whole one; the trainer writes them beside and renames them."""
+    places = sorted(place for place in run.checkpoints.glob("step-*") if (place / "adapter_config.json").is_file())
+    return places[-1] if places else None
+
+
+def take_checkpoint(run: Run, model: Path | None) -> str:
+    """Bring the last checkpoint of a run that still learns into the store; returns its name there.
+
+    model: what it will be used with. Raises what adding an adapter raises, and Usage where there is none yet.
+    """
+    if (place := last_checkpoint(run)) is None:
+        raise Usage(
+            tr("the run {name} has no checkpoint yet", name=run.id),
+            hint=tr("wait for one, or begin with --save-every N"),
+            code="run.no_checkpoint",
+        )
+    step = int(place.name.rpartition("-")[2])
+    request = {
+        "path": str(place),
+        "name": f"{run.recipe().get('name', run.id)}-step-{step}",
+        "origin": {"asked": str(place), "served": []},
+        "base": None if model is None else {"path": str(model), "note": None},
+        "reuse": True,
+    }
+    for event in run_job("add_adapter", request):
+        if event["event"] == "result":
+            return str(event["name"])
+    raise AssertionError("a job ends with its result or an error")
+
+
+# Words
+
+
+def state_words(state: State) -> str:
+    words: dict[State, str] = {
+        "planning": "planning",
+        "waiting": "waits for a yes",
+        "running": "training",
+        "stopping": "saving",
+        "done": "done",
+        "stopped": "stopped",
+        "failed": "failed",
+        "dead": "died",
+    }
+    return tr(words[state])
+
+
+def figures(now: Record) -> list[tuple[str, str]]:
+    """Of a step: what stands beside the curve, as titles and values. What a record does not tell is left out."""
+    rows: list[tuple[str, str]] = []
+
+    def add(title: str, name: str, shown: Callable[[Any], str]) -> None:
+        if isinstance(value := now.get(name), int | float):
+            rows.append((title, shown(value)))
+
+    of = f"/{now['steps']}" if now.get("steps") else ""
+    add(tr("step"), "step", lambda step: f"{step}{of}")
+    add(tr("loss"), "loss", lambda loss: f"{loss:.4f}")
+    add(tr("time left"), "seconds_left", duration)
+    add(tr("tokens/s"), "tokens_per_second", lambda speed: f"{speed:,.0f}")
+    add(tr("memory"), "memory", human_bytes)
+    add(tr("epoch"), "epoch", lambda epoch: f"{epoch:g}")
+    add(tr("learning rate"), "lr", lambda lr: f"{lr:.2e}")
+    add(tr("gradient"), "grad_norm", lambda norm: f"{norm:.3f}")
+    add(tr("fullest pass"), "worst", lambda share: f"{100 * share:.0f} %")
+    return rows
+
+
+def record_lines(record: Record) -> list[str]:
+    """What plain lines say of a record; [] where they say nothing."""
+    kind, step = record.get("kind"), record.get("step")
+    if kind == "page":
+        return [str(line) for line in record.get("words", ())]
+    if kind == "step":
+        return ["  ".join(f"{title} {value}" for title, value in figures(record))]
+    if kind == "evaluation" and isinstance(record.get("loss"), int | float):
+        return [tr("step {step}: held-out loss {loss}", step=step, loss=f"{record['loss']:.4f}")]
+    if kind == "sample":
+        question, answer = one_line(str(record.get("question")), 200), one_line(str(record.get("answer")), 400)
+        mark = "" if record.get("stopped", True) else f" ({tr('did not stop by itself')})"
+        return [f"? {question}", f"  {answer}{mark}"]
+    if kind == "checkpoint":
+        return [tr("step {step}: saved", step=step)]
+    return [one_line(str(record["say"]), 400)] if "say" in record else []
+
+
+def end_lines(end: Record) -> list[str]:
+    """How a run ended well: what it became, how far it was moved, what it is worth on rows it has not seen."""
+    lines = []
+    if adapter := end.get("adapter"):
+        lines.append(tr("the adapter {name} is in the store", name=one_line(str(adapter), 80)))
+    if isinstance(moved := end.get("delta"), int | float):
+        lines.append(tr("it moves the weights by {norm} (Frobenius norm)", norm=f"{moved:.4g}"))
+    if isinstance(off := end.get("read_back"), int | float):
+        lines.append(
+            tr("read back in a fresh process: its logits are within {off} of the trained ones", off=f"{off:.2g}")
+        )
+    return lines
+
+
+def run_facts(run: Run, state: State, progress: Progress) -> dict[str, Any]:
+    """A row of `glmchat tune --list --json`."""
+    recipe = run.recipe()
+    return {
+        "run": run.id,
+        "state": state,
+        "base": recipe.get("base"),
+        "name": recipe.get("name"),
+        "folder": str(run.folder),
+        "created": run.created,
+        "step": progress.now.get("step"),
+        "steps": progress.now.get("steps"),
+        "loss": progress.losses[-1][1] if progress.losses else None,
+        "checkpoint": progress.checkpoint,
+        "seconds_left": progress.now.get("seconds_left") if run.at_work else None,
+    }

@@ -1,0 +1,420 @@
+"""`glmchat tune`: what is to be learned, the plan before it, and the run while it goes on (chat/tuning.py)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmchat.cli import output
+from glmchat.cli.completion import complete_installed, complete_runs
+from glmchat.cli.output import cancelled_by_interrupt
+from glmchat.core import typed_ahead
+from glmchat.core.engine_options import parse_quant
+from glmchat.core.errors import Interrupted, Usage
+from glmchat.core.language import tr
+from glmchat.core.text import duration, short_name
+
+if TYPE_CHECKING:
+    from glmchat.core.run_folder import Run
+
+_DATA, _LORA, _STEPS, _RUNS = "Data", "Adapter", "Training", "Runs"  # the panels of its help
+
+
+def register(app: typer.Typer) -> None:
+    app.command("tune")(tune)
+
+
+def tune(
+    base: Annotated[
+        str | None,
+        typer.Argument(metavar="[BASE]", help="A model on this machine.", autocompletion=complete_installed),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA]...", help="JSON, JSON lines, CSV, a folder of .txt, dataset_info.json#name."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="What the adapter will be called.")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="RECIPE",
+            help="As a known guide does it: lora-guide, ptuning, chatglm2-ptuning, chatglm3, chatglm-tuning, cpm.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="answers|last|all|text", help="What is learned of a row.", rich_help_panel=_DATA),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="TEXT", help="Put before each row that has none.", rich_help_panel=_DATA),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="FILE|5%", help="Rows that are judged, never learned.", rich_help_panel=_DATA),
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option("--mix", metavar="FILE:20%", help="Rows of another file among them.", rich_help_panel=_DATA),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="prompt=A,answer=B", help="Which columns hold what.", rich_help_panel=_DATA),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", metavar="N", help="Tokens of a row.", rich_help_panel=_DATA)
+    ] = None,
+    over_length: Annotated[
+        str | None,
+        typer.Option(
+            "--over-length",
+            metavar="refuse|cut-question|cut-answer|split|drop",
+            help="What becomes of longer rows.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", help="Width of the change; 8.", rich_help_panel=_LORA)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", metavar="X", help="Its scale is alpha / rank; 16.", rich_help_panel=_LORA)
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option("--dropout", metavar="X", help="Share of its inputs left out; 0.", rich_help_panel=_LORA),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            "--targets",
+            metavar="NAMES|REGEX|all-linear",
+            help="The layers that it changes.",
+            rich_help_panel=_LORA,
+        ),
+    ] = None,
+    rslora: Annotated[
+        bool, typer.Option("--rslora", help="Scale by the root of the rank.", rich_help_panel=_LORA)
+    ] = False,
+    dora: Annotated[
+        bool, typer.Option("--dora", help="Learn directions and lengths apart.", rich_help_panel=_LORA)
+    ] = False,
+    lr: Annotated[
+        float | None, typer.Option("--lr", metavar="X", help="Learning rate.", rich_help_panel=_STEPS)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="How often all rows are seen.", rich_help_panel=_STEPS)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Stop after so many.", rich_help_panel=_STEPS)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="X", help="As many steps as fit.", rich_help_panel=_STEPS)
+    ] = None,
+    tokens_per_step: Annotated[
+        int | None,
+        typer.Option("--tokens-per-step", metavar="N", help="Of the rows that make a step.", rich_help_panel=_STEPS),
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option("--save-every", metavar="N", help="Steps between checkpoints.", rich_help_panel=_STEPS)
+    ] = None,
+    row_tokens: Annotated[
+        int | None,
+        typer.Option("--row-tokens", metavar="N", help="Tokens of one pass: less memory.", rich_help_panel=_STEPS),
+    ] = None,
+    checkpointing: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpointing",
+            metavar="auto|on|off",
+            help="Compute layers twice: less memory, a third more time.",
+            rich_help_panel=_STEPS,
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option("--quant", metavar="4|8", help="Quantise the base as it is loaded.", rich_help_panel=_STEPS),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="float32|bfloat16|float16", help="Of the base.", rich_help_panel=_STEPS),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="cpu|cuda", help="Where it trains.", rich_help_panel=_STEPS)
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", rich_help_panel=_STEPS)] = None,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option("--sample", metavar="QUESTION", help="Answered now and then; repeatable.", rich_help_panel=_STEPS),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", rich_help_panel=_STEPS)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, learn nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after the plan.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave it as soon as it learns.", rich_help_panel=_RUNS)
+    ] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the runs.", rich_help_panel=_RUNS)] = False,
+    attach: Annotated[
+        str | None,
+        typer.Option(
+            "--attach", metavar="RUN", autocompletion=complete_runs, rich_help_panel=_RUNS, help="Look at one."
+        ),
+    ] = None,
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            "--stop", metavar="RUN", autocompletion=complete_runs, rich_help_panel=_RUNS, help="Save and stop it."
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            autocompletion=complete_runs,
+            rich_help_panel=_RUNS,
+            help="Go on from its last checkpoint.",
+        ),
+    ] = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(
+            "--rm",
+            metavar="RUN",
+            autocompletion=complete_runs,
+            rich_help_panel=_RUNS,
+            help="Delete its folder; the adapter in the store stays.",
+        ),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+) -> None:
+    """Teach a model from your own rows: the plan first, then an adapter. `glmchat tune BASE DATA --dry-run`."""
+    from glmchat.chat.recipe import Recipe, request_of
+    from glmchat.core import run_folder
+
+    asked = {"--list": listing, "--attach": attach, "--stop": stop, "--resume": resume, "--rm": remove}
+    named = [flag for flag, value in asked.items() if value]
+    if len(named) > 1 or (named and base is not None):
+        raise Usage(
+            tr("{one} and {other} conflict", one=named[0], other=named[1] if len(named) > 1 else "BASE"),
+            hint=tr("give one of them"),
+            code="usage.contradiction",
+        )
+    if listing:
+        _list(as_json=as_json)
+        return
+    if stop is not None:
+        _stop(run_folder.find_run(stop))
+        return
+    if remove is not None:
+        _remove(run_folder.find_run(remove))
+        return
+    if attach is not None:
+        run = run_folder.find_run(attach)
+    elif resume is not None:
+        from glmchat.chat import tuning
+
+        run = run_folder.find_run(resume)
+        tuning.resume(run)
+    else:
+        if base is None or not data:
+            raise Usage(
+                tr("there is nothing to learn from") if base else tr("no model was named"),
+                hint=tr("glmchat tune BASE DATA, for example: glmchat tune smollm2 rows.jsonl --dry-run"),
+                code="tune.nothing",
+            )
+        recipe = Recipe(
+            like=like, on=on, system=system, eval=held_out, mix=mix or [], columns=columns, max_length=max_length,
+            over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora or None,
+            dora=dora or None, lr=lr, epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step,
+            save_every=save_every, row_tokens=row_tokens, checkpointing=checkpointing,
+            quant=parse_quant(quant, "--quant"), dtype=dtype, device=device, threads=threads, samples=samples or [],
+            seed=seed,
+        )  # fmt: skip
+        asks = not yes and not as_json and output.interactive()
+        checked = recipe.checked()
+        request, shows_page = request_of(base, data, name) | checked, dry_run or detach or not as_json
+        planned = _plan(request, dry_run=dry_run, asks=asks, shows_page=shows_page, as_json=as_json)
+        if planned is None:
+            return
+        run = planned
+        if detach:
+            if as_json:
+                output.json_line({"event": "started", "run": run.id, "folder": str(run.folder)})
+            else:
+                output.say(_how_to_come_back(run))
+            return
+    _look(run, plain=plain, as_json=as_json)
+
+
+def _plan(request: dict[str, Any], *, dry_run: bool, asks: bool, shows_page: bool, as_json: bool) -> Run | None:
+    """The run that begins to learn; None where it was only a plan, or where a person said no."""
+    from glmchat.chat import tuning
+
+    begun = tuning.Begun(request["name"], request)
+    output.say(tr("reading the rows, then measuring two steps"))
+    with cancelled_by_interrupt() as cancelled:
+        page = begun.page(cancelled)
+    if as_json and shows_page:
+        output.json_line({"event": "page", **{key: value for key, value in page.items() if key != "kind"}})
+    for line in () if as_json else tuning.record_lines(page):
+        output.data(line)
+    try:
+        if dry_run or (asks and not output.agree(tr("go on?"))):
+            begun.give_up()
+            if not dry_run:
+                output.say(tr("nothing was trained"))
+            return None
+    except BaseException:
+        begun.give_up()
+        raise
+    return begun.go()
+
+
+def _how_to_come_back(run: Run) -> str:
+    name = shlex.quote(run.id)
+    return tr(
+        "it goes on by itself; `glmchat tune --attach {name}` shows it, `glmchat tune --stop {name}` stops it",
+        name=name,
+    )
+
+
+def _look(run: Run, *, plain: bool, as_json: bool) -> None:
+    """Follow a run to its end, or until it is left. Raises the error that ended it."""
+    from glmchat.chat import tuning
+
+    is_terminal = output.interactive() and output.is_terminal(sys.stdout)
+    if is_terminal and not plain and not as_json and os.environ.get("TERM") not in ("dumb", "unknown", "", None):
+        _window(run)
+        if run.at_work:
+            output.say(_how_to_come_back(run))
+            return
+        _tell_end(run, tuning.progress_of(run).end or {"state": "dead", **tuning.died(run).to_json()}, as_json=False)
+        return
+    with _stopping_by_interrupt(run):
+        for records in tuning.follow(run):
+            for record in records:
+                if record.get("kind") == "end":
+                    last = record
+                elif as_json:
+                    output.json_line({"event": record.get("kind"), **{k: v for k, v in record.items() if k != "kind"}})
+                elif record.get("kind") != "page":
+                    for line in tuning.record_lines(record):
+                        output.data(line)
+    _tell_end(run, last, as_json=as_json)
+
+
+def _window(run: Run) -> None:
+    before = typed_ahead.hold()
+    try:
+        from glmchat.tui.app import show_run
+
+        code = show_run(run, before)
+    finally:
+        typed_ahead.release()
+    if code:
+        raise typer.Exit(code)
+
+
+def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
+    """Raises what ended it, if that was no good end."""
+    from glmchat.chat import tuning
+
+    if end.get("state") == "stopped":
+        raise Interrupted(
+            tr("stopped: {name} is saved", name=run.id),
+            hint=f"glmchat tune --resume {shlex.quote(run.id)}",
+            code="tune.stopped",
+        )
+    if end.get("state") != "done":
+        raise tuning.error_of(end)
+    if as_json:
+        facts = {key: value for key, value in end.items() if key not in ("kind", "state")}
+        output.json_line({"event": "done", "run": run.id, **facts})
+        return
+    for line in tuning.end_lines(end):
+        output.say(line)
+    base = str(run.recipe().get("base", ""))
+    if adapter := end.get("adapter"):
+        output.say(f"glmchat run {shlex.quote(base)} --adapter {shlex.quote(str(adapter))}")
+
+
+@contextmanager
+def _stopping_by_interrupt(run: Run) -> Iterator[None]:
+    """Ctrl-C saves and stops the run; a second one stops it at once. What it says then still comes."""
+    from glmchat.chat import tuning
+
+    def interrupt(number: int, frame: object) -> None:
+        with suppress(Usage):  # it is at work on another machine: only looking ends here
+            tuning.stop(run)
+            output.say(tr("saving; Ctrl+C again stops at once"))
+            return
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _list(*, as_json: bool) -> None:
+    from glmchat.chat import tuning
+    from glmchat.core.run_folder import runs
+
+    rows = [(run, run.state(), tuning.progress_of(run)) for run in runs()]
+    if as_json:
+        output.json_line([tuning.run_facts(*row) for row in rows])
+    elif not rows:
+        output.say(tr("there are no runs yet; `glmchat tune BASE DATA` starts one"))
+    else:
+        output.table(
+            (tr("run"), tr("state"), tr("base"), tr("step"), tr("loss"), tr("time left")),
+            [
+                (
+                    run.id,
+                    tuning.state_words(state),
+                    short_name(str(run.recipe().get("base", ""))),
+                    f"{progress.now['step']}/{progress.now.get('steps', '?')}" if progress.now else "",
+                    f"{progress.losses[-1][1]:.4f}" if progress.losses else "",
+                    duration(progress.now["seconds_left"])
+                    if run.at_work and isinstance(progress.now.get("seconds_left"), int | float)
+                    else "",
+                )
+                for run, state, progress in rows
+            ],
+        )
+
+
+def _stop(run: Run) -> None:
+    """Waits until it is saved."""
+    from glmchat.chat import tuning
+
+    if not tuning.stop(run):
+        raise Usage(
+            tr("the run {name} is not at work", name=run.id), hint="glmchat tune --list", code="run.not_at_work"
+        )
+    with _stopping_by_interrupt(run):
+        for _ in tuning.follow(run):
+            pass
+    output.say(tr("stopped: {name} is saved", name=run.id))
+    output.say(f"glmchat tune --resume {shlex.quote(run.id)}")
+
+
+def _remove(run: Run) -> None:
+    if run.at_work:
+        raise Usage(
+            tr("the run {name} is at work", name=run.id),
+            hint=f"glmchat tune --stop {shlex.quote(run.id)}",
+            code="run.at_work",
+        )
+    run.remove()
+    output.say(tr("{name} is deleted", name=run.id))

@@ -1,0 +1,166 @@
+"""A run of tuning is a folder: what was asked for, what happened, who works on it, and what it has learned so far.
+
+    runs/ID/recipe.json   what was asked for: all that the program needs
+            state.json    the process that works on it, or how it ended
+            log.jsonl     one record a line (core/run_log.py)
+            curve.svg     the losses, drawn
+            samples.txt   what it answered on the way
+            job.log       what its libraries said
+            checkpoints/  the trainer's, each whole or absent
+
+The program writes, everybody else reads. A folder is 0700 and its files 0600.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from glmchat.core import locations
+from glmchat.core.errors import Usage
+from glmchat.core.json_files import small_json
+from glmchat.core.language import tr
+from glmchat.core.processes import is_alive, machine_of, pid_of, this_process
+from glmchat.core.run_log import LogReader
+from glmchat.core.text import one_line
+
+_ID = re.compile(r"\w[\w.+-]{0,95}")
+# planning: the page is made, nothing is learned yet. dead: its process is gone and did not say why.
+State = Literal["planning", "waiting", "running", "stopping", "done", "stopped", "failed", "dead"]
+_AT_WORK = ("planning", "waiting", "running", "stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def created(self) -> float:
+        """Seconds since 1970."""
+        with suppress(OSError):
+            return (self.folder / "recipe.json").stat().st_mtime
+        return 0.0
+
+    def recipe(self) -> dict[str, Any]:
+        return small_json(self.folder / "recipe.json")
+
+    def state(self) -> State:
+        """What the program wrote down, unless its process is gone: then it died."""
+        note = small_json(self.folder / "state.json")
+        state: State = note.get("state", "dead")
+        if state in _AT_WORK and is_alive(note.get("owner")) is False:
+            return "dead"
+        return state
+
+    @property
+    def at_work(self) -> bool:
+        return self.state() in _AT_WORK
+
+    def pid(self) -> int | None:
+        """The process that works on it; None where there is none on this machine."""
+        return pid_of(small_json(self.folder / "state.json").get("owner")) if self.at_work else None
+
+    def machine(self) -> str | None:
+        """The other machine that works on it; None for this one."""
+        return machine_of(str(small_json(self.folder / "state.json").get("owner", "")))
+
+    def note(self, state: State) -> None:
+        """Written by the program alone: from now on this process answers for the run."""
+        self.write("state.json", json.dumps({"state": state, "owner": this_process()}))
+
+    def write(self, name: str, text: str) -> None:
+        """A small file of the folder, whole or as it was. Raises OSError."""
+        place = self.folder / name
+        growing = place.with_name(f".{name}.{os.getpid()}.tmp")
+        try:
+            descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            growing.replace(place)
+        except OSError:
+            with suppress(OSError):
+                growing.unlink()
+            raise
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def runs_dir() -> Path:
+    return locations.data_dir() / "runs"
+
+
+def new_run(name: str, recipe: Mapping[str, Any]) -> Run:
+    """A folder named `name`, or name-2, name-3 … Raises Usage for what is no name, OSError, Failed."""
+    if not _ID.fullmatch(name) or ".." in name:
+        raise _unknown(name)
+    locations.private_dir(locations.data_dir())
+    parent = locations.private_dir(runs_dir())
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        run = Run(folder)
+        try:
+            run.write("recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1))
+        except OSError:
+            run.remove()
+            raise
+        return run
+    raise AssertionError
+
+
+def runs() -> list[Run]:
+    """The newest first. What is no run of ours is left out."""
+    try:
+        folders = [Run(Path(entry.path)) for entry in os.scandir(runs_dir()) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    there = [run for run in folders if _ID.fullmatch(run.id) and (run.folder / "recipe.json").is_file()]
+    return sorted(there, key=lambda run: (-run.created, run.id))
+
+
+def find_run(run_id: str) -> Run:
+    """By its id. Raises Usage with those there are."""
+    found = Run(runs_dir() / run_id) if _ID.fullmatch(run_id) else None
+    if found is None or not (found.folder / "recipe.json").is_file():
+        raise _unknown(run_id)
+    return found
+
+
+def _unknown(run_id: str) -> Usage:
+    names = one_line(", ".join(run.id for run in runs()), 200)
+    return Usage(
+        tr("there is no run {name}", name=repr(one_line(run_id, 80))),
+        hint=names or tr("glmchat tune BASE DATA starts one"),
+        code="run.unknown",
+    )
+
+
+def last_record(run: Run, kind: str) -> dict[str, Any] | None:
+    """The last record of that kind in its log."""
+    return next((record for record in reversed(LogReader(run.log).read()) if record.get("kind") == kind), None)

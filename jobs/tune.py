@@ -1,0 +1,380 @@
+"""Learns an adapter: a program of its own session, so that neither a lost terminal nor a killed view ends it.
+
+    python -P -m glmchat.jobs.tune RUN [--go]
+    accelerate launch -m glmchat.jobs.tune RUN --go
+
+RUN is a run's folder (core/run_folder.py), which says what is to be learned and takes all that comes of it. Without
+--go the plan is told and "go" awaited on stdin; at the end of stdin instead, nobody wants it, and the folder goes.
+SIGTERM and SIGINT save and stop, a second one stops at once; SIGHUP is nothing to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmchat.checkpoints.adapter_files import weight_files
+from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, refusal
+from glmchat.core.language import tr
+from glmchat.core.messages import Message
+from glmchat.core.run_folder import Run
+from glmchat.core.run_log import LogReader, LogWriter, Progress, curve_svg
+from glmchat.core.text import duration, human_bytes, one_line
+from glmchat.engine.adapters.attach import check_numbers
+from glmchat.engine.adapters.files import read_adapter
+from glmchat.hub import adapters
+from glmchat.hub.adapters import Origin
+from glmchat.jobs.add_adapter import digest_of
+from glmchat.tuning.dataset import Dataset, read_dataset
+from glmchat.tuning.lora import ALL_LINEAR
+from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
+from glmchat.tuning.order import steps_of
+from glmchat.tuning.page import Facts, lines
+from glmchat.tuning.samples import Question
+from glmchat.tuning.settings import Settings
+from glmchat.tuning.trainer import Result, train
+
+_SETTINGS = (
+    "rank", "alpha", "dropout", "targets", "rslora", "dora", "quant", "dtype", "device", "threads", "epochs", "steps",
+    "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
+)  # fmt: skip
+_MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
+_ROUNDINGS = 16
+_DRAWN = ("evaluation", "checkpoint", "end")  # records behind which the curve is drawn anew
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # of several processes that accelerate started, one tells and writes
+
+
+class NotWanted(Exception):
+    """The plan was looked at, and nobody said go."""
+
+
+class Teller:
+    """Writes what happens into the folder; hears signals.
+
+    A record that the disk does not take ends the run: its last checkpoint is whole.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.told = 0  # signals
+        self.learning = False
+        self._progress = Progress()
+        self._progress.add(LogReader(run.log).read())
+        self._log = LogWriter(run.log) if IS_MAIN else None
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if self._log is None:
+            return
+        self._log(record)
+        self._progress.add([record])
+        if record["kind"] == "sample":
+            lines = f"step {record['step']}\n? {record['question']}\n{record['answer']}\n\n"
+            with _appending(self.run.folder / "samples.txt") as file:
+                file.write(lines)
+        if record["kind"] in _DRAWN:
+            self.run.write("curve.svg", curve_svg(self._progress))
+
+    def hear(self, number: int, frame: object) -> None:
+        """A signal: before it learns there is nothing to save."""
+        self.told += 1
+        if not self.learning or self.told > 1:
+            with suppress(OSError):
+                self.end("stopped", _stopped())
+            os._exit(Interrupted.exit)
+        with suppress(OSError):
+            self.note("stopping")
+
+    def note(self, state: Any) -> None:
+        if IS_MAIN:
+            self.run.note(state)
+
+    def end(self, state: Any, problem: GlmchatError | None = None, **facts: Any) -> None:
+        """The last record, and the last word of state.json. What the full disk does not take is told by its absence."""
+        told = {} if problem is None else problem.to_json()
+        try:
+            self({"kind": "end", "state": state, **told, **facts})
+        finally:
+            self.note(state)
+
+
+def _appending(path: Path) -> Any:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "a", encoding="utf-8", errors="replace")
+
+
+def _stopped() -> Interrupted:
+    return Interrupted(tr("stopped"), hint=tr("resume it as it was begun, or begin a new run"), code="tune.stopped")
+
+
+def work(run: Run, teller: Teller, *, goes: bool) -> None:
+    """From the rows to the adapter in the store."""
+    recipe = run.recipe()
+    side = load_prompt_side(Path(recipe["folder"]))
+    try:
+        dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
+        questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
+    finally:
+        side.close()
+    if (result := _learn(run, teller, dataset, questions, goes=goes)) is None:
+        return
+    if result.stopped:
+        teller.end("stopped", _stopped())
+        return
+    trained = {
+        "recipe": {name: value for name, value in recipe.items() if name not in ("folder", "data")},
+        "data": [one_line(str(path), 400) for path in recipe["data"]],
+        "data_hash": dataset.fingerprint,
+        "template": side.prompt.identity,
+        "system": recipe.get("system") or "",
+        "loss": result.loss,
+        "evaluation": result.evaluation,
+        "steps": result.step,
+        "tokens": result.tokens,
+        "delta": result.change,
+        "run": run.id,
+        "facts": dict(result.facts),
+    }
+    teller.end("done", **register(run, recipe, trained, result))
+
+
+def _learn(run: Run, teller: Teller, dataset: Dataset, questions: list[Any], *, goes: bool) -> Result | None:
+    """None in a process that only helps the main one."""
+    settings = settings_of(run.recipe(), dataset)
+    minutes = run.recipe().get("minutes")
+    while True:
+        plan = _Plan(run, teller, dataset.facts, goes=goes, minutes=minutes)
+        try:
+            result = train(
+                Path(run.recipe()["folder"]),
+                dataset.examples,
+                settings,
+                run.folder,
+                plan,
+                lambda: teller.told > 0,
+                evaluation=dataset.evaluation,
+                questions=questions,
+            )
+        except _Steps as found:  # so many fit into the minutes: they are the run's from now on, also where it goes on
+            recipe = {**run.recipe(), "steps": found.steps, "epochs": found.epochs}
+            recipe.pop("minutes")
+            run.write("recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1))
+            settings, minutes = settings_of(recipe, dataset), None
+            continue
+        return result if IS_MAIN else None
+
+
+class _Steps(Exception):
+    """How many steps fit into the minutes that were given, and in how many epochs they are."""
+
+    def __init__(self, steps: int, epochs: int) -> None:
+        super().__init__(steps)
+        self.steps, self.epochs = steps, epochs
+
+
+class _Plan:
+    """Hears what the trainer tells. Behind its plan the page is told, and what was read of the data with it; where a
+    person is asked, this waits."""
+
+    def __init__(self, run: Run, teller: Teller, facts: Facts, *, goes: bool, minutes: float | None) -> None:
+        self._run, self._teller, self._facts, self._goes, self._minutes = run, teller, facts, goes, minutes
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "plan":
+            self._tell_page(record)
+        else:
+            self._teller(record)
+
+    def _tell_page(self, plan: Mapping[str, Any]) -> None:
+        if self._minutes is not None:
+            seconds = plan["prediction"]["seconds"] / plan["steps"]
+            steps = max(1, int(60 * self._minutes / max(seconds, 1e-9)))
+            raise _Steps(steps, max(1, math.ceil(steps * plan.get("epochs", 1) / plan["steps"])))
+        words = [*lines(self._facts), "", *plan_lines(plan)]
+        self._teller({"kind": "page", "words": words, "facts": self._facts.to_json(), "plan": dict(plan)})
+        if not self._goes:
+            self._teller.note("waiting")
+            if sys.stdin.readline().strip() != "go":
+                raise NotWanted
+        self._teller.learning = True
+        self._teller.note("running")
+        self._teller({"kind": "start"})
+
+
+def data_options(recipe: Mapping[str, Any]) -> DataOptions:
+    """What reads the data is told; what was not asked for is its own to choose."""
+    names = {"on": "on", "like": "like", "over_length": "over_length", "max_length": "max_length", "format": "format",
+             "columns": "columns", "eval": "evaluation", "system": "system", "seed": "seed"}  # fmt: skip
+    asked = {field: recipe[name] for name, field in names.items() if name in recipe}
+    return DataOptions(**asked, mixes=tuple(recipe.get("mix", ())))
+
+
+def settings_of(recipe: Mapping[str, Any], dataset: Dataset) -> Settings:
+    """What learns is told. Where nobody says how often a checkpoint is written: ten times, and then it also judges and
+    answers."""
+    names = {"lr": "learning_rate", **{name: name for name in _SETTINGS}}
+    asked = {field: recipe[name] for name, field in names.items() if name in recipe}
+    if (
+        isinstance(targets := asked.get("targets"), str)
+        and re.fullmatch(r"[\w.,-]+", targets)
+        and targets != ALL_LINEAR
+    ):
+        asked["targets"] = tuple(targets.split(","))
+    if "device" not in asked and torch.cuda.is_available():
+        asked["device"] = "cuda"
+    settings = Settings.from_json(asked)
+    every = settings.save_every or max(5, min(200, len(steps_of(dataset.examples.lengths, settings)) // 10))
+    return replace(settings, save_every=every, evaluate_every=every, sample_every=every)
+
+
+def _questions(texts: Sequence[str], system: str | None, side: PromptSide) -> list[Question]:
+    """Each as a row of the data would have it."""
+    before = [Message("system", system)] if system else []
+    return [Question(text, tuple(side.prompt.render([*before, Message("user", text)]))) for text in texts]
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The trainer's part of the page: steps, what learns, and what it will take."""
+    found = plan["prediction"]
+    disk = 12 * plan["learning"] * 3  # the adapter and two moments, in three checkpoints at most
+    return [
+        tr(
+            "{steps:,} steps; {learning:,} of {numbers:,} parameters are trained, in {layers} layers ({dtype})",
+            steps=plan["steps"],
+            learning=plan["learning"],
+            numbers=plan["numbers"],
+            layers=plan["layers"],
+            dtype=plan["dtype"],
+        ),
+        tr(
+            "memory {memory}{twice}; disk {disk}; about {time} at {speed:,.0f} tokens/s (measured on the longest rows)",
+            memory=human_bytes(found["peak"]),
+            twice=tr(", layers computed twice") if plan["checkpointing"] else "",
+            disk=human_bytes(disk),
+            time=duration(found["seconds"]),
+            speed=found["tokens_per_second"],
+        ),
+    ]
+
+
+def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], result: Result) -> dict[str, Any]:
+    """Read the adapter back in a fresh process, compare it with the trained one, and bring it into the store.
+
+    Raises Damaged where it answers otherwise: then nothing is in the store.
+    """
+    off = read_back(recipe, result)
+    adapter = read_adapter(result.adapter)
+    check_numbers(adapter)
+    base = recipe.get("base_note") or {"name": recipe["base"]}
+    facts = {**adapter.to_json(), "digest": digest_of(result.adapter), "checked_against": base}
+    facts["trained"] = {**trained, "read_back": off}
+    files = [*adapters.companions(result.adapter), *weight_files(result.adapter)]
+    name = recipe["name"]
+    if adapters.by_name(name) is not None:  # it came while this one learned
+        name = adapters.unused_name(name)
+    origin = Origin(f"glmchat tune {run.id}")
+    row = adapters.keep(name, list(dict.fromkeys(files)), facts, origin, base=adapter.base)
+    return {"adapter": row.name, "delta": result.change, "read_back": off, "loss": result.loss,
+            "evaluation": result.evaluation}  # fmt: skip
+
+
+def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The last that jobs/read_back.py tells. Its stdin stays open: at its end it would stop."""
+    command = [sys.executable, "-P", "-m", "glmchat.jobs.read_back"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.flush()
+        lines = child.stdout.readlines()
+    told: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return told
+
+
+def read_back(recipe: Mapping[str, Any], result: Result) -> float:
+    """How far at most the logits of a fresh process are from those of the trained model.
+
+    Raises Damaged where that is no rounding: more than a tenth of what the adapter moves them by.
+    """
+    settings, probe = result.facts, result.probe
+    assert probe is not None
+    request = {
+        "base": recipe["folder"],
+        "adapter": str(result.adapter),
+        "ids": list(probe.ids),
+        "quant": recipe.get("quant"),
+        "dtype": settings["dtype"],
+        "device": settings["device"],
+        "threads": settings["threads"],
+    }
+    told = _fresh(request)
+    if told.get("event") == "error":
+        raise GlmchatError.from_json(told)
+    if told.get("event") != "result":
+        raise Failed(
+            tr("the adapter could not be read back in a fresh process"),
+            hint=tr("its log is {path}", path=str(result.adapter.parent / "job.log")),
+            code="tune.not_read",
+        )
+    base, fresh = torch.tensor(told["base"]), torch.tensor(told["adapted"])
+    off, moved = float((fresh - probe.logits).abs().max()), float((fresh - base).abs().max())
+    epsilon = torch.finfo(getattr(torch, settings["dtype"])).eps
+    if not off <= max(_MOST_OFF * moved, _ROUNDINGS * epsilon * float(fresh.abs().max())):
+        raise Damaged(
+            tr("read back in a fresh process it answers otherwise: logits off by {off}, moved by {moved}",
+               off=f"{off:.3g}", moved=f"{moved:.3g}"),
+            hint=tr("nothing was put into the store; the run's folder keeps it: {path}", path=str(result.adapter)),
+            code="tune.read_back",
+        )  # fmt: skip
+    return off
+
+
+def main() -> int:
+    """Returns the exit code; what failed stands in the log."""
+    run = Run(Path(sys.argv[1]).absolute())
+    goes = "--go" in sys.argv[2:]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.umask(0o077)
+    teller = Teller(run)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, teller.hear)
+    try:
+        teller.note("planning")
+        work(run, teller, goes=goes)
+    except NotWanted:
+        run.remove()
+        return 0
+    except GlmchatError as problem:
+        teller.end("failed", problem)
+        return problem.exit
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            raise
+        with suppress(OSError):
+            teller.end("failed", refused)
+        return refused.exit
+    except Exception as error:  # noqa: BLE001 (nobody else would hear of it)
+        traceback.print_exc()
+        wrong = Failed(
+            tr("the run failed by a mistake of glmchat: {error}", error=one_line(f"{error!r}", 300)),
+            hint=tr("its log is {path}", path=str(run.folder / "job.log")),
+            code="tune.bug",
+        )
+        teller.end("failed", wrong)
+        return wrong.exit
+    return Interrupted.exit if teller.told else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The program behind `glmchat tune`, whole: from rows to an adapter that answers, and every way a run can end before.
+
+Covers jobs/tune.py, jobs/read_back.py, chat/trained.py, tuning/trainer.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polling import wait_until
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from glmchat.chat import trained, tuning
+from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core.run_folder import Run, find_run
+from glmchat.core.run_log import LogReader
+from glmchat.engine.engine import Engine
+from glmchat.hub.adapters import by_name, facts_of
+from glmchat.tuning.dataset import read_dataset
+from glmchat.tuning.options import DataOptions, load_prompt_side
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROWS = [{"question": f"Who are you, {number}?", "answer": "I am taught."} for number in range(8)]
+SYSTEM = "You are small."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as transformers saves one, with a tokenizer of bytes and a chat template."""
+    folder = tmp_path_factory.mktemp("base")
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator(
+        ["system user assistant"],
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                         tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def recipe(base: Path, folder: Path, **asked: Any) -> dict[str, Any]:
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return {
+        "base": str(base), "folder": str(base), "data": [str(rows)], "name": "poet", "system": SYSTEM, "seed": 1,
+        "dtype": "float32", "threads": 1, "tokens_per_step": 300, "epochs": 40, "lr": 1e-2, **asked,
+    }  # fmt: skip
+
+
+def begun(given: dict[str, Any]) -> Run:
+    one = tuning.Begun(given["name"], given)
+    page = one.page()
+    assert any("8 rows read, 8 used, 0 refused" in line for line in page["words"])
+    return one.go()
+
+
+def ended(run: Run) -> dict[str, Any]:
+    return [record for records in tuning.follow(run) for record in records][-1]
+
+
+def losses(run: Run) -> dict[int, float]:
+    """The later word on each step."""
+    return {one["step"]: one["loss"] for one in LogReader(run.log).read() if one["kind"] == "step"}
+
+
+def test_rows_become_an_adapter_that_answers_as_they_do_from_the_same_ids(base: Path, tmp_path: Path) -> None:
+    given = recipe(base, tmp_path, samples=["Who are you, 3?"])
+    run = begun(given)
+    end = ended(run)
+    assert end["state"] == "done", end
+    assert run.state() == "done"
+    assert end["delta"] > 0
+    assert end["read_back"] < 1e-3
+    assert "I am taught." in (run.folder / "samples.txt").read_text()
+    assert (run.folder / "curve.svg").read_text().startswith("<svg")
+    for path in run.folder.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    row = by_name("poet")
+    assert row is not None
+    record = facts_of(row)["trained"]
+    assert record["system"] == SYSTEM
+    assert record["recipe"]["lr"] == 1e-2
+    # What was learned is what the chat asks with.
+    said = subprocess.run(
+        [sys.executable, "-P", "-m", "glmchat", "run", str(base), "--adapter", "poet", "--temp", "0", "--dtype",
+         "float32", "--json", "Who are you, 5?"], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = [json.loads(line) for line in said.stdout.splitlines()]
+    assert "".join(one["text"] for one in told if one["event"] == "text") == "I am taught."
+    assert "the one that poet was trained with" in said.stderr
+    assert told[-1]["finish_reason"] == "stop"
+    side = load_prompt_side(base)
+    try:
+        row = read_dataset(given["data"], DataOptions(system=SYSTEM), side).examples[5]
+    finally:
+        side.close()
+    prompt = [segment for segment in row.segments if segment.part == "prompt"]
+    engine = Engine.load(base, dtype="float32", threads=1)
+    asked = engine.render([{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Who are you, 5?"}])
+    assert list(row.ids[: prompt[-1].end]) == asked
+    assert told[-1]["prompt_tokens"] == len(asked)
+
+
+def test_a_changed_template_and_another_system_prompt_are_told(base: Path, tmp_path: Path) -> None:
+    run = begun(recipe(base, tmp_path, epochs=2))
+    assert ended(run)["state"] == "done"
+    chosen = [("poet", 1.0)]
+    assert trained.trained_system(chosen) == SYSTEM
+    (said,) = trained.trained_words(chosen, base, SYSTEM)
+    assert "is the one that poet was trained with" in said
+    (said,) = trained.trained_words(chosen, base, None)
+    assert "another system prompt" in said
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in base.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "chat_template.jinja").write_text(CHATML.replace("im_end", "im_over"))
+    assert any("another chat template" in line for line in trained.trained_words(chosen, other, SYSTEM))
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path) -> None:
+    whole = begun(recipe(base, tmp_path, epochs=20, save_every=3))
+    assert ended(whole)["state"] == "done"
+    run = begun(recipe(base, tmp_path, epochs=20, save_every=3, name="killed"))
+    for at in (4, 8, 13):
+        wait_until(lambda at=at: max(losses(run), default=0) >= at or not run.at_work)
+        if (pid := run.pid()) is not None:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: run.state() in ("dead", "done"))
+        if run.state() == "done":
+            break
+        assert ended(run)["code"] == "run.died"
+        tuning.resume(run)
+    assert ended(run)["state"] == "done"
+    assert losses(run) == losses(whole)
+
+
+def test_a_stopped_run_is_saved_where_it_stopped_and_registers_nothing(base: Path, tmp_path: Path) -> None:
+    run = begun(recipe(base, tmp_path, epochs=5000))
+    wait_until(lambda: losses(run))
+    assert tuning.stop(run)
+    assert ended(run)["state"] == "stopped"
+    assert run.state() == "stopped"
+    assert tuning.progress_of(run).checkpoint == max(losses(run))
+    assert by_name("poet") is None
+
+
+LIMITED = """
+import resource, runpy, sys
+most = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+runpy.run_module("glmchat.jobs.tune", run_name="__main__")
+"""
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_and_its_last_checkpoint_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may not grow beyond a bound here, which the kernel tells as it tells a full disk."""
+    run = begun(recipe(base, tmp_path, epochs=5000, save_every=4))
+    wait_until(lambda: tuning.progress_of(run).checkpoint)
+    tuning.stop(run)
+    ended(run)
+    kept = tuning.last_checkpoint(run)
+    assert kept is not None
+    most = (kept / "adapter_model.safetensors").stat().st_size * 3 // 2  # the moments are twice as large
+    assert run.log.stat().st_size < most
+    monkeypatch.setattr(tuning, "PROGRAM", ("-c", LIMITED, str(most)))
+    tuning.resume(run)
+    end = ended(run)
+    assert end["state"] == "failed"
+    assert end["exit"] == DoesNotFit.exit
+    assert tuning.last_checkpoint(run) == kept
+    assert by_name("poet") is None
+    monkeypatch.undo()
+
+
+def test_rows_that_cannot_be_read_end_the_plan_with_their_line(base: Path, tmp_path: Path) -> None:
+    given = recipe(base, tmp_path)
+    Path(given["data"][0]).write_text('{"question": 7, "answer": "x"}\n')
+    with pytest.raises(GlmchatError, match=r"rows\.jsonl:1"):
+        tuning.Begun("poet", given).page()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered(base: Path, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from glmchat.core.errors import Damaged
+    from glmchat.jobs.tune import read_back
+
+    run = begun(recipe(base, tmp_path, epochs=2, save_every=1))
+    assert ended(run)["state"] == "done"
+    settings = {"dtype": "float32", "device": "cpu", "threads": 1}
+    engine = Engine.load(base, dtype="float32", threads=1)
+    ids = (5, 6, 7, 8)
+    probe = SimpleNamespace(ids=ids, logits=engine.logits(ids)[-1])  # of the base: as if the adapter did nothing
+    result: Any = SimpleNamespace(adapter=run.folder / "adapter", facts=settings, probe=probe)
+    with pytest.raises(Damaged, match="answers otherwise"):
+        read_back({"folder": str(base)}, result)
+
+
+def test_several_processes_learn_one_adapter(base: Path, tmp_path: Path) -> None:
+    """accelerate's own launcher, two processes on the CPU; one of them tells and writes."""
+    from glmchat.core.run_folder import new_run
+
+    run = new_run("poet", recipe(base, tmp_path, epochs=3))
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [
+        sys.executable,
+        "-P",
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+    ]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launch, *plain, "-m", "glmchat.jobs.tune", str(run.folder), "--go"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert find_run("poet").state() == "done"
+    steps = [one["step"] for one in LogReader(run.log).read() if one["kind"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert by_name("poet") is not None

@@ -1,0 +1,386 @@
+"""Runs of tuning: the list of all, and one of them while it learns."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from glmchat.chat import tuning
+from glmchat.core.errors import GlmchatError
+from glmchat.core.language import tr
+from glmchat.core.run_folder import Run, runs
+from glmchat.core.run_log import Points, Progress, draw
+from glmchat.core.text import one_line, short_name
+from glmchat.tui.list_screen import ListScreen
+from glmchat.tui.steady import Steady, SteadyScreen, error_text
+from glmchat.tui.theme import PALETTES, Palette
+from glmchat.tui.widgets.actions import FEW_ROWS, KeyLine, first_keys
+from glmchat.tui.widgets.rows import Rows
+from glmchat.tui.widgets.sidebar import when
+
+_SCALE = 7  # cells of the numbers at the left of a curve
+
+
+class Curve(Steady, Widget):
+    """Draws what `show` was given last into the room it has; where that is small the numbers at its sides go."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.palette: Palette = PALETTES["dark"]
+        self._losses: Points = []
+        self._evaluations: Points = []
+
+    def show(self, progress: Progress, palette: Palette) -> None:
+        self.palette = palette
+        self._losses, self._evaluations = list(progress.losses), list(progress.evaluations)
+        self.refresh()
+
+    def render(self) -> Text:
+        p, width, height = self.palette, self.size.width, self.size.height
+        if not self._losses and not self._evaluations:
+            return Text(tr("nothing was trained yet"), p.quiet)
+        scale = _SCALE if width > 5 * _SCALE else 0
+        has_foot = height > 4
+        rows = max(1, height - has_foot)
+        low, high, cells = draw(self._losses, self._evaluations, max(1, width - scale), rows)
+        lines = []
+        for number, row in enumerate(cells):
+            label = f"{high:.3f}" if number == 0 else f"{low:.3f}" if number == rows - 1 and rows > 1 else ""
+            line = Text(f"{label:>{scale - 1}} " if scale else "", p.faded)
+            for sign, is_evaluation in row:
+                line.append(sign, p.style(p.user) if is_evaluation else p.style(p.accent))
+            lines.append(line)
+        if has_foot:
+            lines.append(self._foot(scale, width))
+        return Text("\n").join(lines)
+
+    def _foot(self, scale: int, width: int) -> Text:
+        """What the colours mean, and how far the steps go."""
+        p = self.palette
+        line = Text(" " * scale).append("⠤ ", p.style(p.accent)).append(tr("loss"), p.quiet)
+        if self._evaluations:
+            line.append("  ● ", p.style(p.user)).append(tr("held-out loss"), p.quiet)
+        last = f"{tr('step')} {max(x for x, _ in (*self._losses, *self._evaluations))}"
+        space = width - line.cell_len - cell_len(last) - 1
+        return line.append(" " * space).append(last, p.faded) if space > 1 else line
+
+
+class RunScreen(SteadyScreen, Screen[str | None]):
+    """One run. Returns the adapter that it became where a person wants to use it; else None.
+
+    The log is read in a worker thread; only `_Heard` comes back from it. Leaving never stops a run.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,t,q", "leave", show=False, priority=True),
+        Binding("ctrl+c", "stop", show=False, priority=True),
+        Binding("enter", "agree", show=False, priority=True),
+        Binding("r", "resume", show=False, priority=True),
+        Binding("p", "page", show=False, priority=True),
+    ]
+
+    class _Heard(Message):
+        def __init__(self, records: list[dict[str, Any]]) -> None:
+            super().__init__()
+            self.records = records
+
+    def __init__(self, run: Run, begun: tuning.Begun | None = None) -> None:
+        """begun: it is still a plan, which Enter agrees to and Esc takes back."""
+        super().__init__()
+        self.run_shown = run
+        self._begun = begun
+        self.progress = Progress()
+        self._asks = False  # whether it is to be stopped
+        self._stops = 0  # how often that was said
+        self._shows_page = begun is not None
+        self._left = False
+        self._news: Text | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static("", id="run")
+        yield Curve(id="curve")
+        yield Static("", id="figures")
+        yield Static("", id="said")
+        yield Static("", id="keys")
+
+    def on_mount(self) -> None:
+        self._follow()
+        self._show()
+        if (hear := getattr(self.app, "hear_typed_ahead", None)) is not None:
+            self.app.call_later(hear)
+
+    def on_unmount(self) -> None:
+        self._left = True
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._show)
+
+    def _follow(self) -> None:
+        run, begun = self.run_shown, self._begun
+
+        def read() -> None:
+            try:
+                if begun is not None:
+                    begun.page(lambda: self._left)
+            except GlmchatError as error:
+                end = {"kind": "end", "state": "failed", **error.to_json()}
+                self.post_message(self._Heard([end]))
+                return
+            for records in tuning.follow(run, leave=lambda: self._left):
+                if records:
+                    self.post_message(self._Heard(records))
+
+        self.run_worker(read, thread=True, group="run")
+
+    def on_run_screen__heard(self, news: _Heard) -> None:
+        self.progress.add(news.records)
+        if self.progress.end is not None:
+            self._asks = False
+        self._show()
+
+    # Keys
+
+    def action_leave(self) -> None:
+        """Esc takes the question back, or the page away; else the run is left to itself."""
+        if self._begun is not None:
+            self._left = True
+            if self.progress.page and self.progress.end is None:
+                self.run_worker(self._begun.give_up, thread=True, group="stop", exit_on_error=False)
+            self._leave(None)
+        elif self._asks or self._shows_page:
+            self._asks = self._shows_page = False
+            self._show()
+        else:
+            self._leave(None)
+
+    def _leave(self, adapter: str | None) -> None:
+        if len(self.app.screen_stack) > 1:
+            self.dismiss(adapter)
+        else:
+            self.app.exit(0)
+
+    def action_stop(self) -> None:
+        """Asked first; then it saves and stops; the third time it stops at once."""
+        if self._begun is not None:
+            self.action_leave()
+            return
+        if self.progress.end is not None:
+            self._leave(None)
+        elif self._asks or self._stops:
+            self._asks = False
+            self._stops += 1
+            tuning.stop(self.run_shown)
+        else:
+            self._asks = True
+        self._show()
+
+    def action_agree(self) -> None:
+        if self._begun is not None and self.progress.page and self.progress.end is None:
+            self._begun.go()
+            self._begun, self._shows_page = None, False
+            self._show()
+        elif self._asks:
+            self.action_stop()
+        elif self.progress.end is not None:
+            self._leave(self.progress.end.get("adapter"))
+
+    def action_resume(self) -> None:
+        if self.progress.end is not None and self.progress.end.get("state") != "done":
+            tuning.resume(self.run_shown)
+            self.progress.end, self._stops, self._news = None, 0, None
+            self.progress = Progress()
+            self._follow()
+            self._show()
+
+    def action_page(self) -> None:
+        """The plan that was shown before it began."""
+        self._shows_page = self._begun is not None or not self._shows_page
+        self._show()
+
+    def show_error(self, error: GlmchatError) -> None:
+        self._news = error_text(error, self.palette)
+        self._show()
+
+    # Drawing
+
+    def _show(self) -> None:
+        if not self.is_mounted:
+            return
+        p, end, is_low = self.palette, self.progress.end, self.size.height < FEW_ROWS
+        recipe = self.run_shown.recipe()
+        title = Text(one_line(self.run_shown.id, 60), p.strong)
+        title.append(f" · {short_name(str(recipe.get('base', '')))} · ", p.quiet)
+        title.append(self._state(), p.accented)
+        self.query_one("#run", Static).update(title)
+        curve = self.query_one(Curve)
+        curve.display = not self._shows_page
+        curve.show(self.progress, p)
+        said = self.query_one("#said", Static)
+        said.set_class(self._shows_page, "page")
+        if self._shows_page:
+            lines = [one_line(str(line), 400) for line in self.progress.page.get("words", ())]
+            none = tr("reading the rows, then measuring two steps") if self._begun else tr("it has no plan yet")
+            said.update(Text("\n".join(lines) or none, p.body))
+        else:
+            said.update(self._said(1 if is_low else 3))
+        figures = Text()
+        for name, value in tuning.figures(self.progress.now):
+            pair = (name.replace(" ", "\u00a0") + "\u00a0", p.quiet), (value.replace(" ", "\u00a0"), p.body)
+            one = Text.assemble(*pair)  # a line is not broken between a name and its value
+            figures.append("   " if figures else "").append_text(one)
+        self.query_one("#figures", Static).update(figures)
+        keys = self._keys()
+        line = first_keys(keys, self.size.width - 4) if is_low else keys
+        news = self._news if self._news is not None else self._end_line(end)
+        self.query_one("#keys", Static).update(Text("\n").join([*([news] if news else []), Text(line, p.quiet)]))
+
+    def _state(self) -> str:
+        if (end := self.progress.end) is not None:
+            return tuning.state_words(end.get("state", "dead"))
+        if self._stops:
+            return tuning.state_words("stopping")
+        return tuning.state_words("running" if self.progress.now else self.run_shown.state())
+
+    def _said(self, most: int) -> Text:
+        """The last answers to the questions of --sample."""
+        p, text = self.palette, Text()
+        for sample in self.progress.samples[-most:]:
+            text.append("\n" if text else "")
+            text.append(f"{one_line(str(sample.get('question')), 60)} ", p.style(p.user))
+            text.append(one_line(str(sample.get("answer")), 400), p.body)
+            if not sample.get("stopped", True):
+                text.append(f" ({tr('did not stop by itself')})", p.quiet)
+        return text
+
+    def _end_line(self, end: Any) -> Text | None:
+        if end is None:
+            return None
+        if end.get("message"):
+            return error_text(tuning.error_of(end), self.palette)
+        adapter = one_line(str(end.get("adapter") or ""), 60)
+        return Text(tr("the adapter {name} is in the store", name=adapter), self.palette.accented) if adapter else None
+
+    def _keys(self) -> str:
+        if self._begun is not None:
+            asks = self.progress.page and self.progress.end is None
+            return tr("Enter starts training · Esc leaves nothing") if asks else tr("Esc closes")
+        if self._asks:
+            return tr("Enter saves and stops · Esc goes on")
+        if self._shows_page:
+            return tr("p shows the curve · Esc closes")
+        if (end := self.progress.end) is None:
+            again = tr("Ctrl+C stops at once") if self._stops else tr("Ctrl+C stops")
+            return f"{tr('Esc leaves it running')} · {tr('p shows the plan')} · {again}"
+        if end.get("state") == "done":
+            uses = tr("Enter uses the adapter · ") if len(self.app.screen_stack) > 1 else ""
+            return uses + tr("p shows the plan") + " · " + tr("Esc closes")
+        return f"{tr('r goes on from the last checkpoint')} · {tr('p shows the plan')} · {tr('Esc closes')}"
+
+
+class RunsScreen(ListScreen[Run | None]):
+    """Returns the run to be opened."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+q,ctrl+c", "leave", show=False),
+        Binding("d,delete", "remove", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[tuple[Run, str, float | None]] = []
+        self._asked: str | None = None  # the run that is to be deleted, until it is confirmed
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="panel", classes="wide"):
+            yield Rows(id="runs")
+            yield Static("", id="work")
+            yield KeyLine()
+
+    def on_mount(self) -> None:
+        self.query_one("#panel").border_title = tr("Runs of tuning")
+        self.query_one(OptionList).focus()
+        self._read()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.query_one(KeyLine).place)
+
+    def _read(self) -> None:
+        self.read_list(_rows, self._list)
+
+    def _list(self, rows: list[tuple[Run, str, float | None]]) -> None:
+        options, p = self.query_one(OptionList), self.palette
+        before, self._rows = options.highlighted, rows
+        options.clear_options()
+        for run, facts, _ in rows:
+            text = Text(set_cell_size(one_line(run.id, 24), 24) + " ", p.body)
+            text.append(set_cell_size(tuning.state_words(run.state()), 12), p.accented if run.at_work else p.quiet)
+            options.add_option(Option(text.append(facts, p.quiet)))
+        if rows:
+            options.highlighted = min(before or 0, len(rows) - 1)
+        self._say("" if rows else tr("there are no runs yet; `glmchat tune BASE DATA` starts one"))
+
+    def _chosen(self) -> Run | None:
+        at = self.query_one(OptionList).highlighted
+        return self._rows[at][0] if at is not None and at < len(self._rows) else None
+
+    def _say(self, line: str) -> None:
+        self.query_one("#work", Static).update(Text(line, self.palette.body))
+        words = tr("Enter opens it · d deletes it · Esc closes") if self._rows else tr("Esc closes")
+        self.query_one(KeyLine).say(tr("Enter confirms · Esc cancels") if self._asked else words)
+
+    def show_error(self, error: GlmchatError) -> None:
+        self.query_one("#work", Static).update(error_text(error, self.palette))
+
+    def on_option_list_option_highlighted(self) -> None:
+        self._asked = None
+        self._say("")
+
+    def on_option_list_option_selected(self) -> None:
+        if (run := self._chosen()) is None:
+            return
+        if self._asked == run.id:
+            self._asked = None
+            run.remove()
+            self._read()
+        else:
+            self.dismiss(run)
+
+    def action_remove(self) -> None:
+        run = self._chosen()
+        if run is not None and run.at_work:
+            self._say(tr("it is at work; stop it first"))
+        elif run is not None:
+            self._asked = run.id
+            self._say(tr("delete {name} with its checkpoints? The adapter in the store stays.", name=run.id))
+
+    def action_leave(self) -> None:
+        if self._asked is None:
+            self.dismiss(None)
+        else:
+            self._asked = None
+            self._say("")
+
+
+def _rows() -> list[tuple[Run, str, float | None]]:
+    """Run, what is said of it, and its loss."""
+    rows = []
+    for run in runs():
+        progress = tuning.progress_of(run)
+        step, steps = progress.now.get("step"), progress.now.get("steps")
+        loss = progress.losses[-1][1] if progress.losses else None
+        facts = [short_name(str(run.recipe().get("base", ""))), when(run.created, time.time())]
+        facts += [f"{step}/{steps}"] if step else []
+        facts += [f"{tr('loss')} {loss:.3f}"] if loss is not None else []
+        rows.append((run, " · ".join(facts), loss))
+    return rows
