@@ -10,6 +10,7 @@ import torch
 
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning.options import load_prompt_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class Sampler:
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, questions: Sequence[Question], most: int) -> None:
         """most: tokens of an answer."""
         self._model, self._questions, self._most = model, questions, most
-        self._tokenizer = checkpoint.family.load_tokenizer(checkpoint.path, checkpoint.spec)
-        prompt = checkpoint.family.prompt(checkpoint.path, self._tokenizer, checkpoint.spec)
-        self._stops = frozenset(prompt.stop_ids)
+        side = load_prompt_side(checkpoint.path)
+        self._tokenizer, self._stops = side.tokenizer, frozenset(side.prompt.stop_ids)
+        side.close()
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """{"question", "answer", "stopped": it ended by itself} of each question."""

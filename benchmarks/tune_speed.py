@@ -1,0 +1,184 @@
+"""Tokens a second while a LoRA is learned, beside PEFT with transformers' Trainer, on the starter model.
+
+    python benchmarks/tune_speed.py MODEL.gguf ALPACA.json [--rows 64] [--only ours peer grouped parts]
+
+The same rows in the same order, batches of 8, LoRA r 8 on every linear layer, no dropout. We learn on the packed file;
+the peer on what it says in bfloat16, with batches as they come and grouped by length. Each is a process of its own, and
+the first step of each is left out. A token is one of the text: padding is not counted. Beside the clock stands
+processor time, which is what counts where others use the machine, too; with --threads 1 it holds no waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH, RANK = 8, 8
+CASES = ("ours", "peer", "grouped", "parts")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(globals()[f"_{given.case}"](given, Path(folder))))
+        return
+    speeds: dict[str, float] = {}
+    for case in given.only:
+        words = [sys.executable, __file__, str(given.model), str(given.data), "--rows", str(given.rows), "--case", case]
+        words += ["--dtype", given.dtype, "--threads", str(given.threads)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        speeds[case] = found["tokens_per_processor_second"]
+        print(f"{case:8}", json.dumps(found), flush=True)
+    for peer in ("peer", "grouped"):
+        if "ours" in speeds and peer in speeds:
+            print(f"ours is {speeds['ours'] / speeds[peer]:.2f} times {peer} (by processor time)")
+
+
+def _examples(given: argparse.Namespace) -> list[Any]:
+    """Rows as the engine's own template writes them; the answer and its end are learned."""
+    from glmchat.tuning.dataset import read_dataset
+    from glmchat.tuning.options import DataOptions, load_prompt_side
+
+    side = load_prompt_side(given.model)
+    data = read_dataset([str(given.data)], DataOptions(max_length=1024, over_length="cut-answer"), side)
+    found = [data.examples[number] for number in range(given.rows)]
+    side.close()
+    return found
+
+
+def _settings(given: argparse.Namespace, **changes: Any) -> Any:
+    from glmchat.tuning.settings import Settings
+
+    changes |= {"threads": given.threads, "epochs": 1, "learning_rate": 1e-4}
+    return Settings(rank=RANK, rows_per_step=BATCH, dtype=given.dtype, **changes)
+
+
+def _ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from glmchat.tuning.trainer import train
+
+    events: list[dict[str, Any]] = []
+    ends: list[float] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "step":
+            ends.append(time.process_time())
+
+    train(given.model, _examples(given), _settings(given), folder, hear, lambda: False)
+    steps = [event for event in events if event["kind"] == "step"][1:]
+    seconds = sum(event["tokens"] / event["tokens_per_second"] for event in steps)
+    tokens = sum(event["tokens"] for event in steps)
+    return {"tokens_per_second": tokens / seconds, "tokens_per_processor_second": tokens / (ends[-1] - ends[0]),
+            "tokens": tokens, "seconds": seconds, "loss": steps[-1]["loss"],
+            "checkpointing": events[0]["checkpointing"], "memory": max(event["memory"] for event in steps)}  # fmt: skip
+
+
+def _peer(given: argparse.Namespace, folder: Path, *, grouped: bool = False) -> dict[str, Any]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    from glmchat.tuning.order import order_of
+
+    torch.set_num_threads(given.threads)
+
+    examples = _examples(given)
+    dtype = getattr(torch, given.dtype)
+    # transformers reads the GGUF file itself, and lays its numbers out in this type.
+    base = AutoModelForCausalLM.from_pretrained(str(given.model.parent), gguf_file=given.model.name, dtype=dtype)
+    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = [examples[number] for number in order_of(len(examples), 0, 1)]
+    real: list[int] = []
+    ends: list[tuple[float, float]] = []
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        real.append(sum(len(row["input_ids"]) for row in batch))
+        fill = [longest - len(row["input_ids"]) for row in batch]
+        pairs = list(zip(batch, fill, strict=True))
+        return {
+            "input_ids": torch.tensor([row["input_ids"] + [0] * n for row, n in pairs]),
+            "attention_mask": torch.tensor([[1] * len(row["input_ids"]) + [0] * n for row, n in pairs]),
+            "labels": torch.tensor([row["labels"] + [-100] * n for row, n in pairs]),
+        }
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *given: Any, **more: Any) -> None:
+            ends.append((time.perf_counter(), time.process_time()))
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        learning_rate=1e-4,
+        train_sampling_strategy="group_by_length" if grouped else "sequential",
+        remove_unused_columns=False,
+        bf16=given.dtype == "bfloat16",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    data = [{"input_ids": list(row.ids), "labels": row.labels} for row in rows]
+    Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()]).train()
+    tokens = sum(real[1 : len(ends)])
+    seconds, processor = (last - first for first, last in zip(ends[0], ends[-1], strict=True))
+    return {"tokens_per_second": tokens / seconds, "tokens_per_processor_second": tokens / processor,
+            "tokens": tokens, "seconds": seconds}  # fmt: skip
+
+
+def _grouped(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return _peer(given, folder, grouped=True)
+
+
+def _parts(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Shares of one pass: the layers forward, the head with its gradient, the layers backward."""
+    import torch
+
+    from glmchat.tuning.forward import flatten, head_of, hidden, load_base
+    from glmchat.tuning.lora import LoraShape, attach, prepare
+    from glmchat.tuning.products import head_loss
+
+    _, model, threads = load_base(given.model, _settings(given), "cpu")
+    prepare(model)
+    attach(model, LoraShape(rank=RANK), seed=0)
+    flat = flatten(_examples(given)[:BATCH])
+    spent = {"forward": 0.0, "head": 0.0, "backward": 0.0}
+    for round_ in range(3):
+        begun = time.process_time()
+        states = hidden(model, flat)
+        forward = time.process_time()
+        loss = head_loss(states, flat.targets, head_of(model))
+        head = time.process_time()
+        torch.autograd.backward(loss)
+        end = time.process_time()
+        if round_:
+            for name, seconds in zip(spent, (forward - begun, head - forward, end - head), strict=True):
+                spent[name] += seconds
+    total = sum(spent.values())
+    shares = {name: round(seconds / total, 3) for name, seconds in spent.items()}
+    return {"shares": shares, "tokens_per_processor_second": 2 * len(flat.ids) / total, "learned": len(flat.targets),
+            "tokens": len(flat.ids), "threads": threads}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
