@@ -56,7 +56,14 @@ class Gathering:
         self._keys = array("Q")  # a hash of what it says,
         self._use = array("H")  # and its file
         self._recipe = options.recipe(side.checkpoint.spec.family)
-        self._limit = options.max_length or min(LENGTH, side.checkpoint.spec.context)
+        context = side.checkpoint.spec.context
+        if options.max_length is not None and not 2 <= options.max_length <= context:
+            raise Usage(
+                tr("a row of {length:,} tokens is not possible", length=options.max_length),
+                hint=tr("this model takes 2 to {context:,}", context=context),
+                code="data.max_length",
+            )
+        self._limit = options.max_length or min(LENGTH, context)
         if self._recipe is not None:
             self._limit = self._recipe.total
         self._policy: OverLength = options.over_length or "cut-question"
@@ -80,6 +87,7 @@ class Gathering:
             facts.policy = self._recipe.name
             facts.recipe = f"{self._recipe.name} {self._recipe.digest}"
             facts.differences = differences(self._recipe)
+            facts.method, facts.settings = self._recipe.method, dict(self._recipe.settings)
         if not any(file.used for file in facts.files if file.use == "train"):
             raise self._nothing()
         self._require_fitting()

@@ -65,6 +65,7 @@ class Sample:
 class Facts:
     """refused: by reason. warned: by kind. lengths: upper bound of tokens -> documents, 0 for longer ones.
 
+    method, settings: what a recipe of an original fixes of a run besides the data, by the names of tuning/settings.py.
     long: rows over the limit, over: which; taken: tokens that cutting took of `whole`. stopped: documents whose end is
     learned.
     """
@@ -90,6 +91,8 @@ class Facts:
     evaluation_tokens: int = 0
     samples: list[Sample] = field(default_factory=list)
     recipe: str = ""
+    method: str = "lora"
+    settings: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
@@ -130,6 +133,7 @@ class Facts:
         given["files"] = [FileFacts(**item) for item in data["files"]]
         for name in ("refused", "warned"):
             given[name] = {kind: Counted(**item) for kind, item in data[name].items()}
+        given["settings"] = {name: tuple(v) if isinstance(v, list) else v for name, v in data["settings"].items()}
         given["over"] = Counted(**data["over"])
         given["lengths"] = {int(bound): count for bound, count in data["lengths"].items()}
         given["samples"] = [
@@ -211,7 +215,10 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
         said.append(tr("judged by {count:,} documents of {tokens:,} tokens", count=count, tokens=tokens))
     for sample in facts.samples:
         said += ["", sample.place, *_marked(sample)]
-    said += ["", *facts.differences] if facts.differences else []
+    if facts.differences:
+        numbers = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
+        said += ["", tr("where this recipe differs from glmchat's own way:")]
+        said += [f"  {line}" for line in (*facts.differences, numbers)]
     said.append(tr("recipe {recipe}, {fingerprint}", recipe=facts.recipe, fingerprint=facts.fingerprint[:19]))
     return said
 
@@ -242,8 +249,13 @@ def _marked(sample: Sample) -> list[str]:
 
 def sample_of(example: Example, names: Mapping[int, str], piece: Callable[[int], bytes]) -> Sample:
     """names: of control tokens. piece: id -> the bytes it stands for."""
-    tokens = [
-        Token(token, names.get(token) or piece(token).decode("utf-8", "replace") or f"<{token}>", learned)
-        for token, learned in zip(example.ids, example.learned, strict=True)
-    ]
-    return Sample(str(example.place), tokens)
+
+    def text(token: int) -> str:
+        data = piece(token)
+        try:
+            return names.get(token) or data.decode("utf-8") or f"<{token}>"
+        except UnicodeDecodeError:  # a part of a character
+            return f"‹{data.hex(' ')}›"
+
+    pairs = zip(example.ids, example.learned, strict=True)
+    return Sample(str(example.place), [Token(token, text(token), learned) for token, learned in pairs])

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from vocabulary_kinds import KINDS, as_it_is
 
 from glmchat.core.messages import Message
 from glmchat.tuning.dataset import DataOptions, read_dataset
-from glmchat.tuning.options import PromptSide
+from glmchat.tuning.options import PromptSide, load_prompt_side
 from glmchat.tuning.page import Facts, lines
 
 Sides = Callable[[str], PromptSide]
@@ -92,3 +93,45 @@ def test_a_kept_reading_is_used_again_and_never_a_stale_one(sides: Sides, tmp_pa
     write(tmp_path / "a.jsonl", {"question": "a", "answer": "b"}, {"question": "c", "answer": "e"})
     fourth, others = read(DataOptions())
     assert fourth != third and others[0] == examples[0] and others[1] != examples[1]
+    assert read(DataOptions(max_length=100))[0] != fourth
+    (folder / "tokens.bin").write_bytes((folder / "tokens.bin").read_bytes()[:-4])
+    assert read(DataOptions(max_length=100))[1] == others
+
+
+def test_another_template_or_vocabulary_in_the_same_folder_makes_other_tokens(tmp_path: Path) -> None:
+    data, kept = write(tmp_path / "a.jsonl", {"question": "the cat", "answer": "sat"}), tmp_path / "run"
+    kept.mkdir()
+    folder, seen = KINDS[0].build(tmp_path / "model", as_it_is), []
+
+    def read() -> None:
+        side = load_prompt_side(folder)
+        dataset = read_dataset([data], DataOptions(), side, folder=kept)
+        seen.append(((kept / "tokens.bin").stat().st_ino, dataset.fingerprint))
+        asked = side.prompt.render([Message("user", "the cat")])
+        assert list(dataset.examples[0].ids[: len(asked)]) == asked
+        dataset.close()
+        side.close()
+
+    read()
+    read()
+    assert seen[0] == seen[1]
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("<|im_end|>", "!<|im_end|>"))
+    read()
+    assert seen[2][0] != seen[1][0] and seen[2][1] != seen[1][1]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    read()
+    assert len({fingerprint for _, fingerprint in seen}) == 3
+
+
+def test_the_page_says_what_is_learned_and_nothing_of_the_data_drives_the_terminal(
+    sides: Sides, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "a.jsonl", {"question": "\x1b]0;x\x07", "answer": "你好\u202e"})
+    dataset = read_dataset([data], DataOptions(), sides("smollm2"))
+    page = "\n".join(lines(dataset.facts))
+    assert "[<|im_end|>]" in page and "<|im_start|>·" in page and "‹" in page
+    assert not any((ord(character) < 32 and character != "\n") or character == "\u202e" for character in page)
+    dataset.close()
