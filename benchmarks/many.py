@@ -14,9 +14,8 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from glmchat.engine import Engine, Sampling
+from glmchat.engine import Chunk, Engine, Sampling
 from glmchat.engine.decoding.sequences import Sequences
-from glmchat.engine.engine import Chunk
 
 CLOCK = time.thread_time if "--cpu" in sys.argv else time.perf_counter
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from glmchat.core.messages import Message, Sampling
 
 if TYPE_CHECKING:
-    from glmchat.engine.engine import Chunk, Engine, load_tokenizer
+    from glmchat.engine.decoding.answer import Chunk
+    from glmchat.engine.engine import Engine, load_tokenizer
 
 __all__ = ["Chunk", "Engine", "Message", "Sampling", "load_tokenizer"]
 

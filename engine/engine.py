@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,11 +15,12 @@ from glmchat.checkpoints.device_plan import DevicePlan
 from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
-from glmchat.core.decoding import Decoding, TokenLogprob
+from glmchat.core.decoding import Decoding
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.fingerprints import of_adapter, program_state
 from glmchat.core.language import tr
-from glmchat.core.messages import FinishReason, Message, Sampling
+from glmchat.core.messages import Message, Sampling
+from glmchat.engine.decoding.answer import Asked, Chunk, ids_of, write
 from glmchat.engine.decoding.decoder import Decoder, Decoders
 from glmchat.engine.decoding.kv_store import IDLE_SECONDS, KVStore, key_of
 from glmchat.engine.decoding.passes import Pass
@@ -28,8 +28,7 @@ from glmchat.engine.decoding.sequences import Sequences, Slot
 from glmchat.engine.families import Checkpoint, identify
 from glmchat.engine.formats.packed_cache import weights_state
 from glmchat.engine.formats.weights import trim
-from glmchat.engine.generate import generate
-from glmchat.engine.gpu.prompt import OnPrefill, Stopped
+from glmchat.engine.gpu.prompt import OnPrefill
 from glmchat.engine.identity import Identity, versions
 from glmchat.engine.loading import Progress, load_model, set_dtype
 from glmchat.engine.models.base import LanguageModel
@@ -40,7 +39,7 @@ from glmchat.engine.prompts.adapted import Adapters, Formats
 from glmchat.engine.prompts.base import NO_VARIABLES, PromptFormat, read_messages
 from glmchat.engine.quantize.linear import QuantLinear
 from glmchat.engine.sampling import Sampler, make_sampler, new_seed
-from glmchat.engine.text_stream import TextStream, repeats_itself
+from glmchat.engine.text_stream import TextStream
 from glmchat.engine.tokenizers.base import Tokenizer
 from glmchat.engine.tokenizers.loading import tokenizer_of_files
 
@@ -53,23 +52,6 @@ _Named = Mapping[str, Any]
 _Active = tuple[tuple[str, float], ...]  # the name of a cache: the adapters it was computed with
 _COMPUTES = ("ATEN_", "DNNL_", "GLMCHAT_KERNEL", "MKL_", "ONEDNN_", "TORCH")  # of the environment: how torch does
 _LAST_SECONDS = 1.0  # for caches that are still to be written when the engine ends
-MAX_TOKENS = 2048  # an answer without a limit of its own ends here at the latest
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of an answer: whole characters, and the ids they came from.
-
-    Only the last one has a finish reason and all facts: prompt_n, cached_n, prompt_ms (reading what was not cached),
-    predicted_n, predicted_ms, ttft_ms, seed, passes (engine/generate.py), stopped_by ("eos", "stop", "length",
-    "context", "loop", "cancelled"). The first one has those that a replay needs, for whoever stops before the end.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    finish_reason: FinishReason | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    logprobs: tuple[TokenLogprob, ...] = ()  # where a decoder tells them
 
 
 class Engine:
@@ -264,15 +246,7 @@ class Engine:
         self, ids: Sequence[int], sampling: Sampling, *, cancelled: Callable[[], bool] | None = None
     ) -> Generator[int, None, None]:
         """The ids that follow; the id that ends an answer is the last one. Close it to stop."""
-        slot = self.sequences.take(ids)
-        try:
-            for token in self._generate(slot, ids, sampling, cancelled, None)[0]:
-                if token is not None:
-                    yield token
-        except Stopped:
-            return
-        finally:
-            self.sequences.give_back(slot)
+        yield from ids_of(self.sequences, self._asked(ids, sampling, cancelled, None, None))
 
     def stream(
         self,
@@ -339,108 +313,34 @@ class Engine:
         So several can be under way in turns, in one thread; with `step` before each round the weights are read once for
         all of them. Adapters are not changed meanwhile. conversation: see `keep_caches`.
         """
-        seed = new_seed() if sampling.seed is None else sampling.seed
         text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
-        slot = self.sequences.take(ids, conversation)
-        started = time.perf_counter()
-        try:
-            brought = yield from self.sequences.restore(slot, ids)
-            steps, limit = self._generate(slot, ids, sampling, cancelled, on_prefill, seed, decoder)
-        except BaseException:
-            self.sequences.give_back(slot)
-            raise
-        told = (lambda **_: ()) if decoder is None else decoder.told
-        ids_so_far: list[int] = []
-        pending: list[int] = []
-        opening: dict[str, Any] = {}  # how the prompt came into the cache; told with the first piece
-        untold = True
-        first: float | None = None
-        reason: FinishReason = "length"
-        by = "length" if limit < self.context - len(ids) or limit == sampling.max_tokens else "context"
-        ends = self._ends(sampling, decoder)
-        try:
-            for token in steps:
-                if token is None:
-                    yield None
-                    continue
-                first = first or time.perf_counter()
-                opening = opening or {"seed": seed, "cached_n": slot.cached, "passes": slot.passes.to_json()}
-                ids_so_far.append(token)
-                pending.append(token)
-                if token in ends:
-                    reason, by = "stop", "eos"
-                    break
-                piece = text.push(token)
-                loops = not sampling.ignore_eos and repeats_itself(ids_so_far)
-                if text.stopped or loops:
-                    slot.pending = None
-                if piece:
-                    yield Chunk(piece, tuple(pending), facts=opening if untold else {}, logprobs=told())
-                    pending.clear()
-                    untold = False
-                if text.stopped:
-                    reason, by = "stop", "stop"
-                    break
-                if loops:
-                    reason, by = "length", "loop"
-                    break
-                if not piece:
-                    yield None
-        except Stopped:
-            reason = by = "cancelled"
-        finally:
-            steps.close()
-            self.sequences.give_back(slot)
-        ended = time.perf_counter()
-        read = (first or ended) - started
-        facts = {
-            "prompt_n": len(ids),
-            "cached_n": slot.cached,
-            "prompt_ms": read * 1000,
-            "predicted_n": len(ids_so_far),
-            "predicted_ms": (ended - first) * 1000 if first else 0.0,
-            "ttft_ms": read * 1000 if first else None,
-            "seed": seed,
-            **opening,
-            "stopped_by": by,
-            **({} if brought is None else {"disk": asdict(brought)}),
-        }
-        yield Chunk(text.finish(), tuple(pending), reason, facts, told(ended=by == "eos"))
+        asked = self._asked(ids, sampling, cancelled, on_prefill, decoder)
+        yield from write(self.sequences, asked, text, decoder, conversation)
 
-    def _generate(
+    def _asked(
         self,
-        slot: Slot,
         ids: Sequence[int],
         sampling: Sampling,
         cancelled: Callable[[], bool] | None,
         on_prefill: OnPrefill | None,
-        seed: int | None = None,
-        decoder: Decoder | None = None,
-    ) -> tuple[Generator[int | None, None, None], int]:
-        """The steps, and the number of them that was asked for or that there is room for."""
+        decoder: Decoder | None,
+    ) -> Asked:
         self._check(ids)
         self._kernel = _kernels(self.model)
-        seed = (new_seed() if sampling.seed is None else sampling.seed) if seed is None else seed
-        room = max(self.context - len(ids), 0)
-        limit = min(sampling.max_tokens or MAX_TOKENS, room)
-        run_on = self._formats.active.sentence_ends if self._formats.active is not None else ()
-        choose = self.sampler(sampling, seed, ids)
-        steps = generate(
-            slot,
+        seed = new_seed() if sampling.seed is None else sampling.seed
+        choose, active = self.sampler(sampling, seed, ids), self._formats.active
+        return Asked(
             ids,
+            sampling,
+            seed,
             choose if decoder is None else decoder.sampler(choose),
-            stop_ids=self._ends(sampling, decoder),
-            max_tokens=limit,
-            run_on=run_on,
-            room=room,
+            ends=(*(() if sampling.ignore_eos else self.stop_ids), *(() if decoder is None else decoder.ends)),
+            run_on=() if active is None else active.sentence_ends,
+            context=self.context,
             cancelled=cancelled,
             on_prefill=on_prefill,
         )
-        return steps, limit
-
-    def _ends(self, sampling: Sampling, decoder: Decoder | None) -> tuple[int, ...]:
-        return (*(() if sampling.ignore_eos else self.stop_ids), *(() if decoder is None else decoder.ends))
 
     def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Adapters = None) -> Decoder | None:
         """What holds one answer behind `ids` to `decoding`. Raises Usage for what this model cannot do."""

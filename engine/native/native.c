@@ -571,7 +571,7 @@ GLM_TARGET INLINE void F(few_part)(const glm_job *job, int64_t block, int64_t gr
                 (vectors) < VECTORS ? (vectors) : VECTORS, bits, out)
 
 #if GLM_LANES == 16
-/* The same for 6, 8 or 12 rows and two vectors, over a part of 32, 64 or 128 inputs: as the compiler knows both, the sums
+/* The same for 4, 6, 8 or 12 rows and two vectors, over a part of 32, 64 or 128 inputs: as the compiler knows both, the sums
  * stay in registers and rows lie at fixed distances. Rows that are not there are multiplied and not stored. */
 GLM_TARGET INLINE void F(some_part)(const glm_job *job, int64_t block, int64_t group, int64_t start, int64_t inputs,
                                     int64_t first, int count, int bits, VF out[][VECTORS]) {
@@ -630,6 +630,7 @@ GLM_TARGET INLINE void F(some_part)(const glm_job *job, int64_t block, int64_t g
         for (int64_t r = 0; r < minimum(rows_, job->rows - first); r++)                                             \
             for (int v = 0; v < VECTORS; v++) F(store)(job, first + r, block * ROWS + v * GLM_LANES, out[r][v]);    \
     }
+SOME(some4, 4)
 SOME(some6, 6)
 SOME(some8, 8)
 SOME(some12, 12)
@@ -642,10 +643,10 @@ GLM_TARGET static void F(few)(const glm_job *job, int64_t block) {
     const glm_weight *w = job->w;
     int64_t first = 0;
 #if GLM_LANES == 16
-    while (job->rows - first > 4 && F(is_even)(w)) {
+    while (job->rows - first > 3 && F(is_even)(w)) {
         int64_t left = job->rows - first;
-        int64_t count = left <= 6 ? 6 : left > 8 && left <= 12 ? 12 : 8;
-        (count == 6 ? F(some6) : count == 8 ? F(some8) : F(some12))(job, block, first);
+        int64_t count = left <= 4 ? 4 : left <= 6 ? 6 : left > 8 && left <= 12 ? 12 : 8;
+        (count == 4 ? F(some4) : count == 6 ? F(some6) : count == 8 ? F(some8) : F(some12))(job, block, first);
         first += minimum(count, left);
     }
 #endif

@@ -1,4 +1,7 @@
-"""The decode loop: cached equals uncached, reuse equals fresh, and a stop anywhere leaves the engine as it was."""
+"""The decode loop: cached equals uncached, reuse equals fresh, and a stop anywhere leaves the engine as it was.
+
+Covers engine/generate.py and engine/decoding/answer.py.
+"""
 
 from __future__ import annotations
 

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from glmchat.engine import Engine, Sampling
+from glmchat.engine import Chunk, Engine, Sampling
 from glmchat.engine.decoding import sequences
 from glmchat.engine.decoding.passes import Pass
-from glmchat.engine.engine import Chunk
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.native.step import CompiledStep
 
