@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the window draws its first frame before it loads what talks
     from glmchat.chat.client.words import ModelRow
     from glmchat.chat.compare.columns import StoreNames
     from glmchat.chat.context import ContextParts, Request
+    from glmchat.chat.history.history import History
     from glmchat.chat.history.rows import Conversation
     from glmchat.chat.session import ChatSession, ModelIdentity
     from glmchat.tui.answering import Answering
@@ -40,6 +41,13 @@ class EngineLost(Message, bubble=False):
     """The engine did not start, or died."""
 
     error: GlmchatError
+
+
+@dataclass
+class Listed(Message, bubble=False):
+    """The history can be read; what a conversation needs is still being loaded."""
+
+    history: History
 
 
 @dataclass

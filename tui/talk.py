@@ -14,7 +14,7 @@ from glmchat.core.text import is_chinese, one_line, short_name
 from glmchat.tui.answering import PENDING, PENDING_ANSWER, AnswerDrawing, Answering
 from glmchat.tui.connection import ModelConnection
 from glmchat.tui.conversation import note_of, show_changes, turns_of
-from glmchat.tui.messages import Ended, Heard, Measured, Opened, PartsCounted, Titled
+from glmchat.tui.messages import Ended, Heard, Listed, Measured, Opened, PartsCounted, Titled
 from glmchat.tui.transcript.turns import Turn
 from glmchat.tui.unsent import Unsent
 from glmchat.tui.view import View
@@ -71,16 +71,19 @@ class Talk:
     # The history
 
     def open_history(self, settings: Settings) -> None:
-        """Runs in a thread; `Opened` comes back."""
-        from glmchat.chat.connect import open_session
+        """Runs in a thread; `Listed` comes back where the last conversations are shown, then `Opened`."""
         from glmchat.chat.history.history import History
 
         self._titles = settings.titles
         launch = self._connection.launch
         path = locations.history_file() if launch.history and settings.history else None
         history = History.open(path)
-        session = open_session(history, launch, settings)
         new = launch.resume is None
+        if new:
+            self._view.post_message(Listed(history))
+        from glmchat.chat.connect import open_session  # loads the client of an engine, for which no list has to wait
+
+        session = open_session(history, launch, settings)
         running = tuple(
             f"{short_name(record.model or '')} {record.quant or ''}".strip()
             for record in engine_records.running()

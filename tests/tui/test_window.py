@@ -20,8 +20,9 @@ from textual import events
 from textual.color import Color
 from textual.geometry import Offset
 from textual.widgets import OptionList
-from windows import ENDLESS, LAUNCH, Window, make_app, open_window
+from windows import ENDLESS, LAUNCH, Window, hold_reading, make_app, open_window
 
+from glmchat.chat import connect
 from glmchat.chat.commands.table import COMMANDS
 from glmchat.chat.history.history import History
 from glmchat.core import language, locations
@@ -75,6 +76,23 @@ async def test_stopping_keeps_what_was_said_and_continue_goes_on(key: str) -> No
         await window.press("escape")
         await window.until(lambda: not window.chat.talk.busy)
         assert window.said("user") == ["go"]
+
+
+@pytest.mark.parametrize(("keys", "title"), [(("enter",), "bravo question"), (("2", "enter"), "alpha question")])
+async def test_the_last_conversations_are_listed_and_chosen_before_a_session_can_be_opened(
+    keys: tuple[str, ...], title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with History.default() as history:
+        for name in ("alpha", "bravo"):
+            history.append(history.new(), "user", f"{name} question")
+    go_on = hold_reading(monkeypatch, connect, "open_session")
+    async with open_window(wait=False) as window:
+        await window.until(lambda: "bravo question" in window.screen_text())
+        await window.press(*keys)
+        assert window.chat.talk.session is None and not window.said("user")
+        go_on.set()
+        await window.until(lambda: window.said("user") == [title])
+        assert window.chat.prompt.text == ""
 
 
 async def test_while_an_answer_streams_text_is_queued_and_commands_act_at_once() -> None:

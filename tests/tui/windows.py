@@ -79,12 +79,12 @@ class EngineInThread:
 
 
 def hold_reading(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> threading.Event:
-    """A slow disk: what this function lists does not come before the event is set."""
+    """A slow disk: what this function gives does not come before the event is set."""
     event, listing = threading.Event(), getattr(module, function)
 
-    def slow(**which: Any) -> Any:
+    def slow(*of: Any, **which: Any) -> Any:
         event.wait(SECONDS)
-        return listing(**which)
+        return listing(*of, **which)
 
     monkeypatch.setattr(module, function, slow)
     return event

@@ -27,6 +27,7 @@ from glmchat.tui.messages import (
     Ended,
     EngineLost,
     Heard,
+    Listed,
     Loading,
     Measured,
     Names,
@@ -52,6 +53,7 @@ from glmchat.tui.widgets.status import StatusLine
 from glmchat.tui.widgets.suggestions import Suggestions
 
 if TYPE_CHECKING:
+    from glmchat.chat.history.history import History
     from glmchat.chat.session import ChatSession
 
 _HINTED = {"help": "help", "history": "conversations", "model": "models", "quit": "quit"}  # commands with keys
@@ -112,6 +114,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
         self._notices = 0
         self._recent: list[int] = []  # conversations, as the empty one numbers them
+        self._listed: History | None = None  # what lists them until there is a session
+        self._meant: int | None = None  # one of them that was chosen until then
         self._warm: tuple[str, ...] = ()
         self._was_wide = False
         self._early: list[str] = []  # commands that wait until the history is open
@@ -180,7 +184,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def show_beside(self, width: int) -> None:
         """Where there is room the conversations stand beside, until somebody closes them."""
-        is_wide = width >= WIDE and self._recent != []
+        is_wide = width >= WIDE and self._recent != [] and self.talk.session is not None
         if is_wide is not self._was_wide:
             self._was_wide = is_wide
             self.sidebar.stand_by(is_wide)
@@ -291,10 +295,11 @@ class ChatScreen(SteadyScreen, Screen[None]):
         """The last conversations, numbered, and what runs, for the top of an empty one."""
         lines: list[str] = []
         self._recent.clear()
-        if (session := self.talk.session) is not None:
+        history = self._listed if self.talk.session is None else self.talk.session.history
+        if history is not None:
             heads = [
                 head
-                for head in session.history.conversations(limit=_HEADS)
+                for head in history.conversations(limit=_HEADS)
                 if head.message_count and not head.settings.one_shot
             ]
             for head in sorted(heads, key=lambda head: -head.updated)[:_RECENT]:
@@ -324,6 +329,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     # News of the threads
 
+    def on_listed(self, news: Listed) -> None:
+        self._listed = news.history
+        self.transcript.change("welcome", text=self.welcome().text)
+
     def on_opened(self, news: Opened) -> None:
         self._warm = news.running
         self.talk.opened(news)
@@ -335,6 +344,8 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if self.connection.launch.resume is not None:
             self.composer.restore_draft()
         self.talk.meet()
+        if self._meant is not None:
+            self.face.turn_to(self._meant)
         early, self._early = self._early, []
         for text in early:
             self.face.take(text)
@@ -395,7 +406,10 @@ class ChatScreen(SteadyScreen, Screen[None]):
         if (conversation := self._recent_meant(event.text)) is not None:
             if event.text:
                 self.prompt.entered.pop()  # a number is no earlier prompt
-            self.face.turn_to(conversation)
+            if self.talk.session is None:
+                self._meant = conversation
+            else:
+                self.face.turn_to(conversation)
             return
         if not event.text:
             return
