@@ -16,7 +16,7 @@ from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 
-LIKE = ("lora-guide", "ptuning", "chatglm2-ptuning", "chatglm3", "chatglm-tuning", "cpm")
+LIKE = ("lora-guide", "ptuning", "ptuning-chat", "chatglm2-ptuning", "chatglm3", "chatglm-tuning", "cpm")
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -13,6 +13,7 @@ from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 
+_OTHER_PROMPTS = ("lora-guide", "chatglm-tuning")  # recipes whose prompts are not the model's own
 Weighted = tuple[str, float]  # name in the store, weight
 
 
@@ -37,6 +38,9 @@ def trained_words(chosen: Iterable[Weighted], folder: Path | None, system: str |
         elif learned:
             text = repr(one_line(learned, 80))
             told.append(tr("the system prompt is the one that {name} was trained with: {text}", name=shown, text=text))
+        if record.get("like") in _OTHER_PROMPTS:
+            told.append(tr("{name} was trained with the prompts of {like}, and the chat writes others", name=shown,
+                           like=record["like"]))  # fmt: skip
         if folder is not None and _has_changed(record.get("template"), folder):
             told.append(tr("{name} was trained with another chat template than the model has now", name=shown))
     return told

@@ -44,8 +44,13 @@ class Begun:
             self.run.remove()
             raise
 
-    def page(self, cancelled: Callable[[], bool] | None = None) -> Record:
-        """Wait for the plan. Raises what planning raised, or Interrupted; the folder is then gone."""
+    def page(
+        self, cancelled: Callable[[], bool] | None = None, hear: Callable[[Record], None] = lambda record: None
+    ) -> Record:
+        """Wait for the plan. Raises what planning raised, or Interrupted; the folder is then gone.
+
+        hear: is told what comes before it.
+        """
         try:
             while True:
                 dead = self._child.poll() is not None  # asked first: what it wrote before is read below
@@ -54,6 +59,7 @@ class Begun:
                         return record
                     if record.get("kind") == "end":
                         raise error_of(record)
+                    hear(record)
                 if dead:
                     raise died(self.run)
                 if cancelled is not None and cancelled():
@@ -259,6 +265,8 @@ def record_lines(record: Record) -> list[str]:
         question, answer = one_line(str(record.get("question")), 200), one_line(str(record.get("answer")), 400)
         mark = "" if record.get("stopped", True) else f" ({tr('did not stop by itself')})"
         return [f"? {question}", f"  {answer}{mark}"]
+    if kind == "resumed":
+        return [tr("goes on behind step {step}", step=step)]
     if kind == "checkpoint":
         return [tr("step {step}: saved", step=step)]
     return [one_line(str(record["say"]), 400)] if "say" in record else []

@@ -260,9 +260,13 @@ def _plan(request: dict[str, Any], *, dry_run: bool, asks: bool, shows_page: boo
     from glmchat.chat import tuning
 
     begun = tuning.Begun(request["name"], request)
-    output.say(tr("reading the rows, then measuring two steps"))
+
+    def hear(record: Mapping[str, Any]) -> None:
+        for line in tuning.record_lines(record):
+            output.say(line)
+
     with cancelled_by_interrupt() as cancelled:
-        page = begun.page(cancelled)
+        page = begun.page(cancelled, hear)
     if as_json and shows_page:
         output.json_line({"event": "page", **{key: value for key, value in page.items() if key != "kind"}})
     for line in () if as_json else tuning.record_lines(page):

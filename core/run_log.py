@@ -1,6 +1,7 @@
 """The log of a run: written a whole line at a time, read while it grows, and folded into what is known of the run.
 
     {"kind": "start", …}       what begins; with "step" where an earlier part is gone on with
+    {"kind": "stage", …}       what is done before the plan: "say"
     {"kind": "page", …}        the plan: "words" are the lines that people read
     {"kind": "step", …}        step, steps, epoch, loss, lr, grad_norm, tokens, tokens_per_second, memory, seconds_left,
                                worst
@@ -117,6 +118,7 @@ class Progress:
     samples: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoint: int | None = None
     end: Mapping[str, Any] | None = None
+    stage: str = ""  # what is done before there is a plan
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
@@ -128,6 +130,8 @@ class Progress:
             self.end = None
         elif kind == "page":
             self.page = record
+        elif kind == "stage":
+            self.stage = str(record.get("say", ""))
         elif kind == "end":
             self.end = record
         elif not isinstance(step, int):

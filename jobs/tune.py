@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from glmchat.checkpoints.adapter_files import weight_files
-from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, refusal
+from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, Usage, refusal
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.core.run_folder import Run
@@ -43,6 +43,7 @@ from glmchat.tuning.lora import ALL_LINEAR
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
 from glmchat.tuning.order import steps_of
 from glmchat.tuning.page import Facts, lines
+from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import Result, train
@@ -122,13 +123,14 @@ def _stopped() -> Interrupted:
 def work(run: Run, teller: Teller, *, goes: bool) -> None:
     """From the rows to the adapter in the store."""
     recipe = run.recipe()
+    teller({"kind": "stage", "say": tr("reading the rows")})
     side = load_prompt_side(Path(recipe["folder"]))
     try:
         dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
     finally:
         side.close()
-    if (result := _learn(run, teller, dataset, questions, goes=goes)) is None:
+    if (result := _learn(run, teller, dataset, questions, side.checkpoint.spec.family, goes=goes)) is None:
         return
     if result.stopped:
         teller.end("stopped", _stopped())
@@ -138,7 +140,8 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         "data": [one_line(str(path), 400) for path in recipe["data"]],
         "data_hash": dataset.fingerprint,
         "template": side.prompt.identity,
-        "system": recipe.get("system") or "",
+        "like": recipe.get("like"),
+        "system": dataset.facts.systems[0] if len(dataset.facts.systems) == 1 else None,
         "loss": result.loss,
         "evaluation": result.evaluation,
         "steps": result.step,
@@ -150,11 +153,15 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     teller.end("done", **register(run, recipe, trained, result))
 
 
-def _learn(run: Run, teller: Teller, dataset: Dataset, questions: list[Any], *, goes: bool) -> Result | None:
+def _learn(
+    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], family: str, *, goes: bool
+) -> Result | None:
     """None in a process that only helps the main one."""
-    settings = settings_of(run.recipe(), dataset)
+    original = data_options(run.recipe()).recipe(family)
+    settings = settings_of(run.recipe(), dataset, original)
     minutes = run.recipe().get("minutes")
     while True:
+        teller({"kind": "stage", "say": tr("loading the model, and measuring two passes over the longest rows")})
         plan = _Plan(run, teller, dataset.facts, goes=goes, minutes=minutes)
         try:
             result = train(
@@ -171,7 +178,7 @@ def _learn(run: Run, teller: Teller, dataset: Dataset, questions: list[Any], *, 
             recipe = {**run.recipe(), "steps": found.steps, "epochs": found.epochs}
             recipe.pop("minutes")
             run.write("recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1))
-            settings, minutes = settings_of(recipe, dataset), None
+            settings, minutes = settings_of(recipe, dataset, original), None
             continue
         return result if IS_MAIN else None
 
@@ -221,9 +228,11 @@ def data_options(recipe: Mapping[str, Any]) -> DataOptions:
     return DataOptions(**asked, mixes=tuple(recipe.get("mix", ())))
 
 
-def settings_of(recipe: Mapping[str, Any], dataset: Dataset) -> Settings:
-    """What learns is told. Where nobody says how often a checkpoint is written: ten times, and then it also judges and
-    answers."""
+def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None) -> Settings:
+    """What learns is told: what was asked for, else what the original does, else our own.
+
+    Where nobody says how often a checkpoint is written: ten times, and then it also judges and answers.
+    """
     names = {"lr": "learning_rate", **{name: name for name in _SETTINGS}}
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
     if (
@@ -234,9 +243,18 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset) -> Settings:
         asked["targets"] = tuple(targets.split(","))
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
-    settings = Settings.from_json(asked)
+    if original is not None and original.method != "lora":
+        raise Usage(
+            tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=original.name),
+            hint=tr("leave out --like: glmchat's own way fits every model"),
+            code="tune.method",
+        )
+    settings = Settings.from_json({**(original.settings if original is not None else {}), **asked})
+    if settings.steps and "epochs" not in asked:  # as many epochs as the steps take
+        one = len(steps_of(dataset.examples.lengths, replace(settings, epochs=1, steps=0)))
+        settings = replace(settings, epochs=math.ceil(settings.steps / one))
     every = settings.save_every or max(5, min(200, len(steps_of(dataset.examples.lengths, settings)) // 10))
-    return replace(settings, save_every=every, evaluate_every=every, sample_every=every)
+    return replace(settings, save_every=every, evaluate_every=settings.evaluate_every or every, sample_every=every)
 
 
 def _questions(texts: Sequence[str], system: str | None, side: PromptSide) -> list[Question]:

@@ -136,6 +136,9 @@ class Gathering:
         if rendered.unstopped:
             facts.warn("unstopped", row.place)
         self._suspect(said)
+        if isinstance(said, Conversation):
+            first = said.messages[0]
+            facts.hear_system(first.content if first.role == "system" else "")
         self._first.append(len(self.store))
         self._keys.append(_key(said))
         self._use.append(number)

@@ -95,6 +95,7 @@ class Facts:
     settings: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    systems: list[str] = field(default_factory=list)  # the system texts of the rows, "" for none; two mean several
 
     @property
     def read(self) -> int:
@@ -113,6 +114,10 @@ class Facts:
 
     def warn(self, kind: str, place: Place, words: str = "") -> None:
         self.warned.setdefault(kind, Counted()).add(f"{place}: {words}" if words else str(place))
+
+    def hear_system(self, text: str) -> None:
+        if text not in self.systems and len(self.systems) < 2:
+            self.systems.append(text)
 
     def count(self, size: int, learned: int, stops: int) -> None:
         """A document of `size` tokens that is learned from."""

@@ -129,10 +129,13 @@ class RunScreen(SteadyScreen, Screen[str | None]):
     def _follow(self) -> None:
         run, begun = self.run_shown, self._begun
 
+        def hear(record: tuning.Record) -> None:
+            self.post_message(self._Heard([dict(record)]))
+
         def read() -> None:
             try:
                 if begun is not None:
-                    begun.page(lambda: self._left)
+                    begun.page(lambda: self._left, hear)
             except GlmchatError as error:
                 end = {"kind": "end", "state": "failed", **error.to_json()}
                 self.post_message(self._Heard([end]))
@@ -230,7 +233,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         said.set_class(self._shows_page, "page")
         if self._shows_page:
             lines = [one_line(str(line), 400) for line in self.progress.page.get("words", ())]
-            none = tr("reading the rows, then measuring two steps") if self._begun else tr("it has no plan yet")
+            none = self.progress.stage or tr("it has no plan yet")
             said.update(Text("\n".join(lines) or none, p.body))
         else:
             said.update(self._said(1 if is_low else 3))
@@ -343,8 +346,10 @@ class RunsScreen(ListScreen[Run | None]):
         self.query_one("#work", Static).update(error_text(error, self.palette))
 
     def on_option_list_option_highlighted(self) -> None:
-        self._asked = None
-        self._say("")
+        run = self._chosen()
+        if self._asked is None or run is None or run.id != self._asked:  # and not when the list is only drawn
+            self._asked = None
+            self._say("")
 
     def on_option_list_option_selected(self) -> None:
         if (run := self._chosen()) is None:
