@@ -63,9 +63,14 @@ def read_dataset(
         return known
     part = None if folder is None else folder / f"{_TOKENS}.part"
     gathering = Gathering(options, side, sources, part, on_progress)
-    facts, store = gathering.read(), gathering.store
-    train, held = gathering.chosen()
-    gathering.tell(train, held)
+    store = gathering.store
+    try:
+        facts = gathering.read()
+        train, held = gathering.chosen()
+        gathering.tell(train, held)
+    except BaseException:
+        store.close()
+        raise
     facts.fingerprint = print_
     if folder is not None and part is not None:
         store.finish()

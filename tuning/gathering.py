@@ -87,7 +87,7 @@ class Gathering:
             facts.policy = self._recipe.name
             facts.recipe = f"{self._recipe.name} {self._recipe.digest}"
             facts.differences = differences(self._recipe)
-            facts.method, facts.settings = self._recipe.method, dict(self._recipe.settings)
+            facts.settings = dict(self._recipe.settings)
         if not any(file.used for file in facts.files if file.use == "train"):
             raise self._nothing()
         self._require_fitting()

@@ -6,6 +6,7 @@ says on a screen: what stands in [ ] is learned.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,7 +66,7 @@ class Sample:
 class Facts:
     """refused: by reason. warned: by kind. lengths: upper bound of tokens -> documents, 0 for longer ones.
 
-    method, settings: what a recipe of an original fixes of a run besides the data, by the names of tuning/settings.py.
+    settings: what a recipe of an original fixes of a run besides the data, by the names of tuning/settings.py.
     long: rows over the limit, over: which; taken: tokens that cutting took of `whole`. stopped: documents whose end is
     learned.
     """
@@ -91,7 +92,6 @@ class Facts:
     evaluation_tokens: int = 0
     samples: list[Sample] = field(default_factory=list)
     recipe: str = ""
-    method: str = "lora"
     settings: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     fingerprint: str = ""
@@ -253,14 +253,18 @@ def _marked(sample: Sample) -> list[str]:
 
 
 def sample_of(example: Example, names: Mapping[int, str], piece: Callable[[int], bytes]) -> Sample:
-    """names: of control tokens. piece: id -> the bytes it stands for."""
+    """names: of control tokens. piece: id -> the bytes it stands for.
 
-    def text(token: int) -> str:
+    A character of several tokens is shown with the last of them, and the others as `‹›`.
+    """
+    tokens: list[Token] = []
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    for token, learned in zip(example.ids, example.learned, strict=True):
         data = piece(token)
-        try:
-            return names.get(token) or data.decode("utf-8") or f"<{token}>"
-        except UnicodeDecodeError:  # a part of a character
-            return f"‹{data.hex(' ')}›"
-
-    pairs = zip(example.ids, example.learned, strict=True)
-    return Sample(str(example.place), [Token(token, text(token), learned) for token, learned in pairs])
+        if token in names or not data:
+            reader.reset()
+            text = names.get(token) or f"<{token}>"
+        else:
+            text = reader.decode(data) or "‹›"
+        tokens.append(Token(token, text, learned))
+    return Sample(str(example.place), tokens)

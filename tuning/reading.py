@@ -356,7 +356,10 @@ def _table(file: BinaryIO, name: str, between: str | None, heard: Heard) -> Iter
             yield Fault(place, "utf8", tr("bytes that are no UTF-8"), tr("a file in UTF-8"))
         elif len(cells) != len(names):
             last = line - 1
-            found = tr("{count} cells on the lines {first} to {last}", count=len(cells), first=place.line, last=last)
+            found = tr("{count} cells", count=len(cells))
+            if last > place.line:
+                first = place.line
+                found = tr("{count} cells on the lines {first} to {last}", count=len(cells), first=first, last=last)
             wanted = tr("{count} cells: {names}", count=len(names), names=one_line(", ".join(names), 80))
             yield Fault(place, "csv", found, wanted)
         else:

@@ -1,4 +1,4 @@
-"""What a row says: a conversation, a text or a pair of answers, or what is wrong with it and where."""
+"""What a row says: a conversation or a text, or what is wrong with it and where."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from glmchat.tuning.reading import Fault, Raw
 class Conversation:
     """messages end with an answer. learned: of each message, whether it is an answer that is to be learned.
 
-    rejected: of a ranking pair, the answer that is not preferred to the last one. asked: the last question in the two
-    parts that some formats have (instruction and input).
+    asked: the last question in the two parts that some formats have (instruction and input).
     """
 
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
     place: Place
-    rejected: str | None = None
     asked: tuple[str, str] = ("", "")
 
 
@@ -75,10 +73,6 @@ def read_row(row: Raw, form: Form, prompt: PromptFormat, system: str | None = No
     said = _with_head(said, value, form, prompt, system)
     if {"messages", "answer"} <= form.columns.keys():  # the preferred answers of pairs
         said.append((Message("assistant", _preferred(value, form, "answer")), True))
-    rejected: str | None = None
-    if form.is_pairs:
-        kept, rejected = (_preferred(value, form, part) for part in ("chosen", "rejected"))
-        said.append((Message("assistant", kept), True))
     _check(said, form)
     if not prompt.takes_tools and any(message.tools or message.role == "tool" or message.name for message, _ in said):
         found, wanted = tr("tools"), tr("none: this model's format does not support tools")
@@ -87,7 +81,7 @@ def read_row(row: Raw, form: Form, prompt: PromptFormat, system: str | None = No
     asked = "", ""
     if "prompt" in form.columns:
         asked = value[form.columns["prompt"]], value.get(form.columns.get("query", "\0")) or ""
-    return Conversation(messages, learned, row.place, rejected, asked)
+    return Conversation(messages, learned, row.place, asked)
 
 
 Said = tuple[Message, bool]  # and whether it is learned

@@ -41,6 +41,7 @@ class Store:
         while (at := store._offsets[-1]) < end:
             head = array("I", store._read(at, 5))
             if len(head) < 5 or at + head[0] > end or head[0] < 5:
+                store.close()
                 raise Damaged(
                     tr("{path} is cut off", path=path.name), hint=tr("read the data again"), code="data.store"
                 )
@@ -119,10 +120,6 @@ class Examples(Sequence[Example]):
         if isinstance(index, slice):
             return Examples(self._store, self._numbers[index])
         return self._store.example(self._numbers[index])
-
-    @property
-    def numbers(self) -> list[int]:
-        return list(self._numbers)
 
     @property
     def lengths(self) -> list[int]:

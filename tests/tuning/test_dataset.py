@@ -132,6 +132,6 @@ def test_the_page_says_what_is_learned_and_nothing_of_the_data_drives_the_termin
     data = write(tmp_path / "a.jsonl", {"question": "\x1b]0;x\x07", "answer": "你好\u202e"})
     dataset = read_dataset([data], DataOptions(), sides("smollm2"))
     page = "\n".join(lines(dataset.facts))
-    assert "[<|im_end|>]" in page and "<|im_start|>·" in page and "‹" in page
+    assert "[<|im_end|>]" in page and "<|im_start|>·" in page and "‹›" in page and "你" in page
     assert not any((ord(character) < 32 and character != "\n") or character == "\u202e" for character in page)
     dataset.close()

@@ -14,11 +14,14 @@ import pytest
 
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
+from glmchat.jobs.tune import settings_of
 from glmchat.tuning.dataset import DataOptions, read_dataset
 from glmchat.tuning.examples import Place
 from glmchat.tuning.options import PromptSide
+from glmchat.tuning.order import steps_of
 from glmchat.tuning.recipes import RECIPES, Recipe, cpm_windows, differences
 from glmchat.tuning.rows import Conversation, RowFault, Text
+from glmchat.tuning.settings import Settings
 
 Sides = Callable[[str], PromptSide]
 HERE = Place("a.json", 1)
@@ -169,9 +172,23 @@ def test_cpm_loses_the_end_of_long_lines_and_our_own_way_loses_no_token(sides: S
     ours.close()
 
 
+def test_a_run_like_an_original_has_its_numbers_and_what_was_asked_for_wins(sides: Sides, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' * 20)
+    dataset = read_dataset([str(path)], DataOptions(like="lora-guide"), sides("chatglm-6b"))
+    found = settings_of({}, dataset, RECIPES["lora-guide"])
+    assert (found.rank, found.alpha, found.dropout, found.targets) == (8, 32.0, 0.1, ("query_key_value",))
+    assert (found.learning_rate, found.save_every, found.seed) == (1e-4, 500, 0)
+    assert len(steps_of(dataset.examples.lengths, found)) == 1500
+    found = settings_of({"lr": 1e-3, "epochs": 2}, dataset, RECIPES["lora-guide"])
+    assert found.learning_rate == 1e-3 and len(steps_of(dataset.examples.lengths, found)) == 40
+    dataset.close()
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_a_recipe_says_where_it_differs_and_is_for_one_family(recipe: Recipe, sides: Sides, tmp_path: Path) -> None:
     assert differences(recipe)
+    assert Settings.from_json(recipe.settings).learning_rate == recipe.settings["learning_rate"]
     path = tmp_path / "a.jsonl"
     path.write_text('{"question": "a", "answer": "b"}')
     with pytest.raises(Usage) as refused:
