@@ -23,7 +23,7 @@ from glmchat.checkpoints.fit import check_chat, has_chat
 from glmchat.core.cards import look
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import EngineDied, GlmchatError, ServerFailed
-from glmchat.core.language import tr
+from glmchat.core.language import said_here, tr
 from glmchat.core.settings import Settings
 from glmchat.core.text import one_line
 from glmchat.hub import adapters as adapter_store
@@ -139,7 +139,7 @@ def identity_of(launch: LaunchOptions, endpoint: Endpoint, stop: Stop | None = N
         context=row.context if row else None,
         family=fact("family") or launch.family,
         device=fact("device"),
-        device_reason=fact("device_reason"),
+        device_reason=said_here(fact("device_reason")),  # a shared engine speaks as the window that started it
         launch=None if launch.server is not None else _loaded(launch),
     )
 

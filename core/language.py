@@ -56,3 +56,11 @@ def tr(sentence: str, **values: Any) -> str:
     if language() == "zh":
         sentence = _table().get(sentence, sentence)
     return sentence.format(**values) if values else sentence
+
+
+def said_here(sentence: str | None) -> str | None:
+    """A sentence of ours that a process in another language said, in the language of this one. What is no whole
+    sentence of the table, as one with values in it, stays as it came."""
+    if sentence is None or language() == "zh":
+        return None if sentence is None else _table().get(sentence, sentence)
+    return next((english for english, chinese in _table().items() if chinese == sentence), sentence)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from glmchat.core.errors import DoesNotFit, Failed, GlmchatError, Usage
+from glmchat.core.language import said_here, tr
 from glmchat.core.messages import Sampling, parse_sampling_value, sampling_name
 from glmchat.core.settings import Settings, load_settings, parse_bytes
 
@@ -174,3 +175,16 @@ def test_the_environment_stands_above_the_file_for_the_size_of_caches(tmp_path: 
     assert load_settings(file, {}).kv_cache == 3 * 10**9
     assert load_settings(file, {"GLMCHAT_KV_CACHE": "0"}).kv_cache == 0
     assert load_settings(tmp_path / "none.toml", {}).kv_cache == 2 * 10**9
+
+
+@pytest.mark.parametrize("spoken", ["en", "zh"])
+@pytest.mark.parametrize("heard", ["en", "zh"])
+def test_a_sentence_of_a_shared_engine_is_said_in_the_language_of_the_window(
+    spoken: str, heard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sentence in ("no NVIDIA driver responds", "the machine has no NVIDIA card"):
+        monkeypatch.setenv("GLMCHAT_LANG", spoken)
+        said = tr(sentence)
+        monkeypatch.setenv("GLMCHAT_LANG", heard)
+        assert said_here(said) == tr(sentence)
+    assert said_here("RTX 3090, 22.1 GB free") == "RTX 3090, 22.1 GB free" and said_here(None) is None
