@@ -303,14 +303,16 @@ def _look(run: Run, *, plain: bool, as_json: bool) -> None:
             return
         _tell_end(run, tuning.progress_of(run).end or {"state": "dead", **tuning.died(run).to_json()}, as_json=False)
         return
+    began = False  # what was said before has been read by whoever agreed
     with _stopping_by_interrupt(run):
         for records in tuning.follow(run):
             for record in records:
+                began = began or record.get("kind") == "start"
                 if record.get("kind") == "end":
                     last = record
                 elif as_json:
                     output.json_line({"event": record.get("kind"), **{k: v for k, v in record.items() if k != "kind"}})
-                elif record.get("kind") != "page":
+                elif began and record.get("kind") != "page":
                     for line in tuning.record_lines(record):
                         output.data(line)
     _tell_end(run, last, as_json=as_json)

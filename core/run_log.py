@@ -118,7 +118,7 @@ class Progress:
     samples: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoint: int | None = None
     end: Mapping[str, Any] | None = None
-    stage: str = ""  # what is done before there is a plan
+    stage: str = ""  # what is done before there is a plan, or behind the last step
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
@@ -137,7 +137,7 @@ class Progress:
         elif not isinstance(step, int):
             return
         elif kind == "step":
-            self.now = record
+            self.now, self.stage = record, ""
             _put(self.losses, step, record.get("loss"))
             self.evaluations = [point for point in self.evaluations if point[0] <= step]
         elif kind == "evaluation":

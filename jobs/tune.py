@@ -135,6 +135,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     if result.stopped:
         teller.end("stopped", _stopped())
         return
+    teller({"kind": "stage", "say": tr("reading the adapter back in a fresh process")})
     trained = {
         "recipe": {name: value for name, value in recipe.items() if name not in ("folder", "data")},
         "data": [one_line(str(path), 400) for path in recipe["data"]],
@@ -253,7 +254,10 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
     if settings.steps and "epochs" not in asked:  # as many epochs as the steps take
         one = len(steps_of(dataset.examples.lengths, replace(settings, epochs=1, steps=0)))
         settings = replace(settings, epochs=math.ceil(settings.steps / one))
-    every = settings.save_every or max(5, min(200, len(steps_of(dataset.examples.lengths, settings)) // 10))
+    steps = len(steps_of(dataset.examples.lengths, settings))
+    if original is None and settings.warmup * steps < 1:  # the first step of a warm-up learns nothing
+        settings = replace(settings, warmup=0.0)
+    every = settings.save_every or max(5, min(200, steps // 10))
     return replace(settings, save_every=every, evaluate_every=settings.evaluate_every or every, sample_every=every)
 
 

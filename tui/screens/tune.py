@@ -268,7 +268,9 @@ class RunScreen(SteadyScreen, Screen[str | None]):
 
     def _end_line(self, end: Any) -> Text | None:
         if end is None:
-            return None
+            return (
+                Text(self.progress.stage, self.palette.accented) if self.progress.stage and self.progress.now else None
+            )
         if end.get("message"):
             return error_text(tuning.error_of(end), self.palette)
         adapter = one_line(str(end.get("adapter") or ""), 60)
