@@ -17,7 +17,7 @@ from glmchat.engine.prompts.base import NoChat
 from glmchat.tuning.examples import Place
 from glmchat.tuning.formats import Form, recognise, with_tags
 from glmchat.tuning.options import DataOptions, PromptSide
-from glmchat.tuning.page import SHOWN, Counted, Facts, FileFacts, sample_of
+from glmchat.tuning.page import SHOWN, Counted, Facts, FileFacts, kinds, sample_of
 from glmchat.tuning.reading import Fault, Raw, read_rows
 from glmchat.tuning.recipes import differences
 from glmchat.tuning.rendering import On, OverLength, Rendered, fit
@@ -220,9 +220,11 @@ class Gathering:
     def _nothing(self) -> Usage:
         """Raised where no row can be learned from: with the commonest reason, and the first row it befell."""
         worst = max(self.facts.refused.values(), key=lambda what: what.count, default=Counted(0, [tr("it is empty")]))
+        words = kinds()
+        reasons = ", ".join(f"{words.get(kind, kind)} ({what.count:,})" for kind, what in self.facts.refused.items())
         return Usage(
             tr("no row can be learned from: {first}", first=one_line(worst.first[0], 300)),
-            hint=tr("{count:,} rows were refused; `--dry-run` lists them by reason", count=self.facts.refusals),
+            hint=tr("{count:,} rows were refused: {reasons}", count=self.facts.refusals, reasons=reasons or tr("none")),
             code="data.nothing",
         )
 
