@@ -110,10 +110,14 @@ def tune(
         float | None, typer.Option("--lr", metavar="X", help="Learning rate.", rich_help_panel=_STEPS)
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="How often all rows are seen.", rich_help_panel=_STEPS)
+        int | None,
+        typer.Option("--epochs", min=1, metavar="N", help="How often all rows are seen; 3.", rich_help_panel=_STEPS),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Stop after so many.", rich_help_panel=_STEPS)
+        int | None,
+        typer.Option(
+            "--steps", min=1, metavar="N", help="So many, in as many epochs as it takes.", rich_help_panel=_STEPS
+        ),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", metavar="X", help="As many steps as fit.", rich_help_panel=_STEPS)

@@ -11,7 +11,6 @@ SIGTERM and SIGINT save and stop, a second one stops at once; SIGHUP is nothing 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import signal
@@ -176,8 +175,9 @@ def _learn(
                 questions=questions,
             )
         except _Steps as found:  # so many fit into the minutes: they are the run's from now on, also where it goes on
-            recipe = {**run.recipe(), "steps": found.steps, "epochs": found.epochs}
-            recipe.pop("minutes")
+            recipe = {**run.recipe(), "steps": found.steps}
+            for name in ("minutes", "epochs"):
+                recipe.pop(name, None)
             run.write("recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1))
             settings, minutes = settings_of(recipe, dataset, original), None
             continue
@@ -185,11 +185,11 @@ def _learn(
 
 
 class _Steps(Exception):
-    """How many steps fit into the minutes that were given, and in how many epochs they are."""
+    """How many steps fit into the minutes that were given."""
 
-    def __init__(self, steps: int, epochs: int) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__(steps)
-        self.steps, self.epochs = steps, epochs
+        self.steps = steps
 
 
 class _Plan:
@@ -208,8 +208,7 @@ class _Plan:
     def _tell_page(self, plan: Mapping[str, Any]) -> None:
         if self._minutes is not None:
             seconds = plan["prediction"]["seconds"] / plan["steps"]
-            steps = max(1, int(60 * self._minutes / max(seconds, 1e-9)))
-            raise _Steps(steps, max(1, math.ceil(steps * plan.get("epochs", 1) / plan["steps"])))
+            raise _Steps(max(1, int(60 * self._minutes / max(seconds, 1e-9))))
         words = [*lines(self._facts), "", *plan_lines(plan)]
         self._teller({"kind": "page", "words": words, "facts": self._facts.to_json(), "plan": dict(plan)})
         if not self._goes:
@@ -251,9 +250,6 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
             code="tune.method",
         )
     settings = Settings.from_json({**(original.settings if original is not None else {}), **asked})
-    if settings.steps and "epochs" not in asked:  # as many epochs as the steps take
-        one = len(steps_of(dataset.examples.lengths, replace(settings, epochs=1, steps=0)))
-        settings = replace(settings, epochs=math.ceil(settings.steps / one))
     steps = len(steps_of(dataset.examples.lengths, settings))
     if original is None and settings.warmup * steps < 1:  # the first step of a warm-up learns nothing
         settings = replace(settings, warmup=0.0)

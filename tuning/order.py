@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -17,7 +18,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import learned_of
-from glmchat.tuning.settings import Settings
+from glmchat.tuning.settings import EPOCHS, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +34,19 @@ class Step:
         return tuple(number for each in self.passes for number in each)
 
 
-def order_of(count: int, seed: int, epoch: int, *, shuffle: bool = True) -> list[int]:
+def order_of(documents: int, seed: int, epoch: int, *, shuffle: bool = True) -> list[int]:
     """The numbers of all documents as they come in this epoch (from 1)."""
     if not shuffle:
-        return list(range(count))
+        return list(range(documents))
     noise = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
-    return torch.randperm(count, generator=noise).tolist()
+    return torch.randperm(documents, generator=noise).tolist()
 
 
 def steps_of(lengths: Sequence[int], settings: Settings) -> list[Step]:
     """All steps of a run. The last of an epoch may be small: its documents are not thrown away."""
     steps: list[Step] = []
-    for epoch in range(1, settings.epochs + 1):
+    epochs = settings.epochs or (0 if settings.steps else EPOCHS)
+    for epoch in range(1, epochs + 1) if epochs or not lengths else count(1):
         for group in _groups(order_of(len(lengths), settings.seed, epoch, shuffle=settings.shuffle), lengths, settings):
             steps.append(Step(len(steps) + 1, epoch, passes_of(group, lengths, settings.row_tokens)))
             if len(steps) == settings.steps:

@@ -10,6 +10,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 
 SCHEDULES = ("constant", "linear", "cosine")
+EPOCHS = 3  # where neither epochs nor steps are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Settings:
     rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
     quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
     learning_rate, schedule, warmup (steps, or a share of all steps below 1), betas, eps, weight_decay, clip (0: never):
-    of AdamW. epochs, steps: whichever ends first; steps 0: as many as the epochs give.
+    of AdamW. epochs, steps: whichever ends first, where both are told; 0: as many as the other gives, or EPOCHS.
     tokens_per_step: documents are gathered up to so many tokens and then make one step; rows_per_step, where it is not
     0, counts documents instead. row_tokens: so many tokens are in one pass, a longer document alone.
     checkpointing: compute layers twice instead of keeping what they were given; "auto": where memory asks for it.
@@ -44,7 +45,7 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
-    epochs: int = 3
+    epochs: int = 0
     steps: int = 0
     tokens_per_step: int = 4096
     rows_per_step: int = 0
@@ -69,11 +70,11 @@ class Settings:
             ("learning_rate", not 0 < self.learning_rate < 100),
             ("schedule", self.schedule not in SCHEDULES),
             ("warmup", self.warmup < 0),
-            ("epochs", self.epochs < 1),
+            ("epochs", not 0 <= self.epochs <= 100_000),
             ("tokens_per_step", self.tokens_per_step < 1),
             ("row_tokens", self.row_tokens < 1),
             ("keep", self.keep < 1),
-            ("steps", self.steps < 0),
+            ("steps", not 0 <= self.steps <= 10_000_000),
             ("rows_per_step", self.rows_per_step < 0),
         )
         for name, is_wrong in wrong:

@@ -1,0 +1,43 @@
+"""How many steps a run has: as many as were asked, each document once an epoch, whatever a step gathers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmchat.core.errors import Usage
+from glmchat.tuning.order import steps_of
+from glmchat.tuning.settings import EPOCHS, Settings
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
+
+
+@given(LENGTHS, st.integers(1, 90), st.integers(1, 500))
+def test_steps_alone_go_through_as_many_epochs_as_they_take(lengths: list[int], steps: int, tokens: int) -> None:
+    found = steps_of(lengths, Settings(steps=steps, tokens_per_step=tokens))
+    assert [step.number for step in found] == list(range(1, steps + 1))
+    for epoch in range(1, found[-1].epoch):
+        assert Counter(n for step in found if step.epoch == epoch for n in step.documents) == Counter(
+            range(len(lengths))
+        )
+
+
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 90))
+def test_with_both_whichever_ends_first_ends_the_run(lengths: list[int], epochs: int, steps: int) -> None:
+    alone = steps_of(lengths, Settings(epochs=epochs, rows_per_step=2))
+    both = steps_of(lengths, Settings(epochs=epochs, steps=steps, rows_per_step=2))
+    assert both == alone[:steps]
+
+
+def test_without_either_there_are_three_epochs_and_without_documents_no_step() -> None:
+    assert steps_of([5, 5], Settings())[-1].epoch == EPOCHS
+    assert steps_of([], Settings()) == steps_of([], Settings(steps=5)) == []
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": 10**9}, {"epochs": -1}, {"epochs": 10**9}])
+def test_no_number_of_steps_takes_all_memory(wrong: dict[str, int]) -> None:
+    with pytest.raises(Usage):
+        Settings(**wrong)
