@@ -82,19 +82,23 @@ def _ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if event["kind"] == "step":
             ends.append(time.process_time())
 
-    train(given.model, _examples(given), _settings(given), folder, hear, lambda: False)
+    result = train(given.model, _examples(given), _settings(given), folder, hear, lambda: False)
+    predicted = events[0]["prediction"]
+    every = sum(event["tokens"] / event["tokens_per_second"] for event in events if event["kind"] == "step")
     steps = [event for event in events if event["kind"] == "step"][1:]
     seconds = sum(event["tokens"] / event["tokens_per_second"] for event in steps)
     tokens = sum(event["tokens"] for event in steps)
     return {"tokens_per_second": tokens / seconds, "tokens_per_processor_second": tokens / (ends[-1] - ends[0]),
             "tokens": tokens, "seconds": seconds, "loss": steps[-1]["loss"],
-            "checkpointing": events[0]["checkpointing"], "memory": max(event["memory"] for event in steps)}  # fmt: skip
+            "checkpointing": events[0]["checkpointing"],
+            "memory": {"predicted": predicted["peak"], "seen": result.facts["peak"]},
+            "all_seconds": {"predicted": predicted["seconds"], "seen": every}}  # fmt: skip
 
 
 def _peer(given: argparse.Namespace, folder: Path, *, grouped: bool = False) -> dict[str, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from glmchat.tuning.order import order_of
 
@@ -102,8 +106,7 @@ def _peer(given: argparse.Namespace, folder: Path, *, grouped: bool = False) -> 
 
     examples = _examples(given)
     dtype = getattr(torch, given.dtype)
-    # transformers reads the GGUF file itself, and lays its numbers out in this type.
-    base = AutoModelForCausalLM.from_pretrained(str(given.model.parent), gguf_file=given.model.name, dtype=dtype)
+    base = _dequantised(given.model, dtype)
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     rows = [examples[number] for number in order_of(len(examples), 0, 1)]
     real: list[int] = []
@@ -144,6 +147,28 @@ def _peer(given: argparse.Namespace, folder: Path, *, grouped: bool = False) -> 
     seconds, processor = (last - first for first, last in zip(ends[0], ends[-1], strict=True))
     return {"tokens_per_second": tokens / seconds, "tokens_per_processor_second": tokens / processor,
             "tokens": tokens, "seconds": seconds}  # fmt: skip
+
+
+def _dequantised(model: Path, dtype: Any) -> Any:
+    """transformers' network with the numbers of the file laid out: it reads GGUF packed, and then refuses to learn."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from glmchat.engine.families import identify
+    from glmchat.engine.formats.weights import Int4, Int8
+    from glmchat.engine.loading import match_names, open_weights
+
+    config = AutoConfig.from_pretrained(str(model.parent), gguf_file=model.name)
+    network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    checkpoint = identify(model)
+    source = open_weights(checkpoint)
+    numbers = {}
+    for parameter, name in match_names(source, checkpoint).items():
+        stored = source.read(name)
+        numbers[parameter] = (stored.dequantise() if isinstance(stored, Int4 | Int8) else stored).to(dtype)
+    missing = set(network.load_state_dict(numbers, strict=False).missing_keys)
+    assert missing <= {"lm_head.weight"}, missing
+    network.tie_weights()
+    return network
 
 
 def _grouped(given: argparse.Namespace, folder: Path) -> dict[str, Any]:

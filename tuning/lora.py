@@ -81,9 +81,11 @@ class LoraLinear(nn.Module):
         y = self.base(x)
         dropped = functional.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        added = functional.linear(functional.linear(dropped, a), b) * self.shape.scale
+        small = functional.linear(dropped, a) * self.shape.scale
         if not self.shape.dora:
-            return cast(torch.Tensor, y + added)
+            # In place: nobody keeps what a frozen layer gave.
+            return cast(torch.Tensor, y.addmm_(small, b.t()) if y.dim() == 2 else y + functional.linear(small, b))
+        added = functional.linear(small, b)
         ratio = (self.lora_magnitude / self._lengths()).to(y.dtype)
         own = y if self.bias is None else y - self.bias.to(y.dtype)
         whole = (own + added) * ratio

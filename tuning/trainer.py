@@ -306,9 +306,11 @@ class _Run:
             total += loss.detach().double().cpu() if own else 0.0
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total.float().to(self.device)).double().cpu()
-        self.loss = float(total) / learned
+        before, self.loss = self.loss, float(total) / learned
         norm = self._norm()
-        if not math.isfinite(self.loss) or not math.isfinite(norm) or self.loss == 0:
+        # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
+        is_zero = self.loss == 0 and not before < 1e-3
+        if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
             raise faults.bad_step(self.model, self.dataset, step, self.loss, self.parameters, self.learner.by_layer)
         if self.done == 0:
             faults.require_gradients(self.parameters)
