@@ -7,6 +7,7 @@ its stdin says "go" once the page was looked at, and SIGTERM saves and stops (a 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from glmchat.chat.engine_process import last_words
@@ -26,7 +28,7 @@ from glmchat.core.text import duration, human_bytes, one_line
 
 PROGRAM: tuple[str, ...] = ("-m", "glmchat.jobs.tune")
 POLL_SECONDS = 0.1
-_DYING_SECONDS = 0.5  # between the last record and the end of a process
+_TRIES = 5  # for a checkpoint that goes while it is looked at
 STOP_SECONDS = 20.0  # for a plan that nobody wants any more
 
 Record = Mapping[str, Any]
@@ -194,24 +196,42 @@ def take_checkpoint(run: Run, model: Path | None) -> str:
 
     model: what it will be used with. Raises what adding an adapter raises, and Usage where there is none yet.
     """
-    if (place := last_checkpoint(run)) is None:
-        raise Usage(
-            tr("the run {name} has no checkpoint yet", name=run.id),
-            hint=tr("wait for one, or begin with --save-every N"),
-            code="run.no_checkpoint",
-        )
-    step = int(place.name.rpartition("-")[2])
-    request = {
-        "path": str(place),
-        "name": f"{run.recipe().get('name', run.id)}-step-{step}",
-        "origin": {"asked": str(place), "served": []},
-        "base": None if model is None else {"path": str(model), "note": None},
-        "reuse": True,
-    }
-    for event in run_job("add_adapter", request):
-        if event["event"] == "result":
-            return str(event["name"])
-    raise AssertionError("a job ends with its result or an error")
+    place = _held(run)
+    try:
+        step = int(place.name.rpartition("-")[2])
+        request = {
+            "path": str(place),
+            "name": f"{run.recipe().get('name', run.id)}-step-{step}",
+            "origin": {"asked": f"glmchat tune {run.id}", "served": []},
+            "base": None if model is None else {"path": str(model), "note": None},
+            "reuse": True,
+        }
+        for event in run_job("add_adapter", request):
+            if event["event"] == "result":
+                return str(event["name"])
+        raise AssertionError("a job ends with its result or an error")
+    finally:
+        shutil.rmtree(place.parent, ignore_errors=True)
+
+
+def _held(run: Run) -> Path:
+    """The last checkpoint in a folder of our own, by links: the trainer takes old ones away when it likes."""
+    for _ in range(_TRIES):
+        if (place := last_checkpoint(run)) is None:
+            raise Usage(
+                tr("the run {name} has no checkpoint yet", name=run.id),
+                hint=tr("wait for one, or begin with --save-every N"),
+                code="run.no_checkpoint",
+            )
+        held = Path(mkdtemp(prefix=".held-", dir=run.folder)) / place.name
+        try:
+            held.mkdir()
+            for file in ("adapter_config.json", "adapter_model.safetensors"):
+                os.link(place / file, held / file)
+            return held
+        except FileNotFoundError:  # it went meanwhile; there is a newer one
+            shutil.rmtree(held.parent, ignore_errors=True)
+    raise died(run)
 
 
 # Words

@@ -166,6 +166,18 @@ def test_a_stopped_run_is_saved_where_it_stopped_and_registers_nothing(base: Pat
     assert by_name("poet") is None
 
 
+def test_the_last_checkpoint_of_a_run_can_be_used_while_newer_ones_take_its_place(base: Path, tmp_path: Path) -> None:
+    run = begun(recipe(base, tmp_path, epochs=5000, save_every=1))
+    wait_until(lambda: tuning.last_checkpoint(run))
+    name = tuning.take_checkpoint(run, base)
+    assert run.at_work
+    assert name.startswith("poet-step-")
+    assert by_name(name) is not None
+    assert not list(run.folder.glob(".held-*"))
+    tuning.stop(run)
+    assert ended(run)["state"] == "stopped"
+
+
 LIMITED = """
 import resource, runpy, sys
 most = int(sys.argv.pop(1))
