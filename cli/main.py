@@ -67,6 +67,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("history", "Conversations: list, show, search, export, import, delete."),
     "replay": ("replay", "Repeat a stored answer with its weights, seed and passes, and compare the token ids."),
     "compare": ("compare", "Ask several models, quantisations, adapters or settings the same question, side by side."),
+    "eval": (
+        "eval",
+        "Have models, quantisations, adapters or settings answer the rows of a file, and compare what they wrote.",
+    ),
     "serve": ("serve", "Serve a model behind the OpenAI API (/v1/chat/completions and the rest) until Ctrl-C."),
     "ps": ("engines", "List the engines that run: their memory, their device, who uses them, and how long they stay."),
     "stop": ("engines", "End engines that stay for whoever comes next, and give their memory back."),

@@ -97,6 +97,11 @@ def adapters_dir() -> Path:
     return data_dir() / "adapters"
 
 
+def evals_dir() -> Path:
+    """Answers that `glmchat eval` had models write, a folder for each model, data and settings."""
+    return data_dir() / "evals"
+
+
 def packed_dir() -> Path:
     """Device layouts of quantised weights; may be deleted at any time."""
     return cache_dir() / "packed"

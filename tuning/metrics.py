@@ -1,4 +1,5 @@
-"""How near an answer comes to the one wanted: ROUGE and BLEU of the ChatGLM world, and what a difference is worth.
+"""How near answers come to those wanted, and candidates side by side: ROUGE, BLEU and loss, and what a difference is
+worth.
 
 ROUGE is that of rouge_chinese 1.0.3 over jieba's words, BLEU-4 is nltk's sentence BLEU with smoothing method 3 over
 characters (ChatGLM-6B, `ptuning/main.py`). All scores lie between 0 and 100; a text without words scores 0 there, where
@@ -10,8 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +24,9 @@ _ENDS = tuple(
     re.compile(pattern)
     for pattern in (r"([。！？?])([^”’])", r"(\.{6})([^”’])", r"(…{2})([^”’])", r"([。！？?][”’])([^，。！？?])")
 )
+Bleu = Literal["characters", "words"]
+OF_ANSWERS = ("exact", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "stopped", "tokens")
+STOPPED = ("eos", "stop")
 _RESAMPLES = 2000
 _COVERED = 95.0  # percent, of an interval
 
@@ -49,11 +54,11 @@ class Interval:
         return not self.low <= 0.0 <= self.high
 
 
-def cut_words(text: str) -> str:
-    """jieba's words, one blank between two of them."""
+def cut_words(text: str) -> list[str]:
+    """jieba's words, blanks and signs among them."""
     import jieba
 
-    return " ".join(jieba.cut(text))
+    return list(jieba.cut(text))
 
 
 def _words(spaced: str) -> list[str]:
@@ -83,7 +88,7 @@ def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 def rouge(answer: str, wanted: str) -> Rouge:
     """Both as people write them; n-grams are sets, so what is repeated counts once."""
-    a, b = _words(cut_words(answer)), _words(cut_words(wanted))
+    a, b = (_words(" ".join(cut_words(text))) for text in (answer, wanted))
     if not a or not b:
         return Rouge(0.0, 0.0, 0.0)
     scores = []
@@ -125,3 +130,116 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
     beside = (100.0 - _COVERED) / 2
     low, high = np.percentile(means, [beside, 100.0 - beside])
     return Interval(float(differences.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a candidate made of a row. predict: None for a text, which is not answered. nats: the loss of all `learned`
+    tokens together. tokens: of the answer, without the one that ends it."""
+
+    row: int
+    labels: str
+    predict: str | None
+    nats: float
+    learned: int
+    tokens: int = 0
+    stopped_by: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Answer:
+        """The inverse of `to_json`. Raises TypeError, ValueError or KeyError for what is none."""
+        predict, by = data["predict"], data["stopped_by"]
+        return Answer(
+            int(data["row"]),
+            str(data["labels"]),
+            None if predict is None else str(predict),
+            float(data["nats"]),
+            int(data["learned"]),
+            int(data["tokens"]),
+            None if by is None else str(by),
+        )
+
+
+def measures(answer: Answer, bleu: Bleu = "characters") -> dict[str, float]:
+    """Of one answer, by the names in `OF_ANSWERS`; shares as 0 or 100. An empty one is worth 0."""
+    given, wanted = answer.predict or "", answer.labels
+    scores = rouge(given, wanted)
+    words = bleu == "words"
+    return {
+        "exact": 100.0 * (given.strip() == wanted.strip()),
+        "rouge-1": scores.one,
+        "rouge-2": scores.two,
+        "rouge-l": scores.longest,
+        "bleu-4": bleu4(cut_words(given), cut_words(wanted)) if words else bleu4(given, wanted),
+        "stopped": 100.0 * (answer.stopped_by in STOPPED),
+        "tokens": float(answer.tokens),
+    }
+
+
+def compare(candidates: Sequence[Sequence[Answer]], bleu: Bleu = "characters", seed: int = 0) -> dict[str, Any]:
+    """The table. candidates: the answers of each to the same rows, in the same order.
+
+    {"rows", "answered", "candidates": [{"values": measure -> mean, "differences": measure -> Interval and "shown"}]};
+    differences are to the first candidate. Loss has one only between candidates that count the same tokens.
+    """
+    scored = [[measures(answer, bleu) for answer in answers if answer.predict is not None] for answers in candidates]
+    table = []
+    for number, (answers, scores) in enumerate(zip(candidates, scored, strict=True)):
+        learned = sum(answer.learned for answer in answers)
+        loss = sum(answer.nats for answer in answers) / max(learned, 1)
+        values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        values |= {name: _mean([score[name] for score in scores]) for name in OF_ANSWERS if scores}
+        differences: dict[str, Any] = {}
+        first, theirs = candidates[0], scored[0]
+        if number and [a.learned for a in answers] == [a.learned for a in first]:
+            differences["loss"] = _told(*_loss_by_row(answers, first), seed)
+        for name in OF_ANSWERS if number and scores else ():
+            differences[name] = _told([s[name] for s in scores], [s[name] for s in theirs], seed)
+        table.append({"values": values, "differences": differences})
+    return {"rows": len(candidates[0]), "answered": len(scored[0]), "bleu": bleu, "candidates": table}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _loss_by_row(ours: Sequence[Answer], theirs: Sequence[Answer]) -> tuple[list[float], list[float]]:
+    """A number for each row, whose mean is the loss per token.
+
+    That loss is a ratio of two sums over rows; this is its linear part, so the interval knows that rows differ in
+    length.
+    """
+    learned = [answer.learned for answer in ours]
+    size = max(sum(learned), 1) / max(len(learned), 1)
+    sides = []
+    for answers in (ours, theirs):
+        loss = sum(answer.nats for answer in answers) / max(sum(learned), 1)
+        sides.append([loss + (a.nats - loss * a.learned) / size for a in answers])
+    return sides[0], sides[1]
+
+
+def _told(ours: Sequence[float], theirs: Sequence[float], seed: int) -> dict[str, Any]:
+    interval = paired_difference(ours, theirs, seed)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "shown": interval.shown}
+
+
+def extremes(candidates: Sequence[Sequence[Answer]], most: int) -> tuple[list[int], list[int]]:
+    """Places of the rows that the last candidate does worst and best, against the first one if there are several.
+
+    Answers are ranked by ROUGE-L, texts by their loss per token. No row stands on both sides.
+    """
+    first, last = candidates[0], candidates[-1]
+    worth = [_worth(answer) - (_worth(base) if len(candidates) > 1 else 0.0)
+             for answer, base in zip(last, first, strict=True)]  # fmt: skip
+    order = sorted(range(len(worth)), key=worth.__getitem__)
+    most = min(most, len(order) // 2 or len(order))
+    return order[:most], order[::-1][: min(most, len(order) - most)]
+
+
+def _worth(answer: Answer) -> float:
+    if answer.predict is None:
+        return -answer.nats / max(answer.learned, 1)
+    return rouge(answer.predict, answer.labels).longest

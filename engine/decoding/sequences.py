@@ -192,7 +192,7 @@ class Slot:
         step = (CHUNK if device == "cpu" else CARD_CHUNK) if self.model.spec.causal else len(ids)
         logits: torch.Tensor | None = None
         while start < len(ids):
-            shared = self.model.spec.causal and self._all.is_shared
+            shared = self.model.spec.causal and self._all.is_shared and not self._all.reads_afresh
             if shared and (ahead := self._all.ahead_of(self, ids)) is not None:
                 held = ahead.held(ids)
                 self.copy(ahead, held)
@@ -328,6 +328,7 @@ class Sequences:
         self.pace = Pace(torch.cuda.Event) if device.startswith("cuda") else None
         self.slots: list[Slot] = []
         self.store: KVStore | None = None  # where caches are kept on the disk
+        self.reads_afresh = False  # each prompt whole and in the same steps, whatever was read before or beside it
         self._read = (0, 0.0)  # ids of prompts so far, and seconds
         self._name: Hashable = ()
         self._count = 0  # of takings
@@ -366,6 +367,10 @@ class Sequences:
         """
         mine = self._of(self._name)
         idle = [slot for slot in mine if not slot.taken]
+        if self.reads_afresh:
+            for slot in idle[:1]:
+                slot.cut(0)
+            mine = idle = idle[:1]
         best = max(idle, key=lambda slot: (slot.held(ids), -slot.used), default=None)
         # What another conversation may go on with is left, while there is room for one more.
         is_loss = best is not None and best.length > 0 and 2 * best.held(ids) < best.length

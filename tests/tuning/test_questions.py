@@ -1,0 +1,81 @@
+"""Rows as several models read them: the same rows for all, the chat's own prompt, and what is refused by its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmchat.core.errors import Usage
+from glmchat.core.messages import Message
+from glmchat.tuning.options import PromptSide
+from glmchat.tuning.questions import Reader, read_questions
+from glmchat.tuning.sources import find_sources
+
+Sides = Callable[[str], PromptSide]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_every_model_is_asked_what_its_chat_would_ask(sides: Sides, family: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", [{"prompt": "你好", "response": "好的", "history": [["a", "b"]]}])
+    prompt = sides(family).prompt
+    (row,) = read_questions(find_sources([data]), [reader := Reader(prompt, 200)]).rows
+    said = [Message("user", "a"), Message("assistant", "b"), Message("user", "你好")]
+    assert list(reader.question(row, 0)) == prompt.render(said)
+    (document,) = reader.documents(row, 0)
+    learned = [token for token, counts in zip(document.ids, document.learned, strict=True) if counts]
+    assert prompt.tokenizer.decode(learned[:-1]).strip() == "好的" and learned[-1] == prompt.stop_ids[0]
+    assert (row.asked, row.wanted, row.is_text) == ("你好", ("好的",), False)
+
+
+def test_a_row_that_one_model_cannot_read_is_used_by_none(sides: Sides, tmp_path: Path) -> None:
+    long = {"prompt": "a", "response": "上衣材质" * 20}
+    data = write(
+        tmp_path / "a.jsonl", [{"prompt": "a", "response": "b"}, long, "{broken", {"prompt": "c", "response": "d"}]
+    )
+    readers = [Reader(sides("chatglm3").prompt, 2000), Reader(sides("smollm2").prompt, 60)]
+    found = read_questions(find_sources([data]), readers)
+    assert [row.number for row in found.rows] == [1, 4] and found.refused == 2
+    assert f"{data}:2" in found.first[0] and f"{data}:3" in found.first[1]
+    assert [len(reader.store) for reader in readers] == [2, 2]
+
+
+def test_only_so_many_rows_are_read_as_are_asked_for(sides: Sides, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", [{"prompt": str(n), "response": "b"} for n in range(300)])
+    reader = Reader(sides("smollm2").prompt, 200)
+    found = read_questions(find_sources([data]), [reader], most=7)
+    assert [row.number for row in found.rows] == [1, 2, 3, 4, 5, 6, 7] and len(reader.store) == 7
+
+
+def test_a_text_is_not_answered_and_a_pair_is_judged_by_its_better_answer(sides: Sides, tmp_path: Path) -> None:
+    reader = Reader(sides("smollm2").prompt, 50)
+    text = write(tmp_path / "t.jsonl", [{"text": "a word " * 100}])
+    (row,) = read_questions(find_sources([text]), [reader]).rows
+    assert row.is_text and len(list(reader.documents(row, 0))) > 1
+    pair = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "good", "rejected": "bad"}])
+    (row,) = read_questions(find_sources([pair]), [reader]).rows
+    assert row.wanted == ("good",) and not row.is_text
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["{broken"], ":1"),
+        ([{"prompt": "a", "response": ""}], ":1"),
+        ([{"prompt": "a", "response": 5}], ":1"),
+        ([], "empty"),
+    ],
+)
+def test_data_without_a_usable_row_are_refused_with_the_line(
+    sides: Sides, tmp_path: Path, rows: list[Any], said: str
+) -> None:
+    data = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(Usage, match=said):
+        read_questions(find_sources([data]), [Reader(sides("smollm2").prompt, 200)])
