@@ -22,19 +22,18 @@ import torch
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Interrupted
-from glmchat.core.fingerprints import fingerprint, of_adapter, of_text
+from glmchat.core.fingerprints import fingerprint, of_adapter, of_text, whole
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 from glmchat.engine.engine import Engine
-from glmchat.engine.identity import versions, weight_files
+from glmchat.engine.identity import settings_of, versions, weight_files
 from glmchat.engine.prompts.adapted import Formats
 from glmchat.hub.file_request import Meter
 from glmchat.jobs.answers import Record, Writing
 from glmchat.jobs.lines import Request, Tell, run
 from glmchat.tuning.metrics import Answer, compare, extremes
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
-from glmchat.tuning.options import fingerprint as data_fingerprint
 from glmchat.tuning.questions import Questions, Reader, Row, read_questions
 from glmchat.tuning.sources import Source, find_sources, form_of
 
@@ -121,12 +120,13 @@ class Evaluation:
         )
         key = [
             [(p.name, p.digest) for p in fingerprint(weight_files(side.checkpoint.path))],
-            side.checkpoint.config,
             [options.quant, options.dtype, options.device],
             [(of_adapter(path), weight) for _, path, weight in adapters],
             self.readers[reader].prompt.identity,
             sampling.to_json(),
-            data_fingerprint(sources, read, side),
+            [whole(source.path) for source in sources],
+            read.to_json(),
+            settings_of(side.checkpoint.path),
             versions(),
         ]
         name = of_text(json.dumps(key, default=str))[:24]
