@@ -111,7 +111,13 @@ def tune(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, metavar="N", help="How often all rows are seen; 3.", rich_help_panel=_STEPS),
+        typer.Option(
+            "--epochs",
+            min=1,
+            metavar="N",
+            help="How often all rows are seen; 3, few rows oftener.",
+            rich_help_panel=_STEPS,
+        ),
     ] = None,
     steps: Annotated[
         int | None,

@@ -40,7 +40,7 @@ from glmchat.jobs.add_adapter import digest_of
 from glmchat.tuning.dataset import Dataset, read_dataset
 from glmchat.tuning.lora import ALL_LINEAR
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
-from glmchat.tuning.order import steps_of
+from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
@@ -125,11 +125,12 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     teller({"kind": "stage", "say": tr("reading the rows")})
     side = load_prompt_side(Path(recipe["folder"]))
     try:
+        original = original_of(recipe, side.checkpoint.spec.family)
         dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
     finally:
         side.close()
-    if (result := _learn(run, teller, dataset, questions, side.checkpoint.spec.family, goes=goes)) is None:
+    if (result := _learn(run, teller, dataset, questions, original, goes=goes)) is None:
         return
     if result.stopped:
         teller.end("stopped", _stopped())
@@ -154,10 +155,9 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
 
 
 def _learn(
-    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], family: str, *, goes: bool
+    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], original: Recipe | None, *, goes: bool
 ) -> Result | None:
     """None in a process that only helps the main one."""
-    original = data_options(run.recipe()).recipe(family)
     settings = settings_of(run.recipe(), dataset, original)
     minutes = run.recipe().get("minutes")
     while True:
@@ -228,6 +228,18 @@ def data_options(recipe: Mapping[str, Any]) -> DataOptions:
     return DataOptions(**asked, mixes=tuple(recipe.get("mix", ())))
 
 
+def original_of(recipe: Mapping[str, Any], family: str) -> Recipe | None:
+    """The recipe that --like names. Raises Usage for one that fits another family, or trains something else."""
+    original = data_options(recipe).recipe(family)
+    if original is not None and original.method != "lora":
+        raise Usage(
+            tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=original.name),
+            hint=tr("leave out --like: glmchat's own way fits every model"),
+            code="tune.method",
+        )
+    return original
+
+
 def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None) -> Settings:
     """What learns is told: what was asked for, else what the original does, else our own.
 
@@ -243,13 +255,9 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
         asked["targets"] = tuple(targets.split(","))
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
-    if original is not None and original.method != "lora":
-        raise Usage(
-            tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=original.name),
-            hint=tr("leave out --like: glmchat's own way fits every model"),
-            code="tune.method",
-        )
     settings = Settings.from_json({**(original.settings if original is not None else {}), **asked})
+    if original is None and "tokens_per_step" not in asked:
+        settings = enough(dataset.examples.lengths, settings)
     steps = len(steps_of(dataset.examples.lengths, settings))
     if original is None and settings.warmup * steps < 1:  # the first step of a warm-up learns nothing
         settings = replace(settings, warmup=0.0)

@@ -87,12 +87,17 @@ def load_prompt_side(path: Path) -> PromptSide:
     return PromptSide(checkpoint, tokenizer, checkpoint.family.prompt(checkpoint.path, tokenizer, checkpoint.spec))
 
 
+def _plain(value: object) -> str:
+    """For the hash: of numbers that a GGUF header holds as one block their bytes, not where they lie in memory."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, memoryview) else str(value)
+
+
 def fingerprint(sources: Sequence[Source], options: DataOptions, side: PromptSide) -> str:
     """Of the data's bytes, tokenizer, template, options, and the code that makes tokens of them."""
     digest = hashlib.sha256()
 
     def add(*parts: object) -> None:
-        digest.update(json.dumps(parts, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+        digest.update(json.dumps(parts, ensure_ascii=False, default=_plain).encode("utf-8", "replace"))
 
     for source in sources:
         add(str(source.path), source.use, source.share, source.most, source.form, whole(source.path))

@@ -9,7 +9,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -19,6 +19,9 @@ from glmchat.core.language import tr
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import learned_of
 from glmchat.tuning.settings import EPOCHS, Settings
+
+_STEPS_IN_ONE = 20  # at least, in an epoch of few rows
+_MOST_EPOCHS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,19 @@ def steps_of(lengths: Sequence[int], settings: Settings) -> list[Step]:
             if len(steps) == settings.steps:
                 return steps
     return steps
+
+
+def enough(lengths: Sequence[int], settings: Settings) -> Settings:
+    """Where nobody says how much makes a step: few rows make small steps, and few steps more epochs, or nothing would
+    be learned of them. 60 steps taught the starter model a style with 160 rows, 9 did not (benchmarks/tune_style.py).
+    """
+    if not settings.rows_per_step:
+        small = max(1, sum(lengths) // _STEPS_IN_ONE)
+        settings = replace(settings, tokens_per_step=min(settings.tokens_per_step, small))
+    if settings.steps or settings.epochs:
+        return settings
+    one = max(1, len(steps_of(lengths, replace(settings, epochs=1))))
+    return replace(settings, epochs=min(_MOST_EPOCHS, max(EPOCHS, math.ceil(EPOCHS * _STEPS_IN_ONE / one))))
 
 
 def _groups(order: Sequence[int], lengths: Sequence[int], settings: Settings) -> list[list[int]]:

@@ -6,6 +6,8 @@ Covers tuning/dataset.py, tuning/gathering.py, tuning/options.py, tuning/store.p
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,3 +137,16 @@ def test_the_page_says_what_is_learned_and_nothing_of_the_data_drives_the_termin
     assert "[<|im_end|>]" in page and "<|im_start|>·" in page and "‹›" in page and "你" in page
     assert not any((ord(character) < 32 and character != "\n") or character == "\u202e" for character in page)
     dataset.close()
+
+
+def test_a_gguf_model_has_the_same_fingerprint_in_every_process(tmp_path: Path, starter_model: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "a", "answer": "b"}\n')
+    code = (
+        "import sys; from pathlib import Path; from glmchat.tuning.dataset import DataOptions, read_dataset;"
+        "from glmchat.tuning.options import load_prompt_side; side = load_prompt_side(Path(sys.argv[1]));"
+        "print(read_dataset([sys.argv[2]], DataOptions(), side).fingerprint); side.close()"
+    )
+    command = [sys.executable, "-P", "-c", code, str(starter_model), str(data)]
+    prints = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(prints) == 1

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmchat.core.errors import Usage
-from glmchat.tuning.order import steps_of
+from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.settings import EPOCHS, Settings
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=30)
@@ -35,6 +35,24 @@ def test_with_both_whichever_ends_first_ends_the_run(lengths: list[int], epochs:
 def test_without_either_there_are_three_epochs_and_without_documents_no_step() -> None:
     assert steps_of([5, 5], Settings())[-1].epoch == EPOCHS
     assert steps_of([], Settings()) == steps_of([], Settings(steps=5)) == []
+
+
+@given(LENGTHS, st.integers(1, 400))
+def test_few_rows_still_make_many_steps_and_many_rows_the_steps_that_were_set(lengths: list[int], times: int) -> None:
+    lengths = lengths * times
+    settings = enough(lengths, Settings())
+    steps = steps_of(lengths, settings)
+    assert settings.tokens_per_step <= Settings().tokens_per_step
+    assert len(steps) >= 3 * 20 or settings.epochs == 20
+    assert max(sum(lengths[n] for n in step.documents) for step in steps) <= max(settings.tokens_per_step, *lengths)
+    if sum(lengths) >= 20 * Settings().tokens_per_step:
+        assert settings == Settings(epochs=3)
+
+
+def test_what_was_asked_for_stays() -> None:
+    assert enough([50] * 4, Settings(epochs=2)).epochs == 2
+    assert enough([50] * 4, Settings(steps=7)).epochs == 0
+    assert enough([50] * 4, Settings(rows_per_step=2)).tokens_per_step == Settings().tokens_per_step
 
 
 @pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": 10**9}, {"epochs": -1}, {"epochs": 10**9}])

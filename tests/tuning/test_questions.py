@@ -13,7 +13,7 @@ from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
 from glmchat.tuning.options import PromptSide
 from glmchat.tuning.questions import Reader, read_questions
-from glmchat.tuning.sources import find_sources
+from glmchat.tuning.sources import find_sources, form_of
 
 Sides = Callable[[str], PromptSide]
 
@@ -54,13 +54,16 @@ def test_only_so_many_rows_are_read_as_are_asked_for(sides: Sides, tmp_path: Pat
     assert [row.number for row in found.rows] == [1, 2, 3, 4, 5, 6, 7] and len(reader.store) == 7
 
 
-def test_a_text_is_not_answered_and_a_pair_is_judged_by_its_better_answer(sides: Sides, tmp_path: Path) -> None:
+def test_a_text_is_not_answered_and_a_pair_is_judged_by_the_answer_that_columns_name(
+    sides: Sides, tmp_path: Path
+) -> None:
     reader = Reader(sides("smollm2").prompt, 50)
     text = write(tmp_path / "t.jsonl", [{"text": "a word " * 100}])
     (row,) = read_questions(find_sources([text]), [reader]).rows
     assert row.is_text and len(list(reader.documents(row, 0))) > 1
     pair = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "good", "rejected": "bad"}])
-    (row,) = read_questions(find_sources([pair]), [reader]).rows
+    better = form_of(None, {"prompt": "prompt", "answer": "chosen"})
+    (row,) = read_questions(find_sources([pair], form=better), [reader]).rows
     assert row.wanted == ("good",) and not row.is_text
 
 

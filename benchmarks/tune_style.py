@@ -1,0 +1,77 @@
+"""The starter model is taught to answer in one sentence that begins with "In short:", and is asked before and after.
+
+    python -P benchmarks/tune_style.py [--rows 160] [--keep FOLDER]
+
+Rows are made of LLaMA-Factory's alpaca_en_demo.json (outside the repository): its questions, and of its answers the
+first sentence. Held out are 40 rows that are not learned; general text is c4_demo.jsonl. Printed: losses with the
+intervals of their differences, the share of answers that have the style and that stopped by themselves, and some
+answers before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data" / "llama-factory"
+STYLE = "In short: "
+HELD = 40
+
+
+def style_rows(count: int) -> list[dict[str, str]]:
+    """Questions without an input whose answers begin with a sentence of an ordinary length."""
+    rows = []
+    for row in json.loads((DATA / "alpaca_en_demo.json").read_text(encoding="utf-8")):
+        sentence = re.match(r"[A-Z][^.!?\n]{20,160}[.!?](?=\s|$)", row["output"])
+        if not row["input"] and sentence and len(row["instruction"]) < 160:
+            rows.append({"question": row["instruction"], "answer": STYLE + sentence[0][0].lower() + sentence[0][1:]})
+    return rows[:count]
+
+
+def has_style(answer: str) -> bool:
+    """One sentence, begun as it was taught."""
+    return answer.startswith(STYLE) and "\n" not in answer.strip()
+
+
+def glmchat(*arguments: str, home: Path) -> str:
+    environ = {**os.environ, "GLMCHAT_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "glmchat", *arguments], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"glmchat {' '.join(arguments)}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", type=int, default=160, help="learned rows")
+    options.add_argument("--keep", type=Path, help="a folder for home and data, which then stays")
+    asked = options.parse_args()
+    if not DATA.is_dir():
+        sys.exit(f"{DATA} is not here: nothing to learn from")
+    folder = asked.keep or Path(tempfile.mkdtemp(prefix="style-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    home = folder / "home"
+    if not home.is_dir():
+        shutil.copytree(ROOT / ".test-cache" / "data", home / "data")
+    rows = style_rows(asked.rows + HELD)
+    for name, part in (("learn", rows[HELD:]), ("held", rows[:HELD])):
+        (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False, indent=1), encoding="utf-8")
+    begun = time.perf_counter()
+    glmchat("tune", "smollm2", str(folder / "learn.json"), "--as", "in-short", "--yes", "--plain",
+            "--eval", str(folder / "held.json"), home=home)  # fmt: skip
+    print(f"{len(rows) - HELD} rows learned in {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
