@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "llama-factory"
 STYLE = "In short: "
-HELD = 40
+HELD, GENERAL = 40, 60
 
 
 def style_rows(count: int) -> list[dict[str, str]]:
@@ -71,6 +72,28 @@ def main() -> None:
     glmchat("tune", "smollm2", str(folder / "learn.json"), "--as", "in-short", "--yes", "--plain",
             "--eval", str(folder / "held.json"), home=home)  # fmt: skip
     print(f"{len(rows) - HELD} rows learned in {time.perf_counter() - begun:.0f} s")
+    held = compared(folder / "held.json", home, "--max-tokens", "80")
+    general = compared(DATA / "c4_demo.jsonl", home, "--limit", str(GENERAL), "--max-length", "512")
+    for what, (_, table) in (("held-out rows", held), ("general text", general)):
+        before, after = (one["values"]["perplexity"] for one in table["candidates"])
+        change = table["candidates"][1]["differences"]["loss"]
+        between = f"loss {change['mean']:+.3f}, between {change['low']:+.3f} and {change['high']:+.3f}"
+        print(f"{what}: perplexity {before:.3f} -> {after:.3f} ({after / before - 1:+.1%}); {between}")
+    answers, table = held
+    for place, one in enumerate(table["candidates"]):
+        mine = [answer["predict"] or "" for answer in answers if answer["candidate"] == one["text"]]
+        share = sum(map(has_style, mine)) / len(mine)
+        stopped = one["values"]["stopped"]
+        print(f"{('before', 'after')[place]}: {share:.0%} in the style, {stopped:.0f}% stopped by themselves")
+        for row, answer in zip(rows[:3], mine, strict=False):
+            print(f"    {row['question']}\n        {' '.join(answer.split())[:150]}")
+
+
+def compared(data: Path, home: Path, *options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every answer of the model without and with the adapter, and the table."""
+    said = glmchat("eval", "smollm2", "+in-short", str(data), "--json", *options, home=home)
+    events = [json.loads(line) for line in said.splitlines()]
+    return [one for one in events if one["event"] == "answer"], events[-1]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
 from glmchat.hub import adapters
 
-LIKE = ("lora-guide", "ptuning", "ptuning-chat", "chatglm2-ptuning", "chatglm3", "chatglm-tuning", "cpm")
+LIKE = ("lora-guide", "chatglm3", "chatglm-tuning")
+NO_LORA = ("ptuning", "ptuning-chat", "chatglm2-ptuning", "cpm")  # the program knows them, and cannot train so yet
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,7 +26,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 # field -> lowest, highest
 _RANGES = {
     "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95), "lr": (1e-12, 10),
-    "epochs": (1, 10_000), "steps": (1, 10**9), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
+    "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
     "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024), "seed": (0, 2**63 - 1),
 }  # fmt: skip
 
@@ -65,6 +66,12 @@ class Recipe:
 
     def checked(self) -> dict[str, Any]:
         """As it stands in recipe.json, paths absolute. Raises Usage with what is wanted instead."""
+        if self.like in NO_LORA:
+            raise Usage(
+                tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=self.like),
+                hint=tr("leave out --like: glmchat's own way fits every model"),
+                code="tune.method",
+            )
         for field, flag, words in (
             ("like", "--like", LIKE),
             ("on", "--on", ON),

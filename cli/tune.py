@@ -46,7 +46,7 @@ def tune(
         typer.Option(
             "--like",
             metavar="RECIPE",
-            help="As a known guide does it: lora-guide, ptuning, chatglm2-ptuning, chatglm3, chatglm-tuning, cpm.",
+            help="As a known guide does it: lora-guide, chatglm3, chatglm-tuning.",
         ),
     ] = None,
     on: Annotated[

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from glmchat.checkpoints.adapter_files import weight_files
-from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, Usage, refusal
+from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, refusal
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
 from glmchat.core.run_folder import Run
@@ -125,7 +125,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     teller({"kind": "stage", "say": tr("reading the rows")})
     side = load_prompt_side(Path(recipe["folder"]))
     try:
-        original = original_of(recipe, side.checkpoint.spec.family)
+        original = data_options(recipe).recipe(side.checkpoint.spec.family)
         dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
     finally:
@@ -226,18 +226,6 @@ def data_options(recipe: Mapping[str, Any]) -> DataOptions:
              "columns": "columns", "eval": "evaluation", "system": "system", "seed": "seed"}  # fmt: skip
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
     return DataOptions(**asked, mixes=tuple(recipe.get("mix", ())))
-
-
-def original_of(recipe: Mapping[str, Any], family: str) -> Recipe | None:
-    """The recipe that --like names. Raises Usage for one that fits another family, or trains something else."""
-    original = data_options(recipe).recipe(family)
-    if original is not None and original.method != "lora":
-        raise Usage(
-            tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=original.name),
-            hint=tr("leave out --like: glmchat's own way fits every model"),
-            code="tune.method",
-        )
-    return original
 
 
 def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None) -> Settings:

@@ -140,6 +140,7 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["{model}", "{rows}#x/y"], None, None),
         (["{model}", "{rows}", "--on", "answer"], "--on cannot be 'answer'", "usage.value"),
         (["{model}", "{rows}", "--like", "chatglm"], "--like", "usage.value"),
+        (["{model}", "{rows}", "--like", "ptuning"], "trains no LoRA", "tune.method"),
         (["{model}", "{rows}", "--rank", "0"], "--rank cannot be '0'", "usage.value"),
         (["{model}", "{rows}", "--lr", "nan"], "--lr cannot be 'nan'", "usage.value"),
         (["{model}", "{rows}", "--eval", "95%"], "--eval", "usage.value"),
@@ -236,7 +237,12 @@ def test_a_second_ctrl_c_does_not_wait_for_the_saving(
     for _ in range(2):
         view.send_signal(signal.SIGINT)
         wait_until(lambda: view.poll() is not None or os.getpid())
-    wait_until(lambda: not run.at_work or view.send_signal(signal.SIGINT))
+
+    def again() -> bool:
+        view.send_signal(signal.SIGINT)
+        return not run.at_work
+
+    wait_until(again)
     view.communicate(timeout=60)
     assert view.returncode == 130
     assert run.state() == "stopped"

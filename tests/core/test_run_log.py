@@ -60,7 +60,7 @@ def test_a_record_that_the_disk_does_not_take_leaves_the_log_whole(
     log = LogWriter(path)
     log(step(1, 3.0))
     write = os.write
-    taken = []
+    taken: list[bytes] = []
 
     def full(descriptor: int, data: bytes) -> int:
         if taken:

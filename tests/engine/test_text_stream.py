@@ -30,6 +30,9 @@ class Bytes:
 
     vocab_size = 260
 
+    def __init__(self) -> None:
+        self.controls: dict[str, int] = {}
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -193,7 +193,7 @@ def test_adapters_of_one_model_are_exchanged_without_loading_it_again(
     loads: list[Path] = []
     load = Engine.load.__func__  # type: ignore[attr-defined]
 
-    def counted(cls: type[Engine], folder: Path, **more: Any) -> Engine:
+    def counted(cls: type[Engine], /, folder: Path, **more: Any) -> Engine:
         loads.append(folder)
         loaded: Engine = load(cls, folder, **more)
         return loaded

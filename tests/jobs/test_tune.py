@@ -112,13 +112,13 @@ def test_rows_become_an_adapter_that_answers_as_they_do_from_the_same_ids(base: 
     assert told[-1]["finish_reason"] == "stop"
     side = load_prompt_side(base)
     try:
-        row = read_dataset(given["data"], DataOptions(system=SYSTEM), side).examples[5]
+        example = read_dataset(given["data"], DataOptions(system=SYSTEM), side).examples[5]
     finally:
         side.close()
-    prompt = [segment for segment in row.segments if segment.part == "prompt"]
+    prompt = [segment for segment in example.segments if segment.part == "prompt"]
     engine = Engine.load(base, dtype="float32", threads=1)
     asked = engine.render([{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Who are you, 5?"}])
-    assert list(row.ids[: prompt[-1].end]) == asked
+    assert list(example.ids[: prompt[-1].end]) == asked
     assert told[-1]["prompt_tokens"] == len(asked)
 
 
@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path)
     assert ended(whole)["state"] == "done"
     run = begun(recipe(base, tmp_path, epochs=20, save_every=3, name="killed"))
     for at in (4, 8, 13):
-        wait_until(lambda at=at: max(losses(run), default=0) >= at or not run.at_work)
+        wait_until(lambda at=at: max(losses(run), default=0) >= at or not run.at_work)  # type: ignore[misc]
         if (pid := run.pid()) is not None:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: run.state() in ("dead", "done"))

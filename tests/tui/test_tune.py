@@ -127,11 +127,11 @@ def test_the_run_goes_on_when_its_view_or_its_terminal_is_gone(rows: tuple[Path,
             terminal.until_ended()
         run = runs()[0]
         before = progress_of(run).now["step"]
-        wait_until(lambda run=run, before=before: progress_of(run).now["step"] > before + 3)
+        wait_until(lambda run=run, before=before: progress_of(run).now["step"] > before + 3)  # type: ignore[misc]
         pid = run.pid()
         assert pid is not None
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda run=run: run.state() == "stopped")
+        wait_until(lambda run=run: run.state() == "stopped")  # type: ignore[misc]
         run.remove()
 
 

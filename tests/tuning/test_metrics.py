@@ -100,7 +100,7 @@ def test_an_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     draw, held = np.random.default_rng(1), 0
     for trial in range(200):
         theirs = draw.normal(50, 10, 60)
-        interval = paired_difference(theirs + draw.normal(2.0, 5, 60), theirs, trial)
+        interval = paired_difference((theirs + draw.normal(2.0, 5, 60)).tolist(), theirs.tolist(), trial)
         held += interval.low <= 2.0 <= interval.high
     assert 0.88 <= held / 200 <= 0.99
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,6 @@ def test_what_was_asked_for_stays() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": 10**9}, {"epochs": -1}, {"epochs": 10**9}])
-def test_no_number_of_steps_takes_all_memory(wrong: dict[str, int]) -> None:
+def test_no_number_of_steps_takes_all_memory(wrong: dict[str, Any]) -> None:
     with pytest.raises(Usage):
         Settings(**wrong)

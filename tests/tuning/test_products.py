@@ -41,8 +41,8 @@ def test_gradients_are_those_of_the_dequantised_matrix(
     y = Packed(layer)(x)
     expected = functional.linear(wide, layer.dequantise(), layer.bias)
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-    (y.float() * direction).sum().backward()
-    (expected * direction).sum().backward()
+    torch.autograd.backward((y.float() * direction).sum())
+    torch.autograd.backward((expected * direction).sum())
     exact = dtype == torch.float32
     assert x.grad is not None and wide.grad is not None
     scale = float(wide.grad.abs().max())
@@ -82,8 +82,8 @@ def test_the_loss_of_the_head_is_cross_entropy_with_its_gradient(
     targets = torch.randint(0, 96, (10,), generator=torch.Generator().manual_seed(4))
     loss = head_loss(x, targets, head)
     expected = functional.cross_entropy(functional.linear(other, matrix, bias), targets, reduction="sum")
-    (loss * 0.3).backward()
-    (expected * 0.3).backward()
+    torch.autograd.backward(loss * 0.3)
+    torch.autograd.backward(expected * 0.3)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-5)
 
@@ -92,8 +92,8 @@ def test_torchs_own_chunked_loss_gives_the_same() -> None:
     head = nn.Linear(64, 96, bias=False).requires_grad_(False)
     x, other = (torch.ones(10, 64).requires_grad_() for _ in range(2))
     targets = torch.arange(10)
-    head_loss(x, targets, head).backward()
-    torch.nn.functional.linear_cross_entropy(other, head.weight, targets, reduction="sum").backward()
+    torch.autograd.backward(head_loss(x, targets, head))
+    torch.autograd.backward(torch.nn.functional.linear_cross_entropy(other, head.weight, targets, reduction="sum"))
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 

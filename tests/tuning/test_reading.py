@@ -177,8 +177,8 @@ def test_a_fault_says_where_its_value_stands_and_what_was_wanted(
     raw = next(row for row in read(path) if isinstance(row, Raw))
     try:
         read_row(raw, recognise([raw], "a"), side.prompt)
-    except RowFault as fault:
-        faults.append(fault.of(raw))
+    except RowFault as refused:
+        faults.append(refused.of(raw))
     if where is None:
         assert not faults
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from glmchat.chat.recipe import LIKE, NO_LORA
 from glmchat.core.errors import Usage
 from glmchat.core.messages import Message
 from glmchat.jobs.tune import settings_of
@@ -183,6 +184,11 @@ def test_a_run_like_an_original_has_its_numbers_and_what_was_asked_for_wins(side
     found = settings_of({"lr": 1e-3, "epochs": 2}, dataset, RECIPES["lora-guide"])
     assert found.learning_rate == 1e-3 and len(steps_of(dataset.examples.lengths, found)) == 40
     dataset.close()
+
+
+def test_the_faces_know_every_recipe_and_which_of_them_is_trained() -> None:
+    assert set(LIKE) == {name for name, recipe in RECIPES.items() if recipe.method == "lora"}
+    assert {*LIKE, *NO_LORA} == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)

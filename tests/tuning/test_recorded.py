@@ -28,7 +28,7 @@ VARIANTS = sorted(
 
 def rows_of(tensors: dict[str, torch.Tensor]) -> list[Example]:
     """Without their padding."""
-    rows = []
+    rows: list[Example] = []
     for ids, labels in zip(tensors["train.input_ids"].tolist(), tensors["train.labels"].tolist(), strict=True):
         end = max(at for at, label in enumerate(labels) if label != -100) + 1
         learned = tuple(label != -100 for label in labels[:end])
