@@ -135,6 +135,31 @@ def test_enter_on_nothing_found_does_nothing(model: Path) -> None:
         terminal.until(lambda: "▸ min_p" in terminal.text)
 
 
+@pytest.mark.usefixtures("past")
+def test_what_is_opened_before_the_first_frame_finds_everything(model: Path) -> None:
+    """The keys are there before the program is: a person opens the palette while the window starts."""
+    with TerminalSession("run", model) as terminal:
+        terminal.type("\x10")
+        terminal.until(lambda: is_open(terminal))
+        terminal.type("charlie")
+        terminal.until(lambda: "tell me of" in chosen(terminal))
+        terminal.press("esc")
+        terminal.until_ready()
+
+
+async def test_a_screen_that_covers_the_window_before_its_first_frame_does_not_keep_the_history_closed(
+    past: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Textual draws no frame of a screen that another one covers, and what waits for one waits until that is gone."""
+    monkeypatch.setattr(ChatScreen, "call_after_refresh", lambda screen, callback: True)
+    async with open_window(wait=False) as window:
+        await window.press("ctrl+p")
+        await window.until(lambda: window.app.screen.query("#--input"))
+        await window.press(*"charlie")
+        await window.until(lambda: "▸ tell me of" in window.screen_text())
+        await window.until(lambda: window.chat.connection.ready)
+
+
 async def test_who_searches_before_the_history_is_open_finds_its_conversations(
     past: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.face = WindowFace(self, self.talk, self.connection, self.composer, self.sidebar, settings)
         self.reading = Reading(self, self.talk, self.face, self.turn_actions, self.action_escape)
         self._notices = 0
+        self._started = False
         self._recent: list[int] = []  # conversations, as the empty one numbers them
         self._listed: History | None = None  # what lists them until there is a session
         self._meant: int | None = None  # one of them that was chosen until then
@@ -151,6 +152,9 @@ class ChatScreen(SteadyScreen, Screen[None]):
 
     def _start(self) -> None:
         """Open the history and start the engine, both in threads; without a model the list of them opens."""
+        if self._started:
+            return
+        self._started = True
         self.start_thread(lambda: self.talk.open_history(self.settings), "history")
         if self.connection.link.has_target:
             self.connection.connect()
@@ -166,6 +170,7 @@ class ChatScreen(SteadyScreen, Screen[None]):
         self.show_hints()
 
     def on_screen_suspend(self) -> None:
+        self._start()  # no frame is drawn below a dialog, and what waits for the first would wait for its end
         self.prompt_box.add_class("behind")  # the corners of its frame would stand out below a dialog
         self.show_hints()
 
