@@ -131,6 +131,7 @@ def family(run: Run, name: str) -> None:
 
 def network(run: Run, name: str, bits: int, tokens: int) -> None:
     config = config_of(run, name, layers=2)
+    torch.manual_seed(bits)  # a run can be had again
     with torch.inference_mode():
         model = random_model(run, config, bits)
         prompt = prompt_of(config, 8 if run.tiny else 40)
