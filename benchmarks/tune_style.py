@@ -93,7 +93,8 @@ def compared(data: Path, home: Path, *options: str) -> tuple[list[dict[str, Any]
     """Every answer of the model without and with the adapter, and the table."""
     said = glmchat("eval", "smollm2", "+in-short", str(data), "--json", *options, home=home)
     events = [json.loads(line) for line in said.splitlines()]
-    return [one for one in events if one["event"] == "answer"], events[-1]
+    answers = sorted((one for one in events if one["event"] == "answer"), key=lambda one: int(one["row"]))
+    return answers, events[-1]
 
 
 if __name__ == "__main__":
