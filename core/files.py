@@ -190,6 +190,15 @@ def write_for_person(path: Path, text: str, *, replace: bool = False) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def set_aside(path: Path) -> Path:
     """Rename what is damaged, with the date, so that something new can begin in its place; nothing is deleted."""
     stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError
-from glmchat.core.files import open_file
+from glmchat.core.files import open_file, sync
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -123,15 +123,6 @@ def _whole(place: Path) -> Saved | None:
 def _hash(path: Path) -> str:
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:

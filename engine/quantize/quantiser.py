@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
-from glmchat.core.files import open_file, read_text
+from glmchat.core.files import open_file, read_text, sync
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -85,7 +85,7 @@ def execute(
             weights.close()
         _finish(plan, folder, hashes, dict(manifest or {}), maker)
         folder.replace(plan.out)
-        _sync(plan.out.parent)
+        sync(plan.out.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFit(
@@ -271,7 +271,7 @@ def _finish(
     for path in sorted(p for p in folder.iterdir() if p.name != MANIFEST):
         sha = hashes.get(path.name) or _sha256(path)
         files.append({"path": path.name, "size": path.stat().st_size, "sha256": sha})
-        _sync(path)
+        sync(path)
     manifest = {
         "format": 1,
         "kind": "quantized",
@@ -287,8 +287,8 @@ def _finish(
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _description(plan: QuantizePlan) -> dict[str, Any]:
@@ -306,14 +306,6 @@ def _description(plan: QuantizePlan) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 Report = Callable[[str, float], None]

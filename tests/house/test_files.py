@@ -19,7 +19,7 @@ OPENERS = {
     "read_bytes": (),
     "read_text": ("core/language.py", "hub/catalogue.py"),  # what glmchat brings itself, by importlib.resources
     "O_RDONLY": (  # to bring a folder or a file of ours to the disk
-        *("hub/partial.py", "engine/quantize/quantiser.py", "tuning/state.py"),
+        "hub/partial.py",
     ),
     "safe_open": ("engine/formats/weights.py", "engine/formats/compressed.py", "engine/formats/packed_cache.py",
                   "engine/adapters/files.py"),
