@@ -18,6 +18,7 @@ from glmchat.hub import adapters
 
 LIKE = ("lora-guide", "chatglm3", "chatglm-tuning")
 NO_LORA = ("ptuning", "ptuning-chat", "chatglm2-ptuning", "cpm")  # the program knows them, and cannot train so yet
+METHODS = ("lora",)
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,6 +37,7 @@ class Recipe:
     """None: not asked for, so that what --like says, or the default, holds."""
 
     like: str | None
+    method: str | None
     on: str | None
     system: str | None
     eval: str | None
@@ -74,6 +76,7 @@ class Recipe:
             )
         for field, flag, words in (
             ("like", "--like", LIKE),
+            ("method", "--method", METHODS),
             ("on", "--on", ON),
             ("over_length", "--over-length", OVER_LENGTH),
             ("checkpointing", "--checkpointing", ("auto", "on", "off")),

@@ -49,6 +49,7 @@ def tune(
             help="As a known guide does it: lora-guide, chatglm3, chatglm-tuning.",
         ),
     ] = None,
+    method: Annotated[str | None, typer.Option("--method", metavar="lora", help="How the model learns.")] = None,
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="answers|last|all|text", help="What is learned of a row.", rich_help_panel=_DATA),
@@ -242,10 +243,10 @@ def tune(
                 code="tune.nothing",
             )
         recipe = Recipe(
-            like=like, on=on, system=system, eval=held_out, mix=mix or [], columns=columns, max_length=max_length,
-            over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets, rslora=rslora or None,
-            dora=dora or None, lr=lr, epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step,
-            save_every=save_every, row_tokens=row_tokens, checkpointing=checkpointing,
+            like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
+            max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
+            rslora=rslora or None, dora=dora or None, lr=lr, epochs=epochs, steps=steps, minutes=minutes,
+            tokens_per_step=tokens_per_step, save_every=save_every, row_tokens=row_tokens, checkpointing=checkpointing,
             quant=parse_quant(quant, "--quant"), dtype=dtype, device=device, threads=threads, samples=samples or [],
             seed=seed,
         )  # fmt: skip

@@ -48,8 +48,8 @@ from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
-    "rank", "alpha", "dropout", "targets", "rslora", "dora", "quant", "dtype", "device", "threads", "epochs", "steps",
-    "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
+    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "quant", "dtype", "device", "threads", "epochs",
+    "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
 )  # fmt: skip
 _MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
 _ROUNDINGS = 16

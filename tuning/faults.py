@@ -12,9 +12,9 @@ from torch import nn
 from glmchat.core.errors import Failed
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
-from glmchat.engine.models.base import LanguageModel
 from glmchat.tuning.examples import Example
-from glmchat.tuning.forward import flatten, layers_of, loss_of
+from glmchat.tuning.forward import flatten, layers_of
+from glmchat.tuning.methods.base import Method
 from glmchat.tuning.order import Step
 
 
@@ -33,20 +33,18 @@ def require_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def bad_step(
-    model: LanguageModel,
+    method: Method,
     dataset: Sequence[Example],
     step: Step,
     loss: float,
-    parameters: Mapping[str, nn.Parameter],
-    by_layer: bool,
 ) -> Failed:
     """The error for a step whose loss or gradient is not finite, or whose loss is exactly 0."""
     if loss == 0:
         where, rows = "", step.documents
     elif math.isfinite(loss):
-        where, rows = _last_gradient(parameters), step.documents
+        where, rows = _last_gradient(method.parameters), step.documents
     else:
-        where, rows = _first_layer(model, dataset, step)
+        where, rows = _first_layer(method, dataset, step)
     places = ", ".join(str(dataset[number].place) for number in rows[:4]) + (" …" if len(rows) > 4 else "")
     what = "0" if loss == 0 else str(loss)
     said = {"step": step.number, "loss": what, "places": one_line(places, 200)}
@@ -64,10 +62,11 @@ def bad_step(
 
 
 @torch.no_grad()
-def _first_layer(model: LanguageModel, dataset: Sequence[Example], step: Step) -> tuple[str, tuple[int, ...]]:
+def _first_layer(method: Method, dataset: Sequence[Example], step: Step) -> tuple[str, tuple[int, ...]]:
     """The first module whose output is not finite, and the documents with which it is not."""
     found: list[str] = []
     hooks = []
+    model = method.model
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -87,7 +86,7 @@ def _first_layer(model: LanguageModel, dataset: Sequence[Example], step: Step) -
     try:
         for number in step.documents:
             found.clear()
-            loss = loss_of(model, flatten([dataset[number]], device))
+            loss = method.loss(flatten([dataset[number]], device))
             if found or not bool(loss.isfinite()):
                 rows.append(number)
                 first = first or (found[0] if found else "the head")

@@ -20,8 +20,8 @@ from glmchat.core.files import read_text
 from glmchat.core.language import tr
 from glmchat.core.machine import available_memory
 from glmchat.core.text import human_bytes
-from glmchat.engine.models.base import LanguageModel
-from glmchat.tuning.forward import Flat, layers_of, loss_of
+from glmchat.tuning.forward import Flat, layers_of
+from glmchat.tuning.methods.base import Method
 from glmchat.tuning.products import logit_rows
 
 _SHORT = 24  # tokens of the document that is measured, and twice as many
@@ -75,8 +75,9 @@ class Growth:
         return max(16 * sum(lengths) * self.widest, 14 * rows * self.vocabulary)
 
 
-def measure(model: LanguageModel, learning: Sequence[torch.Tensor], start: Sequence[int]) -> Growth:
+def measure(method: Method, start: Sequence[int]) -> Growth:
     """start: ids that any document of the model begins with (ChatGLM-6B cannot read without its own)."""
+    model, learning = method.model, list(method.parameters.values())
     device = learning[0].device
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     sizes = []
@@ -84,7 +85,7 @@ def measure(model: LanguageModel, learning: Sequence[torch.Tensor], start: Seque
     for count in counts:
         ids = torch.tensor([*start, *([start[-1]] * count)][: max(count, len(start) + 2)], device=device)
         rows = torch.arange(len(ids) - 1, device=device)
-        kept = _kept(model, Flat(ids, (len(ids),), rows, ids[1:]), held)
+        kept = _kept(method, Flat(ids, (len(ids),), rows, ids[1:]), held)
         sizes.append((len(ids), kept))
     (n, first), (m, second) = sizes
     square = max(0.0, (second / m - first / n) / (m - n)) if m > n else 0.0
@@ -102,7 +103,7 @@ def measure(model: LanguageModel, learning: Sequence[torch.Tensor], start: Seque
     )
 
 
-def _kept(model: LanguageModel, flat: Flat, held: set[int]) -> int:
+def _kept(method: Method, flat: Flat, held: set[int]) -> int:
     """Bytes of the tensors that one forward pass keeps for its backward pass."""
     seen: dict[int, int] = {}
     alive: list[torch.Tensor] = []  # so that no storage is freed and its address counted twice
@@ -115,9 +116,9 @@ def _kept(model: LanguageModel, flat: Flat, held: set[int]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = loss_of(model, flat)
+        loss = method.loss(flat)
     torch.autograd.backward(loss)  # brings the weights that only the backward pass reads into memory, too
-    for parameter in model.parameters():
+    for parameter in method.model.parameters():
         parameter.grad = None
     return sum(seen.values())
 

@@ -17,7 +17,7 @@ EPOCHS = 3  # where neither epochs nor steps are told
 class Settings:
     """See the fields; a `Settings()` is a run that most people want.
 
-    rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
+    method: of tuning/methods/__init__.py. rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
     quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
     learning_rate, schedule, warmup (steps, or a share of all steps below 1), betas, eps, weight_decay, clip (0: never):
     of AdamW. epochs, steps: whichever ends first, where both are told; 0: as many as the other gives, or EPOCHS.
@@ -28,6 +28,7 @@ class Settings:
     save_every, evaluate_every, sample_every: steps; 0: only at the end. keep: checkpoints that stay.
     """
 
+    method: str = "lora"
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmchat.checkpoints.adapter_fit import names_of
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
-from glmchat.engine.models.base import LanguageModel
 from glmchat.tuning import faults, predict, state
 from glmchat.tuning.examples import Example
-from glmchat.tuning.forward import Flat, flatten, learned_of, load_base, loss_of
-from glmchat.tuning.lora import LoraShape, attach, change_norm, count, prepare, read_into, trainable, write_adapter
+from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
+from glmchat.tuning.methods import method_of
+from glmchat.tuning.methods.base import Method
 from glmchat.tuning.order import Step, rate_at, read_through, steps_of, worst_of
 from glmchat.tuning.samples import Question, Sampler
 from glmchat.tuning.settings import Settings
@@ -67,13 +66,14 @@ class Result:
 class Learner(nn.Module):
     """The model as one call from documents to a loss, which is what several processes need to agree on gradients."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__()
-        self.model = model
+        self.model = method.model  # so that its parameters are this module's
+        self.method = method
         self.by_layer = False
 
     def forward(self, flat: Flat) -> torch.Tensor:
-        return loss_of(self.model, flat, by_layer=self.by_layer)
+        return self.method.loss(flat, by_layer=self.by_layer)
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
     evaluation: Sequence[Example] = (),
     questions: Sequence[Question] = (),
 ) -> Result:
-    """Learn an adapter for the model from `dataset`; everything written is below `folder`, the adapter last.
+    """Teach the model `dataset` by the method of the settings; everything written is below `folder`.
 
     A folder that holds a whole checkpoint of this very run is gone on with. tell: hears every event as a plain dict.
     stop: asked before each step; True saves and stops. Raises Usage, Damaged, DoesNotFit or Failed.
@@ -117,15 +117,10 @@ class _Run:
         self.steps = steps_of(self.lengths, settings)
         self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device)
         self._refuse_too_long()
-        self.shape = LoraShape(
-            settings.rank, settings.alpha, settings.dropout, settings.targets, settings.rslora, settings.dora
-        )
-        prepare(self.model)
-        self.linears = dict(self.model.named_modules())
-        self.layers = attach(self.model, self.shape, settings.seed)
-        self.parameters = trainable(self.layers)
+        self.method = method_of(self.checkpoint, self.model, settings)
+        self.parameters = self.method.parameters
         self.model.train()
-        self.learner = Learner(self.model)
+        self.learner = Learner(self.method)
         self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=settings.learning_rate,
@@ -155,7 +150,7 @@ class _Run:
         elif self.main:
             self._finish()
         self.accelerator.wait_for_everyone()
-        learning, numbers = count(self.model, self.layers)
+        learning, numbers = self.method.count()
         return Result(
             self.folder / ADAPTER,
             self.done,
@@ -163,7 +158,7 @@ class _Run:
             stopped,
             self.loss,
             self.evaluated,
-            change_norm(self.layers),
+            self.method.change(),
             learning,
             numbers,
             self.tokens,
@@ -206,7 +201,7 @@ class _Run:
     def _predict(self) -> predict.Prediction:
         """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
         worst = worst_of(self.steps, self.lengths)
-        growth = predict.measure(self.model, list(self.parameters.values()), self._opening())
+        growth = predict.measure(self.method, self._opening())
         lengths = [self.lengths[number] for number in worst]
         settings = self.settings
         found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device)
@@ -221,7 +216,7 @@ class _Run:
         speed = predict.time_passes(run, len(flat.ids))
         total = sum(self.lengths[number] for step in self.steps for number in step.documents)
         found = predict.timed(found, speed, total / speed / self.accelerator.num_processes)
-        learning, numbers = count(self.model, self.layers)
+        learning, numbers = self.method.count()
         self.tell(
             {
                 "kind": "plan",
@@ -231,7 +226,7 @@ class _Run:
                 "learned": sum(self.learned),
                 "learning": learning,
                 "numbers": numbers,
-                "layers": len(self.layers),
+                "layers": self.method.layers,
                 "checkpointing": found.by_layer,
                 "dtype": str(self.model.dtype).removeprefix("torch."),
                 "threads": self.threads,
@@ -271,7 +266,7 @@ class _Run:
                 hint=tr("resume it as it was begun, or begin a new run"),
                 code="tune.resume",
             )
-        read_into(saved.folder, self.layers)
+        self.method.read(saved.folder)
         state.restore_moments(self.optimiser, self.parameters, saved.tensors(state.OPTIMISER))
         torch.set_rng_state(saved.tensors(state.GENERATOR)["generator"])
         self.done, self.tokens = saved.step, int(saved.position["tokens"])
@@ -311,7 +306,7 @@ class _Run:
         # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
         is_zero = self.loss == 0 and not before < 1e-3
         if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
-            raise faults.bad_step(self.model, self.dataset, step, self.loss, self.parameters, self.learner.by_layer)
+            raise faults.bad_step(self.method, self.dataset, step, self.loss)
         if self.done == 0:
             faults.require_gradients(self.parameters)
         self.optimiser.step()
@@ -392,14 +387,8 @@ class _Run:
         }
         moments = state.moments(getattr(self.optimiser, "optimizer", self.optimiser), self.parameters)
         places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
-        state.save(places, self.done, position, moments, generator, self._write, self.settings.keep)
+        state.save(places, self.done, position, moments, generator, self.method.write, self.settings.keep)
         self.tell({"kind": "checkpoint", "step": self.done})
-
-    def _write(self, folder: Path) -> None:
-        across = self.checkpoint.family.transposed is not None
-        names = names_of(self.checkpoint.path, self.checkpoint.config)
-        write_adapter(folder, self.layers, self.shape, names[0] if names else "", lies_in_out=across,
-                      linears=self.linears)  # fmt: skip
 
     def _finish(self) -> None:
         """The adapter in its folder, whole or not there."""
@@ -411,7 +400,7 @@ class _Run:
                 code="tune.not_finite",
             )
         beside = self.folder / f".{ADAPTER}"
-        state.replace_folder(self.folder / ADAPTER, beside, self._write)
+        state.replace_folder(self.folder / ADAPTER, beside, self.method.write)
 
 
 def _due(step: int, every: int) -> bool:

@@ -13,21 +13,20 @@ from tiny_checkpoints import NAMES, build
 from glmchat.core.errors import DoesNotFit
 from glmchat.tuning import predict
 from glmchat.tuning.forward import flatten, load_base
-from glmchat.tuning.lora import LoraShape, attach, prepare, trainable
+from glmchat.tuning.methods import method_of
 
 
 @pytest.mark.parametrize("family", [name for name in NAMES if name != "fallback"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_two_short_documents_keep_tells_what_long_ones_will(tmp_path: Path, family: str, count: int) -> None:
-    _, model, _ = load_base(build(family, tmp_path / "m"), plain(), "cpu")
-    prepare(model)
-    learning = list(trainable(attach(model, LoraShape(), seed=0)).values())
+    checkpoint, model, _ = load_base(build(family, tmp_path / "m"), plain(), "cpu")
+    method = method_of(checkpoint, model, plain(rank=8, alpha=16.0))
     start = documents(family, 1)[0].ids[:9]
-    growth = predict.measure(model, learning, start)
+    growth = predict.measure(method, start)
     data = documents(family, count, longest=120)
     lengths = [len(each.ids) for each in data]
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    real = predict._kept(model, flatten(data), held)
+    real = predict._kept(method, flatten(data), held)
     assert growth.kept(lengths, by_layer=False) == pytest.approx(real, rel=0.15)
 
 

@@ -1,6 +1,7 @@
 """A run against transformers' Trainer with PEFT: the same losses, step by step, and an adapter that PEFT reads.
 
-Covers tuning/trainer.py, tuning/order.py, tuning/settings.py.
+Covers tuning/trainer.py, tuning/order.py, tuning/settings.py, tuning/methods/base.py,
+tuning/methods/lora.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tiny_checkpoints import build
 from glmchat.engine.engine import Engine
 from glmchat.tuning.examples import Example
 from glmchat.tuning.lora import write_bare
+from glmchat.tuning.methods.lora import Lora
 from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import _Run
@@ -165,7 +167,8 @@ def test_the_folder_gives_the_engine_the_logits_of_what_learned(tmp_path: Path, 
     run = _Run(folder, data, plain(steps=4, rows_per_step=3, learning_rate=1e-2), tmp_path / "run", print, (), ())
     result = run.go(lambda: False)
     bare = tmp_path / "adapter.pt"
-    write_bare(bare, run.layers)
+    assert isinstance(run.method, Lora)
+    write_bare(bare, run.method.adapted)
     ids = torch.tensor(data[0].ids)
     with torch.no_grad():
         ours = run.model.eval()(ids)

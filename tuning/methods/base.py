@@ -1,0 +1,43 @@
+"""What a run of tuning needs of a method; the loop itself (tuning/trainer.py) is the same for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning.forward import Flat, loss_of
+
+
+class Method(ABC):
+    """A model that was made ready to learn.
+
+    parameters: the tensors that learn, by the names that they have in what is written. layers: how many layers learn.
+    """
+
+    def __init__(self, model: LanguageModel, parameters: dict[str, nn.Parameter], layers: int) -> None:
+        self.model, self.parameters, self.layers = model, parameters, layers
+
+    def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+        """Sum of the losses of the learned tokens, float32. by_layer: compute layers twice instead of keeping what they
+        were given."""
+        return loss_of(self.model, flat, by_layer=by_layer)
+
+    @abstractmethod
+    def count(self) -> tuple[int, int]:
+        """(numbers that learn, all numbers of the model with them)."""
+
+    @abstractmethod
+    def change(self) -> float:
+        """How far the model was moved: the length of all that was added to it."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """What was learned, as files that others read, into a folder that is there."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Put the numbers that `write` wrote back. Raises Damaged where they do not fit."""
