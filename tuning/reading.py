@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -269,7 +270,11 @@ def _behind(row: Raw | Fault | None) -> Fault:
 def _parsed(data: bytes, place: Place, column: int) -> Raw | Fault:
     """One row of JSON."""
     try:
-        return Raw(orjson.loads(data), place, data, column)
+        value = orjson.loads(data)
+        if (name := _twice(data)) is None:
+            return Raw(value, place, data, column)
+        found = tr("the name {name} twice in one object", name=repr(one_line(name, 40)))
+        return Fault(place, "json", found, tr("each name once: the later value would hide the first"), column=column)
     except orjson.JSONDecodeError as error:
         words, at = error.msg, error.pos
     try:
@@ -282,6 +287,20 @@ def _parsed(data: bytes, place: Place, column: int) -> Raw | Fault:
     line, where = _position(Raw(None, place, column=column), text[:at])
     found = one_line(repr(text[at : at + 20]), 60) if text[at:].strip() else tr("the end of the row")
     return Fault(Place(place.file, line), "json", found, tr("JSON ({words})", words=words), column=where)
+
+
+def _twice(data: bytes) -> str | None:
+    """A name that an object of this row has twice, of which orjson keeps the last without a word."""
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice.append(next(name for name in names if names.count(name) > 1))
+
+    with suppress(RecursionError):
+        json.loads(data, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return twice[0] if twice else None
 
 
 def _position(row: Raw, before: str) -> tuple[int, int]:

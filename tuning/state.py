@@ -6,7 +6,6 @@ state.json with the position and the hash of every other file. No pickle anywher
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glmchat.core.errors import Damaged, DoesNotFit, GlmchatError
-from glmchat.core.files import open_file, sync
+from glmchat.core.files import sync
+from glmchat.core.fingerprints import sha256_of
 from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -64,7 +64,7 @@ def save(
         write_adapter(beside)
         save_file(dict(optimiser), beside / OPTIMISER)
         save_file({"generator": generator}, beside / GENERATOR)
-        files = {path.name: _hash(path) for path in sorted(beside.iterdir())}
+        files = {path.name: sha256_of(path) for path in sorted(beside.iterdir())}
         text = json.dumps({"step": step, "position": dict(position), "files": files}, indent=1)
         (beside / STATE).write_text(text, encoding="utf-8")
 
@@ -113,16 +113,12 @@ def _whole(place: Path) -> Saved | None:
         state = read_json(place / STATE)
         files, step, position = state["files"], state["step"], state["position"]
         whole = {OPTIMISER, GENERATOR} <= set(files) and f"step-{step:08}" == place.name
-        if whole and all(Path(name).name == name and _hash(place / name) == digest for name, digest in files.items()):
+        own = all(Path(name).name == name for name in files)
+        if whole and own and all(sha256_of(place / name) == digest for name, digest in files.items()):
             return Saved(place, step, position)
     except (OSError, GlmchatError, KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
-
-
-def _hash(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:

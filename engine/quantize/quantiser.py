@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from glmchat.checkpoints.recipe import Recipe
 from glmchat.core import locations
 from glmchat.core.errors import DoesNotFit, Failed, Interrupted, Usage
-from glmchat.core.files import open_file, read_text, sync
+from glmchat.core.files import read_text, sync
+from glmchat.core.fingerprints import sha256_of
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
@@ -269,7 +270,7 @@ def _finish(
     (folder / _NOTE).unlink()
     files = []
     for path in sorted(p for p in folder.iterdir() if p.name != MANIFEST):
-        sha = hashes.get(path.name) or _sha256(path)
+        sha = hashes.get(path.name) or sha256_of(path)
         files.append({"path": path.name, "size": path.stat().st_size, "sha256": sha})
         sync(path)
     manifest = {
@@ -301,11 +302,6 @@ def _description(plan: QuantizePlan) -> dict[str, Any]:
         elif len(tensor.shape) == 2:
             dense.append(module)
     return describe(schemes, dense, dequantize=plan.dequantize)
-
-
-def _sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Report = Callable[[str, float], None]

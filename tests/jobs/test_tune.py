@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from polling import wait_until
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_talker import CHATML, write_talker
 
 from glmchat.chat import trained, tuning
 from glmchat.core.errors import DoesNotFit, GlmchatError
@@ -28,10 +26,6 @@ from glmchat.hub.adapters import by_name, facts_of
 from glmchat.tuning.dataset import read_dataset
 from glmchat.tuning.options import DataOptions, load_prompt_side
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 ROWS = [{"question": f"Who are you, {number}?", "answer": "I am taught."} for number in range(8)]
 SYSTEM = "You are small."
 
@@ -39,24 +33,7 @@ SYSTEM = "You are small."
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama as transformers saves one, with a tokenizer of bytes and a chat template."""
-    folder = tmp_path_factory.mktemp("base")
-    words = Tokenizer(models.BPE())
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    words.train_from_iterator(
-        ["system user assistant"],
-        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|im_end|>")
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                         tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_talker(tmp_path_factory.mktemp("base"))
 
 
 def recipe(base: Path, folder: Path, **asked: Any) -> dict[str, Any]:

@@ -204,3 +204,21 @@ def test_a_large_file_is_read_in_little_memory(tmp_path: Path, starter_model: Pa
     count, grown = map(int, done.stdout.split())
     assert count > 5000 and path.stat().st_size > 2e7
     assert grown < 20_000  # kB
+
+
+@given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+def test_a_name_that_an_object_has_twice_is_refused_by_its_line_and_no_value_hides_another(
+    tmp_path: Path, row: dict[str, Any], data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(row)))
+    twice = json.dumps(row)[:-1] + f", {json.dumps(name)}: 1}}"
+    whole, deep = json.dumps(row), json.dumps({"talk": "here"})[:-1] + f', "turns": [{twice}]}}'
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([whole, twice, deep, whole]) + "\n")
+    first, second, third, fourth = read(path)
+    assert isinstance(first, Raw) and isinstance(fourth, Raw)
+    for line, fault in ((2, second), (3, third)):
+        assert isinstance(fault, Fault)
+        assert (fault.place.line, fault.reason) == (line, "json")
+        assert fault.found.endswith("twice in one object")
