@@ -158,46 +158,32 @@ def _learn(
     run: Run, teller: Teller, dataset: Dataset, questions: list[Any], original: Recipe | None, *, goes: bool
 ) -> Result | None:
     """None in a process that only helps the main one."""
-    settings = settings_of(run.recipe(), dataset, original)
-    minutes = run.recipe().get("minutes")
-    while True:
-        teller({"kind": "stage", "say": tr("loading the model, and measuring two passes over the longest rows")})
-        plan = _Plan(run, teller, dataset.facts, goes=goes, minutes=minutes)
-        try:
-            result = train(
-                Path(run.recipe()["folder"]),
-                dataset.examples,
-                settings,
-                run.folder,
-                plan,
-                lambda: teller.told > 0,
-                evaluation=dataset.evaluation,
-                questions=questions,
-            )
-        except _Steps as found:  # so many fit into the minutes: they are the run's from now on, also where it goes on
-            recipe = {**run.recipe(), "steps": found.steps}
-            for name in ("minutes", "epochs"):
-                recipe.pop(name, None)
-            run.write("recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1))
-            settings, minutes = settings_of(recipe, dataset, original), None
-            continue
-        return result if IS_MAIN else None
-
-
-class _Steps(Exception):
-    """How many steps fit into the minutes that were given."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(steps)
-        self.steps = steps
+    asked = run.recipe()
+    settings, minutes = settings_of(asked, dataset, original), asked.get("minutes")
+    timeless = {name: value for name, value in asked.items() if name not in ("minutes", "epochs")}
+    teller({"kind": "stage", "say": tr("loading the model, and measuring two passes over the longest rows")})
+    result = train(
+        Path(asked["folder"]),
+        dataset.examples,
+        settings,
+        run.folder,
+        _Plan(run, teller, dataset.facts, goes=goes),
+        lambda: teller.told > 0,
+        evaluation=dataset.evaluation,
+        questions=questions,
+        within=None
+        if minutes is None
+        else (minutes, lambda steps: settings_of({**timeless, "steps": steps}, dataset, original)),
+    )
+    return result if IS_MAIN else None
 
 
 class _Plan:
     """Hears what the trainer tells. Behind its plan the page is told, and what was read of the data with it; where a
     person is asked, this waits."""
 
-    def __init__(self, run: Run, teller: Teller, facts: Facts, *, goes: bool, minutes: float | None) -> None:
-        self._run, self._teller, self._facts, self._goes, self._minutes = run, teller, facts, goes, minutes
+    def __init__(self, run: Run, teller: Teller, facts: Facts, *, goes: bool) -> None:
+        self._run, self._teller, self._facts, self._goes = run, teller, facts, goes
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "plan":
@@ -206,9 +192,11 @@ class _Plan:
             self._teller(record)
 
     def _tell_page(self, plan: Mapping[str, Any]) -> None:
-        if self._minutes is not None:
-            seconds = plan["prediction"]["seconds"] / plan["steps"]
-            raise _Steps(max(1, int(60 * self._minutes / max(seconds, 1e-9))))
+        recipe = self._run.recipe()
+        if "minutes" in recipe and IS_MAIN:  # so many steps fit into them: they are the run's, also where it goes on
+            recipe = {name: value for name, value in recipe.items() if name not in ("minutes", "epochs")}
+            text = json.dumps({**recipe, "steps": plan["steps"]}, ensure_ascii=False, indent=1)
+            self._run.write("recipe.json", text)
         words = [*lines(self._facts), "", *plan_lines(plan)]
         self._teller({"kind": "page", "words": words, "facts": self._facts.to_json(), "plan": dict(plan)})
         if not self._goes:

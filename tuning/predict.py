@@ -7,8 +7,7 @@ Two short documents tell both; the longest pass of the run is then arithmetic.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,14 +191,6 @@ def _allowed(device: str) -> int | None:
 
 def timed(found: Prediction, tokens_per_second: float, seconds: float) -> Prediction:
     return replace(found, tokens_per_second=tokens_per_second, seconds=seconds)
-
-
-def time_passes(run: Callable[[], None], tokens: int) -> float:
-    """Tokens a second of the second of two passes; the first one warms up."""
-    run()
-    started = time.perf_counter()
-    run()
-    return tokens / max(time.perf_counter() - started, 1e-9)
 
 
 def peak_bytes(device: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,18 +36,31 @@ class Sampler:
         self._model.eval()
         try:
             for question in self._questions:
-                ids, stopped = self._answer(question.ids)
+                ids, stopped = self._answer(question.ids, self._most)
                 yield {"question": question.text, "answer": self._tokenizer.decode(ids), "stopped": stopped}
         finally:
             self._model.train(was)
 
+    def seconds(self, tokens: int) -> float:
+        """What the answers will take where each has so many tokens, from a few of the first one."""
+        ids, few = self._questions[0].ids, 5
+        was = self._model.training
+        self._model.eval()
+        ends = [time.perf_counter()]
+        for most in (1, 1, few):  # the first warms up
+            self._answer(ids, most)
+            ends.append(time.perf_counter())
+        self._model.train(was)
+        first, all_ = ends[2] - ends[1], ends[3] - ends[2]
+        return len(self._questions) * (first + max(0.0, all_ - first) / (few - 1) * min(tokens, self._most))
+
     @torch.no_grad()
-    def _answer(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+    def _answer(self, ids: Sequence[int], most: int) -> tuple[list[int], bool]:
         device = next(self._model.parameters()).device
-        cache = self._model.new_cache(len(ids) + self._most, self._model.dtype)
+        cache = self._model.new_cache(len(ids) + most, self._model.dtype)
         answer: list[int] = []
         following = torch.tensor(ids, device=device)
-        while len(answer) < self._most:
+        while len(answer) < most:
             token = int(self._model(following, cache, last_only=True)[-1].argmax())
             if token in self._stops:
                 return answer, True

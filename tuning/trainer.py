@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
-from glmchat.tuning import faults, predict, state
+from glmchat.tuning import faults, predict, state, timing
 from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
 from glmchat.tuning.methods import method_of
@@ -86,13 +86,15 @@ def train(
     *,
     evaluation: Sequence[Example] = (),
     questions: Sequence[Question] = (),
+    within: tuple[float, Callable[[int], Settings]] | None = None,
 ) -> Result:
     """Teach the model `dataset` by the method of the settings; everything written is below `folder`.
 
     A folder that holds a whole checkpoint of this very run is gone on with. tell: hears every event as a plain dict.
-    stop: asked before each step; True saves and stops. Raises Usage, Damaged, DoesNotFit or Failed.
+    stop: asked before each step; True saves and stops. within: minutes
+    that a new run may take, and the settings of a run of so many steps. Raises Usage, Damaged, DoesNotFit or Failed.
     """
-    return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions).go(stop)
+    return _Run(model_folder, dataset, settings, folder, tell, evaluation, questions, within).go(stop)
 
 
 class _Run:
@@ -105,10 +107,12 @@ class _Run:
         tell: Tell,
         evaluation: Sequence[Example],
         questions: Sequence[Question],
+        within: tuple[float, Callable[[int], Settings]] | None = None,
     ) -> None:
         from accelerate import Accelerator
 
         self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
+        self.within = within
         self.accelerator = Accelerator(cpu=settings.device == "cpu")
         self.device = str(self.accelerator.device) if settings.device != "cpu" else "cpu"
         self.main = self.accelerator.is_main_process
@@ -139,7 +143,7 @@ class _Run:
         call: Any = self.learner
         if self.accelerator.num_processes > 1:
             call, self.optimiser = self.accelerator.prepare(self.learner, self.optimiser)
-        stopped = False
+        stopped, begun = False, time.perf_counter()
         for step in self.steps[self.done :]:
             if stopped := self._agreed(stop()):
                 break
@@ -149,6 +153,7 @@ class _Run:
             self._save()
         elif self.main:
             self._finish()
+        learned_in = time.perf_counter() - begun
         self.accelerator.wait_for_everyone()
         learning, numbers = self.method.count()
         return Result(
@@ -170,6 +175,7 @@ class _Run:
                 "processes": self.accelerator.num_processes,
                 "prediction": prediction.to_json(),
                 "peak": predict.peak_bytes(self.device),
+                "seconds": learned_in,
                 "data": self.fingerprint,
             },
             self._probe() if self.main and not stopped else None,
@@ -206,16 +212,11 @@ class _Run:
         settings = self.settings
         found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device)
         self.learner.by_layer = found.by_layer
-        flat = self._flat(worst)
-
-        def run() -> None:
-            self.learner(flat).backward()
-            self.optimiser.zero_grad(set_to_none=True)
-
-        self._seed(0)
-        speed = predict.time_passes(run, len(flat.ids))
+        costs = self._costs(worst)
+        if self.within is not None:
+            self._fit(costs, *self.within)
         total = sum(self.lengths[number] for step in self.steps for number in step.documents)
-        found = predict.timed(found, speed, total / speed / self.accelerator.num_processes)
+        found = predict.timed(found, costs.speed, self._seconds(costs))
         learning, numbers = self.method.count()
         self.tell(
             {
@@ -234,6 +235,44 @@ class _Run:
             }
         )
         return found
+
+    def _costs(self, worst: Sequence[int]) -> timing.Costs:
+        def run(numbers: Sequence[int]) -> None:
+            self.learner(self._flat(numbers)).backward()
+            self.optimiser.zero_grad(set_to_none=True)
+
+        self._seed(0)
+        found = timing.of_passes(run, worst, timing.usual_pass(self.steps, self.lengths), self.lengths)
+        learning, mean = list(self.parameters.values()), sum(self.learned) // len(self.learned)
+        return replace(
+            found,
+            update=timing.of_update(learning),
+            evaluation=self._seconds_of_evaluation(),
+            answers=self.sampler.seconds(mean) if self.sampler is not None and self.main else 0.0,
+            checkpoint=timing.of_checkpoint(learning),
+        )
+
+    def _seconds_of_evaluation(self) -> float:
+        """From one of its rows, of a usual length."""
+        if not self.evaluation:
+            return 0.0
+        rows = sorted(self.evaluation, key=lambda example: len(example.ids))
+        usual = flatten([rows[len(rows) // 2]], self.device)
+        with torch.no_grad():
+            seconds = timing.second(lambda: self.learner(usual))
+        return seconds / len(usual.ids) * sum(len(example.ids) for example in rows)
+
+    def _seconds(self, costs: timing.Costs) -> float:
+        return costs.seconds(self.steps, self.lengths, self.settings, self.accelerator.num_processes)
+
+    def _fit(self, costs: timing.Costs, minutes: float, settings_of: Callable[[int], Settings]) -> None:
+        """As many steps as the minutes have room for, by what was measured."""
+        for _ in range(4):  # what is done between the steps grows with them by leaps
+            steps = max(1, int(len(self.steps) * 60 * minutes / max(self._seconds(costs), 1e-9)))
+            if self.accelerator.num_processes > 1:  # each has measured for itself; the main one's holds
+                steps = int(self.accelerator.reduce(torch.tensor(steps * self.main, device=self.device)))
+            self.settings = settings_of(steps)
+            self.steps = steps_of(self.lengths, self.settings)
 
     def _opening(self) -> list[int]:
         """The beginning of a document, up to where something is learned."""
