@@ -72,6 +72,12 @@ def complete_runs(incomplete: str) -> list[str]:
     return [run.id for run in runs() if run.id.startswith(incomplete)]
 
 
+def complete_evaluations(incomplete: str) -> list[str]:
+    from glmchat.core.eval_folder import evaluations
+
+    return [one.id for one in evaluations() if one.id.startswith(incomplete)]
+
+
 def complete_here(incomplete: str) -> list[str]:
     """Models and adapters on this machine."""
     return [*complete_installed(incomplete), *complete_adapters(incomplete)]

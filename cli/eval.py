@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.completion import complete_columns
+from glmchat.cli.completion import complete_columns, complete_evaluations
 from glmchat.cli.engine_flags import EngineFlags, with_engine_flags
 from glmchat.cli.output import cancelled_by_interrupt, follow_job, printed_events
 from glmchat.cli.replay import sampling_changes
@@ -19,11 +20,9 @@ from glmchat.core.locations import user_path
 from glmchat.core.messages import Sampling
 from glmchat.core.text import one_line
 
-# Of both, the length of an answer is another setting.
-SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
-    "greedy": {"temperature": 0.0},
-    "original": {"temperature": 0.95, "top_p": 0.7},  # ChatGLM-6B's ptuning/main.py
-}
+if TYPE_CHECKING:
+    from glmchat.chat.launch import LaunchOptions
+
 _BLEU = ("characters", "words")
 
 
@@ -78,8 +77,19 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The predictions, as ChatGLM's generated_predictions.txt."),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also", metavar="DATA", help="Other rows, with a table of their own: what was forgotten; repeatable."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of sampling and of the intervals.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Forget the answers that are here already.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the evaluations.")] = False,
+    shown: Annotated[
+        str | None,
+        typer.Option("--show", metavar="NAME", autocompletion=complete_evaluations, help="The table of one again."),
+    ] = None,
     engine: EngineFlags,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout: each answer, then the table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -93,9 +103,26 @@ def evaluate(
     Of a conversation the last answer is judged. Each answer is kept as soon as it is written: the same command goes on
     after Ctrl-C or a kill, and other commands use it too.
     """
+    from glmchat.chat.evaluating import SAMPLINGS, candidates_of, data_of
     from glmchat.chat.jobs import run_job
 
     given = words or []
+    if listing or shown is not None:
+        if given or (listing and shown is not None):
+            raise Usage(
+                tr(
+                    "{one} and {other} conflict",
+                    one="--list" if listing else "--show",
+                    other=given[0] if given else "--show",
+                ),
+                hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
+        if shown is not None:
+            _show_again(shown, as_json=as_json)
+        else:
+            _list(as_json=as_json)
+        return
     if len(given) < 2:
         raise Usage(
             tr("name one candidate or more, and the data last"),
@@ -107,8 +134,9 @@ def evaluate(
     chosen = {**SAMPLINGS[sampling], "max_tokens": max_tokens, "seed": seed, **sampling_changes(setting or [])}
     Sampling(**chosen)
     request = {
-        "candidates": _candidates(given[:-1], engine, chosen),
-        "data": [_data(given[-1])],
+        "candidates": candidates_of(given[:-1], _base(engine, chosen)),
+        "data": [data_of(given[-1])],
+        "also": [data_of(one) for one in also or ()],
         "format": form,
         "columns": _columns(columns),
         "system": system,
@@ -121,42 +149,14 @@ def evaluate(
         "out": None if out is None else str(_new_file(out, len(given) - 1)),
     }
     with cancelled_by_interrupt() as cancelled, printed_events(as_json=as_json, quiet=quiet, unit="steps") as show:
-
-        def show_event(event: Mapping[str, Any]) -> None:
-            if not as_json:
-                for line in event.get("words", ()):
-                    output.say(line)
-            show(event)
-
-        result = follow_job(run_job("evaluate", request, cancelled=cancelled), show_event)
+        result = follow_job(run_job("evaluate", request, cancelled=cancelled), show)
     if as_json:
         output.json_line({"event": "done", **result})
         return
-    _show(result, given[-1])
-
-
-def _candidates(texts: Sequence[str], flags: EngineFlags, chosen: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """As the job wants them. Raises what `launches` does, and Usage for settings that change the question."""
-    from glmchat.chat.compare.columns import launches, parse_columns
-    from glmchat.chat.launch import LaunchOptions
-    from glmchat.core.settings import Settings
-    from glmchat.hub import adapters
-
-    parsed = parse_columns(texts)
-    if any("template_variables" in settings for settings in (chosen, *(column.sampling for column in parsed))):
-        raise Usage(
-            tr("template variables cannot be set here: data are read without them"),
-            hint=tr("for example glmchat eval smollm2,temp=0.5 dev.jsonl"),
-            code="eval.variables",
-        )
-    base = LaunchOptions(engine=flags.options(Settings()), sampling=chosen, keep_copy=False)
-    found = []
-    for column, launch in zip(parsed, launches(parsed, base), strict=True):
-        brought = [(name, str(adapters.find_adapter(name).path), weight) for name, weight in column.adapters]
-        arguments = launch.engine.to_arguments()
-        text = column.text if column.text[:1] not in ("", "+", ",") else column.name + column.text
-        found.append({"text": text, "engine": arguments, "adapters": brought, "sampling": launch.sampling})
-    return found
+    for number, table in enumerate((result, *result["also"])):
+        if number:
+            output.data("")
+        _show(table)
 
 
 def _one_of(flag: str, value: str, known: Sequence[str]) -> None:
@@ -166,19 +166,6 @@ def _one_of(flag: str, value: str, known: Sequence[str]) -> None:
             hint=", ".join(known),
             code="usage.value",
         )
-
-
-def _data(word: str) -> str:
-    """The data's place, which the job is told absolutely. Raises Usage where nothing is."""
-    name, mark, entry = word.partition(".json#")
-    path = user_path(name + ".json" if mark else word)
-    if not path.exists():
-        raise Usage(
-            tr("there is no file {path}", path=one_line(str(path))),
-            hint=tr("the data stand last: glmchat eval smollm2 dev.jsonl"),
-            code="data.missing",
-        )
-    return f"{path}#{entry}" if mark else str(path)
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -208,79 +195,82 @@ def _new_file(path: Path, candidates: int) -> Path:
     return place
 
 
-def _show(result: Mapping[str, Any], data: str) -> None:
+def _base(flags: EngineFlags, chosen: Mapping[str, Any]) -> LaunchOptions:
+    from glmchat.chat.launch import LaunchOptions
+    from glmchat.core.settings import Settings
+
+    return LaunchOptions(engine=flags.options(Settings()), sampling=chosen, keep_copy=False)
+
+
+def _list(*, as_json: bool) -> None:
+    from glmchat.chat import evaluating
+    from glmchat.core.eval_folder import evaluations
+
+    rows = evaluations()
+    if as_json:
+        output.json_line([evaluating.facts(row) for row in rows])
+    elif not rows:
+        output.say(tr("there are no evaluations yet; for example glmchat eval smollm2 smollm2+poet dev.jsonl"))
+    else:
+        output.table(
+            (tr("evaluation"), tr("state"), tr("date"), tr("candidates")),
+            [
+                (
+                    row.id,
+                    evaluating.state_words(row.state()),
+                    f"{datetime.fromtimestamp(row.created):%Y-%m-%d %H:%M}",
+                    one_line(" ".join(row.candidates), 100),
+                )
+                for row in rows
+            ],
+        )
+
+
+def _show_again(name: str, *, as_json: bool) -> None:
+    """What an evaluation found out. Raises what ended it, or Usage where it is not at its end."""
+    from glmchat.chat import evaluating
+    from glmchat.core.eval_folder import find_evaluation
+
+    found = find_evaluation(name)
+    now = evaluating.Watch(found).look()
+    if now.problem is not None:
+        raise now.problem
+    if now.table is None:
+        raise Usage(
+            tr("{name} has no table: {state}", name=found.id, state=evaluating.state_words(now.state)),
+            hint=tr("the same command goes on with the next one; --again begins anew"),
+            code="eval.unfinished",
+        )
+    if as_json:
+        output.json_line({"event": "done", **now.table})
+    else:
+        _show(now.table)
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    from glmchat.chat import evaluating
+
     candidates = result["candidates"]
-    names = _names(result["bleu"])
     for number, one in enumerate(candidates, 1):
-        output.data(f"{number:>2}  {one_line(one['text'], 120)}  ({_how(one['sampling'])})")
+        output.data(f"{number:>2}  {one_line(one['text'], 120)}  ({evaluating.how(one['sampling'])})")
     output.data("")
-    output.data(tr("{rows:,} rows of {data}", rows=result["rows"], data=one_line(data, 60)))
-    lines = []
-    for name, (label, digits, unit) in names.items():
-        if name in candidates[0]["values"]:
-            cells = [f"{one['values'][name]:,.{digits}f}{unit}" for one in candidates]
-            lines.append((label, *cells))
+    output.data(tr("{rows:,} rows of {data}", rows=result["rows"], data=one_line(result["data"], 200)))
     heads = [str(number) for number in range(1, len(candidates) + 1)]
-    output.table((tr("measure"), *heads), lines, right=range(1, len(candidates) + 1))
-    for number, one in enumerate(candidates[1:], 2):
+    output.table((tr("measure"), *heads), evaluating.value_cells(result), right=range(1, len(candidates) + 1))
+    for number in range(1, len(candidates)):
         output.data("")
-        lines = []
-        for name, found in one["differences"].items():
-            label, digits, unit = names[name]
-            parts = (f"{found[part]:+.{digits}f}".replace("-", "−") for part in ("mean", "low", "high"))
-            mean, low, high = parts
-            note = "" if found["shown"] else tr("no difference shown")
-            lines.append((label, mean + unit, f"{low} … {high}", note))
-        output.table((f"{number} − 1", tr("difference"), tr("95 % interval"), ""), lines, right=(1, 2))
-        if "loss" not in one["differences"]:
-            output.data(
-                tr("the losses of 1 and {number} count other tokens, so they have no difference", number=number)
-            )
-    _show_rows(result["shown"], candidates)
-    for file in result["files"]:
-        output.say(tr("written: {path}", path=one_line(file)))
-
-
-def _how(sampling: Mapping[str, Any]) -> str:
-    most = tr("at most {count:,} tokens", count=sampling["max_tokens"])
-    if sampling["temperature"] == 0:
-        return f"{tr('greedy')}, {most}"
-    return f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}, {most}"
-
-
-def _names(bleu: str) -> dict[str, tuple[str, int, str]]:
-    """Of each measure: what it is called, its decimals and its unit."""
-    unit = tr("characters") if bleu == "characters" else tr("words")
-    return {
-        "loss": (tr("loss per learned token"), 4, ""),
-        "perplexity": (tr("perplexity"), 3, ""),
-        "exact": (tr("exact match"), 1, " %"),
-        "rouge-1": ("ROUGE-1", 2, ""),
-        "rouge-2": ("ROUGE-2", 2, ""),
-        "rouge-l": ("ROUGE-L", 2, ""),
-        "bleu-4": (tr("BLEU-4 of {unit}", unit=unit), 2, ""),
-        "stopped": (tr("ended by itself"), 1, " %"),
-        "tokens": (tr("length in tokens"), 1, ""),
-    }
-
-
-def _show_rows(shown: Mapping[str, Sequence[Mapping[str, Any]]], candidates: Sequence[Any]) -> None:
-    several = len(candidates) > 1
-    heads = {
-        "worst": tr("where {number} is furthest behind 1", number=len(candidates)) if several else tr("worst"),
-        "best": tr("where {number} is furthest ahead of 1", number=len(candidates)) if several else tr("best"),
-    }
-    for side, head in heads.items():
-        for row in shown[side]:
+        lines = evaluating.difference_cells(result, number)
+        output.table((f"{number + 1} − 1", tr("difference"), tr("95 % interval"), ""), lines, right=(1, 2))
+        if note := evaluating.difference_note(result, number):
+            output.data(note)
+    for side, head in evaluating.sides(len(candidates)).items():
+        for row in result["shown"][side]:
             output.data("")
             output.data(f"{head}: {one_line(row['place'], 200)}")
             output.data(f"  ?   {one_line(row['asked'], 300)}")
             if row["answers"][0]["predict"] is not None:
                 output.data(f"  =   {one_line(row['answers'][0]['labels'], 300)}")
             for number, answer in enumerate(row["answers"], 1):
-                text = answer["predict"]
-                if text is None:
-                    loss = answer["nats"] / max(answer["learned"], 1)
-                    output.data(f"  {number}   " + tr("loss per learned token") + f" {loss:.4f}")
-                else:
-                    output.data(f"  {number}   {one_line(text, 300) or tr('(nothing)')}")
+                output.data(f"  {number}   {one_line(evaluating.said(answer), 300)}")
+    for file in result.get("files", ()):
+        output.say(tr("written: {path}", path=one_line(file)))

@@ -241,7 +241,8 @@ Printer = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def printed_events(*, as_json: bool, quiet: bool, unit: str = "bytes") -> Iterator[Printer]:
-    """A function that prints events. unit: of its bars, "bytes" or "steps"."""
+    """A function that prints events: for people their words and bars, for programs the rest. unit: of the bars, "bytes"
+    or "steps"."""
     with nullcontext(None) if as_json or quiet else progress(unit) as meter:
 
         def show(event: Mapping[str, Any]) -> None:
@@ -252,6 +253,9 @@ def printed_events(*, as_json: bool, quiet: bool, unit: str = "bytes") -> Iterat
                     meter.update(event["label"], event["done"], event["total"])
             elif as_json:
                 json_line({name: value for name, value in event.items() if name != "words"})
+            else:
+                for line in event.get("words", ()):
+                    say(line)
 
         yield show
 

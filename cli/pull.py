@@ -223,8 +223,6 @@ def _pull_quantised(request: dict[str, Any], *, as_json: bool, quiet: bool) -> N
                 plan = {name: value for name, value in event.items() if name not in ("event", "words")}
                 _show(plan, event["words"], as_json=as_json)
                 return
-            for line in event.get("words", ()):
-                output.say(line)
             show(event)
 
         result = follow_job(run_job("pull_quantised", request, pulls=True, cancelled=cancelled), show_event)

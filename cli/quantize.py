@@ -86,14 +86,7 @@ def _run(request: dict[str, Any], *, as_json: bool, quiet: bool) -> dict[str, An
     from glmchat.chat.jobs import run_job
 
     with cancelled_by_interrupt() as cancelled, printed_events(as_json=as_json, quiet=quiet, unit="steps") as show:
-
-        def show_event(event: Mapping[str, Any]) -> None:
-            if not as_json:
-                for line in event.get("words", ()):
-                    output.say(line)
-            show(event)
-
-        return follow_job(run_job("quantise", request, cancelled=cancelled), show_event)
+        return follow_job(run_job("quantise", request, cancelled=cancelled), show)
 
 
 def _source(name: str, bits: int | None) -> tuple[Installed, int]:

@@ -1,4 +1,4 @@
-"""One candidate's answers: how a row is answered, and the file in which each answer stands as soon as it is whole."""
+"""Candidates answer rows: one model after the other, each answer a line of a file as soon as it is whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 import torch
 
 from glmchat.core import locations
+from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import Failed
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
+from glmchat.core.text import one_line
 from glmchat.engine.decoding.answer import Chunk
 from glmchat.engine.engine import Engine
+from glmchat.hub.file_request import Meter
+from glmchat.jobs.lines import Tell
 from glmchat.tuning.metrics import Answer
+from glmchat.tuning.options import PromptSide
 from glmchat.tuning.questions import Reader, Row
 
 _PIECE = 256  # rows of logits that are held at once
@@ -31,6 +37,7 @@ class Record:
 
     def __init__(self, folder: Path, about: Mapping[str, Any], *, again: bool) -> None:
         """Raises Failed where another program works on it."""
+        self.key = folder.name
         locations.private_dir(folder)
         self._about, self._file = folder / "about.json", (folder / "answers.jsonl").open("a+b")
         try:
@@ -97,6 +104,96 @@ def _object(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+@dataclass(slots=True)
+class Candidate:
+    """number: of its reader, as rows count them."""
+
+    text: str
+    options: EngineOptions
+    adapters: tuple[tuple[str, Path, float], ...]
+    sampling: Sampling
+    reader: Reader
+    number: int
+    side: PromptSide
+    rows: Sequence[Row]
+    record: Record
+
+    @property
+    def missing(self) -> list[Row]:
+        return [row for row in self.rows if row.number not in self.record.answers]
+
+
+def answer(candidates: Sequence[Candidate], tell: Tell, meter: Meter) -> None:
+    """What is missing. Each answer is told when it is on the disk."""
+    groups: dict[tuple[Path | None, int | None], list[Candidate]] = {}
+    for one in candidates:
+        groups.setdefault((one.options.folder, one.options.quant), []).append(one)
+    for group in groups.values():
+        if waiting := [one for one in group if one.missing]:
+            _answer_by_one(waiting, tell, meter)
+
+
+def _answer_by_one(group: Sequence[Candidate], tell: Tell, meter: Meter) -> None:
+    """Candidates of one model, whose adapters are exchanged without loading it again."""
+    known = next((one.record.computed for one in group if one.record.computed), {})
+    options = _with_room(group)
+    label = one_line(options.model or group[0].text, 40)
+    asked = {**options.for_load(), "threads": options.threads or known.get("threads")}
+
+    def loading(stage: str, done: float) -> None:
+        if stage == "weights":
+            meter(tr("loading {name}", name=label), round(100 * done), 100)
+
+    with closing(Engine.load(options.require_folder(), **asked, on_progress=loading)) as engine:
+        if options.dtype is None and (dtype := known.get("dtype")):
+            engine.use_dtype(getattr(torch, dtype))  # as the answers that are here already
+        engine.sequences.reads_afresh = True
+        computed = {"dtype": str(engine.dtype).removeprefix("torch."), "threads": engine.threads}
+        for name, path in dict.fromkeys((name, path) for one in group for name, path, _ in one.adapters):
+            engine.attach(path, name)
+        for one in group:
+            engine.activate({name: weight for name, _, weight in one.adapters})
+            if not one.record.answers:
+                one.record.begin({**computed, "device": engine.plan.name})
+            _answer_rows(engine, one, tell, meter)
+
+
+def _with_room(group: Sequence[Candidate]) -> EngineOptions:
+    """The options of the group, with a context that its longest question and answer fit in."""
+    options, most = group[0].options, 16
+    for one in group:
+        for row in one.missing:
+            written = 0 if row.is_text else len(one.reader.question(row, one.number)) + (one.sampling.max_tokens or 0)
+            most = max(most, written + 1, *(one.reader.store.lengths[at] for at in row.documents[one.number]))
+    return replace(options, context=min(most, group[0].side.checkpoint.spec.context))
+
+
+def _answer_rows(engine: Engine, one: Candidate, tell: Tell, meter: Meter) -> None:
+    missing = one.missing
+    waiting, done = iter(missing), len(one.rows) - len(missing)
+    writing: list[Writing] = []
+    label, has_more = one_line(one.text, 40), True
+    meter(label, done, len(one.rows))
+    try:
+        while has_more or writing:
+            while has_more and len(writing) < engine.parallel:
+                if has_more := (row := next(waiting, None)) is not None:
+                    writing.append(Writing(engine, one.reader, one.number, row, one.sampling))
+            if len(writing) > 1:
+                engine.step()
+            for each in list(writing):
+                if (answer := each.advance()) is None:
+                    continue
+                writing.remove(each)
+                one.record.add(answer, each.row.place)
+                done += 1
+                tell({"event": "answer", "candidate": one.text, "place": each.row.place, **answer.to_json()})
+                meter(label, done, len(one.rows))
+    finally:
+        for each in writing:
+            each.close()
 
 
 class Writing:

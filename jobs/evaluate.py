@@ -1,10 +1,12 @@
 """Has candidates answer the rows of some data, and compares what they wrote, for `glmchat eval`.
 
-request: candidates: [{text, engine: arguments of EngineOptions, adapters: [[name, folder, weight]], sampling}]; data;
-format, columns, system, max_length, limit, bleu, seed; again: answer anew what was answered; rows: how many are shown
-on each side; out: where the predictions go, None for nowhere.
+request: candidates: [{text, model, engine: arguments of EngineOptions, adapters: [[name, folder, weight]], sampling}];
+data; also: other data, each with a table of its own; format, columns, system, max_length, limit, bleu, seed; again:
+answer anew what was answered; rows: how many are shown on each side; out: where the predictions of `data` go, None for
+nowhere.
 
 Each answer is on the disk before the next one is counted, so a run that was stopped or killed goes on where it was.
+What is asked and what came of it stands in a folder for each data (core/eval_folder.py).
 """
 
 from __future__ import annotations
@@ -12,108 +14,115 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
-from glmchat.core.errors import Interrupted
+from glmchat.core.errors import GlmchatError, Interrupted
+from glmchat.core.eval_folder import Evaluation as Folder
+from glmchat.core.eval_folder import open_evaluation
 from glmchat.core.fingerprints import fingerprint, of_adapter, of_text, whole
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling
+from glmchat.core.run_folder import State
 from glmchat.core.text import one_line
-from glmchat.engine.engine import Engine
 from glmchat.engine.identity import settings_of, versions, weight_files
 from glmchat.engine.prompts.adapted import Formats
+from glmchat.engine.prompts.base import PromptFormat
 from glmchat.hub.file_request import Meter
-from glmchat.jobs.answers import Record, Writing
+from glmchat.jobs.answers import Candidate, Record, answer
 from glmchat.jobs.lines import Request, Tell, run
-from glmchat.tuning.metrics import Answer, compare, extremes
+from glmchat.tuning.metrics import Answer, compare, extremes, worth
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
-from glmchat.tuning.questions import Questions, Reader, Row, read_questions
+from glmchat.tuning.questions import Questions, Reader, read_questions
 from glmchat.tuning.sources import Source, find_sources, form_of
 
 LENGTH = 2048  # tokens of a row, where nobody says another number and the model takes as many
 
 
-@dataclass(slots=True)
-class Candidate:
-    """reader: the number of the way in which it reads rows."""
+class Prompts:
+    """Of each candidate how it reads and writes; no weights. Closed by its stack."""
 
-    text: str
-    options: EngineOptions
-    adapters: tuple[tuple[str, Path, float], ...]
-    sampling: Sampling
-    reader: int
-    side: PromptSide
-    record: Record
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._sides: dict[Path, tuple[PromptSide, Formats]] = {}
 
-    def missing(self, rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if row.number not in self.record.answers]
+    def of(self, given: Mapping[str, Any]) -> tuple[PromptSide, PromptFormat]:
+        folder = EngineOptions.from_arguments(given["engine"]).require_folder()
+        if folder not in self._sides:
+            side = load_prompt_side(folder)
+            self._stack.callback(side.close)
+            self._sides[folder] = side, Formats(side.prompt, side.checkpoint.spec)
+            self._stack.callback(self._sides[folder][1].close)
+        side, formats = self._sides[folder]
+        prompt = formats.of([Path(path) for _, path, weight in given["adapters"] if weight])
+        assert prompt is not None
+        return side, prompt
 
 
-class Evaluation:
-    """One run: `read`, `answer`, `result`. Closed by its stack."""
+class Judged:
+    """All candidates on one data: `read`, then what is missing is answered, then `result`."""
 
-    def __init__(self, request: Request, tell: Tell, stack: ExitStack) -> None:
-        self._request, self._tell, self._stack = request, tell, stack
-        self._meter = Meter(tell)
-        self.readers: list[Reader] = []
-        self.candidates: list[Candidate] = []
-        self._records: dict[str, Record] = {}
+    def __init__(self, request: Request, data: Sequence[str], meter: Meter, stack: ExitStack) -> None:
+        self._request, self._data, self._meter, self._stack = request, list(data), meter, stack
         self.questions = Questions()
+        self.candidates: list[Candidate] = []
+        self.folder: Folder | None = None
 
     # What is asked
 
-    def read(self) -> None:
-        """Rows, and what was answered before. No weights are loaded yet."""
+    def read(self, prompts: Prompts, records: dict[str, Record]) -> None:
+        """Rows, and what was answered before."""
         request = self._request
-        form = form_of(request.get("format"), request.get("columns") or {})
-        sources = find_sources(request["data"], form=form)
-        sides: dict[Path, PromptSide] = {}
-        formats: dict[Path, Formats] = {}
-        prompts: list[Any] = []
+        sources = find_sources(self._data, form=form_of(request.get("format"), request.get("columns") or {}))
+        readers: list[Reader] = []
         read_by = []
         for given in request["candidates"]:
-            folder = EngineOptions.from_arguments(given["engine"]).require_folder()
-            if folder not in sides:
-                sides[folder] = side = load_prompt_side(folder)
-                self._stack.callback(side.close)
-                formats[folder] = Formats(side.prompt, side.checkpoint.spec)
-                self._stack.callback(formats[folder].close)
-            prompt = formats[folder].of([Path(path) for _, path, weight in given["adapters"] if weight])
-            assert prompt is not None
-            if prompt not in prompts:
-                prompts.append(prompt)
-                limit = min(request.get("max_length") or LENGTH, sides[folder].checkpoint.spec.context)
-                self.readers.append(Reader(prompt, limit))
-                self._stack.callback(self.readers[-1].store.close)
-            read_by.append((sides[folder], prompts.index(prompt)))
+            side, prompt = prompts.of(given)
+            number = next((n for n, reader in enumerate(readers) if reader.prompt is prompt), len(readers))
+            if number == len(readers):
+                limit = min(request.get("max_length") or LENGTH, side.checkpoint.spec.context)
+                readers.append(Reader(prompt, limit))
+                self._stack.callback(readers[-1].store.close)
+            read_by.append((side, number))
         self.questions = read_questions(
             sources,
-            self.readers,
+            readers,
             most=request.get("limit"),
             system=request.get("system"),
             on_progress=lambda done, total: self._meter(tr("reading rows"), done * 100 // max(total, 1), 100),
         )
-        for given, (side, reader) in zip(request["candidates"], read_by, strict=True):
-            self.candidates.append(self._candidate(given, side, reader, sources))
+        for given, (side, number) in zip(request["candidates"], read_by, strict=True):
+            options = EngineOptions.from_arguments(given["engine"])
+            adapters = tuple((str(name), Path(path), float(weight)) for name, path, weight in given["adapters"])
+            sampling = Sampling(**{**given["sampling"], "stop": tuple(given["sampling"].get("stop", ()))})
+            name = self._key(options, adapters, sampling, side, readers[number], sources)
+            if name not in records:
+                about = {"candidate": given["text"], "data": [str(source.path) for source in sources], "key": name}
+                records[name] = Record(locations.evals_dir() / name, about, again=bool(request.get("again")))
+                self._stack.callback(records[name].close)
+            self.candidates.append(
+                Candidate(given["text"], options, adapters, sampling, readers[number], number, side,
+                          self.questions.rows, records[name])
+            )  # fmt: skip
 
-    def _candidate(
-        self, given: Mapping[str, Any], side: PromptSide, reader: int, sources: Sequence[Source]
-    ) -> Candidate:
-        options = EngineOptions.from_arguments(given["engine"])
-        adapters = tuple((str(name), Path(path), float(weight)) for name, path, weight in given["adapters"])
-        sampling = Sampling(**{**given["sampling"], "stop": tuple(given["sampling"].get("stop", ()))})
+    def _key(
+        self,
+        options: EngineOptions,
+        adapters: Sequence[tuple[str, Path, float]],
+        sampling: Sampling,
+        side: PromptSide,
+        reader: Reader,
+        sources: Sequence[Source],
+    ) -> str:
+        """Equal where the same answers would be written."""
         request = self._request
         read = DataOptions(
             on="last",
             over_length="cut-question",
-            max_length=self.readers[reader].limit,
+            max_length=reader.limit,
             format=request.get("format"),
             columns=request.get("columns") or {},
             system=request.get("system"),
@@ -122,20 +131,27 @@ class Evaluation:
             [(p.name, p.digest) for p in fingerprint(weight_files(side.checkpoint.path))],
             [options.quant, options.dtype, options.device],
             [(of_adapter(path), weight) for _, path, weight in adapters],
-            self.readers[reader].prompt.identity,
+            reader.prompt.identity,
             sampling.to_json(),
             [whole(source.path) for source in sources],
             read.to_json(),
             settings_of(side.checkpoint.path),
             versions(),
         ]
-        name = of_text(json.dumps(key, default=str))[:24]
-        about = {"candidate": given["text"], "data": [str(source.path) for source in sources], "key": name}
-        if name not in self._records:
-            record = Record(locations.evals_dir() / name, about, again=bool(request.get("again")))
-            self._records[name] = record
-            self._stack.callback(record.close)
-        return Candidate(given["text"], options, adapters, sampling, reader, side, self._records[name])
+        return of_text(json.dumps(key, default=str))[:24]
+
+    def begin(self) -> None:
+        """From now on who looks sees it at work."""
+        request = {**self._request, "data": self._data, "again": False, "also": [], "out": None}
+        self.folder = open_evaluation({**request, "keys": [one.record.key for one in self.candidates]})
+        self.folder.begin(self._rows())
+
+    def _rows(self, worth: Sequence[Sequence[float]] = ()) -> list[dict[str, Any]]:
+        return [
+            {"number": row.number, "place": row.place, "asked": row.asked, "text": row.is_text,
+             **({"worth": [round(one[at], 4) for one in worth]} if worth else {})}
+            for at, row in enumerate(self.questions.rows)
+        ]  # fmt: skip
 
     @property
     def total(self) -> int:
@@ -143,9 +159,10 @@ class Evaluation:
 
     @property
     def done(self) -> int:
-        return self.total - sum(len(one.missing(self.questions.rows)) for one in self.candidates)
+        return self.total - sum(len(one.missing) for one in self.candidates)
 
     def plan(self) -> dict[str, Any]:
+        """What people and programs are told before it is answered."""
         found = self.questions
         words = [tr("rows to judge by: {count:,}", count=len(found.rows))]
         if found.refused:
@@ -153,79 +170,9 @@ class Evaluation:
             words += [f"  {one_line(line, 240)}" for line in found.first]
         if self.done:
             words.append(tr("{done:,} of {total:,} answers are here already", done=self.done, total=self.total))
-        facts = {"rows": len(found.rows), "refused": found.refused, "first": found.first}
-        return {"event": "plan", **facts, "done": self.done, "total": self.total, "words": words}
-
-    # Answering
-
-    def answer(self) -> None:
-        """What is missing, of one model after the other."""
-        groups: dict[tuple[Path | None, int | None], list[Candidate]] = {}
-        for one in self.candidates:
-            groups.setdefault((one.options.folder, one.options.quant), []).append(one)
-        for group in groups.values():
-            waiting = [one for one in group if one.missing(self.questions.rows)]
-            if waiting:
-                self._answer_by_one(waiting)
-
-    def _answer_by_one(self, group: Sequence[Candidate]) -> None:
-        """Candidates of one model, whose adapters are exchanged without loading it again."""
-        known = next((one.record.computed for one in group if one.record.computed), {})
-        options = self._with_room(group)
-        label = one_line(options.model or group[0].text, 40)
-        asked = {**options.for_load(), "threads": options.threads or known.get("threads")}
-
-        def loading(stage: str, done: float) -> None:
-            if stage == "weights":
-                self._meter(tr("loading {name}", name=label), round(100 * done), 100)
-
-        with closing(Engine.load(options.require_folder(), **asked, on_progress=loading)) as engine:
-            if options.dtype is None and (dtype := known.get("dtype")):
-                engine.use_dtype(getattr(torch, dtype))  # as the answers that are here already
-            engine.sequences.reads_afresh = True
-            computed = {"dtype": str(engine.dtype).removeprefix("torch."), "threads": engine.threads}
-            for name, path in dict.fromkeys((name, path) for one in group for name, path, _ in one.adapters):
-                engine.attach(path, name)
-            for one in group:
-                engine.activate({name: weight for name, _, weight in one.adapters})
-                if not one.record.answers:
-                    one.record.begin({**computed, "device": engine.plan.name})
-                self._answer_rows(engine, one)
-
-    def _with_room(self, group: Sequence[Candidate]) -> EngineOptions:
-        """The options of the group, with a context that its longest question and answer fit in."""
-        options, most = group[0].options, 16
-        for one in group:
-            reader = self.readers[one.reader]
-            for row in one.missing(self.questions.rows):
-                answer = 0 if row.is_text else len(reader.question(row, one.reader)) + (one.sampling.max_tokens or 0)
-                most = max(most, answer + 1, *(reader.store.lengths[at] for at in row.documents[one.reader]))
-        return replace(options, context=min(most, group[0].side.checkpoint.spec.context))
-
-    def _answer_rows(self, engine: Engine, one: Candidate) -> None:
-        reader, total = self.readers[one.reader], len(self.questions.rows)
-        waiting = iter(one.missing(self.questions.rows))
-        writing: list[Writing] = []
-        label, has_more = one_line(one.text, 40), True
-        self._meter(label, total - len(one.missing(self.questions.rows)), total)
-        try:
-            while has_more or writing:
-                while has_more and len(writing) < engine.parallel:
-                    if has_more := (row := next(waiting, None)) is not None:
-                        writing.append(Writing(engine, reader, one.reader, row, one.sampling))
-                if len(writing) > 1:
-                    engine.step()
-                for each in list(writing):
-                    if (answer := each.advance()) is None:
-                        continue
-                    writing.remove(each)
-                    one.record.add(answer, each.row.place)
-                    told = {"event": "answer", "candidate": one.text, "place": each.row.place, **answer.to_json()}
-                    self._tell(told)
-                    self._meter(label, total - len(one.missing(self.questions.rows)), total)
-        finally:
-            for each in writing:
-                each.close()
+        assert self.folder is not None
+        facts = {"id": self.folder.id, "rows": len(found.rows), "refused": found.refused, "first": found.first}
+        return {"event": "plan", "data": self._data[0], **facts, "done": self.done, "total": self.total, "words": words}
 
     # What came of it
 
@@ -235,7 +182,8 @@ class Evaluation:
         table = compare(answers, self._request.get("bleu", "characters"), int(self._request.get("seed") or 0))
         for values, one in zip(table["candidates"], self.candidates, strict=True):
             values.update(text=one.text, computed=one.record.computed, sampling=one.sampling.to_json())
-        worst, best = extremes(answers, int(self._request.get("rows", 0)))
+        worths = [[worth(answer) for answer in mine] for mine in answers]
+        worst, best = extremes(worths, int(self._request.get("rows", 0)))
         shown = {
             side: [
                 {"place": rows[at].place, "asked": rows[at].asked, "answers": [a[at].to_json() for a in answers]}
@@ -243,41 +191,73 @@ class Evaluation:
             ]
             for side, places in (("worst", worst), ("best", best))
         }
-        files = self._write(answers) if self._request.get("out") else []
-        return {**table, "refused": self.questions.refused, "shown": shown, "files": files}
+        out = self._request.get("out") if self._data == self._request["data"] else None
+        files = _write(Path(out), answers) if out else []
+        told = {"data": self._data[0], **table, "refused": self.questions.refused, "shown": shown}
+        assert self.folder is not None
+        self.folder.write_rows(self._rows(worths))
+        self.folder.write("table.json", json.dumps(told, ensure_ascii=False))
+        return {**told, "id": self.folder.id, "files": files}
 
-    def _write(self, answers: Sequence[Sequence[Answer]]) -> list[str]:
-        """The predictions in the file of the ChatGLM scripts, one file for each candidate."""
-        out, files = Path(self._request["out"]), []
-        for number, mine in enumerate(answers, 1):
-            place = out if len(answers) == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
-            part = place.with_name(place.name + ".part")
-            with part.open("w", encoding="utf-8", errors="replace") as file:
-                for answer in mine:
-                    row = {"labels": answer.labels, "predict": answer.predict or ""}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            part.replace(place)
-            files.append(str(place))
-        return files
+    def end(self, state: State, problem: GlmchatError | None = None) -> None:
+        """The last word on it, also where it could not be finished."""
+        if self.folder is None:
+            return
+        with suppress(OSError):
+            if problem is not None:
+                self.folder.write("log.jsonl", json.dumps({"kind": "end", **problem.to_json()}) + "\n")
+            self.folder.note(state)
+
+
+def _write(out: Path, answers: Sequence[Sequence[Answer]]) -> list[str]:
+    """The predictions in the file of the ChatGLM scripts, one file for each candidate."""
+    files = []
+    for number, mine in enumerate(answers, 1):
+        place = out if len(answers) == 1 else out.with_name(f"{out.stem}-{number}{out.suffix}")
+        part = place.with_name(place.name + ".part")
+        with part.open("w", encoding="utf-8", errors="replace") as file:
+            for answer in mine:
+                row = {"labels": answer.labels, "predict": answer.predict or ""}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        part.replace(place)
+        files.append(str(place))
+    return files
 
 
 def work(request: Request, tell: Tell) -> dict[str, Any]:
-    """The result: the table of `metrics.compare`, the rows that are shown, and the files that were written."""
+    """The result: of `data` the table of `metrics.compare`, the rows that are shown, and the files that were written;
+    "also": the same of each other data."""
     with ExitStack() as stack:
-        evaluation = Evaluation(request, tell, stack)
-        evaluation.read()
-        tell(evaluation.plan())
+        meter, prompts, records = Meter(tell), Prompts(stack), dict[str, Record]()
+        tables = [
+            Judged(request, data, meter, stack) for data in (request["data"], *([d] for d in request.get("also", ())))
+        ]
+        for one in tables:
+            one.read(prompts, records)
+        for one in tables:
+            one.begin()
+            tell(one.plan())
         try:
-            evaluation.answer()
+            answer([candidate for one in tables for candidate in one.candidates], tell, meter)
+            first, *others = [one.result() for one in tables]
         except KeyboardInterrupt:
-            for one in evaluation.candidates:
-                one.record.read_again()
+            for record in records.values():
+                record.read_again()
+            done, total = sum(one.done for one in tables), sum(one.total for one in tables)
+            for one in tables:
+                one.end("stopped")
             raise Interrupted(
-                tr("stopped: {done:,} of {total:,} answers are kept", done=evaluation.done, total=evaluation.total),
+                tr("stopped: {done:,} of {total:,} answers are kept", done=done, total=total),
                 hint=tr("the same command goes on with the next one; --again begins anew"),
                 code="eval.stopped",
             ) from None
-        return evaluation.result()
+        except GlmchatError as problem:
+            for one in tables:
+                one.end("failed", problem)
+            raise
+        for one in tables:
+            one.end("done")
+        return {**first, "also": others}
 
 
 if __name__ == "__main__":

@@ -35,10 +35,12 @@ from glmchat.tui.widgets.sidebar import Sidebar
 
 if TYPE_CHECKING:
     from glmchat.chat.answering import Answer
+    from glmchat.chat.evaluating import Asked
     from glmchat.chat.history.rows import StoredMessage
     from glmchat.chat.launch import LaunchOptions
     from glmchat.chat.session import ChatSession
     from glmchat.chat.text_file import TextFile
+    from glmchat.core.eval_folder import Evaluation
     from glmchat.core.run_folder import Run
     from glmchat.core.servers import Server
     from glmchat.hub.installed import Installed
@@ -67,10 +69,12 @@ class WindowFace:
         self._sidebar = sidebar
         self._servers = settings.servers
         self._comparing = Comparing(view, talk, connection, settings, self._switch_to)
+        self._asked: Asked | None = None  # the evaluation that was asked for here last
         self._own: Mapping[str, Callable[[str], None]] = {
             "stop": self._stop, "copy": self._copy, "quote": self._quote, "preset": self._preset, "model": self._model,
             "compare": self._compare, "restart": self._restart, "find": sidebar.find, "delete": self._delete,
-            "theme": self._theme, "tune": self._tune, "editor": lambda words: composer.edit_in_editor(),
+            "theme": self._theme, "tune": self._tune, "eval": self._evaluate,
+            "editor": lambda words: composer.edit_in_editor(),
         }  # fmt: skip
 
     def run(self, name: str, words: str = "") -> None:
@@ -494,6 +498,33 @@ class WindowFace:
             open_run(find_run(words))
         else:
             self._view.app.push_screen(RunsScreen(), open_run)
+
+    def _evaluate(self, words: str) -> None:
+        """words: none for the list of evaluations; the name of one; or data, alone or behind candidates. One that was
+        begun goes on while one chats."""
+        from glmchat.chat.evaluating import Asked, request_in_chat
+        from glmchat.core.eval_folder import find_evaluation
+        from glmchat.tui.screens.evaluations import EvaluationScreen, EvaluationsScreen
+
+        at_work = self._asked if self._asked is not None and self._asked.is_at_work else None
+
+        def begin(asked: Asked) -> None:
+            self._asked = asked
+            asked.start()
+
+        def show(found: Evaluation | Asked | None) -> None:
+            if found is not None:
+                ours = at_work is not None and at_work.evaluation == found
+                self._view.app.push_screen(EvaluationScreen(at_work if at_work and ours else found, begin))
+
+        if not words:
+            self._view.app.push_screen(EvaluationsScreen(), show)
+        elif (request := request_in_chat(words, self.launch, self.chat.adapters)) is None:
+            show(find_evaluation(words))
+        elif at_work is not None:
+            raise Usage(tr("an evaluation is at work"), hint=tr("/eval shows it"), code="eval.at_work")
+        else:
+            show(Asked(request))
 
     def _compare(self, words: str) -> None:
         self._talk.stop_behind()

@@ -226,20 +226,20 @@ def _told(ours: Sequence[float], theirs: Sequence[float], seed: int) -> dict[str
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "shown": interval.shown}
 
 
-def extremes(candidates: Sequence[Sequence[Answer]], most: int) -> tuple[list[int], list[int]]:
-    """Places of the rows that the last candidate does worst and best, against the first one if there are several.
-
-    Answers are ranked by ROUGE-L, texts by their loss per token. No row stands on both sides.
-    """
-    first, last = candidates[0], candidates[-1]
-    worth = [_worth(answer) - (_worth(base) if len(candidates) > 1 else 0.0)
-             for answer, base in zip(last, first, strict=True)]  # fmt: skip
-    order = sorted(range(len(worth)), key=worth.__getitem__)
-    most = min(most, len(order) // 2 or len(order))
-    return order[:most], order[::-1][: min(most, len(order) - most)]
-
-
-def _worth(answer: Answer) -> float:
+def worth(answer: Answer) -> float:
+    """What rows are ranked by: ROUGE-L of an answer; of a text, which is not answered, minus its loss per token."""
     if answer.predict is None:
         return -answer.nats / max(answer.learned, 1)
     return rouge(answer.predict, answer.labels).longest
+
+
+def extremes(worths: Sequence[Sequence[float]], most: int) -> tuple[list[int], list[int]]:
+    """Places of the rows that the last candidate does worst and best, against the first one if there are several.
+
+    worths: of each candidate what its answers are worth. No row stands on both sides.
+    """
+    first, last = worths[0], worths[-1]
+    ahead = [own - (base if len(worths) > 1 else 0.0) for own, base in zip(last, first, strict=True)]
+    order = sorted(range(len(ahead)), key=ahead.__getitem__)
+    most = min(most, len(order) // 2 or len(order))
+    return order[:most], order[::-1][: min(most, len(order) - most)]

@@ -24,7 +24,7 @@ from glmchat.tuning.sources import Source
 from glmchat.tuning.store import Store
 
 _PEEK = 50  # rows that are looked at to recognise a format
-_ASKED = 400  # characters of a question that are kept to be shown
+_ASKED = 2000  # characters of a question that are kept to be shown
 _TOLD = 3  # refused rows that are named
 
 

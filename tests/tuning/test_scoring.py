@@ -12,7 +12,7 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge as Theirs
 
-from glmchat.tuning.metrics import Answer, compare, extremes, measures
+from glmchat.tuning.metrics import Answer, compare, extremes, measures, worth
 
 WANTED = ["上衣材质是牛仔布，风格是街头。", "the cat sat on the mat", "好的，我明白了！"]
 GIVEN = ["上衣的材质是牛仔布。风格简约。", "a cat is on the mat", "好的，我明白了！"]
@@ -95,10 +95,14 @@ def test_the_rows_that_are_shown_are_the_furthest_apart_and_no_row_is_both() -> 
     words = [["上衣", "材质", "牛仔布", "风格", "街头"][draw.randrange(5)] for _ in range(9)]
     base = [answer(n, word, "x") for n, word in enumerate(words)]
     good = [answer(n, word, word if n == 3 else "x") for n, word in enumerate(words)]
-    worst, best = extremes([base, good], 2)
+    worst, best = extremes(worths(base, good), 2)
     assert best[0] == 3 and not set(worst) & set(best)
-    assert extremes([good], 1)[1] == [3]
-    assert [len(side) for side in extremes([base[:1]], 4)] == [1, 0]
+    assert extremes(worths(good), 1)[1] == [3]
+    assert [len(side) for side in extremes(worths(base[:1]), 4)] == [1, 0]
+
+
+def worths(*candidates: list[Answer]) -> list[list[float]]:
+    return [[worth(one) for one in answers] for answers in candidates]
 
 
 def test_an_answer_comes_back_from_its_line_as_it_was() -> None:

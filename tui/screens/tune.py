@@ -9,12 +9,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Static
 
 from glmchat.chat import tuning
 from glmchat.core.errors import GlmchatError
@@ -22,11 +20,10 @@ from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, runs
 from glmchat.core.run_log import Points, Progress, draw
 from glmchat.core.text import one_line, short_name
-from glmchat.tui.list_screen import ListScreen
+from glmchat.tui.list_screen import FoldersScreen
 from glmchat.tui.steady import Steady, SteadyScreen, error_text
 from glmchat.tui.theme import PALETTES, Palette
-from glmchat.tui.widgets.actions import FEW_ROWS, KeyLine, first_keys
-from glmchat.tui.widgets.rows import Rows
+from glmchat.tui.widgets.actions import FEW_ROWS, first_keys
 from glmchat.tui.widgets.sidebar import when
 
 _SCALE = 7  # cells of the numbers at the left of a curve
@@ -293,101 +290,25 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         return f"{tr('r goes on from the last checkpoint')} · {tr('p shows the plan')} · {tr('Esc closes')}"
 
 
-class RunsScreen(ListScreen[Run | None]):
-    """Returns the run to be opened."""
+class RunsScreen(FoldersScreen[Run]):
+    def head(self) -> str:
+        return tr("Runs of tuning")
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,ctrl+q,ctrl+c", "leave", show=False),
-        Binding("d,delete", "remove", show=False),
-    ]
+    def none(self) -> str:
+        return tr("there are no runs yet; `glmchat tune BASE DATA` starts one")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._rows: list[tuple[Run, str, float | None]] = []
-        self._asked: str | None = None  # the run that is to be deleted, until it is confirmed
+    def question(self, folder: Run) -> str:
+        return tr("delete {name} with its checkpoints? The adapter in the store stays.", name=folder.id)
 
-    def compose(self) -> ComposeResult:
-        with Vertical(id="panel", classes="wide"):
-            yield Rows(id="runs")
-            yield Static("", id="work")
-            yield KeyLine()
-
-    def on_mount(self) -> None:
-        self.query_one("#panel").border_title = tr("Runs of tuning")
-        self.query_one(OptionList).focus()
-        self._read()
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.query_one(KeyLine).place)
-
-    def _read(self) -> None:
-        self.read_list(_rows, self._list)
-
-    def _list(self, rows: list[tuple[Run, str, float | None]]) -> None:
-        options, p = self.query_one(OptionList), self.palette
-        before, self._rows = options.highlighted, rows
-        options.clear_options()
-        for run, facts, _ in rows:
+    def rows(self) -> list[tuple[Run, Text]]:
+        rows, p = [], self.palette
+        for run in runs():
+            progress = tuning.progress_of(run)
+            step, steps = progress.now.get("step"), progress.now.get("steps")
             text = Text(set_cell_size(one_line(run.id, 24), 24) + " ", p.body)
             text.append(set_cell_size(tuning.state_words(run.state()), 12), p.accented if run.at_work else p.quiet)
-            options.add_option(Option(text.append(facts, p.quiet)))
-        if rows:
-            options.highlighted = min(before or 0, len(rows) - 1)
-        self._say("" if rows else tr("there are no runs yet; `glmchat tune BASE DATA` starts one"))
-
-    def _chosen(self) -> Run | None:
-        at = self.query_one(OptionList).highlighted
-        return self._rows[at][0] if at is not None and at < len(self._rows) else None
-
-    def _say(self, line: str) -> None:
-        self.query_one("#work", Static).update(Text(line, self.palette.body))
-        words = tr("Enter opens it · d deletes it · Esc closes") if self._rows else tr("Esc closes")
-        self.query_one(KeyLine).say(tr("Enter confirms · Esc cancels") if self._asked else words)
-
-    def show_error(self, error: GlmchatError) -> None:
-        self.query_one("#work", Static).update(error_text(error, self.palette))
-
-    def on_option_list_option_highlighted(self) -> None:
-        run = self._chosen()
-        if self._asked is None or run is None or run.id != self._asked:  # and not when the list is only drawn
-            self._asked = None
-            self._say("")
-
-    def on_option_list_option_selected(self) -> None:
-        if (run := self._chosen()) is None:
-            return
-        if self._asked == run.id:
-            self._asked = None
-            run.remove()
-            self._read()
-        else:
-            self.dismiss(run)
-
-    def action_remove(self) -> None:
-        run = self._chosen()
-        if run is not None and run.at_work:
-            self._say(tr("it is at work; stop it first"))
-        elif run is not None:
-            self._asked = run.id
-            self._say(tr("delete {name} with its checkpoints? The adapter in the store stays.", name=run.id))
-
-    def action_leave(self) -> None:
-        if self._asked is None:
-            self.dismiss(None)
-        else:
-            self._asked = None
-            self._say("")
-
-
-def _rows() -> list[tuple[Run, str, float | None]]:
-    """Run, what is said of it, and its loss."""
-    rows = []
-    for run in runs():
-        progress = tuning.progress_of(run)
-        step, steps = progress.now.get("step"), progress.now.get("steps")
-        loss = progress.losses[-1][1] if progress.losses else None
-        facts = [short_name(str(run.recipe().get("base", ""))), when(run.created, time.time())]
-        facts += [f"{step}/{steps}"] if step else []
-        facts += [f"{tr('loss')} {loss:.3f}"] if loss is not None else []
-        rows.append((run, " · ".join(facts), loss))
-    return rows
+            facts = [short_name(str(run.recipe().get("base", ""))), when(run.created, time.time())]
+            facts += [f"{step}/{steps}"] if step else []
+            facts += [f"{tr('loss')} {progress.losses[-1][1]:.3f}"] if progress.losses else []
+            rows.append((run, text.append(" · ".join(facts), p.quiet)))
+        return rows
