@@ -18,17 +18,25 @@ from glmchat.hub import adapters
 
 LIKE = ("lora-guide", "chatglm3", "chatglm-tuning")
 NO_LORA = ("ptuning", "ptuning-chat", "chatglm2-ptuning", "cpm")  # the program knows them, and cannot train so yet
-METHODS = ("lora",)
+METHODS = ("lora", "dpo")
+LOSSES = ("sigmoid", "ipo")
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 OVER_LENGTH = ("refuse", "cut-question", "cut-answer", "split", "drop")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+# field -> the methods that know it; what is not here belongs to all
+_ONLY = {
+    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora"), ("lora", "dpo")),
+    **dict.fromkeys(("like", "on"), ("lora",)),
+    **dict.fromkeys(("beta", "loss"), ("dpo",)),
+}
 # field -> lowest, highest
 _RANGES = {
-    "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95), "lr": (1e-12, 10),
-    "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
-    "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024), "seed": (0, 2**63 - 1),
+    "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95),
+    "beta": (1e-4, 1e3), "lr": (1e-12, 10), "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6),
+    "tokens_per_step": (1, 10**9), "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024),
+    "seed": (0, 2**63 - 1),
 }  # fmt: skip
 
 
@@ -51,6 +59,8 @@ class Recipe:
     targets: str | None
     rslora: bool | None
     dora: bool | None
+    beta: float | None
+    loss: str | None
     lr: float | None
     epochs: int | None
     steps: int | None
@@ -78,6 +88,7 @@ class Recipe:
             ("like", "--like", LIKE),
             ("method", "--method", METHODS),
             ("on", "--on", ON),
+            ("loss", "--loss", LOSSES),
             ("over_length", "--over-length", OVER_LENGTH),
             ("checkpointing", "--checkpointing", ("auto", "on", "off")),
             ("dtype", "--dtype", DTYPES),
@@ -90,6 +101,7 @@ class Recipe:
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 flag = f"--{field.replace('_', '-')}"
                 raise _wrong(flag, f"{value:g}", tr("from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
+        self._refuse_strange()
         lengths = [f"--{name}" for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise Usage(
@@ -106,6 +118,19 @@ class Recipe:
         if self.columns is not None:
             recipe["columns"] = _columns(self.columns)
         return recipe
+
+    def _refuse_strange(self) -> None:
+        """Raise Usage for what the method does not know."""
+        method = self.method or METHODS[0]
+        for field, methods in _ONLY.items():
+            if getattr(self, field) is not None and method not in methods:
+                raise Usage(
+                    tr("{flag} does not go with --method {method}", flag=f"--{field.replace('_', '-')}", method=method),
+                    hint=tr("it belongs to --method {methods}", methods="|".join(methods)),
+                    code="usage.contradiction",
+                )
+        if method == "dpo" and self.over_length == "split":
+            raise _wrong("--over-length", "split", tr("of pairs: refuse, cut-question, cut-answer or drop"))
 
 
 def request_of(base: str, data: Sequence[str], name: str | None) -> dict[str, Any]:

@@ -251,6 +251,20 @@ def state_words(state: State) -> str:
     return tr(words[state])
 
 
+def _measures() -> tuple[tuple[str, str, Callable[[Any], str]], ...]:
+    """Of pairs of answers, in a step or an evaluation: title, name in the record, and how it is shown."""
+    return (
+        (tr("told apart"), "accuracy", lambda share: f"{100 * share:.0f} %"),
+        (tr("margin"), "margin", _reward),
+        (tr("better"), "reward_chosen", _reward),
+        (tr("worse"), "reward_rejected", _reward),
+    )
+
+
+def _reward(reward: float) -> str:
+    return f"{reward:+.3f}"
+
+
 def figures(now: Record) -> list[tuple[str, str]]:
     """Of a step: what stands beside the curve, as titles and values. What a record does not tell is left out."""
     rows: list[tuple[str, str]] = []
@@ -262,6 +276,8 @@ def figures(now: Record) -> list[tuple[str, str]]:
     of = f"/{now['steps']}" if now.get("steps") else ""
     add(tr("step"), "step", lambda step: f"{step}{of}")
     add(tr("loss"), "loss", lambda loss: f"{loss:.4f}")
+    for measure in _measures():
+        add(*measure)
     add(tr("time left"), "seconds_left", duration)
     add(tr("tokens/s"), "tokens_per_second", lambda speed: f"{speed:,.0f}")
     add(tr("memory"), "memory", human_bytes)
@@ -280,7 +296,9 @@ def record_lines(record: Record) -> list[str]:
     if kind == "step":
         return ["  ".join(f"{title} {value}" for title, value in figures(record))]
     if kind == "evaluation" and isinstance(record.get("loss"), int | float):
-        return [tr("step {step}: held-out loss {loss}", step=step, loss=f"{record['loss']:.4f}")]
+        told = [tr("step {step}: held-out loss {loss}", step=step, loss=f"{record['loss']:.4f}")]
+        told += [f"{title} {shown(record[name])}" for title, name, shown in _measures() if name in record]
+        return ["  ".join(told)]
     if kind == "sample":
         question, answer = one_line(str(record.get("question")), 200), one_line(str(record.get("answer")), 400)
         mark = "" if record.get("stopped", True) else f" ({tr('did not stop by itself')})"

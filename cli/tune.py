@@ -49,7 +49,10 @@ def tune(
             help="As a known guide does it: lora-guide, chatglm3, chatglm-tuning.",
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", metavar="lora", help="How the model learns.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="lora|dpo", help="Learn answers, or with dpo which of two is better."),
+    ] = None,
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="answers|last|all|text", help="What is learned of a row.", rich_help_panel=_DATA),
@@ -107,6 +110,13 @@ def tune(
     dora: Annotated[
         bool, typer.Option("--dora", help="Learn directions and lengths apart.", rich_help_panel=_LORA)
     ] = False,
+    beta: Annotated[
+        float | None,
+        typer.Option("--beta", metavar="X", help="Of dpo: how strongly the base holds; 0.1.", rich_help_panel=_LORA),
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", metavar="sigmoid|ipo", help="Of dpo.", rich_help_panel=_LORA)
+    ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", metavar="X", help="Learning rate.", rich_help_panel=_STEPS)
     ] = None,
@@ -245,10 +255,10 @@ def tune(
         recipe = Recipe(
             like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
             max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
-            rslora=rslora or None, dora=dora or None, lr=lr, epochs=epochs, steps=steps, minutes=minutes,
-            tokens_per_step=tokens_per_step, save_every=save_every, row_tokens=row_tokens, checkpointing=checkpointing,
-            quant=parse_quant(quant, "--quant"), dtype=dtype, device=device, threads=threads, samples=samples or [],
-            seed=seed,
+            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, lr=lr, epochs=epochs,
+            steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
+            row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
+            dtype=dtype, device=device, threads=threads, samples=samples or [], seed=seed,
         )  # fmt: skip
         asks = not yes and not as_json and output.interactive()
         checked = recipe.checked()

@@ -44,12 +44,12 @@ from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
-from glmchat.tuning.settings import Settings
+from glmchat.tuning.settings import DEFAULTS, Settings
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
-    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "quant", "dtype", "device", "threads", "epochs",
-    "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
+    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "beta", "loss", "quant", "dtype", "device",
+    "threads", "epochs", "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
 )  # fmt: skip
 _MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
 _ROUNDINGS = 16
@@ -213,7 +213,7 @@ def data_options(recipe: Mapping[str, Any]) -> DataOptions:
     names = {"on": "on", "like": "like", "over_length": "over_length", "max_length": "max_length", "format": "format",
              "columns": "columns", "eval": "evaluation", "system": "system", "seed": "seed"}  # fmt: skip
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
-    return DataOptions(**asked, mixes=tuple(recipe.get("mix", ())))
+    return DataOptions(**asked, pairs=recipe.get("method") == "dpo", mixes=tuple(recipe.get("mix", ())))
 
 
 def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None) -> Settings:
@@ -231,7 +231,8 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
         asked["targets"] = tuple(targets.split(","))
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
-    settings = Settings.from_json({**(original.settings if original is not None else {}), **asked})
+    usual = DEFAULTS.get(recipe.get("method", ""), {}) if original is None else original.settings
+    settings = Settings.from_json({**usual, **asked})
     if original is None and "tokens_per_step" not in asked:
         settings = enough(dataset.examples.lengths, settings)
     steps = len(steps_of(dataset.examples.lengths, settings))

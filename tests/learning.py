@@ -28,6 +28,25 @@ def documents(family: str, count: int, *, longest: int = 24, seed: int = 3, word
     return made
 
 
+def pairs(family: str, count: int, *, longest: int = 24, seed: int = 3) -> list[Example]:
+    """Two answers each behind the family's own beginning, the better one first."""
+    better, worse = (documents(family, count, longest=longest, seed=one) for one in (seed, seed + 1))
+    made = []
+    for first, other in zip(better, worse, strict=True):
+        start = len(first.ids)
+        moved = (Segment(part.part, start + part.start, start + part.end) for part in other.segments)
+        made.append(
+            Example(
+                (*first.ids, *other.ids),
+                (*first.learned, *other.learned),
+                (*first.segments, *moved),
+                first.place,
+                start,
+            )
+        )
+    return made
+
+
 def plain(**changes: Any) -> Settings:
     """Exact arithmetic, nothing random but the first numbers of A."""
     given = {"dtype": "float32", "threads": 1, "rank": 4, "alpha": 8.0, "warmup": 0.0, "schedule": "linear"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 Part = Literal["prompt", "answer", "stop"]
@@ -34,13 +36,24 @@ class Example:
 
     learned[i]: token i is predicted from those before it, and its loss counts (labels[i] = ids[i], else -100).
     Positions and masks are not here: a model derives them from the ids, as it does in a chat (ChatGLM-6B from its mask
-    and begin tokens).
+    and begin tokens). second: of a pair, where its worse answer begins, behind its question once more; 0: no pair.
     """
 
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
     segments: tuple[Segment, ...]
     place: Place
+    second: int = 0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of its documents: one, or the two of a pair."""
+        return (self.second, len(self.ids) - self.second) if self.second else (len(self.ids),)
+
+    def documents(self) -> Iterator[tuple[tuple[int, ...], tuple[bool, ...]]]:
+        """Ids and learned of each."""
+        for start, end in pairwise((0, *((self.second,) if self.second else ()), len(self.ids))):
+            yield self.ids[start:end], self.learned[start:end]
 
     @property
     def labels(self) -> list[int]:

@@ -67,12 +67,16 @@ def _asked(name: str, prompt: str, answer: str, **other: str) -> Form:
 
 _PAIR = {"chosen": "chosen", "rejected": "rejected"}
 _LIST = {"system": "system", "tools": "tools"}
+_MORE = {"history": "history", "system": "system"}
 FORMS: Mapping[str, Form] = {
     form.name: form
     for form in (
         _form("ranking", {"messages": "conversations", **_PAIR}, SHAREGPT, _LIST),
-        _form("ranking-alpaca", {"prompt": "instruction", **_PAIR}, OPENAI, {"query": "input"}),
-        _form("ranking-pairs", {"prompt": "prompt", **_PAIR}, OPENAI, {}),
+        _form("ranking-alpaca", {"prompt": "instruction", **_PAIR}, OPENAI, {"query": "input", **_MORE}),
+        _form("ranking-pairs", {"prompt": "prompt", **_PAIR}, OPENAI, _MORE),
+        _form("ranking-qa", {"prompt": "question", **_PAIR}, OPENAI, _MORE),
+        _form("ranking-openai", {"messages": "messages", **_PAIR}, OPENAI, _LIST),
+        _form("ranking-whole", _PAIR, OPENAI, _LIST),
         _form("sharegpt", {"messages": "conversations"}, SHAREGPT, _LIST),
         _form("openai", {"messages": "messages"}, OPENAI, _LIST),
         _asked("alpaca", "instruction", "output", query="input", tools="tools"),
@@ -101,7 +105,8 @@ def with_columns(columns: Mapping[str, str]) -> Form:
     given = {part: key for part, key in columns.items() if key}
     optional = ("query", "history", "system", "tools")
     needs = tuple(part for part in given if part not in optional)
-    if not {"prompt", "answer"} <= given.keys() and not {"messages", "text", "chosen"} & given.keys():
+    is_half = len({"chosen", "rejected"} & given.keys()) == 1
+    if is_half or (not {"prompt", "answer"} <= given.keys() and not {"messages", "text", "chosen"} & given.keys()):
         raise Usage(
             tr("the columns do not say what is asked and what is answered"),
             hint=tr("for example --columns prompt=question,answer=reply"),

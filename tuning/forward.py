@@ -35,7 +35,7 @@ from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.placement import choose_dtype, multiply_exactly
 from glmchat.tuning.examples import Example
-from glmchat.tuning.products import head_loss, sum_of_losses
+from glmchat.tuning.products import head_losses, losses_of_logits
 from glmchat.tuning.settings import Settings
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -63,21 +63,20 @@ def flatten(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     ids: list[int] = []
     rows: list[int] = []
     targets: list[int] = []
-    for example in examples:
+    for words, counted in (document for example in examples for document in example.documents()):
         start = len(ids)
-        ids += example.ids
-        learned = [at for at, counts in enumerate(example.learned) if counts and at]
+        ids += words
+        learned = [at for at, counts in enumerate(counted) if counts and at]
         rows += [start + at - 1 for at in learned]
-        targets += [example.ids[at] for at in learned]
-    lengths = tuple(len(example.ids) for example in examples)
-    tensors = (torch.tensor(values, dtype=torch.long, device=device) for values in (ids, rows, targets))
-    numbers, places, words = tensors
-    return Flat(numbers, lengths, places, words)
+        targets += [words[at] for at in learned]
+    lengths = tuple(length for example in examples for length in example.lengths)
+    numbers, places, wanted = (torch.tensor(each, dtype=torch.long, device=device) for each in (ids, rows, targets))
+    return Flat(numbers, lengths, places, wanted)
 
 
 def learned_of(example: Example) -> int:
-    """How many tokens of a document are learned."""
-    return sum(example.learned[1:])
+    """How many tokens of it are learned."""
+    return sum(sum(learned[1:]) for _, learned in example.documents())
 
 
 def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
@@ -85,9 +84,14 @@ def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torc
 
     by_layer: keep only what goes into each layer, and compute the layer again in the backward pass.
     """
+    return losses_of(model, flat, by_layer=by_layer).double().sum().float()
+
+
+def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+    """The cross entropy of each of `flat.targets`: [m], float32."""
     if isinstance(model, Fallback):
         return _of_transformers(model, flat)
-    return head_loss(hidden(model, flat, by_layer=by_layer), flat.targets, head_of(model))
+    return head_losses(hidden(model, flat, by_layer=by_layer), flat.targets, head_of(model))
 
 
 def hidden(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
@@ -188,7 +192,7 @@ def _of_chatglm(model: ChatGLM, flat: Flat) -> tuple[torch.Tensor, list[Layer], 
 def _of_transformers(model: Fallback, flat: Flat) -> torch.Tensor:
     """One document after the other, by the network's own forward: nobody knows how it would keep several apart."""
     accepted = inspect.signature(model.inner.forward).parameters
-    total = torch.zeros((), device=flat.ids.device)
+    found = [torch.zeros(0, device=flat.ids.device)]
     start = 0
     for ids in flat.documents():
         here = (flat.rows >= start) & (flat.rows < start + len(ids))
@@ -198,8 +202,8 @@ def _of_transformers(model: Fallback, flat: Flat) -> torch.Tensor:
             continue
         some = {"logits_to_keep": rows} if "logits_to_keep" in accepted else {}
         logits = cast(Any, model.inner)(input_ids=ids[None], use_cache=False, **some).logits[0]
-        total = total + sum_of_losses(logits if some else logits[rows], targets)
-    return total
+        found.append(losses_of_logits(logits if some else logits[rows], targets))
+    return torch.cat(found)
 
 
 def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint, LanguageModel, int]:

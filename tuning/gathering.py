@@ -12,15 +12,17 @@ from pathlib import Path
 from glmchat.core.errors import Usage
 from glmchat.core.fingerprints import of_text
 from glmchat.core.language import tr
+from glmchat.core.messages import Message
 from glmchat.core.text import one_line
 from glmchat.engine.prompts.base import NoChat
 from glmchat.tuning.examples import Place
 from glmchat.tuning.formats import Form, recognise, with_tags
 from glmchat.tuning.options import DataOptions, PromptSide
 from glmchat.tuning.page import SHOWN, Counted, Facts, FileFacts, kinds, sample_of
+from glmchat.tuning.pairs import Pair, read_pair
 from glmchat.tuning.reading import Fault, Raw, read_rows
 from glmchat.tuning.recipes import differences
-from glmchat.tuning.rendering import On, OverLength, Rendered, fit
+from glmchat.tuning.rendering import On, OverLength, Rendered, fit, fit_pair
 from glmchat.tuning.rows import Conversation, RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source, share_of
 from glmchat.tuning.store import Store
@@ -80,6 +82,8 @@ class Gathering:
         self._first.append(len(self.store))
         facts = self.facts
         facts.on, facts.limit, facts.policy = self._on, self._limit, self._policy
+        if self._options.pairs:
+            facts.on = "pairs"
         if self._is_text:
             facts.on, facts.policy = "text", self._options.over_length or "split"
         facts.recipe = of_text(repr((self._options, self._side.prompt.identity)))[:12]
@@ -121,7 +125,8 @@ class Gathering:
     def _take(self, row: Raw, form: Form, number: int) -> Fault | None:
         """Put the row's documents into the store, or say why not."""
         try:
-            said = read_row(row, form, self._side.prompt, self._options.system)
+            read = read_pair if form.is_pairs else read_row
+            said = read(row, form, self._side.prompt, self._options.system)
             rendered = self._render(said)
         except RowFault as fault:
             return fault.of(row)
@@ -136,8 +141,8 @@ class Gathering:
         if rendered.unstopped:
             facts.warn("unstopped", row.place)
         self._suspect(said)
-        if isinstance(said, Conversation):
-            first = said.messages[0]
+        if not isinstance(said, Text):
+            first = (said.question if isinstance(said, Pair) else said.messages)[0]
             facts.hear_system(first.content if first.role == "system" else "")
         self._first.append(len(self.store))
         self._keys.append(_key(said))
@@ -146,13 +151,15 @@ class Gathering:
             self.store.add(example)
         return None
 
-    def _render(self, said: Conversation | Text) -> Rendered:
+    def _render(self, said: Conversation | Text | Pair) -> Rendered:
+        if isinstance(said, Pair):
+            return fit_pair(said, self._side.prompt, self._limit, self._policy)
         if self._recipe is not None:
             return self._recipe.make(self._recipe, said, self._side.prompt)
         return fit(said, self._side.prompt, self._on, self._limit, self._policy)
 
-    def _suspect(self, said: Conversation | Text) -> None:
-        texts = [said.text] if isinstance(said, Text) else [message.content for message in said.messages]
+    def _suspect(self, said: Conversation | Text | Pair) -> None:
+        texts = [said.text] if isinstance(said, Text) else [message.content for message in _messages(said)]
         for kind, pattern in (("control", self._controls), ("placeholder", _PLACEHOLDER), ("unknown", _UNKNOWN)):
             found = next((match for text in texts if (match := pattern.search(text))), None)
             if found is not None:
@@ -161,13 +168,25 @@ class Gathering:
     def _require(self, form: Form, file: str) -> None:
         """Raise Usage for a form that this model, or `--on`, cannot learn from at all."""
         name = one_line(file)
-        if form.is_pairs:
-            columns = "messages=conversations" if "messages" in form.columns else f"prompt={form.columns['prompt']}"
+        if form.is_pairs and not self._options.pairs:
+            of = next((part for part in ("messages", "prompt") if part in form.columns), None)
+            columns = f"{of}={form.columns[of]}" if of is not None else "prompt=…"
             raise Usage(
                 tr("{file} holds pairs of a better and a worse answer, and these are learned as answers", file=name),
-                hint=tr("learn the better ones alone: --columns {columns},answer=chosen", columns=columns),
+                hint=tr(
+                    "learn what is preferred with --method dpo, or the better ones alone: "
+                    "--columns {columns},answer=chosen",
+                    columns=columns,
+                ),
                 code="data.pairs",
             )
+        if self._options.pairs and not form.is_pairs:
+            raise Usage(
+                tr("{file} holds no pairs of a better and a worse answer; its format is {form}", file=name,
+                   form=form.name),
+                hint=tr("name the columns: --columns prompt=…,chosen=…,rejected=…, or leave out --method dpo"),
+                code="data.no_pairs",
+            )  # fmt: skip
         if self._recipe is not None and self._recipe.is_text != form.is_text:
             raise Usage(
                 tr("--like {name} does not learn rows of the format {form}", name=self._recipe.name, form=form.name),
@@ -317,9 +336,13 @@ class Gathering:
             facts.samples.append(sample_of(store.example(number), names, self._side.tokenizer.piece_bytes))
 
 
-def _key(said: Conversation | Text) -> int:
+def _messages(said: Conversation | Pair) -> tuple[Message, ...]:
+    return (*said.question, *said.answers) if isinstance(said, Pair) else said.messages
+
+
+def _key(said: Conversation | Text | Pair) -> int:
     if isinstance(said, Text):
         words = said.text
     else:
-        words = "\0".join(part for message in said.messages for part in (message.role, message.content))
+        words = "\0".join(part for message in _messages(said) for part in (message.role, message.content))
     return int.from_bytes(hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=8).digest(), "big")

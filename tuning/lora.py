@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +59,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, shape: LoraShape, noise: torch.Generator | None = None) -> None:
         super().__init__()
         self.base = base
-        self.shape = shape
+        self.shape, self.is_on = shape, True
         inner = base.base if isinstance(base, Packed) else base
         self.in_features, self.out_features = measures_of(base)
         device = next(t.device for t in (*inner.parameters(), *inner.buffers()))
@@ -79,6 +80,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
+        if not self.is_on:
+            return cast(torch.Tensor, y)
         dropped = functional.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         small = functional.linear(dropped, a) * self.shape.scale
@@ -179,6 +182,18 @@ def attach(model: LanguageModel, shape: LoraShape, seed: int) -> dict[str, LoraL
     for name, layer in found.items():
         model.swap(name, layer)
     return found
+
+
+@contextmanager
+def switched_off(layers: Mapping[str, LoraLinear]) -> Iterator[None]:
+    """Within it the layers answer as the base alone does."""
+    for layer in layers.values():
+        layer.is_on = False
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.is_on = True
 
 
 def trainable(layers: Mapping[str, LoraLinear]) -> dict[str, nn.Parameter]:

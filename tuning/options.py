@@ -28,7 +28,7 @@ class DataOptions:
     """on, over_length None: by the data. max_length None: the recipe's, or 2,048. columns: part -> key.
 
     system: for rows that bring no system text. evaluation: a file, or a share of the rows as "5%". seed: of what is
-    held out and mixed in.
+    held out and mixed in. pairs: rows hold a better and a worse answer each, and both are wanted.
     """
 
     on: On | None = None
@@ -41,6 +41,7 @@ class DataOptions:
     evaluation: str | None = None
     system: str | None = None
     seed: int = 0
+    pairs: bool = False
 
     def recipe(self, family: str) -> Recipe | None:
         """The original that is asked for. Raises Usage where something else is that a recipe fixes."""

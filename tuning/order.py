@@ -133,6 +133,7 @@ def read_through(dataset: Sequence[Example]) -> tuple[list[int], list[int], str]
         learned.append(learned_of(example))
         digest.update(struct.pack(f"<I{len(example.ids)}I", len(example.ids), *example.ids))
         digest.update(bytes(example.learned))
+        digest.update(struct.pack("<I", example.second) if example.second else b"")
     if not sum(learned):
         raise Usage(
             tr("no token of the data is learned"),

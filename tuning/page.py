@@ -58,8 +58,11 @@ class Token:
 
 @dataclass(slots=True)
 class Sample:
+    """second: the token with which the worse answer of a pair begins, its question first; 0: it is no pair."""
+
     place: str
     tokens: list[Token]
+    second: int = 0
 
 
 @dataclass(slots=True)
@@ -142,7 +145,8 @@ class Facts:
         given["over"] = Counted(**data["over"])
         given["lengths"] = {int(bound): count for bound, count in data["lengths"].items()}
         given["samples"] = [
-            Sample(item["place"], [Token(**token) for token in item["tokens"]]) for item in data["samples"]
+            Sample(item["place"], [Token(**token) for token in item["tokens"]], item["second"])
+            for item in data["samples"]
         ]
         return Facts(**given)
 
@@ -157,6 +161,7 @@ def kinds() -> Mapping[str, str]:
         "type": tr("a value of another kind"),
         "missing": tr("a field is missing"),
         "role": tr("an unknown role"),
+        "pair": tr("no two answers to one question"),
         "order": tr("questions and answers out of order"),
         "empty": tr("nothing said"),
         "tools": tr("tools that cannot be written"),
@@ -204,8 +209,18 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
         share = facts.taken / max(1, facts.whole)
         cut += tr("; cutting takes {taken:,} tokens ({share:.1%})", taken=facts.taken, share=share)
     said.append(cut)
-    said.append(
+    sums = (
         tr(
+            "{documents:,} pairs, {tokens:,} tokens of both sides, of which {learned:,} are learned ({share:.0%}); "
+            "the end is learned in {stopped:,} of {documents:,}",
+            documents=facts.documents,
+            tokens=facts.tokens,
+            learned=facts.learned,
+            share=facts.learned / max(1, facts.tokens),
+            stopped=facts.stopped,
+        )
+        if facts.on == "pairs"
+        else tr(
             "{documents:,} documents, {tokens:,} tokens, of which {learned:,} are learned ({share:.0%}); "
             "the end is learned in {stopped:,} of {documents:,}",
             documents=facts.documents,
@@ -215,6 +230,7 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
             stopped=facts.stopped,
         )
     )
+    said.append(sums)
     if facts.evaluation:
         count, tokens = facts.evaluation, facts.evaluation_tokens
         said.append(tr("judged by {count:,} documents of {tokens:,} tokens", count=count, tokens=tokens))
@@ -243,8 +259,10 @@ def _bars(facts: Facts) -> list[str]:
 
 def _marked(sample: Sample) -> list[str]:
     """The tokens of a sample, a line for each of its own; what is learned in brackets."""
-    said: list[str] = [""]
-    for token in sample.tokens:
+    said: list[str] = [tr("better:"), ""] if sample.second else [""]
+    for number, token in enumerate(sample.tokens):
+        if sample.second and number == sample.second:
+            said += [tr("worse:"), ""]
         text = show_controls(token.text.replace("\n", "⏎"))
         said[-1] += f"[{text}]" if token.learned else f"{text}·"
         if "\n" in token.text:
@@ -267,4 +285,4 @@ def sample_of(example: Example, names: Mapping[int, str], piece: Callable[[int],
         else:
             text = reader.decode(data) or "‹›"
         tokens.append(Token(token, text, learned))
-    return Sample(str(example.place), tokens)
+    return Sample(str(example.place), tokens, example.second)

@@ -79,13 +79,15 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
     model, learning = method.model, list(method.parameters.values())
     device = learning[0].device
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    sizes = []
+    sizes: list[tuple[int, float]] = []
+    documents = 2 if method.learns_pairs else 1
     counts = (_SHORT, 2 * _SHORT)
     for count in counts:
         ids = torch.tensor([*start, *([start[-1]] * count)][: max(count, len(start) + 2)], device=device)
         rows = torch.arange(len(ids) - 1, device=device)
-        kept = _kept(method, Flat(ids, (len(ids),), rows, ids[1:]), held)
-        sizes.append((len(ids), kept))
+        rows = torch.cat([rows + number * len(ids) for number in range(documents)])
+        flat = Flat(ids.repeat(documents), (len(ids),) * documents, rows, ids[1:].repeat(documents))
+        sizes.append((len(ids), _kept(method, flat, held) / documents))
     (n, first), (m, second) = sizes
     square = max(0.0, (second / m - first / n) / (m - n)) if m > n else 0.0
     outputs = (getattr(layer, "out_features", None) for layer in model.modules())
@@ -143,9 +145,12 @@ def predict(growth: Growth, worst: Sequence[int], *, by_layer: bool, device: str
     )
 
 
-def choose(growth: Growth, worst: Sequence[int], wanted: str, memory: int, device: str) -> Prediction:
+def choose(
+    growth: Growth, worst: Sequence[int], wanted: str, memory: int, device: str, *, sides: int = 1
+) -> Prediction:
     """The prediction, with layers computed twice if that was asked for or is needed. memory: bytes that may be used in
-    all; 0: what is free now. Raises DoesNotFit with the setting that would fit."""
+    all; 0: what is free now. sides: documents that stay together, as the two of a pair. Raises DoesNotFit with the
+    setting that would fit."""
     allowed = memory or _allowed(device)
     fast = predict(growth, worst, by_layer=False, device=device)
     small = predict(growth, worst, by_layer=True, device=device)
@@ -162,22 +167,25 @@ def choose(growth: Growth, worst: Sequence[int], wanted: str, memory: int, devic
             allowed=human_bytes(allowed),
             tokens=sum(worst),
         ),
-        hint=_way_out(growth, worst, small, wanted, allowed, device),
+        hint=_way_out(growth, worst, small, wanted, allowed, device, sides),
         code="tune.memory",
     )
 
 
-def _way_out(growth: Growth, worst: Sequence[int], small: Prediction, wanted: str, allowed: int, device: str) -> str:
+def _way_out(
+    growth: Growth, worst: Sequence[int], small: Prediction, wanted: str, allowed: int, device: str, sides: int
+) -> str:
     if wanted == "off" and small.peak <= allowed:
         return tr("with --checkpointing on it needs {needed}", needed=human_bytes(small.peak))
     by_layer = wanted != "off"
-    longest = max(worst)
+    longest = sides * max(worst)
     for tokens in (sum(worst) * share // 16 for share in range(15, 0, -1)):
         part = [longest] * (tokens // longest) + [tokens % longest]
         if tokens and predict(growth, part, by_layer=by_layer, device=device).peak <= allowed:
             if tokens >= longest:
                 return tr("--row-tokens {tokens} would fit", tokens=tokens)
-            return tr("--row-tokens {tokens} and --max-length {tokens} would fit", tokens=tokens)
+            most = tokens // sides
+            return tr("--row-tokens {tokens} and --max-length {most} would fit", tokens=tokens, most=most)
     return tr("no length would fit: take a smaller model, or a quantised one (--quant 4)")
 
 

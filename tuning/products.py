@@ -68,27 +68,27 @@ def times_rows(grad: torch.Tensor, layer: nn.Module) -> torch.Tensor:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of the cross entropies of rows x [m, hidden] under a frozen head; logits exist for a few rows at a time."""
+    """Cross entropies [m] of rows x [m, hidden] under a frozen head; logits exist for a few rows at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
         grads = torch.empty_like(x) if x.requires_grad else None
-        total = x.new_zeros((), dtype=torch.float64)
+        losses = x.new_empty(len(x), dtype=torch.float32)
         for start, logits, words in _chunks(x.detach(), targets, head):
             lengths = logits.logsumexp(1, keepdim=True)
-            total += (lengths - logits.gather(1, words)).sum(dtype=torch.float64)
+            losses[start : start + len(words)] = (lengths - logits.gather(1, words)).squeeze(1)
             if grads is not None:
                 share = logits.sub_(lengths).exp_()
                 share.scatter_add_(1, words, torch.full_like(lengths, -1.0))
                 grads[start : start + len(share)] = times_rows(share.to(x.dtype), head)
         ctx.save_for_backward(grads)
-        return total.float()
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grads,) = ctx.saved_tensors
-        return grads * grad.to(grads.dtype), None, None
+        return grads * grad.to(grads.dtype)[:, None], None, None
 
 
 def logit_rows(vocabulary: int) -> int:
@@ -106,13 +106,18 @@ def _chunks(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> Any:
 
 def head_loss(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """Sum of the cross entropies of targets [m] under the head's logits of x [m, hidden], in float32; 0 for no rows."""
+    return head_losses(x, targets, head).double().sum().float()
+
+
+def head_losses(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    """Each of them: [m], float32."""
     if not len(x):
-        return x.sum().float()
+        return x.sum(1).float()
     if any(parameter.requires_grad for parameter in head.parameters()):  # a LoRA on the head learns by autograd
-        return sum_of_losses(head(x), targets)
+        return losses_of_logits(head(x), targets)
     frozen = head.base if isinstance(head, Packed) else head
     return cast(torch.Tensor, _HeadLoss.apply(x, targets, frozen))  # type: ignore[no-untyped-call]
 
 
-def sum_of_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+def losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="none")

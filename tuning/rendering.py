@@ -18,6 +18,7 @@ from glmchat.core.messages import Message
 from glmchat.engine.prompts.base import Answered, PromptFormat
 from glmchat.engine.prompts.chatglm import ChatGLMPrompt
 from glmchat.tuning.examples import Example, Part, Place, Segment
+from glmchat.tuning.pairs import Pair
 from glmchat.tuning.rows import Conversation, RowFault, Text
 
 On = Literal["answers", "last", "all", "text"]
@@ -141,6 +142,43 @@ def fit(row: Conversation | Text, prompt: PromptFormat, on: On, limit: int, poli
     return rendered
 
 
+def fit_pair(pair: Pair, prompt: PromptFormat, limit: int, policy: OverLength) -> Rendered:
+    """Both sides as one example, neither longer than `limit` tokens, behind one and the same prompt.
+
+    Raises RowFault for a pair that the policy drops, and where nothing to tell the sides apart by would be left.
+    """
+    said = list(pair.question)
+    turns = [prompt.render_answered([*said, answer]) for answer in pair.answers]
+    rendered = Rendered([], sum(map(_size, turns)), is_long=max(map(_size, turns)) > limit)
+    while (most := max(map(_size, turns))) > limit and policy != "cut-answer":
+        shorter = _without_oldest(said) or _without_beginning(said, most - limit, prompt)
+        if policy == "drop" or shorter is None:
+            found, wanted = tr("{count} tokens", count=most), tr("at most {limit}", limit=limit)
+            raise RowFault("long", (), tr("a side of {size}", size=found), wanted)
+        said = shorter
+        turns = [prompt.render_answered([*said, answer]) for answer in pair.answers]
+    sides = []
+    for turn in turns:
+        document = Document(pair.place)
+        document.add("prompt", turn.prompt, False)
+        document.add("answer", turn.answer, True)
+        document.add("stop", turn.stop, True)
+        sides.append(cut_end(document.example(), limit))
+    first, other = sides
+    if not any(first.learned) or not any(other.learned) or first.ids == other.ids:
+        raise cut_away(limit)
+    start = len(first.ids)
+    moved = (Segment(part.part, start + part.start, start + part.end) for part in other.segments)
+    rendered.examples = [
+        Example(
+            first.ids + other.ids, first.learned + other.learned, (*first.segments, *moved), pair.place, second=start
+        )
+    ]
+    rendered.taken = rendered.was - len(rendered.examples[0].ids)
+    rendered.unstopped = sum(_size(turn) > limit for turn in turns)
+    return rendered
+
+
 def cut_away(limit: int) -> RowFault:
     found = tr("an answer that is cut away wholly at {limit} tokens", limit=limit)
     return RowFault("cut", (), found, tr("a shorter question, or a larger --max-length"))
@@ -210,7 +248,12 @@ def _without_beginning(said: list[Message], surplus: int, prompt: PromptFormat) 
     if at is None:
         return None
     ids = prompt.tokenizer.encode(said[at].content)
-    text = prompt.tokenizer.decode(ids[surplus:]).lstrip("\ufffd") if surplus < len(ids) else ""
-    if not text.strip() or len(text) >= len(said[at].content):
+    text = said[at].content
+    while len(text) >= len(said[at].content):  # a first token may be a blank that decoding leaves out anyway
+        if surplus >= len(ids):
+            return None
+        text = prompt.tokenizer.decode(ids[surplus:]).lstrip("\ufffd")
+        surplus += 1
+    if not text.strip():
         return None
     return [*said[:at], Message(said[at].role, text), *said[at + 1 :]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,9 @@ class Text:
     place: Place
 
 
+Said = tuple[Message, bool]  # and whether it is learned
+
+
 class RowFault(Exception):
     """A row that cannot be used. path: of the value that is at fault."""
 
@@ -55,24 +58,42 @@ def read_row(row: Raw, form: Form, prompt: PromptFormat, system: str | None = No
 
     Raises RowFault with what was found where, and what was wanted.
     """
-    value = {"": row.value} if form.name == "messages" else row.value
-    if not isinstance(value, dict):
-        raise RowFault("type", (), _kind(value), tr("an object with named fields"), _example(form))
-    for part in form.needs:
-        if form.columns[part] not in value:
-            keys = ", ".join(map(str, value)) or tr("none")
-            found = tr("no {key}; the row has {keys}", key=repr(form.columns[part]), keys=one_line(keys, 80))
-            raise RowFault("missing", (), found, repr(form.columns[part]), _example(form))
+    value = fields_of(row, form)
     if form.is_text:
         key = form.columns["text"]
         text = _string(value[key], (key,))
         if not text.strip():
             raise RowFault("empty", (key,), tr("an empty text"), tr("a text"))
         return Text(text, row.place)
-    said = list(_messages(value, form, prompt) if "messages" in form.columns else _asked_messages(value, form))
-    said = _with_head(said, value, form, prompt, system)
+    said = said_before(value, form, prompt, system)
     if {"messages", "answer"} <= form.columns.keys():  # the preferred answers of pairs
         said.append((Message("assistant", _preferred(value, form, "answer")), True))
+    return conversation_of(said, value, form, prompt, row.place)
+
+
+def fields_of(row: Raw, form: Form) -> Mapping[str, Any]:
+    """The row's fields, with all that the form needs. Raises RowFault."""
+    value = {"": row.value} if form.name == "messages" else row.value
+    if not isinstance(value, dict):
+        raise RowFault("type", (), kind_of(value), tr("an object with named fields"), _example(form))
+    for part in form.needs:
+        if form.columns[part] not in value:
+            keys = ", ".join(map(str, value)) or tr("none")
+            found = tr("no {key}; the row has {keys}", key=repr(form.columns[part]), keys=one_line(keys, 80))
+            raise RowFault("missing", (), found, repr(form.columns[part]), _example(form))
+    return value
+
+
+def said_before(value: Mapping[str, Any], form: Form, prompt: PromptFormat, system: str | None) -> list[Said]:
+    """All messages of a row, but for an answer in a field beside a list of messages. Raises RowFault."""
+    said = list(_messages(value, form, prompt) if "messages" in form.columns else _asked_messages(value, form))
+    return _with_head(said, value, form, prompt, system)
+
+
+def conversation_of(
+    said: Sequence[Said], value: Mapping[str, Any], form: Form, prompt: PromptFormat, place: Place
+) -> Conversation:
+    """Of messages that this model's format can write and learn from. Raises RowFault."""
     _check(said, form)
     if not prompt.takes_tools and any(message.tools or message.role == "tool" or message.name for message, _ in said):
         found, wanted = tr("tools"), tr("none: this model's format does not support tools")
@@ -81,10 +102,7 @@ def read_row(row: Raw, form: Form, prompt: PromptFormat, system: str | None = No
     asked = "", ""
     if "prompt" in form.columns:
         asked = value[form.columns["prompt"]], value.get(form.columns.get("query", "\0")) or ""
-    return Conversation(messages, learned, row.place, asked)
-
-
-Said = tuple[Message, bool]  # and whether it is learned
+    return Conversation(messages, learned, place, asked)
 
 
 def _asked_messages(value: Mapping[str, Any], form: Form) -> Iterator[Said]:
@@ -96,10 +114,10 @@ def _asked_messages(value: Mapping[str, Any], form: Form) -> Iterator[Said]:
         history = _json(history, (key,))
     wanted = tr("a list of pairs of a question and an answer")
     if not isinstance(history, list):
-        raise RowFault("type", (key,), _kind(history), wanted, '[["…", "…"]]')
+        raise RowFault("type", (key,), kind_of(history), wanted, '[["…", "…"]]')
     for number, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RowFault("type", (key, number), _kind(pair), wanted, '["…", "…"]')
+            raise RowFault("type", (key, number), kind_of(pair), wanted, '["…", "…"]')
         yield Message("user", _string(pair[0], (key, number, 0))), False
         yield Message("assistant", _string(pair[1], (key, number, 1))), True
     parts = [_string(value[columns["prompt"]], (columns["prompt"],))]
@@ -122,11 +140,11 @@ def _messages(value: Mapping[str, Any], form: Form, prompt: PromptFormat) -> Ite
     wanted = tr("a list of messages")
     example = json.dumps([{tags.role: "user", tags.content: "…"}], ensure_ascii=False)
     if not isinstance(listed, list) or not listed:
-        raise RowFault("type", head, _kind(listed), wanted, example)
+        raise RowFault("type", head, kind_of(listed), wanted, example)
     for number, item in enumerate(listed):
         path = (*head, number)
         if not isinstance(item, dict):
-            raise RowFault("type", path, _kind(item), tr("a message"), example)
+            raise RowFault("type", path, kind_of(item), tr("a message"), example)
         if tags.role not in item:
             keys = one_line(", ".join(map(str, item)), 60)
             raise RowFault("missing", path, tr("no {key}; it has {keys}", key=repr(tags.role), keys=keys), tags.role)
@@ -173,7 +191,7 @@ def _calls(prompt: PromptFormat, calls: Any, path: tuple[str | int, ...]) -> lis
         raise RowFault("tools", path, tr("{count} calls in one turn", count=len(listed)), tr("one call in a turn"))
     call = listed[0].get("function", listed[0]) if isinstance(listed[0], dict) else None
     if not isinstance(call, dict) or "name" not in call:
-        raise RowFault("tools", path, _kind(calls), tr("a call"), '{"name": "…", "arguments": {…}}')
+        raise RowFault("tools", path, kind_of(calls), tr("a call"), '{"name": "…", "arguments": {…}}')
     return [_call(prompt, call["name"], call.get("arguments", {}), path)]
 
 
@@ -206,21 +224,20 @@ def _with_head(
 def _functions(tools: Any, path: tuple[str | int, ...]) -> list[Mapping[str, Any]]:
     listed = _json(tools, path) if isinstance(tools, str) else tools
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        raise RowFault("tools", path, _kind(listed), tr("a list of functions"), '[{"name": "…", "parameters": {…}}]')
+        raise RowFault("tools", path, kind_of(listed), tr("a list of functions"), '[{"name": "…", "parameters": {…}}]')
     return [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in listed]
 
 
-def _check(said: Iterable[Said], form: Form) -> None:
+def _check(said: Sequence[Said], form: Form) -> None:
     """A question first, an answer last, and no empty answers."""
-    listed = list(said)
-    answers = [message for message, _ in listed if message.role == "assistant"]
+    answers = [message for message, _ in said if message.role == "assistant"]
     path = (form.columns["messages"],) if form.columns.get("messages") else ()
     if not answers:
         raise RowFault("order", path, tr("no answer"), tr("a question and an answer"))
-    if listed[-1][0].role != "assistant":
-        found = tr("a conversation that ends with a message of {role}", role=listed[-1][0].role)
+    if said[-1][0].role != "assistant":
+        found = tr("a conversation that ends with a message of {role}", role=said[-1][0].role)
         raise RowFault("order", path, found, tr("an answer at the end"))
-    first = next(message for message, _ in listed if message.role != "system")
+    first = next(message for message, _ in said if message.role != "system")
     if first.role == "assistant":
         raise RowFault("order", path, tr("an answer at the beginning"), tr("a question before it"))
     if any(not message.content.strip() for message in answers):
@@ -255,7 +272,7 @@ def _content(value: Any, path: tuple[str | int, ...]) -> str:
 
 def _string(value: Any, path: tuple[str | int, ...]) -> str:
     if not isinstance(value, str):
-        raise RowFault("type", path, _kind(value), tr("a text in quotes"), '"…"')
+        raise RowFault("type", path, kind_of(value), tr("a text in quotes"), '"…"')
     return value
 
 
@@ -266,7 +283,7 @@ def _json(text: str, path: tuple[str | int, ...]) -> Any:
         raise RowFault("type", path, one_line(repr(text), 60), tr("JSON inside the text")) from None
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What somebody who wrote it would call it."""
     kinds = {dict: tr("an object"), list: tr("a list"), str: tr("a text"), bool: tr("true or false")}
     kind = kinds.get(type(value), tr("a number") if isinstance(value, int | float) else tr("null"))

@@ -9,7 +9,10 @@ from typing import Any, Literal
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 
+# What a run does where nobody says otherwise, where that is another thing than for LoRA.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"dpo": {"learning_rate": 2e-5}}
 SCHEDULES = ("constant", "linear", "cosine")
+LOSSES = ("sigmoid", "ipo")
 EPOCHS = 3  # where neither epochs nor steps are told
 
 
@@ -18,6 +21,7 @@ class Settings:
     """See the fields; a `Settings()` is a run that most people want.
 
     method: of tuning/methods/__init__.py. rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
+    beta, loss: of preferences (tuning/methods/dpo.py).
     quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
     learning_rate, schedule, warmup (steps, or a share of all steps below 1), betas, eps, weight_decay, clip (0: never):
     of AdamW. epochs, steps: whichever ends first, where both are told; 0: as many as the other gives, or EPOCHS.
@@ -35,6 +39,8 @@ class Settings:
     targets: tuple[str, ...] | str = "all-linear"
     rslora: bool = False
     dora: bool = False
+    beta: float = 0.1
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
     quant: int | None = None
     dtype: str | None = None
     device: str = "cpu"
@@ -68,6 +74,8 @@ class Settings:
             ("rank", self.rank < 1),
             ("alpha", self.alpha <= 0),
             ("dropout", not 0 <= self.dropout < 1),
+            ("beta", not 0 < self.beta < 1e6),
+            ("loss", self.loss not in LOSSES),
             ("learning_rate", not 0 < self.learning_rate < 100),
             ("schedule", self.schedule not in SCHEDULES),
             ("warmup", self.warmup < 0),

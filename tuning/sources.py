@@ -167,6 +167,8 @@ def _told(entry: Mapping[str, Any]) -> Form | None:
         columns.setdefault("messages", "conversations")
         base = OPENAI if entry.get("formatting") == "openai" else SHAREGPT
         roles = {**base.roles, **{str(tags[tag]): role for tag, role in _ROLE_TAGS.items() if tag in tags}}
+        if entry.get("ranking"):
+            columns = {"chosen": "chosen", "rejected": "rejected", **columns}
         form = with_columns(columns)
         return replace(
             form, name="sharegpt", tags=Tags(tags.get("role_tag", "from"), tags.get("content_tag", "value"), roles)

@@ -16,6 +16,7 @@ from glmchat.tuning.examples import Example, Part, Place, Segment
 
 _PARTS: tuple[Part, ...] = ("prompt", "answer", "stop")
 _WORD = 4  # bytes; the lowest bit of a token's word says whether it is learned
+_HEAD = 6  # words before the segments of an example
 
 
 class Store:
@@ -39,14 +40,14 @@ class Store:
         store._offsets, store.lengths, store.counts, store.stops = array("Q", [0]), array("I"), array("I"), array("B")
         end = os.fstat(store._file.fileno()).st_size // _WORD
         while (at := store._offsets[-1]) < end:
-            head = array("I", store._read(at, 5))
-            if len(head) < 5 or at + head[0] > end or head[0] < 5:
+            head = array("I", store._read(at, _HEAD))
+            if len(head) < _HEAD or at + head[0] > end or head[0] < _HEAD:
                 store.close()
                 raise Damaged(
                     tr("{path} is cut off", path=path.name), hint=tr("read the data again"), code="data.store"
                 )
             store._offsets.append(at + head[0])
-            store.lengths.append(head[0] - 5 - 3 * head[3])
+            store.lengths.append(head[0] - _HEAD - 3 * head[3])
             store.counts.append(head[4] >> 1)
             store.stops.append(head[4] & 1)
         return store
@@ -66,7 +67,7 @@ class Store:
             number = len(self.files) - 1
         learned = sum(example.learned)
         stops = any(part.part == "stop" and example.learned[part.start] for part in example.segments)
-        words = array("I", [0, number, place.line, len(example.segments), learned << 1 | stops])
+        words = array("I", [0, number, place.line, len(example.segments), learned << 1 | stops, example.second])
         for segment in example.segments:
             words.extend((_PARTS.index(segment.part), segment.start, segment.end))
         words.extend(token << 1 | counts for token, counts in zip(example.ids, example.learned, strict=True))
@@ -85,13 +86,13 @@ class Store:
 
     def example(self, number: int) -> Example:
         words = array("I", self._read(self._offsets[number], self._offsets[number + 1] - self._offsets[number]))
-        _, file, line, count, _ = words[:5]
-        begin = 5 + 3 * count
-        parts = (words[at : at + 3] for at in range(5, begin, 3))
+        _, file, line, count, _, second = words[:_HEAD]
+        begin = _HEAD + 3 * count
+        parts = (words[at : at + 3] for at in range(_HEAD, begin, 3))
         segments = tuple(Segment(_PARTS[part], start, end) for part, start, end in parts)
         ids = tuple(word >> 1 for word in words[begin:])
         learned = tuple(bool(word & 1) for word in words[begin:])
-        return Example(ids, learned, segments, Place(self.files[file], line))
+        return Example(ids, learned, segments, Place(self.files[file], line), second)
 
     def close(self) -> None:
         self._file.close()

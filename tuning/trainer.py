@@ -123,6 +123,8 @@ class _Run:
         self._refuse_too_long()
         self.method = method_of(self.checkpoint, self.model, settings)
         self.parameters = self.method.parameters
+        self._refuse_other_rows()
+        self.weights = [1] * len(self.lengths) if self.method.learns_pairs else self.learned
         self.model.train()
         self.learner = Learner(self.method)
         self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
@@ -184,33 +186,48 @@ class _Run:
     @torch.no_grad()
     def _probe(self) -> Probe:
         """Of the beginning of the first row."""
-        ids = self.dataset[0].ids[:_PROBED]
+        ids = self.dataset[0].ids[: min(_PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
         return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
 
     # Before the first step
 
     def _refuse_too_long(self) -> None:
-        longest = max(range(len(self.lengths)), key=lambda number: self.lengths[number])
-        if self.lengths[longest] > self.checkpoint.spec.context:
+        context = self.checkpoint.spec.context
+        long = [number for number, length in enumerate(self.lengths) if length > context]
+        longest = max((self.dataset[n] for n in long), key=lambda example: max(example.lengths), default=None)
+        if longest is not None and max(longest.lengths) > context:
             raise Usage(
                 tr(
                     "{place} has {length:,} tokens, and the model reads {context:,} at most",
-                    place=str(self.dataset[longest].place),
-                    length=self.lengths[longest],
-                    context=self.checkpoint.spec.context,
+                    place=str(longest.place),
+                    length=max(longest.lengths),
+                    context=context,
                 ),
-                hint=tr("cut rows with --max-length {context}", context=self.checkpoint.spec.context),
+                hint=tr("cut rows with --max-length {context}", context=context),
                 code="tune.length",
             )
+
+    def _refuse_other_rows(self) -> None:
+        first = (rows[0] for rows in (self.dataset, self.evaluation) if rows)  # a reading of data gives one kind alone
+        found = next((each for each in first if bool(each.second) != self.method.learns_pairs), None)
+        if found is not None:
+            what = tr("a pair of answers") if found.second else tr("a single answer")
+            raise Usage(
+                tr("{place} is {what}, and the method {method} learns none", place=str(found.place), what=what,
+                   method=self.settings.method),
+                hint=tr("pairs of a better and a worse answer are learned by --method dpo, and by it alone"),
+                code="tune.rows",
+            )  # fmt: skip
 
     def _predict(self) -> predict.Prediction:
         """Memory by arithmetic, then two passes over the pass that needs most: what fails for memory fails now."""
         worst = worst_of(self.steps, self.lengths)
         growth = predict.measure(self.method, self._opening())
-        lengths = [self.lengths[number] for number in worst]
+        lengths = [length for number in worst for length in self.dataset[number].lengths]
         settings = self.settings
-        found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device)
+        sides = 2 if self.method.learns_pairs else 1
+        found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device, sides=sides)
         self.learner.by_layer = found.by_layer
         costs = self._costs(worst)
         if self.within is not None:
@@ -327,20 +344,23 @@ class _Run:
         rate = rate_at(step.number, len(self.steps), self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        learned = max(1, sum(self.learned[number] for number in step.documents))
+        weight = max(1, sum(self.weights[number] for number in step.documents))
         own = step.passes[accelerator.process_index :: accelerator.num_processes]
         self._seed(step.number)
         total = torch.zeros((), dtype=torch.float64)
+        self.method.measured.zero_()
         for index, numbers in enumerate(own or step.passes[:1]):
             last = index == len(own) - 1 or not own
             with accelerator.no_sync(call) if not last and accelerator.num_processes > 1 else nullcontext():
                 loss = call(self._flat(numbers))
-                share = (accelerator.num_processes / learned) if own else 0.0
+                share = (accelerator.num_processes / weight) if own else 0.0
                 accelerator.backward(loss * share)
             total += loss.detach().double().cpu() if own else 0.0
+        measured = self.method.measured * bool(own)
         if accelerator.num_processes > 1:
-            total = accelerator.reduce(total.float().to(self.device)).double().cpu()
-        before, self.loss = self.loss, float(total) / learned
+            sums = torch.cat([total[None], measured]).float().to(self.device)
+            total, measured = accelerator.reduce(sums).double().cpu().split([1, len(measured)])
+        before, self.loss = self.loss, float(total) / weight
         norm = self._norm()
         # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
         is_zero = self.loss == 0 and not before < 1e-3
@@ -353,7 +373,7 @@ class _Run:
         seconds = time.perf_counter() - begun
         tokens = sum(self.lengths[number] for number in step.documents)
         self.done, self.tokens = step.number, self.tokens + tokens
-        self._told(step, rate, norm, tokens, seconds)
+        self._told(step, rate, norm, tokens, seconds, self._means(measured, weight))
 
     def _norm(self) -> float:
         values = list(self.parameters.values())
@@ -362,7 +382,13 @@ class _Run:
         grads = [value.grad for value in values if value.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
-    def _told(self, step: Step, rate: float, norm: float, tokens: int, seconds: float) -> None:
+    def _means(self, sums: torch.Tensor, weight: int) -> dict[str, float]:
+        """What the method measures besides its loss, by its names."""
+        return dict(zip(self.method.measures, (sums / weight).tolist(), strict=True))
+
+    def _told(
+        self, step: Step, rate: float, norm: float, tokens: int, seconds: float, measures: Mapping[str, float]
+    ) -> None:
         speed = tokens / max(seconds, 1e-9)
         left = sum(self.lengths[number] for each in self.steps[self.done :] for number in each.documents)
         widest = max(sum(self.lengths[n] for n in numbers) for numbers in step.passes)
@@ -373,6 +399,7 @@ class _Run:
                 "steps": len(self.steps),
                 "epoch": step.epoch,
                 "loss": self.loss,
+                **measures,
                 "lr": rate,
                 "grad_norm": norm,
                 "tokens": tokens,
@@ -387,9 +414,8 @@ class _Run:
         """What is due after a step: an evaluation, samples, a checkpoint."""
         settings, last = self.settings, step.number == len(self.steps)
         if self.evaluation and (last or _due(step.number, settings.evaluate_every)):
-            found = self.evaluated = self._evaluate()
-            perplexity = math.exp(min(found, 700.0))
-            self.tell({"kind": "evaluation", "step": step.number, "loss": found, "perplexity": perplexity})
+            self.evaluated, measures = self._evaluate()
+            self.tell({"kind": "evaluation", "step": step.number, "loss": self.evaluated, **measures})
         if self.main and self.sampler is not None and (last or _due(step.number, settings.sample_every)):
             for sample in self.sampler.answers():
                 self.tell({"kind": "sample", "step": step.number, **sample})
@@ -397,14 +423,19 @@ class _Run:
             self._save()
 
     @torch.no_grad()
-    def _evaluate(self) -> float:
-        """Mean loss of the evaluation rows, one after the other: nothing is stacked."""
+    def _evaluate(self) -> tuple[float, dict[str, float]]:
+        """Mean loss of the evaluation rows, one after the other: nothing is stacked; and what else tells of them."""
         self.model.eval()
+        self.method.measured.zero_()
         try:
             total = sum(float(self.learner(flatten([example], self.device))) for example in self.evaluation)
         finally:
             self.model.train()
-        return total / max(1, sum(map(learned_of, self.evaluation)))
+        if self.method.learns_pairs:
+            weight = len(self.evaluation)
+            return total / weight, self._means(self.method.measured, weight)
+        loss = total / max(1, sum(map(learned_of, self.evaluation)))
+        return loss, {"perplexity": math.exp(min(loss, 700.0))}
 
     def _agreed(self, wanted: bool) -> bool:
         """Whether any process was asked to stop: all stop at one step, or none."""

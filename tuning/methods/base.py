@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,14 +17,21 @@ class Method(ABC):
     """A model that was made ready to learn.
 
     parameters: the tensors that learn, by the names that they have in what is written. layers: how many layers learn.
+    learns_pairs: an example is a pair of two documents, and the loss of a step is the mean over its pairs; else the
+    mean over its learned tokens. measures: what else is told of a step, `measured`: the sums of them over all passes
+    since it was set to zeros.
     """
+
+    learns_pairs: ClassVar[bool] = False
+    measures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: LanguageModel, parameters: dict[str, nn.Parameter], layers: int) -> None:
         self.model, self.parameters, self.layers = model, parameters, layers
+        self.measured = torch.zeros(len(self.measures), dtype=torch.float64)
 
     def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
-        """Sum of the losses of the learned tokens, float32. by_layer: compute layers twice instead of keeping what they
-        were given."""
+        """Sum of the losses of the learned tokens, or of the pairs, float32. by_layer: compute layers twice instead of
+        keeping what they were given."""
         return loss_of(self.model, flat, by_layer=by_layer)
 
     @abstractmethod
