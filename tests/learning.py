@@ -47,6 +47,11 @@ def pairs(family: str, count: int, *, longest: int = 24, seed: int = 3) -> list[
     return made
 
 
+def rows_of(options: dict[str, Any], count: int) -> list[Example]:
+    """What the method of a run learns from."""
+    return pairs("llama", count) if options.get("method") == "dpo" else documents("llama", count)
+
+
 def plain(**changes: Any) -> Settings:
     """Exact arithmetic, nothing random but the first numbers of A."""
     given = {"dtype": "float32", "threads": 1, "rank": 4, "alpha": 8.0, "warmup": 0.0, "schedule": "linear"}

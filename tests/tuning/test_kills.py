@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from learning import documents, learn, losses, plain
+from learning import learn, losses, plain, rows_of
 from polling import wait_until
 from safetensors.torch import load_file
 from tiny_checkpoints import build
@@ -27,7 +28,7 @@ PROGRAM = """
 import json, os, sys, time
 sys.path.insert(0, {tests!r})
 import torch
-from learning import documents, plain
+from learning import plain, rows_of
 from glmchat.tuning import state
 from glmchat.tuning.trainer import train
 from pathlib import Path
@@ -42,14 +43,17 @@ folder.mkdir(parents=True, exist_ok=True)
 log = open(folder / "log.jsonl", "a")
 def tell(event):
     log.write(json.dumps(event) + "\\n"); log.flush()
-train(model, documents("llama", 18), plain(**options), folder, tell, lambda: False)
+train(model, rows_of(options, 18), plain(**options), folder, tell, lambda: False)
 """
 OPTIONS = {"epochs": 2, "rows_per_step": 3, "dropout": 0.2, "learning_rate": 1e-2, "save_every": 1}
 
 
-def start(model: Path, folder: Path, slow: float) -> subprocess.Popen[bytes]:
+OF_PAIRS = {**OPTIONS, "method": "dpo", "beta": 0.3}
+
+
+def start(model: Path, folder: Path, slow: float, options: dict[str, Any]) -> subprocess.Popen[bytes]:
     code = PROGRAM.format(tests=str(TESTS))
-    words = [sys.executable, "-P", "-c", code, str(model), str(folder), str(slow), json.dumps(OPTIONS)]
+    words = [sys.executable, "-P", "-c", code, str(model), str(folder), str(slow), json.dumps(options)]
     return subprocess.Popen(words, cwd="/", stdout=subprocess.DEVNULL)
 
 
@@ -60,11 +64,12 @@ def told(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(300)
-def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS], ids=["lora", "dpo"])
+def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path, options: dict[str, Any]) -> None:
     """One kill in the middle of writing a checkpoint, one in the second epoch, behind a whole checkpoint."""
     torch.set_num_threads(1)
     model, folder = build("llama", tmp_path / "base"), tmp_path / "run"
-    _, events = learn(tmp_path / "whole", model, documents("llama", 18), plain(**OPTIONS))
+    _, events = learn(tmp_path / "whole", model, rows_of(options, 18), plain(**options))
     places = folder / "checkpoints"
 
     def half_written() -> bool:
@@ -74,7 +79,7 @@ def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path) ->
         return any(event["kind"] == "checkpoint" and int(str(event["step"])) >= 8 for event in told(folder))
 
     for due in (half_written, in_the_second_epoch):
-        process = start(model, folder, 0.05)
+        process = start(model, folder, 0.05, options)
         try:
             wait_until(due, seconds=120)
         finally:
@@ -83,7 +88,7 @@ def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path) ->
         saved = state.newest(places)
         assert saved is not None and saved.step >= 1
         assert not list(places.glob(".writing-*")) and not (folder / "adapter").exists()
-    assert start(model, folder, 0.0).wait() == 0
+    assert start(model, folder, 0.0, options).wait() == 0
     found: dict[int, set[float]] = {}
     for event in told(folder):
         if event["kind"] == "step":
@@ -94,11 +99,12 @@ def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path) ->
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS], ids=["lora", "dpo"])
+def test_two_processes_learn_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
     """By accelerate's own launcher, on the CPU; a step of three passes gives one of them more than the other."""
     model, folder = build("llama", tmp_path / "base"), tmp_path / "two"
-    options = {**OPTIONS, "dropout": 0.0, "row_tokens": 1}
-    _, events = learn(tmp_path / "one", model, documents("llama", 18), plain(**options))
+    options = {**options, "dropout": 0.0, "row_tokens": 1}
+    _, events = learn(tmp_path / "one", model, rows_of(options, 18), plain(**options))
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(tests=str(TESTS)))
     launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
@@ -108,6 +114,11 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = [float(str(event["loss"])) for event in told(folder) if event["kind"] == "step"]
     assert found == pytest.approx(losses(events), rel=1e-4)
+    if "method" in options:  # rewards and margins are sums over both processes, too
+        steps = [[event for event in log if event["kind"] == "step"] for log in (told(folder), events)]
+        for both, alone in zip(*steps, strict=True):
+            for name in ("loss", "margin", "accuracy", "reward_chosen", "reward_rejected"):
+                assert both[name] == pytest.approx(alone[name], abs=1e-6), (alone["step"], name)
     one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (tmp_path / "one", folder))
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-2, atol=1e-4)
