@@ -252,12 +252,16 @@ def runs(options: EngineOptions) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """pids: who holds a lease. seconds_left: None while the engine is used. state: loading, ready or failed."""
+    """pids: who holds a lease. seconds_left: None while the engine is used. state: loading, ready or failed.
+
+    device: where it computes, once it does.
+    """
 
     pids: tuple[int, ...]
     seconds_left: float | None
     answers: int
     state: str
+    device: str | None = None
 
 
 def users_of(socket_path: Path) -> Users:
@@ -268,8 +272,9 @@ def users_of(socket_path: Path) -> Users:
         with make_client(uds=str(socket_path), timeout=5.0) as client:
             data: dict[str, Any] = client.get("http://localhost/users").json()
         pids = tuple(int(user["pid"]) for user in data["users"])
-        left = data["seconds_left"]
-        return Users(pids, None if left is None else float(left), int(data["answers"]), str(data["state"]))
+        left, device = data["seconds_left"], data.get("device")
+        seconds = None if left is None else float(left)
+        return Users(pids, seconds, int(data["answers"]), str(data["state"]), device and str(device))
     except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
         raise EngineDied(tr("the engine does not answer"), hint="glmchat stop", code="engine.silent") from None
 
@@ -292,8 +297,9 @@ def program_of(pid: int) -> str:
     with suppress(psutil.Error):
         line = psutil.Process(pid).cmdline()
         start = next((i + 1 for i, word in enumerate(line) if Path(word).name == "glmchat"), len(line))
+        start += 2 if line[start : start + 1] == ["--lang"] else 0
         words = line[start : start + 2]
-    return f"{one_line(' '.join(words), 40)} ({pid})".strip()
+    return f"{one_line(' '.join(words) or 'glmchat', 40)} ({pid})"
 
 
 def _lives(pid: int) -> bool:

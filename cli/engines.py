@@ -65,7 +65,7 @@ def _row(record: EngineRecord) -> dict[str, Any]:
     return {
         "model": record.model,
         "quant": record.quant,
-        "device": record.device,
+        "device": (users and users.device) or record.device,
         "context": record.context,
         "pid": pid,
         "memory": process_memory(pid),

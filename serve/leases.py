@@ -117,7 +117,13 @@ class Leases:
     async def _users(self, request: Request) -> Response:
         users = [{"pid": lease.pid, "since": lease.since, "rests": lease.rests} for lease in self._held.values()]
         state = "failed" if self._host.error else "loading" if self._host.engine is None else "ready"
-        body = {"users": users, "seconds_left": self._seconds_left(), "answers": len(self._host.line), "state": state}
+        body = {
+            "users": users,
+            "seconds_left": self._seconds_left(),
+            "answers": len(self._host.line),
+            "state": state,
+            "device": self._host.engine.facts().get("device") if self._host.engine else None,
+        }
         return Response(to_bytes(body), media_type="application/json")
 
 

@@ -94,6 +94,7 @@ class FakeEngine:
     seconds_per_token, seconds_per_prefill: how slow it is. prefill_steps: how often it looks up while reading a prompt.
     repeat: say all pieces that many times. echo: answer with the last question instead.
     until: begin again with the pieces as long as this file is not there.
+    device: where it says that it computes.
     fail_after: raise `failure` after that many pieces. die_after: kill the process (-9) after that many.
     Everything it was asked is recorded in `asked`; `stopped` counts answers that were stopped.
     """
@@ -113,6 +114,7 @@ class FakeEngine:
         until: str | None = None,
         context: int = 4096,
         parallel: int = 1,
+        device: str | None = None,
     ) -> None:
         self.pieces = tuple(pieces) * repeat
         self.seconds_per_token = seconds_per_token
@@ -126,6 +128,7 @@ class FakeEngine:
         self.context = context
         self.family = "fake"
         self.parallel = parallel
+        self.device = device
         self.steps = 0  # how often several answers were advanced together
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []
@@ -186,7 +189,7 @@ class FakeEngine:
         self.decoded.append(None if decoding == PLAIN else decoding)
 
     def facts(self) -> Mapping[str, Any]:
-        return {"threads": 1, "kernel": "fake", "family": "fake"}
+        return {"threads": 1, "kernel": "fake", "family": "fake", **({"device": self.device} if self.device else {})}
 
     def attach(self, folder: Path, name: str) -> None:
         if not folder.is_dir():

@@ -153,9 +153,8 @@ def advice_for_chinese(launch: LaunchOptions) -> tuple[str, str] | None:
             size=human_bytes(total_memory()),
         )
     choice = min(speakers, key=_weights)  # the one that loads and answers soonest
-    return text, tr(
-        "`glmchat pull {name}` ({size}) answers Chinese", name=choice.reference, size=human_bytes(_weights(choice))
-    )
+    size = human_bytes(_weights(choice))
+    return text, tr("F4 offers {name} ({size}), which answers Chinese", name=choice.reference, size=size)
 
 
 def _weights(entry: Entry) -> int:

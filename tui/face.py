@@ -292,7 +292,7 @@ class WindowFace:
         if copied.sequence is not None and driver is not None and not self._view.app.is_headless:
             driver.write(copied.sequence)
             driver.flush()
-        self._view.notify(copied.words(), timeout=4)
+        self._view.notify(copied.words(), timeout=6)
 
     def _quote(self, words: str) -> None:
         quoted = "\n".join(f"> {line}" for line in actions.answer_meant(self).text.splitlines())

@@ -48,17 +48,24 @@ OSC52_LIMIT = 74_994  # bytes of text: 99,992 of base64
 class Copied:
     """What happened. sequence: bytes for the terminal, None if the text is too long for it, or tmux has it already.
 
-    file: None if it cannot be written.
+    file: None if it cannot be written. far_tmux: a tmux that this is not started in stands between, at the other end of
+    SSH; as it comes, it drops what programs want copied.
     """
 
     characters: int
     sequence: str | None
     file: Path | None
     in_tmux: bool = False
+    far_tmux: bool = False
 
     def words(self) -> str:
         if self.in_tmux:
             return tr("copied {n} characters, into tmux too", n=self.characters)
+        if self.far_tmux and self.sequence is not None and self.file is not None:
+            return tr(
+                "copied {n} characters; a tmux at your end takes them after `set -s set-clipboard on`; here: {file}",
+                n=self.characters, file=str(self.file),
+            )  # fmt: skip
         if self.sequence is not None and self.file is not None:
             return tr(
                 "copied {n} characters; if your terminal ignored it: {file}", n=self.characters, file=str(self.file)
@@ -124,4 +131,5 @@ def copy(text: str, environ: Mapping[str, str] | None = None) -> Copied:
         path = None
     environ = os.environ if environ is None else environ
     in_tmux = _hand_to_tmux(text, environ)
-    return Copied(len(text), None if in_tmux else osc52(text, environ), path, in_tmux)
+    far_tmux = environ.get("TERM", "").startswith("tmux") and not environ.get("TMUX")
+    return Copied(len(text), None if in_tmux else osc52(text, environ), path, in_tmux, far_tmux)

@@ -283,14 +283,16 @@ _HEADS = (
     f"SELECT {_HEAD}, (SELECT count(*) FROM message m WHERE m.conversation = c.id AND m.deletion IS NULL"
     f" AND m.role <> '{CLEAR}') FROM conversation c WHERE deletion IS NULL"
 )
-LIST_HEADS = f"{_HEADS} ORDER BY pinned DESC, sequence DESC LIMIT ? OFFSET ?"
+_LATEST_FIRST = "sequence DESC, updated DESC, id DESC"  # imports share the number of what they came after
+LIST_HEADS = f"{_HEADS} ORDER BY pinned DESC, {_LATEST_FIRST} LIMIT ? OFFSET ?"
 ONE_HEAD = f"{_HEADS} AND id = ?"
 LAST_HEAD = (
     f"{_HEADS} AND EXISTS (SELECT 1 FROM message m WHERE m.conversation = c.id AND m.deletion IS NULL)"
-    " ORDER BY sequence DESC LIMIT 1"
+    f" ORDER BY {_LATEST_FIRST} LIMIT 1"
 )
+USED_BEFORE = "SELECT max(sequence) FROM conversation WHERE updated <= ? AND id < ? AND sequence <> 0"
 LAST_DRAFT = (
-    f"SELECT * FROM ({_HEADS} ORDER BY sequence DESC LIMIT 1) AS newest WHERE draft <> ''"
+    f"SELECT * FROM ({_HEADS} ORDER BY {_LATEST_FIRST} LIMIT 1) AS newest WHERE draft <> ''"
     " AND NOT EXISTS (SELECT 1 FROM message m WHERE m.conversation = newest.id AND m.deletion IS NULL)"
 )
 LAST_QUESTIONS = (

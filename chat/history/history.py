@@ -207,6 +207,14 @@ class History:
                 # What is said makes a conversation the last one used; a title, a pin, a setting or a draft does not.
                 self.store.save(tree, touch=not tree.conversation.sequence)
 
+    def place_by_time(self, tree: Tree, first: int) -> None:
+        """An old conversation that came in goes where its time is. first: the lowest number of those beside it."""
+        with self._lock:
+            row = self.store.row(database.USED_BEFORE, (tree.conversation.updated, first))
+            # Below all: any number that is not 0, which means that it has none yet.
+            tree.change_head(sequence=int(row[0]) if row and row[0] is not None else -1)
+            self.store.save(tree, touch=False)
+
     def rename(self, tree: Tree, title: str) -> None:
         self.change(tree, title=one_line(title.strip(), 120), renamed=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -217,10 +218,13 @@ def _own_form(one: Any, where: str, number: int) -> Any:
 
 
 def add_to_history(history: History, conversations: Iterable[Mapping[str, Any]]) -> list[Tree]:
-    """Bring conversations in as new ones, all or none; what is there stays as it is."""
+    """Bring conversations in as new ones, all or none; what is there stays as it is.
+
+    Each stands in the order of use where its last message does: the last one used before stays that, if it was later.
+    """
     trees = []
     with history.batch():
-        for one in conversations:
+        for one in sorted(conversations, key=_last_said):
             settings = ConversationSettings.from_json(one["settings"])
             tree = history.new(one["model"], settings)
             ids: dict[int, int] = {}
@@ -237,7 +241,14 @@ def add_to_history(history: History, conversations: Iterable[Mapping[str, Any]])
             values = {"created": one["created"]} if one["created"] is not None else {}
             history.change(tree, title=title, pinned=one["pinned"], renamed=one["renamed"], leaf=leaf, **values)
             trees.append(tree)
+        for tree in trees:
+            history.place_by_time(tree, trees[0].conversation.id)
     return trees
+
+
+def _last_said(one: Mapping[str, Any]) -> float:
+    """What bears no time counts as said now."""
+    return max((m["created"] for m in one["messages"] if m["created"] is not None), default=math.inf)
 
 
 def _is_message(value: Mapping[str, Any]) -> bool:

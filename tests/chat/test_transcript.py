@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -237,3 +238,27 @@ def test_cells_of_another_type_cost_themselves_and_nothing_else(tmp_path: Path) 
                     assert export(history.load(number), "json")
                     if name == "settings" and "kept" in str(cell):
                         assert history.load(number).conversation.settings.system == "kept"
+
+
+def test_what_is_imported_stands_where_its_time_is_and_stays_there(history: History) -> None:
+    day = 86_400.0
+    now = time.time()
+
+    def conversation(text: str, at: float) -> dict[str, object]:
+        said = [{"role": "user", "content": text, "created": at}, {"role": "assistant", "content": "x", "created": at}]
+        return {"messages": said}
+
+    for text in ("old", "late"):
+        tree = history.new()
+        history.append(tree, "user", text, created=now - 5 * day if text == "old" else now - day)
+    times = {"oldest": 9, "newest": 0.1, "middle": 3, "before all": 40}
+    incoming = [conversation(text, now - days * day) for text, days in times.items()]
+    trees = add_to_history(history, read_import(json.dumps(incoming).encode(), "x.json"))
+    order = ["newest", "late", "middle", "old", "oldest", "before all"]
+    assert [c.title for c in history.conversations()] == order
+    for tree in trees:
+        history.rename(tree, tree.conversation.title + "!")
+    assert [c.title.rstrip("!") for c in history.conversations()] == order
+    history.append(trees[0], "user", "again")
+    last = history.last()
+    assert last is not None and last.id == trees[0].conversation.id == history.conversations()[0].id

@@ -86,11 +86,13 @@ def test_with_a_time_of_nothing_no_engine_is_left(glmchat: Command, models: tupl
 def test_ps_names_the_program_that_uses_an_engine(
     glmchat: Command, fake_argv: Argv, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    argv = fake_argv({"pieces": ["x "], "seconds_per_token": 0.02, "until": str(tmp_path / "enough")}, "run", models[0])
+    behaviour = {"pieces": ["x "], "seconds_per_token": 0.02, "until": str(tmp_path / "enough"), "device": "cuda:3"}
+    argv = fake_argv(behaviour, "run", models[0])
     with subprocess.Popen([*argv, "hi"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None and program.stdout.read(2) == b"x "
         (row,) = rows(glmchat)
         assert row["users"] == [program.pid] and row["seconds_left"] is None
-        assert f"({program.pid})" in glmchat("ps").stdout
+        assert row["device"] == "cuda:3", "where it computes, not what was asked for"
+        assert f"glmchat ({program.pid})" in glmchat("ps").stdout
         program.send_signal(signal.SIGKILL)
     wait_until(lambda: rows(glmchat)[0]["users"] == [])

@@ -59,3 +59,4 @@ async def test_a_model_that_knows_only_english_is_advised_of_once_until_another_
         stage.connection.advise_chinese()
         stage.connection.advise_chinese()
         assert [words for words in stage.words if "speaks only English" in words] == ["smollm2 speaks only English"]
+        assert not any("`glmchat" in words for words in stage.words), "there is no command line here"

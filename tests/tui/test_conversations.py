@@ -5,6 +5,7 @@ Covers tui/widgets/sidebar.py, tui/composer.py, tui/talk.py.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,25 @@ def test_answers_of_single_commands_are_listed_when_they_are_asked_for(model: Pa
         terminal.until(lambda: terminal.text.count("one two") == 2)
         terminal.press("ctrl+n", "ctrl+b", "ctrl+b", "o")
         terminal.until_seen("a single command")
+
+
+def test_the_list_that_opened_by_itself_has_its_cursor_at_the_open_conversation(model: Path) -> None:
+    def row_of(title: str) -> str:
+        return next((line[:36] for line in terminal.lines if title in line[:36]), "")
+
+    with TerminalSession("run", model, columns=140) as terminal:
+        terminal.until_ready()
+        terminal.until(lambda: "▸" in row_of("alpha question"))
+        terminal.say("delta question")
+        terminal.until(lambda: "▸" in row_of("delta question"))
+        terminal.press("ctrl+b", "down")
+        terminal.until(lambda: "▸" in row_of("alpha question"))
+
+
+def test_below_a_title_stands_only_what_is_known(model: Path) -> None:
+    with TerminalSession("run", model) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until_seen(*TITLES)
+        below = [terminal.lines[terminal.row_of(title) + 1][2:34].strip() for title in TITLES]
+        assert all(re.fullmatch(r"\d\d:\d\d", words) for words in below), below

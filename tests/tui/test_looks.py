@@ -6,6 +6,7 @@ tui/widgets/suggestions.py.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,28 @@ def test_the_chosen_suggestion_has_a_row_of_its_own_colour(model: Path) -> None:
         row = terminal.row_of("▸ /regen")
         chosen, usual = terminal.backgrounds(row)[5:90], terminal.backgrounds(row + 1)[5:90]
         assert all(one != two for one, two in zip(chosen, usual, strict=True))
+
+
+def test_a_title_that_does_not_fit_at_the_start_ends_with_an_ellipsis(model: Path) -> None:
+    with History.default() as history:
+        history.append(history.new(), "user", "a question of words that are many and 很长的词 and more of them")
+    with TerminalSession("run", model, columns=60) as terminal:
+        terminal.until_ready()
+        terminal.until(lambda: re.search(r"1 +a question of words .*…  +\d\d:\d\d", terminal.text))
+
+
+@pytest.mark.parametrize("environ", [{"GLMCHAT_THEME": "ansi"}, {"NO_COLOR": "1"}])
+def test_where_a_theme_has_no_grounds_the_chosen_row_is_of_one_colour(model: Path, environ: dict[str, str]) -> None:
+    with History.default() as history:
+        tree = history.new()
+        history.append(tree, "user", "alpha question")
+        history.pin(tree, True)  # its sign has a colour of its own
+    with TerminalSession("run", model, environ=environ) as terminal:
+        terminal.until_ready()
+        terminal.press("ctrl+b")
+        terminal.until(lambda: any("▸ ★ alpha" in line for line in terminal.lines))
+        row = terminal.screen.buffer[terminal.row_of("▸ ★ alpha")]
+        start = terminal.lines[terminal.row_of("▸ ★ alpha")].index("▸")
+        assert {(row[x].fg, row[x].bg, row[x].reverse) for x in range(start, start + 28)} == {
+            ("default", "default", True)
+        }

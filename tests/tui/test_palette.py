@@ -198,6 +198,7 @@ def test_it_speaks_chinese_and_the_key_that_opened_it_closes_it(model: Path) -> 
     with TerminalSession("--lang", "zh", "run", model) as terminal:
         terminal.until(lambda: "输入" in terminal.text)
         look_for(terminal, "温度")
+        terminal.until(lambda: "temperature" in chosen(terminal))
         look_for(terminal, "xyzzy")
         terminal.until(lambda: chosen(terminal) and "xyzzy" not in chosen(terminal))
         assert not any(word in terminal.text for word in ("matches", "Enter does", "commands"))

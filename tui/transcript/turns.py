@@ -144,6 +144,11 @@ def notice(turn: Turn, look: Look, folded: bool) -> list[Line]:
     return [*lines, Line([], 0, "")]
 
 
+def _title(text: str, cells: int) -> str:
+    """Padded, or cut with an ellipsis."""
+    return set_cell_size(text, cells) if cell_len(text) <= cells else set_cell_size(text, cells - 1) + "…"
+
+
 def welcome(turn: Turn, look: Look) -> list[Line]:
     """The empty conversation: a name, the model, the last conversations, the keys worth knowing.
 
@@ -160,7 +165,7 @@ def welcome(turn: Turn, look: Look) -> list[Line]:
     for key, what, when, number in entries:
         row = [Segment(key + " " * (keys - cell_len(key) + 3), p.accented)] if key else []
         if number:
-            row += [Segment(set_cell_size(what, titles), p.body), Segment(f"  {when}", p.quiet)]
+            row += [Segment(_title(what, titles), p.body), Segment(f"  {when}", p.quiet)]
         elif key:
             row.append(Segment(set_cell_size(what, min(cell_len(what), look.width - keys - 3)), p.quiet))
         body.append((row, number))

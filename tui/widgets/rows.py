@@ -46,8 +46,10 @@ class Rows(Steady, OptionList):
         if not chosen:
             return Strip([gutter, *strip], len(MARK) + strip.cell_length)
         palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        over = palette.selected if palette.selection and not self.app.no_color else Style(reverse=True)
-        ink = Style(color=palette.accent or None, bold=True)
+        plain_row = not palette.selection or self.app.no_color
+        # Turned round, a coloured letter would be a coloured block: the row is of one colour.
+        over = Style(color="default", reverse=True) if plain_row else palette.selected
+        ink = Style(color=None if plain_row else palette.accent or None, bold=True)
         cells = [Segment(gutter.text, (gutter.style or Style()) + ink + over)]
         cells += [Segment(text, (style or Style()) + over, control) for text, style, control in strip]
         return Strip(cells, len(MARK) + strip.cell_length)

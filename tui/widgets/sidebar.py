@@ -136,7 +136,7 @@ class Sidebar(Steady, Vertical):
         if not self.display or self.history is None:
             return
         listing = self.query_one(OptionList)
-        at = listing.highlighted
+        at = None if self.stands_by else listing.highlighted  # nobody has chosen a row of a list that opened by itself
         before = self.targets[at] if at is not None and at < len(self.targets) else None
         listing.clear_options()
         query, brief = self.query_text, ""
@@ -185,7 +185,8 @@ class Sidebar(Steady, Vertical):
         text = Text.assemble((sign, p.accented if c.id == self.open_id else p.style(p.user)))
         title = c.title or (tr("draft: {text}", text=c.draft) if c.draft else tr("untitled"))
         text.append(one_line(title, 60), p.strong if c.id == self.open_id else p.body)
-        text.append(f"\n  {when(c.updated, now)} · {one_line(c.model or '', 24)}", p.quiet)
+        facts = [when(c.updated, now), *([one_line(c.model, 24)] if c.model else [])]
+        text.append(f"\n  {' · '.join(facts)}", p.quiet)
         return text
 
     def _hit(self, hit: Hit) -> Text:
