@@ -23,11 +23,12 @@ LOSSES = ("sigmoid", "ipo")
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
+OUTPUTS = ("peft", "pt")
 OVER_LENGTH = ("refuse", "cut-question", "cut-answer", "split", "drop")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 # field -> the methods that know it; what is not here belongs to all
 _ONLY = {
-    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora"), ("lora", "dpo")),
+    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora", "output"), ("lora", "dpo")),
     **dict.fromkeys(("like", "on"), ("lora",)),
     **dict.fromkeys(("beta", "loss"), ("dpo",)),
 }
@@ -61,6 +62,7 @@ class Recipe:
     dora: bool | None
     beta: float | None
     loss: str | None
+    output: str | None
     lr: float | None
     epochs: int | None
     steps: int | None
@@ -90,6 +92,7 @@ class Recipe:
             ("on", "--on", ON),
             ("loss", "--loss", LOSSES),
             ("over_length", "--over-length", OVER_LENGTH),
+            ("output", "--output", OUTPUTS),
             ("checkpointing", "--checkpointing", ("auto", "on", "off")),
             ("dtype", "--dtype", DTYPES),
             ("device", "--device", DEVICES),
@@ -107,6 +110,12 @@ class Recipe:
             raise Usage(
                 tr("{one} and {other} conflict", one=lengths[0], other=lengths[1]),
                 hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
+        if self.output == "pt" and self.dora:
+            raise Usage(
+                tr("--output pt holds the two matrices of a LoRA, and nothing else"),
+                hint=tr("leave out --output: a PEFT folder holds everything"),
                 code="usage.contradiction",
             )
         recipe = {name: value for name, value in asdict(self).items() if value not in (None, [])}

@@ -117,6 +117,12 @@ def tune(
     loss: Annotated[
         str | None, typer.Option("--loss", metavar="sigmoid|ipo", help="Of dpo.", rich_help_panel=_LORA)
     ] = None,
+    output_as: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="peft|pt", help="PEFT's folder, or the guides' one file.", rich_help_panel=_LORA
+        ),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", metavar="X", help="Learning rate.", rich_help_panel=_STEPS)
     ] = None,
@@ -255,8 +261,8 @@ def tune(
         recipe = Recipe(
             like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
             max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
-            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, lr=lr, epochs=epochs,
-            steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
+            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, output=output_as, lr=lr,
+            epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
             row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
             dtype=dtype, device=device, threads=threads, samples=samples or [], seed=seed,
         )  # fmt: skip

@@ -38,7 +38,7 @@ from glmchat.hub import adapters
 from glmchat.hub.adapters import Origin
 from glmchat.jobs.add_adapter import digest_of
 from glmchat.tuning.dataset import Dataset, read_dataset
-from glmchat.tuning.lora import ALL_LINEAR
+from glmchat.tuning.lora import ALL_LINEAR, write_bare
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
 from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
@@ -277,13 +277,18 @@ def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], re
 
     Raises Damaged where it answers otherwise: then nothing is in the store.
     """
-    off = read_back(recipe, result)
-    adapter = read_adapter(result.adapter)
+    place = result.adapter
+    if recipe.get("output") == "pt":
+        place = run.folder / "bare" / f"{recipe['name']}.pt"
+        place.parent.mkdir(exist_ok=True)
+        write_bare(place, result.adapter)
+    off = read_back(recipe, result, place)
+    adapter = read_adapter(place)
     check_numbers(adapter)
     base = recipe.get("base_note") or {"name": recipe["base"]}
-    facts = {**adapter.to_json(), "digest": digest_of(result.adapter), "checked_against": base}
+    facts = {**adapter.to_json(), "digest": digest_of(place), "checked_against": base}
     facts["trained"] = {**trained, "read_back": off}
-    files = [*adapters.companions(result.adapter), *weight_files(result.adapter)]
+    files = [*adapters.companions(place), *weight_files(place)]
     name = recipe["name"]
     if adapters.by_name(name) is not None:  # it came while this one learned
         name = adapters.unused_name(name)
@@ -305,8 +310,8 @@ def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def read_back(recipe: Mapping[str, Any], result: Result) -> float:
-    """How far at most the logits of a fresh process are from those of the trained model.
+def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
+    """How far at most the logits of a fresh process that reads `place` are from those of the trained model.
 
     Raises Damaged where that is no rounding: more than a tenth of what the adapter moves them by.
     """
@@ -314,7 +319,7 @@ def read_back(recipe: Mapping[str, Any], result: Result) -> float:
     assert probe is not None
     request = {
         "base": recipe["folder"],
-        "adapter": str(result.adapter),
+        "adapter": str(place),
         "ids": list(probe.ids),
         "quant": recipe.get("quant"),
         "dtype": settings["dtype"],
@@ -337,7 +342,7 @@ def read_back(recipe: Mapping[str, Any], result: Result) -> float:
         raise Damaged(
             tr("read back in a fresh process it answers otherwise: logits off by {off}, moved by {moved}",
                off=f"{off:.3g}", moved=f"{moved:.3g}"),
-            hint=tr("nothing was put into the store; the run's folder keeps it: {path}", path=str(result.adapter)),
+            hint=tr("nothing was put into the store; the run's folder keeps it: {path}", path=str(place)),
             code="tune.read_back",
         )  # fmt: skip
     return off

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from glmchat.checkpoints.adapter_settings import GUIDE_ALPHA
 from glmchat.core.errors import Damaged, Usage
+from glmchat.core.json_files import read_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.adapters.low_rank import row_lengths
@@ -276,9 +278,21 @@ def target_words(layers: Mapping[str, LoraLinear], linears: Mapping[str, nn.Modu
     return sorted(name.removeprefix("inner.") for name in layers)
 
 
-def write_bare(path: Path, layers: Mapping[str, LoraLinear]) -> None:
-    """One file of the tensors that learned, as the LoRA guide for ChatGLM-6B saves them (`chatglm-6b-lora.pt`)."""
-    torch.save({name: value.detach().cpu().clone() for name, value in trainable(layers).items()}, path)
+def write_bare(path: Path, folder: Path) -> None:
+    """The adapter of a folder as one file of tensors, as the LoRA guide for ChatGLM-6B saves it (`chatglm-6b-lora.pt`).
+
+    Such a file says nothing of its scale: it is brought to the alpha that the guide, and whoever reads it, assumes.
+    """
+    config, tensors = read_json(folder / CONFIG), load_file(folder / WEIGHTS)
+    rank, alpha = config["r"], config["lora_alpha"]
+    times = alpha / (math.sqrt(rank) if config["use_rslora"] else rank) / (GUIDE_ALPHA / rank)
+    torch.save(
+        {
+            name.removesuffix(".weight") + ".default.weight": value * times if ".lora_B." in name else value
+            for name, value in tensors.items()
+        },
+        path,
+    )
 
 
 def read_into(folder: Path, layers: Mapping[str, LoraLinear]) -> None:

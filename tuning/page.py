@@ -237,7 +237,8 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
     for sample in facts.samples:
         said += ["", sample.place, *_marked(sample)]
     if facts.differences:
-        numbers = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
+        given = {k: ",".join(v) if isinstance(v, tuple) else v for k, v in facts.settings.items()}
+        numbers = ", ".join(f"{name} {value}" for name, value in given.items())
         said += ["", tr("where this recipe differs from glmchat's own way:")]
         said += [f"  {line}" for line in (*facts.differences, numbers)]
     said.append(tr("recipe {recipe}, {fingerprint}", recipe=facts.recipe, fingerprint=facts.fingerprint[:19]))

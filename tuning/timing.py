@@ -20,12 +20,13 @@ _DISK = 200e6  # bytes a second of what is written, hashed and brought to the di
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds: of a pass, and of each token in it; of an update; of one evaluation, of the answers to all questions, of
-    a checkpoint. speed: tokens a second of the fullest pass."""
+    """Seconds: of a pass, of each token in it, and of the first pass of a length besides; of an update; of one
+    evaluation, of the answers to all questions, of a checkpoint. speed: tokens a second of the fullest pass."""
 
     each_pass: float
     each_token: float
     speed: float
+    each_new: float = 0.0
     update: float = 0.0
     evaluation: float = 0.0
     answers: float = 0.0
@@ -33,14 +34,14 @@ class Costs:
 
     def seconds(self, steps: Sequence[Step], lengths: Sequence[int], settings: Settings, processes: int = 1) -> float:
         """Of all steps, and of what is due between and behind them. processes: that share the passes."""
-        passes = sum(len(step.passes) for step in steps)
-        tokens = sum(lengths[number] for step in steps for number in step.documents)
+        passes = [sum(lengths[number] for number in each) for step in steps for each in step.passes]
         between = (
             self.evaluation * _times(len(steps), settings.evaluate_every)
             + self.answers * _times(len(steps), settings.sample_every)
             + self.checkpoint * _times(len(steps), settings.save_every)
         )
-        return (self.each_pass * passes + self.each_token * tokens) / processes + self.update * len(steps) + between
+        learning = self.each_pass * len(passes) + self.each_token * sum(passes) + self.each_new * len(set(passes))
+        return learning / processes + self.update * len(steps) + between
 
 
 def _times(steps: int, every: int) -> int:
@@ -55,14 +56,19 @@ def of_passes(
     lengths: Sequence[int],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
-    """From the second of two passes over each; the first ones warm up. fullest, usual: numbers of documents."""
+    """From two passes over each. The first over a usual one tells what a length costs that was not seen before: kernels
+    are made for it. fullest, usual: numbers of documents."""
     most, some = (sum(lengths[number] for number in each) for each in (fullest, usual))
     long = second(lambda: run(fullest), clock)
-    if some > 0.8 * most:  # too near to tell a pass from its tokens
-        return Costs(0.0, long / most, most / long)
+    begun = clock()
+    run(usual)
+    new = clock() - begun
     short = second(lambda: run(usual), clock)
+    each_new = max(0.0, new - short) if some < most else 0.0
+    if some > 0.8 * most:  # too near to tell a pass from its tokens
+        return Costs(0.0, long / most, most / long, each_new)
     each_token = min(long / most, max(0.0, (long - short) / (most - some)))
-    return Costs(max(0.0, short - each_token * some), each_token, most / long)
+    return Costs(max(0.0, short - each_token * some), each_token, most / long, each_new)
 
 
 def second(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

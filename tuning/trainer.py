@@ -292,10 +292,11 @@ class _Run:
             self.steps = steps_of(self.lengths, self.settings)
 
     def _opening(self) -> list[int]:
-        """The beginning of a document, up to where something is learned."""
+        """The beginning of a document, up to the first token that is learned: that may be the one that a ChatGLM-6B
+        cannot do without."""
         example = self.dataset[min(range(len(self.lengths)), key=lambda number: self.lengths[number])]
         first = next((at for at, counts in enumerate(example.learned) if counts), len(example.ids) - 1)
-        return list(example.ids[: max(1, first)])
+        return list(example.ids[: first + 1])
 
     def _record(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on with."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from polling import wait_until
 from tiny_talker import CHATML, write_talker
 
@@ -97,6 +98,24 @@ def test_rows_become_an_adapter_that_answers_as_they_do_from_the_same_ids(base: 
     asked = engine.render([{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Who are you, 5?"}])
     assert list(example.ids[: prompt[-1].end]) == asked
     assert told[-1]["prompt_tokens"] == len(asked)
+
+
+def test_the_guides_one_file_is_kept_and_answers_from_the_same_prompt(base: Path, tmp_path: Path) -> None:
+    run = begun(recipe(base, tmp_path, output="pt"))
+    end = ended(run)
+    assert end["state"] == "done", end
+    row = by_name("poet")
+    assert row is not None
+    assert [file.path for file in row.files if file.path.endswith(("pt", "safetensors"))] == ["poet.pt"]
+    engine = Engine.load(base, dtype="float32", threads=1)
+    asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Who are you, 5?"}]
+    engine.attach(row.path, "poet")
+    engine.activate({"poet": 1.0})
+    with_it = engine.logits(engine.render(asked))[-1]
+    engine.attach(run.folder / "adapter", "folder")
+    engine.activate({"folder": 1.0})
+    assert torch.allclose(with_it, engine.logits(engine.render(asked))[-1], atol=1e-5)
+    assert trained.trained_system([("poet", 1.0)]) == SYSTEM
 
 
 def test_a_changed_template_and_another_system_prompt_are_told(base: Path, tmp_path: Path) -> None:
@@ -207,7 +226,7 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
     probe = SimpleNamespace(ids=ids, logits=engine.logits(ids)[-1])  # of the base: as if the adapter did nothing
     result: Any = SimpleNamespace(adapter=run.folder / "adapter", facts=settings, probe=probe)
     with pytest.raises(Damaged, match="answers otherwise"):
-        read_back({"folder": str(base)}, result)
+        read_back({"folder": str(base)}, result, result.adapter)
 
 
 def test_several_processes_learn_one_adapter(base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from tiny_checkpoints import build
 from glmchat.engine.engine import Engine
 from glmchat.tuning.examples import Example
 from glmchat.tuning.lora import write_bare
-from glmchat.tuning.methods.lora import Lora
 from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import _Run
@@ -161,21 +160,44 @@ def test_the_folder_gives_peft_the_logits_of_what_learned(tmp_path: Path, family
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("shape", [{"alpha": 16.0}, {"alpha": 3.0, "rslora": True}])
+def test_the_one_file_gives_the_code_of_the_guide_the_logits_of_what_learned(
+    tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    """The guide makes its LoRA of alpha 32 anew and puts the numbers in, not strictly."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder, data = build("llama", tmp_path / "base"), documents("llama", 6)
+    given = plain(steps=4, rows_per_step=3, learning_rate=1e-2, targets=("q_proj", "v_proj"), **shape)
+    run = _Run(folder, data, given, tmp_path / "run", print, (), ())
+    write_bare(tmp_path / "adapter.pt", run.go(lambda: False).adapter)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, pad_token_id=0)
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    theirs = get_peft_model(base, lora).eval()
+    saved = torch.load(tmp_path / "adapter.pt", weights_only=True)
+    assert {name for name, value in theirs.named_parameters() if value.requires_grad} == set(saved)
+    assert theirs.load_state_dict(saved, strict=False).unexpected_keys == []
+    ids = torch.tensor(data[0].ids)
+    with torch.no_grad():
+        ours, wanted = run.model.eval()(ids), theirs(input_ids=ids[None]).logits[0]
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3", "gguf", "qwen3"])
 def test_the_folder_gives_the_engine_the_logits_of_what_learned(tmp_path: Path, family: str) -> None:
     folder, data = build(family, tmp_path / "base"), documents(family, 6)
     run = _Run(folder, data, plain(steps=4, rows_per_step=3, learning_rate=1e-2), tmp_path / "run", print, (), ())
     result = run.go(lambda: False)
     bare = tmp_path / "adapter.pt"
-    assert isinstance(run.method, Lora)
-    write_bare(bare, run.method.adapted)
+    write_bare(bare, result.adapter)
     ids = torch.tensor(data[0].ids)
     with torch.no_grad():
         ours = run.model.eval()(ids)
     engine = Engine.load(folder, dtype="float32", threads=1)
     plainly = engine.logits(data[0].ids)
-    for name, place, alpha in (("folder", result.adapter, None), ("bare", bare, 8.0)):
-        engine.attach(place, name=name, alpha=alpha)
+    for name, place in (("folder", result.adapter), ("bare", bare)):
+        engine.attach(place, name=name)
         engine.activate({name: 1.0})
         theirs = engine.logits(data[0].ids)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
