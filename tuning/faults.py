@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,52 @@ from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import flatten, layers_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.order import Step
+
+_HEARD = 8  # losses of steps, of which the median counts: some odd rows among them change nothing
+_FAR = 3.0  # nats above the lowest median; and twice as high
+
+
+class Guard:
+    """Hears the loss of each step, and stops a run whose loss explodes: the median of the last steps is far above the
+    lowest that it was. A function of the losses alone, so that a run which goes on hears as one that never stopped.
+    """
+
+    def __init__(self, heard: Mapping[str, Any] | None = None) -> None:
+        """heard: what `to_json` gave, of a run that goes on."""
+        known = heard or {}
+        self._last = [float(loss) for loss in known.get("last", ())]
+        self._lowest = float(known.get("lowest", math.inf))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"last": self._last, **({"lowest": self._lowest} if math.isfinite(self._lowest) else {})}
+
+    @property
+    def is_high(self) -> bool:
+        """The last step's loss is far too high: where this goes on it will be said, and what the step made of the
+        numbers is not to take the place of an earlier checkpoint."""
+        return bool(self._last) and self._last[-1] > self._limit
+
+    @property
+    def _limit(self) -> float:
+        return self._lowest + max(_FAR, self._lowest)
+
+    def hear(self, step: int, loss: float, saved: int | None) -> None:
+        """saved: the step of the last checkpoint. Raises Failed where the loss has exploded."""
+        self._last = [*self._last, loss][-_HEARD:]
+        if len(self._last) < _HEARD:
+            return
+        median = statistics.median(self._last)
+        if median > self._limit:
+            hint = tr("take a lower learning rate (--lr)")
+            if saved is not None:
+                hint = tr("the checkpoint of step {step} is from before; take a lower learning rate (--lr)", step=saved)
+            raise Failed(
+                tr("step {step}: the loss explodes: it was {low}, and is {high} (medians of {count} steps)", step=step,
+                   low=f"{self._lowest:.3f}", high=f"{median:.3f}", count=_HEARD),
+                hint=hint,
+                code="tune.diverged",
+            )  # fmt: skip
+        self._lowest = min(self._lowest, median)
 
 
 def require_gradients(parameters: Mapping[str, nn.Parameter]) -> None:

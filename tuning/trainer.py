@@ -137,6 +137,8 @@ class _Run:
         self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens) if questions else None
         self.done, self.tokens, self.loss = 0, 0, math.nan
         self.evaluated: float | None = None
+        self.guard = faults.Guard()
+        self.saved: int | None = None  # the step of the last checkpoint
 
     def go(self, stop: Callable[[], bool]) -> Result:
         started = time.perf_counter()
@@ -328,6 +330,7 @@ class _Run:
         torch.set_rng_state(saved.tensors(state.GENERATOR)["generator"])
         self.done, self.tokens = saved.step, int(saved.position["tokens"])
         self.loss, self.evaluated = float(saved.position["loss"]), saved.position["evaluation"]
+        self.guard, self.saved = faults.Guard(saved.position.get("guard")), saved.step
         self.tell({"kind": "resumed", "step": self.done, "steps": len(self.steps)})
 
     # Steps
@@ -367,6 +370,7 @@ class _Run:
         is_zero = self.loss == 0 and not before < 1e-3
         if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
             raise faults.bad_step(self.method, self.dataset, step, self.loss)
+        self.guard.hear(step.number, self.loss, self.saved)
         if self.done == 0:
             faults.require_gradients(self.parameters)
         self.optimiser.step()
@@ -420,7 +424,7 @@ class _Run:
         if self.main and self.sampler is not None and (last or _due(step.number, settings.sample_every)):
             for sample in self.sampler.answers():
                 self.tell({"kind": "sample", "step": step.number, **sample})
-        if last or _due(step.number, settings.save_every):
+        if last or (_due(step.number, settings.save_every) and not self.guard.is_high):
             self._save()
 
     @torch.no_grad()
@@ -454,11 +458,13 @@ class _Run:
             "tokens": self.tokens,
             "loss": self.loss,
             "evaluation": self.evaluated,
+            "guard": self.guard.to_json(),
             "epoch": self.steps[self.done - 1].epoch if self.done else 0,
         }
         moments = state.moments(getattr(self.optimiser, "optimizer", self.optimiser), self.parameters)
         places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
         state.save(places, self.done, position, moments, generator, self.method.write, self.settings.keep)
+        self.saved = self.done
         self.tell({"kind": "checkpoint", "step": self.done})
 
     def _finish(self) -> None:

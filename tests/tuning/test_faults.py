@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import tiny_checkpoints
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from learning import documents, learn, losses, plain
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import build
@@ -15,6 +18,7 @@ from torch import nn
 from glmchat.core.errors import Failed, Usage
 from glmchat.tuning import faults, state
 from glmchat.tuning.examples import Example
+from glmchat.tuning.trainer import _Run
 
 
 def test_infinity_in_one_row_is_told_with_its_line_its_step_and_the_layer(tmp_path: Path) -> None:
@@ -70,3 +74,78 @@ def test_a_row_longer_than_the_model_reads_is_refused_with_its_line(tmp_path: Pa
     long = Example((5,) * 5000, (True,) * 5000, (), data[1].place)
     with pytest.raises(Usage, match=r"data\.json:2"):
         learn(tmp_path / "run", folder, [data[0], long], plain(steps=1))
+
+
+@given(
+    st.lists(st.floats(0.0, 20.0), min_size=1, max_size=120),
+    st.integers(0, 100),
+)
+def test_losses_that_stay_near_what_they_were_never_stop_a_run_whatever_odd_steps_are_among_them(
+    spread: list[float], at: int
+) -> None:
+    """All are within 3 nats of each other, but for less than half of any 8 in a row."""
+    low = spread[0]
+    losses = [low + value % 2.9 for value in spread]
+    for odd in range(at % 3, len(losses), 3):
+        losses[odd] = 1e6
+    guard = faults.Guard()
+    for step, loss in enumerate(losses, 1):
+        guard.hear(step, loss, None)
+
+
+@given(st.lists(st.floats(0.01, 12.0), min_size=8, max_size=40), st.floats(1.01, 50.0))
+def test_a_loss_that_explodes_stops_the_run_within_as_many_steps_as_are_looked_at(
+    calm: list[float], factor: float
+) -> None:
+    guard, stopped = faults.Guard(), None
+    high = factor * (max(calm) * 2 + 3)
+    for step, loss in enumerate([*calm, *[high] * 8], 1):
+        try:
+            guard.hear(step, loss, 4)
+        except Failed as error:
+            stopped, said = step, error
+            break
+    if stopped is not None and stopped <= len(calm):
+        return  # it had exploded by itself
+    assert stopped is not None and stopped <= len(calm) + 8
+    assert said.code == "tune.diverged" and f"step {stopped}" in said.message and "step 4" in said.hint
+
+
+@given(st.lists(st.floats(0.01, 9.0), min_size=1, max_size=60), st.integers(0, 60))
+def test_a_guard_that_was_put_down_and_taken_up_hears_as_one_that_never_stopped(losses: list[float], cut: int) -> None:
+    def heard(guards: list[faults.Guard]) -> int | None:
+        for step, loss in enumerate(losses, 1):
+            try:
+                guards[-1].hear(step, loss, None)
+            except Failed:
+                return step
+            if step == cut and len(guards) == 1 and guards[0] is not whole:
+                guards.append(faults.Guard(json.loads(json.dumps(guards[0].to_json()))))
+        return None
+
+    whole = faults.Guard()
+    assert heard([whole]) == heard([faults.Guard()])
+
+
+def test_a_run_whose_loss_explodes_ends_with_the_step_and_keeps_the_checkpoint_from_before(tmp_path: Path) -> None:
+    """The rows are learned, and then a learning rate that nobody should use throws it all away."""
+    folder, data = build("llama", tmp_path / "base"), documents("llama", 8)
+    calm = plain(rows_per_step=4, epochs=60, learning_rate=1e-2, save_every=10, schedule="constant", keep=2)
+    run = _Run(folder, data, calm, tmp_path / "run", print, (), ())
+    hear = run.guard.hear
+
+    def spoil(step: int, loss: float, saved: int | None) -> None:
+        if step == 85:
+            with torch.no_grad():
+                for value in run.parameters.values():
+                    value.mul_(-300.0)
+        hear(step, loss, saved)
+
+    run.guard.hear = spoil  # type: ignore[method-assign]
+    with pytest.raises(Failed) as raised:
+        run.go(lambda: False)
+    assert raised.value.code == "tune.diverged" and "step 80" in raised.value.hint
+    step = int(raised.value.message.split()[1].rstrip(":"))
+    assert 86 <= step <= 94 and not (tmp_path / "run" / "adapter").exists()
+    saved = state.newest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step == 80
