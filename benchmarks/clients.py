@@ -3,7 +3,8 @@
 `.venv/bin/python -P benchmarks/clients.py MODEL [--minutes 10] [--clients 64] [--threads 2] [--sample 200]`: starts
 `glmchat serve` and asks it from so many threads. Tells what became of the requests, the engine's memory after a third
 of the time and at its end, and whether a sample of the answers is said again by an engine in this process, one after
-the other, id by id.
+the other, id by id. Ends with a verdict, and with 1 if something is missed; none of it depends on how busy the machine
+is. Memory is the median of 15 seconds, as a single reading is no size: what an answer needs comes and goes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -31,6 +33,8 @@ from glmchat.jobs.replay import replay
 WORDS = ("river", "machine", "山", "question", "letter", "seven", "水", "garden", "number", "light", "书", "winter")
 FATES = ("whole", "whole", "whole", "leaves", "cut off", "half a request", "stop string")
 
+EXPECTED = ("read to the end", "leaves", "cut off", "half a request", "status 429")
+MOST_GROWTH = 0.02
 HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
 
 
@@ -171,14 +175,23 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    third, last = memory[len(memory) // 3], memory[-1]
+    third, last = statistics.median(memory[len(memory) // 3 :][:15]), statistics.median(memory[-15:])
     print(f"{given.model.name}, {given.clients} clients, {given.minutes:g} minutes, {given.threads} threads")
     for what, count in sorted(seen.counts.items()):
         print(f"  {what}: {count}")
     print(f"memory: {third:.0f} MB after a third, {last:.0f} MB at the end ({100 * (last / third - 1):+.1f} %), "
-          f"most {max(memory):.0f} MB")  # fmt: skip
+          f"most {max(memory):.0f} MB", flush=True)  # fmt: skip
     same = replayed(given.model, given.quant, given.threads, seen.answers)
     print(f"said again alone: {same} of {len(seen.answers)} the same")
+    failed = sum(count for what, count in seen.counts.items() if not what.startswith(EXPECTED))
+    missed = {
+        f"memory grew by more than {MOST_GROWTH:.0%}": last > third * (1 + MOST_GROWTH),
+        "answers differ": same < len(seen.answers),
+        f"only {len(seen.answers)} answers were read to the end": len(seen.answers) < given.sample,
+        f"{failed} requests failed": failed > 0,
+    }
+    print("verdict:", ", ".join(what for what, is_so in missed.items() if is_so) or "all met")
+    sys.exit(any(missed.values()))
 
 
 def wait_for(port: int) -> None:

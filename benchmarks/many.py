@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--quant", type=int)
+    parser.add_argument("--products", choices=("int8",))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=100)
@@ -63,7 +64,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.cpu and given.threads != 1:
         parser.error("--cpu is for --threads 1")
-    engine = Engine.load(given.model, quant=given.quant, threads=given.threads, context=2048)
+    ways = {"quant": given.quant, "products": given.products}
+    engine = Engine.load(given.model, threads=given.threads, context=2048, **ways)
     size = engine.spec.vocab_size
     print(f"{given.model.name}: {engine.facts()['kernel']}, {engine.facts()['dtype']}, {given.threads} threads")
     best: dict[int, float] = {}

@@ -156,7 +156,7 @@ def _summary(event: Finished) -> str:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("compare")(with_engine_flags(compare, without=("quant", "revision", "dtype", "device")))
+    app.command("compare")(with_engine_flags(compare, without=("quant", "revision", "dtype", "products", "device")))
 
 
 def compare(

@@ -345,7 +345,7 @@ def _refuse_contradictions(
 
 
 def _refuse_engine_flags(given: EngineFlags) -> None:
-    for name in ("quant", "revision", "dtype", "threads", "context"):
+    for name in ("quant", "revision", "dtype", "products", "threads", "context"):
         if getattr(given, name) is not None:
             raise Usage(
                 tr(

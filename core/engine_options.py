@@ -37,6 +37,7 @@ def parse_quant(text: str | None, flag: str = "--quant") -> int | None:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+PRODUCTS = ("int8",)
 
 
 def _argument(read: Callable[[str], Any], write: Callable[[Any], str] = str, **more: Any) -> dict[str, Any]:
@@ -69,6 +70,8 @@ class EngineOptions:
     # Where the copy quantised at load is kept: {"out": folder, "manifest": {…}}; None: only in memory.
     copy: Mapping[str, Any] | None = field(default=None, metadata=_argument(json.loads, json.dumps))
     dtype: str | None = field(default=None, metadata=_argument(str, choices=DTYPES))
+    # Of which type activations are where they meet weights of 4 bits; None: as exact as it costs nothing.
+    products: str | None = field(default=None, metadata=_argument(str, choices=PRODUCTS))
     # "auto": a GPU where there is one.
     device: str = field(default="auto", metadata=_argument(str))
     threads: int | None = field(default=None, metadata=_argument(int))
@@ -112,7 +115,8 @@ class EngineOptions:
 
     def for_load(self) -> dict[str, Any]:
         """The keywords of `Engine.load`."""
-        return {name: getattr(self, name) for name in ("quant", "dtype", "device", "threads", "context", "parallel")}
+        names = ("quant", "dtype", "products", "device", "threads", "context", "parallel")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def files_folder(self) -> Path | None:
@@ -142,10 +146,19 @@ def parse_device(text: str) -> str:
 
 def parse_dtype(text: str | None) -> str | None:
     """One of DTYPES, or None where none was given. Raises Usage."""
-    if text is not None and text not in DTYPES:
+    return _one_of(DTYPES, text, "--dtype")
+
+
+def parse_products(text: str | None) -> str | None:
+    """One of PRODUCTS, or None where none was given. Raises Usage."""
+    return _one_of(PRODUCTS, text, "--products")
+
+
+def _one_of(names: Sequence[str], text: str | None, flag: str) -> str | None:
+    if text is not None and text not in names:
         raise Usage(
-            tr("{flag} cannot be {value}", flag="--dtype", value=repr(one_line(text))),
-            hint=", ".join(DTYPES),
+            tr("{flag} cannot be {value}", flag=flag, value=repr(one_line(text))),
+            hint=", ".join(names),
             code="usage.value",
         )
     return text

@@ -15,7 +15,7 @@ from glmchat.engine.families import Checkpoint
 from glmchat.engine.loading import set_dtype, stored_bits
 from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.native.cards import half_precision
-from glmchat.engine.native.self_test import layer_timer
+from glmchat.engine.native.self_test import coarse_fault, layer_timer
 from glmchat.engine.quantize.linear import QuantLinear
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,6 +64,24 @@ def multiply_exactly(model: LanguageModel) -> None:
     for module in model.modules():
         if isinstance(module, QuantLinear):
             module.multiply_exactly()
+    model.changed()
+
+
+def multiply_coarsely(model: LanguageModel) -> None:
+    """Round activations to 8 bits where they meet weights of 4 (byte_part.h). Raises Usage where nothing does."""
+    if fault := coarse_fault():
+        raise Usage(
+            tr("this machine has no products of 8 bits"),
+            hint=tr("leave --products out: {reason}", reason=fault),
+            code="products.fault",
+        )
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    if not [layer for layer in layers if layer.multiply_coarsely()]:
+        raise Usage(
+            tr("no product of this model can be one of 8 bits"),
+            hint=tr("--products int8 is for weights of 4 bits on a CPU: --quant 4"),
+            code="products.none",
+        )
     model.changed()
 
 

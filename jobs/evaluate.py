@@ -129,7 +129,7 @@ class Judged:
         )
         key = [
             [(p.name, p.digest) for p in fingerprint(weight_files(side.checkpoint.path))],
-            [options.quant, options.dtype, options.device],
+            [options.quant, options.dtype, options.device, *([options.products] if options.products else [])],
             [(of_adapter(path), weight) for _, path, weight in adapters],
             reader.prompt.identity,
             sampling.to_json(),

@@ -96,7 +96,7 @@ OWN = frozenset(
 )
 _FACTS = (
     *sorted(OWN), "seed", "adapters", "model", "revision", "quant", "family", "dtype", "device", "card", "capability",
-    "driver", "cuda", "threads", "kernel", "context", "cached_n",
+    "driver", "cuda", "threads", "kernel", "products", "context", "cached_n",
 )  # fmt: skip
 _HASHES = ("weights", "settings")
 _MOST = 1 << 24  # ids; a record that claims more is damaged

@@ -14,7 +14,7 @@ from glmchat.chat.jobs import run_job
 from glmchat.chat.launch import locate
 from glmchat.chat.replay import record
 from glmchat.chat.replay.record import Difference, differences
-from glmchat.core.engine_options import EngineOptions
+from glmchat.core.engine_options import PRODUCTS, EngineOptions
 from glmchat.core.errors import GlmchatError, NotInstalled, Usage
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, sampling_name
@@ -254,7 +254,9 @@ def run_replay(
     yield Outcome(identical=True, tokens=plan.tokens, differences=tuple(otherwise))
 
 
-_SAME_ENGINE = ("asked_dtype", "dtype", "device", "threads", "context", "weights", "template", "settings", "versions")
+_SAME_ENGINE = (
+    "asked_dtype", "dtype", "products", "device", "threads", "context", "weights", "template", "settings", "versions",
+)  # fmt: skip
 
 
 def _engines(stretches: Sequence[Stretch]) -> list[_Engine]:
@@ -283,6 +285,7 @@ def _options(plan: ReplayPlan, stretches: Sequence[Stretch]) -> EngineOptions:
         folder=Path(stretches[0].folder),
         quant=_quant(stretches[0]),
         dtype=facts.get("asked_dtype"),
+        products=next((name for name in PRODUCTS if name == facts.get("products")), None),
         device=facts.get("device") or "cpu",
         threads=plan.threads or facts.get("threads"),
         context=facts.get("context"),

@@ -47,7 +47,7 @@ AMX_TARGET static void amx_prepare(const glm_job *job, int64_t tile) {
                 int16_t values[PART] __attribute__((aligned(64))) = {0};
                 int32_t rounded[PART];
                 int64_t row = tile * AMX_ROWS + r, at = part * tiles * AMX_ROWS + row;
-                round_part_avx512vnni(job, row, group * w->group + start, count, at, rounded);
+                round_part_avx512vnni(job, row, group * w->group + start, count, at, 32767, rounded);
                 for (int64_t i = 0; i < count; i++) values[i] = (int16_t)rounded[i];
                 for (int64_t i = 0; i < whole; i += step) {
                     __m512i left = _mm512_load_si512(values + i), right = _mm512_load_si512(values + (i + 32) % PART);

@@ -39,6 +39,7 @@ class Weight(ctypes.Structure):
         ("group", ctypes.c_int64),
         ("bits", ctypes.c_int32),
         ("wide_scales", ctypes.c_int32),
+        ("coarse", ctypes.c_int32),
         ("unit", ctypes.c_float),
     )
 
@@ -102,6 +103,7 @@ def _best_instructions() -> str | None:
 class NativeCpu(Kernel):
     name = "native"
     any_dtype = True
+    has_coarse = True
 
     def __init__(self) -> None:
         self.exact = False  # many rows: float32 products instead of int16 activations (native.c says what that costs)
@@ -186,7 +188,7 @@ class NativeCpu(Kernel):
     def bind(self, shape: Shape, packed: Packed) -> Multiply:
         padded = _padded(shape)
         fill = padded.in_features - shape.in_features
-        weight = weight_of(padded, packed)
+        weight = weight_of(padded, packed, self.coarse)
         address = ctypes.addressof(weight)
         call = native_library().glm_linear
         bound: torch.Tensor | None = None  # the bias that the structure points to, as it was given
@@ -245,8 +247,8 @@ def _unit(scales: torch.Tensor) -> float:
     return 2.0 ** (math.frexp(largest)[1] - 14) if largest > 0 else 1.0
 
 
-def weight_of(shape: Shape, packed: Packed) -> Weight:
-    """Points into the packed tensors, which it keeps alive. The bias is the caller's to set."""
+def weight_of(shape: Shape, packed: Packed, coarse: bool = False) -> Weight:
+    """Points into the packed tensors, which it keeps alive. The bias is the caller's to set. coarse: byte_part.h."""
     scales = packed["scales"]
     weight = Weight(
         packed["codes"].data_ptr(),
@@ -257,6 +259,7 @@ def weight_of(shape: Shape, packed: Packed) -> Weight:
         shape.group,
         shape.bits,
         scales.dtype == torch.float32,
+        coarse,
         float(packed["unit"]),
     )
     weight.packed = packed

@@ -16,7 +16,7 @@
  * group's largest value, 128 times finer than bfloat16. Pairs are multiplied and added exactly in int32, twice as fast as
  * float32, and each group's sum is scaled in float32. As integers have no order of addition, a row's result is the same
  * bits whether it comes alone (decoding) or with others (prefill, or verifying several tokens): a test holds this.
- * `exact` multiplies in float32 instead, for reference runs.
+ * `exact` multiplies in float32 instead, for reference runs; `coarse` weights take activations of 8 bits (byte_part.h).
  *
  * Few rows are bound by memory and multiplied straight from the packed words. Many rows are bound by arithmetic: a block
  * is unpacked into the first-level cache and used for up to CHUNK rows, by AMX where the CPU has it (amx_part.h).
@@ -56,6 +56,7 @@ typedef struct {
     const float *bias; /* [outputs] or NULL */
     int64_t outputs, inputs, group;
     int32_t bits, wide_scales; /* wide_scales: float32, else float16 */
+    int32_t coarse; /* activations become 8 bits, not 16 (byte_part.h); only at 4 bits */
     float unit;
 } glm_weight;
 
@@ -251,12 +252,14 @@ INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) 
 #define GLM_TARGET __attribute__((target("avx2,fma,f16c")))
 #define GLM_HALVES(at) ((VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at))))
 #define GLM_PAIRS(sum, a, b) ((sum) + (VI)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define GLM_QUADS(sum, a, b) GLM_PAIRS(sum, _mm256_maddubs_epi16((__m256i)(a), (__m256i)(b)), _mm256_set1_epi16(1))
 #include "native.c"
 #undef GLM_NAME
 #undef GLM_LANES
 #undef GLM_TILE
 #undef GLM_TARGET
 #undef GLM_PAIRS
+#undef GLM_QUADS
 #undef GLM_HALVES
 
 #define GLM_NAME avx512
@@ -265,20 +268,24 @@ INLINE const glm_kernels *kernels_for(const glm_kernels *kernels, int64_t rows) 
 #define GLM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 #define GLM_HALVES(at) ((VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at))))
 #define GLM_PAIRS(sum, a, b) ((sum) + (VI)_mm512_madd_epi16((__m512i)(a), (__m512i)(b)))
+#define GLM_QUADS(sum, a, b) GLM_PAIRS(sum, _mm512_maddubs_epi16((__m512i)(a), (__m512i)(b)), _mm512_set1_epi16(1))
 #include "native.c"
 #undef GLM_NAME
 #undef GLM_TARGET
 #undef GLM_PAIRS
+#undef GLM_QUADS
 
 #define GLM_NAME avx512vnni
 #define GLM_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define GLM_PAIRS(sum, a, b) ((VI)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
+#define GLM_QUADS(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
 #include "native.c"
 #undef GLM_NAME
 #undef GLM_LANES
 #undef GLM_TILE
 #undef GLM_TARGET
 #undef GLM_PAIRS
+#undef GLM_QUADS
 #undef GLM_HALVES
 
 /* GCC 11 and clang 12 brought AMX; -DGLM_NO_AMX is for compilers that say so and have it not. */
@@ -334,8 +341,8 @@ EXPORT const char *glm_sources(void) { return GLM_SOURCES; }
 
 /* y [rows][outputs] = x [rows][inputs] * weights + bias. Both float32 or both bfloat16. Returns 0, or 1 without memory. */
 EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows, int bf16, int exact, int threads) {
-    const glm_kernels *kernels = kernels_for(atomic_load(&chosen), exact ? 1 : rows);
-    int few = rows <= kernels->few_rows && !exact;
+    const glm_kernels *kernels = kernels_for(atomic_load(&chosen), exact || w->coarse ? 1 : rows);
+    int few = (rows <= kernels->few_rows || w->coarse) && !exact;
     glm_job job = {.w = w, .bf16 = bf16, .exact = exact, .tile = few ? 1 : kernels->tile, .wide = w->outputs};
     int64_t blocks = (w->outputs + ROWS - 1) / ROWS, parts = w->inputs / w->group * parts_of_group(w);
     int64_t most = minimum(rows, CHUNK), wide = (most + job.tile - 1) / job.tile * job.tile;
@@ -349,7 +356,7 @@ EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows,
         job.rows = minimum(rows - done, most);
         job.source = (const char *)x + done * w->inputs * (bf16 ? 2 : 4);
         job.y = (char *)y + done * w->outputs * (bf16 ? 2 : 4);
-        run(kernels->prepare, &job, (job.rows + job.tile - 1) / job.tile, few ? 1 : threads);
+        run(kernels->prepare, &job, (job.rows + job.tile - 1) / job.tile, rows <= MOST_ROWS && few ? 1 : threads);
         run(few ? kernels->few : kernels->many, &job, blocks, threads);
     }
     free(job.a);
@@ -465,8 +472,9 @@ GLM_TARGET INLINE void F(read_part)(const glm_job *job, int64_t row, int64_t fir
     else memcpy(values, (const float *)job->source + at, (size_t)count * 4);
 }
 
-/* The same as int16, with their scale and sum at `at`. */
-GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t first, int64_t count, int64_t at, int32_t *whole) {
+/* The same as whole numbers up to `top`, with their scale and sum at `at`. */
+GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t first, int64_t count, int64_t at, int32_t top,
+                                     int32_t *whole) {
     float values[PART];
     int32_t most = 0, total = 0;
     VI sizes = {0}, sum = {0};
@@ -481,7 +489,7 @@ GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t fi
     for (int i = 0; i < GLM_LANES; i++) most = sizes[i] > most ? sizes[i] : most;
     float largest;
     memcpy(&largest, &most, 4);
-    float inverse = largest > 0x1p-100f ? 32767 / largest : 0;
+    float inverse = largest > 0x1p-100f ? (float)top / largest : 0;
     for (int64_t i = 0; i < end; i += GLM_LANES) {
         VF near = *(const LOOSE_F *)(values + i) * inverse + 0x1.8p23f; /* rounds to a whole number */
         VI number = (VI)near - 0x4b400000;
@@ -490,9 +498,11 @@ GLM_TARGET INLINE void F(round_part)(const glm_job *job, int64_t row, int64_t fi
     }
     for (int i = 0; i < GLM_LANES; i++) total += sum[i];
     /* NaN and infinity must come out as NaN, not as a plausible number. */
-    job->steps[at] = most < 0x7f800000 ? largest / 32767 : __builtin_nanf("");
+    job->steps[at] = most < 0x7f800000 ? largest / (float)top : __builtin_nanf("");
     job->sums[at] = (float)total * job->steps[at];
 }
+
+#include "byte_part.h"
 
 /* One tile of activations: int16 pairs with a scale for each part of a group, or float32. */
 GLM_TARGET static void F(prepare)(const glm_job *job, int64_t tile) {
@@ -512,7 +522,11 @@ GLM_TARGET static void F(prepare)(const glm_job *job, int64_t tile) {
                     for (int64_t i = 0; i < count; i++) ((float *)job->a)[before + i * job->tile + r] = values[i];
                     continue;
                 }
-                F(round_part)(job, row, first, count, part * tiles * job->tile + row, whole);
+                F(round_part)(job, row, first, count, part * tiles * job->tile + row, w->coarse ? 127 : 32767, whole);
+                if (w->coarse) {
+                    F(to_bytes)(whole, count, (int8_t *)job->a + before);
+                    continue;
+                }
                 int16_t *a = (int16_t *)job->a + before;
                 if (job->tile == 1)
                     for (int64_t i = 0; i < count; i++) a[i] = (int16_t)whole[i];
@@ -642,6 +656,10 @@ INLINE int F(is_even)(const glm_weight *w) { return w->group == 32 || w->group =
 GLM_TARGET static void F(few)(const glm_job *job, int64_t block) {
     const glm_weight *w = job->w;
     int64_t first = 0;
+    if (w->coarse) {
+        F(few_bytes)(job, block);
+        return;
+    }
 #if GLM_LANES == 16
     while (job->rows - first > 3 && F(is_even)(w)) {
         int64_t left = job->rows - first;
@@ -810,5 +828,6 @@ static const glm_kernels F(kernels) = {STRING(GLM_NAME), GLM_TILE, GLM_LANES == 
 #undef TILE_ROWS
 #if GLM_LANES == 4
 #undef GLM_PAIRS
+#undef GLM_QUADS
 #endif
 #endif

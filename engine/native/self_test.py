@@ -45,6 +45,28 @@ def step_fault() -> str | None:
     return NativeCpu().unavailable() or _fault("cpu")
 
 
+@cache
+def coarse_fault() -> str | None:
+    """Why products of 8 bits must not be used here, or None: what they say of random numbers against torch."""
+    noise = torch.Generator().manual_seed(5)
+    q = torch.randint(0, 16, (48, 128), generator=noise, dtype=torch.uint8)
+    scale, zero = torch.rand(2, 48, 2, generator=noise) / 16
+    x = torch.randn(21, 128, generator=noise)
+    linear = QuantLinear.from_int4(q, scale, zero)
+    if not linear.multiply_coarsely():
+        return f"the kernel {linear.kernel.name} has none"
+    parts = x.view(len(x), 2, 64)
+    steps = parts.abs().amax(2, keepdim=True) / 127
+    expected = ((parts / steps).round() * steps).view(x.shape) @ linear.dequantise().T
+    found = linear(x)
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error < 1e-5:
+        return f"a product of 8 bits differs from torch by {error:.1%}"
+    if not all(torch.equal(linear(x[row : row + 1])[0], found[row]) for row in range(len(x))):
+        return "rows of a product of 8 bits are not what each is alone"
+    return None
+
+
 def card_step() -> tuple[Callable[..., Any], Callable[[], str | None]]:
     """What computes a token on an NVIDIA card, and why this machine must not use it (None: it may)."""
     from glmchat.engine.gpu.step import CardSteps

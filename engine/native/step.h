@@ -44,6 +44,7 @@ typedef struct {
     int64_t layers, hidden, heads, kv_heads, head_dim, ffn;
     int64_t rotated;    /* pairs of a head that are rotated */
     int32_t interleaved; /* a pair is (2i, 2i + 1), else (i, i + head_dim / 2) */
+    int32_t coarse;      /* some weights are, so all products are those of few rows (byte_part.h) */
     float eps;
 } glm_network;
 
@@ -231,8 +232,8 @@ EXPORT int64_t glm_step_stretches(int64_t length) { return (length + 1 + STRETCH
 EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t rows, void *room, float *logits, int64_t layers,
                          int threads) {
     const glm_kernels *kernels = atomic_load(&chosen);
-    const glm_kernels *products = kernels_for(kernels, rows);
-    int few = rows <= products->few_rows;
+    const glm_kernels *products = kernels_for(kernels, net->coarse ? 1 : rows);
+    int few = rows <= products->few_rows || net->coarse;
     glm_step step = {.net = net, .row = row, .rows = rows, .chunk_for = threads, .begin = kernels->step_begin,
                      .work = kernels->step_work, .prepare = products->prepare,
                      .multiply = few ? products->few : products->many, .tile = few ? 1 : products->tile};

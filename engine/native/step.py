@@ -77,6 +77,7 @@ class _Network(ctypes.Structure):
         ("ffn", _size),
         ("rotated", _size),
         ("interleaved", _number),
+        ("coarse", _number),
         ("eps", ctypes.c_float),
     )
 
@@ -118,13 +119,15 @@ class CompiledStep:
         if spec.head_dim > _LARGEST_HEAD:
             raise NotCompiled(f"heads of {spec.head_dim}")
         self._alive: list[Any] = []  # what the addresses point to
+        self._coarse = False  # some weights are
         self.vocab = cast(int, bare(parts.head).out_features)  # an adapter may bring other words
         self._embedding = parts.embedding
         layers = [self._layer(layer) for layer in parts.layers]
+        head = self._products([parts.head])
         self._network = _Network(
             self._keep((_Layer * len(layers))(*layers)),
             self._rows(parts.embedding),
-            self._products([parts.head]),
+            head,
             self._norm(parts.last_norm),
             self._numbers(frequencies),
             len(layers),
@@ -135,6 +138,7 @@ class CompiledStep:
             spec.ffn_size,
             len(frequencies),
             parts.rotary == "interleaved",
+            self._coarse,
             parts.eps,
         )
         self._address = ctypes.addressof(self._network)
@@ -243,7 +247,8 @@ class CompiledStep:
                     "float32 is multiplied exactly" if base.kernel.exact else f"kernel {base.kernel.name}"
                 )
             self._alive.append(base.packed)
-            weight = weight_of(base.shape, base.packed)
+            self._coarse |= base.kernel.coarse
+            weight = weight_of(base.shape, base.packed, base.kernel.coarse)
             weight.bias = bias
             return _Product(weight)
         weight = Weight(bias=bias, outputs=base.out_features, inputs=base.in_features)

@@ -275,7 +275,7 @@ GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
         int64_t same = 0;
         for (; same < i; same++) {
             const glm_weight *other = &stage->products[same].w;
-            if (other->codes && other->group == w->group && other->bits == w->bits) break;
+            if (other->codes && other->group == w->group && other->bits == w->bits && other->coarse == w->coarse) break;
         }
         const glm_job *room = &step->rounded[same];
         step->jobs[i] = (glm_job){.w = w, .source = step->source, .a = room->a, .steps = room->steps, .sums = room->sums,

@@ -49,6 +49,8 @@ class Kernel(ABC):
     bits: ClassVar[tuple[int, ...]] = (4, 8)
     any_dtype: ClassVar[bool] = False  # as fast on float32 activations as on bfloat16 ones
     exact: bool = False  # plain float32 products in float32, where the kernel has a faster, less exact way
+    has_coarse: ClassVar[bool] = False  # at 4 bits it can round activations to 8 bits, which is faster and less exact
+    coarse: bool = False  # and does
 
     def accepts(self, shape: Shape) -> bool:
         return shape.bits in self.bits

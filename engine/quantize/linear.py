@@ -13,6 +13,11 @@ from glmchat.engine.formats.weights import Words
 from glmchat.engine.quantize.kernels import Kernel, Packed, Shape, choose
 
 
+def _way(kernel: Kernel) -> tuple[type[Kernel], bool, bool]:
+    """Layers that multiply in one way can be one product."""
+    return type(kernel), kernel.exact, kernel.coarse
+
+
 class QuantLinear(nn.Module):
     """`nn.Linear` over packed weights; the device's best kernel multiplies them (see kernels.py).
 
@@ -88,11 +93,9 @@ class QuantLinear(nn.Module):
         first = parts[0]
         if first._fused is not None and first._fused[0] == [id(part.packed) for part in parts]:
             layer = first._fused[1]
-            if layer.kernel.exact == first.kernel.exact:
+            if _way(layer.kernel) == _way(first.kernel):
                 return layer
-        if any(
-            type(part.kernel) is not type(first.kernel) or part.kernel.exact != first.kernel.exact for part in parts
-        ):
+        if any(_way(part.kernel) != _way(first.kernel) for part in parts):
             return None
         fusion = first.kernel.fuse([(part.shape, part.packed) for part in parts])
         if fusion is None:
@@ -134,8 +137,22 @@ class QuantLinear(nn.Module):
 
         The model that the layer belongs to is told with `changed`.
         """
+        self._change_kernel(exact=True)
+
+    def multiply_coarsely(self) -> bool:
+        """From now on activations become 8 bits where they meet weights of 4, if the kernel can; whether it is so.
+
+        The model that the layer belongs to is told with `changed`.
+        """
+        if self.bits != 4 or not self.kernel.has_coarse or self.kernel.exact:
+            return False
+        if not self.kernel.coarse:
+            self._change_kernel(coarse=True, name=f"{self.kernel.name}-int8")
+        return True
+
+    def _change_kernel(self, **fields: Any) -> None:
         kernel = copy(self.kernel)  # the kernel itself serves other models
-        kernel.exact = True
+        vars(kernel).update(fields)
         self.kernel = kernel
         self._multiply = kernel.bind(self.shape, self.packed)
 

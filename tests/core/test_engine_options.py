@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 
 from glmchat.cli.engine_flags import EngineFlags
 from glmchat.cli.main import CommandTable
-from glmchat.core.engine_options import DTYPES, EngineOptions, parse_device, parse_dtype, parse_parallel
+from glmchat.core.engine_options import (
+    DTYPES,
+    PRODUCTS,
+    EngineOptions,
+    parse_device,
+    parse_dtype,
+    parse_parallel,
+    parse_products,
+)
 from glmchat.core.errors import Usage
 from glmchat.core.settings import Settings
 
@@ -32,6 +41,7 @@ EVERY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "quant_label": WORDS,
     "copy": OBJECTS,
     "dtype": st.sampled_from(DTYPES),
+    "products": st.sampled_from(PRODUCTS),
     "device": st.sampled_from(("auto", "cpu", "cuda:1")),
     "threads": st.integers(1, 512),
     "context": st.integers(16, 1 << 20),
@@ -70,7 +80,9 @@ def test_what_a_person_may_decide_of_an_engine_is_a_flag(command: str) -> None:
     assert typed <= {name for one in context.command.params for name in one.opts}
 
 
-TYPED: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 3, "context": 64, "parallel": 2}
+TYPED: dict[str, Any] = {
+    "dtype": "float32", "products": "int8", "device": "cpu", "threads": 3, "context": 64, "parallel": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", TYPED)
@@ -123,10 +135,14 @@ def test_any_other_device_is_refused_with_those_there_are(word: str) -> None:
     assert "cuda:N" in refused.value.hint and "\x1b" not in refused.value.message
 
 
-def test_an_unknown_dtype_is_refused_with_those_there_are() -> None:
+@pytest.mark.parametrize(("parse", "names"), [(parse_dtype, DTYPES), (parse_products, PRODUCTS)])
+def test_an_unknown_type_is_refused_with_those_there_are(
+    parse: Callable[[str | None], str | None], names: tuple[str, ...]
+) -> None:
+    assert [parse(name) for name in (None, *names)] == [None, *names]
     with pytest.raises(Usage) as refused:
-        parse_dtype("float8")
-    assert all(name in refused.value.hint for name in DTYPES)
+        parse("float8\x1b[31m")
+    assert all(name in refused.value.hint for name in names) and "\x1b" not in refused.value.message
 
 
 def test_how_many_answers_at_once_is_a_number_or_left_to_the_engine() -> None:

@@ -123,6 +123,39 @@ def test_a_row_gets_the_same_bits_alone_and_in_company(instructions: str, bits: 
         assert torch.equal(linear(x[first:last]), together[first:last])
 
 
+def in_bytes(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Activations rounded to 8 bits as torch does it: one scale for a group, of at most 128 of it."""
+    parts = [part for whole in x.double().split(group, 1) for part in whole.split(128, 1)]
+    steps = [part.abs().amax(1, keepdim=True) / 127 for part in parts]
+    return torch.cat([(part / step).round() * step for part, step in zip(parts, steps, strict=True)], 1)
+
+
+@pytest.mark.parametrize(("rows", "columns", "group"), [*SHAPES, (70, 480, 40), (31, 768, 192)])
+def test_coarse_products_are_those_of_activations_of_8_bits(
+    instructions: str, rows: int, columns: int, group: int
+) -> None:
+    q, scale, low, weight = int4_matrix(rows, columns, group)
+    bias = torch.randn(rows, generator=noise(2))
+    linear, plain = (QuantLinear.from_int4(q, scale, low + 8 * scale, bias) for _ in range(2))
+    assert linear.multiply_coarsely() and linear.kernel.name.endswith("-int8")
+    x = torch.randn(150, columns, generator=noise(1))
+    expected = in_bytes(x, group) @ weight.double().T + bias
+    found = linear(x)
+    assert (found - expected).abs().max() < 2e-6 * expected.abs().max()
+    assert not torch.equal(found, plain(x)) and not plain.kernel.coarse  # the other layer is as exact as it was
+    for first, last in ((0, 1), (1, 3), (3, 6), (6, 10), (10, 15), (15, 21), (21, 28), (28, 37), (37, 150)):
+        assert torch.equal(linear(x[first:last]), found[first:last])
+    for wrong in (float("nan"), float("inf")):
+        assert linear(torch.full((1, columns), wrong)).isnan().all()
+    linear.multiply_exactly()
+    assert (linear(x) - x.double() @ weight.double().T - bias).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_only_weights_of_4_bits_are_multiplied_coarsely(instructions: str) -> None:
+    linear = QuantLinear.from_int8(*int8_matrix(64, 128, 32)[:2])
+    assert not linear.multiply_coarsely() and not linear.kernel.coarse
+
+
 @pytest.mark.skipif(not HAS_AMX, reason="this CPU has no AMX, or the system does not lend it")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])

@@ -20,6 +20,7 @@ from glmchat.engine import Engine, Sampling
 from glmchat.engine.families import identify
 from glmchat.engine.native import cards
 from glmchat.engine.native.cards import choose_devices, device_of, half_precision, needs_wide_residual
+from glmchat.engine.native.self_test import coarse_fault
 
 
 @pytest.fixture
@@ -153,3 +154,19 @@ def test_a_machine_without_a_compiler_says_that_beside_its_card(
     monkeypatch.setattr(cards, "compiler_obstacle", lambda: Obstacle("there is no C compiler", "install gcc"))
     plan = choose_devices("auto", folder)
     assert plan.name == "cuda:0" and plan.reason.endswith("there is no C compiler; install gcc")
+
+
+def test_activations_of_8_bits_are_refused_where_nothing_has_weights_of_4(folder: Path) -> None:
+    with pytest.raises(Usage) as refused:
+        Engine.load(folder, products="int8", threads=1)
+    assert refused.value.code in ("products.none", "products.fault") and refused.value.hint
+
+
+@pytest.mark.skipif(coarse_fault() is not None, reason=f"no products of 8 bits here: {coarse_fault()}")
+def test_an_answer_in_8_bits_says_so_and_is_said_again(folder: Path) -> None:
+    engine = Engine.load(folder, quant=4, products="int8", threads=1)
+    facts = engine.facts()
+    assert facts["products"] == "int8" and "-int8" in facts["kernel"] and "step" in facts["kernel"]
+    assert "products" not in Engine.load(folder, quant=4, threads=1).facts()
+    said = list(engine.generate(list(range(5, 30)), Sampling(temperature=0, max_tokens=8, ignore_eos=True)))
+    assert said == list(engine.generate(list(range(5, 30)), Sampling(temperature=0, max_tokens=8, ignore_eos=True)))

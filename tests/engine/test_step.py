@@ -18,7 +18,7 @@ import torch
 from glmchat.engine import Engine, Sampling
 from glmchat.engine.native import self_test, step
 from glmchat.engine.native.cpu import NativeCpu, native_library
-from glmchat.engine.placement import multiply_exactly
+from glmchat.engine.placement import multiply_coarsely, multiply_exactly
 from glmchat.engine.quantize.int8 import quantise_int8
 from glmchat.engine.quantize.linear import QuantLinear
 
@@ -125,6 +125,19 @@ def test_a_row_has_the_same_bits_alone_and_in_company(
 ) -> None:
     found, alone = together(llama(tmp_path, builders, quant, **LLAMAS["qwen3"]), count)
     assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9, 16])
+def test_so_it_has_with_activations_of_8_bits(
+    count: int, tmp_path: Path, builders: ModuleType, instructions: str
+) -> None:
+    engine = llama(tmp_path, builders, 4, **LLAMAS["qwen3"])
+    exact = together(engine, count)[0]
+    multiply_coarsely(engine.model)
+    found, alone = together(engine, count)
+    assert torch.equal(found, alone)
+    assert 1e-4 < float((found - exact).abs().max() / exact.abs().max()) < 0.1
+    assert difference(engine) < 0.02  # a last bit of a norm moves a number by a step of 8 bits
 
 
 @pytest.mark.parametrize("case", ["with biases, untied", "glm4"])
