@@ -115,6 +115,8 @@ class Progress:
     now: Mapping[str, Any] = field(default_factory=dict)
     losses: Points = field(default_factory=list)
     evaluations: Points = field(default_factory=list)
+    better: Points = field(default_factory=list)  # rewards, of pairs of answers
+    worse: Points = field(default_factory=list)
     samples: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoint: int | None = None
     end: Mapping[str, Any] | None = None
@@ -139,6 +141,8 @@ class Progress:
         elif kind == "step":
             self.now, self.stage = record, ""
             _put(self.losses, step, record.get("loss"))
+            _put(self.better, step, record.get("reward_chosen"))
+            _put(self.worse, step, record.get("reward_rejected"))
             self.evaluations = [point for point in self.evaluations if point[0] <= step]
         elif kind == "evaluation":
             _put(self.evaluations, step, record.get("loss"))
@@ -191,39 +195,49 @@ def curve_svg(progress: Progress) -> str:
 
 
 def draw(
-    losses: Points, evaluations: Points, width: int, height: int
-) -> tuple[float, float, list[list[tuple[str, bool]]]]:
-    """Lowest and highest value, and of each cell its sign and whether an evaluation is in it.
+    lines: Sequence[Points], evaluations: Points, width: int, height: int
+) -> tuple[float, float, list[list[tuple[str, int]]]]:
+    """Lowest and highest value, and of each cell its sign and the number of the line in it; len(lines): an evaluation.
 
     Several steps that share a column of dots are drawn as their mean.
     """
-    points = [*losses, *evaluations]
+    points = [point for line in (*lines, evaluations) for point in line]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     across, down = 2 * width, 4 * height
-    columns: list[list[float]] = [[] for _ in range(across)]
-    for step, value in losses:
-        columns[_at(step, first, last, across)].append(value)
-    line = [(x, sum(values) / len(values)) for x, values in enumerate(columns) if values]
-    seen = [value for _, value in line] + [value for _, value in evaluations]
+    means = [_means(line, first, last, across) for line in lines]
+    seen = [value for line in (*means, evaluations) for _, value in line]
     low, high = min(seen), max(seen)
     bits = [[0] * width for _ in range(height)]
-    marked = [[False] * width for _ in range(height)]
+    whose = [[0] * width for _ in range(height)]
 
-    def dot(x: int, y: int, *, mark: bool = False) -> None:
+    def dot(x: int, y: int, number: int) -> None:
         bits[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
-        marked[y // 4][x // 2] |= mark
+        whose[y // 4][x // 2] = number
 
-    heights = [(x, down - 1 - _at(value, low, high, down)) for x, value in line]
-    for (x0, y0), (x1, y1) in zip(heights, [*heights[1:], heights[-1]] if heights else [], strict=True):
-        for x, y in _line(x0, y0, x1, y1):
-            dot(x, y)
+    for number, line in enumerate(means):
+        heights = [(x, down - 1 - _at(value, low, high, down)) for x, value in line]
+        for (x0, y0), (x1, y1) in zip(heights, [*heights[1:], heights[-1]] if heights else [], strict=True):
+            for x, y in _line(x0, y0, x1, y1):
+                dot(x, y, number)
+    mark = len(lines)
     for step, value in evaluations:
-        dot(_at(step, first, last, across), down - 1 - _at(value, low, high, down), mark=True)
+        dot(_at(step, first, last, across), down - 1 - _at(value, low, high, down), mark)
     cells = [
-        [("●" if mark else chr(0x2800 + sign) if sign else " ", mark) for sign, mark in zip(row, marks, strict=True)]
-        for row, marks in zip(bits, marked, strict=True)
+        [
+            ("●" if own == mark else chr(0x2800 + sign) if sign else " ", own)
+            for sign, own in zip(row, owns, strict=True)
+        ]
+        for row, owns in zip(bits, whose, strict=True)
     ]
     return low, high, cells
+
+
+def _means(points: Points, first: int, last: int, across: int) -> list[tuple[int, float]]:
+    """One value for each column of dots that has any."""
+    columns: list[list[float]] = [[] for _ in range(across)]
+    for step, value in points:
+        columns[_at(step, first, last, across)].append(value)
+    return [(x, sum(values) / len(values)) for x, values in enumerate(columns) if values]
 
 
 def _at(value: float, low: float, high: float, places: int) -> int:

@@ -172,7 +172,7 @@ points = st.lists(st.tuples(st.integers(0, 5000), st.floats(-1e6, 1e6)), min_siz
 def test_a_curve_fills_its_room_and_no_more_and_shows_every_evaluation(
     losses: list[tuple[int, float]], evaluations: list[tuple[int, float]], width: int, height: int
 ) -> None:
-    low, high, cells = draw(losses, evaluations, width, height)
+    low, high, cells = draw([losses], evaluations, width, height)
     assert [len(row) for row in cells] == [width] * height
     assert low <= high
     assert math.isfinite(low)
@@ -182,9 +182,22 @@ def test_a_curve_fills_its_room_and_no_more_and_shows_every_evaluation(
 
 @given(st.lists(st.floats(0, 10, allow_subnormal=False), min_size=2, max_size=40, unique=True))
 def test_the_highest_loss_is_in_the_first_row_and_the_lowest_in_the_last(values: list[float]) -> None:
-    _, _, cells = draw(list(enumerate(values)), [], 2 * len(values), 9)
+    _, _, cells = draw([list(enumerate(values))], [], 2 * len(values), 9)
     assert any(sign != " " for sign, _ in cells[0])
     assert any(sign != " " for sign, _ in cells[-1])
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "reward of the better answer"), ("zh", "较好回答的奖励")])
+def test_of_pairs_the_view_shows_the_rewards_of_both_answers_below_the_loss(language: str, words: str) -> None:
+    run = new_run("pairs", {"base": "smollm2", "name": "pairs"})
+    log = LogWriter(run.log)
+    for step in range(1, 41):
+        told = {"accuracy": 1.0, "margin": 0.2 * step, "reward_chosen": 0.1 * step, "reward_rejected": -0.1 * step}
+        log({"kind": "step", "step": step, "steps": 40, "loss": 0.7 / step, **told, "seconds_left": 9.0})
+    log.close()
+    run.write("state.json", json.dumps({"state": "stopped", "owner": ""}))
+    with TerminalSession("--lang", language, "tune", "--attach", "pairs", columns=80, rows=24) as terminal:
+        terminal.until_seen(words, "4.000", "-4.000", "+8.000", "100", "0.0175")
 
 
 def test_the_chat_plans_a_run_with_a_file_and_begins_it_or_leaves_nothing(rows: tuple[Path, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -35,28 +36,29 @@ class Curve(Steady, Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.palette: Palette = PALETTES["dark"]
-        self._losses: Points = []
+        self._lines: list[tuple[str, Points]] = []
         self._evaluations: Points = []
 
-    def show(self, progress: Progress, palette: Palette) -> None:
+    def show(self, lines: Sequence[tuple[str, Points]], evaluations: Points, palette: Palette) -> None:
+        """lines: one or two, with what they are called."""
         self.palette = palette
-        self._losses, self._evaluations = list(progress.losses), list(progress.evaluations)
+        self._lines, self._evaluations = [(name, list(points)) for name, points in lines], list(evaluations)
         self.refresh()
 
     def render(self) -> Text:
         p, width, height = self.palette, self.size.width, self.size.height
-        if not self._losses and not self._evaluations:
+        if not any(points for _, points in self._lines) and not self._evaluations:
             return Text(tr("nothing was trained yet"), p.quiet)
         scale = _SCALE if width > 5 * _SCALE else 0
         has_foot = height > 4
         rows = max(1, height - has_foot)
-        low, high, cells = draw(self._losses, self._evaluations, max(1, width - scale), rows)
+        low, high, cells = draw([points for _, points in self._lines], self._evaluations, max(1, width - scale), rows)
         lines = []
         for number, row in enumerate(cells):
             label = f"{high:.3f}" if number == 0 else f"{low:.3f}" if number == rows - 1 and rows > 1 else ""
             line = Text(f"{label:>{scale - 1}} " if scale else "", p.faded)
-            for sign, is_evaluation in row:
-                line.append(sign, p.style(p.user) if is_evaluation else p.style(p.accent))
+            for sign, whose in row:
+                line.append(sign, p.style(p.user) if whose else p.style(p.accent))
             lines.append(line)
         if has_foot:
             lines.append(self._foot(scale, width))
@@ -65,10 +67,14 @@ class Curve(Steady, Widget):
     def _foot(self, scale: int, width: int) -> Text:
         """What the colours mean, and how far the steps go."""
         p = self.palette
-        line = Text(" " * scale).append("⠤ ", p.style(p.accent)).append(tr("loss"), p.quiet)
+        line = Text(" " * scale)
+        for number, (name, _) in enumerate(self._lines):
+            line.append("  " * bool(number)).append("⠤ ", p.style(p.user if number else p.accent)).append(name, p.quiet)
         if self._evaluations:
             line.append("  ● ", p.style(p.user)).append(tr("held-out loss"), p.quiet)
-        last = f"{tr('step')} {max(x for x, _ in (*self._losses, *self._evaluations))}"
+        last = (
+            f"{tr('step')} {max(x for points in (*(p for _, p in self._lines), self._evaluations) for x, _ in points)}"
+        )
         space = width - line.cell_len - cell_len(last) - 1
         return line.append(" " * space).append(last, p.faded) if space > 1 else line
 
@@ -107,6 +113,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
     def compose(self) -> ComposeResult:
         yield Static("", id="run")
         yield Curve(id="curve")
+        yield Curve(id="rewards")
         yield Static("", id="figures")
         yield Static("", id="said")
         yield Static("", id="keys")
@@ -223,9 +230,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         title.append(f" · {short_name(str(recipe.get('base', '')))} · ", p.quiet)
         title.append(self._state(), p.accented)
         self.query_one("#run", Static).update(title)
-        curve = self.query_one(Curve)
-        curve.display = not self._shows_page
-        curve.show(self.progress, p)
+        self._show_curves(is_low)
         said = self.query_one("#said", Static)
         said.set_class(self._shows_page, "page")
         if self._shows_page:
@@ -244,6 +249,17 @@ class RunScreen(SteadyScreen, Screen[str | None]):
         line = first_keys(keys, self.size.width - 4) if is_low else keys
         news = self._news if self._news is not None else self._end_line(end)
         self.query_one("#keys", Static).update(Text("\n").join([*([news] if news else []), Text(line, p.quiet)]))
+
+    def _show_curves(self, is_low: bool) -> None:
+        """The loss, and of pairs of answers the rewards of both below it, where there is room for two."""
+        known = self.progress
+        curve, rewards = self.query_one("#curve", Curve), self.query_one("#rewards", Curve)
+        curve.display = not self._shows_page
+        rewards.display = not self._shows_page and bool(known.better) and not is_low
+        curve.show([(tr("loss"), known.losses)], known.evaluations, self.palette)
+        rewards.show(
+            [(tr("reward of the better answer"), known.better), (tr("of the worse"), known.worse)], [], self.palette
+        )
 
     def _state(self) -> str:
         if (end := self.progress.end) is not None:
