@@ -14,11 +14,13 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
 from glmchat.core.text import one_line
-from glmchat.hub import adapters
+from glmchat.hub import adapters, trained_models
+from glmchat.hub.installed import Installed
 
 LIKE = ("lora-guide", "chatglm3", "chatglm-tuning")
 NO_LORA = ("ptuning", "ptuning-chat", "chatglm2-ptuning", "cpm")  # the program knows them, and cannot train so yet
-METHODS = ("lora", "dpo")
+METHODS = ("lora", "dpo", "full")
+MODELS = ("full",)  # what these leave is a model, not an adapter
 LOSSES = ("sigmoid", "ipo")
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
@@ -28,15 +30,18 @@ OVER_LENGTH = ("refuse", "cut-question", "cut-answer", "split", "drop")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 # field -> the methods that know it; what is not here belongs to all
 _ONLY = {
-    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora", "output"), ("lora", "dpo")),
-    **dict.fromkeys(("like", "on"), ("lora",)),
+    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora", "output", "quant"), ("lora", "dpo")),
+    **dict.fromkeys(("last_layers", "optimiser_dtype"), MODELS),
+    "like": ("lora",),
+    "on": ("lora", "full"),
     **dict.fromkeys(("beta", "loss"), ("dpo",)),
 }
 # field -> lowest, highest
 _RANGES = {
     "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95),
-    "beta": (1e-4, 1e3), "lr": (1e-12, 10), "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6),
-    "tokens_per_step": (1, 10**9), "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024),
+    "beta": (1e-4, 1e3), "last_layers": (1, 10_000), "lr": (1e-12, 10), "epochs": (1, 10_000), "steps": (1, 10**7),
+    "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9), "save_every": (1, 10**9), "row_tokens": (1, 10**9),
+    "threads": (1, 1024),
     "seed": (0, 2**63 - 1),
 }  # fmt: skip
 
@@ -63,6 +68,8 @@ class Recipe:
     beta: float | None
     loss: str | None
     output: str | None
+    last_layers: int | None
+    optimiser_dtype: str | None
     lr: float | None
     epochs: int | None
     steps: int | None
@@ -96,6 +103,7 @@ class Recipe:
             ("checkpointing", "--checkpointing", ("auto", "on", "off")),
             ("dtype", "--dtype", DTYPES),
             ("device", "--device", DEVICES),
+            ("optimiser_dtype", "--optimiser-dtype", DTYPES[:2]),
         ):
             if (value := getattr(self, field)) is not None and value not in words:
                 raise _wrong(flag, value, ", ".join(words))
@@ -142,7 +150,7 @@ class Recipe:
             raise _wrong("--over-length", "split", tr("of pairs: refuse, cut-question, cut-answer or drop"))
 
 
-def request_of(base: str, data: Sequence[str], name: str | None) -> dict[str, Any]:
+def request_of(base: str, data: Sequence[str], name: str | None, method: str | None = None) -> dict[str, Any]:
     """What is trained on what, and what it will be called, as it stands in recipe.json.
 
     Raises what makes a base, a file or a name no good.
@@ -150,11 +158,30 @@ def request_of(base: str, data: Sequence[str], name: str | None) -> dict[str, An
     row = launch_source(base)
     sources = [parse_data(one) for one in data]
     file, _, entry = sources[0].partition("#")
-    wanted = name or adapters.unused_name(adapters.suggested_name(Path(entry or file), None))
-    adapters.free_name(wanted)
+    makes_model = method in MODELS
+    if makes_model:
+        _refuse_packed(row)
+    names = trained_models if makes_model else adapters
+    wanted = name or names.unused_name(adapters.suggested_name(Path(entry or file), None))
+    names.free_name(wanted)
     note: dict[str, Any] = {"name": row.name, "repo": row.repo, "revision": row.revision}
     note["files"] = {file.path: file.sha256 for file in row.files if file.sha256}
     return {"base": row.name, "folder": str(row.path), "base_note": note, "data": sources, "name": wanted}
+
+
+def _refuse_packed(row: Installed) -> None:
+    """Weights of a few bits do not learn, and a GGUF file has no folder's layout to be written in."""
+    if row.quant == "none" and row.path.is_dir():
+        return
+    origin = row.base or row.repo
+    raise Usage(
+        tr("the weights of {name} are packed ({quant}), and packed weights do not learn", name=one_line(row.name, 80),
+           quant="GGUF" if row.path.is_file() else row.quant),
+        hint=tr("take the folder with float weights: glmchat tune {name} …", name=one_line(origin, 80))
+        if origin and row.path.is_dir()
+        else tr("take the folder with float weights that it was made from, or --method lora"),
+        code="tune.packed",
+    )  # fmt: skip
 
 
 def parse_data(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from glmchat.chat.engine_process import last_words
 from glmchat.chat.jobs import job_environment, run_job
+from glmchat.chat.recipe import MODELS
 from glmchat.core.errors import Failed, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, State, last_record, new_run
@@ -196,6 +197,12 @@ def take_checkpoint(run: Run, model: Path | None) -> str:
 
     model: what it will be used with. Raises what adding an adapter raises, and Usage where there is none yet.
     """
+    if run.recipe().get("method") in MODELS:
+        raise Usage(
+            tr("the run {name} makes a model, not an adapter", name=run.id),
+            hint=tr("its model is in the store when it is done"),
+            code="run.no_checkpoint",
+        )
     place = _held(run)
     try:
         step = int(place.name.rpartition("-")[2])
@@ -313,6 +320,8 @@ def record_lines(record: Record) -> list[str]:
 def end_lines(end: Record) -> list[str]:
     """How a run ended well: what it became, how far it was moved, what it is worth on rows it has not seen."""
     lines = []
+    if model := end.get("model"):
+        lines.append(tr("the model {name} is in the store", name=one_line(str(model), 80)))
     if adapter := end.get("adapter"):
         lines.append(tr("the adapter {name} is in the store", name=one_line(str(adapter), 80)))
     if isinstance(moved := end.get("delta"), int | float):

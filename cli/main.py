@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantise": ("quantize", ""),
     "tune": (
         "tune",
-        "Teach a model from your own rows: the plan first, then an adapter. `glmchat tune BASE DATA --dry-run`.",
+        "Teach a model from your own rows: the plan, then an adapter or a model. `glmchat tune BASE DATA --dry-run`.",
     ),
     "adapters": ("adapters", "LoRA and other adapters: add, list, show, rm, verify, merge."),
     "history": ("history", "Conversations: list, show, search, export, import, delete."),

@@ -24,7 +24,7 @@ from glmchat.core.text import duration, short_name
 if TYPE_CHECKING:
     from glmchat.core.run_folder import Run
 
-_DATA, _LORA, _STEPS, _RUNS = "Data", "Adapter", "Training", "Runs"  # the panels of its help
+_DATA, _LORA, _WHOLE, _STEPS, _RUNS = "Data", "Adapter", "Whole model", "Training", "Runs"  # the panels of its help
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def tune(
         list[str] | None,
         typer.Argument(metavar="[DATA]...", help="JSON, JSON lines, CSV, a folder of .txt, dataset_info.json#name."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="What the adapter will be called.")] = None,
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="What the result will be called.")] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +51,9 @@ def tune(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", metavar="lora|dpo", help="Learn answers, or with dpo which of two is better."),
+        typer.Option(
+            "--method", metavar="lora|full|dpo", help="An adapter, all weights, or with dpo which of two is better."
+        ),
     ] = None,
     on: Annotated[
         str | None,
@@ -121,6 +123,24 @@ def tune(
         str | None,
         typer.Option(
             "--output", metavar="peft|pt", help="PEFT's folder, or the guides' one file.", rich_help_panel=_LORA
+        ),
+    ] = None,
+    last_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--last-layers",
+            metavar="N",
+            help="Only these learn; embedding, last norm and head stay.",
+            rich_help_panel=_WHOLE,
+        ),
+    ] = None,
+    optimiser_dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--optimiser-dtype",
+            metavar="float32|bfloat16",
+            help="Of AdamW's moments: 8 or 4 bytes a weight.",
+            rich_help_panel=_WHOLE,
         ),
     ] = None,
     lr: Annotated[
@@ -223,7 +243,7 @@ def tune(
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
-    """Teach a model from your own rows: the plan first, then an adapter. `glmchat tune BASE DATA --dry-run`."""
+    """Teach a model from your own rows: the plan, then an adapter or a model. `glmchat tune BASE DATA --dry-run`."""
     from glmchat.chat.recipe import Recipe, request_of
     from glmchat.core import run_folder
 
@@ -261,14 +281,15 @@ def tune(
         recipe = Recipe(
             like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
             max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
-            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, output=output_as, lr=lr,
+            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, output=output_as,
+            last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,
             epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
             row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
             dtype=dtype, device=device, threads=threads, samples=samples or [], seed=seed,
         )  # fmt: skip
         asks = not yes and not as_json and output.interactive()
         checked = recipe.checked()
-        request, shows_page = request_of(base, data, name) | checked, dry_run or detach or not as_json
+        request, shows_page = request_of(base, data, name, method) | checked, dry_run or detach or not as_json
         planned = _plan(request, dry_run=dry_run, asks=asks, shows_page=shows_page, as_json=as_json)
         if planned is None:
             return
@@ -375,6 +396,8 @@ def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
         return
     for line in tuning.end_lines(end):
         output.say(line)
+    if model := end.get("model"):
+        output.say(f"glmchat run {shlex.quote(str(model))}")
     base = str(run.recipe().get("base", ""))
     if adapter := end.get("adapter"):
         output.say(f"glmchat run {shlex.quote(base)} --adapter {shlex.quote(str(adapter))}")

@@ -251,7 +251,7 @@ def row_of_made(folder: Path, manifest: Manifest) -> Installed:
     on_disk = sum(s for s in sizes if s is not None) if sizes else folder_size(folder)
     return Installed(
         name=manifest.name,
-        kind=manifest.kind if manifest.kind != "model" else "quantized",
+        kind="quantized" if manifest.kind == "model" and manifest.quant != "none" else manifest.kind,
         path=folder,
         repo=manifest.repo,
         revision=manifest.revision,

@@ -1,6 +1,6 @@
-"""What an adapter makes of a model in a process that has just begun: logits without it and with it, for `glmchat tune`.
+"""What was learned, in a process that has just begun: logits of the base and of what it became, for `glmchat tune`.
 
-request: base, adapter: paths; ids; quant, dtype, device, threads: as the engine takes them.
+request: base; adapter, or model: paths; ids; quant, dtype, device, threads: as the engine takes them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,27 @@ _NAME = "trained"
 
 
 def work(request: Request, tell: Tell) -> dict[str, Any]:
-    """The result: the last row of logits of the base alone, and of the base with the adapter."""
-    engine = Engine.load(
-        request["base"],
+    """The result: the last rows of logits of the base, and of the base with the adapter or of the model."""
+    engine = _load(request["base"], request)
+    base = engine.logits(request["ids"])[-1]
+    if "model" in request:
+        del engine  # two of them may not fit
+        engine = _load(request["model"], request)
+    else:
+        engine.attach(request["adapter"], _NAME)
+        engine.activate({_NAME: 1.0})
+    learned = engine.logits(request["ids"])[-1]
+    return {"base": base.tolist(), "learned": learned.tolist()}
+
+
+def _load(path: str, request: Request) -> Engine:
+    return Engine.load(
+        path,
         quant=request["quant"],
         dtype=request["dtype"],
         device=request["device"],
         threads=request["threads"],
     )
-    base = engine.logits(request["ids"])[-1]
-    engine.attach(request["adapter"], _NAME)
-    engine.activate({_NAME: 1.0})
-    adapted = engine.logits(request["ids"])[-1]
-    return {"base": base.tolist(), "adapted": adapted.tolist()}
 
 
 if __name__ == "__main__":

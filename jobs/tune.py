@@ -1,4 +1,4 @@
-"""Learns an adapter: a program of its own session, so that neither a lost terminal nor a killed view ends it.
+"""Learns an adapter or a model: a program of its own session, so that no lost terminal and no killed view ends it.
 
     python -P -m glmchat.jobs.tune RUN [--go]
     accelerate launch -m glmchat.jobs.tune RUN --go
@@ -34,7 +34,7 @@ from glmchat.core.run_log import LogReader, LogWriter, Progress, curve_svg
 from glmchat.core.text import duration, human_bytes, one_line
 from glmchat.engine.adapters.attach import check_numbers
 from glmchat.engine.adapters.files import read_adapter
-from glmchat.hub import adapters
+from glmchat.hub import adapters, trained_models
 from glmchat.hub.adapters import Origin
 from glmchat.jobs.add_adapter import digest_of
 from glmchat.tuning.dataset import Dataset, read_dataset
@@ -48,8 +48,8 @@ from glmchat.tuning.settings import DEFAULTS, Settings
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
-    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "beta", "loss", "quant", "dtype", "device",
-    "threads", "epochs", "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
+    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "beta", "loss", "last_layers", "quant", "dtype",
+    "device", "threads", "epochs", "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
 )  # fmt: skip
 _MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
 _ROUNDINGS = 16
@@ -120,7 +120,7 @@ def _stopped() -> Interrupted:
 
 
 def work(run: Run, teller: Teller, *, goes: bool) -> None:
-    """From the rows to the adapter in the store."""
+    """From the rows to the adapter or the model in the store."""
     recipe = run.recipe()
     teller({"kind": "stage", "say": tr("reading the rows")})
     side = load_prompt_side(Path(recipe["folder"]))
@@ -135,7 +135,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     if result.stopped:
         teller.end("stopped", _stopped())
         return
-    teller({"kind": "stage", "say": tr("reading the adapter back in a fresh process")})
+    teller({"kind": "stage", "say": tr("reading it back in a fresh process")})
     trained = {
         "recipe": {name: value for name, value in recipe.items() if name not in ("folder", "data")},
         "data": [one_line(str(path), 400) for path in recipe["data"]],
@@ -221,7 +221,7 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
 
     Where nobody says how often a checkpoint is written: ten times, and then it also judges and answers.
     """
-    names = {"lr": "learning_rate", **{name: name for name in _SETTINGS}}
+    names = {"lr": "learning_rate", "optimiser_dtype": "moments", **{name: name for name in _SETTINGS}}
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
     if (
         isinstance(targets := asked.get("targets"), str)
@@ -251,7 +251,15 @@ def _questions(texts: Sequence[str], system: str | None, side: PromptSide) -> li
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """The trainer's part of the page: steps, what learns, and what it will take."""
     found = plan["prediction"]
-    disk = 12 * plan["learning"] * 3  # the adapter and two moments, in three checkpoints at most
+    told = []
+    if plan["makes"] == "model":
+        told.append(
+            tr(
+                "weights learn in float32, moments in {moments}; the model is written in {stored}, as its base",
+                moments=plan["moments"],
+                stored=plan["stored"],
+            )
+        )
     return [
         tr(
             "{steps:,} steps; {learning:,} of {numbers:,} parameters are trained, in {layers} layers ({dtype})",
@@ -265,37 +273,42 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             "memory {memory}{twice}; disk {disk}; about {time} at {speed:,.0f} tokens/s (measured on the longest rows)",
             memory=human_bytes(found["peak"]),
             twice=tr(", layers computed twice") if plan["checkpointing"] else "",
-            disk=human_bytes(disk),
+            disk=human_bytes(plan["disk"]),
             time=duration(found["seconds"]),
             speed=found["tokens_per_second"],
         ),
+        *told,
     ]
 
 
 def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], result: Result) -> dict[str, Any]:
-    """Read the adapter back in a fresh process, compare it with the trained one, and bring it into the store.
+    """Read what was learned back in a fresh process, compare it with what was trained, and bring it into the store.
 
     Raises Damaged where it answers otherwise: then nothing is in the store.
     """
-    place = result.adapter
+    base = recipe.get("base_note") or {"name": recipe["base"]}
+    told = {"delta": result.change, "loss": result.loss, "evaluation": result.evaluation}
+    name, place = recipe["name"], result.adapter
+    if result.facts["makes"] == "model":
+        off = read_back(recipe, result, place)
+        trained = {**trained, "read_back": off, "base": base}
+        row = trained_models.keep(place, trained_models.unused_name(name), recipe["base"], trained)
+        return {"model": row.name, "read_back": off, **told}
     if recipe.get("output") == "pt":
-        place = run.folder / "bare" / f"{recipe['name']}.pt"
+        place = run.folder / "bare" / f"{name}.pt"
         place.parent.mkdir(exist_ok=True)
         write_bare(place, result.adapter)
     off = read_back(recipe, result, place)
     adapter = read_adapter(place)
     check_numbers(adapter)
-    base = recipe.get("base_note") or {"name": recipe["base"]}
     facts = {**adapter.to_json(), "digest": digest_of(place), "checked_against": base}
     facts["trained"] = {**trained, "read_back": off}
     files = [*adapters.companions(place), *weight_files(place)]
-    name = recipe["name"]
     if adapters.by_name(name) is not None:  # it came while this one learned
         name = adapters.unused_name(name)
     origin = Origin(f"glmchat tune {run.id}")
     row = adapters.keep(name, list(dict.fromkeys(files)), facts, origin, base=adapter.base)
-    return {"adapter": row.name, "delta": result.change, "read_back": off, "loss": result.loss,
-            "evaluation": result.evaluation}  # fmt: skip
+    return {"adapter": row.name, "read_back": off, **told}
 
 
 def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,7 +332,7 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
     assert probe is not None
     request = {
         "base": recipe["folder"],
-        "adapter": str(place),
+        settings.get("makes", "adapter"): str(place),
         "ids": list(probe.ids),
         "quant": recipe.get("quant"),
         "dtype": settings["dtype"],
@@ -331,13 +344,13 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
         raise GlmchatError.from_json(told)
     if told.get("event") != "result":
         raise Failed(
-            tr("the adapter could not be read back in a fresh process"),
+            tr("it could not be read back in a fresh process"),
             hint=tr("its log is {path}", path=str(result.adapter.parent / "job.log")),
             code="tune.not_read",
         )
-    base, fresh = torch.tensor(told["base"]), torch.tensor(told["adapted"])
+    base, fresh = torch.tensor(told["base"]), torch.tensor(told["learned"])
     off, moved = float((fresh - probe.logits).abs().max()), float((fresh - base).abs().max())
-    epsilon = torch.finfo(getattr(torch, settings["dtype"])).eps
+    epsilon = torch.finfo(getattr(torch, settings.get("stored", settings["dtype"]))).eps
     if not off <= max(_MOST_OFF * moved, _ROUNDINGS * epsilon * float(fresh.abs().max())):
         raise Damaged(
             tr("read back in a fresh process it answers otherwise: logits off by {off}, moved by {moved}",

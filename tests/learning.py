@@ -10,6 +10,7 @@ import torch
 from tiny_checkpoints import prompt_of
 
 from glmchat.tuning.examples import Example, Place, Segment
+from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import Result, train
 
@@ -73,3 +74,66 @@ def learn(
 
 def losses(events: Sequence[dict[str, Any]]) -> list[float]:
     return [event["loss"] for event in events if event["kind"] == "step"]
+
+
+def in_transformers(folder: Path) -> Any:
+    """The model as transformers has it, in float32; GPT-2 has dropout of its own, which is off."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, pad_token_id=0)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+        elif hasattr(layer, "attn_dropout") or hasattr(layer, "attention_dropout"):
+            layer.attention_dropout = 0.0
+    return model
+
+
+def trainer_losses(model: Any, data: Sequence[Example], settings: Settings, out: Path) -> list[float]:
+    """Of transformers' Trainer over the rows in the order of a run; the model has learned them afterwards."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    rows = []
+    for epoch in range(1, settings.epochs + 1):
+        rows += [data[number] for number in order_of(len(data), settings.seed, epoch)]
+
+    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["ids"]) for row in batch)
+        fill = [longest - len(row["ids"]) for row in batch]
+        return {
+            "input_ids": torch.tensor([[*row["ids"], *[0] * n] for row, n in zip(batch, fill, strict=True)]),
+            "attention_mask": torch.tensor(
+                [[1] * len(row["ids"]) + [0] * n for row, n in zip(batch, fill, strict=True)]
+            ),
+            "labels": torch.tensor([[*row["labels"], *[-100] * n] for row, n in zip(batch, fill, strict=True)]),
+        }
+
+    found: list[float] = []
+
+    class Hears(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            if logs and "loss" in logs:
+                found.append(logs["loss"])
+
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=settings.rows_per_step,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        weight_decay=settings.weight_decay,
+        adam_epsilon=settings.eps,
+        max_grad_norm=settings.clip,
+        optim="adamw_torch",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    given = [{"ids": list(row.ids), "labels": row.labels} for row in rows]
+    Trainer(model=model, args=arguments, train_dataset=given, data_collator=collate, callbacks=[Hears()]).train()
+    return found

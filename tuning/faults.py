@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,13 +65,10 @@ class Guard:
         self._lowest = min(self._lowest, median)
 
 
-def require_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise Failed unless the first step reached every tensor that is to learn.
-
-    A has a gradient of zeros as long as B is zero, which it is at the beginning.
-    """
+def require_gradients(parameters: Mapping[str, nn.Parameter], may_rest: Callable[[str], bool]) -> None:
+    """Raise Failed unless the first step reached every tensor that is to learn. may_rest: with a gradient of zeros."""
     for name, value in parameters.items():
-        if value.grad is None or (".lora_A" not in name and not bool(value.grad.any())):
+        if value.grad is None or not (may_rest(name) or bool(value.grad.any())):
             raise Failed(
                 tr("{name} got no gradient in the first step, so it would never learn", name=one_line(name, 160)),
                 hint=tr("leave its layer out of the targets"),

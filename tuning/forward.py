@@ -213,12 +213,14 @@ def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint
     """
     checkpoint = identify(folder)
     dtype = choose_dtype(settings.dtype, checkpoint, device)
-    if dtype == torch.float16 and device == "cpu":
+    if dtype == torch.float16 and (device == "cpu" or (settings.is_whole and settings.dtype)):
         raise Usage(
             tr("learning in float16 overflows, and a CPU computes it slowly"),
             hint=tr("take bfloat16 or float32; weights that lie in float16 are read as they are"),
             code="tune.dtype",
         )
+    if settings.is_whole:
+        dtype = torch.float32
     model = load_model(checkpoint, dtype=dtype, quant=settings.quant, plan=DevicePlan((device,)))
     if settings.dtype == "float32":
         multiply_exactly(model)

@@ -1,7 +1,8 @@
 """What a run will need, before its first step: memory from what a short document keeps, time from two real passes.
 
-What autograd keeps for the backward pass grows with the tokens, and where attention is written out with their square.
-Two short documents tell both; the longest pass of the run is then arithmetic.
+What autograd keeps for the backward pass grows with the tokens, and where attention is written out with their square;
+copies of weights in a shorter type are kept whatever the length. Three short documents tell all three; the longest pass
+of the run is then arithmetic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from glmchat.tuning.forward import Flat, layers_of
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.products import logit_rows
 
-_SHORT = 24  # tokens of the document that is measured, and twice as many
+_SHORT = 24  # tokens of the shortest document that is measured; the others have so many and twice so many more
+_MORE = 12
 _MARGIN = 1.05  # what the allocator does not give back
 
 
@@ -50,8 +52,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Bytes that a pass keeps: per token, per square of a document's tokens, and per token where only what goes into
-    each layer is kept; the widest output of a layer in numbers."""
+    """Bytes that a pass keeps: per token, per square of a document's tokens, per token where only what goes into each
+    layer is kept, and always; the widest output of a layer in numbers."""
 
     per_token: float
     per_square: float
@@ -60,13 +62,14 @@ class Growth:
     widest: int
     vocabulary: int
     learning: int
+    always: float = 0.0
 
     def kept(self, lengths: Sequence[int], *, by_layer: bool) -> int:
         tokens, squares = sum(lengths), sum(length * length for length in lengths)
         whole = self.per_token * tokens + self.per_square * squares
         if by_layer:
             whole = self.inputs_per_token * tokens + whole / self.layers
-        return int(whole)
+        return int(self.always + whole)
 
     def passing(self, lengths: Sequence[int]) -> int:
         """Four float32 copies of the widest output, or the logits of a chunk of the head three times over."""
@@ -79,29 +82,42 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
     model, learning = method.model, list(method.parameters.values())
     device = learning[0].device
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    sizes: list[tuple[int, float]] = []
     documents = 2 if method.learns_pairs else 1
-    counts = (_SHORT, 2 * _SHORT)
+    short = max(_SHORT, len(start) + 2)
+    counts = sorted({min(short + more, model.spec.context) for more in (0, _MORE, 2 * _MORE)})
+    sizes: list[float] = []
     for count in counts:
-        ids = torch.tensor([*start, *([start[-1]] * count)][: max(count, len(start) + 2)], device=device)
+        ids = torch.tensor([*start, *([start[-1]] * count)][:count], device=device)
         rows = torch.arange(len(ids) - 1, device=device)
         rows = torch.cat([rows + number * len(ids) for number in range(documents)])
         flat = Flat(ids.repeat(documents), (len(ids),) * documents, rows, ids[1:].repeat(documents))
-        sizes.append((len(ids), _kept(method, flat, held) / documents))
-    (n, first), (m, second) = sizes
-    square = max(0.0, (second / m - first / n) / (m - n)) if m > n else 0.0
+        sizes.append(_kept(method, flat, held) / documents)
+    always, per_token, square = _through(counts, sizes)
     outputs = (getattr(layer, "out_features", None) for layer in model.modules())
     wide = max(out for out in outputs if isinstance(out, int) and out != model.spec.vocab_size)
     width = 4 if model.wide_residual else torch.finfo(model.dtype).bits // 8
     return Growth(
-        per_token=max(0.0, first / n - square * n),
+        per_token=per_token,
         per_square=square,
         inputs_per_token=len(layers_of(model)) * model.spec.hidden_size * width,
         layers=len(layers_of(model)),
         widest=wide,
         vocabulary=model.spec.vocab_size,
-        learning=sum(12 * tensor.numel() for tensor in learning),
+        learning=method.state_bytes(),
+        always=always,
     )
+
+
+def _through(counts: Sequence[int], sizes: Sequence[float]) -> tuple[float, float, float]:
+    """What is always there, per token and per square of the tokens, of sizes at three lengths; of fewer, all of it is
+    the tokens'."""
+    if len(counts) < 3:
+        return 0.0, sizes[-1] / counts[-1], 0.0
+    (n, m, o), (first, second, third) = counts, sizes
+    steep, steeper = (second - first) / (m - n), (third - second) / (o - m)
+    square = max(0.0, (steeper - steep) / (o - n))
+    per_token = max(0.0, (third - first) / (o - n) - square * (n + o))
+    return max(0.0, first - per_token * n - square * n * n), per_token, square
 
 
 def _kept(method: Method, flat: Flat, held: set[int]) -> int:

@@ -91,6 +91,37 @@ class _HeadLoss(torch.autograd.Function):
         return grads * grad.to(grads.dtype)[:, None], None, None
 
 
+class _LearningHeadLoss(torch.autograd.Function):
+    """The sum of them, for a head [vocab, hidden] that learns: its gradient is computed in the same pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        own, rows = weight.to(dtype), x.to(dtype)
+        with torch.device("meta"):
+            head = nn.Linear(own.shape[1], own.shape[0], bias=False)
+        head.weight = nn.Parameter(own, requires_grad=False)
+        grads, for_head = torch.empty_like(x), torch.zeros_like(weight)
+        total = x.new_zeros((), dtype=torch.float64)
+        for start, logits, words in _chunks(rows, targets, head):
+            lengths = logits.logsumexp(1, keepdim=True)
+            total += (lengths - logits.gather(1, words)).sum(dtype=torch.float64)
+            share = logits.sub_(lengths).exp_()
+            share.scatter_add_(1, words, torch.full_like(lengths, -1.0))
+            share = share.to(dtype)
+            grads[start : start + len(share)] = share @ own
+            for_head += share.t() @ rows[start : start + len(share)]
+        ctx.grads = grads, for_head
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        rows, head = ctx.grads
+        return rows.mul_(grad), head.mul_(grad), None, None
+
+
 def logit_rows(vocabulary: int) -> int:
     """For how many rows logits exist at a time."""
     return max(16, _CHUNK_BYTES // (4 * vocabulary))
@@ -106,6 +137,11 @@ def _chunks(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> Any:
 
 def head_loss(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """Sum of the cross entropies of targets [m] under the head's logits of x [m, hidden], in float32; 0 for no rows."""
+    if type(head) is nn.Linear and head.bias is None and head.weight.requires_grad and torch.is_grad_enabled():
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+        with torch.autocast(kind, enabled=False):
+            return cast(torch.Tensor, _LearningHeadLoss.apply(x, head.weight, targets, dtype))
     return head_losses(x, targets, head).double().sum().float()
 
 

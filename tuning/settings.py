@@ -10,7 +10,10 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 
 # What a run does where nobody says otherwise, where that is another thing than for LoRA.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"dpo": {"learning_rate": 2e-5}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "dpo": {"learning_rate": 2e-5},
+    "full": {"learning_rate": 2e-5, "keep": 1},  # an adapter takes ten times that; a checkpoint is large
+}
 SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = ("sigmoid", "ipo")
 EPOCHS = 3  # where neither epochs nor steps are told
@@ -22,6 +25,7 @@ class Settings:
 
     method: of tuning/methods/__init__.py. rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
     beta, loss: of preferences (tuning/methods/dpo.py).
+    last_layers: so many learn, 0: all of the model; moments: "float32" or "bfloat16", of AdamW (tuning/optimiser.py).
     quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
     learning_rate, schedule, warmup (steps, or a share of all steps below 1), betas, eps, weight_decay, clip (0: never):
     of AdamW. epochs, steps: whichever ends first, where both are told; 0: as many as the other gives, or EPOCHS.
@@ -41,6 +45,8 @@ class Settings:
     dora: bool = False
     beta: float = 0.1
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    last_layers: int = 0
+    moments: Literal["float32", "bfloat16"] = "float32"
     quant: int | None = None
     dtype: str | None = None
     device: str = "cpu"
@@ -83,6 +89,8 @@ class Settings:
             ("tokens_per_step", self.tokens_per_step < 1),
             ("row_tokens", self.row_tokens < 1),
             ("keep", self.keep < 1),
+            ("last_layers", self.last_layers < 0),
+            ("moments", self.moments not in ("float32", "bfloat16")),
             ("steps", not 0 <= self.steps <= 10_000_000),
             ("rows_per_step", self.rows_per_step < 0),
         )
@@ -93,6 +101,11 @@ class Settings:
                     hint=tr("`glmchat tune --help` says what it may be"),
                     code="tune.setting",
                 )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the base's own weights learn."""
+        return self.method == "full"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """Checkpoints of a run that are whole or not there: written beside, brought to the disk, renamed.
 
-A checkpoint is a folder `step-00000120`: the adapter as PEFT saves it, the optimiser's moments, torch's generator, and
-state.json with the position and the hash of every other file. No pickle anywhere.
+A checkpoint is a folder `step-00000120`: what was learned, as its method saves it, the optimiser's moments, torch's
+generator, and state.json with the position and the hash of every other file. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def save(
     position: Mapping[str, Any],
     optimiser: Mapping[str, torch.Tensor],
     generator: torch.Tensor,
-    write_adapter: Callable[[Path], None],
+    write_learned: Callable[[Path], None],
     keep: int,
 ) -> Path:
     """Write a checkpoint into `folder`; older ones beyond `keep` go once it is there.
@@ -61,7 +61,7 @@ def save(
     """
 
     def write(beside: Path) -> None:
-        write_adapter(beside)
+        write_learned(beside)
         save_file(dict(optimiser), beside / OPTIMISER)
         save_file({"generator": generator}, beside / GENERATOR)
         files = {path.name: sha256_of(path) for path in sorted(beside.iterdir())}
@@ -91,6 +91,23 @@ def replace_folder(place: Path, beside: Path, write: Callable[[Path], None]) -> 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise _unwritten(place.parent, error) from None
+
+
+def require_room(folder: Path, checkpoints: Path, needed: int) -> None:
+    """Raise DoesNotFit where a run's folder cannot come to `needed` bytes, of which its checkpoints have some: before
+    the first step, not behind the last."""
+    there = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if needed - there > free:
+        raise DoesNotFit(
+            tr(
+                "the checkpoints need {needed} of disk, and {free} are free",
+                needed=human_bytes(needed - there),
+                free=human_bytes(free),
+            ),
+            hint=tr("make room in {folder}", folder=one_line(str(folder.parent))),
+            code="tune.disk",
+        )
 
 
 def newest(folder: Path) -> Saved | None:

@@ -15,6 +15,7 @@ from glmchat.tuning.order import Step
 from glmchat.tuning.settings import Settings
 
 _TENSORS = 16  # of those that learn: on so many an update is measured
+_NUMBERS = 4 << 20  # or on so many
 _DISK = 200e6  # bytes a second of what is written, hashed and brought to the disk; slower than most
 
 
@@ -86,7 +87,11 @@ def usual_pass(steps: Sequence[Step], lengths: Sequence[int]) -> tuple[int, ...]
 
 
 def of_update(parameters: Sequence[torch.Tensor]) -> float:
-    """Seconds of one step of AdamW with its clipping, measured on copies of some of the tensors that learn."""
+    """Seconds of one step of AdamW with its clipping, measured on copies of some of the tensors that learn; of a whole
+    model's on as many numbers as fit anywhere."""
+    numbers = sum(tensor.numel() for tensor in parameters)
+    if numbers > _NUMBERS:
+        return of_update([torch.zeros(_NUMBERS, device=parameters[0].device)]) * numbers / _NUMBERS
     some = parameters[:: max(1, len(parameters) // _TENSORS)][:_TENSORS]
     copies = [torch.zeros_like(tensor).requires_grad_() for tensor in some]
     optimiser = torch.optim.AdamW(copies)

@@ -22,6 +22,7 @@ from glmchat.tuning.examples import Example
 from glmchat.tuning.forward import Flat, flatten, learned_of, load_base
 from glmchat.tuning.methods import method_of
 from glmchat.tuning.methods.base import Method
+from glmchat.tuning.optimiser import optimiser_of
 from glmchat.tuning.order import Step, rate_at, read_through, steps_of, worst_of
 from glmchat.tuning.samples import Question, Sampler
 from glmchat.tuning.settings import Settings
@@ -41,8 +42,8 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """adapter: PEFT's folder. stopped: before the last step, at a checkpoint. change: the length of what was added to
-    the weights. evaluation: the last loss of the evaluation rows, None without any."""
+    """adapter: the folder of what was learned. stopped: before the last step, at a checkpoint. change: the length of
+    what was added to the weights. evaluation: the last loss of the evaluation rows, None without any."""
 
     adapter: Path
     step: int
@@ -127,13 +128,7 @@ class _Run:
         self.weights = [1] * len(self.lengths) if self.method.learns_pairs else self.learned
         self.model.train()
         self.learner = Learner(self.method)
-        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimiser = optimiser_of(list(self.parameters.values()), settings)
         self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens) if questions else None
         self.done, self.tokens, self.loss = 0, 0, math.nan
         self.evaluated: float | None = None
@@ -177,6 +172,9 @@ class _Run:
                 "device": self.device,
                 "threads": self.threads,
                 "processes": self.accelerator.num_processes,
+                "computed": str(self.method.dtype).removeprefix("torch."),
+                "makes": self.method.makes,
+                "stored": str(self.method.stored).removeprefix("torch."),
                 "prediction": prediction.to_json(),
                 "peak": predict.peak_bytes(self.device),
                 "seconds": learned_in,
@@ -231,6 +229,7 @@ class _Run:
         sides = 2 if self.method.learns_pairs else 1
         found = predict.choose(growth, lengths, settings.checkpointing, settings.memory, self.device, sides=sides)
         self.learner.by_layer = found.by_layer
+        state.require_room(self.folder, self.folder / CHECKPOINTS, self.method.disk(settings.keep))
         costs = self._costs(worst)
         if self.within is not None:
             self._fit(costs, *self.within)
@@ -248,7 +247,11 @@ class _Run:
                 "numbers": numbers,
                 "layers": self.method.layers,
                 "checkpointing": found.by_layer,
-                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "dtype": str(self.method.dtype).removeprefix("torch."),
+                "makes": self.method.makes,
+                "moments": settings.moments,
+                "stored": str(self.method.stored).removeprefix("torch."),
+                "disk": self.method.disk(settings.keep),
                 "threads": self.threads,
                 "prediction": found.to_json(),
             }
@@ -372,7 +375,7 @@ class _Run:
             raise faults.bad_step(self.method, self.dataset, step, self.loss)
         self.guard.hear(step.number, self.loss, self.saved)
         if self.done == 0:
-            faults.require_gradients(self.parameters)
+            faults.require_gradients(self.parameters, self.method.may_rest)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - begun
@@ -463,7 +466,7 @@ class _Run:
         }
         moments = state.moments(getattr(self.optimiser, "optimizer", self.optimiser), self.parameters)
         places, generator = self.folder / CHECKPOINTS, torch.get_rng_state()
-        state.save(places, self.done, position, moments, generator, self.method.write, self.settings.keep)
+        state.save(places, self.done, position, moments, generator, self.method.save, self.settings.keep)
         self.saved = self.done
         self.tell({"kind": "checkpoint", "step": self.done})
 

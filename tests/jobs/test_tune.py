@@ -16,14 +16,19 @@ from typing import Any
 import pytest
 import torch
 from polling import wait_until
+from safetensors.torch import load_file
 from tiny_talker import CHATML, write_talker
+from transformers import LlamaForCausalLM
 
 from glmchat.chat import trained, tuning
 from glmchat.core.errors import DoesNotFit, GlmchatError
+from glmchat.core.locations import models_dir
 from glmchat.core.run_folder import Run, find_run
 from glmchat.core.run_log import LogReader
 from glmchat.engine.engine import Engine
 from glmchat.hub.adapters import by_name, facts_of
+from glmchat.hub.lookup import find_installed
+from glmchat.hub.references import parse
 from glmchat.tuning.dataset import read_dataset
 from glmchat.tuning.options import DataOptions, load_prompt_side
 
@@ -116,6 +121,63 @@ def test_the_guides_one_file_is_kept_and_answers_from_the_same_prompt(base: Path
     engine.activate({"folder": 1.0})
     assert torch.allclose(with_it, engine.logits(engine.render(asked))[-1], atol=1e-5)
     assert trained.trained_system([("poet", 1.0)]) == SYSTEM
+
+
+def test_all_weights_learn_and_become_a_model_that_answers_is_quantised_and_opened_by_transformers(
+    base: Path, tmp_path: Path
+) -> None:
+    given = recipe(base, tmp_path, method="full", lr=3e-3, epochs=25, name="whole", samples=["Who are you, 3?"])
+    run = begun(given)
+    page = next(one for one in LogReader(run.log).read() if one["kind"] == "page")
+    assert any("learn in float32" in line for line in page["words"])
+    end = ended(run)
+    assert end["state"] == "done", end
+    assert end["model"] == "whole"
+    assert end["delta"] > 0
+    assert end["read_back"] < 1e-3
+    assert len(list(run.checkpoints.iterdir())) == 1
+    assert not (run.folder / "adapter").exists()  # it was renamed, not copied
+    row = find_installed(parse("whole"))
+    assert row is not None and row.kind == "model" and row.complete
+    note = json.loads((row.path / "glmchat.json").read_text())["trained"]
+    assert (note["system"], note["steps"], note["recipe"]["method"]) == (SYSTEM, end_step(run), "full")
+    assert (row.path / "glmchat.json").stat().st_mode & 0o077 == 0
+    words = [sys.executable, "-P", "-m", "glmchat"]
+    said = subprocess.run([*words, "run", "whole", "--temp", "0", "--dtype", "float32", "--system", SYSTEM, "--json",
+                           "Who are you, 5?"], capture_output=True, text=True, check=True)  # fmt: skip
+    told = [json.loads(line) for line in said.stdout.splitlines()]
+    assert "".join(one["text"] for one in told if one["event"] == "text") == "I am taught."
+    ids = list(range(5, 25))
+    engine = Engine.load(row.path, dtype="float32", threads=1)
+    theirs = LlamaForCausalLM.from_pretrained(row.path, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(engine.logits(ids), theirs(torch.tensor([ids])).logits[0], atol=1e-4, rtol=1e-4)
+    packed = subprocess.run([*words, "quantize", "whole", "--bits", "8", "--quiet"], capture_output=True, text=True)
+    assert packed.returncode == 0, packed.stderr
+    copy = find_installed(parse("whole:int8"))
+    assert copy is not None and copy.quant.startswith("int8")
+
+
+def end_step(run: Run) -> int:
+    return max(losses(run))
+
+
+def test_a_killed_run_of_all_weights_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path) -> None:
+    asked = {"method": "full", "epochs": 12, "save_every": 3, "optimiser_dtype": "bfloat16", "lr": 1e-3}
+    whole = begun(recipe(base, tmp_path, **asked, name="undisturbed"))
+    assert ended(whole)["state"] == "done"
+    run = begun(recipe(base, tmp_path, **asked, name="killed"))
+    wait_until(lambda: max(losses(run), default=0) >= 5 or not run.at_work)
+    if (pid := run.pid()) is not None:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: run.state() in ("dead", "done"))
+        with pytest.raises(GlmchatError, match="not an adapter"):
+            tuning.take_checkpoint(run, base)
+        tuning.resume(run)
+    assert ended(run)["state"] == "done"
+    assert losses(run) == losses(whole)
+    one, two = (load_file(models_dir() / name / "model.safetensors") for name in ("undisturbed", "killed"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_a_changed_template_and_another_system_prompt_are_told(base: Path, tmp_path: Path) -> None:
@@ -229,11 +291,12 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
         read_back({"folder": str(base)}, result, result.adapter)
 
 
-def test_several_processes_learn_one_adapter(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_several_processes_learn_as_one(base: Path, tmp_path: Path, method: str) -> None:
     """accelerate's own launcher, two processes on the CPU; one of them tells and writes."""
     from glmchat.core.run_folder import new_run
 
-    run = new_run("poet", recipe(base, tmp_path, epochs=3))
+    run = new_run("poet", recipe(base, tmp_path, epochs=3, method=method))
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [
         sys.executable,
@@ -252,4 +315,5 @@ def test_several_processes_learn_one_adapter(base: Path, tmp_path: Path) -> None
     assert find_run("poet").state() == "done"
     steps = [one["step"] for one in LogReader(run.log).read() if one["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
-    assert by_name("poet") is not None
+    kept = by_name("poet") if method == "lora" else find_installed(parse("poet"))
+    assert kept is not None

@@ -40,15 +40,20 @@ def test_infinity_in_one_row_is_told_with_its_line_its_step_and_the_layer(tmp_pa
 
 
 def test_a_tensor_without_a_gradient_is_named() -> None:
+    def rests(name: str) -> bool:
+        return ".lora_A" in name
+
     reached, forgotten = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     reached.grad = torch.ones(2)
-    faults.require_gradients({"a.lora_B.weight": reached})
+    faults.require_gradients({"a.lora_B.weight": reached}, rests)
     with pytest.raises(Failed, match="other"):
-        faults.require_gradients({"a.lora_B.weight": reached, "other.lora_A.weight": forgotten})
+        faults.require_gradients({"a.lora_B.weight": reached, "other.lora_A.weight": forgotten}, rests)
     forgotten.grad = torch.zeros(2)
-    faults.require_gradients({"other.lora_A.weight": forgotten})  # B is zero at the beginning, and so is A's gradient
+    faults.require_gradients(
+        {"other.lora_A.weight": forgotten}, rests
+    )  # B is zero at the beginning, and so is A's gradient
     with pytest.raises(Failed, match="other"):
-        faults.require_gradients({"other.lora_B.weight": forgotten})
+        faults.require_gradients({"other.lora_B.weight": forgotten}, rests)
 
 
 @pytest.mark.parametrize("family", ["llama", "chatglm2", "gguf", "fallback"])

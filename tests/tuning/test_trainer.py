@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from learning import documents, learn, losses, plain
+from learning import documents, in_transformers, learn, losses, plain, trainer_losses
 from safetensors.torch import load_file
 from tiny_checkpoints import build
 
 from glmchat.engine.engine import Engine
 from glmchat.tuning.examples import Example
 from glmchat.tuning.lora import write_bare
-from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import _Run
 
@@ -36,14 +35,8 @@ def one_thread() -> Any:
 def peft_losses(folder: Path, data: Sequence[Example], settings: Settings, out: Path, first: Path) -> list[float]:
     """transformers' Trainer with PEFT over the same rows in the same order, from the same A."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, pad_token_id=0)
-    for layer in base.modules():  # GPT-2 has dropout of its own
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
-        elif hasattr(layer, "attn_dropout") or hasattr(layer, "attention_dropout"):
-            layer.attention_dropout = 0.0
+    base = in_transformers(folder)
     shape = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -59,50 +52,7 @@ def peft_losses(folder: Path, data: Sequence[Example], settings: Settings, out: 
             if ".lora_A" in name:
                 own[name.replace(".weight", ".default.weight")].copy_(value)
 
-    rows = []
-    for epoch in range(1, settings.epochs + 1):
-        rows += [data[number] for number in order_of(len(data), settings.seed, epoch)]
-
-    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["ids"]) for row in batch)
-        fill = [longest - len(row["ids"]) for row in batch]
-        return {
-            "input_ids": torch.tensor([[*row["ids"], *[0] * n] for row, n in zip(batch, fill, strict=True)]),
-            "attention_mask": torch.tensor(
-                [[1] * len(row["ids"]) + [0] * n for row, n in zip(batch, fill, strict=True)]
-            ),
-            "labels": torch.tensor([[*row["labels"], *[-100] * n] for row, n in zip(batch, fill, strict=True)]),
-        }
-
-    found: list[float] = []
-
-    class Hears(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-            if logs and "loss" in logs:
-                found.append(logs["loss"])
-
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=settings.rows_per_step,
-        num_train_epochs=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        weight_decay=settings.weight_decay,
-        adam_epsilon=settings.eps,
-        max_grad_norm=settings.clip,
-        optim="adamw_torch",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    given = [{"ids": list(row.ids), "labels": row.labels} for row in rows]
-    Trainer(model=model, args=arguments, train_dataset=given, data_collator=collate, callbacks=[Hears()]).train()
-    return found
+    return trainer_losses(model, data, settings, out)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "glm4-hf", "gpt2-hf"])

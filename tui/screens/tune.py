@@ -286,8 +286,8 @@ class RunScreen(SteadyScreen, Screen[str | None]):
             )
         if end.get("message"):
             return error_text(tuning.error_of(end), self.palette)
-        adapter = one_line(str(end.get("adapter") or ""), 60)
-        return Text(tr("the adapter {name} is in the store", name=adapter), self.palette.accented) if adapter else None
+        lines = tuning.end_lines(end)
+        return Text(lines[0], self.palette.accented) if "adapter" in end or "model" in end else None
 
     def _keys(self) -> str:
         if self._begun is not None:
@@ -301,7 +301,7 @@ class RunScreen(SteadyScreen, Screen[str | None]):
             again = tr("Ctrl+C stops at once") if self._stops else tr("Ctrl+C stops")
             return f"{tr('Esc leaves it running')} · {tr('p shows the plan')} · {again}"
         if end.get("state") == "done":
-            uses = tr("Enter uses the adapter · ") if len(self.app.screen_stack) > 1 else ""
+            uses = tr("Enter uses the adapter · ") if len(self.app.screen_stack) > 1 and "adapter" in end else ""
             return uses + tr("p shows the plan") + " · " + tr("Esc closes")
         return f"{tr('r goes on from the last checkpoint')} · {tr('p shows the plan')} · {tr('Esc closes')}"
 

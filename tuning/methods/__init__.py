@@ -10,10 +10,15 @@ from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.methods.dpo import Dpo
+from glmchat.tuning.methods.full import Full
 from glmchat.tuning.methods.lora import Lora
 from glmchat.tuning.settings import Settings
 
-METHODS: Mapping[str, Callable[[Checkpoint, LanguageModel, Settings], Method]] = {"lora": Lora, "dpo": Dpo}
+METHODS: Mapping[str, Callable[[Checkpoint, LanguageModel, Settings], Method]] = {
+    "lora": Lora,
+    "dpo": Dpo,
+    "full": Full,
+}
 
 
 def method_of(checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> Method:

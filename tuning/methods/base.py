@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -19,15 +19,20 @@ class Method(ABC):
     parameters: the tensors that learn, by the names that they have in what is written. layers: how many layers learn.
     learns_pairs: an example is a pair of two documents, and the loss of a step is the mean over its pairs; else the
     mean over its learned tokens. measures: what else is told of a step, `measured`: the sums of them over all passes
-    since it was set to zeros.
+    since it was set to zeros. makes: what `write` leaves. dtype: that products are computed in. stored: that the
+    numbers of the result are rounded to.
     """
 
     learns_pairs: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ()
+    makes: ClassVar[Literal["adapter", "model"]] = "adapter"
+    dtype: torch.dtype
+    stored: torch.dtype
 
     def __init__(self, model: LanguageModel, parameters: dict[str, nn.Parameter], layers: int) -> None:
         self.model, self.parameters, self.layers = model, parameters, layers
         self.measured = torch.zeros(len(self.measures), dtype=torch.float64)
+        self.dtype = self.stored = model.dtype
 
     def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
         """Sum of the losses of the learned tokens, or of the pairs, float32. by_layer: compute layers twice instead of
@@ -46,6 +51,23 @@ class Method(ABC):
     def write(self, folder: Path) -> None:
         """What was learned, as files that others read, into a folder that is there."""
 
+    def save(self, folder: Path) -> None:
+        """What a checkpoint needs of it: the same, unless that is rounded or holds more."""
+        self.write(folder)
+
     @abstractmethod
     def read(self, folder: Path) -> None:
-        """Put the numbers that `write` wrote back. Raises Damaged where they do not fit."""
+        """Put the numbers that `save` wrote back. Raises Damaged where they do not fit."""
+
+    def state_bytes(self) -> int:
+        """Memory of gradients and moments, float32."""
+        return sum(12 * value.numel() for value in self.parameters.values())
+
+    def disk(self, keep: int) -> int:
+        """Bytes that the run's folder may come to: `keep` checkpoints and the one that is written, numbers and moments
+        in each."""
+        return (keep + 1) * sum(12 * value.numel() for value in self.parameters.values())
+
+    def may_rest(self, name: str) -> bool:
+        """Whether a first gradient of zeros is no fault of this tensor."""
+        return False

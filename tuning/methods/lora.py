@@ -35,5 +35,8 @@ class Lora(Method):
             folder, self.adapted, self._shape, self._base, lies_in_out=self._across, linears=self._linears
         )
 
+    def may_rest(self, name: str) -> bool:
+        return ".lora_A" in name  # as long as B is zero, which it is at the beginning
+
     def read(self, folder: Path) -> None:
         lora.read_into(folder, self.adapted)
