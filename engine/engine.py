@@ -153,6 +153,11 @@ class Engine:
         return self.sequences.most
 
     @property
+    def mixes_adapters(self) -> bool:
+        """Whether answers with different adapters are written at once: a card's step is made anew for each set."""
+        return self.device == "cpu"
+
+    @property
     def sequence(self) -> Slot:
         """The one that was used last."""
         return self.sequences.current
@@ -239,6 +244,7 @@ class Engine:
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """float32 [len(ids), vocab]: one uncached forward pass."""
         self._check(ids)
+        self._wear()
         with torch.inference_mode():
             logits: torch.Tensor = self.model(torch.tensor(ids, device=self.device))
         return logits.float().cpu()
@@ -323,7 +329,8 @@ class Engine:
         """`stream_ids`, which yields after every token, and None where there is nothing to say yet.
 
         So several can be under way in turns, in one thread; with `step` before each round the weights are read once for
-        all of them. Adapters are not changed meanwhile. conversation: see `keep_caches`.
+        all of them. Each goes on with the adapters that were active when it began, whatever is activated meanwhile.
+        conversation: see `keep_caches`.
         """
         text = TextStream(self.tokenizer, sampling.stop, self._formats.active if chat else None)
         text.resume(answer)
@@ -339,6 +346,7 @@ class Engine:
         decoder: Decoder | None,
     ) -> Asked:
         self._check(ids)
+        self._wear()
         self._kernel = _kernels(self.model)
         seed = new_seed() if sampling.seed is None else sampling.seed
         choose, active = self.sampler(sampling, seed, ids), self._formats.active
@@ -379,6 +387,8 @@ class Engine:
         """Compute in this type from now on, as if the load had settled on it. For replays."""
         set_dtype(self.model, dtype, self.device)
         self.sequences = Sequences(self.model, self.context, self.device, self.sequences.most)
+        if self._adapters is not None:
+            self._settle_cache()
         self._kernel = _kernels(self.model)
 
     def advance(self, token: int) -> torch.Tensor:
@@ -430,10 +440,15 @@ class Engine:
         """A cache belongs to the adapters that it was computed with; `gone` is a name that now means something else."""
         attached = self._adapter_set()
         self._formats.active = self._formats.of(attached.folders(attached.active))
-        self.sequences.switch(tuple(sorted(attached.active.items())))
+        self.sequences.switch(tuple(sorted(attached.active.items())), attached.variant)
         if gone is not None:
             self.sequences.drop(lambda name: any(adapter == gone for adapter, _ in cast(_Active, name)))
+        self._wear()
         self._kernel = _kernels(self.model)
+
+    def _wear(self) -> None:
+        """The model computes with what is active; meanwhile it may have done so for an answer with other adapters."""
+        self.model.wear(self.model.plain if self._adapters is None else self._adapters.variant)
 
     def _adapter_set(self) -> AdapterSet:
         if self._adapters is None:

@@ -109,6 +109,7 @@ class Answer:
         self.echoes = echoes  # what stands before the answers to each prompt, where that was asked for
         self.choices = len(prompts) * request.choices
         self.continued = continued
+        self.began: Mapping[str, Any] = {}  # what the engine said of itself and of the adapters when it began
         self._cancelled = threading.Event()
         self._told_prefill = 0.0
         self._begun = False  # it stands before the engine, or is there
@@ -241,8 +242,6 @@ class Answer:
         try:
             if not self._stop_wanted():
                 self._tell(Begun())
-                if not self.host.writing:  # who writes beside others has their adapters
-                    self.host.activate(self.adapters)
             while (waiting or writing) and not self._stop_wanted():
                 while waiting and (not writing or self.host.has_room):
                     writing.append(self._say(waiting.popleft()))
@@ -273,6 +272,8 @@ class Answer:
         in vLLM.
         """
         request, engine = self.request, self.host.ready()
+        self.host.activate(self.adapters)  # what is written beside it goes on with its own
+        self.began = self.began or self.host.facts_of(self.adapters)
         number, again = divmod(choice, request.choices)
         sampling, ids = request.sampling, self.prompts[number]
         if again and sampling.seed is not None:

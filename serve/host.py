@@ -2,8 +2,8 @@
 
 One thread for everything, because torch keeps a pool of OpenMP workers per calling thread, and because the first
 request must not wait for an import: `/health` answers while this thread still loads. As many answers as the engine can
-write at once (`parallel`) take turns token by token, those of other adapters after them; eight wait in order; the ninth
-is told to come back.
+write at once (`parallel`) take turns token by token, each with its own adapters; eight wait in order; the ninth is told
+to come back.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ class Host:
             self.engine.close()
 
     def _serve(self) -> None:
-        """Do what is asked, in order, until None is: work alone, answers together with those of the same adapters."""
+        """Do what is asked, in order, until None is: work alone, answers together."""
         waiting: deque[Work | Turn] = deque()
         while True:
             while not (self._running or waiting) or not self._jobs.empty():
@@ -351,11 +351,13 @@ class Host:
             self._advance()
 
     def _may_join(self, job: Work | Turn) -> bool:
-        return self.has_room and isinstance(job, Turn) and job.adapters == self._running[0].adapters
+        if not (self.has_room and isinstance(job, Turn)):
+            return False
+        return self.ready().mixes_adapters or job.adapters == self._running[0].adapters
 
     @property
     def running(self) -> int:
-        """How many requests are being answered; others of the line wait, for a place or for other adapters' answers."""
+        """How many requests are being answered; others of the line wait."""
         return len(self._running)
 
     @property
@@ -473,6 +475,17 @@ class Host:
             self.digests[name] = of_adapter(folder)
         self._folders[name] = folder
 
+    def facts_of(self, adapters: Mapping[str, float]) -> dict[str, Any]:
+        """What an answer that begins with these, which are active now, tells of them at its end."""
+        told = self.ready().facts()
+        return {
+            **({"template": told["template"]} if "template" in told else {}),
+            "adapters": [
+                {"name": n, "scale": s, **({"forced": True} if n in self.forced else {})} for n, s in adapters.items()
+            ],
+            "adapter_hashes": {name: self.digests.get(name) for name in adapters},
+        }
+
     def detach(self, name: str) -> None:
         if name not in self._attached:
             raise UnknownModel(
@@ -485,7 +498,8 @@ class Host:
         self._active.pop(name, None)
 
     def activate(self, adapters: Mapping[str, float]) -> None:
-        """Make exactly these active; they are attached first if need be, and what left the store is forgotten."""
+        """Make exactly these active for answers that begin now; they are attached first if need be, and what left the
+        store is forgotten."""
         for name in [name for name in self._attached if not self.has_adapter(name)]:
             self.detach(name)
         for name in adapters:

@@ -284,17 +284,14 @@ class Rendering:
         """The `glmchat` object: what answers, and how."""
         host = self._host
         engine = dict(host.engine.facts()) if host.engine else {}
+        engine.pop("template", None)  # of what is active now, which may be another answer's
         return {
             **engine,
             "seed": facts.get("seed"),
             "model": host.model,
             "revision": host.revision,
             "quant": host.quant or engine.get("quant"),
-            "adapters": [
-                {"name": n, "scale": s, **({"forced": True} if n in host.forced else {})}
-                for n, s in self._answer.adapters.items()
-            ],
-            "adapter_hashes": {name: host.digests.get(name) for name in self._answer.adapters},
+            **self._answer.began,
             "cached_n": facts.get("cached_n"),
             **({"disk": facts["disk"]} if facts.get("disk") else {}),
             "passes": facts.get("passes"),

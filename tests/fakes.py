@@ -115,6 +115,7 @@ class FakeEngine:
         context: int = 4096,
         parallel: int = 1,
         device: str | None = None,
+        mixes: bool = True,
     ) -> None:
         self.pieces = tuple(pieces) * repeat
         self.seconds_per_token = seconds_per_token
@@ -129,6 +130,7 @@ class FakeEngine:
         self.family = "fake"
         self.parallel = parallel
         self.device = device
+        self.mixes_adapters = mixes
         self.steps = 0  # how often several answers were advanced together
         self.identified = True  # False: the hashes in `facts` are still to come
         self.asked: list[tuple[list[int], Sampling]] = []

@@ -1,8 +1,8 @@
 """What is compared: NAME[:int4][+ADAPTER[:WEIGHT]]…[,SETTING=VALUE]…, for example `chatglm3-6b:int4+poet:0.5,temp=0.2`.
 
 An empty NAME means the model of the column before: `smollm2 +poet ,temp=0` are three columns of one model. Columns of
-one model share an engine, which answers those of the same adapters together; whether several engines may answer at the
-same time is a question of cores and memory.
+one model share an engine, which answers them together, each with its adapters; whether several engines may answer at
+the same time is a question of cores and memory.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _settings(text: str) -> tuple[str, dict[str, Any]]:
 class Together:
     """All engines answer at the same time; threads: of each that is started, None if there is only one engine.
 
-    lots: how many of its lots of columns one engine answers behind each other, at most.
+    lots: how often one engine is asked for some of its columns, one lot behind the other, at most.
     """
 
     engines: int
@@ -171,7 +171,7 @@ class Running:
 
 
 def engine_key(launch: LaunchOptions) -> tuple[Path | None, int | None]:
-    """Equal for columns that one engine can answer: adapters and settings are changed between two answers."""
+    """Equal for columns that one engine can answer, each with its own adapters and settings."""
     if launch.engine.copy is not None and launch.engine.quant is not None:
         return Path(launch.engine.copy["out"]), None  # quantised as it was loaded, and kept there
     return launch.engine.folder, launch.engine.quant
@@ -185,16 +185,12 @@ def group(launches: Sequence[LaunchOptions], columns: Sequence[int], running: Ru
     return sorted(groups.values(), key=lambda g: running is None or not running.answers(launches[g[0]]))
 
 
-_MOST_AT_ONCE = 8  # as many as a server lets wait
+AT_ONCE = 8  # columns that one engine is asked for together: as many as a server lets wait
 
 
-def lots(columns: Sequence[Column], numbers: Sequence[int]) -> list[list[int]]:
-    """The columns of one engine that it answers at once, since they have the same adapters, in the order of their
-    first one."""
-    same: dict[tuple[tuple[str, float], ...], list[int]] = {}
-    for number in numbers:
-        same.setdefault(columns[number].adapters, []).append(number)
-    return [lot[i : i + _MOST_AT_ONCE] for lot in same.values() for i in range(0, len(lot), _MOST_AT_ONCE)]
+def lots(numbers: Sequence[int]) -> list[Sequence[int]]:
+    """The columns of one engine as it is asked for them."""
+    return [numbers[first : first + AT_ONCE] for first in range(0, len(numbers), AT_ONCE)]
 
 
 def demand_of(launch: LaunchOptions) -> tuple[str, int | None, int | None]:

@@ -279,8 +279,8 @@ class Comparison:
             self._running.release()
             self._running = None
 
-    def _lots(self, numbers: Sequence[int]) -> list[list[int]]:
-        return [[number] for number in numbers] if self._why_in_turn else lots(self.columns, numbers)
+    def _lots(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        return [[number] for number in numbers] if self._why_in_turn else lots(numbers)
 
     def _answers(self, waiting: list[int], connection: Connection, put: Callable[[ComparisonEvent], None]) -> None:
         """The columns of one engine, lot by lot; `waiting` loses each that has answered. Raises what the first one of

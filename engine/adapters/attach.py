@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ from glmchat.engine.models.base import LanguageModel
 from glmchat.engine.models.layers import tied_head
 from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers_model import Fallback
+from glmchat.engine.models.variant import Variant
 from glmchat.engine.native.cards import device_of
 from glmchat.engine.prompts.adapted import Formats
 from glmchat.engine.quantize.linear import QuantEmbedding
@@ -84,8 +86,8 @@ class AdapterSet:
         self._modules = modules_of(model)
         self._ready: dict[str, Ready] = {}
         self._active: dict[str, float] = {}
-        self._installed: list[str] = []
-        self._own_prefix = getattr(model, "prefix_key_values", None)
+        self._variant = model.plain
+        self._variants: WeakValueDictionary[tuple[tuple[str, float], ...], Variant] = WeakValueDictionary()
 
     @property
     def nbytes(self) -> int:
@@ -95,6 +97,11 @@ class AdapterSet:
     @property
     def active(self) -> Mapping[str, float]:
         return dict(self._active)
+
+    @property
+    def variant(self) -> Variant:
+        """The model as the active ones make it."""
+        return self._variant
 
     def folders(self, names: Iterable[str]) -> list[Path]:
         """Where these were read from. Raises UnknownModel."""
@@ -116,6 +123,20 @@ class AdapterSet:
         attached are then as they were.
         """
         adapter = read_adapter(path, alpha=alpha, force=force)
+        worn = self._model.variant
+        self._model.wear(self._model.plain)  # it is the model by itself that the adapter is compared with
+        try:
+            ready = self._read(adapter)
+        finally:
+            self._model.wear(worn)
+        check_text(adapter.path)
+        if name in self._active:
+            self.activate({other: weight for other, weight in self._active.items() if other != name})
+        self._forget(name)
+        self._ready[name] = ready
+        return adapter
+
+    def _read(self, adapter: Adapter) -> Ready:
         ready = Ready(adapter)
         if adapter.kind == "lora":
             matched = layers_of(adapter, self._model, self._checkpoint, self._modules)
@@ -130,42 +151,50 @@ class AdapterSet:
             check_prefix(adapter, self._model.spec, self._model)
             refuse_other_base(adapter, self._checkpoint)
             ready.rows = read_prefix(adapter, self._model.spec, self._device)
-        check_text(adapter.path)
-        if name in self._active:
-            self.activate({other: weight for other, weight in self._active.items() if other != name})
-        self._ready[name] = ready
-        return adapter
+        return ready
 
     def detach(self, name: str) -> None:
         """Forget an adapter; if it is active it stops first. Raises UnknownModel for a name that is not attached."""
         self._attached(name)
         if name in self._active:
             self.activate({other: weight for other, weight in self._active.items() if other != name})
+        self._forget(name)
         del self._ready[name]
+
+    def _forget(self, name: str) -> None:
+        """From now on this name means another adapter. Who holds a variant with the old one keeps it."""
+        for key in [key for key in self._variants if any(adapter == name for adapter, _ in key)]:
+            del self._variants[key]
 
     def activate(self, adapters: Mapping[str, float]) -> None:
         """Exactly these from now on, with their weights; {} is the base model, bit for bit.
 
-        Raises UnknownModel, or Usage for prefixes that cannot be combined; what was active then stays.
+        The model as they make it (`variant`) lives as long as somebody holds it; activated again, they then cost no
+        more than putting their layers in their places. Raises UnknownModel, or Usage for prefixes that cannot be
+        combined; what was active then stays.
         """
         weights = {name: float(weight) for name, weight in adapters.items() if weight != 0}
         for name in adapters:
             self._attached(name)
+        key = tuple(sorted(weights.items()))
+        variant = self._variants.get(key) if weights else self._model.plain
+        if variant is None:
+            variant = self._variants[key] = self._make(weights)
+        self._model.wear(variant)
+        self._active, self._variant = weights, variant
+
+    def _make(self, weights: Mapping[str, float]) -> Variant:
+        """The model with these, which it wears only if something must be computed with it."""
         self._refuse_words_of_two(weights)
-        layers = self._layers(weights)
-        prefixes = self._prefixes(weights)
-        other = self._stand_in(weights)
-        self._restore()
+        layers, prefixes = self._layers(weights), self._prefixes(weights)
+        worn = self._model.variant
+        self._model.wear(self._model.plain)
         try:
-            self._install(layers)
-            if other is not None:
-                cast(Fallback, self._model).compute_with(other)
-            self._set_prefix(prefixes, weights)
-        except BaseException:
-            self._restore()
-            self._active = {}
-            raise
-        self._active = weights
+            variant = Variant(layers, self._stand_in(weights))
+            self._give_prefix(variant, prefixes)
+        finally:
+            self._model.wear(worn)
+        return variant
 
     def _attached(self, name: str) -> Ready:
         ready = self._ready.get(name)
@@ -244,32 +273,18 @@ class AdapterSet:
         refuse_together((a.kind, a.kind in KINDS and takes_weight(a.kind, a.config), w) for a, w in ready)
         return stand_in(cast(Fallback, self._model), parts)
 
-    def _restore(self) -> None:
-        if isinstance(self._model, Fallback):
-            self._model.compute_with(None)
-        for place in self._installed:
-            own_head = place == "lm_head" and self._model.tied is not None
-            self._model.swap(place, None if own_head else self._modules[place])
-        self._installed = []
-        if isinstance(self._model, PrefixedModel):
-            self._model.set_prefix(self._own_prefix)
-
-    def _install(self, layers: Mapping[str, nn.Module]) -> None:
-        for place, layer in layers.items():
-            self._installed.append(place)
-            self._model.swap(place, layer)
-
-    def _set_prefix(self, prefixes: list[tuple[Ready, float]], weights: Mapping[str, float]) -> None:
+    def _give_prefix(self, variant: Variant, prefixes: list[tuple[Ready, float]]) -> None:
         if not prefixes:
             return
-        model = cast(PrefixedModel, self._model)
         first = prefixes[0][0]
         rows = sum(cast(torch.Tensor, r.rows) * w for r, w in prefixes) if len(prefixes) > 1 else first.rows
         rows = cast(torch.Tensor, rows)
         if first.adapter.kind == "prompt":
+            model = cast(PrefixedModel, self._model)
+            model.wear(variant)
             model.set_prefix(None)  # the prompt is read by the network without one
             rows = keys_of_prompt(model, rows)
-        model.set_prefix(rows, shifts=first.adapter.form == "peft")
+        variant.prefix, variant.shifts = rows, first.adapter.form == "peft"
 
 
 def modules_of(model: LanguageModel) -> dict[str, nn.Module]:

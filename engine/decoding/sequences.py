@@ -1,7 +1,8 @@
 """The sequences that a model works on: one for each answer that is being written, and what was computed before.
 
-Several are advanced together by one compiled step, which reads the weights once for all of them. A row of it has the
-same bits whatever stands beside it (native/step.h), so an answer is the same alone and in company.
+Several are advanced together by one compiled step, which reads the weights once for all of them, each with its own
+adapters. A row of it has the same bits whatever stands beside it (native/step.h), so an answer is the same alone and in
+company.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from glmchat.engine.formats.weights import trim
 from glmchat.engine.gpu.prompt import OnPrefill, Pace, watch_layers
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.variant import Variant
 from glmchat.engine.native.cards import free_memory, give_back, no_memory
 
 # Rows of one prefill step on causal families. More rows make each dequantised matrix pay better; fewer make the memory
@@ -34,16 +37,18 @@ LEAST = 64  # rows of a step when memory is short
 SPARE_CACHES = 3  # caches of other sets of adapters, beside those in use
 WORTH = 16  # ids that two prompts must have in common for their keys and values to be copied
 _ROOM = 4  # times its bytes must be free for a cache to be kept
+_GONE = object()  # the name of what was computed with adapters that are no more
 
 
 class Slot:
-    """One sequence: its cache, and the ids that the cache holds. name: what it was computed with, the active adapters.
+    """One sequence: its cache, and the ids that the cache holds. name: some adapters, with which it is computed;
+    variant: the model as these make it.
 
     An answer that is being written has taken it (`Sequences.take`); `pending` is then the id that it would go on with.
     """
 
-    def __init__(self, all_slots: Sequences, name: Hashable) -> None:
-        self.name = name
+    def __init__(self, all_slots: Sequences, name: Hashable, variant: Variant) -> None:
+        self.name, self.variant = name, variant
         self.taken = False
         self.used = 0  # when it was taken last, as a number that grows
         self.pending: int | None = None
@@ -66,6 +71,7 @@ class Slot:
     def cache(self) -> KVCache:
         """Allocated at first use. Raises DoesNotFit if there is no memory for it."""
         if self._cache is None:
+            self.model.wear(self.variant)
             self._cache = self._all.allocate()
         return self._cache
 
@@ -76,6 +82,11 @@ class Slot:
     @property
     def length(self) -> int:
         return len(self._ids)
+
+    @property
+    def is_waiting(self) -> bool:
+        """For logits: it has an id to go on with, and nobody has computed yet what follows."""
+        return self.pending is not None and self._ready is None
 
     def forget(self) -> None:
         self._cache = None
@@ -247,7 +258,7 @@ class Slot:
 
     def _advance(self, token: int) -> torch.Tensor:
         cache = self.cache
-        step = self.model.compiled(cache)
+        step = self.model.compiled(cache, self.variant)
         if step is None:
             return self._forward((token,), None, "decode")
         with torch.inference_mode():
@@ -282,6 +293,7 @@ class Slot:
     ) -> torch.Tensor:
         cache = self.cache
         before = cache.length
+        self.model.wear(self.variant)
         try:
             with torch.inference_mode():
                 row = torch.tensor(ids, device=self._all.device)
@@ -331,11 +343,12 @@ class Sequences:
         self.reads_afresh = False  # each prompt whole and in the same steps, whatever was read before or beside it
         self._read = (0, 0.0)  # ids of prompts so far, and seconds
         self._name: Hashable = ()
+        self._variant = model.plain
         self._count = 0  # of takings
         self.current = self._new()  # the one that was used last with these adapters
 
     def _new(self) -> Slot:
-        slot = Slot(self, self._name)
+        slot = Slot(self, self._name, self._variant)
         self.slots.append(slot)
         return slot
 
@@ -436,26 +449,35 @@ class Sequences:
     def give_back(self, slot: Slot) -> None:
         slot.taken = False
         slot.pending = None
+        if slot.name is _GONE:
+            self.slots.remove(slot)
         if self.store is not None:
             slot.keep(self.store)
             self.store.rest()
 
     def step(self) -> None:
         """Compute what all answers that are being written go on with, as far as one step can do it for several."""
-        waiting = [slot for slot in self.slots if slot.taken and slot.pending is not None]
+        waiting = [slot for slot in self.slots if slot.taken and slot.is_waiting]
         if len(waiting) < 2:
             return
-        compiled = [self.model.compiled(slot.cache) for slot in waiting]
-        rows = getattr(compiled[0], "most_rows", 1)
-        waiting = [slot for slot, step in zip(waiting, compiled, strict=True) if step is not None]
-        for first in range(0, len(waiting) if rows > 1 else 0, rows):
-            some = waiting[first : first + rows]
-            tokens = [slot.pending for slot in some if slot.pending is not None]
-            positions = [self.model.position(slot.cache) for slot in some]
-            with torch.inference_mode():
-                logits = compiled[0].rows(tokens, [slot.cache for slot in some], positions)
-            for slot, row in zip(some, logits, strict=True):
-                slot.give_logits(row)
+        together: dict[Hashable, list[tuple[Slot, Any]]] = {}
+        for slot in waiting:
+            step = self.model.compiled(slot.cache, slot.variant)
+            if getattr(step, "most_rows", 1) > 1:
+                together.setdefault(step.base, []).append((slot, step))
+        for rows in together.values():
+            rows.sort(key=lambda row: id(row[1]))  # what the same adapters add is read once
+            most = rows[0][1].most_rows
+            for first in range(0, len(rows), most):
+                self._step([slot for slot, _ in rows[first : first + most]], [s for _, s in rows[first : first + most]])
+
+    def _step(self, slots: Sequence[Slot], steps: Sequence[Any]) -> None:
+        tokens = [slot.pending for slot in slots if slot.pending is not None]
+        positions = [self.model.position(slot.cache) for slot in slots]
+        with torch.inference_mode():
+            logits = steps[0].rows(tokens, [slot.cache for slot in slots], positions, steps)
+        for slot, row in zip(slots, logits, strict=True):
+            slot.give_logits(row)
 
     def allocate(self) -> KVCache:
         try:
@@ -493,23 +515,29 @@ class Sequences:
     def cache_bytes(self) -> int:
         return sum(slot.nbytes for slot in self.slots)
 
-    def switch(self, name: Hashable) -> None:
-        """The model computes differently from now on: `name` says how, and equal names mean the same computation.
+    def switch(self, name: Hashable, variant: Variant) -> None:
+        """Who comes from now on is answered by `variant`: `name` says what that is, and equal names mean the same
+        computation. Answers that are being written go on as they began.
 
-        The caches so far are kept for the way back if memory is plentiful; those that were kept for `name` are used.
+        Idle caches so far are kept for the way back if memory is plentiful; those that were kept for `name` are used.
         """
         if name == self._name:
             return
         for slot in self._of(self._name):
-            if not (slot.length and slot.nbytes and slot.fits_beside()):
+            if not slot.taken and not (slot.length and slot.nbytes and slot.fits_beside()):
                 self._remove(slot)
-        self._name = name
+        self._name, self._variant = name, variant
         mine = self._of(name)
         self.current = max(mine, key=lambda slot: slot.used) if mine else self._new()
-        others = sorted((slot for slot in self.slots if slot.name != name), key=lambda slot: slot.used)
+        idle = (slot for slot in self.slots if slot.name != name and not slot.taken)
+        others = sorted(idle, key=lambda slot: slot.used)
         for slot in others[: max(0, len(others) - SPARE_CACHES)]:
             self._remove(slot)
 
     def drop(self, is_gone: Callable[[Hashable], bool]) -> None:
-        """Forget the caches of all names that `is_gone` says will not come back as they were."""
-        self.slots = [slot for slot in self.slots if slot.name == self._name or not is_gone(slot.name)]
+        """Forget the caches of all names that `is_gone` says will not come back as they were; of answers that are being
+        written, with their end."""
+        for slot in [slot for slot in self.slots if slot.name not in (self._name, _GONE) and is_gone(slot.name)]:
+            slot.name, slot.conversation, slot.is_unnamed = _GONE, None, False
+            if not slot.taken:
+                self.slots.remove(slot)

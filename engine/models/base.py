@@ -14,6 +14,7 @@ from glmchat.checkpoints.device_plan import ON_CPU
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.parts import NotCompiled, Parts
+from glmchat.engine.models.variant import Derived, Variant
 from glmchat.engine.native.step import CompiledStep
 
 
@@ -56,8 +57,9 @@ class LanguageModel(nn.Module):
     """A network for one sequence (no batches, on purpose).
 
     Parameter names are the checkpoint's own names. Linear layers are plain `nn.Linear`, so that quantisation and
-    adapters can swap them, with `swap` and in no other way. What is derived from the modules (fused projections in each
-    `Block`, the compiled step) belongs to one `version` of the model and is derived anew for the next.
+    adapters can stand in for them, with `swap` and `wear` and in no other way. What is derived from the modules (fused
+    projections in each `Block`, the compiled step) belongs to one `version` of the model and is derived anew for the
+    next; a variant that is worn again has it back.
     """
 
     spec: ModelSpec
@@ -75,6 +77,9 @@ class LanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.version = 0
+        self.plain = self.variant = Variant()  # by itself; as which it computes now
+        self._basis = 0  # moves with what makes all variants others
+        self._own: dict[str, nn.Module | None] = {}  # what the layers of `variant` stand in for
         self._lock = threading.RLock()  # a change waits for a step that is being built, and the other way round
 
     def swap(self, path: str, module: nn.Module | None) -> None:
@@ -82,16 +87,48 @@ class LanguageModel(nn.Module):
 
         None only for a place that may be empty, like the head of a model whose embedding is its head.
         """
-        holder, _, leaf = path.rpartition(".")
         with self._lock:
-            parent = self.get_submodule(holder)
-            if isinstance(parent, nn.ModuleList | nn.Sequential):
-                parent[int(leaf)] = cast(nn.Module, module)
-            else:
-                setattr(parent, leaf, module)
-            if isinstance(parent, Block):
-                parent.derived = None
+            self._put(path, module)
             self.version += 1
+            self._basis += 1
+
+    def _put(self, path: str, module: nn.Module | None) -> nn.Module | None:
+        """Returns what stood there."""
+        holder, _, leaf = path.rpartition(".")
+        parent = self.get_submodule(holder)
+        if isinstance(parent, nn.ModuleList | nn.Sequential):
+            before = cast("nn.Module | None", parent[int(leaf)])
+            parent[int(leaf)] = cast(nn.Module, module)
+        else:
+            before = cast("nn.Module | None", getattr(parent, leaf, None))
+            setattr(parent, leaf, module)
+        if isinstance(parent, Block):
+            parent.derived = None
+        return before
+
+    def wear(self, variant: Variant) -> None:
+        """Compute as `variant` makes it from now on. What was derived of the one before is kept for when it returns."""
+        if variant is self.variant:
+            return
+        with self._lock:
+            blocks = [module for module in self.modules() if isinstance(module, Block)]
+            # A step of a card would hold memory there.
+            has_step = self._step_version == self.version and self.make_step is CompiledStep
+            self.variant.derived = Derived(
+                self._basis, [b.derived for b in blocks], self._step if has_step else None, self.not_compiled, has_step
+            )
+            for place, own in self._own.items():
+                self._put(place, own)
+            self._own = {place: self._put(place, layer) for place, layer in variant.layers.items()}
+            self.variant = variant
+            self.version += 1
+            kept = variant.derived
+            if kept is None or kept.basis != self._basis:
+                return
+            for block, derived in zip(blocks, kept.blocks, strict=True):
+                block.derived = derived
+            if kept.has_step:
+                self._step, self.not_compiled, self._step_version = kept.step, kept.not_compiled, self.version
 
     def changed(self) -> None:
         """Say that modules are not what they were though none was swapped: other types, other products."""
@@ -100,6 +137,7 @@ class LanguageModel(nn.Module):
                 if isinstance(module, Block):
                     module.derived = None
             self.version += 1
+            self._basis += 1
 
     def parts(self) -> Parts | None:
         """What the compiled step needs to know; None for an architecture that it does not compute."""
@@ -134,9 +172,17 @@ class LanguageModel(nn.Module):
         except NotCompiled as reason:
             return None, str(reason)
 
-    def compiled(self, cache: KVCache) -> Any:
-        """`step`, if it takes this cache."""
-        step = self.step()
+    def step_of(self, variant: Variant) -> Any:
+        """`step` of the model as `variant` makes it, which it does not have to wear for that twice."""
+        kept = variant.derived
+        if variant is not self.variant and kept is not None and kept.has_step and kept.basis == self._basis:
+            return kept.step if self.compile_steps else None
+        self.wear(variant)
+        return self.step()
+
+    def compiled(self, cache: KVCache, variant: Variant | None = None) -> Any:
+        """`step`, or that of a variant, if it takes this cache."""
+        step = self.step() if variant is None else self.step_of(variant)
         if step is None:
             return None
         cache.reserve(cache.length + 1)

@@ -14,6 +14,7 @@ from torch import nn
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.variant import Variant
 
 
 class PrefixEncoder(nn.Module):
@@ -62,7 +63,13 @@ class PrefixedModel(LanguageModel):
     def set_prefix(self, key_values: torch.Tensor | None, *, shifts: bool = False) -> None:
         """Begin caches with these rows from now on; None with none."""
         self.prefix_key_values, self.prefix_shifts = key_values, shifts
-        self.changed()
+
+    def wear(self, variant: Variant) -> None:
+        if self.variant is self.plain:
+            self.plain.prefix, self.plain.shifts = self.prefix_key_values, self.prefix_shifts
+        super().wear(variant)
+        begins = self.plain if variant.prefix is None else variant
+        self.set_prefix(begins.prefix, shifts=begins.shifts)
 
     def encode_prefix(self) -> None:
         """Compute the checkpoint's own prefix once, if it has one (pre_seq_len in config.json)."""

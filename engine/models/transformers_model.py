@@ -16,6 +16,7 @@ from glmchat.core.text import one_line
 from glmchat.engine.kv_cache import KVCache
 from glmchat.engine.models.layers import prepare_embedding
 from glmchat.engine.models.prefix import PrefixedModel
+from glmchat.engine.models.variant import Variant
 
 # Types whose forward counts positions from 0 in every pass, whatever the cache holds; `generate` tells them.
 _COUNT_FROM_ZERO = frozenset({"bamba", "kimi_linear"})
@@ -102,9 +103,10 @@ class Fallback(PrefixedModel):
             self._stopped = error  # what the caller raised to stop is the caller's own
             raise
 
-    def compute_with(self, stand_in: nn.Module | None) -> None:
-        """From now on this module computes, with the same face as `inner`; None: `inner` itself again."""
-        self._compute = (self.inner if stand_in is None else stand_in).__call__
+    def wear(self, variant: Variant) -> None:
+        """A variant's network computes with the same face as `inner`."""
+        super().wear(variant)
+        self._compute = (self.inner if variant.network is None else variant.network).__call__
 
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         for module in self.inner.modules():

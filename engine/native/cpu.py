@@ -78,11 +78,13 @@ def native_library() -> ctypes.CDLL:
     library.glm_rows.restype = None
     library.glm_pack.argtypes = (pointer, pointer, pointer, number)
     library.glm_pack.restype = None
-    library.glm_step_room.argtypes = (pointer, size, size)
+    library.glm_step_rank.argtypes = (pointer,)
+    library.glm_step_rank.restype = size
+    library.glm_step_room.argtypes = (pointer, size, size, size)
     library.glm_step_room.restype = size
     library.glm_step_stretches.argtypes = (size,)
     library.glm_step_stretches.restype = size
-    library.glm_step_run.argtypes = (pointer, pointer, size, pointer, pointer, size, number)
+    library.glm_step_run.argtypes = (pointer, size, pointer, pointer, size, number)
     library.glm_step_run.restype = None
     library.glm_choose.argtypes = (ctypes.c_char_p,)
     library.glm_choose.restype = ctypes.c_char_p

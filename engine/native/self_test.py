@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from glmchat.checkpoints.families import parse
+from glmchat.engine.adapters.low_rank import AdaptedLinear, LowRank
 from glmchat.engine.models import chatglm2, llama
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.variant import Variant
 from glmchat.engine.native.cpu import NativeCpu
 from glmchat.engine.quantize.linear import QuantLinear
 
@@ -109,17 +111,31 @@ def _fault(device: str) -> str | None:
 
 
 def rows_that_differ(model: LanguageModel) -> int:
-    """How many rows of one step have other bits than each of them alone; 0 for none: an answer is its own."""
-    step = model.step()
-    for count in (3, step.most_rows):
-        tokens = list(range(3, 3 + count))
+    """How many rows of one step have other bits than each of them alone; 0 for none: an answer is its own.
+
+    Every second row has an adapter.
+    """
+    two = model.step_of(_adapted(model)), model.step_of(model.plain)
+    for count in (3, two[0].most_rows):
+        tokens, steps = list(range(3, 3 + count)), [two[row % 2] for row in range(count)]
         caches = [model.new_cache(4, torch.float32) for _ in tokens]
         positions = [model.position(cache) for cache in caches]
-        together = step.rows(tokens, caches, positions)
-        alone = [step(*one) for one in zip(tokens, caches, positions, strict=True)]
+        together = steps[0].rows(tokens, caches, positions, steps)
+        alone = [step(*one) for step, *one in zip(steps, tokens, caches, positions, strict=True)]
         if not torch.equal(together, torch.stack(alone)):
             return count
     return 0
+
+
+def _adapted(model: LanguageModel) -> Variant:
+    """With changes of two ranks in the layers."""
+    noise, layers = torch.Generator().manual_seed(4), {}
+    for number, (place, module) in enumerate(model.named_modules()):
+        if ".layers." in place and type(module) in (nn.Linear, QuantLinear):
+            down = torch.randn(cast(int, module.in_features), 2 + number % 2, generator=noise)
+            up = torch.randn(2 + number % 2, cast(int, module.out_features), generator=noise)
+            layers[place] = AdaptedLinear(module, LowRank(down * 0.1, up * 0.1))
+    return Variant(layers)
 
 
 def small_model(model: LanguageModel, device: str = "cpu") -> LanguageModel:

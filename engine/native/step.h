@@ -10,6 +10,9 @@
  * Nor does a row's number depend on the rows beside it. Integer products have no order of addition (native.c); all that
  * is float32 is done row by row, by the same instructions whether there is one row or sixteen. A test holds this.
  *
+ * Each row has a network of its own: of the same base, whose matrices are read once for all rows, and whatever its
+ * adapters make of it (low-rank halves, factors, trained norms).
+ *
  * Everything between the products is float32. Keys and values go to the caller's cache in its own type.
  */
 
@@ -43,6 +46,7 @@ typedef struct {
     const float *last_norm, *frequencies; /* frequencies [rotated]: radians a position */
     int64_t layers, hidden, heads, kv_heads, head_dim, ffn;
     int64_t rotated;    /* pairs of a head that are rotated */
+    int64_t rank;       /* numbers between low-rank halves in a stage, at most: glm_step_rank */
     int32_t interleaved; /* a pair is (2i, 2i + 1), else (i, i + head_dim / 2) */
     int32_t coarse;      /* some weights are, so all products are those of few rows (byte_part.h) */
     float eps;
@@ -55,6 +59,7 @@ typedef struct {
 } glm_cache;
 
 typedef struct { /* the next token of one sequence */
+    const glm_network *net; /* rows differ in norms and in what adapters add; weights and measures are the same */
     const glm_cache *cache;
     const float *embedded; /* [hidden]: what the token looks like, or NULL: it is looked up */
     int64_t token, position;
@@ -64,12 +69,10 @@ typedef enum { NOTHING, QKV, ATTEND, O_PROJ, GATE_UP, DOWN, HEAD, LOW, EACH_ROW 
 
 typedef struct glm_stage {
     glm_kind begin, work; /* what is made for it before; what its blocks do */
-    const glm_layer *layer;
-    const glm_product *products;
+    glm_kind kind;        /* of its products: where a row's network has them */
     float *y; /* [rows][width]: where products write; added to what is there if `add` */
-    const float *closing; /* NULL, or the norm with which `branch` is added to x before anything else */
     int64_t number, count, blocks; /* layer, products */
-    int64_t width, rank; /* of a row: outputs of all products, and numbers between their low-rank halves */
+    int64_t width, rank; /* of a row: outputs of all products, and numbers between their low-rank halves, at most */
     int add;
 } glm_stage;
 
@@ -93,6 +96,18 @@ typedef struct glm_step {
     void (*begin)(struct glm_step *, const glm_stage *);
     void (*work)(struct glm_step *, const glm_stage *, int64_t);
 } glm_step;
+
+/* The products of a stage as one row's network has them. */
+INLINE const glm_product *products_of(const glm_step *step, const glm_stage *stage, int64_t row) {
+    const glm_network *net = step->row[row].net;
+    if (stage->kind == HEAD) return net->head;
+    const glm_layer *layer = &net->layer[stage->number];
+    return stage->kind == QKV ? layer->qkv : stage->kind == O_PROJ ? layer->o_proj :
+           stage->kind == GATE_UP ? layer->gate_up : layer->down_proj;
+}
+
+/* Whether a row has not the network of the row before it. */
+INLINE int has_other_net(const glm_step *step, int64_t row) { return step->row[row].net != step->row[row - 1].net; }
 
 static void open_stage(glm_step *step, int64_t number) {
     if (number < step->stage_count) step->begin(step, &step->stages[number]);
@@ -145,15 +160,16 @@ static int64_t rank_of(const glm_product *products, int64_t count) {
 }
 
 /* Add a stage of products, and before it one for the low-rank halves that they need. */
-static int64_t add_products(glm_stage *stages, int64_t at, glm_kind kind, int64_t number, const glm_layer *layer,
-                            const glm_product *products, int64_t count, int64_t rows, int64_t each_row, float *y,
-                            const float *closing) {
-    glm_stage stage = {.begin = kind, .work = LOW, .layer = layer, .products = products, .y = y, .closing = closing,
-                       .number = number, .count = count};
-    stage.rank = rank_of(products, count);
+static int64_t add_products(const glm_step *step, int64_t at, glm_kind kind, int64_t number, int64_t count,
+                            int64_t each_row, float *y, int add) {
+    glm_stage *stages = step->stages, stage = {.begin = kind, .work = LOW, .kind = kind, .y = y, .number = number,
+                                               .count = count, .add = add};
+    const glm_product *products = products_of(step, &stage, 0);
+    for (int64_t r = 0; r < step->rows; r++)
+        if (!r || has_other_net(step, r))
+            stage.rank = most_of(stage.rank, rank_of(products_of(step, &stage, r), count));
     for (int64_t i = 0; i < count; i++) stage.width += products[i].w.outputs;
-    stage.blocks = stage.rank * rows;
-    stage.add = kind == O_PROJ ? !layer->attention_norm : kind == DOWN && !layer->feed_forward_norm;
+    stage.blocks = stage.rank * step->rows;
     if (stage.blocks) {
         at = add_stage(stages, at, stage, each_row);
         stage.begin = NOTHING;
@@ -183,18 +199,16 @@ static int64_t rounded_bytes(const glm_product *products, int64_t count, int64_t
     return most * 2;
 }
 
-static size_t lay_out(glm_step *step, const glm_network *net, int64_t rows, int64_t stretches, void *room) {
-    int64_t rank = rank_of(net->head, 1), rounded = rounded_bytes(net->head, 1, rows);
+/* net: of any row. rank: the largest of all rows' networks. */
+static size_t lay_out(glm_step *step, const glm_network *net, int64_t rank, int64_t rows, int64_t stretches, void *room) {
+    int64_t rounded = rounded_bytes(net->head, 1, rows);
     int64_t widest = most_of(most_of(net->hidden, net->ffn), net->heads * net->head_dim);
     int64_t whole = rows > 4 ? rows + MOST_TILE - 1 : rows; /* rows of whole tiles, at most, or those that `few` adds */
     for (int64_t i = 0; i < net->layers; i++) {
         const glm_layer *layer = &net->layer[i];
         const glm_product *products[] = {layer->qkv, layer->o_proj, layer->gate_up, layer->down_proj};
         int64_t counts[] = {layer->qkv_count, 1, layer->gate_up_count, 1};
-        for (int stage = 0; stage < 4; stage++) {
-            rank = most_of(rank, rank_of(products[stage], counts[stage]));
-            rounded = most_of(rounded, rounded_bytes(products[stage], counts[stage], rows));
-        }
+        for (int stage = 0; stage < 4; stage++) rounded = most_of(rounded, rounded_bytes(products[stage], counts[stage], rows));
     }
     size_t used = 0;
     step->stages = slice(room, &used, (net->layers * 14 + 3) * (int64_t)sizeof(glm_stage));
@@ -217,10 +231,24 @@ static size_t lay_out(glm_step *step, const glm_network *net, int64_t rows, int6
     return used;
 }
 
-/* Bytes of the room that glm_step_run wants, 64-byte aligned, for so many rows that attend to so many stretches in all. */
-EXPORT int64_t glm_step_room(const glm_network *net, int64_t rows, int64_t stretches) {
+/* What glm_network says as `rank`: counted once. */
+EXPORT int64_t glm_step_rank(const glm_network *net) {
+    int64_t rank = rank_of(net->head, 1);
+    for (int64_t i = 0; i < net->layers; i++) {
+        const glm_layer *layer = &net->layer[i];
+        rank = most_of(rank, rank_of(layer->qkv, layer->qkv_count));
+        rank = most_of(rank, rank_of(layer->o_proj, 1));
+        rank = most_of(rank, rank_of(layer->gate_up, layer->gate_up_count));
+        rank = most_of(rank, rank_of(layer->down_proj, 1));
+    }
+    return rank;
+}
+
+/* Bytes of the room that glm_step_run wants, 64-byte aligned, for so many rows that attend to so many stretches in all.
+ * net: of any row. rank: the largest of all rows' networks. */
+EXPORT int64_t glm_step_room(const glm_network *net, int64_t rank, int64_t rows, int64_t stretches) {
     glm_step step;
-    return (int64_t)lay_out(&step, net, rows, stretches, NULL);
+    return (int64_t)lay_out(&step, net, rank, rows, stretches, NULL);
 }
 
 /* Stretches that a row attends to whose cache holds `length` positions. */
@@ -228,9 +256,11 @@ EXPORT int64_t glm_step_stretches(int64_t length) { return (length + 1 + STRETCH
 
 /* One token of each row, behind what its cache holds: keys and values into the cache, logits [rows][vocabulary] out. With
  * `logits` NULL only the first `layers` layers are computed, for measuring. The caller has checked that there is room in
- * the caches, that they are of as many sequences, and that there are 1 to MOST_ROWS rows. */
-EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t rows, void *room, float *logits, int64_t layers,
-                         int threads) {
+ * the caches, that they are of as many sequences, that there are 1 to MOST_ROWS rows, and that all of their networks
+ * multiply by the same weights. */
+EXPORT void glm_step_run(const glm_row *row, int64_t rows, void *room, float *logits, int64_t layers, int threads) {
+    const glm_network *net = row[0].net;
+    int64_t rank = 0;
     const glm_kernels *kernels = atomic_load(&chosen);
     const glm_kernels *products = kernels_for(kernels, net->coarse ? 1 : rows);
     int few = rows <= products->few_rows || net->coarse;
@@ -238,15 +268,16 @@ EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t row
                      .work = kernels->step_work, .prepare = products->prepare,
                      .multiply = few ? products->few : products->many, .tile = few ? 1 : products->tile};
     for (int64_t r = 0; r < rows; r++) {
+        rank = most_of(rank, row[r].net->rank);
         step.total[r] = row[r].cache->length + 1;
         step.stretch_before[r + 1] = step.stretch_before[r] + glm_step_stretches(row[r].cache->length);
     }
     int64_t stretches = step.stretch_before[rows];
-    lay_out(&step, net, rows, stretches, room);
+    lay_out(&step, net, rank, rows, stretches, room);
     for (int64_t r = 0; r < rows; r++) {
         float *x = step.x + r * net->hidden;
         if (row[r].embedded) memcpy(x, row[r].embedded, (size_t)net->hidden * 4);
-        else kernels->step_row(net->embedding, row[r].token, x);
+        else kernels->step_row(row[r].net->embedding, row[r].token, x);
         for (int64_t i = 0; i < net->rotated; i++) {
             float angle = (float)row[r].position * net->frequencies[i];
             step.cosines[r * net->rotated + i] = cosf(angle);
@@ -256,18 +287,15 @@ EXPORT void glm_step_run(const glm_network *net, const glm_row *row, int64_t row
     int64_t at = 0, each_row = few && threads > 1 && rows >= SEVERAL ? rows : 0;
     for (int64_t i = 0; i < layers; i++) {
         const glm_layer *layer = &net->layer[i];
-        const float *before = i ? layer[-1].feed_forward_norm : NULL;
         float *attended = layer->attention_norm ? step.branch : step.x, *fed = layer->feed_forward_norm ? step.branch : step.x;
-        at = add_products(step.stages, at, QKV, i, layer, layer->qkv, layer->qkv_count, rows, each_row, step.qkv, before);
-        at = add_stage(step.stages, at, (glm_stage){.begin = ATTEND, .work = ATTEND, .layer = layer, .number = i,
+        at = add_products(&step, at, QKV, i, layer->qkv_count, each_row, step.qkv, 0);
+        at = add_stage(step.stages, at, (glm_stage){.begin = ATTEND, .work = ATTEND, .number = i,
                                                     .blocks = net->kv_heads * stretches}, each_row);
-        at = add_products(step.stages, at, O_PROJ, i, layer, layer->o_proj, 1, rows, each_row, attended, NULL);
-        at = add_products(step.stages, at, GATE_UP, i, layer, layer->gate_up, layer->gate_up_count, rows, each_row, step.gate_up,
-                          layer->attention_norm);
-        at = add_products(step.stages, at, DOWN, i, layer, layer->down_proj, 1, rows, each_row, fed, NULL);
+        at = add_products(&step, at, O_PROJ, i, 1, each_row, attended, attended == step.x);
+        at = add_products(&step, at, GATE_UP, i, layer->gate_up_count, each_row, step.gate_up, 0);
+        at = add_products(&step, at, DOWN, i, 1, each_row, fed, fed == step.x);
     }
-    if (logits) at = add_products(step.stages, at, HEAD, layers, NULL, net->head, 1, rows, each_row, logits,
-                                  net->layer[layers - 1].feed_forward_norm);
+    if (logits) at = add_products(&step, at, HEAD, layers, 1, each_row, logits, 0);
     step.stage_count = at;
     open_stage(&step, 0);
     glm_job job = {.source = &step};

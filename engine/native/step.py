@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 import torch
@@ -76,6 +76,7 @@ class _Network(ctypes.Structure):
         ("head_dim", _size),
         ("ffn", _size),
         ("rotated", _size),
+        ("rank", _size),
         ("interleaved", _number),
         ("coarse", _number),
         ("eps", ctypes.c_float),
@@ -94,6 +95,7 @@ class _Cache(ctypes.Structure):
 
 class _Row(ctypes.Structure):
     _fields_ = (
+        ("net", _pointer),
         ("cache", _pointer),
         ("embedded", _pointer),
         ("token", _size),
@@ -102,7 +104,10 @@ class _Row(ctypes.Structure):
 
 
 class CompiledStep:
-    """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know."""
+    """One model as it is now. Raises NotCompiled with the reason if there is something that C does not know.
+
+    base: which weights it multiplies by; steps of equal ones compute rows together, whatever their adapters add.
+    """
 
     most_rows = MOST_ROWS
 
@@ -120,6 +125,7 @@ class CompiledStep:
             raise NotCompiled(f"heads of {spec.head_dim}")
         self._alive: list[Any] = []  # what the addresses point to
         self._coarse = False  # some weights are
+        self._weights: list[Hashable] = []
         self.vocab = cast(int, bare(parts.head).out_features)  # an adapter may bring other words
         self._embedding = parts.embedding
         layers = [self._layer(layer) for layer in parts.layers]
@@ -137,13 +143,16 @@ class CompiledStep:
             spec.head_dim,
             spec.ffn_size,
             len(frequencies),
+            0,
             parts.rotary == "interleaved",
             self._coarse,
             parts.eps,
         )
+        self.base = (self._coarse, *self._weights)
         self._address = ctypes.addressof(self._network)
+        self._network.rank = native_library().glm_step_rank(self._address)
         self._room = torch.empty(0, dtype=torch.uint8)
-        self._room_for = (0, 0)  # rows, stretches
+        self._room_for = (0, 0, 0)  # rank, rows, stretches
 
     def takes(self, cache: KVCache) -> bool:
         keys = cache.keys[0]
@@ -157,10 +166,19 @@ class CompiledStep:
         """float32 logits [vocab] behind `token`; its keys and values are in the cache, whose length has not moved."""
         return self.rows([token], [cache], [position])[0]
 
-    def rows(self, tokens: Sequence[int], caches: Sequence[KVCache], positions: Sequence[int]) -> torch.Tensor:
-        """float32 logits [rows, vocab] behind one token of each sequence; as `__call__` gives them, to the bit."""
+    def rows(
+        self,
+        tokens: Sequence[int],
+        caches: Sequence[KVCache],
+        positions: Sequence[int],
+        steps: Sequence[CompiledStep] = (),
+    ) -> torch.Tensor:
+        """float32 logits [rows, vocab] behind one token of each sequence; as `__call__` gives them, to the bit.
+
+        steps: of each row, where they are several of the same `base`: the model as that row's adapters make it.
+        """
         logits = torch.empty(len(tokens), self.vocab)
-        self._run(tokens, caches, positions, logits.data_ptr(), self._network.layers)
+        self._run(tokens, caches, positions, logits.data_ptr(), self._network.layers, steps)
         return logits
 
     def seconds(self, cache: KVCache, layers: int) -> float:
@@ -176,28 +194,30 @@ class CompiledStep:
         positions: Sequence[int],
         logits: int | None,
         layers: int,
+        steps: Sequence[CompiledStep] = (),
     ) -> None:
         if not 0 < len(tokens) <= MOST_ROWS:
             raise ValueError(f"{len(tokens)} rows")
+        steps = steps or [self] * len(tokens)
+        if any(step is not self and step.base != self.base for step in steps):
+            raise ValueError("rows of different weights")
         library = native_library()
+        rank = max(step._network.rank for step in steps)
         stretches = sum(library.glm_step_stretches(cache.length) for cache in caches)
-        if self._room_for[0] != len(tokens) or self._room_for[1] < stretches:
-            room_for = len(tokens), stretches + _SPARE
+        if self._room_for[:2] != (rank, len(tokens)) or self._room_for[2] < stretches:
+            room_for = rank, len(tokens), stretches + _SPARE
             size = library.glm_step_room(self._address, *room_for)
             self._room = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
             self._room_for = room_for  # only now: there may have been no memory
-        embedded: torch.Tensor | None = None
-        if not self._network.embedding:
-            embedded = self._embedding(torch.tensor(tokens)).float().contiguous()
-        rows = (_Row * len(tokens))()
-        for number, (row, token, cache, position) in enumerate(zip(rows, tokens, caches, positions, strict=True)):
-            row.cache = ctypes.addressof(_state(cache))
-            row.embedded = None if embedded is None else embedded[number].data_ptr()
+        rows, kept = (_Row * len(tokens))(), []
+        for row, token, cache, position, step in zip(rows, tokens, caches, positions, steps, strict=True):
+            row.net, row.cache = step._address, ctypes.addressof(_state(cache))
+            if not step._network.embedding:  # one by one: torch's products of several rows have other bits
+                kept.append(step._embedding(torch.tensor([token])).float().contiguous())
+                row.embedded = kept[-1].data_ptr()
             row.token, row.position = token, position
         room = -(-self._room.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-        library.glm_step_run(
-            self._address, ctypes.addressof(rows), len(tokens), room, logits, layers, torch.get_num_threads()
-        )
+        library.glm_step_run(ctypes.addressof(rows), len(tokens), room, logits, layers, torch.get_num_threads())
 
     def _layer(self, parts: LayerParts) -> _Layer:
         for together in (parts.qkv, parts.gate_up):
@@ -227,6 +247,9 @@ class CompiledStep:
         if not is_linear or module._forward_hooks or base._forward_hooks:
             raise NotCompiled(f"a layer is a {type(module).__name__}")
         product = self._matrix(cast("nn.Linear | QuantLinear", base))
+        tensors = base.packed.values() if isinstance(base, QuantLinear) else [cast(torch.Tensor, base.weight)]
+        self._weights += [t.data_ptr() for t in (*tensors, base.bias) if isinstance(t, torch.Tensor)]
+        self._weights.append((base.out_features, base.bias is None))
         if isinstance(module, AdaptedLinear):
             change = module.change
             product.gain = None if change.gain is None else self._numbers(change.gain)

@@ -96,7 +96,8 @@ GLM_TARGET static void F(step_row)(const glm_product *embedding, int64_t token, 
 
 /* Queries and keys of a row are rotated to their position; key and value go into its cache. */
 GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage, int64_t row) {
-    const glm_network *net = step->net;
+    const glm_network *net = step->row[row].net;
+    const glm_layer *layer = &net->layer[stage->number];
     const glm_cache *cache = step->row[row].cache;
     const float *cosines = step->cosines + row * net->rotated, *sines = step->sines + row * net->rotated;
     int64_t width = net->head_dim, rotated = net->heads + net->kv_heads;
@@ -104,7 +105,7 @@ GLM_TARGET static void F(turn)(glm_step *step, const glm_stage *stage, int64_t r
     float *qkv = step->qkv + row * (net->heads + 2 * net->kv_heads) * width;
     for (int64_t h = 0; h < rotated; h++) {
         float *head = qkv + h * width;
-        const float *norm = h < net->heads ? stage->layer->query_norm : stage->layer->key_norm;
+        const float *norm = h < net->heads ? layer->query_norm : layer->key_norm;
         if (norm) F(rms_norm)(head, norm, width, net->eps, head);
         for (int64_t i = 0; i < net->rotated; i++) {
             float a = head[i * stride], b = head[i * stride + apart];
@@ -242,16 +243,20 @@ GLM_TARGET static void F(gather)(glm_step *step, int64_t row) {
 
 /* What a stage starts from, of one row: its inputs in `source`, in float32 and, where rows lie alone, rounded. */
 GLM_TARGET static void F(begin_row)(glm_step *step, const glm_stage *stage, int64_t row) {
-    const glm_network *net = step->net;
+    const glm_network *net = step->row[row].net;
+    const glm_layer *layer = &net->layer[stage->number]; /* of the head: one behind the last */
     float *x = step->x + row * net->hidden, *source = step->source + row * net->hidden;
     const float *gates = step->gate_up + row * 2 * net->ffn;
-    if (stage->closing) {
-        F(rms_norm)(step->branch + row * net->hidden, stage->closing, net->hidden, net->eps, source);
+    const float *closing = NULL; /* the norm with which `branch` is added to x before anything else */
+    if (stage->begin == GATE_UP) closing = layer->attention_norm;
+    else if ((stage->begin == QKV || stage->begin == HEAD) && stage->number) closing = layer[-1].feed_forward_norm;
+    if (closing) {
+        F(rms_norm)(step->branch + row * net->hidden, closing, net->hidden, net->eps, source);
         for (int64_t i = 0; i < net->hidden; i++) x[i] += source[i];
     }
     switch (stage->begin) {
-    case QKV: F(rms_norm)(x, stage->layer->input_norm, net->hidden, net->eps, source); break;
-    case GATE_UP: F(rms_norm)(x, stage->layer->second_norm, net->hidden, net->eps, source); break;
+    case QKV: F(rms_norm)(x, layer->input_norm, net->hidden, net->eps, source); break;
+    case GATE_UP: F(rms_norm)(x, layer->second_norm, net->hidden, net->eps, source); break;
     case HEAD: F(rms_norm)(x, net->last_norm, net->hidden, net->eps, source); break;
     case O_PROJ: F(gather)(step, row); break;
     case ATTEND: F(turn)(step, stage, row); break;
@@ -268,13 +273,14 @@ GLM_TARGET static void F(begin_row)(glm_step *step, const glm_stage *stage, int6
 /* What a stage starts from: the products' room, and the rows' inputs if they are not a stage of their own. */
 GLM_TARGET static void F(step_begin)(glm_step *step, const glm_stage *stage) {
     if (stage->begin == NOTHING) return;
+    const glm_product *products = products_of(step, stage, 0);
     for (int64_t i = 0; i < stage->count; i++) {
-        const glm_weight *w = &stage->products[i].w;
+        const glm_weight *w = &products[i].w;
         step->jobs[i].w = NULL;
         if (!w->codes) continue;
         int64_t same = 0;
         for (; same < i; same++) {
-            const glm_weight *other = &stage->products[same].w;
+            const glm_weight *other = &products[same].w;
             if (other->codes && other->group == w->group && other->bits == w->bits && other->coarse == w->coarse) break;
         }
         const glm_job *room = &step->rounded[same];
@@ -305,7 +311,7 @@ GLM_TARGET static void F(dense)(const float *source, const glm_product *product,
         for (int64_t i = 0; i < count; i++) values[i] += w->bias[first + i];
 }
 
-/* What an adapter makes of 32 outputs of one row: (values * gain + offset + low * up), into y. */
+/* What a row's adapters make of 32 of its outputs: (values * gain + offset + low * up), into y. */
 GLM_TARGET static __attribute__((noinline)) void F(finish)(const glm_product *product, int64_t first, const float *low, int add,
                                                            float *values, float *y) {
     int64_t count = minimum(ROWS, product->w.outputs - first);
@@ -324,20 +330,24 @@ GLM_TARGET static __attribute__((noinline)) void F(finish)(const glm_product *pr
 
 /* Block `block` of the products of a stage: 32 outputs of one of them, for all rows. */
 GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_t block) {
-    int64_t number = 0, low = 0, before = 0;
-    while (block >= (stage->products[number].w.outputs + ROWS - 1) / ROWS) {
-        const glm_product *passed = &stage->products[number++];
+    const glm_product *products = products_of(step, stage, 0);
+    int64_t number = 0, before = 0;
+    while (block >= (products[number].w.outputs + ROWS - 1) / ROWS) {
+        const glm_product *passed = &products[number++];
         block -= (passed->w.outputs + ROWS - 1) / ROWS;
         before += passed->w.outputs;
-        low += passed->rank;
     }
-    const glm_product *product = &stage->products[number];
+    const glm_product *product = &products[number];
     int64_t first = block * ROWS, inputs = product->w.inputs;
     float values[MOST_ROWS][ROWS] __attribute__((aligned(64)));
-    const float *up = product->up + first * product->rank;
-    for (int64_t r = 0; r < product->rank; r++) { /* needed behind the product, and nothing guesses that */
-        __builtin_prefetch(up + r * ROWS);
-        __builtin_prefetch(up + r * ROWS + ROWS / 2);
+    for (int64_t row = 0; row < step->rows && stage->rank; row++) { /* needed behind the product, and nothing guesses that */
+        if (row && !has_other_net(step, row)) continue;
+        const glm_product *own = &products_of(step, stage, row)[number];
+        const float *up = own->up + first * own->rank;
+        for (int64_t r = 0; r < own->rank; r++) {
+            __builtin_prefetch(up + r * ROWS);
+            __builtin_prefetch(up + r * ROWS + ROWS / 2);
+        }
     }
     if (product->w.outputs - first < ROWS) memset(values, 0, (size_t)step->rows * sizeof *values);
     if (product->w.codes) {
@@ -347,9 +357,15 @@ GLM_TARGET static void F(product)(glm_step *step, const glm_stage *stage, int64_
         step->multiply(&job, block);
     } else
         for (int64_t row = 0; row < step->rows; row++) F(dense)(step->source + row * inputs, product, first, values[row]);
-    for (int64_t row = 0; row < step->rows; row++)
-        F(finish)(product, first, step->low + row * stage->rank + low, stage->add, values[row],
+    int64_t low = rank_of(products, number);
+    for (int64_t row = 0; row < step->rows; row++) {
+        if (row && has_other_net(step, row)) {
+            products = products_of(step, stage, row);
+            low = rank_of(products, number);
+        }
+        F(finish)(products + number, first, step->low + row * stage->rank + low, stage->add, values[row],
                   stage->y + row * stage->width + before + first);
+    }
 }
 
 GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int64_t block) {
@@ -363,12 +379,13 @@ GLM_TARGET static void F(step_work)(glm_step *step, const glm_stage *stage, int6
         for (int64_t q = 0; q < group; q += QUERIES)
             F(attend)(step, stage, row, kv_head, stretch, kv_head * group + q, minimum(QUERIES, group - q));
     } else if (stage->work == LOW) {
-        const glm_product *product = stage->products;
-        int64_t inner = block / step->rows, row = block % step->rows; /* rows share what is read */
+        int64_t inner = block / step->rows, row = block % step->rows; /* rows of the same adapters share what is read */
+        const glm_product *product = products_of(step, stage, row);
         int64_t at = inner;
+        if (inner >= rank_of(product, stage->count)) return; /* others' adapters have larger ranks */
         while (inner >= product->rank) inner -= product++->rank;
         const char *next = (const char *)(product->down + (inner + 1) * product->w.inputs);
-        if (row == 0)
+        if (row == 0 || has_other_net(step, row))
             for (int64_t i = 0; i < product->w.inputs * 4; i += 64) __builtin_prefetch(next + i);
         const float *down = product->down + inner * product->w.inputs;
         step->low[row * stage->rank + at] = F(dot)(step->source + row * product->w.inputs, down, product->w.inputs);

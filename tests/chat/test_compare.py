@@ -81,7 +81,7 @@ def test_columns_of_one_model_share_one_engine_and_one_question(history: History
     columns = parse_columns([str(model), "+poet:0.5", ",temp=0.1"])
     comparison = Comparison(history, columns, Settings(), base=LaunchOptions(sampling={"seed": 5}))
     events = list(comparison.ask("hello"))
-    assert events[0] == Together(1, None, lots=2)
+    assert events[0] == Together(1, None)
     assert texts(comparison) == {0: "one two", 1: "one two", 2: "one two"}
     answers = comparison.answers()
     assert {a.parent for a in answers.values()} == {comparison.question and comparison.question.id}
@@ -92,8 +92,15 @@ def test_columns_of_one_model_share_one_engine_and_one_question(history: History
     assert answers[1].details["facts"]["adapters"] == [{"name": "poet", "scale": 0.5}]
     assert answers[0].details["facts"]["adapters"] == []
     said = [(e.column, e.event.text) for e in events if isinstance(e, Said) and isinstance(e.event, Piece)]
-    assert sorted(said[:4]) == [(c, word) for c in (0, 2) for word in ("one ", "two")], "those without an adapter"
-    assert said[4:] == [(1, "one "), (1, "two")]
+    assert sorted(said) == [(c, word) for c in range(3) for word in ("one ", "two")]
+
+
+def test_one_engine_is_asked_for_eight_columns_at_a_time(history: History, model: Path, engine: Fake) -> None:
+    engine(parallel=16)
+    comparison = Comparison(history, parse_columns([str(model), *["+poet"] * 9]), Settings())
+    assert next(comparison.ask("hello")) == Together(1, None, lots=2)
+    list(comparison.ask("hello"))
+    assert texts(comparison) == dict.fromkeys(range(10), "one two")
 
 
 def test_columns_of_one_engine_that_differ_in_settings_are_answered_together(
@@ -200,7 +207,7 @@ def test_a_model_that_does_not_load_is_told_and_the_other_answers(
 
 def test_a_stop_keeps_what_was_said_and_begins_no_other(history: History, model: Path, engine: Fake) -> None:
     engine(repeat=200, seconds_per_token=0.02)
-    comparison = Comparison(history, parse_columns([str(model), "+poet"]), Settings())
+    comparison = Comparison(history, parse_columns([str(model), "+poet"]), Settings(), one_by_one=True)
     for event in comparison.ask("hello"):
         if isinstance(event, Said) and isinstance(event.event, Piece):
             comparison.stop()

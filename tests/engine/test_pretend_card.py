@@ -201,9 +201,9 @@ def test_caches_of_other_adapters_go_before_a_piece_of_a_prompt_shrinks(tmp_path
     there = Engine.load(build("llama", tmp_path / "llama"), dtype="float32", device=fake_card.NAME)
     ids = long_prompt("llama", 60)
     list(there.generate(ids, GREEDY))
-    there.sequences.switch("another")
+    there.sequences.switch("another", there.model.plain)
     list(there.generate(ids, GREEDY))
-    there.sequences.switch(())
+    there.sequences.switch((), there.model.plain)
     kept, bytes_of_both = there.sequence, there.sequences.cache_bytes
     assert kept._fewer(2048, torch.OutOfMemoryError("CUDA out of memory")) == 2048
     assert there.sequences.cache_bytes == kept.nbytes == bytes_of_both // 2

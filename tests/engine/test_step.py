@@ -179,7 +179,7 @@ def test_a_step_for_which_there_was_no_memory_leaves_room_for_the_next(tmp_path:
         compiled.rows([5, 6], caches, [0, 0])
     assert compiled._room.numel() >= native_library().glm_step_room(compiled._address, *compiled._room_for)
     compiled.rows([5, 6], caches, [0, 0])
-    assert compiled._room_for[1] > 30_000 // 128
+    assert compiled._room_for[2] > 30_000 // 128
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -351,7 +351,9 @@ def test_every_change_of_a_model_is_another_version_and_another_step(tmp_path: P
         seen.append(model.version)
         steps.append(model.step())
     assert seen == sorted(set(seen))
-    assert len({id(one) for one in steps if one is not None}) == len([one for one in steps if one is not None])
+    assert steps[2] is steps[0], "without the adapter the model is what it was"
+    others = [one for number, one in enumerate(steps) if one is not None and number != 2]
+    assert len({id(one) for one in others}) == len(others)
 
 
 def test_facts_build_no_step_and_name_the_one_of_the_last_answer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ def test_as_many_are_served_at_once_as_the_engine_writes_and_the_next_waits(serv
     wait_until(lambda: running.host.writing == 0 and not running.host.line)
 
 
-def test_who_asks_for_other_adapters_waits_until_the_others_are_through(serve: Serve, tmp_path: Path) -> None:
+def test_where_adapters_are_not_mixed_who_asks_for_others_waits_for_them_to_end(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
-    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    running = serve(FakeEngine(["x"], parallel=3, mixes=False, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
     plain = Reader(running)
     wait_until(lambda: plain.reads)
     adapted = Reader(running, model="lora")
@@ -101,6 +102,45 @@ def test_who_asks_for_other_adapters_waits_until_the_others_are_through(serve: S
     wait_until(lambda: late.reads)
     assert not running.engine.active
     late.end()
+
+
+def test_who_asks_for_other_adapters_is_answered_beside_the_others(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    readers = [Reader(running), Reader(running, model="lora"), Reader(running)]
+    wait_until(lambda: all(reader.reads for reader in readers))
+    assert running.host.running == 3
+    for reader in readers:
+        reader.end()
+
+
+def test_each_answer_tells_the_adapters_that_it_began_with(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+
+    class Told(FakeEngine):
+        def facts(self) -> Mapping[str, Any]:
+            return {**super().facts(), "template": "own" if not self.active else "brought"}
+
+    running = serve(Told(["x"], parallel=3, **ENDLESS), adapters=(("lora", folder),))
+    first = Reader(running, model="lora", max_tokens=400)
+    wait_until(lambda: first.reads)
+    (folder / "adapter_config.json").write_text('{"r": 2}')  # other numbers under the same name
+    second, plain = Reader(running, model="lora", max_tokens=400), Reader(running, max_tokens=400)
+    for reader in (first, second, plain):
+        reader.join(SECONDS)
+    told = [
+        next(line["glmchat"] for line in reversed(events(reader)) if line.get("usage"))
+        for reader in (first, second, plain)
+    ]
+    assert [[row["name"] for row in one["adapters"]] for one in told] == [["lora"], ["lora"], []]
+    assert [one["template"] for one in told] == ["brought", "brought", "own"]
+    assert told[0]["adapter_hashes"]["lora"] != told[1]["adapter_hashes"]["lora"]
+
+
+def events(reader: Reader) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in reader.lines if line.startswith("data: {")]
 
 
 def test_adapters_are_changed_while_nobody_is_being_answered(serve: Serve, tmp_path: Path) -> None:
@@ -238,7 +278,7 @@ def test_what_the_engine_never_expected_is_told_in_words(serve: Serve) -> None:
 
 def test_who_leaves_while_others_with_other_adapters_are_answered_keeps_no_place(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
-    running = serve(FakeEngine(["x"], parallel=3, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
+    running = serve(FakeEngine(["x"], parallel=3, mixes=False, **ENDLESS), adapters=(("lora", tmp_path / "lora"),))
     plain = Reader(running)
     wait_until(lambda: plain.reads)
     left = [connect(running, model="lora") for _ in range(3)]

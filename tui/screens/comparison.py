@@ -152,7 +152,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
         self._listen()
 
     def _listen(self) -> None:
-        from glmchat.chat.compare.columns import OneByOne, Together
+        from glmchat.chat.compare.columns import AT_ONCE, OneByOne, Together
         from glmchat.chat.compare.compare import ColumnFailed, Loading, Said
 
         columns, has_news = self.columns, False
@@ -164,7 +164,7 @@ class ComparisonScreen(SteadyScreen, Screen[int | None]):
                 case Together(1, _, 1):
                     self._news = tr("one engine answers them together")
                 case Together(1):
-                    self._news = tr("one engine answers them, those of the same adapters together")
+                    self._news = tr("one engine answers them, {n} at a time", n=AT_ONCE)
                 case Together(engines, threads):
                     self._news = tr("{n} engines answer at once, {threads} threads each", n=engines, threads=threads)
                 case Loading(number, stage, done):
