@@ -305,6 +305,8 @@ def record_lines(record: Record) -> list[str]:
     if kind == "evaluation" and isinstance(record.get("loss"), int | float):
         told = [tr("step {step}: held-out loss {loss}", step=step, loss=f"{record['loss']:.4f}")]
         told += [f"{title} {shown(record[name])}" for title, name, shown in _measures() if name in record]
+        if isinstance(known := record.get("perplexity"), int | float):
+            told.append(f"{tr('perplexity')} {known:.2f}")
         return ["  ".join(told)]
     if kind == "sample":
         question, answer = one_line(str(record.get("question")), 200), one_line(str(record.get("answer")), 400)

@@ -27,9 +27,10 @@ class Guard:
     lowest that it was. A function of the losses alone, so that a run which goes on hears as one that never stopped.
     """
 
-    def __init__(self, heard: Mapping[str, Any] | None = None) -> None:
-        """heard: what `to_json` gave, of a run that goes on."""
+    def __init__(self, heard: Mapping[str, Any] | None = None, *, far: float = _FAR) -> None:
+        """heard: what `to_json` gave, of a run that goes on. far: how far above the lowest is too far, at least."""
         known = heard or {}
+        self._far = far
         self._last = [float(loss) for loss in known.get("last", ())]
         self._lowest = float(known.get("lowest", math.inf))
 
@@ -44,7 +45,7 @@ class Guard:
 
     @property
     def _limit(self) -> float:
-        return self._lowest + max(_FAR, self._lowest)
+        return self._lowest + max(self._far, self._lowest)
 
     def hear(self, step: int, loss: float, saved: int | None) -> None:
         """saved: the step of the last checkpoint. Raises Failed where the loss has exploded."""

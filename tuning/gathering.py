@@ -136,6 +136,7 @@ class Gathering:
         facts.whole += rendered.was
         facts.taken += rendered.taken
         facts.long += rendered.is_long
+        facts.split += isinstance(said, Text) and len(rendered.examples) > 1
         if rendered.is_long:
             facts.over.add(str(row.place))
         if rendered.unstopped:

@@ -70,8 +70,8 @@ class Facts:
     """refused: by reason. warned: by kind. lengths: upper bound of tokens -> documents, 0 for longer ones.
 
     settings: what a recipe of an original fixes of a run besides the data, by the names of tuning/settings.py.
-    long: rows over the limit, over: which; taken: tokens that cutting took of `whole`. stopped: documents whose end is
-    learned.
+    long: rows over the limit, over: which; split: texts over it, which go on in another document; taken: tokens that
+    cutting took of `whole`. stopped: documents whose end is learned.
     """
 
     files: list[FileFacts] = field(default_factory=list)
@@ -88,6 +88,7 @@ class Facts:
     policy: str = ""
     on: str = ""
     long: int = 0
+    split: int = 0
     over: Counted = field(default_factory=Counted)
     whole: int = 0
     taken: int = 0
@@ -209,6 +210,8 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
         share = facts.taken / max(1, facts.whole)
         cut += tr("; cutting takes {taken:,} tokens ({share:.1%})", taken=facts.taken, share=share)
     said.append(cut)
+    if facts.split:
+        said.append(tr("texts that go on in another document: {split:,}; no token of them is lost", split=facts.split))
     sums = (
         tr(
             "{documents:,} pairs, {tokens:,} tokens of both sides, of which {learned:,} are learned ({share:.0%}); "

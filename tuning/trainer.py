@@ -132,7 +132,7 @@ class _Run:
         self.sampler = Sampler(self.checkpoint, self.model, questions, settings.sample_tokens) if questions else None
         self.done, self.tokens, self.loss = 0, 0, math.nan
         self.evaluated: float | None = None
-        self.guard = faults.Guard()
+        self.guard = faults.Guard(far=self.method.far)
         self.saved: int | None = None  # the step of the last checkpoint
 
     def go(self, stop: Callable[[], bool]) -> Result:
@@ -333,7 +333,7 @@ class _Run:
         torch.set_rng_state(saved.tensors(state.GENERATOR)["generator"])
         self.done, self.tokens = saved.step, int(saved.position["tokens"])
         self.loss, self.evaluated = float(saved.position["loss"]), saved.position["evaluation"]
-        self.guard, self.saved = faults.Guard(saved.position.get("guard")), saved.step
+        self.guard, self.saved = faults.Guard(saved.position.get("guard"), far=self.method.far), saved.step
         self.tell({"kind": "resumed", "step": self.done, "steps": len(self.steps)})
 
     # Steps
@@ -370,7 +370,7 @@ class _Run:
         before, self.loss = self.loss, float(total) / weight
         norm = self._norm()
         # Types that do not go together give a loss of exactly 0; what is known by heart comes to it by degrees.
-        is_zero = self.loss == 0 and not before < 1e-3
+        is_zero = self.loss == 0 and not before < 1e-3 and not self.method.learns_pairs
         if not math.isfinite(self.loss) or not math.isfinite(norm) or is_zero:
             raise faults.bad_step(self.method, self.dataset, step, self.loss)
         self.guard.hear(step.number, self.loss, self.saved)

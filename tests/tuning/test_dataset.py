@@ -150,3 +150,22 @@ def test_a_gguf_model_has_the_same_fingerprint_in_every_process(tmp_path: Path, 
     command = [sys.executable, "-P", "-c", code, str(starter_model), str(data)]
     prints = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(prints) == 1
+
+
+def test_long_texts_go_on_in_windows_that_the_page_counts_and_no_token_is_lost(sides: Sides, tmp_path: Path) -> None:
+    side = sides("smollm2")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    words = [" ".join(f"word{n}" for n in range(count)) for count in (5, 60, 200)]
+    for number, text in enumerate(words):
+        (folder / f"{number}.txt").write_text(text + "\n")
+    found = read_dataset([str(folder)], DataOptions(on="text", max_length=50), side)
+    begin = tuple(side.prompt.complete(""))
+    learned: dict[str, list[int]] = {}
+    for example in found.examples:
+        assert len(example.ids) <= 50 and example.ids[: len(begin)] == begin
+        learned.setdefault(example.place.file, []).extend(example.ids[len(begin) :])
+    stop = side.prompt.stop_ids[0]
+    assert list(learned.values()) == [[*side.tokenizer.encode(text), stop] for text in words]
+    assert found.facts.split == 2 and any("another document: 2" in line for line in lines(found.facts))
+    found.close()

@@ -23,6 +23,7 @@ from glmchat.tuning.forward import flatten, load_base
 from glmchat.tuning.methods import method_of
 from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
+from glmchat.tuning.trainer import _Run
 
 MEASURES = ("reward_chosen", "reward_rejected", "accuracy", "margin")
 
@@ -195,6 +196,28 @@ def test_the_reference_is_the_base_and_leaves_no_gradient(tmp_path: Path) -> Non
     assert [judged["reward_chosen"], judged["reward_rejected"]] == pytest.approx(means, abs=1e-4)
     accuracy = sum(a > b for a, b in zip(*rewards, strict=True)) / len(data)
     assert judged["accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_run_that_breaks_stops_and_a_square_that_begins_high_is_no_break(tmp_path: Path) -> None:
+    """The guard hears losses of pairs too; those of IPO begin at 1 / (4 beta^2) and may come back there."""
+    folder, data = build("llama", tmp_path / "base"), pairs("llama", 4)
+    settings = plain(method="dpo", loss="ipo", beta=0.1, epochs=12, rows_per_step=1, learning_rate=3e-2)
+    _, events = learn(tmp_path / "ipo", folder, data, settings)
+    assert losses(events)[0] == pytest.approx(25.0) and len(losses(events)) == 48
+    run = _Run(folder, data, plain(method="dpo", epochs=8, rows_per_step=4, beta=20.0), tmp_path / "run", print, (), ())
+    hear = run.guard.hear
+
+    def spoil(step: int, loss: float, saved: int | None) -> None:
+        with torch.no_grad():
+            for value in run.parameters.values():
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(step)) * 3)
+        hear(step, loss if step > 2 else math.log(2), saved)
+
+    run.guard.hear = spoil  # type: ignore[method-assign]
+    run.guard._lowest = math.log(2)
+    with pytest.raises(Failed) as raised:
+        run.go(lambda: False)
+    assert raised.value.code == "tune.diverged" and not (tmp_path / "run" / "adapter").exists()
 
 
 def test_single_answers_and_pairs_are_not_learned_by_each_others_method(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Method(ABC):
     numbers of the result are rounded to.
     """
 
+    far: float = 3.0  # how much the loss may rise above its lowest before the run counts as broken: nats of a token
     learns_pairs: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ()
     makes: ClassVar[Literal["adapter", "model"]] = "adapter"

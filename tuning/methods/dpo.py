@@ -29,6 +29,8 @@ class Dpo(Lora):
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> None:
         super().__init__(checkpoint, model, settings)
         self._beta, self._is_ipo = settings.beta, settings.loss == "ipo"
+        if self._is_ipo:  # a square, which begins at this height
+            self.far = max(self.far, 1 / (4 * self._beta**2))
 
     def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
         """Sum over the pairs. IPO compares means over the tokens of an answer, as its authors do and trl does."""
