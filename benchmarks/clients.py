@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glmchat.chat.engine_process import engine_environment
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine
 from glmchat.jobs.replay import replay
@@ -153,6 +154,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sample", type=int, default=200)
     given = parser.parse_args()
+    environment = engine_environment(os.environ)
+    if dict(os.environ) != environment:  # this process computes too: threads that wait for each other must not spin
+        os.execve(sys.executable, sys.orig_argv, environment)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     quant = ["--quant", str(given.quant)] if given.quant else []

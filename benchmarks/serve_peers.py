@@ -5,11 +5,12 @@
     sh benchmarks/install_peers.sh --with-vllm
     .venv/bin/python -P benchmarks/serve_peers.py INT4-FOLDER --vllm .test-cache/vllm-venv/bin/python
 
-Each server has as many places and threads, and gets the same prompts as ids over HTTP: no two begin alike, greedy, the
-end of text ignored. `--counts` so many arrive at once, `--rounds` times, program after program; then `--poisson` come
-at random, `--rate` a second, at the same moments for everybody. All servers are started first; those whose turn it is
-not are stopped by a signal, so they take nothing of the processor. Tokens a second are counted from the sending to the
-end of the last answer, prompts included, the best round; waits are of all rounds.
+glmchat comes twice, the second time with `--products int8`. Each server has as many places and threads, and gets the
+same prompts as ids over HTTP: no two begin alike, greedy, the end of text ignored. `--counts` so many arrive at once,
+`--rounds` times, program after program; then `--poisson` come at random, `--rate` a second, at the same moments for
+everybody. All servers are started first; those whose turn it is not are stopped by a signal, so they take nothing of
+the processor. Tokens a second are counted from the sending to the end of the last answer, prompts included, the best
+round; waits are of all rounds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+OURS: dict[str, list[str]] = {"glmchat": [], "glmchat int8": ["--products", "int8"]}  # llama.cpp's activations have 8
 ENOUGH_WORDS = 30_000  # ids below are words in every vocabulary that is measured here
 
 
@@ -69,7 +71,7 @@ def start(name: str, given: argparse.Namespace) -> Server:
     port, places, threads = free_port(), str(given.places), str(given.threads)
     context = given.prompt + given.tokens + 212  # of one answer
     environ = dict(os.environ)
-    if name == "glmchat":
+    if name in OURS:
         command = [
             sys.executable,
             "-P",
@@ -82,6 +84,7 @@ def start(name: str, given: argparse.Namespace) -> Server:
             "--no-api-key",
         ]
         command += ["--parallel", places, "--queue", "1000", "--context", str(context), "--threads", threads]
+        command += OURS[name]
     elif name == "llama-server":
         command = [str(given.llama), "-m", str(given.model), "--port", str(port), "-np", places, "-t", threads]
         command += ["-tb", threads, "-c", str(context * given.places), "--no-webui", "--no-cache-prompt"]
@@ -162,11 +165,13 @@ def share(values: Sequence[float], part: float) -> float:
 
 
 def tell(servers: Sequence[Server], given: argparse.Namespace) -> None:
-    ours = servers[0]
+    ours = [server for server in servers if server.name in OURS]
     for server in servers:
         for count, speed in server.speed.items():
-            ratio = "" if server is ours else f", glmchat {ours.speed[count] / speed:.2f} times that"
-            print(f"{server.name:12} {count:3} at once: {speed:7.1f} tokens a second{ratio}")
+            ratios = "".join(
+                f", {our.name} {our.speed[count] / speed:.2f} times that" for our in ours if our is not server
+            )
+            print(f"{server.name:12} {count:3} at once: {speed:7.1f} tokens a second{ratios}")
         for load, waits in server.first.items():
             print(f"{server.name:12} {load}: first token p50 {share(waits, 0.5):.2f} s, p95 {share(waits, 0.95):.2f} s")
 
@@ -189,7 +194,7 @@ def main() -> None:
     peers = ["llama-server"] * bool(given.llama) + ["vLLM"] * bool(given.vllm)
     servers: list[Server] = []
     try:
-        for name in ("glmchat", *peers):
+        for name in (*OURS, *peers):
             servers.append(start(name, given))
             together(servers[-1], [-1], [0.0], given)  # what is done once is done
             servers[-1].signal(signal.SIGSTOP)
