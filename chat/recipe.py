@@ -17,9 +17,11 @@ from glmchat.core.text import one_line
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.installed import Installed
 
-LIKE = ("lora-guide", "chatglm3", "chatglm-tuning")
-NO_LORA = ("ptuning", "ptuning-chat", "chatglm2-ptuning", "cpm")  # the program knows them, and cannot train so yet
-METHODS = ("lora", "dpo", "full")
+# original -> the method that it trains by
+LIKE = {"lora-guide": "lora", "ptuning": "prefix", "ptuning-chat": "prefix", "chatglm2-ptuning": "prefix",
+        "chatglm3": "lora", "chatglm-tuning": "lora"}  # fmt: skip
+UNTRAINED = ("cpm",)  # the program knows it, and cannot train so yet
+METHODS = ("lora", "prefix", "prompt", "dpo", "full")
 MODELS = ("full",)  # what these leave is a model, not an adapter
 LOSSES = ("sigmoid", "ipo")
 ON = ("answers", "last", "all", "text")
@@ -30,19 +32,22 @@ OVER_LENGTH = ("refuse", "cut-question", "cut-answer", "split", "drop")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 # field -> the methods that know it; what is not here belongs to all
 _ONLY = {
-    **dict.fromkeys(("rank", "alpha", "dropout", "targets", "rslora", "dora", "output", "quant"), ("lora", "dpo")),
+    **dict.fromkeys(("rank", "alpha", "targets", "rslora", "dora", "output"), ("lora", "dpo")),
+    "dropout": ("lora", "dpo", "prefix"),
+    "quant": ("lora", "dpo", "prefix", "prompt"),
+    "prefix_length": ("prefix", "prompt"),
+    "prefix_projection": ("prefix",),
     **dict.fromkeys(("last_layers", "optimiser_dtype"), MODELS),
-    "like": ("lora",),
-    "on": ("lora", "full"),
+    "like": ("lora", "prefix"),
+    "on": ("lora", "prefix", "prompt", "full"),
     **dict.fromkeys(("beta", "loss"), ("dpo",)),
 }
 # field -> lowest, highest
 _RANGES = {
     "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95),
-    "beta": (1e-4, 1e3), "last_layers": (1, 10_000), "lr": (1e-12, 10), "epochs": (1, 10_000), "steps": (1, 10**7),
-    "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9), "save_every": (1, 10**9), "row_tokens": (1, 10**9),
-    "threads": (1, 1024),
-    "seed": (0, 2**63 - 1),
+    "prefix_length": (1, 8192), "beta": (1e-4, 1e3), "last_layers": (1, 10_000), "lr": (1e-12, 10),
+    "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
+    "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024), "seed": (0, 2**63 - 1),
 }  # fmt: skip
 
 
@@ -65,6 +70,8 @@ class Recipe:
     targets: str | None
     rslora: bool | None
     dora: bool | None
+    prefix_length: int | None
+    prefix_projection: bool | None
     beta: float | None
     loss: str | None
     output: str | None
@@ -87,14 +94,14 @@ class Recipe:
 
     def checked(self) -> dict[str, Any]:
         """As it stands in recipe.json, paths absolute. Raises Usage with what is wanted instead."""
-        if self.like in NO_LORA:
+        if self.like in UNTRAINED:
             raise Usage(
-                tr("--like {name} trains no LoRA, and glmchat trains nothing else yet", name=self.like),
+                tr("--like {name} trains a model from scratch, and glmchat does not do that yet", name=self.like),
                 hint=tr("leave out --like: glmchat's own way fits every model"),
                 code="tune.method",
             )
         for field, flag, words in (
-            ("like", "--like", LIKE),
+            ("like", "--like", tuple(LIKE)),
             ("method", "--method", METHODS),
             ("on", "--on", ON),
             ("loss", "--loss", LOSSES),
@@ -112,7 +119,7 @@ class Recipe:
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 flag = f"--{field.replace('_', '-')}"
                 raise _wrong(flag, f"{value:g}", tr("from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
-        self._refuse_strange()
+        method = self._method()
         lengths = [f"--{name}" for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise Usage(
@@ -127,6 +134,8 @@ class Recipe:
                 code="usage.contradiction",
             )
         recipe = {name: value for name, value in asdict(self).items() if value not in (None, [])}
+        if method != METHODS[0]:
+            recipe["method"] = method
         if self.eval is not None:
             share = _share(self.eval, "--eval", most=90)
             recipe["eval"] = parse_data(self.eval) if share is None else self.eval.strip()
@@ -136,9 +145,16 @@ class Recipe:
             recipe["columns"] = _columns(self.columns)
         return recipe
 
-    def _refuse_strange(self) -> None:
-        """Raise Usage for what the method does not know."""
-        method = self.method or METHODS[0]
+    def _method(self) -> str:
+        """What was asked for, or what --like does. Raises Usage for what the method does not know."""
+        likes = LIKE.get(self.like or "")
+        method = self.method or likes or METHODS[0]
+        if likes is not None and method != likes:
+            raise Usage(
+                tr("--like {like} and --method {method} conflict", like=self.like, method=method),
+                hint=tr("leave out --method: this original trains by {method}", method=likes),
+                code="usage.contradiction",
+            )
         for field, methods in _ONLY.items():
             if getattr(self, field) is not None and method not in methods:
                 raise Usage(
@@ -148,6 +164,7 @@ class Recipe:
                 )
         if method == "dpo" and self.over_length == "split":
             raise _wrong("--over-length", "split", tr("of pairs: refuse, cut-question, cut-answer or drop"))
+        return method
 
 
 def request_of(base: str, data: Sequence[str], name: str | None, method: str | None = None) -> dict[str, Any]:

@@ -46,13 +46,16 @@ def tune(
         typer.Option(
             "--like",
             metavar="RECIPE",
-            help="As a known guide does it: lora-guide, chatglm3, chatglm-tuning.",
+            help="As a known guide does it: lora-guide, ptuning, ptuning-chat, chatglm2-ptuning, chatglm3,"
+            " chatglm-tuning.",
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", metavar="lora|full|dpo", help="An adapter, all weights, or with dpo which of two is better."
+            "--method",
+            metavar="lora|prefix|prompt|full|dpo",
+            help="An adapter (prefix: P-Tuning v2), all weights, or with dpo which of two is better.",
         ),
     ] = None,
     on: Annotated[
@@ -111,6 +114,15 @@ def tune(
     ] = False,
     dora: Annotated[
         bool, typer.Option("--dora", help="Learn directions and lengths apart.", rich_help_panel=_LORA)
+    ] = False,
+    prefix_length: Annotated[
+        int | None,
+        typer.Option(
+            "--prefix-length", metavar="N", help="Learned positions before a text; 128.", rich_help_panel=_LORA
+        ),
+    ] = None,
+    prefix_projection: Annotated[
+        bool, typer.Option("--prefix-projection", help="Learn a small network that makes them.", rich_help_panel=_LORA)
     ] = False,
     beta: Annotated[
         float | None,
@@ -281,7 +293,8 @@ def tune(
         recipe = Recipe(
             like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
             max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
-            rslora=rslora or None, dora=dora or None, beta=beta, loss=loss, output=output_as,
+            rslora=rslora or None, dora=dora or None, prefix_length=prefix_length,
+            prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as,
             last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,
             epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
             row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),

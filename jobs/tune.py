@@ -39,6 +39,7 @@ from glmchat.hub.adapters import Origin
 from glmchat.jobs.add_adapter import digest_of
 from glmchat.tuning.dataset import Dataset, read_dataset
 from glmchat.tuning.lora import ALL_LINEAR, write_bare
+from glmchat.tuning.methods import refuse_family
 from glmchat.tuning.options import DataOptions, PromptSide, load_prompt_side
 from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
@@ -48,8 +49,9 @@ from glmchat.tuning.settings import DEFAULTS, Settings
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
-    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "beta", "loss", "last_layers", "quant", "dtype",
-    "device", "threads", "epochs", "steps", "tokens_per_step", "row_tokens", "checkpointing", "save_every", "seed",
+    "method", "rank", "alpha", "dropout", "targets", "rslora", "dora", "prefix_length", "prefix_projection", "beta",
+    "loss", "last_layers", "quant", "dtype", "device", "threads", "epochs", "steps", "tokens_per_step", "row_tokens",
+    "checkpointing", "save_every", "seed",
 )  # fmt: skip
 _MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
 _ROUNDINGS = 16
@@ -126,6 +128,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     side = load_prompt_side(Path(recipe["folder"]))
     try:
         original = data_options(recipe).recipe(side.checkpoint.spec.family)
+        refuse_family(side.checkpoint, recipe.get("method", ""))
         dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
     finally:
@@ -231,8 +234,9 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
         asked["targets"] = tuple(targets.split(","))
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
-    usual = DEFAULTS.get(recipe.get("method", ""), {}) if original is None else original.settings
-    settings = Settings.from_json({**usual, **asked})
+    originals = {} if original is None else {"method": original.method, **original.settings}
+    usual = DEFAULTS.get(asked.get("method", ""), {}) if original is None else {}
+    settings = Settings.from_json({**usual, **originals, **asked})
     if original is None and "tokens_per_step" not in asked:
         settings = enough(dataset.examples.lengths, settings)
     steps = len(steps_of(dataset.examples.lengths, settings))
@@ -334,7 +338,7 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
         "base": recipe["folder"],
         settings.get("makes", "adapter"): str(place),
         "ids": list(probe.ids),
-        "quant": recipe.get("quant"),
+        "quant": settings["quant"],
         "dtype": settings["dtype"],
         "device": settings["device"],
         "threads": settings["threads"],

@@ -14,6 +14,8 @@ from glmchat.tuning.order import order_of
 from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import Result, train
 
+REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "chatglm"
+
 
 def documents(family: str, count: int, *, longest: int = 24, seed: int = 3, words: int = 200) -> list[Example]:
     """The family's own beginning, then an answer of random words that is learned."""
@@ -51,6 +53,16 @@ def pairs(family: str, count: int, *, longest: int = 24, seed: int = 3) -> list[
 def rows_of(options: dict[str, Any], count: int) -> list[Example]:
     """What the method of a run learns from."""
     return pairs("llama", count) if options.get("method") == "dpo" else documents("llama", count)
+
+
+def recorded_rows(tensors: dict[str, torch.Tensor]) -> list[Example]:
+    """What the original ChatGLM code recorded of its training, without the padding."""
+    rows: list[Example] = []
+    for ids, labels in zip(tensors["train.input_ids"].tolist(), tensors["train.labels"].tolist(), strict=True):
+        end = max(at for at, label in enumerate(labels) if label != -100) + 1
+        learned = tuple(label != -100 for label in labels[:end])
+        rows.append(Example(tuple(ids[:end]), learned, (), Place("recorded", len(rows) + 1)))
+    return rows
 
 
 def plain(**changes: Any) -> Settings:

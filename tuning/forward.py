@@ -58,6 +58,16 @@ class Flat:
         return iter(torch.split(self.ids, list(self.lengths)))
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What stands before every document and learns: keys and values of every layer [layers, 2, kv_heads, length,
+    head_dim], or virtual tokens [length, hidden]. shifts: whether keys take positions; virtual tokens always do."""
+
+    key_values: torch.Tensor | None = None
+    words: torch.Tensor | None = None
+    shifts: bool = False
+
+
 def flatten(examples: Sequence[Example], device: torch.device | str = "cpu") -> Flat:
     """The first token of a document stands behind nothing, so it is never learned whatever `learned` says."""
     ids: list[int] = []
@@ -79,27 +89,32 @@ def learned_of(example: Example) -> int:
     return sum(sum(learned[1:]) for _, learned in example.documents())
 
 
-def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
     """Sum of the cross entropies of `flat.targets`, float32; logits are computed for the learned rows alone.
 
-    by_layer: keep only what goes into each layer, and compute the layer again in the backward pass.
+    by_layer: keep only what goes into each layer, and compute the layer again in the backward pass. front: of models
+    that are computed here alone.
     """
-    return losses_of(model, flat, by_layer=by_layer).double().sum().float()
+    return losses_of(model, flat, by_layer=by_layer, front=front).double().sum().float()
 
 
-def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
     """The cross entropy of each of `flat.targets`: [m], float32."""
     if isinstance(model, Fallback):
         return _of_transformers(model, flat)
-    return head_losses(hidden(model, flat, by_layer=by_layer), flat.targets, head_of(model))
+    return head_losses(hidden(model, flat, by_layer=by_layer, front=front), flat.targets, head_of(model))
 
 
-def hidden(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
+def hidden(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
     """What the head of a model of ours is given for `flat.rows`: [m, hidden], after the last norm."""
-    x, layers, norm = _unrolled(model, flat)
+    x, layers, norm = _unrolled(model, flat, front or Front())
     for layer in layers:
         x = cast(torch.Tensor, checkpoint(layer, x, use_reentrant=False)) if by_layer else layer(x)
-    return cast(torch.Tensor, norm(x.index_select(0, flat.rows)))
+    rows = flat.rows
+    if front is not None and front.words is not None:  # so many of them stand before each document
+        ends = torch.tensor(flat.lengths, device=rows.device).cumsum(0)
+        rows = rows + len(front.words) * (1 + torch.searchsorted(ends, rows, right=True))
+    return cast(torch.Tensor, norm(x.index_select(0, rows)))
 
 
 def head_of(model: LanguageModel) -> nn.Module:
@@ -125,7 +140,7 @@ def refuse_untrainable(model: LanguageModel) -> None:
     """Raise Usage for a model whose documents cannot be computed here as its own forward would."""
     if isinstance(model, PrefixedModel) and (model.prefix_key_values is not None or model.own_prefix_encoder()):
         raise Usage(
-            tr("this checkpoint has a P-Tuning prefix of its own, and a LoRA on top of it is not trained here"),
+            tr("this checkpoint has a P-Tuning prefix of its own, and nothing on top of it is trained here"),
             hint=tr("tune the model without its prefix (pre_seq_len)"),
             code="tune.prefix",
         )
@@ -137,41 +152,62 @@ def refuse_untrainable(model: LanguageModel) -> None:
         )
 
 
-def _unrolled(model: LanguageModel, flat: Flat) -> tuple[torch.Tensor, list[Layer], nn.Module]:
+def _unrolled(model: LanguageModel, flat: Flat, front: Front) -> tuple[torch.Tensor, list[Layer], nn.Module]:
     """Embeddings [n, hidden], the layers as functions of [n, hidden], and the last norm."""
-    device, longest = flat.ids.device, max(flat.lengths)
-    positions = torch.cat([torch.arange(length, device=device) for length in flat.lengths])
-    mask: Documents
     if isinstance(model, ChatGLM):
-        return _of_chatglm(model, flat)
-    mask = Documents(flat.lengths, device=device)
+        return _of_chatglm(model, flat, front)
+    device, words = flat.ids.device, 0 if front.words is None else len(front.words)
+    start = front.key_values.shape[3] if front.key_values is not None and front.shifts else 0
+    lengths = [words + length for length in flat.lengths]
+    end = start + max(lengths)
+    positions = torch.cat([torch.arange(start, start + length, device=device) for length in lengths])
+    masks = _masks(lengths, (), device, front, model.spec.layers)
     if isinstance(model, ChatGLM2):
-        cos, sin = chatglm2.rotation(0, longest, model.spec, device)
+        cos, sin = chatglm2.rotation(0, end, model.spec, device)
         rotary = (cos[positions], sin[positions])
         network = model.transformer
-        x = network.embedding.word_embeddings(flat.ids)
+        x = _embedded(network.embedding.word_embeddings, flat, front)
         x = x.float() if model.wide_residual else x
         layers: list[Layer] = [
-            partial(layer, rotary=rotary, mask=mask, cache=None, layer=number)
+            partial(layer, rotary=rotary, mask=masks[number], cache=None, layer=number)
             for number, layer in enumerate(network.encoder.layers)
         ]
         return x, layers, network.encoder.final_layernorm
     if isinstance(model, Llama):
-        table = model.rotary.at(0, longest)
+        table = model.rotary.at(0, end)
         turned = (table[0][positions], table[1][positions])
-        x = model.model.embed_tokens(flat.ids)
+        x = _embedded(model.model.embed_tokens, flat, front)
         x = x.float() if model.wide_residual else x
         layers = [
-            partial(layer, layer=number, cache=None, rotary=model.rotary, table=turned, mask=mask)
+            partial(layer, layer=number, cache=None, rotary=model.rotary, table=turned, mask=masks[number])
             for number, layer in enumerate(model.model.layers)
         ]
         return x, layers, model.model.norm
     trunk = cast(GPT2, model).transformer
-    x = trunk.wte(flat.ids) + trunk.wpe(positions)
-    return x, [partial(layer, mask=mask, cache=None, layer=n) for n, layer in enumerate(trunk.h)], trunk.ln_f
+    x = _embedded(trunk.wte, flat, front) + trunk.wpe(positions)
+    return x, [partial(layer, mask=masks[n], cache=None, layer=n) for n, layer in enumerate(trunk.h)], trunk.ln_f
 
 
-def _of_chatglm(model: ChatGLM, flat: Flat) -> tuple[torch.Tensor, list[Layer], nn.Module]:
+def _masks(
+    lengths: Sequence[int], visible: Sequence[int], device: torch.device, front: Front, layers: int
+) -> list[Documents]:
+    """One for each layer; a prefix has keys and values for each."""
+    if front.key_values is None:
+        return [Documents(lengths, visible, device)] * layers
+    documents = Documents(lengths, visible, device, front.key_values.shape[3])
+    return [documents.behind(keys, values) for keys, values in front.key_values]
+
+
+def _embedded(embedding: nn.Module, flat: Flat, front: Front) -> torch.Tensor:
+    """[n, hidden], virtual tokens before each document."""
+    x = cast(torch.Tensor, embedding(flat.ids))
+    if front.words is None:
+        return x
+    words = front.words.to(x.dtype)
+    return torch.cat([part for document in torch.split(x, list(flat.lengths)) for part in (words, document)])
+
+
+def _of_chatglm(model: ChatGLM, flat: Flat, front: Front) -> tuple[torch.Tensor, list[Layer], nn.Module]:
     """Two positions a token, and a prompt that is read in both directions."""
     device, two_rows = flat.ids.device, model.spec.extra["two_positions"]
     layouts = [chatglm.read_layout(ids, model.spec) for ids in flat.documents()]
@@ -180,10 +216,10 @@ def _of_chatglm(model: ChatGLM, flat: Flat) -> tuple[torch.Tensor, list[Layer], 
         dim=1,
     )
     rotary = chatglm.rotation(positions, model.spec.head_dim // len(positions))
-    mask = Documents(flat.lengths, [layout.visible for layout in layouts], device)
+    masks = _masks(flat.lengths, [layout.visible for layout in layouts], device, front, model.spec.layers)
     x = model.transformer.word_embeddings(flat.ids)
     layers: list[Layer] = [
-        partial(block, rotary=rotary, mask=mask, cache=None, layer=number)
+        partial(block, rotary=rotary, mask=masks[number], cache=None, layer=number)
         for number, block in enumerate(model.transformer.layers)
     ]
     return x, layers, model.transformer.final_layernorm

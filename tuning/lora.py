@@ -297,8 +297,11 @@ def write_bare(path: Path, folder: Path) -> None:
 
 def read_into(folder: Path, layers: Mapping[str, LoraLinear]) -> None:
     """Put the numbers of a saved adapter into layers of the same shape. Raises Damaged where they do not fit."""
-    saved = load_file(folder / WEIGHTS)
-    own = trainable(layers)
+    read_tensors(load_file(folder / WEIGHTS), trainable(layers))
+
+
+def read_tensors(saved: Mapping[str, torch.Tensor], own: Mapping[str, nn.Parameter]) -> None:
+    """Put saved numbers into the tensors of the same names. Raises Damaged where they do not fit."""
     wrong = [name for name, value in own.items() if name not in saved or saved[name].shape != value.shape]
     if wrong or len(saved) != len(own):
         name = wrong[0] if wrong else next(name for name in saved if name not in own)

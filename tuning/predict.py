@@ -1,8 +1,8 @@
 """What a run will need, before its first step: memory from what a short document keeps, time from two real passes.
 
 What autograd keeps for the backward pass grows with the tokens, and where attention is written out with their square;
-copies of weights in a shorter type are kept whatever the length. Three short documents tell all three; the longest pass
-of the run is then arithmetic.
+a prefix, and copies of weights in a shorter type, are kept whatever the length. Three short documents tell all three;
+the longest pass of the run is then arithmetic.
 """
 
 from __future__ import annotations
@@ -63,10 +63,14 @@ class Growth:
     vocabulary: int
     learning: int
     always: float = 0.0
+    per_document: int = 0  # behind the first: each layer puts the prefix before its keys and values once more
+    words: int = 0  # virtual tokens of each document
 
     def kept(self, lengths: Sequence[int], *, by_layer: bool) -> int:
+        lengths = [self.words + length for length in lengths]
         tokens, squares = sum(lengths), sum(length * length for length in lengths)
         whole = self.per_token * tokens + self.per_square * squares
+        whole += self.per_document * (len(lengths) - 1)
         if by_layer:
             whole = self.inputs_per_token * tokens + whole / self.layers
         return int(self.always + whole)
@@ -74,25 +78,26 @@ class Growth:
     def passing(self, lengths: Sequence[int]) -> int:
         """Four float32 copies of the widest output, or the logits of a chunk of the head three times over."""
         rows = min(sum(lengths), logit_rows(self.vocabulary))
-        return max(16 * sum(lengths) * self.widest, 14 * rows * self.vocabulary)
+        return max(16 * (sum(lengths) + self.words * len(lengths)) * self.widest, 14 * rows * self.vocabulary)
 
 
 def measure(method: Method, start: Sequence[int]) -> Growth:
     """start: ids that any document of the model begins with (ChatGLM-6B cannot read without its own)."""
     model, learning = method.model, list(method.parameters.values())
     device = learning[0].device
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    documents = 2 if method.learns_pairs else 1
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), *learning)}
     short = max(_SHORT, len(start) + 2)
-    counts = sorted({min(short + more, model.spec.context) for more in (0, _MORE, 2 * _MORE)})
+    counts = sorted({min(short + more, model.spec.context - method.virtual) for more in (0, _MORE, 2 * _MORE)})
     sizes: list[float] = []
+    documents = 2 if method.learns_pairs else 1
     for count in counts:
         ids = torch.tensor([*start, *([start[-1]] * count)][:count], device=device)
         rows = torch.arange(len(ids) - 1, device=device)
         rows = torch.cat([rows + number * len(ids) for number in range(documents)])
         flat = Flat(ids.repeat(documents), (len(ids),) * documents, rows, ids[1:].repeat(documents))
         sizes.append(_kept(method, flat, held) / documents)
-    always, per_token, square = _through(counts, sizes)
+    words = method.virtual if method.learns_words else 0
+    always, per_token, square = _through([words + count for count in counts], sizes)
     outputs = (getattr(layer, "out_features", None) for layer in model.modules())
     wide = max(out for out in outputs if isinstance(out, int) and out != model.spec.vocab_size)
     width = 4 if model.wide_residual else torch.finfo(model.dtype).bits // 8
@@ -105,6 +110,8 @@ def measure(method: Method, start: Sequence[int]) -> Growth:
         vocabulary=model.spec.vocab_size,
         learning=method.state_bytes(),
         always=always,
+        per_document=(method.virtual - words) * model.spec.prefix_width * torch.finfo(model.dtype).bits // 8,
+        words=words,
     )
 
 
@@ -135,7 +142,7 @@ def _kept(method: Method, flat: Flat, held: set[int]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = method.loss(flat)
     torch.autograd.backward(loss)  # brings the weights that only the backward pass reads into memory, too
-    for parameter in method.model.parameters():
+    for parameter in method.parameters.values():
         parameter.grad = None
     return sum(seen.values())
 

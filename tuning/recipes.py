@@ -28,8 +28,8 @@ _CPM_TAIL = 50  # tokens that must follow a window for it to be kept, the first 
 class Recipe:
     """source, target: the most tokens of prompt and answer, as the original counts them. total: of a document.
 
-    method: what is trained; prefix: virtual tokens, where it is a prefix. settings: how, by the names of a run's
-    settings. make: a row to its documents, uncut tokens counted.
+    method: what is trained. settings: how, by the names of a run's settings. make: a row to its documents, uncut tokens
+    counted.
     """
 
     name: str
@@ -40,7 +40,6 @@ class Recipe:
     total: int
     make: Callable[[Recipe, Row, PromptFormat], Rendered]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    prefix: int = 0
 
     @property
     def is_text(self) -> bool:
@@ -191,6 +190,7 @@ def cpm_windows(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 _ADAM = {"schedule": "linear", "warmup": 0.0, "weight_decay": 0.0, "clip": 1.0}
+_PREFIX = {"dropout": 0.1, **_ADAM}  # THUDM's modeling_chatglm.py has it fixed
 _LORA = {"rank": 8, "alpha": 32.0, "dropout": 0.1, "targets": ("query_key_value",), **_ADAM}
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -199,14 +199,14 @@ RECIPES: Mapping[str, Recipe] = {
                {**_LORA, "learning_rate": 1e-4, "steps": 1500, "rows_per_step": 1, "save_every": 500, "keep": 3,
                 "seed": 0}),
         Recipe("ptuning", "chatglm", "prefix", 64, 64, 128, _ptuning,
-               {**_ADAM, "learning_rate": 1e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
-                "seed": 42}, prefix=8),
+               {**_PREFIX, "learning_rate": 1e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
+                "prefix_length": 8, "seed": 42}),
         Recipe("ptuning-chat", "chatglm", "prefix", 256, 256, 512, _ptuning,
-               {**_ADAM, "learning_rate": 1e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
-                "seed": 42}, prefix=128),
+               {**_PREFIX, "learning_rate": 1e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
+                "prefix_length": 128, "seed": 42}),
         Recipe("chatglm2-ptuning", "chatglm2", "prefix", 64, 128, 193, _chatglm2,
-               {**_ADAM, "learning_rate": 2e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
-                "seed": 42}, prefix=128),
+               {**_PREFIX, "learning_rate": 2e-2, "steps": 3000, "rows_per_step": 16, "save_every": 1000, "quant": 4,
+                "prefix_length": 128, "seed": 42}),
         Recipe("chatglm3", "chatglm3", "lora", 256, 512, 769, _chatglm3,
                {**_LORA, "learning_rate": 5e-5, "steps": 3000, "rows_per_step": 4, "save_every": 500,
                 "evaluate_every": 500, "seed": 42}),

@@ -11,6 +11,8 @@ from glmchat.core.language import tr
 
 # What a run does where nobody says otherwise, where that is another thing than for LoRA.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "prefix": {"learning_rate": 2e-2},  # as THUDM's scripts
+    "prompt": {"learning_rate": 2e-2},
     "dpo": {"learning_rate": 2e-5},
     "full": {"learning_rate": 2e-5, "keep": 1},  # an adapter takes ten times that; a checkpoint is large
 }
@@ -24,6 +26,7 @@ class Settings:
     """See the fields; a `Settings()` is a run that most people want.
 
     method: of tuning/methods/__init__.py. rank, alpha, dropout, targets, rslora, dora: of the LoRA (tuning/lora.py).
+    prefix_length, prefix_projection: of a prefix (tuning/methods/prefix.py); dropout is its, too.
     beta, loss: of preferences (tuning/methods/dpo.py).
     last_layers: so many learn, 0: all of the model; moments: "float32" or "bfloat16", of AdamW (tuning/optimiser.py).
     quant, dtype, device, threads: as the engine takes them; the base may be packed and stays so.
@@ -43,6 +46,8 @@ class Settings:
     targets: tuple[str, ...] | str = "all-linear"
     rslora: bool = False
     dora: bool = False
+    prefix_length: int = 128
+    prefix_projection: bool = False
     beta: float = 0.1
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     last_layers: int = 0
@@ -79,6 +84,7 @@ class Settings:
         wrong = (
             ("rank", self.rank < 1),
             ("alpha", self.alpha <= 0),
+            ("prefix_length", self.prefix_length < 1),
             ("dropout", not 0 <= self.dropout < 1),
             ("beta", not 0 < self.beta < 1e6),
             ("loss", self.loss not in LOSSES),

@@ -69,7 +69,7 @@ class Learner(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.model = method.model  # so that its parameters are this module's
+        self.model, self.beside = method.model, method.beside  # so that their parameters are this module's
         self.method = method
         self.by_layer = False
 
@@ -121,8 +121,8 @@ class _Run:
         self.lengths, self.learned, self.fingerprint = read_through(dataset)
         self.steps = steps_of(self.lengths, settings)
         self.checkpoint, self.model, self.threads = load_base(model_folder, settings, self.device)
-        self._refuse_too_long()
         self.method = method_of(self.checkpoint, self.model, settings)
+        self._refuse_too_long()
         self.parameters = self.method.parameters
         self._refuse_other_rows()
         self.weights = [1] * len(self.lengths) if self.method.learns_pairs else self.learned
@@ -169,6 +169,7 @@ class _Run:
             time.perf_counter() - started,
             {
                 "dtype": str(self.model.dtype).removeprefix("torch."),
+                "quant": self.settings.quant,
                 "device": self.device,
                 "threads": self.threads,
                 "processes": self.accelerator.num_processes,
@@ -188,23 +189,29 @@ class _Run:
         """Of the beginning of the first row."""
         ids = self.dataset[0].ids[: min(_PROBED, self.dataset[0].lengths[0])]
         self.model.eval()
-        return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
+        with self.method.in_force():
+            return Probe(ids, self.model(torch.tensor(ids, device=self.device))[-1].float().cpu())
 
     # Before the first step
 
     def _refuse_too_long(self) -> None:
-        context = self.checkpoint.spec.context
-        long = [number for number, length in enumerate(self.lengths) if length > context]
+        context, virtual = self.checkpoint.spec.context, self.method.virtual
+        long = [number for number, length in enumerate(self.lengths) if length + virtual > context]
         longest = max((self.dataset[n] for n in long), key=lambda example: max(example.lengths), default=None)
-        if longest is not None and max(longest.lengths) > context:
+        if longest is not None and max(longest.lengths) + virtual > context:
+            said = {"place": str(longest.place), "length": max(longest.lengths), "context": context}
             raise Usage(
                 tr(
-                    "{place} has {length:,} tokens, and the model reads {context:,} at most",
-                    place=str(longest.place),
-                    length=max(longest.lengths),
-                    context=context,
-                ),
-                hint=tr("cut rows with --max-length {context}", context=context),
+                    "{place} has {length:,} tokens, and the model reads {context:,} at most, {virtual:,} of them the "
+                    "prefix",
+                    **said,
+                    virtual=virtual,
+                )
+                if virtual
+                else tr("{place} has {length:,} tokens, and the model reads {context:,} at most", **said),
+                hint=tr("cut rows with --max-length {context}", context=context - virtual)
+                if context - virtual > 1
+                else tr("take a shorter prefix: --prefix-length"),
                 code="tune.length",
             )
 
@@ -266,11 +273,13 @@ class _Run:
         self._seed(0)
         found = timing.of_passes(run, worst, timing.usual_pass(self.steps, self.lengths), self.lengths)
         learning, mean = list(self.parameters.values()), sum(self.learned) // len(self.learned)
+        with self.method.in_force():
+            answers = self.sampler.seconds(mean) if self.sampler is not None and self.main else 0.0
         return replace(
             found,
             update=timing.of_update(learning),
             evaluation=self._seconds_of_evaluation(),
-            answers=self.sampler.seconds(mean) if self.sampler is not None and self.main else 0.0,
+            answers=answers,
             checkpoint=timing.of_checkpoint(learning),
         )
 
@@ -425,8 +434,9 @@ class _Run:
             self.evaluated, measures = self._evaluate()
             self.tell({"kind": "evaluation", "step": step.number, "loss": self.evaluated, **measures})
         if self.main and self.sampler is not None and (last or _due(step.number, settings.sample_every)):
-            for sample in self.sampler.answers():
-                self.tell({"kind": "sample", "step": step.number, **sample})
+            with self.method.in_force():
+                for sample in self.sampler.answers():
+                    self.tell({"kind": "sample", "step": step.number, **sample})
         if last or (_due(step.number, settings.save_every) and not self.guard.is_high):
             self._save()
 

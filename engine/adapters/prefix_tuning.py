@@ -20,6 +20,7 @@ from glmchat.core.language import tr
 from glmchat.engine.adapters.files import Adapter
 from glmchat.engine.adapters.lora import require_finite
 from glmchat.engine.models.base import LanguageModel
+from glmchat.engine.models.prefix import key_values
 from glmchat.engine.models.transformers_model import Fallback
 
 _EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
@@ -140,8 +141,7 @@ def read_prefix(adapter: Adapter, spec: ModelSpec, device: str) -> torch.Tensor:
         rows = _tensor(adapter, "prompt_embeddings")
     if adapter.kind == "prompt":
         return rows.to(device)
-    shaped = rows.view(adapter.length, spec.layers, 2, spec.kv_heads, spec.head_dim)
-    return shaped.permute(1, 2, 3, 0, 4).contiguous().to(device)
+    return key_values(rows, spec).to(device)
 
 
 def _tensor(adapter: Adapter, name: str) -> torch.Tensor:

@@ -187,11 +187,12 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
         self.final_layernorm = nn.LayerNorm(spec.hidden_size, eps=spec.extra["epsilon"])
         if length := spec.extra["prefix_length"]:
-            width, hidden = spec.layers * 2 * spec.hidden_size, spec.hidden_size
-            projected = spec.extra["prefix_projection"]
-            self.prefix_encoder = PrefixEncoder(
-                length, width, hidden if projected else width, hidden if projected else None
-            )
+            self.prefix_encoder = _encoder(spec, length, spec.extra["prefix_projection"])
+
+
+def _encoder(spec: ModelSpec, length: int, projected: bool) -> PrefixEncoder:
+    width, hidden = spec.prefix_width, spec.hidden_size
+    return PrefixEncoder(length, width, hidden if projected else width, hidden if projected else None)
 
 
 class ChatGLM(PrefixedModel):
@@ -205,6 +206,9 @@ class ChatGLM(PrefixedModel):
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.word_embeddings, dtype)
         self.encode_prefix()
+
+    def make_encoder(self, length: int, *, projected: bool) -> PrefixEncoder:
+        return _encoder(self.spec, length, projected)
 
     def open_for_measuring(self, cache: KVCache) -> None:
         """An answer can only follow a prompt: [gMASK] and <sop>, with keys of zero."""

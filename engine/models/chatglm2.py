@@ -122,9 +122,11 @@ class Transformer(nn.Module):
         self.encoder = Encoder(spec)
         self.output_layer = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         if length := spec.extra["prefix_length"]:
-            width = spec.layers * 2 * spec.kv_heads * spec.head_dim
-            projected = spec.extra["prefix_projection"]
-            self.prefix_encoder = PrefixEncoder(length, width, width, spec.hidden_size if projected else None)
+            self.prefix_encoder = _encoder(spec, length, spec.extra["prefix_projection"])
+
+
+def _encoder(spec: ModelSpec, length: int, projected: bool) -> PrefixEncoder:
+    return PrefixEncoder(length, spec.prefix_width, spec.prefix_width, spec.hidden_size if projected else None)
 
 
 class ChatGLM2(PrefixedModel):
@@ -138,6 +140,9 @@ class ChatGLM2(PrefixedModel):
     def prepare(self, dtype: torch.dtype, device: str) -> None:
         prepare_embedding(self.transformer.embedding.word_embeddings, dtype)
         self.encode_prefix()
+
+    def make_encoder(self, length: int, *, projected: bool) -> PrefixEncoder:
+        return _encoder(self.spec, length, projected)
 
     def position(self, cache: KVCache) -> int:
         return cache.length - cache.prefix  # the prefix shifts no positions

@@ -94,6 +94,8 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
     """
     length, heads, head_dim = query.shape
     kv_heads = keys.shape[0]
+    if isinstance(mask, Documents):
+        return mask.attend(query, keys, values)
     if length == 1:
         # The heads that share a key head are its rows, so the cache is read once and never expanded.
         grouped = query.view(kv_heads, heads // kv_heads, head_dim)
@@ -102,8 +104,6 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: 
             return torch.bmm(torch.softmax(weights, -1), values).view(1, -1)
         # Not `view`: the memory-efficient kernel of older cards gives its result transposed.
         return functional.scaled_dot_product_attention(grouped[None], keys[None], values[None]).reshape(1, -1)
-    if isinstance(mask, Documents):
-        return mask.attend(query, keys, values)
     if not query.is_cpu:
         return attend_rows(query, keys, values, mask if isinstance(mask, Seen) else Seen())
     attended = functional.scaled_dot_product_attention(

@@ -42,12 +42,15 @@ class PrefixEncoder(nn.Module):
         return cast(torch.Tensor, self.trans.float()(rows))
 
 
-def key_values(encoder: PrefixEncoder, spec: ModelSpec) -> torch.Tensor:
-    """[layers, 2, kv_heads, length, head_dim] in float32; index 0 are the keys, 1 the values."""
-    with torch.no_grad():
-        flat: torch.Tensor = encoder()
-    shaped = flat.view(flat.shape[0], spec.layers, 2, spec.kv_heads, spec.head_dim)
+def key_values(rows: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    """[layers, 2, kv_heads, length, head_dim] of what an encoder gives; index 0 are the keys, 1 the values."""
+    shaped = rows.view(rows.shape[0], spec.layers, 2, spec.kv_heads, spec.head_dim)
     return shaped.permute(1, 2, 3, 0, 4).contiguous()
+
+
+def rows_of(keys: torch.Tensor) -> torch.Tensor:
+    """`key_values` the other way round: [length, layers * 2 * kv_heads * head_dim]."""
+    return keys.permute(3, 0, 1, 2, 4).reshape(keys.shape[3], -1)
 
 
 class PrefixedModel(LanguageModel):
@@ -75,7 +78,13 @@ class PrefixedModel(LanguageModel):
         """Compute the checkpoint's own prefix once, if it has one (pre_seq_len in config.json)."""
         encoder = self.own_prefix_encoder()
         if encoder is not None and encoder.embedding.weight.device.type != "meta":
-            self.prefix_key_values = key_values(encoder, self.spec)
+            with torch.no_grad():
+                self.prefix_key_values = key_values(encoder(), self.spec)
+
+    def make_encoder(self, length: int, *, projected: bool) -> PrefixEncoder:
+        """One that can be learned for this model, drawn as torch draws: here of the sizes that PEFT gives it."""
+        width, inner = self.spec.prefix_width, self.spec.kv_heads * self.spec.head_dim
+        return PrefixEncoder(length, width, inner if projected else width, inner if projected else None)
 
     def own_prefix_encoder(self) -> PrefixEncoder | None:
         return next((m for m in self.modules() if isinstance(m, PrefixEncoder)), None)

@@ -140,7 +140,37 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["{model}", "{rows}#x/y"], None, None),
         (["{model}", "{rows}", "--on", "answer"], "--on cannot be 'answer'", "usage.value"),
         (["{model}", "{rows}", "--like", "chatglm"], "--like", "usage.value"),
-        (["{model}", "{rows}", "--like", "ptuning"], "trains no LoRA", "tune.method"),
+        (["{model}", "{rows}", "--like", "cpm"], "trains a model from scratch", "tune.method"),
+        (
+            ["{model}", "{rows}", "--like", "ptuning", "--method", "lora"],
+            "--like ptuning and --method lora conflict",
+            "usage.contradiction",
+        ),
+        (
+            ["{model}", "{rows}", "--like", "ptuning", "--rank", "4"],
+            "--rank does not go with --method prefix",
+            "usage.contradiction",
+        ),
+        (
+            ["{model}", "{rows}", "--method", "prefix", "--dora"],
+            "--dora does not go with --method prefix",
+            "usage.contradiction",
+        ),
+        (
+            ["{model}", "{rows}", "--prefix-length", "8"],
+            "--prefix-length does not go with --method lora",
+            "usage.contradiction",
+        ),
+        (
+            ["{model}", "{rows}", "--method", "prompt", "--prefix-projection"],
+            "--prefix-projection does not go with --method prompt",
+            "usage.contradiction",
+        ),
+        (
+            ["{model}", "{rows}", "--method", "prefix", "--prefix-length", "0"],
+            "--prefix-length cannot be '0'",
+            "usage.value",
+        ),
         (["{model}", "{rows}", "--rank", "0"], "--rank cannot be '0'", "usage.value"),
         (["{model}", "{rows}", "--lr", "nan"], "--lr cannot be 'nan'", "usage.value"),
         (["{model}", "{rows}", "--eval", "95%"], "--eval", "usage.value"),

@@ -282,7 +282,7 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
 
     run = begun(recipe(base, tmp_path, epochs=2, save_every=1))
     assert ended(run)["state"] == "done"
-    settings = {"dtype": "float32", "device": "cpu", "threads": 1}
+    settings = {"quant": None, "dtype": "float32", "device": "cpu", "threads": 1}
     engine = Engine.load(base, dtype="float32", threads=1)
     ids = (5, 6, 7, 8)
     probe = SimpleNamespace(ids=ids, logits=engine.logits(ids)[-1])  # of the base: as if the adapter did nothing

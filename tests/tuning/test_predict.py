@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,26 @@ def test_what_two_short_documents_keep_tells_what_long_ones_will(tmp_path: Path,
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     real = predict._kept(method, flatten(data), held)
     assert growth.kept(lengths, by_layer=False) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize(
+    ("family", "asked"),
+    [("chatglm", {"method": "prefix"}), ("chatglm2", {"method": "prefix", "prefix_projection": True}),
+     ("llama", {"method": "prefix"}), ("llama", {"method": "prompt"})],
+)  # fmt: skip
+def test_a_prefix_is_counted_once_and_for_each_document(
+    tmp_path: Path, family: str, asked: dict[str, Any], count: int
+) -> None:
+    settings = plain(prefix_length=100, **asked)
+    checkpoint, model, _ = load_base(build(family, tmp_path / "m"), settings, "cpu")
+    method = method_of(checkpoint, model, settings)
+    growth = predict.measure(method, documents(family, 1)[0].ids[:9])
+    data = documents(family, count, longest=120)
+    own = (*model.parameters(), *model.buffers(), *method.parameters.values())
+    held = {tensor.untyped_storage().data_ptr() for tensor in own}
+    real = predict._kept(method, flatten(data), held)
+    assert growth.kept([len(each.ids) for each in data], by_layer=False) == pytest.approx(real, rel=0.15)
 
 
 def test_a_run_that_does_not_fit_names_what_would_and_that_does(tmp_path: Path) -> None:

@@ -10,30 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning import documents, learn, losses, plain
+from learning import REFERENCE, documents, learn, losses, plain, recorded_rows
 from safetensors.torch import load_file
 from tiny_checkpoints import build
 from torch.nn import functional
 
-from glmchat.tuning.examples import Example, Place
 from glmchat.tuning.forward import flatten, load_base, loss_of
 from glmchat.tuning.lora import LoraShape, attach, prepare, trainable
 from glmchat.tuning.order import order_of
 
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "chatglm"
 VARIANTS = sorted(
     path.parent.name for path in REFERENCE.glob("*/golden.json") if "train_loss" in json.loads(path.read_text())
 )
-
-
-def rows_of(tensors: dict[str, torch.Tensor]) -> list[Example]:
-    """Without their padding."""
-    rows: list[Example] = []
-    for ids, labels in zip(tensors["train.input_ids"].tolist(), tensors["train.labels"].tolist(), strict=True):
-        end = max(at for at, label in enumerate(labels) if label != -100) + 1
-        learned = tuple(label != -100 for label in labels[:end])
-        rows.append(Example(tuple(ids[:end]), learned, (), Place("recorded", len(rows) + 1)))
-    return rows
 
 
 @pytest.mark.skipif(not VARIANTS, reason="../shared with the reference vectors is absent")
@@ -46,7 +34,7 @@ def test_loss_and_gradients_are_the_recorded_ones(variant: str, by_layer: bool) 
     prepare(model)
     norms = facts.get("grad_l2_norms", {})
     model.requires_grad_(bool(norms))
-    flat = flatten(rows_of(tensors))
+    flat = flatten(recorded_rows(tensors))
     loss = loss_of(model, flat, by_layer=by_layer) / len(flat.targets)
     assert float(loss.detach()) == pytest.approx(float(tensors["train.loss"]), abs=1e-4)
     if not norms:

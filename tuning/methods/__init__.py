@@ -8,17 +8,27 @@ from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.engine.families import Checkpoint
 from glmchat.engine.models.base import LanguageModel
+from glmchat.tuning.methods import prefix
 from glmchat.tuning.methods.base import Method
 from glmchat.tuning.methods.dpo import Dpo
 from glmchat.tuning.methods.full import Full
 from glmchat.tuning.methods.lora import Lora
+from glmchat.tuning.methods.prefix import Prefix, Prompt
 from glmchat.tuning.settings import Settings
 
 METHODS: Mapping[str, Callable[[Checkpoint, LanguageModel, Settings], Method]] = {
     "lora": Lora,
+    "prefix": Prefix,
+    "prompt": Prompt,
     "dpo": Dpo,
     "full": Full,
 }
+
+
+def refuse_family(checkpoint: Checkpoint, method: str) -> None:
+    """Raise Usage where it is known before anything is loaded that a model cannot take a method."""
+    if method in ("prefix", "prompt"):
+        prefix.refuse_family(checkpoint, method)
 
 
 def method_of(checkpoint: Checkpoint, model: LanguageModel, settings: Settings) -> Method:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,7 +22,8 @@ class Method(ABC):
     learns_pairs: an example is a pair of two documents, and the loss of a step is the mean over its pairs; else the
     mean over its learned tokens. measures: what else is told of a step, `measured`: the sums of them over all passes
     since it was set to zeros. makes: what `write` leaves. dtype: that products are computed in. stored: that the
-    numbers of the result are rounded to.
+    numbers of the result are rounded to. beside: the module of what learns and is no part of the model. virtual:
+    positions before each document that learn; learns_words: they go through the layers as tokens do.
     """
 
     far: float = 3.0  # how much the loss may rise above its lowest before the run counts as broken: nats of a token
@@ -29,6 +32,9 @@ class Method(ABC):
     makes: ClassVar[Literal["adapter", "model"]] = "adapter"
     dtype: torch.dtype
     stored: torch.dtype
+    beside: nn.Module | None = None
+    virtual = 0
+    learns_words: ClassVar[bool] = False
 
     def __init__(self, model: LanguageModel, parameters: dict[str, nn.Parameter], layers: int) -> None:
         self.model, self.parameters, self.layers = model, parameters, layers
@@ -39,6 +45,11 @@ class Method(ABC):
         """Sum of the losses of the learned tokens, or of the pairs, float32. by_layer: compute layers twice instead of
         keeping what they were given."""
         return loss_of(self.model, flat, by_layer=by_layer)
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Within it the model by itself answers as it has learned to."""
+        yield
 
     @abstractmethod
     def count(self) -> tuple[int, int]:
