@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from glmchat.chat.compare.columns import launches, parse_columns
@@ -298,8 +297,7 @@ def facts(evaluation: Evaluation) -> dict[str, Any]:
 def brief(evaluation: Evaluation, number: int) -> list[str]:
     """What an evaluation says of one candidate in a line or two, for what tells of a model or an adapter."""
     now = Watch(evaluation).look()
-    name = Path(evaluation.data[0].partition("#")[0]).name if evaluation.data else "?"
-    head = f"{one_line(name, 60)}: {one_line(evaluation.candidates[number], 80)}"
+    head = f"{one_line(evaluation.id, 80)}  {one_line(evaluation.candidates[number], 80)}"
     if now.table is None or number >= len(now.table["candidates"]):
         return [f"{head} ({state_words(now.state)})"]
     values, bleu = now.table["candidates"][number]["values"], now.table["bleu"]

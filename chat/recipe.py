@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,22 @@ def _wrong(flag: str, value: str, wanted: str) -> Usage:
     return Usage(
         tr("{flag} cannot be {value}", flag=flag, value=repr(one_line(value, 60))), hint=wanted, code="usage.value"
     )
+
+
+def command_of(base: str, data: Sequence[str], recipe: Mapping[str, Any]) -> str:
+    """The line that asks for a run again. recipe: as it stands in recipe.json, or a part of it."""
+    words = ["glmchat", "tune", base, *data]
+    for name, value in recipe.items():
+        if name not in _FLAGS or value in (None, False, [], {}):
+            continue
+        flag = f"--{_FLAGS[name]}"
+        if value is True:
+            words.append(flag)
+            continue
+        several = value if isinstance(value, list) else [value]
+        for one in [",".join(f"{k}={v}" for k, v in value.items())] if isinstance(value, dict) else several:
+            words += [flag, f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(words)
+
+
+_FLAGS = {each.name: each.name.replace("_", "-") for each in fields(Recipe)} | {"samples": "sample", "name": "as"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _SAVED = ("*.json", "*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors")
 _OF_TRAINING = ("optimizer*", "scheduler*", "scaler*", "rng_state*", "training_args*", "*_states.pt", "*/*")
 
+
+_NEWEST = 3  # evaluations that are told of a model or an adapter
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter.", autocompletion=complete_adapters)]
@@ -262,7 +265,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     row = find_adapter(name)
     if as_json:
         files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in row.files]
-        output.json_line({**to_json(row), "files": files})
+        output.json_line({**to_json(row), "files": files, "evaluations": evaluated(row.name)})
         return
     facts = facts_of(row)
     checked = facts.get("checked_against") or {}
@@ -293,20 +296,55 @@ def show(name: Name, as_json: AsJson = False) -> None:
         [(f.path, human_bytes(f.size), (f.sha256 or "?")[:12]) for f in row.files],
         right=(1,),
     )
+    say_evaluations(row.name)
 
 
 def _trained(record: Any) -> list[tuple[str, str | None]]:
     """What `glmchat tune` noted."""
     if not isinstance(record, dict):
         return []
-    loss, judged = record.get("loss"), record.get("evaluation")
+    loss, judged, moved = record.get("loss"), record.get("evaluation"), record.get("delta")
     return [
+        (tr("learned by"), _command(record)),
         (tr("trained on rows of"), ", ".join(map(str, record.get("data") or ())) or None),
         (tr("system prompt"), record.get("system") or None),
         (tr("loss"), f"{loss:.4f}" if isinstance(loss, float) else None),
         (tr("held-out loss"), f"{judged:.4f}" if isinstance(judged, float) else None),
+        (tr("steps"), record.get("steps")),
+        (tr("length of the change"), f"{moved:.4g}" if isinstance(moved, float) else None),
         (tr("run"), record.get("run")),
     ]
+
+
+def _command(record: Mapping[str, Any]) -> str | None:
+    """What would learn it again."""
+    from glmchat.chat.recipe import command_of
+
+    recipe, data = record.get("recipe"), record.get("data")
+    if not isinstance(recipe, dict) or not isinstance(data, list):
+        return None
+    return command_of(str(recipe.get("base", "")), [str(one) for one in data], recipe)
+
+
+def evaluated(name: str) -> list[dict[str, Any]]:
+    """The newest evaluations in which a model or an adapter took part, for `--json`."""
+    from glmchat.chat.evaluating import facts
+    from glmchat.core.eval_folder import evaluations_of
+
+    return [facts(found) for found, _ in islice(evaluations_of(name), _NEWEST)]
+
+
+def say_evaluations(name: str) -> None:
+    """The same in lines."""
+    from glmchat.chat.evaluating import brief
+    from glmchat.core.eval_folder import evaluations_of
+
+    for number, (found, candidate) in enumerate(islice(evaluations_of(name), _NEWEST)):
+        if number == 0:
+            output.data("")
+            output.data(tr("evaluations"))
+        for line in brief(found, candidate):
+            output.data(f"  {line}")
 
 
 def rm(

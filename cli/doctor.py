@@ -50,6 +50,7 @@ def diagnose(on_wait: Callable[[], None] = lambda: None, environ: Mapping[str, s
     found["paths"] = _paths(trouble)
     found["history"] = _history(trouble)
     found["conversation caches"] = _kv_caches(trouble)
+    found["evaluations and runs"] = _work()
     found["proxies"] = _proxies(environ, trouble)
     found["servers"] = _servers(trouble)
     found["terminal"] = terminal(environ)
@@ -219,6 +220,19 @@ def _kv_caches(trouble: Trouble) -> dict[str, Any]:
         "files": len(files),
         "size_bytes": sum(file.size for file in files),
         "limit_bytes": limit,
+    }
+
+
+def _work() -> dict[str, Any]:
+    """What `glmchat eval` and `glmchat tune` have left on the disk; `glmchat prune` takes away what is over."""
+    from glmchat.core import eval_folder, run_folder
+
+    runs, tables = run_folder.runs(), eval_folder.evaluations()
+    return {
+        "evaluations": len(tables),
+        "evaluations_bytes": sum(one.size() for one in tables) + eval_folder.size_below(locations.evals_dir()),
+        "runs": len(runs),
+        "runs_bytes": sum(eval_folder.size_below(run.folder) for run in runs),
     }
 
 

@@ -140,11 +140,22 @@ def _refuse_one_of_several(name: str, row: Installed) -> None:
         )
 
 
-def prune(yes: Yes = False, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def prune(
+    evaluations: Annotated[
+        bool, typer.Option("--evaluations", help="Evaluations too: their tables and all answers.")
+    ] = False,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Runs of tuning that are done too; what they learned stays in the store.")
+    ] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Remove conversations' caches, and what nothing refers to: partial downloads, blobs without a link, manifests."""
     from glmchat.hub.removal import plan_prune
 
-    carry_out(plan_prune(), yes=yes, dry_run=dry_run, as_json=as_json)
+    plan = plan_prune(evaluations=evaluations, runs=runs)
+    carry_out(plan, yes=yes, dry_run=dry_run, as_json=as_json)
 
 
 def verify(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmchat.cli import output
-from glmchat.cli.completion import complete_models
+from glmchat.cli.completion import complete_here
 from glmchat.core.cards import card_obstacle, compiler_obstacle, driver_obstacle, installed_torch, look
 from glmchat.core.language import tr
 from glmchat.core.text import human_bytes, one_line
@@ -23,17 +23,24 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete_models)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model or an adapter.", autocompletion=complete_here)],
     fit: Annotated[
         bool, typer.Option("--fit", help="How much memory it needs on this machine, and what fits.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Show a model: where it is, its files and where they came from, the memory it needs, its licence."""
+    """Show a model: where it is, its files and where they came from, the memory it needs, its licence.
+
+    And what it was evaluated on last. Of an adapter it tells what `glmchat adapters show` does.
+    """
     from glmchat.chat.launch import installed_row, problem_of
-    from glmchat.hub import catalogue
+    from glmchat.cli import adapters as of_adapters
+    from glmchat.hub import adapters, catalogue
     from glmchat.hub.installed import details
 
+    if not fit and adapters.by_name(name) is not None:
+        of_adapters.show(name, as_json=as_json)
+        return
     row = installed_row(name, incomplete=True)
     if fit:
         from glmchat.checkpoints.card_fit import fit_table
@@ -47,7 +54,8 @@ def show(
     facts = details(row, catalogue.load())
     problem = problem_of(row)
     if as_json:
-        output.json_line({**row.to_json(), **facts, "problem": problem.to_json() if problem else None})
+        told = {"problem": problem.to_json() if problem else None, "evaluations": of_adapters.evaluated(row.name)}
+        output.json_line({**row.to_json(), **facts, **told})
         return
     lines: list[tuple[str, Any]] = [
         (tr("name"), row.name),
@@ -82,6 +90,7 @@ def show(
             ],
             right=(1,),
         )
+    of_adapters.say_evaluations(row.name)
 
 
 def _family(row: Installed, facts: Any) -> str | None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmchat.core import kv_files, locations
+from glmchat.core import eval_folder, kv_files, locations, run_folder
 from glmchat.core.errors import Failed
+from glmchat.core.eval_folder import size_below
 from glmchat.core.language import tr
 from glmchat.hub import lookup, manifests, store
 from glmchat.hub.installed import Installed
@@ -72,10 +73,11 @@ def plan_removal(rows: Sequence[Installed]) -> RemovalPlan:
     return RemovalPlan(tuple(r.name for r in rows), tuple(steps), sum(s.size_bytes for s in steps), tuple(keeps))
 
 
-def plan_prune() -> RemovalPlan:
+def plan_prune(*, evaluations: bool = False, runs: bool = False) -> RemovalPlan:
     """What nothing refers to: half downloads that nobody continues, blobs without a link, manifests without a model;
-    and the caches of conversations, which cost a prompt read again.
+    and the caches of conversations, which cost a prompt read again. evaluations, runs: also those that are over.
     """
+    keeps: list[str] = []
     steps = [*_half_downloads(), *_loose_blobs(), *_left_behind(), *_kv_caches()]
     rows = {r.manifest.file for r in lookup.list_installed() if r.manifest}
     gone = {s.path for s in steps}
@@ -84,7 +86,11 @@ def plan_prune() -> RemovalPlan:
         if (manifest.file not in rows or gone_too) and not _being_pulled(manifest):
             steps.append(Step("manifest", manifest.file))
     steps += [Step("manifest", path) for path in manifests.broken()]
-    return RemovalPlan((), tuple(steps), sum(s.size_bytes for s in steps))
+    if evaluations:
+        steps += _evaluations(keeps)
+    if runs:
+        steps += _runs(keeps)
+    return RemovalPlan((), tuple(steps), sum(s.size_bytes for s in steps), tuple(keeps))
 
 
 def _nothing_stays(manifest: Manifest, gone: Collection[Path]) -> bool:
@@ -257,3 +263,23 @@ def _left_behind() -> Iterable[Step]:
     for path in paths if folder.is_dir() else []:
         if time.time() - path.stat().st_mtime > _FOREIGN_AGE or path.name.startswith(".gone-"):
             yield Step("folder", path, sum(p.stat().st_size for p in path.rglob("*") if p.is_file()))
+
+
+def _evaluations(keeps: list[str]) -> Iterable[Step]:
+    """Tables, and answers that nobody writes."""
+    for one in eval_folder.evaluations():
+        if one.at_work:
+            keeps.append(tr("the evaluation {name} is at work and stays", name=one.id))
+        else:
+            yield Step("folder", one.folder, one.size())
+    for folder, size in eval_folder.unused_answers():
+        yield Step("folder", folder, size)
+
+
+def _runs(keeps: list[str]) -> Iterable[Step]:
+    """Those that are done: what others have learned so far is in their folders alone."""
+    for run in run_folder.runs():
+        if run.state() == "done":
+            yield Step("folder", run.folder, size_below(run.folder))
+        else:
+            keeps.append(tr("the run {name} is not done and stays; glmchat tune --rm {name} removes it", name=run.id))

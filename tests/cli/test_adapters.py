@@ -54,7 +54,7 @@ def test_a_folder_goes_into_the_store_once_and_is_used(glmchat: Run, base: Path,
     first = glmchat("run", base, "hi", "--json", "--adapter", folder)
     assert used(first) == "poet-checkpoint-3000"
     assert "was added to the store as poet-checkpoint-3000: LoRA of rank 4" in first.stderr
-    as_model = glmchat("show", "poet-checkpoint-3000")
+    as_model = glmchat("rm", "poet-checkpoint-3000")
     assert "is an adapter, not a model" in as_model.stderr and "glmchat adapters show" in as_model.stderr
     again = glmchat("run", base, "hi", "--json", "--adapter", f"{folder}:0.5")
     assert used(again) == "poet-checkpoint-3000:0.5" and "is in the store as poet-checkpoint-3000" in again.stderr

@@ -39,6 +39,7 @@ def test_it_tells_versions_device_kernels_paths_and_the_terminal(capsys: pytest.
         "versions",
         "machine",
         "conversation caches",
+        "evaluations and runs",
         "engine",
         "paths",
         "history",

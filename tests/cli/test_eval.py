@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from glmchat.cli.main import run
-from glmchat.core import language
+from glmchat.core import language, locations
+from glmchat.core.eval_folder import evaluations
+from glmchat.core.run_folder import new_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
@@ -136,3 +138,73 @@ def test_a_table_of_texts_has_no_answers_in_it(model: str, tmp_path: Path, capsy
     texts.write_text("the hat\nthe cat sat\n")
     code, out, _ = evaluated(capsys, model, ",temp=1", str(texts))
     assert code == 0 and "perplexity" in out and "ROUGE" not in out and "  =  " not in out
+
+
+def test_evaluations_are_listed_told_again_and_told_of_what_took_part(
+    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_peft(Path(model), tmp_path / "poet")
+    assert run(["add", model, "--name", "small"]) == 0
+    assert run(["adapters", "add", str(tmp_path / "poet")]) == 0
+    assert run(["eval", "--list"]) == 0 and "no evaluations yet" in capsys.readouterr().err
+    code, table, _ = evaluated(capsys, "small", "+poet", data)
+    assert code == 0
+    assert run(["eval", "--list", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["candidates"], told["data"]) == ("done", ["small", "small+poet"], [data])
+    assert told["answers"] == [6, 6]
+    assert run(["eval", "--list"]) == 0 and told["evaluation"] in capsys.readouterr().out
+    assert run(["eval", "--show", told["evaluation"]]) == 0
+    assert capsys.readouterr().out == table
+    for command, name in ((["show"], "small"), (["show"], "poet"), (["adapters", "show"], "poet")):
+        assert run([*command, name]) == 0
+        out = capsys.readouterr().out
+        assert f"{told['evaluation']}  small+poet" in out and "6 rows" in out
+        assert run([*command, name, "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert {one["evaluation"] for one in facts["evaluations"]} == {told["evaluation"]}
+    assert run(["eval", "--show", "nobody"]) == 2 and told["evaluation"] in capsys.readouterr().err
+    assert run(["eval", "--list", data]) == 2 and run(["eval", "--list", "--show", "x"]) == 2
+
+
+def test_other_rows_have_a_table_of_their_own_and_the_model_is_loaded_once_for_both(
+    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "general.jsonl"
+    other.write_text(json.dumps({"prompt": "he", "response": "the hat"}) + "\n")
+    code, out, err = evaluated(capsys, model, data, "--also", str(other), "--rows", "0")
+    assert code == 0 and out.count("perplexity") == 2
+    assert out.index(f"6 rows of {data}") < out.index(f"1 rows of {other}")
+    assert err.count("loading") <= 2  # a line at its beginning and one at its end
+    found = json.loads(evaluated(capsys, model, data, "--also", str(other), "--json")[1].splitlines()[-1])
+    (general,) = found["also"]
+    assert (found["rows"], general["rows"], general["data"]) == (6, 1, str(other))
+    alone = json.loads(evaluated(capsys, model, str(other), "--json")[1].splitlines()[-1])
+    assert alone["candidates"] == general["candidates"]
+
+
+def test_prune_takes_evaluations_and_done_runs_away_and_keeps_what_is_at_work_or_can_be_gone_on_with(
+    model: str, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(capsys, model, data)[0] == 0
+    evaluated(capsys, model, data, "--limit", "2")
+    at_work, idle = evaluations()
+    at_work.note("running")
+    runs = {state: new_run(f"run-{state}", {"base": "b"}) for state in ("done", "stopped", "running")}
+    for state, one in runs.items():
+        one.write("big", "x" * 5000)
+        one.note(state)  # type: ignore[arg-type]
+    assert run(["prune", "--yes"]) == 0
+    assert len(evaluations()) == 2 and all(one.folder.is_dir() for one in runs.values())
+    capsys.readouterr()
+    assert run(["prune", "--evaluations", "--runs", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert str(idle.folder) in out and str(runs["done"].folder) in out and "5.1 kB" in out
+    assert f"{at_work.id} is at work" in err and "run-stopped" in err and "run-running" in err
+    assert run(["prune", "--evaluations", "--runs", "--yes"]) == 0
+    assert evaluations() == [at_work] and not runs["done"].folder.exists()
+    assert all(runs[state].folder.is_dir() for state in ("stopped", "running"))
+    assert {folder.name for folder in locations.evals_dir().iterdir()} == set(at_work.keys)
+    assert run(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["evaluations and runs"]
+    assert (told["evaluations"], told["runs"]) == (1, 2) and told["runs_bytes"] > 10000

@@ -433,7 +433,7 @@ def test_show_tells_files_hosts_memory_and_licence(hub: LoopbackHub, capsys: Any
     assert code == 0
     shown = json.loads(out)
     row = {"name", "kind", "repo", "revision", "family", "quant", "path", "size_bytes", "complete", "base"}
-    assert row | {"files", "memory", "architecture", "licence", "problem", "readers"} == set(shown)
+    assert row | {"files", "memory", "architecture", "licence", "problem", "readers", "evaluations"} == set(shown)
     assert {f["host"] for f in shown["files"]} == {hub.url.removeprefix("http://")}
     assert shown["memory"]["none"] == 1_000_000
     assert shown["memory"]["int4"] < shown["memory"]["int8"] < shown["memory"]["none"]
