@@ -139,6 +139,15 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["{model}", "nosuch.jsonl"], "nosuch.jsonl is not here", "tune.no_data"),
         (["{model}", "{rows}#x/y"], None, None),
         (["{model}", "{rows}", "--on", "answer"], "--on cannot be 'answer'", "usage.value"),
+        (["{model}", "{rows}", "--loss", "hinge"], "--loss cannot be 'hinge'", "usage.value"),
+        (["{model}", "{rows}", "--beta", "0.2"], "--beta does not go with --method lora", "usage.contradiction"),
+        (
+            ["{model}", "{rows}", "--method", "dpo", "--like", "chatglm3"],
+            "--like does not go with --method dpo",
+            "usage.contradiction",
+        ),
+        (["{model}", "{rows}", "--method", "dpo", "--beta", "0"], "--beta cannot be '0'", "usage.value"),
+        (["{model}", "{rows}", "--method", "dpo", "--over-length", "split"], "'split'", "usage.value"),
         (["{model}", "{rows}", "--like", "chatglm"], "--like", "usage.value"),
         (["{model}", "{rows}", "--like", "cpm"], "trains a model from scratch", "tune.method"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import documents, learn, plain
+from learning import documents, learn, pairs, plain
 from tiny_checkpoints import NAMES, build
 
 from glmchat.core.errors import DoesNotFit
@@ -18,14 +18,17 @@ from glmchat.tuning.methods import method_of
 
 
 @pytest.mark.parametrize("family", [name for name in NAMES if name != "fallback"])
-@pytest.mark.parametrize("count", [1, 5])
-def test_what_two_short_documents_keep_tells_what_long_ones_will(tmp_path: Path, family: str, count: int) -> None:
+@pytest.mark.parametrize(("count", "learns"), [(1, "lora"), (5, "lora"), (3, "dpo")])
+def test_what_two_short_documents_keep_tells_what_long_ones_will(
+    tmp_path: Path, family: str, count: int, learns: str
+) -> None:
+    """Of a pair both sides are kept, and nothing of what the base says of them."""
     checkpoint, model, _ = load_base(build(family, tmp_path / "m"), plain(), "cpu")
-    method = method_of(checkpoint, model, plain(rank=8, alpha=16.0))
+    method = method_of(checkpoint, model, plain(rank=8, alpha=16.0, method=learns))
     start = documents(family, 1)[0].ids[:9]
     growth = predict.measure(method, start)
-    data = documents(family, count, longest=120)
-    lengths = [len(each.ids) for each in data]
+    data = (pairs if learns == "dpo" else documents)(family, count, longest=120)
+    lengths = [length for each in data for length in each.lengths]
     held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     real = predict._kept(method, flatten(data), held)
     assert growth.kept(lengths, by_layer=False) == pytest.approx(real, rel=0.15)
