@@ -24,6 +24,7 @@ from glmchat.cli.main import run
 from glmchat.core import locations
 from glmchat.core.engine_options import EngineOptions
 from glmchat.core.messages import Piece
+from glmchat.engine.native.self_test import coarse_fault
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,28 @@ def test_the_command_says_identical_and_exits_0_and_names_the_setting_that_diffe
     told = capsys.readouterr().out
     assert code == 0 and "setting temperature" in told  # that it parts is what was asked for
     assert run(["replay", f"m{answers[0]}", "--set", "hotter"]) == 2
+
+
+@pytest.mark.skipif(coarse_fault() is not None, reason=f"no products of 8 bits here: {coarse_fault()}")
+def test_an_answer_of_products_in_8_bits_is_said_again_with_them_and_not_without(
+    starter_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCHAT_HOME", str(tmp_path))
+    options = EngineOptions(folder=starter_model, model="starter", threads=1, context=512, products="int8")
+    launch, database = LaunchOptions(options), tmp_path / "history.db"
+    with History.open(database) as history, connect(launch) as connection:
+        ranks = SamplingRanks({"flag": {"temperature": 1.0, "max_tokens": 60, "seed": 3}})
+        identity = identity_of(launch, connection.endpoint)
+        list(ChatSession(history, connection.endpoint, identity=identity, ranks=ranks).ask("Tell me a story."))
+    found = outcome(database, "1")
+    assert found.identical and not found.differences
+    with closing(sqlite3.connect(database)) as file, file:
+        ((number, details),) = file.execute("SELECT id, details FROM message WHERE role = 'assistant'")
+        changed = json.loads(details)
+        del changed["stretches"][0]["products"]
+        file.execute("UPDATE message SET details = ? WHERE id = ?", (json.dumps(changed), number))
+    without = outcome(database, "1")
+    assert not without.identical and any("kernel" in str(one) for one in without.differences)
 
 
 def test_a_seed_that_was_drawn_is_no_difference_and_zero_is_a_seed(
