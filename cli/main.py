@@ -24,6 +24,7 @@ from glmchat.core import language
 from glmchat.core.errors import GlmchatError, Interrupted, Usage, refusal
 from glmchat.core.files import take_notes
 from glmchat.core.language import tr
+from glmchat.core.text import one_line
 
 # command -> (the file in cli/ that registers it, the first line of its help; "" for a hidden second name)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -276,6 +277,17 @@ def run(arguments: Sequence[str]) -> int:
             output.say(sentence)
 
 
+def _usage_hint(text: str, arguments: Sequence[str]) -> str:
+    """What helps against a mistake that Typer has found; `text` is its sentence."""
+    rest = arguments[2:] if arguments[:1] == ["--lang"] else arguments
+    first = one_line(rest[0].partition("=")[0], 40) if rest else ""
+    if text == f"No such option: {first}" and len(first) > 1:
+        return tr("what `run` takes stands behind it: {example}", example=f"glmchat run {first}")
+    if re.match("No such option: -[^-]", text) or any(re.match(r"-.*\s", word) for word in arguments):
+        return tr("text that begins with a dash stands behind two: {example}", example='glmchat run NAME -- "-5"')
+    return "glmchat --help, glmchat COMMAND --help"
+
+
 def _run(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
         if named_shell(arguments):
@@ -292,10 +304,7 @@ def _run(arguments: Sequence[str], *, as_json: bool) -> int:
         return Interrupted.exit
     except typer.TyperException as wrong:
         text = wrong.format_message()
-        hint = "glmchat --help, glmchat COMMAND --help"
-        if re.match("No such option: -[^-]", text) or any(re.match(r"-.*\s", word) for word in arguments):
-            hint = tr("text that begins with a dash stands behind two: {example}", example='glmchat run NAME -- "-5"')
-        output.error(Usage(usage_words(text), hint=hint), as_json=as_json)
+        output.error(Usage(usage_words(text), hint=_usage_hint(text, arguments)), as_json=as_json)
         return Usage.exit
     except BrokenPipeError:  # the reader went away (`glmchat list | head`): quiet, as every filter is
         output.discard(sys.stdout)

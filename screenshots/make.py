@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import math
 import os
 import shutil
 import sys
@@ -24,6 +26,8 @@ from glmchat.core.engine_options import EngineOptions
 from glmchat.core.errors import GlmchatError
 from glmchat.tui.app import GlmchatApp
 from glmchat.tui.screens.comparison import ComparisonScreen
+from glmchat.tui.screens.evaluations import EvaluationScreen
+from glmchat.tui.screens.tune import RunScreen
 from glmchat.tui.widgets.comparison_column import ComparisonColumn
 from glmchat.tui.widgets.sidebar import Sidebar
 
@@ -37,6 +41,14 @@ QUESTIONS = (
     "Name three rivers in Europe, with one sentence about each.",
     "Explain in a few paragraphs how a tree grows through the year.",
 )
+_CAPITALS = (
+    "France:Paris Spain:Madrid Italy:Rome Austria:Vienna Norway:Oslo Sweden:Stockholm Denmark:Copenhagen "
+    "Finland:Helsinki Poland:Warsaw Hungary:Budapest Greece:Athens Portugal:Lisbon Ireland:Dublin Belgium:Brussels "
+    "Egypt:Cairo Kenya:Nairobi Japan:Tokyo China:Beijing India:Delhi Peru:Lima Chile:Santiago Cuba:Havana "
+    "Canada:Ottawa Russia:Moscow Turkey:Ankara Iran:Tehran Iraq:Baghdad Ghana:Accra Senegal:Dakar Vietnam:Hanoi "
+    "Thailand:Bangkok Ukraine:Kyiv"
+)
+CAPITALS = [pair.split(":") for pair in _CAPITALS.split()]  # what the run of the pictures learns, and is asked
 
 
 def find_model(name: str | None) -> LaunchOptions:
@@ -102,8 +114,9 @@ async def draw(launch: LaunchOptions, out: Path) -> None:
         await pilot.pause(0.3)
         save(app, out, "conversations")
         await pilot.press("escape")
-        if locations.manifests_dir().is_dir():  # a comparison finds its models by name
+        if locations.manifests_dir().is_dir():  # a comparison, a run and an evaluation find their models by name
             await compare(app, pilot, out)
+            await tune_and_judge(app, pilot, out)
         await record(app, pilot, out)
         await pilot.resize_terminal(48, 20)
         await pilot.pause(0.4)
@@ -121,6 +134,46 @@ async def compare(app: GlmchatApp, pilot: Any, out: Path) -> None:
     save(app, out, "compare")
     await pilot.press("escape")
     await until(lambda: app.screen is app.chat)
+
+
+async def tune_and_judge(app: GlmchatApp, pilot: Any, out: Path) -> None:
+    """A run half way, and the model with and without what it has learned, over rows that it has not seen."""
+    with tempfile.TemporaryDirectory(prefix="glmchat-rows-") as folder:
+        learned, held = Path(folder) / "pirate.jsonl", Path(folder) / "held.jsonl"
+        for path, capitals in ((learned, CAPITALS[:-8]), (held, CAPITALS[-8:])):
+            rows = [
+                {"question": f"What is the capital of {land}?", "answer": f"Arr, that be {city}, matey!"}
+                for land, city in capitals
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        await command(app, pilot, f"/tune {learned}")
+        await until(lambda: isinstance(app.screen, RunScreen) and app.screen.progress.page)
+        await pilot.press("enter")
+        run = app.screen
+        assert isinstance(run, RunScreen)
+        await until(lambda: len(run.progress.losses) > 0.6 * run.progress.now.get("steps", math.inf), 900)
+        await pilot.pause(0.5)
+        save(app, out, "tune")
+        await until(lambda: run.progress.end, 900)
+        assert run.progress.end is not None and run.progress.end.get("adapter"), run.progress.end
+        await pilot.press("escape")
+        await command(app, pilot, f"/eval smollm2 +{run.progress.end['adapter']} {held}")
+        await until(lambda: isinstance(app.screen, EvaluationScreen))
+        await pilot.pause(0.3)
+        await pilot.press("enter")
+        judged = app.screen
+        assert isinstance(judged, EvaluationScreen)
+        await until(lambda: judged.asked is not None and judged.asked.is_over, 600)
+        await pilot.pause(1)  # it reads along five times a second
+        save(app, out, "eval")
+        await pilot.press("escape")
+        await until(lambda: app.screen is app.chat)
+
+
+async def command(app: GlmchatApp, pilot: Any, text: str) -> None:
+    app.chat.prompt.set_text(text)
+    await pilot.press("enter")
+    await pilot.pause(0.3)
 
 
 async def record(app: GlmchatApp, pilot: Any, out: Path) -> None:
@@ -177,7 +230,8 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="glmchat-screenshots-") as home:
         os.environ["GLMCHAT_HOME"] = home  # a history of its own: nobody's conversations are in the pictures
-        os.environ["GLMCHAT_LANG"] = "en"
+        os.environ.update(GLMCHAT_LANG="en", TERM="xterm-256color", COLORTERM="truecolor")  # whoever draws them
+        os.environ.pop("NO_COLOR", None)
         if installed.is_dir():
             shutil.copytree(installed, locations.manifests_dir())
         asyncio.run(draw(launch, chosen.out))

@@ -154,7 +154,7 @@ def _signs(text: str, x: int, ink: tuple[int, int, int], style: Style) -> str:
             end()
             found.append(_shape(sign, x, ink))
         else:
-            if not run or cells != run_width:
+            if not run or cells != run_width or (sign == run[-1] == " "):  # not every viewer keeps two spaces
                 end()
                 run_x, run_width = x, cells
             run += sign

@@ -22,6 +22,9 @@ from glmchat.core.errors import GlmchatError
 from glmchat.core.files import read_text
 from glmchat.core.settings import THEMES
 
+# Of one colour: a letter in another would become a block of it, and a ground in another its letters.
+TURNED = Style(color="default", bgcolor="default", reverse=True)
+
 
 @dataclass(frozen=True, eq=False)
 class Palette:
@@ -103,9 +106,7 @@ class Palette:
 
     @cached_property
     def selected(self) -> Style:
-        if not self.selection:
-            return Style(reverse=True)
-        return Style(bgcolor=self.selection)
+        return Style(bgcolor=self.selection) if self.selection else TURNED
 
     @cached_property
     def hit_style(self) -> Style:

@@ -143,6 +143,14 @@ def test_a_wrong_command_line_is_answered_in_the_chosen_language(
         assert capsys.readouterr().err.startswith(f"glmchat: {said}")
 
 
+@pytest.mark.parametrize(
+    ("line", "option"), [("-c", "-c"), ("--server=http://box", "--server"), ("--lang zh -c", "-c")]
+)
+def test_what_belongs_behind_run_is_told_so(line: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    assert f"glmchat run {option}\n" in capsys.readouterr().err
+
+
 def test_behind_two_dashes_it_is_a_text_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", "nobody", "--", "--lang", "zh"]) == 2
     assert capsys.readouterr().err.isascii()

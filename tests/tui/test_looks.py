@@ -234,6 +234,14 @@ def test_a_title_that_does_not_fit_at_the_start_ends_with_an_ellipsis(model: Pat
         terminal.until(lambda: re.search(r"1 +a question of words .*…  +\d\d:\d\d", terminal.text))
 
 
+def looks(terminal: TerminalSession, words: str) -> set[tuple[str, str, bool]]:
+    """Colours of the first cells of a row, from these words on."""
+    at = terminal.row_of(words)
+    start = terminal.lines[at].index(words)
+    cells = (terminal.screen.buffer[at][x] for x in range(start, start + 28))
+    return {(cell.fg, cell.bg, cell.reverse) for cell in cells}
+
+
 @pytest.mark.parametrize("environ", [{"GLMCHAT_THEME": "ansi"}, {"NO_COLOR": "1"}])
 def test_where_a_theme_has_no_grounds_the_chosen_row_is_of_one_colour(model: Path, environ: dict[str, str]) -> None:
     with History.default() as history:
@@ -244,8 +252,14 @@ def test_where_a_theme_has_no_grounds_the_chosen_row_is_of_one_colour(model: Pat
         terminal.until_ready()
         terminal.press("ctrl+b")
         terminal.until(lambda: any("▸ ★ alpha" in line for line in terminal.lines))
-        row = terminal.screen.buffer[terminal.row_of("▸ ★ alpha")]
-        start = terminal.lines[terminal.row_of("▸ ★ alpha")].index("▸")
-        assert {(row[x].fg, row[x].bg, row[x].reverse) for x in range(start, start + 28)} == {
-            ("default", "default", True)
-        }
+        assert looks(terminal, "▸ ★ alpha") == {("default", "default", True)}
+        terminal.press("esc")
+        terminal.until(lambda: "★" not in terminal.text)
+        terminal.type("/c")
+        terminal.until(lambda: any("▸ /c" in line for line in terminal.lines))
+        assert looks(terminal, "▸ /c") == {("default", "default", True)}
+        terminal.press("ctrl+p")
+        terminal.until(lambda: "╭─ Palette" in terminal.text)
+        terminal.type("gruv")
+        terminal.until(lambda: any("▸ gruvbox" in line for line in terminal.lines))
+        assert looks(terminal, "▸ gruvbox") == {("default", "default", True)}

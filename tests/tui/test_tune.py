@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_the_view_shows_curve_figures_answers_and_keys_in_any_size(
         terminal.press("esc")
         assert terminal.until_ended() == 0
         assert find_run("rows").at_work
+
+
+def test_no_figure_is_broken_between_its_name_and_its_value(rows: tuple[Path, Path]) -> None:
+    whole = (
+        r"step \d+/4000",
+        r"time left \d+ (s|min)",
+        r"memory 1\.1 GB",
+        r"learning rate 2\.00e-04",
+        r"fullest pass 25 %",
+    )
+    with TerminalSession("tune", *rows, "--yes", environ={"GLMCHAT_PRETEND": SLOW}) as terminal:
+        terminal.until_seen("fullest pass")
+        for columns in range(60, 121, 7):
+            terminal.resize(columns, 30)
+            terminal.until(lambda: all(re.search(figure, terminal.text) for figure in whole))
+        terminal.press("esc")
+        assert terminal.until_ended() == 0
 
 
 def test_enter_begins_after_the_plan_and_n_leaves_nothing(rows: tuple[Path, Path]) -> None:

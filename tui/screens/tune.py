@@ -27,6 +27,7 @@ from glmchat.tui.theme import PALETTES, Palette
 from glmchat.tui.widgets.actions import FEW_ROWS, first_keys
 from glmchat.tui.widgets.sidebar import when
 
+_GAP = "   "  # between two figures
 _SCALE = 7  # cells of the numbers at the left of a curve
 
 
@@ -77,6 +78,17 @@ class Curve(Steady, Widget):
         )
         space = width - line.cell_len - cell_len(last) - 1
         return line.append(" " * space).append(last, p.faded) if space > 1 else line
+
+
+def _in_lines(parts: Sequence[Text], cells: int) -> Text:
+    """Side by side, and none broken: Textual breaks lines at no-break spaces too."""
+    lines: list[Text] = []
+    for part in parts:
+        if lines and lines[-1].cell_len + len(_GAP) + part.cell_len <= cells:
+            lines[-1].append(_GAP).append_text(part)
+        else:
+            lines.append(part.copy())
+    return Text("\n").join(lines)
 
 
 class RunScreen(SteadyScreen, Screen[str | None]):
@@ -239,12 +251,8 @@ class RunScreen(SteadyScreen, Screen[str | None]):
             said.update(Text("\n".join(lines) or none, p.body))
         else:
             said.update(self._said(1 if is_low else 3))
-        figures = Text()
-        for name, value in tuning.figures(self.progress.now):
-            pair = (name.replace(" ", "\u00a0") + "\u00a0", p.quiet), (value.replace(" ", "\u00a0"), p.body)
-            one = Text.assemble(*pair)  # a line is not broken between a name and its value
-            figures.append("   " if figures else "").append_text(one)
-        self.query_one("#figures", Static).update(figures)
+        figures = [Text.assemble((f"{n} ", p.quiet), (value, p.body)) for n, value in tuning.figures(self.progress.now)]
+        self.query_one("#figures", Static).update(_in_lines(figures, self.size.width - 4))
         keys = self._keys()
         line = first_keys(keys, self.size.width - 4) if is_low else keys
         news = self._news if self._news is not None else self._end_line(end)

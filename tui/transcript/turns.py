@@ -144,7 +144,7 @@ def notice(turn: Turn, look: Look, folded: bool) -> list[Line]:
     return [*lines, Line([], 0, "")]
 
 
-def _title(text: str, cells: int) -> str:
+def _sized(text: str, cells: int) -> str:
     """Padded, or cut with an ellipsis."""
     return set_cell_size(text, cells) if cell_len(text) <= cells else set_cell_size(text, cells - 1) + "…"
 
@@ -165,9 +165,9 @@ def welcome(turn: Turn, look: Look) -> list[Line]:
     for key, what, when, number in entries:
         row = [Segment(key + " " * (keys - cell_len(key) + 3), p.accented)] if key else []
         if number:
-            row += [Segment(_title(what, titles), p.body), Segment(f"  {when}", p.quiet)]
+            row += [Segment(_sized(what, titles), p.body), Segment(f"  {when}", p.quiet)]
         elif key:
-            row.append(Segment(set_cell_size(what, min(cell_len(what), look.width - keys - 3)), p.quiet))
+            row.append(Segment(_sized(what, min(cell_len(what), look.width - keys - 3)), p.quiet))
         body.append((row, number))
     title = [Segment("● ", p.accented), Segment("glmchat", p.strong)]
     if turn.label:

@@ -10,7 +10,7 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from glmchat.tui.steady import Steady
-from glmchat.tui.theme import Palette
+from glmchat.tui.theme import TURNED, Palette
 
 MARK = "▸ "
 
@@ -46,10 +46,8 @@ class Rows(Steady, OptionList):
         if not chosen:
             return Strip([gutter, *strip], len(MARK) + strip.cell_length)
         palette: Palette = self.app.palette  # type: ignore[attr-defined]
-        plain_row = not palette.selection or self.app.no_color
-        # Turned round, a coloured letter would be a coloured block: the row is of one colour.
-        over = Style(color="default", reverse=True) if plain_row else palette.selected
-        ink = Style(color=None if plain_row else palette.accent or None, bold=True)
+        over = TURNED if self.app.no_color else palette.selected
+        ink = Style(color=palette.accent or None, bold=True)
         cells = [Segment(gutter.text, (gutter.style or Style()) + ink + over)]
         cells += [Segment(text, (style or Style()) + over, control) for text, style, control in strip]
         return Strip(cells, len(MARK) + strip.cell_length)
