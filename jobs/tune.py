@@ -45,7 +45,7 @@ from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
-from glmchat.tuning.settings import DEFAULTS, Settings
+from glmchat.tuning.settings import Settings, usual
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
@@ -133,7 +133,9 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
     finally:
         side.close()
-    if (result := _learn(run, teller, dataset, questions, original, goes=goes)) is None:
+    if (
+        result := _learn(run, teller, dataset, questions, original, side.checkpoint.spec.hidden_size, goes=goes)
+    ) is None:
         return
     if result.stopped:
         teller.end("stopped", _stopped())
@@ -158,11 +160,11 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
 
 
 def _learn(
-    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], original: Recipe | None, *, goes: bool
+    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], original: Recipe | None, width: int, *, goes: bool
 ) -> Result | None:
     """None in a process that only helps the main one."""
     asked = run.recipe()
-    settings, minutes = settings_of(asked, dataset, original), asked.get("minutes")
+    settings, minutes = settings_of(asked, dataset, original, width), asked.get("minutes")
     timeless = {name: value for name, value in asked.items() if name not in ("minutes", "epochs")}
     teller({"kind": "stage", "say": tr("loading the model, and measuring two passes over the longest rows")})
     result = train(
@@ -176,7 +178,7 @@ def _learn(
         questions=questions,
         within=None
         if minutes is None
-        else (minutes, lambda steps: settings_of({**timeless, "steps": steps}, dataset, original)),
+        else (minutes, lambda steps: settings_of({**timeless, "steps": steps}, dataset, original, width)),
     )
     return result if IS_MAIN else None
 
@@ -219,10 +221,11 @@ def data_options(recipe: Mapping[str, Any]) -> DataOptions:
     return DataOptions(**asked, pairs=recipe.get("method") == "dpo", mixes=tuple(recipe.get("mix", ())))
 
 
-def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None) -> Settings:
+def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | None, width: int = 4096) -> Settings:
     """What learns is told: what was asked for, else what the original does, else our own.
 
-    Where nobody says how often a checkpoint is written: ten times, and then it also judges and answers.
+    width: the model's hidden size. Where nobody says how often a checkpoint is written: ten times, and then it also
+    judges and answers.
     """
     names = {"lr": "learning_rate", "optimiser_dtype": "moments", **{name: name for name in _SETTINGS}}
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
@@ -234,9 +237,11 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
         asked["targets"] = tuple(targets.split(","))
     if "device" not in asked and torch.cuda.is_available():
         asked["device"] = "cuda"
-    originals = {} if original is None else {"method": original.method, **original.settings}
-    usual = DEFAULTS.get(asked.get("method", ""), {}) if original is None else {}
-    settings = Settings.from_json({**usual, **originals, **asked})
+    if original is not None:
+        given = {"method": original.method, **original.settings}
+    else:
+        given = dict(usual(asked.get("method", "lora"), width))
+    settings = Settings.from_json({**given, **asked})
     if original is None and "tokens_per_step" not in asked:
         settings = enough(dataset.examples.lengths, settings)
     steps = len(steps_of(dataset.examples.lengths, settings))

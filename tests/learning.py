@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tiny_checkpoints import prompt_of
 
 from glmchat.tuning.examples import Example, Place, Segment
@@ -96,7 +97,7 @@ def in_transformers(folder: Path) -> Any:
     for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
-        elif hasattr(layer, "attn_dropout") or hasattr(layer, "attention_dropout"):
+        elif isinstance(getattr(layer, "attention_dropout", None), float):
             layer.attention_dropout = 0.0
     return model
 
@@ -149,3 +150,26 @@ def trainer_losses(model: Any, data: Sequence[Example], settings: Settings, out:
     given = [{"ids": list(row.ids), "labels": row.labels} for row in rows]
     Trainer(model=model, args=arguments, train_dataset=given, data_collator=collate, callbacks=[Hears()]).train()
     return found
+
+
+def peft_losses(folder: Path, data: Sequence[Example], settings: Settings, out: Path, first: Path) -> list[float]:
+    """transformers' Trainer with PEFT over the same rows in the same order, from the same A."""
+    from peft import LoraConfig, get_peft_model
+
+    base = in_transformers(folder)
+    shape = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, shape)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(first).items():
+            if ".lora_A" in name:
+                own[name.replace(".weight", ".default.weight")].copy_(value)
+
+    return trainer_losses(model, data, settings, out)

@@ -101,7 +101,7 @@ def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: 
 def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
     """The cross entropy of each of `flat.targets`: [m], float32."""
     if isinstance(model, Fallback):
-        return _of_transformers(model, flat)
+        return _of_transformers(model, flat, by_layer=by_layer)
     return head_losses(hidden(model, flat, by_layer=by_layer, front=front), flat.targets, head_of(model))
 
 
@@ -225,8 +225,9 @@ def _of_chatglm(model: ChatGLM, flat: Flat, front: Front) -> tuple[torch.Tensor,
     return x, layers, model.transformer.final_layernorm
 
 
-def _of_transformers(model: Fallback, flat: Flat) -> torch.Tensor:
+def _of_transformers(model: Fallback, flat: Flat, *, by_layer: bool) -> torch.Tensor:
     """One document after the other, by the network's own forward: nobody knows how it would keep several apart."""
+    _checkpoint_layers(cast(Any, model.inner), by_layer)
     accepted = inspect.signature(model.inner.forward).parameters
     found = [torch.zeros(0, device=flat.ids.device)]
     start = 0
@@ -240,6 +241,22 @@ def _of_transformers(model: Fallback, flat: Flat) -> torch.Tensor:
         logits = cast(Any, model.inner)(input_ids=ids[None], use_cache=False, **some).logits[0]
         found.append(losses_of_logits(logits if some else logits[rows], targets))
     return torch.cat(found)
+
+
+def _checkpoint_layers(network: Any, by_layer: bool) -> None:
+    """Have transformers compute its layers twice, or once. Raises Usage for a type that cannot."""
+    if by_layer == network.is_activation_checkpointing:
+        return
+    if not by_layer:
+        network.activation_checkpointing_disable()
+        return
+    if not network.supports_gradient_checkpointing:
+        raise Usage(
+            tr("models of the type {type} cannot compute their layers twice", type=network.config.model_type),
+            hint=tr("take shorter passes instead: --row-tokens, --max-length"),
+            code="tune.checkpointing",
+        )
+    network.activation_checkpointing_enable()
 
 
 def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint, LanguageModel, int]:

@@ -80,6 +80,19 @@ class LoraLinear(nn.Module):
     def bias(self) -> torch.Tensor | None:
         return cast("torch.Tensor | None", self.base.bias)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """What the layer multiplies with, for networks that take a layer's matrix instead of calling it (Mamba)."""
+        own = cast(torch.Tensor, self.base.weight)
+        if not self.is_on:
+            return own
+        added = (self.shape.scale * self.lora_B @ self.lora_A).to(own.dtype)
+        whole = own + (added.t() if lies_across(self.base) else added)
+        if not self.shape.dora:
+            return whole
+        ratio = (self.lora_magnitude / self._lengths()).to(own.dtype)
+        return whole * (ratio if lies_across(self.base) else ratio[:, None])
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
         if not self.is_on:
@@ -92,9 +105,13 @@ class LoraLinear(nn.Module):
             return cast(torch.Tensor, y.addmm_(small, b.t()) if y.dim() == 2 else y + functional.linear(small, b))
         added = functional.linear(small, b)
         ratio = (self.lora_magnitude / self._lengths()).to(y.dtype)
-        own = y if self.bias is None else y - self.bias.to(y.dtype)
-        whole = (own + added) * ratio
-        return cast(torch.Tensor, whole if self.bias is None else whole + self.bias.to(y.dtype))
+        if dropped is not x and self.training:  # as PEFT has it: what the lengths change is computed of what was left
+            return cast(torch.Tensor, y + (ratio - 1) * self._without_bias(self.base(dropped)) + ratio * added)
+        whole = (self._without_bias(y) + added) * ratio
+        return whole if self.bias is None else whole + self.bias.to(y.dtype)
+
+    def _without_bias(self, y: torch.Tensor) -> torch.Tensor:
+        return y if self.bias is None else y - self.bias.to(y.dtype)
 
     @torch.no_grad()
     def _lengths(self) -> torch.Tensor:

@@ -183,6 +183,9 @@ def test_a_run_like_an_original_has_its_numbers_and_what_was_asked_for_wins(side
     assert len(steps_of(dataset.examples.lengths, found)) == 1500
     found = settings_of({"lr": 1e-3, "epochs": 2}, dataset, RECIPES["lora-guide"])
     assert found.learning_rate == 1e-3 and len(steps_of(dataset.examples.lengths, found)) == 40
+    rates = [settings_of(given, dataset, None, width).learning_rate for given, width in (
+        ({}, 576), ({}, 4096), ({"lr": 1e-4}, 576), ({"method": "full"}, 576), ({"method": "dpo"}, 576))]  # fmt: skip
+    assert rates == [5e-4, 2e-4, 1e-4, 2e-5, 2e-5]
     dataset.close()
 
 

@@ -6,20 +6,18 @@ tuning/methods/lora.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from learning import documents, in_transformers, learn, losses, plain, trainer_losses
+from learning import documents, learn, losses, peft_losses, plain
 from safetensors.torch import load_file
 from tiny_checkpoints import build
 
 from glmchat.engine.engine import Engine
 from glmchat.tuning.examples import Example
 from glmchat.tuning.lora import write_bare
-from glmchat.tuning.settings import Settings
 from glmchat.tuning.trainer import _Run
 
 
@@ -30,29 +28,6 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def peft_losses(folder: Path, data: Sequence[Example], settings: Settings, out: Path, first: Path) -> list[float]:
-    """transformers' Trainer with PEFT over the same rows in the same order, from the same A."""
-    from peft import LoraConfig, get_peft_model
-
-    base = in_transformers(folder)
-    shape = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets,
-        use_rslora=settings.rslora,
-        use_dora=settings.dora,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, shape)
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(first).items():
-            if ".lora_A" in name:
-                own[name.replace(".weight", ".default.weight")].copy_(value)
-
-    return trainer_losses(model, data, settings, out)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "glm4-hf", "gpt2-hf"])
