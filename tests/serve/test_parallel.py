@@ -6,6 +6,7 @@ Covers serve/host.py and serve/answer.py where an engine writes more than one an
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import adapter_builders
 import engine_builders
 import pytest
 from fakes import FakeEngine
@@ -333,3 +335,45 @@ def test_a_real_engine_says_in_company_what_it_says_alone(tmp_path: Path, serve:
     assert together == alone
     text = running.client.get("/metrics").text
     assert "glmchat_answers_total 16\n" in text and "glmchat_answer_tokens_total 480\n" in text
+
+
+def test_answers_with_different_adapters_are_what_they_are_alone_whoever_comes_and_goes(
+    tmp_path: Path, serve: Serve
+) -> None:
+    """Threads ask at once, some leave in the middle, and the adapters change from one request to the next."""
+    folder = engine_builders.write_folder(tmp_path / "tiny", max_position_embeddings=512)
+    for number, name in enumerate(("small", "wide")):
+        settings = {"target_modules": "all-linear", "r": 8} if number else {}
+        adapter_builders.write_peft(folder, tmp_path / name, seed=number, **settings)
+    engine = Engine.load(folder, quant=4, threads=1, parallel=5)
+    running = serve(engine, adapters=tuple((name, tmp_path / name) for name in ("small", "wide")))
+    weights = [(), (("small", 1.0),), (("wide", 1.0),), (("small", 0.5), ("wide", 0.5))]
+    bodies = [
+        {
+            "prompt": [n + 4, *range(20, 20 + 2 * n)], "max_tokens": 20, "seed": n, "temperature": 1.0,
+            "ignore_eos": True, "adapters": [{"name": name, "scale": scale} for name, scale in weights[n % 4]],
+        }
+        for n in range(12)
+    ]  # fmt: skip
+    chance = random.Random(1)
+
+    def ask(body: dict[str, Any]) -> tuple[str, Any, Any]:
+        answer = running.another().post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        return told["choices"][0]["text"], told["glmchat"]["adapters"], told["glmchat"]["adapter_hashes"]
+
+    def leave(body: dict[str, Any]) -> None:
+        with running.another().stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
+            next(answer.iter_lines())
+
+    alone = [ask(body) for body in bodies]
+    assert len({text for text, _, _ in alone}) == len(bodies)
+    order = chance.sample(range(12), 12)
+    with ThreadPoolExecutor(8) as pool:  # as many as are served or may wait
+        gone = [pool.submit(leave, bodies[n]) for n in chance.sample(range(12), 6)]
+        together = dict(zip(order, pool.map(lambda n: ask(bodies[n]), order), strict=True))
+        for one in gone:
+            one.result(SECONDS)
+    assert [together[n] for n in range(12)] == alone
+    wait_until(lambda: running.host.writing == 0 and not running.host.line)
