@@ -69,7 +69,7 @@ def test_rows_stand_by_how_far_the_last_candidate_is_ahead_and_without_worth_as_
     worth: list[tuple[float, float]],
 ) -> None:
     rows = [{"number": n, "worth": list(pair)} for n, pair in enumerate(worth)]
-    ahead = [row["worth"][1] - row["worth"][0] for row in ordered(rows)]  # type: ignore[index]
+    ahead = [row["worth"][1] - row["worth"][0] for row in ordered(rows)]
     assert ahead == sorted(ahead) and {row["number"] for row in ordered(rows)} == set(range(len(worth)))
     bare: list[dict[str, Any]] = [{"number": n} for n in range(len(worth))]
     assert ordered(bare) == bare

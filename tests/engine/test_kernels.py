@@ -125,7 +125,7 @@ def test_a_row_gets_the_same_bits_alone_and_in_company(instructions: str, bits: 
 
 def in_bytes(x: torch.Tensor, group: int) -> torch.Tensor:
     """Activations rounded to 8 bits as torch does it: one scale for a group, of at most 128 of it."""
-    parts = [part for whole in x.double().split(group, 1) for part in whole.split(128, 1)]
+    parts = [part for whole in torch.split(x.double(), group, 1) for part in torch.split(whole, 128, 1)]
     steps = [part.abs().amax(1, keepdim=True) / 127 for part in parts]
     return torch.cat([(part / step).round() * step for part, step in zip(parts, steps, strict=True)], 1)
 

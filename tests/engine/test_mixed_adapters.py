@@ -180,8 +180,8 @@ def test_a_row_of_a_step_has_the_bits_that_it_has_alone_whatever_adapters_stand_
                     for tensor in tensors:
                         tensor[:, :length] = torch.randn(tensor[:, :length].shape, generator=noise)
                 for one, two in zip((cache.keys, cache.values), (other.keys, other.values), strict=True):
-                    for mine, theirs in zip(one, two, strict=True):
-                        theirs[:, :length] = mine[:, :length]
+                    for source, target in zip(one, two, strict=True):
+                        target[:, :length] = source[:, :length]
                 cache.length = other.length = length
                 caches.append(cache)
                 alone.append(other)
@@ -190,8 +190,8 @@ def test_a_row_of_a_step_has_the_bits_that_it_has_alone_whatever_adapters_stand_
             found = steps[rows[0]].rows(tokens, caches, positions, [steps[number] for number in rows])
             for row, (number, token, cache, other) in enumerate(zip(rows, tokens, caches, alone, strict=True)):
                 assert torch.equal(found[row], steps[number](token, other, model.position(other)))
-                for one, two in zip((*cache.keys, *cache.values), (*other.keys, *other.values), strict=True):
-                    assert torch.equal(one[:, : cache.length + 1], two[:, : cache.length + 1])
+                for mine, theirs in zip((*cache.keys, *cache.values), (*other.keys, *other.values), strict=True):
+                    assert torch.equal(mine[:, : cache.length + 1], theirs[:, : cache.length + 1])
     finally:
         torch.set_num_threads(before)
 

@@ -89,7 +89,7 @@ def test_a_chatglm_learns_as_in_a_plain_loop_and_lies_in_its_original_names(tmp_
             total = total + torch.nn.functional.cross_entropy(logits, flat.targets, reduction="sum")
         loss = total / sum(len(flatten([one]).rows) for one in data)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         found.append(float(loss.detach()))
     assert losses(events) == pytest.approx(found, rel=5e-6)  # the losses of 130,000 words are near 15
@@ -187,11 +187,12 @@ def test_a_head_that_learns_gives_the_gradients_of_autograd(monkeypatch: pytest.
     noise = torch.Generator().manual_seed(4)
     x, targets = torch.randn(50, 24, generator=noise), torch.randint(0, 300, (50,), generator=noise)
     head = torch.nn.Linear(24, 300, bias=False)
-    found = []
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for compute in (products.head_loss, lambda x, t, h: functional.cross_entropy(h(x), t, reduction="sum")):
         given = x.clone().requires_grad_()
         head.weight.grad = None
-        (compute(given, targets, head) * 0.5).backward()
+        torch.autograd.backward(compute(given, targets, head) * 0.5)
+        assert given.grad is not None and head.weight.grad is not None
         found.append((given.grad, head.weight.grad.clone()))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -187,7 +187,7 @@ def original_loss(weights: dict[str, torch.Tensor], config: dict[str, Any], kv: 
         y = rms(x, at + "input_layernorm.weight")
         mixed = y @ weights[at + "self_attention.query_key_value.weight"].T
         mixed = mixed + weights[at + "self_attention.query_key_value.bias"]
-        query, key, value = mixed.view(count, -1, dim).split([heads, groups, groups], 1)
+        query, key, value = torch.split(mixed.view(count, -1, dim), [heads, groups, groups], 1)
         keys = torch.cat((kv[2 * layer], turned(key).transpose(0, 1)), 1).repeat_interleave(heads // groups, 0)
         values = torch.cat((kv[2 * layer + 1], value.transpose(0, 1)), 1).repeat_interleave(heads // groups, 0)
         scores = turned(query).transpose(0, 1) @ keys.transpose(1, 2) / dim**0.5
