@@ -326,7 +326,10 @@ def end_lines(end: Record) -> list[str]:
         lines.append(tr("the model {name} is in the store", name=one_line(str(model), 80)))
     if adapter := end.get("adapter"):
         lines.append(tr("the adapter {name} is in the store", name=one_line(str(adapter), 80)))
-    if isinstance(moved := end.get("delta"), int | float):
+    moved, positions = end.get("delta"), end.get("positions")
+    if isinstance(moved, int | float) and isinstance(positions, int):
+        lines.append(tr("{count} learned positions stand before each text", count=positions))
+    elif isinstance(moved, int | float):
         lines.append(tr("it moves the weights by {norm} (Frobenius norm)", norm=f"{moved:.4g}"))
     if isinstance(off := end.get("read_back"), int | float):
         lines.append(

@@ -317,7 +317,7 @@ def register(run: Run, recipe: Mapping[str, Any], trained: Mapping[str, Any], re
         name = adapters.unused_name(name)
     origin = Origin(f"glmchat tune {run.id}")
     row = adapters.keep(name, list(dict.fromkeys(files)), facts, origin, base=adapter.base)
-    return {"adapter": row.name, "read_back": off, **told}
+    return {"adapter": row.name, "read_back": off, **told, **({"positions": adapter.length} if adapter.length else {})}
 
 
 def _fresh(request: Mapping[str, Any]) -> dict[str, Any]:

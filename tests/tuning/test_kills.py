@@ -49,6 +49,7 @@ OPTIONS = {"epochs": 2, "rows_per_step": 3, "dropout": 0.2, "learning_rate": 1e-
 
 
 OF_PAIRS = {**OPTIONS, "method": "dpo", "beta": 0.3}
+OF_PREFIX = {**OPTIONS, "method": "prefix", "prefix_length": 5, "prefix_projection": True}
 
 
 def start(model: Path, folder: Path, slow: float, options: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -64,7 +65,7 @@ def told(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS], ids=["lora", "dpo"])
+@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS, OF_PREFIX], ids=["lora", "dpo", "prefix"])
 def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path, options: dict[str, Any]) -> None:
     """One kill in the middle of writing a checkpoint, one in the second epoch, behind a whole checkpoint."""
     torch.set_num_threads(1)
@@ -99,7 +100,7 @@ def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path, op
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS], ids=["lora", "dpo"])
+@pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS, OF_PREFIX], ids=["lora", "dpo", "prefix"])
 def test_two_processes_learn_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
     """By accelerate's own launcher, on the CPU; a step of three passes gives one of them more than the other."""
     model, folder = build("llama", tmp_path / "base"), tmp_path / "two"
@@ -114,7 +115,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, options: dict[str, An
     assert done.returncode == 0, done.stderr[-2000:]
     found = [float(str(event["loss"])) for event in told(folder) if event["kind"] == "step"]
     assert found == pytest.approx(losses(events), rel=1e-4)
-    if "method" in options:  # rewards and margins are sums over both processes, too
+    if options.get("method") == "dpo":  # rewards and margins are sums over both processes, too
         steps = [[event for event in log if event["kind"] == "step"] for log in (told(folder), events)]
         for both, alone in zip(*steps, strict=True):
             for name in ("loss", "margin", "accuracy", "reward_chosen", "reward_rejected"):
