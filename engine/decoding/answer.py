@@ -147,7 +147,7 @@ def write(
     facts = {
         "prompt_n": len(ids),
         "cached_n": slot.cached,
-        "prompt_ms": read * 1000,
+        "prompt_ms": (read - (brought.seconds if brought is not None else 0.0)) * 1000,
         "predicted_n": len(ids_so_far),
         "predicted_ms": (ended - first) * 1000 if first else 0.0,
         "ttft_ms": read * 1000 if first else None,

@@ -149,6 +149,8 @@ def test_another_conversation_takes_a_common_beginning_and_has_a_file_of_its_own
     right, _ = ask(Engine.load(model, quant=4, threads=1), [*system, 5, 6], conversation=None)
     got, facts = ask(engine, [*system, 5, 6], TWO)
     assert got == right and facts["disk"]["ids"] == 300
+    told = facts["ttft_ms"] - 1000 * facts["disk"]["seconds"]
+    assert facts["prompt_ms"] == pytest.approx(told), "what a file brought was not read by the model"
     written(TWO)
     assert len(kv_files.kv_files()) == 2
 
