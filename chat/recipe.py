@@ -14,6 +14,8 @@ from glmchat.chat.launch import launch_source
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
+from glmchat.core.repetition import conditions_of
+from glmchat.core.run_folder import Run
 from glmchat.core.text import one_line
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.installed import Installed
@@ -200,6 +202,19 @@ def _refuse_packed(row: Installed) -> None:
         else tr("take the folder with float weights that it was made from, or --method lora"),
         code="tune.packed",
     )  # fmt: skip
+
+
+def request_again(run: Run, threads: int | None, name: str | None) -> dict[str, Any]:
+    """What a run was asked for, to be compared with it at the end; with as many threads unless another number is told.
+
+    Raises Usage for a name that is taken.
+    """
+    if name is not None:
+        adapters.free_name(name)
+    recipe = run.recipe()
+    recipe["threads"] = threads or recipe.get("threads") or conditions_of(run).get("threads")
+    wanted = name or adapters.unused_name(str(recipe.get("name") or run.id))
+    return {**{key: value for key, value in recipe.items() if value is not None}, "name": wanted, "again": run.id}
 
 
 def parse_data(text: str) -> str:

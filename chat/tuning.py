@@ -21,6 +21,7 @@ from typing import Any
 from glmchat.chat.engine_process import last_words
 from glmchat.chat.jobs import job_environment, run_job
 from glmchat.chat.recipe import MODELS
+from glmchat.core import repetition
 from glmchat.core.errors import Failed, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, State, last_record, new_run
@@ -335,6 +336,8 @@ def end_lines(end: Record) -> list[str]:
         lines.append(
             tr("read back in a fresh process: its logits are within {off} of the trained ones", off=f"{off:.2g}")
         )
+    if isinstance(again := end.get("again"), dict):
+        lines += repetition.words(again)
     return lines
 
 

@@ -242,6 +242,16 @@ def tune(
             help="Go on from its last checkpoint.",
         ),
     ] = None,
+    again: Annotated[
+        str | None,
+        typer.Option(
+            "--again",
+            metavar="RUN",
+            autocompletion=complete_runs,
+            rich_help_panel=_RUNS,
+            help="Repeat it from its recipe, and say where the two part.",
+        ),
+    ] = None,
     remove: Annotated[
         str | None,
         typer.Option(
@@ -256,10 +266,11 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
 ) -> None:
     """Teach a model from your own rows: the plan, then an adapter or a model. `glmchat tune BASE DATA --dry-run`."""
-    from glmchat.chat.recipe import Recipe, request_of
+    from glmchat.chat.recipe import Recipe, request_again, request_of
     from glmchat.core import run_folder
 
-    asked = {"--list": listing, "--attach": attach, "--stop": stop, "--resume": resume, "--rm": remove}
+    asked = {"--list": listing, "--attach": attach, "--stop": stop, "--resume": resume, "--rm": remove,
+             "--again": again}  # fmt: skip
     named = [flag for flag, value in asked.items() if value]
     if len(named) > 1 or (named and base is not None):
         raise Usage(
@@ -284,7 +295,7 @@ def tune(
         run = run_folder.find_run(resume)
         tuning.resume(run)
     else:
-        if base is None or not data:
+        if again is None and (base is None or not data):
             raise Usage(
                 tr("there is nothing to learn from") if base else tr("no model was named"),
                 hint=tr("glmchat tune BASE DATA, for example: glmchat tune smollm2 rows.jsonl --dry-run"),
@@ -302,7 +313,18 @@ def tune(
         )  # fmt: skip
         asks = not yes and not as_json and output.interactive()
         checked = recipe.checked()
-        request, shows_page = request_of(base, data, name, method) | checked, dry_run or detach or not as_json
+        if again is not None:
+            if others := sorted(set(checked) - {"threads"}):
+                raise Usage(
+                    tr("{one} and {other} conflict", one="--again", other=f"--{others[0].replace('_', '-')}"),
+                    hint=tr("a run is repeated as it was; --threads and --as may differ"),
+                    code="usage.contradiction",
+                )
+            request = request_again(run_folder.find_run(again), threads, name)
+        else:
+            assert base is not None and data is not None
+            request = request_of(base, data, name) | checked
+        shows_page = dry_run or detach or not as_json
         planned = _plan(request, dry_run=dry_run, asks=asks, shows_page=shows_page, as_json=as_json)
         if planned is None:
             return

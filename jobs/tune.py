@@ -26,12 +26,15 @@ from typing import Any
 import torch
 
 from glmchat.checkpoints.adapter_files import weight_files
+from glmchat.core import repetition
 from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, refusal
+from glmchat.core.fingerprints import fingerprint, whole
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.core.run_folder import Run
+from glmchat.core.run_folder import Run, find_run
 from glmchat.core.run_log import LogReader, LogWriter, Progress, curve_svg
 from glmchat.core.text import duration, human_bytes, one_line
+from glmchat.engine import identity
 from glmchat.engine.adapters.attach import check_numbers
 from glmchat.engine.adapters.files import read_adapter
 from glmchat.hub import adapters, trained_models
@@ -46,6 +49,7 @@ from glmchat.tuning.page import Facts, lines
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
 from glmchat.tuning.settings import Settings, usual
+from glmchat.tuning.sources import find_sources, form_of
 from glmchat.tuning.trainer import Result, train
 
 _SETTINGS = (
@@ -131,11 +135,14 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         refuse_family(side.checkpoint, recipe.get("method", ""))
         dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
+        conditions = _conditions(recipe, side)
     finally:
         side.close()
-    if (
-        result := _learn(run, teller, dataset, questions, original, side.checkpoint.spec.hidden_size, goes=goes)
-    ) is None:
+    earlier = find_run(recipe["again"]) if recipe.get("again") else None
+    if earlier is not None:
+        repetition.require_same_files(earlier, conditions)
+    width = side.checkpoint.spec.hidden_size
+    if (result := _learn(run, teller, dataset, questions, original, width, conditions, goes=goes)) is None:
         return
     if result.stopped:
         teller.end("stopped", _stopped())
@@ -156,11 +163,34 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         "run": run.id,
         "facts": dict(result.facts),
     }
-    teller.end("done", **register(run, recipe, trained, result))
+    hashes = {path.name: whole(path) for path in sorted(result.adapter.glob("*.safetensors"))}
+    told: dict[str, Any] = {} if earlier is None else {"again": repetition.compared(earlier, run, hashes)}
+    teller.end("done", **register(run, recipe, trained, result), hashes=hashes, **told)
+
+
+def _conditions(recipe: Mapping[str, Any], side: PromptSide) -> dict[str, Any]:
+    """What a repetition has to share (core/repetition.py), as far as it is known before the model is loaded."""
+    options, path = data_options(recipe), side.checkpoint.path
+    form = form_of(options.format, options.columns)
+    sources = find_sources(recipe["data"], mixes=options.mixes, evaluation=options.evaluation, form=form)
+    return {
+        "data": {str(source.path): whole(source.path) for source in sources},
+        "base": {file.name: file.digest for file in fingerprint(identity.weight_files(path))},
+        "template": side.prompt.identity,
+        **identity.versions(),
+    }
 
 
 def _learn(
-    run: Run, teller: Teller, dataset: Dataset, questions: list[Any], original: Recipe | None, width: int, *, goes: bool
+    run: Run,
+    teller: Teller,
+    dataset: Dataset,
+    questions: list[Any],
+    original: Recipe | None,
+    width: int,
+    conditions: Mapping[str, Any],
+    *,
+    goes: bool,
 ) -> Result | None:
     """None in a process that only helps the main one."""
     asked = run.recipe()
@@ -172,7 +202,7 @@ def _learn(
         dataset.examples,
         settings,
         run.folder,
-        _Plan(run, teller, dataset.facts, goes=goes),
+        _Plan(run, teller, dataset.facts, conditions, goes=goes),
         lambda: teller.told > 0,
         evaluation=dataset.evaluation,
         questions=questions,
@@ -187,8 +217,8 @@ class _Plan:
     """Hears what the trainer tells. Behind its plan the page is told, and what was read of the data with it; where a
     person is asked, this waits."""
 
-    def __init__(self, run: Run, teller: Teller, facts: Facts, *, goes: bool) -> None:
-        self._run, self._teller, self._facts, self._goes = run, teller, facts, goes
+    def __init__(self, run: Run, teller: Teller, facts: Facts, conditions: Mapping[str, Any], *, goes: bool) -> None:
+        self._run, self._teller, self._facts, self._conditions, self._goes = run, teller, facts, conditions, goes
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         if record["kind"] == "plan":
@@ -210,7 +240,8 @@ class _Plan:
                 raise NotWanted
         self._teller.learning = True
         self._teller.note("running")
-        self._teller({"kind": "start"})
+        computed = {name: plan[name] for name in ("threads", "dtype")}
+        self._teller({"kind": "start", "conditions": {**self._conditions, **computed}})
 
 
 def data_options(recipe: Mapping[str, Any]) -> DataOptions:

@@ -1,6 +1,6 @@
 """The program behind `glmchat tune`, whole: from rows to an adapter that answers, and every way a run can end before.
 
-Covers jobs/tune.py, jobs/read_back.py, chat/trained.py, tuning/trainer.py.
+Covers jobs/tune.py, jobs/read_back.py, chat/trained.py, tuning/trainer.py, core/repetition.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tiny_talker import CHATML, write_talker
 from transformers import LlamaForCausalLM
 
 from glmchat.chat import trained, tuning
+from glmchat.chat.recipe import request_again
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.locations import models_dir
 from glmchat.core.run_folder import Run, find_run
@@ -317,3 +318,35 @@ def test_several_processes_learn_as_one(base: Path, tmp_path: Path, method: str)
     assert steps == list(range(1, len(steps) + 1))
     kept = by_name("poet") if method == "lora" else find_installed(parse("poet"))
     assert kept is not None
+
+
+def repeated(before: Run, **asked: Any) -> tuple[Run, dict[str, Any]]:
+    given = request_again(before, asked.pop("threads", None), None)
+    one = tuning.Begun(given["name"], {**given, **asked})
+    one.page()
+    run = one.go()
+    return run, ended(run)
+
+
+def test_a_run_that_is_repeated_is_identical_or_says_where_and_why_it_parts(base: Path, tmp_path: Path) -> None:
+    first = begun(recipe(base, tmp_path, epochs=6))
+    assert ended(first)["state"] == "done"
+    again, end = repeated(first)
+    assert end["state"] == "done" and end["again"]["identical"], end["again"]
+    assert losses(again) == losses(first) and end["again"]["steps"] == len(losses(first))
+    assert any("identical to the run poet" in line for line in tuning.end_lines(end))
+    other, end = repeated(first, threads=2, lr=9e-3)
+    found = end["again"]
+    assert not found["identical"] and found["step"] == min(
+        s for s in losses(first) if losses(first)[s] != losses(other)[s]
+    )
+    assert any("threads: 1 → 2" in line for line in tuning.end_lines(end))
+    rows = Path(first.recipe()["data"][0])
+    before = rows.read_text()
+    rows.write_text(before.replace("taught", "told"))
+    with pytest.raises(GlmchatError) as changed:
+        repeated(first)
+    assert changed.value.code == "tune.changed" and str(rows) in changed.value.message
+    assert "sha256:" in changed.value.message
+    rows.write_text(before)
+    assert repeated(first)[1]["again"]["identical"]
