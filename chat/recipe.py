@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmchat.chat.launch import launch_source
+from glmchat.core.engine_options import parse_quant
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 from glmchat.core.locations import user_path
@@ -168,6 +169,61 @@ class Recipe:
         if method == "dpo" and self.over_length == "split":
             raise _wrong("--over-length", "split", tr("of pairs: refuse, cut-question, cut-answer or drop"))
         return method
+
+
+def request_in_chat(words: str, base: str) -> dict[str, Any] | None:
+    """What `/tune FILE … --epochs 3` asks for, by the flags of the command line; None where it names no data.
+
+    Raises Usage for flags that are none, or that only the command line has, and what `request_of` raises.
+    """
+    if _there(words.partition("#")[0]):
+        return request_of(base, [words], None)
+    try:
+        parts = shlex.split(words)
+    except ValueError:
+        raise Usage(
+            tr("a quote is not closed"), hint=tr("for example: {example}", example='/tune "my rows.csv" --epochs 5')
+        ) from None
+    data: list[str] = []
+    given: dict[str, Any] = {field.name: [] if field.type == "list[str]" else None for field in fields(Recipe)}
+    flags = {f"--{_FLAGS[field.name]}": field for field in fields(Recipe)}
+    name = None
+    while parts:
+        word = parts.pop(0)
+        flag, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if not flag.startswith("--"):
+            data.append(word)
+            continue
+        if flag != "--as" and flag not in flags:
+            hint = tr("it takes --as and {flags}", flags=", ".join(sorted(flags)))
+            raise Usage(tr("/tune takes no {flag}", flag=one_line(flag, 40)), hint=hint, code="usage.flag")
+        if flag in flags and flags[flag].type == "bool | None":
+            given[flags[flag].name] = True
+            continue
+        if not equals:
+            if not parts:
+                raise Usage(tr("{flag} needs a value", flag=flag), hint=f"{flag} …", code="usage.value")
+            value = parts.pop(0)
+        if flag == "--as":
+            name = value
+        elif flags[flag].type == "list[str]":
+            given[flags[flag].name].append(value)
+        else:
+            given[flags[flag].name] = _value(flag, value, str(flags[flag].type))
+    if not data or (not any(word.startswith("--") for word in words.split()) and not _there(data[0].partition("#")[0])):
+        return None
+    checked = Recipe(**given).checked()
+    return request_of(base, data, name) | checked
+
+
+def _value(flag: str, text: str, wanted: str) -> Any:
+    """As the command line reads it. Raises Usage for what is no such number."""
+    if flag == "--quant":
+        return parse_quant(text, flag)
+    try:
+        return int(text) if wanted.startswith("int") else float(text) if wanted.startswith("float") else text
+    except ValueError:
+        raise _wrong(flag, text, tr("a number")) from None
 
 
 def request_of(base: str, data: Sequence[str], name: str | None, method: str | None = None) -> dict[str, Any]:

@@ -475,11 +475,10 @@ class WindowFace:
         self._connection.switch(launch)
 
     def _tune(self, words: str) -> None:
-        """The runs, or the one that is named, or the plan of a new one for a file of rows; the adapter that one became
-        can be used at once."""
-        from glmchat.chat.recipe import request_of
+        """The runs, or the one that is named, or the plan of a new one for files of rows and the flags of the command
+        line; the adapter that one became can be used at once."""
+        from glmchat.chat.recipe import request_in_chat
         from glmchat.chat.tuning import Begun
-        from glmchat.core.locations import user_path
         from glmchat.core.run_folder import find_run
         from glmchat.tui.screens.tune import RunScreen, RunsScreen
 
@@ -491,8 +490,8 @@ class WindowFace:
             if run is not None:
                 self._view.app.push_screen(RunScreen(run), use)
 
-        if words and user_path(words.partition("#")[0]).exists():
-            begun = Begun((request := request_of(self.launch.engine.model or "", [words], None))["name"], request)
+        if words and (request := request_in_chat(words, self.launch.engine.model or "")) is not None:
+            begun = Begun(request["name"], request)
             self._view.app.push_screen(RunScreen(begun.run, begun), use)
         elif words:
             open_run(find_run(words))

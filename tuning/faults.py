@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmchat.core.errors import Failed
+from glmchat.core.errors import Failed, Usage
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.tuning.examples import Example
@@ -64,6 +64,16 @@ class Guard:
                 code="tune.diverged",
             )  # fmt: skip
         self._lowest = min(self._lowest, median)
+
+
+def refuse_shards(kind: str) -> None:
+    """kind: accelerate's word for how processes share the work. Raises Usage where they cut the tensors into pieces."""
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise Usage(
+            tr("{kind} cuts the tensors that learn into pieces, and a run here is written from whole ones", kind=kind),
+            hint=tr("take plain processes (docs/tuning.md), or a packed base: --quant 4"),
+            code="tune.shards",
+        )
 
 
 def require_gradients(parameters: Mapping[str, nn.Parameter], may_rest: Callable[[str], bool]) -> None:

@@ -115,6 +115,7 @@ class _Run:
         self.settings, self.folder, self.dataset, self.evaluation = settings, folder, dataset, evaluation
         self.within = within
         self.accelerator = Accelerator(cpu=settings.device == "cpu")
+        faults.refuse_shards(str(self.accelerator.distributed_type.value))
         self.device = str(self.accelerator.device) if settings.device != "cpu" else "cpu"
         self.main = self.accelerator.is_main_process
         self.tell: Tell = tell if self.main else lambda event: None

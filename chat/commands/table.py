@@ -66,7 +66,7 @@ COMMANDS: tuple[Command, ...] = (
         "compare", "Ask several models, adapters or settings the same question, side by side",
         "[NAME[:int4][+ADAPTER][,SETTING=VALUE] …]", key="f6", group="Model",
     ),
-    Command("tune", "Show the runs of tuning, or begin one with a file of rows", "[RUN|FILE]", group="Model",
+    Command("tune", "Show the runs of tuning, or begin one with a file of rows", "[RUN|FILE [--FLAG …]]", group="Model",
             instead="`glmchat tune --list` lists them, `glmchat tune --attach RUN` follows one"),
     Command("eval", "Show evaluations, or have this model and its adapters answer a file of rows",
             "[NAME|[CANDIDATE …] FILE]", group="Model",
