@@ -23,10 +23,9 @@ from glmchat.hub.installed import Installed
 
 # original -> the method that it trains by
 LIKE = {"lora-guide": "lora", "ptuning": "prefix", "ptuning-chat": "prefix", "chatglm2-ptuning": "prefix",
-        "chatglm3": "lora", "chatglm-tuning": "lora"}  # fmt: skip
-UNTRAINED = ("cpm",)  # the program knows it, and cannot train so yet
-METHODS = ("lora", "prefix", "prompt", "dpo", "full")
-MODELS = ("full",)  # what these leave is a model, not an adapter
+        "chatglm3": "lora", "chatglm-tuning": "lora", "cpm": "scratch"}  # fmt: skip
+METHODS = ("lora", "prefix", "prompt", "dpo", "full", "scratch")
+MODELS = ("full", "scratch")  # what these leave is a model, not an adapter
 LOSSES = ("sigmoid", "ipo")
 ON = ("answers", "last", "all", "text")
 DEVICES = ("cpu", "cuda")
@@ -42,7 +41,8 @@ _ONLY = {
     "prefix_length": ("prefix", "prompt"),
     "prefix_projection": ("prefix",),
     **dict.fromkeys(("last_layers", "optimiser_dtype"), MODELS),
-    "like": ("lora", "prefix"),
+    "config": ("scratch",),
+    "like": ("lora", "prefix", *MODELS),
     "on": ("lora", "prefix", "prompt", "full"),
     **dict.fromkeys(("beta", "loss"), ("dpo",)),
 }
@@ -79,6 +79,7 @@ class Recipe:
     beta: float | None
     loss: str | None
     output: str | None
+    config: str | None
     last_layers: int | None
     optimiser_dtype: str | None
     lr: float | None
@@ -98,12 +99,6 @@ class Recipe:
 
     def checked(self) -> dict[str, Any]:
         """As it stands in recipe.json, paths absolute. Raises Usage with what is wanted instead."""
-        if self.like in UNTRAINED:
-            raise Usage(
-                tr("--like {name} trains a model from scratch, and glmchat does not do that yet", name=self.like),
-                hint=tr("leave out --like: glmchat's own way fits every model"),
-                code="tune.method",
-            )
         for field, flag, words in (
             ("like", "--like", tuple(LIKE)),
             ("method", "--method", METHODS),
@@ -143,6 +138,14 @@ class Recipe:
         if self.eval is not None:
             share = _share(self.eval, "--eval", most=90)
             recipe["eval"] = parse_data(self.eval) if share is None else self.eval.strip()
+        if self.config is not None:
+            recipe["config"] = parse_data(self.config)
+        elif method == "scratch":
+            raise Usage(
+                tr("--method scratch needs --config"),
+                hint=tr("a config.json of GPT-2: n_layer, n_head, n_embd, n_positions"),
+                code="tune.config",
+            )
         if self.mix:
             recipe["mix"] = [_mix(one) for one in self.mix]
         if self.columns is not None:
@@ -153,7 +156,8 @@ class Recipe:
         """What was asked for, or what --like does. Raises Usage for what the method does not know."""
         likes = LIKE.get(self.like or "")
         method = self.method or likes or METHODS[0]
-        if likes is not None and method != likes:
+        goes_on = likes == "scratch" and method == "full"  # with a model that was made so
+        if likes is not None and method != likes and not goes_on:
             raise Usage(
                 tr("--like {like} and --method {method} conflict", like=self.like, method=method),
                 hint=tr("leave out --method: this original trains by {method}", method=likes),
@@ -231,18 +235,37 @@ def request_of(base: str, data: Sequence[str], name: str | None, method: str | N
 
     Raises what makes a base, a file or a name no good.
     """
-    row = launch_source(base)
+    row = None if method == "scratch" else launch_source(base)
     sources = [parse_data(one) for one in data]
     file, _, entry = sources[0].partition("#")
     makes_model = method in MODELS
-    if makes_model:
+    if makes_model and row is not None:
         _refuse_packed(row)
     names = trained_models if makes_model else adapters
     wanted = name or names.unused_name(adapters.suggested_name(Path(entry or file), None))
     names.free_name(wanted)
+    if row is None:
+        return {"base": base, "words": _words_of(base), "data": sources, "name": wanted}
     note: dict[str, Any] = {"name": row.name, "repo": row.repo, "revision": row.revision}
     note["files"] = {file.path: file.sha256 for file in row.files if file.sha256}
     return {"base": row.name, "folder": str(row.path), "base_note": note, "data": sources, "name": wanted}
+
+
+def _words_of(text: str) -> str:
+    """ "train:N", or the folder that the words are taken from: of a model by its name, or one that has just them."""
+    if re.fullmatch(r"train:\d{3,6}", text):
+        return text
+    folder = Path(user_path(text))
+    if folder.is_dir():
+        return str(folder.absolute())
+    row = launch_source(text)
+    if not row.path.is_dir():
+        raise Usage(
+            tr("{path} has no vocabulary", path=one_line(text, 200)),
+            hint=tr("a folder with chinese_vocab.model, tokenizer.json or vocab.json and merges.txt; or train:8000"),
+            code="tune.words",
+        )
+    return str(row.path)
 
 
 def _refuse_packed(row: Installed) -> None:

@@ -34,7 +34,11 @@ def register(app: typer.Typer) -> None:
 def tune(
     base: Annotated[
         str | None,
-        typer.Argument(metavar="[BASE]", help="A model on this machine.", autocompletion=complete_installed),
+        typer.Argument(
+            metavar="[BASE]",
+            help="A model here; with scratch the words: of a model, a folder, or train:N.",
+            autocompletion=complete_installed,
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -47,15 +51,15 @@ def tune(
             "--like",
             metavar="RECIPE",
             help="As a known guide does it: lora-guide, ptuning, ptuning-chat, chatglm2-ptuning, chatglm3,"
-            " chatglm-tuning.",
+            " chatglm-tuning, cpm.",
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
-            metavar="lora|prefix|prompt|full|dpo",
-            help="An adapter (prefix: P-Tuning v2), all weights, or with dpo which of two is better.",
+            metavar="lora|prefix|prompt|full|scratch|dpo",
+            help="An adapter (prefix: P-Tuning v2), all weights, a new GPT-2, or with dpo which of two is better.",
         ),
     ] = None,
     on: Annotated[
@@ -136,6 +140,10 @@ def tune(
         typer.Option(
             "--output", metavar="peft|pt", help="PEFT's folder, or the guides' one file.", rich_help_panel=_LORA
         ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="FILE", help="Of scratch: a config.json of GPT-2.", rich_help_panel=_WHOLE),
     ] = None,
     last_layers: Annotated[
         int | None,
@@ -305,7 +313,7 @@ def tune(
             like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
             max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
             rslora=rslora or None, dora=dora or None, prefix_length=prefix_length,
-            prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as,
+            prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as, config=config,
             last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,
             epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
             row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
@@ -323,7 +331,7 @@ def tune(
             request = request_again(run_folder.find_run(again), threads, name)
         else:
             assert base is not None and data is not None
-            request = request_of(base, data, name) | checked
+            request = request_of(base, data, name, checked.get("method")) | checked
         shows_page = dry_run or detach or not as_json
         planned = _plan(request, dry_run=dry_run, asks=asks, shows_page=shows_page, as_json=as_json)
         if planned is None:

@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,8 @@ from glmchat.core.text import duration, human_bytes, one_line
 from glmchat.engine import identity
 from glmchat.engine.adapters.attach import check_numbers
 from glmchat.engine.adapters.files import read_adapter
+from glmchat.engine.prompts.base import NoChat
+from glmchat.engine.prompts.template import CPMPrompt
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.adapters import Origin
 from glmchat.jobs.add_adapter import digest_of
@@ -48,6 +51,7 @@ from glmchat.tuning.order import enough, steps_of
 from glmchat.tuning.page import Facts, lines
 from glmchat.tuning.recipes import Recipe
 from glmchat.tuning.samples import Question
+from glmchat.tuning.scratch import make_start
 from glmchat.tuning.settings import Settings, usual
 from glmchat.tuning.sources import find_sources, form_of
 from glmchat.tuning.trainer import Result, train
@@ -129,6 +133,8 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     """From the rows to the adapter or the model in the store."""
     recipe = run.recipe()
     teller({"kind": "stage", "say": tr("reading the rows")})
+    if "words" in recipe:
+        recipe = _start(run, recipe)
     side = load_prompt_side(Path(recipe["folder"]))
     try:
         original = data_options(recipe).recipe(side.checkpoint.spec.family)
@@ -179,6 +185,18 @@ def _conditions(recipe: Mapping[str, Any], side: PromptSide) -> dict[str, Any]:
         "template": side.prompt.identity,
         **identity.versions(),
     }
+
+
+def _start(run: Run, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a model from scratch with its first numbers as the base: made once, in the run's folder."""
+    folder = run.folder / "base"
+    if IS_MAIN and not folder.exists():
+        make_start(recipe["words"], Path(recipe["config"]), recipe["data"], recipe.get("seed", 0), folder)
+    if recipe.get("folder") != str(folder) and IS_MAIN:
+        run.write("recipe.json", json.dumps({**recipe, "folder": str(folder)}, ensure_ascii=False, indent=1))
+    while not folder.exists() or "folder" not in run.recipe():  # the other processes wait for the main one
+        time.sleep(0.1)
+    return run.recipe()
 
 
 def _learn(
@@ -278,12 +296,16 @@ def settings_of(recipe: Mapping[str, Any], dataset: Dataset, original: Recipe | 
     steps = len(steps_of(dataset.examples.lengths, settings))
     if original is None and settings.warmup * steps < 1:  # the first step of a warm-up learns nothing
         settings = replace(settings, warmup=0.0)
+    if settings.method == "scratch" and not settings.save_every and settings.epochs:  # as the original: each epoch
+        settings = replace(settings, save_every=max(1, steps // settings.epochs))
     every = settings.save_every or max(5, min(200, steps // 10))
     return replace(settings, save_every=every, evaluate_every=settings.evaluate_every or every, sample_every=every)
 
 
 def _questions(texts: Sequence[str], system: str | None, side: PromptSide) -> list[Question]:
     """Each as a row of the data would have it."""
+    if isinstance(side.prompt, NoChat | CPMPrompt):  # it goes on with a text
+        return [Question(text, tuple(side.prompt.complete(text))) for text in texts]
     before = [Message("system", system)] if system else []
     return [Question(text, tuple(side.prompt.render([*before, Message("user", text)]))) for text in texts]
 

@@ -57,6 +57,7 @@ class Sampler:
     @torch.no_grad()
     def _answer(self, ids: Sequence[int], most: int) -> tuple[list[int], bool]:
         device = next(self._model.parameters()).device
+        most = min(most, self._model.spec.context - len(ids))  # GPT-2 has learned no positions behind
         cache = self._model.new_cache(len(ids) + most, self._model.dtype)
         answer: list[int] = []
         following = torch.tensor(ids, device=device)

@@ -15,6 +15,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "prompt": {"learning_rate": 2e-2},
     "dpo": {"learning_rate": 2e-5},
     "full": {"learning_rate": 2e-5, "keep": 1},  # an adapter takes ten times that; a checkpoint is large
+    "scratch": {"learning_rate": 1e-3, "keep": 1},
 }
 # A model no wider learns a LoRA with a larger step: in 60 steps the starter model learned none of four rows at 2e-4,
 # all of them at 5e-4.
@@ -121,7 +122,7 @@ class Settings:
     @property
     def is_whole(self) -> bool:
         """Whether the base's own weights learn."""
-        return self.method == "full"
+        return self.method in ("full", "scratch")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -91,6 +91,9 @@ def replace_folder(place: Path, beside: Path, write: Callable[[Path], None]) -> 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise _unwritten(place.parent, error) from None
+    except GlmchatError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def require_room(folder: Path, checkpoints: Path, needed: int) -> None:

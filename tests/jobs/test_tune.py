@@ -181,6 +181,27 @@ def test_a_killed_run_of_all_weights_goes_on_as_if_nothing_had_been(base: Path, 
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_a_gpt2_is_taught_from_nothing_by_a_folder_of_texts_and_goes_on_with_them(tmp_path: Path) -> None:
+    texts, config = tmp_path / "novels", tmp_path / "config.json"
+    texts.mkdir()
+    (texts / "one.txt").write_text("张三，在山上，读书。\n" * 30, encoding="utf-8")
+    config.write_text(json.dumps({"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 128}))
+    given = {"base": "train:300", "words": "train:300", "config": str(config), "data": [str(texts)], "name": "tale",
+             "method": "scratch", "seed": 1, "threads": 1, "dtype": "float32", "epochs": 8, "lr": 5e-3,
+             "tokens_per_step": 40, "samples": ["张三，在山上，"]}  # fmt: skip
+    run = tuning.Begun("tale", given)
+    page = run.page()
+    assert any("the end is learned in 30 of 30" in line for line in page["words"])
+    end = ended(run.go())
+    assert (end["state"], end.get("model")) == ("done", "tale"), end
+    saved = [one["step"] for one in LogReader(run.run.log).read() if one["kind"] == "checkpoint"]
+    assert len(saved) == 8  # one for each epoch
+    words = [sys.executable, "-P", "-m", "glmchat", "run", "tale", "--complete", "--temp", "0", "张三，在山上，"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert said.stdout.strip().endswith("读书。")
+    assert "读书。" in (run.run.folder / "samples.txt").read_text()
+
+
 def test_a_changed_template_and_another_system_prompt_are_told(base: Path, tmp_path: Path) -> None:
     run = begun(recipe(base, tmp_path, epochs=2))
     assert ended(run)["state"] == "done"

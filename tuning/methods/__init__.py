@@ -22,6 +22,7 @@ METHODS: Mapping[str, Callable[[Checkpoint, LanguageModel, Settings], Method]] =
     "prompt": Prompt,
     "dpo": Dpo,
     "full": Full,
+    "scratch": Full,  # of a base that has learned nothing yet (tuning/scratch.py)
 }
 
 

@@ -1,0 +1,119 @@
+"""A GPT-2 from its first numbers on: those of transformers, words of its own, and windows as the original cut them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+from glmchat.core.errors import Usage
+from glmchat.engine.engine import load_tokenizer
+from glmchat.tuning.dataset import read_dataset
+from glmchat.tuning.options import DataOptions, load_prompt_side
+from glmchat.tuning.recipes import cpm_windows
+from glmchat.tuning.scratch import make_start
+
+MEASURES = {"model_type": "gpt2", "n_layer": 3, "n_head": 4, "n_embd": 128, "n_positions": 256}
+
+
+def novel(folder: Path, lines: int = 120, seed: int = 1) -> Path:
+    """Chinese sentences of few words, some of them long: the same each time."""
+    noise = random.Random(seed)
+    who, where, what = (
+        ["张三", "李四", "王五", "老人"],
+        ["山上", "河边", "城里", "雪中"],
+        ["饮酒", "读书", "练剑", "等人"],
+    )
+    folder.mkdir(exist_ok=True)
+    text = []
+    for _ in range(lines):
+        count = noise.choice([1, 2, 3, 40])
+        text.append("".join(f"{noise.choice(who)}在{noise.choice(where)}{noise.choice(what)}。" for _ in range(count)))
+    (folder / "one.txt").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the model before its first step, the texts)"""
+    place = tmp_path_factory.mktemp("scratch")
+    texts, config = novel(place / "novels"), place / "config.json"
+    config.write_text(json.dumps(MEASURES))
+    make_start("train:500", config, [str(texts)], 7, place / "base")
+    return place / "base", texts
+
+
+def test_its_first_numbers_are_drawn_as_gpt2s_are(start: tuple[Path, Path]) -> None:
+    model = GPT2LMHeadModel.from_pretrained(start[0])
+    for name, value in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            assert float(value.detach().std()) == pytest.approx(0.02 / math.sqrt(2 * MEASURES["n_layer"]), rel=0.1)  # type: ignore[operator]
+        elif ".ln_" in name and name.endswith("weight"):
+            assert bool((value == 1).all())
+        elif name.endswith("bias"):
+            assert bool((value == 0).all())
+        else:
+            assert float(value.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_words_found_in_the_texts_are_read_alike_here_and_by_transformers(start: tuple[Path, Path]) -> None:
+    theirs, ours = AutoTokenizer.from_pretrained(start[0]), load_tokenizer(start[0])
+    for text in ("张三在山上饮酒。", "Hello, 世界 🐼\n", "   \t"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == text
+    assert theirs.eos_token == "<eod>"
+    assert 256 < len(theirs) == GPT2LMHeadModel.from_pretrained(start[0]).config.vocab_size <= 500
+
+
+def test_by_itself_no_token_is_lost_and_every_line_ends(start: tuple[Path, Path]) -> None:
+    side = load_prompt_side(start[0])
+    dataset = read_dataset([str(start[1])], DataOptions(max_length=64), side)
+    lines = [line for line in (start[1] / "one.txt").read_text().splitlines() if line]
+    whole = [[*side.tokenizer.encode(line), side.prompt.stop_ids[0]] for line in lines]
+    assert sum(len(example.ids) for example in dataset.examples) == sum(map(len, whole))
+    assert dataset.facts.stopped == len(lines)
+    assert max(map(len, whole)) > 64
+
+
+def test_the_windows_of_the_original_are_those_of_the_facts() -> None:
+    lengths = [120, 200, 201, 250, 251, 450, 451, 650, 651, 1000]
+    found = [list(cpm_windows(length, 200)) for length in lengths]
+    assert [len(windows) for windows in found] == [1, 1, 1, 1, 1, 1, 2, 2, 3, 4]
+    lost = [n - sum(end - begin for begin, end in windows) for n, windows in zip(lengths, found, strict=True)]
+    assert lost == [0, 0, 1, 50, 51, 250, 51, 250, 51, 200]
+
+
+def test_the_vocabulary_of_cpm_is_taken_from_its_folder(shared: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MEASURES))
+    make_start(str(shared / "tokenizers" / "cpm-gpt2"), config, [], 1, tmp_path / "base")
+    side = load_prompt_side(tmp_path / "base")
+    assert side.checkpoint.spec.vocab_size == 30_000
+    assert side.prompt.stop_ids[0] == 7
+    texts = novel(tmp_path / "novels")
+    facts = read_dataset([str(texts)], DataOptions(like="cpm"), side).facts
+    assert facts.stopped < facts.documents  # <eod> of a long line is lost, and told
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "match"),
+    [
+        ({"model_type": "llama"}, "train:500", "only a GPT-2"),
+        ({"vocab_size": 100}, "train:500", "words"),
+        ({"n_head": 7}, "train:500", "makes no GPT-2"),
+        ({}, "/nowhere", "no vocabulary"),
+    ],
+)
+def test_what_makes_no_model_is_refused_and_leaves_nothing(
+    tmp_path: Path, change: dict[str, Any], words: str, match: str
+) -> None:
+    config, texts = tmp_path / "config.json", novel(tmp_path / "novels", 10)
+    config.write_text(json.dumps({**MEASURES, **change}))
+    with pytest.raises(Usage, match=match):
+        make_start(words, config, [str(texts)], 1, tmp_path / "base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "novels"]

@@ -1,0 +1,131 @@
+"""A GPT-2 that knows nothing yet: its words, its measures, and the first numbers, as a folder that then learns.
+
+The words are those of a folder (CPM's chinese_vocab.model, tokenizer.json, vocab.json and merges.txt), or are found
+in the texts: pairs of bytes, as GPT-2's own were (Sennrich et al. 2016), ended by `<eod>`. The first numbers are those
+of transformers: a deviation of 0.02, and what is added to the residual divided by the root of 2 * layers (Radford et
+al. 2019).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from glmchat.core.errors import Usage
+from glmchat.core.files import open_file, read_file
+from glmchat.core.json_files import read_json, small_json
+from glmchat.core.language import tr
+from glmchat.core.text import one_line
+from glmchat.engine.tokenizers.hf import load_byte_pairs, load_tokenizer_json
+from glmchat.tuning.sources import find_sources
+from glmchat.tuning.state import replace_folder
+
+END = "<eod>"
+TRAINED = re.compile(r"train:(\d{3,6})")
+_FILES = (
+    "chinese_vocab.model", "spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+_CPM_WORDS, _CPM_END = 30_000, 7
+_MOST = 64 << 20  # bytes of text that words are looked for in
+
+
+def make_start(words: str, config: Path, data: Sequence[str], seed: int, folder: Path) -> None:
+    """Write the model that learns into `folder`, which then is whole.
+
+    words: "train:N", or a folder. config: a config.json of GPT-2; what it leaves out is GPT-2's own. Raises Usage for
+    a configuration of another network, or of another number of words than there are; Damaged for one that is no JSON.
+    """
+    given = read_json(config)
+    if given.get("model_type", "gpt2") != "gpt2":
+        raise Usage(
+            tr("{path} is of a {kind}, and only a GPT-2 is made from scratch", path=one_line(str(config), 200),
+               kind=one_line(str(given.get("model_type")), 40)),
+            hint=tr("take a configuration of GPT-2: n_layer, n_head, n_embd, n_positions"),
+            code="tune.config",
+        )  # fmt: skip
+    replace_folder(folder, folder.with_name(f".{folder.name}"), lambda beside: _write(words, given, data, seed, beside))
+
+
+def _write(words: str, given: dict[str, Any], data: Sequence[str], seed: int, folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if (asked := TRAINED.fullmatch(words)) is not None:
+        count, end = _find_words(int(asked[1]), data, folder)
+    else:
+        count, end = _bring_words(Path(words), folder)
+    own = {name: value for name, value in given.items() if name not in ("auto_map", "architectures")}
+    if own.setdefault("vocab_size", count) < count:
+        raise Usage(
+            tr("the configuration has {rows:,} words, and the vocabulary {count:,}", rows=own["vocab_size"],
+               count=count),
+            hint=tr("leave out vocab_size: it is then that of the vocabulary"),
+            code="tune.config",
+        )  # fmt: skip
+    own |= {"bos_token_id": end, "eos_token_id": end}
+    try:
+        shape = GPT2Config(**own)
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Usage(
+            tr("the configuration makes no GPT-2: {error}", error=one_line(str(error), 160)),
+            hint=tr("n_embd is divided among n_head heads"),
+            code="tune.config",
+        ) from None
+    model.save_pretrained(folder)
+
+
+def _bring_words(source: Path, folder: Path) -> tuple[int, int]:
+    """Copy the vocabulary of a folder. Returns its number of words, and the one that ends a text."""
+    found = [source / name for name in _FILES if (source / name).is_file()]
+    for path in found:
+        (folder / path.name).write_bytes(read_file(path))
+    names = {path.name for path in found}
+    if names & {"chinese_vocab.model", "spiece.model"}:
+        return _CPM_WORDS, _CPM_END
+    if not names & {"tokenizer.json", "vocab.json"}:
+        raise Usage(
+            tr("{path} has no vocabulary", path=one_line(str(source), 200)),
+            hint=tr("a folder with chinese_vocab.model, tokenizer.json or vocab.json and merges.txt; or train:8000"),
+            code="tune.words",
+        )
+    words = load_tokenizer_json(folder) if "tokenizer.json" in names else load_byte_pairs(folder, "GPT2Tokenizer")
+    own = small_json(folder / "tokenizer_config.json").get("eos_token")
+    own = own.get("content") if isinstance(own, dict) else own
+    ends = (words.controls[name] for name in (own, END, "<|endoftext|>", "</s>") if name in words.controls)
+    return words.vocab_size, next(ends, words.vocab_size - 1)
+
+
+def _find_words(count: int, data: Sequence[str], folder: Path) -> tuple[int, int]:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    words = Tokenizer(models.BPE())
+    marks = pre_tokenizers.Split(Regex("[。，、！？；：…—“”‘’（）《》]"), "isolated")
+    words.pre_tokenizer = pre_tokenizers.Sequence([marks, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    words.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=count, special_tokens=[END], initial_alphabet=alphabet, show_progress=False, max_token_length=16
+    )
+    words.train_from_iterator(_texts(data), trainer)
+    words.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    return words.get_vocab_size(), cast(int, words.token_to_id(END))
+
+
+def _texts(data: Sequence[str]) -> Iterator[str]:
+    """The lines of the files, from each of them the same share of what is looked at."""
+    sources = find_sources(data)
+    for source in sources:
+        left = _MOST // len(sources)
+        with open_file(source.path) as file:
+            while left > 0 and (line := file.readline(1 << 16)):
+                left -= len(line)
+                yield line.decode("utf-8", "replace")
