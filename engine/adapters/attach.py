@@ -173,10 +173,11 @@ class AdapterSet:
         more than putting their layers in their places. Raises UnknownModel, or Usage for prefixes that cannot be
         combined; what was active then stays.
         """
-        weights = {name: float(weight) for name, weight in adapters.items() if weight != 0}
         for name in adapters:
             self._attached(name)
-        key = tuple(sorted(weights.items()))
+        # In one order, whichever they are given in: sums of another order have other bits.
+        weights = {name: float(weight) for name, weight in sorted(adapters.items()) if weight != 0}
+        key = tuple(weights.items())
         variant = self._variants.get(key) if weights else self._model.plain
         if variant is None:
             variant = self._variants[key] = self._make(weights)

@@ -10,16 +10,20 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import adapter_builders as adapters
 import pytest
 import torch
-from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model, inject_adapter_in_model
+from peft import get_peft_model_state_dict as state_of
+from torch import nn
 
 from glmchat.engine import Chunk, Engine, Sampling
 from glmchat.engine.decoding.sequences import Sequences
+from glmchat.engine.engine import load_tokenizer
 from glmchat.engine.native.cpu import NativeCpu
+from glmchat.engine.native.self_test import coarse_fault
 from glmchat.engine.sampling import Sampler
 
 NATIVE = NativeCpu().unavailable() is None
@@ -32,6 +36,7 @@ LORAS: dict[str, dict[str, Any]] = {
     "norms": {"target_modules": ["k_proj"], "modules_to_save": ["post_attention_layernorm"]},
     "head": {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"]},
     "dense": {"target_modules": ["q_proj"], "modules_to_save": ["v_proj"]},
+    "large": {"target_modules": "all-linear", "r": 100},  # more than the network is wide
 }
 VIRTUAL = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}
 Active = Mapping[str, float]
@@ -40,8 +45,23 @@ SETS: tuple[Active, ...] = (
     *({name: 1.0} for name in (*LORAS, *VIRTUAL)),
     {"small": 0.5},
     {"small": 1.0, "wide": -0.5},
+    {"wide": -0.5, "small": 1.0},
     {"dora": 1.0, "words": 1.0, "prefix": 1.0},
     {"norms": 0.3, "prompt": 1.0},
+)
+
+
+GLM_LORAS: dict[str, dict[str, Any]] = {
+    "small": {"target_modules": ["query_key_value"]},
+    "wide": {"target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], "r": 100},
+    "dora": {"target_modules": ["dense_4h_to_h", "query_key_value"], "use_dora": True, "r": 3},
+}
+GLM_SETS: tuple[Active, ...] = (
+    {},
+    *({name: 1.0} for name in (*GLM_LORAS, "dense", "norms", "prefix")),
+    {"dora": 0.5, "small": -1.0},
+    {"small": -1.0, "dora": 0.5},
+    {"wide": 1.0, "prefix": 1.0, "norms": 0.5},
 )
 
 
@@ -66,13 +86,61 @@ def folders(tmp_path_factory: pytest.TempPathFactory, builders: ModuleType) -> P
     return root
 
 
-class Company:
-    """An engine whose answers are noted: of each seed, all logits that its tokens were chosen from."""
+def glm_layers(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Linear]]:
+    for place, module in model.named_modules():
+        if place.endswith(f".{name}"):
+            yield place, cast(nn.Linear, module)
 
-    def __init__(self, folders: Path, quant: int | None, most: int) -> None:
-        self.engine = Engine.load(folders / "base", quant=quant, threads=1, parallel=most)
-        for name in (*LORAS, *VIRTUAL):
-            self.engine.attach(folders / name, name)
+
+@pytest.fixture(scope="module")
+def glm_folders(
+    tmp_path_factory: pytest.TempPathFactory, random_checkpoints: ModuleType, folders: Path
+) -> Mapping[str, Path]:
+    """The same for a tiny ChatGLM2 and ChatGLM3; the layers of their LoRAs are PEFT's."""
+    found = {}
+    for family in ("chatglm2-6b", "chatglm3-6b"):
+        found[family] = root = tmp_path_factory.mktemp(family)
+        sizes = {"hidden_size": 64, "kv_channels": 16, "ffn_hidden_size": 96, "padded_vocab_size": 272}
+        random_checkpoints.write_checkpoint(root / "base", random_checkpoints.tiny(family, **sizes, seq_length=512))
+        noise = torch.Generator().manual_seed(6)
+        for number, (name, settings) in enumerate(GLM_LORAS.items()):
+            model = Engine.load(root / "base", dtype="float32", threads=1).model
+            chosen = {"r": 4, "lora_alpha": 8, **settings}
+            inject_adapter_in_model(LoraConfig(**chosen), model)
+            adapters.randomise(model, number, 0.1)
+            tensors = {f"base_model.model.{key}": value.contiguous() for key, value in state_of(model).items()}
+            adapters.write_lora(root / name, tensors, **chosen)
+        model = Engine.load(root / "base", dtype="float32", threads=1).model
+        for name, saved in (("dense", "dense"), ("norms", "post_attention_layernorm")):
+            lora = {}
+            for place, module in glm_layers(model, "dense_h_to_4h"):
+                lora[f"base_model.model.{place}.lora_A.weight"] = torch.randn(4, module.in_features, generator=noise)
+                lora[f"base_model.model.{place}.lora_B.weight"] = torch.randn(module.out_features, 4, generator=noise)
+            trained = {
+                f"base_model.model.{place}.weight": module.weight
+                + torch.randn(module.weight.shape, generator=noise) / 9
+                for place, module in glm_layers(model, saved)
+            }
+            settings = {"target_modules": ["dense_h_to_4h"], "modules_to_save": [saved]}
+            adapters.write_lora(root / name, {**lora, **trained}, **settings)
+        (root / "prefix").mkdir()
+        rows = torch.randn(7, model.spec.prefix_width, generator=noise)
+        torch.save({"transformer.prefix_encoder.embedding.weight": rows}, root / "prefix" / "pytorch_model.bin")
+    return found
+
+
+class Company:
+    """An engine whose answers are noted: of each seed, all logits that its tokens were chosen from.
+
+    way: bits of weights, or "coarse" for 4 bits multiplied by activations of 8.
+    """
+
+    def __init__(self, folders: Path, way: int | str | None, most: int) -> None:
+        settings = {"quant": 4, "products": "int8"} if way == "coarse" else {"quant": way}
+        self.engine = Engine.load(folders / "base", threads=1, parallel=most, **settings)  # type: ignore[arg-type]
+        for folder in sorted(folders.iterdir()):
+            if folder.name != "base":
+                self.engine.attach(folder, folder.name)
         self.logits: dict[int, list[torch.Tensor]] = {}
         make = self.engine.sampler
 
@@ -113,18 +181,36 @@ def sampled(number: int, tokens: int) -> Sampling:
     return Sampling(temperature=1.0, seed=number, max_tokens=tokens, ignore_eos=True)
 
 
+WAYS = [None, 4, 8, pytest.param("coarse", marks=pytest.mark.skipif(bool(coarse_fault()), reason=str(coarse_fault())))]
+
+
 @pytest.mark.parametrize("by", ["c", "torch"])
-@pytest.mark.parametrize("quant", [None, 4, 8])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(2))
 def test_an_answer_is_the_same_alone_and_beside_answers_with_other_adapters(
-    seed: int, quant: int | None, by: str, folders: Path
+    seed: int, way: int | str | None, by: str, folders: Path
 ) -> None:
-    chance, company = random.Random(seed), Company(folders, quant, most=7)
-    engine = company.engine
+    check_answers(Company(folders, way, most=7), seed, by, SETS)
+
+
+@pytest.mark.parametrize("by", ["c", "torch"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", ["chatglm2-6b", "chatglm3-6b"])
+def test_so_it_is_with_a_chatglm(
+    family: str, way: int | str | None, by: str, glm_folders: Mapping[str, Path], folders: Path
+) -> None:
+    company = Company(glm_folders[family], way, most=7)
+    company.engine._tokenizer = load_tokenizer(folders / "base")
+    check_answers(company, 3, by, GLM_SETS)
+
+
+def check_answers(company: Company, seed: int, by: str, sets: Sequence[Active]) -> None:
+    """Random joins, leaves and stops, with adapters activated in between."""
+    chance, engine = random.Random(seed), company.engine
     engine.model.compile_steps = by == "c"
     count = 30
     asked = [
-        (prompt(n, chance.randint(1, 60)), sampled(n, chance.randint(2, 25)), chance.choice(SETS)) for n in range(count)
+        (prompt(n, chance.randint(1, 60)), sampled(n, chance.randint(2, 25)), chance.choice(sets)) for n in range(count)
     ]
     wanted = [company.alone(*one) for one in asked]
     company.begin_anew()
@@ -134,7 +220,7 @@ def test_an_answer_is_the_same_alone_and_beside_answers_with_other_adapters(
             number = waiting.pop(chance.randrange(len(waiting)))
             writing[number] = company.begin(*asked[number])
         if chance.random() < 0.05:
-            engine.activate(chance.choice(SETS))  # nobody asks for it
+            engine.activate(chance.choice(sets))  # nobody asks for it
         if chance.random() < 0.9:
             engine.step()
         for number, steps in list(writing.items()):
@@ -153,11 +239,12 @@ def test_an_answer_is_the_same_alone_and_beside_answers_with_other_adapters(
 
 @pytest.mark.skipif(not NATIVE, reason=f"the C kernel is not here: {NativeCpu().unavailable()}")
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("way", WAYS[1::2])
 def test_a_row_of_a_step_has_the_bits_that_it_has_alone_whatever_adapters_stand_beside_it(
-    threads: int, folders: Path, instructions: str
+    way: int | str, threads: int, folders: Path, instructions: str
 ) -> None:
     """The logits, and the keys and values that the token leaves."""
-    chance, company = random.Random(threads), Company(folders, 4, most=16)
+    chance, company = random.Random(threads), Company(folders, way, most=16)
     model, before = company.engine.model, torch.get_num_threads()
     torch.set_num_threads(threads)
     variants, steps = [], []
