@@ -479,7 +479,7 @@ class Host:
         """What an answer that begins with these, which are active now, tells of them at its end."""
         told = self.ready().facts()
         return {
-            **({"template": told["template"]} if "template" in told else {}),
+            **{name: told[name] for name in OF_ADAPTERS if name in told},
             "adapters": [
                 {"name": n, "scale": s, **({"forced": True} if n in self.forced else {})} for n, s in adapters.items()
             ],
@@ -507,6 +507,9 @@ class Host:
         if dict(adapters) != self._active:
             self.ready().activate(dict(adapters))
             self._active = dict(adapters)
+
+
+OF_ADAPTERS = ("template", "kernel")  # what an engine tells of itself that moves with its adapters
 
 
 class StillLoading(ServerFailed):

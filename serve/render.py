@@ -16,7 +16,7 @@ from glmchat.core.errors import DoesNotFit, GlmchatError, UnknownModel, Usage
 from glmchat.core.kv_files import kv_bytes
 from glmchat.serve.answer import Answer, Begun, Event, Prefill, Said, Waiting
 from glmchat.serve.face import Chunk
-from glmchat.serve.host import Busy, Host, StillLoading
+from glmchat.serve.host import OF_ADAPTERS, Busy, Host, StillLoading
 
 LEAST = -9999.0  # what OpenAI gives for a token that is all but impossible; JSON has no minus infinity
 
@@ -283,10 +283,11 @@ class Rendering:
     def _identity(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The `glmchat` object: what answers, and how."""
         host = self._host
-        engine = dict(host.engine.facts()) if host.engine else {}
-        engine.pop("template", None)  # of what is active now, which may be another answer's
+        engine = host.engine.facts() if host.engine else {}
         return {
-            **engine,
+            "kernel": None,
+            # The others are of what is active now, which may be another answer's.
+            **{name: value for name, value in engine.items() if name not in OF_ADAPTERS},
             "seed": facts.get("seed"),
             "model": host.model,
             "revision": host.revision,
@@ -301,7 +302,6 @@ class Rendering:
             "stopped_by": facts.get("stopped_by"),
             "system_prepended": self._system_prepended(),
             "threads": engine.get("threads"),
-            "kernel": engine.get("kernel"),
             "load_ms": host.load_ms,
         }
 

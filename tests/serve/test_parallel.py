@@ -123,7 +123,8 @@ def test_each_answer_tells_the_adapters_that_it_began_with(serve: Serve, tmp_pat
 
     class Told(FakeEngine):
         def facts(self) -> Mapping[str, Any]:
-            return {**super().facts(), "template": "own" if not self.active else "brought"}
+            of_adapters = ("own", "c") if not self.active else ("brought", "torch")
+            return {**super().facts(), **dict(zip(("template", "kernel"), of_adapters, strict=True))}
 
     running = serve(Told(["x"], parallel=3, **ENDLESS), adapters=(("lora", folder),))
     first = Reader(running, model="lora", max_tokens=400)
@@ -138,6 +139,7 @@ def test_each_answer_tells_the_adapters_that_it_began_with(serve: Serve, tmp_pat
     ]
     assert [[row["name"] for row in one["adapters"]] for one in told] == [["lora"], ["lora"], []]
     assert [one["template"] for one in told] == ["brought", "brought", "own"]
+    assert [one["kernel"] for one in told] == ["torch", "torch", "c"]
     assert told[0]["adapter_hashes"]["lora"] != told[1]["adapter_hashes"]["lora"]
 
 
