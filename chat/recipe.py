@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from glmchat.chat.launch import launch_source
@@ -96,6 +97,10 @@ class Recipe:
     threads: int | None
     samples: list[str]
     seed: int | None
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, by the names of the flags."""
+        return {_FLAGS[name]: value for name, value in asdict(self).items() if value not in (None, [])}
 
     def checked(self) -> dict[str, Any]:
         """As it stands in recipe.json, paths absolute. Raises Usage with what is wanted instead."""
@@ -238,10 +243,9 @@ def request_of(base: str, data: Sequence[str], name: str | None, method: str | N
     row = None if method == "scratch" else launch_source(base)
     sources = [parse_data(one) for one in data]
     file, _, entry = sources[0].partition("#")
-    makes_model = method in MODELS
-    if makes_model and row is not None:
+    if method in MODELS and row is not None:
         _refuse_packed(row)
-    names = trained_models if makes_model else adapters
+    names = _names(method)
     wanted = name or names.unused_name(adapters.suggested_name(Path(entry or file), None))
     names.free_name(wanted)
     if row is None:
@@ -268,6 +272,11 @@ def _words_of(text: str) -> str:
     return str(row.path)
 
 
+def _names(method: str | None) -> ModuleType:
+    """Where the name of what a method leaves has to be free."""
+    return trained_models if method in MODELS else adapters
+
+
 def _refuse_packed(row: Installed) -> None:
     """Weights of a few bits do not learn, and a GGUF file has no folder's layout to be written in."""
     if row.quant == "none" and row.path.is_dir():
@@ -288,11 +297,11 @@ def request_again(run: Run, threads: int | None, name: str | None) -> dict[str, 
 
     Raises Usage for a name that is taken.
     """
-    if name is not None:
-        adapters.free_name(name)
     recipe = run.recipe()
+    names = _names(recipe.get("method"))
+    wanted = name or names.unused_name(str(recipe.get("name") or run.id))
+    names.free_name(wanted)
     recipe["threads"] = threads or recipe.get("threads") or conditions_of(run).get("threads")
-    wanted = name or adapters.unused_name(str(recipe.get("name") or run.id))
     return {**{key: value for key, value in recipe.items() if value is not None}, "name": wanted, "again": run.id}
 
 

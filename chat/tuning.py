@@ -31,6 +31,7 @@ from glmchat.core.text import duration, human_bytes, one_line
 PROGRAM: tuple[str, ...] = ("-m", "glmchat.jobs.tune")
 POLL_SECONDS = 0.1
 _TRIES = 5  # for a checkpoint that goes while it is looked at
+_ADAPTERS = (("adapter_config.json", "adapter_model.safetensors"), ("config.json", "pytorch_model.bin"))
 STOP_SECONDS = 20.0  # for a plan that nobody wants any more
 
 Record = Mapping[str, Any]
@@ -189,8 +190,13 @@ def error_of(end: Record) -> GlmchatError:
 
 def last_checkpoint(run: Run) -> Path | None:
     """The newest whole one; the trainer writes them beside and renames them."""
-    places = sorted(place for place in run.checkpoints.glob("step-*") if (place / "adapter_config.json").is_file())
+    places = sorted(place for place in run.checkpoints.glob("step-*") if _adapter_files(place) is not None)
     return places[-1] if places else None
+
+
+def _adapter_files(place: Path) -> tuple[str, ...] | None:
+    """Of a checkpoint, those that are an adapter: PEFT's, or THUDM's of a prefix. None: it holds none."""
+    return next((names for names in _ADAPTERS if all((place / name).is_file() for name in names)), None)
 
 
 def take_checkpoint(run: Run, model: Path | None) -> str:
@@ -234,7 +240,7 @@ def _held(run: Run) -> Path:
         held = Path(mkdtemp(prefix=".held-", dir=run.folder)) / place.name
         try:
             held.mkdir()
-            for file in ("adapter_config.json", "adapter_model.safetensors"):
+            for file in _adapter_files(place) or ():
                 os.link(place / file, held / file)
             return held
         except FileNotFoundError:  # it went meanwhile; there is a newer one

@@ -286,6 +286,30 @@ def tune(
             hint=tr("give one of them"),
             code="usage.contradiction",
         )
+    recipe = Recipe(
+        like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
+        max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
+        rslora=rslora or None, dora=dora or None, prefix_length=prefix_length,
+        prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as, config=config,
+        last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,
+        epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
+        row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
+        dtype=dtype, device=device, threads=threads, samples=samples or [], seed=seed,
+    )  # fmt: skip
+    if named:
+        fixed = recipe.given()
+        if again is None:  # a run that is there is as it was begun: nothing that is told now would come into force
+            told = {"as": name, "dry-run": dry_run, "detach": detach and resume is None, **fixed}
+        else:
+            told = {flag: value for flag, value in fixed.items() if flag != "threads"}
+        if others := [flag for flag, value in told.items() if value not in (None, False)]:
+            raise Usage(
+                tr("{one} and {other} conflict", one=named[0], other=f"--{others[0]}"),
+                hint=tr("a run is repeated as it was; --threads and --as may differ")
+                if again is not None
+                else tr("a run goes on as it was begun: leave out {flag}", flag=f"--{others[0]}"),
+                code="usage.contradiction",
+            )
     if listing:
         _list(as_json=as_json)
         return
@@ -309,25 +333,9 @@ def tune(
                 hint=tr("glmchat tune BASE DATA, for example: glmchat tune smollm2 rows.jsonl --dry-run"),
                 code="tune.nothing",
             )
-        recipe = Recipe(
-            like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
-            max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
-            rslora=rslora or None, dora=dora or None, prefix_length=prefix_length,
-            prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as, config=config,
-            last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,
-            epochs=epochs, steps=steps, minutes=minutes, tokens_per_step=tokens_per_step, save_every=save_every,
-            row_tokens=row_tokens, checkpointing=checkpointing, quant=parse_quant(quant, "--quant"),
-            dtype=dtype, device=device, threads=threads, samples=samples or [], seed=seed,
-        )  # fmt: skip
         asks = not yes and not as_json and output.interactive()
         checked = recipe.checked()
         if again is not None:
-            if others := sorted(set(checked) - {"threads"}):
-                raise Usage(
-                    tr("{one} and {other} conflict", one="--again", other=f"--{others[0].replace('_', '-')}"),
-                    hint=tr("a run is repeated as it was; --threads and --as may differ"),
-                    code="usage.contradiction",
-                )
             request = request_again(run_folder.find_run(again), threads, name)
         else:
             assert base is not None and data is not None
@@ -337,12 +345,12 @@ def tune(
         if planned is None:
             return
         run = planned
-        if detach:
-            if as_json:
-                output.json_line({"event": "started", "run": run.id, "folder": str(run.folder)})
-            else:
-                output.say(_how_to_come_back(run))
-            return
+    if detach:
+        if as_json:
+            output.json_line({"event": "started", "run": run.id, "folder": str(run.folder)})
+        else:
+            output.say(_how_to_come_back(run))
+        return
     _look(run, plain=plain, as_json=as_json)
 
 

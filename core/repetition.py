@@ -52,22 +52,28 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def compared(before: Run, now: Run, hashes: Mapping[str, str]) -> dict[str, Any]:
     """hashes: of the files that `now` has learned.
 
-    {"run", "identical", "steps": how many were compared, "step": the first whose loss differs, "why"}; identical: every
-    loss and, where the earlier run is done, every byte of what it learned.
+    {"run", "identical", "steps": how many were compared, "step": the first whose loss differs, "why", "whole": whether
+    the earlier run is done}; identical: every loss and, where it is done, every byte of what it learned.
     """
     old, new = _losses(before), _losses(now)
     both = sorted(old.keys() & new.keys())
     step = next((number for number in both if old[number] != new[number]), None)
     end = last_record(before, "end") or {}
-    learned = end.get("hashes")
-    same_files = not isinstance(learned, dict) or learned == dict(hashes)
+    is_whole = end.get("state") == "done"
+    is_same = step is None and bool(both)
+    if is_whole:
+        is_same = is_same and old.keys() == new.keys() and end.get("hashes") == dict(hashes)
     why = differences(conditions_of(before), conditions_of(now))
-    is_same = step is None and same_files and bool(both) and (end.get("state") != "done" or old.keys() == new.keys())
-    return {"run": before.id, "identical": is_same, "steps": len(both), "step": step, "why": why}
+    return {"run": before.id, "identical": is_same, "steps": len(both), "step": step, "why": why, "whole": is_whole}
 
 
 def words(found: Mapping[str, Any]) -> list[str]:
     """What `compared` found, for people."""
+    if not found["steps"]:
+        return [tr("the run {name} has no losses to compare with", name=found["run"])]
+    if found["identical"] and not found.get("whole", True):
+        return [tr("identical to the run {name} as far as it came: {count:,} losses, bit by bit",
+                   name=found["run"], count=found["steps"])]  # fmt: skip
     if found["identical"]:
         return [tr("identical to the run {name}: {count:,} losses and what was learned, bit by bit",
                    name=found["run"], count=found["steps"])]  # fmt: skip

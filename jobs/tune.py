@@ -64,6 +64,7 @@ _SETTINGS = (
 _MOST_OFF = 0.1  # of what the adapter moves the logits by; or so many roundings of the largest
 _ROUNDINGS = 16
 _DRAWN = ("evaluation", "checkpoint", "end")  # records behind which the curve is drawn anew
+_WEIGHTS = (".safetensors", ".bin")
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # of several processes that accelerate started, one tells and writes
 
 
@@ -169,7 +170,7 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         "run": run.id,
         "facts": dict(result.facts),
     }
-    hashes = {path.name: whole(path) for path in sorted(result.adapter.glob("*.safetensors"))}
+    hashes = {path.name: whole(path) for path in sorted(result.adapter.iterdir()) if path.suffix in _WEIGHTS}
     told: dict[str, Any] = {} if earlier is None else {"again": repetition.compared(earlier, run, hashes)}
     teller.end("done", **register(run, recipe, trained, result), hashes=hashes, **told)
 

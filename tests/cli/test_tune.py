@@ -198,6 +198,11 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["--resume", "../x"], "there is no run", "run.unknown"),
         (["--list", "--stop", "x"], "--list and --stop conflict", "usage.contradiction"),
         (["{model}", "--list"], "--list and BASE conflict", "usage.contradiction"),
+        (["--resume", "x", "--lr", "3"], "--resume and --lr conflict", "usage.contradiction"),
+        (["--resume", "x", "--dry-run"], "--resume and --dry-run conflict", "usage.contradiction"),
+        (["--attach", "x", "--detach"], "--attach and --detach conflict", "usage.contradiction"),
+        (["--list", "--sample", "Why?"], "--list and --sample conflict", "usage.contradiction"),
+        (["--again", "x", "--rslora"], "--again and --rslora conflict", "usage.contradiction"),
     ],
 )
 def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
@@ -308,3 +313,27 @@ def test_a_name_that_the_store_has_is_refused_or_another_one_is_found(glmchat: R
     (locations.adapters_dir() / "rows" / "adapter_config.json").write_text("{}")
     assert glmchat("tune", model, rows, "--as", "rows", "--json").returncode == 2
     assert runs() == []
+
+
+def test_what_becomes_a_model_is_checked_as_one_before_anything_is_loaded(
+    glmchat: Run, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    from glmchat.core import locations
+
+    (locations.models_dir() / "taken").mkdir(parents=True)
+    said = json.loads(glmchat("tune", model, rows, "--method", "full", "--as", "taken", "--json").stdout)
+    assert said["code"] == "tune.taken"
+    (locations.adapters_dir() / "rows").mkdir(parents=True)  # of an adapter, which a model may share
+    done = glmchat("tune", model, rows, "--method", "full", "--as", "rows", "--dry-run")
+    assert done.returncode == 0
+    assert runs() == []
+
+
+def test_a_resumed_run_may_be_left_at_once(glmchat: Run, model: Path, rows: Path, pretend: Callable[..., None]) -> None:
+    pretend(steps=300, rest=0.01)
+    assert glmchat("tune", model, rows, "--detach").returncode == 0
+    assert glmchat("tune", "--stop", "rows").returncode == 0
+    done = glmchat("tune", "--resume", "rows", "--detach")
+    assert done.returncode == 0
+    assert "--attach rows" in done.stderr
+    assert find_run("rows").at_work

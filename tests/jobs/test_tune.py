@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chatglm_draws
 import pytest
 import torch
 from polling import wait_until
 from safetensors.torch import load_file
+from tiny_checkpoints import originals
 from tiny_talker import CHATML, write_talker
 from transformers import LlamaForCausalLM
 
@@ -24,7 +26,8 @@ from glmchat.chat import trained, tuning
 from glmchat.chat.recipe import request_again
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.locations import models_dir
-from glmchat.core.run_folder import Run, find_run
+from glmchat.core.repetition import compared, words
+from glmchat.core.run_folder import Run, find_run, last_record
 from glmchat.core.run_log import LogReader
 from glmchat.engine.engine import Engine
 from glmchat.hub.adapters import by_name, facts_of
@@ -371,3 +374,35 @@ def test_a_run_that_is_repeated_is_identical_or_says_where_and_why_it_parts(base
     assert "sha256:" in changed.value.message
     rows.write_text(before)
     assert repeated(first)[1]["again"]["identical"]
+
+
+def test_a_prefix_of_thudm_is_repeated_bit_by_bit_and_its_last_checkpoint_can_be_used(tmp_path: Path) -> None:
+    base = tmp_path / "chatglm3"
+    chatglm_draws.write_words("ChatGLM3", base)
+    originals.write_checkpoint(base, chatglm_draws.configuration("ChatGLM3"), dtype=torch.float32)
+    asked = {"method": "prefix", "prefix_length": 4, "system": None, "save_every": 1, "lr": 1e-2}
+    given = {key: value for key, value in recipe(base, tmp_path, **asked).items() if value is not None}
+    first = begun({**given, "epochs": 2})
+    assert ended(first)["state"] == "done"
+    again, end = repeated(first)
+    assert end["again"]["identical"], end["again"]
+    assert list(end["hashes"]) == ["pytorch_model.bin"]
+    record = {**last_record(first, "end"), "hashes": {"pytorch_model.bin": "sha256:other"}}  # type: ignore[dict-item]
+    with first.log.open("a") as log:
+        log.write(json.dumps(record) + "\n")
+    assert not compared(first, again, end["hashes"])["identical"]
+    name = tuning.take_checkpoint(first, base)
+    assert by_name(name) is not None
+
+
+def test_what_a_stopped_run_did_not_learn_is_not_said_to_be_the_same(base: Path, tmp_path: Path) -> None:
+    first = begun(recipe(base, tmp_path, epochs=6))
+    assert ended(first)["state"] == "done"
+    whole = compared(first, first, last_record(first, "end")["hashes"])  # type: ignore[index]
+    assert words(whole) == [f"identical to the run poet: {whole['steps']} losses and what was learned, bit by bit"]
+    lines = [line for line in first.log.read_text().splitlines() if json.loads(line)["kind"] != "end"]
+    first.log.write_text("\n".join(lines) + "\n")
+    part = compared(first, first, {})
+    assert words(part) == [f"identical to the run poet as far as it came: {part['steps']} losses, bit by bit"]
+    first.log.write_text("")
+    assert words(compared(first, first, {})) == ["the run poet has no losses to compare with"]
