@@ -123,6 +123,8 @@ class Recipe:
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 flag = f"--{field.replace('_', '-')}"
                 raise _wrong(flag, f"{value:g}", tr("from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
+        if self.targets == "":
+            raise _wrong("--targets", "", tr("names of layers, a regular expression, or all-linear"))
         method = self._method()
         lengths = [f"--{name}" for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
@@ -186,7 +188,7 @@ def request_in_chat(words: str, base: str) -> dict[str, Any] | None:
     Raises Usage for flags that are none, or that only the command line has, and what `request_of` raises.
     """
     if _there(words.partition("#")[0]):
-        return request_of(base, [words], None)
+        return request_of(base, [words], None, None)
     try:
         parts = shlex.split(words)
     except ValueError:
@@ -222,7 +224,7 @@ def request_in_chat(words: str, base: str) -> dict[str, Any] | None:
     if not data or (not any(word.startswith("--") for word in words.split()) and not _there(data[0].partition("#")[0])):
         return None
     checked = Recipe(**given).checked()
-    return request_of(base, data, name) | checked
+    return request_of(base, data, name, checked.get("method")) | checked
 
 
 def _value(flag: str, text: str, wanted: str) -> Any:
@@ -235,7 +237,7 @@ def _value(flag: str, text: str, wanted: str) -> Any:
         raise _wrong(flag, text, tr("a number")) from None
 
 
-def request_of(base: str, data: Sequence[str], name: str | None, method: str | None = None) -> dict[str, Any]:
+def request_of(base: str, data: Sequence[str], name: str | None, method: str | None) -> dict[str, Any]:
     """What is trained on what, and what it will be called, as it stands in recipe.json.
 
     Raises what makes a base, a file or a name no good.
@@ -247,7 +249,7 @@ def request_of(base: str, data: Sequence[str], name: str | None, method: str | N
         _refuse_packed(row)
     names = _names(method)
     wanted = name or names.unused_name(adapters.suggested_name(Path(entry or file), None))
-    names.free_name(wanted)
+    _refuse_taken(wanted, method)
     if row is None:
         return {"base": base, "words": _words_of(base), "data": sources, "name": wanted}
     note: dict[str, Any] = {"name": row.name, "repo": row.repo, "revision": row.revision}
@@ -277,6 +279,13 @@ def _names(method: str | None) -> ModuleType:
     return trained_models if method in MODELS else adapters
 
 
+def _refuse_taken(name: str, method: str | None) -> None:
+    if method in MODELS:
+        trained_models.free_name(name)
+    else:
+        adapters.free_name(name, "--as")
+
+
 def _refuse_packed(row: Installed) -> None:
     """Weights of a few bits do not learn, and a GGUF file has no folder's layout to be written in."""
     if row.quant == "none" and row.path.is_dir():
@@ -300,7 +309,7 @@ def request_again(run: Run, threads: int | None, name: str | None) -> dict[str, 
     recipe = run.recipe()
     names = _names(recipe.get("method"))
     wanted = name or names.unused_name(str(recipe.get("name") or run.id))
-    names.free_name(wanted)
+    _refuse_taken(wanted, recipe.get("method"))
     recipe["threads"] = threads or recipe.get("threads") or conditions_of(run).get("threads")
     return {**{key: value for key, value in recipe.items() if value is not None}, "name": wanted, "again": run.id}
 
@@ -308,9 +317,9 @@ def request_again(run: Run, threads: int | None, name: str | None) -> dict[str, 
 def parse_data(text: str) -> str:
     """A file or a folder of rows, absolute; `FILE#name` names an entry of a dataset_info.json. Raises Usage."""
     path, mark, entry = (text, "", "") if _there(text) else text.partition("#")
-    if not _there(path):
+    if not path or not _there(path):  # of "" a path is the folder one stands in
         raise Usage(
-            tr("{path} is not here", path=one_line(text, 200)),
+            tr("{path} is not here", path=one_line(text, 200) or "''"),
             hint=tr("DATA is a file of rows, a folder of .txt, or dataset_info.json#name"),
             code="tune.no_data",
         )

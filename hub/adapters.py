@@ -88,13 +88,16 @@ def checked_name(name: str) -> str:
     return name
 
 
-def free_name(name: str) -> Path:
-    """The folder that an adapter of this name will have. Raises Usage for a name that is taken or is none."""
+def free_name(name: str, flag: str = "--name") -> Path:
+    """The folder that an adapter of this name will have. flag: by which another one is given.
+
+    Raises Usage for a name that is taken or is none.
+    """
     place = locations.adapters_dir() / checked_name(name)
     if place.exists():
         raise Usage(
             tr("there is already an adapter {name}", name=name),
-            hint=tr("glmchat adapters rm {name}, or give another one with --name", name=name),
+            hint=tr("glmchat adapters rm {name}, or give another one with {flag}", name=name, flag=flag),
             code="adapter.taken",
         )
     return place

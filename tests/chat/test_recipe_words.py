@@ -13,10 +13,11 @@ from tiny_talker import write_talker
 
 from glmchat.chat.recipe import request_in_chat
 from glmchat.cli.main import build
+from glmchat.core import locations
 from glmchat.core.errors import Usage
 
 OTHERS = {"--dry-run", "--yes", "--detach", "--list", "--attach", "--stop", "--resume", "--rm", "--plain", "--json",
-          "--help"}  # fmt: skip
+          "--help", "--again"}  # fmt: skip
 VALUES = {"--like": "lora-guide", "--method": "lora", "--on": "last", "--eval": "5%", "--columns": "prompt=a,answer=b",
           "--over-length": "drop", "--checkpointing": "on", "--quant": "4", "--dtype": "float32", "--device": "cpu",
           "--loss": "ipo", "--output": "pt", "--optimiser-dtype": "bfloat16", "--dropout": "0.1"}  # fmt: skip
@@ -27,6 +28,7 @@ ONLY = {
     "--loss": "dpo",
     "--last-layers": "full",
     "--optimiser-dtype": "full",
+    "--config": "scratch",
 }
 
 
@@ -51,7 +53,7 @@ def flags() -> dict[str, bool]:
 
 @pytest.mark.parametrize("flag", flags())
 def test_every_flag_of_the_command_line_is_taken(flag: str, base: str, rows: Path) -> None:
-    value = f"{rows}:20%" if flag == "--mix" else VALUES.get(flag, "3")
+    value = {"--mix": f"{rows}:20%", "--config": str(rows)}.get(flag) or VALUES.get(flag, "3")
     more = f" --method {ONLY[flag]}" if flag in ONLY else ""
     given = f' {flag} "{value}"' if flags()[flag] else f" {flag}"
     request = request_in_chat(f'"{rows}"{given}{more}', base)
@@ -76,3 +78,10 @@ def test_a_file_alone_needs_no_quotes_and_a_name_of_a_run_is_none(base: str, row
 def test_what_is_wrong_is_refused_at_the_prompt(words: str, said: str, base: str, rows: Path) -> None:
     with pytest.raises(Usage, match=said):
         request_in_chat(f'"{rows}" {words}', base)
+
+
+def test_a_model_that_a_conversation_asks_for_is_checked_as_one(base: str, rows: Path) -> None:
+    (locations.models_dir() / "taken").mkdir(parents=True)
+    with pytest.raises(Usage) as refused:
+        request_in_chat(f'"{rows}" --method full --as taken', base)
+    assert refused.value.code == "tune.taken"

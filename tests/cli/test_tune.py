@@ -143,13 +143,15 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
         (["{model}", "{rows}", "--beta", "0.2"], "--beta does not go with --method lora", "usage.contradiction"),
         (
             ["{model}", "{rows}", "--method", "dpo", "--like", "chatglm3"],
-            "--like does not go with --method dpo",
+            "--like chatglm3 and --method dpo conflict",
             "usage.contradiction",
         ),
         (["{model}", "{rows}", "--method", "dpo", "--beta", "0"], "--beta cannot be '0'", "usage.value"),
         (["{model}", "{rows}", "--method", "dpo", "--over-length", "split"], "'split'", "usage.value"),
         (["{model}", "{rows}", "--like", "chatglm"], "--like", "usage.value"),
-        (["{model}", "{rows}", "--like", "cpm"], "trains a model from scratch", "tune.method"),
+        (["{model}", "{rows}", "--like", "cpm"], "--method scratch needs --config", "tune.config"),
+        (["{model}", ""], "'' is not here", "tune.no_data"),
+        (["{model}", "{rows}", "--targets", ""], "--targets cannot be ''", "usage.value"),
         (
             ["{model}", "{rows}", "--like", "ptuning", "--method", "lora"],
             "--like ptuning and --method lora conflict",
@@ -311,7 +313,9 @@ def test_a_name_that_the_store_has_is_refused_or_another_one_is_found(glmchat: R
 
     (locations.adapters_dir() / "rows").mkdir(parents=True)
     (locations.adapters_dir() / "rows" / "adapter_config.json").write_text("{}")
-    assert glmchat("tune", model, rows, "--as", "rows", "--json").returncode == 2
+    done = glmchat("tune", model, rows, "--as", "rows", "--json")
+    assert done.returncode == 2
+    assert "another one with --as" in json.loads(done.stdout)["hint"]
     assert runs() == []
 
 
