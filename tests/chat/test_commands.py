@@ -178,6 +178,7 @@ def test_the_details_of_an_answer_need_an_answer(face: NotingFace) -> None:
 def test_every_command_without_an_action_says_how_the_same_is_had_without_a_window() -> None:
     window_only = {c.name for c in table.COMMANDS if c.run is None}
     assert window_only == {
-        "stop", "copy", "quote", "preset", "model", "compare", "restart", "find", "delete", "theme", "editor", "tune"
+        "stop", "copy", "quote", "preset", "model", "compare", "restart", "find", "delete", "theme", "editor", "tune",
+        "eval",
     }  # fmt: skip
     assert all(c.instead for c in table.COMMANDS if c.run is None)
