@@ -29,6 +29,8 @@ class Decoding:
     top_logprobs: how many alternatives are told beside each token, 0 for none; None tells no log probabilities at all.
     They are those of the model itself, before any setting has changed them.
     thinking_budget: tokens a thought may take before it is closed; None leaves it to the model.
+    of_prompt: log probabilities of the prompt's tokens stand before those of the answer, which then also tell of one
+    that ends it. only_reads: the prompt is read, and nothing is answered.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -40,6 +42,8 @@ class Decoding:
     grammar: Grammar | None = None
     thinking_budget: int | None = None
     budget_param: str = "thinking_budget"  # the field of the request that told it
+    of_prompt: bool = False
+    only_reads: bool = False
 
 
 PLAIN = Decoding()  # asks for nothing: answers are computed as if none of this existed
@@ -47,8 +51,11 @@ PLAIN = Decoding()  # asks for nothing: answers are computed as if none of this 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token of an answer: its bytes, its log probability, and the likeliest tokens of its place with theirs."""
+    """One token: its bytes, its log probability, and the likeliest tokens of its place with theirs.
+
+    logprob: None of the first token of a prompt, before which stands nothing that could foretell it.
+    """
 
     piece: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()

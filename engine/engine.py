@@ -16,7 +16,7 @@ from glmchat.checkpoints.fit import LONGEST_CONTEXT
 from glmchat.checkpoints.spec import ModelSpec
 from glmchat.checkpoints.vocabulary_trial import try_vocabulary
 from glmchat.core.decoding import Decoding
-from glmchat.core.errors import Damaged, Usage
+from glmchat.core.errors import Damaged, FieldError, Usage
 from glmchat.core.fingerprints import of_adapter, program_state
 from glmchat.core.language import tr
 from glmchat.core.messages import Message, Sampling
@@ -350,22 +350,36 @@ class Engine:
         self._kernel = _kernels(self.model)
         seed = new_seed() if sampling.seed is None else sampling.seed
         choose, active = self.sampler(sampling, seed, ids), self._formats.active
+        on_rows = None if decoder is None else decoder.reader(ids)
         return Asked(
             ids,
             sampling,
             seed,
             choose if decoder is None else decoder.sampler(choose),
             ends=(*(() if sampling.ignore_eos else self.stop_ids), *(() if decoder is None else decoder.ends)),
-            run_on=() if active is None else active.sentence_ends,
+            # Who is told the prompt's numbers too counts on as many tokens behind it as were asked for.
+            run_on=() if active is None or on_rows is not None else active.sentence_ends,
             context=self.context,
             cancelled=cancelled,
             on_prefill=on_prefill,
+            on_rows=on_rows,
+            only_reads=decoder is not None and decoder.only_reads,
         )
 
     def decoder(self, decoding: Decoding, ids: Sequence[int] = (), adapters: Adapters = None) -> Decoder | None:
         """What holds one answer behind `ids` to `decoding`. Raises Usage for what this model cannot do."""
         prompt = self._formats.of(adapters)
         rows = self._formats.rows(prompt)
+        if decoding.of_prompt and not self.spec.causal:
+            raise FieldError(
+                tr(
+                    "{family} reads a prompt in both directions, so its tokens have no log probabilities",
+                    family=self.family,
+                ),
+                hint=tr("leave out echo or logprobs"),
+                code="decoding.both_ways",
+                param="echo",
+            )
         if ids:
             self._check(ids, rows)
         if prompt not in self._decoders:

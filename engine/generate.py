@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Sequence
 from itertools import count
 
-from glmchat.engine.decoding.sequences import Slot
+from glmchat.engine.decoding.sequences import ReadRows, Slot
 from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.sampling import Sampler
 
@@ -21,13 +21,17 @@ def generate(
     room: int = 0,
     cancelled: Callable[[], bool] | None = None,
     on_prefill: OnPrefill | None = None,
+    on_rows: ReadRows | None = None,
 ) -> Generator[int | None, None, None]:
     """The ids that follow `ids`; one of `stop_ids` ends it and is the last one yielded. None, while the prompt is read.
 
     run_on: ids that end a sentence; if there are any, an answer of `max_tokens` goes on to the next of them, to `room`
-    ids at most. Close it to stop; the cache stays usable and the next call continues from what they have in common.
+    ids at most. max_tokens 0: the prompt is read, and that is all. on_rows: see `Slot.read`.
+    Close it to stop; the cache stays usable and the next call continues from what they have in common.
     """
-    logits = yield from slot.read(ids, cancelled, on_prefill)
+    logits = yield from slot.read(ids, cancelled, on_prefill, on_rows)
+    if max_tokens <= 0:
+        return
     for length in count(1):
         if cancelled is not None and cancelled():
             raise Stopped

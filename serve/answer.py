@@ -288,7 +288,8 @@ class Answer:
                 # Nothing is cleaned up that was held to a form.
                 chat=request.is_chat and request.decoding.grammar is None,
                 decoder=engine.decoder(request.decoding, ids, self.host.folders(self.adapters)),
-                conversation=self.host.conversation(request.keep_as),
+                # A cache would be of no use to what looks at every row.
+                conversation=None if request.decoding.of_prompt else self.host.conversation(request.keep_as),
             )
         ) as chunks:
             for chunk in chunks:

@@ -23,7 +23,7 @@ from glmchat.core.decoding import PLAIN
 from glmchat.core.errors import DoesNotFit, FieldError, GlmchatError, ServerFailed, UnknownModel, Usage
 from glmchat.core.language import answer_in, tr
 from glmchat.core.text import one_line
-from glmchat.serve import wire
+from glmchat.serve import fields, wire
 from glmchat.serve.answer import Answer, Said, Silence
 from glmchat.serve.face import EngineFace
 from glmchat.serve.fields import fields_of_variables, invalid, template_variables, unread_variable
@@ -69,6 +69,8 @@ def build_app(
             Route("/v1/load_lora_adapter", routes.load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", routes.unload_adapter, methods=["POST"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
+            Route("/detokenize", routes.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", routes.tokenizer_info),
             *(leases.routes() if leases else ()),
         ],
         exception_handlers={GlmchatError: _refusal, HTTPException: _http_refusal, Exception: _unexpected},
@@ -215,6 +217,32 @@ class _Routes:
             raise unread_variable(error, told_in) from None
         return _json({"count": len(ids), "tokens": ids, "max_model_len": engine.context})
 
+    async def detokenize(self, request: Request) -> Response:
+        """vLLM's form: `tokens`, in the words of an adapter that `model` may name."""
+        host = self._host
+        engine = host.ready()
+
+        def parse(data: dict[str, Any]) -> Callable[[], str]:
+            ids, name = fields.ids(data, "tokens"), data.get("model")
+            folders = host.folders({name: 1.0} if isinstance(name, str) else {})
+
+            def text() -> str:
+                engine.decoder(PLAIN, ids, folders)  # refuses ids that are none of this vocabulary
+                return engine.detokenize(ids, folders)
+
+            return text
+
+        text, long = await self._parsed(request, parse)
+        return _json({"prompt": await host.text.do(text, long=long)})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """vLLM's form, by which evaluation harnesses know that `/tokenize` and `/detokenize` are here.
+
+        No marks are named: `/tokenize` reads a text as plain text, and would give their letters for them.
+        """
+        self._host.ready()
+        return _json({"tokenizer_class": "glmchat", "bos_token": None, "eos_token": None, "chat_template": None})
+
     async def load_adapter(self, request: Request) -> Response:
         name = await self._adapter_name(request)
         await self._in_turn(lambda: self._host.attach(name))
@@ -267,6 +295,7 @@ class _Routes:
             folders = host.folders(adapters)
             prompts, continued = await self._prompts(generation, folders, long=long)
             engine = host.ready()
+            _check_rows(generation, prompts)
             for ids in prompts:
                 _check_length(len(ids), engine.context)
                 if (
@@ -357,6 +386,7 @@ class _Routes:
 
 
 _LONG = 100_000  # bytes of a body; tokenising so many takes some 20 to 400 ms
+_MOST_ROWS = 1_000_000  # log probabilities of prompts, with the alternatives that are told beside each
 _HOPELESS = 16  # characters for each token of the context; no language has half as many
 
 
@@ -365,6 +395,15 @@ def _echoes(engine: EngineFace, generation: GenerationRequest, folders: Sequence
     if not generation.echo:
         return []
     return [one if isinstance(one, str) else engine.detokenize(one, folders) for one in generation.prompts]
+
+
+def _check_rows(generation: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+    """Log probabilities of prompts are told at once when all are known; each takes some 200 bytes until then."""
+    told = (generation.decoding.top_logprobs or 0) + 1
+    if generation.decoding.of_prompt and sum(map(len, prompts)) * generation.choices * told > _MOST_ROWS:
+        raise invalid(
+            f"the prompts have more than {_MOST_ROWS} log probabilities", "send fewer prompts in one request", "prompt"
+        )
 
 
 def _check_length(length: int, context: int) -> None:

@@ -183,7 +183,7 @@ def _count(data: Mapping[str, Any], name: str, low: int, high: int) -> int | Non
     return value
 
 
-def _spelt(data: Mapping[str, Any], field: str) -> tuple[str, Any]:
+def spelt(data: Mapping[str, Any], field: str) -> tuple[str, Any]:
     """The name under which a client gave `field`, and its value; None where it did not."""
     names = _SPELLINGS.get(field, (field,))
     return next(((name, data[name]) for name in names if data.get(name) is not None), (field, None))
@@ -194,7 +194,7 @@ def sampling(data: Mapping[str, Any], defaults: Mapping[str, Any], *, max_tokens
     values: dict[str, Any] = {"max_tokens": max_tokens, **defaults}
     values["template_variables"] = {**defaults.get("template_variables", {}), **template_variables(data)}
     for field in _SAMPLING:
-        name, value = _spelt(data, field)
+        name, value = spelt(data, field)
         if value is None:
             continue
         match field:
@@ -245,7 +245,7 @@ def choices(data: Mapping[str, Any]) -> int:
 
 def decoding(data: Mapping[str, Any], *, chat: bool) -> Decoding:
     """What looks at the whole row of logits: biases, penalties, log probabilities, ends, the form of the answer."""
-    name, shortest = _spelt(data, "min_tokens")
+    name, shortest = spelt(data, "min_tokens")
     return Decoding(
         logit_bias=_logit_bias(data.get("logit_bias")),
         presence_penalty=_number(data.get("presence_penalty") or 0, "presence_penalty", -2, 2),

@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from glmchat.core.decoding import TokenLogprob
@@ -125,9 +126,13 @@ def _token(piece: bytes) -> str:
     return piece.decode("utf-8", "replace")
 
 
+def _number(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST)
+
+
 def chat_logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
-    def row(piece: bytes, logprob: float) -> dict[str, Any]:
-        return {"token": _token(piece), "logprob": max(logprob, LEAST), "bytes": list(piece)}
+    def row(piece: bytes, logprob: float | None) -> dict[str, Any]:
+        return {"token": _token(piece), "logprob": _number(logprob), "bytes": list(piece)}
 
     rows = [
         {**row(one.piece, one.logprob), "top_logprobs": [row(piece, logprob) for piece, logprob in one.top]}
@@ -137,20 +142,25 @@ def chat_logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def completion_logprobs(told: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """Of a prompt's first token all numbers are null, as OpenAI's are."""
     tokens = [_token(one.piece) for one in told]
-    offsets = [offset + sum(map(len, tokens[:index])) for index in range(len(tokens))]
     return {
         "tokens": tokens,
-        "token_logprobs": [max(one.logprob, LEAST) for one in told],
-        # The chosen token stands beside the likeliest, so an object may hold one more than was asked for.
-        "top_logprobs": [
-            {_token(piece): max(logprob, LEAST) for piece, logprob in (*one.top, (one.piece, one.logprob))}
-            if one.top
-            else {}
-            for one in told
-        ],
-        "text_offset": offsets,
+        "token_logprobs": [_number(one.logprob) for one in told],
+        "top_logprobs": [_likeliest(one) for one in told],
+        "text_offset": [offset + before for before in accumulate(map(len, tokens[:-1]), initial=0)] if tokens else [],
     }
+
+
+def _likeliest(told: TokenLogprob) -> dict[str, float] | None:
+    """The chosen token stands beside the likeliest, so there may be one more than was asked for. Of two that are the
+    same text (halves of characters) the likelier one is told."""
+    if told.logprob is None:
+        return None
+    said: dict[str, float] = {}
+    for piece, logprob in (*told.top, (told.piece, told.logprob)) if told.top else ():
+        said.setdefault(_token(piece), max(logprob, LEAST))
+    return said
 
 
 class Rendering:

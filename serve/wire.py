@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glmchat.core.decoding import PLAIN, Decoding
@@ -192,10 +192,15 @@ def parse_completion(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> Ge
     """A `/v1/completions` body. `prompt` is a text, a list of ids, or a list of one of the two, as in OpenAI's API:
     each has `n` answers, in the order of the prompts.
     """
-    common = _common({name: value for name, value in data.items() if name != "echo"}, defaults, chat=False)
     prompt, echo = data.get("prompt"), flag(data, "echo")
-    if echo and common["decoding"].top_logprobs is not None:
-        raise unsupported("echo", tr("leave the field out, or logprobs"))
+    limit, most = fields.spelt(data, "max_tokens")
+    only_reads = echo and type(most) is int and most == 0  # OpenAI's way of asking for the prompt's numbers alone
+    left_out = {"echo", limit} if only_reads else {"echo"}
+    common = _common({name: value for name, value in data.items() if name not in left_out}, defaults, chat=False)
+    if echo:
+        asked: Decoding = common["decoding"]
+        of_prompt = asked.top_logprobs is not None
+        common["decoding"] = replace(asked, of_prompt=of_prompt, only_reads=only_reads)
     given = prompt if isinstance(prompt, list) and any(isinstance(one, (str, list)) for one in prompt) else [prompt]
     if len(given) * common["choices"] > MOST_ANSWERS:
         raise invalid(f"prompt asks for more than {MOST_ANSWERS} answers", "send fewer in one request", "prompt")

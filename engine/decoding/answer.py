@@ -10,7 +10,7 @@ from typing import Any
 from glmchat.core.decoding import TokenLogprob
 from glmchat.core.messages import FinishReason, Sampling
 from glmchat.engine.decoding.decoder import Decoder
-from glmchat.engine.decoding.sequences import Sequences, Slot
+from glmchat.engine.decoding.sequences import ReadRows, Sequences, Slot
 from glmchat.engine.generate import generate
 from glmchat.engine.gpu.prompt import OnPrefill, Stopped
 from glmchat.engine.sampling import Sampler
@@ -39,7 +39,8 @@ class Chunk:
 class Asked:
     """An answer to `ids` as a model gives it. ends: ids that end it; run_on: see `generate`; context: positions in all.
 
-    sampler: chooses under `sampling` with `seed`, and under the decoder where there is one.
+    sampler: chooses under `sampling` with `seed`, and under the decoder where there is one. on_rows: see `Slot.read`.
+    only_reads: nothing is answered.
     """
 
     ids: Sequence[int]
@@ -51,6 +52,8 @@ class Asked:
     context: int
     cancelled: Callable[[], bool] | None = None
     on_prefill: OnPrefill | None = None
+    on_rows: ReadRows | None = None
+    only_reads: bool = False
 
     @property
     def room(self) -> int:
@@ -59,7 +62,7 @@ class Asked:
     @property
     def limit(self) -> int:
         """The number of ids that was asked for or that there is room for."""
-        return min(self.sampling.max_tokens or MAX_TOKENS, self.room)
+        return 0 if self.only_reads else min(self.sampling.max_tokens or MAX_TOKENS, self.room)
 
     def steps(self, slot: Slot) -> Generator[int | None, None, None]:
         return generate(
@@ -72,6 +75,7 @@ class Asked:
             room=self.room,
             cancelled=self.cancelled,
             on_prefill=self.on_prefill,
+            on_rows=self.on_rows,
         )
 
 

@@ -23,6 +23,7 @@ from glmchat.core.errors import FieldError
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.engine.decoding import form
+from glmchat.engine.decoding.sequences import ReadRows
 from glmchat.engine.sampling import Sampler
 from glmchat.engine.tokenizers.base import Tokenizer
 
@@ -140,6 +141,7 @@ class Decoder:
     ) -> None:
         self._asked = decoding
         self.ends = decoding.stop_token_ids
+        self.only_reads = decoding.only_reads
         self._all_ends = torch.tensor([*dict.fromkeys((*stop_ids, *decoding.stop_token_ids))], dtype=torch.long)
         self._piece = piece
         self._matcher, self._thought = matcher, thought
@@ -149,9 +151,35 @@ class Decoder:
         self._told: list[TokenLogprob] = []
 
     def told(self, *, ended: bool = False) -> tuple[TokenLogprob, ...]:
-        """Log probabilities of the tokens since the last call; of one that ended the answer nothing is shown."""
+        """Log probabilities of the tokens since the last call; of one that ended the answer nothing is shown, but where
+        those of the prompt are: that there is one for each id is how a client finds their end.
+        """
         told, self._told = self._told, []
-        return tuple(told[:-1] if ended else told)
+        return tuple(told[:-1] if ended and not self._asked.of_prompt else told)
+
+    def reader(self, ids: Sequence[int]) -> ReadRows | None:
+        """What is shown the logits behind each of `ids`, a prompt, to tell its tokens' log probabilities too."""
+        if not self._asked.of_prompt:
+            return None
+        self._told = [TokenLogprob(self._piece(ids[0]), None)]
+
+        def read(start: int, logits: torch.Tensor) -> None:
+            following = ids[start + 1 : start + 1 + len(logits)]
+            if following:
+                self._told += self._rate(logits[: len(following)], following)
+
+        return read
+
+    def _rate(self, logits: torch.Tensor, tokens: Sequence[int]) -> list[TokenLogprob]:
+        """Of each token under its row of logits [n, vocab]."""
+        logprobs = torch.log_softmax(logits.float(), -1)
+        told = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0].tolist()
+        values, ids = logprobs.topk(min(self._asked.top_logprobs or 0, logprobs.shape[1]))
+        best = [
+            tuple((self._piece(i), v) for i, v in zip(*row, strict=True))
+            for row in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+        return [TokenLogprob(self._piece(t), p, top) for t, p, top in zip(tokens, told, best, strict=True)]
 
     def sampler(self, choose: Sampler) -> Sampler:
         """`choose` from the row as the request wants it. It needs the whole row: a card's best candidates are those
@@ -195,11 +223,8 @@ class Decoder:
             self._matcher.take(token)
         if self._thought is not None:
             self._thought.take(token)
-        if (top := self._asked.top_logprobs) is not None:
-            logprobs = torch.log_softmax(row, 0)
-            values, ids = logprobs.topk(min(top, len(row)))
-            best = tuple((self._piece(int(i)), float(v)) for v, i in zip(values, ids, strict=True))
-            self._told.append(TokenLogprob(self._piece(token), float(logprobs[token]), best))
+        if self._asked.top_logprobs is not None:
+            self._told += self._rate(row[None], [token])
 
 
 class Decoders:

@@ -33,11 +33,15 @@ CHUNK = 512
 CARD_CHUNK = 2048  # on a card; there each matrix is unpacked once for all rows of a step
 SHARED_CHUNK = 64  # while other answers are being written: they wait for it
 
+ROWS_CHUNK = 128  # while somebody looks at every row of logits, which has 150,000 numbers of a large vocabulary
+
 LEAST = 64  # rows of a step when memory is short
 SPARE_CACHES = 3  # caches of other sets of adapters, beside those in use
 WORTH = 16  # ids that two prompts must have in common for their keys and values to be copied
 _ROOM = 4  # times its bytes must be free for a cache to be kept
 _GONE = object()  # the name of what was computed with adapters that are no more
+ReadRows = Callable[[int, torch.Tensor], None]
+"""What looks at the float32 logits [n, vocab] behind n ids of a prompt, of which the first has this index."""
 
 
 class Slot:
@@ -182,9 +186,11 @@ class Slot:
         ids: Sequence[int],
         cancelled: Callable[[], bool] | None = None,
         on_prefill: OnPrefill | None = None,
+        on_rows: ReadRows | None = None,
     ) -> Generator[None, None, torch.Tensor]:
         """Bring the cache to `ids`; yields between chunks, and returns the float32 logits [vocab] behind the last id.
 
+        on_rows: is shown the logits behind each id; so all of them are computed, whatever the cache holds.
         Raises DoesNotFit if they are longer than the context, and Stopped when `cancelled` says so; the cache then
         holds what was finished and remembers exactly that.
         """
@@ -195,16 +201,18 @@ class Slot:
                 hint=tr("shorten it, start a new conversation, or make room with --context"),
                 code="context.full",
             )
-        start = first = self.held(ids)
+        start = first = self.held(ids) if on_rows is None else 0
+        self.cached = min(self.cached, start)
         self.cut(start)
         cache = self.cache
         if not self.model.spec.causal:
             cache.layout = None
         step = (CHUNK if device == "cpu" else CARD_CHUNK) if self.model.spec.causal else len(ids)
+        step = step if on_rows is None else min(step, ROWS_CHUNK)
         logits: torch.Tensor | None = None
         while start < len(ids):
             shared = self.model.spec.causal and self._all.is_shared and not self._all.reads_afresh
-            if shared and (ahead := self._all.ahead_of(self, ids)) is not None:
+            if shared and on_rows is None and (ahead := self._all.ahead_of(self, ids)) is not None:
                 held = ahead.held(ids)
                 self.copy(ahead, held)
                 self.cached, start = self.cached + held - start, held
@@ -213,7 +221,7 @@ class Slot:
             watch = watch_layers(cancelled, on_prefill, start, end, len(ids), layers, pace)
             began = time.perf_counter()
             try:
-                logits = self._forward(ids[start:end], watch)
+                logits = self._forward(ids[start:end], watch, on_rows=on_rows)
             except torch.OutOfMemoryError as error:
                 step = self._fewer(step, error)
                 continue
@@ -289,7 +297,11 @@ class Slot:
         del self._ids[length:]
 
     def _forward(
-        self, ids: Sequence[int], between_layers: Callable[[], None] | None, kind: str = "prefill"
+        self,
+        ids: Sequence[int],
+        between_layers: Callable[[], None] | None,
+        kind: str = "prefill",
+        on_rows: ReadRows | None = None,
     ) -> torch.Tensor:
         cache = self.cache
         before = cache.length
@@ -297,7 +309,10 @@ class Slot:
         try:
             with torch.inference_mode():
                 row = torch.tensor(ids, device=self._all.device)
-                logits: torch.Tensor = self.model(row, cache, last_only=True, between_layers=between_layers)[-1]
+                rows = self.model(row, cache, last_only=on_rows is None, between_layers=between_layers)
+                if on_rows is not None:
+                    on_rows(len(self._ids), rows)
+                logits: torch.Tensor = rows[-1].clone() if on_rows is not None else rows[-1]
                 logits.ids = row  # type: ignore[attr-defined]  # for who chooses on a card: they are there already
         except BaseException:
             cache.truncate(before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from glmchat.core.errors import FieldError, Usage
 from glmchat.core.messages import Sampling
 from glmchat.engine import Engine, load_tokenizer
 from glmchat.engine.decoding import form
-from glmchat.engine.decoding.decoder import Decoders
+from glmchat.engine.decoding.decoder import Decoder, Decoders
 from glmchat.engine.sampling import make_sampler
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
@@ -332,3 +333,72 @@ def test_a_thought_ends_when_its_budget_is_used_up(tmp_path: Path, engine: Engin
         thinker.close()
     with pytest.raises(Usage, match="does not mark its thoughts"):
         engine.decoder(Decoding(thinking_budget=5))
+
+
+@pytest.mark.parametrize("length", [1, 2, 200])
+def test_log_probabilities_of_a_prompt_are_those_of_transformers_own_logits(
+    engine: Engine, reference: Any, length: int
+) -> None:
+    """Longer than one chunk of rows, and behind an answer whose cache holds its beginning."""
+    prompt = torch.randint(3, 260, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    rows = torch.log_softmax(reference(torch.tensor([prompt])).logits[0].detach(), -1)
+    list(engine.stream_ids(prompt, GREEDY))
+    for top, only_reads in ((0, True), (3, True), (3, False)):
+        decoder = engine.decoder(Decoding(top_logprobs=top, of_prompt=True, only_reads=only_reads), prompt)
+        chunks = list(engine.stream_ids(prompt, Sampling(temperature=0, max_tokens=1), decoder=decoder, chat=False))
+        told = [one for chunk in chunks for one in chunk.logprobs]
+        assert len(told) == length + (not only_reads), "one for each id, also for an id that ends the answer"
+        assert sum(len(chunk.token_ids) for chunk in chunks) == (not only_reads)
+        assert (told[0].logprob, told[0].top) == (None, ())
+        for row, token, one in zip(rows, prompt[1:], told[1:], strict=False):
+            assert one.logprob == pytest.approx(float(row[token]), abs=1e-4)
+            assert [value for _, value in one.top] == pytest.approx(row.topk(top).values.tolist(), abs=1e-4)
+        if not only_reads:
+            assert told[-1].logprob == pytest.approx(float(rows[-1].max()), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b"])
+def test_log_probabilities_of_a_prompt_are_those_of_one_uncached_pass(
+    name: str, tmp_path: Path, random_checkpoints: ModuleType
+) -> None:
+    config = random_checkpoints.tiny(name, padded_vocab_size=400)
+    random_checkpoints.write_checkpoint(tmp_path, config, dtype=torch.float32)
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    try:
+        prompt = torch.randint(3, 300, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+        rows = torch.log_softmax(engine.logits(prompt), -1)
+        decoder = Decoder(Decoding(top_logprobs=1, of_prompt=True), (), lambda token: b"%d" % token)
+        deque(engine.sequence.read(prompt, on_rows=decoder.reader(prompt)))
+        told = decoder.told()
+        assert [int(one.piece) for one in told] == prompt
+        right = rows[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        assert [one.logprob for one in told[1:]] == pytest.approx(right.tolist(), abs=1e-4)
+    finally:
+        engine.close()
+
+
+def test_a_model_that_reads_both_ways_has_no_log_probabilities_of_a_prompt(
+    tmp_path: Path, random_checkpoints: ModuleType
+) -> None:
+    random_checkpoints.write_checkpoint(tmp_path, random_checkpoints.tiny("chatglm-6b"), dtype=torch.float32)
+    engine = Engine.load(tmp_path, dtype="float32", threads=1)
+    try:
+        with pytest.raises(FieldError) as refused:
+            engine.decoder(Decoding(top_logprobs=1, of_prompt=True))
+        assert refused.value.param == "echo"
+    finally:
+        engine.close()
+
+
+def test_reading_a_prompt_for_its_log_probabilities_is_stopped_between_layers(engine: Engine) -> None:
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    prompt = [7, 8, 9] * 80
+    decoder = engine.decoder(Decoding(top_logprobs=1, of_prompt=True), prompt)
+    (end,) = engine.stream_ids(prompt, GREEDY, decoder=decoder, cancelled=cancelled)
+    assert end.finish_reason == "cancelled" and len(end.logprobs) < len(prompt)

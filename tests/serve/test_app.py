@@ -235,6 +235,18 @@ def test_tokenize_counts_text_and_messages(serve: Serve) -> None:
     assert rendered["count"] == len("<user>hi<assistant>")
 
 
+def test_a_harness_finds_the_tokenizer_and_gets_its_text_back(serve: Serve) -> None:
+    """vLLM's /tokenizer_info and /detokenize, as lm-eval's RemoteTokenizer asks for them."""
+    client = serve().client
+    info = client.get("/tokenizer_info").json()
+    assert "eos_token" in info and info["eos_token"] is None
+    ids = client.post("/tokenize", json={"prompt": "héllo 你", "add_special_tokens": False}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": "héllo 你"}
+    for wrong in ("a", [1, "a"], [-1], [[1]]):
+        refused = client.post("/detokenize", json={"tokens": wrong})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "tokens"
+
+
 def test_health_goes_from_loading_to_ok(serve: Serve) -> None:
     gate = threading.Event()
 

@@ -130,6 +130,41 @@ def test_ids_are_echoed_in_the_words_of_who_answers_not_of_who_answered_before(
         engine.close()
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_an_echo_with_log_probabilities_tells_those_of_the_prompts_as_openais_legacy_form_has_them(
+    limit: int, serve: Any, llama: Path
+) -> None:
+    """For texts and ids alike; transformers says what the numbers are."""
+    engine = Engine.load(llama, threads=1, dtype="float32")
+    running = serve(engine)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    texts = ["a zebra", "so it goes, so it went"]
+    try:
+        for prompt in (texts, [tokenizer(text)["input_ids"] for text in texts]):
+            fields = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": limit, "temperature": 0}
+            reply = running.client.post("/v1/completions", json=fields)
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["usage"]["completion_tokens"] == 2 * limit
+            for text, choice in zip(texts, reply.json()["choices"], strict=True):
+                ids = tokenizer(text)["input_ids"]
+                rows = torch.log_softmax(model(torch.tensor([ids])).logits[0].detach(), -1)
+                told = choice["logprobs"]
+                assert {len(column) for column in told.values()} == {len(ids) + limit}
+                assert choice["text"].startswith(text) and choice["text"] == "".join(told["tokens"])
+                assert told["tokens"][: len(ids)] == [tokenizer.decode([token]) for token in ids]
+                assert told["text_offset"] == [len("".join(told["tokens"][:n])) for n in range(len(ids) + limit)]
+                assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+                right = [float(row[token]) for row, token in zip(rows, ids[1:], strict=False)]
+                assert told["token_logprobs"][1 : len(ids)] == pytest.approx(right, abs=1e-4)
+                for row, likeliest in zip(rows, told["top_logprobs"][1:], strict=False):
+                    assert max(likeliest.values()) == pytest.approx(float(row.max()), abs=1e-4)
+        many = running.client.post("/v1/completions", json={**fields, "prompt": [[5] * 250] * 250, "logprobs": 20})
+        assert many.status_code == 400 and many.json()["error"]["param"] == "prompt"
+    finally:
+        engine.close()
+
+
 def test_an_adapter_whose_words_do_not_fit_is_refused_each_time_and_the_base_goes_on(
     serve: Any, tmp_path: Path
 ) -> None:

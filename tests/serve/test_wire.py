@@ -152,11 +152,27 @@ def test_a_completion_takes_the_prompts_that_openais_takes(prompt: Any, prompts:
     assert wire.parse_completion({"prompt": prompt}, {}).prompts == prompts
 
 
-def test_best_of_and_an_echo_with_log_probabilities_are_refused_by_name() -> None:
-    for given, param in (({"best_of": 3}, "best_of"), ({"echo": True, "logprobs": 1}, "echo"), ({"echo": 1}, "echo")):
+def test_best_of_and_what_is_no_echo_are_refused_by_name() -> None:
+    for given, param in (({"best_of": 3}, "best_of"), ({"echo": 1}, "echo"), ({"echo": "yes", "logprobs": 1}, "echo")):
         with pytest.raises(FieldError) as refused:
             wire.parse_completion({"prompt": "a", **given}, {})
         assert refused.value.param == param
+
+
+def test_a_prompts_log_probabilities_are_asked_for_by_echo_and_logprobs_and_it_alone_by_no_tokens() -> None:
+    for given, of_prompt, only_reads in (
+        ({"echo": True, "logprobs": 1, "max_tokens": 1}, True, False),
+        ({"echo": True, "logprobs": 0, "max_tokens": 0}, True, True),
+        ({"echo": True, "max_tokens": 0}, False, True),
+        ({"echo": True}, False, False),
+        ({"logprobs": 1}, False, False),
+    ):
+        decoding = wire.parse_completion({"prompt": "a", **given}, {}).decoding
+        assert (decoding.of_prompt, decoding.only_reads) == (of_prompt, only_reads)
+    for no_echo in ({}, {"echo": False}, {"logprobs": 1}):
+        with pytest.raises(FieldError) as refused:
+            wire.parse_completion({"prompt": "a", "max_tokens": 0, **no_echo}, {})
+        assert refused.value.param == "max_tokens"
 
 
 def test_over_http_each_of_them_is_one_400_and_the_server_serves_on(serve: Serve) -> None:
