@@ -43,13 +43,14 @@ _ONLY = {
     "prefix_projection": ("prefix",),
     **dict.fromkeys(("last_layers", "optimiser_dtype"), MODELS),
     "config": ("scratch",),
+    "stride": ("lora", "prefix", "prompt", *MODELS),
     "like": ("lora", "prefix", *MODELS),
     "on": ("lora", "prefix", "prompt", "full"),
     **dict.fromkeys(("beta", "loss"), ("dpo",)),
 }
 # field -> lowest, highest
 _RANGES = {
-    "max_length": (2, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95),
+    "max_length": (2, 1 << 20), "stride": (1, 1 << 20), "rank": (1, 4096), "alpha": (1e-6, 1e6), "dropout": (0, 0.95),
     "prefix_length": (1, 8192), "beta": (1e-4, 1e3), "last_layers": (1, 10_000), "lr": (1e-12, 10),
     "epochs": (1, 10_000), "steps": (1, 10**7), "minutes": (0.01, 10**6), "tokens_per_step": (1, 10**9),
     "save_every": (1, 10**9), "row_tokens": (1, 10**9), "threads": (1, 1024), "seed": (0, 2**63 - 1),
@@ -68,6 +69,7 @@ class Recipe:
     mix: list[str]
     columns: str | None
     max_length: int | None
+    stride: int | None
     over_length: str | None
     rank: int | None
     alpha: float | None
@@ -177,6 +179,12 @@ class Recipe:
                     hint=tr("it belongs to --method {methods}", methods="|".join(methods)),
                     code="usage.contradiction",
                 )
+        if self.stride is not None and self.over_length not in (None, "split"):
+            raise Usage(
+                tr("{one} and {other} conflict", one="--stride", other=f"--over-length {self.over_length}"),
+                hint=tr("windows are what --over-length split makes of a long text"),
+                code="usage.contradiction",
+            )
         if method == "dpo" and self.over_length == "split":
             raise _wrong("--over-length", "split", tr("of pairs: refuse, cut-question, cut-answer or drop"))
         return method

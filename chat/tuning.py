@@ -266,8 +266,9 @@ def state_words(state: State) -> str:
 
 
 def _measures() -> tuple[tuple[str, str, Callable[[Any], str]], ...]:
-    """Of pairs of answers, in a step or an evaluation: title, name in the record, and how it is shown."""
+    """Of tokens and of pairs of answers, in a step or an evaluation: title, name in the record, how it is shown."""
     return (
+        (tr("token accuracy"), "token_accuracy", lambda share: f"{100 * share:.1f} %"),
         (tr("told apart"), "accuracy", lambda share: f"{100 * share:.0f} %"),
         (tr("margin"), "margin", _reward),
         (tr("better"), "reward_chosen", _reward),

@@ -275,7 +275,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
         (tr("kind"), kind_words(facts)),
         (tr("base"), row.base),
         (tr("checked against"), checked.get("name")),
-        *_trained(facts.get("trained")),
+        *trained_lines(facts.get("trained")),
         (tr("layers"), ", ".join(map(str, facts.get("targets") or ())) or None),
         (tr("tokenizer"), ", ".join(own_tokenizer(row.path)) or None),
         (tr("chat template"), None if own_template(row) is None else tr("its own, used while it is active")),
@@ -299,8 +299,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
     say_evaluations(row.name)
 
 
-def _trained(record: Any) -> list[tuple[str, str | None]]:
-    """What `glmchat tune` noted."""
+def trained_lines(record: Any) -> list[tuple[str, str | None]]:
+    """What `glmchat tune` noted of an adapter or a model; text in it comes from outside."""
     if not isinstance(record, dict):
         return []
     loss, judged, moved = record.get("loss"), record.get("evaluation"), record.get("delta")

@@ -31,11 +31,12 @@ def show(
 ) -> None:
     """Show a model: where it is, its files and where they came from, the memory it needs, its licence.
 
-    And what it was evaluated on last. Of an adapter it tells what `glmchat adapters show` does.
+    And what it was evaluated on last, and of a model that learned here how. Of an adapter it tells what
+    `glmchat adapters show` does.
     """
     from glmchat.chat.launch import installed_row, problem_of
     from glmchat.cli import adapters as of_adapters
-    from glmchat.hub import adapters, catalogue
+    from glmchat.hub import adapters, catalogue, trained_models
     from glmchat.hub.installed import details
 
     if not fit and adapters.by_name(name) is not None:
@@ -52,9 +53,10 @@ def show(
             _show_fit(rows)
         return
     facts = details(row, catalogue.load())
-    problem = problem_of(row)
+    problem, trained = problem_of(row), trained_models.facts_of(row)
     if as_json:
         told = {"problem": problem.to_json() if problem else None, "evaluations": of_adapters.evaluated(row.name)}
+        told |= {"trained": trained} if trained else {}
         output.json_line({**row.to_json(), **facts, **told})
         return
     lines: list[tuple[str, Any]] = [
@@ -65,6 +67,10 @@ def show(
         (tr("repository"), row.repo),
         (tr("revision"), row.revision),
         (tr("made from"), row.base),
+        *(
+            (word, None if value is None else one_line(str(value), 400))
+            for word, value in of_adapters.trained_lines(trained)
+        ),
         (tr("path"), row.path),
         (tr("size"), human_bytes(row.size_bytes) + ("" if row.complete else f" ({tr('incomplete')})")),
     ]

@@ -85,6 +85,15 @@ def tune(
     max_length: Annotated[
         int | None, typer.Option("--max-length", metavar="N", help="Tokens of a row.", rich_help_panel=_DATA)
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            metavar="N",
+            help="Of texts: tokens from one window to the next; none overlap.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     over_length: Annotated[
         str | None,
         typer.Option(
@@ -288,7 +297,8 @@ def tune(
         )
     recipe = Recipe(
         like=like, method=method, on=on, system=system, eval=held_out, mix=mix or [], columns=columns,
-        max_length=max_length, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout, targets=targets,
+        max_length=max_length, stride=stride, over_length=over_length, rank=rank, alpha=alpha, dropout=dropout,
+        targets=targets,
         rslora=rslora or None, dora=dora or None, prefix_length=prefix_length,
         prefix_projection=prefix_projection or None, beta=beta, loss=loss, output=output_as, config=config,
         last_layers=last_layers, optimiser_dtype=optimiser_dtype, lr=lr,

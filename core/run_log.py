@@ -4,8 +4,9 @@
     {"kind": "stage", …}       what is done before the plan: "say"
     {"kind": "page", …}        the plan: "words" are the lines that people read
     {"kind": "step", …}        step, steps, epoch, loss, lr, grad_norm, tokens, tokens_per_second, memory, seconds_left,
-                               worst; of pairs also accuracy, margin, reward_chosen, reward_rejected
-    {"kind": "evaluation", …}  step, loss, perplexity; of pairs the measures of a step instead
+                               worst; token_accuracy, the share of the learned tokens that had the highest logit; or of
+                               pairs accuracy, margin, reward_chosen, reward_rejected
+    {"kind": "evaluation", …}  step, loss, perplexity, token_accuracy; of pairs the measures of a step instead
     {"kind": "sample", …}      step, question, answer, stopped
     {"kind": "checkpoint", …}  step, path
     {"kind": "end", …}         state: done, stopped or failed; code, message, hint

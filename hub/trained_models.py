@@ -14,6 +14,7 @@ from typing import Any
 from glmchat.core import locations
 from glmchat.core.errors import Usage
 from glmchat.core.files import sync
+from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
 from glmchat.core.text import one_line
 from glmchat.hub import adapters, aliases, catalogue, installed, lookup, manifests, store
@@ -75,6 +76,14 @@ def keep(folder: Path, name: str, base: str | None, facts: Mapping[str, Any]) ->
     except OSError as error:
         raise store.disk_error(error, place) from None
     return installed.row_of_made(place, manifest)
+
+
+def facts_of(row: Installed) -> dict[str, Any]:
+    """What stands under "trained" of a model that learned here; {} for any other."""
+    if row.source != "made" or not row.path.is_dir():
+        return {}
+    found = small_json(row.path / BESIDE).get("trained")
+    return found if isinstance(found, dict) else {}
 
 
 def _record(path: Path) -> FileRecord:

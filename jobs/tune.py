@@ -266,7 +266,8 @@ class _Plan:
 def data_options(recipe: Mapping[str, Any]) -> DataOptions:
     """What reads the data is told; what was not asked for is its own to choose."""
     names = {"on": "on", "like": "like", "over_length": "over_length", "max_length": "max_length", "format": "format",
-             "columns": "columns", "eval": "evaluation", "system": "system", "seed": "seed"}  # fmt: skip
+             "columns": "columns", "eval": "evaluation", "system": "system", "seed": "seed",
+             "stride": "stride"}  # fmt: skip
     asked = {field: recipe[name] for name, field in names.items() if name in recipe}
     return DataOptions(**asked, pairs=recipe.get("method") == "dpo", mixes=tuple(recipe.get("mix", ())))
 

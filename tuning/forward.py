@@ -35,7 +35,7 @@ from glmchat.engine.models.prefix import PrefixedModel
 from glmchat.engine.models.transformers_model import Fallback
 from glmchat.engine.placement import choose_dtype, multiply_exactly
 from glmchat.tuning.examples import Example
-from glmchat.tuning.products import head_losses, losses_of_logits
+from glmchat.tuning.products import head_loss, head_losses, losses_of_logits
 from glmchat.tuning.settings import Settings
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -89,20 +89,29 @@ def learned_of(example: Example) -> int:
     return sum(sum(learned[1:]) for _, learned in example.documents())
 
 
-def loss_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
+def loss_of(
+    model: LanguageModel,
+    flat: Flat,
+    *,
+    by_layer: bool = False,
+    front: Front | None = None,
+    hits: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Sum of the cross entropies of `flat.targets`, float32; logits are computed for the learned rows alone.
 
     by_layer: keep only what goes into each layer, and compute the layer again in the backward pass. front: of models
-    that are computed here alone.
+    that are computed here alone. hits: a number that the targets with the highest logit are added to.
     """
-    return losses_of(model, flat, by_layer=by_layer, front=front).double().sum().float()
+    if isinstance(model, Fallback):
+        return _of_transformers(model, flat, by_layer=by_layer, hits=hits).double().sum().float()
+    return head_loss(hidden(model, flat, by_layer=by_layer, front=front), flat.targets, head_of(model), hits)
 
 
-def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
+def losses_of(model: LanguageModel, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
     """The cross entropy of each of `flat.targets`: [m], float32."""
     if isinstance(model, Fallback):
         return _of_transformers(model, flat, by_layer=by_layer)
-    return head_losses(hidden(model, flat, by_layer=by_layer, front=front), flat.targets, head_of(model))
+    return head_losses(hidden(model, flat, by_layer=by_layer), flat.targets, head_of(model))
 
 
 def hidden(model: LanguageModel, flat: Flat, *, by_layer: bool = False, front: Front | None = None) -> torch.Tensor:
@@ -225,7 +234,7 @@ def _of_chatglm(model: ChatGLM, flat: Flat, front: Front) -> tuple[torch.Tensor,
     return x, layers, model.transformer.final_layernorm
 
 
-def _of_transformers(model: Fallback, flat: Flat, *, by_layer: bool) -> torch.Tensor:
+def _of_transformers(model: Fallback, flat: Flat, *, by_layer: bool, hits: torch.Tensor | None = None) -> torch.Tensor:
     """One document after the other, by the network's own forward: nobody knows how it would keep several apart."""
     _checkpoint_layers(cast(Any, model.inner), by_layer)
     accepted = inspect.signature(model.inner.forward).parameters
@@ -239,7 +248,7 @@ def _of_transformers(model: Fallback, flat: Flat, *, by_layer: bool) -> torch.Te
             continue
         some = {"logits_to_keep": rows} if "logits_to_keep" in accepted else {}
         logits = cast(Any, model.inner)(input_ids=ids[None], use_cache=False, **some).logits[0]
-        found.append(losses_of_logits(logits if some else logits[rows], targets))
+        found.append(losses_of_logits(logits if some else logits[rows], targets, hits))
     return torch.cat(found)
 
 

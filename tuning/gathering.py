@@ -68,6 +68,14 @@ class Gathering:
         self._limit = options.max_length or min(LENGTH, context)
         if self._recipe is not None:
             self._limit = self._recipe.total
+        begin = () if self._recipe is not None else side.prompt.complete("")
+        if options.stride is not None and not 1 <= options.stride <= self._limit - len(begin):
+            raise Usage(
+                tr("windows of {length:,} tokens cannot begin every {stride:,}", length=self._limit,
+                   stride=options.stride),
+                hint=tr("--stride from 1 to {most:,}", most=max(1, self._limit - len(begin))),
+                code="data.stride",
+            )  # fmt: skip
         self._policy: OverLength = options.over_length or "cut-question"
         self._on: On = options.on or "answers"
         self._is_text = True  # until questions and answers are met
@@ -82,6 +90,7 @@ class Gathering:
         self._first.append(len(self.store))
         facts = self.facts
         facts.on, facts.limit, facts.policy = self._on, self._limit, self._policy
+        facts.stride = self._options.stride or 0
         if self._options.pairs:
             facts.on = "pairs"
         if self._is_text:
@@ -135,6 +144,7 @@ class Gathering:
         facts = self.facts
         facts.whole += rendered.was
         facts.taken += rendered.taken
+        facts.repeated += rendered.repeated
         facts.long += rendered.is_long
         facts.split += isinstance(said, Text) and len(rendered.examples) > 1
         if rendered.is_long:
@@ -157,7 +167,7 @@ class Gathering:
             return fit_pair(said, self._side.prompt, self._limit, self._policy)
         if self._recipe is not None:
             return self._recipe.make(self._recipe, said, self._side.prompt)
-        return fit(said, self._side.prompt, self._on, self._limit, self._policy)
+        return fit(said, self._side.prompt, self._on, self._limit, self._policy, self._options.stride or 0)
 
     def _suspect(self, said: Conversation | Text | Pair) -> None:
         texts = [said.text] if isinstance(said, Text) else [message.content for message in _messages(said)]
@@ -196,6 +206,12 @@ class Gathering:
             )
         if form.is_text:
             return
+        if self._options.stride is not None:
+            raise Usage(
+                tr("--stride is of texts, and {file} holds questions and answers", file=name),
+                hint=tr("leave out --stride, or name the column of the text: --columns text=…"),
+                code="data.stride",
+            )
         self._is_text = False
         if self._on == "text":
             raise Usage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class DataOptions:
     """on, over_length None: by the data. max_length None: the recipe's, or 2,048. columns: part -> key.
 
     system: for rows that bring no system text. evaluation: a file, or a share of the rows as "5%". seed: of what is
-    held out and mixed in. pairs: rows hold a better and a worse answer each, and both are wanted.
+    held out and mixed in. pairs: rows hold a better and a worse answer each, and both are wanted. stride: tokens from
+    one window of a long text to the next; None: as many as it has.
     """
 
     on: On | None = None
@@ -42,6 +43,7 @@ class DataOptions:
     system: str | None = None
     seed: int = 0
     pairs: bool = False
+    stride: int | None = None
 
     def recipe(self, family: str) -> Recipe | None:
         """The original that is asked for. Raises Usage where something else is that a recipe fixes."""
@@ -55,6 +57,14 @@ class DataOptions:
                 hint=tr("leave out one of them"),
                 code="data.recipe_fixed",
             )
+        if self.stride is not None and found is not None:
+            if not found.is_text:
+                raise Usage(
+                    tr("--stride is of texts, and --like {name} learns questions and answers", name=found.name),
+                    hint=tr("leave out one of them"),
+                    code="data.stride",
+                )
+            return replace(found, stride=self.stride)
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class Facts:
     """refused: by reason. warned: by kind. lengths: upper bound of tokens -> documents, 0 for longer ones.
 
     settings: what a recipe of an original fixes of a run besides the data, by the names of tuning/settings.py.
-    long: rows over the limit, over: which; split: texts over it, which go on in another document; taken: tokens that
+    long: rows over the limit, over: which; split: texts over it, which go on in another document, `stride` tokens
+    after the last where that is not 0; repeated: tokens that stand in two of these; taken: tokens that
     cutting took of `whole`. stopped: documents whose end is learned.
     """
 
@@ -89,6 +90,8 @@ class Facts:
     on: str = ""
     long: int = 0
     split: int = 0
+    stride: int = 0
+    repeated: int = 0
     over: Counted = field(default_factory=Counted)
     whole: int = 0
     taken: int = 0
@@ -212,6 +215,12 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
     said.append(cut)
     if facts.split:
         said.append(tr("texts that go on in another document: {split:,}; no token of them is lost", split=facts.split))
+    if facts.stride:
+        said.append(
+            tr("windows of {limit:,} tokens, {stride:,} from one to the next; {repeated:,} tokens come again, {how}",
+               limit=facts.limit, stride=facts.stride, repeated=facts.repeated,
+               how=tr("and are learned again") if facts.differences else tr("as context that is not learned again"))
+        )  # fmt: skip
     sums = (
         tr(
             "{documents:,} pairs, {tokens:,} tokens of both sides, of which {learned:,} are learned ({share:.0%}); "

@@ -71,10 +71,13 @@ class _HeadLoss(torch.autograd.Function):
     """Cross entropies [m] of rows x [m, hidden] under a frozen head; logits exist for a few rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, targets: torch.Tensor, head: nn.Module, hits: torch.Tensor | None
+    ) -> torch.Tensor:
         grads = torch.empty_like(x) if x.requires_grad else None
         losses = x.new_empty(len(x), dtype=torch.float32)
         for start, logits, words in _chunks(x.detach(), targets, head):
+            _count(hits, logits, words)
             lengths = logits.logsumexp(1, keepdim=True)
             losses[start : start + len(words)] = (lengths - logits.gather(1, words)).squeeze(1)
             if grads is not None:
@@ -86,9 +89,9 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (grads,) = ctx.saved_tensors
-        return grads * grad.to(grads.dtype)[:, None], None, None
+        return grads * grad.to(grads.dtype)[:, None], None, None, None
 
 
 class _LearningHeadLoss(torch.autograd.Function):
@@ -96,7 +99,12 @@ class _LearningHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
+        hits: torch.Tensor | None,
     ) -> torch.Tensor:
         own, rows = weight.to(dtype), x.to(dtype)
         with torch.device("meta"):
@@ -105,6 +113,7 @@ class _LearningHeadLoss(torch.autograd.Function):
         grads, for_head = torch.empty_like(x), torch.zeros_like(weight)
         total = x.new_zeros((), dtype=torch.float64)
         for start, logits, words in _chunks(rows, targets, head):
+            _count(hits, logits, words)
             lengths = logits.logsumexp(1, keepdim=True)
             total += (lengths - logits.gather(1, words)).sum(dtype=torch.float64)
             share = logits.sub_(lengths).exp_()
@@ -117,9 +126,9 @@ class _LearningHeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         rows, head = ctx.grads
-        return rows.mul_(grad), head.mul_(grad), None, None
+        return rows.mul_(grad), head.mul_(grad), None, None, None
 
 
 def logit_rows(vocabulary: int) -> int:
@@ -135,25 +144,40 @@ def _chunks(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> Any:
         yield start, logits, targets[start : start + step, None]
 
 
-def head_loss(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    """Sum of the cross entropies of targets [m] under the head's logits of x [m, hidden], in float32; 0 for no rows."""
+def _count(hits: torch.Tensor | None, logits: torch.Tensor, words: torch.Tensor) -> None:
+    """Add to `hits` how many of the words [k, 1] have the highest of their logits [k, vocab]."""
+    if hits is not None:
+        hits += (logits.argmax(1, keepdim=True) == words).sum().to(hits.device)
+
+
+def head_loss(
+    x: torch.Tensor, targets: torch.Tensor, head: nn.Module, hits: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum of the cross entropies of targets [m] under the head's logits of x [m, hidden], in float32; 0 for no rows.
+
+    hits: a number that those of the targets are added to which have the highest logit.
+    """
     if type(head) is nn.Linear and head.bias is None and head.weight.requires_grad and torch.is_grad_enabled():
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         with torch.autocast(kind, enabled=False):
-            return cast(torch.Tensor, _LearningHeadLoss.apply(x, head.weight, targets, dtype))
-    return head_losses(x, targets, head).double().sum().float()
+            return cast(torch.Tensor, _LearningHeadLoss.apply(x, head.weight, targets, dtype, hits))
+    return head_losses(x, targets, head, hits).double().sum().float()
 
 
-def head_losses(x: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+def head_losses(
+    x: torch.Tensor, targets: torch.Tensor, head: nn.Module, hits: torch.Tensor | None = None
+) -> torch.Tensor:
     """Each of them: [m], float32."""
     if not len(x):
         return x.sum(1).float()
-    if any(parameter.requires_grad for parameter in head.parameters()):  # a LoRA on the head learns by autograd
-        return losses_of_logits(head(x), targets)
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+    if learns:  # a LoRA on the head, by autograd
+        return losses_of_logits(head(x), targets, hits)
     frozen = head.base if isinstance(head, Packed) else head
-    return cast(torch.Tensor, _HeadLoss.apply(x, targets, frozen))  # type: ignore[no-untyped-call]
+    return cast(torch.Tensor, _HeadLoss.apply(x, targets, frozen, hits))  # type: ignore[no-untyped-call]
 
 
-def losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def losses_of_logits(logits: torch.Tensor, targets: torch.Tensor, hits: torch.Tensor | None = None) -> torch.Tensor:
+    _count(hits, logits.detach(), targets[:, None])
     return functional.cross_entropy(logits.float(), targets, reduction="none")

@@ -40,6 +40,7 @@ class Recipe:
     total: int
     make: Callable[[Recipe, Row, PromptFormat], Rendered]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    stride: int = 0  # of the windows of a text; 0: as many tokens as a window has
 
     @property
     def is_text(self) -> bool:
@@ -48,7 +49,8 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Of its numbers; what it does with rows is code, which the fingerprint of a reading covers."""
-        numbers = (self.name, self.method, self.source, self.target, self.total, sorted(self.settings.items()))
+        numbers = (self.name, self.method, self.source, self.target, self.total, sorted(self.settings.items()),
+                   *([self.stride] if self.stride else []))  # fmt: skip
         return of_text(repr(numbers))[:12]
 
 
@@ -172,21 +174,23 @@ def _cpm(recipe: Recipe, row: Row, prompt: PromptFormat) -> Rendered:
         raise RowFault("format", (), tr("a conversation"), tr("lines of text"))
     ids = [*prompt.tokenizer.encode(row.text), prompt.stop_ids[0]]
     examples = []
-    for start, end in cpm_windows(len(ids), recipe.total):
+    bounds = list(cpm_windows(len(ids), recipe.total, recipe.stride or recipe.total))
+    for start, end in bounds:
         document, last = Document(row.place), end == len(ids)
         document.add("answer", ids[start : end - last], True)
         document.add("stop", ids[end - 1 : end] if last else [], True)
         examples.append(document.example())
-    kept = sum(len(example.ids) for example in examples)
-    return Rendered(examples, len(ids), len(ids) - kept, unstopped=int(kept < len(ids)))
+    kept = bounds[-1][1]
+    repeated = sum(len(example.ids) for example in examples) - kept
+    return Rendered(examples, len(ids), len(ids) - kept, repeated, unstopped=int(kept < len(ids)))
 
 
-def cpm_windows(length: int, size: int) -> Iterator[tuple[int, int]]:
+def cpm_windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int]]:
     """The windows of a text of so many tokens: the first, and each that so many follow as the original asks for."""
     start = 0
     while start == 0 or start + size + _CPM_TAIL < length:
         yield start, min(start + size, length)
-        start += size
+        start += stride
 
 
 _ADAM = {"schedule": "linear", "warmup": 0.0, "weight_decay": 0.0, "clip": 1.0}
@@ -267,6 +271,7 @@ def differences(recipe: Recipe) -> list[str]:
         "cpm": [
             tr("of a line longer than 200 tokens the tail is lost, up to 250 tokens, and with it <eod>"),
             tr("by itself glmchat keeps every token, in windows of the length that is asked for"),
+            *([tr("what stands in two windows is learned twice")] if recipe.stride else []),
         ],
     }
     return told[recipe.name]

@@ -48,12 +48,14 @@ class Document:
 
 @dataclass(slots=True)
 class Rendered:
-    """Of one row. was: tokens of its documents before cutting; taken: how many of those are gone; unstopped: documents
-    whose end is cut away; is_long: it was over the limit, and is no text, which goes on in its next piece."""
+    """Of one row. was: tokens of its documents before cutting; taken: how many of those are gone; repeated: how many
+    stand in a second window too; unstopped: documents whose end is cut away; is_long: it was over the limit, and is no
+    text, which goes on in its next piece."""
 
     examples: list[Example]
     was: int
     taken: int = 0
+    repeated: int = 0
     unstopped: int = 0
     is_long: bool = False
 
@@ -113,10 +115,13 @@ def _text(row: Text, prompt: PromptFormat) -> Example:
     return document.example()
 
 
-def fit(row: Conversation | Text, prompt: PromptFormat, on: On, limit: int, policy: OverLength) -> Rendered:
+def fit(
+    row: Conversation | Text, prompt: PromptFormat, on: On, limit: int, policy: OverLength, stride: int = 0
+) -> Rendered:
     """The documents of a row, none longer than `limit` tokens.
 
-    Raises RowFault for a row that the policy drops, and for one of which nothing to learn would be left.
+    stride: of the windows of a text, 0: as many tokens as a window has. Raises RowFault for a row that the policy
+    drops, and for one of which nothing to learn would be left.
     """
     whole = render(row, prompt, on)
     rendered = Rendered(whole, sum(len(example.ids) for example in whole))
@@ -130,7 +135,10 @@ def fit(row: Conversation | Text, prompt: PromptFormat, on: On, limit: int, poli
         return _shorter(row, prompt, on, limit)
     if policy != "cut-answer":
         begin = prompt.complete("")
-        rendered.examples = [piece for example in whole for piece in windows(example, limit, begin)]
+        stride = stride or max(1, limit - len(begin))
+        rendered.examples = [piece for example in whole for piece in windows(example, limit, begin, stride)]
+        again = max(0, limit - len(begin) - stride)
+        rendered.repeated = again * (len(rendered.examples) - len(whole))
     else:
         rendered.examples = [cut_end(example, limit) for example in whole]
         rendered.unstopped = sum(len(example.ids) > limit for example in whole)
@@ -189,24 +197,29 @@ def cut_end(example: Example, limit: int) -> Example:
     return Example(example.ids[:limit], example.learned[:limit], segments, example.place)
 
 
-def windows(example: Example, limit: int, begin: Sequence[int]) -> Iterator[Example]:
-    """Consecutive pieces, each behind the ids that begin a text; no token is lost."""
+def windows(example: Example, limit: int, begin: Sequence[int], stride: int) -> Iterator[Example]:
+    """Pieces of at most `limit` tokens, each behind the ids that begin a text and `stride` tokens after the one before;
+    no token is lost. What stands in a piece before it too is context there, and is not learned again."""
     head = list(begin) if example.ids[: len(begin)] != tuple(begin) else []
-    size = max(1, limit - len(begin))
-    bounds = [0, *range(limit, len(example.ids), size), len(example.ids)]
-    if len(bounds) > 2 and bounds[-1] - bounds[-2] < 2:  # a token alone is predicted from nothing
+    again = max(0, limit - len(begin) - stride)
+    bounds = [0, *range(limit, len(example.ids), stride), len(example.ids)]
+    if not again and len(bounds) > 2 and bounds[-1] - bounds[-2] < 2:  # a token alone is predicted from nothing
         bounds[-2] -= 1
     for start, end in pairwise(bounds):
         document = Document(example.place)
+        fresh = start  # the first that is learned
         if start:
             document.add("prompt", head or list(begin), False)
+            start -= again
         for segment in example.segments:
             first, last = max(segment.start, start), min(segment.end, end)
             if first < last:
                 shift = len(document.ids) - first
                 document.segments.append(Segment(segment.part, first + shift, last + shift))
                 document.ids += example.ids[first:last]
-                document.learned += example.learned[first:last]
+                document.learned += [
+                    learned and at >= fresh for at, learned in enumerate(example.learned[first:last], first)
+                ]
         yield document.example()
 
 

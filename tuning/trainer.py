@@ -450,11 +450,10 @@ class _Run:
             total = sum(float(self.learner(flatten([example], self.device))) for example in self.evaluation)
         finally:
             self.model.train()
-        if self.method.learns_pairs:
-            weight = len(self.evaluation)
-            return total / weight, self._means(self.method.measured, weight)
-        loss = total / max(1, sum(map(learned_of, self.evaluation)))
-        return loss, {"perplexity": math.exp(min(loss, 700.0))}
+        of_tokens = not self.method.learns_pairs
+        weight = max(1, sum(map(learned_of, self.evaluation))) if of_tokens else len(self.evaluation)
+        loss, measures = total / weight, self._means(self.method.measured, weight)
+        return loss, {**measures, **({"perplexity": math.exp(min(loss, 700.0))} if of_tokens else {})}
 
     def _agreed(self, wanted: bool) -> bool:
         """Whether any process was asked to stop: all stop at one step, or none."""

@@ -1,4 +1,4 @@
-"""`glmchat show NAME --fit`."""
+"""`glmchat show NAME`: its `--fit`, and how a model learned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from glmchat.checkpoints import fit
 from glmchat.cli.main import run
+from glmchat.hub.trained_models import keep
 
 
 @pytest.fixture
@@ -44,3 +45,21 @@ def test_programs_get_the_bytes(folder: Path, capsys: pytest.CaptureFixture[str]
     rows = json.loads(capsys.readouterr().out)["fit"]
     assert [row["quant"] for row in rows] == ["float16", "int8", "int4"]
     assert all(row["fits"] == (row["total_bytes"] <= row["free_bytes"]) for row in rows)
+
+
+def test_a_model_that_learned_here_tells_the_command_that_would_learn_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8}))
+    (made / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    recipe = {"base": "train:500", "method": "scratch", "config": "/novels/config.json", "lr": 0.001, "name": "novel"}
+    facts = {"recipe": recipe, "data": ["/novels/one\x1b[31m two"], "loss": 1.25, "evaluation": 1.5, "run": "novel"}
+    keep(made, "novel", "train:500", facts)
+    assert run(["show", "novel"]) == 0
+    out = capsys.readouterr().out
+    assert "--method scratch" in out and "--config /novels/config.json" in out and "--lr 0.001" in out
+    assert "held-out loss: 1.5000" in out and "\x1b" not in out
+    assert run(["show", "novel", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trained"] == facts

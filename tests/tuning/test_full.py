@@ -105,6 +105,40 @@ def test_a_chatglm_learns_as_in_a_plain_loop_and_lies_in_its_original_names(tmp_
             assert (result.adapter / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "fallback"])
+def test_token_accuracy_is_the_share_of_hits_among_the_logits_of_transformers(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the training of CPM computes it: argmax of logits[:-1] against labels[1:], over labels that count."""
+    from glmchat.tuning import products
+
+    monkeypatch.setattr(products, "logit_rows", lambda vocabulary: 16)  # several chunks
+    folder, data = build(family, tmp_path / "base"), documents("llama", 8)
+    settings = whole(steps=30, rows_per_step=8, learning_rate=3e-3, schedule="constant")
+    result, events = learn(tmp_path / "run", folder, data, settings, evaluation=data)
+    steps = [event["token_accuracy"] for event in events if event["kind"] == "step"]
+    judged = next(event["token_accuracy"] for event in reversed(events) if event["kind"] == "evaluation")
+    for found, place in ((steps[0], folder), (judged, result.adapter)):
+        model, hits, counted = in_transformers(place).eval(), 0, 0
+        for one in data:
+            with torch.no_grad():
+                guessed = model(input_ids=torch.tensor(one.ids)[None]).logits[0, :-1].argmax(-1)
+            labels = torch.tensor(one.labels)[1:]
+            hits += int((guessed == labels)[labels != -100].sum())
+            counted += int((labels != -100).sum())
+        assert found == pytest.approx(hits / counted, abs=1e-12)
+    assert judged > 0.05
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "full"])
+def test_every_method_that_learns_tokens_tells_their_accuracy(tmp_path: Path, method: str) -> None:
+    folder, data = build("llama", tmp_path / "base"), documents("llama", 4)
+    settings = plain(method=method, steps=2, rows_per_step=4, prefix_length=4)
+    _, events = learn(tmp_path / "run", folder, data, settings, evaluation=data)
+    told = [event for event in events if event["kind"] in ("step", "evaluation")]
+    assert len(told) == 3 and all(0 <= event["token_accuracy"] <= 1 for event in told)
+
+
 def test_a_model_that_transformers_computes_is_written_by_it(tmp_path: Path) -> None:
     folder, data = build("fallback", tmp_path / "base"), documents("llama", 8)
     settings = whole(epochs=1, rows_per_step=4, learning_rate=1e-3)

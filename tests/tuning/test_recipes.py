@@ -151,7 +151,7 @@ def test_chatglm_tuning_writes_instruction_and_input_and_loses_its_end_at_384(si
      (651, 3, 51), (1000, 4, 200)],
 )  # fmt: skip
 def test_cpm_keeps_the_windows_of_the_original_and_loses_what_it_loses(length: int, windows: int, lost: int) -> None:
-    kept = list(cpm_windows(length, 200))
+    kept = list(cpm_windows(length, 200, 200))
     assert len(kept) == windows
     assert length - sum(end - start for start, end in kept) == lost
 
@@ -163,7 +163,7 @@ def test_cpm_loses_the_end_of_long_lines_and_our_own_way_loses_no_token(sides: S
     text.write_text("\n\n".join(lines), encoding="utf-8")
     tokens = [len(side.tokenizer.encode(line.strip())) + 1 for line in lines]
     theirs = read_dataset([str(text)], DataOptions(like="cpm"), side)
-    assert theirs.examples.lengths == [end - start for size in tokens for start, end in cpm_windows(size, 200)]
+    assert theirs.examples.lengths == [end - start for size in tokens for start, end in cpm_windows(size, 200, 200)]
     assert theirs.facts.stopped == sum(size <= 200 for size in tokens) == 2
     assert theirs.facts.taken == sum(tokens) - sum(theirs.examples.lengths) > 0
     ours = read_dataset([str(text)], DataOptions(max_length=200), side)

@@ -143,7 +143,7 @@ def test_no_document_is_longer_than_the_limit_and_what_is_taken_is_counted(
 def test_windows_lose_and_double_no_token(learned: list[bool], size: int) -> None:
     ids = tuple(range(100, 100 + len(learned)))
     example = Example(ids, tuple(learned), (Segment("answer", 0, len(ids)),), HERE)
-    pieces = list(windows(example, size, ()))
+    pieces = list(windows(example, size, (), size))
     assert tuple(token for piece in pieces for token in piece.ids) == ids
     assert all(len(piece.ids) <= size for piece in pieces) and all(len(piece.ids) > 1 for piece in pieces)
 

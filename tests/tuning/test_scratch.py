@@ -15,6 +15,7 @@ from glmchat.core.errors import Usage
 from glmchat.engine.engine import load_tokenizer
 from glmchat.tuning.dataset import read_dataset
 from glmchat.tuning.options import DataOptions, load_prompt_side
+from glmchat.tuning.page import lines
 from glmchat.tuning.recipes import cpm_windows
 from glmchat.tuning.scratch import make_start
 
@@ -80,9 +81,60 @@ def test_by_itself_no_token_is_lost_and_every_line_ends(start: tuple[Path, Path]
     assert max(map(len, whole)) > 64
 
 
+@pytest.mark.parametrize("stride", [1, 13, 40, 63])
+def test_windows_that_overlap_learn_every_token_once_behind_what_came_before_it(
+    start: tuple[Path, Path], stride: int
+) -> None:
+    side = load_prompt_side(start[0])
+    dataset = read_dataset([str(start[1])], DataOptions(max_length=64, stride=stride), side)
+    whole = [
+        [*side.tokenizer.encode(line), side.prompt.stop_ids[0]]
+        for line in (start[1] / "one.txt").read_text().splitlines()
+        if line
+    ]
+    learned: dict[str, list[int]] = {}
+    for example in dataset.examples:
+        learned.setdefault(str(example.place), []).extend(
+            token for token, counts in zip(example.ids, example.learned, strict=True) if counts
+        )
+        assert len(example.ids) <= 64
+    assert list(learned.values()) == [ids[1:] for ids in whole]  # the first of a line is predicted from nothing
+    facts = dataset.facts
+    assert facts.repeated == facts.tokens - sum(map(len, whole)) > 0
+    assert any(f"{facts.repeated:,} tokens come again, as context" in line for line in lines(facts))
+
+
+def test_windows_of_the_original_that_overlap_learn_what_stands_in_two_of_them_in_both() -> None:
+    """preprocess.py of yangjianxin1/CPM: windows every `step` tokens, a later one only while its end + 50 < length."""
+    for length in (10, 200, 251, 451, 1000):
+        expected, begin, end = [(0, min(200, length))], 80, 280
+        while end + 50 < length:
+            expected.append((begin, end))
+            begin, end = begin + 80, end + 80
+        assert list(cpm_windows(length, 200, 80)) == expected
+
+
+def test_the_original_with_a_stride_counts_what_it_learns_again(shared: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MEASURES))
+    make_start(str(shared / "tokenizers" / "cpm-gpt2"), config, [], 1, tmp_path / "base")
+    side = load_prompt_side(tmp_path / "base")
+    (tmp_path / "long.txt").write_text("".join(f"张三在山上饮酒{number}杯。" for number in range(150)))
+    facts = read_dataset([str(tmp_path / "long.txt")], DataOptions(like="cpm", stride=80), side).facts
+    assert facts.repeated > 0 and facts.tokens == facts.whole - facts.taken + facts.repeated
+    assert any("and are learned again" in line for line in lines(facts))
+
+
+@pytest.mark.parametrize("options", [{"stride": 65}, {"stride": 0}, {"like": "cpm", "stride": 201}])
+def test_a_stride_that_would_skip_tokens_is_refused(start: tuple[Path, Path], options: dict[str, Any]) -> None:
+    length = {} if "like" in options else {"max_length": 64}
+    with pytest.raises(Usage, match="cannot begin every"):
+        read_dataset([str(start[1])], DataOptions(**length, **options), load_prompt_side(start[0]))
+
+
 def test_the_windows_of_the_original_are_those_of_the_facts() -> None:
     lengths = [120, 200, 201, 250, 251, 450, 451, 650, 651, 1000]
-    found = [list(cpm_windows(length, 200)) for length in lengths]
+    found = [list(cpm_windows(length, 200, 200)) for length in lengths]
     assert [len(windows) for windows in found] == [1, 1, 1, 1, 1, 1, 2, 2, 3, 4]
     lost = [n - sum(end - begin for begin, end in windows) for n, windows in zip(lengths, found, strict=True)]
     assert lost == [0, 0, 1, 50, 51, 250, 51, 250, 51, 200]

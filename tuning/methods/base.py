@@ -20,15 +20,16 @@ class Method(ABC):
 
     parameters: the tensors that learn, by the names that they have in what is written. layers: how many layers learn.
     learns_pairs: an example is a pair of two documents, and the loss of a step is the mean over its pairs; else the
-    mean over its learned tokens. measures: what else is told of a step, `measured`: the sums of them over all passes
-    since it was set to zeros. makes: what `write` leaves. dtype: that products are computed in. stored: that the
-    numbers of the result are rounded to. beside: the module of what learns and is no part of the model. virtual:
-    positions before each document that learn; learns_words: they go through the layers as tokens do.
+    mean over its learned tokens. measures: what else is told of a step, by itself the share of the learned tokens that
+    had the highest logit; `measured`: the sums of them over all passes since it was set to zeros. makes: what `write`
+    leaves. dtype: that products are computed in. stored: that the numbers of the result are rounded to. beside: the
+    module of what learns and is no part of the model. virtual: positions before each document that learn;
+    learns_words: they go through the layers as tokens do.
     """
 
     far: float = 3.0  # how much the loss may rise above its lowest before the run counts as broken: nats of a token
     learns_pairs: ClassVar[bool] = False
-    measures: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     makes: ClassVar[Literal["adapter", "model"]] = "adapter"
     dtype: torch.dtype
     stored: torch.dtype
@@ -44,7 +45,7 @@ class Method(ABC):
     def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
         """Sum of the losses of the learned tokens, or of the pairs, float32. by_layer: compute layers twice instead of
         keeping what they were given."""
-        return loss_of(self.model, flat, by_layer=by_layer)
+        return loss_of(self.model, flat, by_layer=by_layer, hits=self.measured)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

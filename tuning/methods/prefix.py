@@ -59,7 +59,7 @@ class _InFront(Method):
         """What stands before every document, with its gradients."""
 
     def loss(self, flat: Flat, *, by_layer: bool = False) -> torch.Tensor:
-        return loss_of(self.model, flat, by_layer=by_layer, front=self.front())
+        return loss_of(self.model, flat, by_layer=by_layer, front=self.front(), hits=self.measured)
 
     def count(self) -> tuple[int, int]:
         learning = sum(value.numel() for value in self.parameters.values())
