@@ -227,7 +227,7 @@ class AdapterSet:
                 embedding.rows = with_trained_rows(base if embedding.rows is None else embedding.rows, changes)
             return embedding
         if any("weight" in c.replaced for c, _ in trained) or not hasattr(base, "in_features"):
-            base = replaced(base, trained)
+            base = replaced(base, trained, self._model.dtype)
         base = with_trained_rows(base, changes)
         if base is not self._modules[place]:
             changes = [(c, w) for c, w in changes if c.a is not None]

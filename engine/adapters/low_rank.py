@@ -224,7 +224,7 @@ def _changed_rows(base: nn.Module, a: torch.Tensor, b: torch.Tensor) -> Iterator
 def adapted_embedding(base: nn.Embedding | QuantEmbedding, changes: Sequence[Weighted]) -> AdaptedEmbedding:
     """base with every change of its rows. A factor of the base's own (Gemma's) holds for what is added too."""
     trained = [(c, w) for c, w in changes if "weight" in c.replaced]
-    rows = replaced(base, trained) if trained else None
+    rows = replaced(base, trained, dtype_of(base)) if trained else None
     factor = own_factor(base)
     device = device_of_layer(base)
     downs, ups = [], []
@@ -245,12 +245,14 @@ def adapted_embedding(base: nn.Embedding | QuantEmbedding, changes: Sequence[Wei
     return AdaptedEmbedding(base, down.contiguous(), up_all.contiguous(), rows, gain)
 
 
-def replaced(base: nn.Module, changes: Sequence[Weighted]) -> nn.Module:
+def replaced(base: nn.Module, changes: Sequence[Weighted], dtype: torch.dtype) -> nn.Module:
     """A module like `base` with trained parameters: base + sum of weight * (trained - base), per parameter.
 
-    One change of weight 1 is taken as it was saved. Packed matrices become dense ones here, and only here.
+    One change of weight 1 is taken as it was saved. Packed matrices become dense ones here, and only here: in `dtype`,
+    that of the model's activations, which they do not say themselves.
     """
-    dtype = dtype_of(base)
+    if not isinstance(base, QuantLinear):
+        dtype = dtype_of(base)
     names = dict.fromkeys(name for change, _ in changes for name in change.replaced)
     values = {name: _blend(_own(base, name), [(c.replaced[name], w) for c, w in changes if name in c.replaced], dtype)
               for name in names}  # fmt: skip

@@ -352,3 +352,18 @@ def test_a_model_wears_what_is_active_whoever_computed_last(folders: Path) -> No
         for one in running:
             next(one)
         assert torch.equal(engine.logits(ids), wanted[str(active)])
+
+
+@pytest.mark.parametrize("quant", [None, 4, 8])
+def test_trained_matrices_stand_in_for_packed_ones_in_the_type_of_the_activations(
+    quant: int | None, folders: Path
+) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        engine = Engine.load(folders / "base", quant=quant, dtype=dtype, threads=1)
+        engine.attach(folders / "dense", "dense")
+        engine.activate({"dense": 1.0})
+        assert engine.logits(prompt(1, 9)).isfinite().all()
+        found.append(engine.model.get_submodule("model.layers.1.self_attn.v_proj").weight)
+    assert [one.dtype for one in found] == [torch.float32, torch.bfloat16]
+    assert torch.equal(found[0].bfloat16(), found[1])
