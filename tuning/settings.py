@@ -9,16 +9,23 @@ from typing import Any, Literal
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
 
-# What a run does where nobody says otherwise, where that is another thing than for LoRA.
+# What a run does where nobody says otherwise, where that is another thing than for LoRA (2e-4: between the LoRA guide's
+# 1e-4, ptuning/README.md's 5e-4 and ChatGLM3's lora.yaml, 3e-4 and later 5e-5, which others found to change nothing).
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "prefix": {"learning_rate": 2e-2},  # as THUDM's scripts
+    # ptuning/train.sh of ChatGLM2-6B and the scores in ChatGLM-6B's README; its train.sh has 1e-2, ChatGLM3's demo 3e-4
+    "prefix": {"learning_rate": 2e-2},
+    # as a prefix: it learns vectors before the text, too, and no script of these models names a rate of its own
     "prompt": {"learning_rate": 2e-2},
+    # an order of magnitude below learning from answers, as is usual; no source names a figure for these models
     "dpo": {"learning_rate": 2e-5},
-    "full": {"learning_rate": 2e-5, "keep": 1},  # an adapter takes ten times that; a checkpoint is large
+    # a tenth of a LoRA's (tinker-cookbook, pull request 81); ds_train_finetune.sh has 1e-4,
+    # transformers 5e-5. A checkpoint is large.
+    "full": {"learning_rate": 2e-5, "keep": 1},
+    # CPM's train.py has 1.5e-4 behind 4,000 steps of warm-up, which `--like cpm` keeps
     "scratch": {"learning_rate": 1e-3, "keep": 1},
 }
-# A model no wider learns a LoRA with a larger step: in 60 steps the starter model learned none of four rows at 2e-4,
-# all of them at 5e-4.
+# A model no wider learns a LoRA with a larger step, measured here: in 60 steps the starter model learned none of four
+# rows at 2e-4, all of them at 5e-4 (which ptuning/README.md has for ChatGLM-6B).
 _NARROW, _NARROW_RATE = 1024, 5e-4
 SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = ("sigmoid", "ipo")
