@@ -39,17 +39,17 @@ MEASURES = ("loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
 LORA: Mapping[str, Sequence[str]] = {"lora": ()}
 # Random weights of width 16 take larger steps than a model that knows a language.
-_STEP = ("--lr", "1e-2")
+_STEP, _LONG_STEP = ("--lr", "1e-2"), ("--lr", "1e-1")
 BOTH: Mapping[str, Sequence[str]] = {
     "lora": ("--rank", "16", *_STEP),
-    "prefix": ("--method", "prefix", "--lr", "1e-1"),
+    "prefix": ("--method", "prefix", *_LONG_STEP),
 }
-_V1 = "THUDM/chatglm-6b"
+V1 = {**BOTH, "like": ("--like", "ptuning", *_LONG_STEP)}
 # Name -> recorded weights, published vocabulary and name, and what is learned: adapter -> flags. ChatGLM3 has the
 # tensors of ChatGLM2, and is told from it by its name.
 TINY: Mapping[str, tuple[str, str, str, Mapping[str, Sequence[str]]]] = {
-    "chatglm-early": ("v1_old", "chatglm-6b-early", _V1, {**BOTH, "like": ("--like", "ptuning")}),
-    "chatglm": ("v1_new", "chatglm-6b", _V1, {**BOTH, "like": ("--like", "ptuning")}),
+    "chatglm-early": ("v1_old", "chatglm-6b-early", "THUDM/chatglm-6b", V1),
+    "chatglm": ("v1_new", "chatglm-6b", "THUDM/chatglm-6b", V1),
     "chatglm2": ("v2_fullvocab", "chatglm2", "THUDM/chatglm2-6b", {**BOTH, "like": ("--like", "chatglm2-ptuning")}),
     "chatglm3": ("v2_fullvocab", "chatglm3", "THUDM/chatglm3-6b", {**BOTH, "like": ("--like", "chatglm3", *_STEP)}),
 }
