@@ -1,11 +1,16 @@
 """Tokens a second while a LoRA is learned, beside PEFT with transformers' Trainer, on the starter model.
 
     python benchmarks/tune_speed.py MODEL.gguf ALPACA.json [--rows 64] [--only ours peer grouped parts]
+    python benchmarks/tune_speed.py FOLDER --shape chatglm3-6b [--targets all-linear] [--tokens 512] [--steps 2]
 
 The same rows in the same order, batches of 8, LoRA r 8 on every linear layer, no dropout. We learn on the packed file;
 the peer on what it says in bfloat16, with batches as they come and grouped by length. Each is a process of its own, and
 the first step of each is left out. A token is one of the text: padding is not counted. Beside the clock stands
 processor time, which is what counts where others use the machine, too; with --threads 1 it holds no waiting.
+
+With --shape the model is random INT4 weights in the shape of a published one, written into FOLDER by adapters.py where
+it is not there yet, and its rows are random words, an eighth of them a question: neither speed nor memory depends on
+them. Every step is of one row; a short row comes first and is not counted.
 """
 
 from __future__ import annotations
@@ -26,13 +31,31 @@ CASES = ("ours", "peer", "grouped", "parts")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--shape", help="of adapters.py --make")
+    parser.add_argument("--targets", default="query_key_value", help="with --shape: as the guides have it")
+    parser.add_argument("--tokens", type=int, default=512, help="with --shape: of a row")
+    parser.add_argument("--steps", type=int, default=2, help="with --shape: those that are measured")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.shape:
+        if not given.model.exists():
+            make = [
+                sys.executable,
+                str(Path(__file__).with_name("adapters.py")),
+                str(given.model),
+                "--make",
+                given.shape,
+            ]
+            subprocess.run(make, check=True)  # a process of its own: the memory that is told is that of learning
+        print(json.dumps(_large(given)))
+        return
+    if given.data is None:
+        parser.error("DATA is missing")
     if given.case:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(globals()[f"_{given.case}"](given, Path(folder))))
@@ -93,6 +116,53 @@ def _ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "checkpointing": events[0]["checkpointing"],
             "memory": {"predicted": predicted["peak"], "seen": result.facts["peak"]},
             "all_seconds": {"predicted": predicted["seconds"], "seen": every}}  # fmt: skip
+
+
+def _large(given: argparse.Namespace) -> dict[str, Any]:
+    """What of a run takes time on a large base, without what it writes: passes with their updates, one row a step."""
+    import torch
+
+    from glmchat.tuning import predict
+    from glmchat.tuning.forward import Flat, load_base
+    from glmchat.tuning.methods import method_of
+    from glmchat.tuning.optimiser import optimiser_of
+    from glmchat.tuning.trainer import Learner
+
+    settings = _settings(given, targets=given.targets if given.targets == "all-linear" else (given.targets,))
+    begun = time.perf_counter()
+    checkpoint, model, threads = load_base(given.model, settings, "cpu")
+    method = method_of(checkpoint, model, settings)
+    model.train()
+    extra, noise = checkpoint.spec.extra, torch.Generator().manual_seed(0)
+    start = [extra["gmask_id"], checkpoint.spec.bos_id] if "gmask_id" in extra else [5, 60]
+    growth = predict.measure(method, start)
+    found = predict.choose(growth, [given.tokens], "auto", 0, "cpu")
+    loaded = time.perf_counter() - begun
+    learner, optimiser = Learner(method), optimiser_of(list(method.parameters.values()), settings)
+    learner.by_layer = found.by_layer
+
+    def row(tokens: int) -> Flat:
+        ids = torch.cat([torch.tensor(start), torch.randint(5, 60_000, (tokens - len(start),), generator=noise)])
+        learned = torch.arange(tokens // 8, tokens)
+        return Flat(ids, (tokens,), learned - 1, ids[learned])
+
+    def step(flat: Flat) -> float:
+        loss = learner(flat)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return float(loss) / len(flat.targets)
+
+    step(row(16))
+    clock, processor = time.perf_counter(), time.process_time()
+    losses = [step(row(given.tokens)) for _ in range(given.steps)]
+    seconds, spent = time.perf_counter() - clock, time.process_time() - processor
+    tokens = given.steps * given.tokens
+    return {"shape": given.shape, "targets": given.targets, "tokens": tokens, "threads": threads,
+            "dtype": str(method.dtype).removeprefix("torch."), "learning": method.count()[0],
+            "tokens_per_second": tokens / seconds, "tokens_per_processor_second": tokens / spent, "seconds": seconds,
+            "loading_seconds": loaded, "losses": losses, "checkpointing": found.by_layer,
+            "memory": {"predicted": found.peak, "seen": predict.peak_bytes("cpu")}}  # fmt: skip
 
 
 def _peer(given: argparse.Namespace, folder: Path, *, grouped: bool = False) -> dict[str, Any]:

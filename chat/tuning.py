@@ -21,7 +21,7 @@ from typing import Any
 from glmchat.chat.engine_process import last_words
 from glmchat.chat.jobs import job_environment, run_job
 from glmchat.chat.recipe import MODELS
-from glmchat.core import repetition
+from glmchat.core import cards, repetition
 from glmchat.core.errors import Failed, GlmchatError, Interrupted, Usage
 from glmchat.core.language import tr
 from glmchat.core.run_folder import Run, State, last_record, new_run
@@ -114,6 +114,18 @@ def _start(run: Run, *, waits: bool) -> subprocess.Popen[bytes]:
         os.close(log)
 
 
+def prepare(name: str, recipe: Mapping[str, Any], processes: int) -> tuple[Run, list[str]]:
+    """The folder of a run that a launcher of several processes will start, and the command. Raises OSError."""
+    run = new_run(name, recipe)
+    run.note("prepared")
+    if recipe.get("device") != "cpu" and cards.look().visible:
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    else:  # accelerate 1.15 starts one process on a CPU, whatever number it is told
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return run, [sys.executable, "-P", "-m", *launcher, *PROGRAM, str(run.folder), "--go"]
+
+
 def resume(run: Run) -> None:
     """Go on from its last whole checkpoint. Raises Usage for a run that is at work, or has nothing to go on with."""
     state = run.state()
@@ -159,7 +171,8 @@ def follow(run: Run, *, leave: Callable[[], bool] | None = None) -> Generator[li
         records = reader.read()
         if is_over and not (records and records[-1].get("kind") == "end"):
             ended = last_record(run, "end") is not None and run.state() != "dead"
-            records += [] if ended else [{"kind": "end", "state": "dead", **died(run).to_json()}]
+            state = "prepared" if run.state() == "prepared" else "dead"
+            records += [] if ended else [{"kind": "end", "state": state, **died(run).to_json()}]
         yield records
         if is_over or (leave is not None and leave()):
             return
@@ -174,7 +187,14 @@ def progress_of(run: Run) -> Progress:
 
 
 def died(run: Run) -> GlmchatError:
-    """Its process is gone and wrote no end."""
+    """Its process is gone and wrote no end; or there was none yet."""
+    if run.state() == "prepared":
+        return Usage(
+            tr("the run {name} was prepared and not started", name=run.id),
+            hint=tr("start it by the command that --prepare said; in one process: glmchat tune --resume {name}",
+                    name=run.id),
+            code="run.prepared",
+        )  # fmt: skip
     words = last_words(run.folder / "job.log")
     return Failed(
         tr("the run {name} died", name=run.id) + (f": {words}" if words else ""),
@@ -253,6 +273,7 @@ def _held(run: Run) -> Path:
 
 def state_words(state: State) -> str:
     words: dict[State, str] = {
+        "prepared": "not started",
         "planning": "planning",
         "waiting": "waits for a yes",
         "running": "training",

@@ -36,7 +36,7 @@ def tune(
         str | None,
         typer.Argument(
             metavar="[BASE]",
-            help="A model here; with scratch the words: of a model, a folder, or train:N.",
+            help="A model of `glmchat ls`; with scratch the words: of a model, a folder, or train:N.",
             autocompletion=complete_installed,
         ),
     ] = None,
@@ -225,17 +225,32 @@ def tune(
     device: Annotated[
         str | None, typer.Option("--device", metavar="cpu|cuda", help="Where it trains.", rich_help_panel=_STEPS)
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", metavar="N", rich_help_panel=_STEPS)] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="Of a CPU.", rich_help_panel=_STEPS)
+    ] = None,
     samples: Annotated[
         list[str] | None,
         typer.Option("--sample", metavar="QUESTION", help="Answered now and then; repeatable.", rich_help_panel=_STEPS),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", rich_help_panel=_STEPS)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", help="Of the rows' order and dropout; 0.", rich_help_panel=_STEPS),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, learn nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after the plan.")] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Leave it as soon as it learns.", rich_help_panel=_RUNS)
     ] = False,
+    prepare: Annotated[
+        int | None,
+        typer.Option(
+            "--prepare",
+            min=2,
+            metavar="N",
+            help="Make its folder and say what starts it in N processes.",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the runs.", rich_help_panel=_RUNS)] = False,
     attach: Annotated[
         str | None,
@@ -343,6 +358,12 @@ def tune(
                 hint=tr("glmchat tune BASE DATA, for example: glmchat tune smollm2 rows.jsonl --dry-run"),
                 code="tune.nothing",
             )
+        if prepare is not None and (dry_run or detach):
+            raise Usage(
+                tr("{one} and {other} conflict", one="--prepare", other="--dry-run" if dry_run else "--detach"),
+                hint=tr("give one of them"),
+                code="usage.contradiction",
+            )
         asks = not yes and not as_json and output.interactive()
         checked = recipe.checked()
         if again is not None:
@@ -351,7 +372,10 @@ def tune(
             assert base is not None and data is not None
             request = request_of(base, data, name, checked.get("method")) | checked
         shows_page = dry_run or detach or not as_json
-        planned = _plan(request, dry_run=dry_run, asks=asks, shows_page=shows_page, as_json=as_json)
+        only_plan = dry_run or prepare is not None
+        planned = _plan(request, dry_run=only_plan, asks=asks, shows_page=shows_page, as_json=as_json)
+        if prepare is not None:
+            _prepare(request, prepare, as_json=as_json)
         if planned is None:
             return
         run = planned
@@ -390,6 +414,17 @@ def _plan(request: dict[str, Any], *, dry_run: bool, asks: bool, shows_page: boo
         begun.give_up()
         raise
     return begun.go()
+
+
+def _prepare(request: Mapping[str, Any], processes: int, *, as_json: bool) -> None:
+    from glmchat.chat import tuning
+
+    run, command = tuning.prepare(request["name"], request, processes)
+    if as_json:
+        output.json_line({"event": "prepared", "run": run.id, "folder": str(run.folder), "command": command})
+        return
+    output.say(tr("prepared: this starts it, and `glmchat tune --attach {name}` shows it", name=shlex.quote(run.id)))
+    output.data(shlex.join(command))
 
 
 def _how_to_come_back(run: Run) -> str:

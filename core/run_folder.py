@@ -33,8 +33,9 @@ from glmchat.core.run_log import LogReader
 from glmchat.core.text import one_line
 
 _ID = re.compile(r"\w[\w.+-]{0,95}")
-# planning: the page is made, nothing is learned yet. dead: its process is gone and did not say why.
-State = Literal["planning", "waiting", "running", "stopping", "done", "stopped", "failed", "dead"]
+# prepared: a launcher will start it. planning: the page is made, nothing is learned yet. dead: its process is gone and
+# did not say why.
+State = Literal["prepared", "planning", "waiting", "running", "stopping", "done", "stopped", "failed", "dead"]
 _AT_WORK = ("planning", "waiting", "running", "stopping")
 
 

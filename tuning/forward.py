@@ -7,6 +7,7 @@ behind each other: each has positions of its own and sees itself alone (`engine/
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -288,5 +289,6 @@ def load_base(folder: Path, settings: Settings, device: str) -> tuple[Checkpoint
         multiply_exactly(model)
     refuse_untrainable(model)
     if device == "cpu":
-        torch.set_num_threads(settings.threads or physical_cores())
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of one launcher share the cores
+        torch.set_num_threads(settings.threads or max(1, physical_cores() // beside))
     return checkpoint, model, torch.get_num_threads()

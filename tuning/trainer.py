@@ -261,6 +261,7 @@ class _Run:
                 "stored": str(self.method.stored).removeprefix("torch."),
                 "disk": self.method.disk(settings.keep),
                 "threads": self.threads,
+                "processes": self.accelerator.num_processes,
                 "prediction": found.to_json(),
             }
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -341,3 +342,24 @@ def test_a_resumed_run_may_be_left_at_once(glmchat: Run, model: Path, rows: Path
     assert done.returncode == 0
     assert "--attach rows" in done.stderr
     assert find_run("rows").at_work
+
+
+def test_a_run_of_several_processes_is_prepared_with_the_command_that_starts_it(
+    glmchat: Run, model: Path, rows: Path
+) -> None:
+    done = glmchat("tune", model, rows, "--as", "twin", "--device", "cpu", "--prepare", "2")
+    assert done.returncode == 0 and "91 read" in done.stdout
+    run = find_run("twin")
+    command = shlex.split(done.stdout.splitlines()[-1])
+    assert command[command.index("--nproc_per_node") + 1] == "2"
+    assert str(run.folder) in command and command[-1] == "--go"
+    assert run.state() == "prepared" and run.recipe()["name"] == "twin"
+    assert "not started" in glmchat("tune", "--list").stdout
+    looked = glmchat("tune", "--attach", "twin")
+    assert looked.returncode == 2 and "prepared and not started" in looked.stderr
+    words = ["--as", "other", "--prepare", "3", "--device", "cpu", "--json"]
+    told = json.loads(glmchat("tune", model, rows, *words).stdout)
+    assert told["event"] == "prepared" and "3" in told["command"]
+    assert glmchat("tune", model, rows, "--prepare", "2", "--dry-run").returncode == 2
+    assert glmchat("tune", "--resume", "twin").returncode == 0  # in one process
+    assert run.state() == "done"

@@ -318,27 +318,15 @@ def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_several_processes_learn_as_one(base: Path, tmp_path: Path, method: str) -> None:
-    """accelerate's own launcher, two processes on the CPU; one of them tells and writes."""
-    from glmchat.core.run_folder import new_run
-
-    run = new_run("poet", recipe(base, tmp_path, epochs=3, method=method))
+    """Two processes on the CPU by the command that --prepare says; one of them tells and writes."""
+    run, command = tuning.prepare("poet", recipe(base, tmp_path, epochs=3, method=method, device="cpu"), 2)
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [
-        sys.executable,
-        "-P",
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-    ]
-    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launch, *plain, "-m", "glmchat.jobs.tune", str(run.folder), "--go"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert find_run("poet").state() == "done"
-    steps = [one["step"] for one in LogReader(run.log).read() if one["kind"] == "step"]
+    log = LogReader(run.log).read()
+    assert next(one["plan"]["processes"] for one in log if one["kind"] == "page") == 2
+    steps = [one["step"] for one in log if one["kind"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
     kept = by_name("poet") if method == "lora" else find_installed(parse("poet"))
     assert kept is not None

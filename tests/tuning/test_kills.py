@@ -102,17 +102,18 @@ def test_after_kills_every_loss_is_that_of_an_undisturbed_run(tmp_path: Path, op
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("options", [OPTIONS, OF_PAIRS, OF_PREFIX], ids=["lora", "dpo", "prefix"])
 def test_two_processes_learn_what_one_does(tmp_path: Path, options: dict[str, Any]) -> None:
-    """By accelerate's own launcher, on the CPU; a step of three passes gives one of them more than the other."""
+    """By torch's launcher: accelerate's starts one process on a CPU. Of three passes one of them takes two."""
     model, folder = build("llama", tmp_path / "base"), tmp_path / "two"
     options = {**options, "dropout": 0.0, "row_tokens": 1}
     _, events = learn(tmp_path / "one", model, rows_of(options, 18), plain(**options))
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(tests=str(TESTS)))
-    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [*launch, str(program), str(model), str(folder), "0", json.dumps(options)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
+    plan = next(event for event in told(folder) if event["kind"] == "plan")
+    assert plan["processes"] == 2
     found = [float(str(event["loss"])) for event in told(folder) if event["kind"] == "step"]
     assert found == pytest.approx(losses(events), rel=1e-4)
     if options.get("method") == "dpo":  # rewards and margins are sums over both processes, too
