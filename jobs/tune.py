@@ -140,7 +140,8 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
     try:
         original = data_options(recipe).recipe(side.checkpoint.spec.family)
         refuse_family(side.checkpoint, recipe.get("method", ""))
-        dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=run.folder)
+        kept = run.folder if IS_MAIN else None  # each reads for itself; one writes
+        dataset = read_dataset(recipe["data"], data_options(recipe), side, folder=kept)
         questions = _questions(recipe.get("samples", ()), recipe.get("system"), side)
         conditions = _conditions(recipe, side)
     finally:
