@@ -348,6 +348,7 @@ EXPORT int glm_linear(const glm_weight *w, const void *x, void *y, int64_t rows,
     int64_t most = minimum(rows, CHUNK), wide = (most + job.tile - 1) / job.tile * job.tile;
     int64_t inputs = kernels->filled ? kernels->filled(w) : w->inputs;
     size_t values = (size_t)(wide * inputs) * (exact ? 4 : 2), room = values + (size_t)(2 * parts * wide) * 4 + 64;
+    if (few) room += 4 * PART * 2; /* `some12` reads up to three rows more than there are, of a last part */
     if (!rows) return 0;
     if (posix_memalign(&job.a, 64, room)) return 1;
     job.steps = (float *)((char *)job.a + (values + 63) / 64 * 64);
