@@ -236,10 +236,14 @@ def worth(answer: Answer) -> float:
 def extremes(worths: Sequence[Sequence[float]], most: int) -> tuple[list[int], list[int]]:
     """Places of the rows that the last candidate does worst and best, against the first one if there are several.
 
-    worths: of each candidate what its answers are worth. No row stands on both sides.
+    worths: of each candidate what its answers are worth. No row stands on both sides, and of several candidates none
+    where the two are worth the same: there neither is behind.
     """
     first, last = worths[0], worths[-1]
     ahead = [own - (base if len(worths) > 1 else 0.0) for own, base in zip(last, first, strict=True)]
     order = sorted(range(len(ahead)), key=ahead.__getitem__)
     most = min(most, len(order) // 2 or len(order))
-    return order[:most], order[::-1][: min(most, len(order) - most)]
+    worst, best = order[:most], order[::-1][: min(most, len(order) - most)]
+    if len(worths) == 1:
+        return worst, best
+    return [at for at in worst if ahead[at] < 0], [at for at in best if ahead[at] > 0]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge as Theirs
 
-from glmchat.tuning.metrics import Rouge, bleu4, paired_difference, rouge
+from glmchat.tuning.metrics import Rouge, bleu4, extremes, paired_difference, rouge
 
 ADGEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "advertisegen" / "dev.json"
 SIGNS = st.text(alphabet="上衣材质牛仔布风格。！？?…．.”’，, \n\tab🙂", max_size=60)
@@ -111,3 +111,10 @@ def test_equal_candidates_show_no_difference_and_the_same_rows_the_same_interval
     assert paired_difference([2.0, 6.0, 4.0], scores).shown
     assert paired_difference([2, 9, 4], scores) == paired_difference([2, 9, 4], scores)
     assert not paired_difference([], []).shown
+
+
+def test_no_row_is_shown_as_behind_or_ahead_where_two_candidates_are_worth_the_same() -> None:
+    assert extremes([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], 1) == ([], [])
+    assert extremes([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]], 1) == ([0], [])
+    assert extremes([[0.5, 0.0, 0.2], [0.0, 0.3, 0.2]], 1) == ([0], [1])
+    assert extremes([[0.5, 0.0, 0.2]], 1) == ([1], [0])
