@@ -51,13 +51,24 @@ def evaluated(tiny: Path, made: Path) -> Evaluation:
     """Both candidates, done; computed once."""
     kept = made / "home"
     if not kept.exists():
-        data = str(made / "dev.jsonl")
+        data, said = str(made / "dev.jsonl"), made / "said.jsonl"
+        assert run(["eval", "tiny", data, "--max-tokens", "8", "--dtype", "float32", "--out", str(said)]) == 0
+        favour(made / "dev.jsonl", 3, json.loads(said.read_text().splitlines()[3])["predict"])
+        for name in ("evals", "evaluations"):
+            shutil.rmtree(locations.data_dir() / name)
         assert run(["eval", "tiny", "+poet", data, "--max-tokens", "8", "--dtype", "float32", "--threads", "1"]) == 0
         for name in ("evals", "evaluations"):
             shutil.copytree(locations.data_dir() / name, kept / name)
     for name in ("evals", "evaluations"):
         shutil.copytree(kept / name, locations.data_dir() / name, dirs_exist_ok=True)
     return evaluations()[0]
+
+
+def favour(data: Path, number: int, text: str) -> None:
+    """What is expected in a row has the words of the first candidate too, so that the second one is behind there."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[number]["response"] += f" {text}"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def is_plain(text: str) -> bool:
