@@ -17,7 +17,7 @@ from glmchat.core import locations
 from glmchat.core.errors import Usage
 
 OTHERS = {"--dry-run", "--yes", "--detach", "--list", "--attach", "--stop", "--resume", "--rm", "--plain", "--json",
-          "--help", "--again"}  # fmt: skip
+          "--help", "--again", "--prepare"}  # fmt: skip
 VALUES = {"--like": "lora-guide", "--method": "lora", "--on": "last", "--eval": "5%", "--columns": "prompt=a,answer=b",
           "--over-length": "drop", "--checkpointing": "on", "--quant": "4", "--dtype": "float32", "--device": "cpu",
           "--loss": "ipo", "--output": "pt", "--optimiser-dtype": "bfloat16", "--dropout": "0.1"}  # fmt: skip

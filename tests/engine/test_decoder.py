@@ -110,7 +110,7 @@ def test_log_probabilities_are_those_of_transformers_own_logits(engine: Engine, 
     rows = torch.log_softmax(logits, -1)[len(PROMPT) - 1 : -1]
     assert len(told) == len(ids)
     for row, token, one in zip(rows, ids, told, strict=True):
-        assert abs(one.logprob - float(row[token])) < 1e-4
+        assert one.logprob == pytest.approx(float(row[token]), abs=1e-4)
         values, best = row.topk(3)
         assert [value for _, value in one.top] == pytest.approx(values.tolist(), abs=1e-4)
         assert one.top[0][0] == (engine.tokenizer.piece_bytes(int(best[0])) or one.top[0][0])

@@ -137,7 +137,7 @@ class Company:
 
     def __init__(self, folders: Path, way: int | str | None, most: int) -> None:
         settings = {"quant": 4, "products": "int8"} if way == "coarse" else {"quant": way}
-        self.engine = Engine.load(folders / "base", threads=1, parallel=most, **settings)  # type: ignore[arg-type]
+        self.engine = Engine.load(folders / "base", threads=1, parallel=most, **settings)
         for folder in sorted(folders.iterdir()):
             if folder.name != "base":
                 self.engine.attach(folder, folder.name)
@@ -364,6 +364,6 @@ def test_trained_matrices_stand_in_for_packed_ones_in_the_type_of_the_activation
         engine.attach(folders / "dense", "dense")
         engine.activate({"dense": 1.0})
         assert engine.logits(prompt(1, 9)).isfinite().all()
-        found.append(engine.model.get_submodule("model.layers.1.self_attn.v_proj").weight)
+        found.append(engine.model.get_parameter("model.layers.1.self_attn.v_proj.weight"))
     assert [one.dtype for one in found] == [torch.float32, torch.bfloat16]
     assert torch.equal(found[0].bfloat16(), found[1])
