@@ -175,7 +175,7 @@ def test_kinds_are_not_mixed_and_what_was_active_stays(base: Path, engine: Engin
     before = engine.logits(IDS)
     with pytest.raises(Usage, match=r"different kinds cannot be active at once: IA3 \+ LoHa"):
         engine.activate({"IA3": 1.0, "LOHA": 1.0})
-    with pytest.raises(Usage, match=r"cannot be active at once: LoRA \+ LoHa"):
+    with pytest.raises(Usage, match=r"cannot be active at once: LoHa \+ LoRA"):
         engine.activate({"lora": 1.0, "LOHA": 1.0})
     assert torch.equal(engine.logits(IDS), before)
     engine.activate({"lora": 1.0})
