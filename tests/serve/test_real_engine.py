@@ -56,7 +56,7 @@ def test_a_request_chooses_kind_and_scale_and_the_next_one_without_is_the_base_a
         refused = running.ask(**settings, adapters=[{"name": "sage", "scale": 0.5}])
         assert refused.status_code == 400 and "IA3" in refused.json()["error"]["message"]
         both = running.ask(**settings, adapters=[{"name": "sage"}, {"name": "poet"}])
-        assert both.status_code == 400 and "IA3 + LoHa" in both.json()["error"]["message"]
+        assert both.status_code == 400 and "LoHa + IA3" in both.json()["error"]["message"]
         assert ids() == plain
     finally:
         engine.close()
