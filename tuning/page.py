@@ -221,25 +221,24 @@ def lines(facts: Facts, width: int = 80) -> list[str]:
                limit=facts.limit, stride=facts.stride, repeated=facts.repeated,
                how=tr("and are learned again") if facts.differences else tr("as context that is not learned again"))
         )  # fmt: skip
+    counts: dict[str, Any] = {
+        "documents": facts.documents,
+        "tokens": facts.tokens,
+        "learned": facts.learned,
+        "share": facts.learned / max(1, facts.tokens),
+        "stopped": facts.stopped,
+    }
     sums = (
         tr(
             "{documents:,} pairs, {tokens:,} tokens of both sides, of which {learned:,} are learned ({share:.0%}); "
             "the end is learned in {stopped:,} of {documents:,}",
-            documents=facts.documents,
-            tokens=facts.tokens,
-            learned=facts.learned,
-            share=facts.learned / max(1, facts.tokens),
-            stopped=facts.stopped,
+            **counts,
         )
         if facts.on == "pairs"
         else tr(
             "{documents:,} documents, {tokens:,} tokens, of which {learned:,} are learned ({share:.0%}); "
             "the end is learned in {stopped:,} of {documents:,}",
-            documents=facts.documents,
-            tokens=facts.tokens,
-            learned=facts.learned,
-            share=facts.learned / max(1, facts.tokens),
-            stopped=facts.stopped,
+            **counts,
         )
     )
     said.append(sums)
