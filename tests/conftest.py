@@ -59,11 +59,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What plays in a terminal is tried twice, and the run says so: a busy machine can stop a program between two keys
-    for longer than a person would wait. What is wrong fails twice.
+    """What plays in a terminal or a window is tried twice, and the run says so: a busy machine can stop a program
+    between two keys for longer than a person would wait. What is wrong fails twice.
     """
     for item in items:
-        if isinstance(item, pytest.Function) and {"pty", "TerminalSession"} & vars(item.module).keys():
+        if isinstance(item, pytest.Function) and {"pty", "TerminalSession", "open_window"} & vars(item.module).keys():
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

@@ -158,7 +158,10 @@ async def test_escape_stops_what_runs_and_keeps_what_was_said(launch: LaunchOpti
             assert head is not None
             answers = [m for m in history.load(head.id).messages.values() if m.role == "assistant"]
         assert [answer.state for answer in answers] == ["stopped"] * 2
-        assert answers[0].text.startswith("one two") and not answers[1].text
+        first, second = sorted((answer.text for answer in answers), reverse=True)
+        assert first.startswith("one two") and not second, (
+            "whichever came first has the engine that answers one at a time"
+        )
 
 
 async def test_what_was_compared_is_shown_again_and_a_missing_answer_is_brought(launch: LaunchOptions) -> None:
