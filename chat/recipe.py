@@ -18,7 +18,7 @@ from glmchat.core.language import tr
 from glmchat.core.locations import user_path
 from glmchat.core.repetition import conditions_of
 from glmchat.core.run_folder import Run
-from glmchat.core.text import one_line
+from glmchat.core.text import number_text, one_line
 from glmchat.hub import adapters, trained_models
 from glmchat.hub.installed import Installed
 
@@ -124,7 +124,9 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 flag = f"--{field.replace('_', '-')}"
-                raise _wrong(flag, f"{value:g}", tr("from {low} to {high}", low=f"{low:g}", high=f"{high:g}"))
+                raise _wrong(
+                    flag, number_text(value), tr("from {low} to {high}", low=number_text(low), high=number_text(high))
+                )
         if self.targets == "":
             raise _wrong("--targets", "", tr("names of layers, a regular expression, or all-linear"))
         method = self._method()
@@ -256,13 +258,14 @@ def request_of(base: str, data: Sequence[str], name: str | None, method: str | N
     if method in MODELS and row is not None:
         _refuse_packed(row)
     names = _names(method)
-    wanted = name or names.unused_name(adapters.suggested_name(Path(entry or file), None))
-    _refuse_taken(wanted, method)
+    if name is None:
+        name = names.unused_name(adapters.suggested_name(Path(entry or file), None))
+    _refuse_taken(name, method)
     if row is None:
-        return {"base": base, "words": _words_of(base), "data": sources, "name": wanted}
+        return {"base": base, "words": _words_of(base), "data": sources, "name": name}
     note: dict[str, Any] = {"name": row.name, "repo": row.repo, "revision": row.revision}
     note["files"] = {file.path: file.sha256 for file in row.files if file.sha256}
-    return {"base": row.name, "folder": str(row.path), "base_note": note, "data": sources, "name": wanted}
+    return {"base": row.name, "folder": str(row.path), "base_note": note, "data": sources, "name": name}
 
 
 def _words_of(text: str) -> str:
@@ -316,10 +319,11 @@ def request_again(run: Run, threads: int | None, name: str | None) -> dict[str, 
     """
     recipe = run.recipe()
     names = _names(recipe.get("method"))
-    wanted = name or names.unused_name(str(recipe.get("name") or run.id))
-    _refuse_taken(wanted, recipe.get("method"))
+    if name is None:
+        name = names.unused_name(str(recipe.get("name") or run.id))
+    _refuse_taken(name, recipe.get("method"))
     recipe["threads"] = threads or recipe.get("threads") or conditions_of(run).get("threads")
-    return {**{key: value for key, value in recipe.items() if value is not None}, "name": wanted, "again": run.id}
+    return {**{key: value for key, value in recipe.items() if value is not None}, "name": name, "again": run.id}
 
 
 def parse_data(text: str) -> str:
@@ -346,7 +350,7 @@ def _share(text: str, flag: str, *, most: float) -> float | None:
     if (match := _SHARE.fullmatch(text.strip())) is None:
         return None
     if not 0 < (percent := float(match[1])) <= most:
-        raise _wrong(flag, text, tr("from {low} to {high}", low="0.1%", high=f"{most:g}%"))
+        raise _wrong(flag, text, tr("from {low} to {high}", low="0.1%", high=f"{number_text(most)}%"))
     return percent / 100
 
 
@@ -387,7 +391,7 @@ def command_of(base: str, data: Sequence[str], recipe: Mapping[str, Any]) -> str
             continue
         several = value if isinstance(value, list) else [value]
         for one in [",".join(f"{k}={v}" for k, v in value.items())] if isinstance(value, dict) else several:
-            words += [flag, f"{one:g}" if isinstance(one, float) else str(one)]
+            words += [flag, f"{one:.15g}" if isinstance(one, float) else str(one)]
     return shlex.join(words)
 
 

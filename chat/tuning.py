@@ -196,11 +196,13 @@ def died(run: Run) -> GlmchatError:
             code="run.prepared",
         )  # fmt: skip
     words = last_words(run.folder / "job.log")
-    return Failed(
-        tr("the run {name} died", name=run.id) + (f": {words}" if words else ""),
-        hint=tr("glmchat tune --resume {name} goes on from its last checkpoint", name=run.id),
-        code="run.died",
-    )
+    if run.never_began:
+        said = tr("the run {name} died before it began to learn", name=run.id)
+        hint = tr("glmchat tune --resume {name} begins it, glmchat tune --rm {name} deletes it", name=run.id)
+    else:
+        said = tr("the run {name} died", name=run.id)
+        hint = tr("glmchat tune --resume {name} goes on from its last checkpoint", name=run.id)
+    return Failed(said + (f": {words}" if words else ""), hint=hint, code="run.died")
 
 
 def error_of(end: Record) -> GlmchatError:
@@ -269,6 +271,11 @@ def _held(run: Run) -> Path:
 
 
 # Words
+
+
+def run_words(run: Run) -> str:
+    """Its state, for a list."""
+    return tr("never began") if run.never_began else state_words(run.state())
 
 
 def state_words(state: State) -> str:
@@ -369,12 +376,13 @@ def end_lines(end: Record) -> list[str]:
     return lines
 
 
-def run_facts(run: Run, state: State, progress: Progress) -> dict[str, Any]:
+def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     """A row of `glmchat tune --list --json`."""
     recipe = run.recipe()
     return {
         "run": run.id,
-        "state": state,
+        "state": run.state(),
+        "never_began": run.never_began,
         "base": recipe.get("base"),
         "name": recipe.get("name"),
         "folder": str(run.folder),

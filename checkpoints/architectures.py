@@ -19,7 +19,7 @@ from glmchat.checkpoints.config import absurd
 from glmchat.checkpoints.transformers_text import Field, code_of, fields_of, text_of
 from glmchat.core.errors import Damaged, Usage
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import number_text, one_line
 
 # Of transformers' causal types, those that read in both directions unless config.json says that they are decoders.
 _ENCODERS = frozenset({
@@ -152,7 +152,11 @@ def _refuse_value(name: str, value: Any, field: Field) -> None:
         raise _refused(name, value, tr("expected {kinds}: the file is damaged or not a model", kinds=kinds))
     if isinstance(value, int | float) and not field.least <= value <= field.most:
         raise _refused(
-            name, value, tr("expected a number between {low:g} and {high:g}", low=field.least, high=field.most)
+            name,
+            value,
+            tr(
+                "expected a number between {low} and {high}", low=number_text(field.least), high=number_text(field.most)
+            ),
         )
 
 

@@ -14,7 +14,7 @@ from glmchat.core.errors import Damaged
 from glmchat.core.files import read_text
 from glmchat.core.json_files import small_json
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import number_text, one_line
 
 # The most that a measure may be, with room above every network there is; in each family's spelling.
 _LARGEST = {
@@ -137,7 +137,7 @@ def number(
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise absurd(
                 tr("{name} is {value} in the model's configuration", name=name, value=one_line(repr(value), 60)),
-                tr("expected a number between {low:g} and {high:g}", low=low, high=high),
+                tr("expected a number between {low} and {high}", low=number_text(low), high=number_text(high)),
             )
         return float(value)
     if default is not None:

@@ -303,7 +303,7 @@ def tune(
 
     asked = {"--list": listing, "--attach": attach, "--stop": stop, "--resume": resume, "--rm": remove,
              "--again": again}  # fmt: skip
-    named = [flag for flag, value in asked.items() if value]
+    named = [flag for flag, value in asked.items() if value not in (None, False)]
     if len(named) > 1 or (named and base is not None):
         raise Usage(
             tr("{one} and {other} conflict", one=named[0], other=named[1] if len(named) > 1 else "BASE"),
@@ -522,7 +522,7 @@ def _list(*, as_json: bool) -> None:
     from glmchat.chat import tuning
     from glmchat.core.run_folder import runs
 
-    rows = [(run, run.state(), tuning.progress_of(run)) for run in runs()]
+    rows = [(run, tuning.progress_of(run)) for run in runs()]
     if as_json:
         output.json_line([tuning.run_facts(*row) for row in rows])
     elif not rows:
@@ -533,7 +533,7 @@ def _list(*, as_json: bool) -> None:
             [
                 (
                     run.id,
-                    tuning.state_words(state),
+                    tuning.run_words(run),
                     short_name(str(run.recipe().get("base", ""))),
                     f"{progress.now['step']}/{progress.now.get('steps', '?')}" if progress.now else "",
                     f"{progress.losses[-1][1]:.4f}" if progress.losses else "",
@@ -541,7 +541,7 @@ def _list(*, as_json: bool) -> None:
                     if run.at_work and isinstance(progress.now.get("seconds_left"), int | float)
                     else "",
                 )
-                for run, state, progress in rows
+                for run, progress in rows
             ],
         )
 

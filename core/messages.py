@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.text import one_line
+from glmchat.core.text import number_text, one_line
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -77,8 +77,8 @@ class Sampling:
                         "{name} is {value}, but it must be between {low} and {high}",
                         name=name,
                         value=one_line(str(value), 40),
-                        low=f"{low:,}" if isinstance(low, int) else f"{low:g}",
-                        high=f"{high:,}" if isinstance(high, int) else f"{high:g}",
+                        low=number_text(low),
+                        high=number_text(high),
                     ),
                     hint=tr("for example {name} {low:g}", name=name, low=max(low, min(high, 0.8 if high < 10 else 40))),
                     code="sampling.range",

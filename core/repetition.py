@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
-from glmchat.core.run_folder import Run, last_record
+from glmchat.core.run_folder import Run, find_run, last_record
 from glmchat.core.run_log import LogReader
 from glmchat.core.text import one_line
 
@@ -20,6 +21,14 @@ def conditions_of(run: Run) -> dict[str, Any]:
     record = last_record(run, "start") or {}
     found = record.get("conditions")
     return found if isinstance(found, dict) else {}
+
+
+def original_of(run: Run, name: str) -> Run | None:
+    """The run that `run` repeats; None where it was removed, also where a later one bears its name."""
+    with suppress(Usage):
+        found = find_run(name)
+        return found if found.created <= run.created else None
+    return None
 
 
 def require_same_files(before: Run, now: Mapping[str, Any]) -> None:

@@ -77,6 +77,12 @@ class Run:
     def at_work(self) -> bool:
         return self.state() in _AT_WORK
 
+    @property
+    def never_began(self) -> bool:
+        """Whether it ended before it came to learn: it was a plan, and its folder holds nothing."""
+        is_over = self.state() in ("dead", "failed", "stopped")
+        return is_over and not self.checkpoints.exists() and last_record(self, "start") is None
+
     def pid(self) -> int | None:
         """The process that works on it; None where there is none on this machine."""
         return pid_of(small_json(self.folder / "state.json").get("owner")) if self.at_work else None

@@ -46,6 +46,14 @@ def short_name(model: str) -> str:
     return one_line(model.rsplit("/", 1)[-1] if model.startswith("/") else model, 40)
 
 
+def number_text(value: int | float) -> str:
+    """As people write one: 1048576 -> "1,048,576", 1e-06 -> "1e-6", 0.950 -> "0.95"."""
+    if isinstance(value, int) or value.is_integer():
+        return f"{int(value):,}"
+    mantissa, _, power = f"{value:g}".partition("e")
+    return f"{mantissa}e{int(power)}" if power else mantissa
+
+
 def human_bytes(count: int | float) -> str:
     """98362432 -> "98.4 MB" (powers of ten, as disks and hubs count)."""
     size = float(count)

@@ -277,9 +277,9 @@ def _evaluations(keeps: list[str]) -> Iterable[Step]:
 
 
 def _runs(keeps: list[str]) -> Iterable[Step]:
-    """Those that are done: what others have learned so far is in their folders alone."""
+    """Those that are done, and plans that never began: what others have learned is in their folders alone."""
     for run in run_folder.runs():
-        if run.state() == "done":
+        if run.state() == "done" or run.never_began:
             yield Step("folder", run.folder, size_below(run.folder))
         else:
             keeps.append(tr("the run {name} is not done and stays; glmchat tune --rm {name} removes it", name=run.id))

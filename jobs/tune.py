@@ -32,7 +32,7 @@ from glmchat.core.errors import Damaged, Failed, GlmchatError, Interrupted, refu
 from glmchat.core.fingerprints import fingerprint, whole
 from glmchat.core.language import tr
 from glmchat.core.messages import Message
-from glmchat.core.run_folder import Run, find_run
+from glmchat.core.run_folder import Run
 from glmchat.core.run_log import LogReader, LogWriter, Progress, curve_svg
 from glmchat.core.text import duration, human_bytes, one_line
 from glmchat.engine import identity
@@ -146,9 +146,13 @@ def work(run: Run, teller: Teller, *, goes: bool) -> None:
         conditions = _conditions(recipe, side)
     finally:
         side.close()
-    earlier = find_run(recipe["again"]) if recipe.get("again") else None
-    if earlier is not None:
-        repetition.require_same_files(earlier, conditions)
+    earlier = None
+    if asked := recipe.get("again"):
+        if (earlier := repetition.original_of(run, asked)) is None:
+            teller({"kind": "stage", "say": tr("the run {name} is gone, so there is nothing to compare this one with",
+                                               name=asked)})  # fmt: skip
+        else:
+            repetition.require_same_files(earlier, conditions)
     width = side.checkpoint.spec.hidden_size
     if (result := _learn(run, teller, dataset, questions, original, width, conditions, goes=goes)) is None:
         return
@@ -426,6 +430,12 @@ def read_back(recipe: Mapping[str, Any], result: Result, place: Path) -> float:
     return off
 
 
+def _forget(run: Run) -> None:
+    """Of a plan that failed nothing stays, once whoever asked for it has heard why, or is gone."""
+    sys.stdin.readline()
+    run.remove()
+
+
 def main() -> int:
     """Returns the exit code; what failed stands in the log."""
     run = Run(Path(sys.argv[1]).absolute())
@@ -443,6 +453,8 @@ def main() -> int:
         return 0
     except GlmchatError as problem:
         teller.end("failed", problem)
+        if not goes and not teller.learning:
+            _forget(run)
         return problem.exit
     except OSError as error:
         if (refused := refusal(error)) is None:

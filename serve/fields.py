@@ -19,7 +19,7 @@ from glmchat.core.errors import FieldError, Usage
 from glmchat.core.kv_files import is_name
 from glmchat.core.language import tr
 from glmchat.core.messages import Sampling, check_template_variables
-from glmchat.core.text import one_line
+from glmchat.core.text import number_text, one_line
 from glmchat.engine.decoding import form
 
 COMPLETION_TOKENS = 16  # of a /v1/completions without max_tokens, as OpenAI's and vLLM's
@@ -162,7 +162,7 @@ def ids(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 def _number(value: Any, name: str, low: float, high: float) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise invalid(f"{name} must be a number between {low:g} and {high:g}", param=name)
+        raise invalid(f"{name} must be a number between {number_text(low)} and {number_text(high)}", param=name)
     return float(value)
 
 

@@ -21,7 +21,7 @@ import pytest
 from polling import wait_until
 
 from glmchat.chat import tuning
-from glmchat.core.run_folder import find_run, runs
+from glmchat.core.run_folder import find_run, new_run, runs
 
 PRETEND = Path(__file__).resolve().parent.parent / "pretend_tune.py"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -196,6 +196,8 @@ def test_a_killed_run_is_known_as_dead_and_gone_on_with_from_its_last_checkpoint
             "usage.contradiction",
         ),
         (["{model}", "{rows}", "--as", "../x"], "cannot be the name", "adapter.name"),
+        (["{model}", "{rows}", "--as", ""], "'' cannot be the name", "adapter.name"),
+        (["--stop", ""], "there is no run ''", "run.unknown"),
         (["--attach", "nosuch"], "there is no run 'nosuch'", "run.unknown"),
         (["--stop", "nosuch"], "there is no run 'nosuch'", "run.unknown"),
         (["--resume", "../x"], "there is no run", "run.unknown"),
@@ -225,6 +227,37 @@ def test_bad_input_is_one_line_with_a_hint_and_starts_nothing(
     assert lines[1].strip()
     assert runs() == []
     assert "torch" not in sys.modules or code  # nothing here needs it; the house test asserts it of a fresh process
+
+
+def test_ranges_are_written_as_people_write_numbers(glmchat: Run, model: Path, rows: Path) -> None:
+    for flag, value, said in (
+        ("--max-length", 9999999, ("'9,999,999'", "from 2 to 1,048,576")),
+        ("--lr", 100, ("'100'", "from 1e-12 to 10")),
+        ("--alpha", 1e-9, ("'1e-9'", "from 1e-6 to 1,000,000")),
+        ("--seed", -1, ("'-1'", "from 0 to 9,223,372,036,854,775,807")),
+    ):
+        shown, hint = glmchat("tune", model, rows, flag, value).stderr.splitlines()
+        assert shown.endswith(said[0]) and hint.endswith(said[1]), (shown, hint)
+
+
+def test_what_ended_before_it_learned_is_named_so_and_pruned(
+    glmchat: Run, model: Path, rows: Path, pretend: Callable[..., None]
+) -> None:
+    pretend(fail=2)
+    assert glmchat("tune", model, rows, "--as", "taught").returncode == 1
+    note = (
+        "import sys, pathlib; from glmchat.core.run_folder import Run; Run(pathlib.Path(sys.argv[1])).note(sys.argv[2])"
+    )
+    for name, state in (("plan", "planning"), ("refused", "failed")):
+        run = new_run(name, {"base": "b", "name": name})
+        subprocess.run([sys.executable, "-c", note, str(run.folder), state], check=True)
+    told = {line.split()[0]: line for line in glmchat("tune", "--list").stdout.splitlines()}
+    assert "never began" in told["plan"] and "never began" in told["refused"]
+    assert "failed" in told["taught"]
+    done = glmchat("tune", "--attach", "plan")
+    assert "died before it began to learn" in done.stderr and "--rm plan" in done.stderr
+    assert glmchat("prune", "--runs", "--yes").returncode == 0
+    assert [run.id for run in runs()] == ["taught"]
 
 
 def test_a_run_goes_on_when_what_looks_at_it_is_killed(

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmchat.core.text import human_bytes, is_chinese, one_line, show_controls
+from glmchat.core.text import human_bytes, is_chinese, number_text, one_line, show_controls
 
 
 @given(st.text())
@@ -43,3 +43,17 @@ def test_bytes_are_said_as_disks_count_them() -> None:
 
 def test_chinese_is_recognised() -> None:
     assert is_chinese("hi 你好") and not is_chinese("hi, どう")
+
+
+def test_a_number_is_written_as_people_write_it() -> None:
+    known = {
+        1048576: "1,048,576",
+        2.0: "2",
+        0.95: "0.95",
+        1e-06: "1e-6",
+        2.5e-12: "2.5e-12",
+        1e6: "1,000,000",
+        -3: "-3",
+    }
+    assert {value: number_text(value) for value in known} == known
+    assert number_text(float("inf")) == "inf" and number_text(float("nan")) == "nan"

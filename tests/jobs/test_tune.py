@@ -27,7 +27,7 @@ from glmchat.chat.recipe import request_again
 from glmchat.core.errors import DoesNotFit, GlmchatError
 from glmchat.core.locations import models_dir
 from glmchat.core.repetition import compared, words
-from glmchat.core.run_folder import Run, find_run, last_record
+from glmchat.core.run_folder import Run, find_run, last_record, new_run
 from glmchat.core.run_log import LogReader
 from glmchat.engine.engine import Engine
 from glmchat.hub.adapters import by_name, facts_of
@@ -299,6 +299,17 @@ def test_rows_that_cannot_be_read_end_the_plan_with_their_line(base: Path, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_that_fails_when_its_view_is_gone_leaves_no_folder(base: Path, tmp_path: Path) -> None:
+    given = recipe(base, tmp_path)
+    Path(given["data"][0]).write_text('{"question": 7, "answer": "x"}\n')
+    begun = tuning.Begun("poet", given)
+    child = begun._child
+    assert child.stdin is not None
+    child.stdin.close()  # as by kill -9 of who asked
+    child.wait(120)
+    assert not begun.run.folder.exists()
+
+
 def test_an_adapter_that_answers_otherwise_than_it_was_trained_is_not_registered(base: Path, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
@@ -362,6 +373,26 @@ def test_a_run_that_is_repeated_is_identical_or_says_where_and_why_it_parts(base
     assert "sha256:" in changed.value.message
     rows.write_text(before)
     assert repeated(first)[1]["again"]["identical"]
+
+
+def test_a_repetition_goes_on_when_the_original_is_gone(base: Path, tmp_path: Path) -> None:
+    first = begun(recipe(base, tmp_path, epochs=300, save_every=2))
+    wait_until(lambda: tuning.last_checkpoint(first))
+    tuning.stop(first)
+    assert ended(first)["state"] == "stopped"
+    given = request_again(first, None, None)
+    one = tuning.Begun("again", {**given, "epochs": 30})
+    one.page()
+    again = one.go()
+    wait_until(lambda: tuning.last_checkpoint(again) or not again.at_work)
+    tuning.stop(again)
+    ended(again)
+    first.remove()
+    new_run("poet", {})  # of the same name, and of something else
+    tuning.resume(again)
+    end = ended(again)
+    assert end["state"] == "done" and "again" not in end
+    assert any("the run poet is gone" in str(record.get("say")) for record in LogReader(again.log).read())
 
 
 def test_a_prefix_of_thudm_is_repeated_bit_by_bit_and_its_last_checkpoint_can_be_used(tmp_path: Path) -> None:

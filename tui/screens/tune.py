@@ -330,7 +330,7 @@ class RunsScreen(FoldersScreen[Run]):
             progress = tuning.progress_of(run)
             step, steps = progress.now.get("step"), progress.now.get("steps")
             text = Text(set_cell_size(one_line(run.id, 24), 24) + " ", p.body)
-            text.append(set_cell_size(tuning.state_words(run.state()), 12), p.accented if run.at_work else p.quiet)
+            text.append(set_cell_size(tuning.run_words(run), 12), p.accented if run.at_work else p.quiet)
             facts = [short_name(str(run.recipe().get("base", ""))), when(run.created, time.time())]
             facts += [f"{step}/{steps}"] if step else []
             facts += [f"{tr('loss')} {progress.losses[-1][1]:.3f}"] if progress.losses else []
