@@ -130,6 +130,9 @@ class CardTensor(torch.Tensor):
     def data_ptr(self) -> int:
         raise RuntimeError("host code asked for a pointer into the card's memory")
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.raw.untyped_storage()  # its size, and which tensors are views of one
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
