@@ -1,7 +1,7 @@
 """ADGEN end to end, as the README's commands do it: before, learning, after, predictions, an answer in the chat.
 
-    python -P benchmarks/adgen.py [--only chatglm2 starter] [--learn 64] [--judge 16] [--steps 24]
-                                  [--tokens 48] [--threads N] [--model NAME=FOLDER] [--data dev.json] [--keep FOLDER]
+    python -P benchmarks/adgen.py [--only chatglm2 starter] [--learn 64] [--judge 16] [--steps 16]
+                                  [--tokens 32] [--threads N] [--model NAME=FOLDER] [--data dev.json] [--keep FOLDER]
 
 Everything is done by the installed command in a home of its own. The models are the recorded tiny ChatGLMs with the
 published vocabularies (../shared/reference, ../shared/tokenizers; random weights: what they write is no language) and
@@ -190,8 +190,8 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=SHARED / "data" / "advertisegen" / "dev.json")
     options.add_argument("--learn", type=int, default=64, help="rows that are learned")
     options.add_argument("--judge", type=int, default=16, help="rows that are judged")
-    options.add_argument("--steps", type=int, default=24)
-    options.add_argument("--tokens", type=int, default=48, help="of an answer at most")
+    options.add_argument("--steps", type=int, default=16)
+    options.add_argument("--tokens", type=int, default=32, help="of an answer at most")
     options.add_argument(
         "--threads", help="of learning and judging; 1 is best for the tiny ones where others compute too"
     )

@@ -205,6 +205,11 @@ def measures(bleu: str) -> dict[str, tuple[str, int, str]]:
         "bleu-4": (tr("BLEU-4 of {unit}", unit=unit), 2, ""),
         "stopped": (tr("ended by itself"), 1, " %"),
         "tokens": (tr("length in tokens"), 1, ""),
+        "preferred": (tr("better answer more probable"), 1, " %"),
+        "preferred-mean": (tr("the same per token"), 1, " %"),
+        "margin": (tr("log probability ahead"), 3, ""),
+        "loss-worse": (tr("loss per token of the worse"), 4, ""),
+        "gained": (tr("pairs it moved the right way"), 1, " %"),
     }
 
 
@@ -212,7 +217,7 @@ def value_cells(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Lines of the table: what is measured, then each candidate's."""
     found = result["candidates"]
     return [
-        (label, *(f"{one['values'][name]:,.{digits}f}{unit}" for one in found))
+        (label, *(f"{one['values'][name]:,.{digits}f}{unit}".replace("-", "−") for one in found))
         for name, (label, digits, unit) in measures(result["bleu"]).items()
         if name in found[0]["values"]
     ]
@@ -224,7 +229,8 @@ def difference_cells(result: Mapping[str, Any], number: int) -> list[tuple[str, 
     lines = []
     for name, found in result["candidates"][number]["differences"].items():
         label, digits, unit = names[name]
-        mean, low, high = (f"{found[part]:+.{digits}f}".replace("-", "−") for part in ("mean", "low", "high"))
+        form = f".{digits}f" if name == "gained" else f"+.{digits}f"  # a share of its own, not a difference
+        mean, low, high = (format(found[part], form).replace("-", "−") for part in ("mean", "low", "high"))
         note = "" if found["shown"] else tr("no difference shown")
         lines.append((label, mean + unit, f"{low} … {high}", note))
     return lines
@@ -235,6 +241,12 @@ def difference_note(result: Mapping[str, Any], number: int) -> str:
     if "loss" in result["candidates"][number]["differences"]:
         return ""
     return tr("the losses of 1 and {number} count other tokens, so they have no difference", number=number + 1)
+
+
+def named(result: Mapping[str, Any], number: int) -> tuple[str, str]:
+    """Candidate `number`, from 0, as a person named it, and how it chose its words; "" where it was asked for none."""
+    one = result["candidates"][number]
+    return one_line(one["text"], 120), f"  ({how(one['sampling'])})" if result["answered"] else ""
 
 
 def how(sampling: Mapping[str, Any]) -> str:
@@ -273,11 +285,23 @@ def ordered(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def said(answer: Mapping[str, Any]) -> str:
-    """What a candidate wrote; of a text, which is not answered, its loss."""
+    """What a candidate wrote; of a text, which is not answered, its loss, and of a pair how far it tells both apart."""
+    if answer.get("worse") is not None:
+        better, worse = -answer["nats"], -answer["worse_nats"]
+        told = tr("log probability {better:.2f}, of the worse {worse:.2f}: {margin:+.2f}", better=better, worse=worse,
+                  margin=better - worse)  # fmt: skip
+        return told.replace("-", "−")
     if answer.get("predict") is None:
         loss = answer["nats"] / max(answer["learned"], 1)
         return tr("loss per learned token") + f" {loss:.4f}"
     return str(answer["predict"]) or tr("(nothing)")
+
+
+def wanted(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a row expects, behind its sign: the answer, of a pair the worse one too; of a text nothing."""
+    if answer.get("worse") is not None:
+        return [("=", str(answer["labels"])), ("≠", str(answer["worse"]))]
+    return [("=", str(answer["labels"]))] if answer.get("predict") is not None else []
 
 
 def facts(evaluation: Evaluation) -> dict[str, Any]:
@@ -302,8 +326,8 @@ def brief(evaluation: Evaluation, number: int) -> list[str]:
         return [f"{head} ({state_words(now.state)})"]
     values, bleu = now.table["candidates"][number]["values"], now.table["bleu"]
     told = [
-        f"{label} {values[name]:,.{digits}f}{unit}"
+        f"{label} {values[name]:,.{digits}f}{unit}".replace("-", "−")
         for name, (label, digits, unit) in measures(bleu).items()
-        if name in values and name in ("loss", "exact", "rouge-l", "bleu-4")
+        if name in values and name in ("loss", "exact", "rouge-l", "bleu-4", "preferred", "margin")
     ]
     return [head, "  " + ", ".join([tr("{rows:,} rows", rows=now.table["rows"]), *told])]

@@ -100,6 +100,9 @@ def evaluate(
     many answers end by themselves and how long they are; and of each difference to the first candidate the interval
     that 95 of 100 samples of the same rows give. "no difference shown": it holds 0.
 
+    Of pairs of a better and a worse answer: how often the better one is more probable, and by how much. Texts have
+    their loss and perplexity.
+
     Of a conversation the last answer is judged. Each answer is kept as soon as it is written: the same command goes on
     after Ctrl-C or a kill, and other commands use it too.
     """
@@ -251,8 +254,8 @@ def _show(result: Mapping[str, Any]) -> None:
     from glmchat.chat import evaluating
 
     candidates = result["candidates"]
-    for number, one in enumerate(candidates, 1):
-        output.data(f"{number:>2}  {one_line(one['text'], 120)}  ({evaluating.how(one['sampling'])})")
+    for number in range(len(candidates)):
+        output.data(f"{number + 1:>2}  {''.join(evaluating.named(result, number))}")
     output.data("")
     output.data(tr("{rows:,} rows of {data}", rows=result["rows"], data=one_line(result["data"], 200)))
     heads = [str(number) for number in range(1, len(candidates) + 1)]
@@ -268,8 +271,8 @@ def _show(result: Mapping[str, Any]) -> None:
             output.data("")
             output.data(f"{head}: {one_line(row['place'], 200)}")
             output.data(f"  ?   {one_line(row['asked'], 300)}")
-            if row["answers"][0]["predict"] is not None:
-                output.data(f"  =   {one_line(row['answers'][0]['labels'], 300)}")
+            for sign, text in evaluating.wanted(row["answers"][0]):
+                output.data(f"  {sign}   {one_line(text, 300)}")
             for number, answer in enumerate(row["answers"], 1):
                 output.data(f"  {number}   {one_line(evaluating.said(answer), 300)}")
     for file in result.get("files", ()):

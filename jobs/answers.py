@@ -165,8 +165,9 @@ def _with_room(group: Sequence[Candidate]) -> EngineOptions:
     options, most = group[0].options, 16
     for one in group:
         for row in one.missing:
-            written = 0 if row.is_text else len(one.reader.question(row, one.number)) + (one.sampling.max_tokens or 0)
-            most = max(most, written + 1, *(one.reader.store.lengths[at] for at in row.documents[one.number]))
+            asked = len(one.reader.question(row, one.number)) + (one.sampling.max_tokens or 0) if row.is_answered else 0
+            read = (max(example.lengths) for example in one.reader.documents(row, one.number))
+            most = max(most, asked + 1, *read)
     return replace(options, context=min(most, group[0].side.checkpoint.spec.context))
 
 
@@ -197,25 +198,30 @@ def _answer_rows(engine: Engine, one: Candidate, tell: Tell, meter: Meter) -> No
 
 
 class Writing:
-    """A row that is being answered: first its loss, then a token at a time."""
+    """A row that is being answered: first its loss, then a token at a time. Texts and pairs are whole at once."""
 
     def __init__(self, engine: Engine, reader: Reader, number: int, row: Row, sampling: Sampling) -> None:
         """number: of the reader."""
         self.row = row
         self._labels = row.wanted[number]
-        self._losses = [loss_of(engine, example.ids, example.learned) for example in reader.documents(row, number)]
-        self._learned = sum(sum(example.learned) for example in reader.documents(row, number))
+        documents = [one for example in reader.documents(row, number) for one in example.documents()]
+        self._losses = [(loss_of(engine, ids, learned), sum(learned)) for ids, learned in documents]
         self._text: list[str] = []
         self._steps: Generator[Chunk | None, None, None] | None = None
-        if not row.is_text:
+        if row.is_answered:
             sampling = replace(sampling, seed=_seed_of(sampling.seed or 0, row.number))
             self._steps = engine.stream_tokens(reader.question(row, number), sampling)
 
     def advance(self) -> Answer | None:
         """None until it is whole."""
-        nats = sum(self._losses)
+        row = self.row
+        if row.kind == "pair":
+            (nats, learned), (worse_nats, worse_learned) = self._losses
+            better = Answer(row.number, self._labels, None, nats, learned)
+            return replace(better, worse=row.worse, worse_nats=worse_nats, worse_learned=worse_learned)
+        nats, learned = sum(nats for nats, _ in self._losses), sum(learned for _, learned in self._losses)
         if self._steps is None:
-            return Answer(self.row.number, self._labels, None, nats, self._learned)
+            return Answer(row.number, self._labels, None, nats, learned)
         chunk = next(self._steps)
         if chunk is None:
             return None
@@ -224,7 +230,7 @@ class Writing:
             return None
         by = str(chunk.facts["stopped_by"])
         tokens = int(chunk.facts["predicted_n"]) - (by == "eos")
-        return Answer(self.row.number, self._labels, "".join(self._text), nats, self._learned, tokens, by)
+        return Answer(row.number, self._labels, "".join(self._text), nats, learned, tokens, by)
 
     def close(self) -> None:
         if self._steps is not None:

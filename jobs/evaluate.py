@@ -148,7 +148,7 @@ class Judged:
 
     def _rows(self, worth: Sequence[Sequence[float]] = ()) -> list[dict[str, Any]]:
         return [
-            {"number": row.number, "place": row.place, "asked": row.asked, "text": row.is_text,
+            {"number": row.number, "place": row.place, "asked": row.asked, "kind": row.kind,
              **({"worth": [round(one[at], 4) for one in worth]} if worth else {})}
             for at, row in enumerate(self.questions.rows)
         ]  # fmt: skip
@@ -217,11 +217,18 @@ def _write(out: Path, answers: Sequence[Sequence[Answer]]) -> list[str]:
         part = place.with_name(place.name + ".part")
         with part.open("w", encoding="utf-8", errors="replace") as file:
             for answer in mine:
-                row = {"labels": answer.labels, "predict": answer.predict or ""}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_predicted(answer), ensure_ascii=False) + "\n")
         part.replace(place)
         files.append(str(place))
     return files
+
+
+def _predicted(answer: Answer) -> dict[str, Any]:
+    """A line of the predictions; of a pair the log probability of each answer, by trl's names."""
+    if answer.worse is None:
+        return {"labels": answer.labels, "predict": answer.predict or ""}
+    logps = {"logps/chosen": -answer.nats, "logps/rejected": -answer.worse_nats}
+    return {"chosen": answer.labels, "rejected": answer.worse, **logps}
 
 
 def work(request: Request, tell: Tell) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _ENDS = tuple(
 )
 Bleu = Literal["characters", "words"]
 OF_ANSWERS = ("exact", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "stopped", "tokens")
+OF_PAIRS = ("preferred", "preferred-mean", "margin", "loss-worse")
 STOPPED = ("eos", "stop")
 _RESAMPLES = 2000
 _COVERED = 95.0  # percent, of an interval
@@ -134,8 +135,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a candidate made of a row. predict: None for a text, which is not answered. nats: the loss of all `learned`
-    tokens together. tokens: of the answer, without the one that ends it."""
+    """What a candidate made of a row. predict: None for a text or a pair, which are not answered. nats: the loss of all
+    `learned` tokens together. tokens: of the answer, without the one that ends it. worse: of a pair the answer that is
+    not wanted, whose loss is the last two; `labels`, `nats` and `learned` are the better one's."""
 
     row: int
     labels: str
@@ -144,6 +146,14 @@ class Answer:
     learned: int
     tokens: int = 0
     stopped_by: str | None = None
+    worse: str | None = None
+    worse_nats: float = 0.0
+    worse_learned: int = 0
+
+    @property
+    def margin(self) -> float:
+        """log p of the better answer - log p of the worse one; 0 where there is none."""
+        return self.worse_nats - self.nats if self.worse is not None else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,7 +161,7 @@ class Answer:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Answer:
         """The inverse of `to_json`. Raises TypeError, ValueError or KeyError for what is none."""
-        predict, by = data["predict"], data["stopped_by"]
+        predict, by, worse = data["predict"], data["stopped_by"], data["worse"]
         return Answer(
             int(data["row"]),
             str(data["labels"]),
@@ -160,6 +170,9 @@ class Answer:
             int(data["learned"]),
             int(data["tokens"]),
             None if by is None else str(by),
+            None if worse is None else str(worse),
+            float(data["worse_nats"]),
+            int(data["worse_learned"]),
         )
 
 
@@ -179,27 +192,46 @@ def measures(answer: Answer, bleu: Bleu = "characters") -> dict[str, float]:
     }
 
 
+def preference(pair: Answer) -> dict[str, float]:
+    """Of one pair, by the names in `OF_PAIRS`; shares as 0 or 100. A tie is no preference."""
+    better, worse = pair.nats / max(pair.learned, 1), pair.worse_nats / max(pair.worse_learned, 1)
+    return {
+        "preferred": 100.0 * (pair.margin > 0),
+        "preferred-mean": 100.0 * (better < worse),
+        "margin": pair.margin,
+        "loss-worse": worse,
+    }
+
+
 def compare(candidates: Sequence[Sequence[Answer]], bleu: Bleu = "characters", seed: int = 0) -> dict[str, Any]:
     """The table. candidates: the answers of each to the same rows, in the same order.
 
-    {"rows", "answered", "candidates": [{"values": measure -> mean, "differences": measure -> Interval and "shown"}]};
-    differences are to the first candidate. Loss has one only between candidates that count the same tokens.
+    {"rows", "answered", "pairs", "candidates": [{"values": measure -> mean, "differences": measure -> Interval and
+    "shown"}]}; differences are to the first candidate. Loss has one only between candidates that count the same tokens.
+    Of pairs "gained" is the share whose margin is larger than the first candidate's: what DPO calls its accuracy.
     """
     scored = [[measures(answer, bleu) for answer in answers if answer.predict is not None] for answers in candidates]
+    pairs = [[preference(answer) for answer in answers if answer.worse is not None] for answers in candidates]
     table = []
-    for number, (answers, scores) in enumerate(zip(candidates, scored, strict=True)):
+    for number, (answers, scores, sides) in enumerate(zip(candidates, scored, pairs, strict=True)):
         learned = sum(answer.learned for answer in answers)
         loss = sum(answer.nats for answer in answers) / max(learned, 1)
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         values |= {name: _mean([score[name] for score in scores]) for name in OF_ANSWERS if scores}
+        values |= {name: _mean([side[name] for side in sides]) for name in OF_PAIRS if sides}
         differences: dict[str, Any] = {}
-        first, theirs = candidates[0], scored[0]
+        first = candidates[0]
         if number and [a.learned for a in answers] == [a.learned for a in first]:
             differences["loss"] = _told(*_loss_by_row(answers, first), seed)
-        for name in OF_ANSWERS if number and scores else ():
-            differences[name] = _told([s[name] for s in scores], [s[name] for s in theirs], seed)
+        for names, mine, theirs in ((OF_ANSWERS, scores, scored[0]), (OF_PAIRS, sides, pairs[0])):
+            for name in names if number and mine else ():
+                differences[name] = _told([s[name] for s in mine], [s[name] for s in theirs], seed)
+        if number and sides:
+            moved = [a["margin"] - b["margin"] for a, b in zip(sides, pairs[0], strict=True)]
+            differences["gained"] = _share(moved, seed)
         table.append({"values": values, "differences": differences})
-    return {"rows": len(candidates[0]), "answered": len(scored[0]), "bleu": bleu, "candidates": table}
+    counts = {"rows": len(candidates[0]), "answered": len(scored[0]), "pairs": len(pairs[0])}
+    return {**counts, "bleu": bleu, "candidates": table}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -226,8 +258,17 @@ def _told(ours: Sequence[float], theirs: Sequence[float], seed: int) -> dict[str
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "shown": interval.shown}
 
 
+def _share(moved: Sequence[float], seed: int) -> dict[str, Any]:
+    """How many percent are positive, of those that stay half; it shows something where its interval holds no 50."""
+    hits = [100.0 * (each > 0) if each else 50.0 for each in moved]
+    found = paired_difference(hits, [0.0] * len(hits), seed)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "shown": not found.low <= 50.0 <= found.high}
+
+
 def worth(answer: Answer) -> float:
-    """What rows are ranked by: ROUGE-L of an answer; of a text, which is not answered, minus its loss per token."""
+    """What rows are ranked by: ROUGE-L of an answer, the margin of a pair; of a text minus its loss per token."""
+    if answer.worse is not None:
+        return answer.margin
     if answer.predict is None:
         return -answer.nats / max(answer.learned, 1)
     return rouge(answer.predict, answer.labels).longest

@@ -10,22 +10,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
+from typing import Literal, NamedTuple
 
 from glmchat.core.errors import Usage
 from glmchat.core.language import tr
+from glmchat.core.messages import Message
 from glmchat.core.text import one_line, whole_text
 from glmchat.engine.prompts.base import PromptFormat
 from glmchat.tuning.examples import Example
 from glmchat.tuning.formats import Form, recognise
+from glmchat.tuning.pairs import read_pair
 from glmchat.tuning.reading import Fault, Raw, read_rows
-from glmchat.tuning.rendering import fit
-from glmchat.tuning.rows import Conversation, RowFault, read_row, words_of
+from glmchat.tuning.rendering import fit, fit_pair
+from glmchat.tuning.rows import RowFault, Text, read_row, words_of
 from glmchat.tuning.sources import Source
 from glmchat.tuning.store import Store
 
 _PEEK = 50  # rows that are looked at to recognise a format
 _ASKED = 2000  # characters of a question that are kept to be shown
 _TOLD = 3  # refused rows that are named
+Kind = Literal["question", "text", "pair"]
 
 
 @dataclass(slots=True)
@@ -48,14 +52,20 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """number: from 1, of all rows of the data, used or not. wanted, documents: by reader. A text is not answered."""
+    """number: from 1, of all rows of the data, used or not. wanted, documents: by reader. worse: of a pair the answer
+    that is not wanted. Texts and pairs are not answered: what counts is how probable the model finds them."""
 
     number: int
     place: str
     asked: str
-    is_text: bool
+    kind: Kind
     wanted: tuple[str, ...]
     documents: tuple[range, ...]
+    worse: str | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return self.kind == "question"
 
 
 @dataclass(slots=True)
@@ -102,7 +112,7 @@ def read_questions(
     if not found.rows:
         raise Usage(
             tr("no row can be used: {first}", first=one_line((found.first or [tr("it is empty")])[0], 300)),
-            hint=tr("the rows hold questions and answers, or texts; --columns names the fields"),
+            hint=tr("the rows hold questions and answers, pairs of answers, or texts; --columns names the fields"),
             code="data.nothing",
         )
     return found
@@ -114,28 +124,46 @@ def _heard(on_progress: Callable[[int, int], None], before: int, total: int, don
 
 def _read(raw: Raw, form: Form, number: int, readers: Sequence[Reader], system: str | None) -> Row | Fault:
     """One row by every reader; nothing of it is kept where one refuses it."""
-    read: list[tuple[str, list[Example]]] = []
-    asked, is_text = "", True
+    read = []
     for reader in readers:
         try:
-            said = read_row(raw, form, reader.prompt, system)
-            examples = fit(said, reader.prompt, "last", reader.limit, "cut-question").examples
+            read.append(_said(raw, form, reader, system))
         except RowFault as fault:
             return fault.of(raw)
         except Usage as error:
             return words_of(error).of(raw)
-        if isinstance(said, Conversation):
-            is_text = False
-            asked = next((m.content for m in reversed(said.messages[:-1]) if m.role == "user"), "")
-            read.append((whole_text(said.messages[-1].content), examples))
-        else:
-            asked = said.text
-            read.append(("", examples))
     ranges = []
     for reader, (_, examples) in zip(readers, read, strict=True):
         begin = len(reader.store)
         for example in examples:
             reader.store.add(example)
         ranges.append(range(begin, len(reader.store)))
-    wanted = tuple(text for text, _ in read)
-    return Row(number, str(raw.place), whole_text(asked[:_ASKED]), is_text, wanted, tuple(ranges))
+    kind: Kind = "pair" if form.is_pairs else "text" if form.is_text else "question"
+    said = read[-1][0]
+    asked, worse = whole_text(said.asked[:_ASKED]), None if said.worse is None else whole_text(said.worse)
+    wanted = tuple(whole_text(each.wanted) for each, _ in read)
+    return Row(number, str(raw.place), asked, kind, wanted, tuple(ranges), worse)
+
+
+class _Said(NamedTuple):
+    asked: str
+    wanted: str = ""
+    worse: str | None = None
+
+
+def _said(raw: Raw, form: Form, reader: Reader, system: str | None) -> tuple[_Said, list[Example]]:
+    """What a row says, and its documents. Raises RowFault and Usage."""
+    prompt, limit = reader.prompt, reader.limit
+    if form.is_pairs:
+        pair = read_pair(raw, form, prompt, system)
+        better, worse = (answer.content for answer in pair.answers)
+        return _Said(_asked(pair.question), better, worse), fit_pair(pair, prompt, limit, "cut-question").examples
+    said = read_row(raw, form, prompt, system)
+    examples = fit(said, prompt, "last", limit, "cut-question").examples
+    if isinstance(said, Text):
+        return _Said(said.text), examples
+    return _Said(_asked(said.messages[:-1]), said.messages[-1].content), examples
+
+
+def _asked(messages: Sequence[Message]) -> str:
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")

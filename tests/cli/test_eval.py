@@ -140,6 +140,26 @@ def test_a_table_of_texts_has_no_answers_in_it(model: str, tmp_path: Path, capsy
     assert code == 0 and "perplexity" in out and "ROUGE" not in out and "  =  " not in out
 
 
+def test_a_table_of_pairs_tells_how_often_and_how_far_the_better_answer_is_ahead(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"he {n}?", "chosen": f"tea {n} {HOSTILE}", "rejected": f"hat {HOSTILE}"} for n in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_peft(Path(model), tmp_path / "poet")
+    assert run(["adapters", "add", str(tmp_path / "poet")]) == 0
+    code, out, err = evaluated(capsys, model, "+poet", str(tmp_path / "pairs.jsonl"), "--dtype", "float32")
+    assert code == 0, err
+    for label in ("perplexity", "better answer more probable", "log probability ahead", "pairs it moved the right way"):
+        assert label in out, label
+    assert "ROUGE" not in out and "at most" not in out  # nothing is answered
+    assert "  =   tea" in out and "  ≠   hat" in out
+    assert "\x1b" not in out and "\u202e" not in out
+    code, out, _ = evaluated(capsys, "--show", evaluations()[0].id, "--json")
+    (told,) = (json.loads(line) for line in out.splitlines())
+    assert code == 0 and (told["pairs"], told["answered"]) == (5, 0)
+    assert {"margin", "gained"} <= set(told["candidates"][1]["differences"])
+
+
 def test_evaluations_are_listed_told_again_and_told_of_what_took_part(
     model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,36 @@ def test_the_loss_is_that_of_transformers_and_of_peft(model: Path, data: Path, t
     assert result["candidates"][1]["differences"]["loss"]["mean"] != 0
 
 
+def test_of_pairs_each_side_has_the_log_probability_of_transformers(model: Path, tmp_path: Path) -> None:
+    network = write_peft(model, tmp_path / "poet")
+    adapted = candidate(model, adapters=[["poet", str(tmp_path / "poet"), 1.0]])
+    path, out = tmp_path / "pairs.jsonl", tmp_path / "said.jsonl"
+    pairs = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": f"tea {n}"} for n, row in enumerate(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    result, _ = done(request(path, candidate(model), adapted, out=str(out)))
+    reader = Reader(load_prompt_side(model).prompt, 200)
+    rows = read_questions(find_sources([str(path)]), [reader]).rows
+    margins = []
+    for number, own in enumerate((theirs(model), network), 1):
+        said = [json.loads(line) for line in out.with_name(f"said-{number}.jsonl").read_text().splitlines()]
+        for row, pair, line in zip(rows, pairs, said, strict=True):
+            (example,) = reader.documents(row, 0)
+            for side, (ids, learned) in zip(("chosen", "rejected"), example.documents(), strict=True):
+                with torch.no_grad():
+                    logps = own(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+                picked = logps[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+                total = float(picked[torch.tensor(learned[1:])].sum())
+                assert line[side] == pair[side] and line[f"logps/{side}"] == pytest.approx(total, abs=1e-3)
+        margins.append([line["logps/chosen"] - line["logps/rejected"] for line in said])
+    apart = result["candidates"][1]["differences"]
+    gained = [after - before for before, after in zip(*margins, strict=True)]
+    assert apart["margin"]["mean"] == pytest.approx(sum(gained) / len(gained), abs=1e-6)
+    assert apart["gained"]["mean"] == pytest.approx(100 * sum(one > 0 for one in gained) / len(gained))
+    assert (result["answered"], result["pairs"]) == (0, len(pairs)) and "exact" not in result["candidates"][0]["values"]
+    again, told = done(request(path, candidate(model), adapted))
+    assert not told and again["candidates"] == result["candidates"]
+
+
 @pytest.mark.parametrize("name", ["llama", "chatglm", "chatglm2", "gpt2", "fallback"])
 def test_the_loss_of_a_long_text_is_added_up_piece_by_piece(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge as Theirs
 
-from glmchat.tuning.metrics import Rouge, bleu4, extremes, paired_difference, rouge
+from glmchat.tuning import metrics
+from glmchat.tuning.metrics import Answer, Rouge, bleu4, extremes, paired_difference, rouge, worth
 
 ADGEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "advertisegen" / "dev.json"
 SIGNS = st.text(alphabet="上衣材质牛仔布风格。！？?…．.”’，, \n\tab🙂", max_size=60)
@@ -118,3 +119,46 @@ def test_no_row_is_shown_as_behind_or_ahead_where_two_candidates_are_worth_the_s
     assert extremes([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]], 1) == ([0], [])
     assert extremes([[0.5, 0.0, 0.2], [0.0, 0.3, 0.2]], 1) == ([0], [1])
     assert extremes([[0.5, 0.0, 0.2]], 1) == ([1], [0])
+
+
+def pairs(seed: int, count: int = 40) -> list[Answer]:
+    drawn = np.random.default_rng(seed).normal(30, 8, (count, 2))
+    return [
+        Answer(row, "good", None, float(a), 5 + row % 4, worse="bad", worse_nats=float(b), worse_learned=7)
+        for row, (a, b) in enumerate(np.abs(drawn))
+    ]
+
+
+def test_pairs_are_told_apart_by_what_dpo_calls_its_margin_and_its_accuracy() -> None:
+    base, trained = pairs(1), pairs(2)
+    table = metrics.compare([base, trained])
+    assert (table["rows"], table["answered"], table["pairs"]) == (40, 0, 40)
+    margins = [np.array([a.worse_nats - a.nats for a in side]) for side in (base, trained)]
+    for one, margin in zip(table["candidates"], margins, strict=True):
+        assert one["values"]["preferred"] == pytest.approx(100 * (margin > 0).mean())
+        assert one["values"]["margin"] == pytest.approx(margin.mean())
+    values, differences = (table["candidates"][1][name] for name in ("values", "differences"))
+    rewards = margins[1] - margins[0]  # of trl, divided by beta
+    assert differences["margin"]["mean"] == pytest.approx(rewards.mean())
+    assert differences["margin"]["low"] < rewards.mean() < differences["margin"]["high"]
+    assert differences["gained"]["mean"] == pytest.approx(100 * (rewards > 0).mean())
+    worse = [a.worse_nats / a.worse_learned for a in trained]
+    assert values["loss-worse"] == pytest.approx(np.mean(worse))
+    better = [a.nats / a.learned for a in trained]
+    assert values["preferred-mean"] == pytest.approx(100 * np.mean(np.array(better) < np.array(worse)))
+    assert values["loss"] == pytest.approx(sum(a.nats for a in trained) / sum(a.learned for a in trained))
+
+
+def test_a_candidate_beside_itself_shows_no_difference_of_pairs() -> None:
+    differences = metrics.compare([pairs(1), pairs(1)])["candidates"][1]["differences"]
+    assert [name for name, found in differences.items() if found["shown"]] == []
+    assert differences["gained"]["mean"] == 50.0
+
+
+def test_pairs_are_ranked_by_how_far_they_are_told_apart_and_stand_beside_other_rows() -> None:
+    mixed = [*pairs(3, 4), Answer(9, "a b", "a b", 2.0, 3, 2, "eos"), Answer(10, "", None, 2.0, 3)]
+    assert [worth(a) for a in mixed[:4]] == [a.worse_nats - a.nats for a in mixed[:4]]
+    assert [Answer.from_json(a.to_json()) for a in mixed] == mixed
+    table = metrics.compare([mixed])
+    assert (table["rows"], table["answered"], table["pairs"]) == (6, 1, 4)
+    assert {"exact", "margin", "loss"} <= set(table["candidates"][0]["values"])

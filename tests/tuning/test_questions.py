@@ -32,7 +32,7 @@ def test_every_model_is_asked_what_its_chat_would_ask(sides: Sides, family: str,
     (document,) = reader.documents(row, 0)
     learned = [token for token, counts in zip(document.ids, document.learned, strict=True) if counts]
     assert prompt.tokenizer.decode(learned[:-1]).strip() == "好的" and learned[-1] == prompt.stop_ids[0]
-    assert (row.asked, row.wanted, row.is_text) == ("你好", ("好的",), False)
+    assert (row.asked, row.wanted, row.kind) == ("你好", ("好的",), "question")
 
 
 def test_a_row_that_one_model_cannot_read_is_used_by_none(sides: Sides, tmp_path: Path) -> None:
@@ -60,11 +60,31 @@ def test_a_text_is_not_answered_and_a_pair_is_judged_by_the_answer_that_columns_
     reader = Reader(sides("smollm2").prompt, 50)
     text = write(tmp_path / "t.jsonl", [{"text": "a word " * 100}])
     (row,) = read_questions(find_sources([text]), [reader]).rows
-    assert row.is_text and len(list(reader.documents(row, 0))) > 1
+    assert row.kind == "text" and len(list(reader.documents(row, 0))) > 1
     pair = write(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "good", "rejected": "bad"}])
     better = form_of(None, {"prompt": "prompt", "answer": "chosen"})
     (row,) = read_questions(find_sources([pair], form=better), [reader]).rows
-    assert row.wanted == ("good",) and not row.is_text
+    assert row.wanted == ("good",) and row.is_answered
+
+
+def test_a_pair_is_two_documents_behind_what_the_chat_sends(sides: Sides, family: str, tmp_path: Path) -> None:
+    prompt = sides(family).prompt
+    data = write(tmp_path / "p.jsonl", [{"prompt": "你好", "chosen": "好的", "rejected": "不好"}])
+    (row,) = read_questions(find_sources([data]), [reader := Reader(prompt, 200)]).rows
+    assert (row.kind, row.asked, row.wanted, row.worse) == ("pair", "你好", ("好的",), "不好") and not row.is_answered
+    (example,) = reader.documents(row, 0)
+    sent = tuple(prompt.render([Message("user", "你好")]))
+    for (ids, learned), wanted in zip(example.documents(), ("好的", "不好"), strict=True):
+        assert ids[: len(sent)] == sent and not any(learned[: len(sent)]) and all(learned[len(sent) :])
+        assert prompt.tokenizer.decode(ids[len(sent) : -1]).strip() == wanted
+
+
+def test_a_faulty_pair_is_refused_by_its_line(sides: Sides, tmp_path: Path) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    data = write(tmp_path / "p.jsonl", [good, {**good, "rejected": "b"}, {**good, "rejected": ""}, {"prompt": "a"}])
+    found = read_questions(find_sources([data]), [Reader(sides("smollm2").prompt, 200)])
+    assert [row.number for row in found.rows] == [1] and found.refused == 3
+    assert [f"{data}:{line}" in said for line, said in zip((2, 3, 4), found.first, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize(

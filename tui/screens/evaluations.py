@@ -342,9 +342,9 @@ def table_text(table: Mapping[str, Any], width: int, p: Palette) -> Text:
     """Candidates, their values, each one's differences to the first, and the rows at both ends. width: in cells."""
     candidates = table["candidates"]
     lines = []
-    for number, one in enumerate(candidates, 1):
-        line = Text(f"{number:>2}  {one_line(one['text'], 120)}", p.body)
-        lines.append(line.append(f"  ({evaluating.how(one['sampling'])})", p.quiet))
+    for number in range(len(candidates)):
+        name, how = evaluating.named(table, number)
+        lines.append(Text(f"{number + 1:>2}  {name}", p.body).append(how, p.quiet))
     lines += [
         Text(""),
         Text(tr("{rows:,} rows of {data}", rows=table["rows"], data=one_line(table["data"], 200)), p.quiet),
@@ -371,8 +371,9 @@ def row_text(
     if row.get("asked"):
         lines += [Text(tr("question"), p.strong), Text(show_controls(str(row["asked"])), p.body)]
     first = next((answer for answer in answers if answer is not None), None)
-    if first is not None and first.get("predict") is not None:
-        lines += [Text(tr("expected"), p.strong), Text(show_controls(str(first["labels"])), p.body)]
+    for sign, words in evaluating.wanted(first) if first is not None else ():
+        head = tr("expected") if sign == "=" else tr("the worse answer")
+        lines += [Text(head, p.strong), Text(show_controls(words), p.body)]
     for number, (name, answer) in enumerate(zip(candidates, answers, strict=True)):
         title = Text(f"{number + 1}  {one_line(name, 120)}", p.style(p.user))
         if (value := evaluating.value_of(row, number)) is not None and answer and answer.get("predict") is not None:
@@ -387,8 +388,8 @@ def row_text(
 def _said(asked: str, answers: Sequence[Mapping[str, Any]], most: int, p: Palette) -> list[Text]:
     """A question and its answers, a line each."""
     lines = [Text("  ?   ", p.quiet).append(one_line(asked, most), p.body)]
-    if answers[0]["predict"] is not None:
-        lines.append(Text("  =   ", p.quiet).append(one_line(answers[0]["labels"], most), p.body))
+    for sign, text in evaluating.wanted(answers[0]):
+        lines.append(Text(f"  {sign}   ", p.quiet).append(one_line(text, most), p.body))
     for number, answer in enumerate(answers, 1):
         lines.append(Text(f"  {number}   ", p.quiet).append(one_line(evaluating.said(answer), most), p.body))
     return lines
