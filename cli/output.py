@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -86,6 +87,19 @@ def say(text: str, end: str = "\n") -> None:
     """A sentence for the person, on stderr. A stderr that is gone (a closed pipe) is no reason to fail."""
     with suppress(GlmchatError, OSError, ValueError):
         _write(sys.stderr, show_controls(text) + end)
+
+
+def prose(text: str, stream: IO[str] | None) -> list[str]:
+    """The lines of what is read and not copied: on a terminal a sentence is broken between words. What is set in from
+    the left is a picture or a row of tokens, and stays as it is.
+    """
+    if text.startswith(" ") or not is_terminal(stream):
+        return [text]
+    from rich.console import Console
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns
+    return [line.plain.rstrip() for line in Text(text).wrap(Console(width=width), width)] or [""]
 
 
 def error(problem: GlmchatError, *, as_json: bool = False) -> None:

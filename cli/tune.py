@@ -403,7 +403,8 @@ def _plan(request: dict[str, Any], *, dry_run: bool, asks: bool, shows_page: boo
     if as_json and shows_page:
         output.json_line({"event": "page", **{key: value for key, value in page.items() if key != "kind"}})
     for line in () if as_json else tuning.record_lines(page):
-        output.data(line)
+        for part in output.prose(line, sys.stdout):
+            output.data(part)
     try:
         if dry_run or (asks and not output.agree(tr("go on?"))):
             begun.give_up()
@@ -491,10 +492,13 @@ def _tell_end(run: Run, end: Mapping[str, Any], *, as_json: bool) -> None:
         output.json_line({"event": "done", "run": run.id, **facts})
         return
     for line in tuning.end_lines(end):
-        output.say(line)
+        for part in output.prose(line, sys.stderr):
+            output.say(part)
+    recipe = run.recipe()
     if model := end.get("model"):
-        output.say(f"glmchat run {shlex.quote(str(model))}")
-    base = str(run.recipe().get("base", ""))
+        completes = " --complete" if recipe.get("method") == "scratch" else ""  # it has no chat template
+        output.say(f"glmchat run {shlex.quote(str(model))}{completes}")
+    base = str(recipe.get("base", ""))
     if adapter := end.get("adapter"):
         output.say(f"glmchat run {shlex.quote(base)} --adapter {shlex.quote(str(adapter))}")
 

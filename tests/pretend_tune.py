@@ -84,7 +84,8 @@ def main() -> None:
             log({"kind": "end", "state": "stopped"})
             run.note("stopped")
             sys.exit(130)
-    log({"kind": "end", "state": "done", "adapter": recipe["name"], "delta": 0.5, "read_back": 0.0})
+    made = "model" if recipe.get("method") in ("full", "scratch") else "adapter"
+    log({"kind": "end", "state": "done", made: recipe["name"], "delta": 0.5, "read_back": 0.0})
     run.note("done")
 
 

@@ -78,6 +78,17 @@ def test_a_run_goes_from_the_plan_to_the_line_that_uses_its_adapter(glmchat: Run
     assert "lr" not in run.recipe()  # what nobody asked for is the recipe's or the program's to say
 
 
+def test_a_model_that_was_made_from_nothing_is_asked_to_complete_as_it_knows_no_chat(
+    glmchat: Run, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "novel.txt").write_text("long ago")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    words = ("--method", "scratch", "--config", tmp_path / "config.json", "--as", "novel")
+    done = glmchat("tune", model, tmp_path / "novel.txt", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.rstrip().endswith("glmchat run novel --complete")
+
+
 def test_a_dry_run_tells_the_plan_and_leaves_nothing(glmchat: Run, model: Path, rows: Path) -> None:
     done = glmchat("tune", model, rows, "--dry-run")
     assert done.returncode == 0
