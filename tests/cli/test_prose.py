@@ -1,6 +1,6 @@
 """Sentences that are as wide as the terminal they are printed to.
 
-Covers output.py.
+Covers cli/output.py.
 """
 
 from __future__ import annotations
